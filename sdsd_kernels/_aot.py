@@ -1,0 +1,50 @@
+"""How a kernel folder says what to compile ahead of time, for GPUs this machine does not have.
+
+A `kernel.py` offers `aot_cases()`, which returns one `AotCase` for every kernel, shipped launch configuration and
+target. `make aot` and tests/test_aot.py find, compile and check them; nothing at run time reads this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SM80 = ("cuda", 80, 32)
+SM90 = ("cuda", 90, 32)
+SM100 = ("cuda", 100, 32)
+GFX942 = ("hip", "gfx942", 64)
+TARGETS: tuple[tuple[str, int | str, int], ...] = (SM80, SM90, SM100, GFX942)
+"""(backend, architecture, threads a warp): A100, H100, B200 and MI300."""
+
+
+@dataclass(frozen=True)
+class AotCase:
+    """One kernel with one launch configuration for one target.
+
+    Attributes:
+        name: what the table shows, for example "two_pass BLOCK_COLUMNS=64 float32".
+        function: the `@triton.jit` function.
+        signature: argument → Triton type ("*fp32", "i64", "fp32"), in the order of the function's arguments;
+            compile-time arguments are "constexpr".
+        constexprs: compile-time argument → value.
+        target: one of TARGETS.
+        options: compiler options, for example {"num_warps": 4, "num_stages": 3}.
+        expect_mma: the matrix instruction that must appear in the machine code, for example "HGMMA", or None.
+        attrs: what is known of an argument, as the compiler takes it: {(index,): [["tt.divisibility", 16]]}.
+    """
+
+    name: str
+    function: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    target: tuple[str, int | str, int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    expect_mma: str | None = None
+    attrs: Mapping[tuple[int, ...], Sequence[Sequence[Any]]] = field(default_factory=dict)
+
+
+def aligned(signature: Mapping[str, str], *names: str) -> dict[tuple[int, ...], list[list[Any]]]:
+    """`attrs` that declare the named arguments divisible by 16, as torch's allocations and even sizes are."""
+    positions = {name: index for index, name in enumerate(signature)}
+    return {(positions[name],): [["tt.divisibility", 16]] for name in names}
