@@ -1,0 +1,170 @@
+"""The only shapes that are measured, and what is wanted of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound on the time of one provider relative to another, measured pair by pair.
+
+    Attributes:
+        provider: whose time.
+        versus: relative to whose.
+        bound: the number.
+        faster: True asks for "at least `bound` times faster than", False for "at most `bound` times the time of".
+        threads: the goal holds at this number of threads; None: at any.
+    """
+
+    provider: str
+    versus: str
+    bound: float
+    faster: bool
+    threads: int | None = None
+
+    def __str__(self) -> str:
+        return f"≥ {self.bound:g}× faster than {self.versus}" if self.faster else f"≤ {self.bound:g}× {self.versus}"
+
+    def measured(self, ratio: float) -> float:
+        """What the goal bounds, from time(provider) / time(versus)."""
+        return 1.0 / ratio if self.faster else ratio
+
+    def met(self, ratio: float) -> bool:
+        """Whether time(provider) / time(versus) = `ratio` reaches the goal."""
+        return self.measured(ratio) >= self.bound if self.faster else ratio <= self.bound
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of one op.
+
+    Attributes:
+        op: the op's name, as in bench_<op>.py.
+        shape: gradients × parameters for gamma_stats, neurons × samples for neuron_cosine_matrix.
+        dtype: "float32", "bfloat16", …
+        variant: what else sets the input apart, for example the layout.
+        goals: what is wanted of it.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    variant: str = ""
+    goals: tuple[Goal, ...] = field(default=(), compare=False)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return "-".join(part for part in (shape, self.dtype, self.variant.replace(" ", "_")) if part)
+
+
+OURS = "sdsd"
+
+# gamma_stats: gradients × parameters.
+WITH_CONFIDENCE = "sdsd, confidence=0.95"
+READ_FLOOR = "read floor"
+SEED_FORMULA = "seed formula"
+
+
+def _gamma_goals(*, beats_seed: bool) -> tuple[Goal, ...]:
+    goals = [Goal(OURS, READ_FLOOR, 3.5, faster=False, threads=2)]
+    if beats_seed:
+        goals.append(Goal(OURS, SEED_FORMULA, 10, faster=True, threads=2))
+    goals.append(Goal(WITH_CONFIDENCE, READ_FLOOR, 6.5, faster=False, threads=2))
+    return tuple(goals)
+
+
+GAMMA_CPU = (
+    Case("gamma_stats", (32, 4_000_000), goals=_gamma_goals(beats_seed=True)),
+    Case("gamma_stats", (128, 1_000_000), goals=_gamma_goals(beats_seed=True)),
+    Case("gamma_stats", (512, 65_536)),
+    Case("gamma_stats", (2048, 16_384)),
+    Case("gamma_stats", (32, 65_536)),
+)
+GAMMA_CUDA = tuple(
+    Case("gamma_stats", shape, dtype)
+    for dtype in ("float32", "bfloat16")
+    for shape in (
+        (32, 1_000_000),
+        (32, 30_000_000),
+        (128, 8_000_000),
+        (512, 65_536),
+        (1024, 1_000_000),
+        (4096, 16_384),
+        (4096, 600_000),
+    )
+)
+
+# neuron_cosine_matrix: neurons × samples.
+NORMALISE_MATMUL = "normalise + matmul"
+BARE_MATMUL = "matmul"
+SAMPLES_FIRST = "samples first"
+NEURONS_FIRST = "neurons first"
+
+
+def _cosine_cpu(neurons: int, samples: int, one_thread: float) -> tuple[Case, ...]:
+    goals = (
+        Goal(OURS, NORMALISE_MATMUL, one_thread, faster=True, threads=1),
+        Goal(OURS, NORMALISE_MATMUL, 1.0, faster=True, threads=2),
+    )
+    return tuple(
+        Case("cosine_matrix", (neurons, samples), variant=layout, goals=goals)
+        for layout in (SAMPLES_FIRST, NEURONS_FIRST)
+    )
+
+
+def _cosine_cuda(neurons: int, samples: int, matmul: float | None, normalised: float | None) -> Case:
+    wanted = ((BARE_MATMUL, matmul), (NORMALISE_MATMUL, normalised))
+    goals = tuple(Goal(OURS, versus, bound, faster=True) for versus, bound in wanted if bound is not None)
+    return Case("cosine_matrix", (neurons, samples), "bfloat16", NEURONS_FIRST, goals)
+
+
+COSINE_CPU = (
+    *_cosine_cpu(1024, 1024, 1.5),
+    *_cosine_cpu(4096, 4096, 1.9),
+    *_cosine_cpu(512, 50_000, 1.9),
+    *_cosine_cpu(4096, 512, 1.35),
+)
+COSINE_CUDA = (
+    _cosine_cuda(1024, 1024, 0.8, 1.3),
+    _cosine_cuda(2048, 2048, 1.1, 1.4),
+    _cosine_cuda(4096, 4096, 1.45, 1.65),
+    _cosine_cuda(8192, 8192, 1.6, 1.7),
+    _cosine_cuda(16_384, 4096, 1.6, 1.7),
+    _cosine_cuda(512, 50_000, None, 1.8),
+    Case("cosine_matrix", (4096, 4096), "bfloat16", SAMPLES_FIRST),
+    *(
+        Case(
+            "cosine_matrix",
+            (size, size),
+            "float32",
+            NEURONS_FIRST,
+            (Goal(OURS, BARE_MATMUL, 2.5, faster=True),),
+        )
+        for size in (2048, 4096, 8192)
+    ),
+)
+
+CASES = {
+    "cpu": GAMMA_CPU + COSINE_CPU,
+    "cuda": GAMMA_CUDA + COSINE_CUDA,
+}
+
+
+def cases_for(op: str, device_type: str | None = None) -> tuple[Case, ...]:
+    """The cases of `op` for a device type; None: CUDA where there is one, else the CPU."""
+    device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    return tuple(case for case in CASES[device_type] if case.op == op)

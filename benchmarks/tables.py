@@ -1,0 +1,198 @@
+"""Tables of results: for the terminal, and for the README from the committed JSON."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from .harness import RESULTS, ROOT, Row, read_rows
+
+# Numbers for people
+
+
+def seconds_text(value: float) -> str:
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= scale or unit == "µs":
+            return f"{value / scale:.3g} {unit}" if value / scale < 1000 else f"{value / scale:.0f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def bytes_text(value: float) -> str:
+    if value >= 1 << 30:
+        return f"{value / (1 << 30):.2f} GiB"
+    return f"{value / (1 << 20):.1f} MiB"
+
+
+def rate_text(value: float, unit: str) -> str:
+    return f"{value / 1e12:.3g} TFLOP/s" if unit.startswith("FLOP") else f"{value / 1e9:.3g} GB/s"
+
+
+def goals_text(row: Row) -> str:
+    parts = []
+    for goal in row.goals:
+        if goal["measured"] is None:
+            parts.append(f"{goal['text']}: not measured")
+        else:
+            parts.append(f"{goal['text']}: {goal['measured']:.2f} {'met' if goal['met'] else 'MISSED'}")
+    return "; ".join(parts)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    return " × ".join(f"{size:,}" for size in shape)
+
+
+def title(row: Row) -> str:
+    threads = "" if row.threads is None else f", {row.threads} thread" + ("s" if row.threads > 1 else "")
+    variant = f", {row.variant}" if row.variant else ""
+    return f"{row.op}  {shape_text(row.shape)} {row.dtype}{variant}{threads}, {row.device}"
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of one comparison: a line a provider."""
+    times = [row for row in rows if row.metric == "time"]
+    others = {(row.provider, row.metric): row for row in rows if row.metric != "time"}
+
+    def other(provider: str, metric: str, text: Callable[[float], str]) -> str:
+        row = others.get((provider, metric))
+        return "" if row is None or row.median is None else text(row.median)
+
+    def ratio_cell(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    baseline = times[0].baseline
+    header = ["provider", "median", "spread", f"/ {baseline}", "/ sdsd", "CPU time", "peak memory", "rate", "goal"]
+    lines = []
+    for row in times:
+        if row.status != "ok" or row.median is None or row.spread is None:
+            label = "WRONG" if row.status == "wrong" else row.status
+            lines.append([row.provider, label, "", "", "", "", "", "", goals_text(row) or row.note])
+            continue
+        lines.append(
+            [
+                row.provider,
+                seconds_text(row.median),
+                seconds_text(row.spread),
+                ratio_cell(row.ratio),
+                ratio_cell(row.ratio_to_ours),
+                other(row.provider, "cpu_time", seconds_text),
+                other(row.provider, "peak_memory", bytes_text),
+                "" if row.rate is None else rate_text(row.rate, row.rate_unit),
+                goals_text(row),
+            ]
+        )
+    filled = [index for index in range(len(header)) if index < 2 or any(line[index] for line in lines)]
+    return [header[index] for index in filled], [[line[index] for index in filled] for line in lines]
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """One comparison as aligned text."""
+    header, lines = cells(rows)
+    widths = [max(len(line[index]) for line in [header, *lines]) for index in range(len(header))]
+    words = {0, len(header) - 1} if header[-1] == "goal" else {0}
+
+    def aligned(line: Sequence[str]) -> str:
+        pairs = enumerate(zip(line, widths, strict=True))
+        return "  ".join(cell.ljust(width) if index in words else cell.rjust(width) for index, (cell, width) in pairs)
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join(line.rstrip() for line in [title(rows[0]), aligned(header), rule, *map(aligned, lines)])
+
+
+def comparisons(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows grouped by case, in the order they came."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.same_case(), []).append(row)
+    return list(groups.values())
+
+
+# README
+
+
+def markdown_summary(rows: Sequence[Row]) -> str:
+    """A line a case: our time, the ratio to every peer, peak memory, goals."""
+    lines = []
+    groups = comparisons(rows)
+    peers: list[str] = []
+    for group in groups:
+        for row in group:
+            if row.metric == "time" and row.provider != "sdsd" and row.provider not in peers:
+                peers.append(row.provider)
+    header = ["shape", "dtype", "threads", "sdsd", *(f"{peer} / sdsd" for peer in peers), "peak memory", "goal"]
+    for group in groups:
+        times = {row.provider: row for row in group if row.metric == "time"}
+        memory = {row.provider: row.median for row in group if row.metric == "peak_memory"}
+        ours = times["sdsd"]
+        ours_time = "wrong" if ours.median is None else seconds_text(ours.median)
+        variant = f", {ours.variant}" if ours.variant else ""
+        against = []
+        for peer in peers:
+            found = times.get(peer)
+            if found is not None and found.status == "wrong":
+                against.append("wrong")
+            else:
+                ratio = None if found is None else found.ratio_to_ours
+                against.append("–" if ratio is None else f"{ratio:.2f}")
+        goals = "; ".join(filter(None, (goals_text(row) for row in times.values())))
+        weight = memory.get("sdsd")
+        lines.append(
+            [
+                shape_text(ours.shape) + variant,
+                ours.dtype,
+                "–" if ours.threads is None else str(ours.threads),
+                ours_time,
+                *against,
+                "–" if weight is None else bytes_text(weight),
+                goals or "–",
+            ]
+        )
+    table = [header, ["---"] * len(header), *lines]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in table)
+    first = rows[0]
+    taken = ", ".join(sorted({row.commit for row in rows}))
+    used = ", ".join(f"{name} {version}" for name, version in first.versions.items())
+    return f"{body}\n\n{first.device}; {used}; commit {taken}. Ratios above 1: sdsd is faster."
+
+
+TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+
+
+def table_named(name: str, results: Path) -> str:
+    """The Markdown table "<device>/<op>", from <results>/<device>/<op>.json."""
+    path = results / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"table {name!r}: expected results in {path}. Run `make bench BENCH_SAVE=1` first.")
+    return markdown_summary(read_rows(path))
+
+
+def filled(text: str, results: Path) -> str:
+    """`text` with every table between its markers generated anew."""
+    return TABLE.sub(lambda match: match[1] + table_named(match["name"], results) + "\n" + match[3], text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Fill the measured tables of Markdown files from committed results.")
+    parser.add_argument("files", nargs="*", type=Path, help="default: README.md and the kernels' README.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where a table is stale")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder that holds <device>/<op>.json")
+    options = parser.parse_args(arguments)
+    files = options.files or [ROOT / "README.md", *sorted((ROOT / "sdsd_kernels").glob("*/README.md"))]
+    stale = []
+    for path in filter(Path.exists, files):
+        before = path.read_text(encoding="utf-8")
+        after = filled(before, options.results)
+        if after == before:
+            continue
+        stale.append(path)
+        if not options.check:
+            path.write_text(after, encoding="utf-8")
+    for path in stale:
+        print(f"{path}: {'stale, run python -m benchmarks.tables' if options.check else 'filled'}")
+    return 1 if stale and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The harness: a wrong provider gets no timing, ratios are taken pair by pair, rows carry what a reader needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import harness, tables
+from benchmarks.cases import CASES, Case, Goal, cases_for
+
+CASE = Case(
+    "stand_in",
+    (64, 65_536),
+    goals=(
+        Goal("sdsd", "other", 1e-6, faster=True),
+        Goal("sdsd", "other", 1e-9, faster=False),
+        Goal("sdsd", "other", 1.0, faster=True, threads=2),
+        Goal("sdsd", "wrong", 1.0, faster=True),
+    ),
+)
+
+
+def prepare(case: Case, device: torch.device) -> harness.Comparison:
+    values = torch.ones(case.shape, device=device)
+
+    def check(provider: str, result: torch.Tensor) -> None:
+        assert torch.equal(result, values + 1), f"{provider} is off by {(result - values - 1).abs().max():g}"
+
+    def broken() -> torch.Tensor:
+        raise RuntimeError("no such instruction\nand more")
+
+    providers = {
+        "sdsd": lambda: values + 1,
+        "other": lambda: (values + 1).clone(),
+        "wrong": lambda: values + 2,
+        "broken": broken,
+        "absent": harness.Unavailable("needs a compiler"),
+    }
+    return harness.Comparison(providers, check, baseline="other", work=values.numel() * 4)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[harness.Row]:
+    return harness.measure(prepare, CASE, "cpu", 1, seconds=0.05)
+
+
+def time_row(rows: list[harness.Row], provider: str) -> harness.Row:
+    (row,) = (row for row in rows if (row.provider, row.metric) == (provider, "time"))
+    return row
+
+
+def test_wrong_provider_gets_no_timing(rows):
+    row = time_row(rows, "wrong")
+    assert (row.status, row.median, row.spread, row.ratio, row.rounds) == ("wrong", None, None, None, 0)
+    assert "off by 1" in row.note
+    assert [other.metric for other in rows if other.provider == "wrong"] == ["time"]
+
+
+@pytest.mark.parametrize(("provider", "note"), [("broken", "no such instruction"), ("absent", "needs a compiler")])
+def test_unavailable_provider_says_why(rows, provider, note):
+    row = time_row(rows, provider)
+    assert (row.status, row.median) == ("unavailable", None)
+    assert note in row.note
+
+
+def test_rows_carry_what_a_reader_needs(rows):
+    row = time_row(rows, "sdsd")
+    assert (row.op, row.shape, row.dtype, row.threads, row.unit) == ("stand_in", (64, 65_536), "float32", 1, "s")
+    assert row.median > 0
+    assert row.spread >= 0
+    assert row.rounds >= 5
+    assert row.rate == pytest.approx(64 * 65_536 * 4 / row.median)
+    assert {"python", "torch", "triton", "numpy"} <= set(row.versions)
+    assert row.device
+    assert row.commit
+    assert row.time.endswith("+00:00")
+    assert {row.metric for row in rows if row.provider == "sdsd"} == {"time", "cpu_time", "peak_memory"}
+
+
+def test_goals_of_other_thread_counts_and_of_untimed_peers_are_not_claimed(rows):
+    easy, hard, untimed = time_row(rows, "sdsd").goals
+    assert easy["met"] is True
+    assert hard["met"] is False
+    assert untimed["met"] is None
+
+
+@pytest.mark.skipif(not hasattr(harness.os, "sched_getaffinity"), reason="peak memory is read from Linux's /proc")
+def test_peak_memory_is_what_a_call_adds_to_its_inputs(rows):
+    peaks = {row.provider: row.median for row in rows if row.metric == "peak_memory"}
+    output = 64 * 65_536 * 4
+    assert peaks["sdsd"] == pytest.approx(output, rel=0.1)
+    assert peaks["other"] == pytest.approx(2 * output, rel=0.1)
+
+
+def test_ratio_is_the_median_of_pairs_not_the_ratio_of_medians():
+    ours, other = [1.0, 2.0, 9.0], [2.0, 4.0, 3.0]
+    assert harness.paired_ratio(ours, other) == 0.5
+
+
+def test_every_provider_runs_once_a_round_and_the_order_rotates():
+    calls: list[str] = []
+    clock = harness.CpuClock()
+    clock.shortest = 0.0
+    functions = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    timings = harness.interleave(functions, clock, seconds=0.0)
+    assert all(len(timing.wall) == len(timing.cpu) == 5 for timing in timings.values())
+    rounds = ["".join(calls[start : start + 3]) for start in range(3, len(calls), 3)]
+    assert rounds == ["abc", "bca", "cab", "abc", "bca"]
+
+
+def test_threads_are_set_for_the_measurement_and_put_back():
+    before = torch.get_num_threads()
+    with harness.limited_threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_files_keep_other_cases_and_replace_the_same(rows, tmp_path):
+    (path,) = harness.write_rows(rows, tmp_path)
+    assert path.name == "stand_in.json"
+    assert harness.read_rows(path) == rows
+    two_threads = [replace(row, threads=2) for row in rows]
+    harness.write_rows(two_threads, tmp_path)
+    harness.write_rows([replace(row, commit="later") for row in rows], tmp_path)
+    found = harness.read_rows(path)
+    assert len(found) == 2 * len(rows)
+    assert {row.commit for row in found if row.threads == 1} == {"later"}
+    assert [row for row in found if row.threads == 2] == two_threads
+
+
+def test_table_shows_goals_and_withholds_wrong_numbers(rows):
+    text = tables.plain_table(rows)
+    (line,) = (line for line in text.splitlines() if line.startswith("wrong"))
+    assert "WRONG" in line
+    assert " ms" not in line
+    assert "MISSED" in text
+    assert "met" in text
+
+
+def test_readme_tables_are_filled_from_results_and_stale_ones_are_found(rows, tmp_path):
+    harness.write_rows(rows, tmp_path / "cpu-x")
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- table: cpu-x/stand_in -->\nold\n<!-- end table -->\nafter\n")
+    arguments = ["--results", str(tmp_path), str(page)]
+    assert tables.main(["--check", *arguments]) == 1
+    assert "old" in page.read_text()
+    assert tables.main(arguments) == 0
+    assert tables.main(["--check", *arguments]) == 0
+    text = page.read_text()
+    assert "64 × 65,536" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+
+
+def test_committed_tables_match_committed_results():
+    assert tables.main(["--check"]) == 0
+
+
+def test_committed_results_can_be_read():
+    for path in harness.RESULTS.glob("*/*.json"):
+        for row in harness.read_rows(path):
+            assert (row.median is None) == (row.status != "ok"), path
+
+
+def test_device_folder_is_a_plain_name(monkeypatch):
+    names = {
+        ("cuda", "NVIDIA H100 80GB HBM3"): "nvidia-h100",
+        ("cpu", "Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz"): "cpu-intel-xeon-platinum-8488c",
+        ("cpu", "AMD EPYC"): "cpu-amd-epyc",
+    }
+    for (kind, name), slug in names.items():
+        monkeypatch.setattr(harness, "device_name", lambda _, name=name: name)
+        assert harness.device_slug(kind) == slug
+
+
+def test_every_case_is_asked_for_by_a_benchmark():
+    ops = {path.stem.removeprefix("bench_") for path in (harness.ROOT / "benchmarks").glob("bench_*.py")}
+    assert {case.op for cases in CASES.values() for case in cases} <= ops | {"cosine_matrix"}
+    assert all(cases_for("gamma_stats", device) for device in CASES)
