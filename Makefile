@@ -1,0 +1,59 @@
+# `make` lists what there is. Every target but gpu installs what it needs into .venv first, once.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+BENCH_ARGS ?=
+OUT ?= out/gpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint aot gpu clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@echo
+	@echo "  PYTHON=python3.12   which Python makes .venv (3.10 or newer)"
+	@echo "  PIP_ARGS='...'      options for pip, for example another package index"
+
+demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/demo/report.html
+	$(BIN)/sdsd demo --out out/demo
+
+test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no GPU)
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')
+	@mkdir -p benchmarks/results/local
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/local/pytest-benchmark.json $(BENCH_ARGS)
+
+lint: $(VENV)/dev.stamp  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+aot: $(VENV)/dev.stamp  ## compile every kernel for GPUs this machine does not have; a table of registers, spills, MMA
+	$(BIN)/python tests/aot.py
+
+gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing installed: tests, then benchmarks, into OUT
+	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
+
+clean:  ## remove .venv, out/ and what tools leave behind
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf benchmarks/results/local
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "sdsd needs Python 3.10 or newer, and $(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>&1 || true). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/report.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[report]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/report.stamp

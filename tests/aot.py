@@ -1,0 +1,243 @@
+"""Compile every kernel ahead of time for GPUs this machine does not have, and read the machine code.
+
+    python tests/aot.py            a table for people; exit status 1 where a case is not as it should be
+    python tests/aot.py --json     one JSON object a line
+
+Walks <package>/*/kernel.py and takes what `aot_cases()` offers there (see sdsd_kernels/_aot.py). No GPU, no torch
+device and no driver are needed: Triton ships the assembler and the disassembler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}
+"""Bytes of shared memory (LDS on AMD) one program may use."""
+
+CUDA_OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+HIP_MMA = re.compile(r"\b(v_mfma)_")
+HIP_LOAD = re.compile(r"\b(?:global|buffer)_load_(dword(?:x[234])?|[us](?:byte|short)\w*)")
+HIP_LOAD_BITS = {"dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
+
+
+@dataclass
+class Report:
+    """What the machine code of one case looks like."""
+
+    kernel: str
+    case: str
+    target: str
+    seconds: float = 0.0
+    registers: int = 0
+    stack: int = 0
+    spills: int = 0
+    shared: int = 0
+    shared_limit: int = 0
+    mma: dict[str, int] = field(default_factory=dict)
+    expect_mma: str | None = None
+    loads: dict[str, int] = field(default_factory=dict)
+    error: str = ""
+
+    def problems(self) -> list[str]:
+        """Everything that must not be so; empty for a sound kernel."""
+        if self.error:
+            return [f"does not compile: {self.error}"]
+        found = []
+        if self.spills or self.stack:
+            found.append(f"spills: {self.spills} loads and stores to local memory, {self.stack} bytes of stack")
+        if self.shared > self.shared_limit:
+            found.append(f"shared memory {self.shared} of {self.shared_limit} bytes")
+        if self.expect_mma and not any(name.startswith(self.expect_mma) for name in self.mma):
+            found.append(f"no {self.expect_mma} among its matrix instructions {self.mma or '(none)'}")
+        return found
+
+
+def _disassembler() -> str:
+    """Triton's own cuobjdump, else one on the path."""
+    import triton
+
+    shipped = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    found = str(shipped) if shipped.exists() else shutil.which("cuobjdump")
+    if found is None:
+        raise FileNotFoundError("cuobjdump: expected it beside Triton or on the path, found neither")
+    return found
+
+
+def _read_cuda(report: Report, cubin: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def dump(option: str) -> str:
+            command = [_disassembler(), option, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage, code = dump("-res-usage"), dump("-sass")
+    report.registers = max(map(int, re.findall(r"\bREG:(\d+)", usage)))
+    report.stack = max(map(int, re.findall(r"\bSTACK:(\d+)", usage)))
+    opcodes = CUDA_OPCODE.findall(code)
+    names = collections.Counter(opcode.split(".")[0] for opcode in opcodes)
+    report.spills = names["LDL"] + names["STL"]
+    report.mma = {name: count for name, count in names.items() if name.endswith("MMA")}
+    loads = (opcode for opcode in opcodes if opcode.split(".")[0] in ("LDG", "LDGSTS"))
+    report.loads = dict(collections.Counter(_load_bits(opcode) for opcode in loads))
+    if names["UTMALDG"]:
+        report.loads["TMA"] = names["UTMALDG"]
+
+
+def _load_bits(opcode: str) -> str:
+    """The width of one thread's load: LDG.E.128.CONSTANT → "128", LDG.E.U16 → "16", LDG.E → "32"."""
+    widths = [part.lstrip("US") for part in opcode.split(".") if part.lstrip("US").isdigit()]
+    return widths[-1] if widths else "32"
+
+
+def _read_hip(report: Report, code: str) -> None:
+    def metadata(name: str) -> int:
+        return max((int(value) for value in re.findall(rf"\.{name}:\s*(\d+)", code)), default=0)
+
+    report.registers = metadata("vgpr_count")
+    report.stack = metadata("private_segment_fixed_size")
+    report.spills = metadata("vgpr_spill_count")
+    report.shared = max(report.shared, metadata("group_segment_fixed_size"))
+    report.mma = dict(collections.Counter(HIP_MMA.findall(code)))
+    report.loads = dict(collections.Counter(str(HIP_LOAD_BITS.get(kind, 16)) for kind in HIP_LOAD.findall(code)))
+
+
+def compile_case(case: Any) -> Any:
+    """Triton's compiled kernel of one AotCase; its `.asm` holds every stage ("ptx", "cubin", "amdgcn")."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(case.function, dict(case.signature), dict(case.constexprs), dict(case.attrs) or None)
+    return triton.compile(source, target=GPUTarget(*case.target), options=dict(case.options))
+
+
+def examine(kernel: str, case: Any) -> Report:
+    """Compile one case and read its machine code."""
+    backend, architecture, _ = case.target
+    report = Report(
+        kernel=kernel,
+        case=case.name,
+        target=f"sm_{architecture}" if backend == "cuda" else str(architecture),
+        shared_limit=SHARED_LIMIT[architecture],
+        expect_mma=case.expect_mma,
+    )
+    start = time.perf_counter()
+    try:
+        compiled = compile_case(case)
+        report.shared = compiled.metadata.shared
+        if backend == "cuda":
+            _read_cuda(report, compiled.asm["cubin"])
+        else:
+            _read_hip(report, compiled.asm["amdgcn"])
+    except Exception as error:
+        report.error = f"{type(error).__name__}: {' '.join(str(error).split())[-400:]}"
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def cases_of(module: str) -> list[Any]:
+    """What `aot_cases()` of a kernel module offers."""
+    return list(importlib.import_module(module).aot_cases())
+
+
+def discover(package: str) -> list[str]:
+    """The kernel modules of a package: <package>.<folder>.kernel."""
+    file = importlib.import_module(package).__file__
+    if file is None:
+        raise ImportError(f"{package}: expected a package with an __init__.py")
+    return [f"{package}.{path.parent.name}.kernel" for path in sorted(Path(file).parent.glob("*/kernel.py"))]
+
+
+def _examine_by_index(job: tuple[str, int]) -> Report:
+    module, index = job
+    return examine(module.split(".")[-2], cases_of(module)[index])
+
+
+def examine_all(package: str, processes: int) -> list[Report]:
+    """Every case of a package, compiled in a few processes."""
+    jobs = [(module, index) for module in discover(package) for index in range(len(cases_of(module)))]
+    if processes == 1 or len(jobs) < 2:
+        return [_examine_by_index(job) for job in jobs]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_examine_by_index, jobs))
+
+
+def table(reports: list[Report]) -> str:
+    """The reports as aligned text."""
+
+    def counts(values: dict[str, int]) -> str:
+        return " ".join(f"{name}×{count}" for name, count in sorted(values.items())) or "–"
+
+    header = [
+        "kernel",
+        "case",
+        "target",
+        "registers",
+        "stack",
+        "spills",
+        "shared KiB",
+        "MMA",
+        "loads by bits",
+        "verdict",
+    ]
+    lines = [
+        [
+            report.kernel,
+            report.case,
+            report.target,
+            str(report.registers),
+            str(report.stack),
+            str(report.spills),
+            f"{report.shared / 1024:.1f} / {report.shared_limit // 1024}",
+            counts(report.mma),
+            counts(report.loads),
+            "; ".join(report.problems()) or "ok",
+        ]
+        for report in reports
+    ]
+    widths = [max(len(line[index]) for line in [header, *lines]) for index in range(len(header) - 1)] + [0]
+    rows = [header, ["-" * max(width, 7) for width in widths], *lines]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compile the kernels ahead of time and read the machine code.")
+    parser.add_argument("--package", default="sdsd_kernels")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="one JSON object a case and line")
+    options = parser.parse_args()
+    os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
+    start = time.perf_counter()
+    reports = examine_all(options.package, options.processes)
+    if options.json:
+        for report in reports:
+            print(json.dumps({**asdict(report), "problems": report.problems()}, ensure_ascii=False))
+    else:
+        print(table(reports))
+        print(f"\n{len(reports)} cases in {time.perf_counter() - start:.0f} s")
+    return 1 if any(report.problems() for report in reports) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Every kernel and shipped configuration compiles for every target: no spill, shared memory in bounds, right MMA."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdsd_kernels._backend import triton_problem
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(triton_problem() is not None, reason=f"no Triton to compile with: {triton_problem()}")
+
+
+def examine(package: str, *search: Path) -> list[dict]:
+    """Run tests/aot.py in a process where kernels are compiled, not interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, [*search, ROOT]))
+    command = [sys.executable, str(ROOT / "tests" / "aot.py"), "--json", "--package", package]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.stdout or done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[dict]:
+    return examine("sdsd_kernels")
+
+
+def test_every_kernel_declares_cases(reports):
+    folders = {path.parent.name for path in (ROOT / "sdsd_kernels").glob("*/kernel.py")}
+    assert {report["kernel"] for report in reports} == folders
+
+
+def test_every_case_is_sound(reports):
+    unsound = [(report["kernel"], report["case"], report["target"], report["problems"]) for report in reports]
+    assert not [line for line in unsound if line[-1]], "\n".join(str(line) for line in unsound if line[-1])
+
+
+def test_every_kernel_is_compiled_for_every_target(reports):
+    targets: dict[str, set[str]] = {}
+    for report in reports:
+        targets.setdefault(report["kernel"], set()).add(report["target"])
+    for kernel, found in targets.items():
+        assert found == {"sm_80", "sm_90", "sm_100", "gfx942"}, kernel
+
+
+UNSOUND = """
+import triton
+import triton.language as tl
+
+from sdsd_kernels._aot import GFX942, SM80, SM90, SM100, AotCase, aligned
+
+
+@triton.jit
+def _product_kernel(x_ptr, y_ptr, out_ptr, SIZE: tl.constexpr):
+    index = tl.arange(0, SIZE)
+    tile = index[:, None] * SIZE + index[None, :]
+    tl.store(out_ptr + tile, tl.dot(tl.load(x_ptr + tile), tl.load(y_ptr + tile)))
+
+
+@triton.jit
+def _crowded_kernel(x_ptr, out_ptr, SIZE: tl.constexpr):
+    index = tl.arange(0, SIZE)
+    values = tl.load(x_ptr + index)
+    tl.store(out_ptr + index, values - tl.sum(values))
+
+
+@triton.jit
+def _adding_kernel(x_ptr, out_ptr, SIZE: tl.constexpr):
+    index = tl.arange(0, SIZE)
+    tl.store(out_ptr + index, tl.load(x_ptr + index) + 1)
+
+
+@triton.jit
+def _faulty_kernel(x_ptr, out_ptr, SIZE: tl.constexpr):
+    tl.store(out_ptr + tl.arange(0, SIZE), tl.load(x_ptr + tl.arange(0, 2 * SIZE)))
+
+
+PRODUCT = {"x_ptr": "*bf16", "y_ptr": "*bf16", "out_ptr": "*fp32", "SIZE": "constexpr"}
+PLAIN = {"x_ptr": "*fp32", "out_ptr": "*fp32", "SIZE": "constexpr"}
+
+
+def aot_cases():
+    known = aligned(PLAIN, "x_ptr", "out_ptr")
+    for target in (SM80, SM90, SM100, GFX942):
+        yield AotCase("adding", _adding_kernel, PLAIN, {"SIZE": 1024}, target, attrs=known)
+    yield AotCase("spilling", _crowded_kernel, PLAIN, {"SIZE": 4096}, SM90, {"num_warps": 1, "maxnreg": 32})
+    yield AotCase("spilling", _crowded_kernel, PLAIN, {"SIZE": 8192}, GFX942, {"num_warps": 1, "waves_per_eu": 8})
+    yield AotCase("no matrix instruction", _adding_kernel, PLAIN, {"SIZE": 1024}, SM90, expect_mma="HGMMA")
+    yield AotCase("matrix instruction", _product_kernel, PRODUCT, {"SIZE": 64}, SM90, expect_mma="HGMMA")
+    yield AotCase("matrix instruction", _product_kernel, PRODUCT, {"SIZE": 64}, SM80, expect_mma="HMMA")
+    yield AotCase("matrix instruction", _product_kernel, PRODUCT, {"SIZE": 128}, SM100, expect_mma="UTCHMMA")
+    yield AotCase("matrix instruction", _product_kernel, PRODUCT, {"SIZE": 64}, GFX942, expect_mma="v_mfma")
+    yield AotCase("other matrix instruction", _product_kernel, PRODUCT, {"SIZE": 64}, SM80, expect_mma="HGMMA")
+    yield AotCase("faulty", _faulty_kernel, PLAIN, {"SIZE": 64}, SM90)
+"""
+
+
+def test_unsound_kernels_are_found(tmp_path):
+    folder = tmp_path / "unsound_kernels" / "crowded"
+    folder.mkdir(parents=True)
+    for path in (folder, folder.parent):
+        (path / "__init__.py").touch()
+    (folder / "kernel.py").write_text(UNSOUND)
+    found = {(report["case"], report["target"]): report for report in examine("unsound_kernels", tmp_path)}
+    problems = {key: " ".join(report["problems"]) for key, report in found.items()}
+
+    for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
+        assert problems["adding", target] == ""
+        assert problems["matrix instruction", target] == ""
+        assert set(found["adding", target]["loads"]) == {"128"}
+        assert found["adding", target]["registers"] > 0
+    assert "spills" in problems["spilling", "sm_90"]
+    assert "spills" in problems["spilling", "gfx942"]
+    assert "no HGMMA" in problems["no matrix instruction", "sm_90"]
+    assert "no HGMMA" in problems["other matrix instruction", "sm_80"]
+    assert "does not compile" in problems["faulty", "sm_90"]
+
+
+def test_shared_memory_beyond_the_target_is_found():
+    from tests.aot import SHARED_LIMIT, Report
+
+    limit = SHARED_LIMIT[90]
+    assert Report("kernel", "case", "sm_90", shared=limit, shared_limit=limit).problems() == []
+    assert "shared memory" in Report("kernel", "case", "sm_90", shared=limit + 1, shared_limit=limit).problems()[0]

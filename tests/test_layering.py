@@ -1,0 +1,206 @@
+"""Imports run downward only, and the kernels stay apart from what uses them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FLOORS = {
+    "cli": 5,
+    "studies": 4,
+    "integrations": 4,
+    "report": 3,
+    "theory": 3,
+    "validation": 3,
+    "gamma": 2,
+    "geometry": 2,
+}
+"""Rooms of `sdsd`, each above what it may import; `sdsd_kernels` is floor 1. Two rooms of a floor are strangers."""
+
+WITH_TRITON = ("kernel.py", "config.py")
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+class Import(NamedTuple):
+    """`target` is "module" for `import module` and "module.name" for `from module import name`."""
+
+    target: str
+    line: int
+    at_import: bool  # runs when the file is imported, not inside a function
+    plain: bool  # `import …`, so that every part of the target is a module
+
+
+def imports(path: Path, root: Path) -> Iterator[Import]:
+    """Every import of a file."""
+    name = module_name(path, root)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+
+    def visit(node: ast.AST, at_import: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, at_import, True) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [base])])
+            yield from (Import(f"{base}.{alias.name}", node.lineno, at_import, False) for alias in node.names)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            at_import = False
+        inner = at_import and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, inner)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")), True)
+
+
+def exported(root: Path) -> set[str]:
+    """The public names that sdsd_kernels/__init__.py binds."""
+    tree = ast.parse((root / "sdsd_kernels" / "__init__.py").read_text(encoding="utf-8"))
+    bound: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            bound |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.Assign):
+            bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            if any(isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets):
+                return set(ast.literal_eval(node.value))
+    return {name for name in bound if not name.startswith("_")}
+
+
+def room(module: str) -> str:
+    """The part of `sdsd` a module belongs to: "sdsd.gamma.stats" → "gamma"; "" for `sdsd` itself."""
+    return [*module.split("."), ""][1]
+
+
+def room_violations(path: Path, root: Path) -> Iterator[str]:
+    """What a file of `sdsd` imports from floors that are not below its own."""
+    here = room(module_name(path, root))
+    known = {child.stem for child in (root / "sdsd").iterdir() if child.is_dir() or child.suffix == ".py"}
+    if here and not here.startswith("_") and here not in FLOORS:
+        yield f"{path.relative_to(root)}: {here!r} has no floor; give it one in FLOORS"
+        return
+    for target, line, at_import, _ in imports(path, root):
+        where = f"{path.relative_to(root)}:{line}"
+        if target.split(".")[0] != "sdsd":
+            continue
+        there = room(target) if room(target) in known else ""
+        if there == here or there.startswith("_"):
+            continue
+        if here == "":
+            if there == "studies" and at_import:
+                yield f"{where}: sdsd itself may import studies only inside a function"
+        elif here.startswith("_"):
+            yield f"{where}: a private helper of sdsd imports {target}"
+        elif there == "":
+            if FLOORS[here] <= 2:
+                yield f"{where}: {here} imports sdsd itself, which stands above it"
+        elif FLOORS.get(there, 99) >= FLOORS[here]:
+            yield f"{where}: {here} (floor {FLOORS[here]}) imports {there} (floor {FLOORS.get(there)})"
+
+
+def violations(root: Path) -> list[str]:
+    """Every import under `root` that breaks a rule of the house, as "file:line: what is wrong"."""
+    found = []
+    public = exported(root)
+    for path in sorted((root / "sdsd").rglob("*.py")):
+        found += room_violations(path, root)
+        for target, line, _, plain in imports(path, root):
+            package, _, name = target.partition(".")
+            if package == "sdsd_kernels" and name and (plain or name not in public):
+                found.append(f"{path.relative_to(root)}:{line}: {target} is not exported by sdsd_kernels/__init__.py")
+            if package == "triton":
+                found.append(f"{path.relative_to(root)}:{line}: sdsd imports triton")
+    for path in sorted((root / "sdsd_kernels").rglob("*.py")):
+        for target, line, at_import, _ in imports(path, root):
+            package = target.split(".")[0]
+            if package == "sdsd":
+                found.append(f"{path.relative_to(root)}:{line}: sdsd_kernels imports {target}")
+            if package == "triton" and at_import and path.name not in WITH_TRITON:
+                found.append(f"{path.relative_to(root)}:{line}: imports triton at module level")
+    return found
+
+
+def test_imports_run_downward_only():
+    assert violations(ROOT) == []
+
+
+SOUND = {
+    "sdsd/__init__.py": (
+        "from .gamma.stats import gamma_stats\ndef __getattr__(name):\n    from .studies import demo\n    return demo"
+    ),
+    "sdsd/_extras.py": "import importlib",
+    "sdsd/cli.py": "from sdsd import gamma_stats\nfrom .studies import demo\nfrom .report import page",
+    "sdsd/studies/__init__.py": "",
+    "sdsd/studies/demo.py": "from ..report import page\nfrom ..gamma import stats\nfrom .._extras import need",
+    "sdsd/report/__init__.py": "from ..geometry import merge",
+    "sdsd/theory/__init__.py": "from ..gamma import stats\nfrom ..geometry import merge",
+    "sdsd/gamma/__init__.py": "",
+    "sdsd/gamma/stats.py": "import torch\nfrom sdsd_kernels import gamma_moments",
+    "sdsd/geometry/__init__.py": "from . import merge",
+    "sdsd/geometry/merge.py": "import sdsd_kernels",
+    "sdsd_kernels/__init__.py": "from .gamma_moments.op import gamma_moments\n__all__ = ['gamma_moments']",
+    "sdsd_kernels/gamma_moments/__init__.py": "",
+    "sdsd_kernels/gamma_moments/op.py": "def gamma_moments():\n    import triton\n    from .kernel import launch",
+    "sdsd_kernels/gamma_moments/kernel.py": "import triton\nimport triton.language as tl",
+}
+
+
+def build(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_a_sound_house_has_no_violation(tmp_path):
+    assert violations(build(tmp_path, SOUND)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "complaint"),
+    [
+        ("sdsd/gamma/stats.py", "from ..geometry import merge", "gamma (floor 2) imports geometry"),
+        ("sdsd/gamma/stats.py", "def f():\n    import sdsd.geometry.merge", "gamma (floor 2) imports geometry"),
+        ("sdsd/geometry/merge.py", "from sdsd.gamma.stats import gamma_stats", "geometry (floor 2) imports gamma"),
+        ("sdsd/geometry/merge.py", "from .. import report", "geometry (floor 2) imports report"),
+        ("sdsd/geometry/merge.py", "from sdsd import gamma_stats", "imports sdsd itself"),
+        ("sdsd/theory/__init__.py", "from ..report import page", "theory (floor 3) imports report"),
+        ("sdsd/report/__init__.py", "from ..studies import demo", "report (floor 3) imports studies"),
+        ("sdsd/studies/demo.py", "from .. import cli", "studies (floor 4) imports cli"),
+        ("sdsd/integrations/__init__.py", "from ..studies import demo", "integrations (floor 4) imports studies"),
+        ("sdsd/__init__.py", "from .studies import demo", "only inside a function"),
+        ("sdsd/_extras.py", "from .gamma import stats", "a private helper of sdsd imports"),
+        ("sdsd/attic/__init__.py", "", "'attic' has no floor"),
+        ("sdsd/gamma/stats.py", "from sdsd_kernels.gamma_moments.op import gamma_moments", "is not exported"),
+        ("sdsd/gamma/stats.py", "from sdsd_kernels import _checks", "is not exported"),
+        ("sdsd/gamma/stats.py", "def f():\n    import sdsd_kernels.gamma_moments", "is not exported"),
+        ("sdsd/gamma/stats.py", "import triton", "sdsd imports triton"),
+        ("sdsd_kernels/gamma_moments/op.py", "import triton", "imports triton at module level"),
+        (
+            "sdsd_kernels/gamma_moments/op.py",
+            "try:\n    import triton\nexcept ImportError: ...",
+            "triton at module level",
+        ),
+        ("sdsd_kernels/gamma_moments/kernel.py", "def f():\n    from sdsd import gamma", "sdsd_kernels imports sdsd"),
+    ],
+)
+def test_each_violation_is_found(tmp_path, file, line, complaint):
+    files = dict(SOUND)
+    files[file] = line
+    found = violations(build(tmp_path, files))
+    assert len(found) == 1
+    assert complaint in found[0]
+    assert found[0].startswith(file)
