@@ -1,0 +1,19 @@
+"""Kernels on tensors, each with a Triton and a torch implementation of one definition.
+
+==================  =========================================  ================================================
+function            reads                                      gives
+==================  =========================================  ================================================
+`gamma_moments`     per-sample gradients, (N, P) or a list     ‖mean‖², Σ‖g_i − mean‖², two numbers a sample
+`cosine_matrix`     activations, one neuron an index of a dim  cosine of every pair of neurons, (n, n)
+==================  =========================================  ================================================
+
+Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
+`kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
+A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
+"""
+
+from ._backend import BACKENDS, available_backends
+from .cosine_matrix.op import cosine_matrix
+from .gamma_moments.op import GammaMoments, gamma_moments
+
+__all__ = ["BACKENDS", "GammaMoments", "available_backends", "cosine_matrix", "gamma_moments"]

@@ -1,0 +1,116 @@
+"""Public function → checks → backend → the operator `sdsd::gamma_moments` and its fake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._backend import choose_backend
+from .._checks import check_float_tensor
+from . import cpu
+from .layout import row_width
+
+
+class GammaMoments(NamedTuple):
+    """Moments of L gradient tensors of N rows each, float64, on the gradients' device.
+
+    With g_i the i-th row, ḡ the mean row and d_i = g_i − ḡ:
+    """
+
+    signal: Tensor
+    """‖ḡ‖²; shape: (L,)"""
+    squares: Tensor
+    """Σ_i ‖d_i‖²; shape: (L,). Divide by N − 1 for Tr Var."""
+    deviations: Tensor | None
+    """a_i = ‖d_i‖²; shape: (L, N). None unless per_sample."""
+    projections: Tensor | None
+    """q_i = d_i·ḡ; shape: (L, N). None unless per_sample."""
+    products: Tensor | None
+    """c_j = (g_4j − g_4j+1)·(g_4j+2 − g_4j+3) / 2; shape: (L, N // 4); E[c²] = Tr Σ². None unless per_sample."""
+
+
+@torch.library.custom_op("sdsd::gamma_moments", mutates_args=())
+def _gamma_moments(grads: list[Tensor], per_sample: bool, backend: str) -> Tensor:
+    if backend == "triton":
+        from .kernel import launch_gamma_moments
+
+        return launch_gamma_moments(grads, per_sample)
+    return cpu.gamma_moments(grads, per_sample)
+
+
+@_gamma_moments.register_fake
+def _(grads: list[Tensor], per_sample: bool, backend: str) -> Tensor:
+    return grads[0].new_empty((len(grads), row_width(grads[0].shape[0], per_sample)), dtype=torch.float64)
+
+
+def gamma_moments(
+    grads: Tensor | Sequence[Tensor], *, per_sample: bool = False, backend: str | None = None
+) -> GammaMoments:
+    """Moments of the rows of G: ‖ḡ‖², Σ‖g_i − ḡ‖² and, on request, two numbers a row for leave-one-out.
+
+    In plain PyTorch, for one matrix G of shape (N, P)::
+
+        mean = G.double().mean(0)
+        d = G.double() - mean
+        signal, squares = mean @ mean, (d * d).sum()
+        deviations, projections = (d * d).sum(1), d @ mean
+
+    G is read once (twice for N > 1024 with per_sample); extra memory is O(N) a program, no (N, N) or (N, P) buffer.
+    Sums run in float32 on centred values (float64 for float64 input) and in float64 across tiles. Values of any scale
+    that the input dtype holds are right: tiny and huge tiles are rescaled by powers of two or recomputed in float64.
+    A NaN or infinity makes the moments of its own tensor NaN. Deterministic. Not differentiable: inputs are detached.
+
+    Args:
+        grads: one tensor of shape (N, *shape) or a sequence of them with the same N, one entry a parameter; float64,
+            float32, float16 or bfloat16, dtypes may differ; any strides; one device.
+        per_sample: also return `deviations`, `projections` and `products`.
+        backend: "triton", "torch", or None to choose by device.
+
+    Returns:
+        `GammaMoments`, one row an entry of `grads` (L = 1 for a single tensor), float64.
+
+    Raises:
+        TypeError: an entry that is not a dense real floating-point tensor.
+        ValueError: N < 2, an empty tensor or list, entries that differ in N or device, an unusable backend.
+    """
+    entries = [grads] if isinstance(grads, Tensor) else list(grads)
+    if not entries:
+        raise ValueError("grads: expected at least one tensor, got an empty sequence.")
+    for index, entry in enumerate(entries):
+        name = "grads" if isinstance(grads, Tensor) else f"grads[{index}]"
+        check_gradient_rows(check_float_tensor(entry, name), name)
+        if entry.shape[0] != entries[0].shape[0]:
+            raise ValueError(
+                f"{name}: expected {entries[0].shape[0]} gradients like the first entry, got {entry.shape[0]}. "
+                f"Every entry needs the same number of gradients, along its first dimension."
+            )
+        if entry.device != entries[0].device:
+            raise ValueError(
+                f"{name}: expected device {entries[0].device} like the first entry, got {entry.device}. "
+                f"Move all gradients to one device first."
+            )
+    chosen = choose_backend(backend, entries[0].device)
+    table = _gamma_moments([entry.detach() for entry in entries], per_sample, chosen)
+    n = entries[0].shape[0]
+    if not per_sample:
+        return GammaMoments(table[:, 0], table[:, 1], None, None, None)
+    return GammaMoments(table[:, 0], table[:, 1], table[:, 2 : 2 + n], table[:, 2 + n : 2 + 2 * n], table[:, 2 + 2 * n :])
+
+
+def check_gradient_rows(entry: Tensor, name: str) -> None:
+    """Raise unless `entry` holds at least two gradients of at least one element along its first dimension."""
+    if entry.ndim < 2:
+        raise ValueError(
+            f"{name}: expected shape (N, ...), one gradient a row, got shape {tuple(entry.shape)}. "
+            f"For one parameter of a single element use {name}.reshape(N, 1)."
+        )
+    if entry.shape[0] < 2:
+        raise ValueError(
+            f"{name}: expected at least 2 gradients (a variance needs them), got {entry.shape[0]} "
+            f"in shape {tuple(entry.shape)}. The first dimension counts the gradients."
+        )
+    if entry.numel() == 0:
+        raise ValueError(f"{name}: expected at least one element a gradient, got shape {tuple(entry.shape)}.")
