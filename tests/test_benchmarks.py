@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import harness, tables
+from benchmarks import gpu, harness, tables
 from benchmarks.cases import CASES, Case, Goal, cases_for
 
 CASE = Case(
@@ -174,6 +175,25 @@ def test_device_folder_is_a_plain_name(monkeypatch):
     for (kind, name), slug in names.items():
         monkeypatch.setattr(harness, "device_name", lambda _, name=name: name)
         assert harness.device_slug(kind) == slug
+
+
+def test_a_part_on_a_gpu_machine_that_hangs_or_fails_is_told_from_one_that_passes(tmp_path, capfd):
+    def ran(code: str) -> bool:
+        return gpu.part("it", [sys.executable, "-c", code], 1.0, tmp_path / "log.txt")
+
+    assert ran("print('fine')")
+    assert not ran("raise SystemExit(1)")
+    assert not ran("import time; print('begun', flush=True); time.sleep(60)")
+    assert (tmp_path / "log.txt").read_text() == "begun\n"
+    told = capfd.readouterr().out
+    assert all(outcome in told for outcome in ("done", "exit status 1", "not finished in time"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_make_gpu_says_what_is_missing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path)])
+    assert gpu.main() == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().out
 
 
 def test_every_case_is_asked_for_by_a_benchmark():
