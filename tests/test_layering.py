@@ -17,7 +17,6 @@ FLOORS = {
     "integrations": 4,
     "report": 3,
     "theory": 3,
-    "validation": 3,
     "gamma": 2,
     "geometry": 2,
 }
