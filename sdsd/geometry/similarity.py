@@ -1,0 +1,99 @@
+"""How similar neurons are: the cosine of every pair."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdsd_kernels import cosine_matrix
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def neuron_cosine_matrix(
+    activations: Tensor | np.ndarray,
+    *,
+    neuron_dim: int | None = None,
+    precision: str = "float32",
+    out_dtype: torch.dtype | None = None,
+    zero: str = "zero",
+    center: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Cosine similarity of every pair of neurons of a layer.
+
+        C[i, j] = Σ_s x_si x_sj / √(Σ_s x_si²  Σ_s x_sj²),        s over all samples
+
+    Symmetric bit for bit, |C| ≤ 1, and exactly 1 on the diagonal for every neuron that has a direction. A neuron with
+    a NaN or an infinity has NaN in its row and column and nowhere else. Differentiable, and usable in torch.compile.
+
+    Args:
+        activations: as layers give them: (samples, neurons), (batch, tokens, neurons), (batch, channels, height,
+            width), …, as a tensor or a NumPy array in float64, float32, float16 or bfloat16, with any strides.
+        neuron_dim: the dimension that counts neurons; all others are samples. None means the last dimension for two
+            and three dimensions and dimension 1 from four up. The output of Conv1d, (batch, channels, length), has
+            three dimensions and needs neuron_dim=1.
+        precision: "float32" (accurate) | "tf32" | "bf16": what products may be rounded to on a GPU. On a CPU they
+            are always float32, or float64 for float64.
+        out_dtype: dtype of the result; None gives float64 for float64 and float32 for all others.
+        zero: row and column of a neuron that is zero on every sample: "zero" | "nan" | "raise" (a ValueError).
+        center: subtract each neuron's mean over samples first: Pearson's correlation.
+        backend: "triton" | "torch"; None takes SDSD_BACKEND, or Triton on a GPU and torch elsewhere. float64 is
+            served by torch on every device.
+
+    Returns:
+        (neurons, neurons), on the device of `activations`.
+
+    Raises:
+        TypeError: no tensor or array, or one that is integer, complex, sparse or quantised; a bad out_dtype.
+        ValueError: fewer than two dimensions, no neuron or no sample, neuron_dim out of range, an unknown precision,
+            zero policy or backend, Triton where it cannot serve, a zero neuron with zero="raise".
+
+    Example:
+        >>> import torch
+        >>> activations = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 3.0]])  # two samples, three neurons
+        >>> neuron_cosine_matrix(activations)
+        tensor([[1.0000, 1.0000, 0.7071],
+                [1.0000, 1.0000, 0.7071],
+                [0.7071, 0.7071, 1.0000]])
+    """
+    activations = _as_tensor(activations)
+    if neuron_dim is None:
+        neuron_dim = 1 if activations.dim() >= 4 else -1
+    return cosine_matrix(
+        activations,
+        neuron_dim=neuron_dim,
+        precision=precision,
+        out_dtype=out_dtype,
+        zero=zero,
+        center=center,
+        backend=backend,
+    )
+
+
+def _as_tensor(activations: Tensor | np.ndarray) -> Tensor:
+    """A tensor over the same memory where torch can share it."""
+    if isinstance(activations, Tensor):
+        return activations
+    if type(activations).__module__.split(".")[0] != "numpy" or not hasattr(activations, "__array_interface__"):
+        raise TypeError(
+            f"activations: expected a torch.Tensor or a NumPy array, got {type(activations).__name__}. "
+            "Convert it first, for example with torch.as_tensor(activations)."
+        )
+    try:
+        with warnings.catch_warnings():
+            # Read-only arrays (memory maps) are fine: nothing here writes to its input.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.as_tensor(activations)
+    except TypeError as error:
+        raise TypeError(
+            f"activations: expected an array of floating-point numbers, got dtype {activations.dtype}. "
+            "Pass activations.astype('float32')."
+        ) from error
+    except ValueError:
+        # Negative strides.
+        return torch.from_numpy(activations.copy())

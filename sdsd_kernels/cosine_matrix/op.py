@@ -1,0 +1,188 @@
+"""The cosine matrix as a tensor operation: checks, choice of backend, torch.library registration, gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._backend import choose_backend
+from .._checks import FLOAT_DTYPES, check_choice, check_float_tensor
+from .config import PRECISIONS
+from .cpu import cosine_matrix_torch
+
+ZERO_POLICIES = ("zero", "nan", "raise")
+
+
+def cosine_matrix(
+    activations: Tensor,
+    *,
+    neuron_dim: int = -1,
+    precision: str = "float32",
+    out_dtype: torch.dtype | None = None,
+    zero: str = "zero",
+    center: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Cosine similarity of every pair of neurons, over all samples.
+
+        x = activations.movedim(neuron_dim, 0).flatten(1)          # (N, SAMPLES)
+        x = x - x.mean(1, keepdim=True)                            # only with center=True
+        C = normalize(x, dim=1) @ normalize(x, dim=1).T            # (N, N)
+
+    The result is symmetric bit for bit, its entries are at most 1 in size, and the diagonal is exactly 1 for every
+    neuron that has a direction. Norms and sums are float32 for half inputs (float64 for float64), and neurons may be
+    anywhere from 1e-30 to 1e30 in size, in one matrix too. A neuron with a NaN or an infinity has NaN in its row and
+    column and nowhere else. Differentiable; a neuron without a direction gets a zero gradient.
+
+    Args:
+        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides. Read where it lies if
+            all samples share at most two strides, as they do in every contiguous, transposed, sliced or channels-last
+            tensor; otherwise it is copied once.
+        neuron_dim: the dimension that counts neurons; all others are samples.
+        precision: what the products may be rounded to on a GPU: "float32" (accurate), "tf32" or "bf16". Products of
+            float16 or bfloat16 inputs are exact at every setting unless they are centred. Triton only: the torch
+            backend always computes in float32, or float64 for float64.
+        out_dtype: dtype of the result; None gives float64 for float64 and float32 for all others.
+        zero: what a neuron that is zero on every sample gets in its row and column: "zero" | "nan" | "raise".
+            A neuron with NaN keeps NaN where it meets one of zeros. "raise" waits for the GPU.
+        center: subtract the mean of each neuron first, which makes the result Pearson's correlation. A constant
+            neuron then is zero on every sample.
+        backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64.
+
+    Returns:
+        (N, N) on the device of `activations`.
+
+    Raises:
+        TypeError: not a dense tensor of a supported floating-point dtype; out_dtype is no such dtype.
+        ValueError: fewer than two dimensions, no neuron, no sample, neuron_dim out of range, an unknown choice,
+            Triton asked for where it cannot serve, or zero="raise" and a neuron that is zero on every sample.
+
+    Source:
+        README.md in this folder.
+    """
+    check_float_tensor(activations, "activations")
+    neuron_dim = _check_shape(activations, neuron_dim)
+    check_choice(precision, "precision", PRECISIONS)
+    check_choice(zero, "zero", ZERO_POLICIES)
+    if out_dtype is None:
+        out_dtype = torch.float64 if activations.dtype == torch.float64 else torch.float32
+    elif out_dtype not in FLOAT_DTYPES:
+        listed = ", ".join(map(str, FLOAT_DTYPES))
+        raise TypeError(f"out_dtype: expected one of {listed}, or None, got {out_dtype!r}.")
+    rows = _as_rows(activations, neuron_dim)
+    return _cosine_matrix(rows, precision, out_dtype, zero, bool(center), _choose(backend, rows.device, rows.dtype))
+
+
+def _check_shape(activations: Tensor, neuron_dim: int) -> int:
+    """Return `neuron_dim` counted from the front; ValueError for a shape or a dimension that makes no sense."""
+    shape = tuple(activations.shape)
+    if len(shape) < 2:
+        raise ValueError(
+            f"activations: expected at least two dimensions, samples and neurons, got shape {shape}. "
+            "Collect several samples, and give a single neuron a dimension of size 1."
+        )
+    if isinstance(neuron_dim, bool) or not isinstance(neuron_dim, int):
+        raise TypeError(f"neuron_dim: expected an int, got {type(neuron_dim).__name__}.")
+    if not -len(shape) <= neuron_dim < len(shape):
+        raise ValueError(
+            f"neuron_dim: expected {-len(shape)} to {len(shape) - 1} for activations of shape {shape}, "
+            f"got {neuron_dim}. It names the dimension that counts neurons."
+        )
+    neuron_dim %= len(shape)
+    if 0 in shape:
+        missing = "neurons" if shape[neuron_dim] == 0 else "samples"
+        raise ValueError(
+            f"activations: expected at least one neuron and one sample, got shape {shape}, which has no {missing}. "
+            "Check that data was collected and that neuron_dim names the right dimension."
+        )
+    return neuron_dim
+
+
+def _as_rows(activations: Tensor, neuron_dim: int) -> Tensor:
+    """(N, OUTER, INNER) view with one stride for each; a copy only where the samples have more than two strides."""
+    moved = activations.movedim(neuron_dim, 0)
+    sizes, strides = moved.shape[1:], moved.stride()[1:]
+    # INNER is the longest run of trailing dimensions that one stride walks.
+    inner, stride = 1, None
+    for size, step in zip(reversed(sizes), reversed(strides), strict=True):
+        if size == 1:
+            continue
+        if stride is not None and step != stride * inner:
+            break
+        inner, stride = inner * size, step if stride is None else stride
+    return moved.reshape(moved.shape[0], math.prod(sizes) // inner, inner)
+
+
+@torch.compiler.assume_constant_result
+def _choose(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """choose_backend, which reads the environment and so is settled when torch.compile traces."""
+    lacks = "the kernel has no float64" if dtype == torch.float64 else None
+    return choose_backend(backend, device, kernel_lacks=lacks)
+
+
+@torch.library.custom_op(
+    "sdsd::cosine_matrix",
+    mutates_args=(),
+    schema="(Tensor rows, str precision, ScalarType out_dtype, str zero, bool center, str backend) -> Tensor",
+)
+def _cosine_matrix(
+    rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str
+) -> Tensor:
+    if backend == "triton":
+        from .kernel import launch_cosine_matrix
+
+        cosine, inverse_norm = launch_cosine_matrix(
+            rows, precision=precision, out_dtype=out_dtype, zero=zero, center=center
+        )
+    else:
+        cosine, inverse_norm = cosine_matrix_torch(rows, out_dtype=out_dtype, zero=zero, center=center)
+    if zero == "raise":
+        dead = (inverse_norm == 0).nonzero().flatten().tolist()
+        if dead:
+            what = "the same on every sample, so zero after centring" if center else "zero on every sample"
+            raise ValueError(
+                f"activations: expected every neuron to have a direction, got {len(dead)} that are {what} "
+                f"(first: {dead[:5]}). Remove them, or use zero='zero' or zero='nan'."
+            )
+    return cosine
+
+
+@_cosine_matrix.register_fake
+def _(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
+    return rows.new_empty((rows.shape[0], rows.shape[0]), dtype=out_dtype)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.center = inputs[4]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    """With u_i = x_i / ‖x_i‖ and v = (G + Gᵀ) u:  ∂L/∂x_i = (v_i − (u_i · v_i) u_i) / ‖x_i‖.
+
+    Centring needs no step of its own: v_i and u_i are sums of centred neurons already.
+    """
+    (rows,) = ctx.saved_tensors
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    x = rows.flatten(1).to(dtype)
+    if ctx.center:
+        x = x - x[:, :1]
+        x = x - x.mean(1, keepdim=True)
+    peak = x.detach().abs().amax(1, keepdim=True)
+    live = peak.isfinite() & (peak > 0)
+    peak = torch.where(live, peak, 1.0)
+    # Dividing by the peak first keeps squares in range, as the forward pass does.
+    u = torch.where(live, x / peak, 0.0)
+    norm = torch.where(live, u.square().sum(1, keepdim=True), 1.0).sqrt()
+    u = u / norm
+    # What flows into entries of a neuron without direction goes nowhere.
+    g = torch.where(live & live.T, grad.to(dtype), 0.0)
+    v = (g + g.T) @ u
+    grad_x = (v - (u * v).sum(1, keepdim=True) * u) / norm / peak
+    return grad_x.reshape(rows.shape).to(rows.dtype), None, None, None, None, None
+
+
+_cosine_matrix.register_autograd(_backward, setup_context=_save_for_backward)
