@@ -13,7 +13,16 @@ A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment v
 """
 
 from ._backend import BACKENDS, available_backends
+from ._validate import ValidationReport, validate
 from .cosine_matrix.op import cosine_matrix
 from .gamma_moments.op import GammaMoments, gamma_moments
 
-__all__ = ["BACKENDS", "GammaMoments", "available_backends", "cosine_matrix", "gamma_moments"]
+__all__ = [
+    "BACKENDS",
+    "GammaMoments",
+    "ValidationReport",
+    "available_backends",
+    "cosine_matrix",
+    "gamma_moments",
+    "validate",
+]

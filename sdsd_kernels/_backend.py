@@ -55,6 +55,7 @@ def unusable(backend: str, device: torch.device) -> str | None:
     return problem
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # reads the environment: settled when traced
 def choose_backend(requested: str | None, device: torch.device, *, kernel_lacks: str | None = None) -> str:
     """Return "triton" or "torch" for a tensor on `device`.
 

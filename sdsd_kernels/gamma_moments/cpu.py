@@ -14,9 +14,9 @@ from .layout import as_matrices, row_width
 
 BLOCK_BYTES = 4 * 2**20
 MAX_RESIDENT_ROWS = 1024
-"""Above this many rows a block of all rows is too narrow to stream; the mean is then formed first, in a read of its own."""
+"""Above this many rows a block of all rows is too narrow to stream; the mean is then formed first, in its own read."""
 OFFSET_LIMIT = 100.0
-"""N‖mean‖² above this multiple of the centred squares: the float32 mean is refined, so that its rounding cannot show."""
+"""N‖mean‖² above this multiple of the centred squares: the float32 mean is refined, lest its rounding show."""
 SAFE_SQUARES = (1e-20, 1e30)
 """Sums of squares outside this range may have lost terms to float32 underflow or overflow: redone in float64."""
 

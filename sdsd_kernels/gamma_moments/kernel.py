@@ -27,8 +27,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .._aot import TARGETS, AotCase
-from .config import CHUNKED, MAX_PARTIAL_ELEMENTS, PROGRAMS_PER_MULTIPROCESSOR, RESIDENT, RESIDENT_ROWS, Config, choose_config
+from .config import (
+    CHUNKED,
+    MAX_PARTIAL_ELEMENTS,
+    PROGRAMS_PER_MULTIPROCESSOR,
+    RESIDENT,
+    RESIDENT_ROWS,
+    Config,
+    choose_config,
+)
 from .layout import as_matrices, row_width
+
 
 @triton.jit
 def _load(base, rows, columns, row_stride, column_stride, n, count, ACC: tl.constexpr, RAGGED: tl.constexpr):
@@ -92,7 +101,7 @@ def _centred(
     base, first, held, columns, row_stride, column_stride, n, count,
     R: tl.constexpr, ACC: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """Mean (C,) of `held` rows from `first` on as a sum of two, the rows minus it, and the power both are divided by."""
+    """Mean (C,) of `held` rows from `first` on as a sum of two, the rows minus it, the power they are divided by."""
     x0, x1, x2, x3, power = _load_scaled(
         base, first, columns, row_stride, column_stride, n, count, R, ACC, RAGGED
     )  # fmt: skip
@@ -298,12 +307,12 @@ def _columns_each(columns: int, width: int, config: Config, device: torch.device
 def _constexprs(
     config: Config, dtype: torch.dtype, n: int, per_sample: bool, contiguous: bool, aligned: bool
 ) -> dict[str, object]:
-    # A float64 tile takes twice the registers, so it gets half the columns.
+    # A float64 tile takes twice the registers, and its sums too: with half the columns 512 rows still spilled.
     wide = dtype == torch.float64
     return {
         "ACC": tl.float64 if wide else tl.float32,
         "R": config.rows // 4,
-        "C": config.columns // 2 if wide else config.columns,
+        "C": config.columns // 4 if wide else config.columns,
         "RESIDENT": n <= RESIDENT_ROWS,
         "PER_SAMPLE": per_sample,
         "CONTIGUOUS": contiguous,
@@ -327,9 +336,12 @@ def aot_cases() -> Iterator[AotCase]:
                     name=f"{kind} {config.rows}x{constexprs['C']} {str(dtype).removeprefix('torch.')}",
                     function=_gamma_moments_kernel,
                     signature={
-                        "work": "*i64", "partials": "*fp64", "n": "i32", "width": "i32",
+                        "work": "*i64",
+                        "partials": "*fp64",
+                        "n": "i32",
+                        "width": "i32",
                         **dict.fromkeys(constexprs, "constexpr"),
-                    },  # fmt: skip
+                    },
                     constexprs=constexprs,
                     target=target,
                     options={"num_warps": config.num_warps},
@@ -338,8 +350,12 @@ def aot_cases() -> Iterator[AotCase]:
             name="sum_rows",
             function=_sum_rows_kernel,
             signature={
-                "partials": "*fp64", "bounds": "*i64", "table": "*fp64", "width": "i32", "BLOCK": "constexpr",
-            },  # fmt: skip
+                "partials": "*fp64",
+                "bounds": "*i64",
+                "table": "*fp64",
+                "width": "i32",
+                "BLOCK": "constexpr",
+            },
             constexprs={"BLOCK": FINISH_BLOCK},
             target=target,
             options={"num_warps": 4},

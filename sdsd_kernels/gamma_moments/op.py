@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,7 +47,7 @@ def _(grads: list[Tensor], per_sample: bool, backend: str) -> Tensor:
 
 
 def gamma_moments(
-    grads: Tensor | Sequence[Tensor], *, per_sample: bool = False, backend: str | None = None
+    grads: Tensor | Sequence[Tensor] | Mapping[str, Tensor], *, per_sample: bool = False, backend: str | None = None
 ) -> GammaMoments:
     """Moments of the rows of G: ‖ḡ‖², Σ‖g_i − ḡ‖² and, on request, two numbers a row for leave-one-out.
 
@@ -64,8 +64,8 @@ def gamma_moments(
     A NaN or infinity makes the moments of its own tensor NaN. Deterministic. Not differentiable: inputs are detached.
 
     Args:
-        grads: one tensor of shape (N, *shape) or a sequence of them with the same N, one entry a parameter; float64,
-            float32, float16 or bfloat16, dtypes may differ; any strides; one device.
+        grads: one tensor of shape (N, *shape), or a sequence or mapping of them with the same N, one entry a
+            parameter; float64, float32, float16 or bfloat16, dtypes may differ; any strides; one device.
         per_sample: also return `deviations`, `projections` and `products`.
         backend: "triton", "torch", or None to choose by device.
 
@@ -74,13 +74,18 @@ def gamma_moments(
 
     Raises:
         TypeError: an entry that is not a dense real floating-point tensor.
-        ValueError: N < 2, an empty tensor or list, entries that differ in N or device, an unusable backend.
+        ValueError: N < 2, an empty tensor, list or mapping, entries that differ in N or device, an unusable backend.
     """
-    entries = [grads] if isinstance(grads, Tensor) else list(grads)
-    if not entries:
-        raise ValueError("grads: expected at least one tensor, got an empty sequence.")
-    for index, entry in enumerate(entries):
-        name = "grads" if isinstance(grads, Tensor) else f"grads[{index}]"
+    if isinstance(grads, Mapping):
+        named = [(f"grads[{key!r}]", entry) for key, entry in grads.items()]
+    elif isinstance(grads, (list, tuple)):
+        named = [(f"grads[{index}]", entry) for index, entry in enumerate(grads)]
+    else:
+        named = [("grads", grads)]  # type: ignore[list-item]  # checked below
+    if not named:
+        raise ValueError(f"grads: expected at least one tensor, got an empty {type(grads).__name__}.")
+    entries = [entry for _, entry in named]
+    for name, entry in named:
         check_gradient_rows(check_float_tensor(entry, name), name)
         if entry.shape[0] != entries[0].shape[0]:
             raise ValueError(
@@ -97,7 +102,8 @@ def gamma_moments(
     n = entries[0].shape[0]
     if not per_sample:
         return GammaMoments(table[:, 0], table[:, 1], None, None, None)
-    return GammaMoments(table[:, 0], table[:, 1], table[:, 2 : 2 + n], table[:, 2 + n : 2 + 2 * n], table[:, 2 + 2 * n :])
+    deviations, projections, products = table[:, 2:].split((n, n, n // 4), dim=1)
+    return GammaMoments(table[:, 0], table[:, 1], deviations, projections, products)
 
 
 def check_gradient_rows(entry: Tensor, name: str) -> None:

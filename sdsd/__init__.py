@@ -1,0 +1,18 @@
+"""SDSD: is this gradient signal or noise, and which neurons do the same job?
+
+==========================  ================================================================================
+`gamma_stats`               Γ, the gradient noise scale and error bars from per-sample or batch gradients
+`compute_gamma`             the same over batches of a data loader, as the seed document proposed it
+`neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
+`validate`                  compare every backend on this machine with the definitions
+==========================  ================================================================================
+"""
+
+from sdsd_kernels import validate
+
+from .gamma import GammaStats, compute_gamma, gamma_stats
+from .geometry import neuron_cosine_matrix
+
+__version__ = "0.1.0"
+
+__all__ = ["GammaStats", "compute_gamma", "gamma_stats", "neuron_cosine_matrix", "validate"]
