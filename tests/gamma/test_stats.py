@@ -12,7 +12,7 @@ import torch
 from scipy import stats as scipy_stats
 
 import sdsd
-from sdsd.gamma.stats import Source
+from sdsd.gamma.stats import Source, standard_error
 
 
 def jackknife(G: np.ndarray) -> float:
@@ -63,6 +63,15 @@ def test_interval_is_the_jackknife(n):
     assert (low + high) / 2 == pytest.approx(stats.gamma_unbiased)
     assert (high - low) / 2 == pytest.approx(half, rel=1e-8)
     assert stats.noise_scale_interval == pytest.approx((1 / high, 1 / low if low > 0 else math.inf))
+
+
+def test_error_is_at_least_that_of_pure_noise():
+    n, noise = 32, 3.0
+    even, nothing, products = np.full(n, noise * (n - 1) / n), np.zeros(n), np.full(n // 4, 2.0)
+    jackknife_alone = standard_error(0.1, noise, even, nothing, products * 0)
+    assert jackknife_alone == pytest.approx(0.0)
+    wanted = math.sqrt(2 * 2.0**2 / (n * (n - 1) * noise**2))
+    assert standard_error(0.1, noise, even, nothing, products) == pytest.approx(wanted)
 
 
 def test_parameters_and_total():
