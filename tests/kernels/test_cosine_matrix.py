@@ -1,0 +1,506 @@
+"""cosine_matrix on every backend this machine has, against float64 written apart from reference.py."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sdsd_kernels._backend import unusable
+from sdsd_kernels.cosine_matrix import config, cpu
+from sdsd_kernels.cosine_matrix.op import _as_rows, cosine_matrix
+from sdsd_kernels.cosine_matrix.reference import cosine_matrix_reference
+from tests.helpers import assert_error_within
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+NAN, INF = float("nan"), float("inf")
+FLOOR = 1.2e-7
+"""One unit in the last place of float32, for baselines that happen to be exact."""
+TRUNCATED = 3.0
+"""The interpreter converts float32 to bfloat16 by truncation, which errs twice as much as rounding."""
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request, device) -> str:
+    problem = unusable(request.param, device)
+    if problem:
+        pytest.skip(problem)
+    return request.param
+
+
+def flat(x: Tensor, neuron_dim: int = -1) -> Tensor:
+    return x.movedim(neuron_dim, 0).flatten(1)
+
+
+def oracle(x: Tensor, neuron_dim: int = -1, center: bool = False) -> Tensor:
+    """Sums of products over square roots of sums of squares; float64 holds squares of 1e±30 without scaling."""
+    rows = flat(x.detach().cpu().double(), neuron_dim)
+    if center:
+        rows = rows - rows.sum(1, keepdim=True) / rows.shape[1]
+    products = torch.einsum("is,js->ij", rows, rows)
+    squares = (rows * rows).sum(1)
+    cosine = products / torch.sqrt(squares[:, None] * squares[None, :])
+    return torch.where(torch.eye(len(rows), dtype=torch.bool) & (squares > 0), 1.0, cosine)
+
+
+def torch_way(x: Tensor, neuron_dim: int = -1) -> Tensor:
+    rows = torch.nn.functional.normalize(flat(x.detach().cpu().float(), neuron_dim), dim=1)
+    return rows @ rows.T
+
+
+def check_promises(cosine: Tensor, dead: Tensor | None = None) -> None:
+    """Symmetric bit for bit, at most 1, exactly 1 on the diagonal of the living."""
+    values = torch.nan_to_num(cosine.cpu(), nan=7.0)
+    assert torch.equal(values, values.T)
+    assert ((values.abs() <= 1) | (values == 7)).all()
+    diagonal = cosine.diagonal().cpu()
+    if dead is not None:
+        diagonal = diagonal[~dead]
+    assert (diagonal == 1).all()
+
+
+def check(cosine: Tensor, x: Tensor, neuron_dim: int = -1, factor: float = 2.0) -> None:
+    check_promises(cosine)
+    assert_error_within(cosine, oracle(x, neuron_dim), torch_way(x, neuron_dim), factor=factor, floor=FLOOR)
+
+
+@pytest.mark.parametrize(
+    ("shape", "neuron_dim"),
+    [
+        ((40, 70), -1),  # tiles of several groups, ragged in both dimensions
+        ((1, 33), 1),  # one sample: every cosine is ±1
+        ((33, 1), 1),  # one neuron
+        ((1, 1), 0),
+        ((97, 130), 0),  # samples adjacent
+        ((64, 64), 0),  # nothing overruns
+        ((3, 7, 35), -1),  # (batch, tokens, neurons)
+        ((3, 35, 7), 1),  # Conv1d
+        ((3, 34, 4, 5), 1),  # Conv2d
+        ((2, 33, 2, 3, 3), 1),
+    ],
+)
+def test_matches_the_definition(shape, neuron_dim, backend, device):
+    x = torch.randn(shape, device=device) + 0.2
+    cosine = cosine_matrix(x, neuron_dim=neuron_dim, backend=backend)
+    assert cosine.dtype == torch.float32
+    check(cosine, x, neuron_dim)
+
+
+@pytest.mark.parametrize(
+    ("view", "neuron_dim", "copied"),
+    [
+        (lambda x: x[:, ::2], 1, False),
+        (lambda x: x[::3, 1:40], 1, False),
+        (lambda x: x.T[5:40], 0, False),
+        (lambda x: x[:, :1].expand(-1, 35), 1, False),
+        (lambda x: x.view(6, 10, 70)[:, ::2], 2, False),  # two sample strides
+        (lambda x: x.view(4, 3, 5, 70).movedim(3, 1), 1, False),  # channels last
+        (lambda x: x.view(4, 3, 5, 70)[:, :2, ::2], 3, True),  # three sample strides
+    ],
+)
+def test_any_strides(view, neuron_dim, copied, backend, device):
+    x = view(torch.randn(60, 70, device=device))
+    rows = _as_rows(x, neuron_dim)
+    assert (
+        rows.data_ptr() != x.data_ptr() or rows.untyped_storage().nbytes() != x.untyped_storage().nbytes()
+    ) == copied
+    check(cosine_matrix(x, neuron_dim=neuron_dim, backend=backend), x, neuron_dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("center", [False, True])
+def test_halves_have_float32_norms_and_sums(dtype, center, backend, device):
+    x = (torch.randn(70, 40, device=device) + 0.5).to(dtype)
+    cosine = cosine_matrix(x, center=center, backend=backend)
+    check_promises(cosine)
+    shifted = x.float() - x.float().mean(0) if center else x
+    assert_error_within(cosine, oracle(x, center=center), torch_way(shifted), factor=3, floor=FLOOR)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_out_dtype_is_one_rounding(out_dtype, backend, device):
+    x = torch.randn(50, 40, device=device)
+    cosine = cosine_matrix(x, out_dtype=out_dtype, backend=backend)
+    assert cosine.dtype == out_dtype
+    check_promises(cosine)
+    assert_error_within(cosine, oracle(x), torch_way(x).to(out_dtype), factor=TRUNCATED, floor=FLOOR)
+
+
+@pytest.mark.parametrize("precision", config.PRECISIONS)
+def test_precisions(precision, backend, device):
+    x = torch.randn(100, 40, device=device)
+    cosine = cosine_matrix(x, precision=precision, backend=backend)
+    check_promises(cosine)
+    # tf32 keeps 10 bits of a factor's fraction, between float16's and the baseline's.
+    rounded = {"float32": x, "tf32": x.half(), "bf16": x.bfloat16()}[precision]
+    assert_error_within(cosine, oracle(x), torch_way(rounded), factor=TRUNCATED, floor=FLOOR)
+
+
+def test_float64(device):
+    x = torch.randn(50, 40, device=device, dtype=torch.float64)
+    cosine = cosine_matrix(x)
+    assert cosine.dtype == torch.float64
+    assert (cosine.cpu() - oracle(x)).abs().max() < 1e-14
+    x[:, 3] *= 1e-200
+    x[:, 4] *= 1e200
+    extreme = cosine_matrix(x)
+    check_promises(extreme)
+    assert (extreme - cosine).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("layout", ["neurons adjacent", "samples adjacent"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_scale_in_one_matrix(layout, dtype, backend, device):
+    x = torch.randn(70, 40, device=device)
+    scaled = x.clone()
+    # The interpreter misreads subnormal bfloat16.
+    tiny = 1e-38 if dtype == torch.float32 else 1e-35
+    for neuron, scale in enumerate([1e-30, 1e30, 1e-20, 1e20, tiny, 3e37, 1e-13]):
+        scaled[:, 5 * neuron] *= scale
+    scaled = scaled.to(dtype)
+    if layout == "samples adjacent":
+        scaled = scaled.T.contiguous().T
+    cosine = cosine_matrix(scaled, backend=backend)
+    check_promises(cosine)
+    assert_error_within(cosine, oracle(scaled), torch_way(x), factor=3, floor=FLOOR)
+
+
+def test_a_wide_range_inside_one_neuron(backend, device):
+    x = torch.randn(64, 33, device=device)
+    x[::2] *= 1e-25
+    x[1::2] *= 1e25
+    check_promises(cosine_matrix(x, backend=backend))
+    assert_error_within(cosine_matrix(x, backend=backend), oracle(x), torch_way(x[1::2] * 1e-25), factor=3, floor=FLOOR)
+
+
+@pytest.mark.parametrize("offset", [10.0, 1e4])
+def test_centring_does_not_cancel(offset, backend, device):
+    x = torch.randn(150, 33, device=device) + offset
+    cosine = cosine_matrix(x, center=True, backend=backend)
+    check_promises(cosine)
+    spread = x - x.double().mean(0).float()
+    assert_error_within(cosine, oracle(x, center=True), torch_way(spread), factor=3, floor=FLOOR)
+    if offset == 1e4:
+        assert (cosine.cpu() - oracle(x, center=True)).abs().max() < 1e-5
+
+
+def test_centring_at_extreme_scales_and_of_constants(backend, device):
+    x = torch.randn(60, 36, device=device) + 1
+    x[:, 1] *= 1e-30
+    x[:, 2] *= 1e30
+    x[:, 3] = 0.1
+    cosine = cosine_matrix(x, center=True, backend=backend)
+    wanted = oracle(x, center=True)
+    wanted[3] = wanted[:, 3] = 0.0
+    assert (cosine[3] == 0).all()
+    assert (cosine.cpu() - wanted).abs().max() < 1e-6
+
+
+def test_near_parallel_neurons(backend, device):
+    x = torch.randn(256, 1, device=device) + 1e-4 * torch.randn(256, 40, device=device)
+    cosine = cosine_matrix(x, backend=backend)
+    check_promises(cosine)
+    allowed = 3 * (torch_way(x) - oracle(x)).abs().max()
+    assert (cosine.cpu() - oracle(x)).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("center", [False, True])
+def test_bad_values_stay_in_their_row_and_column(bad, center, backend, device):
+    x = torch.randn(50, 40, device=device)
+    clean = cosine_matrix(x, center=center, backend=backend)
+    x[7, 35] = bad
+    x[:, 4] = 0
+    cosine = cosine_matrix(x, center=center, backend=backend)
+    assert cosine[35].isnan().all()
+    assert cosine[:, 35].isnan().all()
+    others = [neuron for neuron in range(40) if neuron not in (4, 35)]
+    assert torch.equal(cosine[others][:, others], clean[others][:, others])
+    assert (cosine[4, others] == 0).all()
+
+
+def test_zero_neurons(backend, device):
+    x = torch.randn(50, 40, device=device)
+    clean = cosine_matrix(x, backend=backend)
+    x[:, [0, 33]] = 0
+    dead = torch.zeros(40, dtype=torch.bool)
+    dead[[0, 33]] = True
+    alive = ~dead
+    zeros = cosine_matrix(x, zero="zero", backend=backend).cpu()
+    check_promises(zeros, dead)
+    assert (zeros[dead] == 0).all()
+    assert torch.equal(zeros[alive][:, alive], clean.cpu()[alive][:, alive])
+    nans = cosine_matrix(x, zero="nan", backend=backend).cpu()
+    assert nans[dead].isnan().all()
+    assert nans[:, dead].isnan().all()
+    assert torch.equal(nans[alive][:, alive], zeros[alive][:, alive])
+    with pytest.raises(ValueError, match=r"got 2 that are zero on every sample \(first: \[0, 33\]\)"):
+        cosine_matrix(x, zero="raise", backend=backend)
+    with pytest.raises(ValueError, match="the same on every sample"):
+        cosine_matrix(torch.ones(5, 3, device=device), zero="raise", center=True, backend=backend)
+    assert cosine_matrix(x[:, 1:33], zero="raise", backend=backend).shape == (32, 32)
+    assert (cosine_matrix(torch.zeros(3, 4, device=device), backend=backend) == 0).all()
+
+
+@st.composite
+def activations(draw) -> Tensor:
+    neurons, samples = draw(st.integers(1, 45)), draw(st.integers(1, 90))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x = torch.randn(samples, neurons, generator=generator)
+    exponents = torch.randint(-30, 31, (neurons,), generator=generator) * draw(st.integers(0, 1))
+    x = x * 10.0**exponents
+    x[:, torch.rand(neurons, generator=generator) < draw(st.sampled_from([0, 0.3]))] = 0
+    return x.T.contiguous().T if draw(st.booleans()) else x
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(activations())
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_any_activations(name, x):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if unusable(name, device):
+        pytest.skip(unusable(name, device))
+    cosine = cosine_matrix(x.to(device), backend=name).cpu()
+    dead = (x == 0).all(0)
+    check_promises(cosine, dead)
+    assert (cosine[dead] == 0).all()
+    alive = x[:, ~dead]
+    if alive.numel():
+        assert (cosine[~dead][:, ~dead] - oracle(alive)).abs().max() < 1e-6
+
+
+# The torch path, every branch of it
+
+
+@pytest.mark.parametrize("leaf", [1, 7, 16, 128])
+@pytest.mark.parametrize("finish_rows", [1, 10, 128])
+def test_torch_recursion_and_strips(leaf, finish_rows, monkeypatch):
+    monkeypatch.setattr(cpu, "LEAF", leaf)
+    monkeypatch.setattr(cpu, "FINISH_ROWS", finish_rows)
+    for neurons in (1, 2, 16, 33, 130):
+        x = torch.randn(20, neurons)
+        check(cosine_matrix(x, backend="torch"), x)
+
+
+@pytest.mark.parametrize("shape", [(2, 33, 700), (700, 33, 2), (30, 33, 30), (1, 33, 900), (257, 33, 3)])
+@pytest.mark.parametrize("center", [False, True])
+def test_torch_chunks(shape, center, monkeypatch):
+    monkeypatch.setattr(cpu, "SCRATCH_ELEMENTS", 1)
+    x = torch.randn(shape) + 0.3
+    for half_or_not in (x, x.bfloat16(), x.transpose(0, 1).contiguous().transpose(0, 1)):
+        chunks = list(cpu._chunks(_as_rows(half_or_not, 1)))
+        assert sum(chunk[0].numel() for chunk in chunks) == shape[0] * shape[2]
+        assert max(chunk[0].numel() for chunk in chunks) <= 256
+        cosine = cosine_matrix(half_or_not, neuron_dim=1, center=center, backend="torch")
+        check_promises(cosine)
+        assert (cosine - oracle(half_or_not, 1, center)).abs().max() < 1e-6
+
+
+def test_torch_reads_plain_layouts_where_they_lie(monkeypatch):
+    def no_copies(*args):
+        raise AssertionError("copied the input")
+
+    x = torch.randn(50, 40)
+    monkeypatch.setattr(cpu, "_converted", no_copies)
+    for rows in (x, x.T.contiguous().T, x[:, :30], x.T[:, 5:].T, x.view(5, 10, 40)):
+        check_promises(cosine_matrix(rows, backend="torch"))
+
+
+def test_torch_ignores_a_lowered_matmul_precision():
+    x = torch.randn(300, 64)
+    exact = cosine_matrix(x, backend="torch")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(cosine_matrix(x, backend="torch"), exact)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+# The Triton path without a GPU
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 5, 7])
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_tiles_cover_the_triangle(tiles, group, monkeypatch):
+    """Fresh memory is NaN here, so a tile that no program owns shows."""
+    problem = unusable("triton", torch.device("cpu"))
+    if problem:
+        pytest.skip(problem)
+    monkeypatch.setattr(config, "INTERPRETED", config.MatrixConfig(16, 16, num_warps=4, num_stages=1, group=group))
+    x = torch.randn(20, 16 * tiles - 3)
+    check(cosine_matrix(x, backend="triton"), x)
+
+
+def test_aot_cases_cover_every_configuration():
+    kernel = importlib.import_module("sdsd_kernels.cosine_matrix.kernel")
+    cases = kernel.aot_cases()
+    assert len({(case.name, case.target) for case in cases}) == len(cases)
+    for configurations in config.LARGE.values():
+        for dot, choice in configurations.items():
+            assert any(
+                case.constexprs.get("PRECISION") == dot
+                and case.constexprs["BLOCK_SAMPLES"] == choice.block_samples
+                and case.options == {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
+                for case in cases
+            )
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "center", "arch", "wanted"),
+    [
+        ("float32", torch.float32, False, "sm_90", "tf32x3"),
+        ("tf32", torch.float32, False, "sm_90", "tf32"),
+        ("bf16", torch.float32, True, "hip", "bf16"),
+        ("float32", torch.float32, False, "hip", "ieee"),
+        ("tf32", torch.float32, False, "hip", "ieee"),
+        ("float32", torch.bfloat16, False, "sm_80", "native"),
+        ("bf16", torch.float16, False, "sm_80", "native"),
+        ("float32", torch.float16, True, "sm_100", "tf32x3"),
+    ],
+)
+def test_dot_precision(precision, dtype, center, arch, wanted):
+    assert config.dot_precision(precision, dtype, center=center, arch=arch) == wanted
+    for neurons in (10, 10_000):
+        config.matrix_config(arch, wanted, neurons)
+
+
+def test_same_numbers_twice(backend, device):
+    x = torch.randn(70, 40, device=device)
+    assert torch.equal(cosine_matrix(x, backend=backend), cosine_matrix(x, backend=backend))
+
+
+# Gradient, torch.library, torch.compile
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("zero", ["zero", "nan"])
+def test_gradcheck(center, zero, device):
+    x = torch.randn(3, 5, 2, device=device, dtype=torch.float64)
+    alive = [0, 1, 3, 4]
+    x[:, 2] = 0
+
+    def living(x: Tensor) -> Tensor:
+        return cosine_matrix(x, neuron_dim=1, center=center, zero=zero)[alive][:, alive]
+
+    x.requires_grad_()
+    # Where a neuron is zero the cosine jumps, so finite differences hold only for the others.
+    living(x).pow(3).sum().backward()
+    assert (x.grad[:, 2] == 0).all()
+    rest = x.detach()[:, alive].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: cosine_matrix(x, neuron_dim=1, center=center), rest)
+    assert torch.autograd.gradgradcheck(lambda x: cosine_matrix(x, neuron_dim=1, center=center), rest)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_gradient_at_every_scale(scale, backend, device):
+    x = (torch.randn(60, 12, device=device) * scale).requires_grad_()
+    weight = torch.randn(12, 12, device=device)
+    (cosine_matrix(x, backend=backend) * weight).sum().backward()
+    exact = x.detach().double().requires_grad_()
+    rows = exact.T / exact.T.norm(dim=1, keepdim=True)
+    ((rows @ rows.T) * weight).sum().backward()
+    assert_error_within(x.grad.double() * scale, exact.grad * scale, exact.grad * scale, factor=1, floor=1e-6)
+
+
+def test_gradient_of_half_inputs_has_their_dtype(backend, device):
+    x = torch.randn(20, 6, device=device, dtype=torch.bfloat16, requires_grad=True)
+    cosine_matrix(x, backend=backend).square().sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(dtype, device):
+    rows = torch.randn(5, 2, 6, dtype=dtype, device=device, requires_grad=True)
+    backend = "triton" if device.type == "cuda" and dtype == torch.float32 else "torch"
+    torch.library.opcheck(torch.ops.sdsd.cosine_matrix.default, (rows, "float32", torch.float32, "zero", True, backend))
+
+
+def test_compiles_whole_and_differentiates(device):
+    def loss(x: Tensor) -> Tensor:
+        return cosine_matrix(x.relu(), neuron_dim=1, center=True).triu(1).square().sum()
+
+    x = torch.randn(4, 6, 3, 3, device=device)
+    eager, compiled = x.clone().requires_grad_(), x.clone().requires_grad_()
+    loss(eager).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(compiled).backward()
+    assert torch.allclose(compiled.grad, eager.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_meta_tensors_have_the_shape():
+    assert cosine_matrix(torch.randn(4, 5, device="meta"), out_dtype=torch.float16).shape == (5, 5)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: [[1.0, 2.0]], TypeError, "expected a torch.Tensor, got list"),
+        (lambda: torch.tensor(1.0), ValueError, r"at least two dimensions.*got shape \(\)"),
+        (lambda: torch.ones(3), ValueError, r"at least two dimensions.*got shape \(3,\)"),
+        (lambda: torch.ones(3, 4, dtype=torch.int64), TypeError, "got torch.int64"),
+        (lambda: torch.ones(3, 4, dtype=torch.complex64), TypeError, "expected real values"),
+        (lambda: torch.eye(3).to_sparse(), TypeError, "expected a dense tensor"),
+        (lambda: torch.ones(3, 4).to(torch.float8_e4m3fn), TypeError, "got torch.float8_e4m3fn"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8), TypeError, "quantised"),
+        (lambda: torch.ones(0, 4), ValueError, "which has no samples"),
+        (lambda: torch.ones(4, 0), ValueError, "which has no neurons"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning:torch")
+def test_bad_activations(make, error, match):
+    with pytest.raises(error, match=match):
+        cosine_matrix(make())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"neuron_dim": 2}, ValueError, "expected -2 to 1"),
+        ({"neuron_dim": -3}, ValueError, "expected -2 to 1"),
+        ({"neuron_dim": 1.0}, TypeError, "expected an int, got float"),
+        ({"neuron_dim": True}, TypeError, "expected an int, got bool"),
+        ({"precision": "fp8"}, ValueError, "expected one of 'float32', 'tf32', 'bf16', got 'fp8'"),
+        ({"zero": "ignore"}, ValueError, "expected one of 'zero', 'nan', 'raise', got 'ignore'"),
+        ({"out_dtype": torch.int32}, TypeError, "out_dtype: expected one of"),
+        ({"out_dtype": "float32"}, TypeError, "out_dtype: expected one of"),
+        ({"backend": "cuda"}, ValueError, "expected one of 'triton', 'torch', got 'cuda'"),
+    ],
+)
+def test_bad_options(options, error, match):
+    with pytest.raises(error, match=match):
+        cosine_matrix(torch.ones(3, 4), **options)
+
+
+def test_triton_where_there_is_none(monkeypatch):
+    with pytest.raises(ValueError, match=r"the kernel has no float64.*Use backend='torch'"):
+        cosine_matrix(
+            torch.ones(3, 4, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu"),
+            backend="triton",
+        )
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="Triton was asked for, but the tensor is on the CPU"):
+        cosine_matrix(torch.ones(3, 4), backend="triton")
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("zero", ["zero", "nan"])
+def test_reference_is_the_definition(center, zero):
+    x = torch.randn(3, 9, 8) + 0.5
+    x[:, 2] = 0
+    x[:, 3] *= 1e-30
+    x[0, 4, 0] = NAN
+    wanted = oracle(x, 1, center)
+    wanted[2] = wanted[:, 2] = 0.0 if zero == "zero" else NAN
+    wanted[4] = wanted[:, 4] = NAN
+    got = cosine_matrix_reference(x, neuron_dim=1, center=center, zero=zero)
+    assert torch.allclose(got, wanted, rtol=0, atol=1e-12, equal_nan=True)
+    with pytest.raises(ValueError, match="1 neurons are zero"):
+        cosine_matrix_reference(x, neuron_dim=1, center=center, zero="raise")
