@@ -2,6 +2,7 @@
 
     python tests/aot.py            a table for people; exit status 1 where a case is not as it should be
     python tests/aot.py --json     one JSON object a line
+    python tests/aot.py --brief    disassemble only where resource usage leaves a question open: quicker, no load widths
 
 Walks <package>/*/kernel.py and takes what `aot_cases()` offers there (see sdsd_kernels/_aot.py). No GPU, no torch
 device and no driver are needed: Triton ships the assembler and the disassembler.
@@ -82,7 +83,7 @@ def _disassembler() -> str:
     return found
 
 
-def _read_cuda(report: Report, cubin: bytes) -> None:
+def _read_cuda(report: Report, cubin: bytes, brief: bool) -> None:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -91,9 +92,12 @@ def _read_cuda(report: Report, cubin: bytes) -> None:
             command = [_disassembler(), option, file.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-        usage, code = dump("-res-usage"), dump("-sass")
-    report.registers = max(map(int, re.findall(r"\bREG:(\d+)", usage)))
-    report.stack = max(map(int, re.findall(r"\bSTACK:(\d+)", usage)))
+        usage = dump("-res-usage")
+        report.registers = max(map(int, re.findall(r"\bREG:(\d+)", usage)))
+        report.stack = max(map(int, re.findall(r"\bSTACK:(\d+)", usage)))
+        if brief and not report.stack and not report.expect_mma:
+            return  # spills live on the stack
+        code = dump("-sass")
     opcodes = CUDA_OPCODE.findall(code)
     names = collections.Counter(opcode.split(".")[0] for opcode in opcodes)
     report.spills = names["LDL"] + names["STL"]
@@ -132,7 +136,7 @@ def compile_case(case: Any) -> Any:
     return triton.compile(source, target=GPUTarget(*case.target), options=dict(case.options))
 
 
-def examine(kernel: str, case: Any) -> Report:
+def examine(kernel: str, case: Any, brief: bool = False) -> Report:
     """Compile one case and read its machine code."""
     backend, architecture, _ = case.target
     report = Report(
@@ -147,7 +151,7 @@ def examine(kernel: str, case: Any) -> Report:
         compiled = compile_case(case)
         report.shared = compiled.metadata.shared
         if backend == "cuda":
-            _read_cuda(report, compiled.asm["cubin"])
+            _read_cuda(report, compiled.asm["cubin"], brief)
         else:
             _read_hip(report, compiled.asm["amdgcn"])
     except Exception as error:
@@ -169,14 +173,14 @@ def discover(package: str) -> list[str]:
     return [f"{package}.{path.parent.name}.kernel" for path in sorted(Path(file).parent.glob("*/kernel.py"))]
 
 
-def _examine_by_index(job: tuple[str, int]) -> Report:
-    module, index = job
-    return examine(module.split(".")[-2], cases_of(module)[index])
+def _examine_by_index(job: tuple[str, int, bool]) -> Report:
+    module, index, brief = job
+    return examine(module.split(".")[-2], cases_of(module)[index], brief)
 
 
-def examine_all(package: str, processes: int) -> list[Report]:
+def examine_all(package: str, processes: int, brief: bool) -> list[Report]:
     """Every case of a package, compiled in a few processes."""
-    jobs = [(module, index) for module in discover(package) for index in range(len(cases_of(module)))]
+    jobs = [(module, index, brief) for module in discover(package) for index in range(len(cases_of(module)))]
     if processes == 1 or len(jobs) < 2:
         return [_examine_by_index(job) for job in jobs]
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -225,11 +229,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the kernels ahead of time and read the machine code.")
     parser.add_argument("--package", default="sdsd_kernels")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--brief", action="store_true", help="disassemble only where it is needed")
     parser.add_argument("--json", action="store_true", help="one JSON object a case and line")
     options = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
     start = time.perf_counter()
-    reports = examine_all(options.package, options.processes)
+    reports = examine_all(options.package, options.processes, options.brief)
     if options.json:
         for report in reports:
             print(json.dumps({**asdict(report), "problems": report.problems()}, ensure_ascii=False))
