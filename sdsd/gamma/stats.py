@@ -21,6 +21,7 @@ from products of differences of gradients.
 
 from __future__ import annotations
 
+import abc
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,42 +78,22 @@ def standard_error(signal: float, noise: float, a: np.ndarray, q: np.ndarray, c:
     return float(np.sqrt(variance))
 
 
-class Source:
+class Source(abc.ABC):
     """Where a `GammaStats` gets its numbers: device tensors until somebody reads one, host values after."""
 
-    def __init__(self, moments: GammaMoments, names: tuple[str, ...], n: int) -> None:
-        self._moments: GammaMoments | None = moments
-        self._table: Table | None = None
+    def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self._n = n
+        self._table: Table | None = None
+
+    @abc.abstractmethod
+    def _fetch(self) -> Table:
+        """Copy the numbers over; called once."""
 
     def table(self) -> Table:
         if self._table is None:
-            assert self._moments is not None
-            self._table = self._fetch(self._moments)
-            self._moments = None
+            self._table = self._fetch()
+            self._warn(self._table.rows)
         return self._table
-
-    def _fetch(self, moments: GammaMoments) -> Table:
-        fields = [tensor for tensor in moments if tensor is not None]
-        # One transfer, whatever the number of fields.
-        columns = [field.reshape(field.shape[0], -1) for field in fields]
-        joined = torch.cat(columns, 1).cpu().numpy()
-        split = np.cumsum([column.shape[1] for column in columns])[:-1]
-        parts = np.split(joined, split, axis=1)
-        rows = tuple(self._row(*(part[index] for part in parts)) for index in range(joined.shape[0]))
-        total = self._row(*(part.sum(0) for part in parts))
-        self._warn(rows)
-        return Table(total, rows, degrees=self._n - 1)
-
-    def _row(self, signal: np.ndarray, squares: np.ndarray, *samples: np.ndarray) -> Row:
-        m, v = float(signal[0]), float(squares[0]) / (self._n - 1)
-        if not samples:
-            return Row(m, v, None, None)
-        products = samples[2]
-        trace_of_square = float(np.mean(products**2)) if len(products) >= MIN_PRODUCTS else math.nan
-        dimension = v * v / trace_of_square if trace_of_square > 0 else math.nan
-        return Row(m, v, standard_error(m, v, *samples), dimension)
 
     def _warn(self, rows: tuple[Row, ...]) -> None:
         wrong = [
@@ -129,6 +110,43 @@ class Source:
             )
 
 
+class HostSource(Source):
+    """Numbers that are on the host already: what a pickled `GammaStats` comes back with."""
+
+    def __init__(self, names: tuple[str, ...], table: Table) -> None:
+        super().__init__(names)
+        self._table = table
+
+    def _fetch(self) -> Table:
+        raise AssertionError("a table is there from the start")
+
+
+class MomentsSource(Source):
+    """Numbers from `gamma_moments`."""
+
+    def __init__(self, names: tuple[str, ...], moments: GammaMoments, n: int) -> None:
+        super().__init__(names)
+        self._moments = moments
+        self._n = n
+
+    def _fetch(self) -> Table:
+        columns = [field.reshape(field.shape[0], -1) for field in self._moments if field is not None]
+        # One transfer, whatever the number of fields.
+        joined = torch.cat(columns, 1).cpu().numpy()
+        parts = np.split(joined, np.cumsum([column.shape[1] for column in columns])[:-1], axis=1)
+        rows = tuple(self._row(*(part[index] for part in parts)) for index in range(joined.shape[0]))
+        return Table(self._row(*(part.sum(0) for part in parts)), rows, degrees=self._n - 1)
+
+    def _row(self, signal: np.ndarray, squares: np.ndarray, *samples: np.ndarray) -> Row:
+        m, v = float(signal[0]), float(squares[0]) / (self._n - 1)
+        if not samples:
+            return Row(m, v, None, None)
+        products = samples[2]
+        trace_of_square = float(np.mean(products**2)) if len(products) >= MIN_PRODUCTS else math.nan
+        dimension = v * v / trace_of_square if trace_of_square > 0 else math.nan
+        return Row(m, v, standard_error(m, v, *samples), dimension)
+
+
 class GammaStats:
     """Signal, noise, Γ and the noise scale of one set of gradients; immutable, and lazy.
 
@@ -137,7 +155,7 @@ class GammaStats:
     Squared norms carry the square of the gradient's unit.
     """
 
-    __slots__ = ("_row", "_source", "batch_size", "confidence", "n", "samples_per_gradient")
+    __slots__ = ("_row", "_source", "batch_size", "confidence", "n", "samples_per_gradient", "smoothed")
 
     _source: Source
     _row: int | None
@@ -149,6 +167,8 @@ class GammaStats:
     """The batch whose phase is asked for, in samples; n × b unless given."""
     confidence: float | None
     """Level of the intervals, or None where none were asked for."""
+    smoothed: GammaStats | None
+    """The same from running averages over steps, with an interval of its own; None but in a training loop."""
 
     def __init__(
         self,
@@ -159,6 +179,7 @@ class GammaStats:
         batch_size: int,
         confidence: float | None,
         row: int | None = None,
+        smoothed: GammaStats | None = None,
     ) -> None:
         for name, value in (
             ("_source", source),
@@ -167,6 +188,7 @@ class GammaStats:
             ("samples_per_gradient", samples_per_gradient),
             ("batch_size", batch_size),
             ("confidence", confidence),
+            ("smoothed", smoothed),
         ):
             object.__setattr__(self, name, value)
 
@@ -177,7 +199,7 @@ class GammaStats:
         raise AttributeError(f"GammaStats is immutable: cannot delete {name!r}.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._source.table(), self._source.names, self._row, *self._settings())
+        return _rebuild, (self._source.table(), self._source.names, self._row, *self._settings(), self.smoothed)
 
     def _settings(self) -> tuple[int, int, int, float | None]:
         return self.n, self.samples_per_gradient, self.batch_size, self.confidence
@@ -227,7 +249,7 @@ class GammaStats:
 
     @property
     def effective_dimension(self) -> float | None:
-        """(Tr Σ)² / Tr Σ², how many directions carry the noise; None without `confidence`, NaN for n < 16."""
+        """(Tr Σ)² / Tr Σ², how many directions carry the noise; NaN for n < 16; None where it was not asked for."""
         return self._values().effective_dimension
 
     @property
@@ -255,7 +277,7 @@ class GammaStats:
         where fewer than 10 directions carry the noise, for then the interval covers too seldom to decide by.
         """
         dimension = self.effective_dimension
-        if self.interval is None or dimension is None or not dimension >= MIN_EFFECTIVE_DIMENSION:
+        if self.interval is None or (dimension is not None and not dimension >= MIN_EFFECTIVE_DIMENSION):
             return None
         low, high = (bound * self.batch_size / self.samples_per_gradient for bound in self.interval)
         return "drift" if low > 1 else "diffusion" if high < 1 else "critical"
@@ -271,10 +293,17 @@ class GammaStats:
         if self._row is not None:
             return MappingProxyType({})
         n, b, batch, confidence = self._settings()
+        smoothed = self.smoothed.parameters if self.smoothed is not None else {}
         return MappingProxyType(
             {
                 name: GammaStats(
-                    self._source, n=n, samples_per_gradient=b, batch_size=batch, confidence=confidence, row=row
+                    self._source,
+                    n=n,
+                    samples_per_gradient=b,
+                    batch_size=batch,
+                    confidence=confidence,
+                    row=row,
+                    smoothed=smoothed.get(name),
                 )
                 for row, name in enumerate(self._source.names)
             }
@@ -283,6 +312,8 @@ class GammaStats:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and dictionaries, ready for a logger; infinities and NaN are left as they are."""
         values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        if self.smoothed is not None:
+            values["smoothed"] = self.smoothed.to_dict()
         if self._row is None:
             values["parameters"] = {name: stats.to_dict() for name, stats in self.parameters.items()}
         return values
@@ -337,11 +368,16 @@ def _rebuild(
     samples_per_gradient: int,
     batch_size: int,
     confidence: float | None,
+    smoothed: GammaStats | None,
 ) -> GammaStats:
-    source = Source.__new__(Source)
-    source._moments, source._table, source.names, source._n = None, table, names, n
     return GammaStats(
-        source, n=n, samples_per_gradient=samples_per_gradient, batch_size=batch_size, confidence=confidence, row=row
+        HostSource(names, table),
+        n=n,
+        samples_per_gradient=samples_per_gradient,
+        batch_size=batch_size,
+        confidence=confidence,
+        row=row,
+        smoothed=smoothed,
     )
 
 
@@ -411,7 +447,7 @@ def gamma_stats(
     if confidence is not None and n < 3:
         raise ValueError(f"confidence: an interval needs at least 3 gradients, got {n}. Leave confidence out.")
     return GammaStats(
-        Source(moments, names, n),
+        MomentsSource(names, moments, n),
         n=n,
         samples_per_gradient=samples_per_gradient,
         batch_size=batch_size or n * samples_per_gradient,

@@ -12,7 +12,7 @@ import torch
 from scipy import stats as scipy_stats
 
 import sdsd
-from sdsd.gamma.stats import Source, standard_error
+from sdsd.gamma.stats import MomentsSource, standard_error
 
 
 def jackknife(G: np.ndarray) -> float:
@@ -211,8 +211,8 @@ def test_effective_dimension_is_estimated():
 
 def test_values_are_fetched_once_and_only_when_read(monkeypatch):
     fetches = []
-    fetch = Source._fetch
-    monkeypatch.setattr(Source, "_fetch", lambda self, moments: fetches.append(1) or fetch(self, moments))
+    fetch = MomentsSource._fetch
+    monkeypatch.setattr(MomentsSource, "_fetch", lambda self: fetches.append(1) or fetch(self))
     stats = sdsd.gamma_stats({"a": torch.randn(5, 3), "b": torch.randn(5, 2)}, confidence=0.95)
     parameters = stats.parameters
     assert not fetches
