@@ -26,7 +26,8 @@ test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no
 
 bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')
 	@mkdir -p benchmarks/results/local
-	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/local/pytest-benchmark.json $(BENCH_ARGS)
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/local/pytest-benchmark.json \
+	  --benchmark-columns=median,iqr,rounds $(BENCH_ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff check .

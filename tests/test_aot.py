@@ -102,15 +102,22 @@ def aot_cases():
 """
 
 
-@pytest.mark.parametrize("options", [[], ["--brief"]], ids=["full", "brief"])
-def test_unsound_kernels_are_found(tmp_path, options):
-    folder = tmp_path / "unsound_kernels" / "crowded"
+@pytest.fixture(scope="module")
+def unsound(tmp_path_factory) -> Path:
+    """A folder with a package of such kernels."""
+    root = tmp_path_factory.mktemp("unsound")
+    folder = root / "unsound_kernels" / "crowded"
     folder.mkdir(parents=True)
     for path in (folder, folder.parent):
         (path / "__init__.py").touch()
     (folder / "kernel.py").write_text(UNSOUND)
+    return root
+
+
+@pytest.mark.parametrize("options", [[], ["--brief"]], ids=["full", "brief"])
+def test_unsound_kernels_are_found(unsound, options):
     found = {
-        (report["case"], report["target"]): report for report in examine("unsound_kernels", tmp_path, options=options)
+        (report["case"], report["target"]): report for report in examine("unsound_kernels", unsound, options=options)
     }
     problems = {key: " ".join(report["problems"]) for key, report in found.items()}
 
