@@ -1,11 +1,12 @@
 """Kernels on tensors, each with a Triton and a torch implementation of one definition.
 
-==================  =========================================  ================================================
-function            reads                                      gives
-==================  =========================================  ================================================
-`gamma_moments`     per-sample gradients, (N, P) or a list     ‖mean‖², Σ‖g_i − mean‖², two numbers a sample
-`cosine_matrix`     activations, one neuron an index of a dim  cosine of every pair of neurons, (n, n)
-==================  =========================================  ================================================
+=====================  =========================================  ================================================
+function               reads                                      gives
+=====================  =========================================  ================================================
+`gamma_moments`        per-sample gradients, (N, P) or a list     ‖mean‖², Σ‖g_i − mean‖², two numbers a sample
+`cosine_matrix`        activations, one neuron an index of a dim  cosine of every pair of neurons, (n, n)
+`weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
+=====================  =========================================  ================================================
 
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
@@ -16,13 +17,16 @@ from ._backend import BACKENDS, available_backends
 from ._validate import ValidationReport, validate
 from .cosine_matrix.op import cosine_matrix
 from .gamma_moments.op import GammaMoments, gamma_moments
+from .weight_grad_stats.op import WeightGradStats, weight_grad_stats
 
 __all__ = [
     "BACKENDS",
     "GammaMoments",
     "ValidationReport",
+    "WeightGradStats",
     "available_backends",
     "cosine_matrix",
     "gamma_moments",
     "validate",
+    "weight_grad_stats",
 ]

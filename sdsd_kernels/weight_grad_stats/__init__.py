@@ -1,0 +1,5 @@
+"""Weight gradient of a linear layer and the squared norms of its per-sample gradients, from one pass over the samples."""
+
+from .op import WeightGradStats, weight_grad_stats
+
+__all__ = ["WeightGradStats", "weight_grad_stats"]

@@ -1,0 +1,135 @@
+"""The three methods in torch, on any device.
+
+On the CPU a sum of squares that float32 may have spoilt (it left the range where single squares neither vanish nor
+overflow) is redone in float64. Elsewhere looking at it would wait for the device, so squares are float64 at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SAFE_SQUARES = (1e-20, 1e30)
+"""Sums of squares outside this range may have lost terms to float32 underflow or overflow: redone in float64."""
+
+
+def weight_grad_stats(
+    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, method: str, max_bytes: int
+) -> tuple[Tensor | None, Tensor]:
+    """Weight gradient (p, d) or None, and the square norm, of inputs (N, T, d) and output gradients (N, T, p)."""
+    if method == "fused":
+        return fused(inputs, output_grads, scale, weight_grad, max_bytes)
+    total = plain_weight_grad(inputs, output_grads) if weight_grad else None
+    if method == "gram":
+        return total, gram(inputs, output_grads, max_bytes)
+    return total, rank1(inputs[:, 0], output_grads[:, 0], scale, max_bytes)
+
+
+def plain_weight_grad(inputs: Tensor, output_grads: Tensor) -> Tensor:
+    """The product autograd takes for torch.nn.functional.linear, and so its bits; shape: (p, d)."""
+    return output_grads.reshape(-1, output_grads.shape[-1]).t() @ inputs.reshape(-1, inputs.shape[-1])
+
+
+def _working_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _trusted(value: float) -> bool:
+    return SAFE_SQUARES[0] < value < SAFE_SQUARES[1]
+
+
+def _squares(flat: Tensor) -> float | Tensor:
+    """‖flat‖² in float64, for a vector in one piece."""
+    if flat.device.type != "cpu":
+        return torch.linalg.vector_norm(flat, dtype=torch.float64).square()
+    value = torch.dot(flat, flat).item()
+    if flat.dtype == torch.float64 or _trusted(value):
+        return value
+    wide = flat.double()
+    return torch.dot(wide, wide).item()
+
+
+def _as_result(value: float | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device=like.device)
+
+
+def fused(
+    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, max_bytes: int
+) -> tuple[Tensor | None, Tensor]:
+    """One g_n at a time (a block of its rows where it is large): squared, and added to the weight gradient."""
+    samples, _, d = inputs.shape
+    p = output_grads.shape[2]
+    dtype = _working_dtype(inputs.dtype)
+    rows = max(1, min(p, max_bytes // (d * dtype.itemsize * (1 if scale is None else 2))))
+    total = torch.zeros(p, d, dtype=dtype, device=inputs.device) if weight_grad else None
+    scratch = torch.empty(rows * d, dtype=dtype, device=inputs.device)
+    squares: float | Tensor = 0.0
+    for start in range(0, p, rows):
+        block = slice(start, min(p, start + rows))
+        flat = scratch[: (block.stop - block.start) * d]
+        gradient = flat.view(-1, d)
+        factors = None if scale is None else scale[block].to(dtype)
+        for n in range(samples):
+            a, b = inputs[n], output_grads[n, :, block]
+            torch.mm(b.to(dtype).t(), a.to(dtype), out=gradient)
+            if total is not None:
+                total[block] += gradient
+            if factors is not None:
+                gradient *= factors
+            squares = squares + _squares(flat)
+    if total is not None:
+        total = total.to(inputs.dtype)
+    return total, _as_result(squares, inputs)
+
+
+def gram(inputs: Tensor, output_grads: Tensor, max_bytes: int) -> Tensor:
+    """Σ⟨a_n a_nᵀ, b_n b_nᵀ⟩, as many samples at once as scratch allows."""
+    samples, positions, d = inputs.shape
+    dtype = _working_dtype(inputs.dtype)
+    each = 2 * positions * positions * dtype.itemsize
+    if inputs.dtype != dtype:
+        each += positions * (d + output_grads.shape[2]) * dtype.itemsize
+    chunk = max(1, min(samples, max_bytes // each))
+    result: float | Tensor = 0.0
+    for start in range(0, samples, chunk):
+        a, b = inputs[start : start + chunk].to(dtype), output_grads[start : start + chunk].to(dtype)
+        value: float | Tensor = _gram_product(a, b)
+        if a.device.type == "cpu":
+            value = float(value)
+            if dtype != torch.float64 and not _trusted(value):
+                value = sum(
+                    float(_gram_product(one[None].double(), two[None].double())) for one, two in zip(a, b, strict=True)
+                )
+        result = result + value
+    return _as_result(result, inputs)
+
+
+def _gram_product(a: Tensor, b: Tensor) -> Tensor:
+    left, right = torch.bmm(a, a.mT), torch.bmm(b, b.mT)
+    return torch.dot(left.view(-1), right.view(-1)).double()
+
+
+def rank1(a: Tensor, b: Tensor, scale: Tensor | None, max_bytes: int) -> Tensor:
+    """Σ‖a_n‖²‖b_n‖², or Σ_n (b_n²)ᵀ D² (a_n²) with a scale; a: (N, d), b: (N, p)."""
+    if scale is None:
+        return torch.dot(_row_squares(a), _row_squares(b))
+    dtype = torch.float64 if a.device.type != "cpu" else _working_dtype(a.dtype)
+    value = _scaled_rank1(a, b, scale, max_bytes, dtype)
+    if dtype == torch.float32 and not _trusted(float(value)):
+        value = _scaled_rank1(a, b, scale, max_bytes, torch.float64)
+    return value
+
+
+def _row_squares(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+
+
+def _scaled_rank1(a: Tensor, b: Tensor, scale: Tensor, max_bytes: int, dtype: torch.dtype) -> Tensor:
+    factors = scale.to(dtype).square()
+    left = max_bytes - factors.numel() * dtype.itemsize
+    chunk = max(1, min(a.shape[0], left // ((a.shape[1] + 2 * b.shape[1]) * dtype.itemsize)))
+    result = torch.zeros((), dtype=torch.float64, device=a.device)
+    for start in range(0, a.shape[0], chunk):
+        weights = torch.mm(a[start : start + chunk].to(dtype).square(), factors.t())
+        result += torch.dot(weights.view(-1), b[start : start + chunk].to(dtype).square().view(-1))
+    return result
