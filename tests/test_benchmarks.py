@@ -198,5 +198,5 @@ def test_make_gpu_says_what_is_missing(monkeypatch, capsys, tmp_path):
 
 def test_every_case_is_asked_for_by_a_benchmark():
     ops = {path.stem.removeprefix("bench_") for path in (harness.ROOT / "benchmarks").glob("bench_*.py")}
-    assert {case.op for cases in CASES.values() for case in cases} <= ops | {"cosine_matrix"}
+    assert {case.op for cases in CASES.values() for case in cases} <= ops
     assert all(cases_for("gamma_stats", device) for device in CASES)

@@ -108,7 +108,9 @@ def test_import_adds_little_to_torch(tmp_path):
 
 
 def test_torch_serves_where_triton_is_absent(tmp_path):
-    python(HIDE_TRITON + COMPUTE + "assert sdsd.available_backends() == ('torch',)", tmp_path)
+    python(
+        HIDE_TRITON + COMPUTE + "import sdsd_kernels\nassert sdsd_kernels.available_backends() == ('torch',)", tmp_path
+    )
 
 
 def test_the_hidden_triton_is_hidden(tmp_path):
