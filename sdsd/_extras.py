@@ -1,0 +1,32 @@
+"""Optional packages: imported where they are used, and named with the way to install them where they are missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class MissingExtraError(ImportError):
+    """A package of one of the optional extras is needed and not installed."""
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, or say which extra brings it.
+
+    Args:
+        module: the module's import name, for example "matplotlib".
+        extra: the extra of this project that installs it, for example "report".
+        purpose: what needs it, as the start of the sentence "<purpose> needs <module>".
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
+        raise MissingExtraError(
+            f"{purpose} needs {package}, which is not installed. Install it with: pip install 'sdsd[{extra}]'"
+        ) from error

@@ -1,0 +1,392 @@
+"""The `sdsd` command.
+
+A subcommand is a function marked with `@command`, which adds its arguments in a second function; nothing else has to
+know about it. User errors end in one line and status 2; SDSD_DEBUG=1 shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ._extras import MissingExtraError
+
+OK, FELL_SHORT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class CommandLineError(ValueError):
+    """What was typed cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are ours: one line, with the nearest known word."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandLineError(f"{message}. See: {self.prog} --help")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: what it is called, what it takes and what it does."""
+
+    name: str
+    summary: str
+    examples: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(
+    name: str, summary: str, examples: str, arguments: Callable[[argparse.ArgumentParser], None]
+) -> Callable[[Callable[[argparse.Namespace], int]], Callable[[argparse.Namespace], int]]:
+    """Register the decorated function, which returns the exit status, as the subcommand `name`."""
+
+    def register(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+        COMMANDS[name] = Command(name, summary, examples, arguments, run)
+        return run
+
+    return register
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (of the process by default) and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (ValueError, TypeError, OSError, MissingExtraError) as error:
+        if os.environ.get("SDSD_DEBUG") == "1":
+            traceback.print_exc()
+        return complain(" ".join(str(error).split()), BAD_INPUT)
+
+
+def complain(message: str, status: int) -> int:
+    print(f"error: {message}" if status == BAD_INPUT else message, file=sys.stderr)
+    return status
+
+
+def run(arguments: list[str]) -> int:
+    parser, subparsers = build_parser()
+    check_command_name(arguments)
+    known, unknown = parser.parse_known_args(arguments)
+    if known.command is None:
+        parser.print_help()
+        return OK
+    if unknown:
+        raise CommandLineError(unknown_words(unknown, subparsers[known.command]))
+    return COMMANDS[known.command].run(known)
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(
+        prog="sdsd",
+        description="Is this gradient signal or noise, and which neurons do the same job?",
+        epilog="Run `sdsd COMMAND --help` for its options and examples.",
+    )
+    parser.add_argument("--version", action="version", version=version_line())
+    group = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    subparsers = {}
+    for entry in COMMANDS.values():
+        subparser = group.add_parser(
+            entry.name,
+            help=entry.summary,
+            description=entry.summary[0].upper() + entry.summary[1:] + ".",
+            epilog="examples:\n" + entry.examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        entry.arguments(subparser)
+        subparsers[entry.name] = subparser
+    return parser, subparsers
+
+
+def version_line() -> str:
+    import torch
+
+    from . import __version__
+
+    return f"sdsd {__version__} (torch {torch.__version__}, Python {sys.version.split()[0]})"
+
+
+def check_command_name(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0].startswith("-") or arguments[0] in COMMANDS:
+        return
+    near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(COMMANDS)}."
+    raise CommandLineError(f"there is no command {arguments[0]!r}. {hint}")
+
+
+def unknown_words(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    options = re.findall(r"--[a-z][a-z-]*", parser.format_help())
+    word = next((word for word in unknown if word.startswith("-")), unknown[0])
+    near = difflib.get_close_matches(word.split("=")[0], options, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"See: {parser.prog} --help"
+    return f"{parser.prog} does not know {word!r}. {hint}"
+
+
+def whole_number(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or value < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, got {text!r}")
+    return value
+
+
+def positive_integer(text: str) -> int:
+    return whole_number(text, 1)
+
+
+def natural_number(text: str) -> int:
+    return whole_number(text, 0)
+
+
+def level(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a level between 0 and 1, for example 0.95, got {text!r}")
+    return value
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns aligned with spaces, the first to the left and numbers to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for index, line in enumerate(lines):
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        print("  ".join(cells).rstrip())
+        if index == 0:
+            print("  ".join("─" * width for width in widths))
+
+
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write (default: out/demo)")
+    parser.add_argument("--seed", type=natural_number, default=0, help="same seed, same numbers (default: 0)")
+    parser.add_argument("--epochs", type=positive_integer, default=None, help="passes over the data (default: 30)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+@command(
+    "demo",
+    "train on real digits, watch signal and noise, map the neurons, merge them",
+    "  sdsd demo\n  sdsd demo --out out/second --seed 1\n  sdsd demo --epochs 5 --quiet",
+    demo_arguments,
+)
+def demo(arguments: argparse.Namespace) -> int:
+    from .studies.demo import DemoConfig, run_demo
+
+    config = DemoConfig(seed=arguments.seed, **({"epochs": arguments.epochs} if arguments.epochs else {}))
+    result = run_demo(arguments.out, config, quiet=arguments.quiet)
+    if not arguments.quiet:
+        from .studies.demo_report import summary_lines
+
+        print("\n" + "\n".join(summary_lines(result)))
+    if result.interrupted:
+        kept = ", ".join(path.name for path in result.written if path.suffix != ".png")
+        return complain(f"interrupted; kept in {result.folder}: {kept}", INTERRUPTED)
+    return OK
+
+
+def gamma_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help=".npy, .npz, .pt, .pth or .safetensors; n gradients along dimension 0"
+    )
+    parser.add_argument("--confidence", type=level, default=0.95, help="level of the intervals (default: 0.95)")
+    parser.add_argument(
+        "--samples-per-gradient", type=positive_integer, default=1, metavar="B",
+        help="over how many samples each gradient is a mean (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=None, metavar="B",
+        help="the training batch the phase is for (default: all samples of the file)",
+    )  # fmt: skip
+    parser.add_argument("--key", metavar="NAME", help="take only this entry, or this group of entries, of the file")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+@command(
+    "gamma",
+    "Γ, noise scale, interval and phase of saved gradients",
+    "  sdsd gamma per_sample_grads.npz\n"
+    "  sdsd gamma step_*.pt --batch-size 256 --json\n"
+    "  sdsd gamma checkpoint.pt --key grads --samples-per-gradient 32",
+    gamma_arguments,
+)
+def gamma(arguments: argparse.Namespace) -> int:
+    from . import gamma_stats
+    from ._tensor_files import load_tensors
+
+    found: list[dict[str, Any]] = []
+    for path in arguments.files:
+        grads = load_tensors(path, arguments.key)
+        try:
+            stats = gamma_stats(
+                grads,
+                samples_per_gradient=arguments.samples_per_gradient,
+                batch_size=arguments.batch_size,
+                confidence=arguments.confidence,
+            )
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{path}: {error}") from error
+        if arguments.json:
+            found.append({"file": path, **stats.to_dict()})
+            continue
+        print_gamma(path, stats)
+    if arguments.json:
+        print_json(found)
+    return OK
+
+
+def print_gamma(path: str, stats: Any) -> None:
+    from .report.figures import plain_number
+
+    def bounds(interval: tuple[float, float] | None) -> str:
+        return "–" if interval is None else " – ".join(map(plain_number, interval))
+
+    plural = "s" if stats.samples_per_gradient > 1 else ""
+    print(f"{path}: {stats.n} gradients, each the mean over {stats.samples_per_gradient} sample{plural}")
+    rows = [(name, part) for name, part in stats.parameters.items()] + [("total", stats)]
+    level_name = f"{100 * stats.confidence:g}% interval"
+    print_table(
+        ("", "Γ", "noise scale", level_name, f"phase at batch {stats.batch_size}"),
+        (
+            (
+                name, plain_number(part.gamma_unbiased), plain_number(part.noise_scale),
+                bounds(part.noise_scale_interval), part.phase or "–",
+            )
+            for name, part in rows
+        ),
+    )  # fmt: skip
+    print(gamma_sentence(stats) + "\n")
+
+
+def gamma_sentence(stats: Any) -> str:
+    """What the total means, in words."""
+    from math import isfinite, isinf
+
+    from .report.figures import plain_number
+
+    if not isfinite(stats.signal + stats.noise):
+        return "The gradients hold NaN or infinity: no verdict."
+    if stats.noise == 0:
+        return "The gradients do not differ at all: no noise."
+    if isinf(stats.noise_scale):
+        return "No signal can be told from the noise with so few gradients."
+    sentence = f"The mean over about {plain_number(stats.noise_scale)} samples holds as much signal as noise"
+    if stats.noise_scale_interval is None or isinf(stats.noise_scale_interval[1]):
+        return sentence + ", but the interval is open above: more gradients would tell."
+    return sentence + "."
+
+
+def map_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a layer's activations: .npy, .npz, .pt, .pth or .safetensors")
+    parser.add_argument(
+        "--neuron-dim", type=int, default=None, metavar="D",
+        help="the dimension that counts neurons (default: the last; 1 from four dimensions up)",
+    )  # fmt: skip
+    parser.add_argument("--center", action="store_true", help="subtract each neuron's mean first (correlation)")
+    parser.add_argument("--k", type=positive_integer, default=10, help="how many pairs to list (default: 10)")
+    parser.add_argument("--key", metavar="NAME", help="which entry of the file")
+    parser.add_argument("--out", type=Path, default=Path("out/map"), help="folder to write (default: out/map)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+@command(
+    "map",
+    "cosine matrix, nearest and farthest neurons, dead neurons of saved activations",
+    "  sdsd map activations.npy\n"
+    "  sdsd map features.pt --key layer3 --center --k 20\n"
+    "  sdsd map conv1d.safetensors --neuron-dim 1 --out out/conv",
+    map_arguments,
+)
+def map_activations(arguments: argparse.Namespace) -> int:
+    from ._tensor_files import load_tensor
+    from .studies.map import run_map
+
+    activations = load_tensor(arguments.file, arguments.key)
+    try:
+        found = run_map(
+            activations,
+            arguments.out,
+            neuron_dim=arguments.neuron_dim,
+            center=arguments.center,
+            pairs=arguments.k,
+            source=arguments.file,
+        )
+    except TypeError as error:
+        raise TypeError(f"{arguments.file}: {error}") from error
+    neuron_map = found.neuron_map
+    if arguments.json:
+        print_json(found.results)
+        return OK
+    print(
+        f"{arguments.file}: {len(neuron_map.alive)} neurons, {len(neuron_map.order)} alive, "
+        f"{len(neuron_map.dead)} dead, {len(set(neuron_map.clusters))} clusters "
+        f"(silhouette {neuron_map.silhouette:.2f})"
+    )
+    if neuron_map.dead:
+        listed = ", ".join(map(str, neuron_map.dead[:20]))
+        print(f"dead: {listed}{' …' if len(neuron_map.dead) > 20 else ''}")
+    pairs = zip(neuron_map.nearest, neuron_map.farthest, strict=False)
+    print_table(
+        ("", "nearest", "cosine", "farthest", "cosine"),
+        (
+            (
+                str(index), f"{near.first} – {near.second}", f"{near.cosine:.4f}",
+                f"{far.first} – {far.second}", f"{far.cosine:.4f}",
+            )
+            for index, (near, far) in enumerate(pairs, start=1)
+        ),
+    )  # fmt: skip
+    print(f"written to {arguments.out}: {', '.join(path.name for path in found.written)}")
+    return OK
+
+
+def validate_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+@command(
+    "validate",
+    "compare every backend on this machine with the definitions",
+    "  sdsd validate\n  TRITON_INTERPRET=1 sdsd validate",
+    validate_arguments,
+)
+def validate(arguments: argparse.Namespace) -> int:
+    from . import validate as compare
+
+    return OK if compare().ok else FELL_SHORT
+
+
+def print_json(value: Any) -> None:
+    from .studies._files import plain
+
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

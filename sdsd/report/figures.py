@@ -1,0 +1,381 @@
+"""Figures in one style, drawn with matplotlib on the Agg canvas.
+
+A `draw_…` function fills given axes and computes nothing; `new_figure` makes them, `save_png` and `to_svg` write them.
+In the SVG the style's ink, grid and paper colours become the page's own, so a figure turns dark with its page.
+matplotlib is imported when the first figure is made (the extra "report").
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from .._extras import require
+
+INK, MUTED, GRID, PAPER = "#1b2430", "#66707d", "#dde2e8", "#ffffff"
+BLUE, ORANGE, GREEN, PURPLE, RED, TEAL = "#3b78e7", "#ee8a2c", "#2fa572", "#9467d4", "#df5452", "#2ba3b8"
+CLUSTER_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, "#b8923a", "#d765a8", "#7f8c9b", "#6d8f3c")
+COHORT_COLOURS = {"near": GREEN, "random": "#8a94a1", "far": ORANGE}
+PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 10.5,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.linewidth": 1.0,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "text.color": INK,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "lines.linewidth": 2.0,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sdsd",
+    "figure.constrained_layout.use": True,
+}
+
+
+Drawing = TypeVar("Drawing", bound=Callable[..., None])
+
+
+def styled(draw: Drawing) -> Drawing:
+    """Run `draw` in the house style: matplotlib reads colours and sizes when an artist is made."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> None:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            draw(*args, **kwargs)
+
+    return cast(Drawing, drawn)
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
+    """A figure of `width` × `height` inches and its axes (one, or an array), in the house style."""
+    matplotlib = require("matplotlib", extra="report", purpose="drawing figures")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, gridspec_kw=grid or None)
+    return figure, axes
+
+
+def save_png(figure: Any, path: str | Path, dpi: int = 144) -> None:
+    """Write `figure` as a PNG on white."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(path, dpi=dpi, facecolor=PAPER, metadata={"Software": None})
+
+
+def to_svg(figure: Any, name: str) -> str:
+    """`figure` as an <svg> element to put into a page; its identifiers start with `name`."""
+    import matplotlib
+
+    buffer = StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    for colour, variable in PAGE_COLOURS.items():
+        text = text.replace(colour, variable)
+    return text
+
+
+def plain_number(value: float) -> str:
+    """A number as people write it on an axis or in a table: 0.06, 4.1, 36, 4,600, 2.1 million."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size >= 1e6:
+        text = f"{size / 1e6:.1f} million"
+    elif size >= 1000:
+        text = f"{float(f'{size:.2g}'):,.0f}"
+    elif size >= 10 or size == 0:
+        text = f"{size:.0f}"
+    elif size >= 1e-5:
+        text = f"{float(f'{size:.2g}'):.6f}".rstrip("0")
+    else:
+        text = f"{size:.1e}".replace("e-0", "e-").replace("e-", "×10^−")
+    return f"−{text}" if value < 0 else text
+
+
+@styled
+def set_title(axes: Any, text: str) -> None:
+    axes.set_title(text)
+
+
+def log_axis(axis: Any, low: float, high: float) -> None:
+    """Ticks at 1, 3, 10, 30, … written as plain numbers, between `low` and `high`."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1,) if len(decades) > 6 else (1, 3)
+    ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _limits(values: Sequence[float], pad: float = 1.6) -> tuple[float, float]:
+    positive = [value for value in values if math.isfinite(value) and value > 0]
+    if not positive:
+        return 0.1, 10.0
+    return min(positive) / pad, max(positive) * pad
+
+
+@styled
+def draw_noise_scale(
+    axes: Any,
+    steps: Sequence[int],
+    estimate: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    batch_size: int,
+    exact_steps: Sequence[int] = (),
+    exact: Sequence[float] = (),
+) -> None:
+    """Noise scale over training with its interval, the exact values as dots, and the batch size as a line."""
+    bottom, top = _limits([*estimate, *exact, batch_size], pad=2.2)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, top)
+
+    def clipped(values: Sequence[float], instead: float) -> list[float]:
+        return [instead if math.isnan(value) else min(max(value, bottom), top) for value in values]
+
+    known = [not math.isnan(a) for a in low]
+    axes.fill_between(
+        steps, clipped(low, top), clipped(high, top), where=known, color=BLUE, alpha=0.2, linewidth=0,
+        label="95% interval",
+    )  # fmt: skip
+    axes.plot(
+        steps, [value if 0 < value < math.inf else math.nan for value in estimate], color=BLUE, label="from the batches"
+    )
+    if exact:
+        axes.plot(
+            exact_steps, exact, "o", color=INK, markersize=4, markeredgewidth=0, label="exact, all training images"
+        )
+    axes.axhline(batch_size, color=ORANGE, linewidth=2, linestyle=(0, (5, 2)))
+    span = max(steps) if len(steps) else 1
+    axes.set_xlim(0, span * 1.01)
+    axes.annotate(
+        f"batch size {batch_size}", (span, batch_size), xytext=(-2, 5), textcoords="offset points",
+        color=ORANGE, ha="right", va="bottom", fontweight="bold",
+    )  # fmt: skip
+    axes.set_ylabel("noise scale (images)")
+    axes.legend(loc="upper left", fontsize=9.5, borderaxespad=0.2, handlelength=1.6)
+    log_axis(axes.yaxis, bottom, top)
+
+
+@styled
+def draw_accuracy(axes: Any, steps: Sequence[int], accuracy: Sequence[float]) -> None:
+    """Held-out accuracy over training."""
+    axes.plot(steps, [100 * value for value in accuracy], color=GREEN)
+    axes.set_ylim(0, 102)
+    axes.set_yticks([0, 25, 50, 75, 100])
+    axes.set_ylabel("accuracy (%)")
+    axes.set_xlabel("training step")
+    if accuracy:
+        axes.annotate(
+            f"{100 * accuracy[-1]:.1f}%", (steps[-1], 100 * accuracy[-1]), xytext=(-2, -8),
+            textcoords="offset points", ha="right", va="top", color=GREEN, fontweight="bold",
+        )  # fmt: skip
+
+
+@styled
+def draw_layer_gamma(axes: Any, steps: Sequence[int], layers: Mapping[str, Sequence[float]], batch_size: int) -> None:
+    """Γ at the batch size used, one line a layer, on a log axis with the line Γ = 1."""
+    everything = [value for values in layers.values() for value in values]
+    bottom, top = _limits([*everything, 1.0], pad=1.5)
+    bottom = max(bottom, 1e-3)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, top)
+    span = max(steps) if len(steps) else 1
+    axes.set_xlim(0, span * 1.01)
+    axes.axhspan(1.0, top, color=GREEN, alpha=0.09, linewidth=0)
+    axes.axhline(1.0, color=MUTED, linewidth=1.2)
+    for (name, values), colour in zip(layers.items(), CLUSTER_COLOURS * 9, strict=False):
+        axes.plot(steps, [value if value > 0 else math.nan for value in values], color=colour, label=name)
+    inside = (0.99, 1.0)
+    blended = axes.get_yaxis_transform()
+    axes.annotate(
+        "more signal than noise ↑", inside, xycoords=blended, xytext=(0, 4), textcoords="offset points",
+        ha="right", va="bottom", color=MUTED, fontsize=9.5,
+    )  # fmt: skip
+    axes.annotate(
+        "more noise than signal ↓", inside, xycoords=blended, xytext=(0, -5), textcoords="offset points",
+        ha="right", va="top", color=MUTED, fontsize=9.5,
+    )  # fmt: skip
+    axes.set_ylabel(f"Γ of a batch of {batch_size}")
+    axes.set_xlabel("training step")
+    axes.legend(loc="lower left", fontsize=9.5, handlelength=1.6)
+    log_axis(axes.yaxis, bottom, top)
+
+
+@styled
+def draw_neuron_map(
+    axes: Any,
+    points: np.ndarray,
+    clusters: Sequence[int],
+    names: Sequence[int],
+    pairs: Sequence[tuple[int, int]] = (),
+    sizes: Sequence[float] | None = None,
+) -> None:
+    """Neurons as points in the plane, coloured by cluster; `pairs` (positions in `points`) are linked."""
+    for first, second in pairs:
+        axes.plot(*points[[first, second]].T, color=INK, linewidth=1.6, zorder=1)
+    colours = [CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)] for cluster in clusters]
+    area = 58.0 if sizes is None else 24 + 90 * np.asarray(sizes) / max(float(np.max(sizes)), 1e-30)
+    axes.scatter(*points.T, s=area, c=colours, edgecolors=PAPER, linewidths=0.9, zorder=2)
+    if len(names) <= 80:
+        labelled = {position for pair in pairs for position in pair}
+        for position in labelled:
+            axes.annotate(
+                str(names[position]), points[position], xytext=(0, 6), textcoords="offset points",
+                ha="center", va="bottom", fontsize=7.5, color=MUTED,
+            )  # fmt: skip
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.08)
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+@styled
+def draw_cosine_matrix(axes: Any, cosine: np.ndarray, boundaries: Sequence[float] = (), lowest: float = 0.0) -> None:
+    """The cosine matrix in the order given, with cluster boundaries; the colour scale starts at `lowest`."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    if lowest < 0:
+        colours, low = ["#2c6fbb", "#f4f1ec", "#c8502d"], -1.0
+    else:
+        colours, low = ["#f7f3ea", "#f2b872", "#d1603d", "#6b1d45"], 0.0
+    image = axes.imshow(
+        cosine, cmap=LinearSegmentedColormap.from_list("cosine", colours), vmin=low, vmax=1, interpolation="nearest"
+    )
+    for boundary in boundaries:
+        axes.axhline(boundary, color=INK, linewidth=0.7)
+        axes.axvline(boundary, color=INK, linewidth=0.7)
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    bar.set_label("cosine of activations", color=MUTED)
+
+
+@styled
+def draw_pair_scatter(axes: Any, first: np.ndarray, second: np.ndarray, names: tuple[int, int], colour: str) -> None:
+    """What two neurons say about the same images, one against the other."""
+    axes.scatter(first, second, s=14, color=colour, alpha=0.55, linewidths=0)
+    axes.set_xlabel(f"neuron {names[0]}")
+    axes.set_ylabel(f"neuron {names[1]}")
+    axes.margins(0.05)
+    axes.locator_params(nbins=5)
+
+
+@styled
+def draw_merges(axes: Any, cohorts: Mapping[str, Sequence[float]], seed: int = 0) -> None:
+    """|loss change| of each single merge, one strip a cohort, on a log axis, with its median as a bar."""
+    jitter = np.random.default_rng(seed)
+    sizes = [abs(value) for values in cohorts.values() for value in values if value]
+    bottom, top = _limits(sizes, pad=1.8)
+    bottom = max(bottom, top * 1e-6)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, top)
+    for position, (name, values) in enumerate(cohorts.items()):
+        colour = COHORT_COLOURS.get(name, BLUE)
+        heights = np.maximum(np.abs(np.asarray(values, dtype=float)), bottom)
+        across = position + jitter.uniform(-0.2, 0.2, len(heights))
+        axes.scatter(across, heights, s=30, color=colour, alpha=0.75, linewidths=0, zorder=3)
+        if len(heights):
+            median = float(np.median(heights))
+            axes.plot([position - 0.3, position + 0.3], [median, median], color=INK, linewidth=2.4, zorder=4)
+            axes.annotate(
+                plain_number(median), (position + 0.32, median), xytext=(2, 0), textcoords="offset points",
+                va="center", ha="left", fontsize=9.5, fontweight="bold",
+            )  # fmt: skip
+    axes.set_xlim(-0.5, len(cohorts) - 0.25)
+    axes.set_xticks(range(len(cohorts)), list(cohorts), fontsize=10.5)
+    axes.grid(False, axis="x")
+    axes.set_ylabel("|loss change|")
+    log_axis(axes.yaxis, bottom, top)
+
+
+@styled
+def draw_batch_merges(axes: Any, cohorts: Mapping[str, Sequence[float]]) -> None:
+    """Loss change when a whole cohort is merged at once: a dot for each cohort, several for random pairings."""
+    everything = [value for values in cohorts.values() for value in values]
+    low, high = min([0.0, *everything]), max([0.0, *everything])
+    room = (high - low) or 1.0
+    axes.axhline(0.0, color=MUTED, linewidth=1.2)
+    for position, (name, values) in enumerate(cohorts.items()):
+        colour = COHORT_COLOURS.get(name, BLUE)
+        across = position + np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [position]
+        axes.scatter(across, values, s=62 if len(values) == 1 else 34, color=colour, linewidths=0, zorder=3)
+        mean = float(np.mean(values))
+        if len(values) > 1:
+            axes.plot([position - 0.3, position + 0.3], [mean, mean], color=INK, linewidth=2.4, zorder=4)
+        axes.annotate(
+            f"{'+' if mean > 0 else ''}{plain_number(mean)}",
+            (position + (0.32 if len(values) > 1 else 0.1), mean),
+            xytext=(2, 0),
+            textcoords="offset points",
+            ha="left",
+            va="center",
+            fontsize=9.5,
+            fontweight="bold",
+        )
+    axes.set_ylim(low - 0.08 * room, high + 0.08 * room)
+    axes.set_xlim(-0.5, len(cohorts) - 0.25)
+    axes.set_xticks(range(len(cohorts)), list(cohorts), fontsize=10.5)
+    axes.grid(False, axis="x")
+    axes.set_ylabel("loss change")
+
+
+@styled
+def draw_images(axes: Any, images: np.ndarray) -> None:
+    """A row of small grey images."""
+    count, height, width = images.shape
+    gap = 1
+    strip = np.full((height, count * (width + gap) - gap), np.nan)
+    for index, image in enumerate(images):
+        strip[:, index * (width + gap) : index * (width + gap) + width] = image
+    axes.imshow(strip, cmap="gray_r", interpolation="nearest", vmin=0)
+    axes.axis("off")

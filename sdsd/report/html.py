@@ -1,0 +1,188 @@
+"""One self-contained HTML page: no script, no network, light and dark, wide screens and phones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from string import Template
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+    def html(self) -> str:
+        return f"<p>{escape(self.text)}</p>"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph set apart: a result in words, or a warning."""
+
+    text: str
+
+    def html(self) -> str:
+        return f'<p class="note">{escape(self.text)}</p>'
+
+
+@dataclass(frozen=True)
+class Cards:
+    """A row of headline numbers: (value, what it is)."""
+
+    cards: Sequence[tuple[str, str]]
+
+    def html(self) -> str:
+        inside = "".join(
+            f'<div class="card"><div class="value">{escape(value)}</div><div class="label">{escape(label)}</div></div>'
+            for value, label in self.cards
+        )
+        return f'<div class="cards">{inside}</div>'
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An inline SVG with a caption. `svg` comes from `figures.to_svg`, which escapes its text."""
+
+    svg: str
+    caption: str
+    title: str = ""
+    narrow: bool = False
+
+    def html(self) -> str:
+        title = f"<strong>{escape(self.title)}</strong> " if self.title else ""
+        kind = "narrow" if self.narrow else "wide"
+        label = escape(self.title or self.caption, quote=True)
+        return (
+            f'<figure class="{kind}"><div class="canvas" role="img" aria-label="{label}">{self.svg}</div>'
+            f"<figcaption>{title}{escape(self.caption)}</figcaption></figure>"
+        )
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two figures in a row where there is room, one under the other where there is not."""
+
+    figures: Sequence[Figure]
+
+    def html(self) -> str:
+        return f'<div class="pair">{"".join(figure.html() for figure in self.figures)}</div>'
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; columns after the first are set as numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def html(self) -> str:
+        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f'<th scope="row">{escape(cell)}</th>' if index == 0 else f"<td>{escape(cell)}</td>"
+                for index, cell in enumerate(row)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
+        return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+Block = Text | Note | Cards | Figure | SideBySide | Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    blocks: Sequence[Block] = field(default_factory=tuple)
+
+    def html(self) -> str:
+        return f"<section><h2>{escape(self.title)}</h2>{''.join(block.html() for block in self.blocks)}</section>"
+
+
+def page(title: str, lead: Sequence[Block], sections: Sequence[Section], footer: str = "") -> str:
+    """The whole document as text. Everything but figures is escaped; figures are inlined as they are.
+
+    Args:
+        title: of the page and its first heading.
+        lead: what stands under the title, before the first section.
+        sections: in reading order.
+        footer: one line at the end.
+    """
+    return PAGE.substitute(
+        title=escape(title),
+        lead="".join(block.html() for block in lead),
+        sections="".join(section.html() for section in sections),
+        footer=escape(footer),
+        style=STYLE,
+    )
+
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --surface: #f5f6f8; --ink: #1b2430; --muted: #66707d;
+  --grid: #dde2e8; --accent: #2f6fde; }
+@media (prefers-color-scheme: dark) { :root { --paper: #12161c; --surface: #1b212a; --ink: #e6eaf0; --muted: #98a3b1;
+  --grid: #323b47; --accent: #6ea0f5; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.6;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
+main { max-width: 860px; margin: 0 auto; padding: 40px 24px 72px; }
+h1 { font-size: clamp(1.7rem, 4.6vw, 2.35rem); line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 16px; }
+h2 { font-size: 1.35rem; line-height: 1.3; letter-spacing: -0.01em; margin: 56px 0 12px; }
+p { margin: 12px 0; max-width: 72ch; }
+main > p:first-of-type { font-size: 1.1rem; }
+.note { border-left: 4px solid var(--accent); background: var(--surface); border-radius: 0 8px 8px 0;
+  padding: 12px 18px; margin: 20px 0; max-width: none; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 26px 0; }
+.card { background: var(--surface); border-radius: 10px; padding: 14px 16px; }
+.value { font-size: 1.55rem; font-weight: 650; line-height: 1.25; letter-spacing: -0.01em; }
+.label { color: var(--muted); font-size: 0.88rem; line-height: 1.4; margin-top: 4px; }
+figure { margin: 24px 0; }
+.canvas { overflow-x: auto; }
+.canvas svg { display: block; width: 100%; height: auto; }
+.canvas svg text { font-family: inherit !important; }
+figcaption { color: var(--muted); font-size: 0.92rem; line-height: 1.5; margin-top: 8px; max-width: 78ch; }
+figcaption strong { color: var(--ink); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 28px; }
+.pair figure { margin: 12px 0; }
+.scroll { overflow-x: auto; margin: 20px 0; }
+table { border-collapse: collapse; width: 100%; font-size: 0.93rem; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; text-align: left; color: var(--muted); font-size: 0.92rem; padding-top: 8px; }
+th, td { padding: 7px 12px; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; padding-left: 0; font-weight: 500; }
+thead th { color: var(--muted); font-weight: 600; }
+footer { color: var(--muted); font-size: 0.85rem; border-top: 1px solid var(--grid); margin-top: 56px;
+  padding-top: 16px; }
+@media (max-width: 620px) { main { padding: 24px 16px 48px; } .wide .canvas svg { min-width: 560px; } }
+@media print { main { max-width: none; } section { break-inside: avoid; } }
+"""
+
+PAGE = Template(
+    """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+$lead
+$sections
+<footer>$footer</footer>
+</main>
+</body>
+</html>
+"""
+)

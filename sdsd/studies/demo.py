@@ -1,0 +1,382 @@
+"""The demonstration: train on real digits, watch signal and noise, map the neurons, merge near and far pairs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+from .. import GammaStats, gamma_stats
+from .._extras import require
+from ..gamma.student import student_t_quantile
+from ..geometry.merge import merged
+from ..geometry.neighbours import extreme_pairs
+from ._display import Display, choose_display
+from ._files import prepare_output, versions, write_json
+from .neuron_map import NeuronMap, map_neurons
+
+COHORTS = ("near", "random", "far")
+HEADER = ("layer", "Γ", "noise scale", "95% interval", "what a step sees")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Everything the numbers depend on, but the machine."""
+
+    seed: int = 0
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    momentum: float = 0.9
+    hidden: tuple[int, ...] = (128, 64)
+    held_out: int = 450
+    smoothing: float = 0.9
+    confidence: float = 0.95
+    pairs: int = 20
+    random_pairings: int = 8
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs: expected at least 1, got {self.epochs}.")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected an integer ≥ 0, got {self.seed}.")
+
+
+@dataclass
+class DemoResult:
+    """What a run found, finished or not."""
+
+    results: dict[str, Any]
+    folder: Path
+    interrupted: bool
+    neuron_map: NeuronMap | None = None
+    activations: Tensor | None = None
+    written: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """1,797 real handwritten digits, 8×8, shuffled and split."""
+
+    images: Tensor
+    labels: Tensor
+    held_out_images: Tensor
+    held_out_labels: Tensor
+
+
+def run_demo(
+    out: str | Path, config: DemoConfig | None = None, *, quiet: bool = False, display: Display | None = None
+) -> DemoResult:
+    """Run the demonstration and write report.html, results.json and figures into `out`.
+
+    An interrupt (Ctrl-C) ends the phase at hand; what was finished is written and marked as interrupted.
+
+    Raises:
+        ValueError: `out` cannot be written.
+        MissingExtraError: a package of the extra "report" is missing.
+    """
+    config = config or DemoConfig()
+    for module in ("sklearn", "matplotlib", "rich"):
+        require(module, extra="report", purpose="sdsd demo")
+    folder = prepare_output(out)
+    display = display or choose_display(quiet)
+    started = time.perf_counter()
+    results: dict[str, Any] = {
+        "study": "demo", "status": "running", "config": asdict(config), "versions": versions(),
+        "training": None, "map": None, "merges": None,
+    }  # fmt: skip
+    result = DemoResult(results, folder, interrupted=False)
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(config.seed)
+        try:
+            digits = load_digits(config)
+            network = build_network(config)
+            train(network, digits, config, display, results)
+            display.say("Mapping the neurons of the last hidden layer …")
+            map_last_hidden_layer(network, digits, config, result)
+            display.say("Merging near, random and far pairs …")
+            results["merges"] = merge_cohorts(network, digits, config, result.neuron_map)
+        except KeyboardInterrupt:
+            result.interrupted = True
+            drop_unfinished_step(results)
+        finally:
+            display.stop()
+    results["status"] = "interrupted" if result.interrupted else "complete"
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(folder / "results.json", results)
+    result.written.append(folder / "results.json")
+    display.say("Drawing the report …")
+    from .demo_report import write_report
+
+    result.written += write_report(result)
+    return result
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch: quicker for a network this small, and the numbers do not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def load_digits(config: DemoConfig) -> Digits:
+    """scikit-learn's digits (installed with it, no download), pixels scaled to about −0.3 … 0.7."""
+    from sklearn.datasets import load_digits as load
+
+    pixels, classes = load(return_X_y=True)
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(config.seed))
+    images = (torch.from_numpy(pixels).float() / 16 - 0.3)[order]
+    labels = torch.from_numpy(classes).long()[order]
+    split = len(images) - config.held_out
+    return Digits(images[:split], labels[:split], images[split:], labels[split:])
+
+
+def build_network(config: DemoConfig) -> nn.Sequential:
+    """A multilayer perceptron with ReLU: hidden1, hidden2, …, head."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    width = 64
+    for number, neurons in enumerate(config.hidden, start=1):
+        layers[f"hidden{number}"] = nn.Linear(width, neurons)
+        layers[f"relu{number}"] = nn.ReLU()
+        width = neurons
+    layers["head"] = nn.Linear(width, 10)
+    return nn.Sequential(layers)
+
+
+def measure_gradients(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], GammaStats]:
+    """Gradient of the mean loss, and the statistics of the per-sample gradients it is the mean of."""
+
+    def loss(parameters: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return cross_entropy(functional_call(network, dict(parameters), (image[None],)), label[None])
+
+    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels)
+    return {name: gradients.mean(0) for name, gradients in per_sample.items()}, gamma_stats(per_sample)
+
+
+class SmoothedGamma:
+    """Γ of one sample as a ratio of running averages, with its interval.
+
+    The unbiased signal s and the noise v of each step are averaged with exponential weights, and the averages
+    divided: R = ⟨s⟩ / ⟨v⟩. The mean of the steps' own ratios would be biased. The interval treats the steps as
+    independent and follows from ⟨s²⟩, ⟨sv⟩ and ⟨v²⟩ under the same weights.
+    """
+
+    def __init__(self, smoothing: float, confidence: float) -> None:
+        self.smoothing, self.confidence = smoothing, confidence
+        self.averages = [0.0] * 5
+        self.steps = 0
+
+    def update(self, signal: float, noise: float) -> None:
+        products = (signal, noise, signal * signal, signal * noise, noise * noise)
+        keep = self.smoothing
+        self.averages = [keep * old + (1 - keep) * new for old, new in zip(self.averages, products, strict=True)]
+        self.steps += 1
+
+    def gamma(self) -> float:
+        signal, noise = self.averages[:2]
+        return signal / noise if noise > 0 else math.nan
+
+    def interval(self) -> tuple[float, float]:
+        """NaN until there are three steps."""
+        if self.steps < 3 or not self.averages[1] > 0:
+            return math.nan, math.nan
+        correction = 1 - self.smoothing**self.steps
+        _, noise, ss, sv, vv = (average / correction for average in self.averages)
+        ratio = self.gamma()
+        share = (1 - self.smoothing) / (1 + self.smoothing) * (1 + self.smoothing**self.steps) / correction
+        variance = share / (1 - share) * max(ss - 2 * ratio * sv + ratio * ratio * vv, 0.0) / noise**2
+        reach = student_t_quantile((1 + self.confidence) / 2, 1 / share - 1) * math.sqrt(variance)
+        return ratio - reach, ratio + reach
+
+
+def noise_scale_of(gamma: float) -> float:
+    """Samples for which signal equals noise, from Γ of one sample: 1/Γ, infinite where no signal is seen."""
+    if math.isnan(gamma):
+        return math.nan
+    return 1 / gamma if gamma > 0 else math.inf
+
+
+def layer_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def signal_and_noise(stats: GammaStats) -> dict[str, tuple[float, float]]:
+    """(unbiased signal, noise) of each layer, weight and bias together, and of the whole network."""
+    layers: dict[str, tuple[float, float]] = {}
+    for name, part in stats.parameters.items():
+        signal, noise = layers.get(layer_of(name), (0.0, 0.0))
+        layers[layer_of(name)] = (signal + float(part.signal_unbiased), noise + float(part.noise))
+    layers["whole network"] = (float(stats.signal_unbiased), float(stats.noise))
+    return layers
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """(mean loss, accuracy)."""
+    scores = network(images)
+    return cross_entropy(scores, labels).item(), (scores.argmax(1) == labels).double().mean().item()
+
+
+def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Display, results: dict[str, Any]) -> None:
+    """Momentum SGD; each step's Γ, smoothed, and once an epoch the exact noise scale over all training images.
+
+    Batches are drawn with replacement, so that they are independent samples of the training gradient and the
+    estimate from batches and the exact value speak of the same thing.
+    """
+    count = len(digits.images)
+    steps_per_epoch = math.ceil(count / config.batch_size)
+    total = config.epochs * steps_per_epoch
+    smoothed: dict[str, SmoothedGamma] = {}
+    series: dict[str, Any] = {
+        "step": [], "train_loss": [], "held_out_loss": [], "accuracy": [], "layers": {},
+        "exact": {"step": [], "noise_scale": []},
+    }  # fmt: skip
+    results["training"] = {
+        "training_images": count, "held_out_images": len(digits.held_out_images), "steps_planned": total,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()), "series": series,
+    }  # fmt: skip
+    draw = torch.Generator().manual_seed(config.seed + 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=config.learning_rate, momentum=config.momentum)
+    display.say(
+        f"Training on {count:,} real digits, batches of {config.batch_size}; "
+        f"{len(digits.held_out_images)} digits held out."
+    )
+    display.start(total, HEADER)
+    for step in range(1, total + 1):
+        chosen = torch.randint(count, (config.batch_size,), generator=draw)
+        images, labels = digits.images[chosen], digits.labels[chosen]
+        if (step - 1) % steps_per_epoch == 0:
+            _, over_all = measure_gradients(network, digits.images, digits.labels)
+            exact = float(over_all.noise) * (count - 1) / count / float(over_all.signal)
+        train_loss, _ = evaluate(network, images, labels)
+        gradients, stats = measure_gradients(network, images, labels)
+        for name, parameter in network.named_parameters():
+            parameter.grad = gradients[name]
+        optimizer.step()
+        held_out_loss, accuracy = evaluate(network, digits.held_out_images, digits.held_out_labels)
+
+        for name, (signal, noise) in signal_and_noise(stats).items():
+            smoothed.setdefault(name, SmoothedGamma(config.smoothing, config.confidence)).update(signal, noise)
+        rows = []
+        for name, gamma in smoothed.items():
+            low, high = gamma.interval()
+            layer = series["layers"].setdefault(name, {"gamma": [], "low": [], "high": []})
+            for key, value in zip(("gamma", "low", "high"), (gamma.gamma(), low, high), strict=True):
+                layer[key].append(value * config.batch_size)
+            rows.append(table_row(name, gamma.gamma(), low, high, config.batch_size))
+        if (step - 1) % steps_per_epoch == 0:
+            series["exact"]["step"].append(step)
+            series["exact"]["noise_scale"].append(exact)
+        for key, value in zip(
+            ("step", "train_loss", "held_out_loss", "accuracy"),
+            (step, train_loss, held_out_loss, accuracy),
+            strict=True,
+        ):
+            series[key].append(value)
+        display.update(step, f"loss {train_loss:.4f} · accuracy {100 * accuracy:5.1f}%", rows)
+    display.stop()
+
+
+def drop_unfinished_step(results: dict[str, Any]) -> None:
+    """Cut all series to the steps of which every number is there."""
+    if results["training"] is None:
+        return
+    series = results["training"]["series"]
+    lists = [series[name] for name in ("step", "train_loss", "held_out_loss", "accuracy")]
+    lists += [values for layer in series["layers"].values() for values in layer.values()]
+    finished = min(map(len, lists))
+    for values in lists:
+        del values[finished:]
+    exact = series["exact"]
+    measured = [step for step in exact["step"] if step <= finished][: len(exact["noise_scale"])]
+    exact["step"], exact["noise_scale"] = measured, exact["noise_scale"][: len(measured)]
+
+
+def table_row(name: str, gamma: float, low: float, high: float, batch_size: int) -> tuple[str, ...]:
+    """One row of the live table; Γ is that of a batch."""
+    from ..report.figures import plain_number
+
+    interval = "–" if math.isnan(low) else f"{plain_number(noise_scale_of(high))} – {plain_number(noise_scale_of(low))}"
+    if math.isnan(low):
+        verdict = "…"
+    elif low * batch_size > 1:
+        verdict = "mostly signal"
+    elif high * batch_size < 1:
+        verdict = "mostly noise"
+    else:
+        verdict = "about even"
+    return name, plain_number(gamma * batch_size), plain_number(noise_scale_of(gamma)), interval, verdict
+
+
+def map_last_hidden_layer(network: nn.Sequential, digits: Digits, config: DemoConfig, result: DemoResult) -> None:
+    """Cosine matrix, clusters and pairs of the last hidden layer on held-out images."""
+    with torch.no_grad():
+        activations = network[:-1](digits.held_out_images)
+    neuron_map = map_neurons(activations, pairs=config.pairs, seed=config.seed)
+    result.activations = activations
+    result.neuron_map = neuron_map
+    result.results["map"] = {"layer": f"hidden{len(config.hidden)}", **neuron_map.to_dict()}
+
+
+def merge_cohorts(
+    network: nn.Sequential, digits: Digits, config: DemoConfig, neuron_map: NeuronMap | None
+) -> dict[str, Any]:
+    """Loss change on held-out images of merging near, random and far pairs, each singly and a whole cohort at once.
+
+    All cohorts are of the same size. Random cohorts come in several pairings; the first is also merged singly.
+    """
+    assert neuron_map is not None
+    layer = f"hidden{len(config.hidden)}"
+    images, labels = digits.held_out_images, digits.held_out_labels
+    loss_before, accuracy_before = evaluate(network, images, labels)
+
+    def cost(pairs: Iterable[tuple[int, int]]) -> tuple[float, float]:
+        with merged(network, layer, pairs):
+            loss, accuracy = evaluate(network, images, labels)
+        return loss - loss_before, accuracy - accuracy_before
+
+    live = neuron_map.alive.nonzero().flatten()
+    size = min(config.pairs, len(live) // 2)
+    shuffle = torch.Generator().manual_seed(config.seed + 2)
+    pairings = []
+    for _ in range(config.random_pairings):
+        picked = live[torch.randperm(len(live), generator=shuffle)][: 2 * size].reshape(-1, 2)
+        pairings.append([tuple(sorted(pair)) for pair in picked.tolist()])
+    cohorts = {
+        "near": [[pair[:2] for pair in extreme_pairs(neuron_map.cosine, size, alive=neuron_map.alive)]],
+        "random": pairings,
+        "far": [[pair[:2] for pair in extreme_pairs(neuron_map.cosine, size, farthest=True, alive=neuron_map.alive)]],
+    }
+    found: dict[str, Any] = {
+        "layer": layer, "how": "mean", "pairs_in_a_cohort": size, "loss_before": loss_before,
+        "accuracy_before": accuracy_before, "cohorts": {},
+    }  # fmt: skip
+    for name in COHORTS:
+        singles = [cost([pair])[0] for pair in cohorts[name][0]]
+        together = [cost(pairs) for pairs in cohorts[name]]
+        found["cohorts"][name] = {
+            "pairs": [
+                {"first": i, "second": j, "cosine": neuron_map.cosine[i, j].item(), "loss_change": change}
+                for (i, j), change in zip(cohorts[name][0], singles, strict=True)
+            ],
+            "together_loss_change": [change for change, _ in together],
+            "together_accuracy_change": [change for _, change in together],
+        }  # fmt: skip
+    loss_after, _ = evaluate(network, images, labels)
+    found["restored_exactly"] = loss_after == loss_before
+    return found
