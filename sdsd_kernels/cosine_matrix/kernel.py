@@ -252,7 +252,7 @@ def _cosine_matrix_kernel(
     if not SCALE:
         row_inverse *= tl.load(scale_ptr + row, mask=row_mask, other=1.0)
         column_inverse *= tl.load(scale_ptr + column, mask=column_mask, other=1.0)
-    # r_i r_j first: multiplying by one and then by the other rounds differently above and below the diagonal.
+    # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
     cosine = accumulator * (row_inverse[:, None] * column_inverse[None, :])
     # Plain min and max return the bound for NaN on NVIDIA GPUs.
     cosine = tl.minimum(cosine, 1.0, propagate_nan=tl.PropagateNan.ALL)

@@ -281,7 +281,9 @@ def test_any_activations(name, x):
 def test_torch_recursion_and_strips(leaf, finish_rows, monkeypatch):
     monkeypatch.setattr(cpu, "LEAF", leaf)
     monkeypatch.setattr(cpu, "FINISH_ROWS", finish_rows)
+    monkeypatch.setattr(cpu, "FINISH_COLUMNS", 2 * finish_rows)
     for neurons in (1, 2, 16, 33, 130):
+        monkeypatch.setattr(cpu, "SERIAL_UP_TO", 32 if neurons > 100 else 2048)
         x = torch.randn(20, neurons)
         check(cosine_matrix(x, backend="torch"), x)
 
@@ -310,12 +312,19 @@ def test_torch_reads_plain_layouts_where_they_lie(monkeypatch):
         check_promises(cosine_matrix(rows, backend="torch"))
 
 
-def test_torch_ignores_a_lowered_matmul_precision():
-    x = torch.randn(300, 64)
-    exact = cosine_matrix(x, backend="torch")
+def test_torch_ignores_a_lowered_matmul_precision(monkeypatch):
+    seen = []
+    multiply = cpu._upper_products
+
+    def record(*args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        multiply(*args, **kwargs)
+
+    monkeypatch.setattr(cpu, "_upper_products", record)
     torch.set_float32_matmul_precision("medium")
     try:
-        assert torch.equal(cosine_matrix(x, backend="torch"), exact)
+        cosine_matrix(torch.randn(300, 64), backend="torch")
+        assert set(seen) == {"highest"}
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
