@@ -1,0 +1,76 @@
+"""One file a kind of layer; `rule_for` finds the one for a module."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .base import Contribution, Rule, Unsupported, Watcher
+from .convolution import ConvolutionRule
+from .embedding import EmbeddingRule
+from .generic import GenericRule
+from .linear import LinearRule
+from .scale import GroupNormRule, InstanceNormRule, LayerNormRule, PReLURule
+
+__all__ = ["Contribution", "Rule", "Unsupported", "Watcher", "rule_for"]
+
+_REFUSED: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.RNNBase, "recurrent layers run step by step inside one call that vmap cannot batch"),
+    (nn.RNNCellBase, "recurrent cells are used once a time step and have no exact rule yet"),
+    (nn.EmbeddingBag, "it joins bags of tokens before samples can be told apart"),
+    (nn.SyncBatchNorm, "it mixes the samples of all ranks"),
+)
+_KNOWN: tuple[tuple[type[nn.Module], Rule], ...] = (
+    (nn.Linear, LinearRule()),
+    (nn.modules.conv._ConvNd, ConvolutionRule()),
+    (nn.Embedding, EmbeddingRule()),
+    (nn.LayerNorm, LayerNormRule(centre=True)),
+    (nn.RMSNorm, LayerNormRule(centre=False)),
+    (nn.GroupNorm, GroupNormRule()),
+    (nn.modules.batchnorm._BatchNorm, InstanceNormRule(batch=True)),
+    (nn.modules.instancenorm._InstanceNorm, InstanceNormRule()),
+    (nn.PReLU, PReLURule()),
+)
+
+
+def rule_for(module: nn.Module) -> Rule | str:
+    """The rule for a module that owns parameters, or why there is none.
+
+    A subclass that computes something else under the same parameters (its own `forward`) gets the generic rule: the
+    known ones would measure what the parent computes.
+    """
+    for kind, reason in _REFUSED:
+        if isinstance(module, kind):
+            return reason
+    if isinstance(module, nn.Embedding) and module.scale_grad_by_freq:
+        return "scale_grad_by_freq divides by counts over the batch, which mixes the samples"
+    for kind, rule in _KNOWN:
+        if isinstance(module, kind):
+            own = type(module).forward
+            inherited = any(own is base.__dict__.get("forward") for base in kind.__mro__) or own in _forwards_of(kind)
+            plain = inherited and "forward" not in module.__dict__
+            return rule if plain and _conventional(module) else GenericRule()
+    if _is_transposed_linear(module):
+        return LinearRule(transposed=True)
+    return GenericRule()
+
+
+def _forwards_of(kind: type[nn.Module]) -> set[object]:
+    """`forward` of every torch class below `kind` (Conv2d below _ConvNd, say)."""
+    found: set[object] = set()
+    for child in kind.__subclasses__():
+        if child.__module__.startswith("torch.nn.modules"):
+            found.add(child.forward)
+            found |= _forwards_of(child)
+    return found
+
+
+def _conventional(module: nn.Module) -> bool:
+    """Whether a module's own parameters are those its kind has by nature; extra ones need the generic rule."""
+    return {name for name, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"} and not any(
+        module.children()
+    )
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Hugging Face's Conv1D, known without importing it: y = x W + b with W of shape (inputs, outputs)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.") and hasattr(module, "nf")

@@ -1,0 +1,157 @@
+"""Layers that multiply a fixed function of their input by a weight a channel, and add a bias: g_n = Σ_t b ∘ f(x).
+
+LayerNorm, RMSNorm, GroupNorm, InstanceNorm, BatchNorm in eval mode (f normalises), PReLU (f keeps what is negative).
+The layer's own backward is untouched; f is computed once more from the saved input.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Contribution, Plan, Rule, Unsupported, Watcher, arrange, sum_of_squares, tap
+
+
+class ScaleRule(Rule):
+    """Subclasses say what f is and which dimensions a parameter spans."""
+
+    @abc.abstractmethod
+    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+        """f(x), of the shape of x, in float32 or better."""
+
+    @abc.abstractmethod
+    def where(self, watcher: Watcher, module: nn.Module, x: Tensor) -> Plan:
+        """Where the samples of `x` are."""
+
+    @abc.abstractmethod
+    def gather(self, module: nn.Module, values: Tensor, plan: Plan) -> Tensor:
+        """Sum `values`, of the shape of the output, to one parameter-shaped tensor a sample; (N, *parameter shape)."""
+
+    def check(self, watcher: Watcher, module: nn.Module) -> None:
+        """Raise Unsupported where the module's state forbids per-sample gradients."""
+
+    def forward(
+        self, watcher: Watcher, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        x = args[0] if args else kwargs["input"]
+        self.check(watcher, module)
+        trainable = watcher.trainable(module)
+        if not any(trainable):
+            return plain(*args, **kwargs)
+        plan = self.where(watcher, module, x)
+        y = plain(*args, **kwargs)
+
+        def gradients(b: Tensor, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+            wide = b if b.dtype == torch.float64 else b.float()
+            for local, wanted in zip(watcher.local, trainable, strict=True):
+                if wanted:
+                    values = wide * self.factor(module, x) if local == "weight" else wide
+                    yield local, self.gather(module, values, plan)
+
+        def measure(b: Tensor, x: Tensor, *scales: Tensor | None) -> Tensor:
+            found = dict(gradients(b, x))
+            named = dict(zip(watcher.local, scales, strict=True))
+            zero = b.new_zeros((), dtype=torch.float64)
+            return torch.stack(
+                [sum_of_squares(found[local], named[local]) if local in found else zero for local in watcher.local]
+            )
+
+        def keep(b: Tensor, x: Tensor, *scales: Tensor | None) -> Contribution:
+            found = dict(gradients(b, x))
+            samples = next(iter(found.values())).shape[0]
+            return Contribution(
+                samples, lambda start, stop: ((local, each[start:stop]) for local, each in found.items()), {}
+            )
+
+        return tap(watcher, y, measure, keep, x, *(watcher.scale(local) for local in watcher.local))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class LayerNormRule(ScaleRule):
+    """LayerNorm and RMSNorm over the trailing `normalized_shape`."""
+
+    def __init__(self, centre: bool) -> None:
+        self.centre = centre
+        self.name = "layer norm" if centre else "RMS norm"
+
+    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+        shape = module.normalized_shape
+        wide = _wide(x)
+        if self.centre:
+            return torch.nn.functional.layer_norm(wide, shape, eps=module.eps)
+        return torch.nn.functional.rms_norm(wide, shape, eps=torch.finfo(x.dtype).eps if module.eps is None else module.eps)
+
+    def where(self, watcher: Watcher, module: nn.Module, x: Tensor) -> Plan:
+        return watcher.plan(x, len(module.normalized_shape))
+
+    def gather(self, module: nn.Module, values: Tensor, plan: Plan) -> Tensor:
+        return arrange(values, plan, len(module.normalized_shape)).sum(1)
+
+
+class ChannelRule(ScaleRule):
+    """Parameters of one value a channel, dimension 1, samples in dimension 0."""
+
+    def where(self, watcher: Watcher, module: nn.Module, x: Tensor) -> Plan:
+        if watcher.session.batch_dim != 0 or x.ndim < 2:
+            raise Unsupported(
+                f"{watcher.name}: expected a batch of shape (N, channels, …) with samples first, got shape "
+                f"{tuple(x.shape)} and batch_dim={watcher.session.batch_dim}."
+            )
+        plan = watcher.plan(x, x.ndim - 1)
+        if plan[0] != x.shape[0]:
+            raise Unsupported(f"{watcher.name}: expected {plan[0]} samples in dimension 0, got {tuple(x.shape)}.")
+        return plan
+
+    def gather(self, module: nn.Module, values: Tensor, plan: Plan) -> Tensor:
+        return values.flatten(2).sum(2) if values.ndim > 2 else values
+
+
+class GroupNormRule(ChannelRule):
+    name = "group norm"
+
+    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+        return torch.nn.functional.group_norm(_wide(x), module.num_groups, eps=module.eps)
+
+
+class InstanceNormRule(ChannelRule):
+    """InstanceNorm; and BatchNorm where it uses its running statistics."""
+
+    def __init__(self, batch: bool = False) -> None:
+        self.batch = batch
+        self.name = "batch norm in eval mode" if batch else "instance norm"
+
+    def check(self, watcher: Watcher, module: nn.Module) -> None:
+        if self.batch and (module.training or module.running_mean is None):
+            raise Unsupported(
+                f"{watcher.name}: BatchNorm in train mode mixes the samples, so a sample has no gradient of its own. "
+                "Use mode='micro' with gradient accumulation, put the layer in eval mode, or replace it by GroupNorm."
+            )
+
+    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+        wide = _wide(x)
+        if module.running_mean is not None and not module.training:
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            return (wide - module.running_mean.view(shape)) * (module.running_var + module.eps).rsqrt().view(shape)
+        return torch.nn.functional.instance_norm(wide, eps=module.eps)
+
+
+class PReLURule(ChannelRule):
+    name = "PReLU"
+
+    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+        return _wide(x).clamp(max=0)
+
+    def where(self, watcher: Watcher, module: nn.Module, x: Tensor) -> Plan:
+        return super().where(watcher, module, x) if module.num_parameters > 1 else watcher.plan(x, 0)
+
+    def gather(self, module: nn.Module, values: Tensor, plan: Plan) -> Tensor:
+        if module.num_parameters > 1:
+            return super().gather(module, values, plan)
+        return arrange(values, plan, 0).sum(1, keepdim=True)

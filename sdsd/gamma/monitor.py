@@ -1,0 +1,608 @@
+"""`GammaMonitor`: Γ and the gradient noise scale of every parameter, inside an ordinary training loop."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import attachment, precondition as preconditioning
+from .averages import RunningAverages, StepSource
+from .layers import Rule, Unsupported, Watcher, rule_for
+from .session import Session
+from .stats import GammaStats
+
+MODES = ("auto", "exact", "micro")
+AUTO_SWITCH = 4
+"""Backward passes in one step from which "auto" takes micro-batches for samples: as exact, and any layer works."""
+
+
+class GammaMonitor:
+    """Measures signal and noise of the gradient while an unchanged training loop runs.
+
+    In exact mode the samples of a batch are the gradients: layers compute Σ‖g_n‖² beside their weight gradient, no
+    per-sample gradient is kept, and with the mean gradient of the step that gives Tr Σ and an unbiased ‖μ‖²::
+
+        Tr Σ = (Σ‖g_n‖² − n‖ḡ‖²) / (n − 1)        ‖μ‖² ≈ ‖ḡ‖² − Tr Σ / n
+
+    In micro mode the gradients of several backward passes, or of data-parallel ranks, are the samples. Both modes
+    give the same `noise_scale` (in samples); `signal` and `noise` are of a gradient of `samples_per_gradient` samples.
+
+    Example::
+
+        monitor = sdsd.GammaMonitor(model)
+        for x, y in loader:
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            stats = monitor.step()  # before clipping and optimizer.step()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    Args:
+        model: any nn.Module; may be wrapped in DistributedDataParallel or compiled, before or after.
+        every: measure each `every`-th step; the others run as if nothing were attached and give None.
+        mode: "exact", "micro", or "auto": exact until one step has shown four or more backward passes, then micro.
+        batch_dim: the dimension of the model's input, and of the layers' inputs, that counts samples.
+        batch_size: samples a forward pass; None reads it off the model's first tensor argument. Give it where layers
+            see tokens flattened into rows, sample after sample.
+        loss_reduction: "mean" where the loss is a mean over samples (or anything whose gradient is the one you step
+            with): per-sample gradients are scaled so that their mean is .grad. "sum": their sum is .grad.
+        ema: weight β of the past in the running averages behind `stats.smoothed`.
+        confidence: level of the smoothed interval.
+        precondition: an Adam, AdamW or RMSprop optimizer: signal and noise in its metric, ‖Dḡ‖² and Tr(DΣD), D from
+            before the step. Steps before its first give None.
+        scaler: the GradScaler in use, so that its scale is divided out, whether or not gradients were unscaled yet.
+        parameters: names or patterns ("blocks.*.weight") of the parameters to measure; None takes all that train.
+        strict: refuse to attach where a parameter has no exact rule; False leaves it out and lists it in `coverage`.
+        max_bytes: bound on scratch memory for per-sample pieces (one sample's piece at least).
+        process_group: ranks that share a step; "auto" takes it from DDP or FSDP2; None measures this rank alone.
+
+    Raises:
+        ValueError: an argument out of range, a parameter without a rule (strict), BatchNorm in train mode (exact),
+            a model that is monitored already, several ranks without a word how they share gradients.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        every: int = 1,
+        mode: str = "auto",
+        batch_dim: int = 0,
+        batch_size: int | None = None,
+        loss_reduction: str = "mean",
+        ema: float = 0.98,
+        confidence: float = 0.95,
+        precondition: torch.optim.Optimizer | None = None,
+        scaler: Any = None,
+        parameters: Iterable[str] | None = None,
+        strict: bool = True,
+        max_bytes: int = 64 * 2**20,
+        process_group: Any = "auto",
+    ) -> None:
+        _check_arguments(every, mode, batch_dim, batch_size, loss_reduction, ema, confidence, max_bytes)
+        self.model, self.every, self.ema, self.confidence = model, every, ema, confidence
+        self.loss_reduction, self.scaler, self.strict = loss_reduction, scaler, strict
+        self._root = unwrap(model)
+        self._auto = mode == "auto"
+        self._mode = "micro" if mode == "micro" else "exact"
+        self._session = Session(batch_dim, batch_size, max_bytes)
+        self._attached: list[nn.Module] = []
+        self._hooks: list[Any] = []
+        self._observers: list[Callable[[GammaMonitor, GammaStats], None]] = []
+        self._steps = 0
+        self._checked_reuse = 0
+        self._names = _trainable(self._root, parameters)
+        if not self._names:
+            raise ValueError("model: expected at least one parameter that requires a gradient, got none to measure.")
+        self._parameters = dict(self._names)
+        self._everything = {clean(name): p for name, p in self._root.named_parameters()}
+        self._excluded = {n for n, p in self._everything.items() if p.requires_grad} - set(self._parameters)
+        self._group, self._world, self._sharded = _process_group(model, list(self._parameters.values()), process_group)
+        self._precondition = precondition
+        if precondition is not None:
+            preconditioning.check_optimizer(precondition)
+            if self._mode == "micro":
+                raise ValueError("precondition: measured in exact mode only; leave it out or use mode='exact'.")
+            self._auto = False
+            self._session.scale = self._scale
+        self._coverage: dict[str, str | None] = {}
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+        device = next(iter(self._parameters.values())).device
+        self._averages = RunningAverages(len(self._covered), ema, device)
+        self._unit: float | None = None
+        self._plan_step()
+
+    # ---- attaching -------------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        canonical = {id(parameter): name for name, parameter in self._parameters.items()}
+        if attachment.is_attached(self._root):
+            raise ValueError("model: a GammaMonitor watches it already. Call detach() on that one first.")
+        refused: dict[str, str] = {}
+        owners: dict[str, list[Watcher]] = {}
+        for path, module in self._root.named_modules():
+            name = clean(path) or type(module).__name__
+            own = {
+                local: canonical[id(parameter)]
+                for local, parameter in module.named_parameters(recurse=False)
+                if id(parameter) in canonical
+            }
+            is_root = module is self._root
+            mixes = isinstance(module, nn.modules.batchnorm._BatchNorm) and self._mode == "exact"
+            if not own and not is_root and not mixes:
+                continue
+            if attachment.is_attached(module):
+                raise ValueError(f"{name}: a GammaMonitor watches it already. Call detach() on that one first.")
+            rule: Rule | str | None = None
+            if self._mode == "exact" and (own or mixes):
+                rule = rule_for(module)
+                if mixes and isinstance(rule, Rule) and module.training:
+                    refused[name] = (
+                        "BatchNorm in train mode mixes the samples, so a sample has no gradient of its own. Use "
+                        "mode='micro' with gradient accumulation, put the layer in eval mode, or replace it by GroupNorm"
+                    )
+                if isinstance(rule, str):
+                    refused.update(dict.fromkeys(own.values(), rule))
+                    own, rule = {}, None
+            for full in own.values():
+                self._coverage[full] = rule.name if isinstance(rule, Rule) else "norm of each micro-batch's gradient"
+            if not isinstance(rule, Rule) and not is_root:
+                continue
+            watcher = (_RootWatcher if is_root else Watcher)(
+                self._session, module, name, rule if isinstance(rule, Rule) else _PlainRule(), own if rule else {}
+            )
+            place = next((p.device for p in module.parameters()), torch.device("cpu"))
+            watcher.prepare(place)
+            self._session.watchers.append(watcher)
+            try:
+                attachment.attach(module, watcher)
+            except TypeError as error:
+                raise ValueError(f"{name}: {type(module).__name__} cannot be watched ({error}).") from error
+            self._attached.append(module)
+            for full in own.values():
+                owners.setdefault(full, []).append(watcher)
+        for watchers in owners.values():
+            if len(watchers) > 1:
+                for watcher in watchers:
+                    watcher.tied = True
+        self._settle_coverage(refused)
+        if self._mode == "micro":
+            self._hook_parameters()
+
+    def _settle_coverage(self, refused: dict[str, str]) -> None:
+        mixing = {name: why for name, why in refused.items() if why.startswith("BatchNorm")}
+        if refused and (self.strict or mixing):
+            listed = "\n".join(f"  {name}: {why}." for name, why in refused.items())
+            raise ValueError(
+                f"model: no exact per-sample gradient for\n{listed}\nUse mode='micro', which takes whole micro-batches "
+                "for samples and any layer; or strict=False, which leaves these parameters out and says so in coverage."
+            )
+        self._coverage = {name: self._coverage.get(name) for name in self._parameters}
+        if refused:
+            warnings.warn(
+                f"left out of Γ, for want of an exact rule: {', '.join(refused)}. See monitor.coverage.", stacklevel=4
+            )
+        self._covered = tuple(name for name, rule in self._coverage.items() if rule is not None)
+        self._index = {name: row for row, name in enumerate(self._covered)}
+
+    def _hook_parameters(self) -> None:
+        self._micro = _MicroBatches(self._session, {name: self._parameters[name] for name in self._covered})
+        self._hooks = self._micro.hook()
+
+    def _switch_to_micro(self) -> None:
+        """Take micro-batches for samples from the next step on."""
+        self._release()
+        self._mode = "micro"
+        self._session.watchers.clear()
+        self._attach()
+        self._averages = RunningAverages(len(self._covered), self.ema, self._averages.sums.device)
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for module in reversed(self._attached):
+            attachment.release(module)
+        self._hooks, self._attached = [], []
+
+    def detach(self) -> None:
+        """Leave the model exactly as it was before the monitor came; calling it twice does no harm."""
+        self._release()
+
+    def __enter__(self) -> GammaMonitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    # ---- what it says ----------------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """"exact" or "micro": what the next step is measured by."""
+        return self._mode
+
+    @property
+    def coverage(self) -> Mapping[str, str | None]:
+        """Every parameter that trains → the rule that measures it; None for one that is left out (strict=False)."""
+        return MappingProxyType(self._coverage)
+
+    def add_observer(self, observer: Callable[[GammaMonitor, GammaStats], None]) -> Callable[[], None]:
+        """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running averages and the step count, for a checkpoint."""
+        return {
+            "averages": self._averages.state_dict(), "steps": self._steps, "mode": self._mode, "ema": self.ema,
+            "parameters": list(self._covered), "unit": self._unit,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of a monitor of the same parameters.
+
+        Raises:
+            ValueError: other parameters than this monitor's.
+        """
+        missing = [key for key in ("averages", "steps", "mode", "parameters") if key not in state]
+        if missing:
+            raise ValueError(f"state: expected what state_dict() gave, but {', '.join(missing)} is missing.")
+        if list(state["parameters"]) != list(self._covered):
+            differ = sorted(set(state["parameters"]) ^ set(self._covered))[:5]
+            raise ValueError(f"state: it is of other parameters than this monitor's (for example {', '.join(differ)}).")
+        if state["mode"] != self._mode and self._auto:
+            self._switch_to_micro()
+        self._averages.load_state_dict(state["averages"])
+        self._steps, self._unit = state["steps"], state.get("unit")
+        self._plan_step()
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def _plan_step(self) -> None:
+        self._session.reset()
+        self._session.measuring = self._steps % self.every == 0 and self._ready()
+        self._scales: dict[str, Tensor | None] = {}
+
+    def _ready(self) -> bool:
+        if self._precondition is None:
+            return True
+        self._optimizer_groups = preconditioning.groups_of(self._precondition)
+        for name in self._covered:
+            parameter = self._parameters[name]
+            if id(parameter) not in self._optimizer_groups:
+                raise ValueError(f"precondition: the optimizer does not hold {name}.")
+        return all(self._precondition.state.get(self._parameters[name]) for name in self._covered)
+
+    def _scale(self, name: str) -> Tensor | None:
+        if self._precondition is None or name not in self._index:
+            return None
+        if name not in self._scales:
+            parameter = self._parameters[name]
+            self._scales[name] = preconditioning.diagonal(
+                self._precondition, parameter, self._optimizer_groups[id(parameter)]
+            )
+        return self._scales[name]
+
+    @torch.no_grad()
+    def step(self) -> GammaStats | None:
+        """Statistics of the backward passes since the last call; call it before clipping and optimizer.step().
+
+        Returns:
+            `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured.
+            Nothing is copied to the host before a value is read.
+
+        Raises:
+            RuntimeError: no backward pass since the last call; a parameter got a gradient outside its layer.
+            ValueError: fewer than two samples.
+        """
+        session = self._session
+        measured = session.measuring
+        stats = None
+        try:
+            if measured:
+                stats = self._measure()
+        finally:
+            switch = self._auto and self._mode == "exact" and len(session.sizes) >= AUTO_SWITCH
+            self._steps += 1
+            if switch:
+                self._switch_to_micro()
+                warnings.warn(
+                    f"a step of {len(session.sizes)} backward passes: from the next one on micro-batches are the "
+                    "samples (mode 'micro'), and the running averages start anew. Pass mode='exact' to keep single "
+                    "samples.",
+                    stacklevel=2,
+                )
+            self._plan_step()
+        if stats is not None:
+            for observer in self._observers:
+                observer(self, stats)
+        return stats
+
+    def _measure(self) -> GammaStats:
+        session = self._session
+        if not session.sizes:
+            raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
+        self._check_gradients()
+        device = self._averages.sums.device
+        squares, n, unit = self._exact() if self._mode == "exact" else self._micro.squares(self._world)
+        squares = squares.to(device)
+        if n < 2:
+            raise ValueError(
+                f"the step held {n} {'sample' if self._mode == 'exact' else 'micro-batch'}: a variance needs at least 2."
+            )
+        signal = self._gradient_squares(device)
+        signal, squares = self._reduce(signal, squares)
+        if self._mode == "exact":
+            # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
+            if self.loss_reduction == "mean":
+                squares = squares * (n / self._world) ** 2
+            else:
+                signal = signal * (self._world / n) ** 2
+        signal, noise = _with_total(signal, squares, n)
+        if self._unit is not None and unit != self._unit:
+            warnings.warn(
+                f"gradients are now over {unit:g} samples, before over {self._unit:g}: running averages start anew.",
+                stacklevel=3,
+            )
+            self._averages.reset()
+        self._unit = unit
+        self._averages.update(signal - noise / n, noise)
+        batch = round(n * unit)
+        shared: dict[str, Any] = {"n": n, "samples_per_gradient": _whole(unit), "batch_size": batch}
+        smoothed = GammaStats(self._averages.source(self._covered, n), confidence=self.confidence, **shared)
+        return GammaStats(StepSource(self._covered, signal, noise), confidence=None, smoothed=smoothed, **shared)
+
+    def _exact(self) -> tuple[Tensor, int, float]:
+        session = self._session
+        device = self._averages.sums.device
+        squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
+        rows: list[int] = []
+        parts: list[Tensor] = []
+        for watcher in session.watchers:
+            found = watcher.probe.grad
+            if found is None or not watcher.names:
+                continue
+            self._check_reuse(watcher, found)
+            parts.append(found[:-1].to(device))
+            rows += [self._index[name] for name in watcher.names.values()]
+        if parts:
+            squares.index_add_(0, torch.tensor(rows, device=device), torch.cat(parts))
+        for name, extra in session.extra.items():
+            squares[self._index[name]] += extra.to(device)
+        return squares, sum(session.sizes) * self._world, 1.0
+
+    def _check_reuse(self, watcher: Watcher, found: Tensor) -> None:
+        """In compiled code a layer cannot say that it ran twice; its probe can, for the price of a look at it."""
+        if watcher.seen or self._checked_reuse > 3 * len(self._session.watchers):
+            return
+        self._checked_reuse += 1
+        uses = found[-1].item()
+        if uses > len(self._session.sizes):
+            raise Unsupported(
+                f"{watcher.name}: ran {uses / len(self._session.sizes):g} times in one compiled forward pass, and "
+                "squares of single uses do not add. Use mode='micro', or leave this part of the model uncompiled."
+            )
+
+    def _check_gradients(self) -> None:
+        ran = {name for watcher in self._session.watchers if watcher.ran for name in watcher.names.values()}
+        for name, parameter in self._everything.items():
+            if parameter.grad is None or (name in self._coverage and self._coverage[name] is None):
+                continue
+            if name not in self._coverage:
+                if name in self._excluded:
+                    continue
+                raise RuntimeError(
+                    f"{name} has a gradient but did not train when the monitor was attached. Attach a new monitor."
+                )
+            if self._mode == "exact" and name not in ran:
+                raise RuntimeError(
+                    f"{name} has a gradient, but its layer did not run: the parameter is used outside its module's "
+                    "forward, or an old .grad was not cleared. Clear gradients after each step, use mode='micro', or "
+                    "leave it out with parameters=…."
+                )
+
+    def _gradient_squares(self, device: torch.device) -> Tensor:
+        """‖.grad‖² of every covered parameter; shape: (parameters,)."""
+        norms = []
+        for name in self._covered:
+            grad = self._parameters[name].grad
+            if grad is None:
+                norms.append(torch.zeros((), dtype=torch.float64, device=device))
+                continue
+            if grad.is_sparse:
+                grad = grad.coalesce().values()
+            if hasattr(grad, "to_local"):
+                grad = grad.to_local()
+            scale = self._scale(name) if self._mode == "exact" else None
+            if scale is not None:
+                grad = grad * (scale.to_local() if hasattr(scale, "to_local") else scale)
+            wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+            norms.append(torch.linalg.vector_norm(grad, dtype=wide).double().to(device))
+        return torch.stack(norms).square()
+
+    def _reduce(self, signal: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Add over ranks what each rank knows a part of, and take the loss scale out."""
+        if self._world > 1:
+            joined = torch.stack([squares, signal]) if self._sharded else squares[None]
+            dist.all_reduce(joined, group=self._group)
+            squares, signal = (joined[0], joined[1]) if self._sharded else (joined[0], signal)
+        if self.scaler is not None and self.scaler.is_enabled():
+            inverse = 1.0 / self.scaler.get_scale() ** 2
+            squares = squares * inverse
+            if not _unscaled(self.scaler):
+                signal = signal * inverse
+        return signal, squares
+
+
+class _PlainRule(Rule):
+    """For a root that owns no parameter: only the batch size is read."""
+
+    name = "plain"
+
+    def forward(
+        self, watcher: Watcher, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        return plain(*args, **kwargs)
+
+
+class _RootWatcher(Watcher):
+    """Watches the whole model: each of its forward passes begins a batch."""
+
+    def forward(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        session = self.session
+        if not session.measuring:
+            return plain(*args, **kwargs)
+        if not torch.is_grad_enabled() and not attachment.compiling():
+            with session.paused():  # an evaluation pass is nobody's use
+                return plain(*args, **kwargs)
+        session.begin(args, kwargs)
+        return super().forward(module, plain, args, kwargs)
+
+
+class _MicroBatches:
+    """Norms of the gradients of single backward passes, taken where they arrive at the parameters.
+
+    Equal micro-batches of b samples: with c_k what backward pass k adds to .grad, M c_k are M gradients whose mean is
+    .grad. Unequal ones are weighted by size: Tr Σ·b̄ = Σ b_k‖g_k‖² / b̄ … (`squares`), which needs one buffer of the
+    parameters' size, made only then.
+    """
+
+    def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
+        self._session, self._parameters = session, parameters
+        self._norms: list[list[Tensor]] = []
+
+    def hook(self) -> list[Any]:
+        return [
+            parameter.register_hook(lambda grad, row=row: self._arrived(row, grad))
+            for row, parameter in enumerate(self._parameters.values())
+        ]
+
+    def _arrived(self, row: int, grad: Tensor) -> None:
+        session = self._session
+        if not session.measuring:
+            return
+        session.backward_runs(grad)
+        wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        values = grad.coalesce().values() if grad.is_sparse else grad
+        place = len(session.sizes)
+        while len(self._norms) <= place:
+            self._norms.append([])
+        norms = self._norms[place]
+        if not norms:
+            norms.extend([torch.zeros((), dtype=torch.float64, device=grad.device)] * len(self._parameters))
+        norms[row] = torch.linalg.vector_norm(values, dtype=wide).double().square()
+
+    def squares(self, world: int) -> tuple[Tensor, int, float]:
+        """Σ‖g_k‖² over this rank's micro-batches, their number over all ranks, samples in each."""
+        sizes, norms = self._session.sizes, self._norms
+        self._norms = []
+        if len(set(sizes)) > 1:
+            raise Unsupported(
+                f"micro-batches of unequal size in one step ({sizes}): drop the odd last one, or use mode='exact'."
+            )
+        device = norms[0][0].device
+        total = torch.stack([torch.stack([norm.to(device) for norm in each]) for each in norms]).sum(0)
+        return total * len(sizes) ** 2, len(sizes) * world, float(sizes[0])
+
+
+def _with_total(signal: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Signal and noise by parameter, with their sum as last entry; Σ‖g‖² and ‖ḡ‖² come in."""
+    noise = (squares - n * signal) / (n - 1)
+    return tuple(torch.cat([values, values.sum().view(1)]) for values in (signal, noise))  # type: ignore[return-value]
+
+
+def _whole(value: float) -> int:
+    return int(value)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile's wrapper."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def clean(name: str) -> str:
+    """A parameter's name without what wrappers put into it."""
+    return re.sub(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)", "", name).lstrip(".")
+
+
+def _trainable(root: nn.Module, wanted: Iterable[str] | None) -> list[tuple[str, nn.Parameter]]:
+    everything = [(clean(name), p) for name, p in root.named_parameters() if p.requires_grad]
+    if wanted is None:
+        return everything
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in everything):
+            raise ValueError(
+                f"parameters: {pattern!r} matches none of the parameters that train, for example "
+                f"{', '.join(name for name, _ in everything[:5])}."
+            )
+    return [(name, p) for name, p in everything if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _process_group(model: nn.Module, parameters: list[nn.Parameter], given: Any) -> tuple[Any, int, bool]:
+    """(group, ranks, whether gradients are sharded)."""
+    sharded = any(hasattr(parameter, "device_mesh") for parameter in parameters)
+    if given != "auto" and not sharded:
+        return given, (dist.get_world_size(given) if given is not None else 1), False
+    if sharded:
+        mesh = next(p.device_mesh for p in parameters if hasattr(p, "device_mesh"))
+        if mesh.ndim != 1:
+            raise ValueError(
+                f"model: parameters lie on a device mesh of {mesh.ndim} dimensions; exact mode knows one (FSDP2), no "
+                "tensor or pipeline parallelism."
+            )
+        return mesh.get_group(), mesh.size(), True
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.process_group, dist.get_world_size(model.process_group), False
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError(
+            f"model: {dist.get_world_size()} ranks run, but the model is neither wrapped in DistributedDataParallel nor "
+            "sharded by FSDP2. Pass the wrapped model, or process_group=… where gradients are averaged over ranks, or "
+            "process_group=None to measure this rank alone."
+        )
+    return None, 1, False
+
+
+def _unscaled(scaler: Any) -> bool:
+    """Whether scaler.unscale_(optimizer) ran in this step."""
+    return any(
+        getattr(state.get("stage"), "name", "") == "UNSCALED" for state in scaler._per_optimizer_states.values()
+    )
+
+
+def _check_arguments(
+    every: int, mode: str, batch_dim: int, batch_size: int | None, loss_reduction: str, ema: float,
+    confidence: float, max_bytes: int,
+) -> None:  # fmt: skip
+    for name, value in (("every", every), ("batch_size", batch_size), ("max_bytes", max_bytes)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: expected a whole number, at least 1, got {value!r}.")
+    if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
+        raise ValueError(f"batch_dim: expected a dimension counted from the front, 0 or more, got {batch_dim!r}.")
+    for name, value, choices in (("mode", mode, MODES), ("loss_reduction", loss_reduction, ("mean", "sum"))):
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
+    if not 0 <= ema < 1:
+        raise ValueError(f"ema: expected the weight of the past, 0 ≤ ema < 1, got {ema!r}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a level between 0 and 1, for example 0.95, got {confidence!r}.")
