@@ -161,11 +161,11 @@ TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end table -->)", 
 
 
 def table_named(name: str, results: Path) -> str:
-    """The Markdown table "<device>/<op>", from <results>/<device>/<op>.json."""
-    path = results / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(f"table {name!r}: expected results in {path}. Run `make bench BENCH_SAVE=1` first.")
-    return markdown_summary(read_rows(path))
+    """The Markdown table "<device>/<op>"; the name "<op>" alone gives one table for every device with results."""
+    paths = sorted(results.glob(f"{name}.json" if "/" in name else f"*/{name}.json"))
+    if not paths:
+        return "No results are committed yet: `make bench BENCH_SAVE=1`."
+    return "\n\n".join(markdown_summary(read_rows(path)) for path in paths)
 
 
 def filled(text: str, results: Path) -> str:

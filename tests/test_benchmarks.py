@@ -113,8 +113,8 @@ def test_every_provider_runs_once_a_round_and_the_order_rotates():
 
 def test_threads_are_set_for_the_measurement_and_put_back():
     before = torch.get_num_threads()
-    with harness.limited_threads(1):
-        assert torch.get_num_threads() == 1
+    with harness.limited_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
 
@@ -154,6 +154,16 @@ def test_readme_tables_are_filled_from_results_and_stale_ones_are_found(rows, tm
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+
+
+def test_a_table_named_by_its_op_alone_has_every_device(rows, tmp_path):
+    assert "No results" in tables.table_named("stand_in", tmp_path)
+    for device in ("cpu-x", "gpu-y"):
+        harness.write_rows([replace(row, device=device) for row in rows], tmp_path / device)
+    harness.write_rows(rows, tmp_path / "local" / "cpu-x")
+    text = tables.table_named("stand_in", tmp_path)
+    assert text.count("| shape |") == 2
+    assert text.index("cpu-x;") < text.index("gpu-y;")
 
 
 def test_committed_tables_match_committed_results():
