@@ -55,7 +55,6 @@ def unusable(backend: str, device: torch.device) -> str | None:
     return problem
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # reads the environment: settled when traced
 def choose_backend(requested: str | None, device: torch.device, *, kernel_lacks: str | None = None) -> str:
     """Return "triton" or "torch" for a tensor on `device`.
 
@@ -80,6 +79,11 @@ def choose_backend(requested: str | None, device: torch.device, *, kernel_lacks:
             f"Use backend='torch', or leave backend out to let the device decide."
         )
     return requested
+
+
+# Reads the environment, so torch.compile settles it when it traces. This is what torch.compiler.assume_constant_result
+# does, which would import the compiler, and with it Triton, into every process.
+choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:

@@ -380,10 +380,12 @@ def _aot_case(
     constants: dict[str, Any],
     options: dict[str, int],
     expect_mma: str | None = None,
+    variant: bool = False,
 ) -> AotCase:
     divisible = [argument for argument, kind in signature.items() if kind != "constexpr"]
     signature = signature | dict.fromkeys(constants, "constexpr")
-    return AotCase(name, function, signature, constants, target, options, expect_mma, aligned(signature, *divisible))
+    known = aligned(signature, *divisible)
+    return AotCase(name, function, signature, constants, target, options, expect_mma, known, variant)
 
 
 def _aot_norms(target: tuple[str, int | str, int], layout: str, center: bool) -> AotCase:
@@ -392,7 +394,8 @@ def _aot_norms(target: tuple[str, int | str, int], layout: str, center: bool) ->
     constants |= {"CENTER": center, "ZERO_AS_NAN": False, "NESTED": False}
     constants |= {"BLOCK_NEURONS": choice.block_neurons, "BLOCK_SAMPLES": choice.block_samples}
     name = f"norms{' center' if center else ''}, {layout}"
-    return _aot_case(name, _row_norms_kernel, target, signature, constants, {"num_warps": choice.num_warps})
+    options = {"num_warps": choice.num_warps}
+    return _aot_case(name, _row_norms_kernel, target, signature, constants, options, variant=center)
 
 
 def _aot_matrix(
@@ -420,4 +423,5 @@ def _aot_matrix(
         constants,
         {"num_warps": choice.num_warps, "num_stages": choice.num_stages},
         expect_mma="HGMMA" if target == SM90 and dot != "ieee" else None,
+        variant=center or out_of_range or nested,
     )

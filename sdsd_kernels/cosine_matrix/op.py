@@ -73,7 +73,9 @@ def cosine_matrix(
         listed = ", ".join(map(str, FLOAT_DTYPES))
         raise TypeError(f"out_dtype: expected one of {listed}, or None, got {out_dtype!r}.")
     rows = _as_rows(activations, neuron_dim)
-    return _cosine_matrix(rows, precision, out_dtype, zero, bool(center), _choose(backend, rows.device, rows.dtype))
+    lacks = "the kernel has no float64" if rows.dtype == torch.float64 else None
+    chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
+    return _cosine_matrix(rows, precision, out_dtype, zero, bool(center), chosen)
 
 
 def _check_shape(activations: Tensor, neuron_dim: int) -> int:
@@ -114,13 +116,6 @@ def _as_rows(activations: Tensor, neuron_dim: int) -> Tensor:
             break
         inner, stride = inner * size, step if stride is None else stride
     return moved.reshape(moved.shape[0], math.prod(sizes) // inner, inner)
-
-
-@torch.compiler.assume_constant_result
-def _choose(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """choose_backend, which reads the environment and so is settled when torch.compile traces."""
-    lacks = "the kernel has no float64" if dtype == torch.float64 else None
-    return choose_backend(backend, device, kernel_lacks=lacks)
 
 
 @torch.library.custom_op(

@@ -345,6 +345,7 @@ def aot_cases() -> Iterator[AotCase]:
                     constexprs=constexprs,
                     target=target,
                     options={"num_warps": config.num_warps},
+                    variant=dtype != torch.float32,
                 )
         yield AotCase(
             name="sum_rows",
