@@ -2,6 +2,7 @@
 
 ==========================  ================================================================================
 `gamma_stats`               Γ, the gradient noise scale and error bars from per-sample or batch gradients
+`GammaMonitor`              the same for every parameter inside an ordinary training loop
 `compute_gamma`             the same over batches of a data loader, as the seed document proposed it
 `neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
 `validate`                  compare every backend on this machine with the definitions
@@ -10,9 +11,9 @@
 
 from sdsd_kernels import validate
 
-from .gamma import GammaStats, compute_gamma, gamma_stats
+from .gamma import GammaMonitor, GammaStats, compute_gamma, gamma_stats
 from .geometry import neuron_cosine_matrix
 
 __version__ = "0.1.0"
 
-__all__ = ["GammaStats", "compute_gamma", "gamma_stats", "neuron_cosine_matrix", "validate"]
+__all__ = ["GammaMonitor", "GammaStats", "compute_gamma", "gamma_stats", "neuron_cosine_matrix", "validate"]

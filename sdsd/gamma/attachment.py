@@ -46,7 +46,7 @@ def is_attached(module: nn.Module) -> bool:
 
 def attach(module: nn.Module, watcher: Any) -> None:
     """Let `watcher.forward(module, plain, args, kwargs)` run in the place of `module.forward`."""
-    subclass = _monitored(type(module))
+    subclass = _monitored(type(module))  # type: ignore[arg-type]
     module.__dict__[KEY] = watcher
     try:
         module.__class__ = subclass
@@ -58,7 +58,7 @@ def attach(module: nn.Module, watcher: Any) -> None:
 def release(module: nn.Module) -> None:
     """Undo `attach`; nothing of it is left."""
     del module.__dict__[KEY]
-    module.__class__ = type(module)._sdsd_original  # type: ignore[assignment]
+    module.__class__ = type(module)._sdsd_original  # type: ignore[assignment, attr-defined]
 
 
 def compiling() -> bool:

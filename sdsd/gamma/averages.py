@@ -32,6 +32,10 @@ class RunningAverages:
         device: where the numbers stay.
     """
 
+    sums: Tensor
+    weight: Tensor
+    square_weight: Tensor
+
     def __init__(self, rows: int, decay: float, device: torch.device) -> None:
         self.decay = decay
         self._rows, self._device = rows, device

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import attachment, precondition as preconditioning
+from . import attachment
+from . import precondition as preconditioning
 from .averages import RunningAverages, StepSource
-from .layers import Rule, Unsupported, Watcher, rule_for
+from .layers import Rule, UnsupportedError, Watcher, rule_for
 from .session import Session
 from .stats import GammaStats
 
@@ -132,11 +133,18 @@ class GammaMonitor:
             raise ValueError("model: a GammaMonitor watches it already. Call detach() on that one first.")
         refused: dict[str, str] = {}
         owners: dict[str, list[Watcher]] = {}
+        measured_above: set[nn.Module] = set()
         for path, module in self._root.named_modules():
+            if module in measured_above:
+                continue
             name = clean(path) or type(module).__name__
+            rule: Rule | str | None = rule_for(module) if self._mode == "exact" else None
+            below = rule.children(module) if isinstance(rule, Rule) else ()
+            measured_above.update(module.get_submodule(child) for child in below)
             own = {
                 local: canonical[id(parameter)]
-                for local, parameter in module.named_parameters(recurse=False)
+                for prefix, owner in [("", module), *((f"{child}.", module.get_submodule(child)) for child in below)]
+                for local, parameter in ((prefix + local, p) for local, p in owner.named_parameters(recurse=False))
                 if id(parameter) in canonical
             }
             is_root = module is self._root
@@ -145,13 +153,13 @@ class GammaMonitor:
                 continue
             if attachment.is_attached(module):
                 raise ValueError(f"{name}: a GammaMonitor watches it already. Call detach() on that one first.")
-            rule: Rule | str | None = None
-            if self._mode == "exact" and (own or mixes):
-                rule = rule_for(module)
+            if not own and not mixes:
+                rule = None
+            if rule is not None:
                 if mixes and isinstance(rule, Rule) and module.training:
                     refused[name] = (
                         "BatchNorm in train mode mixes the samples, so a sample has no gradient of its own. Use "
-                        "mode='micro' with gradient accumulation, put the layer in eval mode, or replace it by GroupNorm"
+                        "mode='micro' with gradient accumulation, put the layer in eval mode, or take GroupNorm"
                     )
                 if isinstance(rule, str):
                     refused.update(dict.fromkeys(own.values(), rule))
@@ -232,7 +240,7 @@ class GammaMonitor:
 
     @property
     def mode(self) -> str:
-        """"exact" or "micro": what the next step is measured by."""
+        """ "exact" or "micro": what the next step is measured by."""
         return self._mode
 
     @property
@@ -341,9 +349,8 @@ class GammaMonitor:
         squares, n, unit = self._exact() if self._mode == "exact" else self._micro.squares(self._world)
         squares = squares.to(device)
         if n < 2:
-            raise ValueError(
-                f"the step held {n} {'sample' if self._mode == 'exact' else 'micro-batch'}: a variance needs at least 2."
-            )
+            unit_name = "sample" if self._mode == "exact" else "micro-batch"
+            raise ValueError(f"the step held {n} {unit_name}: a variance needs at least 2.")
         signal = self._gradient_squares(device)
         signal, squares = self._reduce(signal, squares)
         if self._mode == "exact":
@@ -392,7 +399,7 @@ class GammaMonitor:
         self._checked_reuse += 1
         uses = found[-1].item()
         if uses > len(self._session.sizes):
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{watcher.name}: ran {uses / len(self._session.sizes):g} times in one compiled forward pass, and "
                 "squares of single uses do not add. Use mode='micro', or leave this part of the model uncompiled."
             )
@@ -511,7 +518,7 @@ class _MicroBatches:
         sizes, norms = self._session.sizes, self._norms
         self._norms = []
         if len(set(sizes)) > 1:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"micro-batches of unequal size in one step ({sizes}): drop the odd last one, or use mode='exact'."
             )
         device = norms[0][0].device
@@ -576,7 +583,7 @@ def _process_group(model: nn.Module, parameters: list[nn.Parameter], given: Any)
         return model.process_group, dist.get_world_size(model.process_group), False
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ValueError(
-            f"model: {dist.get_world_size()} ranks run, but the model is neither wrapped in DistributedDataParallel nor "
+            f"model: {dist.get_world_size()} ranks run, but it is neither wrapped in DistributedDataParallel nor "
             "sharded by FSDP2. Pass the wrapped model, or process_group=… where gradients are averaged over ranks, or "
             "process_group=None to measure this rank alone."
         )
@@ -585,9 +592,7 @@ def _process_group(model: nn.Module, parameters: list[nn.Parameter], given: Any)
 
 def _unscaled(scaler: Any) -> bool:
     """Whether scaler.unscale_(optimizer) ran in this step."""
-    return any(
-        getattr(state.get("stage"), "name", "") == "UNSCALED" for state in scaler._per_optimizer_states.values()
-    )
+    return any(getattr(state.get("stage"), "name", "") == "UNSCALED" for state in scaler._per_optimizer_states.values())
 
 
 def _check_arguments(
@@ -599,9 +604,9 @@ def _check_arguments(
             raise ValueError(f"{name}: expected a whole number, at least 1, got {value!r}.")
     if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
         raise ValueError(f"batch_dim: expected a dimension counted from the front, 0 or more, got {batch_dim!r}.")
-    for name, value, choices in (("mode", mode, MODES), ("loss_reduction", loss_reduction, ("mean", "sum"))):
-        if value not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
+    for name, chosen, choices in (("mode", mode, MODES), ("loss_reduction", loss_reduction, ("mean", "sum"))):
+        if chosen not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {chosen!r}.")
     if not 0 <= ema < 1:
         raise ValueError(f"ema: expected the weight of the past, 0 ≤ ema < 1, got {ema!r}.")
     if not 0 < confidence < 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raise unless `diagonal` knows the optimizer."""
     if not any(cls.__name__ in ("Adam", "AdamW", "RMSprop") for cls in type(optimizer).__mro__):

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from sdsd_kernels import weight_grad_stats
 
 from .attachment import compiling
-from .layers.base import Contribution, Unsupported, sum_of_squares
+from .layers.base import Contribution, UnsupportedError, sum_of_squares
 from .layers.convolution import chunks
 from .layers.embedding import squares as embedding_squares
 
@@ -72,7 +72,7 @@ class Session:
             return
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > self.batch_dim]
         if not tensors:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"expected an input tensor with a sample axis (dimension {self.batch_dim}) to read the batch size "
                 "from, found none. Pass batch_size to the monitor."
             )
@@ -95,7 +95,7 @@ class Session:
         pending, self._pending = self._pending, []
         passes, self.passes = self.passes, 0
         if passes > 1 and self.measuring:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"the model ran forward {passes} times before one backward pass, so its samples cannot be told apart. "
                 "Call backward after each forward pass, put the calls into one module whose forward makes them (for "
                 "pairs of the same samples), or use mode='micro'."
@@ -116,7 +116,7 @@ class Session:
         for name, uses in by_name.items():
             samples = {contribution.samples for _, contribution, _ in uses}
             if len(samples) > 1:
-                raise Unsupported(
+                raise UnsupportedError(
                     f"{name}: its uses saw batches of {sorted(samples)} samples in one backward pass. Use mode='micro'."
                 )
             found = self._from_factors(name, uses)

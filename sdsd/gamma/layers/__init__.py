@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from .base import Contribution, Rule, Unsupported, Watcher
+from .attention import AttentionRule
+from .base import Contribution, Rule, UnsupportedError, Watcher
 from .convolution import ConvolutionRule
 from .embedding import EmbeddingRule
 from .generic import GenericRule
 from .linear import LinearRule
 from .scale import GroupNormRule, InstanceNormRule, LayerNormRule, PReLURule
 
-__all__ = ["Contribution", "Rule", "Unsupported", "Watcher", "rule_for"]
+__all__ = ["Contribution", "Rule", "UnsupportedError", "Watcher", "rule_for"]
 
 _REFUSED: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.RNNBase, "recurrent layers run step by step inside one call that vmap cannot batch"),
@@ -43,24 +44,23 @@ def rule_for(module: nn.Module) -> Rule | str:
             return reason
     if isinstance(module, nn.Embedding) and module.scale_grad_by_freq:
         return "scale_grad_by_freq divides by counts over the batch, which mixes the samples"
+    if isinstance(module, nn.MultiheadAttention):
+        return AttentionRule() if type(module).forward in _forwards(nn.MultiheadAttention) else GenericRule()
     for kind, rule in _KNOWN:
         if isinstance(module, kind):
-            own = type(module).forward
-            inherited = any(own is base.__dict__.get("forward") for base in kind.__mro__) or own in _forwards_of(kind)
-            plain = inherited and "forward" not in module.__dict__
+            plain = type(module).forward in _forwards(kind) and "forward" not in module.__dict__
             return rule if plain and _conventional(module) else GenericRule()
     if _is_transposed_linear(module):
         return LinearRule(transposed=True)
     return GenericRule()
 
 
-def _forwards_of(kind: type[nn.Module]) -> set[object]:
-    """`forward` of every torch class below `kind` (Conv2d below _ConvNd, say)."""
-    found: set[object] = set()
+def _forwards(kind: type[nn.Module]) -> set[object]:
+    """`forward` of `kind` and of torch's own classes below it (Conv2d below _ConvNd, say)."""
+    found: set[object] = {kind.forward}
     for child in kind.__subclasses__():
         if child.__module__.startswith("torch.nn.modules"):
-            found.add(child.forward)
-            found |= _forwards_of(child)
+            found |= _forwards(child)
     return found
 
 
@@ -73,4 +73,8 @@ def _conventional(module: nn.Module) -> bool:
 
 def _is_transposed_linear(module: nn.Module) -> bool:
     """Hugging Face's Conv1D, known without importing it: y = x W + b with W of shape (inputs, outputs)."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.") and hasattr(module, "nf")
+    return (
+        type(module).__name__ == "Conv1D"
+        and type(module).__module__.startswith("transformers.")
+        and hasattr(module, "nf")
+    )

@@ -29,7 +29,7 @@ Plan = tuple[int, int]
 """Number of samples N, and the axis they lie along (their rows lie sample after sample where it is longer)."""
 
 
-class Unsupported(ValueError):
+class UnsupportedError(ValueError):
     """A layer or a situation in which per-sample squares cannot be had exactly; the message says what to do."""
 
 
@@ -55,7 +55,7 @@ class Watcher:
         """Local parameter name → name in the report."""
         self.local = tuple(names)
         self.tied = False
-        self.sizes = {local: getattr(module, local).numel() for local in names}
+        self.sizes = {local: module.get_parameter(local).numel() for local in names}
         self.calls = 0
         self.ran = False
         self.seen = False
@@ -74,7 +74,7 @@ class Watcher:
         if not compiling():
             self.count()
         elif self.tied:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{self.name}: shares a parameter with another layer, which needs an exchange between their backward "
                 "passes that torch.compile cannot trace. Use mode='micro', or compile the layers in between."
             )
@@ -95,7 +95,7 @@ class Watcher:
         return self.tied or self.calls > 1
 
     def trainable(self, module: nn.Module) -> tuple[bool, ...]:
-        return tuple(getattr(module, local).requires_grad for local in self.local)
+        return tuple(module.get_parameter(local).requires_grad for local in self.local)
 
     def scale(self, local: str) -> Tensor | None:
         """The preconditioner D of a parameter, or None."""
@@ -107,12 +107,12 @@ class Watcher:
         Settled in the forward pass, where an error can name the layer, and kept for the backward pass.
 
         Raises:
-            Unsupported: the sample axis does not have the size of the batch.
+            UnsupportedError: the sample axis does not have the size of the batch.
         """
         n, axis = self.session.batch, self.session.batch_dim
         leading = x.ndim - features
         if n is None:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{self.name}: ran before the batch size was known. Call the whole model, or pass batch_size to the "
                 "monitor."
             )
@@ -126,7 +126,7 @@ class Watcher:
                 f" Its {x.shape[0]} rows may be {n} samples of {x.shape[0] // n} positions each: if they lie sample "
                 f"after sample, pass batch_size={n} to the monitor."
             )
-        raise Unsupported(
+        raise UnsupportedError(
             f"{self.name}: expected {n} samples along dimension {axis}, got input of shape {tuple(x.shape)}.{hint} "
             "Otherwise pass batch_dim, or use mode='micro', which needs no sample axis."
         )
@@ -142,6 +142,10 @@ class Rule(abc.ABC):
     """How one kind of layer is measured. Subclasses are stateless but for what they read off the module once."""
 
     name: str
+
+    def children(self, module: nn.Module) -> tuple[str, ...]:
+        """Submodules whose parameters this rule measures too, for the module uses them without calling them."""
+        return ()
 
     @abc.abstractmethod
     def forward(

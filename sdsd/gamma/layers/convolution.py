@@ -12,24 +12,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attachment import compiling
-from .base import Contribution, Rule, Unsupported, Watcher, report, sum_of_squares
+from .base import Contribution, Rule, UnsupportedError, Watcher, report, sum_of_squares
 
 
 class ConvolutionRule(Rule):
     name = "convolution"
 
     def forward(
-        self, watcher: Watcher, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+        self, watcher: Watcher, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         x = args[0] if args else kwargs["input"]
         if not any(watcher.trainable(module)):
             return plain(*args, **kwargs)
         space = module.weight.ndim - 2
         if x.ndim != space + 2 or watcher.session.batch_dim != 0:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{watcher.name}: expected a batch of shape (N, channels, …) with samples first, got shape "
                 f"{tuple(x.shape)} and batch_dim={watcher.session.batch_dim}."
             )
@@ -39,7 +39,9 @@ class ConvolutionRule(Rule):
         if transposed:
             size = args[1] if len(args) > 1 else kwargs.get("output_size")
             output_padding = tuple(
-                module._output_padding(x, size, module.stride, module.padding, module.kernel_size, space, module.dilation)
+                module._output_padding(
+                    x, size, module.stride, module.padding, module.kernel_size, space, module.dilation
+                )
             )
         elif module.padding_mode != "zeros":
             x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
@@ -59,7 +61,7 @@ class ConvolutionRule(Rule):
         )
 
 
-def _pad_by_name(x: Tensor, module: nn.Module, space: int) -> tuple[Tensor, tuple[int, ...]]:
+def _pad_by_name(x: Tensor, module: Any, space: int) -> tuple[Tensor, tuple[int, ...]]:
     """Padding "same" or "valid" as numbers; an uneven "same" pads the input itself."""
     if module.padding == "valid":
         return x, (0,) * space

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import Contribution, Rule, Unsupported, Watcher, arrange, tap
+from .base import Contribution, Rule, UnsupportedError, Watcher, arrange, tap
 
 
 class EmbeddingRule(Rule):
     name = "embedding"
 
     def forward(
-        self, watcher: Watcher, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+        self, watcher: Watcher, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         ids = args[0] if args else kwargs["input"]
         y = plain(*args, **kwargs)
@@ -32,9 +32,9 @@ class EmbeddingRule(Rule):
             ids = ids.reshape(1, -1).expand(n, -1)
             y = y.reshape(1, *y.shape[-2:]).expand(n, -1, -1)
         elif ids.ndim == 1 and watcher.session.square:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{watcher.name}: {n} token ids in one dimension may be one a sample or {n} positions shared by all "
-                f"samples, for the model's input is {n} × {n}. Give the ids a batch dimension, or take another batch size."
+                f"samples, for the model's input is {n} × {n}. Give the ids a batch dimension, or change the batch size."
             )
         padding = module.padding_idx
         scale = watcher.scale("weight")

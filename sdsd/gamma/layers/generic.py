@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..attachment import compiling
-from .base import Contribution, Rule, Unsupported, Watcher, report, sum_of_squares
+from .base import Contribution, Rule, UnsupportedError, Watcher, report, sum_of_squares
 from .convolution import chunks
 
 
@@ -23,18 +23,18 @@ class GenericRule(Rule):
     name = "generic (reruns the module a sample at a time, by vmap)"
 
     def forward(
-        self, watcher: Watcher, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+        self, watcher: Watcher, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         if not any(watcher.trainable(module)):
             return plain(*args, **kwargs)
         if compiling():
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{watcher.name}: {type(module).__name__} has no rule of its own, and rerunning it a sample at a time "
                 "cannot be traced by torch.compile. Use mode='micro', or leave its parameters out with parameters=…."
             )
         random = next((name for name, child in module.named_modules() if _random(child)), None)
         if random is not None:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{watcher.name}: {type(module).__name__} has no rule of its own, and rerunning it would draw other "
                 f"random numbers than the forward pass did (in {random or type(module).__name__}). Set dropout to 0 "
                 "there, move its parameters into layers of their own, or use mode='micro'."
@@ -53,7 +53,7 @@ class GenericRule(Rule):
                 kept = outputs[k][0] if outputs[k].ndim >= 2 and outputs[k].shape[0] == 1 else outputs[k]
                 outputs[k] = kept.expand(n, *kept.shape)
                 continue
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{watcher.name}: expected {n} samples along dimension {axis} of its output, got shape "
                 f"{tuple(outputs[k].shape)}. Pass batch_dim or batch_size, or use mode='micro'."
             )
@@ -67,7 +67,7 @@ class GenericRule(Rule):
 
 def _batch(watcher: Watcher) -> tuple[int, int]:
     if watcher.session.batch is None:
-        raise Unsupported(f"{watcher.name}: ran before the batch size was known. Pass batch_size to the monitor.")
+        raise UnsupportedError(f"{watcher.name}: ran before the batch size was known. Pass batch_size to the monitor.")
     return watcher.session.batch, watcher.session.batch_dim
 
 
@@ -75,7 +75,7 @@ def _unbatched(inputs: list[Any], n: int, axis: int) -> bool:
     return not any(isinstance(x, Tensor) and x.ndim > axis and x.shape[axis] == n for x in inputs)
 
 
-def _random(module: nn.Module) -> bool:
+def _random(module: Any) -> bool:
     dropout = getattr(module, "p", None) if "Dropout" in type(module).__name__ else getattr(module, "dropout", None)
     return module.training and isinstance(dropout, float) and dropout > 0
 
@@ -84,7 +84,7 @@ class _Rerun:
     """Per-sample gradients of a module's own parameters from its saved inputs and its outputs' gradients."""
 
     def __init__(
-        self, watcher: Watcher, module: nn.Module, inputs: list[Any], structure: Any, wanted: list[int], n: int, axis: int
+        self, watcher: Watcher, module: Any, inputs: list[Any], structure: Any, wanted: list[int], n: int, axis: int
     ) -> None:
         self.watcher, self.module, self.structure, self.wanted = watcher, module, structure, wanted
         self.constants = [None if isinstance(value, Tensor) else value for value in inputs]
@@ -92,12 +92,15 @@ class _Rerun:
         self.n, self.axis = n, axis
         self.local = [name for name in watcher.local if getattr(module, name).requires_grad]
 
-    def per_sample(self, start: int, stop: int, grads: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def per_sample(
+        self, start: int, stop: int, grads: tuple[Tensor, ...], tensors: tuple[Tensor, ...]
+    ) -> dict[str, Tensor]:
         """Gradients of samples start … stop; name → (stop − start, *shape)."""
         n, axis = self.n, self.axis
         batched = [t.ndim > axis and t.shape[axis] == n for t in tensors]
         parts = tuple(
-            t.narrow(axis, start, stop - start) if is_batched else t for t, is_batched in zip(tensors, batched, strict=True)
+            t.narrow(axis, start, stop - start) if is_batched else t
+            for t, is_batched in zip(tensors, batched, strict=True)
         )
         cotangents = tuple(grad.narrow(axis, start, stop - start) for grad in grads)
         own = {name: getattr(self.module, name).detach() for name in self.local}
@@ -124,7 +127,7 @@ class _Rerun:
             )
 
         def gradient(cotangent: tuple[Tensor, ...], *sample: Tensor) -> dict[str, Tensor]:
-            found, pull = torch.func.vjp(lambda own: outputs(own, *sample), own)
+            found, pull = torch.func.vjp(lambda own: outputs(own, *sample), own)  # type: ignore[misc]
             shaped = tuple(c.reshape(out.shape) for c, out in zip(cotangent, found, strict=True))
             return pull(shaped)[0]
 
@@ -135,7 +138,7 @@ class _Rerun:
                     gradient, in_dims=(axis, *(axis if is_batched else None for is_batched in batched))
                 )(cotangents, *parts)
             except Exception as error:
-                raise Unsupported(
+                raise UnsupportedError(
                     f"{self.watcher.name}: {type(self.module).__name__} has no rule of its own and cannot be rerun a "
                     f"sample at a time ({type(error).__name__}: {error}). Use mode='micro', or leave its parameters "
                     "out with parameters=…."

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
@@ -26,7 +26,7 @@ class LinearRule(Rule):
         self.transposed = transposed
 
     def forward(
-        self, watcher: Watcher, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+        self, watcher: Watcher, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         x = args[0] if args else kwargs["input"]
         weight, bias = module.weight, getattr(module, "bias", None)

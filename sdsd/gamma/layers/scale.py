@@ -11,31 +11,31 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import Contribution, Plan, Rule, Unsupported, Watcher, arrange, sum_of_squares, tap
+from .base import Contribution, Plan, Rule, UnsupportedError, Watcher, arrange, sum_of_squares, tap
 
 
 class ScaleRule(Rule):
     """Subclasses say what f is and which dimensions a parameter spans."""
 
     @abc.abstractmethod
-    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+    def factor(self, module: Any, x: Tensor) -> Tensor:
         """f(x), of the shape of x, in float32 or better."""
 
     @abc.abstractmethod
-    def where(self, watcher: Watcher, module: nn.Module, x: Tensor) -> Plan:
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
         """Where the samples of `x` are."""
 
     @abc.abstractmethod
-    def gather(self, module: nn.Module, values: Tensor, plan: Plan) -> Tensor:
+    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
         """Sum `values`, of the shape of the output, to one parameter-shaped tensor a sample; (N, *parameter shape)."""
 
-    def check(self, watcher: Watcher, module: nn.Module) -> None:
-        """Raise Unsupported where the module's state forbids per-sample gradients."""
+    def check(self, watcher: Watcher, module: Any) -> None:
+        """Raise UnsupportedError where the module's state forbids per-sample gradients."""
 
     def forward(
-        self, watcher: Watcher, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+        self, watcher: Watcher, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         x = args[0] if args else kwargs["input"]
         self.check(watcher, module)
@@ -81,42 +81,44 @@ class LayerNormRule(ScaleRule):
         self.centre = centre
         self.name = "layer norm" if centre else "RMS norm"
 
-    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+    def factor(self, module: Any, x: Tensor) -> Tensor:
         shape = module.normalized_shape
         wide = _wide(x)
         if self.centre:
             return torch.nn.functional.layer_norm(wide, shape, eps=module.eps)
-        return torch.nn.functional.rms_norm(wide, shape, eps=torch.finfo(x.dtype).eps if module.eps is None else module.eps)
+        return torch.nn.functional.rms_norm(
+            wide, shape, eps=torch.finfo(x.dtype).eps if module.eps is None else module.eps
+        )
 
-    def where(self, watcher: Watcher, module: nn.Module, x: Tensor) -> Plan:
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
         return watcher.plan(x, len(module.normalized_shape))
 
-    def gather(self, module: nn.Module, values: Tensor, plan: Plan) -> Tensor:
+    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
         return arrange(values, plan, len(module.normalized_shape)).sum(1)
 
 
 class ChannelRule(ScaleRule):
     """Parameters of one value a channel, dimension 1, samples in dimension 0."""
 
-    def where(self, watcher: Watcher, module: nn.Module, x: Tensor) -> Plan:
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
         if watcher.session.batch_dim != 0 or x.ndim < 2:
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{watcher.name}: expected a batch of shape (N, channels, …) with samples first, got shape "
                 f"{tuple(x.shape)} and batch_dim={watcher.session.batch_dim}."
             )
         plan = watcher.plan(x, x.ndim - 1)
         if plan[0] != x.shape[0]:
-            raise Unsupported(f"{watcher.name}: expected {plan[0]} samples in dimension 0, got {tuple(x.shape)}.")
+            raise UnsupportedError(f"{watcher.name}: expected {plan[0]} samples in dimension 0, got {tuple(x.shape)}.")
         return plan
 
-    def gather(self, module: nn.Module, values: Tensor, plan: Plan) -> Tensor:
+    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
         return values.flatten(2).sum(2) if values.ndim > 2 else values
 
 
 class GroupNormRule(ChannelRule):
     name = "group norm"
 
-    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+    def factor(self, module: Any, x: Tensor) -> Tensor:
         return torch.nn.functional.group_norm(_wide(x), module.num_groups, eps=module.eps)
 
 
@@ -127,14 +129,14 @@ class InstanceNormRule(ChannelRule):
         self.batch = batch
         self.name = "batch norm in eval mode" if batch else "instance norm"
 
-    def check(self, watcher: Watcher, module: nn.Module) -> None:
+    def check(self, watcher: Watcher, module: Any) -> None:
         if self.batch and (module.training or module.running_mean is None):
-            raise Unsupported(
+            raise UnsupportedError(
                 f"{watcher.name}: BatchNorm in train mode mixes the samples, so a sample has no gradient of its own. "
                 "Use mode='micro' with gradient accumulation, put the layer in eval mode, or replace it by GroupNorm."
             )
 
-    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+    def factor(self, module: Any, x: Tensor) -> Tensor:
         wide = _wide(x)
         if module.running_mean is not None and not module.training:
             shape = (1, -1, *[1] * (x.ndim - 2))
@@ -145,13 +147,13 @@ class InstanceNormRule(ChannelRule):
 class PReLURule(ChannelRule):
     name = "PReLU"
 
-    def factor(self, module: nn.Module, x: Tensor) -> Tensor:
+    def factor(self, module: Any, x: Tensor) -> Tensor:
         return _wide(x).clamp(max=0)
 
-    def where(self, watcher: Watcher, module: nn.Module, x: Tensor) -> Plan:
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
         return super().where(watcher, module, x) if module.num_parameters > 1 else watcher.plan(x, 0)
 
-    def gather(self, module: nn.Module, values: Tensor, plan: Plan) -> Tensor:
+    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
         if module.num_parameters > 1:
             return super().gather(module, values, plan)
         return arrange(values, plan, 0).sum(1, keepdim=True)

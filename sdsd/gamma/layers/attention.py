@@ -1,0 +1,138 @@
+"""nn.MultiheadAttention: it computes its projections itself, without calling a linear layer.
+
+So its forward pass is done here: the projections as measured linear layers, the rest as torch's
+F.multi_head_attention_forward does it. Outputs and gradients agree with the plain module to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from .base import Plan, Rule, UnsupportedError, Watcher
+from .linear import _Linear
+
+
+class AttentionRule(Rule):
+    name = "multi-head attention"
+
+    def children(self, module: Any) -> tuple[str, ...]:
+        return ("out_proj",)
+
+    def forward(
+        self, watcher: Watcher, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        if watcher.shared:
+            raise UnsupportedError(
+                f"{watcher.name}: multi-head attention that runs twice in one pass, or shares weights, has no exact "
+                "rule. Use mode='micro'."
+            )
+        if module.bias_k is not None or module.add_zero_attn:
+            raise UnsupportedError(
+                f"{watcher.name}: add_bias_kv and add_zero_attn have no exact rule. Use mode='micro'."
+            )
+        return self._attend(watcher, module, *args, **kwargs)
+
+    def _attend(
+        self, watcher: Watcher, module: Any, query: Tensor, key: Tensor, value: Tensor,
+        key_padding_mask: Tensor | None = None, need_weights: bool = True, attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True, is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        axis = 0 if module.batch_first else 1
+        n = watcher.session.batch
+        if query.ndim != 3 or n is None or query.shape[axis] != n:
+            raise UnsupportedError(
+                f"{watcher.name}: expected {n} samples along dimension {axis} (batch_first={module.batch_first}) of "
+                f"three, got input of shape {tuple(query.shape)}. Pass batch_dim or batch_size, or use mode='micro'."
+            )
+        plan, heads = (n, axis), module.num_heads
+        q, k, v = (
+            self._heads(projected, axis, heads) for projected in self._project(watcher, module, query, key, value, plan)
+        )  # shape of each: (N, heads, positions, head size)
+        mask = _joint_mask(attn_mask, key_padding_mask, n, heads, q.dtype)
+        dropout = module.dropout if module.training else 0.0
+        weights = None
+        if need_weights:
+            scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+            weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
+            weights = F.dropout(weights, dropout)
+            out = weights @ v
+            if average_attn_weights:
+                weights = weights.mean(1)
+        else:
+            causal = is_causal and key_padding_mask is None
+            out = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
+        joined = out.transpose(1, 2).flatten(2)  # shape: (N, positions, embed_dim)
+        if axis == 1:
+            joined = joined.transpose(0, 1)
+        names = ("out_proj.weight", "out_proj.bias")
+        y = self._linear(watcher, joined, module.out_proj.weight, module.out_proj.bias, names, slice(None), plan, False)
+        return y, weights
+
+    def _project(
+        self, watcher: Watcher, module: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan
+    ) -> tuple[Tensor, ...]:
+        size, bias = module.embed_dim, module.in_proj_bias
+        same = module._qkv_same_embed_dim
+        if same and query is key and key is value:
+            names = ("in_proj_weight", "in_proj_bias")
+            packed = self._linear(watcher, query, module.in_proj_weight, bias, names, slice(None), plan, True)
+            return packed.chunk(3, dim=-1)
+        found = []
+        for place, (letter, x) in enumerate(zip("qkv", (query, key, value), strict=True)):
+            rows = slice(place * size, (place + 1) * size)
+            weight = module.in_proj_weight[rows] if same else getattr(module, f"{letter}_proj_weight")
+            names = ("in_proj_weight" if same else f"{letter}_proj_weight", "in_proj_bias")
+            part = None if bias is None else bias[rows]
+            found.append(self._linear(watcher, x, weight, part, names, rows, plan, place == 0))
+        return tuple(found)
+
+    @staticmethod
+    def _heads(x: Tensor, axis: int, heads: int) -> Tensor:
+        samples_first = x if axis == 0 else x.transpose(0, 1)
+        return samples_first.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    @staticmethod
+    def _linear(
+        watcher: Watcher, x: Tensor, weight: Tensor, bias: Tensor | None, names: tuple[str, str], rows: slice,
+        plan: Plan, count: bool,
+    ) -> Tensor:  # fmt: skip
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            half = torch.get_autocast_dtype(kind)
+            x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
+        # The projections share one probe: each gets the entries of its own parameters, and one of them the count.
+        nothing = watcher.probe.new_zeros(1)
+        places = [watcher.local.index(name) if name in watcher.local else None for name in names]
+        entries = [nothing if place is None else watcher.probe[place : place + 1] for place in places]
+        probe = torch.cat([*entries, watcher.probe[-1:] if count else nothing])
+        scales = []
+        for name, place in zip(names, places, strict=True):
+            scale = None if place is None else watcher.scale(name)
+            whole = scale is None or scale.shape[0] == (weight.shape[0])
+            scales.append(scale if whole else scale[rows])  # type: ignore[index]
+        y: Tensor = _Linear.apply(x, weight, bias, probe, plan, None, ("weight", "bias"), tuple(scales), False)  # type: ignore[no-untyped-call]
+        return y
+
+
+def _joint_mask(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, n: int, heads: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Both masks as one that is added to the scores; shape broadcasts to (N, heads, queries, keys)."""
+
+    def additive(mask: Tensor) -> Tensor:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask
+
+    joint = None
+    if attn_mask is not None:
+        joint = additive(attn_mask)
+        joint = joint.view(n, heads, *joint.shape[1:]) if joint.ndim == 3 else joint
+    if key_padding_mask is not None:
+        padding = additive(key_padding_mask).view(n, 1, 1, -1)
+        joint = padding if joint is None else joint + padding
+    return joint
