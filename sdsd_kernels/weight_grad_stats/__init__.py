@@ -1,4 +1,4 @@
-"""Weight gradient of a linear layer and the squared norms of its per-sample gradients, from one pass over the samples."""
+"""Weight gradient of a linear layer and the squared norms of its per-sample gradients, from one pass."""
 
 from .op import WeightGradStats, weight_grad_stats
 

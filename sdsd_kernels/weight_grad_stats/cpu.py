@@ -11,6 +11,10 @@ from torch import Tensor
 
 SAFE_SQUARES = (1e-20, 1e30)
 """Sums of squares outside this range may have lost terms to float32 underflow or overflow: redone in float64."""
+SAFE_NORMS = (1e-10, 1e15)
+"""The same for norms of rows. A row of zeros is outside, which costs time and no accuracy."""
+GROUP_BYTES = 2**21
+"""Small gradients are formed in groups of this many bytes, which stay in the second-level cache."""
 
 
 def weight_grad_stats(
@@ -56,30 +60,56 @@ def _as_result(value: float | Tensor, like: Tensor) -> Tensor:
 def fused(
     inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, max_bytes: int
 ) -> tuple[Tensor | None, Tensor]:
-    """One g_n at a time (a block of its rows where it is large): squared, and added to the weight gradient."""
+    """A group of g_n at a time (a block of rows of one where it is large): squared, added to the weight gradient."""
     samples, _, d = inputs.shape
     p = output_grads.shape[2]
     dtype = _working_dtype(inputs.dtype)
-    rows = max(1, min(p, max_bytes // (d * dtype.itemsize * (1 if scale is None else 2))))
-    total = torch.zeros(p, d, dtype=dtype, device=inputs.device) if weight_grad else None
-    scratch = torch.empty(rows * d, dtype=dtype, device=inputs.device)
+    group, rows = _fused_blocks(inputs, output_grads, scale, max_bytes)
+    make = torch.empty if group == 1 and scale is None else torch.zeros
+    total = make(p * d, dtype=dtype, device=inputs.device) if weight_grad else None
+    scratch = torch.empty(group * rows * d, dtype=dtype, device=inputs.device)
+    ones = torch.ones(group, dtype=dtype, device=inputs.device)
     squares: float | Tensor = 0.0
     for start in range(0, p, rows):
-        block = slice(start, min(p, start + rows))
-        flat = scratch[: (block.stop - block.start) * d]
-        gradient = flat.view(-1, d)
-        factors = None if scale is None else scale[block].to(dtype)
-        for n in range(samples):
-            a, b = inputs[n], output_grads[n, :, block]
-            torch.mm(b.to(dtype).t(), a.to(dtype), out=gradient)
-            if total is not None:
-                total[block] += gradient
+        stop = min(p, start + rows)
+        size = (stop - start) * d
+        part = None if total is None else total[start * d : stop * d]
+        factors = None if scale is None else scale[start:stop].to(dtype).reshape(-1)
+        for first in range(0, samples, group):
+            a, b = inputs[first : first + group].to(dtype), output_grads[first : first + group, :, start:stop].to(dtype)
+            count = a.shape[0]
+            flat = scratch[: count * size]
+            if group == 1:
+                # The first gradient is formed in its place: one pass over memory less for each block.
+                flat = part if part is not None and first == 0 and factors is None else flat
+                torch.mm(b[0].t(), a[0], out=flat.view(-1, d))
+                if part is not None and part is not flat:
+                    part += flat
+            else:
+                torch.bmm(b.mT, a, out=flat.view(count, -1, d))
+                if part is not None:
+                    part.addmv_(flat.view(count, size).t(), ones[:count])
             if factors is not None:
-                gradient *= factors
+                flat.view(count, size).mul_(factors)
             squares = squares + _squares(flat)
     if total is not None:
-        total = total.to(inputs.dtype)
+        total = total.to(inputs.dtype).view(p, d)
     return total, _as_result(squares, inputs)
+
+
+def _fused_blocks(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, max_bytes: int) -> tuple[int, int]:
+    """Samples a group, and rows of their gradients at once, for `fused`."""
+    samples, positions, d = inputs.shape
+    p = output_grads.shape[2]
+    dtype = _working_dtype(inputs.dtype)
+    gradient = p * d * dtype.itemsize
+    widened = positions * (d + p) * dtype.itemsize if inputs.dtype != dtype else 0
+    factors = 0 if scale is None else gradient
+    affordable = (max_bytes - factors) // (gradient + widened)
+    if affordable < 1:
+        return 1, max(1, min(p, (max_bytes - widened) // (d * dtype.itemsize * (1 if scale is None else 2))))
+    wanted = max(GROUP_BYTES // gradient, torch.get_num_threads() if inputs.device.type == "cpu" else 1)
+    return max(1, min(samples, wanted, affordable)), p
 
 
 def gram(inputs: Tensor, output_grads: Tensor, max_bytes: int) -> Tensor:
@@ -121,6 +151,12 @@ def rank1(a: Tensor, b: Tensor, scale: Tensor | None, max_bytes: int) -> Tensor:
 
 
 def _row_squares(rows: Tensor) -> Tensor:
+    """‖row‖² of every row, float64; shape: (N,)."""
+    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        smallest, largest = torch.aminmax(norms)
+        if smallest.item() > SAFE_NORMS[0] and largest.item() < SAFE_NORMS[1]:
+            return norms.double().square()
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
 
 
