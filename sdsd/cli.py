@@ -325,9 +325,11 @@ def map_arguments(parser: argparse.ArgumentParser) -> None:
 )
 def map_activations(arguments: argparse.Namespace) -> int:
     from ._tensor_files import load_tensor
+    from .studies._files import prepare_output
     from .studies.map import run_map
 
     activations = load_tensor(arguments.file, arguments.key)
+    prepare_output(arguments.out)
     try:
         found = run_map(
             activations,
@@ -337,8 +339,8 @@ def map_activations(arguments: argparse.Namespace) -> int:
             pairs=arguments.k,
             source=arguments.file,
         )
-    except TypeError as error:
-        raise TypeError(f"{arguments.file}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{arguments.file}: {error}") from error
     neuron_map = found.neuron_map
     if arguments.json:
         print_json(found.results)

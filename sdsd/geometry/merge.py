@@ -50,7 +50,7 @@ def merged(
             for parameter in parameters:
                 rows = parameter.detach().double()
                 here, there = first.to(parameter.device), second.to(parameter.device)
-                average = ((rows[here] + rows[there]) / 2).to(parameter.dtype)
+                average = (rows[here] / 2 + rows[there] / 2).to(parameter.dtype)
                 parameter[here] = average
                 parameter[there] = average
         yield model

@@ -127,7 +127,7 @@ def plain_number(value: float) -> str:
     elif size >= 10 or size == 0:
         text = f"{size:.0f}"
     elif size >= 1e-5:
-        text = f"{float(f'{size:.2g}'):.6f}".rstrip("0")
+        text = f"{float(f'{size:.2g}'):.6f}".rstrip("0").rstrip(".")
     else:
         text = f"{size:.1e}".replace("e-0", "e-").replace("e-", "×10^−")
     return f"−{text}" if value < 0 else text
@@ -146,7 +146,9 @@ def log_axis(axis: Any, low: float, high: float) -> None:
     steps = (1,) if len(decades) > 6 else (1, 3)
     ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.9f}".rstrip("0"))
+    )
     axis.set_minor_locator(NullLocator())
 
 
@@ -241,7 +243,9 @@ def draw_layer_gamma(axes: Any, steps: Sequence[int], layers: Mapping[str, Seque
     )  # fmt: skip
     axes.set_ylabel(f"Γ of a batch of {batch_size}")
     axes.set_xlabel("training step")
-    axes.legend(loc="lower left", fontsize=9.5, handlelength=1.6)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=max(1, len(layers)), borderaxespad=0.3, handlelength=1.6
+    )
     log_axis(axes.yaxis, bottom, top)
 
 
@@ -319,20 +323,18 @@ def draw_merges(axes: Any, cohorts: Mapping[str, Sequence[float]], seed: int = 0
     bottom = max(bottom, top * 1e-6)
     axes.set_yscale("log")
     axes.set_ylim(bottom, top)
+    labels = []
     for position, (name, values) in enumerate(cohorts.items()):
         colour = COHORT_COLOURS.get(name, BLUE)
         heights = np.maximum(np.abs(np.asarray(values, dtype=float)), bottom)
         across = position + jitter.uniform(-0.2, 0.2, len(heights))
         axes.scatter(across, heights, s=30, color=colour, alpha=0.75, linewidths=0, zorder=3)
-        if len(heights):
-            median = float(np.median(heights))
-            axes.plot([position - 0.3, position + 0.3], [median, median], color=INK, linewidth=2.4, zorder=4)
-            axes.annotate(
-                plain_number(median), (position + 0.32, median), xytext=(2, 0), textcoords="offset points",
-                va="center", ha="left", fontsize=9.5, fontweight="bold",
-            )  # fmt: skip
-    axes.set_xlim(-0.5, len(cohorts) - 0.25)
-    axes.set_xticks(range(len(cohorts)), list(cohorts), fontsize=10.5)
+        median = float(np.median(heights)) if len(heights) else math.nan
+        axes.plot([position - 0.3, position + 0.3], [median, median], color=INK, linewidth=2.4, zorder=4)
+        labels.append(f"{name}\n{plain_number(median)}")
+    axes.set_xlim(-0.5, len(cohorts) - 0.5)
+    axes.set_xticks(range(len(cohorts)), labels)
+    _emphasise_ticks(axes)
     axes.grid(False, axis="x")
     axes.set_ylabel("|loss change|")
     log_axis(axes.yaxis, bottom, top)
@@ -345,6 +347,7 @@ def draw_batch_merges(axes: Any, cohorts: Mapping[str, Sequence[float]]) -> None
     low, high = min([0.0, *everything]), max([0.0, *everything])
     room = (high - low) or 1.0
     axes.axhline(0.0, color=MUTED, linewidth=1.2)
+    labels = []
     for position, (name, values) in enumerate(cohorts.items()):
         colour = COHORT_COLOURS.get(name, BLUE)
         across = position + np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [position]
@@ -352,21 +355,18 @@ def draw_batch_merges(axes: Any, cohorts: Mapping[str, Sequence[float]]) -> None
         mean = float(np.mean(values))
         if len(values) > 1:
             axes.plot([position - 0.3, position + 0.3], [mean, mean], color=INK, linewidth=2.4, zorder=4)
-        axes.annotate(
-            f"{'+' if mean > 0 else ''}{plain_number(mean)}",
-            (position + (0.32 if len(values) > 1 else 0.1), mean),
-            xytext=(2, 0),
-            textcoords="offset points",
-            ha="left",
-            va="center",
-            fontsize=9.5,
-            fontweight="bold",
-        )
+        sign = "+" if mean > 0 else ""
+        labels.append(f"{name}\n{'mean ' if len(values) > 1 else ''}{sign}{plain_number(mean)}")
     axes.set_ylim(low - 0.08 * room, high + 0.08 * room)
-    axes.set_xlim(-0.5, len(cohorts) - 0.25)
-    axes.set_xticks(range(len(cohorts)), list(cohorts), fontsize=10.5)
+    axes.set_xlim(-0.5, len(cohorts) - 0.5)
+    axes.set_xticks(range(len(cohorts)), labels)
+    _emphasise_ticks(axes)
     axes.grid(False, axis="x")
     axes.set_ylabel("loss change")
+
+
+def _emphasise_ticks(axes: Any) -> None:
+    axes.tick_params(axis="x", labelcolor=INK, length=0, pad=6)
 
 
 @styled

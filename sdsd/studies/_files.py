@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def prepare_output(out: str | Path) -> Path:
     """Create `out` and prove that a file can be written there.
@@ -61,11 +59,7 @@ def plain(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """What computed the numbers."""
-    found = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
-    }
+    found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("sdsd", "torch", "numpy", "scikit-learn", "matplotlib"):
         try:
             found[package] = metadata.version(package)

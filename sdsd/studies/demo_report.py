@@ -85,8 +85,8 @@ def lead_blocks(result: DemoResult, book: FigureBook) -> list[html.Block]:
     if merges:
         together = {name: mean(merges["cohorts"][name]["together_accuracy_change"]) for name in ("near", "far")}
         size = merges["pairs_in_a_cohort"]
-        cards.append((points(together["near"]), f"accuracy after merging the {size} nearest pairs of neurons"))
-        cards.append((points(together["far"]), f"accuracy after merging the {size} farthest pairs instead"))
+        cards.append((points(together["near"]), f"of accuracy after merging the {size} nearest pairs of neurons"))
+        cards.append((points(together["far"]), f"of accuracy after merging the {size} farthest pairs instead"))
     blocks.append(html.Cards(cards))
     figure, axes = figures.new_figure(7.6, 0.85)
     figures.draw_images(axes, digit_strip(results["config"]))
@@ -176,9 +176,12 @@ def noise_sentence(story: dict[str, Any], batch_size: int, last_step: int) -> st
             f"It ended at {plain_number(last)}, still below the batch: in this run the batch was never too small at "
             "the end, and the figure does not show the gradient sinking into noise."
         )
-    return start + (
-        f"From step {story['last_below_step']} on it stayed above {batch_size}, and after {last_step} steps it stood "
-        f"at {plain_number(last)}: the gradient of a batch was by then almost all noise."
+    above = f"From step {story['last_below_step']} on it stayed above {batch_size}, and "
+    if math.isinf(last):
+        return f"{start}{above}after {last_step} steps no signal could be told from the noise."
+    return (
+        f"{start}{above}after {last_step} steps it stood at {plain_number(last)}: about "
+        f"{100 / (1 + batch_size / last):.0f}% of the squared length of a batch's gradient was by then noise."
     )
 
 
@@ -201,8 +204,8 @@ def training_sections(results: dict[str, Any], book: FigureBook) -> list[html.Se
     noise_figure = html.Figure(
         book.add(figure, "noise_scale"),
         "The noise scale is how many images it takes for the signal in their mean gradient to equal the noise. "
-        "Blue: estimated from the batches training used anyway. Black: the true value, over every training image. "
-        "Where blue runs below the orange line the batch is larger than needed; where it runs above, a step is "
+        "Line: estimated from the batches training used anyway. Dots: the true value, over every training image. "
+        "Where the line runs below the dashes the batch is larger than needed; where it runs above, a step is "
         "mostly noise. Below: accuracy on held-out digits.",
         "Figure 1. Signal first, noise later.",
     )
@@ -295,8 +298,9 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
     blocks.append(
         html.Figure(
             book.add(figure, "pairs"),
-            "Each dot is one held-out digit, placed by what two neurons answer to it. The nearest pair answers nearly "
-            "in step; in the farthest pair one is silent whenever the other speaks.",
+            "Each dot is one held-out digit, placed by what two neurons answer to it. "
+            + ("The nearest pair answers nearly in step" if near.cosine > 0.9 else "Left the pair most alike")
+            + ("; in the farthest, one is silent where the other speaks." if abs(far.cosine) < 0.02 else "."),
             "Figure 3. Two neurons, the same digits.",
         )
     )
@@ -440,8 +444,9 @@ def merge_sections(results: dict[str, Any], book: FigureBook) -> list[html.Secti
                 ),
                 html.Figure(
                     book.add(figure, "merges"),
-                    f"Left: each dot is one merge, the bar its cohort's median. Right: all {size} pairs of a cohort "
-                    f"merged at once; random pairs in {facts['random_count']} different pairings, with their mean.",
+                    "Left: each dot is one merge, the bar and the number below its cohort's median. "
+                    f"Right: all {size} pairs of a cohort merged at once; random pairs in {facts['random_count']} "
+                    "different pairings, with their mean.",
                     "Figure 6. What a merge costs.",
                 ),
                 html.Note(merge_sentence(facts, size)),

@@ -1,0 +1,265 @@
+"""The demonstration, small: what it writes, that it repeats itself, that an interrupt keeps what was finished."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+pytest.importorskip("rich")
+
+from sdsd._extras import MissingExtraError
+from sdsd.studies import demo, demo_report
+from sdsd.studies._display import LiveTable, PlainLines, Quiet
+
+TINY = demo.DemoConfig(epochs=2, hidden=(16, 12), pairs=3, random_pairings=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return demo.run_demo(tmp_path_factory.mktemp("demo"), TINY, quiet=True)
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_what_is_written(finished):
+    names = {path.name for path in finished.written}
+    figures = {"noise_scale", "layers", "pairs", "neuron_map", "cosine_matrix", "merges", "overview"}
+    assert names == {"report.html", "results.json"} | {f"{name}.png" for name in figures}
+    assert all(path.exists() for path in finished.written)
+    assert not list(finished.folder.glob("*.part"))
+    results = strict_json(finished.folder / "results.json")
+    assert results["status"] == "complete"
+    assert results["config"]["hidden"] == [16, 12]
+    series = results["training"]["series"]
+    assert len(series["step"]) == results["training"]["steps_planned"] == 22
+    assert set(series["layers"]) == {"hidden1", "hidden2", "head", "whole network"}
+    assert series["accuracy"][-1] > 0.3
+    cohorts = results["merges"]["cohorts"]
+    assert [len(cohorts[name]["pairs"]) for name in ("near", "random", "far")] == [3, 3, 3]
+    assert len(cohorts["random"]["together_loss_change"]) == 2
+    assert results["merges"]["restored_exactly"]
+
+
+def test_near_pairs_are_nearer_than_far_pairs(finished):
+    neuron_map = finished.neuron_map
+    assert min(pair.cosine for pair in neuron_map.nearest) > max(pair.cosine for pair in neuron_map.farthest)
+    assert not set(neuron_map.dead) & set(neuron_map.order)
+
+
+def test_same_seed_same_numbers_whatever_the_threads(finished, tmp_path):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        again = demo.run_demo(tmp_path, TINY, quiet=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), state)
+    for part in ("training", "map", "merges"):
+        assert json.dumps(again.results[part]) == json.dumps(finished.results[part])
+    other = demo.run_demo(tmp_path, demo.DemoConfig(seed=1, epochs=1, hidden=(16, 12), pairs=3), quiet=True)
+    assert other.results["training"]["series"]["train_loss"][0] != again.results["training"]["series"]["train_loss"][0]
+
+
+def test_report_needs_nothing_from_outside(finished):
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    for resource in re.findall(r'(?:src|href)\s*=\s*"([^"]*)"|url\(([^)]*)\)', page):
+        assert "".join(resource).startswith(("#", "data:"))
+    assert "<script" not in page
+    assert "@import" not in page
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    for image in re.findall(r"data:image/png;base64,([^\"]+)", page):
+        assert base64.b64decode(image).startswith(b"\x89PNG")
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower().split()
+
+
+class Interrupting(Quiet):
+    """Ctrl-C after a few steps."""
+
+    def update(self, step, headline, rows):
+        if step == 15:
+            raise KeyboardInterrupt
+
+
+def test_interrupt_in_training_keeps_the_finished_steps(tmp_path, finished):
+    result = demo.run_demo(tmp_path, TINY, display=Interrupting())
+    assert result.interrupted
+    results = strict_json(tmp_path / "results.json")
+    assert results["status"] == "interrupted"
+    assert results["map"] is None
+    series = results["training"]["series"]
+    assert series["train_loss"] == finished.results["training"]["series"]["train_loss"][: len(series["step"])]
+    assert 14 <= len(series["step"]) <= 15
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "was interrupted" in page
+    assert "Figure 2" in page
+    assert "Figure 3" not in page
+
+
+def test_interrupt_in_mid_step_cuts_all_series_alike(tmp_path, monkeypatch):
+    calls = 0
+    whole = demo.table_row
+
+    def row(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 4 * 13 + 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(demo, "table_row", row)
+    series = demo.run_demo(tmp_path, TINY, quiet=True).results["training"]["series"]
+    lengths = {len(values) for layer in series["layers"].values() for values in layer.values()}
+    assert lengths | {len(series["step"]), len(series["accuracy"])} == {13}
+    assert series["exact"]["step"] == [1, 12]
+
+
+@pytest.mark.parametrize("phase", ["load_digits", "map_last_hidden_layer", "merge_cohorts"])
+def test_interrupt_in_other_phases(tmp_path, monkeypatch, phase):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, phase, interrupt)
+        result = demo.run_demo(tmp_path, TINY, quiet=True)
+    assert result.interrupted
+    results = strict_json(tmp_path / "results.json")
+    assert results["merges"] is None
+    assert (results["training"] is None) == (phase == "load_digits")
+    assert (results["map"] is None) == (phase != "merge_cohorts")
+    assert "was interrupted" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert demo_report.summary_lines(result)[-1].startswith("Report:")
+
+
+def test_unwritable_folder_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "train", lambda *_: pytest.fail("training started"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="file is a file"):
+            demo.run_demo(out, TINY, quiet=True)
+
+
+def test_missing_extra_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'sdsd\[report\]'"):
+        demo.run_demo(tmp_path / "out", TINY, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_smoothed_gamma_is_a_ratio_of_averages():
+    signals, noises, keep = [1.0, 4.0, 2.0, 7.0], [2.0, 1.0, 5.0, 3.0], 0.8
+    smoothed = demo.SmoothedGamma(keep, 0.95)
+    for signal, noise in zip(signals, noises, strict=True):
+        smoothed.update(signal, noise)
+    weights = [keep**age for age in (3, 2, 1, 0)]
+    ratio = sum(w * s for w, s in zip(weights, signals, strict=True)) / sum(
+        w * v for w, v in zip(weights, noises, strict=True)
+    )
+    assert smoothed.gamma() == pytest.approx(ratio)
+    low, high = smoothed.interval()
+    assert low < ratio < high
+    assert low + high == pytest.approx(2 * ratio)
+
+
+def test_smoothed_interval_covers_the_truth():
+    """Signal 1, noise 2, both noisy and correlated: the interval holds 0.5 about as often as it says."""
+    draw = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(300):
+        smoothed = demo.SmoothedGamma(0.9, 0.95)
+        for common, own in torch.randn(60, 2, generator=draw).tolist():
+            smoothed.update(1 + 0.5 * own + 0.2 * common, 2 + 0.4 * common)
+        low, high = smoothed.interval()
+        covered += low <= 0.5 <= high
+    assert 0.91 <= covered / 300 <= 0.985
+
+
+def test_gradients_of_the_demo_are_those_of_the_mean_loss():
+    config = demo.DemoConfig(hidden=(8,))
+    digits, network = demo.load_digits(config), demo.build_network(config)
+    images, labels = digits.images[:20], digits.labels[:20]
+    gradients, stats = demo.measure_gradients(network, images, labels)
+    torch.nn.functional.cross_entropy(network(images), labels).backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad)
+    parts = demo.signal_and_noise(stats)
+    assert sum(noise for name, (_, noise) in parts.items() if name != "whole network") == pytest.approx(
+        parts["whole network"][1]
+    )
+
+
+def story(**changes):
+    facts = {"lowest": 30.0, "lowest_step": 9, "last": 900.0, "last_below_step": 77}
+    return demo_report.noise_sentence({**facts, **changes}, 128, 330)
+
+
+def test_the_sentence_on_noise_follows_the_numbers():
+    assert "From step 77" in story()
+    assert "88% of" in story()
+    assert "does not show" in story(last=100.0)
+    assert "throughout" in story(last_below_step=None, lowest=300.0)
+    assert "no signal could be told" in story(last=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "single_far", "says"),
+    [
+        (0.01, 0.3, 5e-3, "did predict"),
+        (0.01, 0.3, 1e-3, "Together the difference is plain"),
+        (0.5, 0.3, 5e-3, "does not show it"),
+        (0.5, 0.3, 1e-3, "does not show that nearness"),
+    ],
+)
+def test_the_sentence_on_merges_follows_the_numbers(near, far, single_far, says):
+    def cohort(single, together):
+        return {"pairs": [{"loss_change": single}] * 3, "together_loss_change": together}
+
+    facts = demo_report.merge_facts(
+        {
+            "cohorts": {
+                "near": cohort(1e-3, [near]),
+                "random": cohort(2e-3, [0.1, 0.2]),
+                "far": cohort(single_far, [far]),
+            }
+        }
+    )
+    assert says in demo_report.merge_sentence(facts, 3)
+
+
+def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
+    lines = PlainLines(lines=4)
+    lines.start(10, demo.HEADER)
+    for step in range(1, 11):
+        lines.update(step, "loss 1", [("whole network", "2", "64", "–", "…")])
+    printed = capsys.readouterr().out.splitlines()
+    assert 4 <= len(printed) <= 6
+    assert printed[-1] == "step 10/10 · loss 1 · Γ 2 · noise scale 64"
+
+
+def test_live_table_shows_every_layer(monkeypatch):
+    from io import StringIO
+
+    from rich.console import Console
+
+    screen = StringIO()
+    table = LiveTable()
+    table.console = Console(file=screen, force_terminal=True, width=100)
+    table.start(2, demo.HEADER)
+    table.update(1, "loss 0.5", [("head", "3.3", "39", "30 – 50", "mostly signal"), ("whole network",) + ("1",) * 4])
+    table.stop()
+    table.stop()
+    for text in ("head", "3.3", "30 – 50", "mostly signal", "whole network", "loss 0.5", "noise scale"):
+        assert text in screen.getvalue()

@@ -1,0 +1,226 @@
+"""The `sdsd` command as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import sdsd
+from sdsd import cli
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def refused(capsys, *arguments: str) -> str:
+    status, out, err = run(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def gradients(tmp_path):
+    values = {"weight": torch.randn(40, 6, 5) + 0.5, "bias": torch.randn(40, 6)}
+    path = tmp_path / "grads.npz"
+    np.savez(path, **{name: value.numpy() for name, value in values.items()})
+    return path, values
+
+
+@pytest.fixture
+def activations(tmp_path):
+    values = torch.randn(50, 7).relu()
+    values[:, 3] = 0
+    values[:, 5] = values[:, 1] * 2
+    path = tmp_path / "activations.npy"
+    np.save(path, values.numpy())
+    return path
+
+
+def test_help_lists_the_commands_and_each_has_examples(capsys):
+    status, out, _ = run(capsys)
+    assert status == 0
+    for name in cli.COMMANDS:
+        assert name in out
+        with pytest.raises(SystemExit) as stop:
+            cli.main([name, "--help"])
+        assert stop.value.code == 0
+        assert f"examples:\n  {'sdsd' if name != 'validate' else ''}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert sdsd.__version__ in capsys.readouterr().out
+
+
+def test_python_dash_m_runs_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "sdsd", "gama"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: there is no command 'gama'. Did you mean 'gamma'?"
+
+
+def test_unknown_words_are_met_with_the_nearest_known(capsys):
+    assert "Did you mean 'demo'" in refused(capsys, "dmo")
+    assert "Commands: demo" in refused(capsys, "xyzzy")
+    assert "Did you mean --confidence" in refused(capsys, "gamma", "a.npy", "--confidnce", "0.9")
+    assert "sdsd gamma --help" in refused(capsys, "gamma")
+    assert "between 0 and 1" in refused(capsys, "gamma", "a.npy", "--confidence", "95")
+    assert "at least 1, got '0'" in refused(capsys, "demo", "--epochs", "0")
+    assert "at least 0, got '-1'" in refused(capsys, "demo", "--seed=-1")
+
+
+def test_gamma_prints_what_gamma_stats_says(capsys, gradients):
+    path, values = gradients
+    status, out, _ = run(capsys, "gamma", path, "--batch-size", "256", "--json")
+    assert status == 0
+    stats = sdsd.gamma_stats(values, batch_size=256, confidence=0.95)
+    (found,) = json.loads(out)
+    assert found["file"] == str(path)
+    assert found["gamma_unbiased"] == stats.gamma_unbiased
+    assert tuple(found["interval"]) == stats.interval
+    assert found["parameters"]["weight"]["noise_scale"] == stats.parameters["weight"].noise_scale
+    assert found["phase"] == stats.phase == "drift"
+
+
+def test_gamma_tables_of_several_files(capsys, gradients, tmp_path):
+    path, values = gradients
+    torch.save({"step": 7, "grads": values}, tmp_path / "step.pt")
+    status, out, _ = run(capsys, "gamma", path, tmp_path / "step.pt", "--samples-per-gradient", "4")
+    assert status == 0
+    assert out.count("each the mean over 4 samples") == 2
+    assert "grads.weight" in out
+    assert "phase at batch 160" in out
+    assert "as much signal as noise" in out
+    status, out, _ = run(capsys, "gamma", tmp_path / "step.pt", "--key", "grads.bias")
+    assert "weight" not in out
+
+
+def test_gamma_json_is_strict_where_nothing_is_known(capsys, tmp_path):
+    np.save(tmp_path / "noise.npy", np.array([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]))
+    status, out, _ = run(capsys, "gamma", tmp_path / "noise.npy", "--json")
+    assert status == 0
+    (found,) = json.loads(out, parse_constant=lambda constant: pytest.fail(constant))
+    assert found["noise_scale"] == "inf"
+
+
+def test_map_writes_the_matrix_and_names_dead_and_near(capsys, activations, tmp_path):
+    pytest.importorskip("sklearn")
+    out_folder = tmp_path / "out"
+    status, out, _ = run(capsys, "map", activations, "--k", "2", "--out", out_folder)
+    assert status == 0
+    assert "7 neurons, 6 alive, 1 dead" in out
+    assert "dead: 3" in out
+    assert "1 – 5" in out
+    matrix = np.load(out_folder / "cosine.npy")
+    assert np.array_equal(matrix, sdsd.neuron_cosine_matrix(torch.from_numpy(np.load(activations))).numpy())
+    results = json.loads((out_folder / "results.json").read_text())
+    assert results["dead"] == [3]
+    assert results["nearest"][0]["first"] == 1
+    assert (out_folder / "cosine_matrix.png").stat().st_size > 1000
+    assert (out_folder / "neuron_map.png").stat().st_size > 1000
+
+
+def test_map_along_another_dimension(capsys, activations, tmp_path):
+    pytest.importorskip("sklearn")
+    np.save(tmp_path / "turned.npy", np.load(activations).T)
+    run(capsys, "map", activations, "--out", tmp_path / "a", "--center")
+    status, out, _ = run(
+        capsys, "map", tmp_path / "turned.npy", "--neuron-dim", "0", "--out", tmp_path / "b", "--center", "--json"
+    )
+    assert status == 0
+    assert json.loads(out)["center"] is True
+    assert np.allclose(np.load(tmp_path / "a" / "cosine.npy"), np.load(tmp_path / "b" / "cosine.npy"), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(9, 1), (9, 2), (9, 3), (2, 4, 3, 3)])
+def test_map_of_few_neurons_and_of_images(capsys, tmp_path, shape):
+    pytest.importorskip("sklearn")
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    status, out, _ = run(capsys, "map", tmp_path / "few.npy", "--out", tmp_path / "out")
+    assert status == 0
+    assert f"{shape[1]} neurons" in out
+
+
+def test_map_of_a_dead_layer(capsys, tmp_path):
+    pytest.importorskip("sklearn")
+    np.save(tmp_path / "dead.npy", np.zeros((5, 4), dtype=np.float32))
+    status, out, _ = run(capsys, "map", tmp_path / "dead.npy", "--out", tmp_path / "out")
+    assert status == 0
+    assert "4 neurons, 0 alive, 4 dead" in out
+
+
+def test_bad_files_end_in_one_line(capsys, gradients, activations, tmp_path):
+    path, _ = gradients
+    assert "Did you mean" in refused(capsys, "gamma", str(path).replace("grads", "grad"))
+    (tmp_path / "text.pt").write_text("hello hello hello")
+    assert "hello" in refused(capsys, "map", tmp_path / "text.pt")
+    assert "there is no entry 'nope'" in refused(capsys, "gamma", path, "--key", "nope")
+    np.save(tmp_path / "whole.npy", np.arange(6).reshape(3, 2))
+    assert "whole.npy: " in refused(capsys, "gamma", tmp_path / "whole.npy")
+    np.save(tmp_path / "one.npy", np.ones((1, 4)))
+    assert "one.npy: " in refused(capsys, "gamma", tmp_path / "one.npy")
+    np.save(tmp_path / "flat.npy", np.ones(4))
+    assert "flat.npy: " in refused(capsys, "map", tmp_path / "flat.npy")
+    assert "neuron_dim" in refused(capsys, "map", activations, "--neuron-dim", "5")
+    assert "is a file" in refused(capsys, "map", activations, "--out", activations)
+    assert "is a file" in refused(capsys, "demo", "--out", activations)
+
+
+def test_missing_extra_ends_in_one_line(capsys, monkeypatch, activations, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert "pip install 'sdsd[report]'" in refused(capsys, "map", activations, "--out", tmp_path / "out")
+    assert "pip install 'sdsd[report]'" in refused(capsys, "demo", "--out", tmp_path / "out")
+
+
+def test_debug_shows_the_traceback(capsys, monkeypatch):
+    monkeypatch.setenv("SDSD_DEBUG", "1")
+    _, _, err = run(capsys, "gamma", "nowhere.npy")
+    assert "Traceback" in err
+
+
+def test_our_own_faults_are_not_dressed_up(monkeypatch, gradients):
+    monkeypatch.setattr(cli, "print_gamma", lambda *_: [][1])
+    with pytest.raises(IndexError):
+        cli.main(["gamma", str(gradients[0])])
+
+
+def test_interrupt(capsys, monkeypatch, tmp_path):
+    demo = pytest.importorskip("sdsd.studies.demo")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "train", interrupt)
+    status, _, err = run(capsys, "demo", "--out", tmp_path, "--quiet")
+    assert status == 130
+    assert "results.json, report.html" in err
+    monkeypatch.setattr(demo, "prepare_output", interrupt)
+    status, _, err = run(capsys, "demo", "--out", tmp_path, "--quiet")
+    assert status == 130
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
+def test_validate_reports_by_its_status(monkeypatch, ok, status):
+    monkeypatch.setattr(sdsd, "validate", lambda: type("Outcome", (), {"ok": ok})())
+    assert cli.main(["validate"]) == status
+
+
+def test_import_of_sdsd_needs_no_extra():
+    code = "import sdsd, sys; print([m for m in ('matplotlib', 'rich', 'sklearn', 'safetensors') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
