@@ -23,8 +23,7 @@ def check_float_tensor(value: Any, name: str) -> Tensor:
         )
     if value.is_quantized:
         raise TypeError(
-            f"{name}: expected a floating-point tensor, got a quantised one ({value.dtype}). "
-            f"Pass {name}.dequantize()."
+            f"{name}: expected a floating-point tensor, got a quantised one ({value.dtype}). Pass {name}.dequantize()."
         )
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}. Pass {name}.to_dense().")

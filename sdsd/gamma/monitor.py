@@ -216,6 +216,7 @@ class GammaMonitor:
         self._session.watchers.clear()
         self._attach()
         self._averages = RunningAverages(len(self._covered), self.ema, self._averages.sums.device)
+        self._unit = None
 
     def _release(self) -> None:
         for hook in self._hooks:
@@ -342,9 +343,9 @@ class GammaMonitor:
 
     def _measure(self) -> GammaStats:
         session = self._session
+        self._check_gradients()
         if not session.sizes:
             raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
-        self._check_gradients()
         device = self._averages.sums.device
         squares, n, unit = self._exact() if self._mode == "exact" else self._micro.squares(self._world)
         squares = squares.to(device)

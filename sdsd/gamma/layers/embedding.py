@@ -34,7 +34,7 @@ class EmbeddingRule(Rule):
         elif ids.ndim == 1 and watcher.session.square:
             raise UnsupportedError(
                 f"{watcher.name}: {n} token ids in one dimension may be one a sample or {n} positions shared by all "
-                f"samples, for the model's input is {n} × {n}. Give the ids a batch dimension, or change the batch size."
+                f"samples, as the model's input is {n} × {n}. Give the ids a batch dimension or change the batch size."
             )
         padding = module.padding_idx
         scale = watcher.scale("weight")
