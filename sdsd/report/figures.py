@@ -23,6 +23,7 @@ INK, MUTED, GRID, PAPER = "#1b2430", "#66707d", "#dde2e8", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE, RED, TEAL = "#3b78e7", "#ee8a2c", "#2fa572", "#9467d4", "#df5452", "#2ba3b8"
 CLUSTER_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, "#b8923a", "#d765a8", "#7f8c9b", "#6d8f3c")
 COHORT_COLOURS = {"near": GREEN, "random": "#8a94a1", "far": ORANGE}
+BEHIND_TEXT = {"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.75}
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 
 STYLE: dict[Any, Any] = {
@@ -195,7 +196,7 @@ def draw_noise_scale(
     axes.set_xlim(0, span * 1.01)
     axes.annotate(
         f"batch size {batch_size}", (span, batch_size), xytext=(-2, 5), textcoords="offset points",
-        color=ORANGE, ha="right", va="bottom", fontweight="bold",
+        color=ORANGE, ha="right", va="bottom", fontweight="bold", bbox=BEHIND_TEXT,
     )  # fmt: skip
     axes.set_ylabel("noise scale (images)")
     axes.legend(loc="upper left", fontsize=9.5, borderaxespad=0.2, handlelength=1.6)
@@ -235,11 +236,11 @@ def draw_layer_gamma(axes: Any, steps: Sequence[int], layers: Mapping[str, Seque
     blended = axes.get_yaxis_transform()
     axes.annotate(
         "more signal than noise ↑", inside, xycoords=blended, xytext=(0, 4), textcoords="offset points",
-        ha="right", va="bottom", color=MUTED, fontsize=9.5,
+        ha="right", va="bottom", color=MUTED, fontsize=9.5, bbox=BEHIND_TEXT,
     )  # fmt: skip
     axes.annotate(
         "more noise than signal ↓", inside, xycoords=blended, xytext=(0, -5), textcoords="offset points",
-        ha="right", va="top", color=MUTED, fontsize=9.5,
+        ha="right", va="top", color=MUTED, fontsize=9.5, bbox=BEHIND_TEXT,
     )  # fmt: skip
     axes.set_ylabel(f"Γ of a batch of {batch_size}")
     axes.set_xlabel("training step")
@@ -257,19 +258,21 @@ def draw_neuron_map(
     names: Sequence[int],
     pairs: Sequence[tuple[int, int]] = (),
     sizes: Sequence[float] | None = None,
+    labels: bool = True,
 ) -> None:
-    """Neurons as points in the plane, coloured by cluster; `pairs` (positions in `points`) are linked."""
+    """Neurons as points in the plane, coloured by cluster; `pairs` (positions in `points`) are linked and named."""
     for first, second in pairs:
         axes.plot(*points[[first, second]].T, color=INK, linewidth=1.6, zorder=1)
     colours = [CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)] for cluster in clusters]
     area = 58.0 if sizes is None else 24 + 90 * np.asarray(sizes) / max(float(np.max(sizes)), 1e-30)
     axes.scatter(*points.T, s=area, c=colours, edgecolors=PAPER, linewidths=0.9, zorder=2)
-    if len(names) <= 80:
-        labelled = {position for pair in pairs for position in pair}
-        for position in labelled:
+    for first, second in pairs if labels else ():
+        outward = points[first] - points[second]
+        outward = outward / max(float(np.linalg.norm(outward)), 1e-30)
+        for position, way in ((first, outward), (second, -outward)):
             axes.annotate(
-                str(names[position]), points[position], xytext=(0, 6), textcoords="offset points",
-                ha="center", va="bottom", fontsize=7.5, color=MUTED,
+                str(names[position]), points[position], xytext=tuple(10.5 * way), textcoords="offset points",
+                ha="center", va="center", fontsize=7.5, color=MUTED,
             )  # fmt: skip
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.08)

@@ -488,7 +488,7 @@ def overview(result: DemoResult, book: FigureBook) -> None:
     figures.set_title(axes[0], "Is the gradient signal or noise?")
     place = {neuron: position for position, neuron in enumerate(neuron_map.order)}
     links = [(place[pair.first], place[pair.second]) for pair in neuron_map.nearest[:10]]
-    figures.draw_neuron_map(axes[1], neuron_map.points, neuron_map.clusters, neuron_map.order, links)
+    figures.draw_neuron_map(axes[1], neuron_map.points, neuron_map.clusters, neuron_map.order, links, labels=False)
     figures.set_title(axes[1], "Which neurons do the same job?")
     cohorts = results["merges"]["cohorts"]
     figures.draw_batch_merges(axes[2], {name: cohort["together_loss_change"] for name, cohort in cohorts.items()})
