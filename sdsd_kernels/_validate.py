@@ -13,9 +13,12 @@ from .cosine_matrix.op import cosine_matrix
 from .cosine_matrix.reference import cosine_matrix_reference
 from .gamma_moments.op import gamma_moments
 from .gamma_moments.reference import gamma_moments_reference
+from .weight_grad_stats.op import weight_grad_stats
+from .weight_grad_stats.reference import weight_grad_stats_reference
 
 GAMMA_SHAPES = ((2, 1), (3, 7), (33, 700), (128, 130), (600, 40))
 COSINE_SHAPES = ((1, 5), (2, 3), (17, 130), (70, 33), (130, 257))
+WEIGHT_GRAD_SHAPES = ((1, 1, 1, 1), (3, 1, 7, 5), (4, 6, 9, 70), (9, 33, 130, 20), (5, 130, 65, 129))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Half inputs are exact in float32, where their sums run, so they get its bound. Sums of a few hundred squares in
 # float32 err by some units of 6e-8; the bounds leave a factor of about ten.
@@ -81,7 +84,11 @@ def validate(device: str | torch.device | None = None, *, verbose: bool = True) 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        rows = (*_gamma_rows(place, generator), *_cosine_rows(place, generator))
+        rows = (
+            *_gamma_rows(place, generator),
+            *_cosine_rows(place, generator),
+            *_weight_grad_rows(place, generator),
+        )
     report = ValidationReport(str(place), rows)
     if verbose:
         print(report)
@@ -133,6 +140,37 @@ def _cosine_rows(device: torch.device, generator: torch.Generator) -> Iterator[V
                         "cosine_matrix", backend, "centred" if center else "plain",
                         (neurons, samples), _short(dtype), error, BOUND[dtype],
                     )  # fmt: skip
+
+
+def _weight_grad_rows(device: torch.device, generator: torch.Generator) -> Iterator[ValidationRow]:
+    for scaled in (False, True):
+        for shape in WEIGHT_GRAD_SHAPES:
+            samples, positions, d, p = shape
+            methods = ("fused", *(() if scaled else ("gram",)), *(("rank1",) if positions == 1 else ()))
+            for dtype in DTYPES:
+                inputs, output_grads = (
+                    torch.randn(samples, positions, last, generator=generator, dtype=torch.float64).to(device, dtype)
+                    for last in (d, p)
+                )
+                scale = torch.rand(p, d, generator=generator).to(device) if scaled else None
+                wanted = weight_grad_stats_reference(inputs, output_grads, scale=scale)
+                assert wanted.weight_grad is not None
+                for backend in available_backends(device):
+                    if backend == "triton" and dtype == torch.float64:
+                        continue  # the fused kernel has no float64; torch serves
+                    for method in methods if backend == "torch" else ("fused",):
+                        got = weight_grad_stats(
+                            inputs, output_grads, scale=scale, method=method, backend=backend
+                        )  # fmt: skip
+                        assert got.weight_grad is not None
+                        case = f"{method}, scaled" if scaled else method
+                        # The square norm alone: a half weight gradient carries the rounding of its dtype.
+                        error = _relative_error(got.square_norm, wanted.square_norm)
+                        if dtype.itemsize > 2:
+                            error = max(error, _relative_error(got.weight_grad.double(), wanted.weight_grad))
+                        yield ValidationRow(
+                            "weight_grad_stats", backend, case, shape, _short(dtype), error, BOUND[dtype]
+                        )  # fmt: skip
 
 
 def _relative_error(got: Tensor, wanted: Tensor) -> float:

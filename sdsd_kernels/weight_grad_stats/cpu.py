@@ -92,6 +92,7 @@ def fused(
             if factors is not None:
                 flat.view(count, size).mul_(factors)
             squares = squares + _squares(flat)
+            del a, b  # widened copies would live on beside the next ones
     if total is not None:
         total = total.to(inputs.dtype).view(p, d)
     return total, _as_result(squares, inputs)
@@ -131,6 +132,7 @@ def gram(inputs: Tensor, output_grads: Tensor, max_bytes: int) -> Tensor:
                     float(_gram_product(one[None].double(), two[None].double())) for one, two in zip(a, b, strict=True)
                 )
         result = result + value
+        del a, b  # widened copies would live on beside the next ones
     return _as_result(result, inputs)
 
 
@@ -163,7 +165,7 @@ def _row_squares(rows: Tensor) -> Tensor:
 def _scaled_rank1(a: Tensor, b: Tensor, scale: Tensor, max_bytes: int, dtype: torch.dtype) -> Tensor:
     factors = scale.to(dtype).square()
     left = max_bytes - factors.numel() * dtype.itemsize
-    chunk = max(1, min(a.shape[0], left // ((a.shape[1] + 2 * b.shape[1]) * dtype.itemsize)))
+    chunk = max(1, min(a.shape[0], left // ((2 * a.shape[1] + 3 * b.shape[1]) * dtype.itemsize)))
     result = torch.zeros((), dtype=torch.float64, device=a.device)
     for start in range(0, a.shape[0], chunk):
         weights = torch.mm(a[start : start + chunk].to(dtype).square(), factors.t())
