@@ -43,7 +43,8 @@ class Case:
 
     Attributes:
         op: the op's name, as in bench_<op>.py.
-        shape: gradients × parameters for gamma_stats, neurons × samples for neuron_cosine_matrix.
+        shape: gradients × parameters for gamma_stats, neurons × samples for neuron_cosine_matrix,
+            samples × positions × inputs × outputs of a layer for weight_grad_stats.
         dtype: "float32", "bfloat16", …
         variant: what else sets the input apart, for example the layout.
         goals: what is wanted of it.
@@ -158,9 +159,40 @@ COSINE_CUDA = (
     ),
 )
 
+# weight_grad_stats: samples × positions × inputs × outputs.
+PLAIN_WEIGHT_GRAD = "weight gradient"
+
+
+def _weight_grad_cpu(*shape: int, bound: float) -> Case:
+    return Case("weight_grad_stats", shape, goals=(Goal(OURS, PLAIN_WEIGHT_GRAD, bound, faster=False, threads=1),))
+
+
+WEIGHT_GRAD_CPU = (
+    _weight_grad_cpu(16, 128, 256, 256, bound=1.25),
+    _weight_grad_cpu(16, 128, 256, 768, bound=1.25),
+    _weight_grad_cpu(16, 128, 256, 1024, bound=1.25),
+    _weight_grad_cpu(16, 128, 1024, 256, bound=1.25),
+    _weight_grad_cpu(32, 197, 384, 1536, bound=1.2),
+    _weight_grad_cpu(4, 2048, 768, 768, bound=1.1),
+    _weight_grad_cpu(64, 16, 512, 512, bound=1.25),
+    _weight_grad_cpu(16, 128, 64, 64, bound=1.5),
+    _weight_grad_cpu(128, 1, 784, 512, bound=1.1),
+)
+WEIGHT_GRAD_CUDA = tuple(
+    Case("weight_grad_stats", shape, dtype)
+    for dtype in ("bfloat16", "float32")
+    for shape in (
+        (16, 1024, 1024, 4096),
+        (8, 2048, 4096, 4096),
+        (64, 128, 1024, 1024),
+        (64, 16, 1024, 1024),
+        (1024, 1, 4096, 4096),
+    )
+)
+
 CASES = {
-    "cpu": GAMMA_CPU + COSINE_CPU,
-    "cuda": GAMMA_CUDA + COSINE_CUDA,
+    "cpu": GAMMA_CPU + COSINE_CPU + WEIGHT_GRAD_CPU,
+    "cuda": GAMMA_CUDA + COSINE_CUDA + WEIGHT_GRAD_CUDA,
 }
 
 
