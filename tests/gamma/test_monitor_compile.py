@@ -1,0 +1,119 @@
+"""GammaMonitor under torch.compile(fullgraph=True), attached before or after compiling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sdsd
+from tests.gamma.models import Bare, CrossAttention, Gpt, Residual, Reused, mean_of_squares, token_loss
+
+N = 6
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def tokens():
+    return torch.randint(0, 13, (N, 5)), torch.randint(0, 13, (N, 5))
+
+
+MODELS = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.LayerNorm(7), nn.Linear(7, 2)), (5,)),
+    "mlp on sequences": (lambda: nn.Sequential(nn.Linear(5, 7), nn.RMSNorm(7), nn.PReLU(), nn.Linear(7, 2)), (4, 5)),
+    "cnn": (Residual, (3, 8, 8)),
+    "attention": (CrossAttention, (3, 8)),
+    "gpt": (lambda: Gpt(tied=False), None),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        *(("mlp", order) for order in ("attached, then compiled", "compiled, then attached", "wrapper attached")),
+        *((name, "compiled, then attached") for name in MODELS if name != "mlp"),
+    ],
+)
+def test_same_numbers_as_eager(name, order):
+    make, shape = MODELS[name]
+    model = make().double()
+    loss_fn = token_loss if shape is None else mean_of_squares
+    batches = [
+        tokens() if shape is None else (torch.randn(n, *shape).double(), torch.randn(n).double()) for n in (N, N, 4)
+    ]
+
+    def run(watched, run_model):
+        found = []
+        with sdsd.GammaMonitor(watched, mode="exact", every=1) as monitor:
+            for x, y in batches:
+                model.zero_grad()
+                loss_fn(run_model(x), y).backward()
+                found.append(monitor.step().to_dict())
+        return found
+
+    wanted = run(model, model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    if order != "attached, then compiled":
+        loss_fn(compiled(batches[0][0]), batches[0][1]).backward()
+    found = run(compiled if order == "wrapper attached" else model, compiled)
+    for one, two in zip(found, wanted, strict=True):
+        assert one["n"] == two["n"]
+        assert list(one["parameters"]) == list(two["parameters"])
+        for parameter, values in two["parameters"].items():
+            assert one["parameters"][parameter]["noise"] == pytest.approx(values["noise"], rel=1e-9, abs=1e-20)
+            assert one["parameters"][parameter]["signal"] == pytest.approx(values["signal"], rel=1e-9, abs=1e-20)
+
+
+def test_every_other_step():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with sdsd.GammaMonitor(model, every=2) as monitor:
+        measured = []
+        for _ in range(4):
+            model.zero_grad()
+            compiled(torch.randn(N, 5)).square().mean().backward()
+            measured.append(monitor.step() is not None)
+    assert measured == [True, False, True, False]
+
+
+def test_a_layer_used_twice_is_refused():
+    model = Reused()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with sdsd.GammaMonitor(model, mode="exact") as monitor:
+        mean_of_squares(compiled(torch.randn(N, 3, 5)), torch.randn(N)).backward()
+        with pytest.raises(ValueError, match="shared: ran 3 times in one compiled forward pass"):
+            monitor.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "message"),
+    [
+        (lambda: Gpt(tied=True), lambda: tokens()[0], "shares a parameter with another layer"),
+        (Bare, lambda: torch.randn(N, 3, 5), "rerunning it a sample at a time cannot be traced"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused(make, batch, message):
+    model = make()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with sdsd.GammaMonitor(model), pytest.raises(Exception, match=message):
+        compiled(batch())
+
+
+def test_micro_batches():
+    model = Gpt(tied=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    batches = [tokens() for _ in range(3)]
+    found = []
+    for run_model in (model, compiled):
+        with sdsd.GammaMonitor(model, mode="micro") as monitor:
+            model.zero_grad()
+            for x, y in batches:
+                token_loss(run_model(x), y).backward()
+            found.append(monitor.step())
+    assert found[1].noise == pytest.approx(found[0].noise, rel=1e-4)
+    assert found[1].n == 3
