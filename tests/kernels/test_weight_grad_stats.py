@@ -86,7 +86,7 @@ def assert_right(inputs: Tensor, output_grads: Tensor, scale: Tensor | None = No
     )  # fmt: skip
     brief = weight_grad_stats(inputs, output_grads, scale=scale, weight_grad=False, **options)
     assert brief.weight_grad is None
-    assert brief.square_norm.item() == pytest.approx(stats.square_norm.item(), rel=1e-6)
+    assert brief.square_norm.item() == pytest.approx(stats.square_norm.item(), rel=1e-6, abs=0)
 
 
 def pair(samples: int, positions: int, d: int, p: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -169,23 +169,23 @@ def test_tiny_gradients_do_not_vanish(dtype, positions, way):
     inputs, output_grads = inputs.to(dtype), (output_grads * 1e-6).to(dtype)
     assert output_grads.float().square().to(torch.float16).count_nonzero() == 0, "the test is too easy"
     stats = weight_grad_stats(inputs, output_grads, **way)
-    assert stats.square_norm.item() == pytest.approx(oracle(inputs, output_grads)[1], rel=2e-6)
+    assert stats.square_norm.item() == pytest.approx(oracle(inputs, output_grads)[1], rel=2e-6, abs=0)
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("size", [1e-25, 1e-17, 1e17])
+@pytest.mark.parametrize("size", [1e-25, 1e-17, 1e20])
 def test_squares_beyond_float32_on_the_cpu(name, size):
     inputs, output_grads = (x.cpu() for x in pair(4, 1, 12, 10))
     output_grads = output_grads * size
     for scale in (None, torch.rand(10, 12)) if name != "gram" else (None,):
         stats = weight_grad_stats(inputs, output_grads, scale=scale, method=name)
-        assert stats.square_norm.item() == pytest.approx(oracle(inputs, output_grads, scale)[1], rel=2e-6)
+        assert stats.square_norm.item() == pytest.approx(oracle(inputs, output_grads, scale)[1], rel=2e-6, abs=0)
 
 
 def test_large_half_inputs_do_not_overflow(way):
     inputs, output_grads = (x * 300 for x in pair(3, 1, 8, 8, torch.float16))
     stats = weight_grad_stats(inputs, output_grads / 300, **way)
-    assert stats.square_norm.item() == pytest.approx(oracle(inputs, output_grads / 300)[1], rel=2e-6)
+    assert stats.square_norm.item() == pytest.approx(oracle(inputs, output_grads / 300)[1], rel=2e-6, abs=0)
 
 
 def test_many_samples_keep_their_digits(way):
@@ -403,7 +403,7 @@ class TestCompile:
         eager = run(lambda function: function)
         compiled = run(lambda function: torch.compile(function, backend="aot_eager", fullgraph=True))
         assert all(torch.equal(one, two) for one, two in zip(eager, compiled, strict=True))
-        assert eager[1].item() == pytest.approx(oracle(inputs, grads)[1], rel=1e-6)
+        assert eager[1].item() == pytest.approx(oracle(inputs, grads)[1], rel=1e-6, abs=0)
 
     def test_operator_registration(self, way):
         inputs, output_grads = pair(3, 1, 5, 4)
