@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,12 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from .. import GammaStats, gamma_stats
+from .. import GammaMonitor, GammaStats
 from .._extras import require
-from ..gamma.student import student_t_quantile
 from ..geometry.merge import merged
 from ..geometry.neighbours import extreme_pairs
 from ._display import Display, choose_display
@@ -157,51 +156,15 @@ def build_network(config: DemoConfig) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def measure_gradients(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], GammaStats]:
-    """Gradient of the mean loss, and the statistics of the per-sample gradients it is the mean of."""
-
-    def loss(parameters: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return cross_entropy(functional_call(network, dict(parameters), (image[None],)), label[None])
-
-    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels)
-    return {name: gradients.mean(0) for name, gradients in per_sample.items()}, gamma_stats(per_sample)
-
-
-class SmoothedGamma:
-    """Γ of one sample as a ratio of running averages, with its interval.
-
-    The unbiased signal s and the noise v of each step are averaged with exponential weights, and the averages
-    divided: R = ⟨s⟩ / ⟨v⟩. The mean of the steps' own ratios would be biased. The interval treats the steps as
-    independent and follows from ⟨s²⟩, ⟨sv⟩ and ⟨v²⟩ under the same weights.
-    """
-
-    def __init__(self, smoothing: float, confidence: float) -> None:
-        self.smoothing, self.confidence = smoothing, confidence
-        self.averages = [0.0] * 5
-        self.steps = 0
-
-    def update(self, signal: float, noise: float) -> None:
-        products = (signal, noise, signal * signal, signal * noise, noise * noise)
-        keep = self.smoothing
-        self.averages = [keep * old + (1 - keep) * new for old, new in zip(self.averages, products, strict=True)]
-        self.steps += 1
-
-    def gamma(self) -> float:
-        signal, noise = self.averages[:2]
-        return signal / noise if noise > 0 else math.nan
-
-    def interval(self) -> tuple[float, float]:
-        """NaN until there are three steps."""
-        if self.steps < 3 or not self.averages[1] > 0:
-            return math.nan, math.nan
-        correction = 1 - self.smoothing**self.steps
-        _, noise, ss, sv, vv = (average / correction for average in self.averages)
-        ratio = self.gamma()
-        share = (1 - self.smoothing) / (1 + self.smoothing) * (1 + self.smoothing**self.steps) / correction
-        variance = share / (1 - share) * max(ss - 2 * ratio * sv + ratio * ratio * vv, 0.0) / noise**2
-        reach = student_t_quantile((1 + self.confidence) / 2, 1 / share - 1) * math.sqrt(variance)
-        return ratio - reach, ratio + reach
+def noise_scale_over(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The true noise scale of single images drawn from `images`: population variance over squared mean gradient."""
+    network = copy.deepcopy(network)  # its gradients and its monitor, if any, stay out of this
+    network.zero_grad()
+    with GammaMonitor(network, mode="exact") as monitor:
+        cross_entropy(network(images), labels).backward()
+        stats = monitor.step()
+    assert stats is not None
+    return stats.noise * (stats.n - 1) / stats.n / stats.signal
 
 
 def noise_scale_of(gamma: float) -> float:
@@ -211,18 +174,19 @@ def noise_scale_of(gamma: float) -> float:
     return 1 / gamma if gamma > 0 else math.inf
 
 
-def layer_of(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
+def smoothed_gamma(stats: GammaStats) -> dict[str, tuple[float, float, float]]:
+    """(Γ of one image, its lower bound, its upper bound) of each layer's weights and of the whole network.
 
-
-def signal_and_noise(stats: GammaStats) -> dict[str, tuple[float, float]]:
-    """(unbiased signal, noise) of each layer, weight and bias together, and of the whole network."""
-    layers: dict[str, tuple[float, float]] = {}
-    for name, part in stats.parameters.items():
-        signal, noise = layers.get(layer_of(name), (0.0, 0.0))
-        layers[layer_of(name)] = (signal + float(part.signal_unbiased), noise + float(part.noise))
-    layers["whole network"] = (float(stats.signal_unbiased), float(stats.noise))
-    return layers
+    From the running averages, ratio of averages; bounds are NaN while there are too few steps.
+    """
+    assert stats.smoothed is not None
+    parts = {
+        name.removesuffix(".weight"): part
+        for name, part in stats.smoothed.parameters.items()
+        if name.endswith(".weight")
+    }
+    parts["whole network"] = stats.smoothed
+    return {name: (part.gamma_unbiased, *(part.interval or (math.nan, math.nan))) for name, part in parts.items()}
 
 
 @torch.no_grad()
@@ -233,7 +197,7 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float,
 
 
 def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Display, results: dict[str, Any]) -> None:
-    """Momentum SGD; each step's Γ, smoothed, and once an epoch the exact noise scale over all training images.
+    """Momentum SGD under a GammaMonitor: Γ of every step, smoothed; once an epoch the exact noise scale over all images.
 
     Batches are drawn with replacement, so that they are independent samples of the training gradient and the
     estimate from batches and the exact value speak of the same thing.
@@ -241,7 +205,6 @@ def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Displ
     count = len(digits.images)
     steps_per_epoch = math.ceil(count / config.batch_size)
     total = config.epochs * steps_per_epoch
-    smoothed: dict[str, SmoothedGamma] = {}
     series: dict[str, Any] = {
         "step": [], "train_loss": [], "held_out_loss": [], "accuracy": [], "layers": {},
         "exact": {"step": [], "noise_scale": []},
@@ -257,38 +220,35 @@ def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Displ
         f"{len(digits.held_out_images)} digits held out."
     )
     display.start(total, HEADER)
-    for step in range(1, total + 1):
-        chosen = torch.randint(count, (config.batch_size,), generator=draw)
-        images, labels = digits.images[chosen], digits.labels[chosen]
-        if (step - 1) % steps_per_epoch == 0:
-            _, over_all = measure_gradients(network, digits.images, digits.labels)
-            exact = float(over_all.noise) * (count - 1) / count / float(over_all.signal)
-        train_loss, _ = evaluate(network, images, labels)
-        gradients, stats = measure_gradients(network, images, labels)
-        for name, parameter in network.named_parameters():
-            parameter.grad = gradients[name]
-        optimizer.step()
-        held_out_loss, accuracy = evaluate(network, digits.held_out_images, digits.held_out_labels)
+    with GammaMonitor(network, mode="exact", ema=config.smoothing, confidence=config.confidence) as monitor:
+        for step in range(1, total + 1):
+            chosen = torch.randint(count, (config.batch_size,), generator=draw)
+            if (step - 1) % steps_per_epoch == 0:
+                exact = noise_scale_over(network, digits.images, digits.labels)
+            loss = cross_entropy(network(digits.images[chosen]), digits.labels[chosen])
+            loss.backward()
+            stats = monitor.step()
+            optimizer.step()
+            optimizer.zero_grad()
+            held_out_loss, accuracy = evaluate(network, digits.held_out_images, digits.held_out_labels)
 
-        for name, (signal, noise) in signal_and_noise(stats).items():
-            smoothed.setdefault(name, SmoothedGamma(config.smoothing, config.confidence)).update(signal, noise)
-        rows = []
-        for name, gamma in smoothed.items():
-            low, high = gamma.interval()
-            layer = series["layers"].setdefault(name, {"gamma": [], "low": [], "high": []})
-            for key, value in zip(("gamma", "low", "high"), (gamma.gamma(), low, high), strict=True):
-                layer[key].append(value * config.batch_size)
-            rows.append(table_row(name, gamma.gamma(), low, high, config.batch_size))
-        if (step - 1) % steps_per_epoch == 0:
-            series["exact"]["step"].append(step)
-            series["exact"]["noise_scale"].append(exact)
-        for key, value in zip(
-            ("step", "train_loss", "held_out_loss", "accuracy"),
-            (step, train_loss, held_out_loss, accuracy),
-            strict=True,
-        ):
-            series[key].append(value)
-        display.update(step, f"loss {train_loss:.4f} · accuracy {100 * accuracy:5.1f}%", rows)
+            assert stats is not None
+            rows = []
+            for name, (gamma, low, high) in smoothed_gamma(stats).items():
+                layer = series["layers"].setdefault(name, {"gamma": [], "low": [], "high": []})
+                for key, value in zip(("gamma", "low", "high"), (gamma, low, high), strict=True):
+                    layer[key].append(value * config.batch_size)
+                rows.append(table_row(name, gamma, low, high, config.batch_size))
+            if (step - 1) % steps_per_epoch == 0:
+                series["exact"]["step"].append(step)
+                series["exact"]["noise_scale"].append(exact)
+            for key, value in zip(
+                ("step", "train_loss", "held_out_loss", "accuracy"),
+                (step, loss.item(), held_out_loss, accuracy),
+                strict=True,
+            ):
+                series[key].append(value)
+            display.update(step, f"loss {loss.item():.4f} · accuracy {100 * accuracy:5.1f}%", rows)
     display.stop()
 
 

@@ -215,15 +215,16 @@ def training_sections(results: dict[str, Any], book: FigureBook) -> list[html.Se
     figures.draw_layer_gamma(axes, steps, layers, batch_size)
     layer_figure = html.Figure(
         book.add(figure, "layers"),
-        f"Γ of a batch of {batch_size}, layer by layer. In the green field the layer's gradient is more signal than "
-        "noise. Gaps: no signal could be told from noise.",
+        f"Γ of a batch of {batch_size}, of the weights of each layer. In the green field the layer's gradient is more "
+        "signal than noise. Gaps: no signal could be told from noise.",
         "Figure 2. Not every layer hears the same.",
     )
     coverage = (
-        f"The estimate costs no extra data: it comes from the spread of the gradients within each batch, averaged over "
-        f"about {2 / (1 - results['config']['smoothing']) - 1:.0f} steps. Of {story['exact_measured']} exact values, "
+        "The estimate costs no extra data: sdsd.GammaMonitor reads it off the backward pass of every training step, "
+        "from the spread of the gradients within the batch, averaged over about "
+        f"{2 / (1 - results['config']['smoothing']) - 1:.0f} steps. Of {story['exact_measured']} exact values, "
         f"{story['exact_inside']} lie inside its band. The band tells the uncertainty of a running average, so where "
-        f"the truth moves fast the average trails behind it."
+        "the truth moves fast the average trails behind it."
     )
     rows = [layer_row(name, values, batch_size) for name, values in series["layers"].items()]
     return [

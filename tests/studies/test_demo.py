@@ -15,6 +15,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
+import sdsd
 from sdsd._extras import MissingExtraError
 from sdsd.studies import demo, demo_report
 from sdsd.studies._display import LiveTable, PlainLines, Quiet
@@ -159,46 +160,60 @@ def test_missing_extra_is_told_before_training(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_smoothed_gamma_is_a_ratio_of_averages():
-    signals, noises, keep = [1.0, 4.0, 2.0, 7.0], [2.0, 1.0, 5.0, 3.0], 0.8
-    smoothed = demo.SmoothedGamma(keep, 0.95)
-    for signal, noise in zip(signals, noises, strict=True):
-        smoothed.update(signal, noise)
-    weights = [keep**age for age in (3, 2, 1, 0)]
-    ratio = sum(w * s for w, s in zip(weights, signals, strict=True)) / sum(
-        w * v for w, v in zip(weights, noises, strict=True)
-    )
-    assert smoothed.gamma() == pytest.approx(ratio)
-    low, high = smoothed.interval()
-    assert low < ratio < high
-    assert low + high == pytest.approx(2 * ratio)
+def loss_of(network, images, labels):
+    return torch.nn.functional.cross_entropy(network(images), labels)
 
 
-def test_smoothed_interval_covers_the_truth():
-    """Signal 1, noise 2, both noisy and correlated: the interval holds 0.5 about as often as it says."""
-    draw = torch.Generator().manual_seed(0)
-    covered = 0
-    for _ in range(300):
-        smoothed = demo.SmoothedGamma(0.9, 0.95)
-        for common, own in torch.randn(60, 2, generator=draw).tolist():
-            smoothed.update(1 + 0.5 * own + 0.2 * common, 2 + 0.4 * common)
-        low, high = smoothed.interval()
-        covered += low <= 0.5 <= high
-    assert 0.91 <= covered / 300 <= 0.985
+def test_true_noise_scale_against_one_backward_pass_an_image():
+    config = demo.DemoConfig(hidden=(8,))
+    digits, network = demo.load_digits(config), demo.build_network(config).double()
+    images, labels = digits.images[:20].double(), digits.labels[:20]
+    loss_of(network, images, labels).backward()
+    before = [parameter.grad.clone() for parameter in network.parameters()]
+    losses = [loss_of(network, image[None], label[None]) for image, label in zip(images, labels, strict=True)]
+    gradients = [torch.autograd.grad(loss, network.parameters()) for loss in losses]
+    rows = torch.stack([torch.cat([part.flatten() for part in gradient]) for gradient in gradients])
+    noise = (rows - rows.mean(0)).square().sum(1).mean() / rows.mean(0).square().sum()
+    assert demo.noise_scale_over(network, images, labels) == pytest.approx(noise.item(), rel=1e-10)
+    assert all(torch.equal(p.grad, g) for p, g in zip(network.parameters(), before, strict=True))
 
 
-def test_gradients_of_the_demo_are_those_of_the_mean_loss():
+def test_smoothed_gamma_is_the_ratio_of_the_monitors_averages():
     config = demo.DemoConfig(hidden=(8,))
     digits, network = demo.load_digits(config), demo.build_network(config)
-    images, labels = digits.images[:20], digits.labels[:20]
-    gradients, stats = demo.measure_gradients(network, images, labels)
-    torch.nn.functional.cross_entropy(network(images), labels).backward()
-    for name, parameter in network.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad)
-    parts = demo.signal_and_noise(stats)
-    assert sum(noise for name, (_, noise) in parts.items() if name != "whole network") == pytest.approx(
-        parts["whole network"][1]
+    found = []
+    with sdsd.GammaMonitor(network, mode="exact", ema=0.9) as monitor:
+        for start in (0, 20, 40):
+            loss_of(network, digits.images[start : start + 20], digits.labels[start : start + 20]).backward()
+            found.append(monitor.step())
+            network.zero_grad()
+    signal, noise = (
+        sum(weight * getattr(stats, field) for weight, stats in zip((0.81, 0.9, 1), found, strict=True))
+        for field in ("signal_unbiased", "noise")
     )
+    shown = demo.smoothed_gamma(found[-1])
+    assert list(shown) == ["hidden1", "head", "whole network"]
+    gamma, low, high = shown["whole network"]
+    assert gamma == pytest.approx(signal / noise)
+    assert low < gamma < high
+    assert math.isnan(demo.smoothed_gamma(found[0])["head"][1])
+
+
+def test_the_monitor_leaves_training_as_it_was(finished):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(TINY.seed)
+        digits, network = demo.load_digits(TINY), demo.build_network(TINY)
+    optimizer = torch.optim.SGD(network.parameters(), lr=TINY.learning_rate, momentum=TINY.momentum)
+    draw = torch.Generator().manual_seed(TINY.seed + 1)
+    losses = []
+    for _ in range(22):
+        chosen = torch.randint(len(digits.images), (TINY.batch_size,), generator=draw)
+        loss = loss_of(network, digits.images[chosen], digits.labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert finished.results["training"]["series"]["train_loss"] == pytest.approx(losses, rel=1e-4)
 
 
 def story(**changes):
