@@ -2,7 +2,10 @@
 
 A subclass, because it needs no hook (hooks break torch.compile's graph), keeps isinstance true, makes compiled code
 that was traced before recompile (its guards are on the type), and can be taken away without a trace: `release` puts
-the class back and removes the one entry in the module's `__dict__`. Copies and pickles are of the original class.
+the class back and removes what was put into the module's `__dict__`. Copies and pickles are of the original class.
+
+Libraries put a `forward` of their own on an instance (autocast around it, or a copy of the bound method); that one is
+replaced as well, and put back.
 """
 
 from __future__ import annotations
@@ -17,11 +20,17 @@ from torch import nn
 KEY = "_sdsd_gamma"
 """The entry in a monitored module's `__dict__`; its `forward(plain, args, kwargs)` runs in the place of `forward`."""
 
+OWN_FORWARD = "_sdsd_gamma_forward"
+"""The entry that keeps a `forward` the module had in its own `__dict__`."""
+
 
 @functools.cache
 def _monitored(original: type[nn.Module]) -> type[nn.Module]:
     class Monitored(original):  # type: ignore[misc, valid-type]
+        @functools.wraps(original.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
+            if KEY not in self.__dict__:  # somebody kept the bound method beyond `release`
+                return original.forward(self, *args, **kwargs)
             return self.__dict__[KEY].forward(self, super().forward, args, kwargs)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
@@ -30,11 +39,15 @@ def _monitored(original: type[nn.Module]) -> type[nn.Module]:
                 # Pickle insists that __newobj__ names the object's own class; _reconstructor names any.
                 reduced[0], reduced[1] = copyreg._reconstructor, (original, object, None)  # type: ignore[attr-defined]
             if isinstance(reduced[2], dict):
-                reduced[2] = {name: value for name, value in reduced[2].items() if name != KEY}
+                state = {name: value for name, value in reduced[2].items() if name != KEY}
+                if OWN_FORWARD in state:
+                    state["forward"] = state.pop(OWN_FORWARD)
+                reduced[2] = state
             return tuple(reduced)
 
     Monitored.__name__, Monitored.__qualname__ = original.__name__, original.__qualname__
     Monitored.__module__, Monitored.__doc__ = original.__module__, original.__doc__
+    Monitored.forward._sdsd_watched = True  # type: ignore[attr-defined]
     Monitored._sdsd_original = original
     return Monitored
 
@@ -53,11 +66,22 @@ def attach(module: nn.Module, watcher: Any) -> None:
     except TypeError:
         del module.__dict__[KEY]
         raise
+    own = module.__dict__.get("forward")
+    if own is not None and not getattr(own, "_sdsd_watched", False):
+
+        @functools.wraps(own)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return watcher.forward(module, own, args, kwargs)
+
+        module.__dict__[OWN_FORWARD] = own
+        module.__dict__["forward"] = forward
 
 
 def release(module: nn.Module) -> None:
     """Undo `attach`; nothing of it is left."""
     del module.__dict__[KEY]
+    if OWN_FORWARD in module.__dict__:
+        module.__dict__["forward"] = module.__dict__.pop(OWN_FORWARD)
     module.__class__ = type(module)._sdsd_original  # type: ignore[assignment, attr-defined]
 
 

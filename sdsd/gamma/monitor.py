@@ -33,8 +33,9 @@ class GammaMonitor:
 
         Tr Σ = (Σ‖g_n‖² − n‖ḡ‖²) / (n − 1)        ‖μ‖² ≈ ‖ḡ‖² − Tr Σ / n
 
-    In micro mode the gradients of several backward passes, or of data-parallel ranks, are the samples. Both modes
-    give the same `noise_scale` (in samples); `signal` and `noise` are of a gradient of `samples_per_gradient` samples.
+    In micro mode the gradients of several backward passes, or of data-parallel ranks, are the samples; passes of
+    unequal size are weighted by it. Both modes give the same `noise_scale` (in samples); `signal` and `noise` are of a
+    gradient of `samples_per_gradient` samples, and of single samples in `stats.smoothed`.
 
     Example::
 
@@ -122,7 +123,6 @@ class GammaMonitor:
             raise
         device = next(iter(self._parameters.values())).device
         self._averages = RunningAverages(len(self._covered), ema, device)
-        self._unit: float | None = None
         self._plan_step()
 
     # ---- attaching -------------------------------------------------------------------------------------------------
@@ -216,7 +216,6 @@ class GammaMonitor:
         self._session.watchers.clear()
         self._attach()
         self._averages = RunningAverages(len(self._covered), self.ema, self._averages.sums.device)
-        self._unit = None
 
     def _release(self) -> None:
         for hook in self._hooks:
@@ -258,7 +257,7 @@ class GammaMonitor:
         """The running averages and the step count, for a checkpoint."""
         return {
             "averages": self._averages.state_dict(), "steps": self._steps, "mode": self._mode, "ema": self.ema,
-            "parameters": list(self._covered), "unit": self._unit,
+            "parameters": list(self._covered),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -276,7 +275,7 @@ class GammaMonitor:
         if state["mode"] != self._mode and self._auto:
             self._switch_to_micro()
         self._averages.load_state_dict(state["averages"])
-        self._steps, self._unit = state["steps"], state.get("unit")
+        self._steps = state["steps"]
         self._plan_step()
 
     # ---- a step ----------------------------------------------------------------------------------------------------
@@ -347,34 +346,36 @@ class GammaMonitor:
         if not session.sizes:
             raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
         device = self._averages.sums.device
-        squares, n, unit = self._exact() if self._mode == "exact" else self._micro.squares(self._world)
-        squares = squares.to(device)
+        exact = self._mode == "exact"
+        squares, n, unit, weighted = self._exact() if exact else self._micro.collect(self._world, self.loss_reduction)
         if n < 2:
-            unit_name = "sample" if self._mode == "exact" else "micro-batch"
-            raise ValueError(f"the step held {n} {unit_name}: a variance needs at least 2.")
-        signal = self._gradient_squares(device)
-        signal, squares = self._reduce(signal, squares)
-        if self._mode == "exact":
+            raise ValueError(f"the step held {n} {'sample' if exact else 'micro-batch'}: a variance needs at least 2.")
+        signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
+        signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
+        if exact and self.loss_reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
-            if self.loss_reduction == "mean":
-                squares = squares * (n / self._world) ** 2
-            else:
-                signal = signal * (self._world / n) ** 2
+            squares = squares * (n / self._world) ** 2
+        elif self.loss_reduction == "sum":
+            signal = signal * (self._world / (n * unit)) ** 2
         signal, noise = _with_total(signal, squares, n)
-        if self._unit is not None and unit != self._unit:
-            warnings.warn(
-                f"gradients are now over {unit:g} samples, before over {self._unit:g}: running averages start anew.",
-                stacklevel=3,
-            )
-            self._averages.reset()
-        self._unit = unit
-        self._averages.update(signal - noise / n, noise)
-        batch = round(n * unit)
-        shared: dict[str, Any] = {"n": n, "samples_per_gradient": _whole(unit), "batch_size": batch}
-        smoothed = GammaStats(self._averages.source(self._covered, n), confidence=self.confidence, **shared)
-        return GammaStats(StepSource(self._covered, signal, noise), confidence=None, smoothed=smoothed, **shared)
+        # Averaged by sample, so that modes, and micro-batches of any size, go into one average.
+        samples = round(n * unit)
+        self._averages.update(signal - noise / n, noise * unit)
+        source = self._averages.source(self._covered, samples)
+        smoothed = GammaStats(
+            source, n=samples, samples_per_gradient=1, batch_size=samples, confidence=self.confidence
+        )  # fmt: skip
+        return GammaStats(
+            StepSource(self._covered, signal, noise),
+            n=n,
+            samples_per_gradient=int(unit) if unit == int(unit) else unit,
+            batch_size=samples,
+            confidence=None,
+            smoothed=smoothed,
+        )
 
-    def _exact(self) -> tuple[Tensor, int, float]:
+    def _exact(self) -> tuple[Tensor, int, float, None]:
+        """Σ‖contribution‖² of this rank's samples, samples of all ranks, 1, and no signal of its own."""
         session = self._session
         device = self._averages.sums.device
         squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
@@ -391,7 +392,7 @@ class GammaMonitor:
             squares.index_add_(0, torch.tensor(rows, device=device), torch.cat(parts))
         for name, extra in session.extra.items():
             squares[self._index[name]] += extra.to(device)
-        return squares, sum(session.sizes) * self._world, 1.0
+        return squares, sum(session.sizes) * self._world, 1.0, None
 
     def _check_reuse(self, watcher: Watcher, found: Tensor) -> None:
         """In compiled code a layer cannot say that it ran twice; its probe can, for the price of a look at it."""
@@ -442,8 +443,11 @@ class GammaMonitor:
             norms.append(torch.linalg.vector_norm(grad, dtype=wide).double().to(device))
         return torch.stack(norms).square()
 
-    def _reduce(self, signal: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-        """Add over ranks what each rank knows a part of, and take the loss scale out."""
+    def _reduce(self, signal: Tensor, squares: Tensor, own_sum: bool) -> tuple[Tensor, Tensor]:
+        """Add over ranks what each rank knows a part of, and take the loss scale out.
+
+        `own_sum`: the signal is of a sum of scaled gradients, which scaler.unscale_ did not touch.
+        """
         if self._world > 1:
             joined = torch.stack([squares, signal]) if self._sharded else squares[None]
             dist.all_reduce(joined, group=self._group)
@@ -451,7 +455,7 @@ class GammaMonitor:
         if self.scaler is not None and self.scaler.is_enabled():
             inverse = 1.0 / self.scaler.get_scale() ** 2
             squares = squares * inverse
-            if not _unscaled(self.scaler):
+            if own_sum or not _unscaled(self.scaler):
                 signal = signal * inverse
         return signal, squares
 
@@ -482,21 +486,30 @@ class _RootWatcher(Watcher):
 
 
 class _MicroBatches:
-    """Norms of the gradients of single backward passes, taken where they arrive at the parameters.
+    """Norms of what single backward passes add to .grad, taken where it arrives at the parameters.
 
-    Equal micro-batches of b samples: with c_k what backward pass k adds to .grad, M c_k are M gradients whose mean is
-    .grad. Unequal ones are weighted by size: Tr Σ·b̄ = Σ b_k‖g_k‖² / b̄ … (`squares`), which needs one buffer of the
-    parameters' size, made only then.
+    With c_k what pass k adds, b_k its samples, B = Σ b_k, M passes: the loss of a micro-batch is a mean over its
+    samples divided by the same number in every pass (loss_reduction "mean", g_k = M c_k) or a sum (g_k = c_k / b_k).
+    ḡ = Σ b_k g_k / B, and in the unit of the mean size b̄ = B / M
+
+        Tr Var = (Σ (b_k / b̄) ‖g_k‖² − M ‖ḡ‖²) / (M − 1)
+
+    With means over micro-batches of one size, and with sums, ḡ is .grad up to a factor. Means over unequal ones need
+    Σ b_k c_k, one buffer of the parameters' size, made when the first odd micro-batch comes.
     """
 
     def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
-        self._session, self._parameters = session, parameters
-        self._norms: list[list[Tensor]] = []
+        self._session, self._parameters = session, list(parameters.values())
+        self._clear()
+
+    def _clear(self) -> None:
+        self._norms: list[dict[int, Tensor]] = []
+        self._weighted: dict[int, Tensor] = {}
 
     def hook(self) -> list[Any]:
         return [
             parameter.register_hook(lambda grad, row=row: self._arrived(row, grad))
-            for row, parameter in enumerate(self._parameters.values())
+            for row, parameter in enumerate(self._parameters)
         ]
 
     def _arrived(self, row: int, grad: Tensor) -> None:
@@ -508,33 +521,54 @@ class _MicroBatches:
         values = grad.coalesce().values() if grad.is_sparse else grad
         place = len(session.sizes)
         while len(self._norms) <= place:
-            self._norms.append([])
-        norms = self._norms[place]
-        if not norms:
-            norms.extend([torch.zeros((), dtype=torch.float64, device=grad.device)] * len(self._parameters))
-        norms[row] = torch.linalg.vector_norm(values, dtype=wide).double().square()
+            self._norms.append({})
+        self._norms[place][row] = torch.linalg.vector_norm(values, dtype=wide).double().square()
+        size, first = session.batch or 0, session.sizes[0] if session.sizes else session.batch
+        if row in self._weighted:
+            self._weighted[row].add_(grad, alpha=size)
+        elif any(each != size for each in session.sizes):
+            before = self._parameters[row].grad
+            earlier = torch.zeros_like(grad) if before is None else before.detach() * float(first or 0)
+            self._weighted[row] = earlier.add_(grad, alpha=size)
 
-    def squares(self, world: int) -> tuple[Tensor, int, float]:
-        """Σ‖g_k‖² over this rank's micro-batches, their number over all ranks, samples in each."""
-        sizes, norms = self._session.sizes, self._norms
-        self._norms = []
-        if len(set(sizes)) > 1:
+    def collect(self, world: int, reduction: str) -> tuple[Tensor, int, float, Tensor | None]:
+        """Σ (b_k / b̄)‖g_k‖² of this rank, micro-batches of all ranks, b̄, and ‖ḡ‖² where .grad does not give it."""
+        sizes, norms, weighted = self._session.sizes, self._norms, self._weighted
+        self._clear()
+        if len(set(sizes)) > 1 and world > 1:
             raise UnsupportedError(
-                f"micro-batches of unequal size in one step ({sizes}): drop the odd last one, or use mode='exact'."
+                f"micro-batches of unequal size on this rank ({sizes}): with several ranks they have to be equal. Drop "
+                "the odd last one, or use mode='exact'."
             )
-        device = norms[0][0].device
-        total = torch.stack([torch.stack([norm.to(device) for norm in each]) for each in norms]).sum(0)
-        return total * len(sizes) ** 2, len(sizes) * world, float(sizes[0])
+        count, total = len(sizes), sum(sizes)
+        mean = total / count
+        device = self._parameters[0].device
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        squares = torch.zeros(len(self._parameters), dtype=torch.float64, device=device)
+        for size, each in zip(sizes, norms, strict=True):
+            factor = count**2 if reduction == "mean" else 1 / size**2
+            found = [each.get(row, zero).to(device) for row in range(len(self._parameters))]
+            squares += torch.stack(found) * (factor * size / mean)
+        own = None
+        if reduction == "mean" and len(set(sizes)) > 1:
+            parts = []
+            for row, parameter in enumerate(self._parameters):
+                if row in weighted:
+                    parts.append(torch.linalg.vector_norm(weighted[row]).double().to(device) * (count / total))
+                elif parameter.grad is not None:  # no odd micro-batch reached it
+                    parts.append(
+                        torch.linalg.vector_norm(parameter.grad).double().to(device) * (sizes[0] * count / total)
+                    )
+                else:
+                    parts.append(zero)
+            own = torch.stack(parts).square()
+        return squares, count * world, mean, own
 
 
 def _with_total(signal: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Signal and noise by parameter, with their sum as last entry; Σ‖g‖² and ‖ḡ‖² come in."""
     noise = (squares - n * signal) / (n - 1)
     return tuple(torch.cat([values, values.sum().view(1)]) for values in (signal, noise))  # type: ignore[return-value]
-
-
-def _whole(value: float) -> int:
-    return int(value)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

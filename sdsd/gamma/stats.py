@@ -161,8 +161,8 @@ class GammaStats:
     _row: int | None
     n: int
     """How many gradients."""
-    samples_per_gradient: int
-    """Over how many samples each gradient is a mean: b."""
+    samples_per_gradient: float
+    """Over how many samples each gradient is a mean: b; the mean size where micro-batches are unequal."""
     batch_size: int
     """The batch whose phase is asked for, in samples; n × b unless given."""
     confidence: float | None
@@ -175,7 +175,7 @@ class GammaStats:
         source: Source,
         *,
         n: int,
-        samples_per_gradient: int,
+        samples_per_gradient: float,
         batch_size: int,
         confidence: float | None,
         row: int | None = None,
@@ -201,7 +201,7 @@ class GammaStats:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._source.table(), self._source.names, self._row, *self._settings(), self.smoothed)
 
-    def _settings(self) -> tuple[int, int, int, float | None]:
+    def _settings(self) -> tuple[int, float, int, float | None]:
         return self.n, self.samples_per_gradient, self.batch_size, self.confidence
 
     def _values(self) -> Row:
@@ -330,7 +330,7 @@ class GammaStats:
     def __str__(self) -> str:
         lines = list(self._lines())
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        head = f"{self.n} gradients of {self.samples_per_gradient} sample{'s'[: self.samples_per_gradient > 1]} each"
+        head = f"{self.n} gradients of {self.samples_per_gradient:g} sample{'s'[: self.samples_per_gradient > 1]} each"
         if self.confidence is not None:
             head += f"; intervals at {self.confidence:.0%}; phase of a batch of {self.batch_size}"
         rows = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
@@ -365,7 +365,7 @@ def _rebuild(
     names: tuple[str, ...],
     row: int | None,
     n: int,
-    samples_per_gradient: int,
+    samples_per_gradient: float,
     batch_size: int,
     confidence: float | None,
     smoothed: GammaStats | None,
