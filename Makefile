@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint aot gpu clean
+.PHONY: help demo test test-integrations bench lint aot gpu clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
 	@echo "  PYTHON=python3.12   which Python makes .venv (3.10 or newer)"
 	@echo "  PIP_ARGS='...'      options for pip, for example another package index"
@@ -23,6 +23,9 @@ demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/
 
 test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no GPU)
 	$(BIN)/python -m pytest
+
+test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the real Lightning, transformers and TensorBoard
+	$(BIN)/python -m pytest tests/integrations
 
 bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')
 	@mkdir -p benchmarks/results/local
@@ -58,3 +61,7 @@ $(VENV)/report.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/report.stamp
+
+$(VENV)/integrations.stamp: $(VENV)/dev.stamp
+	$(INSTALL) -e '.[integrations]'
+	@touch $@
