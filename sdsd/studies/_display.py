@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 Row = tuple[str, ...]
+
+GAMMA_COLUMNS = ("Γ", "noise scale", "95% interval", "what a step sees")
 
 
 class Display(Protocol):
@@ -105,7 +109,31 @@ class LiveTable:
 
 
 def choose_display(quiet: bool = False) -> Display:
-    """Nothing when `quiet`; the live table on a terminal; else plain lines."""
+    """Nothing when `quiet`; the live table on a terminal, if rich is installed; else plain lines."""
     if quiet:
         return Quiet()
-    return LiveTable() if sys.stdout.isatty() else PlainLines()
+    live = sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+    return LiveTable() if live else PlainLines()
+
+
+def noise_scale_of(gamma: float) -> float:
+    """Samples for which signal equals noise, from Γ of one sample: 1/Γ, infinite where no signal is seen."""
+    if math.isnan(gamma):
+        return math.nan
+    return 1 / gamma if gamma > 0 else math.inf
+
+
+def table_row(name: str, gamma: float, low: float, high: float, batch_size: int) -> tuple[str, ...]:
+    """One row of the live table from Γ of one sample and its bounds; shown is that of a batch."""
+    from ..report.figures import plain_number
+
+    interval = "–" if math.isnan(low) else f"{plain_number(noise_scale_of(high))} – {plain_number(noise_scale_of(low))}"
+    if math.isnan(low):
+        verdict = "…"
+    elif low * batch_size > 1:
+        verdict = "mostly signal"
+    elif high * batch_size < 1:
+        verdict = "mostly noise"
+    else:
+        verdict = "about even"
+    return name, plain_number(gamma * batch_size), plain_number(noise_scale_of(gamma)), interval, verdict

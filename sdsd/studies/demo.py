@@ -20,12 +20,12 @@ from .. import GammaMonitor, GammaStats
 from .._extras import require
 from ..geometry.merge import merged
 from ..geometry.neighbours import extreme_pairs
-from ._display import Display, choose_display
+from ._display import GAMMA_COLUMNS, Display, choose_display, table_row
 from ._files import prepare_output, versions, write_json
 from .neuron_map import NeuronMap, map_neurons
 
 COHORTS = ("near", "random", "far")
-HEADER = ("layer", "Γ", "noise scale", "95% interval", "what a step sees")
+HEADER = ("layer", *GAMMA_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -167,13 +167,6 @@ def noise_scale_over(network: nn.Module, images: Tensor, labels: Tensor) -> floa
     return stats.noise * (stats.n - 1) / stats.n / stats.signal
 
 
-def noise_scale_of(gamma: float) -> float:
-    """Samples for which signal equals noise, from Γ of one sample: 1/Γ, infinite where no signal is seen."""
-    if math.isnan(gamma):
-        return math.nan
-    return 1 / gamma if gamma > 0 else math.inf
-
-
 def smoothed_gamma(stats: GammaStats) -> dict[str, tuple[float, float, float]]:
     """(Γ of one image, its lower bound, its upper bound) of each layer's weights and of the whole network.
 
@@ -197,7 +190,7 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float,
 
 
 def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Display, results: dict[str, Any]) -> None:
-    """Momentum SGD under a GammaMonitor: Γ of every step, smoothed; once an epoch the exact noise scale over all images.
+    """Momentum SGD under a GammaMonitor: Γ of each step, smoothed; once an epoch the exact noise scale over all images.
 
     Batches are drawn with replacement, so that they are independent samples of the training gradient and the
     estimate from batches and the exact value speak of the same thing.
@@ -265,22 +258,6 @@ def drop_unfinished_step(results: dict[str, Any]) -> None:
     exact = series["exact"]
     measured = [step for step in exact["step"] if step <= finished][: len(exact["noise_scale"])]
     exact["step"], exact["noise_scale"] = measured, exact["noise_scale"][: len(measured)]
-
-
-def table_row(name: str, gamma: float, low: float, high: float, batch_size: int) -> tuple[str, ...]:
-    """One row of the live table; Γ is that of a batch."""
-    from ..report.figures import plain_number
-
-    interval = "–" if math.isnan(low) else f"{plain_number(noise_scale_of(high))} – {plain_number(noise_scale_of(low))}"
-    if math.isnan(low):
-        verdict = "…"
-    elif low * batch_size > 1:
-        verdict = "mostly signal"
-    elif high * batch_size < 1:
-        verdict = "mostly noise"
-    else:
-        verdict = "about even"
-    return name, plain_number(gamma * batch_size), plain_number(noise_scale_of(gamma)), interval, verdict
 
 
 def map_last_hidden_layer(network: nn.Sequential, digits: Digits, config: DemoConfig, result: DemoResult) -> None:
