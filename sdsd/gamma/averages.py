@@ -32,36 +32,48 @@ class RunningAverages:
         device: where the numbers stay.
     """
 
-    sums: Tensor
-    weight: Tensor
-    square_weight: Tensor
+    _state: Tensor
+    """Rows: the five sums, then for every column the sum of weights and of squared weights."""
 
     def __init__(self, rows: int, decay: float, device: torch.device) -> None:
         self.decay = decay
         self._rows, self._device = rows, device
+        keep, share = [decay] * 6 + [decay**2], [1 - decay] * 6 + [(1 - decay) ** 2]
+        self._keep = torch.tensor(keep, dtype=torch.float64, device=device).unsqueeze(1)
+        self._share = torch.tensor(share, dtype=torch.float64, device=device).unsqueeze(1)
         self.reset()
 
     def update(self, signal: Tensor, noise: Tensor) -> None:
         """Add one step; shape of both: (rows + 1,), total last, the signal unbiased."""
-        new = torch.stack([signal, noise, signal * signal, signal * noise, noise * noise])
-        good = new.isfinite().all()
-        share = 1 - self.decay
-        self.sums = torch.where(good, self.decay * self.sums + share * torch.where(good, new, 0.0), self.sums)
-        self.weight = torch.where(good, self.decay * self.weight + share, self.weight)
-        self.square_weight = torch.where(
-            good, self.decay**2 * self.square_weight + share**2, self.square_weight
-        )  # fmt: skip
+        one = torch.ones_like(signal)
+        new = torch.stack([signal, noise, signal * signal, signal * noise, noise * noise, one, one])
+        good = new.sum().isfinite()
+        # Multiplied first: where `good` is false, what came of NaN is thrown away.
+        self._state = torch.where(good, torch.addcmul(self._state * self._keep, new, self._share), self._state)
 
     def reset(self) -> None:
         """Forget every step."""
         # New tensors, never zeroed ones: results already given out still read the old.
-        self.sums = torch.zeros(5, self._rows + 1, dtype=torch.float64, device=self._device)
-        self.weight = torch.zeros((), dtype=torch.float64, device=self._device)
-        self.square_weight = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._state = torch.zeros(7, self._rows + 1, dtype=torch.float64, device=self._device)
+
+    @property
+    def sums(self) -> Tensor:
+        """Weighted sums of s, v, s², sv and v²; shape: (5, rows + 1)."""
+        return self._state[:5]
+
+    @property
+    def weight(self) -> Tensor:
+        """Sum of the weights."""
+        return self._state[5, 0]
+
+    @property
+    def square_weight(self) -> Tensor:
+        """Sum of the squared weights."""
+        return self._state[6, 0]
 
     def source(self, names: tuple[str, ...], n: int) -> AveragesSource:
         """The averages of now, as what a `GammaStats` of n gradients a step reads."""
-        return AveragesSource(names, n, self.sums, self.weight, self.square_weight)
+        return AveragesSource(names, n, self._state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums.cpu(), "weight": self.weight.cpu(), "square_weight": self.square_weight.cpu()}
@@ -72,26 +84,26 @@ class RunningAverages:
                 f"state: expected averages of {self.sums.shape[1] - 1} parameters, got {state['sums'].shape[1] - 1}. "
                 "Load it into a monitor of the same model and parameters."
             )
-        for name in ("sums", "weight", "square_weight"):
-            setattr(self, name, state[name].to(self._device, torch.float64, copy=True))
+        weights = torch.stack([state["weight"].cpu(), state["square_weight"].cpu()]).double()
+        rows = [state["sums"].cpu().double(), weights.unsqueeze(1).expand(2, self._rows + 1)]
+        self._state = torch.cat(rows).to(self._device)
 
 
 class AveragesSource(Source):
     """Host values of the running averages at one step."""
 
-    def __init__(self, names: tuple[str, ...], n: int, sums: Tensor, weight: Tensor, square_weight: Tensor) -> None:
+    def __init__(self, names: tuple[str, ...], n: int, state: Tensor) -> None:
         super().__init__(names)
         self._n = n
-        self._tensors = (sums, weight, square_weight)
+        self._state = state
 
     def _fetch(self) -> Table:
-        sums, weight, square_weight = self._tensors
-        flat = torch.cat([sums.flatten(), weight.view(1), square_weight.view(1)]).cpu().numpy()
-        total_weight, squares = float(flat[-2]), float(flat[-1])
+        state = self._state.cpu().numpy()
+        total_weight, squares = float(state[5, 0]), float(state[6, 0])
         if total_weight == 0:
             nothing = Row(math.nan, math.nan, None, None)
             return Table(nothing, (nothing,) * len(self.names), degrees=math.nan)
-        means = flat[:-2].reshape(5, -1) / total_weight
+        means = state[:5] / total_weight
         w = squares / total_weight**2
         rows = [self._row(column, w) for column in means.T]
         return Table(rows[-1], tuple(rows[:-1]), degrees=1 / w - 1 if w < 1 else math.nan)

@@ -101,6 +101,7 @@ class GammaMonitor:
         self._observers: list[Callable[[GammaMonitor, GammaStats], None]] = []
         self._steps = 0
         self._checked_reuse = 0
+        self._rows: tuple[list[int], Tensor] = ([], torch.empty(0, dtype=torch.long))
         self._names = _trainable(self._root, parameters)
         if not self._names:
             raise ValueError("model: expected at least one parameter that requires a gradient, got none to measure.")
@@ -379,20 +380,24 @@ class GammaMonitor:
         session = self._session
         device = self._averages.sums.device
         squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
-        rows: list[int] = []
-        parts: list[Tensor] = []
+        rows = [self._index[name] for name, _ in session.found]
+        parts = [value for _, value in session.found]
         for watcher in session.watchers:
             found = watcher.probe.grad
             if found is None or not watcher.names:
                 continue
             self._check_reuse(watcher, found)
-            parts.append(found[:-1].to(device))
+            parts += found[:-1]
             rows += [self._index[name] for name in watcher.names.values()]
         if parts:
-            squares.index_add_(0, torch.tensor(rows, device=device), torch.cat(parts))
-        for name, extra in session.extra.items():
-            squares[self._index[name]] += extra.to(device)
+            squares.index_add_(0, self._on_device(rows), _joined(parts, device))
         return squares, sum(session.sizes) * self._world, 1.0, None
+
+    def _on_device(self, rows: list[int]) -> Tensor:
+        """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
+        if rows != self._rows[0]:
+            self._rows = (rows, torch.tensor(rows, device=self._averages.sums.device))
+        return self._rows[1]
 
     def _check_reuse(self, watcher: Watcher, found: Tensor) -> None:
         """In compiled code a layer cannot say that it ran twice; its probe can, for the price of a look at it."""
@@ -426,11 +431,10 @@ class GammaMonitor:
 
     def _gradient_squares(self, device: torch.device) -> Tensor:
         """‖.grad‖² of every covered parameter; shape: (parameters,)."""
-        norms = []
-        for name in self._covered:
+        rows, grads = [], []
+        for row, name in enumerate(self._covered):
             grad = self._parameters[name].grad
             if grad is None:
-                norms.append(torch.zeros((), dtype=torch.float64, device=device))
                 continue
             if grad.is_sparse:
                 grad = grad.coalesce().values()
@@ -439,9 +443,17 @@ class GammaMonitor:
             scale = self._scale(name) if self._mode == "exact" else None
             if scale is not None:
                 grad = grad * (scale.to_local() if hasattr(scale, "to_local") else scale)
-            wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-            norms.append(torch.linalg.vector_norm(grad, dtype=wide).double().to(device))
-        return torch.stack(norms).square()
+            rows.append(row)
+            grads.append(grad if grad.dtype in (torch.float32, torch.float64) else grad.float())
+        squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
+        if grads:
+            norms = _joined(list(torch._foreach_norm(grads)), device)
+            squares = (
+                norms.square()
+                if len(rows) == len(squares)
+                else squares.index_put((torch.tensor(rows),), norms.square())
+            )
+        return squares
 
     def _reduce(self, signal: Tensor, squares: Tensor, own_sum: bool) -> tuple[Tensor, Tensor]:
         """Add over ranks what each rank knows a part of, and take the loss scale out.
@@ -563,6 +575,13 @@ class _MicroBatches:
                     parts.append(zero)
             own = torch.stack(parts).square()
         return squares, count * world, mean, own
+
+
+def _joined(values: list[Tensor], device: torch.device) -> Tensor:
+    """0-dim tensors as one vector in float64 on `device`, without waiting for another device."""
+    if all(value.device.type == "cpu" for value in values):
+        return torch.tensor([value.item() for value in values], dtype=torch.float64, device=device)
+    return torch.stack([value.to(device, torch.float64) for value in values])
 
 
 def _with_total(signal: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:

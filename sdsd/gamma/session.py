@@ -47,7 +47,7 @@ class Session:
 
     def reset(self) -> None:
         """Begin a new step."""
-        self.extra: dict[str, Tensor] = {}
+        self.found: list[tuple[str, Tensor]] = []
         self.sizes: list[int] = []
         self.passes = 0
         self._pending.clear()
@@ -80,14 +80,22 @@ class Session:
         self.batch = first.shape[self.batch_dim]
         self.square = first.ndim == 2 and first.shape[1 - self.batch_dim] == self.batch
 
-    def backward_runs(self, gradient: Tensor) -> None:
-        """Called by a leaf's hook during a backward pass; asks to be told when the pass is over."""
+    def backward_runs(self, gradient: Tensor | None = None) -> None:
+        """Called by layers, and by leaves' hooks, during a backward pass; asks to be told when the pass is over."""
         if not self._running:
             self._running = True
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_over)
 
+    def add(self, watcher: Watcher, squares: dict[str, Tensor]) -> None:
+        """Take a layer's Σ‖g_n‖² (0-dim, by local name) out of its backward pass."""
+        self.backward_runs()
+        for local, value in squares.items():
+            if local in watcher.names:
+                self.found.append((watcher.names[local], value))
+
     def keep(self, watcher: Watcher, contribution: Contribution) -> None:
         """Hold what a layer contributes until every use of its parameters has run backward."""
+        self.backward_runs()
         self._pending.append((watcher, contribution))
 
     def _backward_over(self) -> None:
@@ -122,7 +130,7 @@ class Session:
             found = self._from_factors(name, uses)
             if found is None:
                 found = self._from_samples(name, uses, samples.pop())
-            self.extra[name] = self.extra.get(name, 0) + found
+            self.found.append((name, found))
 
     def _from_factors(self, name: str, uses: list[tuple[Watcher, Contribution, str]]) -> Tensor | None:
         """Squares of sums of outer products, without forming them; None where some use is not one."""

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ..attachment import compiling
 from .base import Plan, Rule, UnsupportedError, Watcher
-from .linear import _Linear
+from .linear import linear
 
 
 class AttentionRule(Rule):
@@ -106,18 +107,16 @@ class AttentionRule(Rule):
         if torch.is_autocast_enabled(kind):
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
-        # The projections share one probe: each gets the entries of its own parameters, and one of them the count.
-        nothing = watcher.probe.new_zeros(1)
-        places = [watcher.local.index(name) if name in watcher.local else None for name in names]
-        entries = [nothing if place is None else watcher.probe[place : place + 1] for place in places]
-        probe = torch.cat([*entries, watcher.probe[-1:] if count else nothing])
-        scales = []
-        for name, place in zip(names, places, strict=True):
-            scale = None if place is None else watcher.scale(name)
-            whole = scale is None or scale.shape[0] == (weight.shape[0])
-            scales.append(scale if whole else scale[rows])  # type: ignore[index]
-        y: Tensor = _Linear.apply(x, weight, bias, probe, plan, None, ("weight", "bias"), tuple(scales), False)  # type: ignore[no-untyped-call]
-        return y
+        probe = _part_of_probe(watcher, names, count) if compiling() else None
+        return linear(watcher, x, weight, bias, plan, names, probe=probe, rows=rows)
+
+
+def _part_of_probe(watcher: Watcher, names: tuple[str, str], count: bool) -> Tensor:
+    """The projections share one probe: each gets the entries of its own parameters, and one of them the count."""
+    nothing = watcher.probe.new_zeros(1)
+    places = [watcher.local.index(name) if name in watcher.local else None for name in names]
+    entries = [nothing if place is None else watcher.probe[place : place + 1] for place in places]
+    return torch.cat([*entries, watcher.probe[-1:] if count else nothing])
 
 
 def _joint_mask(

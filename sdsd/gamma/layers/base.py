@@ -1,9 +1,8 @@
 """What all layer rules share: the watcher of one module, the tap on its output, samples out of any layout.
 
 A rule turns a layer's input a and output gradient b into Σ_n ‖g_n‖² for each of its parameters, g_n being the
-gradient that sample n contributes. That number leaves the backward pass as the gradient of a `probe`, a small leaf
-tensor that no parameter list knows: so it adds up over uses and micro-batches by itself, and needs no Python side
-effect, which is what torch.compile(fullgraph=True) asks for.
+gradient that sample n contributes, and hands it to the session. Compiled code may not reach out like that: there the
+number leaves the backward pass as the gradient of a `probe`, a small leaf tensor that no parameter list knows.
 
 Where a layer is used more than once in a backward pass, or shares a parameter with another, squares do not add. Its
 contributions are then kept until the backward pass ends and combined there (`Contribution.per_sample`).
@@ -94,12 +93,22 @@ class Watcher:
         """Whether squares have to wait for the end of the backward pass."""
         return self.tied or self.calls > 1
 
+    def route(self) -> tuple[Tensor | None, Watcher | None]:
+        """How a layer's backward pass reports: (probe, None) in code that is being compiled, else (None, self)."""
+        return (self.probe, None) if compiling() else (None, self)
+
     def trainable(self, module: nn.Module) -> tuple[bool, ...]:
         return tuple(module.get_parameter(local).requires_grad for local in self.local)
 
     def scale(self, local: str) -> Tensor | None:
         """The preconditioner D of a parameter, or None."""
         return self.session.scale(self.names[local])
+
+    def scales(self) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+        """Names of the parameters that have a preconditioner, and those."""
+        found = [(local, self.scale(local)) for local in self.local]
+        held = [(local, scale) for local, scale in found if scale is not None]
+        return tuple(local for local, _ in held), tuple(scale for _, scale in held)
 
     def plan(self, x: Tensor, features: int) -> Plan:
         """Where the samples of `x` are, whose last `features` dimensions are no sample axis; see `arrange`.
@@ -157,40 +166,50 @@ class Rule(abc.ABC):
 class Tap(torch.autograd.Function):
     """Identity on a layer's output whose backward measures: the layer's own backward stays bit for bit.
 
-    `measure(b, *saved)` returns Σ‖g_n‖² for each parameter, shape (parameters,); `keep(b, *saved)` a Contribution.
+    `measure(b, *saved)` returns Σ‖g_n‖² for every parameter that trains, by local name; `keep(b, *saved)` a
+    Contribution.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, probe: Tensor, watcher: Any, measure: Any, keep: Any, *saved: Tensor | None
-    ) -> Tensor:
+        ctx: Any, y: Tensor, probe: Tensor | None, watcher: Watcher | None, local: Any, measure: Any, keep: Any,
+        *saved: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(*saved)
-        ctx.watcher, ctx.measure, ctx.keep = watcher, measure, keep
+        ctx.watcher, ctx.local, ctx.measure, ctx.keep = watcher, local, measure, keep
         return y.detach()
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        found = None
+        probe = None
         if ctx.watcher is not None and ctx.watcher.shared:
             ctx.watcher.session.keep(ctx.watcher, ctx.keep(b, *saved))
         else:
-            found = ctx.measure(b, *saved)
-        return (b, report(found, ctx.watcher, b), None, None, None, *(None for _ in saved))
+            probe = report(ctx.measure(b, *saved), ctx.watcher, ctx.local, b)
+        return (b, probe, None, None, None, None, *(None for _ in saved))
 
 
-def report(squares: Tensor | None, watcher: Watcher | None, like: Tensor) -> Tensor:
-    """The probe's gradient: the squares, and 1 to count the use; zeros where a contribution was kept instead."""
-    if squares is None:
-        assert watcher is not None
-        squares = like.new_zeros(len(watcher.local), dtype=torch.float64)
-    return torch.cat([squares.double(), squares.new_ones(1, dtype=torch.float64)])
+def report(squares: dict[str, Tensor], watcher: Watcher | None, local: tuple[str, ...], like: Tensor) -> Tensor | None:
+    """Hand squares (0-dim, by local name) to the session; without a watcher, return the probe's gradient.
+
+    That has an entry for each name in `local`, and a 1 to count the use.
+    """
+    if watcher is not None:
+        watcher.session.add(watcher, squares)
+        return None
+    zero, one = like.new_zeros((), dtype=torch.float64), like.new_ones((), dtype=torch.float64)
+    return torch.stack([*(squares.get(name, zero).double() for name in local), one])
 
 
 def tap(watcher: Watcher, y: Tensor, measure: Any, keep: Any, *saved: Tensor | None) -> Tensor:
     """Put a `Tap` on `y`."""
-    out: Tensor = Tap.apply(y, watcher.probe, None if compiling() else watcher, measure, keep, *saved)  # type: ignore[no-untyped-call]
+    out: Tensor = Tap.apply(y, *watcher.route(), watcher.local, measure, keep, *saved)  # type: ignore[no-untyped-call]
     return out
+
+
+FEW = 2**19
+"""So many squares may be added up in float32, in eight sums or more, and agree with float64 to about 1e-7."""
 
 
 def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
@@ -198,5 +217,9 @@ def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
     wide = gradients if gradients.dtype == torch.float64 else gradients.float()
     if scale is not None:
         wide = wide * scale
-    flat = wide.reshape(wide.shape[0], -1)
-    return torch.linalg.vector_norm(flat, dim=1).double().square().sum()
+    if wide.device.type != "cpu":
+        return torch.linalg.vector_norm(wide, dtype=torch.float64).square()
+    if wide.numel() <= FEW:
+        flat = wide.reshape(-1)
+        return torch.dot(flat, flat).double()
+    return torch.linalg.vector_norm(wide.reshape(wide.shape[0], -1), dim=1).double().square().sum()

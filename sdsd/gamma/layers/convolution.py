@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..attachment import compiling
+from sdsd_kernels import weight_grad_stats
+
 from .base import Contribution, Rule, UnsupportedError, Watcher, report, sum_of_squares
 
 
@@ -54,11 +55,10 @@ class ConvolutionRule(Rule):
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
         settings = (module.stride, tuple(padding), module.dilation, transposed, output_padding, module.groups)
-        known = None if compiling() else watcher
-        scales = tuple(watcher.scale(local) for local in watcher.local)
-        return _Convolution.apply(
-            x, weight, bias, watcher.probe, settings, known, watcher.local, scales, watcher.session.max_bytes
-        )
+        probe, known = watcher.route()
+        scaled, scales = watcher.scales()
+        spec = (settings, known, watcher.local, scaled, watcher.session.max_bytes)
+        return _Convolution.apply(x, weight, bias, probe, spec, *scales)  # type: ignore[no-untyped-call]
 
 
 def _pad_by_name(x: Tensor, module: Any, space: int) -> tuple[Tensor, tuple[int, ...]]:
@@ -74,44 +74,36 @@ def _pad_by_name(x: Tensor, module: Any, space: int) -> tuple[Tensor, tuple[int,
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, probe: Tensor, settings: tuple[Any, ...],
-        watcher: Watcher | None, local: tuple[str, ...], scales: tuple[Tensor | None, ...], max_bytes: int,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weight, *(scale for scale in scales if scale is not None))
-        ctx.scaled = tuple(scale is not None for scale in scales)
-        ctx.settings, ctx.watcher, ctx.local, ctx.max_bytes = settings, watcher, local, max_bytes
-        return torch.ops.aten.convolution(x, weight, bias, *settings)
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, probe: Tensor | None, spec: Any, *scales: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, *scales)
+        ctx.spec = spec
+        return torch.ops.aten.convolution(x, weight, bias, *spec[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *given = ctx.saved_tensors
-        remaining = iter(given)
-        scales = dict(zip(ctx.local, (next(remaining) if is_scaled else None for is_scaled in ctx.scaled), strict=True))
+        settings, watcher, local, scaled, max_bytes = ctx.spec
+        scales = dict(zip(scaled, given, strict=True))
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        keep = ctx.watcher is not None and ctx.watcher.shared
-        grad_x = grad_weight = None
-        if need_x:
-            mask = [True, False, False]
-            grad_x = torch.ops.aten.convolution_backward(grad, x, weight, [0], *ctx.settings, mask)[0]
-        zero = grad.new_zeros((), dtype=torch.float64)
+        keep = watcher is not None and watcher.shared
+        measured = need_weight and not keep and "weight" in local
+        by_patches = measured and not scaled and _patches_win(x, grad, weight, settings)
+        together = need_weight and (not measured or by_patches)
+        grad_x = grad_weight = grad_bias = probe = None
+        if need_x or together:
+            mask = [need_x, together, False]
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, [0], *settings, mask)
         squares: dict[str, Tensor] = {}
-        if need_weight and keep:
-            mask = [False, True, False]
-            grad_weight = torch.ops.aten.convolution_backward(grad, x, weight, [0], *ctx.settings, mask)[1]
-        elif need_weight:
-            grad_weight, squares["weight"] = torch.zeros_like(weight), zero
-            for start, stop in chunks(x.shape[0], weight.numel() * weight.element_size(), ctx.max_bytes):
-                each = per_sample_weight(grad[start:stop], x[start:stop], weight, ctx.settings)
-                grad_weight = grad_weight + each.sum(0)
-                squares["weight"] = squares["weight"] + sum_of_squares(each, scales["weight"])
-        grad_bias = None
+        if by_patches:
+            squares["weight"] = _squares_by_patches(grad, x, weight, settings, max_bytes)
+        elif measured:
+            grad_weight, squares["weight"] = _by_samples(grad, x, weight, settings, scales.get("weight"), max_bytes)
         if need_bias:
             each_bias = grad.flatten(2).sum(2)
             grad_bias = each_bias.sum(0)
-            squares["bias"] = sum_of_squares(each_bias, scales["bias"])
-        found = None
+            squares["bias"] = sum_of_squares(each_bias, scales.get("bias"))
         if keep:
-            settings = ctx.settings
 
             def per_sample(start: int, stop: int) -> Iterator[tuple[str, Tensor]]:
                 if need_weight:
@@ -119,10 +111,63 @@ class _Convolution(torch.autograd.Function):
                 if need_bias:
                     yield "bias", each_bias[start:stop]
 
-            ctx.watcher.session.keep(ctx.watcher, Contribution(x.shape[0], per_sample, {}))
+            watcher.session.keep(watcher, Contribution(x.shape[0], per_sample, {}))
         else:
-            found = torch.stack([squares.get(local, zero) for local in ctx.local])
-        return (grad_x, grad_weight, grad_bias, report(found, ctx.watcher, grad), *[None] * 5)
+            probe = report(squares, watcher, local, grad)
+        return (grad_x, grad_weight, grad_bias, probe, None, *(None for _ in given))
+
+
+GROUP_BYTES = 2**21
+"""Samples are taken together while a group's inputs, or its gradients, are no larger: they stay in the cache."""
+
+
+def _by_samples(
+    grad: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], scale: Tensor | None, max_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """The weight gradient as the sum of those of the samples, and the sum of their squares."""
+    total = torch.zeros(weight.numel(), dtype=_wide_dtype(weight), device=weight.device)
+    squares: Tensor | None = None
+    most = max(weight.numel(), x[0].numel(), grad[0].numel()) * weight.element_size()
+    for start, stop in chunks(x.shape[0], most, min(max_bytes, GROUP_BYTES)):
+        each = per_sample_weight(grad[start:stop], x[start:stop], weight, settings)
+        flat = each.view(stop - start, -1).to(total.dtype)
+        total.addmv_(flat.t(), flat.new_ones(stop - start))
+        part = sum_of_squares(each, scale)
+        squares = part if squares is None else squares + part
+    assert squares is not None
+    return total.view(weight.shape).to(weight.dtype), squares
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+PASSES = 95
+"""Multiply-adds that forming, squaring and adding up one value of a sample's gradient costs beyond the plain layer."""
+UNFOLDING = 25
+"""The same for copying one value of a patch. Both fitted to a few layers, float32, one thread of an AMD EPYC."""
+
+
+def _patches_win(x: Tensor, grad: Tensor, weight: Tensor, settings: tuple[Any, ...]) -> bool:
+    """Whether products of patches are cheaper than gradients of samples: few positions, many channels."""
+    if x.ndim != 4 or settings[3] or settings[5] != 1 or x.dtype not in (torch.float32, torch.float64):
+        return False
+    p, d, positions = weight.shape[0], weight[0].numel(), grad[0, 0].numel()
+    return positions * (positions * (d + p) + UNFOLDING * d) < PASSES * p * d
+
+
+def _squares_by_patches(grad: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], max_bytes: int) -> Tensor:
+    """A convolution is a linear layer on patches: Σ_n ‖g_n‖² from their products, a few samples at a time."""
+    stride, padding, dilation = settings[:3]
+    squares: Tensor | None = None
+    each = weight[0].numel() * grad[0, 0].numel() * x.element_size()
+    for start, stop in chunks(x.shape[0], each, min(max_bytes, GROUP_BYTES)):
+        patches = F.unfold(x[start:stop], weight.shape[2:], dilation, padding, stride)
+        b = grad[start:stop].flatten(2).transpose(1, 2)
+        part = weight_grad_stats(patches.transpose(1, 2), b, weight_grad=False, method="gram", max_bytes=max_bytes)
+        squares = part.square_norm if squares is None else squares + part.square_norm
+    assert squares is not None
+    return squares
 
 
 def chunks(samples: int, bytes_each: int, max_bytes: int) -> list[tuple[int, int]]:

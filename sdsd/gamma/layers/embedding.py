@@ -40,9 +40,8 @@ class EmbeddingRule(Rule):
         scale = watcher.scale("weight")
         plan = watcher.plan(ids, 0)
 
-        def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> Tensor:
-            tokens = arrange(ids, plan, 0)
-            return squares(arrange(b, plan, 1), tokens, padding, scale).view(1)
+        def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
+            return {"weight": squares(arrange(b, plan, 1), arrange(ids, plan, 0), padding, scale)}
 
         def keep(b: Tensor, ids: Tensor, scale: Tensor | None) -> Contribution:
             tokens, gradients = arrange(ids, plan, 0), arrange(b, plan, 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..attachment import compiling
-from .base import Contribution, Rule, UnsupportedError, Watcher, report, sum_of_squares
+from .base import Contribution, Rule, UnsupportedError, Watcher, sum_of_squares
 from .convolution import chunks
 
 
@@ -59,7 +59,7 @@ class GenericRule(Rule):
             )
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         rerun = _Rerun(watcher, module, inputs, structure, wanted, n, axis)
-        tapped = _GenericTap.apply(watcher.probe, watcher, rerun, len(wanted), *(outputs[k] for k in wanted), *tensors)
+        tapped = _GenericTap.apply(watcher, rerun, len(wanted), *(outputs[k] for k in wanted), *tensors)
         for k, out in zip(wanted, tapped, strict=True):
             outputs[k] = out
         return pytree.tree_unflatten(outputs, out_structure)
@@ -147,7 +147,7 @@ class _Rerun:
 
 class _GenericTap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, probe: Tensor, watcher: Watcher, rerun: _Rerun, count: int, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, watcher: Watcher, rerun: _Rerun, count: int, *tensors: Tensor) -> Any:
         ctx.save_for_backward(*tensors[count:])
         ctx.watcher, ctx.rerun, ctx.count = watcher, rerun, count
         ctx.shapes = [(t.shape, t.dtype, t.device) for t in tensors[:count]]
@@ -165,14 +165,14 @@ class _GenericTap(torch.autograd.Function):
         def per_sample(start: int, stop: int) -> Iterator[tuple[str, Tensor]]:
             yield from rerun.per_sample(start, stop, full, tensors).items()
 
-        found = None
         if watcher.shared:
             watcher.session.keep(watcher, Contribution(rerun.n, per_sample, {}))
         else:
-            squares = {local: full[0].new_zeros((), dtype=torch.float64) for local in watcher.local}
+            squares: dict[str, Tensor] = {}
             size = sum(getattr(rerun.module, local).numel() for local in rerun.local) * 4
             for start, stop in chunks(rerun.n, size, watcher.session.max_bytes):
                 for local, each in per_sample(start, stop):
-                    squares[local] = squares[local] + sum_of_squares(each, watcher.scale(local))
-            found = torch.stack([squares[local] for local in watcher.local])
-        return (report(found, watcher, full[0]), None, None, None, *grads, *(None for _ in tensors))
+                    part = sum_of_squares(each, watcher.scale(local))
+                    squares[local] = part if local not in squares else squares[local] + part
+            watcher.session.add(watcher, squares)
+        return (None, None, None, *grads, *(None for _ in tensors))

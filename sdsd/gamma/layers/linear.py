@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from ..attachment import compiling
 from .base import Contribution, Plan, Rule, Watcher, arrange, report, sum_of_squares
 
 
@@ -36,59 +35,108 @@ class LinearRule(Rule):
         if torch.is_autocast_enabled(kind):
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
-        plan = watcher.plan(x, 1)
         matrix = weight.t() if self.transposed else weight
-        known = None if compiling() else watcher
-        scales = tuple(watcher.scale(local) for local in watcher.local)
-        return _Linear.apply(x, matrix, bias, watcher.probe, plan, known, watcher.local, scales, self.transposed)
+        return linear(watcher, x, matrix, bias, watcher.plan(x, 1), ("weight", "bias"), self.transposed)
+
+
+def linear(
+    watcher: Watcher, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, names: tuple[str, str],
+    transposed: bool = False, probe: Tensor | None = None, rows: slice | None = None,
+) -> Tensor:  # fmt: skip
+    """x Wᵀ + b, measured.
+
+    Args:
+        names: the watcher's names of weight and bias.
+        transposed: whether the parameter lies transposed, and `weight` is a view of it.
+        probe: stands in for the watcher's own in compiled code; an entry for each of `names` and one for the count.
+        rows: which rows of a longer parameter `weight` and `bias` are; None for all.
+    """
+    route, known = watcher.route()
+    scaled, scales = watcher.scales()
+    if scaled:
+        wanted = [k for k, name in enumerate(scaled) if name in names]
+        scaled, scales = tuple(scaled[k] for k in wanted), tuple(scales[k] for k in wanted)
+        if rows is not None:
+            scales = tuple(scale if scale.shape[0] == weight.shape[0] else scale[rows] for scale in scales)
+    measured = tuple(name in watcher.names for name in names)
+    entries = watcher.local if probe is None else names
+    spec = (plan, known, names, entries, measured, transposed, scaled)
+    y: Tensor = _Linear.apply(x, weight, bias, route if probe is None else probe, spec, *scales)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, probe: Tensor,
-        plan: Plan, watcher: Watcher | None, local: tuple[str, ...], scales: tuple[Tensor | None, ...],
-        transposed: bool,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weight, *(scale for scale in scales if scale is not None))
-        ctx.scaled = tuple(scale is not None for scale in scales)
-        ctx.plan, ctx.watcher, ctx.local, ctx.transposed = plan, watcher, local, transposed
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, probe: Tensor | None, spec: Any, *scales: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, *scales)
+        ctx.spec = spec
         y = F.linear(x, weight, bias)
         # A linear layer of more than two dimensions returns a view, which later in-place operations may not touch.
-        return torch.ops.aten._unsafe_view(y, y.shape)
+        return y if y.ndim == 2 else torch.ops.aten._unsafe_view(y, y.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *given = ctx.saved_tensors
-        remaining = iter(given)
-        scales = dict(zip(ctx.local, (next(remaining) if is_scaled else None for is_scaled in ctx.scaled), strict=True))
+        plan, watcher, names, entries, measured, transposed, scaled = ctx.spec
+        scales = dict(zip(scaled, given, strict=True))
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        b2, x2 = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        b2, x2 = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (grad, x))
         grad_x = b2.mm(weight).view(x.shape) if need_x else None
-        b, a = arrange(grad, ctx.plan, 1), arrange(x, ctx.plan, 1)
-        grad_weight = None
+        grad_weight = grad_bias = probe = None
         squares: dict[str, Tensor] = {}
-        keep = ctx.watcher is not None and ctx.watcher.shared
-        if need_weight and keep:
-            grad_weight = b2.t().mm(x2)
+        keep = watcher is not None and watcher.shared
+        want_weight, want_bias = need_weight and measured[0], need_bias and measured[1]
+        a, b, each = x2.unsqueeze(1), b2.unsqueeze(1), b2
+        if b2.shape[0] != plan[0]:
+            a, b = arrange(x, plan, 1), arrange(grad, plan, 1)
+            # Summed over positions once: the samples' bias gradients, whose sum is the bias's.
+            each = b.sum(1, dtype=_sum_dtype(b)) if need_bias else b
+        if need_bias:
+            grad_bias = each.sum(0) if each.dtype == grad.dtype else each.sum(0).to(grad.dtype)
+        if each is b2 and watcher is not None and not keep and not scaled:
+            found = _one_position(x2, b2)
+            if found is not None:
+                wanted = (want_weight, want_bias)
+                squares = {name: value for name, value, want in zip(names, found, wanted, strict=True) if want}
+                want_weight = want_bias = False
+        if want_weight and not keep:
+            scale = scales.get(names[0])
+            scale = scale.t() if scale is not None and transposed else scale
+            grad_weight, squares[names[0]] = weight_grad_stats(a, b, scale=scale)
         elif need_weight:
-            scale = scales["weight"]
-            if scale is not None and ctx.transposed:
-                scale = scale.t()
-            grad_weight, squares["weight"] = weight_grad_stats(a, b, scale=scale)
-        grad_bias = b2.sum(0) if need_bias else None
-        if need_bias and not keep:
-            squares["bias"] = sum_of_squares(b.sum(1), scales["bias"])
+            grad_weight = b2.t().mm(x2)
         if keep:
-            ctx.watcher.session.keep(
-                ctx.watcher, contribution(a, b, ctx.transposed, need_weight, need_bias)
-            )  # fmt: skip
-            found = None
+            watcher.session.keep(watcher, contribution(a, b, transposed, need_weight, need_bias))
         else:
-            zero = grad.new_zeros((), dtype=torch.float64)
-            found = torch.stack([squares.get(local, zero) for local in ctx.local])
-        probe = report(found, ctx.watcher, grad)
-        return grad_x, grad_weight, grad_bias, probe, None, None, None, None, None
+            if want_bias:
+                squares[names[1]] = sum_of_squares(each, scales.get(names[1]))
+            probe = report(squares, watcher, entries, grad)
+        return grad_x, grad_weight, grad_bias, probe, None, *(None for _ in given)
+
+
+SAFE = (1e-20, 1e30)
+"""Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""
+
+
+def _one_position(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Σ‖a_n‖²‖b_n‖² and Σ‖b_n‖² from norms of rows, taken once; None where it is not fast or not safe.
+
+    `weight_grad_stats` would find the first, but the bias shares the norms, and small layers are spared its overhead.
+    """
+    if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):
+        return None
+    norms_a, norms_b = torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=1)
+    products = norms_a * norms_b
+    weight, bias = torch.dot(products, products), torch.dot(norms_b, norms_b)
+    if not (SAFE[0] < weight.item() < SAFE[1] and SAFE[0] < bias.item() < SAFE[1]):
+        return None
+    return weight, bias
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype == torch.float64 else torch.float32
 
 
 def contribution(a: Tensor, b: Tensor, transposed: bool, weight: bool, bias: bool) -> Contribution:

@@ -23,6 +23,16 @@ class ScaleRule(Rule):
     def factor(self, module: Any, x: Tensor) -> Tensor:
         """f(x), of the shape of x, in float32 or better."""
 
+    def run(
+        self, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The layer's output, and what of its forward pass spares work later (`known`)."""
+        return plain(*args, **kwargs), ()
+
+    def weight_gradients(self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], plan: Plan) -> Tensor:
+        """Σ_t b ∘ f(x) of every sample; shape: (N, *parameter shape)."""
+        return self.gather(module, b * self.factor(module, x), plan)
+
     @abc.abstractmethod
     def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
         """Where the samples of `x` are."""
@@ -43,31 +53,30 @@ class ScaleRule(Rule):
         if not any(trainable):
             return plain(*args, **kwargs)
         plan = self.where(watcher, module, x)
-        y = plain(*args, **kwargs)
+        y, known = self.run(module, plain, args, kwargs)
+        scaled, scales = watcher.scales()
+        split = len(known)
 
-        def gradients(b: Tensor, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-            wide = b if b.dtype == torch.float64 else b.float()
+        def gradients(b: Tensor, x: Tensor, known: tuple[Tensor, ...]) -> Iterator[tuple[str, Tensor]]:
+            wide = _wide(b)
             for local, wanted in zip(watcher.local, trainable, strict=True):
-                if wanted:
-                    values = wide * self.factor(module, x) if local == "weight" else wide
-                    yield local, self.gather(module, values, plan)
+                if wanted and local == "weight":
+                    yield local, self.weight_gradients(module, wide, x, known, plan)
+                elif wanted:
+                    yield local, self.gather(module, wide, plan)
 
-        def measure(b: Tensor, x: Tensor, *scales: Tensor | None) -> Tensor:
-            found = dict(gradients(b, x))
-            named = dict(zip(watcher.local, scales, strict=True))
-            zero = b.new_zeros((), dtype=torch.float64)
-            return torch.stack(
-                [sum_of_squares(found[local], named[local]) if local in found else zero for local in watcher.local]
-            )
+        def measure(b: Tensor, x: Tensor, *saved: Tensor) -> dict[str, Tensor]:
+            named = dict(zip(scaled, saved[split:], strict=True))
+            return {local: sum_of_squares(each, named.get(local)) for local, each in gradients(b, x, saved[:split])}
 
-        def keep(b: Tensor, x: Tensor, *scales: Tensor | None) -> Contribution:
-            found = dict(gradients(b, x))
+        def keep(b: Tensor, x: Tensor, *saved: Tensor) -> Contribution:
+            found = dict(gradients(b, x, saved[:split]))
             samples = next(iter(found.values())).shape[0]
             return Contribution(
                 samples, lambda start, stop: ((local, each[start:stop]) for local, each in found.items()), {}
             )
 
-        return tap(watcher, y, measure, keep, x, *(watcher.scale(local) for local in watcher.local))
+        return tap(watcher, y, measure, keep, x, *known, *scales)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -89,6 +98,24 @@ class LayerNormRule(ScaleRule):
         return torch.nn.functional.rms_norm(
             wide, shape, eps=torch.finfo(x.dtype).eps if module.eps is None else module.eps
         )
+
+    def run(
+        self, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = args[0] if args else kwargs["input"]
+        if not self.centre or torch.is_autocast_enabled(x.device.type):
+            return plain(*args, **kwargs), ()
+        y, mean, rstd = torch.native_layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
+        return y, (mean.detach(), rstd.detach())
+
+    def weight_gradients(self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], plan: Plan) -> Tensor:
+        if not known:
+            return super().weight_gradients(module, b, x, known, plan)
+        mean, rstd = known
+        features = len(module.normalized_shape)
+        products = arrange((_wide(x) - mean).mul_(b), plan, features).flatten(2)
+        rows = arrange(rstd, plan, features).flatten(1).unsqueeze(1)
+        return torch.bmm(rows.to(products.dtype), products).view(-1, *module.normalized_shape)
 
     def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
         return watcher.plan(x, len(module.normalized_shape))
@@ -120,6 +147,27 @@ class GroupNormRule(ChannelRule):
 
     def factor(self, module: Any, x: Tensor) -> Tensor:
         return torch.nn.functional.group_norm(_wide(x), module.num_groups, eps=module.eps)
+
+    def run(
+        self, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = args[0] if args else kwargs["input"]
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) or (x.ndim > 2 and not x.is_contiguous()):
+            return plain(*args, **kwargs), ()
+        n, channels = x.shape[:2]
+        positions = x[0, 0].numel()
+        y, mean, rstd = torch.native_group_norm(
+            x, module.weight, module.bias, n, channels, positions, module.num_groups, module.eps
+        )
+        return y, (mean.detach(), rstd.detach())
+
+    def weight_gradients(self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], plan: Plan) -> Tensor:
+        if not known:
+            return super().weight_gradients(module, b, x, known, plan)
+        # As torch does for the batch: Σ b (x − mean) · rstd from two sums a channel.
+        mean, rstd = (value.to(b.dtype).repeat_interleave(b.shape[1] // module.num_groups, 1) for value in known)
+        return (self.gather(module, _wide(x) * b, plan) - self.gather(module, b, plan) * mean) * rstd
 
 
 class InstanceNormRule(ChannelRule):
