@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-integrations bench lint aot gpu clean
+.PHONY: help demo test test-integrations test-peers bench lint aot gpu clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no
 
 test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the real Lightning, transformers and TensorBoard
 	$(BIN)/python -m pytest tests/integrations
+
+test-peers: $(VENV)/peers.stamp  ## hold BackPACK and Opacus against the monitor (installs both)
+	$(BIN)/python -m pytest tests/peers
 
 bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')
 	@mkdir -p benchmarks/results/local
@@ -64,4 +67,8 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/integrations.stamp: $(VENV)/dev.stamp
 	$(INSTALL) -e '.[integrations]'
+	@touch $@
+
+$(VENV)/peers.stamp: pyproject.toml constraints.txt $(VENV)/dev.stamp
+	$(INSTALL) -e '.[dev,peers]'
 	@touch $@
