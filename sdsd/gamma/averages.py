@@ -7,12 +7,15 @@ much, and its standard error needs nothing more than these five:
     se² = w / (1 − w) · (A − 2RC + R²Q) / V²      w = (1−β)/(1+β) · (1+βᵗ)/(1−βᵗ)      t with 1/w − 1 d.o.f.
 
 w is the sum of squared weights after t steps: 1/w is how many steps the average is worth.
+
+A step only leaves its numbers behind. They are worked into the averages many steps at once, or when somebody reads
+them: a training step then pays for no arithmetic on small tensors, which costs more than it computes.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +23,47 @@ from torch import Tensor
 
 from .stats import Row, Source, Table
 
-SIGNAL, NOISE, SIGNAL_SQUARED, PRODUCT, NOISE_SQUARED = range(5)
+HELD = 64
+"""Steps that may wait to be worked in."""
+
+
+class Step(NamedTuple):
+    """What one measured step found."""
+
+    raw: Tensor
+    """‖ḡ‖² and Σ‖g‖² of every parameter, float64; shape: (2, parameters)."""
+    n: int
+    """Gradients."""
+    unit: float
+    """Samples a gradient."""
+
+
+def _signal_and_noise(raw: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """‖ḡ‖² and Tr Var from `Step.raw` (K, 2, parameters) and n (K,), their total last; shape: (K, parameters + 1)."""
+    signal, squares = raw.unbind(1)
+    count = n.unsqueeze(1)
+    noise = (squares - count * signal) / (count - 1)
+    return torch.cat([signal, signal.sum(1, True)], 1), torch.cat([noise, noise.sum(1, True)], 1)
+
+
+def _worked_in(state: Tensor, steps: list[Step], decay: float) -> Tensor:
+    """The running sums after `steps`, on the device of `state`."""
+    if not steps:
+        return state
+    raw = torch.stack([step.raw for step in steps]).to(state.device)
+    n, unit = state.new_tensor([[step.n for step in steps], [step.unit for step in steps]])
+    signal, noise = _signal_and_noise(raw, n)
+    # Averaged by sample, so that modes, and micro-batches of any size, go into one average.
+    s, v = signal - noise / n.unsqueeze(1), noise * unit.unsqueeze(1)
+    one = torch.ones_like(s)
+    new = torch.stack([s, v, s * s, s * v, v * v, one, one], 1)  # shape: (K, 7, parameters + 1)
+    good = new.sum((1, 2)).isfinite()
+    after = good.flip(0).cumsum(0).flip(0) - good.long()  # finite steps after each
+    keep = state.new_tensor([decay] * 6 + [decay**2])
+    share = state.new_tensor([1 - decay] * 6 + [(1 - decay) ** 2])
+    weights = share * keep ** after.unsqueeze(1)
+    added = torch.where(good.view(-1, 1, 1), weights.unsqueeze(2) * new, 0.0).sum(0)
+    return (keep ** good.sum()).unsqueeze(1) * state + added
 
 
 class RunningAverages:
@@ -33,77 +76,66 @@ class RunningAverages:
     """
 
     _state: Tensor
-    """Rows: the five sums, then for every column the sum of weights and of squared weights."""
+    """Rows: the weighted sums of s, v, s², sv and v², then in every column the sum of weights and of their squares."""
+    _waiting: list[Step]
 
     def __init__(self, rows: int, decay: float, device: torch.device) -> None:
         self.decay = decay
-        self._rows, self._device = rows, device
-        keep, share = [decay] * 6 + [decay**2], [1 - decay] * 6 + [(1 - decay) ** 2]
-        self._keep = torch.tensor(keep, dtype=torch.float64, device=device).unsqueeze(1)
-        self._share = torch.tensor(share, dtype=torch.float64, device=device).unsqueeze(1)
+        self.device = device
+        self._rows = rows
         self.reset()
 
-    def update(self, signal: Tensor, noise: Tensor) -> None:
-        """Add one step; shape of both: (rows + 1,), total last, the signal unbiased."""
-        one = torch.ones_like(signal)
-        new = torch.stack([signal, noise, signal * signal, signal * noise, noise * noise, one, one])
-        good = new.sum().isfinite()
-        # Multiplied first: where `good` is false, what came of NaN is thrown away.
-        self._state = torch.where(good, torch.addcmul(self._state * self._keep, new, self._share), self._state)
+    def update(self, step: Step) -> None:
+        """Add one step."""
+        self._waiting = [*self._waiting, step]
+        if len(self._waiting) == HELD:
+            self._settle()
 
     def reset(self) -> None:
         """Forget every step."""
-        # New tensors, never zeroed ones: results already given out still read the old.
-        self._state = torch.zeros(7, self._rows + 1, dtype=torch.float64, device=self._device)
+        # New tensors and lists, never changed ones: results already given out still read the old.
+        self._state = torch.zeros(7, self._rows + 1, dtype=torch.float64, device=self.device)
+        self._waiting = []
 
-    @property
-    def sums(self) -> Tensor:
-        """Weighted sums of s, v, s², sv and v²; shape: (5, rows + 1)."""
-        return self._state[:5]
-
-    @property
-    def weight(self) -> Tensor:
-        """Sum of the weights."""
-        return self._state[5, 0]
-
-    @property
-    def square_weight(self) -> Tensor:
-        """Sum of the squared weights."""
-        return self._state[6, 0]
+    def _settle(self) -> None:
+        self._state, self._waiting = _worked_in(self._state, self._waiting, self.decay), []
 
     def source(self, names: tuple[str, ...], n: int) -> AveragesSource:
         """The averages of now, as what a `GammaStats` of n gradients a step reads."""
-        return AveragesSource(names, n, self._state)
+        return AveragesSource(names, n, self._state, self._waiting, self.decay)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums.cpu(), "weight": self.weight.cpu(), "square_weight": self.square_weight.cpu()}
+        self._settle()
+        state = self._state.cpu()
+        return {"sums": state[:5].clone(), "weight": state[5, 0].clone(), "square_weight": state[6, 0].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["sums"].shape != self.sums.shape:
+        if state["sums"].shape != (5, self._rows + 1):
             raise ValueError(
-                f"state: expected averages of {self.sums.shape[1] - 1} parameters, got {state['sums'].shape[1] - 1}. "
+                f"state: expected averages of {self._rows} parameters, got {state['sums'].shape[1] - 1}. "
                 "Load it into a monitor of the same model and parameters."
             )
-        weights = torch.stack([state["weight"].cpu(), state["square_weight"].cpu()]).double()
-        rows = [state["sums"].cpu().double(), weights.unsqueeze(1).expand(2, self._rows + 1)]
-        self._state = torch.cat(rows).to(self._device)
+        weights = torch.stack([state["weight"], state["square_weight"]]).unsqueeze(1).expand(2, self._rows + 1)
+        self._state = torch.cat([state["sums"], weights]).to(self.device, torch.float64)
+        self._waiting = []
 
 
 class AveragesSource(Source):
     """Host values of the running averages at one step."""
 
-    def __init__(self, names: tuple[str, ...], n: int, state: Tensor) -> None:
+    def __init__(self, names: tuple[str, ...], n: int, state: Tensor, waiting: list[Step], decay: float) -> None:
         super().__init__(names)
         self._n = n
-        self._state = state
+        self._unsettled = (state, waiting, decay)
 
     def _fetch(self) -> Table:
-        state = self._state.cpu().numpy()
-        total_weight, squares = float(state[5, 0]), float(state[6, 0])
+        state, waiting, decay = self._unsettled
+        values = _worked_in(state.cpu(), waiting, decay).numpy()
+        total_weight, squares = float(values[5, 0]), float(values[6, 0])
         if total_weight == 0:
             nothing = Row(math.nan, math.nan, None, None)
             return Table(nothing, (nothing,) * len(self.names), degrees=math.nan)
-        means = state[:5] / total_weight
+        means = values[:5] / total_weight
         w = squares / total_weight**2
         rows = [self._row(column, w) for column in means.T]
         return Table(rows[-1], tuple(rows[:-1]), degrees=1 / w - 1 if w < 1 else math.nan)
@@ -122,11 +154,12 @@ class AveragesSource(Source):
 class StepSource(Source):
     """Host values of one step: signal and noise of every parameter, total last."""
 
-    def __init__(self, names: tuple[str, ...], signal: Tensor, noise: Tensor) -> None:
+    def __init__(self, names: tuple[str, ...], step: Step) -> None:
         super().__init__(names)
-        self._tensors = (signal, noise)
+        self._step = step
 
     def _fetch(self) -> Table:
-        signal, noise = torch.stack(self._tensors).cpu().tolist()
+        raw, n = self._step.raw.cpu(), self._step.n
+        signal, noise = (values[0].tolist() for values in _signal_and_noise(raw.unsqueeze(0), raw.new_tensor([n])))
         rows = [Row(m, v, None, None) for m, v in zip(signal, noise, strict=True)]
         return Table(rows[-1], tuple(rows[:-1]), degrees=math.nan)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import attachment
 from . import precondition as preconditioning
-from .averages import RunningAverages, StepSource
+from .averages import RunningAverages, Step, StepSource
 from .layers import Rule, UnsupportedError, Watcher, rule_for
 from .session import Session
 from .stats import GammaStats
@@ -216,7 +216,7 @@ class GammaMonitor:
         self._mode = "micro"
         self._session.watchers.clear()
         self._attach()
-        self._averages = RunningAverages(len(self._covered), self.ema, self._averages.sums.device)
+        self._averages = RunningAverages(len(self._covered), self.ema, self._averages.device)
 
     def _release(self) -> None:
         for hook in self._hooks:
@@ -346,7 +346,7 @@ class GammaMonitor:
         self._check_gradients()
         if not session.sizes:
             raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
-        device = self._averages.sums.device
+        device = self._averages.device
         exact = self._mode == "exact"
         squares, n, unit, weighted = self._exact() if exact else self._micro.collect(self._world, self.loss_reduction)
         if n < 2:
@@ -358,16 +358,15 @@ class GammaMonitor:
             squares = squares * (n / self._world) ** 2
         elif self.loss_reduction == "sum":
             signal = signal * (self._world / (n * unit)) ** 2
-        signal, noise = _with_total(signal, squares, n)
-        # Averaged by sample, so that modes, and micro-batches of any size, go into one average.
+        step = Step(torch.stack([signal, squares]), n, unit)
         samples = round(n * unit)
-        self._averages.update(signal - noise / n, noise * unit)
+        self._averages.update(step)
         source = self._averages.source(self._covered, samples)
         smoothed = GammaStats(
             source, n=samples, samples_per_gradient=1, batch_size=samples, confidence=self.confidence
         )  # fmt: skip
         return GammaStats(
-            StepSource(self._covered, signal, noise),
+            StepSource(self._covered, step),
             n=n,
             samples_per_gradient=int(unit) if unit == int(unit) else unit,
             batch_size=samples,
@@ -378,7 +377,7 @@ class GammaMonitor:
     def _exact(self) -> tuple[Tensor, int, float, None]:
         """Σ‖contribution‖² of this rank's samples, samples of all ranks, 1, and no signal of its own."""
         session = self._session
-        device = self._averages.sums.device
+        device = self._averages.device
         squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
         rows = [self._index[name] for name, _ in session.found]
         parts = [value for _, value in session.found]
@@ -396,7 +395,7 @@ class GammaMonitor:
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
         if rows != self._rows[0]:
-            self._rows = (rows, torch.tensor(rows, device=self._averages.sums.device))
+            self._rows = (rows, torch.tensor(rows, device=self._averages.device))
         return self._rows[1]
 
     def _check_reuse(self, watcher: Watcher, found: Tensor) -> None:
@@ -582,12 +581,6 @@ def _joined(values: list[Tensor], device: torch.device) -> Tensor:
     if all(value.device.type == "cpu" for value in values):
         return torch.tensor([value.item() for value in values], dtype=torch.float64, device=device)
     return torch.stack([value.to(device, torch.float64) for value in values])
-
-
-def _with_total(signal: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Signal and noise by parameter, with their sum as last entry; Σ‖g‖² and ‖ḡ‖² come in."""
-    noise = (squares - n * signal) / (n - 1)
-    return tuple(torch.cat([values, values.sum().view(1)]) for values in (signal, noise))  # type: ignore[return-value]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
