@@ -17,6 +17,7 @@ class Goal:
         bound: the number.
         faster: True asks for "at least `bound` times faster than", False for "at most `bound` times the time of".
         threads: the goal holds at this number of threads; None: at any.
+        metric: "time", or "memory" for the peak memory of one against the other's.
     """
 
     provider: str
@@ -24,8 +25,11 @@ class Goal:
     bound: float
     faster: bool
     threads: int | None = None
+    metric: str = "time"
 
     def __str__(self) -> str:
+        if self.metric == "memory":
+            return f"≤ {self.bound:g}× memory of {self.versus}"
         return f"≥ {self.bound:g}× faster than {self.versus}" if self.faster else f"≤ {self.bound:g}× {self.versus}"
 
     def measured(self, ratio: float) -> float:
@@ -44,7 +48,8 @@ class Case:
     Attributes:
         op: the op's name, as in bench_<op>.py.
         shape: gradients × parameters for gamma_stats, neurons × samples for neuron_cosine_matrix,
-            samples × positions × inputs × outputs of a layer for weight_grad_stats.
+            samples × positions × inputs × outputs of a layer for weight_grad_stats;
+            the model's input for gamma_monitor (samples × positions × width for a transformer).
         dtype: "float32", "bfloat16", …
         variant: what else sets the input apart, for example the layout.
         goals: what is wanted of it.
@@ -190,8 +195,35 @@ WEIGHT_GRAD_CUDA = tuple(
     )
 )
 
+# gamma_monitor: what the model reads.
+PLAIN_STEP = "plain step"
+EVERY = 10
+EVERY_TENTH = f"sdsd, every={EVERY}"
+LOOP = "loop over samples"
+VMAP = "torch.func vmap(grad)"
+BACKPACK = "BackPACK BatchL2Grad"
+OPACUS = "Opacus hooks"
+OPACUS_GHOST = "Opacus ghost norms"
+
+
+def _monitor(shape: tuple[int, ...], variant: str, time: float, memory: float) -> Case:
+    goals = (
+        Goal(OURS, PLAIN_STEP, time, faster=False, threads=1),
+        Goal(OURS, PLAIN_STEP, memory, faster=False, threads=1, metric="memory"),
+        Goal(EVERY_TENTH, PLAIN_STEP, round(1 + (time - 1) / EVERY + 0.01, 4), faster=False, threads=1),
+    )
+    return Case("gamma_monitor", shape, variant=variant, goals=goals)
+
+
+MONITOR_CPU = (
+    _monitor((128, 784), "MLP", 1.10, 1.1),
+    _monitor((64, 3, 32, 32), "CNN", 1.25, 1.25),
+    _monitor((16, 128, 256), "GPT, tied head", 1.10, 1.05),
+    _monitor((16, 128, 256), "GPT", 1.10, 1.05),
+)
+
 CASES = {
-    "cpu": GAMMA_CPU + COSINE_CPU + WEIGHT_GRAD_CPU,
+    "cpu": GAMMA_CPU + COSINE_CPU + WEIGHT_GRAD_CPU + MONITOR_CPU,
     "cuda": GAMMA_CUDA + COSINE_CUDA + WEIGHT_GRAD_CUDA,
 }
 

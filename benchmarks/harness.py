@@ -61,6 +61,8 @@ class Comparison:
         baseline: the provider that ratios are relative to.
         work: how much one run has to read, or to compute, for the rate column; 0 leaves it out.
         work_unit: "B" for bytes, "FLOP" for operations.
+        steps: how many steps one call of a provider makes, where it is not 1: its times are divided by it.
+        by_process_time: on the CPU, ratios are of process time, which other processes disturb less than wall time.
     """
 
     providers: Mapping[str, Provider]
@@ -68,6 +70,8 @@ class Comparison:
     baseline: str
     work: float = 0
     work_unit: str = "B"
+    steps: Mapping[str, int] = field(default_factory=dict)
+    by_process_time: bool = False
 
 
 Prepare = Callable[[Case, torch.device], Comparison]
@@ -117,6 +121,10 @@ class Timing:
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+
+    def divided(self, steps: int) -> Timing:
+        """The time of one of `steps` steps."""
+        return Timing([value / steps for value in self.wall], [value / steps for value in self.cpu])
 
 
 # Environment
@@ -377,12 +385,16 @@ def measure(
         right, rest = _checked(comparison)
         clock = CudaClock() if device.type == "cuda" else CpuClock()
         timings = interleave(right, clock, seconds) if right else {}
+        for name, steps in comparison.steps.items():
+            if name in timings:
+                timings[name] = timings[name].divided(steps)
         del clock
         peaks: dict[str, int | None] = {}
         if memory and device.type == "cuda":
             peaks = {name: peak_memory_cuda(function) for name, function in right.items()}
         names, baseline = list(comparison.providers), comparison.baseline
         work, work_unit = comparison.work, comparison.work_unit
+        by_process_time = comparison.by_process_time and device.type == "cpu"
         del comparison, right  # the inputs, before other processes make their own
         if memory and device.type == "cpu":
             peaks = {name: peak_memory_cpu(prepare, case, name) for name in names if name in timings}
@@ -416,13 +428,19 @@ def measure(
     def ratio(name: str, other: str) -> float | None:
         if name not in timings or other not in timings:
             return None
+        if by_process_time:
+            return paired_ratio(timings[name].cpu, timings[other].cpu)
         return paired_ratio(timings[name].wall, timings[other].wall)
+
+    def memory_ratio(name: str, other: str) -> float | None:
+        top, bottom = peaks.get(name), peaks.get(other)
+        return top / bottom if top is not None and bottom else None
 
     def goals(name: str) -> list[dict[str, Any]]:
         wanted = [goal for goal in case.goals if goal.provider == name and goal.threads in (None, threads)]
         found = []
         for goal in wanted:
-            pair = ratio(name, goal.versus)
+            pair = (memory_ratio if goal.metric == "memory" else ratio)(name, goal.versus)
             found.append(
                 {
                     "text": str(goal),

@@ -1,0 +1,288 @@
+"""What `GammaMonitor` adds to a training step, beside per-sample gradients by other means.
+
+A step is forward pass, backward pass and what a provider needs to know Σ‖g_n‖², the squared norms of the samples'
+gradients, of all parameters; the plain step is forward and backward pass alone. Every provider has a model of its own
+with the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+import sdsd
+
+from .cases import BACKPACK, EVERY, EVERY_TENTH, LOOP, OPACUS, OPACUS_GHOST, OURS, PLAIN_STEP, VMAP, Case, cases_for
+from .harness import Comparison, Provider, Unavailable
+
+OP = "gamma_monitor"
+TOLERANCE = 1e-4
+"""Of Σ‖g_n‖² in float32, relative to its total."""
+
+Squares = dict[str, Tensor]
+"""Σ‖g_n‖² of every parameter a provider knows, by name."""
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
+        self.norm_one = nn.GroupNorm(8, outputs)
+        self.two = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm_two = nn.GroupNorm(8, outputs)
+        self.short = nn.Conv2d(inputs, outputs, 1, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm_one(self.one(x)))
+        return F.relu(self.norm_two(self.two(y)) + self.short(x))
+
+
+class Cnn(nn.Module):
+    """A residual network with GroupNorm, 3 → 32 → 64 → 128 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 32, 3, padding=1), nn.GroupNorm(8, 32)
+        self.blocks = nn.Sequential(ResidualBlock(32, 64), ResidualBlock(64, 128))
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_one, self.norm_two = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.attention(self.norm_one(x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = heads.unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm_two(x))))
+
+
+class Gpt(nn.Module):
+    """A transformer decoder of 4 layers, pre-norm, 4 heads."""
+
+    def __init__(self, vocabulary: int, width: int, positions: int, tied: bool) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
+        self.blocks = nn.Sequential(*(TransformerBlock(width) for _ in range(4)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
+        return self.head(self.norm(self.blocks(x)))
+
+
+@dataclass
+class Job:
+    """A model, one batch, and the loss of outputs and targets."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+
+    def loss(self, model: nn.Module) -> Tensor:
+        return loss_of(model(self.x), self.y)
+
+
+def loss_of(output: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy, a mean over samples and positions."""
+    return F.cross_entropy(output.flatten(0, -2), target.flatten())
+
+
+def make_job(case: Case, device: torch.device) -> Job:
+    """The case's model and batch; its shape starts with the number of samples."""
+    torch.manual_seed(0)
+    samples = case.shape[0]
+    if case.variant == "MLP":
+        layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
+        job = Job(nn.Sequential(*layers), torch.randn(case.shape), torch.randint(0, 10, (samples,)))
+    elif case.variant == "CNN":
+        job = Job(Cnn(), torch.randn(case.shape), torch.randint(0, 10, (samples,)))
+    else:
+        positions, width = case.shape[1:]
+        vocabulary = 512
+        ids, targets = (torch.randint(0, vocabulary, (samples, positions)) for _ in range(2))
+        job = Job(Gpt(vocabulary, width, positions, tied="tied head" in case.variant), ids, targets)
+    return Job(job.model.to(device), job.x.to(device), job.y.to(device))
+
+
+def plain_step(job: Job) -> Provider:
+    model = copy.deepcopy(job.model)
+
+    def step() -> None:
+        job.loss(model).backward()
+        model.zero_grad()
+
+    return step
+
+
+def monitored(job: Job, steps: int) -> Provider:
+    """`steps` training steps, the first of them measured."""
+    model = copy.deepcopy(job.model)
+    monitor = sdsd.GammaMonitor(model, every=steps, mode="exact")
+
+    def step() -> sdsd.GammaStats:
+        found = []
+        for _ in range(steps):
+            job.loss(model).backward()
+            found.append(monitor.step())
+            model.zero_grad()
+        assert found[0] is not None
+        return found[0]
+
+    return step
+
+
+def loop(job: Job) -> Provider:
+    model, samples = copy.deepcopy(job.model), len(job.x)
+    parameters = dict(model.named_parameters())
+
+    def step() -> Squares:
+        total = torch.zeros(len(parameters), dtype=torch.float64, device=job.x.device)
+        for n in range(samples):
+            loss = loss_of(model(job.x[n : n + 1]), job.y[n : n + 1])
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            total += torch.stack(torch._foreach_norm(gradients)).double().square()
+        return dict(zip(parameters, total, strict=True))
+
+    return step
+
+
+def _squares(gradients: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(gradients.flatten(1), dim=1).double().square().sum()
+
+
+def vmap_of_grad(job: Job) -> Provider:
+    model = copy.deepcopy(job.model)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def sample_loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return loss_of(torch.func.functional_call(model, parameters, (x.unsqueeze(0),)), y.unsqueeze(0))
+
+    gradients_of = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
+
+    def step() -> Squares:
+        return {name: _squares(each) for name, each in gradients_of(parameters, job.x, job.y).items()}
+
+    return step
+
+
+def backpack_norms(job: Job) -> Provider:
+    try:
+        import backpack
+        from backpack.extensions import BatchL2Grad
+    except ImportError:
+        return Unavailable("backpack-for-pytorch is not installed")
+    model = backpack.extend(copy.deepcopy(job.model))
+    samples = len(job.x)
+
+    def step() -> Squares:
+        with backpack.backpack(BatchL2Grad(fail_mode="SILENT")):  # it knows no norm layers
+            job.loss(model).backward()
+        found = {}
+        for name, parameter in model.named_parameters():
+            if hasattr(parameter, "batch_l2"):
+                found[name] = parameter.batch_l2.double().sum() * samples**2
+                del parameter.batch_l2
+        model.zero_grad()
+        return found
+
+    return step
+
+
+def opacus_hooks(job: Job) -> Provider:
+    try:
+        from opacus.grad_sample import GradSampleModule
+    except ImportError:
+        return Unavailable("opacus is not installed")
+    model = GradSampleModule(copy.deepcopy(job.model), loss_reduction="mean")
+
+    def step() -> Squares:
+        job.loss(model).backward()
+        found = {name: _squares(p.grad_sample) for name, p in model._module.named_parameters()}
+        model.zero_grad()
+        return found
+
+    return step
+
+
+def opacus_ghost(job: Job) -> Provider:
+    try:
+        from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    except ImportError:
+        return Unavailable("opacus is not installed")
+    model = GradSampleModuleFastGradientClipping(
+        copy.deepcopy(job.model), loss_reduction="mean", use_ghost_clipping=True
+    )
+
+    def step() -> Squares:
+        job.loss(model).backward()
+        found = {name: p._norm_sample.double().square().sum() for name, p in model._module.named_parameters()}
+        model.zero_grad()
+        return found
+
+    return step
+
+
+def prepare(case: Case, device: torch.device) -> Comparison:
+    """One model and batch, and everybody who finds the norms of the samples' gradients."""
+    job = make_job(case, device)
+    peers: dict[str, Callable[[Job], Provider]] = {
+        LOOP: loop, VMAP: vmap_of_grad, BACKPACK: backpack_norms, OPACUS: opacus_hooks, OPACUS_GHOST: opacus_ghost,
+    }  # fmt: skip
+    providers: dict[str, Provider] = {
+        OURS: monitored(job, 1), EVERY_TENTH: monitored(job, EVERY), PLAIN_STEP: plain_step(job),
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, make in peers.items():
+            try:
+                providers[name] = make(job)
+            except Exception as error:
+                providers[name] = Unavailable(f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200])
+    wanted: Squares = {}
+
+    def check(provider: str, result: Any) -> None:
+        if provider == PLAIN_STEP:
+            return
+        if not wanted:
+            wanted.update(vmap_of_grad(job)())  # type: ignore[operator]
+        if isinstance(result, sdsd.GammaStats):
+            assert set(result.parameters) == set(wanted)
+            result = {
+                name: each.noise * (each.n - 1) + each.n * each.signal for name, each in result.parameters.items()
+            }
+        total = sum(map(float, wanted.values()))
+        for name, value in result.items():
+            error = abs(float(value) - float(wanted[name])) / total
+            assert error <= TOLERANCE, (
+                f"{name}: Σ‖g‖² is {float(value):.6g}, vmap(grad) gives {float(wanted[name]):.6g}"
+            )
+
+    return Comparison(providers, check, baseline=PLAIN_STEP, steps={EVERY_TENTH: EVERY}, by_process_time=True)
+
+
+@pytest.mark.parametrize("threads", [1], indirect=True)
+@pytest.mark.parametrize("case", cases_for(OP, "cpu"), ids=str)
+def test_gamma_monitor(case: Case, compare: Callable, device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("its goals are for the CPU")
+    compare(prepare, case)
