@@ -311,12 +311,13 @@ class GammaMonitor:
         """Statistics of the backward passes since the last call; call it before clipping and optimizer.step().
 
         Returns:
-            `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured.
+            `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured
+            (by `every`, before the optimizer's first step with `precondition`, or with a warning for a single sample).
             Nothing is copied to the host before a value is read.
 
         Raises:
             RuntimeError: no backward pass since the last call; a parameter got a gradient outside its layer.
-            ValueError: fewer than two samples.
+            ValueError: samples that cannot be told apart; the message says why, and what to do.
         """
         session = self._session
         measured = session.measuring
@@ -341,7 +342,7 @@ class GammaMonitor:
                 observer(self, stats)
         return stats
 
-    def _measure(self) -> GammaStats:
+    def _measure(self) -> GammaStats | None:
         session = self._session
         self._check_gradients()
         if not session.sizes:
@@ -350,7 +351,10 @@ class GammaMonitor:
         exact = self._mode == "exact"
         squares, n, unit, weighted = self._exact() if exact else self._micro.collect(self._world, self.loss_reduction)
         if n < 2:
-            raise ValueError(f"the step held {n} {'sample' if exact else 'micro-batch'}: a variance needs at least 2.")
+            # The odd last batch of an epoch; stopping a run for it would be no help.
+            unit_name = "sample" if exact else "micro-batch"
+            warnings.warn(f"step skipped: it held {n} {unit_name}, and a variance needs at least 2.", stacklevel=3)
+            return None
         signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
         signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
         if exact and self.loss_reduction == "mean":
