@@ -280,7 +280,9 @@ def prepare(case: Case, device: torch.device) -> Comparison:
                 f"{name}: Σ‖g‖² is {float(value):.6g}, vmap(grad) gives {float(wanted[name]):.6g}"
             )
 
-    return Comparison(providers, check, baseline=PLAIN_STEP, steps={EVERY_TENTH: EVERY}, by_process_time=True)
+    return Comparison(
+        providers, check, baseline=PLAIN_STEP, steps={EVERY_TENTH: EVERY}, by_process_time=True, warm=True
+    )
 
 
 @pytest.mark.parametrize("threads", [1], indirect=True)

@@ -63,6 +63,8 @@ class Comparison:
         work_unit: "B" for bytes, "FLOP" for operations.
         steps: how many steps one call of a provider makes, where it is not 1: its times are divided by it.
         by_process_time: on the CPU, ratios are of process time, which other processes disturb less than wall time.
+        warm: run a provider once, untimed, before it is timed in a round: a training step finds the caches, and the
+            allocator, as the last step of the same loop left them, not as another provider did.
     """
 
     providers: Mapping[str, Provider]
@@ -72,6 +74,7 @@ class Comparison:
     work_unit: str = "B"
     steps: Mapping[str, int] = field(default_factory=dict)
     by_process_time: bool = False
+    warm: bool = False
 
 
 Prepare = Callable[[Case, torch.device], Comparison]
@@ -256,9 +259,13 @@ class CudaClock:
 
 
 def interleave(
-    providers: Mapping[str, Callable[[], Any]], clock: CpuClock | CudaClock, seconds: float, most_rounds: int = 60
+    providers: Mapping[str, Callable[[], Any]],
+    clock: CpuClock | CudaClock,
+    seconds: float,
+    most_rounds: int = 60,
+    warm: bool = False,
 ) -> dict[str, Timing]:
-    """Time the providers round by round for about `seconds`, at least five rounds."""
+    """Time the providers round by round for about `seconds`, at least five rounds; `warm` as in `Comparison`."""
     estimates = {name: clock.estimate(function) for name, function in providers.items()}
     repeats = {name: clock.repeats(estimate) for name, estimate in estimates.items()}
     one_round = sum(estimates[name] * repeats[name] for name in providers)
@@ -267,10 +274,14 @@ def interleave(
     for index in range(rounds):
         turn = index % len(names)
         order = names[turn:] + names[:turn]
-        for name, (wall, cpu) in clock.round([(name, providers[name], repeats[name]) for name in order]).items():
-            timings[name].wall.append(wall)
-            if cpu is not None:
-                timings[name].cpu.append(cpu)
+        calls = [(name, providers[name], repeats[name]) for name in order]
+        for group in [[call] for call in calls] if warm else [calls]:
+            if warm:
+                group[0][1]()
+            for name, (wall, cpu) in clock.round(group).items():
+                timings[name].wall.append(wall)
+                if cpu is not None:
+                    timings[name].cpu.append(cpu)
     return timings
 
 
@@ -384,7 +395,7 @@ def measure(
         comparison = prepare(case, device)
         right, rest = _checked(comparison)
         clock = CudaClock() if device.type == "cuda" else CpuClock()
-        timings = interleave(right, clock, seconds) if right else {}
+        timings = interleave(right, clock, seconds, warm=comparison.warm) if right else {}
         for name, steps in comparison.steps.items():
             if name in timings:
                 timings[name] = timings[name].divided(steps)

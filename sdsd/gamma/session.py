@@ -140,7 +140,11 @@ class Session:
         linear = [(a, b) for kind, a, b in factors if kind == "linear"]
         lookups = [(tokens, g) for kind, tokens, g in factors if kind == "embedding"]
         total: Tensor = torch.zeros((), dtype=torch.float64, device=factors[0][1].device)
-        if linear:
+        alone = [use.alone[local] for _, use, local in uses if local in use.alone]
+        if len(linear) == 1 and alone:
+            ((a, b),) = linear
+            total = total + alone[0]
+        elif linear:
             a, b = (torch.cat(parts, 1) for parts in zip(*linear, strict=True))
             total = total + weight_grad_stats(a, b, weight_grad=False).square_norm
         if lookups:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,8 @@ class Contribution:
     samples: int
     per_sample: Callable[[int, int], Iterator[tuple[str, Tensor]]]
     factors: dict[str, tuple[str, Tensor, Tensor]]
+    alone: dict[str, Tensor] = field(default_factory=dict)
+    """Σ‖·‖² of this use by itself, where it was found on the way."""
 
 
 class Watcher:
@@ -208,6 +210,8 @@ def tap(watcher: Watcher, y: Tensor, measure: Any, keep: Any, *saved: Tensor | N
     return out
 
 
+SAFE = (1e-20, 1e30)
+"""Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""
 FEW = 2**19
 """So many squares may be added up in float32, in eight sums or more, and agree with float64 to about 1e-7."""
 

@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sdsd_kernels import weight_grad_stats
-
-from .base import Contribution, Rule, UnsupportedError, Watcher, report, sum_of_squares
+from .base import SAFE, Contribution, Rule, UnsupportedError, Watcher, report, sum_of_squares
 
 
 class ConvolutionRule(Rule):
@@ -88,15 +86,17 @@ class _Convolution(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         keep = watcher is not None and watcher.shared
         measured = need_weight and not keep and "weight" in local
-        by_patches = measured and not scaled and _patches_win(x, grad, weight, settings)
-        together = need_weight and (not measured or by_patches)
+        by_products = measured and not scaled and _products_win(x, grad, weight, settings)
+        together = need_weight and (not measured or by_products)
         grad_x = grad_weight = grad_bias = probe = None
         if need_x or together:
             mask = [need_x, together, False]
             grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, [0], *settings, mask)
         squares: dict[str, Tensor] = {}
-        if by_patches:
-            squares["weight"] = _squares_by_patches(grad, x, weight, settings, max_bytes)
+        if by_products:
+            squares["weight"] = _squares_by_products(grad, x, weight, settings, max_bytes)
+            if watcher is not None and not SAFE[0] < squares["weight"].item() < SAFE[1]:
+                squares["weight"] = _squares_by_products(grad.double(), x.double(), weight, settings, max_bytes)
         elif measured:
             grad_weight, squares["weight"] = _by_samples(grad, x, weight, settings, scales.get("weight"), max_bytes)
         if need_bias:
@@ -144,30 +144,52 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
 
 PASSES = 95
 """Multiply-adds that forming, squaring and adding up one value of a sample's gradient costs beyond the plain layer."""
-UNFOLDING = 25
-"""The same for copying one value of a patch. Both fitted to a few layers, float32, one thread of an AMD EPYC."""
+ADDING = 60
+"""The same for adding up one product of two positions. Both fitted to a few layers, float32, one thread of an EPYC."""
 
 
-def _patches_win(x: Tensor, grad: Tensor, weight: Tensor, settings: tuple[Any, ...]) -> bool:
-    """Whether products of patches are cheaper than gradients of samples: few positions, many channels."""
-    if x.ndim != 4 or settings[3] or settings[5] != 1 or x.dtype not in (torch.float32, torch.float64):
+def _products_win(x: Tensor, grad: Tensor, weight: Tensor, settings: tuple[Any, ...]) -> bool:
+    """Whether products of positions are cheaper than gradients of samples: few positions, many channels."""
+    stride, padding, _, transposed, _, groups = settings
+    known = x.ndim == 4 and not transposed and groups == 1 and x.dtype in (torch.float32, torch.float64)
+    if not known or x.device.type != "cpu":
         return False
-    p, d, positions = weight.shape[0], weight[0].numel(), grad[0, 0].numel()
-    return positions * (positions * (d + p) + UNFOLDING * d) < PASSES * p * d
+    p, c = weight.shape[:2]
+    taps, positions = weight[0, 0].numel(), grad[0, 0].numel()
+    inputs = (x.shape[2] + 2 * padding[0]) * (x.shape[3] + 2 * padding[1])
+    phases = min(stride[0] * stride[1], taps)
+    return (
+        phases * (inputs / (stride[0] * stride[1])) ** 2 * c + positions**2 * (p + ADDING * taps)
+        < PASSES * p * c * taps
+    )
 
 
-def _squares_by_patches(grad: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], max_bytes: int) -> Tensor:
-    """A convolution is a linear layer on patches: Σ_n ‖g_n‖² from their products, a few samples at a time."""
-    stride, padding, dilation = settings[:3]
-    squares: Tensor | None = None
-    each = weight[0].numel() * grad[0, 0].numel() * x.element_size()
-    for start, stop in chunks(x.shape[0], each, min(max_bytes, GROUP_BYTES)):
-        patches = F.unfold(x[start:stop], weight.shape[2:], dilation, padding, stride)
-        b = grad[start:stop].flatten(2).transpose(1, 2)
-        part = weight_grad_stats(patches.transpose(1, 2), b, weight_grad=False, method="gram", max_bytes=max_bytes)
-        squares = part.square_norm if squares is None else squares + part.square_norm
-    assert squares is not None
-    return squares
+def _squares_by_products(grad: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...], max_bytes: int) -> Tensor:
+    """Σ_n ‖g_n‖² = Σ_n ⟨B, A⟩: products of output gradients and of patches, for all pairs of positions.
+
+    The product of two patches is a sum over the kernel's taps of products of two inputs: of one product matrix, read
+    at shifted places. With a stride only inputs of the same phase ever meet.
+    """
+    stride, (top, left), dilation = settings[:3]
+    x = F.pad(x, (left, left, top, top))
+    height, width = grad.shape[2:]
+    taps = [[divmod(k * dilation[axis], stride[axis]) for k in range(weight.shape[2 + axis])] for axis in (0, 1)]
+    total = grad.new_zeros((), dtype=torch.float64)
+    most = max((x[0, 0].numel() // (stride[0] * stride[1])) ** 2, x[0].numel()) * x.element_size()
+    for start, stop in chunks(x.shape[0], most, min(max_bytes, GROUP_BYTES)):
+        patches = x.new_zeros(stop - start, height, width, height, width)
+        for row_phase in {phase for _, phase in taps[0]}:
+            for column_phase in {phase for _, phase in taps[1]}:
+                part = x[start:stop, :, row_phase :: stride[0], column_phase :: stride[1]]
+                flat = part.flatten(2)
+                inputs = torch.bmm(flat.transpose(1, 2), flat).unflatten(2, part.shape[2:]).unflatten(1, part.shape[2:])
+                for i, _ in (tap for tap in taps[0] if tap[1] == row_phase):
+                    for j, _ in (tap for tap in taps[1] if tap[1] == column_phase):
+                        rows, columns = slice(i, i + height), slice(j, j + width)
+                        patches += inputs[:, rows, columns, rows, columns]
+        b = grad[start:stop].flatten(2)
+        total = total + torch.dot(torch.bmm(b.transpose(1, 2), b).view(-1), patches.view(-1))
+    return total
 
 
 def chunks(samples: int, bytes_each: int, max_bytes: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from .base import Contribution, Plan, Rule, Watcher, arrange, report, sum_of_squares
+from .base import SAFE, Contribution, Plan, Rule, Watcher, arrange, report, sum_of_squares
 
 
 class LinearRule(Rule):
@@ -101,23 +101,22 @@ class _Linear(torch.autograd.Function):
                 wanted = (want_weight, want_bias)
                 squares = {name: value for name, value, want in zip(names, found, wanted, strict=True) if want}
                 want_weight = want_bias = False
-        if want_weight and not keep:
+        # A weight tied to other layers still needs this use's own squares: found with the gradient, as ever.
+        if want_weight and not (keep and (scaled or transposed or watcher.calls > 1)):
             scale = scales.get(names[0])
             scale = scale.t() if scale is not None and transposed else scale
             grad_weight, squares[names[0]] = weight_grad_stats(a, b, scale=scale)
         elif need_weight:
             grad_weight = b2.t().mm(x2)
         if keep:
-            watcher.session.keep(watcher, contribution(a, b, transposed, need_weight, need_bias))
+            use = contribution(a, b, transposed, need_weight, need_bias)
+            use.alone = squares
+            watcher.session.keep(watcher, use)
         else:
             if want_bias:
                 squares[names[1]] = sum_of_squares(each, scales.get(names[1]))
             probe = report(squares, watcher, entries, grad)
         return grad_x, grad_weight, grad_bias, probe, None, *(None for _ in given)
-
-
-SAFE = (1e-20, 1e30)
-"""Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""
 
 
 def _one_position(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
