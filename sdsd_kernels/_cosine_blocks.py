@@ -1,0 +1,262 @@
+"""Blocks of the cosine matrix in torch, for calls that never hold the whole of it.
+
+    C[i, j] = (a_i · b_j) · (r_i r_j),    a_i = (x_i − mean_i) · s_i,    r_i = 1 / ‖a_i‖
+
+`prepare` reads the neurons once: their means if the call centres, their norms, and the powers of two s_i that bring
+neurons out of range back into it. `block_sides` chooses how large a block may be. `fill_cosines` writes one block into
+a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuron has one, 1 on the diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cosine_matrix.cpu import SQUARES, _exact_float32, _multiplies_in_place
+
+SAMPLES_AT_ONCE = 1024
+"""Samples of a panel converted together; more make the products no faster."""
+PASS_ELEMENTS = 2**18
+"""Values converted together where neurons are read for their norms: 1 MiB in float32 and 4 MiB of float64."""
+FINISH_ELEMENTS = 2**15
+"""Products scaled together: 128 KiB stay in the cache, and torch wakes no second thread for them."""
+SMALLEST_SIDE = 64
+"""Blocks get no smaller than this: below it a product takes longer to start than to compute."""
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Neurons that have been read once and are ready for products.
+
+    Attributes:
+        rows: as they lie in memory.  # shape: (N, OUTER, INNER)
+        dtype: of products and cosines: float64 or float32.
+        mean: subtracted from every neuron, or None.  # shape: (N,)
+        scale: powers of two that keep products in range, or None where all are 1.  # shape: (N,)
+        inverse_norm: of the centred, scaled neuron; 0 for one that is zero, NaN for one with a NaN or an infinity.
+            # shape: (N,)
+    """
+
+    rows: Tensor
+    dtype: torch.dtype
+    mean: Tensor | None
+    scale: Tensor | None
+    inverse_norm: Tensor
+
+    @property
+    def directed(self) -> Tensor:
+        """Whether a neuron has a direction, so that it can have neighbours.  # shape: (N,)"""
+        return self.inverse_norm > 0
+
+    @property
+    def converts(self) -> bool:
+        """Whether products need a converted copy of a panel."""
+        changed = self.mean is not None or self.scale is not None
+        return changed or not _multiplies_in_place(self.rows, self.dtype)
+
+
+def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = None) -> Neurons:
+    """Read `rows` (N, OUTER, INNER) for means, scales and norms. `dtype` None: float64 for float64, else float32."""
+    dtype = dtype or (torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    mean = _means(rows, dtype) if center else None
+    # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
+    square = _squares(rows, dtype, mean, None)
+    smallest, largest = SQUARES[dtype]
+    suspicious = ~((square >= smallest) & (square <= largest))
+    scale = None
+    if bool(suspicious.any()):
+        peak = _peaks(rows, dtype, mean)
+        alive = peak.isfinite() & (peak > 0)
+        if bool((suspicious & alive).any()):
+            # frexp puts the mantissa in [1/2, 1); the bounds keep the scale itself a normal number.
+            bound = 126 if dtype == torch.float32 else 1022
+            exponent = torch.frexp(torch.where(suspicious & alive, peak, 0.5)).exponent.clamp(-bound, bound)
+            scale = torch.ldexp(torch.ones_like(peak), -exponent)
+            square = _squares(rows, dtype, mean, scale)
+        square = torch.where(peak.isfinite(), square, torch.nan)
+    inverse_norm = square.rsqrt().to(dtype)
+    return Neurons(rows, dtype, mean, scale, torch.where(square == 0, 0.0, inverse_norm))
+
+
+def prepare_bytes(rows: Tensor) -> int:
+    """Bound on what `prepare` allocates beyond its result."""
+    neurons, outer, inner = rows.shape
+    largest = max(PASS_ELEMENTS, neurons) if outer * inner > 1 else neurons
+    return min(rows.numel(), largest) * 20 + neurons * 64
+
+
+def block_sides(
+    left: Neurons,
+    right: Neurons,
+    *,
+    preferred: tuple[int, int],
+    pair_bytes: int,
+    fixed_bytes: int = 0,
+    max_bytes: int | None = None,
+) -> tuple[int, int]:
+    """Rows and columns of a block: `preferred`, or as much smaller as `max_bytes` asks for.
+
+    Args:
+        left: the neurons of the rows.
+        right: the neurons of the columns.
+        preferred: the fastest block; blocks are no larger than the matrix.
+        pair_bytes: what the caller allocates for a pair of neurons in a block, the cosine included.
+        fixed_bytes: what it allocates whatever the block.
+        max_bytes: bound on all of it, and on converted panels; None: none.
+
+    Raises:
+        ValueError: even the smallest block, SMALLEST_SIDE squared, takes more.
+    """
+    sides = [min(preferred[0], left.rows.shape[0]), min(preferred[1], right.rows.shape[0])]
+    while max_bytes is not None:
+        needed = fixed_bytes + sides[0] * sides[1] * pair_bytes + _panel_bytes(left, right, sides)
+        if needed <= max_bytes:
+            break
+        longer = 0 if sides[0] > sides[1] else 1
+        if sides[longer] <= SMALLEST_SIDE:
+            raise ValueError(
+                f"max_bytes: expected at least {needed:,} for this input, which one block of {sides[0]} × {sides[1]} "
+                f"neurons takes, got {max_bytes:,}. Allow more, or leave max_bytes out."
+            )
+        sides[longer] = max(SMALLEST_SIDE, sides[longer] // 2)
+    return sides[0], sides[1]
+
+
+def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
+    """Write C[row:, column:] of `left` against `right` into `out`, as much of it as `out` holds.
+
+    Where `left is right`, the diagonal is exactly 1 (0 or NaN for a neuron without direction), and a block that starts
+    on the diagonal (row == column) is symmetric bit for bit. Two blocks that are mirror images may differ in the last
+    bit, so a symmetric matrix is taken from the blocks on one side of the diagonal.
+    """
+    rows, columns = out.shape
+    with _exact_float32():
+        _fill_products(out, left, row, right, column)
+    row_inverse = left.inverse_norm[row : row + rows, None]
+    column_inverse = right.inverse_norm[None, column : column + columns]
+    step = max(1, FINISH_ELEMENTS // columns)
+    for top in range(0, rows, step):
+        # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
+        out[top : top + step].mul_(row_inverse[top : top + step] * column_inverse).clamp_(-1, 1)
+    if left is right:
+        _settle_diagonal(out, left.inverse_norm, row, column)
+
+
+def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
+    rows, columns = out.shape
+    if not left.converts and not right.converts:
+        torch.mm(left.rows[row : row + rows, 0], right.rows[column : column + columns, 0].T, out=out)
+        return
+    for number, part in enumerate(_sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
+        a = _panel(left, slice(row, row + rows), part)
+        same = left is right and row == column and rows == columns
+        b = a if same else _panel(right, slice(column, column + columns), part)
+        if number == 0:
+            torch.mm(a, b.T, out=out)
+        else:
+            out.addmm_(a, b.T)
+
+
+def _panel(neurons: Neurons, which: slice, part: tuple[slice, slice]) -> Tensor:
+    """(x − mean) · scale of some neurons over some samples, in the dtype of the products."""
+    mean = None if neurons.mean is None else neurons.mean[which]
+    scale = None if neurons.scale is None else neurons.scale[which]
+    return _converted(neurons.rows[which, part[0], part[1]], neurons.dtype, mean, scale)
+
+
+def _panel_bytes(left: Neurons, right: Neurons, sides: list[int]) -> int:
+    if not left.converts and not right.converts:
+        return 0
+    samples = left.rows.shape[1] * left.rows.shape[2]
+    return sum(sides) * min(samples, SAMPLES_AT_ONCE) * left.dtype.itemsize
+
+
+def _settle_diagonal(out: Tensor, inverse_norm: Tensor, row: int, column: int) -> None:
+    """Exact values where a neuron meets itself, and a symmetric block where it starts on the diagonal."""
+    first = max(row, column)
+    last = min(row + out.shape[0], column + out.shape[1])
+    if first >= last:
+        return
+    square = out[first - row : last - row, first - column : last - column]
+    inverse_norm = inverse_norm[first:last]
+    square.diagonal().copy_(torch.where(inverse_norm > 0, 1.0, inverse_norm))
+    if row == column:
+        for top in range(0, last - first, SMALLEST_SIDE):
+            bottom = min(top + SMALLEST_SIDE, last - first)
+            square[top:bottom, :top] = square[:top, top:bottom].T
+            corner = square[top:bottom, top:bottom]
+            corner.copy_(corner.triu() + corner.triu(1).T)
+
+
+def _sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]:
+    """Cut OUTER × INNER samples into pieces of at most `most`."""
+    _, outer, inner = shape
+    together = max(1, most // inner)
+    for first_outer in range(0, outer, together):
+        for first_inner in range(0, inner, most):
+            yield slice(first_outer, first_outer + together), slice(first_inner, first_inner + most)
+
+
+def _converted(chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
+    """(chunk − mean) · scale as a matrix (neurons, samples) in `dtype`, neurons or samples adjacent as in the chunk."""
+    neurons, outer, inner = chunk.shape
+    if chunk.stride(0) < chunk.stride(2):
+        copy = chunk.new_empty((outer, inner, neurons), dtype=dtype).permute(2, 0, 1)
+    else:
+        copy = chunk.new_empty((neurons, outer, inner), dtype=dtype)
+    copy.copy_(chunk)
+    if mean is not None:
+        copy.sub_(mean[:, None, None])
+    if scale is not None:
+        copy.mul_(scale[:, None, None])
+    return copy.flatten(1)
+
+
+def _pieces(
+    rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """All neurons over all samples in matrices of at most PASS_ELEMENTS, in the order they lie in memory."""
+    neurons, outer, inner = rows.shape
+    by_neuron = rows.stride(2) <= rows.stride(0)
+    samples = min(outer * inner, PASS_ELEMENTS if by_neuron else max(1, PASS_ELEMENTS // neurons))
+    together = max(1, PASS_ELEMENTS // samples) if by_neuron else neurons
+    for first in range(0, neurons, together):
+        which = slice(first, first + together)
+        for part in _sample_slices(rows.shape, samples):
+            yield (
+                which,
+                _converted(
+                    rows[which, part[0], part[1]],
+                    dtype,
+                    None if mean is None else mean[which],
+                    None if scale is None else scale[which],
+                ),
+            )
+
+
+def _means(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mean of every neuron. Sums of x − x_0 are as small as the spread, and a constant neuron's mean is exactly x_0."""
+    first = rows[:, 0, 0].to(dtype)
+    total = torch.zeros_like(first, dtype=torch.float64)
+    for which, piece in _pieces(rows, dtype, first, None):
+        total[which] += piece.sum(1, dtype=torch.float64)
+    return first + (total / (rows.shape[1] * rows.shape[2])).to(dtype)
+
+
+def _squares(rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
+    """‖(x − mean) · scale‖² of every neuron, in float64."""
+    square = rows.new_zeros(rows.shape[0], dtype=torch.float64)
+    for which, piece in _pieces(rows, dtype, mean, scale):
+        square[which] += piece.double().square_().sum(1)
+    return square
+
+
+def _peaks(rows: Tensor, dtype: torch.dtype, mean: Tensor | None) -> Tensor:
+    """max |x − mean| of every neuron; NaN if it has one."""
+    peak = rows.new_zeros(rows.shape[0], dtype=dtype)
+    for which, piece in _pieces(rows, dtype, mean, None):
+        peak[which] = torch.maximum(peak[which], piece.abs_().amax(1))
+    return peak
