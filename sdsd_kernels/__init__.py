@@ -5,6 +5,7 @@ function               reads                                      gives
 =====================  =========================================  ================================================
 `gamma_moments`        per-sample gradients, (N, P) or a list     ‖mean‖², Σ‖g_i − mean‖², two numbers a sample
 `cosine_matrix`        activations, one neuron an index of a dim  cosine of every pair of neurons, (n, n)
+`gram_accumulate`      activations, and a sum (n, n) of products  the sum, with theirs added, in place
 `weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
 =====================  =========================================  ================================================
 
@@ -17,6 +18,7 @@ from ._backend import BACKENDS, available_backends
 from ._validate import ValidationReport, validate
 from .cosine_matrix.op import cosine_matrix
 from .gamma_moments.op import GammaMoments, gamma_moments
+from .gram_accumulate.op import gram_accumulate
 from .weight_grad_stats.op import WeightGradStats, weight_grad_stats
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "available_backends",
     "cosine_matrix",
     "gamma_moments",
+    "gram_accumulate",
     "validate",
     "weight_grad_stats",
 ]

@@ -1,0 +1,45 @@
+"""Gram matrix in torch: half the products by recursion, added in place. Serves every device and every dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cosine_matrix.cpu import _chunks, _converted, _exact_float32, _multiplies_in_place, _upper_products
+
+PANEL_ELEMENTS = 2**22
+"""Bound on float32 products that wait to be added to a float64 sum (16 MiB), unless one row already exceeds it."""
+
+
+def gram_accumulate_torch(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None) -> None:
+    """gram += a aᵀ on and above the diagonal, with a = (rows − shift) · scale and rows (N, OUTER, INNER)."""
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    with _exact_float32():
+        if shift is None and scale is None and _multiplies_in_place(rows, dtype):
+            _add_products(rows[:, 0], gram)
+            return
+        for chunk in _chunks(rows):
+            a = _converted(chunk, dtype)
+            if shift is not None:
+                a.sub_(shift[:, None, None])
+            if scale is not None:
+                a.mul_(scale[:, None, None])
+            _add_products(a.flatten(1), gram)
+
+
+def _add_products(a: Tensor, gram: Tensor) -> None:
+    """gram += a aᵀ on and above the diagonal; products of a dtype other than `gram`'s pass through a panel of rows."""
+    if a.dtype == gram.dtype:
+        _upper_products(a, gram, accumulate=True)
+        return
+    neurons = a.shape[0]
+    height = max(1, min(neurons, PANEL_ELEMENTS // neurons))
+    scratch = a.new_empty((height, neurons))
+    for top in range(0, neurons, height):
+        bottom = min(top + height, neurons)
+        corner = scratch[: bottom - top, : bottom - top]
+        _upper_products(a[top:bottom], corner, accumulate=False)
+        gram[top:bottom, top:bottom] += corner.triu()
+        if bottom < neurons:
+            beside = torch.mm(a[top:bottom], a[bottom:].T, out=scratch[: bottom - top, : neurons - bottom])
+            gram[top:bottom, bottom:] += beside

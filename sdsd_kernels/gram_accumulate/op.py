@@ -1,0 +1,146 @@
+"""The Gram matrix of neurons, a batch at a time: checks, choice of backend, torch.library registration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._backend import choose_backend
+from .._checks import check_choice, check_float_tensor
+from ..cosine_matrix.config import PRECISIONS
+from ..cosine_matrix.op import _as_rows, _check_shape
+from .cpu import gram_accumulate_torch
+
+# Not torch.library.custom_op: its wrapper takes 0.1 ms a call, as much as the work for a small batch.
+_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
+_LIBRARY.define(
+    "gram_accumulate(Tensor(a!) gram, Tensor rows, Tensor? shift, Tensor? scale, str precision, str backend) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def _gram_accumulate(
+    gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
+) -> None:
+    gram_accumulate_torch(gram, rows, shift, scale)
+
+
+_LIBRARY.impl("gram_accumulate", _gram_accumulate, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sdsd::gram_accumulate", lib=_LIBRARY)
+def _(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str) -> None:
+    return None
+
+
+def gram_accumulate(
+    gram: Tensor,
+    activations: Tensor,
+    *,
+    neuron_dim: int = -1,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    precision: str = "float32",
+    backend: str | None = None,
+) -> Tensor:
+    """Add the products of every pair of neurons, over all samples, to the upper triangle of `gram`, in place.
+
+        x = activations.movedim(neuron_dim, 0).flatten(1)          # (N, SAMPLES)
+        a = (x - shift[:, None]) * scale[:, None]                  # shift 0 and scale 1 where they are left out
+        gram += (a @ a.T).triu()                                   # (N, N)
+
+    Half of the products of a full matrix product are computed.
+
+    - **Below the diagonal** nothing is promised: entries there are neither read nor kept. A float32 sum may have
+      written some of them and not others, so take `gram.triu()` before you mirror it.
+    - **Dtypes.** Activations of float16, bfloat16 or float32 are shifted, scaled, multiplied and, within one call,
+      summed in float32; those of float64 in float64. `gram` is float32 or float64, and float64 for float64
+      activations. One call's sum is rounded to the dtype of `gram` once for every chunk of samples it takes, so a
+      float64 `gram` over many calls errs no more than the float32 sums of one call do.
+    - **NaN and infinity** in neuron i reach row i and column i of the triangle and stay: a sum cannot lose them. An
+      entry also becomes infinite, or NaN, where its products overflow: keep ‖a_i‖² below 1e38 by `scale`.
+      Powers of two round nothing.
+    - **Same input, same bits** on one machine with one number of threads.
+
+    Args:
+        gram: (N, N), contiguous, float32 or float64: what is added to.
+        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides. Read where it lies if
+            all samples share at most two strides, otherwise it is copied once.
+        neuron_dim: the dimension that counts neurons; all others are samples.
+        shift: (N,), subtracted from every sample of a neuron; float32, or float64 for float64 activations, so that
+            what is subtracted is what was passed.
+        scale: (N,), a factor for every neuron after the shift; dtype as of `shift`.
+        precision: what products may be rounded to on a GPU, as in `cosine_matrix`. Triton only.
+        backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 activations.
+
+    Returns:
+        `gram` itself. Gradients do not flow: activations, shift and scale are detached.
+
+    Raises:
+        TypeError: not a dense tensor of a supported floating-point dtype, or a dtype that does not go with the others.
+        ValueError: shapes or devices that do not fit together, a `gram` that is not contiguous or requires a gradient,
+            an unknown choice, Triton asked for where it cannot serve. `gram` is unharmed then.
+
+    Source:
+        README.md in this folder.
+    """
+    check_float_tensor(activations, "activations")
+    neuron_dim = _check_shape(activations, neuron_dim)
+    check_choice(precision, "precision", PRECISIONS)
+    neurons = activations.shape[neuron_dim]
+    _check_gram(gram, activations, neurons)
+    for name, vector in (("shift", shift), ("scale", scale)):
+        if vector is not None:
+            _check_vector(vector, name, activations, neurons)
+    chosen = choose_backend(backend, activations.device, kernel_lacks="this sum has no kernel yet")
+    torch.ops.sdsd.gram_accumulate.default(
+        gram,
+        _as_rows(activations.detach(), neuron_dim),
+        None if shift is None else shift.detach(),
+        None if scale is None else scale.detach(),
+        precision,
+        chosen,
+    )
+    return gram
+
+
+def _check_gram(gram: Any, activations: Tensor, neurons: int) -> None:
+    """Raise unless `gram` is an (N, N) sum that `activations` can be added to."""
+    check_float_tensor(gram, "gram")
+    if gram.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"gram: expected float32 or float64, got {gram.dtype}. Sums need more digits than halves have.")
+    if activations.dtype == torch.float64 and gram.dtype != torch.float64:
+        raise TypeError(
+            f"gram: expected float64 for float64 activations, got {gram.dtype}. Pass a float64 gram, or "
+            "activations.float()."
+        )
+    if tuple(gram.shape) != (neurons, neurons):
+        raise ValueError(
+            f"gram: expected shape {(neurons, neurons)} for activations of {neurons} neurons, got {tuple(gram.shape)}. "
+            "Check that neuron_dim names the dimension that counts neurons."
+        )
+    if not gram.is_contiguous():
+        raise ValueError(f"gram: expected contiguous rows, got strides {gram.stride()}. Start from torch.zeros(n, n).")
+    if gram.requires_grad:
+        raise ValueError("gram: expected a tensor without gradient, since it is written in place. Use gram.detach().")
+    _check_device(gram, "gram", activations)
+
+
+def _check_vector(vector: Any, name: str, activations: Tensor, neurons: int) -> None:
+    """Raise unless `vector` is one number a neuron in the dtype products are taken in."""
+    check_float_tensor(vector, name)
+    wanted = torch.float64 if activations.dtype == torch.float64 else torch.float32
+    if vector.dtype != wanted:
+        raise TypeError(f"{name}: expected {wanted} for {activations.dtype} activations, got {vector.dtype}.")
+    if tuple(vector.shape) != (neurons,):
+        raise ValueError(f"{name}: expected shape {(neurons,)}, one number a neuron, got {tuple(vector.shape)}.")
+    _check_device(vector, name, activations)
+
+
+def _check_device(value: Tensor, name: str, activations: Tensor) -> None:
+    if value.device != activations.device:
+        raise ValueError(
+            f"{name}: expected device {activations.device} like activations, got {value.device}. Move it there."
+        )
