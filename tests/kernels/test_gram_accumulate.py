@@ -11,7 +11,6 @@ from torch import Tensor
 from sdsd_kernels import gram_accumulate
 from sdsd_kernels._backend import unusable
 from sdsd_kernels.gram_accumulate import cpu
-from sdsd_kernels.gram_accumulate.op import _as_rows
 from sdsd_kernels.gram_accumulate.reference import gram_accumulate_reference
 from tests.helpers import assert_error_within
 
