@@ -72,11 +72,13 @@ def prepare(case: Case, device: torch.device) -> Comparison:
         rows = torch.empty((samples, neurons), dtype=case.torch_dtype, device=device).normal_(generator=generator).T
     wanted = exact_cosine(rows).float()
     half = case.torch_dtype in (torch.float16, torch.bfloat16)
+    # Rounding errors of a float32 sum add up like a random walk.
+    rounding = torch.finfo(torch.float32).eps * max(64.0, samples**0.5)
 
     def check(provider: str, result: Any) -> None:
         if provider == BARE_MATMUL:
             return
-        allowed = 1e-5 if provider == OURS or not half else 2e-2
+        allowed = rounding if provider == OURS or not half else 2e-2
         error = (result - wanted).abs().max().item()
         assert error <= allowed, f"largest error {error:.3g}, expected at most {allowed:g}"
 

@@ -277,13 +277,11 @@ def test_any_activations(name, x):
 
 
 @pytest.mark.parametrize("leaf", [1, 7, 16, 128])
-@pytest.mark.parametrize("finish_rows", [1, 10, 128])
-def test_torch_recursion_and_strips(leaf, finish_rows, monkeypatch):
-    monkeypatch.setattr(cpu, "LEAF", leaf)
-    monkeypatch.setattr(cpu, "FINISH_ROWS", finish_rows)
-    monkeypatch.setattr(cpu, "FINISH_COLUMNS", 2 * finish_rows)
+@pytest.mark.parametrize("finish", [1, 10, 128])
+def test_torch_recursion_and_strips(leaf, finish, monkeypatch):
+    monkeypatch.setattr(cpu, "STRIP", leaf)
+    monkeypatch.setattr(cpu, "FINISH", finish)
     for neurons in (1, 2, 16, 33, 130):
-        monkeypatch.setattr(cpu, "SERIAL_UP_TO", 32 if neurons > 100 else 2048)
         x = torch.randn(20, neurons)
         check(cosine_matrix(x, backend="torch"), x)
 
