@@ -27,7 +27,7 @@ def _incomplete_beta_fraction(a: float, b: float, x: float) -> float:
     return value
 
 
-def _incomplete_beta(a: float, b: float, x: float) -> float:
+def incomplete_beta(a: float, b: float, x: float) -> float:
     """Regularised incomplete beta function I_x(a, b)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
@@ -48,13 +48,13 @@ def student_t_quantile(probability: float, degrees: float) -> float:
         return -student_t_quantile(1 - probability, degrees)
     tail = 2 * (1 - probability)
     low, high = 0.0, 1.0
-    while _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + high * high)) > tail:
+    while incomplete_beta(degrees / 2, 0.5, degrees / (degrees + high * high)) > tail:
         low, high = high, high * 2
     for _ in range(200):
         middle = (low + high) / 2
         if middle in (low, high):
             break
-        if _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + middle * middle)) > tail:
+        if incomplete_beta(degrees / 2, 0.5, degrees / (degrees + middle * middle)) > tail:
             low = middle
         else:
             high = middle

@@ -1,0 +1,455 @@
+"""The learning functional L_geom = H_G + λV: symmetry redundancy plus the volume that a layer's directions fill.
+
+The document "Symmetry-Driven Spatial Density (SDSD) Framework" names the two terms and defines neither. Here a layer of
+n neurons is n directions û_j, the unit rows of (incoming weights, bias), with a share p_j ∝ ‖(in_j, b_j)‖ ‖out_j‖ of
+the layer's mass, Σ p_j = 1:
+
+========================  ==============================================================================================
+`orbit_entropy`           H_G: von Neumann entropy of M_ij = √(p_i p_j) cos_ij; smooth, in nats
+`log_orbit_count`         H_G to the letter: log of the size of the permutation orbit, log(n! / ∏ n_c!) / n
+`realized_volume`         V: share of the sphere that caps round û_j cover together, in caps, with its standard error
+`log_volume`              ½ log det(I + d/(nε²) Û Ûᵀ): a smooth surrogate of log V, in nats
+`participation_ratio`     1 / Tr M²: how many directions the mass is spread over
+`geometric_functional`    H_G + λV of a model, differentiable, to add to a loss
+========================  ==============================================================================================
+
+p_j does not change when a ReLU neuron's incoming weights grow by c and its outgoing ones shrink by c, and neither does
+û_j, so a network with one hidden layer needs no canonical form first. Deeper ones do: there the same c also stretches
+one entry of every row of the next layer. Take `canonicalize` first where the number must not depend on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sdsd_kernels import cosine_matrix
+
+from ..gamma.student import incomplete_beta
+
+VOLUMES = ("log", "union")
+SCALABLE = (
+    nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+)  # fmt: skip
+"""Layers that let a neuron's positive scale through."""
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ROUNDING = 1e-12
+"""A cap holds its edge: points are drawn up to it, and their cosine with the centre is rounded."""
+CHUNK = 1 << 22
+
+
+def orbit_entropy(rows: Tensor, mass: Tensor | None = None) -> Tensor:
+    """H_G, the von Neumann entropy of the mass-weighted cosine matrix, in nats.
+
+        H = −Tr M log M,    M_ij = √(p_i p_j) cos(r_i, r_j),    p = mass / Σ mass
+
+    0 when all neurons point one way (or opposite ways), log n when n equal ones are orthogonal; unchanged when one
+    neuron is split into copies that share its mass. Σ p_j û_j û_jᵀ has the same non-zero eigenvalues, so the smaller of
+    (n, n) and (d, d) is taken: for n ≤ d `sdsd_kernels.cosine_matrix` makes it. Differentiable in both arguments;
+    eigenvalues below the rounding of the dtype count as zero and have no gradient.
+
+    Args:
+        rows: one neuron a row, any scale; float64, float32, float16 or bfloat16.  # shape: (n, d)
+        mass: what each neuron weighs, ≥ 0, any scale; all the same by default. A neuron without mass or without a
+            direction counts as absent.  # shape: (n,)
+
+    Returns:
+        A scalar, float64, between 0 and log min(n, d).
+
+    Raises:
+        TypeError: not floating-point tensors.
+        ValueError: wrong shapes, a negative or non-finite number, no neuron with mass and direction.
+
+    Example:
+        >>> orbit_entropy(torch.eye(4, dtype=torch.float64)).exp().item()
+        4.0
+    """
+    rows, share = _live(rows, mass)
+    if rows.shape[0] <= rows.shape[1]:
+        root = share.sqrt()
+        matrix = cosine_matrix(rows, neuron_dim=0).double() * torch.outer(root, root)
+    else:
+        matrix = (_unit(rows) * share[:, None]).mT @ _unit(rows)
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    precision = torch.finfo(torch.promote_types(rows.dtype, torch.float32)).eps
+    kept = eigenvalues[eigenvalues > precision]
+    return -(kept * kept.log()).sum()
+
+
+def log_orbit_count(rows: Tensor, angle: float) -> float:
+    """H_G to the letter: the log of how many distinct arrangements permuting the neurons makes, for each neuron.
+
+        H_orb = log(n! / ∏_c n_c!) / n
+
+    n! permutations fall together where neurons are interchangeable, n_c! for a cluster of n_c (orbit–stabiliser
+    theorem). Neurons belong to one cluster when a chain of neighbours closer than `angle` joins them. Not smooth, and
+    blind to anything that happens farther out than `angle`.
+
+    Args:
+        rows: one neuron a row, any scale; rows of zeros are left out.  # shape: (n, d)
+        angle: radians, in (0, π/2].
+
+    Returns:
+        Nats a neuron, 0 when all are in one cluster, log(n!)/n when none is with another.
+
+    Raises:
+        TypeError, ValueError: as `orbit_entropy`; an angle out of range.
+    """
+    _check_angle(angle)
+    unit = _unit(_live(rows, None)[0].detach())
+    near = unit @ unit.mT >= math.cos(angle)
+    near.fill_diagonal_(True)
+    cluster = torch.arange(len(unit), device=unit.device)
+    while True:
+        joined = torch.where(near, cluster, len(unit)).amin(1)
+        if torch.equal(joined, cluster):
+            break
+        cluster = joined
+    sizes = torch.bincount(cluster).tolist()
+    return (math.lgamma(len(unit) + 1) - sum(math.lgamma(size + 1) for size in sizes)) / len(unit)
+
+
+@dataclass(frozen=True)
+class RealizedVolume:
+    """The volume of a union of equal caps, measured in caps.
+
+    Attributes:
+        value: V = μ(∪E_i) / μ(E).
+        standard_error: of `value`, over the sampled points; 0 where all points say the same.
+        caps: how many caps, K.
+        cap_share: the part of the sphere that one cap covers, σ.
+        samples: how many points were drawn.
+    """
+
+    value: float
+    standard_error: float
+    caps: int
+    cap_share: float
+    samples: int
+
+    @property
+    def most(self) -> float:
+        """The largest volume there can be: min(K, 1/σ), apart or all over the sphere."""
+        return min(float(self.caps), 1 / self.cap_share if self.cap_share > 0 else math.inf)
+
+
+def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int = 0) -> RealizedVolume:
+    """V: how much of the sphere spherical caps of angular radius `angle` round the rows cover together.
+
+        V = μ(∪E_i) / μ(E) = Σ_i E[1 / N(x)],    x uniform in E_i, N(x) = how many caps hold x
+
+    which is the union estimator of Karp and Luby (1983) with as many points in every cap: unbiased, and its error does
+    not grow as caps get small. V is exactly 1 when all rows point one way, 2 for antipodes, n for n orthogonal rows and
+    angle ≤ π/4. It is a count of directions at the resolution `angle`: another angle is another number. In many
+    dimensions a cap's points lie near its edge, and caps overlap little until their centres are much closer than that.
+
+    Args:
+        rows: one neuron a row, any scale; rows of zeros have no cap.  # shape: (n, d), d ≥ 2
+        angle: the caps' angular radius in radians, in (0, π/2].
+        samples: points to draw, rounded up to a multiple of K, 2K at least; the error is at most ½ K/√samples.
+        seed: same seed, same points (on the same kind of device).
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: wrong shape, an angle out of range, no sample, non-finite or only zero rows.
+
+    Source:
+        Karp, Luby, "Monte-Carlo algorithms for enumeration and reliability problems", FOCS 1983.
+    """
+    _check_angle(angle)
+    if samples < 1:
+        raise ValueError(f"samples: expected at least 1, got {samples}.")
+    centres = _unit(_live(rows, None)[0].detach())
+    count, dim = centres.shape
+    if dim < 2:
+        raise ValueError("rows: expected at least two dimensions a row, got 1, where a sphere is two points.")
+    generator = torch.Generator(centres.device).manual_seed(seed)
+    edge = math.cos(angle) - ROUNDING
+    each = max(2, -(-samples // count))
+    share = centres.new_zeros(count * each)
+    for part in torch.arange(count * each, device=centres.device).split(max(1, CHUNK // max(count, dim))):
+        points = _uniform_in_caps(centres[part // each], angle, generator)
+        share[part] = 1 / (points @ centres.mT >= edge).sum(1).clamp_min(1).double()
+    variance, mean = torch.var_mean(share.view(count, each), 1)
+    error = math.sqrt(variance.sum().item() / each)
+    return RealizedVolume(mean.sum().item(), error, count, cap_share(dim, angle), count * each)
+
+
+def cap_share(dim: int, angle: float) -> float:
+    """The part of the unit sphere in `dim` ≥ 2 dimensions that a cap of angular radius `angle` covers.
+
+    σ = ½ I_{sin²θ}((d − 1)/2, ½), with the regularised incomplete beta function (Li 2011).
+    """
+    _check_angle(angle)
+    return 0.5 * incomplete_beta((dim - 1) / 2, 0.5, math.sin(angle) ** 2)
+
+
+def log_volume(rows: Tensor, epsilon: float = 0.5) -> Tensor:
+    """A smooth surrogate of log V, in nats: ½ log det(I + d/(nε²) Û Ûᵀ), Û the unit rows.
+
+    The number of nats that code the n directions to within ε (Ma, Derksen, Hong, Wright 2007). It is not log V itself:
+    the two agree in what they order (copies of one direction low, orthogonal ones high), not in value.
+
+    Args:
+        rows: one neuron a row, any scale; rows of zeros are left out.  # shape: (n, d)
+        epsilon: distance at which directions are told apart, > 0.
+
+    Returns:
+        A scalar, float64, differentiable.
+
+    Raises:
+        TypeError, ValueError: as `orbit_entropy`; epsilon not above 0.
+    """
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise ValueError(f"epsilon: expected a number above 0, got {epsilon!r}.")
+    unit = _unit(_live(rows, None)[0])
+    count, dim = unit.shape
+    gram = unit @ unit.mT if count <= dim else unit.mT @ unit
+    matrix = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + dim / (count * epsilon**2) * gram
+    return torch.linalg.cholesky(matrix).diagonal().log().sum()
+
+
+def participation_ratio(rows: Tensor, mass: Tensor | None = None) -> Tensor:
+    """1 / Tr M²: over how many directions the mass is spread; 1 for one direction, n for n equal orthogonal ones.
+
+    Arguments and errors as `orbit_entropy`, which it follows with less arithmetic; differentiable, float64.
+    """
+    rows, share = _live(rows, mass)
+    unit = _unit(rows)
+    if rows.shape[0] <= rows.shape[1]:
+        return 1 / (share @ (unit @ unit.mT).square() @ share)
+    return 1 / ((unit * share[:, None]).mT @ unit).square().sum()
+
+
+class NeuronLayer(NamedTuple):
+    """One hidden layer: a row and a mass for each of its neurons.
+
+    `rows` (n, d): incoming weights and bias. `mass` (n,): ‖row‖ · ‖outgoing weights‖.
+    """
+
+    name: str
+    rows: Tensor
+    mass: Tensor
+
+
+def hidden_layers(model: nn.Module, layers: Iterable[tuple[str, str]] | None = None) -> list[NeuronLayer]:
+    """The hidden layers of `model` as rows and masses, in the graph of its parameters.
+
+    Args:
+        model: an nn.Sequential (nested ones too) of Linear and convolution layers with ReLU, pooling, dropout or
+            flattening between them; any module when `layers` is given.
+        layers: (name of the layer that writes the neurons, name of the layer that reads them), as in
+            `model.named_modules()`. Whether scale may pass between the two is then the caller's word.
+
+    Raises:
+        ValueError: no hidden layer; something between two layers that holds scale back (a norm, Tanh, …); an unknown
+            name; layers whose sizes do not fit, or grouped convolutions as readers.
+        TypeError: a model that is no nn.Sequential, without `layers`; a name that is no Linear or convolution.
+    """
+    pairs = _sequential_pairs(model) if layers is None else list(layers)
+    if not pairs:
+        raise ValueError("model: expected at least one hidden layer, which one layer writes and another reads.")
+    return [_neuron_layer(model, writer, reader) for writer, reader in pairs]
+
+
+@dataclass(frozen=True)
+class GeometricFunctional:
+    """L_geom of a model.
+
+    Attributes:
+        value: H_G + λV summed over hidden layers; carries the gradient. A scalar, float64.
+        entropy: H_G, summed over layers.
+        volume: V, or its logarithmic surrogate, summed over layers.
+        volume_error: the standard error of `volume` ("union"), else 0.
+        layers: name → (H_G, V) of each layer.
+    """
+
+    value: Tensor
+    entropy: Tensor
+    volume: Tensor
+    volume_error: float
+    layers: dict[str, tuple[float, float]]
+
+
+def geometric_functional(
+    model: nn.Module,
+    lam: float,
+    *,
+    volume: str = "log",
+    layers: Sequence[tuple[str, str]] | None = None,
+    epsilon: float = 0.5,
+    angle: float = math.pi / 3,
+    samples: int = 16384,
+    seed: int = 0,
+) -> GeometricFunctional:
+    """L_geom = H_G + λV of the hidden layers, to watch or to add to a loss.
+
+        loss = cross_entropy(model(x), y) + strength * geometric_functional(model, 0.1).value
+
+    It is a regulariser and no learning rule: with nothing beside it, its minimum is one direction for all neurons.
+
+    Args:
+        model, layers: see `hidden_layers`.
+        lam: λ ≥ 0, what a unit of volume costs in nats.
+        volume: "log" takes `log_volume`, which is differentiable; "union" takes `realized_volume`, which is not, and
+            the whole result then carries no gradient.
+        epsilon: for "log".
+        angle, samples, seed: for "union".
+
+    Raises:
+        ValueError: λ negative or not finite, an unknown volume, and what `hidden_layers` and the parts raise.
+        TypeError: as `hidden_layers`.
+    """
+    if not (lam >= 0 and math.isfinite(lam)):
+        raise ValueError(
+            f"lam: expected λ ≥ 0, got {lam!r}. A negative λ would pay for volume; to spread neurons apart, "
+            "subtract the functional from the loss instead."
+        )
+    if volume not in VOLUMES:
+        raise ValueError(f"volume: expected one of {', '.join(map(repr, VOLUMES))}, got {volume!r}.")
+    entropies, volumes, errors = [], [], []
+    found = hidden_layers(model, layers)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and volume == "log"):
+        for layer in found:
+            entropies.append(orbit_entropy(layer.rows, layer.mass))
+            rows = layer.rows[layer.mass > 0]
+            if volume == "log":
+                volumes.append(log_volume(rows, epsilon))
+                continue
+            union = realized_volume(rows, angle, samples, seed)
+            volumes.append(entropies[-1].new_tensor(union.value))
+            errors.append(union.standard_error)
+        entropy, filled = torch.stack(entropies).sum(), torch.stack(volumes).sum()
+        value = entropy + lam * filled
+    parts = {layer.name: (h.item(), v.item()) for layer, h, v in zip(found, entropies, volumes, strict=True)}
+    return GeometricFunctional(value, entropy, filled, math.hypot(*errors), parts)
+
+
+def _check_angle(angle: float) -> None:
+    if not 0 < angle <= math.pi / 2:
+        raise ValueError(f"angle: expected radians in (0, π/2], got {angle!r}. Degrees? Use math.radians.")
+
+
+def _live(rows: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The rows that have mass and direction, and their shares in float64, which sum to 1."""
+    for value, name in ((rows, "rows"), (mass, "mass")):
+        if value is not None and not (isinstance(value, Tensor) and value.is_floating_point()):
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {kind}.")
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"rows: expected shape (neurons, dimensions), neither 0, got {tuple(rows.shape)}.")
+    if not bool(rows.isfinite().all()):
+        raise ValueError(f"rows: expected finite numbers, got {int((~rows.isfinite()).sum())} that are not.")
+    if mass is None:
+        mass = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    if mass.shape != rows.shape[:1]:
+        raise ValueError(f"mass: expected one number a row, {len(rows)}, got shape {tuple(mass.shape)}.")
+    if not bool((mass.isfinite() & (mass >= 0)).all()):
+        raise ValueError(f"mass: expected finite numbers ≥ 0, got {mass.min().item():g} … {mass.max().item():g}.")
+    live = (mass.detach() > 0) & (rows.detach() != 0).any(1)
+    if not bool(live.any()):
+        raise ValueError("rows: expected at least one neuron with mass and a direction, got none.")
+    share = mass[live].double()
+    return rows[live], share / share.sum()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1 in float64; divided by their largest entry first, so that no square leaves the range."""
+    rows = rows.double()
+    rows = rows / rows.detach().abs().amax(1, keepdim=True)
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
+
+def _uniform_in_caps(centres: Tensor, angle: float, generator: torch.Generator) -> Tensor:
+    """One point for each centre, uniform in the cap round it; shape as `centres`.
+
+    The angle φ to the centre has density ∝ sin^(d−2) φ up to `angle`. Two exact rejections share the work; each
+    accepts at least a third where it is used. Narrow caps: s = sin φ is proposed with density ∝ s^(d−2), which is a
+    power of a uniform number, and kept with probability cos θ / √(1 − s²). Wide ones: uniform in the half sphere, kept
+    when inside.
+    """
+    count, dim = centres.shape
+    narrow = math.cos(angle) * math.sqrt(dim) > 1
+    points = torch.zeros_like(centres)
+    missing = torch.arange(count, device=centres.device)
+
+    def uniform() -> Tensor:
+        return torch.rand(len(missing), dtype=torch.float64, generator=generator, device=centres.device)
+
+    while len(missing):
+        centre = centres[missing]
+        normal = torch.randn(centre.shape, dtype=torch.float64, generator=generator, device=centres.device)
+        along = (normal * centre).sum(1, keepdim=True)
+        across = normal - along * centre
+        across = (
+            across - (across * centre).sum(1, keepdim=True) * centre
+        )  # rounding left by a normal close to the centre
+        length = torch.linalg.vector_norm(across, dim=1, keepdim=True)
+        if narrow:
+            sine = math.sin(angle) * uniform()[:, None] ** (1 / (dim - 1))
+            cosine = (1 - sine.square()).sqrt()
+            kept = uniform() * cosine[:, 0] < math.cos(angle)
+        else:
+            radius = torch.hypot(along, length)
+            sine, cosine = length / radius, along.abs() / radius
+            kept = cosine[:, 0] >= math.cos(angle)
+        points[missing[kept]] = (cosine * centre + sine * across / length)[kept]
+        missing = missing[~kept]
+    return points
+
+
+def _sequential_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """(writer, reader) of each hidden layer of a Sequential."""
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(
+            f"model: expected an nn.Sequential, got {type(model).__name__}, whose order of layers cannot be read off. "
+            "Name the hidden layers: layers=[('fc1', 'fc2')] for the neurons that fc1 writes and fc2 reads."
+        )
+    pairs: list[tuple[str, str]] = []
+    writer, between = "", ""
+    for name, module in model.named_modules():
+        if isinstance(module, WEIGHTED):
+            if writer and between:
+                raise ValueError(
+                    f"model: between {writer!r} and {name!r} stands {between}, which does not let a neuron's scale "
+                    f"through, so its mass is not defined. To measure it all the same: layers=[({writer!r}, {name!r})]."
+                )
+            if writer:
+                pairs.append((writer, name))
+            writer, between = name, ""
+        elif not isinstance(module, (nn.Sequential, *SCALABLE)):
+            between = f"{type(module).__name__} ({name!r})"
+    return pairs
+
+
+def _neuron_layer(model: nn.Module, writer: str, reader: str) -> NeuronLayer:
+    incoming, outgoing = (_weighted(model, name) for name in (writer, reader))
+    neurons, columns = incoming.weight.shape[0], outgoing.weight[0].numel()
+    if getattr(outgoing, "groups", 1) != 1:
+        raise ValueError(f"layers: expected {reader!r} to read all neurons, got a convolution of groups.")
+    if columns % neurons:
+        raise ValueError(
+            f"layers: expected {reader!r} to read the {neurons} neurons of {writer!r}, got {columns} inputs."
+        )
+    rows = incoming.weight.flatten(1)
+    if incoming.bias is not None:
+        rows = torch.cat((rows, incoming.bias[:, None]), 1)
+    out = outgoing.weight.flatten(1).unflatten(1, (neurons, -1))
+    mass = torch.linalg.vector_norm(rows, dim=1) * torch.linalg.vector_norm(out, dim=(0, 2))
+    return NeuronLayer(writer, rows, mass)
+
+
+def _weighted(model: nn.Module, name: str) -> nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    known = {key: module for key, module in model.named_modules() if isinstance(module, WEIGHTED)}
+    if name in known:
+        return known[name]
+    if any(name == key for key, _ in model.named_modules()):
+        raise TypeError(f"layers: expected a Linear or convolution layer, got {name!r}, which is none.")
+    raise ValueError(f"layers: the model has no layer {name!r}. It has: {', '.join(known) or 'none'}.")
