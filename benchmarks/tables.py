@@ -175,11 +175,15 @@ def filled(text: str, results: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fill the measured tables of Markdown files from committed results.")
-    parser.add_argument("files", nargs="*", type=Path, help="default: README.md and the kernels' README.md")
+    parser.add_argument("files", nargs="*", type=Path, help="default: README.md, docs, the kernels' README.md")
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where a table is stale")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder that holds <device>/<op>.json")
     options = parser.parse_args(arguments)
-    files = options.files or [ROOT / "README.md", *sorted((ROOT / "sdsd_kernels").glob("*/README.md"))]
+    files = options.files or [
+        ROOT / "README.md",
+        *sorted(ROOT.glob("docs/*.md")),
+        *sorted(ROOT.glob("sdsd_kernels/*/README.md")),
+    ]
     stale = []
     for path in filter(Path.exists, files):
         before = path.read_text(encoding="utf-8")
