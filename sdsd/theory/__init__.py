@@ -1,5 +1,6 @@
 """The SDSD theory as code: every claim of the framework that a program can compute, its correction where it fails."""
 
+from .dynamics import simulate
 from .functional import (
     GeometricFunctional,
     RealizedVolume,
@@ -22,4 +23,5 @@ __all__ = [
     "orbit_entropy",
     "participation_ratio",
     "realized_volume",
+    "simulate",
 ]
