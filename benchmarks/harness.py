@@ -495,7 +495,10 @@ def measure(
 
 
 def write_rows(rows: Iterable[Row], folder: Path) -> list[Path]:
-    """Write rows to <folder>/<op>.json; a case measured again replaces what the file had of it."""
+    """Write rows to <folder>/<op>.json; a case measured again replaces what the file had of it.
+
+    Timed without memory, it keeps the memory it had: that does not depend on the rest of the machine.
+    """
     written = []
     by_op: dict[str, list[Row]] = {}
     for row in rows:
@@ -504,7 +507,9 @@ def write_rows(rows: Iterable[Row], folder: Path) -> list[Path]:
         path = folder / f"{op}.json"
         kept = read_rows(path) if path.exists() else []
         replaced = {row.same_case() for row in new}
-        merged = [row for row in kept if row.same_case() not in replaced] + new
+        weighed = {row.same_case() for row in new if row.metric == "peak_memory"}
+        memory = [row for row in kept if row.metric == "peak_memory" and row.same_case() in replaced - weighed]
+        merged = [row for row in kept if row.same_case() not in replaced] + new + memory
         folder.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in merged)
         path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -131,6 +131,17 @@ def test_files_keep_other_cases_and_replace_the_same(rows, tmp_path):
     assert [row for row in found if row.threads == 2] == two_threads
 
 
+def test_a_case_timed_again_without_memory_keeps_its_memory(rows, tmp_path):
+    (path,) = harness.write_rows(rows, tmp_path)
+    memory = [row for row in rows if row.metric == "peak_memory"]
+    assert memory
+    times = [replace(row, commit="later") for row in rows if row.metric != "peak_memory"]
+    harness.write_rows(times, tmp_path)
+    assert harness.read_rows(path) == times + memory
+    harness.write_rows(rows, tmp_path)
+    assert harness.read_rows(path) == rows
+
+
 def test_table_shows_goals_and_withholds_wrong_numbers(rows):
     text = tables.plain_table(rows)
     (line,) = (line for line in text.splitlines() if line.startswith("wrong"))
