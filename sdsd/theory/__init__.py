@@ -12,16 +12,36 @@ from .functional import (
     participation_ratio,
     realized_volume,
 )
+from .quotient import (
+    Symmetries,
+    canonicalize,
+    horizontal,
+    quotient_gamma,
+    random_representative,
+    rescale,
+    symmetries,
+    vertical,
+    vertical_fraction,
+)
 
 __all__ = [
     "GeometricFunctional",
     "RealizedVolume",
+    "Symmetries",
+    "canonicalize",
     "geometric_functional",
     "hidden_layers",
+    "horizontal",
     "log_orbit_count",
     "log_volume",
     "orbit_entropy",
     "participation_ratio",
+    "quotient_gamma",
+    "random_representative",
     "realized_volume",
+    "rescale",
     "simulate",
+    "symmetries",
+    "vertical",
+    "vertical_fraction",
 ]
