@@ -5,6 +5,7 @@
 `GammaMonitor`              the same for every parameter inside an ordinary training loop
 `compute_gamma`             the same over batches of a data loader, as the seed document proposed it
 `neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
+`GramAccumulator`           the same when activations come in batches, or lie on several machines
 `validate`                  compare every backend on this machine with the definitions
 ==========================  ================================================================================
 """
@@ -12,8 +13,16 @@
 from sdsd_kernels import validate
 
 from .gamma import GammaMonitor, GammaStats, compute_gamma, gamma_stats
-from .geometry import neuron_cosine_matrix
+from .geometry import GramAccumulator, neuron_cosine_matrix
 
 __version__ = "0.1.0"
 
-__all__ = ["GammaMonitor", "GammaStats", "compute_gamma", "gamma_stats", "neuron_cosine_matrix", "validate"]
+__all__ = [
+    "GammaMonitor",
+    "GammaStats",
+    "GramAccumulator",
+    "compute_gamma",
+    "gamma_stats",
+    "neuron_cosine_matrix",
+    "validate",
+]
