@@ -7,6 +7,7 @@ OUT ?= out/gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
@@ -27,8 +28,8 @@ test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no
 test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the real Lightning, transformers and TensorBoard
 	$(BIN)/python -m pytest tests/integrations
 
-test-peers: $(VENV)/peers.stamp  ## hold BackPACK and Opacus against the monitor (installs both)
-	$(BIN)/python -m pytest tests/peers
+test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
+	$(PEERS)/bin/python -m pytest tests/peers
 
 bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')
 	@mkdir -p benchmarks/results/local
@@ -47,7 +48,7 @@ gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing instal
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:  ## remove .venv, out/ and what tools leave behind
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(PEERS) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -rf benchmarks/results/local
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -73,6 +74,7 @@ $(VENV)/networks.stamp: networks.txt $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r networks.txt $(PIP_ARGS)
 	@touch $@
 
-$(VENV)/peers.stamp: pyproject.toml constraints.txt $(VENV)/dev.stamp
-	$(INSTALL) -e '.[dev,peers]'
+$(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev,peers]'
 	@touch $@
