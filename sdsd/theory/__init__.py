@@ -23,12 +23,15 @@ from .quotient import (
     vertical,
     vertical_fraction,
 )
+from .rank import factorise, sense
+from .selection import select_on_hyperbola, select_on_line
 
 __all__ = [
     "GeometricFunctional",
     "RealizedVolume",
     "Symmetries",
     "canonicalize",
+    "factorise",
     "geometric_functional",
     "hidden_layers",
     "horizontal",
@@ -40,6 +43,9 @@ __all__ = [
     "random_representative",
     "realized_volume",
     "rescale",
+    "select_on_hyperbola",
+    "select_on_line",
+    "sense",
     "simulate",
     "symmetries",
     "vertical",

@@ -237,11 +237,11 @@ def loss_sign_change(
 ) -> SignChange:
     """Where E[L] turns from falling to rising in an Ornstein–Uhlenbeck bowl, measured on paths.
 
-    Paths start at nine radii, spread round Γ_H = 1, and run for half a relaxation time. The change of the expected loss
+    Paths start at nine radii, Γ_H from 0.5 to 2, and run for half a relaxation time. The change of the expected loss
     is a straight line in Γ_H at the start; its zero is fitted by least squares, with the spread of the paths as error.
     """
     step_size, steps = 0.01 / stiffness, 50
-    gamma = torch.linspace(0.4, 1.6, 9, dtype=torch.float64).repeat_interleave(paths)
+    gamma = torch.linspace(0.5, 2.0, 9, dtype=torch.float64).repeat_interleave(paths)
     start = torch.zeros(len(gamma), dim, dtype=torch.float64)
     start[:, 0] = (gamma * diffusion * dim / stiffness).sqrt()
     case = ornstein_uhlenbeck(stiffness, diffusion)
