@@ -81,13 +81,6 @@ def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = N
     return Neurons(rows, dtype, mean, scale, torch.where(square == 0, 0.0, inverse_norm))
 
 
-def prepare_bytes(rows: Tensor) -> int:
-    """Bound on what `prepare` allocates beyond its result."""
-    neurons, outer, inner = rows.shape
-    largest = max(PASS_ELEMENTS, neurons) if outer * inner > 1 else neurons
-    return min(rows.numel(), largest) * 20 + neurons * 64
-
-
 def block_sides(
     left: Neurons,
     right: Neurons,
@@ -95,6 +88,7 @@ def block_sides(
     preferred: tuple[int, int],
     pair_bytes: int,
     fixed_bytes: int = 0,
+    whole_rows: bool = False,
     max_bytes: int | None = None,
 ) -> tuple[int, int]:
     """Rows and columns of a block: `preferred`, or as much smaller as `max_bytes` asks for.
@@ -105,23 +99,26 @@ def block_sides(
         preferred: the fastest block; blocks are no larger than the matrix.
         pair_bytes: what the caller allocates for a pair of neurons in a block, the cosine included.
         fixed_bytes: what it allocates whatever the block.
-        max_bytes: bound on all of it, and on converted panels; None: none.
+        whole_rows: keep all columns of `preferred` and take fewer rows, down to one.
+        max_bytes: bound on all of it, on converted panels, and on what `prepare` took; None: none.
 
     Raises:
-        ValueError: even the smallest block, SMALLEST_SIDE squared, takes more.
+        ValueError: even the smallest block, SMALLEST_SIDE squared or one whole row, takes more.
     """
     sides = [min(preferred[0], left.rows.shape[0]), min(preferred[1], right.rows.shape[0])]
+    smallest = 1 if whole_rows else SMALLEST_SIDE
     while max_bytes is not None:
-        needed = fixed_bytes + sides[0] * sides[1] * pair_bytes + _panel_bytes(left, right, sides)
+        block_bytes = fixed_bytes + sides[0] * sides[1] * pair_bytes + _panel_bytes(left, right, sides)
+        needed = max(block_bytes, _prepare_bytes(left.rows), _prepare_bytes(right.rows))
         if needed <= max_bytes:
             break
-        longer = 0 if sides[0] > sides[1] else 1
-        if sides[longer] <= SMALLEST_SIDE:
+        longer = 0 if whole_rows or sides[0] > sides[1] else 1
+        if sides[longer] <= smallest:
             raise ValueError(
                 f"max_bytes: expected at least {needed:,} for this input, which one block of {sides[0]} × {sides[1]} "
                 f"neurons takes, got {max_bytes:,}. Allow more, or leave max_bytes out."
             )
-        sides[longer] = max(SMALLEST_SIDE, sides[longer] // 2)
+        sides[longer] = max(smallest, sides[longer] // 2)
     return sides[0], sides[1]
 
 
@@ -137,7 +134,7 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
         _fill_products(out, left, row, right, column)
     row_inverse = left.inverse_norm[row : row + rows, None]
     column_inverse = right.inverse_norm[None, column : column + columns]
-    step = max(1, FINISH_ELEMENTS // columns)
+    step = max(1, FINISH_ELEMENTS // columns) if out.device.type == "cpu" else rows
     for top in range(0, rows, step):
         # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
         out[top : top + step].mul_(row_inverse[top : top + step] * column_inverse).clamp_(-1, 1)
@@ -184,11 +181,18 @@ def _settle_diagonal(out: Tensor, inverse_norm: Tensor, row: int, column: int) -
     inverse_norm = inverse_norm[first:last]
     square.diagonal().copy_(torch.where(inverse_norm > 0, 1.0, inverse_norm))
     if row == column:
+        # Below the diagonal a strip at a time, which keeps the copies small.
         for top in range(0, last - first, SMALLEST_SIDE):
             bottom = min(top + SMALLEST_SIDE, last - first)
             square[top:bottom, :top] = square[:top, top:bottom].T
             corner = square[top:bottom, top:bottom]
             corner.copy_(corner.triu() + corner.triu(1).T)
+
+
+def _prepare_bytes(rows: Tensor) -> int:
+    """Bound on what `prepare` allocates, its result included."""
+    neurons = rows.shape[0]
+    return 20 * min(rows.numel(), max(PASS_ELEMENTS, neurons)) + 64 * neurons
 
 
 def _sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]:

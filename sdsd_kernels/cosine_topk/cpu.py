@@ -1,0 +1,216 @@
+"""k nearest neurons in torch: blocks of cosines, each offered to the running top k of its rows and of its columns.
+
+Of neurons compared with themselves only the blocks on and above the diagonal are computed: a block's rows and its
+columns both learn from it. A block that holds nothing better than the k-th best of a row costs that row one pass for
+the maxima of groups of cosines; only groups whose maximum is better are looked into. Where k is a large part of the
+neurons nearly every group would be, so whole rows of cosines are computed then, and selected from once.
+
+Every row meets its columns in ascending order, stable sorts keep them so, and "better" is strictly greater: that is
+all it takes for equal cosines to come out by index. Serves every device and every dtype; on a CPU it is the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._cosine_blocks import Neurons, block_sides, fill_cosines, prepare
+
+GROUP = 32
+"""Cosines whose maximum is compared at once: 16 take longer to reduce, 64 leave more to look into."""
+BLOCK = (1024, 1024)
+"""4 MiB of cosines: 1.05 times as fast as 512 × 2048 or 2048² at 20,000 neurons of 512 samples."""
+WHOLE_ROWS_FROM = 16
+"""Whole rows are selected from where k is more than a WHOLE_ROWS_FROM-th of the neurons."""
+STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
+"""Cosines of whole rows held at a time."""
+PAIR_COPIES = 10
+"""What a pair in a block may take, in cosines: one itself, and up to nine where one row learns of a whole block of
+better ones while every other row learns of one. Random neurons take two."""
+
+
+def cosine_topk_torch(
+    rows: Tensor,
+    others: Tensor | None,
+    k: int,
+    *,
+    farthest: bool,
+    center: bool,
+    max_bytes: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Tensor, Tensor]:
+    """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
+    left = prepare(rows, center=center)
+    right = left if others is None else prepare(others, center=center)
+    neighbors = right.rows.shape[0]
+    whole_rows = rows.device.type != "cpu" or k * WHOLE_ROWS_FROM > neighbors
+    sides = _sides(left, right, k, whole_rows, max_bytes)
+    best = TopK(rows.shape[0], k, left.inverse_norm)
+    blocks = list(_blocks(rows.shape[0], neighbors, sides, triangle=right is left and not whole_rows))
+    # Padded to whole groups, with places for the widest block.
+    buffer = left.inverse_norm.new_empty(_whole_groups(sides[0]) * _whole_groups(sides[1]))
+    for done, block in enumerate(blocks):
+        scores = _scores(buffer, block, left, right, farthest)
+        if whole_rows:
+            best.take(block.row, scores[: block.rows])
+        else:
+            best.offer(block.row, scores[: block.rows], block.column)
+            if right is left:
+                # Columns that are rows of this block have met it already.
+                first = max(0, block.row + block.rows - block.column)
+                if first < block.columns:
+                    best.offer(block.column + first, scores[:, first : block.columns].T, block.row)
+        if progress is not None:
+            progress(done + 1, len(blocks))
+    return best.result(farthest)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Cosines of neurons [row, row + rows) with neurons [column, column + columns)."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+
+def _sides(left: Neurons, right: Neurons, k: int, whole_rows: bool, max_bytes: int | None) -> tuple[int, int]:
+    neighbors = right.rows.shape[0]
+    preferred = BLOCK
+    if whole_rows:
+        elements = STRIP_ELEMENTS["cpu" if left.rows.device.type == "cpu" else "cuda"]
+        preferred = (max(1, elements // neighbors), neighbors)
+    return block_sides(
+        left,
+        right,
+        preferred=preferred,
+        pair_bytes=PAIR_COPIES * left.dtype.itemsize,
+        whole_rows=whole_rows,
+        max_bytes=max_bytes,
+    )
+
+
+def _blocks(rows: int, columns: int, sides: tuple[int, int], *, triangle: bool) -> Iterator[Block]:
+    """All blocks, or those on and above the diagonal, from left to right and from top to bottom."""
+    for row in range(0, rows, sides[0]):
+        for column in range(row if triangle else 0, columns, sides[1]):
+            yield Block(row, column, min(sides[0], rows - row), min(sides[1], columns - column))
+
+
+def _whole_groups(count: int) -> int:
+    return -(-count // GROUP) * GROUP
+
+
+def _scores(buffer: Tensor, block: Block, left: Neurons, right: Neurons, farthest: bool) -> Tensor:
+    """Cosines of a block, negated for `farthest`, -inf where no neighbour is; padded to whole groups both ways."""
+    shape = _whole_groups(block.rows), _whole_groups(block.columns)
+    padded = buffer[: shape[0] * shape[1]].view(shape)
+    scores = padded[: block.rows, : block.columns]
+    fill_cosines(scores, left, block.row, right, block.column)
+    if farthest:
+        scores.neg_()
+    padded[block.rows :] = -torch.inf
+    padded[:, block.columns :] = -torch.inf
+    if right is left:
+        first = max(block.row, block.column)
+        last = min(block.row + block.rows, block.column + block.columns)
+        if first < last:
+            places = slice(first - block.row, last - block.row), slice(first - block.column, last - block.column)
+            scores[places].fill_diagonal_(-torch.inf)
+    for dim, neurons, start, size in ((0, left, block.row, block.rows), (1, right, block.column, block.columns)):
+        without_direction = (~neurons.directed[start : start + size]).nonzero().flatten()
+        if len(without_direction):
+            scores.index_fill_(dim, without_direction, -torch.inf)
+    return padded
+
+
+class TopK:
+    """The k best scores of every row so far, best first, equal ones by place; -inf and -1 where there are fewer."""
+
+    def __init__(self, rows: int, k: int, like: Tensor) -> None:
+        self.k = k
+        self.values = like.new_full((rows, k), -torch.inf)
+        self.indices = torch.full((rows, k), -1, dtype=torch.int64, device=like.device)
+
+    def take(self, first_row: int, scores: Tensor) -> None:
+        """Set rows from `first_row` on to the best of all their scores."""
+        which = slice(first_row, first_row + scores.shape[0])
+        self.values[which], self.indices[which] = stable_topk(scores, self.k)
+
+    def offer(self, first_row: int, scores: Tensor, first_column: int) -> None:
+        """Let rows from `first_row` on take what is better among `scores` (rows, a whole number of groups of columns).
+
+        What the same row is offered later must lie further right.
+        """
+        which = slice(first_row, first_row + scores.shape[0])
+        threshold = self.values[which, -1:].clone()
+        maxima = _group_maxima(scores)
+        wanted = maxima > threshold
+        raised = threshold
+        if 4 * int(wanted.count_nonzero()) > wanted.numel():
+            if maxima.shape[1] > self.k:
+                # k scores of a row reach the k-th best of its maxima, so what is below it is out.
+                raised = maxima.topk(self.k, dim=1).values[:, -1:]
+                wanted &= maxima >= raised
+            if int(wanted.count_nonzero()) > min(2 * self.k, maxima.shape[1] - 1) * len(threshold):
+                self._merge_all(which, scores, first_column)
+                return
+        row, group = wanted.nonzero(as_tuple=True)
+        found = scores.unflatten(1, (-1, GROUP))[row, group]
+        hit, lane = ((found > threshold[row]) & (found >= raised[row])).nonzero(as_tuple=True)
+        if len(hit):
+            column = first_column + group[hit] * GROUP + lane
+            self._merge(first_row + row[hit], column, found[hit, lane])
+
+    def result(self, farthest: bool) -> tuple[Tensor, Tensor]:
+        """Cosines and places; NaN and -1 where there are fewer than k."""
+        missing = self.values == -torch.inf
+        if farthest:
+            self.values.neg_()
+        return self.values.masked_fill_(missing, torch.nan), self.indices.masked_fill_(missing, -1)
+
+    def _merge(self, row: Tensor, column: Tensor, value: Tensor) -> None:
+        """Merge single scores, given in ascending order of row and column."""
+        touched, counts = torch.unique_consecutive(row, return_counts=True)
+        width = self.k + int(counts.max())
+        values = self.values.new_full((len(touched), width), -torch.inf)
+        indices = self.indices.new_full((len(touched), width), -1)
+        values[:, : self.k] = self.values[touched]
+        indices[:, : self.k] = self.indices[touched]
+        line = torch.arange(len(touched), device=row.device).repeat_interleave(counts)
+        before = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        place = self.k + torch.arange(len(row), device=row.device) - before
+        values[line, place] = value
+        indices[line, place] = column
+        best, order = values.sort(dim=1, descending=True, stable=True)
+        self.values[touched] = best[:, : self.k]
+        self.indices[touched] = indices.gather(1, order[:, : self.k])
+
+    def _merge_all(self, which: slice, scores: Tensor, first_column: int) -> None:
+        best, order = stable_topk(torch.cat((self.values[which], scores), 1), self.k)
+        known = self.indices[which].gather(1, order.clamp(max=self.k - 1))
+        self.indices[which] = torch.where(order < self.k, known, order - self.k + first_column)
+        self.values[which] = best
+
+
+def _group_maxima(scores: Tensor) -> Tensor:
+    """Maxima of GROUP neighbouring columns, read in the order of memory."""
+    if scores.stride(0) < scores.stride(1):
+        return scores.T.unflatten(0, (-1, GROUP)).amax(1).T
+    return scores.unflatten(1, (-1, GROUP)).amax(2)
+
+
+def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk along dimension 1 with equal scores in the order of their places, on every device."""
+    best = scores.topk(k, dim=1, sorted=False).values
+    worst = best.amin(1, keepdim=True)
+    equal = scores == worst
+    wanted = (best == worst).sum(1, keepdim=True, dtype=torch.int32)
+    kept = (scores > worst) | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
+    places = kept.nonzero()[:, 1].view(-1, k)
+    best, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
+    return best, places.gather(1, order)

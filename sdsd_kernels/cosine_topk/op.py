@@ -1,0 +1,191 @@
+"""The k nearest neurons as a tensor operation: checks, choice of backend, torch.library registration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._backend import choose_backend
+from .._checks import check_choice, check_float_tensor
+from ..cosine_matrix.config import PRECISIONS
+from ..cosine_matrix.op import _as_rows, _check_shape
+from .config import MOST_NEIGHBORS
+from .cpu import cosine_topk_torch
+
+Progress = Callable[[int, int], None]
+
+
+def cosine_topk(
+    activations: Tensor,
+    k: int,
+    *,
+    neuron_dim: int = -1,
+    other: Tensor | None = None,
+    farthest: bool = False,
+    precision: str = "float32",
+    center: bool = False,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k highest (or lowest) cosines of every neuron and whose they are, without the matrix of all of them.
+
+        C = cosine_matrix(activations, neuron_dim=neuron_dim, center=center)          # never stored
+        C.fill_diagonal_(-inf)
+        values, indices = C.topk(k, dim=1)                                            # -C with farthest=True
+
+    Equal cosines are ordered by index; the same call gives the same bits. A neuron that is zero on every sample or has
+    a NaN or an infinity is nobody's neighbour and has none. Where a row has fewer than k neighbours the rest of it is
+    NaN in `values` and -1 in `indices`. Not differentiable: gather the neighbours by `indices` and compute what needs
+    a gradient.
+
+    Args:
+        activations: as `cosine_matrix` takes them: two or more dimensions; float64, float32, float16 or bfloat16.
+        k: how many neighbours, from 1 to one less than there are neurons (to all of `other`).
+        neuron_dim: the dimension that counts neurons, in `other` too; all others are samples.
+        other: look for neighbours among these neurons instead, over the same samples in the same order, in the same
+            dtype and on the same device. No neuron is left out then, for none is compared with itself.
+        farthest: the lowest cosines, lowest first, instead of the highest.
+        precision: what the products may be rounded to on a GPU: "float32" (accurate), "tf32" or "bf16".
+        center: subtract the mean of each neuron first, which makes cosines Pearson's correlations.
+        max_bytes: bound on the memory beyond input and result; None takes what is fastest: about 64 MiB on a CPU,
+            1 GiB of a GPU. The Triton kernel takes 60 bytes a neuron and k of a few partial results.
+        progress: called with (done, total) from time to time, in units of equal work, last with done == total.
+        backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 and keeps at
+            most 32 neighbours; torch serves beyond, on every device.
+
+    Returns:
+        values (neurons, k), float64 for float64 and float32 for all others, best first; indices (neurons, k), int64.
+
+    Raises:
+        TypeError: not a dense tensor of a supported floating-point dtype; k, neuron_dim or max_bytes no int.
+        ValueError: k out of range; a single neuron; fewer than two dimensions; no sample; neuron_dim out of range;
+            `other` with other samples, dtype or device; an unknown choice; Triton asked for where it cannot serve;
+            max_bytes too small for one block.
+
+    Source:
+        README.md in this folder.
+    """
+    rows, others = check_operands(activations, other, neuron_dim)
+    k = _check_k(k, rows, others)
+    check_choice(precision, "precision", PRECISIONS)
+    check_max_bytes(max_bytes)
+    chosen = choose_backend(backend, rows.device, kernel_lacks=_kernel_lacks(rows, k))
+    settings = (k, bool(farthest), precision, bool(center), max_bytes, chosen)
+    if progress is not None:
+        return _compute(rows, others, *settings, progress=progress)
+    return torch.ops.sdsd.cosine_topk.default(rows, others, *settings)
+
+
+def check_operands(
+    activations: Tensor, other: Tensor | None, neuron_dim: int, name: str = "activations", other_name: str = "other"
+) -> tuple[Tensor, Tensor | None]:
+    """`activations` and `other` as (N, OUTER, INNER) rows that cut their samples alike, without gradients."""
+    check_float_tensor(activations, name)
+    rows = _as_rows(activations.detach(), _check_shape(activations, neuron_dim))
+    if other is None:
+        return rows, None
+    check_float_tensor(other, other_name)
+    others = _as_rows(other.detach(), _check_shape(other, neuron_dim))
+    for what, expected, got in (
+        ("dtype", rows.dtype, others.dtype),
+        ("device", rows.device, others.device),
+        ("number of samples", rows[0].numel(), others[0].numel()),
+    ):
+        if expected != got:
+            raise ValueError(
+                f"{other_name}: expected the {what} of {name}, {expected}, got {got} (shapes {tuple(other.shape)} and "
+                f"{tuple(activations.shape)}, neuron_dim={neuron_dim}). Both must hold the same samples in one order."
+            )
+    return _cut_alike(rows, others)
+
+
+def _cut_alike(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The same (OUTER, INNER) for both: a view where either has one sample stride, else a copy of `others`."""
+    if rows.shape[1:] == others.shape[1:]:
+        return rows, others
+    if rows.shape[1] == 1:
+        return rows.reshape(rows.shape[0], *others.shape[1:]), others
+    return rows, others.reshape(others.shape[0], *rows.shape[1:])
+
+
+def _check_k(k: int, rows: Tensor, others: Tensor | None) -> int:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: expected an int, got {type(k).__name__}.")
+    if others is None and rows.shape[0] == 1:
+        raise ValueError(
+            "activations: expected at least two neurons, got 1, which has no neighbours. "
+            "Check that neuron_dim names the dimension that counts neurons."
+        )
+    most = rows.shape[0] - 1 if others is None else others.shape[0]
+    if not 1 <= k <= most:
+        whose = f"{rows.shape[0]} neurons" if others is None else f"{most} neurons in other"
+        raise ValueError(f"k: expected 1 to {most} for {whose}, got {k}.")
+    return k
+
+
+def check_max_bytes(max_bytes: int | None) -> None:
+    if max_bytes is None:
+        return
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
+        raise TypeError(f"max_bytes: expected an int or None, got {type(max_bytes).__name__}.")
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes: expected a positive number of bytes, got {max_bytes}.")
+
+
+def _kernel_lacks(rows: Tensor, k: int) -> str | None:
+    if rows.dtype == torch.float64:
+        return "the kernel has no float64"
+    if k > MOST_NEIGHBORS:
+        return f"the kernel keeps at most {MOST_NEIGHBORS} neighbours and k is {k}"
+    return None
+
+
+def _compute(
+    rows: Tensor,
+    others: Tensor | None,
+    k: int,
+    farthest: bool,
+    precision: str,
+    center: bool,
+    max_bytes: int | None,
+    backend: str,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    if backend == "triton":
+        from .kernel import launch_cosine_topk
+
+        return launch_cosine_topk(
+            rows, others, k, farthest=farthest, precision=precision, center=center, max_bytes=max_bytes,
+            progress=progress,
+        )  # fmt: skip
+    return cosine_topk_torch(
+        rows, others, k, farthest=farthest, center=center, max_bytes=max_bytes, progress=progress
+    )  # fmt: skip
+
+
+# Not torch.library.custom_op: its first call imports the compiler, which takes three seconds.
+_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
+_LIBRARY.define(
+    "cosine_topk(Tensor rows, Tensor? others, int k, bool farthest, str precision, bool center, int? max_bytes, "
+    "str backend) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIBRARY.impl("cosine_topk", _compute, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sdsd::cosine_topk", lib=_LIBRARY)
+def _(
+    rows: Tensor,
+    others: Tensor | None,
+    k: int,
+    farthest: bool,
+    precision: str,
+    center: bool,
+    max_bytes: int | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    return rows.new_empty((rows.shape[0], k), dtype=dtype), rows.new_empty((rows.shape[0], k), dtype=torch.int64)
