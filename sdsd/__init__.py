@@ -5,7 +5,9 @@
 `GammaMonitor`              the same for every parameter inside an ordinary training loop
 `compute_gamma`             the same over batches of a data loader, as the seed document proposed it
 `neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
-`GramAccumulator`           the same when activations come in batches, or lie on several machines
+`neuron_neighbors`          the k nearest or farthest neurons of each, without that matrix
+`cosine_between`            cosine similarity of the neurons of two layers, or of two models
+`GramAccumulator`           the cosine matrix when activations come in batches, or lie on several machines
 `validate`                  compare every backend on this machine with the definitions
 ==========================  ================================================================================
 """
@@ -13,7 +15,7 @@
 from sdsd_kernels import validate
 
 from .gamma import GammaMonitor, GammaStats, compute_gamma, gamma_stats
-from .geometry import GramAccumulator, neuron_cosine_matrix
+from .geometry import GramAccumulator, cosine_between, neuron_cosine_matrix, neuron_neighbors
 
 __version__ = "0.1.0"
 
@@ -22,7 +24,9 @@ __all__ = [
     "GammaStats",
     "GramAccumulator",
     "compute_gamma",
+    "cosine_between",
     "gamma_stats",
     "neuron_cosine_matrix",
+    "neuron_neighbors",
     "validate",
 ]

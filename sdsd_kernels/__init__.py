@@ -5,6 +5,8 @@ function               reads                                      gives
 =====================  =========================================  ================================================
 `gamma_moments`        per-sample gradients, (N, P) or a list     ‖mean‖², Σ‖g_i − mean‖², two numbers a sample
 `cosine_matrix`        activations, one neuron an index of a dim  cosine of every pair of neurons, (n, n)
+`cosine_topk`          activations                                the k nearest or farthest of every neuron, (n, k)
+`cosine_between`       activations of two layers or models        cosines of the neurons of both, (n, m)
 `gram_accumulate`      activations, and a sum (n, n) of products  the sum, with theirs added, in place
 `weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
 =====================  =========================================  ================================================
@@ -16,7 +18,9 @@ A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment v
 
 from ._backend import BACKENDS, available_backends
 from ._validate import ValidationReport, validate
+from .cosine_between.op import cosine_between
 from .cosine_matrix.op import cosine_matrix
+from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
 from .gram_accumulate.op import gram_accumulate
 from .weight_grad_stats.op import WeightGradStats, weight_grad_stats
@@ -27,7 +31,9 @@ __all__ = [
     "ValidationReport",
     "WeightGradStats",
     "available_backends",
+    "cosine_between",
     "cosine_matrix",
+    "cosine_topk",
     "gamma_moments",
     "gram_accumulate",
     "validate",

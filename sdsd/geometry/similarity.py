@@ -1,4 +1,4 @@
-"""How similar neurons are: the cosine of every pair."""
+"""How similar neurons are: the cosine of every pair, in one layer or between two."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sdsd_kernels import cosine_between as _cosine_between
 from sdsd_kernels import cosine_matrix
+
+from ._arithmetic import Progress, reporter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,14 +78,77 @@ def neuron_cosine_matrix(
     )
 
 
-def _as_tensor(activations: Tensor | np.ndarray) -> Tensor:
+def cosine_between(
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray,
+    *,
+    neuron_dim: int | None = None,
+    zero: str = "zero",
+    center: bool = False,
+    max_bytes: int | None = None,
+    progress: Progress = False,
+) -> Tensor:
+    """Cosine similarity of every neuron of `x` with every neuron of `y`, over the samples both saw.
+
+        C[i, j] = Σ_s x_si y_sj / √(Σ_s x_si²  Σ_s y_sj²)
+
+    What matching the neurons of two models, or of two layers, starts from; with center=True the cross-correlation
+    matrix. |C| ≤ 1. A neuron with a NaN or an infinity has NaN in its row or column and nowhere else. Not
+    differentiable.
+
+    Args:
+        x: activations as `neuron_cosine_matrix` takes them.
+        y: those of other neurons for the same samples in the same order, in the same dtype and on the same device.
+        neuron_dim: the dimension that counts neurons in both; all others are samples. None means, for each, the last
+            dimension for two and three dimensions and dimension 1 from four up.
+        zero: row or column of a neuron that is zero on every sample: "zero" | "nan" | "raise" (a ValueError).
+        center: subtract each neuron's mean over samples first: Pearson's correlation.
+        max_bytes: bound on the memory beyond activations and result; None takes what is fastest.
+        progress: True for a line on standard error, or a function called with (done, total).
+
+    Returns:
+        (neurons of x, neurons of y), float64 for float64 and float32 for all others, on the device of `x`.
+
+    Raises:
+        TypeError: no tensor or array of floating-point numbers; neuron_dim or max_bytes no int; progress neither a
+            bool nor callable.
+        ValueError: fewer than two dimensions, no neuron or no sample, neuron_dim out of range, other samples, dtype or
+            device in `y`, an unknown zero policy, a zero neuron with zero="raise", max_bytes too small for one block.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1.0, 2.0], [1.0, 0.0]])        # two samples, two neurons
+        >>> y = torch.tensor([[3.0, 0.0, 1.0], [3.0, 1.0, 0.0]])
+        >>> cosine_between(x, y)
+        tensor([[1.0000, 0.7071, 0.7071],
+                [0.7071, 0.0000, 1.0000]])
+    """
+    one, two, neuron_dim = _neuron_dim_of_both(_as_tensor(x, "x"), _as_tensor(y, "y"), neuron_dim)
+    assert two is not None
+    report = None if progress is False else reporter(progress, "cosine_between")
+    return _cosine_between(
+        one, two, neuron_dim=neuron_dim, zero=zero, center=center, max_bytes=max_bytes, progress=report
+    )
+
+
+def _neuron_dim_of_both(x: Tensor, y: Tensor | None, neuron_dim: int | None) -> tuple[Tensor, Tensor | None, int]:
+    """Both tensors and their dimension of neurons; neurons are moved to the front where the default differs."""
+    if neuron_dim is not None:
+        return x, y, neuron_dim
+    of_x, of_y = (1 if part is not None and part.dim() >= 4 else -1 for part in (x, y))
+    if y is None or of_x == of_y:
+        return x, y, of_x
+    return x.movedim(of_x, 0), y.movedim(of_y, 0), 0
+
+
+def _as_tensor(activations: Tensor | np.ndarray, name: str = "activations") -> Tensor:
     """A tensor over the same memory where torch can share it."""
     if isinstance(activations, Tensor):
         return activations
     if type(activations).__module__.split(".")[0] != "numpy" or not hasattr(activations, "__array_interface__"):
         raise TypeError(
-            f"activations: expected a torch.Tensor or a NumPy array, got {type(activations).__name__}. "
-            "Convert it first, for example with torch.as_tensor(activations)."
+            f"{name}: expected a torch.Tensor or a NumPy array, got {type(activations).__name__}. "
+            f"Convert it first, for example with torch.as_tensor({name})."
         )
     try:
         with warnings.catch_warnings():
@@ -91,8 +157,8 @@ def _as_tensor(activations: Tensor | np.ndarray) -> Tensor:
             return torch.as_tensor(activations)
     except TypeError as error:
         raise TypeError(
-            f"activations: expected an array of floating-point numbers, got dtype {activations.dtype}. "
-            "Pass activations.astype('float32')."
+            f"{name}: expected an array of floating-point numbers, got dtype {activations.dtype}. "
+            f"Pass {name}.astype('float32')."
         ) from error
     except ValueError:
         # Negative strides.

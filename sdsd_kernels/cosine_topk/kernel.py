@@ -208,11 +208,7 @@ def launch_cosine_topk(
     left = _norms(rows, center)
     right = left if others is None else _norms(others, center)
     others = rows if others is None else others
-    # Waits for the device once: operands scaled on load take a different kernel. float16 cannot leave float32's range.
-    scale_operands = center or (
-        rows.dtype != torch.float16
-        and any(bool(side.out_of_range.any()) for side in {id(left): left, id(right): right}.values())
-    )
+    scale_operands = center or _leave_the_range(left, right, rows.dtype)
     arch = architecture(rows.device)
     dot = dot_precision(precision, rows.dtype, center=center, arch=arch)
     choice = config.topk_config(arch, dot)
@@ -266,6 +262,11 @@ def launch_cosine_topk(
                 torch.cuda.synchronize(rows.device)
             progress(last, row_tiles)
     return _merged(values, indices, k, farthest)
+
+
+def _leave_the_range(left: _Norms, right: _Norms, dtype: torch.dtype) -> bool:
+    """Whether squares leave float32's range, which takes another kernel; asks the device once. float16 has none such."""
+    return dtype != torch.float16 and bool(left.out_of_range.any() | right.out_of_range.any())
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -1,0 +1,116 @@
+"""Cosines between two sets of neurons as a tensor operation: checks, torch.library registration, blocks of products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._checks import check_choice
+from .._cosine_blocks import Neurons, block_sides, fill_cosines, prepare
+from ..cosine_matrix.op import ZERO_POLICIES
+from ..cosine_topk.op import check_max_bytes, check_operands
+
+Progress = Callable[[int, int], None]
+
+BLOCK = {"cpu": (1024, 4096), "cuda": (8192, 8192)}
+"""Cosines filled at a time. Products are written where they stay, so blocks only bound what is converted beside them."""
+
+
+def cosine_between(
+    x: Tensor,
+    y: Tensor,
+    *,
+    neuron_dim: int = -1,
+    zero: str = "zero",
+    center: bool = False,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Cosine similarity of every neuron of `x` with every neuron of `y`, over the samples they share.
+
+        a, b = (part.movedim(neuron_dim, 0).flatten(1) for part in (x, y))      # (N, SAMPLES), (M, SAMPLES)
+        a, b = (part - part.mean(1, keepdim=True) for part in (a, b))           # only with center=True
+        C = normalize(a, dim=1) @ normalize(b, dim=1).T                         # (N, M)
+
+    Entries are at most 1 in size. Norms and sums are float32 for half inputs, and neurons may be anywhere from 1e-30
+    to 1e30 in size, in one matrix too. A neuron with a NaN or an infinity has NaN in its row or column and nowhere
+    else. The same call gives the same bits. Not differentiable.
+
+    Args:
+        x: two or more dimensions; float64, float32, float16 or bfloat16; any strides.
+        y: the same samples in the same order, in the same dtype and on the same device; any number of neurons.
+        neuron_dim: the dimension that counts neurons, in both; all others are samples.
+        zero: what a neuron that is zero on every sample gets in its row or column: "zero" | "nan" | "raise".
+            A neuron with NaN keeps NaN where it meets one of zeros.
+        center: subtract the mean of each neuron first, which makes the result Pearson's correlation.
+        max_bytes: bound on the memory beyond input and result; None takes what is fastest.
+        progress: called with (done, total) from time to time, in blocks, last with done == total.
+
+    Returns:
+        (N, M), float64 for float64 and float32 for all others.
+
+    Raises:
+        TypeError: not a dense tensor of a supported floating-point dtype; neuron_dim or max_bytes no int.
+        ValueError: fewer than two dimensions, no neuron, no sample, neuron_dim out of range, other samples, dtype or
+            device in `y`, an unknown choice, zero="raise" and a neuron that is zero on every sample, max_bytes too
+            small for one block.
+
+    Source:
+        README.md in this folder.
+    """
+    left, right = check_operands(x, y, neuron_dim, "x", "y")
+    assert right is not None
+    check_choice(zero, "zero", ZERO_POLICIES)
+    check_max_bytes(max_bytes)
+    if progress is not None:
+        return _compute(left, right, zero, bool(center), max_bytes, progress)
+    return torch.ops.sdsd.cosine_between.default(left, right, zero, bool(center), max_bytes)
+
+
+def _compute(
+    x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None, progress: Progress | None = None
+) -> Tensor:
+    left, right = prepare(x, center=center), prepare(y, center=center)
+    if zero == "raise":
+        _refuse_zeros(left, "x", center)
+        _refuse_zeros(right, "y", center)
+    out = left.inverse_norm.new_empty((x.shape[0], y.shape[0]))
+    # The scale of a block exists beside it on a GPU; on a CPU it is made a piece at a time.
+    preferred = BLOCK["cpu" if out.device.type == "cpu" else "cuda"]
+    pair_bytes = 0 if out.device.type == "cpu" else out.dtype.itemsize
+    sides = block_sides(left, right, preferred=preferred, pair_bytes=pair_bytes, max_bytes=max_bytes)
+    blocks = [(row, column) for row in range(0, len(out), sides[0]) for column in range(0, out.shape[1], sides[1])]
+    for done, (row, column) in enumerate(blocks):
+        fill_cosines(out[row : row + sides[0], column : column + sides[1]], left, row, right, column)
+        if progress is not None:
+            progress(done + 1, len(blocks))
+    if zero == "nan":
+        out[left.inverse_norm == 0] = torch.nan
+        out[:, right.inverse_norm == 0] = torch.nan
+    return out
+
+
+def _refuse_zeros(neurons: Neurons, name: str, center: bool) -> None:
+    dead = (neurons.inverse_norm == 0).nonzero().flatten().tolist()
+    if dead:
+        what = "the same on every sample, so zero after centring" if center else "zero on every sample"
+        raise ValueError(
+            f"{name}: expected every neuron to have a direction, got {len(dead)} that are {what} "
+            f"(first: {dead[:5]}). Remove them, or use zero='zero' or zero='nan'."
+        )
+
+
+# Not torch.library.custom_op: its first call imports the compiler, which takes three seconds.
+_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
+_LIBRARY.define(
+    "cosine_between(Tensor x, Tensor y, str zero, bool center, int? max_bytes) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIBRARY.impl("cosine_between", _compute, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sdsd::cosine_between", lib=_LIBRARY)
+def _(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:
+    return x.new_empty((x.shape[0], y.shape[0]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
