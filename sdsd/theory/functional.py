@@ -31,15 +31,12 @@ from torch import Tensor, nn
 from sdsd_kernels import cosine_matrix
 
 from ..gamma.student import incomplete_beta
+from ._segments import Slice
+from .quotient import Symmetries, symmetries
 
 VOLUMES = ("log", "union")
-SCALABLE = (
-    nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
-    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-"""Layers that let a neuron's positive scale through."""
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+HINT = "layers=[('fc1', 'fc2')] for the neurons that fc1 writes and fc2 reads"
 ROUNDING = 1e-12
 """A cap holds its edge: points are drawn up to it, and their cosine with the centre is rounded."""
 CHUNK = 1 << 22
@@ -239,24 +236,32 @@ class NeuronLayer(NamedTuple):
     mass: Tensor
 
 
-def hidden_layers(model: nn.Module, layers: Iterable[tuple[str, str]] | None = None) -> list[NeuronLayer]:
+def hidden_layers(model: nn.Module | Symmetries, layers: Iterable[tuple[str, str]] | None = None) -> list[NeuronLayer]:
     """The hidden layers of `model` as rows and masses, in the graph of its parameters.
 
+    Without `layers` these are the neurons that `symmetries` finds can be rescaled: those behind which scale passes to
+    the next weights, as through ReLU, pooling and dropout. Neurons that a residual add joins are one layer. A norm
+    between weights and activation leaves (γ, β) as all that can be rescaled, which is no direction in the inputs: name
+    such layers.
+
     Args:
-        model: an nn.Sequential (nested ones too) of Linear and convolution layers with ReLU, pooling, dropout or
-            flattening between them; any module when `layers` is given.
+        model: what `symmetries` can trace, or its result, found once for many calls; any module with `layers`.
         layers: (name of the layer that writes the neurons, name of the layer that reads them), as in
             `model.named_modules()`. Whether scale may pass between the two is then the caller's word.
 
     Raises:
-        ValueError: no hidden layer; something between two layers that holds scale back (a norm, Tanh, …); an unknown
-            name; layers whose sizes do not fit, or grouped convolutions as readers.
-        TypeError: a model that is no nn.Sequential, without `layers`; a name that is no Linear or convolution.
+        ValueError: no hidden layer found; a norm that writes the neurons; an unknown name; layers whose sizes do not
+            fit, or grouped convolutions as readers; a model that torch.fx cannot trace.
+        TypeError: a name that is no Linear or convolution.
     """
-    pairs = _sequential_pairs(model) if layers is None else list(layers)
+    if layers is not None:
+        module = model.model if isinstance(model, Symmetries) else model
+        pairs = [_neuron_layer(module, writer, reader) for writer, reader in layers]
+    else:
+        pairs = _rescalable_layers(model if isinstance(model, Symmetries) else symmetries(model))
     if not pairs:
-        raise ValueError("model: expected at least one hidden layer, which one layer writes and another reads.")
-    return [_neuron_layer(model, writer, reader) for writer, reader in pairs]
+        raise ValueError("layers: expected at least one pair of names, got none.")
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,7 @@ class GeometricFunctional:
 
 
 def geometric_functional(
-    model: nn.Module,
+    model: nn.Module | Symmetries,
     lam: float,
     *,
     volume: str = "log",
@@ -405,28 +410,39 @@ def _uniform_in_caps(centres: Tensor, angle: float, generator: torch.Generator) 
     return points
 
 
-def _sequential_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    """(writer, reader) of each hidden layer of a Sequential."""
-    if not isinstance(model, nn.Sequential):
-        raise TypeError(
-            f"model: expected an nn.Sequential, got {type(model).__name__}, whose order of layers cannot be read off. "
-            "Name the hidden layers: layers=[('fc1', 'fc2')] for the neurons that fc1 writes and fc2 reads."
+def _rescalable_layers(found: Symmetries) -> list[NeuronLayer]:
+    """One layer for each set of neurons that can be rescaled one by one."""
+    parameters = dict(found.model.named_parameters())
+    layers = []
+    for scaling in found.scalings:
+        if not scaling.outgoing:
+            continue
+        name = " + ".join(scaling.layers)
+        if scaling.norms or all(parameters[part.name].ndim < 2 for part in scaling.incoming):
+            raise ValueError(
+                f"model: a norm stands between the weights and the activation of {name!r} and has a scale of its own. "
+                f"Name the hidden layers to measure: {HINT}."
+            )
+        rows, out = (_by_neuron(parameters, parts, scaling.width) for parts in (scaling.incoming, scaling.outgoing))
+        mass = torch.linalg.vector_norm(rows, dim=1) * torch.linalg.vector_norm(out, dim=1)
+        layers.append(NeuronLayer(name, rows, mass))
+    if not layers:
+        raise ValueError(
+            f"model: no hidden layer whose neurons can be rescaled in {type(found.model).__name__}, so their masses "
+            f"are not defined. To measure some all the same: {HINT}. "
+            f"Found: {'; '.join(found.not_analysed) or 'nothing'}."
         )
-    pairs: list[tuple[str, str]] = []
-    writer, between = "", ""
-    for name, module in model.named_modules():
-        if isinstance(module, WEIGHTED):
-            if writer and between:
-                raise ValueError(
-                    f"model: between {writer!r} and {name!r} stands {between}, which does not let a neuron's scale "
-                    f"through, so its mass is not defined. To measure it all the same: layers=[({writer!r}, {name!r})]."
-                )
-            if writer:
-                pairs.append((writer, name))
-            writer, between = name, ""
-        elif not isinstance(module, (nn.Sequential, *SCALABLE)):
-            between = f"{type(module).__name__} ({name!r})"
-    return pairs
+    return layers
+
+
+def _by_neuron(parameters: dict[str, nn.Parameter], parts: Iterable[Slice], width: int) -> Tensor:
+    """All entries of `parts` that belong to each neuron; shape: (width, entries)."""
+    columns = []
+    for part in parts:
+        entries = parameters[part.name].movedim(part.axis, 0)
+        neurons = part.neurons(len(entries), width).to(entries.device)
+        columns.append(entries[neurons.argsort(stable=True)].reshape(width, -1))
+    return torch.cat(columns, 1)
 
 
 def _neuron_layer(model: nn.Module, writer: str, reader: str) -> NeuronLayer:

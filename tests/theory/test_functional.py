@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sdsd.theory import functional
+from sdsd.theory import canonicalize, functional, random_representative, symmetries
 from sdsd.theory.functional import (
     cap_share,
     geometric_functional,
@@ -394,18 +394,25 @@ class Named(nn.Module):
         super().__init__()
         self.fc1, self.act, self.fc2 = nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+NORMED = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+GROUPED = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2))
+
 
 @pytest.mark.parametrize(
     ("model", "layers", "error", "match"),
     [
-        (nn.Sequential(nn.Linear(3, 2)), None, ValueError, "at least one hidden layer"),
-        (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), None, ValueError, r"stands Tanh \('1'\)"),
-        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), None, ValueError, "BatchNorm1d"),
-        (Named(), None, TypeError, r"got Named, whose order"),
+        (nn.Sequential(nn.Linear(3, 2)), None, ValueError, "no hidden layer whose neurons can be rescaled"),
+        (Named(), None, ValueError, r"layers=\[\('fc1', 'fc2'\)\].*Tanh"),
+        (NORMED, None, ValueError, "a norm stands between the weights and the activation of '1'"),
+        (Named(), [], ValueError, "layers: expected at least one pair"),
         (Named(), [("fc1", "fc3")], ValueError, "has no layer 'fc3'. It has: fc1, fc2"),
         (Named(), [("fc1", "act")], TypeError, "got 'act', which is none"),
         (Named(), [("fc2", "fc1")], ValueError, "expected 'fc1' to read the 2 neurons of 'fc2', got 3 inputs"),
-        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), None, ValueError, "convolution of groups"),
+        (GROUPED, [("0", "2")], ValueError, "convolution of groups"),
     ],
 )
 def test_models(model, layers, error, match):
@@ -413,6 +420,50 @@ def test_models(model, layers, error, match):
         geometric_functional(model, 0.1, layers=layers)
 
 
-def test_a_named_pair_is_measured_whatever_stands_between():
-    model = Named()
-    assert geometric_functional(model, 0.1, layers=[("fc1", "fc2")]).value.requires_grad
+def test_named_pairs_are_measured_whatever_stands_between():
+    model = network()
+    named = hidden_layers(model, [("0", "2")])
+    found = hidden_layers(model)
+    assert torch.equal(named[0].rows, found[0].rows)
+    assert torch.allclose(named[0].mass, found[0].mass)
+    assert geometric_functional(Named(), 0.1, layers=[("fc1", "fc2")]).value.requires_grad
+    assert [layer.name for layer in hidden_layers(NORMED, [("0", "3")])] == ["0"]
+
+
+def test_symmetries_found_once_serve_many_calls():
+    model = network()
+    found = symmetries(model)
+    before = geometric_functional(found, 0.1).value.item()
+    with torch.no_grad():
+        model[0].weight[0] *= -1
+    after = geometric_functional(found, 0.1).value.item()
+    assert after == geometric_functional(model, 0.1).value.item() != before
+    assert geometric_functional(found, 0.1, layers=[("0", "2")]).value.item() == pytest.approx(after)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        return self.head(x + self.second(x).relu())
+
+
+def test_neurons_that_a_residual_add_joins_are_one_layer():
+    model = Residual()
+    (layer,) = hidden_layers(model)
+    assert layer.rows.shape == (5, 3 + 1 + 5)
+    out = torch.cat((model.second.weight[:, 2], model.head.weight[:, 2]))
+    assert layer.mass[2].item() == pytest.approx((layer.rows[2].norm() * out.norm()).item())
+
+
+def test_deep_networks_need_the_canonical_form():
+    torch.manual_seed(0)
+    deep = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 2)).double()
+    moved = random_representative(deep, seed=1)
+    raw = [geometric_functional(model, 0.2).value.item() for model in (deep, moved)]
+    canonical = [geometric_functional(canonicalize(model), 0.2).value.item() for model in (deep, moved)]
+    assert abs(raw[0] - raw[1]) > 1e-3
+    assert canonical[0] == pytest.approx(canonical[1], abs=1e-9)
