@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from .. import GammaMonitor, GammaStats
 from .._extras import require
-from ..geometry.merge import merged
+from ..geometry.merge import merge
 from ..geometry.neighbours import extreme_pairs
 from ._display import GAMMA_COLUMNS, Display, choose_display, table_row
 from ._files import prepare_output, versions, write_json
@@ -283,7 +283,7 @@ def merge_cohorts(
     loss_before, accuracy_before = evaluate(network, images, labels)
 
     def cost(pairs: Iterable[tuple[int, int]]) -> tuple[float, float]:
-        with merged(network, layer, pairs):
+        with merge(network, layer, pairs):
             loss, accuracy = evaluate(network, images, labels)
         return loss - loss_before, accuracy - accuracy_before
 

@@ -1,0 +1,50 @@
+"""A model as it was: its tensors and its modes put back, whatever happened in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards parameters, buffers, requires_grad and modes are as before, bit for bit; copies wait meanwhile."""
+    modes = [(module, module.training) for module in model.modules()]
+    held: list[tuple[dict[str, Any], str, Tensor, Tensor, bool]] = [
+        (store, name, tensor, tensor.detach().clone(), tensor.requires_grad)
+        for module in model.modules()
+        for store in (module._parameters, module._buffers)
+        for name, tensor in store.items()
+        if tensor is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for store, name, tensor, copy, requires_grad in held:
+                store[name] = tensor
+                if (tensor.dtype, tensor.device, tensor.shape) == (copy.dtype, copy.device, copy.shape):
+                    tensor.copy_(copy)
+                else:
+                    tensor.data = copy
+                if tensor.requires_grad != requires_grad:
+                    tensor.requires_grad_(requires_grad)
+        for module, training in modes:
+            module.training = training
