@@ -10,12 +10,12 @@ from torch import Tensor
 from .._checks import check_choice
 from .._cosine_blocks import Neurons, block_sides, fill_cosines, prepare
 from ..cosine_matrix.op import ZERO_POLICIES
-from ..cosine_topk.op import check_max_bytes, check_operands
+from ..cosine_topk.op import check_max_bytes, rows_of_both
 
 Progress = Callable[[int, int], None]
 
 BLOCK = {"cpu": (1024, 4096), "cuda": (8192, 8192)}
-"""Cosines filled at a time. Products are written where they stay, so blocks only bound what is converted beside them."""
+"""Cosines filled at a time. Products are written where they stay: blocks only bound what is converted beside them."""
 
 
 def cosine_between(
@@ -60,8 +60,7 @@ def cosine_between(
     Source:
         README.md in this folder.
     """
-    left, right = check_operands(x, y, neuron_dim, "x", "y")
-    assert right is not None
+    left, right = rows_of_both(x, y, neuron_dim, ("x", "y"))
     check_choice(zero, "zero", ZERO_POLICIES)
     check_max_bytes(max_bytes)
     if progress is not None:

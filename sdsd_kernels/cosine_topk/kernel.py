@@ -265,7 +265,7 @@ def launch_cosine_topk(
 
 
 def _leave_the_range(left: _Norms, right: _Norms, dtype: torch.dtype) -> bool:
-    """Whether squares leave float32's range, which takes another kernel; asks the device once. float16 has none such."""
+    """Whether squares leave float32's range, which takes another kernel. Waits for the device; float16 has none."""
     return dtype != torch.float16 and bool(left.out_of_range.any() | right.out_of_range.any())
 
 

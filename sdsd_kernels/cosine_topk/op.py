@@ -68,7 +68,9 @@ def cosine_topk(
     Source:
         README.md in this folder.
     """
-    rows, others = check_operands(activations, other, neuron_dim)
+    rows, others = rows_of(activations, neuron_dim, "activations"), None
+    if other is not None:
+        rows, others = rows_of_both(activations, other, neuron_dim, ("activations", "other"))
     k = _check_k(k, rows, others)
     check_choice(precision, "precision", PRECISIONS)
     check_max_bytes(max_bytes)
@@ -79,16 +81,15 @@ def cosine_topk(
     return torch.ops.sdsd.cosine_topk.default(rows, others, *settings)
 
 
-def check_operands(
-    activations: Tensor, other: Tensor | None, neuron_dim: int, name: str = "activations", other_name: str = "other"
-) -> tuple[Tensor, Tensor | None]:
-    """`activations` and `other` as (N, OUTER, INNER) rows that cut their samples alike, without gradients."""
+def rows_of(activations: Tensor, neuron_dim: int, name: str) -> Tensor:
+    """Checked `activations` as rows (N, OUTER, INNER), without gradients."""
     check_float_tensor(activations, name)
-    rows = _as_rows(activations.detach(), _check_shape(activations, neuron_dim))
-    if other is None:
-        return rows, None
-    check_float_tensor(other, other_name)
-    others = _as_rows(other.detach(), _check_shape(other, neuron_dim))
+    return _as_rows(activations.detach(), _check_shape(activations, neuron_dim))
+
+
+def rows_of_both(x: Tensor, y: Tensor, neuron_dim: int, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    """`x` and `y` as rows that cut the same samples alike, (N, OUTER, INNER) and (M, OUTER, INNER)."""
+    rows, others = rows_of(x, neuron_dim, names[0]), rows_of(y, neuron_dim, names[1])
     for what, expected, got in (
         ("dtype", rows.dtype, others.dtype),
         ("device", rows.device, others.device),
@@ -96,8 +97,8 @@ def check_operands(
     ):
         if expected != got:
             raise ValueError(
-                f"{other_name}: expected the {what} of {name}, {expected}, got {got} (shapes {tuple(other.shape)} and "
-                f"{tuple(activations.shape)}, neuron_dim={neuron_dim}). Both must hold the same samples in one order."
+                f"{names[1]}: expected the {what} of {names[0]}, {expected}, got {got} (shapes {tuple(y.shape)} and "
+                f"{tuple(x.shape)}, neuron_dim={neuron_dim}). Both must hold the same samples in one order."
             )
     return _cut_alike(rows, others)
 
