@@ -47,7 +47,7 @@ class Case:
 
     Attributes:
         op: the op's name, as in bench_<op>.py.
-        shape: gradients × parameters for gamma_stats, neurons × samples for neuron_cosine_matrix,
+        shape: gradients × parameters for gamma_stats, neurons × samples for neuron_cosine_matrix and neuron_neighbors,
             samples × positions × inputs × outputs of a layer for weight_grad_stats;
             the model's input for gamma_monitor (samples × positions × width for a transformer).
         dtype: "float32", "bfloat16", …
@@ -164,6 +164,26 @@ COSINE_CUDA = (
     ),
 )
 
+# neuron_neighbors, the ten nearest: neurons × samples.
+FAISS = "faiss IndexFlatIP"
+PRODUCTS_AND_TOPK = "matmul + topk by chunks"
+
+
+def _neighbors_cpu(neurons: int, samples: int) -> Case:
+    goals = (
+        Goal(OURS, FAISS, 1.0, faster=True),
+        Goal(OURS, FAISS, 1.0, faster=False, threads=1, metric="memory"),
+    )
+    return Case("neuron_neighbors", (neurons, samples), goals=goals)
+
+
+NEIGHBORS_CPU = (_neighbors_cpu(5000, 512), _neighbors_cpu(20_000, 512), _neighbors_cpu(20_000, 64))
+NEIGHBORS_CUDA = tuple(
+    Case("neuron_neighbors", shape, dtype, goals=(Goal(OURS, PRODUCTS_AND_TOPK, 1.0, faster=True),))
+    for dtype in ("float32", "bfloat16")
+    for shape in ((20_000, 512), (65_536, 1024))
+)
+
 # weight_grad_stats: samples × positions × inputs × outputs.
 PLAIN_WEIGHT_GRAD = "weight gradient"
 
@@ -223,8 +243,8 @@ MONITOR_CPU = (
 )
 
 CASES = {
-    "cpu": GAMMA_CPU + COSINE_CPU + WEIGHT_GRAD_CPU + MONITOR_CPU,
-    "cuda": GAMMA_CUDA + COSINE_CUDA + WEIGHT_GRAD_CUDA,
+    "cpu": GAMMA_CPU + COSINE_CPU + NEIGHBORS_CPU + WEIGHT_GRAD_CPU + MONITOR_CPU,
+    "cuda": GAMMA_CUDA + COSINE_CUDA + NEIGHBORS_CUDA + WEIGHT_GRAD_CUDA,
 }
 
 
