@@ -1,5 +1,7 @@
 """The SDSD theory as code: every claim of the framework that a program can compute, its correction where it fails."""
 
+from .curvature import CurvatureStats, curvature_gamma
+from .curvature_observer import CurvatureObserver
 from .dynamics import simulate
 from .functional import (
     GeometricFunctional,
@@ -27,10 +29,13 @@ from .rank import factorise, sense
 from .selection import select_on_hyperbola, select_on_line
 
 __all__ = [
+    "CurvatureObserver",
+    "CurvatureStats",
     "GeometricFunctional",
     "RealizedVolume",
     "Symmetries",
     "canonicalize",
+    "curvature_gamma",
     "factorise",
     "geometric_functional",
     "hidden_layers",

@@ -1,0 +1,166 @@
+"""Gradients of samples and Hessian-vector products of a mean loss, with nothing left behind in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from ..gamma import attachment
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes change no buffer and no random state, and no GammaMonitor measures them.
+
+    Attention takes its mathematical form, the only one with second derivatives.
+    """
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    watchers = [vars(module)[attachment.KEY] for module in model.modules() if attachment.is_attached(module)]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with ExitStack() as stack:
+        for session in {id(watcher.session): watcher.session for watcher in watchers}.values():
+            stack.enter_context(session.paused())
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+
+
+def length_of(batch: Any, name: str = "batch") -> int:
+    """How many samples a batch holds: the common first dimension of its tensors.
+
+    Raises:
+        ValueError: no tensor in it, or tensors of different lengths.
+    """
+    lengths = {leaf.shape[0] for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim}
+    if len(lengths) != 1:
+        raise ValueError(f"{name}: expected tensors with one common first dimension, got lengths {sorted(lengths)}.")
+    return lengths.pop()
+
+
+def part_of(batch: Any, start: int, stop: int) -> Any:
+    """Samples `start` to `stop` of a batch."""
+    return pytree.tree_map(lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
+
+
+def mean_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
+    """`loss_fn(model, batch)`, checked to be one number."""
+    loss = loss_fn(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss_fn: expected one number, the batch's mean loss, got {got}.")
+    return loss.reshape(())
+
+
+class _Loss(nn.Module):
+    """The loss as a module of its model, so that functional_call can put other parameters into the model."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, batch: Any) -> Tensor:
+        return mean_loss(self.loss_fn, self.model, batch)
+
+
+def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_per_gradient: int) -> Tensor:
+    """One gradient for every `samples_per_gradient` samples; shape: (n, trainable parameters), in the model's dtype.
+
+    Raises:
+        ValueError: the samples do not divide evenly; BatchNorm in train mode with single samples.
+    """
+    samples = length_of(batch)
+    if samples % samples_per_gradient:
+        raise ValueError(f"batch: its {samples} samples do not divide into gradients of {samples_per_gradient}.")
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if samples_per_gradient > 1:
+        starts = range(0, samples, samples_per_gradient)
+        return torch.stack(
+            [gradient(model, loss_fn, part_of(batch, start, start + samples_per_gradient)) for start in starts]
+        )
+    mixing = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+    ]
+    if mixing:
+        raise ValueError(
+            f"model: {mixing[0]} is a BatchNorm in train mode, which mixes the samples, so a sample has no gradient of "
+            "its own. Use samples_per_gradient > 1, or put it in eval mode."
+        )
+    constant = {f"model.{name}": p.detach() for name, p in model.named_parameters() if name not in trainable}
+    loss = _Loss(model, loss_fn)
+
+    def of_sample(parameters: dict[str, Tensor], sample: Any) -> Tensor:
+        one = pytree.tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, sample)
+        return torch.func.functional_call(loss, {**constant, **parameters}, (one,))
+
+    moving = {f"model.{name}": parameter.detach() for name, parameter in trainable.items()}
+    axes = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.ndim else None, batch)
+    rows = torch.func.vmap(torch.func.grad(of_sample), (None, axes), randomness="different")(moving, batch)
+    return torch.cat([rows[name].flatten(1) for name in moving], 1)
+
+
+def gradient(model: nn.Module, loss_fn: LossFunction, batch: Any) -> Tensor:
+    """Gradient of the mean loss of a batch; shape: (trainable parameters,)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(mean_loss(loss_fn, model, batch), parameters, materialize_grads=True)
+    return torch.cat([part.flatten() for part in found])
+
+
+class Hessian:
+    """The Hessian H of the mean loss of a batch, as products with vectors: double backward over one kept graph.
+
+    Use it inside `undisturbed`. `chunk` bounds how many samples' graphs are kept at a time.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, batch: Any, chunk: int | None = None) -> None:
+        self._model, self._loss_fn, self._batch = model, loss_fn, batch
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._sizes = [parameter.numel() for parameter in self._parameters]
+        self._samples = length_of(batch, "curvature_batch")
+        self._chunk = chunk or self._samples
+
+    def _graphs(self) -> Iterator[tuple[float, list[Tensor], list[int]]]:
+        """Weight, gradients with a graph, and the places of their parameters, for each chunk."""
+        for start in range(0, self._samples, self._chunk):
+            part = part_of(self._batch, start, start + self._chunk)
+            loss = mean_loss(self._loss_fn, self._model, part)
+            found = torch.autograd.grad(loss, self._parameters, create_graph=True, materialize_grads=True)
+            bent = [place for place, each in enumerate(found) if each.requires_grad]
+            yield length_of(part) / self._samples, [found[place] for place in bent], bent
+
+    def products(self, vectors: Callable[[int], Tensor], count: int) -> Iterator[tuple[int, Tensor]]:
+        """(k, the part of H·vectors(k) that one chunk gives) for every k < count and every chunk; float64.
+
+        Sums over chunks are left to the caller, who can take inner products first and keep numbers.
+        """
+        for weight, gradients, bent in self._graphs():
+            for k in range(count):
+                pieces = vectors(k).split(self._sizes)
+                seeds = [
+                    pieces[place].view_as(each).to(each.dtype) for place, each in zip(bent, gradients, strict=True)
+                ]
+                result = (
+                    torch.autograd.grad(gradients, self._parameters, seeds, retain_graph=True, materialize_grads=True)
+                    if gradients
+                    else [torch.zeros_like(parameter) for parameter in self._parameters]
+                )
+                yield k, weight * torch.cat([part.flatten() for part in result]).double()
+
+    def product(self, vector: Tensor) -> Tensor:
+        """H·vector; shape: (trainable parameters,), float64."""
+        return torch.stack([part for _, part in self.products(lambda _: vector, 1)]).sum(0)
