@@ -1,15 +1,25 @@
-"""Plain arithmetic whatever surrounds the call, and how far a long call has come."""
+"""What long calls share: plain arithmetic whatever surrounds them, powers of two that keep it in range, progress."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 Progress = bool | Callable[[int, int], None]
 """What a long call takes as `progress`: False, True for a line on standard error, or a function (done, total)."""
+
+UNSEEN = -(2**20)
+"""Exponent of a neuron that has been zero so far."""
+WINDOW = {torch.float32: (-30, 40, 126), torch.float64: (-300, 400, 1022)}
+"""A neuron is left unscaled if its first peak is in 2^(low, high): squares of what its mean hides, 2^-24 of the peak,
+stay normal, and so do sums over 2^40 samples. It is scaled anew when it grows by 2^high. The third bounds the scale."""
+PEAK_ELEMENTS = 2**18
+"""Values whose largest and smallest are looked for together, so that the second finds them in the cache."""
 
 
 @contextmanager
@@ -27,6 +37,40 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
     finally:
         if before != "highest":
             torch.set_float32_matmul_precision(before)
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent in float64, exactly, for integers; no less than 2^-1022."""
+    return ((exponent.long().clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
+
+
+def peaks(rows: Tensor) -> Tensor:
+    """max |x| of every row of a matrix; NaN if it has one.  # shape: (rows,)"""
+    pieces = rows.split(max(1, PEAK_ELEMENTS // max(1, rows.shape[0])), 1)
+    return torch.stack([torch.maximum(piece.amax(1), piece.amin(1).neg_()) for piece in pieces]).amax(0)
+
+
+def exponents_after(exponent: Tensor, peak: Tensor, dtype: torch.dtype) -> Tensor:
+    """The exponents of neurons that had `exponent`, after values with these peaks; products are in `dtype`."""
+    low, high, bound = WINDOW[dtype]
+    alive = peak.isfinite() & (peak > 0)
+    # frexp puts the mantissa in [1/2, 1).
+    found = torch.frexp(torch.where(alive, peak, 1.0)).exponent.clamp(-bound, bound)
+    first = torch.where((found > low) & (found < high), 0, found)
+    later = torch.where(found > exponent + high, found, exponent)
+    return torch.where(alive, torch.where(exponent == UNSEEN, first, later), exponent)
+
+
+def blas_reads(matrix: Tensor) -> bool:
+    """Whether one of the two dimensions is adjacent in memory and the other does not overlap it."""
+    (rows, columns), (down, across) = matrix.shape, matrix.stride()
+    return (across == 1 and down >= columns) or (down == 1 and across >= rows)
+
+
+def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
+    """ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def reporter(progress: Progress, what: str) -> Callable[[int, int], None]:

@@ -36,7 +36,19 @@ from torch import Tensor
 from sdsd_kernels import gram_accumulate
 
 from ._activations import FLOAT_DTYPES, neurons_first, sample_parts
-from ._arithmetic import Progress, plain_arithmetic, reporter
+from ._arithmetic import (
+    UNSEEN,
+    WINDOW,
+    Progress,
+    blas_reads,
+    check_choice,
+    exponents_after,
+    peaks,
+    plain_arithmetic,
+    power_of_two,
+    reporter,
+)
+from ._distributed import check_alike, check_group, gathered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +57,6 @@ if TYPE_CHECKING:
 PART_SAMPLES, PART_ELEMENTS = 1024, 2**22
 """Samples that are converted, and whose products are added to T, together: at least 1,024, more up to 16 MiB in
 float32. Smaller updates wait for each other in a buffer: adding to T takes longer than the products of 64 samples."""
-PEAK_ELEMENTS = 2**18
-"""Values whose largest and smallest are looked for together, so that the second finds them in the cache."""
 STRIP = 256
 """Rows of T that lie together, and are finished together."""
 BLOCK_COLUMNS = 512
@@ -55,13 +65,7 @@ TILE = 1024
 """Side of the largest product. 2,048 is as fast, and strips of 256 rows take 1.14 times as long at 4,096 neurons."""
 LEAF, LEAF_ROWS = 512, 128
 """A square on the diagonal of this side is computed in strips of so many rows, larger ones by halving."""
-UNSEEN = -(2**20)
-"""Exponent of a neuron that has been zero so far."""
-WINDOW = {torch.float32: (-30, 40, 126), torch.float64: (-300, 400, 1022)}
-"""A neuron is left unscaled if its first peak is in 2^(low, high): squares of what its mean hides, 2^-24 of the peak,
-stay normal, and so do sums over 2^40 samples. It is scaled anew when it grows by 2^high. The third bounds the scale."""
 SETTINGS = ("n", "center", "dtype")
-_SHOWN: dict[str, dict[int, Any]] = {"dtype": {4: "float32", 8: "float64"}, "center": {0: False, 1: True}}
 
 
 @dataclass(frozen=True)
@@ -209,10 +213,10 @@ class GramAccumulator:
             raise ValueError(f"n: expected at least one neuron, got {n}.")
         if dtype not in WINDOW:
             raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}. It is that of products.")
-        _check_choice(precision, "precision", ("float32", "tf32", "bf16"))
-        _check_choice(nonfinite, "nonfinite", ("warn", "raise"))
+        check_choice(precision, "precision", ("float32", "tf32", "bf16"))
+        check_choice(nonfinite, "nonfinite", ("warn", "raise"))
         if backend is not None:
-            _check_choice(backend, "backend", ("triton", "torch"))
+            check_choice(backend, "backend", ("triton", "torch"))
         self.n, self.center, self.dtype = n, bool(center), dtype
         self.device = torch.empty(0, device=device or "cpu").device
         self.precision, self.backend, self.nonfinite_policy, self.max_bytes = precision, backend, nonfinite, max_bytes
@@ -312,7 +316,7 @@ class GramAccumulator:
             ValueError: on every rank alike, where ranks differ in n, center or dtype, or none has seen a sample.
         """
         report = reporter(progress, "GramAccumulator.all_reduce")
-        _check_group(group)
+        check_group(group)
         with plain_arithmetic(self.device):
             self._settle()
             counts, rows = self._agreed(group)
@@ -346,7 +350,7 @@ class GramAccumulator:
                 direction.
         """
         report = reporter(progress, "GramAccumulator.cosine_matrix")
-        _check_choice(zero, "zero", ("zero", "nan", "raise"))
+        check_choice(zero, "zero", ("zero", "nan", "raise"))
         if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
             raise TypeError(
                 f"out_dtype: expected one of {', '.join(map(str, FLOAT_DTYPES))}, or None, got {out_dtype!r}."
@@ -516,9 +520,7 @@ class GramAccumulator:
 
     def _peaks(self, a: Tensor, sums: _Sums) -> tuple[Tensor, _Sums]:
         """max |a| of every neuron, and `sums` with those marked that are not finite."""
-        pieces = a.split(max(1, PEAK_ELEMENTS // self.n), 1)
-        peaks = [torch.maximum(piece.amax(1), piece.amin(1).neg_()) for piece in pieces]
-        peak = torch.stack(peaks).amax(0)
+        peak = peaks(a)
         nonfinite = ~peak.isfinite()
         if self.nonfinite_policy == "raise" and bool(nonfinite.any()):
             raise ValueError(
@@ -606,17 +608,17 @@ class GramAccumulator:
     def _prepared(self, part: Tensor, sums: _Sums) -> tuple[Tensor, Tensor | None, _Sums]:
         """A part (n, …) as scaled, centred rows (n, samples); the factor that old sums need; all of the new but T."""
         samples = part[0].numel()
-        plain = part.dim() == 2 and part.dtype == self.dtype and _blas_reads(part)
+        plain = part.dim() == 2 and part.dtype == self.dtype and blas_reads(part)
         a = part if plain and not self.center else self._copied(part, extra=int(self.center))
         peak = sums.peak
         if peak is None:
             peak, sums = self._peaks(a[:, :samples], sums)
-        exponent = _exponents(sums.exponent, peak, self.dtype)
+        exponent = exponents_after(sums.exponent, peak, self.dtype)
         grown = (exponent - sums.exponent) * (sums.exponent != UNSEEN)
         rescaled, scaled = torch.stack([grown.any(), ((exponent != 0) & (exponent != UNSEEN)).any()]).tolist()
-        factor = _power_of_two(-grown) if rescaled else None
+        factor = power_of_two(-grown) if rescaled else None
         if scaled:
-            scale = _power_of_two(-torch.where(exponent == UNSEEN, 0, exponent)).to(self.dtype)[:, None]
+            scale = power_of_two(-torch.where(exponent == UNSEEN, 0, exponent)).to(self.dtype)[:, None]
             a = a * scale if a is part else a.mul_(scale)
         mean = sums.mean
         if mean is not None:
@@ -678,20 +680,14 @@ class GramAccumulator:
 
     def _agreed(self, group: ProcessGroup | None) -> tuple[list[int], int]:
         """Samples of each rank of `group`, and rows of a block that all can hold; ValueError, on all ranks, if none."""
-        own = [self.n, int(self.center), self.dtype.itemsize, self._sums.samples, self._rows]
-        header = torch.tensor(own, dtype=torch.int64, device=self.device)
-        headers = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(headers, header, group=group)
-        found = [each.tolist() for each in headers]
-        for name, values in zip(SETTINGS, zip(*found, strict=True), strict=False):
-            if len(set(values)) > 1:
-                shown: dict[int, Any] = _SHOWN.get(name, {})
-                listed = ", ".join(f"rank {rank}: {shown.get(value, value)}" for rank, value in enumerate(values))
-                raise ValueError(f"all_reduce: expected the same {name} on all ranks, got {listed}.")
-        counts = [each[3] for each in found]
+        own = (self.n, int(self.center), self.dtype.itemsize, self._sums.samples, self._rows)
+        sizes, centers, itemsizes, counts, rows = gathered(own, group)
+        check_alike("all_reduce", "n", sizes)
+        check_alike("all_reduce", "center", list(map(bool, centers)))
+        check_alike("all_reduce", "dtype", [f"float{8 * itemsize}" for itemsize in itemsizes])
         if not any(counts):
             raise ValueError("all_reduce: expected at least one rank that has seen a sample, got none. Call update.")
-        return counts, min(each[4] for each in found)
+        return list(counts), min(rows)
 
     def _reduced(
         self,
@@ -760,7 +756,7 @@ class GramAccumulator:
     def _units(self) -> Tensor:
         """2^e, by which scaled values are multiplied to be what they were.  # shape: (n,)"""
         exponent = self._sums.exponent
-        return _power_of_two(torch.where(exponent == UNSEEN, 0, exponent))
+        return power_of_two(torch.where(exponent == UNSEEN, 0, exponent))
 
     def _expanded(
         self,
@@ -838,31 +834,9 @@ class GramAccumulator:
                 raise ValueError(f"state: expected {name} to be {expected}, got {got}.")
 
 
-def _check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def _check_group(group: ProcessGroup | None) -> None:
-    """RuntimeError unless this process is a rank of `group`."""
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "expected an initialised process group, got none. Call torch.distributed.init_process_group(...) first, "
-            "and start one process a rank, for example with torchrun."
-        )
-    if dist.get_rank(group) < 0:
-        raise RuntimeError("group: expected a process group that this rank is in. Call only on its ranks.")
-
-
 def _named(which: Tensor) -> str:
     indices = which.nonzero().flatten().tolist()
     return f"{len(indices)} neurons (first: {indices[:5]})"
-
-
-def _blas_reads(matrix: Tensor) -> bool:
-    """Whether one of the two dimensions is adjacent in memory and the other does not overlap it."""
-    (rows, columns), (down, across) = matrix.shape, matrix.stride()
-    return (across == 1 and down >= columns) or (down == 1 and across >= rows)
 
 
 def _halved(first: int, last: int) -> Iterator[tuple[slice, slice]]:
@@ -877,25 +851,9 @@ def _halved(first: int, last: int) -> Iterator[tuple[slice, slice]]:
     yield from _halved(half, last)
 
 
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent in float64, exactly, for integers; no less than 2^-1022."""
-    return ((exponent.long().clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
-
-
-def _exponents(exponent: Tensor, peak: Tensor, dtype: torch.dtype) -> Tensor:
-    """The exponents of neurons after a batch with these peaks."""
-    low, high, bound = WINDOW[dtype]
-    alive = peak.isfinite() & (peak > 0)
-    # frexp puts the mantissa in [1/2, 1).
-    found = torch.frexp(torch.where(alive, peak, 1.0)).exponent.clamp(-bound, bound)
-    first = torch.where((found > low) & (found < high), 0, found)
-    later = torch.where(found > exponent + high, found, exponent)
-    return torch.where(alive, torch.where(exponent == UNSEEN, first, later), exponent)
-
-
 def _unit_change(exponent: Tensor, common: Tensor) -> Tensor:
     """2^(exponent − common), by which values in the one unit are multiplied to be in the other."""
-    return _power_of_two(torch.where(exponent == UNSEEN, 0, exponent - common))
+    return power_of_two(torch.where(exponent == UNSEEN, 0, exponent - common))
 
 
 def _mean_of_means(means: list[Tensor], counts: list[int]) -> Tensor:
