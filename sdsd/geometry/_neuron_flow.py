@@ -63,8 +63,10 @@ class Obstacle(NamedTuple):
 
 
 class Touched(NamedTuple):
-    """A module with entries for single neurons: entry k of axis `dim` of its tensors belongs to `neurons[k]`, or to
-    something else where that is −1."""
+    """A module with entries for single neurons.
+
+    Entry k of axis `dim` of its tensors belongs to neuron `neurons[k]`, or to something else where that is −1.
+    """
 
     name: str
     kind: str
@@ -87,14 +89,12 @@ class Flow:
         neurons: the neuron of each entry of that axis, −1 for entries of something else.  # shape: (length,)
         ndim: dimensions of the tensor, where they are known.
         spread: "blocks" | "interleaved" once a flatten has repeated the entries an unknown number of times.
-        joined: whether other layers' outputs have been added to the neurons, or the like.
     """
 
     axis: int
     neurons: Tensor
     ndim: int | None
     spread: str = ""
-    joined: bool = False
 
     def like(self, other: Flow) -> bool:
         return (self.axis, self.spread) == (other.axis, other.spread) and torch.equal(self.neurons, other.neurons)
@@ -248,7 +248,8 @@ def _arguments(example_input: Any) -> tuple[Any, ...]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line if len(line) <= 160 else line[:159] + "…"
 
 
 def _shape_of(node: fx.Node) -> tuple[int, ...] | None:
@@ -319,12 +320,16 @@ class _Walk:
             return
         rule = self.rules.get(call.rule)
         flow = rule(node, call, flows[0]) if rule else self._stop(node, f"there is no rule for {call.label}")
-        if flow is None:
-            return
         shape = _shape_of(node)
-        self.flows[node] = flow = replace(flow, ndim=len(shape)) if shape is not None else flow
+        if flow is not None and shape is not None:
+            flow = replace(flow, ndim=len(shape))
+        written = [node]
         if node.op != "call_module" and _writes_its_input(_function_name(node)) and isinstance(node.args[0], fx.Node):
-            self.flows[node.args[0]] = flow
+            written.append(node.args[0])
+        for each in written:
+            self.flows.pop(each, None)
+            if flow is not None:
+                self.flows[each] = flow
 
     def finish(self) -> Found:
         for touched in (*self.found.readers.values(), *self.found.norms.values()):
@@ -403,11 +408,11 @@ class _Walk:
             if dims == 0 and not flow.spread:
                 return flow  # Linear along another axis treats every neuron alike
             return self._stop(node, f"{call.label} runs along an axis other than that of the neurons")
-        if getattr(module, "groups", 1) != 1:
-            return self._stop(
-                node, f"{call.label} has groups={module.groups}, so it does not add up all neurons",
-                f"Choose {call.name!r} itself as the layer.",
-            )  # fmt: skip
+        groups = getattr(module, "groups", 1)
+        if groups > 1 and groups == _inputs_of(module) == neuron_count(module):
+            return self._with_entries(node, call, flow, groups, 0)  # depthwise: every neuron by itself
+        if groups > 1:
+            return self._stop(node, f"{call.label} has groups={groups}, so it does not add up all neurons")
         columns = flow.over(_inputs_of(module))
         if columns is None:
             return self._stop(
@@ -457,13 +462,10 @@ class _Walk:
             return self._stop(
                 node, f"{call.label} has {length} entries, which do not fit {len(flow.neurons)} neurons", PASS_EXAMPLE
             )
-        if not flow.joined:
-            norm = Touched(call.name, type(call.module).__name__, dim, neurons)
-            self.found.norms.setdefault(call.name, norm)
+        self.found.norms.setdefault(call.name, Touched(call.name, type(call.module).__name__, dim, neurons))
         return replace(flow, neurons=neurons, spread="")
 
     def _per_neuron(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
-        joined = flow.joined
         others = () if _plain(_function_name(node)) in FIRST_INPUT_ONLY else node.all_input_nodes
         for source in others:
             if source in self.numbers:
@@ -472,7 +474,6 @@ class _Walk:
             if other is not None:
                 if not other.like(flow):
                     return self._stop(node, f"{call.label} combines different neurons of the layer")
-                joined |= other.joined
                 continue
             shape = self._shape(source)
             if shape is not None and (len(shape) < -flow.axis or shape[flow.axis] == 1):
@@ -485,10 +486,9 @@ class _Walk:
                     REMOVAL,
                 )  # fmt: skip
                 continue
-            joined = True
             other_name = str(source.target) if source.op == "call_module" else source.name
-            self._stop(node, f"{call.label} joins the neurons with {other_name!r}, which something else writes")
-        return replace(flow, joined=joined)
+            return self._stop(node, f"{call.label} joins the neurons with {other_name!r}, which something else writes")
+        return flow
 
     def _shape(self, node: fx.Node) -> tuple[int, ...] | None:
         if node in self.tensors:
@@ -655,7 +655,7 @@ class _Walk:
             return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
         if place != flow.axis:
             return self._per_neuron(node, call, flow)
-        pieces, joined = [], False
+        pieces = []
         for part in parts:
             own = self.flows.get(part)
             if own is not None and (own.axis != flow.axis or own.spread):
@@ -665,8 +665,7 @@ class _Walk:
             if length is None:
                 return self._stop(node, f"{call.label} puts neurons of unknown number before others", PASS_EXAMPLE)
             pieces.append(own.neurons if own is not None else torch.full((length,), -1))
-            joined |= own is not None and own.joined
-        return replace(flow, neurons=torch.cat(pieces), joined=joined)
+        return replace(flow, neurons=torch.cat(pieces))
 
     def _width(self, node: fx.Node, flow: Flow) -> int | None:
         """How many neurons the layer wrote that a tensor comes from, without shapes."""

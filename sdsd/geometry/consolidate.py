@@ -184,7 +184,7 @@ def _cut(model: nn.Module, found: Consumers, removed: list[int]) -> None:
         module = model.get_submodule(norm.name)
         for name, _ in list(norm_tensors(model, norm)):
             _select(module, name, norm.dim, keep)
-        _resize(module, ("num_features", "num_parameters"), len(keep))
+        _resize(module, ("num_features", "num_parameters", "in_channels", "out_channels", "groups"), len(keep))
     for reader in found.readers:
         keep = _kept(reader.neurons, gone)
         module = model.get_submodule(reader.name)

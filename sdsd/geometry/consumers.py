@@ -20,7 +20,7 @@ class Consumers:
         layer: the layer's name.
         kind: its class, "Linear" or "Conv2d" for example.
         neurons: how many it has: output features, or channels.
-        norms: modules on the way with entries for single neurons: BatchNorm, LayerNorm, PReLU, …
+        norms: modules on the way with entries for single neurons: BatchNorm, LayerNorm, PReLU, depthwise convolutions.
         readers: Linear layers and convolutions that read the neurons; `neurons[k]` of each is the neuron whose value
             its input feature or channel k is, −1 for a feature that is none of the layer's.
         obstacles: what stands in the way of changing readers, or of removing neurons: where, why, what to do.
@@ -65,9 +65,9 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     """Find the layers that read the neurons of `layer`, and what lies between.
 
     The model is traced with torch.fx; where that fails and an example is given, with torch.export. The neurons are
-    followed through element-wise functions, dropout, BatchNorm and other norms, pooling, reshapes that keep them
-    whole, concatenations, and sums with something else, which are reported. Whatever has no rule is an obstacle,
-    named with its node; nothing is guessed.
+    followed through element-wise functions, dropout, BatchNorm and other norms, pooling, concatenations and reshapes
+    that keep them whole. Where something else joins them, as in a residual add, where they are mixed, or where there
+    is no rule, they are not followed on; that is an obstacle, named with its node. Nothing is guessed.
 
     Args:
         model: any model; it is not changed.
@@ -98,16 +98,13 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
         )
     obstacles = list(found.obstacles)
     if found.is_output:
-        obstacles.append(
-            Obstacle(repr(layer), "its neurons are the model's output", "Choose a layer before it.", READING)
-        )
-    if getattr(module, "groups", 1) != 1:
-        obstacles.append(
-            Obstacle(
-                repr(layer), f"it has groups={module.groups}, which must stay equal in size",
-                "Merge without removal (remove=False).", REMOVAL,
-            )
-        )  # fmt: skip
+        reason, advice = "its neurons are the model's output", "Choose a layer before it."
+        obstacles.append(Obstacle(repr(layer), reason, advice, READING))
+    groups = getattr(module, "groups", 1)
+    if groups > 1:
+        reason = f"it has groups={groups}, which read inputs of their own"
+        advice = "Merge without removal (remove=False); a depthwise convolution shrinks with the layer before it."
+        obstacles.append(Obstacle(repr(layer), reason, advice, REMOVAL))
     return Consumers(
         layer, type(module).__name__, neuron_count(module), tuple(found.norms.values()),
         tuple(found.readers.values()), tuple(obstacles),

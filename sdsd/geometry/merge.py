@@ -39,7 +39,7 @@ def merge(
     """Merge pairs (i, j) of neurons inside a `with` block; afterwards the model is as it was, bit for bit.
 
         "mean"    w_i, w_j ← (w_i + w_j) / 2, the same for biases and for entries of norms on the way (γ, β, means and
-                  variances); layers that read the neurons keep their weights
+                  variances) and kernels of depthwise convolutions; layers that read the neurons keep their weights
         "act"     o_i, o_j ← (o_i + o_j) / 2: readers see the average of both activations; incoming weights stay
         "absorb"  o_i ← o_i + o_j ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩,  o_j ← 0: j is dropped, and i stands in for it as well as
                   least squares on the activations can make it

@@ -39,6 +39,15 @@ def cnn() -> nn.Sequential:
     )  # fmt: skip
 
 
+def separable() -> nn.Sequential:
+    return scrambled(
+        nn.Sequential(
+            nn.Conv2d(2, 6, 1), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.Tanh(),
+            nn.Conv2d(6, 3, 2),
+        )
+    )  # fmt: skip
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -79,5 +88,6 @@ CASES = {
     "mlp, first": Case(mlp, "0", (50, 5), 2, (50, 6), 1),
     "mlp, second": Case(mlp, "2", (50, 5), 4, (50, 6), 1),
     "cnn": Case(cnn, "0", (7, 2, 8, 8), 6, (7, 6, 9), 1),
+    "depthwise": Case(separable, "0", (7, 2, 4, 4), 5, (7, 6, 4), 1),
     "tokens": Case(tokens, "0", (7, 4, 5), 3, (7, 4, 6), 2),
 }

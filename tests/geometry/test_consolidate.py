@@ -78,7 +78,7 @@ def test_attributes_fit_a_network_built_small(case):
         if isinstance(module, nn.BatchNorm2d):
             assert module.num_features == len(module.running_mean) == len(module.weight)
         if isinstance(module, nn.Conv2d):
-            assert (module.out_channels, module.in_channels) == tuple(module.weight.shape[:2])
+            assert (module.out_channels, module.in_channels // module.groups) == tuple(module.weight.shape[:2])
         if isinstance(module, nn.PReLU):
             assert module.num_parameters == len(module.weight)
 
