@@ -6,8 +6,13 @@
 `compute_gamma`             the same over batches of a data loader, as the seed document proposed it
 `neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
 `neuron_neighbors`          the k nearest or farthest neurons of each, without that matrix
+`neuron_pairs`              all pairs of neurons past a threshold, without that matrix
+`disjoint_pairs`            pairs that share no neuron, nearest, farthest or random: what a merge needs
+`cosine_histogram`          how the cosines of all pairs of neurons are distributed
+`row_sums`                  sums of cosines or distances to all other neurons: what filter pruning needs
 `cosine_between`            cosine similarity of the neurons of two layers, or of two models
 `GramAccumulator`           the cosine matrix when activations come in batches, or lie on several machines
+`sharded_cosine`            the same when neurons are spread over several ranks
 `validate`                  compare every backend on this machine with the definitions
 ==========================  ================================================================================
 """
@@ -15,7 +20,17 @@
 from sdsd_kernels import validate
 
 from .gamma import GammaMonitor, GammaStats, compute_gamma, gamma_stats
-from .geometry import GramAccumulator, cosine_between, neuron_cosine_matrix, neuron_neighbors
+from .geometry import (
+    GramAccumulator,
+    cosine_between,
+    cosine_histogram,
+    disjoint_pairs,
+    neuron_cosine_matrix,
+    neuron_neighbors,
+    neuron_pairs,
+    row_sums,
+    sharded_cosine,
+)
 
 __version__ = "0.1.0"
 
@@ -25,8 +40,13 @@ __all__ = [
     "GramAccumulator",
     "compute_gamma",
     "cosine_between",
+    "cosine_histogram",
+    "disjoint_pairs",
     "gamma_stats",
     "neuron_cosine_matrix",
     "neuron_neighbors",
+    "neuron_pairs",
+    "row_sums",
+    "sharded_cosine",
     "validate",
 ]

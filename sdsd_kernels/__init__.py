@@ -8,6 +8,10 @@ function               reads                                      gives
 `cosine_topk`          activations                                the k nearest or farthest of every neuron, (n, k)
 `cosine_between`       activations of two layers or models        cosines of the neurons of both, (n, m)
 `gram_accumulate`      activations, and a sum (n, n) of products  the sum, with theirs added, in place
+`cosine_pairs`         activations                                pairs past a threshold, counted, then filled
+`cosine_histogram`     activations                                counts over all pairs of neurons, (bins,)
+`cosine_row_sums`      activations                                sums over all other neurons, (n,)
+`disjoint_pairs`       activations, or a cosine matrix            pairs that share no neuron: nearest, farthest …
 `weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
 =====================  =========================================  ================================================
 
@@ -20,6 +24,8 @@ from ._backend import BACKENDS, available_backends
 from ._validate import ValidationReport, validate
 from .cosine_between.op import cosine_between
 from .cosine_matrix.op import cosine_matrix
+from .cosine_pairs.disjoint import disjoint_pairs
+from .cosine_pairs.op import CosineHistogram, CosinePairs, cosine_histogram, cosine_pairs, cosine_row_sums
 from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
 from .gram_accumulate.op import gram_accumulate
@@ -27,13 +33,19 @@ from .weight_grad_stats.op import WeightGradStats, weight_grad_stats
 
 __all__ = [
     "BACKENDS",
+    "CosineHistogram",
+    "CosinePairs",
     "GammaMoments",
     "ValidationReport",
     "WeightGradStats",
     "available_backends",
     "cosine_between",
+    "cosine_histogram",
     "cosine_matrix",
+    "cosine_pairs",
+    "cosine_row_sums",
     "cosine_topk",
+    "disjoint_pairs",
     "gamma_moments",
     "gram_accumulate",
     "validate",

@@ -1,0 +1,1 @@
+"""What the upper triangle of cosines holds, without storing it: histogram, row sums, pairs past a threshold."""

@@ -1,0 +1,330 @@
+"""What the upper triangle of cosines holds, as tensor operations: checks, choice of backend, torch.library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._backend import choose_backend
+from .._checks import check_choice, check_float_tensor
+from ..cosine_matrix.op import _as_rows, _check_shape
+from . import config, cpu
+from .budget import TooManyPairsError
+
+Progress = Callable[[int, int], None]
+
+ROW_SUMS = ("cosine", "absolute", "distance")
+PAIRS_MAX_BYTES = 2**30
+"""Bound on `cosine_pairs` where the caller names none: about 50 million pairs."""
+ADVICE_BINS = 4096
+"""Bins of the histogram that finds a threshold which fits. A power of two: its edges are exact in float32."""
+
+
+class CosineHistogram(NamedTuple):
+    """How the cosines of all pairs i < j of neurons are distributed."""
+
+    counts: Tensor
+    """Pairs in each bin; shape: (bins,), int64. The last bin includes 1."""
+    edges: Tensor
+    """Of the bins, from −1 to 1; shape: (bins + 1,), float64."""
+    zero_pairs: Tensor
+    """Pairs that have no cosine because a neuron is zero on every sample (and none has a NaN); shape: (), int64."""
+    nan_pairs: Tensor
+    """Pairs that have none because a neuron has a NaN or an infinity; shape: (), int64."""
+
+
+class CosinePairs(NamedTuple):
+    """Pairs of neurons, `first` < `second`, ordered by first and then second."""
+
+    first: Tensor
+    """shape: (pairs,), int64"""
+    second: Tensor
+    """shape: (pairs,), int64"""
+    cosine: Tensor
+    """shape: (pairs,), float64 for float64 activations, else float32"""
+
+
+def cosine_histogram(
+    activations: Tensor,
+    bins: int = 100,
+    *,
+    neuron_dim: int = -1,
+    center: bool = False,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+    backend: str | None = None,
+) -> CosineHistogram:
+    """Histogram of the cosines of all pairs of neurons, without the matrix.
+
+        C = cosine_matrix(activations, zero="nan")                                 # never stored
+        counts = torch.histc(C[triu(1)], bins, -1, 1)                              # int64, exact
+
+    A pair falls into bin floor((c + 1) · bins / 2), computed in the dtype of the cosines; c = 1 into the last. So bins
+    are closed on the left, and a cosine within rounding of an edge may fall to either side of it. Counts are exact
+    integers: counts.sum() + zero_pairs + nan_pairs is n (n − 1) / 2. Not differentiable.
+
+    Args:
+        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides, as in `cosine_matrix`.
+        bins: how many, of equal width on [−1, 1].
+        neuron_dim: the dimension that counts neurons; all others are samples.
+        center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
+        max_bytes: bound on scratch memory and result; None: none, and about 10 MiB are taken.
+        progress: called with (done, total) as the triangle is worked through.
+        backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 and at most
+            512 bins.
+
+    Returns:
+        `CosineHistogram`, on the device of `activations`.
+
+    Raises:
+        TypeError: not a dense tensor of a supported floating-point dtype; bins or max_bytes that is no int.
+        ValueError: fewer than two dimensions, no neuron, no sample, neuron_dim out of range, bins < 1, max_bytes that
+            is not enough for one block, an unknown backend, or Triton asked for where it cannot serve.
+    """
+    rows = _checked_rows(activations, neuron_dim)
+    _check_count(bins, "bins")
+    _check_max_bytes(max_bytes)
+    lacks = f"the kernel has at most {config.MOST_BINS} bins" if bins > config.MOST_BINS else None
+    chosen = _backend(backend, rows, lacks)
+    if progress is None:
+        counts, left_out = torch.ops.sdsd.cosine_histogram.default(rows, bins, bool(center), max_bytes, chosen)
+    else:
+        counts, left_out = _histogram(rows, bins, bool(center), max_bytes, chosen, progress)
+    edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64, device=rows.device)
+    return CosineHistogram(counts, edges, left_out[0], left_out[1])
+
+
+def cosine_row_sums(
+    activations: Tensor,
+    kind: str = "cosine",
+    *,
+    neuron_dim: int = -1,
+    center: bool = False,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """For every neuron the sum over all others of their cosine, or of what pruning methods make of it.
+
+        C = cosine_matrix(activations, zero="nan").fill_diagonal_(nan)             # never stored
+        "cosine":    C.nansum(1)                    Σ_{j≠i} c_ij
+        "absolute":  C.abs().nansum(1)              Σ_{j≠i} |c_ij|
+        "distance":  (2 - 2 * C).sqrt().nansum(1)   Σ_{j≠i} ‖u_i − u_j‖,  u_i = x_i / ‖x_i‖
+
+    A pair in which one neuron has no direction adds nothing: with L neurons that have one, the mean over the others is
+    result / (L − 1), and Σ_{j≠i} (1 − c_ij) is L − 1 − result. A neuron that is zero on every sample gets 0; one with a
+    NaN or an infinity gets NaN. Sums of a block are float32, sums over blocks float64. Where c is within rounding of 1,
+    √(2 − 2c) is within 5e-4 of the distance. Not differentiable.
+
+    Args:
+        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides, as in `cosine_matrix`.
+        kind: "cosine" | "absolute" | "distance".
+        neuron_dim: the dimension that counts neurons; all others are samples.
+        center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
+        max_bytes: bound on scratch memory and result; None: none, and 10 MiB (torch), or 500 bytes a neuron and
+            more (Triton) are taken.
+        progress: called with (done, total) as the triangle is worked through.
+        backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64.
+
+    Returns:
+        float64, on the device of `activations`.  # shape: (N,)
+
+    Raises:
+        TypeError: not a dense tensor of a supported floating-point dtype; max_bytes that is no int.
+        ValueError: fewer than two dimensions, no neuron, no sample, neuron_dim out of range, an unknown kind,
+            max_bytes that is not enough for one block, an unknown backend, or Triton where it cannot serve.
+
+    Source:
+        He et al. 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration":
+        the filters with the least sum of distances to all others are pruned. "distance" is that sum for neurons scaled
+        to unit length, "absolute" the sum in the authors' code for the cosine.
+    """
+    rows = _checked_rows(activations, neuron_dim)
+    check_choice(kind, "kind", ROW_SUMS)
+    _check_max_bytes(max_bytes)
+    chosen = _backend(backend, rows)
+    if progress is None:
+        return torch.ops.sdsd.cosine_row_sums.default(rows, kind, bool(center), max_bytes, chosen)
+    return _row_sums(rows, kind, bool(center), max_bytes, chosen, progress)
+
+
+def cosine_pairs(
+    activations: Tensor,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    neuron_dim: int = -1,
+    center: bool = False,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+    backend: str | None = None,
+) -> CosinePairs:
+    """All pairs of neurons whose cosine is at least `above`, or at most `below`, without the matrix.
+
+        C = cosine_matrix(activations, zero="nan")                                 # never stored
+        first, second = (C.triu(1) >= above).nonzero(as_tuple=True)                # of i < j only
+
+    Ordered by first and then second neuron; same input, same result, bit for bit. The comparison is in the dtype of the
+    cosines. Neurons without direction (zero on every sample, or with a NaN or an infinity) are in no pair. Not
+    differentiable.
+
+    Args:
+        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides, as in `cosine_matrix`.
+        above: the least cosine, in [−1, 1]. Either this or `below`.
+        below: the largest cosine, in [−1, 1].
+        neuron_dim: the dimension that counts neurons; all others are samples.
+        center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
+        max_bytes: bound on the result, 20 bytes a pair (24 for float64), and on scratch memory together; None: 1 GiB.
+        progress: called with (done, total) as the triangle is worked through.
+        backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64.
+
+    Returns:
+        `CosinePairs`, on the device of `activations`.
+
+    Raises:
+        TypeError: not a dense tensor of a supported floating-point dtype; a threshold that is no number; max_bytes
+            that is no int.
+        ValueError: fewer than two dimensions, no neuron, no sample, neuron_dim out of range, both or neither of
+            above and below, a threshold outside [−1, 1], more pairs than `max_bytes` holds (the message has their
+            number and a threshold that would fit), max_bytes that is not enough for one block, an unknown backend, or
+            Triton where it cannot serve.
+    """
+    rows = _checked_rows(activations, neuron_dim)
+    threshold = _check_threshold(above, below)
+    _check_max_bytes(max_bytes)
+    chosen = _backend(backend, rows)
+    if chosen == "triton":
+        from .kernel import launch_cosine_pairs as find
+    else:
+        find = cpu.cosine_pairs_torch
+    options: dict[str, Any] = {"center": bool(center), "progress": progress}
+    allowed = PAIRS_MAX_BYTES if max_bytes is None else max_bytes
+    try:
+        found = find(rows, threshold=threshold, above=above is not None, max_bytes=allowed, **options)
+    except TooManyPairsError as error:
+        raise ValueError(_advice(error, rows, threshold, above is not None, allowed, chosen, options)) from None
+    return CosinePairs(*found)
+
+
+def _advice(
+    error: TooManyPairsError,
+    rows: Tensor,
+    threshold: float,
+    above: bool,
+    max_bytes: int,
+    backend: str,
+    options: dict[str, Any],
+) -> str:
+    """How many pairs there are, and what to ask for instead."""
+    bins = config.MOST_BINS if backend == "triton" else ADVICE_BINS
+    counts, _ = _histogram(rows, bins, options["center"], None, backend, options["progress"])
+    # How many pairs are at least (at most) each edge, counting whole bins: never too few.
+    reached = counts.flip(0).cumsum(0).flip(0) if above else counts.cumsum(0)
+    fits = (reached <= error.most).nonzero().flatten().tolist()
+    name, bound = ("above", "at least") if above else ("below", "at most")
+    text = (
+        f"{name}: {error.count:,} pairs have a cosine of {bound} {threshold:g}, and max_bytes={max_bytes:,} holds "
+        f"{error.most:,} of them. Allow max_bytes={error.needed:,}"
+    )
+    if not fits or (not above and fits[-1] == 0):
+        return text + f"; no threshold on a grid of {2 / bins:g} leaves as few."
+    edge = 2 * fits[0] / bins - 1 if above else 2 * fits[-1] / bins - 1
+    few = int(reached[fits[0] if above else fits[-1]])
+    return text + f", or use {name}={edge:g}, which leaves {few:,} at most."
+
+
+def _checked_rows(activations: Tensor, neuron_dim: int) -> Tensor:
+    check_float_tensor(activations, "activations")
+    neuron_dim = _check_shape(activations, neuron_dim)
+    return _as_rows(activations.detach(), neuron_dim)
+
+
+def _backend(requested: str | None, rows: Tensor, lacks: str | None = None) -> str:
+    if rows.dtype == torch.float64:
+        lacks = "the kernel has no float64"
+    return choose_backend(requested, rows.device, kernel_lacks=lacks)
+
+
+def _check_count(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}.")
+
+
+def _check_max_bytes(max_bytes: Any) -> None:
+    if max_bytes is not None:
+        _check_count(max_bytes, "max_bytes")
+
+
+def _check_threshold(above: Any, below: Any) -> float:
+    if (above is None) == (below is None):
+        got = "neither" if above is None else "both"
+        raise ValueError(
+            f"above, below: expected exactly one of them, got {got}. "
+            "Pass above=0.9 for near neurons, or below=-0.9 for opposite ones."
+        )
+    name, value = ("above", above) if below is None else ("below", below)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}.")
+    if not -1 <= value <= 1:
+        raise ValueError(f"{name}: expected a cosine from -1 to 1, got {value!r}. No pair is beyond these.")
+    return float(value)
+
+
+def _histogram(
+    rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """Counts and the number of pairs without a cosine: (with a zero neuron, with a NaN)."""
+    if backend == "triton":
+        from .kernel import launch_cosine_histogram
+
+        counts, inverse_norm = launch_cosine_histogram(rows, bins=bins, center=center, progress=progress)
+    else:
+        counts, inverse_norm = cpu.cosine_histogram_torch(
+            rows, bins=bins, center=center, max_bytes=max_bytes, progress=progress
+        )
+    clean = (~inverse_norm.isnan()).sum()
+    directed = (inverse_norm > 0).sum()
+    all_pairs = math.comb(rows.shape[0], 2)
+    clean_pairs, directed_pairs = (n * (n - 1) // 2 for n in (clean, directed))
+    return counts, torch.stack((clean_pairs - directed_pairs, all_pairs - clean_pairs))
+
+
+def _row_sums(
+    rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str, progress: Progress | None = None
+) -> Tensor:
+    if backend == "triton":
+        from .kernel import launch_cosine_row_sums as add_up
+    else:
+        add_up = cpu.cosine_row_sums_torch
+    sums, inverse_norm = add_up(rows, kind=kind, center=center, max_bytes=max_bytes, progress=progress)
+    return sums.masked_fill_(inverse_norm.isnan(), torch.nan)
+
+
+# Not torch.library.custom_op: its first call imports the compiler, which takes seconds.
+_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
+_LIBRARY.define(
+    "cosine_histogram(Tensor rows, SymInt bins, bool center, SymInt? max_bytes, str backend) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIBRARY.impl("cosine_histogram", _histogram, "CompositeExplicitAutograd")
+_LIBRARY.define(
+    "cosine_row_sums(Tensor rows, str kind, bool center, SymInt? max_bytes, str backend) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_LIBRARY.impl("cosine_row_sums", _row_sums, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sdsd::cosine_histogram", lib=_LIBRARY)
+def _(rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(bins, dtype=torch.int64), rows.new_empty(2, dtype=torch.int64)
+
+
+@torch.library.register_fake("sdsd::cosine_row_sums", lib=_LIBRARY)
+def _(rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str) -> Tensor:
+    return rows.new_empty(rows.shape[0], dtype=torch.float64)
