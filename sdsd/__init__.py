@@ -13,6 +13,12 @@
 `cosine_between`            cosine similarity of the neurons of two layers, or of two models
 `GramAccumulator`           the cosine matrix when activations come in batches, or lie on several machines
 `sharded_cosine`            the same when neurons are spread over several ranks
+`merge`                     pairs of neurons merged inside a `with` block, restored bit for bit
+`consolidate`               the same for good: fewer neurons in a layer, fewer columns in its readers
+`consumers`                 which layers read a layer's neurons
+`biopsy`                    what merging near, random and far pairs does to the loss, pair by pair
+`mass_consolidation`        the same for many pairs at once
+`plasticity`                whether a merged network learns on as well
 `validate`                  compare every backend on this machine with the definitions
 ==========================  ================================================================================
 """
@@ -22,12 +28,18 @@ from sdsd_kernels import validate
 from .gamma import GammaMonitor, GammaStats, compute_gamma, gamma_stats
 from .geometry import (
     GramAccumulator,
+    biopsy,
+    consolidate,
+    consumers,
     cosine_between,
     cosine_histogram,
     disjoint_pairs,
+    mass_consolidation,
+    merge,
     neuron_cosine_matrix,
     neuron_neighbors,
     neuron_pairs,
+    plasticity,
     row_sums,
     sharded_cosine,
 )
@@ -38,14 +50,20 @@ __all__ = [
     "GammaMonitor",
     "GammaStats",
     "GramAccumulator",
+    "biopsy",
     "compute_gamma",
+    "consolidate",
+    "consumers",
     "cosine_between",
     "cosine_histogram",
     "disjoint_pairs",
     "gamma_stats",
+    "mass_consolidation",
+    "merge",
     "neuron_cosine_matrix",
     "neuron_neighbors",
     "neuron_pairs",
+    "plasticity",
     "row_sums",
     "sharded_cosine",
     "validate",
