@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._extras import require
+from ._digits import some_digits
 from ._hessian import gradient_rows
 from .curvature import CurvatureStats, curvature_gamma
 
@@ -81,9 +81,11 @@ class GammaStarResult:
         """Plain numbers and lists, ready for JSON (NaN where a ratio is not defined)."""
         rows = [
             {
-                **{
-                    name: getattr(point, name) for name in ("step", "loss", "measured", "measured_error", "significant")
-                },
+                "step": point.step,
+                "loss": point.loss,
+                "measured": point.measured,
+                "measured_error": point.measured_error,
+                "significant": point.significant,
                 **point.stats.to_dict(),
             }
             for point in self.points
@@ -123,7 +125,7 @@ def gamma_star_experiment(
         ValueError: samples and labels of different number.
     """
     if samples is None or labels is None:
-        samples, labels = _digits(512, seed)
+        samples, labels = some_digits(512, seed)
     if len(samples) != len(labels):
         raise ValueError(f"labels: expected one for each of the {len(samples)} samples, got {len(labels)}.")
     generator = torch.Generator().manual_seed(seed)
@@ -180,11 +182,3 @@ def _network(features: int, hidden: int, classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes)).double()
-
-
-def _digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` of scikit-learn's 8×8 digits, pixels from 0 to 1."""
-    datasets = require("sklearn.datasets", extra="studies", purpose="This experiment")
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.from_numpy(pixels)[order] / 16, torch.from_numpy(labels)[order].long()
