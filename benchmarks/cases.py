@@ -47,7 +47,8 @@ class Case:
 
     Attributes:
         op: the op's name, as in bench_<op>.py.
-        shape: gradients × parameters for gamma_stats, neurons × samples for neuron_cosine_matrix and neuron_neighbors,
+        shape: gradients × parameters for gamma_stats,
+            neurons × samples for neuron_cosine_matrix, neuron_neighbors and neuron_pairs,
             samples × positions × inputs × outputs of a layer for weight_grad_stats;
             the model's input for gamma_monitor (samples × positions × width for a transformer).
         dtype: "float32", "bfloat16", …
@@ -184,6 +185,47 @@ NEIGHBORS_CUDA = tuple(
     for shape in ((20_000, 512), (65_536, 1024))
 )
 
+# gram_accumulator: neurons × samples, in batches of so many samples.
+ALL_AT_ONCE = "neuron_cosine_matrix"
+SUMS_BY_HAND = "sums by hand"
+BATCHES = {f"batches of {batch:,}": batch for batch in (128, 1024, 4096)}
+
+
+def _accumulator_cpu(neurons: int, samples: int, batch: int) -> Case:
+    # Batches of 1,024 samples and more at no less than 0.8 of the rate of one call; smaller ones have no goal.
+    goals = (Goal(OURS, ALL_AT_ONCE, 1.25, faster=False, threads=1),) if batch >= 1024 else ()
+    return Case("gram_accumulator", (neurons, samples), variant=f"batches of {batch:,}", goals=goals)
+
+
+ACCUMULATOR_CPU = (
+    _accumulator_cpu(1024, 32_768, 128),
+    _accumulator_cpu(1024, 32_768, 1024),
+    _accumulator_cpu(1024, 32_768, 4096),
+    _accumulator_cpu(2048, 16_384, 1024),
+    _accumulator_cpu(2048, 16_384, 4096),
+)
+ACCUMULATOR_CUDA = tuple(
+    Case("gram_accumulator", (4096, 65_536), dtype, "batches of 4,096") for dtype in ("bfloat16", "float32")
+)
+
+# neuron_pairs and cosine_histogram: neurons × samples.
+PRODUCTS_BY_CHUNK = "matmul by chunks"
+DENSE_MATRIX = "dense cosine matrix"
+PAST_THRESHOLD = "pairs above"
+HISTOGRAM = "histogram"
+
+
+def _pairs(*shape: int, dtype: str = "float32") -> tuple[Case, ...]:
+    goals = (
+        Goal(OURS, PRODUCTS_BY_CHUNK, 1.5, faster=True),
+        Goal(OURS, DENSE_MATRIX, 0.05, faster=False, threads=1, metric="memory"),
+    )
+    return tuple(Case("neuron_pairs", shape, dtype, variant, goals) for variant in (PAST_THRESHOLD, HISTOGRAM))
+
+
+PAIRS_CPU = (*_pairs(5000, 512), *_pairs(20_000, 512))
+PAIRS_CUDA = (*_pairs(20_000, 512), *_pairs(20_000, 512, dtype="bfloat16"))
+
 # weight_grad_stats: samples × positions × inputs × outputs.
 PLAIN_WEIGHT_GRAD = "weight gradient"
 
@@ -243,8 +285,8 @@ MONITOR_CPU = (
 )
 
 CASES = {
-    "cpu": GAMMA_CPU + COSINE_CPU + NEIGHBORS_CPU + WEIGHT_GRAD_CPU + MONITOR_CPU,
-    "cuda": GAMMA_CUDA + COSINE_CUDA + NEIGHBORS_CUDA + WEIGHT_GRAD_CUDA,
+    "cpu": GAMMA_CPU + COSINE_CPU + NEIGHBORS_CPU + PAIRS_CPU + ACCUMULATOR_CPU + WEIGHT_GRAD_CPU + MONITOR_CPU,
+    "cuda": GAMMA_CUDA + COSINE_CUDA + NEIGHBORS_CUDA + PAIRS_CUDA + ACCUMULATOR_CUDA + WEIGHT_GRAD_CUDA,
 }
 
 

@@ -19,7 +19,9 @@ WINDOW = {torch.float32: (-30, 40, 126), torch.float64: (-300, 400, 1022)}
 """A neuron is left unscaled if its first peak is in 2^(low, high): squares of what its mean hides, 2^-24 of the peak,
 stay normal, and so do sums over 2^40 samples. It is scaled anew when it grows by 2^high. The third bounds the scale."""
 PEAK_ELEMENTS = 2**18
-"""Values whose largest and smallest are looked for together, so that the second finds them in the cache."""
+"""Values read together for their size, so that what is read twice is in the cache (1 MiB in float32)."""
+ORDINARY = (2.0**-56, 2.0**76)
+"""Sums of squares that tell a neuron inside every WINDOW without a look at its largest value."""
 
 
 @contextmanager
@@ -45,9 +47,21 @@ def power_of_two(exponent: Tensor) -> Tensor:
 
 
 def peaks(rows: Tensor) -> Tensor:
-    """max |x| of every row of a matrix; NaN if it has one.  # shape: (rows,)"""
+    """How large the values of every row of a matrix are: √Σx² where that is ordinary, else max |x|.  # shape: (rows,)
+
+    NaN or infinite exactly where a row has such a value. Squares take one pass over memory, max |x| two.
+    """
     pieces = rows.split(max(1, PEAK_ELEMENTS // max(1, rows.shape[0])), 1)
-    return torch.stack([torch.maximum(piece.amax(1), piece.amin(1).neg_()) for piece in pieces]).amax(0)
+    scratch = torch.empty_like(pieces[0])
+    square = torch.zeros(rows.shape[0], dtype=rows.dtype, device=rows.device)
+    for piece in pieces:
+        square += torch.mul(piece, piece, out=scratch[:, : piece.shape[1]]).sum(1)
+    peak = square.sqrt()
+    # Written so that NaN does not count as ordinary.
+    others = (~((square > ORDINARY[0]) & (square < ORDINARY[1]))).nonzero().flatten()
+    if len(others):
+        peak[others] = torch.stack([piece[others].abs().amax(1) for piece in pieces]).amax(0)
+    return peak
 
 
 def exponents_after(exponent: Tensor, peak: Tensor, dtype: torch.dtype) -> Tensor:
