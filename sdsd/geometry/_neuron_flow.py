@@ -40,6 +40,7 @@ PER_NEURON_NAMES = {
     "float", "double", "half", "bfloat16", "requires_grad",
 }  # fmt: skip
 """Functions and methods (without underscores at the ends) that give each entry from the same entry of their inputs."""
+IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
 FIRST_INPUT_ONLY = {"to", "type_as"}
 REDUCTIONS = {"mean", "sum", "amax", "amin", "logsumexp"}
 SHAPE_NAMES = {"size", "dim", "len", "numel", "ndimension", "sym_size", "is_floating_point", "is_cuda"}
@@ -204,7 +205,8 @@ class _Shapes(fx.Interpreter):
 def _trace(model: nn.Module, layer: nn.Module, example_input: Any) -> Graph:
     root = copy.copy(model)  # tracing leaves constants on the module it traces
     try:
-        graph_module = fx.GraphModule(root, _Tracer(layer).trace(root))
+        with evaluating(root):
+            graph_module = fx.GraphModule(root, _Tracer(layer).trace(root))
     except Exception as error:
         if example_input is None:
             raise ValueError(
@@ -259,23 +261,20 @@ def _shape_of(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def _function_name(node: fx.Node) -> str:
-    """The name of the function or method a node calls, without the underscores of in-place and aten variants."""
-    if node.op == "call_method":
-        name = str(node.target)
-    elif isinstance(node.target, torch._ops.OpOverload):
-        name = node.target._schema.name.rpartition("::")[2]
-    else:
-        name = getattr(node.target, "__name__", str(node.target))
-    return name
+    """The name of the function or method a node calls."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.rpartition("::")[2]
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
 
 
 def _writes_its_input(name: str) -> bool:
-    return (name.endswith("_") and not name.endswith("__")) or name in ("iadd", "isub", "imul", "itruediv")
+    return (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE_OPERATORS
 
 
 def _plain(name: str) -> str:
+    """The name without what marks variants that work in place."""
     name = name.strip("_")
-    return name[1:] if name in ("iadd", "isub", "imul", "itruediv") else name
+    return name[1:] if name in IN_PLACE_OPERATORS else name
 
 
 # ---- the walk --------------------------------------------------------------------------------------------------------
@@ -307,9 +306,7 @@ class _Walk:
             self.found.is_output = bool(flows)
             return
         call = self._call(node)
-        if call.rule == "shape" or (
-            node.all_input_nodes and all(source in self.numbers for source in node.all_input_nodes)
-        ):
+        if call.rule == "shape" or self._is_arithmetic_of_numbers(node):
             self.numbers.add(node)
             return
         if call.module is self.layer:
@@ -330,6 +327,10 @@ class _Walk:
             self.flows.pop(each, None)
             if flow is not None:
                 self.flows[each] = flow
+
+    def _is_arithmetic_of_numbers(self, node: fx.Node) -> bool:
+        plain = getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
+        return plain and bool(node.all_input_nodes) and self.numbers.issuperset(node.all_input_nodes)
 
     def finish(self) -> Found:
         for touched in (*self.found.readers.values(), *self.found.norms.values()):
@@ -395,6 +396,9 @@ class _Walk:
         """The neurons cannot be followed beyond this node."""
         self._note(f"node {node.name!r}", reason, advice, READING)
         return None
+
+    def _unclear(self, node: fx.Node, call: Call) -> Flow | None:
+        return self._stop(node, f"what {call.label} does depends on the shape", PASS_EXAMPLE)
 
     # ---- rules -------------------------------------------------------------------------------------------------------
 
@@ -466,16 +470,19 @@ class _Walk:
         return replace(flow, neurons=neurons, spread="")
 
     def _per_neuron(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
-        others = () if _plain(_function_name(node)) in FIRST_INPUT_ONLY else node.all_input_nodes
-        for source in others:
+        ndim = flow.ndim
+        for source in () if _plain(_function_name(node)) in FIRST_INPUT_ONLY else node.all_input_nodes:
             if source in self.numbers:
                 continue
             other = self.flows.get(source)
             if other is not None:
                 if not other.like(flow):
                     return self._stop(node, f"{call.label} combines different neurons of the layer")
+                ndim = None if ndim is None or other.ndim is None else max(ndim, other.ndim)
                 continue
             shape = self._shape(source)
+            if ndim is not None and shape is not None:
+                ndim = max(ndim, len(shape))
             if shape is not None and (len(shape) < -flow.axis or shape[flow.axis] == 1):
                 continue  # the same for every neuron
             if source in self.tensors:
@@ -488,7 +495,7 @@ class _Walk:
                 continue
             other_name = str(source.target) if source.op == "call_module" else source.name
             return self._stop(node, f"{call.label} joins the neurons with {other_name!r}, which something else writes")
-        return flow
+        return replace(flow, ndim=ndim)
 
     def _shape(self, node: fx.Node) -> tuple[int, ...] | None:
         if node in self.tensors:
@@ -509,17 +516,17 @@ class _Walk:
         if first is None and last == -1 and start == 1 and flow.axis == -1:
             return replace(flow, ndim=2, spread="interleaved")  # a Linear layer's (N, …, neurons)
         if first is None or last is None:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
         if not first <= flow.axis <= last:
             shift = last - first if flow.axis < first else 0
             return replace(flow, axis=flow.axis + shift, ndim=None if flow.ndim is None else flow.ndim - (last - first))
         if flow.axis != first or flow.spread:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
         spread = "blocks" if last > first else ""
         return replace(flow, axis=last, ndim=None if flow.ndim is None else flow.ndim - (last - first), spread=spread)
 
     def _reshape(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
-        sizes = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+        sizes = self._sequence(node, "shape")
         if _shape_of(node) is not None:
             flow_after = self._flatten_known(node, call, flow)
             if flow_after is not None and flow_after.axis >= -len(sizes):
@@ -530,7 +537,7 @@ class _Walk:
                 return replace(flow, ndim=2, spread=flow.spread or "interleaved")
             if flow.counted(1) == flow.axis and not flow.spread:
                 return replace(flow, axis=-1, ndim=2, spread="blocks")
-        return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+        return self._unclear(node, call)
 
     def _is_batch_size(self, size: Any) -> bool:
         if not isinstance(size, fx.Node):
@@ -566,14 +573,14 @@ class _Walk:
         return replace(flow, axis=axis, neurons=neurons, spread="")
 
     def _permute(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
-        order = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
-        places = [place % len(order) for place in order]  # type: ignore[operator]
+        order = self._sequence(node, "dims")
+        places = [place % len(order) for place in order]
         return replace(flow, axis=places.index(flow.axis % len(order)) - len(order), ndim=len(order))
 
     def _transpose(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
         one, other = (flow.counted(self._option(node, call, place, f"dim{place - 1}", None)) for place in (1, 2))
         if one is None or other is None:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
         return replace(flow, axis={one: other, other: one}.get(flow.axis, flow.axis))
 
     def _squeeze(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
@@ -582,25 +589,25 @@ class _Walk:
             dims = [place for place, length in enumerate(before) if length == 1]
         counted = None if before is None else self._counted(flow, dims)
         if counted is None:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
         assert before is not None
         return self._without(node, call, flow, [dim for dim in counted if before[dim] == 1])
 
     def _unsqueeze(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
         dim = self._option(node, call, 1, "dim", None)
         if dim >= 0 and flow.ndim is None:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
         place = dim if dim < 0 else dim - (flow.ndim or 0) - 1
         ndim = None if flow.ndim is None else flow.ndim + 1
         return replace(flow, axis=flow.axis if flow.axis > place else flow.axis - 1, ndim=ndim)
 
     def _reduce(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
         dims = self._option(node, call, 1, "dim", None)
-        if dims is None:
+        if dims in (None, (), []):
             return self._stop(node, f"{call.label} mixes all neurons")
         counted = self._counted(flow, dims)
         if counted is None:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
         if flow.axis in counted:
             return self._stop(node, f"{call.label} mixes all neurons")
         keep = self._option(node, call, 2, "keepdim", False)
@@ -616,7 +623,7 @@ class _Walk:
         dim = self._option(node, call, 1, "dim", None)
         counted = None if dim is None else flow.counted(dim)
         if counted is None:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
         if counted == flow.axis:
             return self._stop(node, f"{call.label} mixes all neurons")
         return flow
@@ -624,12 +631,12 @@ class _Walk:
     def _getitem(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         if flow.ndim is None:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
+        if not all(type(part) in (int, slice) for part in index):
+            return self._stop(node, f"what {call.label} takes cannot be followed")
         parts = dict(zip(range(-flow.ndim, 0), index, strict=False))
-        if parts.pop(flow.axis, slice(None)) != slice(None):
+        if parts.get(flow.axis, slice(None)) != slice(None):
             return self._stop(node, f"{call.label} takes some neurons")
-        if not all(isinstance(part, (int, slice)) for part in parts.values()):
-            return self._stop(node, f"{call.label} takes what cannot be followed")
         return self._without(node, call, flow, [place for place, part in parts.items() if isinstance(part, int)])
 
     def _select(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
@@ -648,18 +655,18 @@ class _Walk:
         return flow
 
     def _cat(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
-        parts: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
+        parts: Sequence[fx.Node] = self._option(node, call, 0, "tensors", ())
         dim = self._option(node, call, 1, "dim", 0)
         place = flow.counted(dim)
         if place is None:
-            return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+            return self._unclear(node, call)
         if place != flow.axis:
             return self._per_neuron(node, call, flow)
         pieces = []
         for part in parts:
             own = self.flows.get(part)
             if own is not None and (own.axis != flow.axis or own.spread):
-                return self._stop(node, f"{call.label} has an effect that depends on the shape", PASS_EXAMPLE)
+                return self._unclear(node, call)
             shape = self._shape(part)
             length = len(own.neurons) if own is not None else (shape[flow.axis] if shape else self._width(part, flow))
             if length is None:
@@ -703,7 +710,15 @@ class _Walk:
         """An argument of the function, or the attribute of the module, of that name."""
         if call.module is not None:
             return getattr(call.module, name)
-        return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+        if len(node.args) > place:
+            return node.args[place]
+        return node.kwargs.get(name, node.kwargs.get("axis", default) if name == "dim" else default)
+
+    @staticmethod
+    def _sequence(node: fx.Node, name: str) -> Sequence[Any]:
+        """Sizes or dimensions, which come as one sequence or one by one."""
+        rest: Any = node.args[1:] or (node.kwargs.get(name, node.kwargs.get("size")),)
+        return rest[0] if isinstance(rest[0], (tuple, list)) else rest
 
 
 def _module_rule(module: nn.Module) -> tuple[str, int]:
@@ -714,8 +729,9 @@ def _module_rule(module: nn.Module) -> tuple[str, int]:
         return "pool", size
     if re.search(r"Pad\dd$", type(module).__name__):
         return "pad", size
+    dense = "dense" if "weight" in module._parameters else ""  # not where it is computed from other parameters
     kinds: list[tuple[tuple[type, ...], str]] = [
-        (DENSE, "dense"), (CHANNEL_NORMS, "channel_norm"), ((*LAST_AXIS_NORMS, nn.GroupNorm), "mixing_norm"),
+        (DENSE, dense), (CHANNEL_NORMS, "channel_norm"), ((*LAST_AXIS_NORMS, nn.GroupNorm), "mixing_norm"),
         ((nn.PReLU,), "prelu"), (PER_NEURON, "per_neuron"), (SOFTMAXES, "softmax"), ((nn.Flatten,), "flatten"),
         ((nn.Upsample,), "resize"),
     ]  # fmt: skip

@@ -64,10 +64,10 @@ class Consumers:
 def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consumers:
     """Find the layers that read the neurons of `layer`, and what lies between.
 
-    The model is traced with torch.fx; where that fails and an example is given, with torch.export. The neurons are
-    followed through element-wise functions, dropout, BatchNorm and other norms, pooling, concatenations and reshapes
-    that keep them whole. Where something else joins them, as in a residual add, where they are mixed, or where there
-    is no rule, they are not followed on; that is an obstacle, named with its node. Nothing is guessed.
+    The model is traced, as in eval mode, with torch.fx; where that fails and an example is given, with torch.export.
+    The neurons are followed through element-wise functions, dropout, BatchNorm and other norms, pooling,
+    concatenations and reshapes that keep them whole. Where something else joins them, as in a residual add, where they
+    are mixed, or where there is no rule, they are not followed on; that is an obstacle, named with its node.
 
     Args:
         model: any model; it is not changed.

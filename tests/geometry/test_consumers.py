@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 import sdsd
 from sdsd.geometry._neuron_flow import READING, REMOVAL, row_dim
@@ -98,9 +99,20 @@ MODELS = {
         ),
         "first", (5, 1, 6, 6),
     ),
+    "functions instead of modules": (
+        lambda: Forward(
+            lambda m, x: m.head(
+                functional.max_pool2d(functional.batch_norm(
+                    m.first(x), m.norm.running_mean, m.norm.running_var, m.norm.weight, m.norm.bias
+                ), 2).permute(dims=(0, 2, 3, 1))
+            ),
+            first=conv(1, 3, 3), norm=nn.BatchNorm2d(3), head=linear(3, 2),
+        ),
+        "first", (5, 1, 6, 6),
+    ),
     "concatenated behind others": (
         lambda: Forward(
-            lambda m, x: m.head(torch.cat([m.other(x), functional.relu(m.first(x)), m.first(x).neg()], 1)),
+            lambda m, x: m.head(torch.cat(tensors=[m.other(x), functional.relu(m.first(x)), m.first(x).neg()], axis=1)),
             first=conv(1, 3, 3), other=conv(1, 2, 3), head=conv(8, 2, 1),
         ),
         "first", (5, 1, 6, 6),
@@ -182,9 +194,22 @@ OBSTACLES = {
     "forgotten result": (lambda m, x: forgotten_result(m, x), READING, "'other'", []),
     "softmax": (lambda m, x: m.head(m.first(x).softmax(-1)), READING, "mixes all neurons", []),
     "mean of neurons": (lambda m, x: m.head(m.other(x) + m.first(x).mean(-1, keepdim=True)), READING, "mixes", []),
+    "pool over neurons": (
+        lambda m, x: m.other(x) + functional.avg_pool1d(m.first(x), 3).mean(), READING, "pools over", []
+    ),
+    "padded neurons": (lambda m, x: m.head(functional.pad(m.first(x), (1, 1))[..., 1:7]), READING, "pads the axis", []),
+    "resized neurons": (
+        lambda m, x: m.head(functional.interpolate(m.first(x)[None], 6)[0]), READING, "", []
+    ),
     "halves": (lambda m, x: m.head(torch.cat(m.first(x).chunk(2, -1), -1)), READING, "no rule for 'chunk'", []),
     "matrix": (lambda m, x: m.head(m.first(x) @ m.first(x).T @ x[:, :6]), READING, "no rule", []),
     "as a weight": (lambda m, x: m.head(functional.linear(m.other(x), m.first(x))), READING, "no rule", []),
+    "numbers by place": (
+        lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))), READING, "'arange'", []
+    ),
+    "an axis added at the end": (lambda m, x: m.first(x)[:, :, None] @ x[:, None], READING, "", []),
+    "the greatest of all": (lambda m, x: m.head(m.other(x) + m.first(x).amax(())), READING, "", []),
+    "a reader whose weight is computed": (lambda m, x: m.masked(m.first(x)), READING, "no rule for 'masked'", []),
     "own parameter": (lambda m, x: m.head(m.first(x) * m.scale), REMOVAL, "'scale'", ["head"]),
     "also the output": (lambda m, x: (m.head(m.first(x)), m.first(x)), READING, "the model's output", ["head"]),
     "reader used elsewhere": (lambda m, x: m.head(m.first(x)) + m.head(m.other(x)), READING, "without these", ["head"]),
@@ -217,6 +242,7 @@ def test_what_cannot_be_followed_is_said(name, with_example):
         forward, first=linear(6, 6), other=linear(6, 6), square=linear(6, 6), head=linear(6, 4), wide=linear(12, 4)
     )
     model.scale = nn.Parameter(torch.ones(6))
+    model.masked = prune.identity(linear(6, 4), "weight")
     example = torch.rand(6, 6) if with_example else None
     found = consumers(model, "square" if name == "reads itself" else "first", example)
     assert any(says in str(obstacle) and obstacle.blocks == blocks for obstacle in found.obstacles)
@@ -274,6 +300,15 @@ def test_a_monitored_model_is_followed_as_any_other():
     assert [norm.kind for norm in found.norms] == ["LayerNorm"]
 
 
+def test_traced_as_in_eval_mode():
+    model = Forward(
+        lambda m, x: m.head(m.first(x)) if not m.training else m.other(m.first(x)),
+        first=linear(3, 4), head=linear(4, 2), other=linear(4, 2),
+    ).train()  # fmt: skip
+    assert names(consumers(model, "first")) == ["head"]
+    assert all(module.training for module in model.modules())
+
+
 def test_prints_what_it_found():
     assert str(consumers(MODELS["conv, norm, pool, flatten"][0](), "0")).splitlines() == [
         "'0' (Conv2d, 4 neurons)",
@@ -282,6 +317,16 @@ def test_prints_what_it_found():
         "  through '5' (BatchNorm1d)",
         "  read by '6' (Linear), 9 columns a neuron",
     ]
+
+
+def test_writing_into_the_neurons_is_an_obstacle():
+    def forward(m, x):
+        hidden = m.first(x).relu()
+        hidden[0] = 0
+        return m.head(hidden)
+
+    found = consumers(Forward(forward, first=linear(3, 4), head=linear(4, 2)), "first", torch.rand(5, 3))
+    assert not found.changeable
 
 
 class Branching(nn.Module):
