@@ -371,17 +371,30 @@ def test_bands_and_chunks(band, chunk, kernel, monkeypatch):
 
 
 def test_a_second_pass_that_strays_is_noticed(kernel, monkeypatch):
-    """Should the two passes ever disagree, nothing is written beyond a row's places and the call fails."""
+    """Should the two passes ever disagree, nothing is written beyond the places that were counted."""
     x = torch.randn(20, 40)
-    counting = torch.cumsum
+    counting, beyond = torch.cumsum, []
 
     def one_less(counts, *args, out, **options):
         counting(counts, *args, out=out, **options)
         out[-1] -= 1
 
+    def with_a_tail(tensor, count, **options):
+        whole = torch.full((count + 8,), -7, dtype=options.get("dtype", tensor.dtype))
+        beyond.append(whole[count:])
+        return whole[:count]
+
+    allocate = torch.Tensor.new_empty
     monkeypatch.setattr(torch, "cumsum", one_less)
+    monkeypatch.setattr(
+        torch.Tensor,
+        "new_empty",
+        lambda tensor, *size, **options: (with_a_tail if size == (779,) else allocate)(tensor, *size, **options),
+    )
     with pytest.raises(AssertionError, match="other pairs than the first"):
         cosine_pairs(x, above=-1, backend="triton")
+    assert len(beyond) == 2
+    assert all((tail == -7).all() for tail in beyond)
 
 
 def test_chunks_keep_counters_few():
