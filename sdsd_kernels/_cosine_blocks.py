@@ -15,14 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cosine_matrix.cpu import SQUARES, _exact_float32, _multiplies_in_place
+from .cosine_matrix.cpu import SQUARES, _exact_float32, _multiplies_in_place, _product, _transposed, _upper_products
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
 PASS_ELEMENTS = 2**18
 """Values converted together where neurons are read for their norms: 1 MiB in float32 and 4 MiB of float64."""
-FINISH_ELEMENTS = 2**15
-"""Products scaled together: 128 KiB stay in the cache, and torch wakes no second thread for them."""
+FINISH_ELEMENTS = 2**17
+"""Products scaled together: half a MiB stays in the cache. 2**15 is as fast on one thread, but too little for two."""
+MIRROR_ROWS = 256
+"""Rows of a strip that is mirrored at the diagonal."""
 SMALLEST_SIDE = 64
 """Blocks get no smaller than this: below it a product takes longer to start than to compute."""
 
@@ -144,17 +146,28 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
 
 def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
     rows, columns = out.shape
+    on_diagonal = left is right and row == column
     if not left.converts and not right.converts:
-        torch.mm(left.rows[row : row + rows, 0], right.rows[column : column + columns, 0].T, out=out)
+        a, b = left.rows[row : row + rows, 0], right.rows[column : column + columns, 0]
+        _multiply(a, b, out, on_diagonal, accumulate=False)
         return
     for number, part in enumerate(_sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
         a = _panel(left, slice(row, row + rows), part)
-        same = left is right and row == column and rows == columns
-        b = a if same else _panel(right, slice(column, column + columns), part)
-        if number == 0:
-            torch.mm(a, b.T, out=out)
-        else:
-            out.addmm_(a, b.T)
+        b = a if on_diagonal and rows == columns else _panel(right, slice(column, column + columns), part)
+        _multiply(a, b, out, on_diagonal, accumulate=number > 0)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, on_diagonal: bool, *, accumulate: bool) -> None:
+    """out (+)= a bᵀ; of a block that starts on the diagonal only what is not below it, where that is cheaper."""
+    if not on_diagonal or out.device.type != "cpu":
+        _product(a, b, out, accumulate)
+        return
+    side = min(out.shape)
+    _upper_products(a[:side], out[:side, :side], accumulate=accumulate)
+    if side < out.shape[1]:
+        _product(a, b[side:], out[:, side:], accumulate)
+    if side < out.shape[0]:
+        _product(a[side:], b, out[side:], accumulate)
 
 
 def _panel(neurons: Neurons, which: slice, part: tuple[slice, slice]) -> Tensor:
@@ -181,12 +194,18 @@ def _settle_diagonal(out: Tensor, inverse_norm: Tensor, row: int, column: int) -
     inverse_norm = inverse_norm[first:last]
     square.diagonal().copy_(torch.where(inverse_norm > 0, 1.0, inverse_norm))
     if row == column:
-        # Below the diagonal a strip at a time, which keeps the copies small.
-        for top in range(0, last - first, SMALLEST_SIDE):
-            bottom = min(top + SMALLEST_SIDE, last - first)
-            square[top:bottom, :top] = square[:top, top:bottom].T
-            corner = square[top:bottom, top:bottom]
-            corner.copy_(corner.triu() + corner.triu(1).T)
+        _mirror(square)
+
+
+def _mirror(square: Tensor) -> None:
+    """Copy what is above the diagonal to below it, a strip at a time, which keeps the copies small."""
+    for top in range(0, len(square), MIRROR_ROWS):
+        strip = square[top : top + MIRROR_ROWS]
+        bottom = top + len(strip)
+        corner = strip[:, top:bottom]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        if bottom < len(square):
+            square[bottom:, top:bottom] = _transposed(strip[:, bottom:].contiguous())
 
 
 def _prepare_bytes(rows: Tensor) -> int:

@@ -56,8 +56,8 @@ def neuron_neighbors(
             another layer, or of another model. A neuron may then be its own neighbour.
         center: subtract each neuron's mean over samples first: Pearson's correlations.
         precision: "float32" (accurate) | "tf32" | "bf16": what products may be rounded to on a GPU.
-        max_bytes: bound on the memory beyond activations and result; None takes what is fastest: less than 64 MiB on
-            a CPU, about 1 GiB of a GPU.
+        max_bytes: bound on the memory beyond activations and result; None takes what is fastest: 20 to 96 MiB on a
+            CPU, about 1 GiB of a GPU.
         progress: True for a line on standard error, or a function called with (done, total).
         backend: "triton" | "torch"; None takes SDSD_BACKEND, or Triton on a GPU, for k up to 32, and torch elsewhere.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRECISIONS = ("float32", "tf32", "bf16")
+"""What a caller may ask for; `dot_precision` of ../cosine_matrix/config.py says what the kernel then does."""
 MOST_NEIGHBORS = 32
 """Neighbours a program keeps in registers. torch selects from whole rows beyond."""
 LEAST_LANES = 4

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_choice, check_float_tensor
-from ..cosine_matrix.config import PRECISIONS
 from ..cosine_matrix.op import _as_rows, _check_shape
-from .config import MOST_NEIGHBORS
+from .config import MOST_NEIGHBORS, PRECISIONS
 from .cpu import cosine_topk_torch
 
 Progress = Callable[[int, int], None]
@@ -50,8 +49,8 @@ def cosine_topk(
         farthest: the lowest cosines, lowest first, instead of the highest.
         precision: what the products may be rounded to on a GPU: "float32" (accurate), "tf32" or "bf16".
         center: subtract the mean of each neuron first, which makes cosines Pearson's correlations.
-        max_bytes: bound on the memory beyond input and result; None takes what is fastest: about 64 MiB on a CPU,
-            1 GiB of a GPU. The Triton kernel takes 60 bytes a neuron and k of a few partial results.
+        max_bytes: bound on the memory beyond input and result; None takes what is fastest: 20 to 96 MiB on a CPU,
+            about 1 GiB of a GPU. The Triton kernel takes 60 bytes a neuron and k of a few partial results.
         progress: called with (done, total) from time to time, in units of equal work, last with done == total.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 and keeps at
             most 32 neighbours; torch serves beyond, on every device.
