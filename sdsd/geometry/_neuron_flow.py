@@ -203,8 +203,8 @@ class _Shapes(fx.Interpreter):
 
 
 def _trace(model: nn.Module, layer: nn.Module, example_input: Any) -> Graph:
-    root = copy.copy(model)  # tracing leaves constants on the module it traces
     try:
+        root = copy.copy(model)  # tracing leaves constants on the module it traces
         with evaluating(root):
             graph_module = fx.GraphModule(root, _Tracer(layer).trace(root))
     except Exception as error:

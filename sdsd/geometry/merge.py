@@ -38,14 +38,15 @@ def merge(
 ) -> AbstractContextManager[nn.Module]:
     """Merge pairs (i, j) of neurons inside a `with` block; afterwards the model is as it was, bit for bit.
 
-        "mean"    w_i, w_j ← (w_i + w_j) / 2, the same for biases and for entries of norms on the way (γ, β, means and
-                  variances) and kernels of depthwise convolutions; layers that read the neurons keep their weights
+        "mean"    w_i, w_j ← (w_i + w_j) / 2, the same for biases, for entries of norms on the way (γ, β, means and
+                  variances) and for kernels of depthwise convolutions; readers keep their weights
         "act"     o_i, o_j ← (o_i + o_j) / 2: readers see the average of both activations; incoming weights stay
         "absorb"  o_i ← o_i + o_j ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩,  o_j ← 0: j is dropped, and i stands in for it as well as
                   least squares on the activations can make it
 
-    with w incoming weights and o the columns of readers, as defined in "Functional Geometry in Deep Neural Networks"
-    ("mean") and for two neurons that always agree equal to it. Averages are taken in float64, then rounded.
+    w are incoming weights, o the columns of the layers that read the neurons; both are found by `consumers`. Two
+    neurons that always agree are merged without changing what the network computes. Averages are taken in float64,
+    then rounded.
 
     Args:
         model: changed in place inside the block. Restored after it, whatever happens inside (training too): all

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import doctest
 import importlib
+import random
 
 import pytest
 import torch
 from torch import nn
 
+from sdsd.geometry._neuron_flow import row_dim
 from sdsd.geometry.consolidate import consolidate, remove_neurons
 from sdsd.geometry.merge import merge
 from tests.geometry.networks import CASES, Residual, cnn, mlp, scrambled
@@ -51,6 +53,55 @@ def test_the_smaller_network_is_the_merged_one(case, how):
     rebuilt, _ = remove_neurons(rebuilt, case.layer, [2, 4])
     rebuilt.load_state_dict(smaller.state_dict())
     assert torch.equal(rebuilt(x), smaller(x))
+
+
+def random_network(draw: random.Random) -> tuple[nn.Sequential, torch.Tensor]:
+    """Convolutions, then Linear layers, with norms, nonlinearities and poolings anywhere between."""
+    between = [
+        nn.BatchNorm2d, nn.PReLU, lambda width: nn.ReLU(), lambda width: nn.Tanh(), lambda width: nn.AvgPool2d(2, 1),
+        lambda width: nn.InstanceNorm2d(width, affine=True), lambda width: nn.Conv2d(width, width, 2, groups=width),
+        lambda width: nn.Dropout(), lambda width: nn.ZeroPad2d(1),
+    ]  # fmt: skip
+    modules: list[nn.Module] = []
+    width = start = draw.randint(1, 3)
+    for _ in range(draw.randint(1, 2)):
+        wider = draw.randint(4, 7)
+        modules.append(
+            draw.choice([nn.Conv2d, nn.ConvTranspose2d])(width, wider, draw.randint(1, 2), bias=draw.random() < 0.5)
+        )
+        width = wider
+        modules += [make(width) for make in draw.choices(between, k=draw.randint(0, 4))]
+    modules.append(nn.Flatten())
+    x = torch.rand(6, start, 9, 9, dtype=torch.float64)
+    width = nn.Sequential(*modules)(x.float()).shape[1]
+    for wider in (draw.randint(4, 7), 3):
+        modules += [nn.BatchNorm1d(width)] * (draw.random() < 0.5)
+        modules.append(nn.Linear(width, wider))
+        width = wider
+    return scrambled(nn.Sequential(*modules)).double(), x
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_networks(seed):
+    draw = random.Random(seed)
+    model, x = random_network(draw)
+    layers = [
+        name
+        for name, module in model.named_children()
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
+    ]
+    for layer in layers[:-1]:
+        if getattr(model[int(layer)], "groups", 1) > 1:
+            continue
+        width = model[int(layer)].weight.shape[row_dim(model[int(layer)])]
+        neurons = draw.sample(range(width), 4)
+        pairs = [tuple(neurons[:2]), tuple(neurons[2:])]
+        gram = torch.rand(width, width) + 1
+        for how in ("mean", "absorb"):
+            with merge(model, layer, pairs, how, gram=gram):
+                wanted = model(x)
+            smaller, _ = consolidate(model, layer, pairs, how, gram=gram, example_input=draw.choice([None, x]))
+            assert (smaller(x) - wanted).abs().max() <= 1e-13 * wanted.abs().max()
 
 
 def test_equal_to_the_merged_network_bit_for_bit_where_only_exact_sums_differ():
