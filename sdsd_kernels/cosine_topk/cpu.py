@@ -20,7 +20,7 @@ from torch import Tensor
 from .._cosine_blocks import Neurons, block_sides, fill_cosines, prepare
 
 GROUP = 32
-"""Cosines of a row whose maximum is compared at once: 16 take four times as long to reduce, 64 leave more to look at."""
+"""Cosines of a row whose maximum is compared at once: 16 reduce four times slower, 64 leave more to look at."""
 COLUMN_GROUP = 8
 """The same of a column, where every cosine that is looked into is a cache line of its own."""
 BLOCK = (1024, 2048)
