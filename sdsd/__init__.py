@@ -19,6 +19,8 @@
 `biopsy`                    what merging near, random and far pairs does to the loss, pair by pair
 `mass_consolidation`        the same for many pairs at once
 `plasticity`                whether a merged network learns on as well
+`collect_activations`       what the neurons of a model's layers answer, by layer name or pattern, summed or kept
+`NeuronMap`                 a layer's neurons as points in space, in clusters; saved, drawn, exported
 `validate`                  compare every backend on this machine with the definitions
 ==========================  ================================================================================
 """
@@ -28,7 +30,9 @@ from sdsd_kernels import validate
 from .gamma import GammaMonitor, GammaStats, compute_gamma, gamma_stats
 from .geometry import (
     GramAccumulator,
+    NeuronMap,
     biopsy,
+    collect_activations,
     consolidate,
     consumers,
     cosine_between,
@@ -50,7 +54,9 @@ __all__ = [
     "GammaMonitor",
     "GammaStats",
     "GramAccumulator",
+    "NeuronMap",
     "biopsy",
+    "collect_activations",
     "compute_gamma",
     "consolidate",
     "consumers",

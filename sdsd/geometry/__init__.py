@@ -1,12 +1,14 @@
 """Which neurons do the same job: their similarity, and what becomes of a network when they are merged."""
 
 from .accumulator import GramAccumulator
+from .activations import LayerActivations, collect_activations
 from .biopsy import Biopsy, MassConsolidation, biopsy, mass_consolidation
 from .consolidate import Consolidation, consolidate, remove_neurons
 from .consumers import Consumers, consumers
 from .controls import shuffled_pixels, trained, untrained, weight_cosine
 from .merge import merge
 from .neighbours import NeuronNeighbors, neuron_neighbors
+from .neuron_map import NeuronMap
 from .pairs import NeuronPairs, cosine_histogram, disjoint_pairs, neuron_pairs, row_sums
 from .plasticity import Plasticity, plasticity, sgd_training
 from .sensitivity import cosine_to_untouched, kl_to_untouched, mean_loss
@@ -18,11 +20,14 @@ __all__ = [
     "Consolidation",
     "Consumers",
     "GramAccumulator",
+    "LayerActivations",
     "MassConsolidation",
+    "NeuronMap",
     "NeuronNeighbors",
     "NeuronPairs",
     "Plasticity",
     "biopsy",
+    "collect_activations",
     "consolidate",
     "consumers",
     "cosine_between",
