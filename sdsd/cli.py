@@ -414,6 +414,48 @@ def map_activations(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def theory_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run, or all; --list names them")
+    parser.add_argument("--list", action="store_true", help="what there is, what it tests, how long it takes")
+    parser.add_argument("--out", type=Path, default=Path("out/theory"), help="folder to write (default: out/theory)")
+    parser.add_argument("--seed", type=natural_number, default=0, help="same seed, same numbers (default: 0)")
+    parser.add_argument("--seeds", type=positive_integer, metavar="N", help="how many repetitions, from --seed on")
+    parser.add_argument("--quick", action="store_true", help="smaller and rougher, seconds instead of minutes")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+@command(
+    "theory",
+    "test the claims of the framework, one experiment each: figure, results.json and a verdict",
+    "  sdsd theory --list\n  sdsd theory rank\n  sdsd theory phase well --out out/noise\n  sdsd theory all --quick",
+    theory_arguments,
+)
+def theory(arguments: argparse.Namespace) -> int:
+    from .studies._progress import choose_progress
+    from .studies.registry import find_study, run_study
+    from .studies.theory import THEORY
+
+    if arguments.list:
+        for study in THEORY.values():
+            print(f"{study.name:<15} {study.expected_seconds:>4g} s  {study.claim}")
+        return OK
+    if not arguments.names:
+        raise CommandLineError("name an experiment, or all. See: sdsd theory --list")
+    names = list(THEORY) if arguments.names == ["all"] else arguments.names
+    chosen = [find_study(name, THEORY) for name in names]
+    progress = choose_progress(arguments.quiet)
+    for study in chosen:
+        progress.say(f"{study.name}: {study.summary}")
+        config = study.config(arguments.seed, arguments.seeds, arguments.quick)
+        folder = arguments.out / study.name
+        result = run_study(study, config, folder, progress)
+        written = ", ".join((*result.figures, "results.json"))
+        progress.say("\n".join((*result.summary_lines(), f"written to {folder}: {written}\n")))
+        if result.interrupted:
+            return complain(f"interrupted; kept in {folder}: {written}", INTERRUPTED)
+    return OK
+
+
 def validate_arguments(parser: argparse.ArgumentParser) -> None:
     pass
 

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("matplotlib", "rich", "sklearn", "safetensors", "lightning", "transformers", "tensorboard")
+EXTRAS = (
+    "matplotlib", "plotly", "plyfile", "rich", "sklearn", "scipy", "safetensors", "lightning", "transformers",
+    "tensorboard",
+)  # fmt: skip
 COMPUTE = """
 import torch, sdsd
 gradients = torch.randn(8, 1000, dtype=torch.float64) + 1
@@ -79,6 +82,7 @@ def test_wheel_holds_what_users_need(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {"sdsd/py.typed", "sdsd_kernels/py.typed"}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "sdsd_kernels").glob("*/README.md")}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "sdsd").rglob("*.js")}
     for package in ("sdsd", "sdsd_kernels"):
         wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
     assert wanted - names == set()

@@ -599,4 +599,6 @@ def _kick(root: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
         return root * normal
     if root.ndim == 1:
         return root[:, None] * normal
-    return (root @ normal[:, :, None])[:, :, 0]
+    if root.ndim == 2:
+        return normal @ root.mT
+    return (root * normal[:, None]).sum(2)  # quicker than thousands of tiny matrix products

@@ -217,6 +217,31 @@ def test_balance_of_one_hidden_layer_is_the_closed_form():
     assert torch.equal(canonical[2].bias, model[2].bias)
 
 
+class Loop(nn.Module):
+    """Two neurons that read and write each other, and next to nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.loop, self.head = nn.Linear(2, 2), nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+        with torch.no_grad():
+            self.loop.weight.copy_(torch.tensor([[0.0, 50.0], [2.0, 0.0]]))
+            self.stem.weight.mul_(1e-3)
+            self.stem.bias.zero_()
+            self.head.weight.mul_(1e-3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head(x + self.loop(x).relu())
+
+
+def test_a_loop_is_balanced_without_overshooting():
+    model = Loop().double()
+    canonical = canonicalize(model, order=False)
+    assert canonical.loop.weight.abs()[[0, 1], [1, 0]].tolist() == pytest.approx([10, 10], rel=1e-3)
+    x = torch.randn(9, 2).double()
+    assert (canonical(x) - model(x)).abs().max() < 1e-12
+
+
 def test_neurons_without_a_side_become_zero():
     model = make("mlp")
     with torch.no_grad():
