@@ -46,21 +46,23 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent.long().clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
 
 
-def peaks(rows: Tensor) -> Tensor:
+def peaks(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """How large the values of every row of a matrix are: √Σx² where that is ordinary, else max |x|.  # shape: (rows,)
 
-    NaN or infinite exactly where a row has such a value. Squares take one pass over memory, max |x| two.
+    In `dtype`, float32 or float64; NaN or infinite exactly where a row has such a value. Squares take one pass over
+    memory, max |x| two.
     """
     pieces = rows.split(max(1, PEAK_ELEMENTS // max(1, rows.shape[0])), 1)
-    scratch = torch.empty_like(pieces[0])
-    square = torch.zeros(rows.shape[0], dtype=rows.dtype, device=rows.device)
+    scratch = torch.empty_like(pieces[0], dtype=dtype)
+    square = torch.zeros(rows.shape[0], dtype=dtype, device=rows.device)
     for piece in pieces:
-        square += torch.mul(piece, piece, out=scratch[:, : piece.shape[1]]).sum(1)
+        wide = piece.to(dtype)
+        square += torch.mul(wide, wide, out=scratch[:, : piece.shape[1]]).sum(1)
     peak = square.sqrt()
     # Written so that NaN does not count as ordinary.
     others = (~((square > ORDINARY[0]) & (square < ORDINARY[1]))).nonzero().flatten()
     if len(others):
-        peak[others] = torch.stack([piece[others].abs().amax(1) for piece in pieces]).amax(0)
+        peak[others] = torch.stack([piece[others].to(dtype).abs().amax(1) for piece in pieces]).amax(0)
     return peak
 
 

@@ -253,7 +253,7 @@ class Shard:
         """Read `rows` (n, samples) for their scales, means and norms."""
         exponent = torch.full((rows.shape[0],), UNSEEN, dtype=torch.int32, device=rows.device)
         for part in rows.split(plan.part, 1):
-            exponent = exponents_after(exponent, peaks(part.to(plan.dtype)), plan.dtype)
+            exponent = exponents_after(exponent, peaks(part, plan.dtype), plan.dtype)
         exponent = torch.where(exponent == UNSEEN, 0, exponent)
         mean = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
         shard = Shard(exponent, mean, mean)
