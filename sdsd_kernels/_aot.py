@@ -31,6 +31,8 @@ class AotCase:
         target: one of TARGETS.
         options: compiler options, for example {"num_warps": 4, "num_stages": 3}.
         expect_mma: the matrix instruction that must appear in the machine code, for example "HGMMA", or None.
+        expect_tma: whether tiles must come by the copy engine of tensor descriptors (UTMALDG).
+        expect_ptx: instructions that must appear in the PTX, for example "min.NaN.f32".
         variant: a side path of a configuration that another case compiles (centring, a dtype …). `make aot` compiles it
             for every target, the test suite for sm_90 alone, to stay within two minutes.
         attrs: what is known of an argument, as the compiler takes it: {(index,): [["tt.divisibility", 16]]}.
@@ -45,6 +47,8 @@ class AotCase:
     expect_mma: str | None = None
     attrs: Mapping[tuple[int, ...], Sequence[Sequence[Any]]] = field(default_factory=dict)
     variant: bool = False
+    expect_tma: bool = False
+    expect_ptx: tuple[str, ...] = ()
 
 
 def aligned(signature: Mapping[str, str], *names: str) -> dict[tuple[int, ...], list[list[Any]]]:

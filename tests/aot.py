@@ -2,7 +2,8 @@
 
     python tests/aot.py            a table for people; exit status 1 where a case is not as it should be
     python tests/aot.py --json     one JSON object a line
-    python tests/aot.py --brief    quicker: variants for sm_90 alone, disassembled only where a question is open
+    python tests/aot.py --brief    quicker: variants for sm_90 alone; one case a kernel and target is disassembled, the
+                                   PTX and the stack's size of all
 
 Walks <package>/*/kernel.py and takes what `aot_cases()` offers there (see sdsd_kernels/_aot.py). No GPU, no torch
 device and no driver are needed: Triton ships the assembler and the disassembler.
@@ -35,6 +36,9 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 
 """Bytes of shared memory (LDS on AMD) one program may use."""
 
 CUDA_OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+MMA_IN_PTX = {"wgmma.mma_async": "HGMMA", "mma.sync": "HMMA", "tcgen05.mma": "UTCHMMA"}
+"""PTX and the machine instruction that each becomes one of."""
+TMA_IN_PTX = "cp.async.bulk.tensor"
 HIP_MMA = re.compile(r"\b(v_mfma)_")
 HIP_LOAD = re.compile(r"\b(?:global|buffer)_load_(dword(?:x[234])?|[us](?:byte|short)\w*)")
 HIP_LOAD_BITS = {"dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
@@ -55,6 +59,8 @@ class Report:
     shared_limit: int = 0
     mma: dict[str, int] = field(default_factory=dict)
     expect_mma: str | None = None
+    expect_tma: bool = False
+    missing_ptx: list[str] = field(default_factory=list)
     loads: dict[str, int] = field(default_factory=dict)
     error: str = ""
 
@@ -69,6 +75,9 @@ class Report:
             found.append(f"shared memory {self.shared} of {self.shared_limit} bytes")
         if self.expect_mma and not any(name.startswith(self.expect_mma) for name in self.mma):
             found.append(f"no {self.expect_mma} among its matrix instructions {self.mma or '(none)'}")
+        if self.expect_tma and not self.loads.get("TMA"):
+            found.append("no tile comes by tensor descriptor (UTMALDG)")
+        found += [f"no {instruction} in its PTX" for instruction in self.missing_ptx]
         return found
 
 
@@ -83,7 +92,7 @@ def _disassembler() -> str:
     return found
 
 
-def _read_cuda(report: Report, cubin: bytes, brief: bool) -> None:
+def _read_cuda(report: Report, cubin: bytes, ptx: str, disassemble: bool) -> None:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -95,8 +104,10 @@ def _read_cuda(report: Report, cubin: bytes, brief: bool) -> None:
         usage = dump("-res-usage")
         report.registers = max(map(int, re.findall(r"\bREG:(\d+)", usage)))
         report.stack = max(map(int, re.findall(r"\bSTACK:(\d+)", usage)))
-        if brief and not report.stack and not report.expect_mma:
-            return  # spills live on the stack
+        if not disassemble and not report.stack:  # spills live on the stack
+            report.mma = {name: ptx.count(source) for source, name in MMA_IN_PTX.items() if source in ptx}
+            report.loads = {"TMA": ptx.count(TMA_IN_PTX)} if TMA_IN_PTX in ptx else {}
+            return
         code = dump("-sass")
     opcodes = CUDA_OPCODE.findall(code)
     names = collections.Counter(opcode.split(".")[0] for opcode in opcodes)
@@ -136,8 +147,8 @@ def compile_case(case: Any) -> Any:
     return triton.compile(source, target=GPUTarget(*case.target), options=dict(case.options))
 
 
-def examine(kernel: str, case: Any, brief: bool = False) -> Report:
-    """Compile one case and read its machine code."""
+def examine(kernel: str, case: Any, disassemble: bool = True) -> Report:
+    """Compile one case and read its machine code, or, to save a second, the PTX where that answers the question."""
     backend, architecture, _ = case.target
     report = Report(
         kernel=kernel,
@@ -145,13 +156,16 @@ def examine(kernel: str, case: Any, brief: bool = False) -> Report:
         target=f"sm_{architecture}" if backend == "cuda" else str(architecture),
         shared_limit=SHARED_LIMIT[architecture],
         expect_mma=case.expect_mma,
+        expect_tma=case.expect_tma,
     )
     start = time.perf_counter()
     try:
         compiled = compile_case(case)
         report.shared = compiled.metadata.shared
+        if case.expect_ptx:
+            report.missing_ptx = [name for name in case.expect_ptx if name not in compiled.asm["ptx"]]
         if backend == "cuda":
-            _read_cuda(report, compiled.asm["cubin"], brief)
+            _read_cuda(report, compiled.asm["cubin"], compiled.asm["ptx"], disassemble)
         else:
             _read_hip(report, compiled.asm["amdgcn"])
     except Exception as error:
@@ -174,21 +188,24 @@ def discover(package: str) -> list[str]:
 
 
 def _examine_by_index(job: tuple[str, int, bool]) -> Report:
-    module, index, brief = job
-    return examine(module.split(".")[-2], cases_of(module)[index], brief)
+    module, index, disassemble = job
+    return examine(module.split(".")[-2], cases_of(module)[index], disassemble)
 
 
 def examine_all(package: str, processes: int, brief: bool) -> list[Report]:
     """Every case of a package, compiled in a few processes."""
-    jobs = [
-        (module, index, brief)
-        for module in discover(package)
-        for index, case in enumerate(cases_of(module))
-        if not (brief and case.variant and case.target[1] != 90)
-    ]
+    jobs, disassembled = [], set()
+    for module in discover(package):
+        for index, case in enumerate(cases_of(module)):
+            if brief and case.variant and case.target[1] != 90:
+                continue
+            kind = (module, case.function.__name__, case.target)
+            jobs.append((module, index, not brief or kind not in disassembled))
+            disassembled.add(kind)
     if processes == 1 or len(jobs) < 2:
         return [_examine_by_index(job) for job in jobs]
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # Forked, so that torch and Triton are imported once; nothing has started a thread yet.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
         return list(pool.map(_examine_by_index, jobs))
 
 
@@ -234,7 +251,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the kernels ahead of time and read the machine code.")
     parser.add_argument("--package", default="sdsd_kernels")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--brief", action="store_true", help="variants for sm_90 alone, disassembled only where needed")
+    parser.add_argument("--brief", action="store_true", help="variants for sm_90 alone, few disassembled")
     parser.add_argument("--json", action="store_true", help="one JSON object a case and line")
     options = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
