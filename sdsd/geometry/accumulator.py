@@ -66,6 +66,7 @@ TILE = 1024
 LEAF, LEAF_ROWS = 512, 128
 """A square on the diagonal of this side is computed in strips of so many rows, larger ones by halving."""
 SETTINGS = ("n", "center", "dtype")
+PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
 
 
 @dataclass(frozen=True)
@@ -173,17 +174,17 @@ class GramAccumulator:
         dtype: torch.float32 | torch.float64, of products and of sums within a batch; sums over batches are float64.
             float32 takes float32, float16 and bfloat16 activations, float64 takes all.
         device: where activations come from and results go; None: the CPU.
-        precision: "float32" | "tf32" | "bf16", what products may be rounded to by Triton kernels, as in
+        precision: "float32" | "tf32" | "bf16x3" | "bf16", what factors may be rounded to by Triton kernels, as in
             `neuron_cosine_matrix`.
-        max_bytes: bound on buffers beside the two triangles: waiting and converted samples, a strip of products. None
-            allows what 1,024 samples and a strip take. The kernels of a GPU need 4 n² more, which is not counted.
+        max_bytes: bound on buffers beside the two triangles: waiting and converted samples, a tile of products. None
+            allows what 1,024 samples and a tile take. The kernels of a GPU need 4 n² more, which is not counted.
         backend: "triton" | "torch"; None takes SDSD_BACKEND, or Triton on a GPU and torch elsewhere.
         nonfinite: what an update with a NaN or an infinity does: "warn", naming the neurons, whose rows and columns
             become NaN; or "raise" a ValueError that names them, without adding anything of the batch.
 
     Raises:
         TypeError: a dtype other than these two, or n is no integer.
-        ValueError: n < 1, an unknown choice, max_bytes too small.
+        ValueError: n < 1, an unknown choice, max_bytes too small, Triton asked for float64.
 
     Example:
         >>> gram = GramAccumulator(3)
@@ -213,10 +214,12 @@ class GramAccumulator:
             raise ValueError(f"n: expected at least one neuron, got {n}.")
         if dtype not in WINDOW:
             raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}. It is that of products.")
-        check_choice(precision, "precision", ("float32", "tf32", "bf16"))
+        check_choice(precision, "precision", PRECISIONS)
         check_choice(nonfinite, "nonfinite", ("warn", "raise"))
         if backend is not None:
             check_choice(backend, "backend", ("triton", "torch"))
+        if backend == "triton" and dtype == torch.float64:
+            raise ValueError("backend: Triton was asked for, but its kernels have no float64. Use backend='torch'.")
         self.n, self.center, self.dtype = n, bool(center), dtype
         self.device = torch.empty(0, device=device or "cpu").device
         self.precision, self.backend, self.nonfinite_policy, self.max_bytes = precision, backend, nonfinite, max_bytes
@@ -520,7 +523,7 @@ class GramAccumulator:
 
     def _peaks(self, a: Tensor, sums: _Sums) -> tuple[Tensor, _Sums]:
         """max |a| of every neuron, and `sums` with those marked that are not finite."""
-        peak = peaks(a)
+        peak = peaks(a, self.dtype)
         nonfinite = ~peak.isfinite()
         if self.nonfinite_policy == "raise" and bool(nonfinite.any()):
             raise ValueError(
@@ -591,9 +594,14 @@ class GramAccumulator:
                 source = torch.mul(source, factor[which, None], out=target).mul_(factor[columns])
             torch.add(source, products[part], out=target)
 
+    def _through_kernel(self) -> bool:
+        """Whether `gram_accumulate` makes the products, all in one (n, n) matrix, rather than tile by tile."""
+        chosen = self.backend == "triton" or (self.backend is None and self.device.type == "cuda")
+        return chosen and self.dtype == torch.float32
+
     def _products(self, a: Tensor) -> Callable[[slice, slice], Tensor]:
         """A function that gives a tile of a aᵀ, for `a` (n, samples); the next call may write over it."""
-        if self.backend == "triton" or (self.backend is None and self.device.type == "cuda"):
+        if self._through_kernel():
             whole = torch.zeros((self.n, self.n), dtype=self.dtype, device=self.device)
             gram_accumulate(whole, a, neuron_dim=0, precision=self.precision, backend=self.backend)
             return lambda rows, columns: whole[rows, columns]
@@ -608,7 +616,7 @@ class GramAccumulator:
     def _prepared(self, part: Tensor, sums: _Sums) -> tuple[Tensor, Tensor | None, _Sums]:
         """A part (n, …) as scaled, centred rows (n, samples); the factor that old sums need; all of the new but T."""
         samples = part[0].numel()
-        plain = part.dim() == 2 and part.dtype == self.dtype and blas_reads(part)
+        plain = part.dim() == 2 and ((part.dtype == self.dtype and blas_reads(part)) or self._through_kernel())
         a = part if plain and not self.center else self._copied(part, extra=int(self.center))
         peak = sums.peak
         if peak is None:
@@ -619,7 +627,7 @@ class GramAccumulator:
         factor = power_of_two(-grown) if rescaled else None
         if scaled:
             scale = power_of_two(-torch.where(exponent == UNSEEN, 0, exponent)).to(self.dtype)[:, None]
-            a = a * scale if a is part else a.mul_(scale)
+            a = a.to(self.dtype) * scale if a is part else a.mul_(scale)
         mean = sums.mean
         if mean is not None:
             a, mean = self._centered(a, sums.samples, mean if factor is None else mean * factor)

@@ -1,7 +1,7 @@
-"""Launch configurations of the cosine matrix kernels, each with the reason for it.
+"""Launch configurations of the symmetric products, each with the reason for it.
 
 They rest on compiling ahead of time (registers, spills, shared memory, matrix instructions) and on counting tiles.
-None has been tuned on a GPU.
+None has been tuned on a GPU. Which of them serves a size is up to `waves.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16x3", "bf16", "fp16")
 """What a caller may ask for; `dot_precision` says what the kernel then does."""
+SUM_PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
+"""What a caller may ask of a sum of products. float16 needs operands scaled, and a sum has them as they are."""
 
 
 @dataclass(frozen=True)
@@ -25,58 +27,96 @@ class NormsConfig:
 
 @dataclass(frozen=True)
 class MatrixConfig:
-    """One program of the matrix pass: a BLOCK_NEURONS² tile, BLOCK_SAMPLES samples a step, GROUP tile rows together."""
+    """One piece of a symmetric product: a tile of BLOCK_ROWS × BLOCK_COLUMNS neurons, BLOCK_SAMPLES samples a step."""
 
-    block_neurons: int
+    block_rows: int
+    block_columns: int
     block_samples: int
     num_warps: int
     num_stages: int
+    resident: int
+    """Programs a multiprocessor holds at once, by registers and shared memory."""
     group: int = 8
-    """8 tile rows sharing the panels they load cut panel reads about 2× at 8192 neurons, and 1.1× at 4096."""
+    """Tile rows that walk their columns together. 8 cut panel reads about 2× at 8192 neurons, and 1.1× at 4096."""
 
 
 SAMPLES_ADJACENT = NormsConfig(block_neurons=4, block_samples=512, num_warps=4)
 """Few neurons a program, so that 512 neurons still occupy 128 multiprocessors."""
-NEURONS_ADJACENT = NormsConfig(block_neurons=32, block_samples=64, num_warps=4)
-"""32 neighbouring float32 are the 128 bytes that one load fetches anyway."""
+NEURONS_ADJACENT = NormsConfig(block_neurons=32, block_samples=256, num_warps=8)
+"""32 neighbouring float32 are the 128 bytes that one load fetches anyway; 256 samples keep 16 to 32 KiB under way in
+each of the few programs that N / 32 makes."""
 
-LARGE: dict[str, dict[str, MatrixConfig]] = {
+# Pointers: any strides. 128² needs 8 warps: with 4 the accumulator alone takes 128 registers a thread, and all spill.
+SMALL = MatrixConfig(64, 64, 32, num_warps=4, num_stages=3, resident=2)
+"""2048 neurons are 136 tiles of 128², 1.03 waves of 132 multiprocessors: the second wave costs what was saved."""
+SMALL_8_WARPS = MatrixConfig(64, 64, 32, num_warps=8, num_stages=3, resident=2)
+"""On sm_100 the way out of tensor memory needs registers, and tf32x3 with 4 warps spills."""
+LARGE = MatrixConfig(128, 128, 32, num_warps=8, num_stages=3, resident=1)
+LARGE_HALF = MatrixConfig(128, 128, 64, num_warps=8, num_stages=3, resident=1)
+"""64 samples are 128 bytes of a half, the width of a swizzled row of shared memory. Float32 operands that pass through
+registers to be rounded spill with as many."""
+HIP_SMALL = MatrixConfig(64, 64, 32, num_warps=4, num_stages=2, resident=2)
+HIP_LARGE = MatrixConfig(128, 128, 32, num_warps=8, num_stages=2, resident=1)
+"""64 KiB of shared memory in all, and two stages are what the compiler overlaps."""
+
+# Tensor descriptors: the copy engine brings tiles, so their addresses take no registers.
+DESCRIPTOR_SMALL = MatrixConfig(64, 64, 64, num_warps=4, num_stages=4, resident=3)
+DESCRIPTOR_LARGE = MatrixConfig(128, 128, 64, num_warps=8, num_stages=4, resident=1)
+DESCRIPTOR_WIDE = MatrixConfig(128, 256, 64, num_warps=8, num_stages=4, resident=1)
+"""A third fewer bytes of panels an operation than 128²; 255 registers, and no spill since results leave in strips."""
+DESCRIPTOR_FLOAT32 = MatrixConfig(128, 128, 32, num_warps=8, num_stages=3, resident=1)
+
+POINTER: dict[str, dict[str, tuple[MatrixConfig, ...]]] = {
     "sm_80": {
-        # 128² accumulators with 4 or 8 warps leave no registers for the split operands: 64² is the largest clean tile.
-        "tf32x3": MatrixConfig(64, 32, num_warps=4, num_stages=3),
-        "tf32": MatrixConfig(128, 32, num_warps=8, num_stages=3),
-        "bf16": MatrixConfig(128, 32, num_warps=8, num_stages=3),
-        "native": MatrixConfig(128, 32, num_warps=8, num_stages=4),
+        "native": (LARGE, SMALL),
+        "bf16": (LARGE, SMALL),
+        "fp16": (LARGE, SMALL),
+        "bf16x3": (LARGE, SMALL),
+        "tf32": (LARGE, SMALL),
+        # A 128² accumulator leaves no registers for the split operands.
+        "tf32x3": (SMALL,),
     },
     "sm_90": {
-        # 8 warps: with 4 a 128² float32 accumulator alone takes 128 registers a thread, and all of these spill.
-        "tf32x3": MatrixConfig(128, 32, num_warps=8, num_stages=3),
-        "tf32": MatrixConfig(128, 32, num_warps=8, num_stages=3),
-        # 64 samples a step spill when float32 neurons lie adjacent: the operands pass through registers to be rounded.
-        "bf16": MatrixConfig(128, 32, num_warps=8, num_stages=3),
-        "native": MatrixConfig(128, 64, num_warps=8, num_stages=3),
+        "native": (LARGE_HALF, SMALL),
+        "bf16": (LARGE, SMALL),
+        "fp16": (LARGE, SMALL),
+        "bf16x3": (LARGE, SMALL),
+        "tf32": (LARGE, SMALL),
+        "tf32x3": (LARGE, SMALL),
     },
     "sm_100": {
-        # 128² spills here, with 16 samples a step too: the accumulator's way out of tensor memory needs the registers.
-        "tf32x3": MatrixConfig(64, 32, num_warps=4, num_stages=3),
-        "tf32": MatrixConfig(128, 32, num_warps=8, num_stages=3),
-        "bf16": MatrixConfig(128, 32, num_warps=8, num_stages=3),
-        "native": MatrixConfig(128, 64, num_warps=8, num_stages=3),
+        "native": (LARGE_HALF, SMALL),
+        "bf16": (LARGE, SMALL),
+        "fp16": (LARGE, SMALL),
+        "bf16x3": (LARGE, SMALL),
+        "tf32": (LARGE, SMALL),
+        "tf32x3": (LARGE, SMALL_8_WARPS),
     },
     "hip": {
-        # 64 KiB of shared memory in all, and two stages are what the compiler overlaps.
-        "ieee": MatrixConfig(64, 32, num_warps=4, num_stages=2),
-        "bf16": MatrixConfig(128, 32, num_warps=8, num_stages=2),
-        "native": MatrixConfig(128, 32, num_warps=8, num_stages=2),
+        "native": (HIP_LARGE, HIP_SMALL),
+        "bf16": (HIP_LARGE, HIP_SMALL),
+        "fp16": (HIP_LARGE, HIP_SMALL),
+        "bf16x3": (HIP_LARGE, HIP_SMALL),
+        "ieee": (HIP_LARGE, HIP_SMALL),
     },
 }
+DESCRIPTOR: dict[str, dict[str, tuple[MatrixConfig, ...]]] = {
+    arch: {
+        "native": (DESCRIPTOR_WIDE, DESCRIPTOR_LARGE, DESCRIPTOR_SMALL),
+        "bf16": (DESCRIPTOR_FLOAT32,),
+        "bf16x3": (DESCRIPTOR_FLOAT32,),
+        "tf32": (DESCRIPTOR_FLOAT32,),
+        "tf32x3": (DESCRIPTOR_FLOAT32,),
+    }
+    for arch in ("sm_90", "sm_100")
+}
 
-SMALL = MatrixConfig(64, 32, num_warps=4, num_stages=3, group=4)
-"""2048 neurons are 136 tiles of 128², 1.03 waves of 132 multiprocessors: the second wave costs what was saved."""
-SMALL_UP_TO = 3072
-
-INTERPRETED = MatrixConfig(32, 32, num_warps=4, num_stages=1, group=2)
+INTERPRETED = MatrixConfig(32, 32, 32, num_warps=4, num_stages=1, resident=1, group=2)
 """Small tiles, so that small shapes have several, of several groups."""
+INTERPRETED_DESCRIPTOR = MatrixConfig(16, 32, 32, num_warps=4, num_stages=1, resident=1, group=2)
+"""Not square, as DESCRIPTOR_WIDE is not."""
+REDUCE_NEURONS = 32
+"""Side of a tile of the finishing pass: 512 neurons are 136 of them."""
 
 
 def architecture(device: torch.device) -> str:
@@ -91,25 +131,45 @@ def architecture(device: torch.device) -> str:
 
 
 def dot_precision(precision: str, dtype: torch.dtype, *, center: bool, arch: str) -> str:
-    """How the kernel multiplies: "native" (halves as they are), "bf16", "tf32", "tf32x3" or "ieee".
+    """How the kernel multiplies: "native" (halves as they are), "bf16", "fp16", "bf16x3", "tf32", "tf32x3" or "ieee".
 
     Products of halves are exact in float32, so no precision asks for less. Centred halves are no longer halves.
     On AMD only one architecture has tf32, so both it and float32 mean ieee there.
     """
     if dtype in (torch.float16, torch.bfloat16) and not center:
         return "native"
-    if precision == "bf16":
-        return "bf16"
+    if precision in ("bf16", "fp16", "bf16x3"):
+        return precision
     if arch in ("hip", "interpreted"):
         return "ieee"
     return "tf32x3" if precision == "float32" else "tf32"
+
+
+def scales_operands(dot: str, *, center: bool) -> bool:
+    """Whether operands are multiplied by the neuron's power of two on load, whatever their size.
+
+    float16 ends at 65504 and loses digits below 6e-5, so its operands are brought into [-2, 2] first. Centring touches
+    every operand as it is.
+    """
+    return center or dot == "fp16"
 
 
 def norms_config(*, samples_adjacent: bool) -> NormsConfig:
     return SAMPLES_ADJACENT if samples_adjacent else NEURONS_ADJACENT
 
 
-def matrix_config(arch: str, dot: str, neurons: int) -> MatrixConfig:
+def pointer_configs(arch: str, dot: str) -> tuple[MatrixConfig, ...]:
+    """What the pointer kernel is launched with, largest tile first."""
+    return (INTERPRETED,) if arch == "interpreted" else POINTER[arch][dot]
+
+
+def descriptor_configs(arch: str, dot: str) -> tuple[MatrixConfig, ...]:
+    """What the descriptor kernel is launched with; none where it does not serve."""
     if arch == "interpreted":
-        return INTERPRETED
-    return SMALL if neurons <= SMALL_UP_TO else LARGE[arch][dot]
+        return () if dot == "fp16" else (INTERPRETED_DESCRIPTOR,)
+    return DESCRIPTOR.get(arch, {}).get(dot, ())
+
+
+def redo_config(arch: str, dot: str) -> MatrixConfig:
+    """What tiles out of range are redone with: the smallest tile, which has registers to spare for scaling."""
+    return pointer_configs(arch, dot)[-1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_choice, check_float_tensor
-from ..cosine_matrix.config import PRECISIONS
+from ..cosine_matrix.config import SUM_PRECISIONS
 from ..cosine_matrix.op import _as_rows, _check_shape
 from .cpu import gram_accumulate_torch
 
@@ -24,7 +24,12 @@ _LIBRARY.define(
 def _gram_accumulate(
     gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
 ) -> None:
-    gram_accumulate_torch(gram, rows, shift, scale)
+    if backend == "triton":
+        from .kernel import launch_gram_accumulate
+
+        launch_gram_accumulate(gram, rows, shift, scale, precision=precision)
+    else:
+        gram_accumulate_torch(gram, rows, shift, scale)
 
 
 _LIBRARY.impl("gram_accumulate", _gram_accumulate, "CompositeExplicitAutograd")
@@ -72,7 +77,8 @@ def gram_accumulate(
         shift: (N,), subtracted from every sample of a neuron; float32, or float64 for float64 activations, so that
             what is subtracted is what was passed.
         scale: (N,), a factor for every neuron after the shift; dtype as of `shift`.
-        precision: what products may be rounded to on a GPU, as in `cosine_matrix`. Triton only.
+        precision: what factors may be rounded to on a GPU: "float32" (accurate), "tf32", "bf16x3" or "bf16", as in
+            `cosine_matrix`. Halves multiply exactly at every setting unless they are shifted or scaled. Triton only.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 activations.
 
     Returns:
@@ -88,13 +94,14 @@ def gram_accumulate(
     """
     check_float_tensor(activations, "activations")
     neuron_dim = _check_shape(activations, neuron_dim)
-    check_choice(precision, "precision", PRECISIONS)
+    check_choice(precision, "precision", SUM_PRECISIONS)
     neurons = activations.shape[neuron_dim]
     _check_gram(gram, activations, neurons)
     for name, vector in (("shift", shift), ("scale", scale)):
         if vector is not None:
             _check_vector(vector, name, activations, neurons)
-    chosen = choose_backend(backend, activations.device, kernel_lacks="this sum has no kernel yet")
+    lacks = "the kernel has no float64 activations" if activations.dtype == torch.float64 else None
+    chosen = choose_backend(backend, activations.device, kernel_lacks=lacks)
     torch.ops.sdsd.gram_accumulate.default(
         gram,
         _as_rows(activations.detach(), neuron_dim),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdsd.geometry import accumulator, neuron_cosine_matrix
 from sdsd.geometry.accumulator import GramAccumulator
+from sdsd_kernels._backend import unusable
 from tests.helpers import assert_error_within
 
 NAN, INF = float("nan"), float("inf")
@@ -255,6 +256,34 @@ def test_any_cut_of_any_activations(case):
     assert (cosine[:, dead] == 0).all()
     if not dead.all():
         assert (cosine[~dead][:, ~dead] - oracle(x[:, ~dead], center)).abs().max() < 1e-6
+
+
+# The kernel, which writes a whole matrix of products
+
+
+@pytest.mark.parametrize("backend", [None, "triton"])
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_the_kernel(backend, center, dtype, monkeypatch, device):
+    if backend is None:
+        # What a GPU does where SDSD_BACKEND=torch, or for want of Triton.
+        monkeypatch.setattr(GramAccumulator, "_through_kernel", lambda self: True)
+    elif unusable(backend, device):
+        pytest.skip(unusable(backend, device))
+    x = (torch.randn(90, 40) + 0.5).to(dtype)
+    x[:, 3] *= 1e-25
+    x[50:, 4] *= 1e25
+    x[:, 5] = 0
+    gram = GramAccumulator(40, center=center, backend=backend, device=device, max_bytes=32 * least_bytes(40))
+    for batch in x.to(device).split(40):
+        gram.update(batch)
+    gram.update(x.to(device).view(9, 10, 40)[:, ::2])
+    seen = torch.cat([x, x.view(9, 10, 40)[:, ::2].flatten(0, 1)])
+    cosine = gram.cosine_matrix().cpu()
+    dead = torch.arange(40) == 5
+    check_promises(cosine, dead)
+    wanted = oracle(seen, center)[~dead][:, ~dead]
+    assert (cosine[~dead][:, ~dead] - wanted).abs().max() < 5e-7
 
 
 # Order, number of batches, means, scales
@@ -885,6 +914,7 @@ def test_bad_options_of_a_result(options, error, match):
         (3, {"dtype": torch.bfloat16}, TypeError, "dtype: expected torch.float32 or torch.float64"),
         (3, {"precision": "fp8"}, ValueError, "precision: expected one of"),
         (3, {"backend": "cuda"}, ValueError, "backend: expected one of 'triton', 'torch'"),
+        (3, {"backend": "triton", "dtype": torch.float64}, ValueError, "Triton was asked for.*no float64"),
         (3, {"nonfinite": "ignore"}, ValueError, "nonfinite: expected one of 'warn', 'raise'"),
         (3, {"max_bytes": 95}, ValueError, "max_bytes: expected at least 96.*for 3 neurons, got 95"),
         (3, {"max_bytes": 1e9}, TypeError, "max_bytes: expected an int or None, got float"),
