@@ -414,45 +414,65 @@ def map_activations(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def theory_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run, or all; --list names them")
+def study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="studies to run, or all; --list names them")
     parser.add_argument("--list", action="store_true", help="what there is, what it tests, how long it takes")
-    parser.add_argument("--out", type=Path, default=Path("out/theory"), help="folder to write (default: out/theory)")
-    parser.add_argument("--seed", type=natural_number, default=0, help="same seed, same numbers (default: 0)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write, one in it for each study (default: out/studies, or out/quick)"
+    )
+    parser.add_argument("--seed", type=natural_number, default=0, help="the first seed; same seed, same numbers")
     parser.add_argument("--seeds", type=positive_integer, metavar="N", help="how many repetitions, from --seed on")
     parser.add_argument("--quick", action="store_true", help="smaller and rougher, seconds instead of minutes")
+    parser.add_argument("--fresh", action="store_true", help="measure again what earlier runs have finished")
+    parser.add_argument("--jobs", type=positive_integer, default=1, metavar="N", help="seeds measured at a time")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 @command(
+    "study",
+    "run studies of the framework's claims: figure, page, results.json and a verdict each; resumable",
+    "  sdsd study --list\n  sdsd study rank\n  sdsd study phase well --seeds 5 --out out/noise\n"
+    "  sdsd study theory --quick\n  sdsd study all --jobs 2",
+    study_arguments,
+)
+def study(arguments: argparse.Namespace) -> int:
+    return run_studies(arguments)
+
+
+@command(
     "theory",
-    "test the claims of the framework, one experiment each: figure, results.json and a verdict",
+    "the studies of the theory: Γ, curvature, symmetries, dynamics, selection and rank",
     "  sdsd theory --list\n  sdsd theory rank\n  sdsd theory phase well --out out/noise\n  sdsd theory all --quick",
-    theory_arguments,
+    study_arguments,
 )
 def theory(arguments: argparse.Namespace) -> int:
+    return run_studies(arguments, group="theory")
+
+
+def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
+    """`sdsd study`, for all studies or those of a group."""
     from .studies._progress import choose_progress
-    from .studies.registry import find_study, run_study
-    from .studies.theory import THEORY
+    from .studies.catalogue import choose_studies, list_lines
+    from .studies.runner import Runner
 
     if arguments.list:
-        for study in THEORY.values():
-            print(f"{study.name:<15} {study.expected_seconds:>4g} s  {study.claim}")
+        print("\n".join(list_lines(group)))
         return OK
     if not arguments.names:
-        raise CommandLineError("name an experiment, or all. See: sdsd theory --list")
-    names = list(THEORY) if arguments.names == ["all"] else arguments.names
-    chosen = [find_study(name, THEORY) for name in names]
+        raise CommandLineError(f"name a study, or all. See: sdsd {group or 'study'} --list")
+    chosen = choose_studies(arguments.names, group)
     progress = choose_progress(arguments.quiet)
-    for study in chosen:
-        progress.say(f"{study.name}: {study.summary}")
-        config = study.config(arguments.seed, arguments.seeds, arguments.quick)
-        folder = arguments.out / study.name
-        result = run_study(study, config, folder, progress)
-        written = ", ".join((*result.figures, "results.json"))
-        progress.say("\n".join((*result.summary_lines(), f"written to {folder}: {written}\n")))
+    runner = Runner(
+        arguments.out or Path("out/quick" if arguments.quick else "out/studies"), progress, first=arguments.seed,
+        count=arguments.seeds, quick=arguments.quick, fresh=arguments.fresh, jobs=arguments.jobs,
+    )  # fmt: skip
+    for each, result in runner.run(chosen):
+        folder = runner.folder(each)
         if result.interrupted:
-            return complain(f"interrupted; kept in {folder}: {written}", INTERRUPTED)
+            progress.say(f"{len(result.seeds)} of {each.name}'s seeds are finished and kept; the same command goes on.")
+            return complain(f"interrupted; kept in {folder}: results.json", INTERRUPTED)
+        written = ", ".join((*result.figures, "report.html", "results.json"))
+        progress.say("\n".join((*result.summary_lines(), f"written to {folder}: {written}\n")))
     return OK
 
 

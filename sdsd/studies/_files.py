@@ -57,6 +57,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def revive(value: Any) -> Any:
+    """What `plain` wrote as "inf" and "-inf" as numbers again; null, once NaN, stays None."""
+    if isinstance(value, dict):
+        return {name: revive(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [revive(entry) for entry in value]
+    return float(value) if value in ("inf", "-inf") else value
+
+
 def versions() -> dict[str, str]:
     """What computed the numbers."""
     found = {"python": platform.python_version(), "machine": platform.machine()}

@@ -1,39 +1,33 @@
-"""What a study is, and how one is run: checked, timed, written whole, its figure drawn.
+"""What a study is, and how one is run: seed by seed, each kept when it is finished, then judged and drawn.
 
-A study is an entry `Study` in a mapping from names, and a function from (config, progress) to a StudyResult. The
-function appends to `series` as numbers come in, inside `StudyResult.keep_finished`, so that Ctrl-C keeps them.
+A study is data and three functions, an entry `Study` in its module's `STUDIES`; `catalogue` lists the modules.
+
+    measure(config, seed, progress)  → what one seed gave, in what JSON can hold
+    judge(result)                    → a `Verdict` for each claim, over all seeds
+    draw(result)                     → the figure
+
+A finished seed is written to `seeds/` in the study's folder, and read instead of measured again as long as the study's
+settings and the versions of sdsd and torch are the same. docs/studies.md builds one.
 """
 
 from __future__ import annotations
 
 import difflib
-import time
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .._extras import require
 from ..report import figures
-from ._files import prepare_output, write_json
+from ._files import prepare_output, write_json, write_text
+from ._page import study_page
 from ._progress import Progress
-from .demo import one_thread
-from .result import StudyResult
+from ._seeds import SeedFile, measure_seed
+from .result import StudyResult, Verdict
 
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """How to run a study.
-
-    Attributes:
-        seeds: of the repetitions.
-        quick: smaller and rougher, to see that it works; verdicts are given all the same.
-    """
-
-    seeds: tuple[int, ...]
-    quick: bool = False
+Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,31 +35,52 @@ class Study:
     """One study.
 
     Attributes:
-        name: what it is called on the command line.
+        name: what it is called on the command line: lower-case words joined by hyphens.
         summary: what it does, in a line.
-        claim: the claim it tests, in our words.
+        claim: the claim it tests, in a line.
         source: the document that makes the claim, and where.
-        expected_seconds: on one core of a laptop, with the default seeds.
-        run: does it. The result's `config` is completed with what the study fixes itself.
+        settings: everything the numbers depend on but the seed, by name.
+        quick: those of the settings that `--quick` changes, to see in seconds that it works.
+        measure: does it for one seed, from (config, seed, progress): settings and `"quick"`, by name. What it returns
+            is kept as JSON: NaN comes back as None. torch runs on one thread, its generator seeded with `seed`.
+        judge: verdicts on the claims from a complete result.
         draw: the figure of a complete result.
-        default_seeds: how many repetitions it takes.
+        expected_seconds: for all seeds of a run that is not quick, on one core of a laptop.
+        seeds: how many repetitions it takes.
+        quick_seeds: how many with `--quick`.
+        needs: packages of the extra "report" it cannot run without, by import name.
     """
 
     name: str
     summary: str
     claim: str
     source: str
-    expected_seconds: float
-    run: Callable[[StudyConfig, Progress], StudyResult]
+    settings: Mapping[str, Any]
+    quick: Mapping[str, Any]
+    measure: Callable[[Config, int, Progress], dict[str, Any]]
+    judge: Callable[[StudyResult], list[Verdict]]
     draw: Callable[[StudyResult], Any]
-    default_seeds: int = 1
+    expected_seconds: float
+    seeds: int = 3
+    quick_seeds: int = 1
+    needs: tuple[str, ...] = ()
 
-    def config(self, seed: int = 0, seeds: int | None = None, quick: bool = False) -> StudyConfig:
-        """`seeds` repetitions from `seed` on; by default as many as the study wants, one when `quick`."""
-        count = (1 if quick else self.default_seeds) if seeds is None else seeds
-        if seed < 0 or count < 1:
-            raise ValueError(f"seed, seeds: expected a seed ≥ 0 and at least one of them, got {seed} and {count}.")
-        return StudyConfig(tuple(range(seed, seed + count)), quick)
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
+            raise ValueError(f"name: expected lower-case words joined by hyphens, got {self.name!r}.")
+        if strangers := set(self.quick) - set(self.settings):
+            raise ValueError(f"quick: expected names of settings, got {', '.join(sorted(strangers))} as well.")
+
+    def config(self, quick: bool = False) -> dict[str, Any]:
+        """The settings of a run."""
+        return {"quick": quick, **self.settings, **(self.quick if quick else {})}
+
+    def seed_numbers(self, first: int = 0, count: int | None = None, quick: bool = False) -> tuple[int, ...]:
+        """`count` seeds from `first` on; by default as many as the study wants."""
+        count = (self.quick_seeds if quick else self.seeds) if count is None else count
+        if first < 0 or count < 1:
+            raise ValueError(f"seed, seeds: expected a seed ≥ 0 and at least one of them, got {first} and {count}.")
+        return tuple(range(first, first + count))
 
 
 def find_study(name: str, studies: Mapping[str, Study]) -> Study:
@@ -78,31 +93,66 @@ def find_study(name: str, studies: Mapping[str, Study]) -> Study:
         return studies[name]
     near = difflib.get_close_matches(name, studies, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(studies)}."
-    raise ValueError(f"there is no experiment {name!r}. {hint}")
+    raise ValueError(f"there is no study {name!r}. {hint}")
 
 
-def run_study(study: Study, config: StudyConfig, out: str | Path, progress: Progress) -> StudyResult:
-    """Run `study` and write results.json, and for a complete run its figure, into `out`.
-
-    torch runs on one thread and its random state is as before afterwards: same seeds, same numbers.
+def check_needs(study: Study) -> None:
+    """Import what `study` needs beyond torch.
 
     Raises:
-        ValueError: `out` cannot be written.
-        MissingExtraError: matplotlib is missing.
+        MissingExtraError: something is missing.
     """
-    require("matplotlib", extra="report", purpose=f"the experiment {study.name!r}")
+    for module in ("matplotlib", *study.needs):
+        require(module, extra="report", purpose=f"the study {study.name!r}")
+
+
+def run_study(
+    study: Study,
+    out: str | Path,
+    progress: Progress,
+    *,
+    seeds: Sequence[int] | None = None,
+    quick: bool = False,
+    fresh: bool = False,
+) -> StudyResult:
+    """Run `study`, or go on with a run of it, and write what it found into the folder `out`.
+
+    results.json and, when all seeds are finished, the figure NAME.png and the page report.html. An interrupt (Ctrl-C)
+    ends the run with the seeds that are finished, status "interrupted" and no verdict; the next run goes on from there.
+
+    Args:
+        study: which.
+        out: the folder, made if need be.
+        progress: shows how far it is.
+        seeds: of the repetitions; by default as many as the study wants, from 0 on.
+        quick: smaller and rougher.
+        fresh: measure again what earlier runs have finished.
+
+    Raises:
+        ValueError: `out` cannot be written, or holds a finished seed that cannot be read.
+        MissingExtraError: matplotlib, or what the study needs, is missing.
+    """
+    check_needs(study)
     folder = prepare_output(out)
-    started = time.perf_counter()
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(config.seeds[0])
-        try:
-            result = study.run(config, progress)
-        finally:
-            progress.stop()
-    result.seconds = time.perf_counter() - started
-    if not result.interrupted:
-        picture = f"{study.name}.png"
-        figures.save_png(study.draw(result), folder / picture)
-        result.figures.append(picture)
+    result = StudyResult(study.name, study.config(quick))
+    try:
+        for seed in study.seed_numbers(quick=quick) if seeds is None else seeds:
+            file = SeedFile(folder, study.name, result.config, seed)
+            found = None if fresh else file.read()
+            if found is None:
+                found = measure_seed(study.measure, file, progress)
+            else:
+                progress.say(f"seed {seed}: finished earlier, in {file.path}")
+            result.add(seed, found.series, found.seconds)
+        result.verdicts = study.judge(result)
+        picture, page = f"{study.name}.png", "report.html"
+        figure = study.draw(result)
+        figures.save_png(figure, folder / picture)
+        result.figures = [picture]
+        write_text(folder / page, study_page(study, result, figures.to_svg(figure, study.name)))
+    except KeyboardInterrupt:
+        result.status = "interrupted"
+    finally:
+        progress.stop()
     write_json(folder / "results.json", result.to_dict())
     return result

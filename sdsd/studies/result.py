@@ -1,15 +1,15 @@
-"""What a study found, in one format for all: numbers, the seed document's claim, ours, and which of them stands.
+"""What a study found, in one format for all: numbers, the source document's claim, ours, and which of them stands.
 
 results.json holds a `StudyResult`:
 
-    schema      1
+    schema      2
     study       its name
-    status      "complete" | "interrupted": then only what was finished is there, and no verdict that needs the rest
-    config      everything the numbers depend on, but the machine
+    status      "complete" | "interrupted": then only the finished seeds are there, and no verdict
+    config      everything the numbers depend on, but the seeds and the machine
     seeds       of the repetitions
     versions    of what computed them
-    seconds     how long it took
-    series      the measured numbers, by name
+    seconds     that the seeds took to measure, in all
+    series      the measured numbers, by name, one entry for each seed
     verdicts    one for each claim, see `Verdict`
     figures     file names
 """
@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,7 +26,7 @@ from ..gamma.student import student_t_quantile
 from ..report.figures import plain_number
 from ._files import versions
 
-SCHEMA = 1
+SCHEMA = 2
 VERDICTS = ("reproduced", "direction only", "not reproduced", "refuted", "untestable here")
 
 
@@ -80,8 +79,8 @@ class StudyResult:
 
     study: str
     config: dict[str, Any]
-    seeds: list[int]
-    series: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    series: list[dict[str, Any]] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     status: str = "complete"
     seconds: float = 0.0
@@ -92,13 +91,15 @@ class StudyResult:
         """Whether an interrupt cut it short."""
         return self.status == "interrupted"
 
-    @contextmanager
-    def keep_finished(self) -> Iterator[None]:
-        """An interrupt (Ctrl-C) inside the block ends the block and marks the result; what `series` holds stays."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            self.status = "interrupted"
+    def add(self, seed: int, series: dict[str, Any], seconds: float) -> None:
+        """Take in a finished seed."""
+        self.seeds.append(seed)
+        self.series.append({"seed": seed, **series})
+        self.seconds += seconds
+
+    def pooled(self, key: str) -> list[Any]:
+        """The entries of the lists called `key` of all seeds, one after the other."""
+        return [entry for series in self.series for entry in series[key]]
 
     def to_dict(self) -> dict[str, Any]:
         """As results.json has it."""

@@ -26,49 +26,43 @@ from ..theory.dynamics import (
     simulate,
 )
 from ._progress import Progress
-from .registry import Study, StudyConfig
+from .registry import Config, Study
 from .result import Measured, StudyResult, Verdict, fraction_interval, mean_interval
 from .theory_functional import SDSD
 
 STIFFNESSES = (0.2, 1.0, 5.0)
+SLOW = 0.15
+RATIOS = (0.4, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+DIFFUSIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6)
 
 
 # --- where the loss turns
 
 
-def run_phase(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_phase(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """In bowls of several stiffnesses: at which value of each ratio does the expected loss stop falling?"""
-    paths, grid, copies = (1000, 9, 24) if config.quick else (4000, 33, 64)
-    result = StudyResult(
-        "phase", {"quick": config.quick, "stiffness": STIFFNESSES, "diffusion": 0.1, "dim": 4, "paths": paths,
-                  "grid": grid, "paths_a_cell": copies},
-        list(config.seeds), {"turns": []},
-    )  # fmt: skip
-    with result.keep_finished():
+    turns = []
+    for place, k in enumerate(progress.each(STIFFNESSES, f"seed {seed}: finding where the loss turns")):
         # Every stiffness gets its own random numbers: a bowl looks the same at every k but for its scales.
-        jobs = [(seed, 1000 * seed + place, k) for seed in config.seeds for place, k in enumerate(STIFFNESSES)]
-        for seed, stream, k in progress.each(jobs, "finding where the loss turns"):
-            found = loss_sign_change(k, paths=paths, seed=stream)
-            result.series["turns"].append({
-                "seed": seed, "stiffness": k, "gamma_h": found.gamma_h.value,
-                "gamma_h_error": found.gamma_h.standard_error, "gamma_seed": found.gamma_seed.value,
-            })  # fmt: skip
-        axis = torch.logspace(-1, 1, grid, dtype=torch.float64)
-        diagram = phase_diagram(
-            axis, axis / 4, paths=copies, seed=config.seeds[0], progress=progress.bar("filling the phase diagram")
-        )
-        result.series["diagram"] = {
-            name: getattr(diagram, name).tolist()
-            for name in ("stiffness", "diffusion", "growth", "standard_error", "gamma_h", "gamma_seed")
-        }
-        result.verdicts.append(_phase_verdict(result.series["turns"]))
-    return result
+        found = loss_sign_change(k, paths=config["paths"], seed=1000 * seed + place)
+        turns.append({
+            "stiffness": k, "gamma_h": found.gamma_h.value, "gamma_h_error": found.gamma_h.standard_error,
+            "gamma_seed": found.gamma_seed.value,
+        })  # fmt: skip
+    axis = torch.logspace(-1, 1, config["grid"], dtype=torch.float64)
+    diagram = phase_diagram(
+        axis, axis / 4, paths=config["paths_a_cell"], seed=seed,
+        progress=progress.bar(f"seed {seed}: filling the phase diagram"),
+    )  # fmt: skip
+    names = ("stiffness", "diffusion", "growth", "standard_error", "gamma_h", "gamma_seed")
+    return {"turns": turns, "diagram": {name: getattr(diagram, name).tolist() for name in names}}
 
 
-def _phase_verdict(turns: list[dict[str, float]]) -> Verdict:
+def judge_phase(result: StudyResult) -> list[Verdict]:
+    turns = result.pooled("turns")
     off = {name: max(abs(turn[name] - 1) for turn in turns) for name in ("gamma_h", "gamma_seed")}
     corrected = mean_interval([turn["gamma_h"] for turn in turns], "(Γ_H)")
-    return Verdict(
+    found = Verdict(
         claim="Γ = ‖∇L‖² / Tr D = 1 is the phase transition between a loss that falls and one that rises",
         source=f"{SDSD} §4",
         verdict="refuted" if off["gamma_seed"] > 0.5 and off["gamma_h"] < 0.1 else "not reproduced",
@@ -80,19 +74,18 @@ def _phase_verdict(turns: list[dict[str, float]]) -> Verdict:
         + ", ".join(f"{turn['gamma_seed']:.2f} for k = {turn['stiffness']:g}" for turn in turns[: len(STIFFNESSES)])
         + ".",
     )
+    return [found]
 
 
 def draw_phase(result: StudyResult) -> Any:
-    series = result.series
     figure, (left, right) = figures.new_figure(11.6, 4.6, columns=2, width_ratios=(1.15, 1))
-    arrays = {name: np.array(values) for name, values in series["diagram"].items()}
+    arrays = {name: np.array(values) for name, values in result.series[0]["diagram"].items()}
     del arrays["standard_error"]
     draw_phase_diagram(left, **arrays)
+    turns = result.pooled("turns")
     curves = {
-        "Γ_H": [_mean([t["gamma_h"] for t in series["turns"] if t["stiffness"] == k]) for k in STIFFNESSES],
-        "the document's Γ": [
-            _mean([t["gamma_seed"] for t in series["turns"] if t["stiffness"] == k]) for k in STIFFNESSES
-        ],
+        name: [_mean([turn[key] for turn in turns if turn["stiffness"] == k]) for k in STIFFNESSES]
+        for name, key in (("Γ_H", "gamma_h"), ("the document's Γ", "gamma_seed"))
     }
     draw_curves(
         right, STIFFNESSES, curves, colours={"Γ_H": figures.INK, "the document's Γ": figures.ORANGE}, log_x=True,
@@ -106,37 +99,26 @@ def draw_phase(result: StudyResult) -> Any:
 # --- noise in proportion to the state
 
 
-def run_multiplicative(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_multiplicative(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """E[s²] by its exact recursion, the mean over paths, and the typical path, on both sides of Γ_H = 1."""
-    paths, step_size, time = (500, 0.01, 10.0) if config.quick else (4000, 0.01, 20.0)
-    ratios = [0.4, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0]
-    result = StudyResult(
-        "multiplicative",
-        {"quick": config.quick, "stiffness": 1.0, "paths": paths, "step_size": step_size, "time": time},
-        list(config.seeds), {"points": []},
-    )  # fmt: skip
-    steps = round(time / step_size)
-    with result.keep_finished():
-        jobs = [(seed, ratio) for seed in config.seeds for ratio in ratios]
-        for seed, ratio in progress.each(jobs, "running paths at each Γ_H"):
-            sigma = math.sqrt(2 / ratio)
-            ran = simulate(
-                *multiplicative_noise(1.0, sigma), torch.ones(paths, 1), step_size=step_size, steps=steps, every=steps,
-                seed=seed,
-            )  # fmt: skip
-            size = ran.states[-1, :, 0].abs()
-            exact = math.log(mean_square_factor(1.0, sigma, step_size)) / step_size
-            result.series["points"].append({
-                "seed": seed, "gamma_h": ratio, "exact": exact,
-                "mean_of_paths": size.square().mean().log().item() / time,
-                "typical": 2 * size.log().mean().item() / time, "typical_theory": -2 * decay_rate(1.0, sigma),
-                "converged": int((size < 0.1).sum()), "paths": paths,
-            })  # fmt: skip
-        result.verdicts.append(_multiplicative_verdict(result.series["points"]))
-    return result
+    k, step_size, time, paths = (config[name] for name in ("stiffness", "step_size", "time", "paths"))
+    steps, points = round(time / step_size), []
+    for ratio in progress.each(RATIOS, f"seed {seed}: running paths at each Γ_H"):
+        sigma = math.sqrt(2 * k / ratio)
+        start = torch.ones(paths, 1)
+        ran = simulate(*multiplicative_noise(k, sigma), start, step_size=step_size, steps=steps, every=steps, seed=seed)
+        size = ran.states[-1, :, 0].abs()
+        points.append({
+            "gamma_h": ratio, "exact": math.log(mean_square_factor(k, sigma, step_size)) / step_size,
+            "mean_of_paths": size.square().mean().log().item() / time,
+            "typical": 2 * size.log().mean().item() / time, "typical_theory": -2 * decay_rate(k, sigma),
+            "converged": int((size < 0.1).sum()), "paths": paths,
+        })  # fmt: skip
+    return {"points": points}
 
 
-def _multiplicative_verdict(points: list[dict[str, float]]) -> Verdict:
+def judge_multiplicative(result: StudyResult) -> list[Verdict]:
+    points = result.pooled("points")
     below = [point for point in points if point["gamma_h"] < 1]
     share = fraction_interval(
         int(sum(point["converged"] for point in below)), int(sum(point["paths"] for point in below)),
@@ -144,7 +126,7 @@ def _multiplicative_verdict(points: list[dict[str, float]]) -> Verdict:
     )  # fmt: skip
     edge = min(points, key=lambda point: abs(point["exact"]))
     worst = min(below, key=lambda point: point["mean_of_paths"] - point["exact"])
-    return Verdict(
+    found = Verdict(
         claim="Convergence is almost sure if and only if Γ > 1",
         source=f"{SDSD} §4, Lyapunov stability",
         verdict="refuted" if (share.low or 0) > 0.95 else "not reproduced",
@@ -155,10 +137,11 @@ def _multiplicative_verdict(points: list[dict[str, float]]) -> Verdict:
         f"{edge['gamma_h']:g} is the mean square, by its exact recursion; a mean over {worst['paths']} paths misses it "
         f"(rate {worst['mean_of_paths']:+.2f} for {worst['exact']:+.2f} at Γ_H = {worst['gamma_h']:g}).",
     )
+    return [found]
 
 
 def draw_multiplicative(result: StudyResult) -> Any:
-    points = result.series["points"]
+    points = result.pooled("points")
     ratios = list(dict.fromkeys(point["gamma_h"] for point in points))
 
     def over_ratios(key: str) -> list[float]:
@@ -184,30 +167,21 @@ def draw_multiplicative(result: StudyResult) -> Any:
 # --- a well that ends
 
 
-def run_well(config: StudyConfig, progress: Progress) -> StudyResult:
-    """The share of paths still in a saturating well, by diffusion and by time."""
-    paths, step_size = (200, 0.2) if config.quick else (600, 0.1)
-    times = (20, 200) if config.quick else (20, 200, 1000, 4000)
-    diffusions = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6]
-    result = StudyResult(
-        "well", {"quick": config.quick, "paths": paths, "step_size": step_size, "times": times, "diffusion": diffusions,
-                 "inside": 3.0, "start": 1.0},
-        list(config.seeds), {"by_diffusion": [], "by_time": []},
-    )  # fmt: skip
-    with result.keep_finished():
-        for seed in config.seeds:
-            each = torch.tensor(diffusions).repeat_interleave(paths)
-            inside = _inside(saturating_well(each), len(each), step_size, (20, 200), seed, progress)
-            for time, share in inside.items():
-                counts = share.view(len(diffusions), paths).sum(1).tolist()
-                result.series["by_diffusion"].append({"seed": seed, "time": time, "inside": counts})
-            for time, share in _inside(saturating_well(0.15), paths, step_size, times, seed, progress).items():
-                result.series["by_time"].append({"seed": seed, "time": time, "inside": int(share.sum())})
-        start = torch.tensor([[1.0, 0.0]])
-        terms = local_terms(*saturating_well(0.2), start)
-        result.series["at_start"] = {"gamma_h": terms.gamma_h.item(), "gamma_seed": terms.gamma_seed.item()}
-        result.verdicts.append(_well_verdict(result.series, diffusions, paths))
-    return result
+def measure_well(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+    """How many paths are still in a saturating well, by diffusion and by time."""
+    paths, step_size = config["paths"], config["step_size"]
+    each = torch.tensor(DIFFUSIONS).repeat_interleave(paths)
+    by_diffusion = {
+        str(time): near.view(len(DIFFUSIONS), paths).sum(1).tolist()
+        for time, near in _inside(saturating_well(each), len(each), step_size, (20, 200), seed, progress).items()
+    }
+    over_time = _inside(saturating_well(SLOW), paths, step_size, config["times"], seed, progress)
+    terms = local_terms(*saturating_well(0.2), torch.tensor([[1.0, 0.0]]))
+    return {
+        "by_diffusion": by_diffusion,
+        "by_time": [int(near.sum()) for near in over_time.values()],
+        "at_start": {"gamma_h": terms.gamma_h.item(), "gamma_seed": terms.gamma_seed.item()},
+    }
 
 
 def _inside(
@@ -219,23 +193,30 @@ def _inside(
     every = round(times[0] / step_size)
     ran = simulate(
         *case, start, step_size=step_size, steps=round(times[-1] / step_size), every=every, seed=seed,
-        progress=progress.bar(f"following {paths:,} paths to t = {times[-1]}"),
+        progress=progress.bar(f"seed {seed}: following {paths:,} paths to t = {times[-1]}"),
     )  # fmt: skip
     near = ran.states.norm(dim=2) < 3
     return {time: near[round(time / times[0])].double() for time in times}
 
 
-def _well_verdict(series: dict[str, Any], diffusions: list[float], paths: int) -> Verdict:
-    late = [row["inside"] for row in series["by_diffusion"] if row["time"] == 200]
-    count = paths * len(late)
-    at = {d: fraction_interval(int(sum(row[i] for row in late)), count) for i, d in enumerate(diffusions)}
-    kept = {
-        time: sum(row["inside"] for row in series["by_time"] if row["time"] == time) / count
-        for time in dict.fromkeys(row["time"] for row in series["by_time"])
-    }
+def _kept(result: StudyResult) -> tuple[list[list[int]], list[int], int]:
+    """Paths in the well by diffusion, at t = 20 and 200, by time at D = 0.15, and of how many, over all seeds."""
+    by_diffusion = [
+        [sum(counts) for counts in zip(*(s["by_diffusion"][time] for s in result.series), strict=True)]
+        for time in ("20", "200")
+    ]
+    by_time = [sum(counts) for counts in zip(*(s["by_time"] for s in result.series), strict=True)]
+    return by_diffusion, by_time, result.config["paths"] * len(result.seeds)
+
+
+def judge_well(result: StudyResult) -> list[Verdict]:
+    (_, late), by_time, count = _kept(result)
+    at = {d: fraction_interval(kept, count) for d, kept in zip(DIFFUSIONS, late, strict=True)}
+    kept = {time: inside / count for time, inside in zip(result.config["times"], by_time, strict=True)}
+    gamma_h = result.series[0]["at_start"]["gamma_h"]
     dissolves = at[0.1].value > 0.9 and at[0.4].value < 0.2
     slow = list(kept.values())
-    return Verdict(
+    found = Verdict(
         claim="Below Γ = 1 diffusion dominates and what was learned dissolves, at a phase transition",
         source=f"{SDSD} §4",
         verdict=("direction only" if slow[-1] < slow[0] - 0.1 else "reproduced") if dissolves else "not reproduced",
@@ -244,33 +225,26 @@ def _well_verdict(series: dict[str, Any], diffusions: list[float], paths: int) -
         seed_figure="a transition at Γ = 1",
         our_figure=Measured(at[0.2].value, at[0.2].low, at[0.2].high, "of paths stay until t = 200 at D = 0.2"),
         corrected=f"There is a crossover: {at[0.1].value:.2f}, {at[0.2].value:.2f}, {at[0.4].value:.2f} stay for "
-        f"D = 0.1, 0.2, 0.4, at Γ_H = {series['at_start']['gamma_h']:.2g} for D = 0.2. It is an escape time and no "
+        f"D = 0.1, 0.2, 0.4, at Γ_H = {gamma_h:.2g} for D = 0.2. It is an escape time and no "
         "transition: at D = 0.15 " + ", ".join(f"{share:.2f} at t = {time}" for time, share in kept.items()) + ".",
     )
+    return [found]
 
 
 def draw_well(result: StudyResult) -> Any:
-    series, config = result.series, result.config
-    diffusions, count = config["diffusion"], config["paths"] * len(result.seeds)
+    by_diffusion, by_time, count = _kept(result)
     figure, (left, right) = figures.new_figure(10.6, 4.1, columns=2)
-    curves = {
-        f"t = {time}": [
-            sum(row["inside"][place] for row in series["by_diffusion"] if row["time"] == time) / count
-            for place in range(len(diffusions))
-        ]
-        for time in (20, 200)
-    }
-    draw_curves(left, diffusions, curves, xlabel="diffusion D", ylabel="share of paths in the well", marker="o")
-    at_one = 0.2 * series["at_start"]["gamma_h"]
-    draw_level(left, at_one, "Γ_H = 1 at the start", vertical=True, at=0.3)
-    draw_level(left, 0.2 * series["at_start"]["gamma_seed"], "Γ = 1", vertical=True, colour=figures.ORANGE, at=0.12)
+    curves = {f"t = {time}": [kept / count for kept in row] for time, row in zip((20, 200), by_diffusion, strict=True)}
+    draw_curves(left, DIFFUSIONS, curves, xlabel="diffusion D", ylabel="share of paths in the well", marker="o")
+    start = result.series[0]["at_start"]
+    draw_level(left, 0.2 * start["gamma_h"], "Γ_H = 1 at the start", vertical=True, at=0.3)
+    draw_level(left, 0.2 * start["gamma_seed"], "Γ = 1", vertical=True, colour=figures.ORANGE, at=0.12)
     left.set_ylim(0, 1.04)
     figures.set_title(left, "More noise empties the well …")
-    times = list(config["times"])
-    kept = [sum(row["inside"] for row in series["by_time"] if row["time"] == time) / count for time in times]
     draw_curves(
-        right, times, {"D = 0.15": kept}, xlabel="time", ylabel="share of paths in the well", log_x=True, marker="o"
-    )
+        right, result.config["times"], {"D = 0.15": [kept / count for kept in by_time]}, xlabel="time",
+        ylabel="share of paths in the well", log_x=True, marker="o",
+    )  # fmt: skip
     right.set_ylim(0, 1.04)
     figures.set_title(right, "… and so does time")
     return figure
@@ -287,47 +261,43 @@ VARIANTS = {
 }
 
 
-def run_conservation(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_conservation(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """Q = u² − v² on u·v = 1 under gradient descent, isotropic noise, label noise and weight decay."""
-    paths, step_size, time = (100, 0.05, 100) if config.quick else (1000, 0.05, 100)
-    result = StudyResult(
-        "conservation", {"quick": config.quick, "paths": paths, "step_size": step_size, "time": time,
-                         "isotropic_diffusion": 0.01, "label_noise": 1.0, "weight_decay": 0.02},
-        list(config.seeds), {"runs": []},
-    )  # fmt: skip
-    steps = round(time / step_size)
-    with result.keep_finished():
-        jobs = [(seed, name) for seed in config.seeds for name in VARIANTS]
-        for seed, name in progress.each(jobs, "running each variant"):
-            start = torch.tensor([[2.0, 0.9]]).repeat(paths, 1)
-            ran = simulate(*VARIANTS[name](step_size), start, step_size=step_size, steps=steps, every=1, seed=seed)
-            q = imbalance(ran.states)
-            u, v = ran.states.unbind(2)
-            r = (u[:-1] - u[1:]) / (step_size * v[:-1])
-            identity = (q[1:] / (q[:-1] * (1 - (step_size * r) ** 2)) - 1).abs().max().item()
-            look = slice(None, None, max(1, steps // 50))
-            result.series["runs"].append({
-                "seed": seed, "variant": name, "time": ran.times[look].tolist(), "mean_q": q.mean(1)[look].tolist(),
-                "mean_abs_q": q.abs().mean(1)[look].tolist(), "spread_q": q.std(1)[look].tolist(),
-                "identity_error": identity if name in ("gradient descent", "label noise") else None,
-            })  # fmt: skip
-        result.verdicts.append(_conservation_verdict(result.series["runs"], paths))
-    return result
+    paths, step_size = config["paths"], config["step_size"]
+    steps = round(config["time"] / step_size)
+    look = slice(None, None, max(1, steps // 50))
+    runs: dict[str, dict[str, Any]] = {}
+    for name in progress.each(list(VARIANTS), f"seed {seed}: running each variant"):
+        start = torch.tensor([[2.0, 0.9]]).repeat(paths, 1)
+        ran = simulate(*VARIANTS[name](step_size), start, step_size=step_size, steps=steps, every=1, seed=seed)
+        q = imbalance(ran.states)
+        u, v = ran.states.unbind(2)
+        r = (u[:-1] - u[1:]) / (step_size * v[:-1])
+        identity = (q[1:] / (q[:-1] * (1 - (step_size * r) ** 2)) - 1).abs().max().item()
+        runs[name] = {
+            "time": ran.times[look].tolist(), "mean_q": q.mean(1)[look].tolist(),
+            "mean_abs_q": q.abs().mean(1)[look].tolist(), "spread_q": q.std(1)[look].tolist(),
+            "identity_error": identity if name in ("gradient descent", "label noise") else None,
+        }  # fmt: skip
+    return {"variants": runs}
 
 
-def _conservation_verdict(runs: list[dict[str, Any]], paths: int) -> Verdict:
-    def left(variant: str, key: str = "mean_abs_q") -> list[float]:
-        return [run[key][-1] / run["mean_abs_q"][0] for run in runs if run["variant"] == variant]
+def judge_conservation(result: StudyResult) -> list[Verdict]:
+    runs, paths = [series["variants"] for series in result.series], result.config["paths"]
 
-    isotropic = [run for run in runs if run["variant"] == "isotropic noise"]
+    def left(variant: str) -> list[float]:
+        """What is left of the mean of |Q|, seed by seed."""
+        return [run[variant]["mean_abs_q"][-1] / run[variant]["mean_abs_q"][0] for run in runs]
+
+    isotropic = [run["isotropic noise"] for run in runs]
     drift = max(
         abs(run["mean_q"][-1] - run["mean_q"][0]) / (run["spread_q"][-1] / math.sqrt(paths)) for run in isotropic
     )
     collapse = max(left("label noise")) < 0.1 and max(left("weight decay")) < 0.1
     conserved = min(left("gradient descent")) > 0.8 and drift < 5
-    error = max(run["identity_error"] for run in runs if run["identity_error"] is not None)
+    error = max(run[name]["identity_error"] for run in runs for name in ("gradient descent", "label noise"))
     verdict = "reproduced" if min(left("isotropic noise")) < 0.1 else ("direction only" if collapse else "refuted")
-    return Verdict(
+    found = Verdict(
         claim="Noise along symmetry orbits averages out, and only minimal-norm representatives survive",
         source=f"{SDSD} §2, Proposition 1",
         verdict=verdict if collapse and conserved else "not reproduced",
@@ -340,19 +310,20 @@ def _conservation_verdict(runs: list[dict[str, Any]], paths: int) -> Verdict:
         f"(mean |Q| × {_mean(left('isotropic noise')):.1f}); label noise collapses it by ∏(1 − η²r²), which holds to "
         f"{error:.0e}; weight decay collapses it ({_mean(left('weight decay')):.2f} left).",
     )
+    return [found]
 
 
 def draw_conservation(result: StudyResult) -> Any:
-    runs = [run for run in result.series["runs"] if run["seed"] == result.seeds[0]]
+    runs = result.series[0]["variants"]
     figure, (left, right) = figures.new_figure(10.6, 4.1, columns=2)
     colours = dict(zip(VARIANTS, (figures.INK, figures.BLUE, figures.ORANGE, figures.GREEN), strict=True))
-    times = runs[0]["time"]
+    times = runs["isotropic noise"]["time"]
     draw_curves(
-        left, times, {run["variant"]: [max(q, 1e-4) for q in run["mean_abs_q"]] for run in runs}, colours=colours,
+        left, times, {name: [max(q, 1e-4) for q in run["mean_abs_q"]] for name, run in runs.items()}, colours=colours,
         xlabel="time", ylabel="mean of |Q|", log_y=True, legend="lower left",
     )  # fmt: skip
     figures.set_title(left, "What collapses the symmetry, and what does not")
-    run = next(run for run in runs if run["variant"] == "isotropic noise")
+    run = runs["isotropic noise"]
     band = tuple([m + sign * s for m, s in zip(run["mean_q"], run["spread_q"], strict=True)] for sign in (-1, 1))
     draw_curves(
         right, times, {"isotropic noise": run["mean_q"]}, bands={"isotropic noise": (band[0], band[1])},
@@ -369,39 +340,53 @@ def _mean(values: list[float]) -> float:
 
 STUDIES = (
     Study(
-        "phase",
-        "where the loss stops falling in bowls, against Γ = 1 and Γ_H = 1; the phase diagram",
-        "Γ = 1 separates learning from dissolving",
-        f"{SDSD} §4",
-        15,
-        run_phase,
-        draw_phase,
+        name="phase",
+        summary="where the loss stops falling in bowls, against Γ = 1 and Γ_H = 1; the phase diagram",
+        claim="Γ = 1 separates learning from dissolving",
+        source=f"{SDSD} §4",
+        settings={"stiffness": STIFFNESSES, "diffusion": 0.1, "dim": 4, "paths": 4000, "grid": 33, "paths_a_cell": 64},
+        quick={"paths": 1000, "grid": 9, "paths_a_cell": 24},
+        measure=measure_phase,
+        judge=judge_phase,
+        draw=draw_phase,
+        expected_seconds=45,
     ),
     Study(
-        "multiplicative",
-        "noise in proportion to the state: exact mean square, sampled mean and typical path",
-        "Convergence is almost sure iff Γ > 1",
-        f"{SDSD} §4",
-        15,
-        run_multiplicative,
-        draw_multiplicative,
+        name="multiplicative",
+        summary="noise in proportion to the state: exact mean square, sampled mean and typical path",
+        claim="Convergence is almost sure iff Γ > 1",
+        source=f"{SDSD} §4",
+        settings={"stiffness": 1.0, "ratios": RATIOS, "paths": 4000, "step_size": 0.01, "time": 20.0},
+        quick={"paths": 500, "time": 10.0},
+        measure=measure_multiplicative,
+        judge=judge_multiplicative,
+        draw=draw_multiplicative,
+        expected_seconds=45,
     ),
     Study(
-        "well",
-        "paths that leave a saturating well, by diffusion and by time",
-        "Learning dissolves below Γ = 1, at a phase transition",
-        f"{SDSD} §4",
-        20,
-        run_well,
-        draw_well,
+        name="well",
+        summary="paths that leave a saturating well, by diffusion and by time",
+        claim="Learning dissolves below Γ = 1, at a phase transition",
+        source=f"{SDSD} §4",
+        settings={"paths": 600, "step_size": 0.1, "times": (20, 200, 1000, 4000), "diffusion": DIFFUSIONS,
+                  "slow_diffusion": SLOW, "inside": 3.0, "start": 1.0},
+        quick={"paths": 200, "step_size": 0.2, "times": (20, 200)},
+        measure=measure_well,
+        judge=judge_well,
+        draw=draw_well,
+        expected_seconds=60,
     ),
     Study(
-        "conservation",
-        "u·v = 1: what gradient descent, noise and weight decay do to u² − v²",
-        "Noise collapses symmetry to minimal norm (Proposition 1)",
-        f"{SDSD} §2",
-        10,
-        run_conservation,
-        draw_conservation,
+        name="conservation",
+        summary="u·v = 1: what gradient descent, noise and weight decay do to u² − v²",
+        claim="Noise collapses symmetry to minimal norm (Proposition 1)",
+        source=f"{SDSD} §2",
+        settings={"paths": 1000, "step_size": 0.05, "time": 100, "isotropic_diffusion": 0.01, "label_noise": 1.0,
+                  "weight_decay": 0.02},
+        quick={"paths": 100},
+        measure=measure_conservation,
+        judge=judge_conservation,
+        draw=draw_conservation,
+        expected_seconds=30,
     ),
-)
+)  # fmt: skip

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .._extras import require
 from ..report import figures
 from ..report.theory_figures import draw_curves, draw_level
 from ..theory import geometric_functional, hidden_layers, log_orbit_count, orbit_entropy, realized_volume, symmetries
 from ._progress import Progress
 from .demo import DemoConfig, Digits, evaluate, load_digits
-from .registry import Study, StudyConfig
+from .registry import Config, Study
 from .result import StudyResult, Verdict, mean_interval
 
 SDSD = "Symmetry-Driven Spatial Density (SDSD) Framework"
@@ -33,7 +32,6 @@ LAMBDA = 0.1
 
 def digits(seed: int) -> Digits:
     """scikit-learn's digits, shuffled by `seed`, 450 held out."""
-    require("sklearn", extra="report", purpose="this experiment")
     return load_digits(DemoConfig(seed=seed))
 
 
@@ -57,22 +55,13 @@ def geometry(model: nn.Module, samples: int, seed: int) -> dict[str, float]:
     return found
 
 
-def run_orbit(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_orbit(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """Train with and without weight decay, and on labels that mean nothing; measure H_G, H_orb and V along the way."""
-    epochs, samples = (8, 1024) if config.quick else (60, 8192)
-    looks = [epoch for epoch in (0, 1, 2, 4, 8, 15, 30, 45, 60) if epoch <= epochs]
-    result = StudyResult(
-        "orbit", {"quick": config.quick, "epochs": epochs, "samples": samples, "neurons": NEURONS, "batch": BATCH,
-                  "learning_rate": LEARNING_RATE, "momentum": MOMENTUM, "arms": ARMS, "angles": ANGLES,
-                  "cluster_angle": CLUSTER_ANGLE}, list(config.seeds), {"epoch": looks, "runs": []},
-    )  # fmt: skip
-    with result.keep_finished():
-        for seed in progress.each(config.seeds, "training with and without weight decay"):
-            for arm, (decay, shuffled) in ARMS.items():
-                rows = _train_and_measure(seed, decay, shuffled, epochs, looks, samples)
-                result.series["runs"].append({"seed": seed, "arm": arm, **rows})
-        result.verdicts += _orbit_verdicts(result.series["runs"])
-    return result
+    looks = [epoch for epoch in (0, 1, 2, 4, 8, 15, 30, 45, 60) if epoch <= config["epochs"]]
+    arms = {}
+    for arm in progress.each(list(ARMS), f"seed {seed}: training with and without weight decay"):
+        arms[arm] = _train_and_measure(seed, *ARMS[arm], config["epochs"], looks, config["samples"])
+    return {"epoch": looks, "arms": arms}
 
 
 def _train_and_measure(
@@ -96,12 +85,14 @@ def _train_and_measure(
     return rows
 
 
-def _orbit_verdicts(runs: list[dict[str, Any]]) -> list[Verdict]:
+def judge_orbit(result: StudyResult) -> list[Verdict]:
+    runs = [series["arms"] for series in result.series]
+
     def falls(key: str) -> dict[str, list[float]]:
         """By how much `key` fell over training, for each arm, seed by seed."""
-        return {arm: [run[key][0] - run[key][-1] for run in runs if run["arm"] == arm] for arm in ARMS}
+        return {arm: [run[arm][key][0] - run[arm][key][-1] for run in runs] for arm in ARMS}
 
-    count = f"{_mean(falls('orbit_count')[DECAYED]):.2g} of {runs[0]['orbit_count'][0]:.3g} nats"
+    count = f"{_mean(falls('orbit_count')[DECAYED]):.2g} of {runs[0][DECAYED]['orbit_count'][0]:.3g} nats"
     verdicts = []
     for key, what, section in (("entropy", "symmetry entropy H_G", 2), (f"volume_{HEADLINE}", "realized volume V", 3)):
         fell = falls(key)
@@ -109,7 +100,7 @@ def _orbit_verdicts(runs: list[dict[str, Any]]) -> list[Verdict]:
             [a / b for a, b in zip(fell[PLAIN], fell[DECAYED], strict=True)], "of the fall with weight decay"
         )
         more = all(a > b for a, b in zip(fell[PLAIN], fell[SHUFFLED], strict=True))
-        ends = {arm: _mean([run[key][-1] for run in runs if run["arm"] == arm]) for arm in ARMS}
+        ends = {arm: _mean([run[arm][key][-1] for run in runs]) for arm in ARMS}
         if min(fell[DECAYED]) <= 0:
             verdict = "not reproduced"
         elif min(fell[PLAIN]) > 0 and more and ours.value > 0.5:
@@ -125,9 +116,9 @@ def _orbit_verdicts(runs: list[dict[str, Any]]) -> list[Verdict]:
                 "labels, and on average by over half as much as with weight decay; direction only if it falls with it",
                 seed_figure="a proposition, without a number",
                 our_figure=ours,
-                corrected=f"From {_mean([run[key][0] for run in runs]):.3g} it falls to {ends[DECAYED]:.3g} with "
-                f"weight decay 0.005, to {ends[PLAIN]:.3g} without, to {ends[SHUFFLED]:.3g} on shuffled labels; the "
-                f"literal count of orbits hardly moves ({count}).",
+                corrected=f"From {_mean([run[DECAYED][key][0] for run in runs]):.3g} it falls to {ends[DECAYED]:.3g} "
+                f"with weight decay 0.005, to {ends[PLAIN]:.3g} without, to {ends[SHUFFLED]:.3g} on shuffled labels; "
+                f"the literal count of orbits hardly moves ({count}).",
             )
         )
     return verdicts
@@ -140,15 +131,15 @@ def _mean(values: list[float]) -> float:
 def _bands(runs: list[dict[str, Any]], key: str) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Mean over seeds, and the lowest and highest run, by arm."""
     curves, bands = {}, {}
-    for arm in dict.fromkeys(run["arm"] for run in runs):
-        columns = list(zip(*(run[key] for run in runs if run["arm"] == arm), strict=True))
+    for arm in ARMS:
+        columns = list(zip(*(run[arm][key] for run in runs), strict=True))
         curves[arm] = [_mean(list(column)) for column in columns]
         bands[arm] = ([min(column) for column in columns], [max(column) for column in columns])
     return curves, bands
 
 
 def draw_orbit(result: StudyResult) -> Any:
-    runs, epochs = result.series["runs"], result.series["epoch"]
+    runs, epochs = [series["arms"] for series in result.series], result.series[0]["epoch"]
     figure, axes = figures.new_figure(12.6, 3.9, columns=3)
     colours = dict(zip(ARMS, (figures.BLUE, figures.ORANGE, figures.MUTED), strict=True))
     for place, key, title, unit in (
@@ -164,30 +155,20 @@ def draw_orbit(result: StudyResult) -> Any:
         figures.set_title(place, title)
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(0, NEURONS * 1.05)
-    axes[2].set_ylim(0, 1.1 * max(max(run["orbit_count"]) for run in runs))
+    axes[2].set_ylim(0, 1.1 * max(max(run[arm]["orbit_count"]) for run in runs for arm in ARMS))
     return figure
 
 
-def run_regulariser(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_regulariser(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """Accuracy against the strength of L_geom in the loss; and L_geom alone, from a trained network on."""
-    epochs, alone_steps = (3, 30) if config.quick else (20, 300)
-    strengths = STRENGTHS[::3] if config.quick else STRENGTHS
-    result = StudyResult(
-        "regulariser", {"quick": config.quick, "epochs": epochs, "strengths": strengths, "lambda": LAMBDA,
-                        "alone_steps": alone_steps, "alone_learning_rate": 1e-3, "neurons": NEURONS, "batch": BATCH,
-                        "learning_rate": LEARNING_RATE, "momentum": MOMENTUM},
-        list(config.seeds), {"strength": list(strengths), "runs": [], "alone": []},
-    )  # fmt: skip
-    jobs = [(seed, strength) for seed in config.seeds for strength in strengths]
-    with result.keep_finished():
-        for seed, strength in progress.each(jobs, "training with cross-entropy + strength · L_geom"):
-            model, data = _train_regularised(seed, strength, epochs)
-            row = {"seed": seed, "strength": strength, **_measure(model, data)}
-            result.series["runs"].append(row)
-            if strength == 0:
-                result.series["alone"].append({"seed": seed, **_minimise_alone(model, data, alone_steps)})
-        result.verdicts.append(_regulariser_verdict(result.series))
-    return result
+    found: dict[str, Any] = {"strength": list(config["strengths"])}
+    for strength in progress.each(config["strengths"], f"seed {seed}: training with cross-entropy + strength · L_geom"):
+        model, data = _train_regularised(seed, strength, config["epochs"])
+        for key, value in _measure(model, data).items():
+            found.setdefault(key, []).append(value)
+        if strength == 0:
+            found["alone"] = _minimise_alone(model, data, config["alone_steps"])
+    return found
 
 
 def _measure(model: nn.Module, data: Digits) -> dict[str, float]:
@@ -231,16 +212,16 @@ def _minimise_alone(trained: nn.Module, data: Digits, steps: int) -> dict[str, l
     return rows
 
 
-def _regulariser_verdict(series: dict[str, Any]) -> Verdict:
-    start = [run["accuracy"][0] for run in series["alone"]]
-    end = [run["accuracy"][-1] for run in series["alone"]]
+def judge_regulariser(result: StudyResult) -> list[Verdict]:
+    start = [series["alone"]["accuracy"][0] for series in result.series]
+    end = [series["alone"]["accuracy"][-1] for series in result.series]
     change = mean_interval([b - a for a, b in zip(start, end, strict=True)], "in accuracy")
+    columns = zip(*(series["accuracy"] for series in result.series), strict=True)
     gains = {
-        strength: _mean([run["accuracy"] for run in series["runs"] if run["strength"] == strength])
-        for strength in series["strength"]
+        strength: _mean(list(column)) for strength, column in zip(result.config["strengths"], columns, strict=True)
     }
     best = max(gains, key=lambda strength: gains[strength])
-    return Verdict(
+    found = Verdict(
         claim="Intelligence emerges from minimising L_geom = H_G + λV, rather than purely from minimising the loss",
         source=f"{SDSD}, introduction and §1",
         verdict="refuted" if max(b - a for a, b in zip(start, end, strict=True)) < 0 else "not reproduced",
@@ -251,15 +232,16 @@ def _regulariser_verdict(series: dict[str, Any]) -> Verdict:
         f"{_mean(end):.3f}; beside cross-entropy the best of the strengths tried is {best:g} with {gains[best]:.3f}, "
         f"against {gains[0.0]:.3f} without.",
     )
+    return [found]
 
 
 def draw_regulariser(result: StudyResult) -> Any:
-    series = result.series
     figure, axes = figures.new_figure(12.6, 3.9, columns=3)
-    strengths = [strength or min(filter(None, series["strength"])) / 3 for strength in series["strength"]]
+    tried = result.config["strengths"]
+    strengths = [strength or min(filter(None, tried)) / 3 for strength in tried]
 
     def over_strength(key: str) -> tuple[list[float], tuple[list[float], list[float]]]:
-        columns = [[run[key] for run in series["runs"] if run["strength"] == s] for s in series["strength"]]
+        columns = list(map(list, zip(*(series[key] for series in result.series), strict=True)))
         return [_mean(c) for c in columns], ([min(c) for c in columns], [max(c) for c in columns])
 
     for place, key, title, label, colour in (
@@ -272,8 +254,8 @@ def draw_regulariser(result: StudyResult) -> Any:
             xlabel="strength of L_geom (leftmost: none)", ylabel=label, marker="o", legend="",
         )  # fmt: skip
         figures.set_title(place, title)
-    steps = series["alone"][0]["step"]
-    columns = list(zip(*(run["accuracy"] for run in series["alone"]), strict=True))
+    steps = result.series[0]["alone"]["step"]
+    columns = list(zip(*(series["alone"]["accuracy"] for series in result.series), strict=True))
     draw_curves(
         axes[2], steps, {"accuracy": [_mean(list(c)) for c in columns]},
         bands={"accuracy": ([min(c) for c in columns], [max(c) for c in columns])},
@@ -284,25 +266,35 @@ def draw_regulariser(result: StudyResult) -> Any:
     return figure
 
 
+SHARED = {"neurons": NEURONS, "batch": BATCH, "learning_rate": LEARNING_RATE, "momentum": MOMENTUM}
+
 STUDIES = (
     Study(
-        "orbit",
-        "H_G, the literal orbit count and V while a network learns digits, with and without weight decay",
-        "Learning lowers orbit entropy and realized volume",
-        f"{SDSD} §1–3",
-        20,
-        run_orbit,
-        draw_orbit,
-        default_seeds=3,
+        name="orbit",
+        summary="H_G, the literal orbit count and V while a network learns digits, with and without weight decay",
+        claim="Learning lowers orbit entropy and realized volume",
+        source=f"{SDSD} §1–3",
+        settings={**SHARED, "epochs": 60, "samples": 8192, "arms": ARMS, "angles": ANGLES,
+                  "cluster_angle": CLUSTER_ANGLE},
+        quick={"epochs": 8, "samples": 1024},
+        measure=measure_orbit,
+        judge=judge_orbit,
+        draw=draw_orbit,
+        expected_seconds=20,
+        needs=("sklearn",),
     ),
     Study(
-        "regulariser",
-        "L_geom beside cross-entropy, by strength, and L_geom alone",
-        "Learning is the minimisation of H_G + λV",
-        f"{SDSD} §1",
-        60,
-        run_regulariser,
-        draw_regulariser,
-        default_seeds=3,
+        name="regulariser",
+        summary="L_geom beside cross-entropy, by strength, and L_geom alone",
+        claim="Learning is the minimisation of H_G + λV",
+        source=f"{SDSD} §1",
+        settings={**SHARED, "epochs": 20, "strengths": STRENGTHS, "lambda": LAMBDA, "alone_steps": 300,
+                  "alone_learning_rate": 1e-3},
+        quick={"epochs": 3, "strengths": STRENGTHS[::3], "alone_steps": 30},
+        measure=measure_regulariser,
+        judge=judge_regulariser,
+        draw=draw_regulariser,
+        expected_seconds=60,
+        needs=("sklearn",),
     ),
-)
+)  # fmt: skip

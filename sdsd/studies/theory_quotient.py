@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .._extras import require
 from ..report import figures
 from ..report.theory_figures import draw_curves, draw_dots, draw_level
 from ..theory.experiments_curvature import gamma_star_experiment
 from ..theory.experiments_quotient import orbit_experiment
 from ._progress import Progress
-from .registry import Study, StudyConfig
+from .registry import Config, Study
 from .result import StudyResult, Verdict, fraction_interval, geometric_interval
 from .theory_functional import SDSD
 
@@ -21,28 +20,23 @@ RATES = (0.05, 0.2, 0.5)
 RATIOS = {"gamma_star": "Γ*", "gamma_seed": "Γ = C_α (§5)", "gamma_seed_diffusion": "Γ = ‖∇L‖²/Tr D (§4)"}
 
 
-def run_quotient(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_quotient(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """One trained network, and random points that compute the same function."""
-    require("sklearn", extra="report", purpose="this experiment")
-    sizes: dict[str, Any] = {"hidden": 16, "points": 4} if config.quick else {"hidden": 32, "points": 12}
-    result = StudyResult("quotient", {"quick": config.quick, **sizes}, list(config.seeds), {"runs": []})
-    with result.keep_finished():
-        for seed in progress.each(config.seeds, "walking along orbits"):
-            result.series["runs"].append({"seed": seed, **orbit_experiment(seed=seed, **sizes).to_dict()})
-        result.verdicts.append(_quotient_verdict(result.series["runs"]))
-    return result
+    progress.say(f"seed {seed}: walking along an orbit")
+    return orbit_experiment(seed=seed, hidden=config["hidden"], points=config["points"]).to_dict()
 
 
 def _spread(values: list[float]) -> float:
     return max(values) / min(values)
 
 
-def _quotient_verdict(runs: list[dict[str, Any]]) -> Verdict:
+def judge_quotient(result: StudyResult) -> list[Verdict]:
+    runs = result.series
     moved = [_spread(run["squared_gradients"]) for run in runs]
     still = max(_spread(run["quotient_gammas"]) - 1 for run in runs)
     vertical = {name: math.fsum(run["vertical"][name] for run in runs) / len(runs) for name in runs[0]["vertical"]}
     low, high = min(min(run["gammas"]) for run in runs), max(max(run["gammas"]) for run in runs)
-    return Verdict(
+    found = Verdict(
         claim="The gradient and Γ on the quotient S/G are properties of the function, free of its symmetries",
         source=f"{SDSD} §2, §4",
         verdict="direction only" if min(moved) > 2 and still < 1e-5 else "not reproduced",
@@ -55,10 +49,11 @@ def _quotient_verdict(runs: list[dict[str, Any]]) -> Verdict:
         f"The projection matters for what is no gradient: vertical share {vertical['Adam step']:.3f} of an Adam step, "
         f"{vertical['weight decay']:.3f} of weight decay, {vertical['isotropic noise']:.3f} of isotropic noise.",
     )
+    return [found]
 
 
 def draw_quotient(result: StudyResult) -> Any:
-    run = result.series["runs"][0]
+    run = result.series[0]
     figure, (left, right) = figures.new_figure(11.2, 4.2, columns=2, width_ratios=(1, 1.15))
     points = list(range(len(run["gammas"])))
     draw_curves(
@@ -79,46 +74,34 @@ def draw_quotient(result: StudyResult) -> Any:
     return figure
 
 
-def run_prediction(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_prediction(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """SGD on digits with label noise: the sign of the expected change of the loss, foretold and measured."""
-    require("sklearn", extra="report", purpose="this experiment")
-    sizes: dict[str, Any] = (
-        {"steps": 300, "measurements": 6, "batches": 100, "probes": 16, "hidden": 16}
-        if config.quick
-        else {"steps": 1500, "measurements": 14, "batches": 400, "probes": 64, "hidden": 32}
-    )
-    result = StudyResult(
-        "prediction", {"quick": config.quick, "learning_rates": RATES, "batch_size": 16, "label_noise": 0.2, **sizes},
-        list(config.seeds), {"points": []},
-    )  # fmt: skip
-    jobs = [(seed, rate) for seed in config.seeds for rate in RATES]
-    with result.keep_finished():
-        for seed, rate in progress.each(jobs, "training and looking ahead"):
-            found = gamma_star_experiment(learning_rates=(rate,), seed=seed, **sizes)
-            for point in found.points:
-                result.series["points"].append({
-                    "seed": seed, "learning_rate": rate, "step": point.step, "measured": point.measured,
-                    "measured_error": point.measured_error, "significant": point.significant,
-                    "expected_change": point.stats.expected_change,
-                    **{ratio: getattr(point.stats, ratio) for ratio in RATIOS},
-                    "right": {
-                        "gamma_star": point.exact_is_right, "gamma_seed": point.seed_is_right,
-                        "gamma_seed_diffusion": point.seed_diffusion_is_right,
-                    },
-                })  # fmt: skip
-        result.verdicts.append(_prediction_verdict(result.series["points"]))
-    return result
+    sizes = {name: config[name] for name in ("steps", "measurements", "batches", "probes", "hidden")}
+    points = []
+    for rate in progress.each(config["learning_rates"], f"seed {seed}: training and looking ahead"):
+        for point in gamma_star_experiment(learning_rates=(rate,), seed=seed, **sizes).points:
+            points.append({
+                "learning_rate": rate, "step": point.step, "measured": point.measured,
+                "measured_error": point.measured_error, "significant": point.significant,
+                "expected_change": point.stats.expected_change,
+                **{ratio: getattr(point.stats, ratio) for ratio in RATIOS},
+                "right": {
+                    "gamma_star": point.exact_is_right, "gamma_seed": point.seed_is_right,
+                    "gamma_seed_diffusion": point.seed_diffusion_is_right,
+                },
+            })  # fmt: skip
+    return {"points": points}
 
 
-def _prediction_verdict(points: list[dict[str, Any]]) -> Verdict:
-    clear = [point for point in points if point["significant"]]
+def judge_prediction(result: StudyResult) -> list[Verdict]:
+    clear = [point for point in result.pooled("points") if point["significant"]]
     right = {ratio: sum(point["right"][ratio] for point in clear) for ratio in RATIOS}
     star, best = right["gamma_star"], max(right["gamma_seed"], right["gamma_seed_diffusion"])
     if not clear or star < 0.9 * len(clear):
         verdict = "not reproduced"
     else:
         verdict = "refuted" if best < star else "reproduced"
-    return Verdict(
+    found = Verdict(
         claim="The loss falls when Γ, signal over noise of the gradient, is above 1, and rises below",
         source=f"{SDSD} §4, §5",
         verdict=verdict,
@@ -129,10 +112,11 @@ def _prediction_verdict(points: list[dict[str, Any]]) -> Verdict:
         corrected=f"Γ* = (‖μ‖² − (η/2)μᵀHμ) / ((η/2)Tr(HΣ_B)) foretells {star} of {len(clear)} signs, Γ of §5 "
         f"{right['gamma_seed']}, Γ of §4 {right['gamma_seed_diffusion']}: the Hessian decides.",
     )
+    return [found]
 
 
 def draw_prediction(result: StudyResult) -> Any:
-    clear = [point for point in result.series["points"] if point["significant"]]
+    clear = [point for point in result.pooled("points") if point["significant"]]
     figure, axes = figures.new_figure(12.8, 4.1, columns=3)
     for place, (ratio, name) in zip(axes, RATIOS.items(), strict=True):
         right = sum(point["right"][ratio] for point in clear)
@@ -162,22 +146,30 @@ def _draw_signs(axes: Any, points: list[dict[str, Any]], ratio: str) -> None:
 
 STUDIES = (
     Study(
-        "quotient",
-        "gradient, Γ and Γ of the quotient at points that compute the same function",
-        "Γ on S/G is free of the model's symmetries",
-        f"{SDSD} §2, §4",
-        10,
-        run_quotient,
-        draw_quotient,
-        default_seeds=3,
+        name="quotient",
+        summary="gradient, Γ and Γ of the quotient at points that compute the same function",
+        claim="Γ on S/G is free of the model's symmetries",
+        source=f"{SDSD} §2, §4",
+        settings={"hidden": 32, "points": 12},
+        quick={"hidden": 16, "points": 4},
+        measure=measure_quotient,
+        judge=judge_quotient,
+        draw=draw_quotient,
+        expected_seconds=10,
+        needs=("sklearn",),
     ),
     Study(
-        "prediction",
-        "which ratio foretells whether a step of SGD lowers the loss",
-        "The loss falls iff Γ > 1",
-        f"{SDSD} §4, §5",
-        60,
-        run_prediction,
-        draw_prediction,
+        name="prediction",
+        summary="which ratio foretells whether a step of SGD lowers the loss",
+        claim="The loss falls iff Γ > 1",
+        source=f"{SDSD} §4, §5",
+        settings={"learning_rates": RATES, "batch_size": 16, "label_noise": 0.2, "steps": 1500, "measurements": 14,
+                  "batches": 400, "probes": 64, "hidden": 32},
+        quick={"steps": 300, "measurements": 6, "batches": 100, "probes": 16, "hidden": 16},
+        measure=measure_prediction,
+        judge=judge_prediction,
+        draw=draw_prediction,
+        expected_seconds=120,
+        needs=("sklearn",),
     ),
-)
+)  # fmt: skip

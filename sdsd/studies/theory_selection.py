@@ -14,46 +14,38 @@ from ..report.theory_figures import draw_curves, draw_level
 from ..theory.rank import PUBLISHED_STEPS, PUBLISHED_TARGET, factorise, sense
 from ..theory.selection import select_on_hyperbola, select_on_line
 from ._progress import Progress
-from .registry import Study, StudyConfig
+from .registry import Config, Study
 from .result import Measured, StudyResult, Verdict, fraction_interval, mean_interval
 
 MOVES = "What Moves When Nothing Threatens"
 FULL_RANK = ((1.0, 2.0), (3.0, 4.0))
 PUBLISHED_SEEDS = range(50)
+LOOKS = (100, 200, 300, 500, 700, 1000, 1500, 2000, PUBLISHED_STEPS, 4000, 5000, 7000, 10_000)
+SCALES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
 
 
-def run_selection(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_selection(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """Gradient descent with and without V_sem on w₁ + w₂ = 1 and on u·v = 1."""
-    starts, steps = (200, 600) if config.quick else (1000, 3000)
-    k, rate = 0.2, 0.05
-    result = StudyResult(
-        "selection", {"quick": config.quick, "starts": starts, "steps": steps, "k": k, "learning_rate": rate},
-        list(config.seeds), {"runs": []},
-    )  # fmt: skip
+    k, rate, steps = config["k"], config["learning_rate"], config["steps"]
+    progress.say(f"seed {seed}: descending from {config['starts']:,} starts")
     looks = [step for step in (0, 5, 10, 20, 40, 80, 150, 300, 600, 1000, 2000, 3000) if step <= steps]
-    with result.keep_finished():
-        for seed in progress.each(config.seeds, "descending from many starts"):
-            start = torch.randn(starts, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-            line, flat = (select_on_line(start, each, rate, steps) for each in (k, 0.0))
-            curve = select_on_hyperbola(start, k, rate, steps)
-            free = select_on_hyperbola(start, 0.0, rate, steps)
-            apart = line.weights[:20, :, 0] - line.weights[:20, :, 1]
-            contraction = (apart[1:] / apart[:-1]).flatten()
-            end = curve.weights[-1]
-            result.series["runs"].append({
-                "seed": seed, "step": looks,
-                "line_alpha": line.alpha[looks][:, :12].tolist(), "flat_alpha": flat.alpha[looks][:, :12].tolist(),
-                "line_deviation": (line.alpha[-1] - 0.5).abs().max().item(),
-                "contraction": [contraction.min().item(), contraction.max().item()],
-                "without_potential_sd": flat.alpha[-1].std().item(),
-                "hyperbola_deviation": (curve.alpha[-1] - 0.5).abs().max().item(),
-                "hyperbola_mean": curve.alpha[-1].mean().item(),
-                "off_the_points": (end.abs() - 1).abs().max().item(),
-                "positive": int((end[:, 0] > 0).sum()), "paths": _paths(curve.weights),
-                "ends_without": free.weights[-1, :200].tolist(),
-            })  # fmt: skip
-        result.verdicts.append(_selection_verdict(result.series["runs"], starts, 1 - 4 * k * rate))
-    return result
+    start = torch.randn(config["starts"], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    line, flat = (select_on_line(start, each, rate, steps) for each in (k, 0.0))
+    curve = select_on_hyperbola(start, k, rate, steps)
+    apart = line.weights[:20, :, 0] - line.weights[:20, :, 1]
+    contraction = (apart[1:] / apart[:-1]).flatten()
+    return {
+        "step": looks,
+        "line_alpha": line.alpha[looks][:, :12].tolist(),
+        "flat_alpha": flat.alpha[looks][:, :12].tolist(),
+        "line_deviation": (line.alpha[-1] - 0.5).abs().max().item(),
+        "contraction": [contraction.min().item(), contraction.max().item()],
+        "without_potential_sd": flat.alpha[-1].std().item(),
+        "hyperbola_deviation": (curve.alpha[-1] - 0.5).abs().max().item(),
+        "off_the_points": (curve.weights[-1].abs() - 1).abs().max().item(),
+        "positive": int((curve.weights[-1, :, 0] > 0).sum()),
+        "paths": _paths(curve.weights),
+    }
 
 
 def _paths(weights: Tensor) -> list[list[list[float]]]:
@@ -61,13 +53,15 @@ def _paths(weights: Tensor) -> list[list[list[float]]]:
     return torch.cat((weights[:120:2, :40], weights[-1:, :40])).transpose(0, 1).tolist()
 
 
-def _selection_verdict(runs: list[dict[str, Any]], starts: int, contraction: float) -> Verdict:
+def judge_selection(result: StudyResult) -> list[Verdict]:
+    runs, starts = result.series, result.config["starts"]
+    contraction = 1 - 4 * result.config["k"] * result.config["learning_rate"]
     off = max(run["hyperbola_deviation"] for run in runs)
     positive, count = sum(run["positive"] for run in runs), starts * len(runs)
     share = fraction_interval(positive, count, "of starts end at (1, 1), the others at (−1, −1)")
     measured = [bound for run in runs for bound in run["contraction"]]
     unique = positive in (0, count)
-    return Verdict(
+    found = Verdict(
         claim="Where the loss is zero, V_sem = k Σ(w_i − w_j)² makes the system converge to the unique state of least "
         "V_sem, α = ½",
         source=f"{MOVES}, The Selection Principle",
@@ -81,6 +75,7 @@ def _selection_verdict(runs: list[dict[str, Any]], starts: int, contraction: flo
         f"selected (sd {runs[0]['without_potential_sd']:.2f}). On u·v = 1 there are two minima, so selection is up to "
         "a sign, and V_sem there is ‖w‖² − 2: weight decay.",
     )
+    return [found]
 
 
 @figures.styled
@@ -101,7 +96,7 @@ def _draw_plane(axes: Any, run: dict[str, Any]) -> None:
 
 
 def draw_selection(result: StudyResult) -> Any:
-    run = result.series["runs"][0]
+    run = result.series[0]
     figure, (left, right) = figures.new_figure(10.4, 4.4, columns=2)
     steps = [step + 1 for step in run["step"]]
     for column in range(len(run["line_alpha"][0])):
@@ -119,49 +114,44 @@ def draw_selection(result: StudyResult) -> Any:
     return figure
 
 
-def run_rank(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_rank(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """The 84% as published, over the steps, over more starts, and for a target of full rank."""
-    starts = 200 if config.quick else 1000
-    looks = (100, 200, 300, 500, 700, 1000, 1500, 2000, PUBLISHED_STEPS, 4000, 5000, 7000, 10_000)
-    result = StudyResult(
-        "rank", {"quick": config.quick, "target": PUBLISHED_TARGET, "full_rank_target": FULL_RANK, "starts": starts,
-                 "published_seeds": [PUBLISHED_SEEDS.start, PUBLISHED_SEEDS.stop - 1], "learning_rate": 0.05,
-                 "scale": 0.1, "threshold": 1e-3},
-        list(config.seeds), {"step": list(looks)},
-    )  # fmt: skip
-    with result.keep_finished():
-        published = factorise(progress=progress.bar("the 50 published starts"))
-        result.series["published"] = {
-            "rank_one": int((published.rank() == 1).sum()), "starts": len(PUBLISHED_SEEDS), "steps": PUBLISHED_STEPS,
+    looks, starts = config["steps"], config["starts"]
+    published = factorise(progress=progress.bar("the 50 published starts"))
+    seeds = range(seed * starts, (seed + 1) * starts)
+    many = factorise(seeds=seeds, steps=looks, progress=progress.bar(f"seed {seed}: {starts:,} starts to 10,000 steps"))
+    full = factorise(FULL_RANK, seeds=seeds, steps=looks, progress=progress.bar(f"seed {seed}: a target of full rank"))
+    levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    return {
+        "published": {
+            "rank_one": int((published.rank() == 1).sum()),
             "mean_imbalance": published.imbalance.mean().item(),
             "median_imbalance": published.imbalance.median().item(),
-        }  # fmt: skip
-        first = config.seeds[0]
-        seeds = range(first, first + starts)
-        many = factorise(seeds=seeds, steps=looks, progress=progress.bar(f"{starts:,} starts to 10,000 steps"))
-        full = factorise(FULL_RANK, seeds=seeds, steps=looks, progress=progress.bar("a target of full rank"))
-        result.series |= {
-            "rank_one_fraction": many.rank_one_fraction(), "full_rank_fraction": full.rank_one_fraction(),
-            "second_singular_value": torch.quantile(
-                many.singular_values[:, :, 1], torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=1
-            ).T.tolist(),
-            "imbalance": many.imbalance[looks.index(PUBLISHED_STEPS)].tolist(),
-        }  # fmt: skip
-        result.verdicts += _rank_verdicts(result.series, starts)
-    return result
+        },
+        "rank_one_fraction": many.rank_one_fraction(),
+        "full_rank_fraction": full.rank_one_fraction(),
+        "second_singular_value": torch.quantile(many.singular_values[:, :, 1], levels, dim=1).T.tolist(),
+        "imbalance": many.imbalance[looks.index(PUBLISHED_STEPS)].tolist(),
+    }
 
 
-def _rank_verdicts(series: dict[str, Any], starts: int) -> list[Verdict]:
-    published, steps = series["published"], series["step"]
-    fractions = dict(zip(steps, series["rank_one_fraction"], strict=True))
-    full = max(
-        share for step, share in zip(steps, series["full_rank_fraction"], strict=True) if step >= PUBLISHED_STEPS
-    )
-    ours = fraction_interval(published["rank_one"], published["starts"], "of starts at rank 1")
+def _over_seeds(result: StudyResult, key: str) -> list[float]:
+    """Mean of a share over the seeds, which have equally many starts, step by step."""
+    columns = zip(*(series[key] for series in result.series), strict=True)
+    return [math.fsum(column) / len(column) for column in columns]
+
+
+def judge_rank(result: StudyResult) -> list[Verdict]:
+    published, steps = result.series[0]["published"], result.config["steps"]
+    starts = result.config["starts"] * len(result.seeds)
+    fractions = dict(zip(steps, _over_seeds(result, "rank_one_fraction"), strict=True))
+    full_shares = zip(steps, _over_seeds(result, "full_rank_fraction"), strict=True)
+    full = max(share for step, share in full_shares if step >= PUBLISHED_STEPS)
+    ours = fraction_interval(published["rank_one"], len(PUBLISHED_SEEDS), "of starts at rank 1")
     over_steps = ", ".join(f"{fractions[step]:.0%} at {step:,}" for step in (500, 1000, PUBLISHED_STEPS, 10_000))
     source = f"{MOVES}, Implicit Rank Regularization"
     artefact = fractions[10_000] >= 0.99 and full == 0
-    median = float(np.median(series["imbalance"]))
+    median = float(np.median(result.pooled("imbalance")))
     return [
         Verdict(
             claim="84% of random starts of an overparameterised linear model converge to rank 1",
@@ -207,74 +197,62 @@ def _draw_imbalance(axes: Any, imbalance: list[float]) -> None:
 
 
 def draw_rank(result: StudyResult) -> Any:
-    series = result.series
+    steps, published, imbalance = result.config["steps"], result.series[0]["published"], result.pooled("imbalance")
     figure, (left, middle, right) = figures.new_figure(13.6, 4.2, columns=3)
     colours = {"rank-1 target": figures.BLUE, "full-rank target": figures.ORANGE}
     draw_curves(
-        left, series["step"],
-        {"rank-1 target": series["rank_one_fraction"], "full-rank target": series["full_rank_fraction"]},
+        left, steps,
+        {
+            "rank-1 target": _over_seeds(result, "rank_one_fraction"),
+            "full-rank target": _over_seeds(result, "full_rank_fraction"),
+        },
         colours=colours, log_x=True, marker="o", xlabel="steps", ylabel="share of starts at rank 1",
         legend="upper left",
     )  # fmt: skip
-    published = series["published"]
-    left.plot(
-        [published["steps"]], [published["rank_one"] / published["starts"]], "*", color=figures.INK, markersize=15
-    )
-    draw_level(left, published["rank_one"] / published["starts"], "the published 84%", at=0.02)
+    share = published["rank_one"] / len(PUBLISHED_SEEDS)
+    left.plot([PUBLISHED_STEPS], [share], "*", color=figures.INK, markersize=15)
+    draw_level(left, share, "the published 84%", at=0.02)
     figures.set_title(left, "84% is where one stops")
-    low, centre, high = zip(*series["second_singular_value"], strict=True)
+    low, centre, high = zip(*result.series[0]["second_singular_value"], strict=True)
     draw_curves(
-        middle, series["step"], {"second singular value": [max(value, 1e-7) for value in centre]},
+        middle, steps, {"second singular value": [max(value, 1e-7) for value in centre]},
         bands={"second singular value": ([max(value, 1e-7) for value in low], high)}, log_x=True, log_y=True,
         xlabel="steps", ylabel="second singular value", legend="",
     )  # fmt: skip
     middle.set_ylim(1e-6, 0.05)
     draw_level(middle, 1e-3, "counted as rank 1 below", at=0.02)
     figures.set_title(middle, "It goes to zero in every run")
-    _draw_imbalance(right, series["imbalance"])
+    _draw_imbalance(right, imbalance)
     draw_level(right, published["mean_imbalance"], "published mean", vertical=True, colour=figures.ORANGE, at=0.9)
-    draw_level(right, float(np.median(series["imbalance"])), "median", vertical=True, at=0.98)
+    draw_level(right, float(np.median(imbalance)), "median", vertical=True, at=0.98)
     figures.set_title(right, "A few starts carry the imbalance")
     return figure
 
 
-def run_sensing(config: StudyConfig, progress: Progress) -> StudyResult:
+def measure_sensing(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
     """Matrix sensing: the effective rank that gradient descent finds, by the size of its start."""
-    problems, steps = (4, 2000) if config.quick else (8, 8000)
-    scales = (1e-3, 1e-2, 0.1, 0.3, 1.0)
-    result = StudyResult(
-        "sensing", {"quick": config.quick, "dim": 10, "measurements": 40, "rank": 1, "problems": problems,
-                    "steps": steps, "learning_rate": 0.02, "scales": scales},
-        list(config.seeds), {"scale": list(scales), "runs": []},
+    names = ("dim", "measurements", "rank", "problems", "steps", "learning_rate")
+    found = sense(
+        config["scales"], **{name: config[name] for name in names}, seed=seed,
+        progress=progress.bar(f"seed {seed}: {config['problems']} problems"),
     )  # fmt: skip
-    with result.keep_finished():
-        for seed in config.seeds:
-            found = sense(
-                scales, problems=problems, steps=steps, seed=seed,
-                progress=progress.bar(f"{problems} problems, seed {seed}"),
-            )  # fmt: skip
-            result.series["runs"].append({
-                "seed": seed, "effective_rank": found.effective_rank.tolist(), "error": found.error.tolist(),
-                "residual": found.residual.tolist(),
-            })  # fmt: skip
-        result.verdicts.append(_sensing_verdict(result.series))
-    return result
+    return {name: getattr(found, name).tolist() for name in ("effective_rank", "error", "residual")}
 
 
-def _pooled(series: dict[str, Any], key: str) -> list[list[float]]:
-    """Over all problems, scale by scale."""
-    return [[value for run in series["runs"] for value in run[key][place]] for place in range(len(series["scale"]))]
+def _by_scale(result: StudyResult, key: str) -> list[list[float]]:
+    """Over all problems of all seeds, scale by scale."""
+    return [[v for series in result.series for v in series[key][place]] for place in range(len(SCALES))]
 
 
-def _sensing_verdict(series: dict[str, Any]) -> Verdict:
-    ranks = _pooled(series, "effective_rank")
+def judge_sensing(result: StudyResult) -> list[Verdict]:
+    ranks = _by_scale(result, "effective_rank")
     means = [math.fsum(values) / len(values) for values in ranks]
     low, high = means[0], means[-1]
     if low > 3:
         verdict = "not reproduced"
     else:
         verdict = "direction only" if high > 2 * low else "reproduced"
-    return Verdict(
+    found = Verdict(
         claim="Gradient descent has a geometric bias towards low rank, for random starts as they come",
         source=f"{MOVES}, Implicit Rank Regularization",
         verdict=verdict,
@@ -284,24 +262,24 @@ def _sensing_verdict(series: dict[str, Any]) -> Verdict:
         our_figure=mean_interval(ranks[0], "effective rank from a start of size 0.001"),
         corrected="In matrix sensing, where the data allow every rank, the bias is real and comes from a small start: "
         "effective rank "
-        + ", ".join(f"{mean:.2f} at {scale:g}" for mean, scale in zip(means, series["scale"], strict=True))
+        + ", ".join(f"{mean:.2f} at {scale:g}" for mean, scale in zip(means, SCALES, strict=True))
         + ".",
     )
+    return [found]
 
 
 def draw_sensing(result: StudyResult) -> Any:
-    series = result.series
     figure, (left, right) = figures.new_figure(10.4, 4.1, columns=2)
     for place, key, label, log_y in (
         (left, "effective_rank", "effective rank of the solution", False),
         (right, "error", "‖W − T‖² / ‖T‖²", True),
     ):
-        intervals = [mean_interval(values) for values in _pooled(series, key)]
+        intervals = [mean_interval(values) for values in _by_scale(result, key)]
         centre = [each.value for each in intervals]
         low = [max(each.low if each.low is not None else each.value, each.value / 10) for each in intervals]
         high = [each.high if each.high is not None else each.value for each in intervals]
         draw_curves(
-            place, series["scale"], {label: centre}, bands={label: (low, high)}, log_x=True, log_y=log_y, marker="o",
+            place, SCALES, {label: centre}, bands={label: (low, high)}, log_x=True, log_y=log_y, marker="o",
             xlabel="size of the start", ylabel=label, legend="",
         )  # fmt: skip
     left.set_ylim(0, 10)
@@ -313,31 +291,41 @@ def draw_sensing(result: StudyResult) -> Any:
 
 STUDIES = (
     Study(
-        "selection",
-        "what V_sem selects on w₁ + w₂ = 1 and on u·v = 1",
-        "V_sem selects one state where the loss is flat",
-        f"{MOVES}, The Selection Principle",
-        5,
-        run_selection,
-        draw_selection,
+        name="selection",
+        summary="what V_sem selects on w₁ + w₂ = 1 and on u·v = 1",
+        claim="V_sem selects one state where the loss is flat",
+        source=f"{MOVES}, The Selection Principle",
+        settings={"starts": 1000, "steps": 3000, "k": 0.2, "learning_rate": 0.05},
+        quick={"starts": 200, "steps": 600},
+        measure=measure_selection,
+        judge=judge_selection,
+        draw=draw_selection,
+        expected_seconds=15,
     ),
     Study(
-        "rank",
-        "the 84% experiment as published, and over steps, starts and targets",
-        "84% of starts converge to rank 1: SGD compresses",
-        f"{MOVES}, Implicit Rank Regularization",
-        10,
-        run_rank,
-        draw_rank,
+        name="rank",
+        summary="the 84% experiment as published, and over steps, starts and targets",
+        claim="84% of starts converge to rank 1: SGD compresses",
+        source=f"{MOVES}, Implicit Rank Regularization",
+        settings={"target": PUBLISHED_TARGET, "full_rank_target": FULL_RANK, "starts": 1000, "steps": LOOKS,
+                  "learning_rate": 0.05, "scale": 0.1, "threshold": 1e-3},
+        quick={"starts": 200},
+        measure=measure_rank,
+        judge=judge_rank,
+        draw=draw_rank,
+        expected_seconds=30,
     ),
     Study(
-        "sensing",
-        "matrix sensing: effective rank by the size of the start",
-        "Gradient descent prefers low rank",
-        f"{MOVES}, Implicit Rank Regularization",
-        20,
-        run_sensing,
-        draw_sensing,
-        default_seeds=2,
+        name="sensing",
+        summary="matrix sensing: effective rank by the size of the start",
+        claim="Gradient descent prefers low rank",
+        source=f"{MOVES}, Implicit Rank Regularization",
+        settings={"scales": SCALES, "dim": 10, "measurements": 40, "rank": 1, "problems": 8, "steps": 8000,
+                  "learning_rate": 0.02},
+        quick={"problems": 4, "steps": 2000},
+        measure=measure_sensing,
+        judge=judge_sensing,
+        draw=draw_sensing,
+        expected_seconds=30,
     ),
-)
+)  # fmt: skip
