@@ -447,11 +447,13 @@ def measure(
         top, bottom = peaks.get(name), peaks.get(other)
         return top / bottom if top is not None and bottom else None
 
-    def goals(name: str) -> list[dict[str, Any]]:
-        wanted = [goal for goal in case.goals if goal.provider == name and goal.threads in (None, threads)]
+    def goals(name: str, metric: str) -> list[dict[str, Any]]:
+        mine = [goal for goal in case.goals if goal.provider == name and goal.threads in (None, threads)]
         found = []
-        for goal in wanted:
-            pair = (memory_ratio if goal.metric == "memory" else ratio)(name, goal.versus)
+        for goal in mine:
+            if goal.metric != metric:
+                continue
+            pair = (memory_ratio if metric == "memory" else ratio)(name, goal.versus)
             found.append(
                 {
                     "text": str(goal),
@@ -463,7 +465,7 @@ def measure(
 
     rows: list[Row] = []
     for name in names:
-        own = replace(blank, provider=name, goals=goals(name))
+        own = replace(blank, provider=name, goals=goals(name, "time"))
         if name in rest:
             status, note = rest[name]
             rows.append(replace(own, status=status, note=note))
@@ -487,7 +489,8 @@ def measure(
             rounds = len(timing.cpu)
             rows.append(replace(other, metric="cpu_time", median=median, spread=spread, rounds=rounds))
         if peak is not None:
-            rows.append(replace(other, metric="peak_memory", unit="B", median=float(peak), spread=0.0, rounds=1))
+            weight = replace(other, metric="peak_memory", unit="B", goals=goals(name, "memory"))
+            rows.append(replace(weight, median=float(peak), spread=0.0, rounds=1))
     return rows
 
 

@@ -30,9 +30,9 @@ def rate_text(value: float, unit: str) -> str:
     return f"{value / 1e12:.3g} TFLOP/s" if unit.startswith("FLOP") else f"{value / 1e9:.3g} GB/s"
 
 
-def goals_text(row: Row) -> str:
+def goals_text(rows: Iterable[Row]) -> str:
     parts = []
-    for goal in row.goals:
+    for goal in (goal for row in rows for goal in row.goals):
         if goal["measured"] is None:
             parts.append(f"{goal['text']}: not measured")
         else:
@@ -55,6 +55,9 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     times = [row for row in rows if row.metric == "time"]
     others = {(row.provider, row.metric): row for row in rows if row.metric != "time"}
 
+    def goals_of(provider: str) -> str:
+        return goals_text(row for row in rows if row.provider == provider)
+
     def other(provider: str, metric: str, text: Callable[[float], str]) -> str:
         row = others.get((provider, metric))
         return "" if row is None or row.median is None else text(row.median)
@@ -68,7 +71,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for row in times:
         if row.status != "ok" or row.median is None or row.spread is None:
             label = "WRONG" if row.status == "wrong" else row.status
-            lines.append([row.provider, label, "", "", "", "", "", "", goals_text(row) or row.note])
+            lines.append([row.provider, label, "", "", "", "", "", "", goals_of(row.provider) or row.note])
             continue
         lines.append(
             [
@@ -80,7 +83,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
                 other(row.provider, "cpu_time", seconds_text),
                 other(row.provider, "peak_memory", bytes_text),
                 "" if row.rate is None else rate_text(row.rate, row.rate_unit),
-                goals_text(row),
+                goals_of(row.provider),
             ]
         )
     filled = [index for index in range(len(header)) if index < 2 or any(line[index] for line in lines)]
@@ -136,7 +139,7 @@ def markdown_summary(rows: Sequence[Row]) -> str:
             else:
                 ratio = None if found is None else found.ratio_to_ours
                 against.append("–" if ratio is None else f"{ratio:.2f}")
-        goals = "; ".join(filter(None, (goals_text(row) for row in times.values())))
+        goals = goals_text(group)
         weight = memory.get("sdsd")
         lines.append(
             [

@@ -19,7 +19,13 @@ CASE = Case(
         Goal("sdsd", "other", 1e-9, faster=False),
         Goal("sdsd", "other", 1.0, faster=True, threads=2),
         Goal("sdsd", "wrong", 1.0, faster=True),
+        Goal("sdsd", "other", 0.75, faster=False, metric="memory"),
     ),
+)
+
+
+NEEDS_PEAKS = pytest.mark.skipif(
+    not hasattr(harness.os, "sched_getaffinity"), reason="peak memory is read from Linux's /proc"
 )
 
 
@@ -87,12 +93,25 @@ def test_goals_of_other_thread_counts_and_of_untimed_peers_are_not_claimed(rows)
     assert untimed["met"] is None
 
 
-@pytest.mark.skipif(not hasattr(harness.os, "sched_getaffinity"), reason="peak memory is read from Linux's /proc")
+@NEEDS_PEAKS
 def test_peak_memory_is_what_a_call_adds_to_its_inputs(rows):
     peaks = {row.provider: row.median for row in rows if row.metric == "peak_memory"}
     output = 64 * 65_536 * 4
     assert peaks["sdsd"] == pytest.approx(output, rel=0.1)
     assert peaks["other"] == pytest.approx(2 * output, rel=0.1)
+
+
+@NEEDS_PEAKS
+def test_a_goal_for_memory_stays_with_the_memory_it_judges(rows, tmp_path):
+    (weight,) = (row for row in rows if (row.provider, row.metric) == ("sdsd", "peak_memory"))
+    (goal,) = weight.goals
+    assert goal["met"] is True
+    assert goal["measured"] == pytest.approx(0.5, rel=0.1)
+    harness.write_rows(rows, tmp_path)
+    (path,) = harness.write_rows([row for row in rows if row.metric != "peak_memory"], tmp_path)
+    again = harness.read_rows(path)
+    assert "memory of other: 0.5" in tables.plain_table(again)
+    assert "memory of other: 0.5" in tables.markdown_summary(again)
 
 
 def test_ratio_is_the_median_of_pairs_not_the_ratio_of_medians():
