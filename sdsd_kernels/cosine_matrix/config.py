@@ -50,7 +50,7 @@ each of the few programs that N / 32 makes."""
 SMALL = MatrixConfig(64, 64, 32, num_warps=4, num_stages=3, resident=2)
 """2048 neurons are 136 tiles of 128², 1.03 waves of 132 multiprocessors: the second wave costs what was saved."""
 SMALL_8_WARPS = MatrixConfig(64, 64, 32, num_warps=8, num_stages=3, resident=2)
-"""On sm_100 the way out of tensor memory needs registers, and tf32x3 with 4 warps spills."""
+"""On sm_100 the way out of tensor memory needs registers, and products of split operands spill with 4 warps."""
 LARGE = MatrixConfig(128, 128, 32, num_warps=8, num_stages=3, resident=1)
 LARGE_HALF = MatrixConfig(128, 128, 64, num_warps=8, num_stages=3, resident=1)
 """64 samples are 128 bytes of a half, the width of a swizzled row of shared memory. Float32 operands that pass through
@@ -88,7 +88,7 @@ POINTER: dict[str, dict[str, tuple[MatrixConfig, ...]]] = {
         "native": (LARGE_HALF, SMALL),
         "bf16": (LARGE, SMALL),
         "fp16": (LARGE, SMALL),
-        "bf16x3": (LARGE, SMALL),
+        "bf16x3": (LARGE, SMALL_8_WARPS),
         "tf32": (LARGE, SMALL),
         "tf32x3": (LARGE, SMALL_8_WARPS),
     },

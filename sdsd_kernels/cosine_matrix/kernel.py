@@ -199,7 +199,7 @@ def aot_cases() -> list[AotCase]:
         cases += [_aot_diagonal_norms(target), aot_reduce(target)]
         for dot, choices in config.POINTER[arch].items():
             # Other roundings of operands change little: `make aot` compiles them for every target, the suite for one.
-            usual = dot in ("bf16", "fp16", "tf32")
+            usual = dot in ("bf16", "fp16", "tf32", "bf16x3")
             cases += [aot_pointer(target, dot, choice, variant=usual) for choice in choices]
             if usual:
                 continue
