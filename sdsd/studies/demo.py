@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy
 from .. import GammaMonitor, GammaStats
 from .._extras import require
 from ..geometry.merge import merge
-from ..geometry.neighbours import extreme_pairs
 from ._display import GAMMA_COLUMNS, Display, choose_display, table_row
 from ._files import prepare_output, versions, write_json
 from .neuron_map import NeuronMap, map_neurons
@@ -295,9 +294,9 @@ def merge_cohorts(
         picked = live[torch.randperm(len(live), generator=shuffle)][: 2 * size].reshape(-1, 2)
         pairings.append([tuple(sorted(pair)) for pair in picked.tolist()])
     cohorts = {
-        "near": [[pair[:2] for pair in extreme_pairs(neuron_map.cosine, size, alive=neuron_map.alive)]],
+        "near": [[pair[:2] for pair in neuron_map.nearest]],
         "random": pairings,
-        "far": [[pair[:2] for pair in extreme_pairs(neuron_map.cosine, size, farthest=True, alive=neuron_map.alive)]],
+        "far": [[pair[:2] for pair in neuron_map.farthest]],
     }
     found: dict[str, Any] = {
         "layer": layer, "how": "mean", "pairs_in_a_cohort": size, "loss_before": loss_before,

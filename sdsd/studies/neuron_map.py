@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .._extras import require
-from ..geometry.neighbours import NeuronPair, alive_neurons, extreme_pairs
+from ..geometry.neighbours import NeuronPair, alive_neurons
+from ..geometry.pairs import disjoint_pairs
 from ..geometry.similarity import neuron_cosine_matrix
 
 MOST_EMBEDDED = 600
@@ -91,11 +92,16 @@ def map_neurons(
     np.fill_diagonal(distance, 0.0)
     order, clusters, silhouette = _cluster(distance)
     points, stress = _embed(distance, seed)
+    count = min(pairs, len(live) // 2)
+    nearest, farthest = (
+        list(disjoint_pairs(cosine=cosine, alive=alive, pairs=count, which=which)) if count else []
+        for which in ("nearest", "farthest")
+    )
     return NeuronMap(
         cosine=cosine,
         alive=alive,
-        nearest=extreme_pairs(cosine, pairs, alive=alive),
-        farthest=extreme_pairs(cosine, pairs, farthest=True, alive=alive),
+        nearest=nearest,
+        farthest=farthest,
         order=live[torch.tensor(order, dtype=torch.long)].tolist(),
         clusters=[clusters[position] for position in order],
         silhouette=silhouette,

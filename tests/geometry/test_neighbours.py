@@ -1,15 +1,13 @@
-"""Neighbours in what layers give, cosines between layers, and greedy disjoint pairs against an exhaustive search."""
+"""Neighbours in what layers give, cosines between layers, and who counts as alive."""
 
 from __future__ import annotations
-
-from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 
 import sdsd
-from sdsd.geometry.neighbours import alive_from_norms, alive_neurons, extreme_pairs
+from sdsd.geometry.neighbours import alive_from_norms, alive_neurons
 
 
 def cosines(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -106,70 +104,6 @@ def test_cosines_between_layers_of_any_layout(center):
     wanted = cosines(*rows)
     for one, two in ((x, y), (x.movedim(1, -1).flatten(0, 2), y), (x, y.movedim(1, -1).flatten(0, 2).numpy())):
         assert (sdsd.cosine_between(one, two, center=center) - wanted).abs().max() < 1e-6
-
-
-def symmetric(n: int, seed: int) -> torch.Tensor:
-    values = torch.rand(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
-    return (values + values.T) / 2
-
-
-def by_search(cosine: torch.Tensor, count: int, farthest: bool, alive: set[int]) -> list[tuple[int, int]]:
-    free, found = set(alive), []
-    while len(found) < count and len(free) > 1:
-        sign = -1 if farthest else 1
-        best = max(combinations(sorted(free), 2), key=lambda pair: sign * cosine[pair].item())
-        found.append(best)
-        free -= set(best)
-    return found
-
-
-@pytest.mark.parametrize("n", [2, 3, 7, 12])
-@pytest.mark.parametrize("farthest", [False, True])
-def test_pairs_are_those_of_an_exhaustive_search(n, farthest):
-    cosine = symmetric(n, seed=n)
-    alive = torch.ones(n, dtype=torch.bool)
-    alive[1:2] = n < 5
-    pairs = extreme_pairs(cosine, 4, farthest, alive)
-    wanted = by_search(cosine, 4, farthest, set(alive.nonzero().flatten().tolist()))
-    assert [pair[:2] for pair in pairs] == wanted
-    assert [pair.cosine for pair in pairs] == [cosine[pair].item() for pair in wanted]
-
-
-def test_equal_cosines_go_to_the_lower_indices():
-    assert [pair[:2] for pair in extreme_pairs(torch.ones(5, 5), 9)] == [(0, 1), (2, 3)]
-    assert [pair[:2] for pair in extreme_pairs(torch.zeros(4, 4), 9, farthest=True)] == [(0, 1), (2, 3)]
-
-
-def test_nan_is_never_chosen_and_the_input_stays():
-    cosine = symmetric(4, seed=0)
-    cosine[1] = cosine[:, 1] = torch.nan
-    before = cosine.clone()
-    for farthest in (False, True):
-        pairs = extreme_pairs(cosine, 2, farthest)
-        assert len(pairs) == 1
-        assert 1 not in pairs[0][:2]
-    assert torch.equal(cosine.nan_to_num(9), before.nan_to_num(9))
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_too_few_neurons(n):
-    assert extreme_pairs(torch.ones(n, n), 3) == []
-
-
-@pytest.mark.parametrize(
-    ("cosine", "count", "alive"),
-    [
-        (torch.zeros(2, 3), 1, None),
-        (torch.zeros(3), 1, None),
-        (torch.zeros(3, 3), -1, None),
-        (torch.zeros(3, 3), 1.5, None),
-        (torch.zeros(3, 3), 1, torch.ones(2, dtype=torch.bool)),
-        (torch.zeros(3, 3), 1, torch.ones(3)),
-    ],
-)
-def test_bad_input(cosine, count, alive):
-    with pytest.raises(ValueError, match="expected"):
-        extreme_pairs(cosine, count, alive=alive)
 
 
 def test_alive_is_relative_and_per_neuron():
