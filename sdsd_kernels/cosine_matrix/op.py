@@ -51,9 +51,9 @@ def cosine_matrix(
         neuron_dim: the dimension that counts neurons; all others are samples.
         precision: what factors may be rounded to on a GPU. "float32" is as accurate as float32 products are. The
             largest errors among 512 neurons of 4096 normal samples, emulated: "tf32" and "fp16" 2.2e-5, "bf16" 1.7e-4,
-            "bf16x3" (two bfloat16 for a float32) 3.1e-7, and more where neurons are nearly parallel. Products of float16 or bfloat16
-            inputs are exact at every setting unless they are centred. Triton only: the torch backend always computes
-            in float32, or float64 for float64.
+            "bf16x3" (two bfloat16 for a float32) 3.1e-7, and more where neurons are nearly parallel.
+            Products of float16 or bfloat16 inputs are exact at every setting unless they are centred. Triton only: the
+            torch backend always computes in float32, or float64 for float64.
         out_dtype: dtype of the result; None gives float64 for float64 and float32 for all others.
         zero: what a neuron that is zero on every sample gets in its row and column: "zero" | "nan" | "raise".
             A neuron with NaN keeps NaN where it meets one of zeros. "raise" waits for the GPU.
