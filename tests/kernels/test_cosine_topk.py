@@ -218,6 +218,20 @@ def test_ties_come_out_by_index(farthest, neurons, k, backend, device):
     check(cosine_topk(x.to(device), k, farthest=farthest, backend=backend), exact_scores(x), k, farthest, 0)
 
 
+@pytest.mark.parametrize("neurons", [2, 30, 33, 34, 70, 1100])
+def test_all_neighbours_with_the_backend_left_open(neurons, device):
+    """k = n − 1: on a GPU the kernel serves up to 32 neighbours and torch beyond, on a CPU torch serves all."""
+    x = signs(neurons, 12, seed=neurons)
+    check(cosine_topk(x.to(device), neurons - 1), exact_scores(x), neurons - 1, False, 0)
+
+
+@pytest.mark.parametrize("neurons", [2, 17, 30])
+def test_all_neighbours_in_a_list_that_is_not_full(neurons, backend, device):
+    """k = n − 1 below the lanes of a list: 1 of 4, 16 of 16, 29 of 32."""
+    x = signs(neurons, 12, seed=neurons)
+    check(cosine_topk(x.to(device), neurons - 1, backend=backend), exact_scores(x), neurons - 1, False, 0)
+
+
 def test_all_equal(backend, device):
     values, indices = cosine_topk(torch.ones(4, 40, device=device), 5, backend=backend)
     assert (values == 1).all()
