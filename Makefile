@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BENCH_ARGS ?=
+JOBS ?= 2
 OUT ?= out/gpu
 
 VENV := .venv
@@ -11,7 +12,7 @@ PEERS := .venv-peers
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-integrations test-peers bench lint aot gpu clean
+.PHONY: help demo studies test test-integrations test-peers bench lint aot gpu clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -21,6 +22,9 @@ help:  ## list these targets
 
 demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/demo/report.html
 	$(BIN)/sdsd demo --out out/demo
+
+studies: $(VENV)/report.stamp  ## every claim held against measurement: out/studies, docs/claims.md (resumable, JOBS=2)
+	$(BIN)/sdsd claims --jobs $(JOBS)
 
 test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no GPU)
 	$(BIN)/python -m pytest

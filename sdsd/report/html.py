@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from string import Template
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ class Table:
         return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-Block = Text | Note | Cards | Figure | SideBySide | Table
+class Block(Protocol):
+    """A part of a page."""
+
+    def html(self) -> str: ...
 
 
 @dataclass(frozen=True)

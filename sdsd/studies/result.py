@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..gamma.student import student_t_quantile
 from ..report.figures import plain_number
-from ._files import versions
+from ._files import revive, versions
 
 SCHEMA = 2
 VERDICTS = ("reproduced", "direction only", "not reproduced", "refuted", "untestable here")
@@ -56,7 +56,7 @@ class Verdict:
         verdict: one of `VERDICTS`.
         rule: what decides, written so that it could have come out otherwise.
         seed_figure: the document's number, or how it states the claim.
-        our_figure: ours.
+        our_figure: ours; None where there is nothing to measure.
         corrected: the statement that the measurement supports.
     """
 
@@ -65,7 +65,7 @@ class Verdict:
     verdict: str
     rule: str
     seed_figure: str
-    our_figure: Measured
+    our_figure: Measured | None
     corrected: str
 
     def __post_init__(self) -> None:
@@ -107,6 +107,20 @@ class StudyResult:
         found |= {"seeds": self.seeds, "versions": versions(), "seconds": round(self.seconds, 1)}
         return {**found, "series": self.series, "verdicts": list(map(asdict, self.verdicts)), "figures": self.figures}
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> StudyResult:
+        """What `to_dict` gave, read from results.json.
+
+        Raises:
+            ValueError: another schema.
+            KeyError, TypeError: no such dictionary.
+        """
+        if found["schema"] != SCHEMA:
+            raise ValueError(f"schema: expected {SCHEMA}, got {found['schema']!r}")
+        names = ("study", "config", "seeds", "series", "status", "seconds", "figures")
+        verdicts = [Verdict(**{**each, "our_figure": _measured(each["our_figure"])}) for each in found["verdicts"]]
+        return cls(**{name: revive(found[name]) for name in names}, verdicts=verdicts)
+
     def summary_lines(self) -> list[str]:
         """Claim, both numbers, verdict and corrected statement of each verdict."""
         lines = []
@@ -114,13 +128,17 @@ class StudyResult:
             for label, text in (
                 ("claim", f"{verdict.claim} ({verdict.source})"),
                 ("  there", verdict.seed_figure),
-                ("  here", str(verdict.our_figure)),
+                ("  here", "–" if verdict.our_figure is None else str(verdict.our_figure)),
                 ("  verdict", verdict.verdict.upper()),
                 ("  rule", verdict.rule),
                 ("  instead", verdict.corrected),
             ):
                 lines += textwrap.wrap(text, 110, initial_indent=f"{label:<11}", subsequent_indent=" " * 11)
         return lines
+
+
+def _measured(found: Mapping[str, Any] | None) -> Measured | None:
+    return None if found is None else Measured(**revive(found))
 
 
 def mean_interval(values: Sequence[float], unit: str = "", level: float = 0.95) -> Measured:

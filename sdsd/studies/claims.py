@@ -1,0 +1,253 @@
+"""Every claim of the source documents beside what the studies found: tables in docs/, and one HTML page.
+
+In a Markdown file of docs/ what stands between `<!-- claims: WHAT -->` and `<!-- end of claims -->` is written by
+`sdsd claims`; WHAT is a group of studies, "without a study", "all", "details" or "count".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from ..report import html
+from ._files import versions, write_text
+from .catalogue import GROUPS
+from .registry import Study
+from .result import VERDICTS, StudyResult, Verdict
+from .theory_selection import MOVES
+
+WITHOUT_A_STUDY = "without a study"
+MARKED = re.compile(r"(<!-- claims: ([a-z ]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL)
+
+
+def _untestable(claim: str, source: str, stated: str, why: str) -> Verdict:
+    rule = "what the claim is about is not measured by any of the studies"
+    return Verdict(claim, f"{MOVES}, {source}", "untestable here", rule, stated, None, why)
+
+
+UNTESTABLE = (
+    _untestable(
+        "The volume of a basin falls with the Kolmogorov complexity of its function",
+        "The Entropic Selection Principle, 1",
+        "log V ∝ −K",
+        "Kolmogorov complexity cannot be computed, and a basin's volume changes when a network is rescaled into one "
+        "that computes the same function.",
+    ),
+    _untestable(
+        "SGD ends in a basin with a probability in proportion to its volume",
+        "The Entropic Selection Principle, 2",
+        "P ∝ V",
+        "The volumes of basins in thousands of dimensions are out of reach, and which basin is found depends on when "
+        "one looks: see the study well for how long paths stay in one.",
+    ),
+    _untestable(
+        "Generalization error is bounded by the square root of complexity over samples",
+        "The Entropic Selection Principle, 3",
+        "√(K/N)",
+        "Bounds of this form hold for a code that was fixed before the data; they say nothing about SGD without the "
+        "two claims before.",
+    ),
+    _untestable(
+        "Agency is what a system does on the flat part of its loss",
+        "Abstract",
+        "a reading",
+        "The studies selection and rank test the mechanism; what it means for minds is not theirs to say.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A verdict, and where it comes from.
+
+    Attributes:
+        group: of the study.
+        study: its name; "" without one.
+        verdict: what was found.
+        seeds: how many repetitions it rests on.
+        command: repeats it; "" without a study.
+    """
+
+    group: str
+    study: str
+    verdict: Verdict
+    seeds: int = 0
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """All claims, and the studies that have no complete results."""
+
+    found: tuple[Claim, ...]
+    missing: tuple[str, ...]
+
+    def of(self, group: str) -> list[Claim]:
+        """Those of one group."""
+        return [claim for claim in self.found if claim.group == group]
+
+
+def read_claims(out: Path, groups: dict[str, tuple[Study, ...]] | None = None) -> Claims:
+    """The verdicts of all studies whose complete results.json is in a folder of `out`.
+
+    Raises:
+        ValueError: a results.json of another format.
+    """
+    found, missing = [], []
+    for group, studies in (GROUPS if groups is None else groups).items():
+        for study in studies:
+            path = out / study.name / "results.json"
+            result = _read(path) if path.exists() else None
+            if result is None or result.interrupted:
+                missing.append(study.name)
+                continue
+            command = f"sdsd study {study.name} --seeds {len(result.seeds)}{' --quick' * result.config['quick']}"
+            found += [Claim(group, study.name, each, len(result.seeds), command) for each in result.verdicts]
+    found += [Claim(WITHOUT_A_STUDY, "", each) for each in UNTESTABLE]
+    return Claims(tuple(found), tuple(missing))
+
+
+def _read(path: Path) -> StudyResult:
+    try:
+        return StudyResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected the results of a study ({error}); run the study again.") from error
+
+
+def write_claims(claims: Claims, docs: Path, page: Path) -> list[Path]:
+    """Fill the marked parts of docs/*.md, write claims.md there if it is new, and the HTML page; all that was written.
+
+    Raises:
+        ValueError: a mark that names nothing.
+    """
+    start = docs / "claims.md"
+    if not start.exists():
+        docs.mkdir(parents=True, exist_ok=True)
+        write_text(start, NEW_PAGE)
+    written = []
+    for path in sorted(docs.glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, claims)
+        if MARKED.search(before):
+            write_text(path, after)
+            written.append(path)
+    write_text(page, claims_page(claims))
+    return [*written, page]
+
+
+def fill(text: str, claims: Claims) -> str:
+    """`text` with its marked parts written anew.
+
+    Raises:
+        ValueError: a mark that names nothing.
+    """
+    parts = {group: _table(claims.of(group)) for group in (*GROUPS, WITHOUT_A_STUDY)}
+    parts |= {"all": _table(claims.found), "details": "\n".join(map(_details, claims.found)), "count": _count(claims)}
+
+    def part(match: re.Match[str]) -> str:
+        if match[2] not in parts:
+            raise ValueError(f"claims: {match[2]!r} is none of {', '.join(parts)}.")
+        return f"{match[1]}{parts[match[2]]}\n{match[3]}"
+
+    return MARKED.sub(part, text)
+
+
+def _table(claims: Iterable[Claim]) -> str:
+    rows = ["| claim | there | here | verdict | study |", "|---|---|---|---|---|"]
+    for claim in claims:
+        verdict = claim.verdict
+        study = f"`{claim.study}`" if claim.study else "–"
+        cells = (verdict.claim, verdict.seed_figure, _ours(claim), f"**{verdict.verdict}**", study)
+        rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _ours(claim: Claim) -> str:
+    return "–" if claim.verdict.our_figure is None else str(claim.verdict.our_figure)
+
+
+def _details(claim: Claim) -> str:
+    verdict = claim.verdict
+    lines = [f"**{verdict.claim}** – {verdict.verdict}", f"({verdict.source}.)", verdict.corrected]
+    lines += [f"What decides: {verdict.rule}."]
+    if claim.command:
+        lines += [f"{_seeds(claim)}: `{claim.command}`"]
+    return "\n".join(("- " if place == 0 else "  ") + line for place, line in enumerate(lines))
+
+
+def _seeds(claim: Claim) -> str:
+    return "1 seed" if claim.seeds == 1 else f"{claim.seeds} seeds"
+
+
+def _count(claims: Claims) -> str:
+    numbers = Counter(claim.verdict.verdict for claim in claims.found)
+    text = ", ".join(f"{numbers[verdict]} {verdict}" for verdict in VERDICTS if numbers[verdict])
+    absent = f" No results yet from: {', '.join(claims.missing)}." if claims.missing else ""
+    return f"{len(claims.found)} claims: {text}.{absent}"
+
+
+@dataclass(frozen=True)
+class ClaimTable:
+    """Claims with everything about them; text wraps, and the study's page is a link."""
+
+    claims: Sequence[Claim]
+
+    def html(self) -> str:
+        head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "there", "here", "verdict and why"))
+        rows = "".join(map(self._row, self.claims))
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return f'<style>{STYLE}</style><div class="scroll claims">{table}</div>'
+
+    @staticmethod
+    def _row(claim: Claim) -> str:
+        verdict = claim.verdict
+        link = f'<a href="{escape(claim.study)}/report.html">{escape(claim.study)}</a>' if claim.study else ""
+        repeat = f"<br>{link}, {_seeds(claim)}: <code>{escape(claim.command)}</code>" if claim.command else ""
+        return (
+            f'<tr><th scope="row">{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small></th>'
+            f"<td>{escape(verdict.seed_figure)}</td><td>{escape(_ours(claim))}</td>"
+            f"<td><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
+            f"<br><small>What decides: {escape(verdict.rule)}.{repeat}</small></td></tr>"
+        )
+
+
+def claims_page(claims: Claims) -> str:
+    """claims.html, to lie beside the studies' folders."""
+    groups = [group for group in (*GROUPS, WITHOUT_A_STUDY) if claims.of(group)]
+    return html.page(
+        "Every claim, and what was found",
+        [html.Text(_count(claims))],
+        [html.Section(group.capitalize(), [ClaimTable(claims.of(group))]) for group in groups],
+        " · ".join(f"{name} {version}" for name, version in versions().items()),
+    )
+
+
+STYLE = """
+main { max-width: 1180px; }
+.claims th, .claims td { white-space: normal; text-align: left; vertical-align: top; }
+.claims tbody th { min-width: 200px; } .claims td { min-width: 110px; } .claims td:last-child { min-width: 340px; }
+.claims small { color: var(--muted); }
+"""
+
+NEW_PAGE = """# Every claim, and what was found
+
+`sdsd claims` writes this page from the `results.json` of the studies: nothing in the tables is typed. An interval is
+over seeds, or over independent trials where the study has many; a verdict follows from a rule that was fixed before,
+and a claim that did not hold stands beside the statement that does.
+
+<!-- claims: count -->
+<!-- end of claims -->
+
+<!-- claims: all -->
+<!-- end of claims -->
+
+## In words
+
+<!-- claims: details -->
+<!-- end of claims -->
+"""
