@@ -229,8 +229,9 @@ def judge_regulariser(result: StudyResult) -> list[Verdict]:
         seed_figure="the Learning Functional, without a number",
         our_figure=change,
         corrected=f"L_geom is a regulariser, no learning rule. Alone it takes accuracy from {_mean(start):.3f} to "
-        f"{_mean(end):.3f}; beside cross-entropy the best of the strengths tried is {best:g} with {gains[best]:.3f}, "
-        f"against {gains[0.0]:.3f} without.",
+        f"{_mean(end):.3f}. Beside cross-entropy "
+        + (f"strength {best:g} gives {gains[best]:.3f}, against" if best else "no strength does better than")
+        + f" the {gains[0.0]:.3f} without.",
     )
     return [found]
 
@@ -245,14 +246,16 @@ def draw_regulariser(result: StudyResult) -> Any:
         return [_mean(c) for c in columns], ([min(c) for c in columns], [max(c) for c in columns])
 
     for place, key, title, label, colour in (
-        (axes[0], "accuracy", "Beside cross-entropy", "held-out accuracy", figures.GREEN),
-        (axes[1], "entropy", "What it does to the geometry", "H_G (nats)", figures.PURPLE),
+        (axes[0], "accuracy", "Beside cross-entropy it is no help …", "held-out accuracy", figures.GREEN),
+        (axes[1], "entropy", "… though it does lower H_G …", "H_G (nats)", figures.PURPLE),
     ):
         curve, band = over_strength(key)
         draw_curves(
             place, strengths, {label: curve}, bands={label: band}, colours={label: colour}, log_x=True,
-            xlabel="strength of L_geom (leftmost: none)", ylabel=label, marker="o", legend="",
+            xlabel="strength of L_geom in the loss", ylabel=label, marker="o", legend="",
         )  # fmt: skip
+        place.set_xticks(strengths, [f"{strength:g}" for strength in tried])
+        place.minorticks_off()
         figures.set_title(place, title)
     steps = result.series[0]["alone"]["step"]
     columns = list(zip(*(series["alone"]["accuracy"] for series in result.series), strict=True))
@@ -261,8 +264,8 @@ def draw_regulariser(result: StudyResult) -> Any:
         bands={"accuracy": ([min(c) for c in columns], [max(c) for c in columns])},
         colours={"accuracy": figures.RED}, xlabel="steps on L_geom alone", ylabel="held-out accuracy", legend="",
     )  # fmt: skip
-    draw_level(axes[2], columns[0][0] and _mean(list(columns[0])), "trained", at=0.98)
-    figures.set_title(axes[2], "Alone: it unlearns")
+    draw_level(axes[2], _mean(list(columns[0])), "as trained", at=0.98)
+    figures.set_title(axes[2], "… and alone it unlearns")
     return figure
 
 

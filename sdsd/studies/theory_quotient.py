@@ -67,10 +67,11 @@ def draw_quotient(result: StudyResult) -> Any:
     )  # fmt: skip
     left.set_xticks(points)
     figures.set_title(left, "Only Γ of the quotient stays")
-    shares = {name.replace(", ", ",\n").replace(" ", "\n", 1): share for name, share in run["vertical"].items()}
+    # Below 1e-12 a share is rounding in float64.
+    shares = {name.replace(", ", ",\n").replace(" ", "\n", 1): s * (s > 1e-12) for name, s in run["vertical"].items()}
     draw_dots(right, {name: (share, share, share) for name, share in shares.items()}, ylabel="share along the orbit")
-    right.set_ylim(bottom=0)
-    figures.set_title(right, "What of an update leaves the function alone")
+    right.set_ylim(bottom=-0.03 * max(shares.values()))
+    figures.set_title(right, "How much of an update moves along the orbit")
     return figure
 
 
