@@ -124,25 +124,35 @@ def draw_prediction(result: StudyResult) -> Any:
         _draw_signs(place, clear, ratio)
         figures.set_title(place, f"{name}: {right} of {len(clear)} signs")
     axes[0].set_ylabel("measured change of the loss in a step")
+    axes[0].legend(loc="upper right", fontsize=9.5, frameon=False)
     return figure
+
+
+SHOWN = (0.02, 60.0)
+"""Ratios beyond are drawn at the edge, negative ones too."""
 
 
 @figures.styled
 def _draw_signs(axes: Any, points: list[dict[str, Any]], ratio: str) -> None:
-    """Measured change against a ratio on symmetric log axes: right is below zero beyond 1, above zero before it."""
+    """Measured change against a ratio; the shaded quarters are where a ratio that foretells the sign puts its dots."""
     for good, colour in ((True, figures.GREEN), (False, figures.RED)):
         chosen = [p for p in points if p["right"][ratio] == good and p[ratio] is not None]
-        x = np.array([p[ratio] for p in chosen], dtype=float)
+        x = np.clip(np.array([p[ratio] for p in chosen], dtype=float), *SHOWN)
         y = np.array([p["measured"] for p in chosen], dtype=float)
-        axes.plot(
-            x, y, "o", color=colour, alpha=0.8, markersize=5, markeredgewidth=0, label="right" if good else "wrong"
-        )
-    axes.set_xscale("symlog", linthresh=0.01)
-    axes.set_yscale("symlog", linthresh=1e-4)
+        label = "sign foretold" if good else "wrong"
+        axes.plot(x, y, "o", color=colour, alpha=0.8, markersize=5, markeredgewidth=0, label=label, clip_on=False)
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=1e-3, linscale=0.3)
+    axes.set_xlim(*SHOWN)
+    axes.set_ylim(-1, 1)
+    axes.set_yticks([-0.1, -0.01, 0, 0.01, 0.1], ["−0.1", "−0.01", "0", "0.01", "0.1"])
+    axes.minorticks_off()
+    figures.log_axis(axes.xaxis, *SHOWN)
+    axes.fill_between([SHOWN[0], 1], 0, 1, color=figures.GREEN, alpha=0.08, linewidth=0)
+    axes.fill_between([1, SHOWN[1]], -1, 0, color=figures.GREEN, alpha=0.08, linewidth=0)
     axes.axhline(0, color=figures.MUTED, linewidth=1.2)
     axes.set_xlabel("ratio before the step")
-    axes.legend(loc="lower right", fontsize=9.5)
-    draw_level(axes, 1.0, "1", vertical=True, at=0.98)
+    draw_level(axes, 1.0, "1", vertical=True, at=0.06)
 
 
 STUDIES = (
