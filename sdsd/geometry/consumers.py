@@ -11,6 +11,8 @@ from torch.nn.utils import parametrize
 
 from ._neuron_flow import DENSE, READING, REMOVAL, Obstacle, Touched, follow, neuron_count
 
+IS_OUTPUT = "its neurons are the model's output"
+
 
 @dataclass(frozen=True)
 class Consumers:
@@ -32,6 +34,11 @@ class Consumers:
     norms: tuple[Touched, ...]
     readers: tuple[Touched, ...]
     obstacles: tuple[Obstacle, ...]
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the neurons are what the model gives."""
+        return any(obstacle.reason == IS_OUTPUT for obstacle in self.obstacles)
 
     @property
     def changeable(self) -> bool:
@@ -98,8 +105,7 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
         )
     obstacles = list(found.obstacles)
     if found.is_output:
-        reason, advice = "its neurons are the model's output", "Choose a layer before it."
-        obstacles.append(Obstacle(repr(layer), reason, advice, READING))
+        obstacles.append(Obstacle(repr(layer), IS_OUTPUT, "Choose a layer before it.", READING))
     groups = getattr(module, "groups", 1)
     if groups > 1:
         reason = f"it has groups={groups}, which read inputs of their own"

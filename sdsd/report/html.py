@@ -112,20 +112,22 @@ class Section:
         return f"<section><h2>{escape(self.title)}</h2>{''.join(block.html() for block in self.blocks)}</section>"
 
 
-def page(title: str, lead: Sequence[Block], sections: Sequence[Section], footer: str = "") -> str:
-    """The whole document as text. Everything but figures is escaped; figures are inlined as they are.
+def page(title: str, lead: Sequence[Block], sections: Sequence[Section], footer: str = "", head: str = "") -> str:
+    """The whole document as text. Everything but figures and `head` is escaped; they are inlined as they are.
 
     Args:
         title: of the page and its first heading.
         lead: what stands under the title, before the first section.
         sections: in reading order.
         footer: one line at the end.
+        head: elements for the document's head: what blocks from elsewhere need.
     """
     return PAGE.substitute(
         title=escape(title),
         lead="".join(block.html() for block in lead),
         sections="".join(section.html() for section in sections),
         footer=escape(footer),
+        head=head,
         style=STYLE,
     )
 
@@ -178,6 +180,7 @@ PAGE = Template(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>$style</style>
+$head
 </head>
 <body>
 <main>

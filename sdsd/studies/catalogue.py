@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import theory_dynamics, theory_functional, theory_quotient, theory_selection
+from . import geometry_networks, lottery_ticket, theory_dynamics, theory_functional, theory_quotient, theory_selection
 from ._page import duration
 from .registry import Study, find_study
 
@@ -15,6 +15,8 @@ GROUPS: dict[str, tuple[Study, ...]] = {
         *theory_dynamics.STUDIES,
         *theory_selection.STUDIES,
     ),
+    "geometry": geometry_networks.STUDIES,
+    "phenomena": (*lottery_ticket.STUDIES,),
 }
 """Studies in the order of the list, under the name by which `sdsd study` runs a whole group."""
 

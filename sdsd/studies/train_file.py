@@ -23,6 +23,7 @@ from ..gamma import GammaMonitor, GammaStats
 from ..gamma.layers import UnsupportedError
 from ._display import GAMMA_COLUMNS, Display, Row, choose_display, table_row
 
+RUN_AS = "__sdsd__"
 DEFAULT_STEPS = 200
 DEFAULT_LEARNING_RATE = 0.01
 EMA = 0.98
@@ -106,16 +107,21 @@ def train_file(
     return run
 
 
-def load_script(path: Path) -> Script:
-    """Run the file and check what it defines."""
+def run_file(path: Path) -> dict[str, Any]:
+    """Run the file as a module named "__sdsd__", beside what it imports, and give what it defines."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file.")
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         with users_code(path):
-            names = runpy.run_path(str(path), run_name="__sdsd__")
+            return runpy.run_path(str(path), run_name=RUN_AS)
     finally:
         sys.path.pop(0)
+
+
+def load_script(path: Path) -> Script:
+    """Run the file and check what it defines."""
+    names = run_file(path)
     missing = [name for name in ("model", "loader", "loss") if name not in names]
     if missing:
         raise ValueError(
