@@ -1,0 +1,217 @@
+"""Lottery tickets: a network pruned to an eighth learns as fast as the whole one, from its own start and no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..report import figures
+from ..report.theory_figures import draw_curves, draw_level
+from ._progress import Progress
+from .demo import Digits, evaluate
+from .phenomena_training import (
+    EXPLANATION,
+    Batch,
+    Series,
+    Watch,
+    column,
+    mask_gradients,
+    mean,
+    mean_curve,
+    train,
+)
+from .registry import Config, Study
+from .result import StudyResult, Verdict, mean_interval
+from .theory_functional import digits
+
+TICKET, REINITIALISED, RANDOM_MASK, DENSE = "ticket", "other start", "random mask", "whole network"
+ARMS = (TICKET, REINITIALISED, RANDOM_MASK, DENSE)
+CONTROLS = (REINITIALISED, RANDOM_MASK)
+COLOURS = dict(zip(ARMS, (figures.GREEN, figures.ORANGE, figures.RED, figures.MUTED), strict=True))
+
+
+def measure(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+    """Iterative magnitude pruning with rewinding to the start, then the ticket beside its controls."""
+    data = digits(seed)
+    start, other = (_network(config, offset + seed) for offset in (0, 1000))
+    masks = [torch.ones_like(value) for value in start]
+    for _ in progress.each(range(config["rounds"]), f"seed {seed}: train, prune, rewind"):
+        trained = _train_to_prune(config, data, start, masks, seed)
+        masks = [_prune(value, mask, config["keep"]) for value, mask in zip(trained, masks, strict=True)]
+    torch.manual_seed(2000 + seed)
+    shuffled = [mask.flatten()[torch.randperm(mask.numel())].view_as(mask) for mask in masks]
+    everything = [torch.ones_like(mask) for mask in masks]
+    arms = {TICKET: (start, masks), REINITIALISED: (other, masks), RANDOM_MASK: (start, shuffled)}
+    arms[DENSE] = (start, everything)
+    found = {
+        name: _watched(config, data, *arms[name], seed)
+        for name in progress.each(ARMS, f"seed {seed}: the ticket and its controls")
+    }
+    kept, weights = (sum(f(mask) for mask in masks if mask.ndim > 1) for f in (torch.count_nonzero, Tensor.numel))
+    return {"density": int(kept) / int(weights), "arms": found}
+
+
+def _network(config: Config, seed: int) -> list[Tensor]:
+    """The parameters of a fresh network, weights as for ReLU (He et al. 2015)."""
+    torch.manual_seed(seed)
+    parameters = [parameter.detach() for parameter in _module(config).parameters()]
+    return [nn.init.kaiming_normal_(value) if value.ndim > 1 else value.zero_() for value in parameters]
+
+
+def _module(config: Config) -> nn.Sequential:
+    first, second = config["hidden"]
+    return nn.Sequential(nn.Linear(64, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 10))
+
+
+def _masked(config: Config, start: list[Tensor], masks: list[Tensor]) -> nn.Sequential:
+    """A network at `start`, its pruned weights zero."""
+    model = _module(config)
+    with torch.no_grad():
+        for parameter, value, mask in zip(model.parameters(), start, masks, strict=True):
+            parameter.copy_(value * mask)
+    return model
+
+
+def _train_to_prune(
+    config: Config, data: Digits, start: list[Tensor], masks: list[Tensor], seed: int
+) -> list[Tensor]:  # fmt: skip
+    """The parameters after a round of training, which nobody watches."""
+    model = _masked(config, start, masks)
+    mask_gradients(model, masks)
+    optimizer = torch.optim.SGD(model.parameters(), config["learning_rate"])
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(config["round_steps"]):
+        chosen = torch.randint(len(data.labels), (config["batch"],), generator=generator)
+        optimizer.zero_grad()
+        _loss(model, (data.images[chosen], data.labels[chosen])).backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def _watched(config: Config, data: Digits, start: list[Tensor], masks: list[Tensor], seed: int) -> Series:
+    """The first steps of training from `start` under `masks`."""
+    model = _masked(config, start, masks)
+    watch = Watch(config["batch"], every=config["every"], geometry_every=2, micro=config["micro"], smoothing=0.98)
+    return train(
+        model, (data.images, data.labels), _loss, torch.optim.SGD(model.parameters(), config["learning_rate"]), watch,
+        steps=config["steps"], batch_size=config["batch"], masks=masks, seed=seed,
+        evaluate=lambda: {"accuracy": evaluate(model, data.held_out_images, data.held_out_labels)[1]},
+    )  # fmt: skip
+
+
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    return cross_entropy(model(batch[0]), batch[1])
+
+
+def _prune(value: Tensor, mask: Tensor, keep: float) -> Tensor:
+    """The mask less the smallest of what is left of a weight matrix; biases stay."""
+    if value.ndim < 2:
+        return mask
+    left = int(mask.sum())
+    threshold = value[mask > 0].abs().kthvalue(left - round(keep * left) + 1).values
+    return mask * (value.abs() >= threshold)
+
+
+def _last(result: StudyResult, key: str) -> dict[str, list[float]]:
+    """`key` at the last step watched, for each arm, seed by seed."""
+    return {arm: [curve[-1] for curve in column(result.series, "arms", arm, key)] for arm in ARMS}
+
+
+def judge(result: StudyResult) -> list[Verdict]:
+    accuracy, gamma = (_last(result, key) for key in ("accuracy", "gamma"))
+    batch, steps = result.config["batch"], result.config["steps"]
+    best = list(map(max, zip(*(accuracy[arm] for arm in CONTROLS), strict=True)))
+    ahead = [a - b for a, b in zip(accuracy[TICKET], best, strict=True)]
+    level = [a - b for a, b in zip(accuracy[TICKET], accuracy[DENSE], strict=True)]
+    if min(ahead) > 0.1 and min(level) > -0.02:
+        shown = "reproduced"
+    else:
+        shown = "direction only" if min(ahead) > 0 else "not reproduced"
+    highest = list(map(max, zip(*(gamma[arm] for arm in CONTROLS), strict=True)))
+    if min(ahead) <= 0:
+        held = "untestable here"
+    elif min(gamma[TICKET]) > 1 > max(highest):
+        held = "reproduced"
+    else:
+        held = "direction only" if all(map(float.__gt__, gamma[TICKET], highest)) else "refuted"
+    means = {arm: (mean(accuracy[arm]), mean(gamma[arm])) for arm in ARMS}
+    density = mean(column(result.series, "density"))
+    return [
+        Verdict(
+            claim="A network holds a small part that, from its own start, learns as fast as the whole; from another "
+            "start it does not",
+            source="Frankle and Carbin 2019, arXiv:1803.03635",
+            verdict=shown,
+            rule=f"reproduced if, with every seed, after {steps} steps the ticket is over 0.1 more accurate than both "
+            "controls and at most 0.02 less than the whole network; direction only if it beats both controls with "
+            "every seed; not reproduced otherwise",
+            seed_figure="tickets of 10–20% of the weights",
+            our_figure=mean_interval(ahead, f"more accurate than the better control, at {density:.1%} of the weights"),
+            corrected=f"Accuracy after {steps} steps: "
+            + ", ".join(f"{accuracy:.2f} {arm}" for arm, (accuracy, _) in means.items())
+            + ".",
+        ),
+        Verdict(
+            claim="SDSD explains lottery tickets: in a ticket drift dominates (Γ > 1), in other parts diffusion",
+            source=EXPLANATION,
+            verdict=held,
+            rule=f"reproduced if, with every seed, Γ over the first {steps} steps, of batches of {batch}, is above 1 "
+            "for the ticket and below 1 for both controls; direction only if it is higher than in both; refuted "
+            "otherwise; untestable here if the ticket is no better than the controls",
+            seed_figure="Γ > 1, no batch size given",
+            our_figure=mean_interval(gamma[TICKET], f"Γ of the ticket at batch {batch}"),
+            corrected="Γ tells starts that learn from starts that do not: "
+            + ", ".join(f"{gamma:.2f} {arm}" for arm, (_, gamma) in means.items())
+            + ". It is no mark of tickets, for the whole network has it too, and on which side of 1 it falls is a "
+            f"matter of the batch: the ticket's is 1 at {batch / means[TICKET][1]:.0f} samples, the other start's at "
+            f"{_batch_at_one(batch, means[REINITIALISED][1])}.",
+        ),
+    ]
+
+
+def _batch_at_one(batch: int, gamma: float) -> str:
+    return f"{batch / gamma:.0f}" if gamma > 0 else "no batch size"
+
+
+def draw(result: StudyResult) -> Any:
+    figure, (left, middle, right) = figures.new_figure(13.2, 4.1, columns=3)
+    density = mean(column(result.series, "density"))
+    for axes, path, title, label, legend in (
+        (left, ("accuracy",), f"{density:.0%} of the weights, from their own start", "held-out accuracy", "best"),
+        (middle, ("gamma",), "Γ is high wherever training works", f"Γ of a batch of {result.config['batch']}", ""),
+        (right, ("geometry", "gamma_star"), "Γ* > 1: every step lowers the loss", "Γ*", ""),
+    ):
+        where = "geometry" if len(path) > 1 else "step"
+        steps = result.series[0]["arms"][TICKET][where]
+        curves = {arm: mean_curve(column(result.series, "arms", arm, *path)) for arm in ARMS}
+        draw_curves(
+            axes, steps["step"] if isinstance(steps, dict) else steps, {arm: each[0] for arm, each in curves.items()},
+            bands={arm: each[1] for arm, each in curves.items()}, colours=COLOURS, xlabel="training step",
+            ylabel=label, marker="o", log_y=path[-1] == "gamma_star", legend=legend,
+        )  # fmt: skip
+        if path[-1] != "accuracy":
+            draw_level(axes, 1.0, "1", at=0.98)
+        figures.set_title(axes, title)
+    left.set_ylim(0, 1)
+    return figure
+
+
+STUDIES = (
+    Study(
+        name="lottery-ticket",
+        summary="iterative magnitude pruning on digits; the ticket beside another start, a random mask and the whole",
+        claim="SDSD explains lottery tickets",
+        source=EXPLANATION,
+        settings={"hidden": (128, 64), "rounds": 9, "keep": 0.8, "round_steps": 300, "steps": 60, "every": 5,
+                  "batch": 128, "micro": 16, "learning_rate": 0.1},
+        quick={"hidden": (64, 32), "rounds": 5, "keep": 0.67, "round_steps": 150, "every": 20},
+        measure=measure,
+        judge=judge,
+        draw=draw,
+        expected_seconds=50,
+        needs=("sklearn",),
+    ),
+)  # fmt: skip
