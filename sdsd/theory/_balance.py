@@ -8,6 +8,7 @@ still.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,7 @@ def balance(scalings: list[Scaling], point: Point) -> None:
 def _step(scaling: Scaling, terms: list[Term], logs: Tensor, start: int) -> Tensor:
     """Bring one scaling to its least norm with all others held; returns the change of its log factors."""
     own = logs[start : start + scaling.groups]
+    together = _step_together(terms, logs, own, start) if scaling.loops and not scaling.norms else 0.0
     sums = {sign: torch.zeros_like(own) for sign in (1, -1)}
     for term in terms:
         sums[term.sign].index_add_(0, term.own, term.squares * (logs[term.other] * (-2 * term.sign)).exp())
@@ -70,7 +72,24 @@ def _step(scaling: Scaling, terms: list[Term], logs: Tensor, start: int) -> Tens
     steps = torch.where(sums[-1] > 0, (outgoing - incoming) * (0.125 if scaling.loops else 0.25), incoming * -0.5)
     steps = torch.where(sums[1] > 0, steps, 0.0)
     own += steps
-    return steps
+    return steps + together
+
+
+def _step_together(terms: list[Term], logs: Tensor, own: Tensor, start: int) -> float:
+    """Bring all groups of a scaling, moved as one, to the least norm; returns the change of their log factors.
+
+    Weights between its own neurons do not feel that, so where these are heavy, steps neuron by neuron hardly move it.
+    """
+    sums = {1: 0.0, -1: 0.0}
+    for term in terms:
+        outside = (term.other < start) | (term.other >= start + len(own))
+        powers = (own[term.own] - logs[term.other]) * (2 * term.sign)
+        sums[term.sign] += (term.squares * powers.exp())[outside].sum().item()
+    if sums[1] == 0 or sums[-1] == 0:
+        return 0.0
+    step = math.log(sums[-1] / sums[1]) / 4
+    own += step
+    return step
 
 
 def _silence(scaling: Scaling, point: Point) -> bool:
