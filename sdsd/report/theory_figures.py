@@ -137,4 +137,4 @@ def draw_phase_diagram(
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
-    bar.set_label("log(loss at the end / at the start)", color=MUTED)
+    bar.set_label("← falls    log(loss at the end / at the start)    rises →", color=MUTED)

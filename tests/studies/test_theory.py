@@ -33,7 +33,7 @@ EXPECTED = {
 OUR_FIGURE = {
     "quotient": (2, 10_000),
     "prediction": (0, 0.6),
-    "phase": (0.9, 1.1),
+    "phase": (4.5, 5.5),
     "multiplicative": (0.99, 1),
     "well": (0.4, 0.7),
     "conservation": (0, 0.05),
