@@ -40,10 +40,12 @@ class Measured:
     unit: str = ""
 
     def __str__(self) -> str:
-        text = plain_number(self.value)
-        if self.low is not None and self.high is not None:
-            text += f" [{plain_number(self.low)}, {plain_number(self.high)}]"
-        return f"{text} {self.unit}".rstrip()
+        numbers = [self.value] if self.low is None or self.high is None else [self.value, self.low, self.high]
+        texts = list(map(plain_number, numbers))
+        if len(set(texts)) < len(set(numbers)):  # an interval narrower than plain numbers show
+            texts = [f"{number:.4g}".replace("-", "−") for number in numbers]
+        interval = f" [{texts[1]}, {texts[2]}]" if len(texts) > 1 else ""
+        return f"{texts[0]}{interval} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)

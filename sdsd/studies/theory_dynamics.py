@@ -236,18 +236,21 @@ def draw_well(result: StudyResult) -> Any:
     by_diffusion, by_time, count = _kept(result)
     figure, (left, right) = figures.new_figure(10.6, 4.1, columns=2)
     curves = {f"t = {time}": [kept / count for kept in row] for time, row in zip((20, 200), by_diffusion, strict=True)}
-    draw_curves(left, DIFFUSIONS, curves, xlabel="diffusion D", ylabel="share of paths in the well", marker="o")
+    draw_curves(
+        left, DIFFUSIONS, curves, colours={"t = 20": figures.TEAL, "t = 200": figures.PURPLE}, xlabel="diffusion D",
+        ylabel="share of paths in the well", marker="o",
+    )  # fmt: skip
     start = result.series[0]["at_start"]
-    draw_level(left, 0.2 * start["gamma_h"], "Γ_H = 1 at the start", vertical=True, at=0.3)
+    draw_level(left, 0.2 * start["gamma_h"], "Γ_H = 1 at the start", vertical=True, at=0.9)
     draw_level(left, 0.2 * start["gamma_seed"], "Γ = 1", vertical=True, colour=figures.ORANGE, at=0.12)
     left.set_ylim(0, 1.04)
     figures.set_title(left, "More noise empties the well …")
     draw_curves(
         right, result.config["times"], {"D = 0.15": [kept / count for kept in by_time]}, xlabel="time",
-        ylabel="share of paths in the well", log_x=True, marker="o",
+        ylabel="share of paths in the well", log_x=True, marker="o", legend="",
     )  # fmt: skip
     right.set_ylim(0, 1.04)
-    figures.set_title(right, "… and so does time")
+    figures.set_title(right, f"… and so does time (D = {SLOW:g})")
     return figure
 
 

@@ -192,6 +192,7 @@ def _draw_imbalance(axes: Any, imbalance: list[float]) -> None:
     axes.hist(imbalance, bins=edges, color=figures.BLUE, alpha=0.85)
     axes.set_xscale("log")
     figures.log_axis(axes.xaxis, 1, max(imbalance))
+    axes.set_xticks([10.0**power for power in range(math.ceil(math.log10(max(imbalance))))])
     axes.set_xlabel("norm of the larger component / smaller")
     axes.set_ylabel("starts")
 

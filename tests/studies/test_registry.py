@@ -211,6 +211,9 @@ def test_intervals_against_scipy():
 def test_measured_as_text():
     assert str(Measured(0.84, 0.71, 0.92, "of starts")) == "0.84 [0.71, 0.92] of starts"
     assert str(Measured(79.7, unit="×")) == "80 ×"
+    assert str(Measured(1.0, 0.9987, 1.0)) == "1 [0.9987, 1]"
+    assert str(Measured(-0.5402, -0.5411, -0.5391)) == "−0.5402 [−0.5411, −0.5391]"
+    assert str(Measured(2.0, 2.0, 2.0)) == "2 [2, 2]"
 
 
 # --- progress
