@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 PRECISIONS = ("float32", "tf32", "bf16x3", "bf16", "fp16")
 """What a caller may ask for; `dot_precision` says what the kernel then does."""
@@ -45,6 +46,9 @@ SAMPLES_ADJACENT = NormsConfig(block_neurons=4, block_samples=512, num_warps=4)
 NEURONS_ADJACENT = NormsConfig(block_neurons=32, block_samples=256, num_warps=8)
 """32 neighbouring float32 are the 128 bytes that one load fetches anyway; 256 samples keep 16 to 32 KiB under way in
 each of the few programs that N / 32 makes."""
+
+INTERPRETED_NORMS = NormsConfig(block_neurons=16, block_samples=32, num_warps=4)
+"""Few programs, each of several steps where shapes are small."""
 
 # Pointers: any strides. 128² needs 8 warps: with 4 the accumulator alone takes 128 registers a thread, and all spill.
 SMALL = MatrixConfig(64, 64, 32, num_warps=4, num_stages=3, resident=2)
@@ -154,8 +158,11 @@ def scales_operands(dot: str, *, center: bool) -> bool:
     return center or dot == "fp16"
 
 
-def norms_config(*, samples_adjacent: bool) -> NormsConfig:
-    return SAMPLES_ADJACENT if samples_adjacent else NEURONS_ADJACENT
+def norms_config(rows: Tensor) -> NormsConfig:
+    """What the norms pass over `rows` (N, OUTER, INNER) is launched with."""
+    if rows.device.type == "cpu":
+        return INTERPRETED_NORMS
+    return SAMPLES_ADJACENT if abs(rows.stride(2)) <= abs(rows.stride(0)) else NEURONS_ADJACENT
 
 
 def pointer_configs(arch: str, dot: str) -> tuple[MatrixConfig, ...]:

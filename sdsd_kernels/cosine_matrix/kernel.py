@@ -140,7 +140,7 @@ def _norms(
     zero_as_nan: bool,
 ) -> None:
     neurons, outer, inner = rows.shape
-    choice = config.norms_config(samples_adjacent=abs(rows.stride(2)) <= abs(rows.stride(0)))
+    choice = config.norms_config(rows)
     _row_norms_kernel[(triton.cdiv(neurons, choice.block_neurons),)](
         rows,
         mean,
@@ -164,7 +164,7 @@ def _norms_of_diagonal(
     rows: Tensor, partial: Tensor, scale: Tensor, inverse_norm: Tensor, out_of_range: Tensor, zero_as_nan: bool
 ) -> None:
     neurons, outer, inner = rows.shape
-    choice = config.norms_config(samples_adjacent=abs(rows.stride(2)) <= abs(rows.stride(0)))
+    choice = config.norms_config(rows)
     _diagonal_norms_kernel[(triton.cdiv(neurons, choice.block_neurons),)](
         rows,
         partial,
@@ -248,7 +248,7 @@ def _sizes(layout: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _aot_norms(target: tuple[str, int | str, int], layout: str, center: bool) -> AotCase:
-    choice = config.norms_config(samples_adjacent=layout == "samples adjacent")
+    choice = config.SAMPLES_ADJACENT if layout == "samples adjacent" else config.NEURONS_ADJACENT
     sizes, constants = _sizes(layout)
     known = {"rows_ptr": "*fp32", "mean_ptr": "*fp32", "scale_ptr": "*fp32", "inverse_norm_ptr": "*fp32"}
     constants |= {"CENTER": center, "ZERO_AS_NAN": False, "NESTED": False}

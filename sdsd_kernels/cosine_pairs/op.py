@@ -72,7 +72,8 @@ def cosine_histogram(
         bins: how many, of equal width on [−1, 1].
         neuron_dim: the dimension that counts neurons; all others are samples.
         center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
-        max_bytes: bound on scratch memory and result; None: none, and about 10 MiB are taken.
+        max_bytes: bound on scratch memory and result; None: none, and about 10 MiB (torch), or 16
+            bytes a neuron and a bin (Triton) are taken.
         progress: called with (done, total) as the triangle is worked through.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 and at most
             512 bins.
@@ -281,13 +282,10 @@ def _histogram(
 ) -> tuple[Tensor, Tensor]:
     """Counts and the number of pairs without a cosine: (with a zero neuron, with a NaN)."""
     if backend == "triton":
-        from .kernel import launch_cosine_histogram
-
-        counts, inverse_norm = launch_cosine_histogram(rows, bins=bins, center=center, progress=progress)
+        from .kernel import launch_cosine_histogram as count
     else:
-        counts, inverse_norm = cpu.cosine_histogram_torch(
-            rows, bins=bins, center=center, max_bytes=max_bytes, progress=progress
-        )
+        count = cpu.cosine_histogram_torch
+    counts, inverse_norm = count(rows, bins=bins, center=center, max_bytes=max_bytes, progress=progress)
     clean = (~inverse_norm.isnan()).sum()
     directed = (inverse_norm > 0).sum()
     all_pairs = math.comb(rows.shape[0], 2)

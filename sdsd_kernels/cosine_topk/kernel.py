@@ -174,7 +174,7 @@ def _norms(rows: Tensor, center: bool) -> _Norms:
     neurons, outer, inner = rows.shape
     mean, scale, inverse_norm = rows.new_empty((3, neurons), dtype=torch.float32)
     found = _Norms(mean, scale, inverse_norm, rows.new_empty(neurons, dtype=torch.int8))
-    choice = norms_config(samples_adjacent=abs(rows.stride(2)) <= abs(rows.stride(0)))
+    choice = norms_config(rows)
     _row_norms_kernel[(triton.cdiv(neurons, choice.block_neurons),)](
         rows,
         *found,

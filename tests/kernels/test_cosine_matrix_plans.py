@@ -41,6 +41,21 @@ if torch.cuda.is_available():
     }
 
 
+SHAPES = [(33, 7), (70, 45)]
+"""(samples, neurons): less than a tile, and several tiles and steps, ragged in both."""
+if torch.cuda.is_available():
+    SHAPES += [(256, 512), (300, 333)]
+LAUNCHED = [name for name, plan in PLANS.items() if plan.kernel != "dense"]
+POSSIBLE = [
+    (name, precision, center)
+    for (name, plan), precision, center in itertools.product(PLANS.items(), config.PRECISIONS, (False, True))
+    # Operands that change on their way are read by pointers, and a library multiplies halves as they are.
+    if plan.kernel == "pointer"
+    or (plan.kernel == "descriptor" and not center and precision != "fp16")
+    or (plan.kernel == "dense" and not center and precision == "float32")
+]
+
+
 @pytest.fixture(params=PLANS)
 def plan(request, device) -> Plan:
     problem = unusable("triton", device)
@@ -74,7 +89,7 @@ def can(plan: Plan, x: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(70, 45), (33, 7), (64, 64), (200, 33)])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_every_plan_dtype_and_layout(shape, dtype, plan, device):
     served = 0
     for x in layouts(*shape, dtype, device).values():
@@ -85,8 +100,27 @@ def test_every_plan_dtype_and_layout(shape, dtype, plan, device):
         cosine = by(plan, x)
         check_promises(cosine)
         assert_error_within(cosine, oracle(x), torch_way(x), factor=2, floor=FLOOR)
-        assert torch.equal(by(plan, x), cosine)
     assert served >= 1
+
+
+def test_every_plan_gives_the_same_bits_twice(plan, device):
+    x = layouts(*SHAPES[-1], torch.bfloat16, device)["samples adjacent"]
+    assert torch.equal(by(plan, x), by(plan, x))
+
+
+@pytest.mark.parametrize("sum_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("plan", LAUNCHED, indirect=True)
+def test_every_plan_adds_to_a_sum(sum_dtype, plan, device):
+    """What `gram_accumulate` does with a plan."""
+    x = layouts(*SHAPES[-1], torch.bfloat16, device)["samples adjacent"]
+    start = torch.randn(x.shape[1], x.shape[1], dtype=sum_dtype, device=device)
+    gram = start.clone()
+    add = importlib.import_module("sdsd_kernels.gram_accumulate.kernel").launch_gram_accumulate
+    add(gram, _as_rows(x, 1), None, None, precision="float32", plan=plan)
+    rows = x.T.float().cpu()
+    wanted = start.cpu().double().triu() + (rows.double() @ rows.double().T).triu()
+    plain = start.cpu().triu() + (rows @ rows.T).triu().to(sum_dtype)
+    assert_error_within(gram.triu(), wanted, plain, factor=2, floor=2 * FLOOR)
 
 
 def test_every_plan_with_neurons_out_of_range_dead_and_broken(plan, device):
@@ -119,15 +153,10 @@ def test_every_plan_with_duplicates(plan, device):
     assert torch.allclose(cosine[:20, 20:].diagonal(), -torch.ones(20, device=device), atol=3e-7)
 
 
-@pytest.mark.parametrize("precision", config.PRECISIONS)
-@pytest.mark.parametrize("center", [False, True])
-def test_every_plan_and_precision(precision, center, plan, device):
-    x = layouts(90, 37, torch.float32, device)["samples adjacent"]
+@pytest.mark.parametrize(("plan", "precision", "center"), POSSIBLE, indirect=["plan"])
+def test_every_plan_and_precision(plan, precision, center, device):
+    x = layouts(*SHAPES[-1], torch.float32, device)["samples adjacent"]
     x += 0.3
-    if plan.kernel != "pointer" and (center or precision == "fp16"):
-        pytest.skip("operands that change are read by pointers")
-    if plan.kernel == "dense" and precision != "float32":
-        pytest.skip("a library multiplies halves as they are")
     cosine = by(plan, x, precision=precision, center=center)
     check_promises(cosine)
     shifted = x - x.double().mean(0).float() if center else x

@@ -601,9 +601,23 @@ def test_max_bytes_too_small_for_the_kernels(device):
     if unusable("triton", device):
         pytest.skip(unusable("triton", device))
     x = torch.ones(3, 400, device=device)
-    for name in ("row sums", "pairs"):
-        with pytest.raises(ValueError, match="max_bytes: expected at least .* got 1,000"):
-            CALLS[name](x, max_bytes=1000, backend="triton")
+    for call in CALLS.values():
+        with pytest.raises(ValueError, match="max_bytes: expected at least .* got 1,000") as error:
+            call(x, max_bytes=1000, backend="triton")
+        needed = int(str(error.value).split("at least ")[1].split(" ")[0].replace(",", ""))
+        with pytest.raises(ValueError, match="max_bytes: expected at least"):
+            call(x, max_bytes=needed - 1, backend="triton")
+
+
+def test_the_least_bound_of_a_histogram_serves(device):
+    if unusable("triton", device):
+        pytest.skip(unusable("triton", device))
+    x = torch.randn(5, 40, device=device)
+    least = 16 * 40 + 16 * 9
+    bounded = cosine_histogram(x, 8, max_bytes=least, backend="triton")
+    assert torch.equal(bounded.counts, cosine_histogram(x, 8, backend="triton").counts)
+    with pytest.raises(ValueError, match=f"expected at least {least}"):
+        cosine_histogram(x, 8, max_bytes=least - 1, backend="triton")
 
 
 @pytest.mark.parametrize(

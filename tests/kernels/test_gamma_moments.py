@@ -73,18 +73,23 @@ SHAPES = [
     (513, 37),
     (1100, 21),
 ]
+# Dtypes differ in how a tile is loaded and summed: a flat tile, a tall one and chunks of rows meet all of them.
+SHAPES_AND_DTYPES = [(shape, torch.float32) for shape in SHAPES] + [
+    (shape, dtype)
+    for shape in ((5, 1030), (33, 64), (513, 37))
+    for dtype in (torch.float64, torch.bfloat16, torch.float16)
+]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_DTYPES, ids=str)
 def test_shapes_and_dtypes(shape, dtype, backend, device):
     grads = (torch.randn(shape) + 0.2).to(device, dtype)
     assert_moments(grads, backend, 1e-13 if dtype == torch.float64 else 2e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", [(32, 500), (500, 40), (1000, 40), (1100, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(32, 500), (500, 40), (600, 40)], ids=str)
 def test_mean_ten_thousand_times_the_deviation(shape, backend, device):
     grads = (torch.randn(shape, dtype=torch.float64) + 1e4).float().to(device)
     moments, wanted = gamma_moments(grads, per_sample=True, backend=backend), oracle(grads)
@@ -96,9 +101,12 @@ def test_mean_ten_thousand_times_the_deviation(shape, backend, device):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
-@pytest.mark.parametrize("shape", [(8, 60), (600, 16)], ids=str)
-def test_extreme_scales(scale, shape, backend, device):
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [((8, 60), 1e-30), ((8, 60), 1e-18), ((8, 60), 1e18), ((8, 60), 1e30), ((600, 16), 1e-30), ((600, 16), 1e30)],
+    ids=str,
+)
+def test_extreme_scales(shape, scale, backend, device):
     assert_moments((torch.randn(shape) * scale).to(device), backend, 2e-6)
 
 
@@ -186,7 +194,7 @@ def test_equal_gradients_have_no_noise(backend, device):
     assert moments.signal.item() == pytest.approx(row.double().square().sum().item(), rel=1e-6)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n=st.integers(2, 40), columns=st.integers(1, 90), offset=st.sampled_from([0.0, 1.0, -30.0]),
     scale=st.sampled_from([1e-20, 1.0, 1e10]), seed=st.integers(0, 2**31),
