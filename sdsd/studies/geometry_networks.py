@@ -252,7 +252,7 @@ def draw_network(result: StudyResult) -> Any:
         {name: [c for run in runs for c in run["biopsy"]["activations"][name]["changes"]] for name in COHORTS},
     )
     right.set_ylabel(f"|change of {measure}|")
-    figures.set_title(right, "One pair merged: near pairs cost least")
+    figures.set_title(right, "One pair merged: near, random, far")
     ways = [run["equal size"].get("ways", {}) for run in runs]
     costs = {name: [abs(way[name]["change"]) for way in ways] for name in ways[0]}
     costs["random pairs, averaged"] = [fmean(map(abs, run["consolidation"]["activations"]["random"])) for run in runs]
@@ -265,7 +265,7 @@ def draw_network(result: StudyResult) -> Any:
         if all(run["controls"][name].get("compared") is not None for run in runs)
     }
     geometry_figures.draw_silhouettes(lower_right, silhouettes)
-    figures.set_title(lower_right, "Ten clusters, and the controls'")
+    figures.set_title(lower_right, "Ten clusters: trained, and controls")
     return figure
 
 

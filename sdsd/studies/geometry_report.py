@@ -79,7 +79,7 @@ def _cards(series: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
     if ratio:
         found.append((f"{plain_number(ratio)} ×", f"as costly: many random pairs at once against near ones{where}"))
     size = series.get("equal size") or {}
-    if BEST in size.get("ways", {}):
+    if BEST in size.get("ways", {}) and not where:
         before, after = size["neurons"]
         saved = 1 - size["parameters"][1] / size["parameters"][0]
         found.append((f"{before} → {after}", f"neurons, {100 * saved:.0f}% fewer parameters in all{where}"))
@@ -97,7 +97,7 @@ def _claims_section(result: StudyResult) -> html.Section:
         seen.add(verdict.claim)
         claims.append(_claim(verdict, f"{name}: " if len(result.series) > 1 else ""))
     return html.Section(
-        "The claims of the document, held against this network",
+        f"The claims of the document, held against {'these networks' if len(result.series) > 1 else 'this network'}",
         [
             html.Text(
                 "The claims are those of “Functional Geometry in Deep Neural Networks”, with its numbers. What decides "
@@ -131,7 +131,7 @@ def _network_sections(
                 f"Each point is one of {len(neuron_map.order)} neurons of layer {series['layer']!r}"
                 + (f", after {series['map']['taken_after']}" if series["map"]["taken_after"] != "output" else "")
                 + f", placed by its answers to {positions}. Close points fire alike; lines join the nearest pairs; "
-                "larger points answer more strongly." + (f" {dead} neurons are dead and left out." if dead else "")
+                "larger points answer more strongly." + (f" Dead and left out: {dead}." if dead else "")
             ),
             InteractiveMap(neuron_map, f"map{number}"),
             *notes,
@@ -266,13 +266,12 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
         figures.set_title(place, name)
     blocks.append(html.Figure(book.add(figure, f"{stem}-controls"), "The first two directions of each map."))
     if known:
-        figure, axes = figures.new_figure(5.2, 3.4)
+        figure, axes = figures.new_figure(7.6, 3.2)
         geometry_figures.draw_silhouettes(axes, known)
         blocks.append(
             html.Figure(
                 book.add(figure, f"{stem}-silhouettes"),
                 "1: tight clusters far apart; 0: none to speak of.",
-                narrow=True,
             )
         )
     rows = [
@@ -292,7 +291,7 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
 def _plasticity_section(series: Mapping[str, Any], book: FigureBook, stem: str, suffix: str) -> html.Section:
     found = series["plasticity"]
     curves = {name: found[name] for name in ("geometry", "random", "untouched")}
-    figure, axes = figures.new_figure(5.6, 3.6)
+    figure, axes = figures.new_figure(7.6, 3.4)
     geometry_figures.draw_relearning(axes, curves)
     return html.Section(
         f"Training on{suffix}",
@@ -301,7 +300,7 @@ def _plasticity_section(series: Mapping[str, Any], book: FigureBook, stem: str, 
                 f"Merged by geometry and trained on, the network peaks at {100 * max(found['geometry']):.1f}%; merged "
                 f"at random, at {100 * max(found['random']):.1f}%; not merged, at {100 * max(found['untouched']):.1f}%."
             ),
-            html.Figure(book.add(figure, f"{stem}-plasticity"), "Accuracy after each epoch.", narrow=True),
+            html.Figure(book.add(figure, f"{stem}-plasticity"), "Accuracy after each epoch."),
         ],
     )
 
