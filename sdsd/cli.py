@@ -541,14 +541,16 @@ def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
         arguments.out or Path("out/quick" if arguments.quick else "out/studies"), progress, first=arguments.seed,
         count=arguments.seeds, quick=arguments.quick, fresh=arguments.fresh, jobs=arguments.jobs,
     )  # fmt: skip
+    finished = 0
     for each, result in runner.run(chosen):
+        finished += 1
         folder = runner.folder(each)
         if result.interrupted:
             progress.say(f"{len(result.seeds)} of {each.name}'s seeds are finished and kept; the same command goes on.")
             return complain(f"interrupted; kept in {folder}: results.json", INTERRUPTED)
         written = ", ".join((*result.figures, "report.html", "results.json"))
         progress.say("\n".join((*result.summary_lines(), f"written to {folder}: {written}\n")))
-    return OK
+    return OK if finished == len(chosen) else FELL_SHORT
 
 
 def claims_arguments(parser: argparse.ArgumentParser) -> None:

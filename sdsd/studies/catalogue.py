@@ -43,10 +43,10 @@ def choose_studies(names: Iterable[str], group: str | None = None) -> list[Study
 
 def list_lines(group: str | None = None) -> list[str]:
     """One line for each study, under the name of its group: name, expected time, the claim it tests."""
-    lines = []
+    lines, width = [], max(map(len, CATALOGUE))
     for name, studies in GROUPS.items():
         if group in (None, name):
             total = duration(sum(study.expected_seconds for study in studies))
             lines += [f"{name} ({len(studies)} studies, {total})"]
-            lines += [f"  {each.name:<18} {duration(each.expected_seconds):>8}  {each.claim}" for each in studies]
+            lines += [f"  {each.name:<{width}}  {duration(each.expected_seconds):>8}  {each.claim}" for each in studies]
     return lines

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._extras import MissingExtraError
 from ._files import prepare_output
 from ._progress import Progress
 from ._seeds import SeedFile, measure_seed
@@ -45,9 +46,11 @@ class Runner:
     def run(self, studies: Sequence[Study]) -> Iterator[tuple[Study, StudyResult]]:
         """Run one after the other, each given back when its files are written; an interrupted one is the last.
 
+        Where there are several, one that needs a package which is not installed is left out and the progress says so.
+
         Raises:
             ValueError: a folder cannot be written, or holds a finished seed that cannot be read.
-            MissingExtraError: what a study needs is missing; nothing has run then.
+            MissingExtraError: what every study needs, or the only one, is missing.
         """
         for study in studies:
             check_needs(study)
@@ -58,7 +61,13 @@ class Runner:
             self.progress.say(f"{study.name}: {study.summary}")
             seeds = study.seed_numbers(self.first, self.count, self.quick)
             fresh = self.fresh and self.jobs == 1
-            result = run_study(study, self.folder(study), self.progress, seeds=seeds, quick=self.quick, fresh=fresh)
+            try:
+                result = run_study(study, self.folder(study), self.progress, seeds=seeds, quick=self.quick, fresh=fresh)
+            except MissingExtraError as error:
+                if len(studies) == 1:
+                    raise
+                self.progress.say(f"{study.name} is left out: {error}\n")
+                continue
             yield study, result
             if result.interrupted:
                 return
@@ -77,7 +86,9 @@ class Runner:
             names = {pool.submit(measure_seed, study.measure, file, Progress()): file for study, file in missing}
             for done, future in enumerate(as_completed(names), start=1):
                 file = names[future]
-                self.progress.say(f"{file.study}, seed {file.seed}: {future.result().seconds:.0f} s")
+                # What misses a package is left for `run`, which knows whether to go on without it.
+                if not isinstance(future.exception(), MissingExtraError):
+                    self.progress.say(f"{file.study}, seed {file.seed}: {future.result().seconds:.0f} s")
                 advance(done, len(missing))
         finally:
             self.progress.stop()

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from sdsd import cli
+from sdsd._extras import MissingExtraError
 from sdsd.studies import _progress, catalogue
 from sdsd.studies._progress import Progress
 from sdsd.studies.catalogue import CATALOGUE, GROUPS, choose_studies
@@ -302,6 +303,24 @@ def test_ctrl_c_ends_all_and_keeps_what_is_finished(capsys, tmp_path):
     assert err == f"interrupted; kept in {tmp_path / 'two'}: results.json\n"
     assert "1 of two's seeds are finished and kept; the same command goes on." in out
     assert [path.name for path in sorted(tmp_path.iterdir()) if any((path / "seeds").glob("*"))] == ["one", "two"]
+
+
+def without_a_package(config, seed, progress):
+    raise MissingExtraError("this needs nothing-of-the-kind")
+
+
+def test_a_study_that_lacks_a_package_is_left_out_of_several(capsys, monkeypatch, tmp_path):
+    studies = (toy("one"), toy("two", measure=without_a_package), toy("three"))
+    monkeypatch.setattr(catalogue, "GROUPS", {"theory": studies})
+    monkeypatch.setattr(catalogue, "CATALOGUE", {study.name: study for study in studies})
+    for jobs in (1, 2):
+        status, out, _ = run(capsys, "study", "all", "--out", tmp_path, "--jobs", jobs)
+        assert status == 1
+        assert "two is left out: this needs nothing-of-the-kind" in out
+        assert not (tmp_path / "two" / "results.json").exists()
+        assert (tmp_path / "three" / "results.json").exists()
+    status, _, err = run(capsys, "study", "two", "--out", tmp_path)
+    assert (status, err) == (2, "error: this needs nothing-of-the-kind\n")
 
 
 @pytest.mark.usefixtures("toys")
