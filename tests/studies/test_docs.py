@@ -1,4 +1,4 @@
-"""The study that docs/studies.md builds, as it stands there."""
+"""The study that docs/studies.md builds, as it stands there, and the tables that `sdsd claims` fills."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from sdsd.studies._progress import Progress
+from sdsd.studies.catalogue import CATALOGUE
+from sdsd.studies.claims import MARKED, UNTESTABLE, Claims, fill
 from sdsd.studies.registry import run_study
+from sdsd.studies.result import VERDICTS
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
@@ -24,3 +27,19 @@ def test_the_study_that_is_built(tmp_path):
     (verdict,) = result.verdicts
     assert verdict.verdict == "refuted"
     assert 100 < verdict.our_figure.value < 700
+
+
+def test_the_tables_are_of_studies_that_there_are():
+    page = (DOCS / "claims.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\| `([a-z0-9-]+)` \|$", page, re.MULTILINE))
+    absent = re.search(r"No results yet from: (.*)\.$", page, re.MULTILINE)
+    assert named
+    assert not named - set(CATALOGUE)
+    assert not named & set(absent[1].split(", ") if absent else [])
+    rows = re.findall(r"^\| .* \| \*\*(.*?)\*\* \|", page, re.MULTILINE)
+    assert set(rows) <= set(VERDICTS)
+    assert all(f"| {verdict.claim} |" in page for verdict in UNTESTABLE)
+    for path in DOCS.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert len(MARKED.findall(text)) == text.count("<!-- claims:")
+        fill(text, Claims((), ()))  # every mark names something
