@@ -109,10 +109,8 @@ def _claims_section(result: StudyResult) -> html.Section:
 
 
 def _claim(verdict: Verdict, prefix: str) -> Claim:
-    return Claim(
-        prefix + verdict.claim, verdict.verdict, verdict.seed_figure, str(verdict.our_figure), verdict.corrected,
-        verdict.rule,
-    )  # fmt: skip
+    here = "–" if verdict.our_figure is None else str(verdict.our_figure)
+    return Claim(prefix + verdict.claim, verdict.verdict, verdict.seed_figure, here, verdict.corrected, verdict.rule)
 
 
 def _network_sections(

@@ -247,7 +247,8 @@ def test_what_a_layer_cannot_do_is_said(tmp_path):
     found = examine([subject], tmp_path, CONFIG, quiet=True).result
     assert "add" in found.series[0]["equal size"]["why not"]
     assert "This layer cannot shrink by itself" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert not any("outperforms naive" in verdict.claim for verdict in found.verdicts)
+    (verdict,) = [verdict.verdict for verdict in found.verdicts if "outperforms naive" in verdict.claim]
+    assert verdict == "untestable here"
 
 
 # ---- verdicts --------------------------------------------------------------------------------------------------------
@@ -317,6 +318,7 @@ def test_each_verdict_can_come_out_otherwise(claim, changed, verdict):
 def test_several_seeds_are_judged_by_their_spread():
     assert verdict_of("farthest pair", *[run_of(single=value) for value in (13.0, 14.0, 15.0)]) == "reproduced"
     assert verdict_of("farthest pair", *[run_of(single=value) for value in (0.5, 14.0, 300.0)]) == "not reproduced"
+    assert verdict_of("farthest pair", *[run_of(single=value) for value in (20.0, 60.0, 300.0)]) == "direction only"
     assert verdict_of("about 5 times", *[run_of(batch=value, wide=True) for value in (4.0, 5.0, 6.0)]) == "reproduced"
     runs = [run_of(batch=value, weights=4.0) for value in (2.0, 4.1, 8.5)]
     assert verdict_of("geometry of activations", *runs) == "not reproduced"
@@ -325,9 +327,11 @@ def test_several_seeds_are_judged_by_their_spread():
         each for each in judge_network([run_of(batch=value) for value in (4.0, 5.0, 6.0)]) if "5 times" in each.claim
     ]
     assert found.our_figure.value == pytest.approx(mean)
-    # A run in which near merges changed nothing has no ratio, and no verdict is made of the others.
+    # A run in which near merges changed nothing has no ratio, and no verdict is made of the others alone.
     runs[0]["biopsy"]["activations"]["ratio"] = None
-    assert not [verdict for verdict in judge_network(runs) if "5 times" in verdict.claim]
+    assert verdict_of("about 5 times", *runs) == "untestable here"
+    assert verdict_of("differ sharply", run_of(), run_of(silhouettes=(-0.01, -0.1))) == "direction only"
+    assert verdict_of("differ sharply", run_of(), run_of(silhouettes=(0.2, -0.1))) == "reproduced"
 
 
 # ---- real digits -----------------------------------------------------------------------------------------------------
