@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -454,6 +455,11 @@ def test_without_classes_what_the_untouched_network_says_decides(capsys, script,
             "batch 0, layer '0': expected finite",
         ),
         (("--layer", "0"), {"return cross": "return missing"}, "missing"),
+        (
+            ("--layer", "0"),
+            {"x, y =": "model[0].bias.data.fill_(-1e3)\nx, y ="},
+            "0 of the 16 neurons",
+        ),
         (("--layer", "0", "--pairs", "0"), {}, "at least 1"),
         (("--layer", "0", "--data", "nowhere.npz"), {}, "nowhere.npz"),
     ],
@@ -484,6 +490,25 @@ def test_more_bad_input(capsys, script, tmp_path):
     for bad in ({"seed": -1}, {"pairs": 0}, {"random_pairings": 1}, {"epochs": -1}, {"pairs": 2.5}):
         with pytest.raises(ValueError, match="expected a whole number"):
             ArcConfig(**bad)
+
+
+def test_the_page_in_docs_says_what_runs(tmp_path, monkeypatch):
+    """The second block of Python in docs/functional-geometry.md, on a small network of that shape."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "functional-geometry.md").read_text(encoding="utf-8")
+    _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    torch.manual_seed(0)
+    layers = {"fc1": nn.Linear(6, 40), "relu": nn.ReLU()}
+    model = nn.Sequential()
+    model.add_module("encoder", nn.Sequential())
+    for name, layer in layers.items():
+        model.encoder.add_module(name, layer)
+    model.add_module("head", nn.Linear(40, 3))
+    names = {"model": model, "loader": data(), "loss": classification_loss}
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)
+    assert names["smaller"].encoder.fc1.out_features == 40 - len(names["neurons"].nearest)
+    assert (tmp_path / "map.html").exists()
+    assert names["measured"].near.pairs[0] == names["neurons"].nearest[0]
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
