@@ -1,4 +1,4 @@
-"""`validate`: every backend on this machine against the definitions, over a grid of shapes and dtypes."""
+"""`validate`: every backend on this machine against definitions, over a grid of shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -73,6 +73,8 @@ class ValidationReport:
 
 def validate(device: str | torch.device | None = None, *, verbose: bool = True) -> ValidationReport:
     """Compare every backend that can run on `device` with the definitions, in float64, and print the table.
+
+    It calls `gamma_moments`, `cosine_matrix` and `weight_grad_stats`; other functions share their kernels' parts.
 
     Args:
         device: None takes the GPU where there is one, else the CPU.
