@@ -550,4 +550,5 @@ def test_the_page_in_a_browser(examined, tmp_path):
         assert coloured() == clusters
         assert [url for url in page.requests if not url.startswith(("file:", "blob:", "data:"))] == []
         assert page.requests[0].endswith("report.html")
+        assert "default-src 'none'" in page.evaluate("document.querySelector('meta[http-equiv]').content")
         assert page.complaints == []
