@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import geometry_networks, lottery_ticket, theory_dynamics, theory_functional, theory_quotient, theory_selection
+from . import (
+    double_descent,
+    edge_of_stability,
+    geometry_networks,
+    grokking,
+    lottery_ticket,
+    neural_collapse,
+    theory_dynamics,
+    theory_functional,
+    theory_quotient,
+    theory_selection,
+)
 from ._page import duration
 from .registry import Study, find_study
 
@@ -16,7 +27,13 @@ GROUPS: dict[str, tuple[Study, ...]] = {
         *theory_selection.STUDIES,
     ),
     "geometry": geometry_networks.STUDIES,
-    "phenomena": (*lottery_ticket.STUDIES,),
+    "phenomena": (
+        *grokking.STUDIES,
+        *neural_collapse.STUDIES,
+        *lottery_ticket.STUDIES,
+        *double_descent.STUDIES,
+        *edge_of_stability.STUDIES,
+    ),
 }
 """Studies in the order of the list, under the name by which `sdsd study` runs a whole group."""
 

@@ -139,6 +139,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         held = "direction only" if all(map(float.__gt__, gamma[TICKET], highest)) else "refuted"
     means = {arm: (mean(accuracy[arm]), mean(gamma[arm])) for arm in ARMS}
     density = mean(column(result.series, "density"))
+    untrained = mean([curve[0] for curve in column(result.series, "arms", TICKET, "accuracy")])
     return [
         Verdict(
             claim="A network holds a small part that, from its own start, learns as fast as the whole; from another "
@@ -152,7 +153,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             our_figure=mean_interval(ahead, f"more accurate than the better control, at {density:.1%} of the weights"),
             corrected=f"Accuracy after {steps} steps: "
             + ", ".join(f"{accuracy:.2f} {arm}" for arm, (accuracy, _) in means.items())
-            + ".",
+            + f". The ticket is at {untrained:.2f} before its first step: choosing the weights is itself training.",
         ),
         Verdict(
             claim="SDSD explains lottery tickets: in a ticket drift dominates (Γ > 1), in other parts diffusion",
@@ -193,7 +194,7 @@ def draw(result: StudyResult) -> Any:
             ylabel=label, marker="o", log_y=path[-1] == "gamma_star", legend=legend,
         )  # fmt: skip
         if path[-1] != "accuracy":
-            draw_level(axes, 1.0, "1", at=0.98)
+            draw_level(axes, 1.0, "1", at=0.02)
         figures.set_title(axes, title)
     left.set_ylim(0, 1)
     return figure

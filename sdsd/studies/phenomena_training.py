@@ -1,15 +1,16 @@
 """What the studies of phenomena share: a training loop with a GammaMonitor, what is logged along it, curves over seeds.
 
 ========================  ==============================================================================================
-`gamma`                   Γ_U of a batch of `Watch.batch` samples, from the monitor on the steps that are made
+`gamma`                   Γ of a batch of `Watch.batch` samples, from the monitor on the steps that are made
 `gamma_published`         Γ as the first source document writes it, from the same gradients as they come, biased by 1/n
-`gamma_canonical`         Γ_U at the canonical representative (least norm), so that no rescaling of neurons moves it
+`gamma_canonical`         Γ at the canonical representative (least norm), so that no rescaling of neurons moves it
 `gamma_star`              Γ*, above 1 iff an SGD step on such a batch is expected to lower the loss
 `entropy`, `volume`       H_G in nats, and V in caps of 60°, summed over hidden layers, at the canonical representative
 ========================  ==============================================================================================
 
 The first two are taken at every look, the others at some of them. Γ grows in proportion to the batch, so each study
-names one, and Γ of full-batch descent is that of batches it might have drawn.
+names one, and Γ of full-batch descent is that of batches it might have drawn. From a part of the training samples Γ is
+the unbiased Γ_U; from all of them the mean gradient is exact, and there is no bias to take away.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..gamma import GammaMonitor, GammaStats
+from ..gamma import precondition as preconditioning
 from ..theory import canonicalize, curvature_gamma, hidden_layers, orbit_entropy, realized_volume
+from .result import Verdict, mean_interval
 from .theory_functional import SDSD
 
 EXPLANATION = f"{SDSD}, introduction and §4"
@@ -49,7 +53,7 @@ class Watch:
         smoothing: weight of the past in Γ of mini-batches; Γ of a full batch is that step's own.
         layers: (writer, reader) of the hidden layers, where their neurons cannot be rescaled; None finds them.
         canonical: whether the model has a canonical representative (neurons that can be rescaled).
-        samples: training samples that the geometry is looked at with.
+        samples: training samples that the geometry is looked at with, at most.
         cap_samples: points drawn for V.
     """
 
@@ -60,7 +64,7 @@ class Watch:
     smoothing: float = 0.9
     layers: tuple[tuple[str, str], ...] | None = None
     canonical: bool = True
-    samples: int = 256
+    samples: int = 512
     cap_samples: int = 2048
 
 
@@ -76,6 +80,7 @@ def train(
     evaluate: Callable[[], Mapping[str, float]] = dict,
     masks: Sequence[Tensor] | None = None,
     stop: Callable[[Series], bool] | None = None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     seed: int = 0,
 ) -> Series:
     """Train and log: lists by name, one entry a look, and under "geometry" those of the looks at the geometry.
@@ -88,6 +93,7 @@ def train(
         evaluate: further numbers of a look.
         masks: for each parameter 1 where it trains, 0 where it is pruned.
         stop: given the series so far after a look, whether to end.
+        scheduler: of the learning rate, stepped after each update.
         seed: of the batches.
     """
     if masks is not None:
@@ -109,15 +115,18 @@ def train(
             stats = monitor.step()
             if step % watch.every == 0:
                 assert stats is not None
-                _append(rows, {"step": step, "batch_loss": loss, **_gamma_numbers(stats, watch.batch), **evaluate()})
+                found = _gamma_numbers(stats, watch, complete=batch is data)
+                _append(rows, {"step": step, "batch_loss": loss, **found, **evaluate()})
                 looks = len(rows["step"]) - 1
                 if watch.geometry_every and looks % watch.geometry_every == 0:
                     bare.load_state_dict(model.state_dict())
-                    found = geometry(bare, data, loss_fn, watch, optimizer, masks)
-                    _append(rows["geometry"], {"step": step, **found})
+                    shape = geometry(bare, data, loss_fn, watch, optimizer, masks)
+                    _append(rows["geometry"], {"step": step, **shape})
                 if stop is not None and stop(rows):
                     break
             optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
     return rows
 
 
@@ -150,15 +159,16 @@ def _append(rows: Series, values: Mapping[str, float]) -> None:
         rows.setdefault(name, []).append(value)
 
 
-def _gamma_numbers(stats: GammaStats, batch: int) -> dict[str, float]:
-    smoothed = stats.smoothed or stats
-    published = stats.gamma * batch / stats.samples_per_gradient
-    return {"gamma": gamma_of_batch(smoothed, batch), "gamma_published": published}
+def _gamma_numbers(stats: GammaStats, watch: Watch, complete: bool) -> dict[str, float]:
+    published = stats.gamma * watch.batch / stats.samples_per_gradient
+    smoothed = stats if complete else stats.smoothed or stats
+    return {"gamma": gamma_of_batch(smoothed, watch.batch, complete), "gamma_published": published}
 
 
-def gamma_of_batch(stats: GammaStats, batch: int) -> float:
-    """Γ_U of a batch of `batch` samples."""
-    return stats.gamma_unbiased * batch / stats.samples_per_gradient
+def gamma_of_batch(stats: GammaStats, batch: int, complete: bool) -> float:
+    """Γ of a batch of `batch` samples; `complete`: measured on all samples there are, so that ‖ḡ‖² is ‖μ‖² itself."""
+    found = stats.gamma if complete else stats.gamma_unbiased
+    return found * batch / stats.samples_per_gradient
 
 
 def mask_gradients(model: nn.Module, masks: Sequence[Tensor]) -> None:
@@ -184,15 +194,33 @@ def geometry(
     found["volume"] = sum(realized_volume(rows[mass > 0], ANGLE, watch.cap_samples).value for rows, mass in layers)
     if masks is not None and canonical is not model:
         mask_gradients(canonical, masks)
-    found["gamma_canonical"] = gamma_of_batch(_gamma_at(canonical, batch, loss_fn, watch.micro), watch.batch)
+    complete = len(batch[1]) == len(data[1])
+    at_canonical = gamma_at(canonical, batch, loss_fn, watch.micro)
+    found["gamma_canonical"] = gamma_of_batch(at_canonical, watch.batch, complete)
+    adaptive = isinstance(optimizer, torch.optim.Adam)
+    if adaptive and not optimizer.state:
+        return {**found, "gamma_star": math.nan, "expected_change": math.nan}
     curvature = curvature_gamma(
         model, loss_fn, batch, learning_rate=rate, batch_size=watch.batch, samples_per_gradient=watch.micro,
-        probes=PROBES,
+        probes=PROBES, precondition=_scale(optimizer, model) if adaptive else None,
+        population=len(data[1]) if complete else None,
     )  # fmt: skip
     return {**found, "gamma_star": curvature.gamma_star, "expected_change": curvature.expected_change}
 
 
-def _gamma_at(model: nn.Module, batch: Batch, loss_fn: LossFunction, micro: int) -> GammaStats:
+def _scale(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What Adam multiplies a gradient by, under the names of `model`, a copy of the one that it trains."""
+    (group,) = optimizer.param_groups
+    names = [name for name, _ in model.named_parameters()]
+    scales = {}
+    for name, parameter in zip(names, group["params"], strict=True):
+        found = preconditioning.diagonal(optimizer, parameter, group)
+        assert found is not None
+        scales[name] = found
+    return scales
+
+
+def gamma_at(model: nn.Module, batch: Batch, loss_fn: LossFunction, micro: int) -> GammaStats:
     """Γ of the gradients of `batch` at the point where the model is."""
     with GammaMonitor(model, mode="exact" if micro == 1 else "micro", ema=0.0) as monitor:
         model.zero_grad()
@@ -221,3 +249,57 @@ def mean_curve(curves: Sequence[Sequence[float]]) -> tuple[list[float], tuple[li
 
 def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+def judge_functional(phenomenon: str, runs: Sequence[Series], controls: Mapping[str, Sequence[Series]]) -> Verdict:
+    """Whether H_G and V fall where the phenomenon is, and more than in its controls."""
+
+    def falls(rows: Series) -> tuple[float, float]:
+        entropy, volume = (rows["geometry"][key] for key in ("entropy", "volume"))
+        return 1 - entropy[-1] / entropy[0], 1 - volume[-1] / volume[0]
+
+    here = [falls(rows) for rows in runs]
+    there = {name: [falls(rows) for rows in others] for name, others in controls.items()}
+    both = all(min(each) > 0 for each in here)
+    more = all(
+        mine[key] > other[key]
+        for others in there.values()
+        for mine, other in zip(here, others, strict=True)
+        for key in (0, 1)
+    )
+    described = [f"by {_percent(here)} where it happens"]
+    described += [f"by {_percent(others)} with {name}" for name, others in there.items()]
+    return Verdict(
+        claim=f"{phenomenon} is a collapse of symmetry and volume: H_G and V fall",
+        source=f"{SDSD}, introduction and §2–3",
+        verdict="reproduced" if both and more else "direction only" if both else "not reproduced",
+        rule="reproduced if, with every seed, H_G and V both fall from start to end, and by a larger part than in "
+        "every control; direction only if both fall; not reproduced otherwise",
+        seed_figure="a proposition, without a number",
+        our_figure=mean_interval([entropy for entropy, _ in here], "of H_G is lost"),
+        corrected=f"H_G and V fall {', '.join(described)}.",
+    )
+
+
+def _percent(falls: Sequence[tuple[float, float]]) -> str:
+    return " and ".join(f"{mean([each[key] for each in falls]):.0%}" for key in (0, 1))
+
+
+def separation(scores: Sequence[float], chosen: Sequence[bool]) -> float:
+    """How well `scores` tell the chosen from the others: the chance that one of them scores higher (area under ROC).
+
+    0.5 says nothing, 1 and 0 say all; the same for any scale of the scores, so for Γ at any batch size. NaN where all
+    or none are chosen.
+    """
+    inside = np.array([score for score, wanted in zip(scores, chosen, strict=True) if wanted])
+    outside = np.array([score for score, wanted in zip(scores, chosen, strict=True) if not wanted])
+    if not len(inside) or not len(outside):
+        return math.nan
+    difference = inside[:, None] - outside[None]
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's correlation, of series without ties."""
+    ranks = [np.argsort(np.argsort(values)) - (len(values) - 1) / 2 for values in (first, second)]
+    return float(ranks[0] @ ranks[1] / (ranks[0] @ ranks[0]))

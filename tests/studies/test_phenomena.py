@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from sdsd.studies._progress import Progress
 from sdsd.studies.catalogue import GROUPS
+from sdsd.studies.phenomena_training import Watch, rank_correlation, separation, train
 from sdsd.studies.registry import run_study
 
 from .strict_json import strict_json
@@ -51,3 +56,102 @@ def test_a_ticket_learns_and_its_controls_do_not(run):
         for control in ("other start", "random mask"):
             assert ends["ticket"][0] > ends[control][0] + 0.1
             assert ends["ticket"][1] > 2 * ends[control][1]
+
+
+def test_classes_collapse_and_less_so_without_batchnorm(run):
+    result = run("neural-collapse")
+    shown(result)
+    for series in result.series:
+        collapsed, bare = series["arms"]["BatchNorm"], series["arms"]["no BatchNorm"]
+        assert collapsed["nc1"][-1] < collapsed["nc1"][0] / 8
+        assert collapsed["nc1"][-1] < bare["nc1"][-1]
+        for key in ("nc2", "nc3"):
+            assert collapsed[key][-1] < collapsed[key][0] / 2
+        assert collapsed["gamma"][-1] < 1 < collapsed["gamma_published"][0]
+
+
+def test_descent_settles_at_the_edge_and_goes_on_learning(run):
+    result = run("edge-of-stability")
+    assert shown(result) == "reproduced"
+    assert result.verdicts[1].verdict != "reproduced"
+    for series in result.series:
+        large, small = series["arms"]["large"], series["arms"]["small"]
+        assert 0.9 < large["sharpness"][-1] < 1.3
+        assert large["loss"][-1] < 0.5 * large["loss"][0]
+        assert any(change > 0 for change in large["change"])
+        assert not any(change > 0 for change in small["change"])
+
+
+def test_error_peaks_at_as_many_features_as_samples(run):
+    result = run("double-descent")
+    assert shown(result) in ("reproduced", "direction only")
+    widths = result.config["widths"]
+    place = widths.index(result.config["samples"])
+    for series in result.series:
+        error = series["arms"]["15% wrong labels"]["test_error"]
+        assert error[place] > 2 * max(error[1], error[-1])
+        assert max(max(each) for each in series["arms"]["15% wrong labels"]["gamma"]) < 1
+
+
+def test_addition_is_understood_long_after_it_is_memorised(run):
+    result = run("grokking")
+    assert shown(result) == "reproduced"
+    assert result.verdicts[1].verdict != "reproduced"
+    for series in result.series:
+        assert max(series["arms"]["no weight decay"]["test_accuracy"]) < 0.5
+        assert max(series["arms"]["too few sums"]["test_accuracy"]) < 0.5
+
+
+def test_separation_is_the_area_under_the_curve_of_hits_over_false_alarms():
+    scores = [0.1, 0.4, 0.35, 0.8, 0.4]
+    chosen = [False, False, True, True, True]
+    by_hand = (1 + 2 + 1.5) / 6  # of two others 0.35 beats one, 0.8 both, and 0.4 one and ties with the other
+    assert separation(scores, chosen) == pytest.approx(by_hand)
+    assert separation([5 * score for score in scores], chosen) == separation(scores, chosen)
+    assert math.isnan(separation(scores, [True] * 5))
+
+
+def test_rank_correlation_sees_order_only():
+    assert rank_correlation([1, 2, 3, 40], [0.1, 0.2, 5, 6]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)  # 1 − 6·4 / (4·15)
+
+
+def test_a_masked_weight_neither_moves_nor_counts():
+    """Γ of a pruned network is that of a smaller one which has only what is left."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(64, 4), torch.randn(64, 1)
+    whole, part = nn.Linear(4, 1), nn.Linear(2, 1)
+    mask = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    with torch.no_grad():
+        whole.weight.mul_(mask)
+        part.weight.copy_(whole.weight[:, ::2])
+        part.bias.copy_(whole.bias)
+
+    def series(model, inputs, masks):
+        watch = Watch(32, every=2, geometry_every=0, micro=8)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        return train(
+            model, (inputs, targets), lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), optimizer,
+            watch, steps=6, batch_size=32, masks=masks,
+        )  # fmt: skip
+
+    masked = series(whole, inputs, [mask, torch.ones(1)])
+    smaller = series(part, inputs[:, ::2], None)
+    assert masked["gamma"] == pytest.approx(smaller["gamma"], rel=1e-5)
+    assert masked["batch_loss"] == pytest.approx(smaller["batch_loss"], rel=1e-5)
+    assert torch.equal(whole.weight == 0, mask == 0)
+
+
+def test_gamma_of_all_samples_is_that_of_the_definition():
+    """Full-batch looks: ‖∇L‖² over the variance of single samples' gradients, times the batch."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(40, 3), torch.randn(40)
+    model = nn.Linear(3, 1, bias=False)
+    rows = ((inputs @ model.weight.detach()[0]) - targets)[:, None].double() * 2 * inputs.double()
+    found = train(
+        model, (inputs, targets), lambda model, batch: (model(batch[0])[:, 0] - batch[1]).square().mean(),
+        torch.optim.SGD(model.parameters(), 0.1), Watch(16, every=1, geometry_every=0), steps=0,
+    )  # fmt: skip
+    expected = 16 * rows.mean(0).square().sum() / rows.var(0).sum()
+    assert found["gamma"] == pytest.approx([expected.item()], rel=1e-5)
