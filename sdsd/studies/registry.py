@@ -151,7 +151,7 @@ def run_study(
         result.figures = [picture]
         write_text(folder / page, study_page(study, result, figures.to_svg(figure, study.name)))
     except KeyboardInterrupt:
-        result.status = "interrupted"
+        result.status, result.verdicts, result.figures = "interrupted", [], []
     finally:
         progress.stop()
     write_json(folder / "results.json", result.to_dict())

@@ -109,6 +109,15 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     assert len(list((tmp_path / "seeds").iterdir())) == 2
 
 
+def test_an_interrupt_while_it_is_drawn_leaves_no_verdict(tmp_path):
+    def interrupt(result):
+        raise KeyboardInterrupt
+
+    run_study(toy(draw=interrupt), tmp_path, Progress())
+    found = strict_json(tmp_path / "results.json")
+    assert (found["status"], found["seeds"], found["verdicts"]) == ("interrupted", [0, 1, 2], [])
+
+
 def test_a_broken_seed_file_is_named(tmp_path):
     run_study(toy(), tmp_path, Progress(), seeds=(0,))
     (file,) = (tmp_path / "seeds").iterdir()
