@@ -1,7 +1,7 @@
 """Every claim of the source documents beside what the studies found: tables in docs/, and one HTML page.
 
 In a Markdown file of docs/ what stands between `<!-- claims: WHAT -->` and `<!-- end of claims -->` is written by
-`sdsd claims`; WHAT is a group of studies, "without a study", "all", "details" or "count".
+`sdsd claims`; WHAT is a group of studies, "without a study", "details" or "count".
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from string import Template
 
 from ..report import html
 from ._files import versions, write_text
 from .catalogue import GROUPS
-from .registry import Study
 from .result import VERDICTS, StudyResult, Verdict
 from .theory_selection import MOVES
 
@@ -92,14 +92,14 @@ class Claims:
         return [claim for claim in self.found if claim.group == group]
 
 
-def read_claims(out: Path, groups: dict[str, tuple[Study, ...]] | None = None) -> Claims:
+def read_claims(out: Path) -> Claims:
     """The verdicts of all studies whose complete results.json is in a folder of `out`.
 
     Raises:
         ValueError: a results.json of another format.
     """
     found, missing = [], []
-    for group, studies in (GROUPS if groups is None else groups).items():
+    for group, studies in GROUPS.items():
         for study in studies:
             path = out / study.name / "results.json"
             result = _read(path) if path.exists() else None
@@ -128,7 +128,7 @@ def write_claims(claims: Claims, docs: Path, page: Path) -> list[Path]:
     start = docs / "claims.md"
     if not start.exists():
         docs.mkdir(parents=True, exist_ok=True)
-        write_text(start, NEW_PAGE)
+        write_text(start, new_page())
     written = []
     for path in sorted(docs.glob("*.md")):
         before = path.read_text(encoding="utf-8")
@@ -146,8 +146,8 @@ def fill(text: str, claims: Claims) -> str:
     Raises:
         ValueError: a mark that names nothing.
     """
-    parts = {group: _table(claims.of(group)) for group in (*GROUPS, WITHOUT_A_STUDY)}
-    parts |= {"all": _table(claims.found), "details": "\n".join(map(_details, claims.found)), "count": _count(claims)}
+    parts = {group: _table(claims.of(group)) for group in groups()}
+    parts |= {"details": "\n".join(map(_details, claims.found)), "count": _count(claims)}
 
     def part(match: re.Match[str]) -> str:
         if match[2] not in parts:
@@ -218,11 +218,11 @@ class ClaimTable:
 
 def claims_page(claims: Claims) -> str:
     """claims.html, to lie beside the studies' folders."""
-    groups = [group for group in (*GROUPS, WITHOUT_A_STUDY) if claims.of(group)]
+    named = [group for group in groups() if claims.of(group)]
     return html.page(
         "Every claim, and what was found",
         [html.Text(_count(claims))],
-        [html.Section(group.capitalize(), [ClaimTable(claims.of(group))]) for group in groups],
+        [html.Section(group.capitalize(), [ClaimTable(claims.of(group))]) for group in named],
         " · ".join(f"{name} {version}" for name, version in versions().items()),
     )
 
@@ -234,7 +234,8 @@ main { max-width: 1180px; }
 .claims small { color: var(--muted); }
 """
 
-NEW_PAGE = """# Every claim, and what was found
+NEW_PAGE = Template(
+    """# Every claim, and what was found
 
 `sdsd claims` writes this page from the `results.json` of the studies: nothing in the tables is typed. An interval is
 over seeds, or over independent trials where the study has many; a verdict follows from a rule that was fixed before,
@@ -243,11 +244,21 @@ and a claim that did not hold stands beside the statement that does.
 <!-- claims: count -->
 <!-- end of claims -->
 
-<!-- claims: all -->
-<!-- end of claims -->
-
-## In words
+$tables
+## In words, and how to repeat it
 
 <!-- claims: details -->
 <!-- end of claims -->
 """
+)
+
+
+def new_page() -> str:
+    """claims.md before it is filled."""
+    parts = (f"## {group.capitalize()}\n\n<!-- claims: {group} -->\n<!-- end of claims -->\n" for group in groups())
+    return NEW_PAGE.substitute(tables="\n".join(parts))
+
+
+def groups() -> tuple[str, ...]:
+    """Of claims, in the order of the pages."""
+    return (*GROUPS, WITHOUT_A_STUDY)

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 from sdsd import cli
 from sdsd.studies import claims
 from sdsd.studies._progress import Progress
-from sdsd.studies.claims import NEW_PAGE, UNTESTABLE, Claims, fill, read_claims, write_claims
+from sdsd.studies.claims import UNTESTABLE, Claims, fill, new_page, read_claims, write_claims
 from sdsd.studies.registry import run_study
 
 from .test_registry import MEASURED, toy
@@ -57,13 +57,13 @@ def test_marked_parts_are_written_anew(groups, tmp_path):
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
     assert fill(once, found) == once
-    whole = fill(NEW_PAGE, found)
+    whole = fill(new_page(), found)
     assert f"{1 + len(UNTESTABLE)} claims: 1 refuted, {len(UNTESTABLE)} untestable here." in whole
     assert "No results yet from: two, three." in whole
     assert "1 seed: `sdsd study one --seeds 1 --quick`" in whole
     for verdict in UNTESTABLE:
         assert f"| {verdict.claim} | {verdict.seed_figure} | – | **untestable here** | – |" in whole
-    with pytest.raises(ValueError, match="claims: 'theroy' is none of theory, other, without a study, all"):
+    with pytest.raises(ValueError, match="claims: 'theroy' is none of theory, other, without a study, details"):
         fill("<!-- claims: theroy -->\n<!-- end of claims -->", found)
 
 
