@@ -39,9 +39,6 @@ from .product_kernel import (
     launch_reduce,
     multiprocessors,
 )
-from .tile_kernel import _dot as _dot
-from .tile_kernel import _sample_offsets as _sample_offsets
-from .tile_kernel import _shift_and_scale as _shift_and_scale
 
 
 def launch_cosine_matrix(

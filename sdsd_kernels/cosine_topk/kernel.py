@@ -27,7 +27,8 @@ from torch import Tensor
 from .._aot import GFX942, SM80, SM90, SM100, AotCase, aligned
 from .._backend import interpreting
 from ..cosine_matrix.config import architecture, dot_precision, norms_config
-from ..cosine_matrix.kernel import _dot, _row_norms_kernel, _sample_offsets, _shift_and_scale
+from ..cosine_matrix.norms_kernel import _row_norms_kernel
+from ..cosine_matrix.tile_kernel import _dot, _sample_offsets, _shift_and_scale
 from . import config
 
 PROGRESS_STEPS = 16

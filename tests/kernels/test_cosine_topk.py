@@ -112,18 +112,18 @@ def signs(neurons: int, samples: int, seed: int, of: int = 4) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("shape", "neuron_dim", "k"),
+    ("shape", "neuron_dim", "k", "farthest"),
     [
-        ((24, 50), -1, 7),
-        ((1, 9), 1, 3),  # one sample: every cosine is ±1
-        ((2, 5), 0, 1),  # two neurons
-        ((35, 40), 0, 4),  # samples adjacent
-        ((32, 64), 1, 5),  # nothing overruns
-        ((3, 4, 20), -1, 2),  # (batch, tokens, neurons)
-        ((2, 19, 2, 3), 1, 3),  # Conv2d
+        ((24, 50), -1, 7, False),
+        ((24, 50), -1, 7, True),
+        ((1, 9), 1, 3, True),  # one sample: every cosine is ±1
+        ((2, 5), 0, 1, False),  # two neurons
+        ((35, 40), 0, 4, False),  # samples adjacent
+        ((32, 64), 1, 5, True),  # nothing overruns
+        ((3, 4, 20), -1, 2, False),  # (batch, tokens, neurons)
+        ((2, 19, 2, 3), 1, 3, True),  # Conv2d
     ],
 )
-@pytest.mark.parametrize("farthest", [False, True])
 def test_matches_the_definition(shape, neuron_dim, k, farthest, backend, device):
     x = torch.randn(shape, device=device) + 0.2
     check_call(x, k, backend, neuron_dim=neuron_dim, farthest=farthest)
