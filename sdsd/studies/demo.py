@@ -21,7 +21,7 @@ from .._extras import require
 from ..geometry.merge import merge
 from ._display import GAMMA_COLUMNS, Display, choose_display, table_row
 from ._files import prepare_output, versions, write_json
-from .neuron_map import NeuronMap, map_neurons
+from .plane_map import PlaneMap, map_neurons
 
 COHORTS = ("near", "random", "far")
 HEADER = ("layer", *GAMMA_COLUMNS)
@@ -57,7 +57,7 @@ class DemoResult:
     results: dict[str, Any]
     folder: Path
     interrupted: bool
-    neuron_map: NeuronMap | None = None
+    neuron_map: PlaneMap | None = None
     activations: Tensor | None = None
     written: list[Path] = field(default_factory=list)
 
@@ -270,7 +270,7 @@ def map_last_hidden_layer(network: nn.Sequential, digits: Digits, config: DemoCo
 
 
 def merge_cohorts(
-    network: nn.Sequential, digits: Digits, config: DemoConfig, neuron_map: NeuronMap | None
+    network: nn.Sequential, digits: Digits, config: DemoConfig, neuron_map: PlaneMap | None
 ) -> dict[str, Any]:
     """Loss change on held-out images of merging near, random and far pairs, each singly and a whole cohort at once.
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..report import figures
 from ._files import prepare_output, versions, write_json
-from .neuron_map import NeuronMap, map_neurons
+from .plane_map import PlaneMap, map_neurons
 
 
 @dataclass(frozen=True)
 class MapResult:
     """A map and the files that hold it."""
 
-    neuron_map: NeuronMap
+    neuron_map: PlaneMap
     results: dict[str, Any]
     written: list[Path]
 
@@ -51,7 +51,7 @@ def run_map(
     return MapResult(neuron_map, results, written)
 
 
-def draw(neuron_map: NeuronMap, folder: Path) -> list[Path]:
+def draw(neuron_map: PlaneMap, folder: Path) -> list[Path]:
     """The cosine matrix by cluster and, where there is one, the embedding in the plane."""
     order, clusters = neuron_map.order, neuron_map.clusters
     matrix = neuron_map.cosine[order][:, order].numpy()

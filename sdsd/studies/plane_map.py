@@ -1,4 +1,4 @@
-"""The map of a layer's neurons: who fires together, in which clusters, who is dead."""
+"""A layer on a plane, for `sdsd map` and the demonstration: who fires together, in which clusters, who is dead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_CLUSTERS = 10
 
 
 @dataclass(frozen=True)
-class NeuronMap:
+class PlaneMap:
     """What the cosine matrix of one layer says.
 
     Attributes:
@@ -72,7 +72,7 @@ def default_neuron_dim(activations: Tensor) -> int:
 
 def map_neurons(
     activations: Tensor, *, neuron_dim: int | None = None, pairs: int = 10, center: bool = False, seed: int = 0
-) -> NeuronMap:
+) -> PlaneMap:
     """Map a layer from its activations.
 
     Args:
@@ -97,7 +97,7 @@ def map_neurons(
         list(disjoint_pairs(cosine=cosine, alive=alive, pairs=count, which=which)) if count else []
         for which in ("nearest", "farthest")
     )
-    return NeuronMap(
+    return PlaneMap(
         cosine=cosine,
         alive=alive,
         nearest=nearest,
