@@ -178,7 +178,7 @@ def draw(result: StudyResult) -> Any:
         )  # fmt: skip
         figures.set_title(place, title)
     axes[0].set_ylim(0, 1.5)
-    draw_level(axes[0], 1.0, "unstable above", at=0.98)
+    draw_level(axes[0], 1.0, "unstable above", at=0.02)
     _draw_steps(axes[2], large, result.config["batch"])
     figures.set_title(axes[2], "Γ > 1 where steps raise the loss, too")
     return figure
@@ -219,7 +219,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=60,
+        expected_seconds=45,
         needs=("sklearn",),
     ),
 )  # fmt: skip

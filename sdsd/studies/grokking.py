@@ -176,7 +176,7 @@ def draw(result: StudyResult) -> Any:
     trained = {"training": run[GROKS]["accuracy"]}
     draw_curves(
         left, run[GROKS]["step"], trained, colours={"training": figures.MUTED}, xlabel="step", ylabel="accuracy",
-        legend="center",
+        legend="center right",
     )  # fmt: skip
     left.set_ylim(-0.02, 1.05)
     middle.set_ylim(0, 1.2 * max(1, *run[GROKS]["gamma"], *run[STARVED]["gamma"]))
@@ -196,6 +196,6 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=120,
+        expected_seconds=100,
     ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 
 from sdsd.studies._progress import Progress
 from sdsd.studies.catalogue import GROUPS
-from sdsd.studies.phenomena_training import Watch, rank_correlation, separation, train
+from sdsd.studies.phenomena_training import Watch, geometry, judge_functional, rank_correlation, separation, train
 from sdsd.studies.registry import run_study
 
 from .strict_json import strict_json
@@ -56,6 +56,7 @@ def test_a_ticket_learns_and_its_controls_do_not(run):
         for control in ("other start", "random mask"):
             assert ends["ticket"][0] > ends[control][0] + 0.1
             assert ends["ticket"][1] > 2 * ends[control][1]
+        assert ends["ticket, small batch"][1] < ends["ticket"][1] / 2
 
 
 def test_classes_collapse_and_less_so_without_batchnorm(run):
@@ -155,3 +156,61 @@ def test_gamma_of_all_samples_is_that_of_the_definition():
     )  # fmt: skip
     expected = 16 * rows.mean(0).square().sum() / rows.var(0).sum()
     assert found["gamma"] == pytest.approx([expected.item()], rel=1e-5)
+
+
+def test_gamma_of_micro_batches_is_that_of_their_mean_gradients():
+    """Batches in parts: Γ_U of the parts' mean gradients, in the unit of the batch asked for; loss and step stay."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(64, 3), torch.randn(64)
+    model = nn.Linear(3, 1, bias=False)
+    weight = model.weight.detach().double().clone()
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(5))
+    x, error = inputs[order].double(), (inputs[order].double() @ weight[0] - targets[order])
+    parts = (2 * error[:, None] * x).unflatten(0, (8, 8)).mean(1)
+    found = train(
+        model, (inputs, targets), lambda model, batch: (model(batch[0])[:, 0] - batch[1]).square().mean(),
+        torch.optim.SGD(model.parameters(), 0.1), Watch(32, every=1, geometry_every=0, micro=8, smoothing=0.0),
+        steps=1, batch_size=64, seed=5,
+    )  # fmt: skip
+    noise = parts.var(0).sum()
+    expected = (parts.mean(0).square().sum() / noise - 1 / 8) * 32 / 8
+    assert found["gamma"][0] == pytest.approx(expected.item(), rel=1e-4)
+    assert found["gamma_published"][0] == pytest.approx(expected.item() + 32 / 64, rel=1e-4)
+    assert found["batch_loss"][0] == pytest.approx(error.square().mean().item(), rel=1e-5)
+    moved = weight - 0.1 * parts.mean(0)
+    final = x @ moved[0] - targets[order]
+    assert found["batch_loss"][1] == pytest.approx(final.square().mean().item(), rel=1e-5)
+
+
+def test_gamma_at_the_canonical_point_is_in_the_unit_of_the_batch():
+    """From a part of the samples, in micro-batches: Γ_U of their gradients, times batch over micro-batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    data = torch.randn(80, 3), torch.randn(80, 1)
+
+    def loss(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    watch = Watch(32, every=1, micro=8, layers=(("0", "2"),), canonical=False, samples=64, cap_samples=64)
+    found = geometry(model, data, loss, watch, torch.optim.SGD(model.parameters(), 0.1))
+    parameters = list(model.parameters())
+    parts = [
+        torch.autograd.grad(loss(model, (data[0][k : k + 8], data[1][k : k + 8])), parameters) for k in range(0, 64, 8)
+    ]
+    rows = torch.stack([torch.cat([each.flatten() for each in part]) for part in parts]).double()
+    expected = (rows.mean(0).square().sum() / rows.var(0).sum() - 1 / 8) * 32 / 8
+    assert found["gamma_canonical"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_functional_verdict_needs_both_to_fall_more_than_in_controls():
+    def run(entropy, volume):
+        return {"geometry": {"entropy": [4.0, entropy], "volume": [100.0, volume]}}
+
+    still = {"control": [run(3.9, 99.0)]}
+    assert judge_functional("X", [run(3.0, 80.0)], still).verdict == "reproduced"
+    assert judge_functional("X", [run(3.0, 80.0)], {"control": [run(2.0, 99.0)]}).verdict == "direction only"
+    assert judge_functional("X", [run(3.0, 99.9)], still).verdict == "direction only"
+    assert judge_functional("X", [run(4.1, 50.0)], still).verdict == "not reproduced"
+    assert judge_functional("X", [run(3.0, 80.0), run(4.1, 80.0)], {"c": [run(3.9, 99.0)] * 2}).verdict == (
+        "not reproduced"
+    )
