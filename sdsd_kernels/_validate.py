@@ -11,8 +11,14 @@ from torch import Tensor
 from ._backend import available_backends
 from .cosine_matrix.op import cosine_matrix
 from .cosine_matrix.reference import cosine_matrix_reference
+from .cosine_pairs.op import cosine_row_sums
+from .cosine_pairs.reference import cosine_row_sums_reference
+from .cosine_topk.op import cosine_topk
+from .cosine_topk.reference import cosine_topk_reference
 from .gamma_moments.op import gamma_moments
 from .gamma_moments.reference import gamma_moments_reference
+from .gram_accumulate.op import gram_accumulate
+from .gram_accumulate.reference import gram_accumulate_reference
 from .weight_grad_stats.op import weight_grad_stats
 from .weight_grad_stats.reference import weight_grad_stats_reference
 
@@ -74,7 +80,8 @@ class ValidationReport:
 def validate(device: str | torch.device | None = None, *, verbose: bool = True) -> ValidationReport:
     """Compare every backend that can run on `device` with the definitions, in float64, and print the table.
 
-    It calls `gamma_moments`, `cosine_matrix` and `weight_grad_stats`; other functions share their kernels' parts.
+    It calls `gamma_moments`, `cosine_matrix`, `cosine_topk`, `cosine_row_sums`, `gram_accumulate` and
+    `weight_grad_stats`; other functions share their kernels' parts.
 
     Args:
         device: None takes the GPU where there is one, else the CPU.
@@ -89,6 +96,7 @@ def validate(device: str | torch.device | None = None, *, verbose: bool = True) 
         rows = (
             *_gamma_rows(place, generator),
             *_cosine_rows(place, generator),
+            *_parts_of_cosine_rows(place, generator),
             *_weight_grad_rows(place, generator),
         )
     report = ValidationReport(str(place), rows)
@@ -142,6 +150,38 @@ def _cosine_rows(device: torch.device, generator: torch.Generator) -> Iterator[V
                         "cosine_matrix", backend, "centred" if center else "plain",
                         (neurons, samples), _short(dtype), error, BOUND[dtype],
                     )  # fmt: skip
+
+
+def _parts_of_cosine_rows(device: torch.device, generator: torch.Generator) -> Iterator[ValidationRow]:
+    """What is computed from pairs of neurons without their whole matrix of cosines."""
+    for neurons, samples in COSINE_SHAPES:
+        for dtype in DTYPES:
+            activations = torch.randn(samples, neurons, generator=generator, dtype=torch.float64).to(device, dtype)
+            sums = torch.eye(neurons, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device)
+            k = min(5, neurons - 1)
+            for backend in available_backends(device):
+                if backend == "triton" and dtype == torch.float64:
+                    continue  # the cosine kernels have no float64; torch serves
+                errors = {
+                    "gram_accumulate": _relative_error(
+                        gram_accumulate(sums.clone(), activations, backend=backend).triu().double(),
+                        gram_accumulate_reference(sums, activations),
+                    )
+                }
+                if k:
+                    got, wanted = cosine_row_sums(activations, backend=backend), cosine_row_sums_reference(activations)
+                    errors["cosine_row_sums"] = (got - wanted).abs().max().item() / neurons
+                    errors["cosine_topk"] = _topk_error(activations, k, backend)
+                for op, error in errors.items():
+                    yield ValidationRow(op, backend, "plain", (neurons, samples), _short(dtype), error, BOUND[dtype])
+
+
+def _topk_error(activations: Tensor, k: int, backend: str) -> float:
+    """The largest error of a neighbour's cosine; of those asked for, and of those named."""
+    values, indices = cosine_topk(activations, k, backend=backend)
+    wanted, _ = cosine_topk_reference(activations, k)
+    named = cosine_matrix_reference(activations).gather(1, indices)
+    return max((values.double() - right).abs().max().item() for right in (wanted, named))
 
 
 def _weight_grad_rows(device: torch.device, generator: torch.Generator) -> Iterator[ValidationRow]:

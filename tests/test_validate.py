@@ -1,8 +1,11 @@
 import pytest
+import torch
 
 import sdsd
 from sdsd_kernels import _validate, available_backends
 from sdsd_kernels._backend import interpreting
+
+OPS = ("gamma_moments", "cosine_matrix", "cosine_topk", "cosine_row_sums", "gram_accumulate", "weight_grad_stats")
 
 
 def test_every_backend_holds(device, capsys, monkeypatch):
@@ -13,20 +16,21 @@ def test_every_backend_holds(device, capsys, monkeypatch):
     report = sdsd.validate(device)
     assert report.ok
     assert {(row.op, row.backend) for row in report.rows} == {
-        (op, backend)
-        for op in ("gamma_moments", "cosine_matrix", "weight_grad_stats")
-        for backend in available_backends(device)
+        (op, backend) for op in OPS for backend in available_backends(device)
     }
     assert "all within bounds" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["gamma_moments", "cosine_matrix", "weight_grad_stats"])
+@pytest.mark.parametrize("name", OPS)
 def test_a_wrong_backend_is_found(name, device, monkeypatch):
     right = getattr(_validate, name)
 
     def wrong(*args, **kwargs):
         result = right(*args, **kwargs)
-        return result * 1.001 if name == "cosine_matrix" else type(result)(*(field * 1.001 for field in result))
+        if isinstance(result, torch.Tensor):
+            return result * 1.001
+        changed = [field * 1.001 if field.is_floating_point() else field for field in map(torch.as_tensor, result)]
+        return tuple(changed) if type(result) is tuple else type(result)(*changed)
 
     monkeypatch.setattr(_validate, name, wrong)
     monkeypatch.setattr(_validate, "available_backends", lambda device: ("torch",))

@@ -1,4 +1,4 @@
-"""The definition in plain torch, float64 throughout. Compared with, never served."""
+"""The definition in plain torch, float64 throughout. Slow, never a backend: what `sdsd.validate()` compares with."""
 
 from __future__ import annotations
 
