@@ -104,13 +104,20 @@ def judge(result: StudyResult) -> list[Verdict]:
         else None,
         corrected="Test accuracy gets to "
         + ", ".join(f"{value:.0%} with {arm}" for arm, value in reached.items())
-        + f"; otherwise past {LEARNED:.0%} after {', '.join(f'{step:,}' for step in grokked)} steps.",
+        + f"; otherwise past {LEARNED:.0%} after {', '.join(map(_steps, grokked))}.",
     )
     return [phenomenon, _judge_gamma(result, memorised, grokked, shown), judge_functional("Grokking", runs, controls)]
 
 
+def _steps(step: float) -> str:
+    return f"{step:,} steps" if math.isfinite(step) else "no number of steps"
+
+
 def _judge_gamma(result: StudyResult, memorised: list[float], grokked: list[float], shown: str) -> Verdict:
     runs, batch = column(result.series, "arms", GROKS), result.config["batch"]
+    memorised, grokked = (
+        [min(step, rows["step"][-1]) for step, rows in zip(steps, runs, strict=True)] for steps in (memorised, grokked)
+    )
     before = [
         mean(_between(rows, "gamma", first, (first + last) / 2))
         for rows, first, last in zip(runs, memorised, grokked, strict=True)

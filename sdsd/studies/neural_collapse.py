@@ -152,8 +152,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             seed_figure="Γ > 1, no batch size given",
             our_figure=mean_interval(levels, f"Γ of a batch of {batch} while it collapses"),
             corrected=f"Γ is {mean([rows['gamma'][0] for rows in runs]):.2g} at the start and {mean(levels):.2g} while "
-            f"classes collapse (Γ = 1 would take batches of {batch / mean(levels):,.0f}); over that time its rank "
-            f"correlation with NC1 is {mean(ways):.2f}.",
+            f"classes collapse; over that time its rank correlation with NC1 is {mean(ways):.2f}.",
         ),
         judge_functional("Neural collapse", runs, {WITHOUT: bare}),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
+from sdsd.report import figures
 from sdsd.studies._progress import Progress
 from sdsd.studies.catalogue import GROUPS
 from sdsd.studies.phenomena_training import Watch, geometry, judge_functional, rank_correlation, separation, train
@@ -101,6 +103,28 @@ def test_addition_is_understood_long_after_it_is_memorised(run):
     for series in result.series:
         assert max(series["arms"]["no weight decay"]["test_accuracy"]) < 0.5
         assert max(series["arms"]["too few sums"]["test_accuracy"]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("grokking", ("enough sums", "test_accuracy", 0.1)),
+        ("edge-of-stability", ("large", "change", -1e-3)),
+        ("double-descent", ("15% wrong labels", "test_error", 0.3)),
+        ("neural-collapse", ("BatchNorm", "nc1", 1.0)),
+        ("lottery-ticket", ("ticket", "accuracy", 0.05)),
+    ],
+)
+def test_without_the_phenomenon_nothing_is_said_of_its_explanation(run, name, path, tmp_path):
+    study, result = PHENOMENA[name], copy.deepcopy(run(name))
+    arm, key, value = path
+    for series in result.series:
+        rows = series["arms"][arm]
+        rows[key] = [value] * len(rows[key])
+    result.verdicts = study.judge(result)
+    assert [verdict.verdict for verdict in result.verdicts[:2]] == ["not reproduced", "untestable here"]
+    assert not any("nan" in verdict.corrected.lower() or " inf" in verdict.corrected for verdict in result.verdicts)
+    figures.save_png(study.draw(result), tmp_path / "figure.png")
 
 
 def test_separation_is_the_area_under_the_curve_of_hits_over_false_alarms():
