@@ -318,8 +318,8 @@ def aot_cases() -> list[AotCase]:
         exact = dot_precision("float32", torch.float32, center=False, arch=arch)
         for dot in config.LARGE[arch]:
             cases.append(_aot_case(target, arch, dot, longest))
-            cases.append(_aot_case(target, arch, dot, longest, layout="neurons adjacent"))
         for dot in (exact, "native"):
+            cases.append(_aot_case(target, arch, dot, longest, layout="neurons adjacent"))
             cases.append(_aot_case(target, arch, dot, longest, scale=True))
         cases.append(_aot_case(target, arch, exact, longest, scale=True, center=True))
         cases.append(_aot_case(target, arch, exact, longest, nested=True))
