@@ -35,6 +35,8 @@ from .geometry_subject import Subject
 HOW = "mean"
 COMPARED = 10
 """Clusters at which silhouettes are compared: those of two maps say something only at the same number."""
+LIVE = 2 * COMPARED
+"""Live neurons below which there are no ten clusters to speak of."""
 MOST_OF_A_LAYER = 0.4
 """Pairs a cohort, by default at most this share of the live neurons, so that near and far cohorts differ."""
 
@@ -288,7 +290,10 @@ class Examination:
 
 
 def describe(neuron_map: NeuronMap) -> dict[str, Any]:
-    """A map's figures and points, as results.json has them; `compared` is the silhouette at `COMPARED` clusters."""
+    """A map's figures and points, as results.json has them; `compared` is the silhouette at `COMPARED` clusters.
+
+    It is None with fewer than `LIVE` live neurons.
+    """
     found = neuron_map.to_dict()
     live = neuron_map.alive.nonzero().flatten()
     names = (
@@ -304,7 +309,7 @@ def describe(neuron_map: NeuronMap) -> dict[str, Any]:
     )
     return {
         **{name: found[name] for name in names}, "dead": len(found["dead"]),
-        "compared": cluster(neuron_map.cosine[live][:, live], COMPARED).silhouette,
+        "compared": cluster(neuron_map.cosine[live][:, live], COMPARED).silhouette if len(live) >= LIVE else None,
         "points": neuron_map.points.astype(float).round(3).tolist(),
         "nearest": [[pair.first, pair.second, round(pair.cosine, 4)] for pair in neuron_map.nearest],
     }  # fmt: skip

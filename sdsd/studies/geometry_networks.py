@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,7 +36,7 @@ from .geometry_subject import (
     digits_mlp,
     load_digits,
 )
-from .geometry_verdicts import DOCUMENT, judge_network
+from .geometry_verdicts import DOCUMENT, compared_silhouettes, judge_network
 from .registry import Config, Study
 from .result import StudyResult, Verdict
 
@@ -219,12 +220,20 @@ def resnet_subject(config: Config, seed: int) -> Subject:
 # What a study does with them
 
 
-def _measured(subject: Callable[[Config, int], Subject]) -> Callable[[Config, int, Progress], dict[str, Any]]:
-    def measure(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
-        settings = ArcConfig(seed, config["pairs"], config["random_pairings"], config["epochs"])
-        return Examination(subject(config, seed), settings, None, progress).run()
+def mlp_subject(config: Config, seed: int) -> Subject:
+    """Nothing of it is a setting."""
+    return digits_mlp(seed)
 
-    return measure
+
+def cnn_subject(config: Config, seed: int) -> Subject:
+    """Nothing of it is a setting."""
+    return digits_cnn(seed)
+
+
+def measure(subject: Callable[[Config, int], Subject], config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+    """Examine what `subject` makes of the settings and the seed."""
+    settings = ArcConfig(seed, config["pairs"], config["random_pairings"], config["epochs"])
+    return Examination(subject(config, seed), settings, None, progress).run()
 
 
 def _judge(result: StudyResult) -> list[Verdict]:
@@ -258,13 +267,7 @@ def draw_network(result: StudyResult) -> Any:
     costs["random pairs, averaged"] = [fmean(map(abs, run["consolidation"]["activations"]["random"])) for run in runs]
     geometry_figures.draw_costs(lower_left, costs, "nearest activations, averaged", f"|change of {measure}|")
     figures.set_title(lower_left, f"{first['consolidation']['activations']['pairs']} neurons fewer, by who chooses")
-    silhouettes = {"trained": [run["map"]["compared"] for run in runs]}
-    silhouettes |= {
-        name: [run["controls"][name]["compared"] for run in runs]
-        for name in first["controls"]
-        if all(run["controls"][name].get("compared") is not None for run in runs)
-    }
-    geometry_figures.draw_silhouettes(lower_right, silhouettes)
+    geometry_figures.draw_silhouettes(lower_right, compared_silhouettes(runs))
     figures.set_title(lower_right, "Ten clusters: trained, and controls")
     return figure
 
@@ -286,17 +289,17 @@ def _study(
         f"{DOCUMENT}, Phases I to IV",
         {"pairs": 50, "random_pairings": 8, "epochs": 0, **settings},
         {"pairs": 10, "random_pairings": 3, **quick},
-        _measured(subject), judge, draw_network, expected_seconds, seeds, needs=("sklearn",),
+        partial(measure, subject), judge, draw_network, expected_seconds, seeds, needs=("sklearn",),
     )  # fmt: skip
 
 
 STUDIES = (
     _study(
-        "geometry-digits-mlp", "a perceptron that learned digits", lambda config, seed: digits_mlp(seed),
+        "geometry-digits-mlp", "a perceptron that learned digits", mlp_subject,
         {"epochs": 5}, {"epochs": 1}, 60, 5,
     ),
     _study(
-        "geometry-digits-cnn", "a CNN that learned digits", lambda config, seed: digits_cnn(seed),
+        "geometry-digits-cnn", "a CNN that learned digits", cnn_subject,
         {"epochs": 5}, {"epochs": 1}, 500, 5,
     ),
     _study(
@@ -318,6 +321,6 @@ STUDIES = (
     _study(
         "geometry-resnet18", "the last block of ResNet18, on CIFAR-10 where there is one", resnet_subject,
         {"data": os.environ.get(CIFAR10, "digits"), "training epochs": 4, "measured": 450}, {"training epochs": 1},
-        300, 1, _judge_resnet,
+        400, 3, _judge_resnet,
     ),
 )  # fmt: skip

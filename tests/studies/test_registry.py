@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import pickle
 import sys
 
 import numpy as np
@@ -147,6 +148,13 @@ def test_several_processes_give_the_same_numbers(tmp_path):
     ((_, together),) = Runner(tmp_path, Progress(), count=2, quick=True, jobs=2).run([study])
     assert together.series == alone.series
     assert len(list((tmp_path / "selection" / "seeds").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_study_can_be_sent_to_another_process(name):
+    measure = CATALOGUE[name].measure
+    found = pickle.loads(pickle.dumps(measure))
+    assert getattr(found, "func", found) is getattr(measure, "func", measure)
 
 
 def test_seeds_are_repetitions():
