@@ -21,7 +21,7 @@ from sdsd.geometry.plasticity import plasticity, sgd_training
 from sdsd.geometry.sensitivity import cosine_to_untouched, kl_to_untouched, mean_loss
 from tests.geometry.networks import cnn, mlp
 
-SEEDS = (0, 1)
+SEEDS = range(5)
 LAYER, READER = "2", 4
 
 

@@ -385,7 +385,7 @@ def test_several_seeds_are_judged_by_their_spread():
 # ---- real digits -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(5))
 def test_what_is_learned_shows_in_no_control(seed):
     subject = digits_mlp(seed)
     examination = Examination(subject, ArcConfig(seed), None, _quiet())
