@@ -4,7 +4,7 @@
 
 1. what the machine is (environment.json) and its two ceilings, memory bandwidth and matrix rate;
 2. the tests, kernels compiled on the device (tests.txt);
-3. every benchmark (<op>.json, and tables.txt for people).
+3. every benchmark (<op>.json, and tables.txt for people), held against committed results of such a GPU.
 
 Every part runs in a process of its own under a time limit, so one that fails or hangs leaves the others standing.
 Exit status 1 where a test failed, our result was wrong, or a part did not finish.
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from . import harness, tables
+from . import harness, regressions, tables
 from .cases import OURS, cases_for
 
 TOTAL_SECONDS = 450
@@ -178,6 +178,9 @@ def run_all(out: Path) -> int:
             if (path := out / f"{op}.json").exists():
                 for group in tables.comparisons(harness.read_rows(path)):
                     print(tables.plain_table(group), end="\n\n", file=file)
+    committed = harness.results_folder("cuda", save=True)
+    if committed.exists():
+        regressions.main([str(out), "--against", str(committed)])
     print(f"{time.monotonic() - start:.0f} s in all; results in {out}")
     for name, good in passed.items():
         print(f"  {name}: {'ok' if good else 'FAILED'}")

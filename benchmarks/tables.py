@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 from .harness import RESULTS, ROOT, Row, read_rows
@@ -90,18 +90,23 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return [header[index] for index in filled], [[line[index] for index in filled] for line in lines]
 
 
-def plain_table(rows: Sequence[Row]) -> str:
-    """One comparison as aligned text."""
-    header, lines = cells(rows)
-    widths = [max(len(line[index]) for line in [header, *lines]) for index in range(len(header))]
-    words = {0, len(header) - 1} if header[-1] == "goal" else {0}
+def aligned_text(lines: Sequence[Sequence[str]], words: Container[int]) -> str:
+    """Lines as columns, the first above a rule; the columns `words` start at the left, the others end at the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def aligned(line: Sequence[str]) -> str:
         pairs = enumerate(zip(line, widths, strict=True))
         return "  ".join(cell.ljust(width) if index in words else cell.rjust(width) for index, (cell, width) in pairs)
 
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join(line.rstrip() for line in [title(rows[0]), aligned(header), rule, *map(aligned, lines)])
+    header, *rest = map(aligned, lines)
+    return "\n".join(line.rstrip() for line in [header, "  ".join("-" * width for width in widths), *rest])
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """One comparison as aligned text."""
+    header, lines = cells(rows)
+    words = {0, len(header) - 1} if header[-1] == "goal" else {0}
+    return f"{title(rows[0])}\n{aligned_text([header, *lines], words)}"
 
 
 def comparisons(rows: Iterable[Row]) -> list[list[Row]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gpu, harness, tables
+from benchmarks import gpu, harness, regressions, tables
 from benchmarks.cases import CASES, Case, Goal, cases_for
 
 CASE = Case(
@@ -204,6 +204,64 @@ def test_committed_results_can_be_read():
     for path in harness.RESULTS.glob("*/*.json"):
         for row in harness.read_rows(path):
             assert (row.median is None) == (row.status != "ok"), path
+
+
+def stamped(rows, ratio=1.0, memory=64 << 20, spread=0.0, status="ok"):
+    """Rows as another run might have had them: our ratio, our memory and how much times varied."""
+    found = []
+    for row in rows:
+        if (row.provider, row.metric) == ("sdsd", "time"):
+            row = replace(row, median=1.0, ratio=ratio, spread=spread, status=status)
+        elif (row.provider, row.metric) == ("sdsd", "peak_memory"):
+            row = replace(row, median=float(memory))
+        elif row.metric == "time":
+            row = replace(row, ratio=row.ratio and 9 * row.ratio)  # what others need is not ours to answer for
+        found.append(row)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "time", "memory"),
+    [
+        ({}, {}, "", ""),
+        ({}, {"ratio": 1.14}, "", ""),
+        ({}, {"ratio": 1.16}, "slower", ""),
+        ({"spread": 0.1}, {"ratio": 1.3, "spread": 0.1}, "", ""),
+        ({"spread": 0.1}, {"ratio": 1.36, "spread": 0.1}, "slower", ""),
+        ({}, {"ratio": 0.5}, "faster", ""),
+        ({}, {"memory": 80 << 20}, "", "heavier"),
+        ({}, {"memory": 16 << 20}, "", "lighter"),
+        ({"memory": 0}, {"memory": 100_000}, "", ""),
+        ({}, {"status": "wrong"}, "failed", ""),
+        ({"status": "wrong"}, {"status": "wrong"}, "", ""),
+    ],
+)
+def test_a_run_is_held_against_an_earlier_one(rows, before, after, time, memory):
+    found = regressions.changes(stamped(rows, **before), stamped(rows, **after))
+    assert {change.row.metric: change.found for change in found} == {"time": time, "peak_memory": memory}
+    worse = sum(word in regressions.BAD for word in (time, memory))
+    assert regressions.report(found).endswith(f"2 numbers compared, {worse} worse.")
+
+
+def test_the_command_compares_what_both_folders_have(rows, tmp_path, capsys):
+    old, new = tmp_path / "old", tmp_path / "new"
+    command = [str(new), "--against", str(old)]
+    assert regressions.main(command) == 2
+    assert "Run make bench first" in capsys.readouterr().out
+    harness.write_rows(stamped(rows), old)
+    harness.write_rows([replace(row, threads=2) for row in stamped(rows, ratio=9.0)], new)
+    assert regressions.main(command) == 2  # another number of threads is another case
+    harness.write_rows(stamped(rows, ratio=1.2), new)
+    assert regressions.main(command) == 1
+    assert "slower" in capsys.readouterr().out
+    assert regressions.main([*command, "--tolerance", "0.3"]) == 0
+
+
+def test_committed_results_do_not_differ_from_themselves():
+    for path in sorted(harness.RESULTS.glob("*/*.json")):
+        found = regressions.changes(harness.read_rows(path), harness.read_rows(path))
+        assert found
+        assert {change.found for change in found} == {""}
 
 
 def test_device_folder_is_a_plain_name(monkeypatch):
