@@ -6,7 +6,9 @@ much, and its standard error needs nothing more than these five:
 
     se² = w / (1 − w) · (A − 2RC + R²Q) / V²      w = (1−β)/(1+β) · (1+βᵗ)/(1−βᵗ)      t with 1/w − 1 d.o.f.
 
-w is the sum of squared weights after t steps: 1/w is how many steps the average is worth.
+w is the sum of squared weights after t steps: 1/w is how many steps the average is worth. Where batches are drawn
+without replacement the spread of s is smaller by itself, so no factor is applied; that the batches of an epoch vary
+against each other makes se too large rather than too small.
 
 A step only leaves its numbers behind. They are worked into the averages many steps at once, or when somebody reads
 them: a training step then pays for no arithmetic on small tensors, which costs more than it computes.
@@ -36,6 +38,8 @@ class Step(NamedTuple):
     """Gradients."""
     unit: float
     """Samples a gradient."""
+    independent: float
+    """`stats.independent_count` of them: n, and more where they are a good part of a finite population."""
 
 
 def _signal_and_noise(raw: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,10 +55,10 @@ def _worked_in(state: Tensor, steps: list[Step], decay: float) -> Tensor:
     if not steps:
         return state
     raw = torch.stack([step.raw for step in steps]).to(state.device)
-    n, unit = state.new_tensor([[step.n for step in steps], [step.unit for step in steps]])
+    n, unit, independent = state.new_tensor([[step.n, step.unit, step.independent] for step in steps]).unbind(1)
     signal, noise = _signal_and_noise(raw, n)
     # Averaged by sample, so that modes, and micro-batches of any size, go into one average.
-    s, v = signal - noise / n.unsqueeze(1), noise * unit.unsqueeze(1)
+    s, v = signal - noise / independent.unsqueeze(1), noise * unit.unsqueeze(1)
     one = torch.ones_like(s)
     new = torch.stack([s, v, s * s, s * v, v * v, one, one], 1)  # shape: (K, 7, parameters + 1)
     good = new.sum((1, 2)).isfinite()
@@ -100,9 +104,9 @@ class RunningAverages:
     def _settle(self) -> None:
         self._state, self._waiting = _worked_in(self._state, self._waiting, self.decay), []
 
-    def source(self, names: tuple[str, ...], n: int) -> AveragesSource:
-        """The averages of now, as what a `GammaStats` of n gradients a step reads."""
-        return AveragesSource(names, n, self._state, self._waiting, self.decay)
+    def source(self, names: tuple[str, ...], independent: float) -> AveragesSource:
+        """The averages of now, as what a `GammaStats` of so many independent gradients a step reads."""
+        return AveragesSource(names, independent, self._state, self._waiting, self.decay)
 
     def state_dict(self) -> dict[str, Any]:
         self._settle()
@@ -123,9 +127,11 @@ class RunningAverages:
 class AveragesSource(Source):
     """Host values of the running averages at one step."""
 
-    def __init__(self, names: tuple[str, ...], n: int, state: Tensor, waiting: list[Step], decay: float) -> None:
+    def __init__(
+        self, names: tuple[str, ...], independent: float, state: Tensor, waiting: list[Step], decay: float
+    ) -> None:  # fmt: skip
         super().__init__(names)
-        self._n = n
+        self._independent = independent
         self._unsettled = (state, waiting, decay)
 
     def _fetch(self) -> Table:
@@ -142,8 +148,8 @@ class AveragesSource(Source):
 
     def _row(self, column: np.ndarray, w: float) -> Row:
         s, v, a, c, q = map(float, column)
-        # GammaStats subtracts noise / n again to get back to the unbiased signal.
-        signal = s + v / self._n
+        # GammaStats subtracts the same again to get back to the unbiased signal.
+        signal = s + v / self._independent
         if v == 0 or w >= 1 - 1e-12:
             return Row(signal, v, None, None)
         ratio = s / v

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from . import precondition as preconditioning
 from .averages import RunningAverages, Step, StepSource
 from .layers import Rule, UnsupportedError, Watcher, rule_for
 from .session import Session
-from .stats import GammaStats
+from .stats import GammaStats, check_population, independent_count
 
 MODES = ("auto", "exact", "micro")
 AUTO_SWITCH = 4
@@ -56,6 +57,10 @@ class GammaMonitor:
             see tokens flattened into rows, sample after sample.
         loss_reduction: "mean" where the loss is a mean over samples (or anything whose gradient is the one you step
             with): per-sample gradients are scaled so that their mean is .grad. "sum": their sum is .grad.
+        population: N, the training samples, where batches are drawn from them without replacement, as a DataLoader with
+            shuffle=True does: what is known of all N is then not taken for chance (`GammaStats.signal_unbiased`), and
+            full-batch gradients are exact. None where a sample can come twice, or is augmented anew each time. Of
+            several ranks together. The smoothed interval is from the spread over steps, which knows of it anyway.
         ema: weight β of the past in the running averages behind `stats.smoothed`.
         confidence: level of the smoothed interval.
         precondition: an Adam, AdamW or RMSprop optimizer: signal and noise in its metric, ‖Dḡ‖² and Tr(DΣD), D from
@@ -80,6 +85,7 @@ class GammaMonitor:
         batch_dim: int = 0,
         batch_size: int | None = None,
         loss_reduction: str = "mean",
+        population: int | None = None,
         ema: float = 0.98,
         confidence: float = 0.95,
         precondition: torch.optim.Optimizer | None = None,
@@ -90,6 +96,8 @@ class GammaMonitor:
         process_group: Any = "auto",
     ) -> None:
         _check_arguments(every, mode, batch_dim, batch_size, loss_reduction, ema, confidence, max_bytes)
+        check_population(population)
+        self.population = population
         self.model, self.every, self.ema, self.confidence = model, every, ema, confidence
         self.loss_reduction, self.scaler, self.strict = loss_reduction, scaler, strict
         self._root = unwrap(model)
@@ -207,7 +215,7 @@ class GammaMonitor:
         self._index = {name: row for row, name in enumerate(self._covered)}
 
     def _hook_parameters(self) -> None:
-        self._micro = _MicroBatches(self._session, {name: self._parameters[name] for name in self._covered})
+        self._micro = _MicroBatches(self._session, self._measured_parameters())
         self._hooks = self._micro.hook()
 
     def _switch_to_micro(self) -> None:
@@ -258,21 +266,27 @@ class GammaMonitor:
         """The running averages and the step count, for a checkpoint."""
         return {
             "averages": self._averages.state_dict(), "steps": self._steps, "mode": self._mode, "ema": self.ema,
-            "parameters": list(self._covered),
+            "parameters": list(self._covered), "population": self.population,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` of a monitor of the same parameters.
 
         Raises:
-            ValueError: other parameters than this monitor's.
+            ValueError: other parameters than this monitor's, or another population: averages of both would be of
+                neither.
         """
-        missing = [key for key in ("averages", "steps", "mode", "parameters") if key not in state]
+        missing = [key for key in ("averages", "steps", "mode", "parameters", "population") if key not in state]
         if missing:
             raise ValueError(f"state: expected what state_dict() gave, but {', '.join(missing)} is missing.")
         if list(state["parameters"]) != list(self._covered):
             differ = sorted(set(state["parameters"]) ^ set(self._covered))[:5]
             raise ValueError(f"state: it is of other parameters than this monitor's (for example {', '.join(differ)}).")
+        if state["population"] != self.population:
+            raise ValueError(
+                f"state: its averages are of batches with population={state['population']}, this monitor's would be of "
+                f"population={self.population}. Give the monitor that one, or let it begin anew without this state."
+            )
         if state["mode"] != self._mode and self._auto:
             self._switch_to_micro()
         self._averages.load_state_dict(state["averages"])
@@ -282,8 +296,7 @@ class GammaMonitor:
     # ---- a step ----------------------------------------------------------------------------------------------------
 
     def _plan_step(self) -> None:
-        self._session.reset()
-        self._session.measuring = self._steps % self.every == 0 and self._ready()
+        self._session.reset(self._steps % self.every == 0 and self._ready())
         self._scales: dict[str, Tensor | None] = {}
 
     def _ready(self) -> bool:
@@ -306,6 +319,39 @@ class GammaMonitor:
             )
         return self._scales[name]
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose forward and backward passes are not measured: a penalty, SAM's second step, curvature, a look.
+
+        Example::
+
+            loss_fn(model(x), y).backward()
+            stats = monitor.step()
+            with monitor.paused():
+                penalty(model, x).backward()  # not a gradient of the batch's samples
+            optimizer.step()
+
+        It stops the measuring and nothing else. A pass runs forward and backward in the block, or before and after it:
+        forward inside and backward outside, it counts for nothing (exact mode) or as one more micro-batch (micro mode).
+        What a pass in the block adds to .grad is in it as ever, and the gradient that `step` finds there counts whole:
+        call `step` before, or clear .grad or put it back after. Works with compiled models, entered outside of compiled
+        code; blocks can be nested.
+
+        Raises:
+            RuntimeError: entered inside a function that torch.compile traces.
+        """
+        if attachment.compiling():
+            raise RuntimeError(
+                "paused() cannot be entered inside compiled code, which would not keep to its beginning and end. Put "
+                "the with block round the call of the compiled model or function."
+            )
+        session = self._session
+        with session.paused(), session.leftovers.watch({} if session.pauses > 1 else self._measured_parameters()):
+            yield
+
+    def _measured_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: self._parameters[name] for name in self._covered}
+
     @torch.no_grad()
     def step(self) -> GammaStats | None:
         """Statistics of the backward passes since the last call; call it before clipping and optimizer.step().
@@ -316,10 +362,17 @@ class GammaMonitor:
             Nothing is copied to the host before a value is read.
 
         Raises:
-            RuntimeError: no backward pass since the last call; a parameter got a gradient outside its layer.
-            ValueError: samples that cannot be told apart; the message says why, and what to do.
+            RuntimeError: no backward pass since the last call; a parameter got a gradient outside its layer; .grad
+                holds what a pass inside `paused` left; called inside `paused`.
+            ValueError: more samples than the population; samples that cannot be told apart; the message says why, and
+                what to do.
         """
         session = self._session
+        if session.pauses:
+            raise RuntimeError(
+                "step() inside paused(): nothing is measured there. Call it before the with block, so that .grad holds "
+                "the gradient of the batch alone, or after it."
+            )
         measured = session.measuring
         stats = None
         try:
@@ -344,6 +397,7 @@ class GammaMonitor:
 
     def _measure(self) -> GammaStats | None:
         session = self._session
+        self._check_leftovers()
         self._check_gradients()
         if not session.sizes:
             raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
@@ -355,6 +409,7 @@ class GammaMonitor:
             unit_name = "sample" if exact else "micro-batch"
             warnings.warn(f"step skipped: it held {n} {unit_name}, and a variance needs at least 2.", stacklevel=3)
             return None
+        independent = independent_count(n, unit, self.population)
         signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
         signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
         if exact and self.loss_reduction == "mean":
@@ -362,18 +417,20 @@ class GammaMonitor:
             squares = squares * (n / self._world) ** 2
         elif self.loss_reduction == "sum":
             signal = signal * (self._world / (n * unit)) ** 2
-        step = Step(torch.stack([signal, squares]), n, unit)
+        step = Step(torch.stack([signal, squares]), n, unit, independent)
         samples = round(n * unit)
         self._averages.update(step)
-        source = self._averages.source(self._covered, samples)
+        source = self._averages.source(self._covered, independent_count(samples, 1, self.population))
         smoothed = GammaStats(
-            source, n=samples, samples_per_gradient=1, batch_size=samples, confidence=self.confidence
+            source, n=samples, samples_per_gradient=1, batch_size=samples, population=self.population,
+            confidence=self.confidence,
         )  # fmt: skip
         return GammaStats(
             StepSource(self._covered, step),
             n=n,
             samples_per_gradient=int(unit) if unit == int(unit) else unit,
             batch_size=samples,
+            population=self.population,
             confidence=None,
             smoothed=smoothed,
         )
@@ -412,6 +469,16 @@ class GammaMonitor:
             raise UnsupportedError(
                 f"{watcher.name}: ran {uses / len(self._session.sizes):g} times in one compiled forward pass, and "
                 "squares of single uses do not add. Use mode='micro', or leave this part of the model uncompiled."
+            )
+
+    def _check_leftovers(self) -> None:
+        names = self._session.leftovers.names()
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise RuntimeError(
+                f".grad holds what a backward pass inside paused() left, and not the batch's gradient alone: {shown}. "
+                "Call step() before such a pass, or clear .grad or put it back after it (not through .data, which "
+                "hides that it was changed)."
             )
 
     def _check_gradients(self) -> None:
@@ -494,7 +561,7 @@ class _RootWatcher(Watcher):
         if not session.measuring:
             return plain(*args, **kwargs)
         if not torch.is_grad_enabled() and not attachment.compiling():
-            with session.paused():  # an evaluation pass is nobody's use
+            with session.aside():  # an evaluation pass is nobody's use
                 return plain(*args, **kwargs)
         session.begin(args, kwargs)
         return super().forward(module, plain, args, kwargs)

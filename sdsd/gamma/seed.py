@@ -19,6 +19,7 @@ def compute_gamma(
     n_samples: int = 20,
     *,
     samples_per_gradient: int | None = None,
+    population: int | None = None,
     confidence: float | None = None,
 ) -> GammaStats:
     """Γ over the gradients of `n_samples` batches, as "Symmetry-Driven Spatial Density" §5 proposes it.
@@ -27,8 +28,9 @@ def compute_gamma(
     the unbiased ratio stands beside the biased one, and the model is left as it was: parameters, `.grad`, buffers
     (BatchNorm statistics among them), train or eval mode, and the random number generators.
 
-    Batches are taken to be independent. Drawn without replacement from N samples, batches of B vary less than that:
-    multiply `noise` by (N − 1) / (N − B).
+    Batches are taken to be independent. One pass over a shuffled data set gives disjoint ones: pass its size N as
+    `population`. Where each batch of B is drawn anew, its samples without replacement, they vary less than independent
+    samples do: multiply `noise` by (N − 1) / (N − B).
 
     Args:
         model: run in the mode it is in. Parameters that require no gradient are left out.
@@ -37,13 +39,14 @@ def compute_gamma(
         n_samples: how many batches, at least 2. Memory is n_samples × parameters.
         samples_per_gradient: batch size B; None reads it off the first tensor of a batch. A batch of another size
             (the last one, usually) is left out with a warning.
-        confidence: as in `gamma_stats`.
+        population, confidence: as in `gamma_stats`.
 
     Returns:
         `GammaStats` by parameter and in total, `batch_size` = `samples_per_gradient` = B.
 
     Raises:
-        ValueError: n_samples < 2, fewer than two usable batches, no trainable parameter, a loss that is no scalar.
+        ValueError: n_samples < 2, a population smaller than the samples seen, fewer than two usable batches, no
+            trainable parameter, a loss that is no scalar.
     """
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 2:
         raise ValueError(f"n_samples: expected a whole number of batches, at least 2, got {n_samples!r}.")
@@ -92,7 +95,9 @@ def compute_gamma(
         warnings.warn(f"the data loader gave {count} batches, {n_samples} were asked for; n is {count}.", stacklevel=2)
     assert size is not None
     stacked = {name: torch.stack(gradients) for name, gradients in collected.items()}
-    return gamma_stats(stacked, samples_per_gradient=size, batch_size=size, confidence=confidence)
+    return gamma_stats(
+        stacked, samples_per_gradient=size, batch_size=size, population=population, confidence=confidence
+    )  # fmt: skip
 
 
 def _batch_length(batch: Any) -> int | None:

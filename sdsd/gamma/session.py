@@ -16,6 +16,7 @@ from .attachment import compiling
 from .layers.base import Contribution, UnsupportedError, sum_of_squares
 from .layers.convolution import chunks
 from .layers.embedding import squares as embedding_squares
+from .leftovers import Leftovers
 
 if TYPE_CHECKING:
     from .layers.base import Watcher
@@ -25,7 +26,9 @@ class Session:
     """State between two calls of `GammaMonitor.step`.
 
     Attributes:
-        measuring: whether layers measure at all in this step.
+        measuring: whether layers measure at all now: in this step, and outside of `paused`.
+        pauses: how many `paused` blocks are open.
+        leftovers: gradients that passes in such blocks added to .grad.
         counting: whether a forward pass counts as a use of its layers (not while a module is rerun).
         batch: samples of the last forward pass.
         square: whether the model's input has a second dimension as large as the batch.
@@ -35,7 +38,9 @@ class Session:
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
         self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
         self.rows_allowed = batch_size is not None
-        self.measuring = True
+        self.measuring = self._planned = True
+        self.pauses = 0
+        self.leftovers = Leftovers()
         self.counting = True
         self.batch: int | None = batch_size
         self.square = False
@@ -45,8 +50,10 @@ class Session:
         self._pending: list[tuple[Watcher, Contribution]] = []
         self.reset()
 
-    def reset(self) -> None:
-        """Begin a new step."""
+    def reset(self, measuring: bool = True) -> None:
+        """Begin a new step, measured or not."""
+        self._planned = measuring
+        self.measuring = measuring and not self.pauses
         self.found: list[tuple[str, Tensor]] = []
         self.sizes: list[int] = []
         self.passes = 0
@@ -56,7 +63,18 @@ class Session:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """No layer measures or counts inside."""
+        """Forward and backward passes inside are not measured, graphs from before included."""
+        self.pauses += 1
+        self.measuring = False
+        try:
+            yield
+        finally:
+            self.pauses -= 1
+            self.measuring = self._planned and not self.pauses
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """No layer measures or counts inside; what runs backward meanwhile, on other devices, does."""
         before = self.measuring
         self.measuring = False
         try:
@@ -80,14 +98,23 @@ class Session:
         self.batch = first.shape[self.batch_dim]
         self.square = first.ndim == 2 and first.shape[1 - self.batch_dim] == self.batch
 
-    def backward_runs(self, gradient: Tensor | None = None) -> None:
-        """Called by layers, and by leaves' hooks, during a backward pass; asks to be told when the pass is over."""
+    def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
+        """Called by layers, and by leaves' hooks, during a backward pass; asks to be told when the pass is over.
+
+        Returns what a probe's gradient is to be replaced with: zeros while paused.
+        """
+        if self.pauses:
+            return None if gradient is None else torch.zeros_like(gradient)
         if not self._running:
             self._running = True
+            self.leftovers.forget_changed()
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_over)
+        return None
 
     def add(self, watcher: Watcher, squares: dict[str, Tensor]) -> None:
         """Take a layer's Σ‖g_n‖² (0-dim, by local name) out of its backward pass."""
+        if self.pauses:
+            return
         self.backward_runs()
         for local, value in squares.items():
             if local in watcher.names:
@@ -95,11 +122,14 @@ class Session:
 
     def keep(self, watcher: Watcher, contribution: Contribution) -> None:
         """Hold what a layer contributes until every use of its parameters has run backward."""
+        if self.pauses:
+            return
         self.backward_runs()
         self._pending.append((watcher, contribution))
 
     def _backward_over(self) -> None:
         self._running = False
+        self.leftovers.follow()
         pending, self._pending = self._pending, []
         passes, self.passes = self.passes, 0
         if passes > 1 and self.measuring:

@@ -17,6 +17,11 @@ freedom. With a_i = ‖g_i − ḡ‖² and q_i = (g_i − ḡ)·ḡ leaving gra
 so no n × n matrix is needed. Near Γ = 0 the jackknife is too sure of itself where few directions carry the noise;
 the standard error is therefore at least that of m − v/n without signal, 2 Tr Σ² / (n (n−1) v²), with Tr Σ² estimated
 from products of differences of gradients.
+
+Where the n · b samples are drawn without replacement from a population of N, μ is the mean gradient of those N and Tr Σ
+their variance with N − 1, over b. Then E[m] = ‖μ‖² + (1 − nb/N) Tr Σ / n (Cochran, Sampling Techniques, 1977, eq.
+2.20), and E[v] = Tr Σ also for means over disjoint parts of the samples. So n is replaced by n / (1 − nb/N) where v/n
+is taken away, nothing once all are seen; and standard errors are multiplied by √(1 − nb/N).
 """
 
 from __future__ import annotations
@@ -63,6 +68,33 @@ class Table:
     rows: tuple[Row, ...]
     degrees: float
     """Degrees of freedom of the intervals."""
+
+
+def independent_count(n: int, samples_per_gradient: float, population: int | None) -> float:
+    """As many independent gradients would have a mean as exact as these n: n / (1 − nb/N); infinite where nb = N.
+
+    Raises:
+        ValueError: the n · b samples are more than the population.
+    """
+    if population is None:
+        return n
+    samples = round(n * samples_per_gradient)
+    if samples > population:
+        raise ValueError(
+            f"population: expected at least the {samples} samples seen ({n} gradients of {samples_per_gradient:g}), "
+            f"got {population}. Give the number of samples that batches are drawn from without replacement, or None "
+            "where a sample can come twice."
+        )
+    return n / (1 - samples / population) if samples < population else math.inf
+
+
+def check_population(population: int | None) -> None:
+    """Raise unless it is None or a whole number, at least 1."""
+    if population is not None and (isinstance(population, bool) or not isinstance(population, int) or population < 1):
+        raise ValueError(
+            f"population: expected a whole number of samples that batches are drawn from, at least 1, or None, got "
+            f"{population!r}."
+        )
 
 
 def standard_error(signal: float, noise: float, a: np.ndarray, q: np.ndarray, c: np.ndarray) -> float:
@@ -124,10 +156,11 @@ class HostSource(Source):
 class MomentsSource(Source):
     """Numbers from `gamma_moments`."""
 
-    def __init__(self, names: tuple[str, ...], moments: GammaMoments, n: int) -> None:
+    def __init__(self, names: tuple[str, ...], moments: GammaMoments, n: int, independent: float) -> None:
         super().__init__(names)
         self._moments = moments
         self._n = n
+        self._unseen = n / independent
 
     def _fetch(self) -> Table:
         columns = [field.reshape(field.shape[0], -1) for field in self._moments if field is not None]
@@ -144,7 +177,7 @@ class MomentsSource(Source):
         products = samples[2]
         trace_of_square = float(np.mean(products**2)) if len(products) >= MIN_PRODUCTS else math.nan
         dimension = v * v / trace_of_square if trace_of_square > 0 else math.nan
-        return Row(m, v, standard_error(m, v, *samples), dimension)
+        return Row(m, v, standard_error(m, v, *samples) * math.sqrt(self._unseen), dimension)
 
 
 class GammaStats:
@@ -155,10 +188,14 @@ class GammaStats:
     Squared norms carry the square of the gradient's unit.
     """
 
-    __slots__ = ("_row", "_source", "batch_size", "confidence", "n", "samples_per_gradient", "smoothed")
+    __slots__ = (
+        "_independent", "_row", "_source", "batch_size", "confidence", "n", "population", "samples_per_gradient",
+        "smoothed",
+    )  # fmt: skip
 
     _source: Source
     _row: int | None
+    _independent: float
     n: int
     """How many gradients."""
     samples_per_gradient: float
@@ -167,6 +204,12 @@ class GammaStats:
     """The batch whose phase is asked for, in samples; n × b unless given."""
     confidence: float | None
     """Level of the intervals, or None where none were asked for."""
+    population: int | None
+    """How many samples batches are drawn from without replacement, N; None for unlimited ones, or with replacement.
+
+    It bears on `signal_unbiased`, on what follows from it and on intervals. Γ, B_simple and `phase` go on comparing the
+    signal with the noise of independent samples; that of a batch of B drawn without replacement is 1 − B/N of it.
+    """
     smoothed: GammaStats | None
     """The same from running averages over steps, with an interval of its own; None but in a training loop."""
 
@@ -178,16 +221,19 @@ class GammaStats:
         samples_per_gradient: float,
         batch_size: int,
         confidence: float | None,
+        population: int | None = None,
         row: int | None = None,
         smoothed: GammaStats | None = None,
     ) -> None:
         for name, value in (
             ("_source", source),
             ("_row", row),
+            ("_independent", independent_count(n, samples_per_gradient, population)),
             ("n", n),
             ("samples_per_gradient", samples_per_gradient),
             ("batch_size", batch_size),
             ("confidence", confidence),
+            ("population", population),
             ("smoothed", smoothed),
         ):
             object.__setattr__(self, name, value)
@@ -201,8 +247,8 @@ class GammaStats:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._source.table(), self._source.names, self._row, *self._settings(), self.smoothed)
 
-    def _settings(self) -> tuple[int, float, int, float | None]:
-        return self.n, self.samples_per_gradient, self.batch_size, self.confidence
+    def _settings(self) -> tuple[int, float, int, float | None, int | None]:
+        return self.n, self.samples_per_gradient, self.batch_size, self.confidence, self.population
 
     def _values(self) -> Row:
         table = self._source.table()
@@ -215,13 +261,16 @@ class GammaStats:
 
     @property
     def noise(self) -> float:
-        """Tr Var of a gradient, with n − 1."""
+        """Tr Var of a gradient, with n − 1; of a population's samples over b, with N − 1."""
         return self._values().noise
 
     @property
     def signal_unbiased(self) -> float:
-        """‖mean‖² − Tr Var / n, an unbiased estimate of ‖E[g]‖²; negative where noise hides the signal."""
-        return self.signal - self.noise / self.n
+        """‖mean‖² − Tr Var / n, an unbiased estimate of ‖E[g]‖²; negative where noise hides the signal.
+
+        With a population ‖mean‖² − (1/n − b/N) Tr Var: nothing is taken away once all N samples are seen.
+        """
+        return self.signal - self.noise / self._independent
 
     @property
     def gamma(self) -> float:
@@ -254,7 +303,10 @@ class GammaStats:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Confidence interval of `gamma_unbiased`; None where none was asked for or none is defined."""
+        """Confidence interval of `gamma_unbiased`; None where none was asked for or none is defined.
+
+        Of zero width where a whole population was seen, for then nothing is left to chance.
+        """
         error = self._values().standard_error
         if self.confidence is None or error is None or not math.isfinite(error + self.gamma_unbiased):
             return None
@@ -292,7 +344,7 @@ class GammaStats:
         """Statistics of each parameter by name; empty for a single tensor."""
         if self._row is not None:
             return MappingProxyType({})
-        n, b, batch, confidence = self._settings()
+        n, b, batch, confidence, population = self._settings()
         smoothed = self.smoothed.parameters if self.smoothed is not None else {}
         return MappingProxyType(
             {
@@ -302,6 +354,7 @@ class GammaStats:
                     samples_per_gradient=b,
                     batch_size=batch,
                     confidence=confidence,
+                    population=population,
                     row=row,
                     smoothed=smoothed.get(name),
                 )
@@ -321,6 +374,7 @@ class GammaStats:
     def __repr__(self) -> str:
         text = (
             f"GammaStats(n={self.n}, samples_per_gradient={self.samples_per_gradient}, "
+            f"{'' if self.population is None else f'population={self.population}, '}"
             f"gamma_unbiased={self.gamma_unbiased:.4g}, noise_scale={self.noise_scale:.4g}"
         )
         if self.interval:
@@ -331,6 +385,8 @@ class GammaStats:
         lines = list(self._lines())
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         head = f"{self.n} gradients of {self.samples_per_gradient:g} sample{'s'[: self.samples_per_gradient > 1]} each"
+        if self.population is not None:
+            head += f", of a population of {self.population}"
         if self.confidence is not None:
             head += f"; intervals at {self.confidence:.0%}; phase of a batch of {self.batch_size}"
         rows = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
@@ -349,8 +405,9 @@ class GammaStats:
 
 
 _FIELDS = (
-    "n", "samples_per_gradient", "batch_size", "signal", "noise", "signal_unbiased", "gamma", "gamma_unbiased",
-    "noise_scale", "noise_scale_raw", "confidence", "interval", "noise_scale_interval", "effective_dimension", "phase",
+    "n", "samples_per_gradient", "batch_size", "population", "signal", "noise", "signal_unbiased", "gamma",
+    "gamma_unbiased", "noise_scale", "noise_scale_raw", "confidence", "interval", "noise_scale_interval",
+    "effective_dimension", "phase",
 )  # fmt: skip
 
 
@@ -368,6 +425,7 @@ def _rebuild(
     samples_per_gradient: float,
     batch_size: int,
     confidence: float | None,
+    population: int | None,
     smoothed: GammaStats | None,
 ) -> GammaStats:
     return GammaStats(
@@ -376,6 +434,7 @@ def _rebuild(
         samples_per_gradient=samples_per_gradient,
         batch_size=batch_size,
         confidence=confidence,
+        population=population,
         row=row,
         smoothed=smoothed,
     )
@@ -386,6 +445,7 @@ def gamma_stats(
     *,
     samples_per_gradient: int = 1,
     batch_size: int | None = None,
+    population: int | None = None,
     confidence: float | None = None,
     backend: str | None = None,
 ) -> GammaStats:
@@ -400,6 +460,9 @@ def gamma_stats(
             which also gives statistics by parameter. float64, float32, float16 or bfloat16; any strides; CPU or GPU.
         samples_per_gradient: over how many samples each gradient is a mean; 1 for per-sample gradients.
         batch_size: the training batch in samples, for `phase`; n × samples_per_gradient where None.
+        population: N, where the samples are drawn without replacement from N, as in an epoch of a training set: then
+            the mean of all N gradients is what there is to estimate, and the unbiased signal ‖ḡ‖² − (1/n − b/N) Tr Var.
+            Where b > 1 the gradients are of disjoint samples.
         confidence: level of the intervals, for example 0.95; needs n ≥ 3. None skips them, and half of the work.
             For Gaussian noise in 34 or more directions and Γ ≥ .2 a 95% interval was seen to cover 93–98%.
         backend: "triton", "torch", or None to choose by device.
@@ -410,7 +473,7 @@ def gamma_stats(
     Raises:
         TypeError: not floating-point, complex, sparse or quantised input, or not a tensor at all.
         ValueError: n < 2 (3 with confidence), empty input, entries that differ in n or device, an argument out of
-            range, a backend that cannot serve.
+            range, a population smaller than the n · b samples, a backend that cannot serve.
 
     Example:
         >>> grads = torch.tensor([[1.0, 0.0], [3.0, 2.0]])
@@ -421,6 +484,7 @@ def gamma_stats(
     for name, value in (("samples_per_gradient", samples_per_gradient), ("batch_size", batch_size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: expected a whole number of samples, at least 1, got {value!r}.")
+    check_population(population)
     if confidence is not None and not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a level between 0 and 1, for example 0.95, got {confidence!r}.")
     names: tuple[str, ...] = ()
@@ -447,11 +511,12 @@ def gamma_stats(
     if confidence is not None and n < 3:
         raise ValueError(f"confidence: an interval needs at least 3 gradients, got {n}. Leave confidence out.")
     return GammaStats(
-        MomentsSource(names, moments, n),
+        MomentsSource(names, moments, n, independent_count(n, samples_per_gradient, population)),
         n=n,
         samples_per_gradient=samples_per_gradient,
         batch_size=batch_size or n * samples_per_gradient,
         confidence=confidence,
+        population=population,
     )
 
 

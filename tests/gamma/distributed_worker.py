@@ -16,6 +16,7 @@ import sdsd
 from tests.gamma.models import Gpt, token_loss
 
 SAMPLES = 8
+POPULATION = 10
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,6 +35,7 @@ def summary(stats: sdsd.GammaStats) -> dict:
         "samples_per_gradient": stats.samples_per_gradient,
         "signal": stats.signal,
         "noise": stats.noise,
+        "unbiased": [stats.signal_unbiased, stats.smoothed.signal_unbiased],
         "parameters": {name: [each.signal, each.noise] for name, each in stats.parameters.items()},
     }
 
@@ -56,6 +58,12 @@ def main() -> None:
     ddp = DistributedDataParallel(make())
     found["ddp exact"] = measure(ddp, ddp, x, y, mode="exact")
     found["ddp ranks as samples"] = measure(ddp, ddp, x, y, mode="micro")
+    found["ddp, part of a population"] = measure(ddp, ddp, x, y, mode="exact", population=POPULATION)
+    found["ddp ranks, part of a population"] = measure(ddp, ddp, x, y, mode="micro", population=POPULATION)
+    try:
+        measure(ddp, ddp, x, y, mode="exact", population=SAMPLES - 1)
+    except ValueError as error:
+        found["ddp, small population"] = str(error)
     inner = make()
     with sdsd.GammaMonitor(inner, mode="exact", process_group=dist.group.WORLD) as monitor:
         wrapped = DistributedDataParallel(inner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import pickle
 
@@ -631,6 +632,8 @@ class TestNoSilentGap:
             ({"batch_dim": -1}, "batch_dim: expected a dimension counted from the front"),
             ({"batch_size": 2.0}, "batch_size: expected a whole number"),
             ({"loss_reduction": "none"}, "loss_reduction: expected one of 'mean', 'sum', got 'none'"),
+            ({"population": 0}, "population: expected a whole number of samples .*got 0"),
+            ({"population": 60.0}, "population: expected a whole number of samples .*got 60.0"),
             ({"ema": 1.0}, "0 ≤ ema < 1, got 1.0"),
             ({"confidence": 2}, "confidence: expected a level"),
             ({"max_bytes": 0}, "max_bytes: expected a whole number"),
@@ -846,7 +849,7 @@ class TestSmoothing:
         with sdsd.GammaMonitor(nn.Linear(5, 1)) as one, sdsd.GammaMonitor(nn.Sequential(nn.Linear(5, 1))) as two:
             with pytest.raises(ValueError, match="other parameters than this monitor's"):
                 two.load_state_dict(one.state_dict())
-            with pytest.raises(ValueError, match="averages, steps, mode, parameters is missing"):
+            with pytest.raises(ValueError, match="averages, steps, mode, parameters, population is missing"):
                 two.load_state_dict({})
 
 
@@ -888,6 +891,111 @@ class TestStatistics:
             low, high = self.draws(0.3, 40, ema=0.95)[-1].smoothed.interval
             hits += low <= truth <= high
         assert hits >= 50
+
+
+class TestPopulation:
+    """Batches drawn without replacement from few samples, the weights held still: every way to draw them."""
+
+    def setup_method(self):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+        self.x, self.y = torch.randn(6, 3).double(), torch.randn(6).double()
+        rows = per_sample_gradients(self.model, self.x, self.y, mean_of_squares)
+        self.rows = torch.cat([each.flatten(1) for each in rows.values()], 1)
+        self.truth = self.rows.mean(0).square().sum().item()
+
+    def measure(self, steps, population=6, **options):
+        """Statistics of each step, the samples of whose backward passes are listed."""
+        with sdsd.GammaMonitor(self.model, population=population, **options) as monitor:
+            for parts in steps:
+                self.model.zero_grad()
+                for part in map(list, parts):
+                    (mean_of_squares(self.model(self.x[part]), self.y[part]) / len(parts)).backward()
+                yield monitor.step()
+
+    def is_unbiased(self, found):
+        mean = sum(stats.signal_unbiased for stats in found) / len(found)
+        return abs(mean - self.truth) <= 1e-12 * self.rows.square().sum(1).mean().item()
+
+    def test_epochs(self):
+        steps, ends = [], []
+        for first in itertools.combinations(range(6), 3):
+            rest = [k for k in range(6) if k not in first]
+            found = list(self.measure([[first], [rest]], mode="exact", ema=0.7))
+            steps += found
+            ends.append(found[-1].smoothed)
+        assert self.is_unbiased(steps)
+        assert self.is_unbiased(ends)
+        assert {stats.population for stats in (*steps, *ends, *ends[0].parameters.values())} == {6}
+
+    def test_epochs_with_an_odd_last_batch(self):
+        steps, ends = [], []
+        for first in itertools.combinations(range(6), 4):
+            rest = [k for k in range(6) if k not in first]
+            found = list(self.measure([[first], [rest]], mode="exact", ema=0.7))
+            steps += found
+            ends.append(found[-1].smoothed)
+            s, v = zip(*[(stats.signal_unbiased, stats.noise) for stats in found], strict=True)
+            assert ends[-1].gamma_unbiased == pytest.approx((0.7 * s[0] + s[1]) / (0.7 * v[0] + v[1]), rel=1e-12)
+        for found in (steps[::2], steps[1::2], ends):
+            assert self.is_unbiased(found)
+
+    @pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (2, 1, 1)])
+    def test_micro_batches(self, sizes):
+        found = []
+        for order in itertools.permutations(range(6), sum(sizes)):
+            cuts = list(itertools.accumulate((0, *sizes)))
+            found += self.measure([[order[a:b] for a, b in itertools.pairwise(cuts)]], mode="micro")
+        assert self.is_unbiased(found)
+        assert self.is_unbiased([stats.smoothed for stats in found])
+
+    @pytest.mark.parametrize(("parts", "options"), [
+        ([range(6)], {"mode": "exact"}),
+        ([range(3), range(3, 6)], {"mode": "micro"}),
+        ([range(4), [4, 5]], {"mode": "micro"}),
+        ([range(3), range(3, 6)], {"mode": "exact"}),
+    ])  # fmt: skip
+    def test_full_batches_have_no_bias_to_take_away(self, parts, options):
+        for population in (6, None):
+            stats = list(self.measure([parts, parts], population, **options))[-1]
+            assert (stats.signal_unbiased == stats.signal) == (population == 6)
+            assert (stats.smoothed.signal_unbiased == stats.smoothed.signal) == (population == 6)
+            assert stats.signal == pytest.approx(self.truth, rel=1e-12)
+
+    def test_unbiased_with_a_step_that_is_not_finite(self):
+        self.x[0] = math.inf
+        found = list(self.measure([[[1, 2, 3]], [[0, 4]], [[4, 5]]], mode="exact", ema=0.5))
+        with pytest.warns(RuntimeWarning, match="NaN or infinity"):
+            assert math.isnan(found[1].signal_unbiased)
+        (a, b), (v, w) = ([getattr(found[k], key) for k in (0, 2)] for key in ("signal_unbiased", "noise"))
+        assert found[2].smoothed.gamma_unbiased == pytest.approx((a + 2 * b) / (v + 2 * w), rel=1e-12)
+
+    def test_more_samples_than_there_are(self):
+        with pytest.raises(ValueError, match=r"at least the 6 samples seen \(6 gradients of 1\), got 5"):
+            list(self.measure([[range(6)]], 5, mode="exact"))
+        with pytest.raises(ValueError, match=r"at least the 6 samples seen \(2 gradients of 3\), got 5"):
+            list(self.measure([[range(3), range(3, 6)]], 5, mode="micro"))
+
+    def test_none_is_as_ever(self):
+        steps = [[[0, 1, 2]], [[3, 4, 5]]]
+        found, endless = (list(self.measure(steps, each, mode="exact"))[-1] for each in (None, 10**18))
+        assert found.signal_unbiased == found.signal - found.noise / 3
+        assert endless.signal_unbiased == pytest.approx(found.signal_unbiased, rel=1e-12)
+        assert endless.smoothed.interval == pytest.approx(found.smoothed.interval, rel=1e-12)
+
+    def test_averages_of_another_population_are_refused(self):
+        states = {}
+        for population in (None, 6, 7):
+            with sdsd.GammaMonitor(self.model, population=population) as monitor:
+                states[population] = monitor.state_dict()
+        for mine, other in itertools.product(states, states):
+            with sdsd.GammaMonitor(self.model, population=mine) as monitor:
+                if mine == other:
+                    monitor.load_state_dict(states[other])
+                    continue
+                message = f"with population={other}, this monitor's would be of population={mine}"
+                with pytest.raises(ValueError, match=message):
+                    monitor.load_state_dict(states[other])
 
 
 def test_a_plain_dictionary_for_loggers():

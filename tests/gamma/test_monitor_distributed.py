@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gamma.distributed_worker import SAMPLES, data, make, measure
+from tests.gamma.distributed_worker import POPULATION, SAMPLES, data, make, measure
 from tests.gamma.models import token_loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +82,19 @@ def test_ranks_as_samples(found):
     assert (stats["n"], stats["samples_per_gradient"]) == (world, SAMPLES // world)
     assert stats["noise"] == pytest.approx(G.var(0).sum().item(), rel=1e-5)
     assert stats["signal"] == pytest.approx(G.mean(0).square().sum().item(), rel=1e-5)
+
+
+def test_a_population_is_of_all_ranks(found):
+    world, results = found
+    x, y = data()
+    model = make()
+    one = measure(model, model, x, y, mode="exact", population=POPULATION)
+    exact, ranks = (results[f"ddp{kind}, part of a population"] for kind in ("", " ranks"))
+    assert exact["unbiased"] == pytest.approx(one["unbiased"], rel=1e-5)
+    assert ranks["unbiased"][0] == pytest.approx(
+        ranks["signal"] - ranks["noise"] * (1 / world - SAMPLES / world / POPULATION), rel=1e-9
+    )
+    assert f"at least the {SAMPLES} samples seen ({SAMPLES} gradients of 1)" in results["ddp, small population"]
 
 
 def test_one_rank_alone(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pickle
@@ -9,6 +10,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 import sdsd
@@ -205,6 +208,99 @@ def test_unbiased_where_the_naive_ratio_is_not():
     assert signal / noise == pytest.approx(truth, abs=0.001)
 
 
+class TestPopulation:
+    """Samples drawn without replacement, against every sample that can be drawn from a small population."""
+
+    @staticmethod
+    def population(size, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(size, 3, dtype=torch.float64, generator=generator) + 0.4
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(size=st.integers(2, 7), data=st.data(), scale=st.floats(1e-3, 1e3), shift=st.floats(-3, 3))
+    def test_unbiased_over_all_subsets(self, size, data, scale, shift):
+        n = data.draw(st.integers(2, size))
+        everything = (self.population(size, data.draw(st.integers(0, 2**16))) + shift) * scale
+        found = [
+            sdsd.gamma_stats(everything[list(chosen)], population=size)
+            for chosen in itertools.combinations(range(size), n)
+        ]
+        truth, spread = everything.mean(0).square().sum().item(), everything.var(0).sum().item()
+        allowed = 1e-12 * (truth + spread)
+        assert abs(sum(stats.signal_unbiased for stats in found) / len(found) - truth) <= allowed
+        assert abs(sum(stats.noise for stats in found) / len(found) - spread) <= allowed
+
+    @pytest.mark.parametrize(("size", "n"), [(6, 2), (7, 3), (6, 3)])
+    def test_unbiased_over_all_disjoint_pairs(self, size, n):
+        everything = self.population(size)
+        found = [
+            sdsd.gamma_stats(
+                everything[list(order)].unflatten(0, (n, 2)).mean(1), samples_per_gradient=2, population=size
+            )
+            for order in itertools.permutations(range(size), 2 * n)
+        ]
+        truth = everything.mean(0).square().sum().item()
+        assert sum(stats.signal_unbiased for stats in found) / len(found) == pytest.approx(truth, rel=1e-12)
+        spread = everything.var(0).sum().item() / 2
+        assert sum(stats.noise for stats in found) / len(found) == pytest.approx(spread, rel=1e-12)
+
+    def test_all_of_it_leaves_nothing_to_chance(self):
+        grads = {"a": torch.randn(12, 30), "b": torch.randn(12, 5)}
+        plain, stats = (sdsd.gamma_stats(grads, confidence=0.9, population=each) for each in (None, 12))
+        for found in (stats, *stats.parameters.values()):
+            assert found.signal_unbiased == found.signal
+            assert found.gamma_unbiased == found.gamma
+            assert found.interval == (found.gamma, found.gamma)
+        assert (stats.signal, stats.noise) == (plain.signal, plain.noise)
+        assert stats.noise_scale == 1 / stats.gamma
+
+    def test_intervals_shrink_by_what_was_seen(self):
+        G = torch.randn(20, 60, dtype=torch.float64) + 1.0
+        plain, stats = (
+            sdsd.gamma_stats(G, samples_per_gradient=3, confidence=0.9, population=each) for each in (None, 100)
+        )
+        widths = [high - low for low, high in (plain.interval, stats.interval)]
+        assert widths[1] / widths[0] == pytest.approx(math.sqrt(1 - 60 / 100), rel=1e-9)
+        assert sum(stats.interval) / 2 == pytest.approx(stats.gamma_unbiased)
+        assert stats.signal_unbiased == pytest.approx(stats.signal - (1 / 20 - 3 / 100) * stats.noise, rel=1e-12)
+
+    def test_the_interval_covers_the_population_s_own_ratio(self):
+        """60 of 80 drawn, over and over: without the correction the intervals are twice as wide as they should be."""
+        everything = torch.randn(80, 60) + 0.7
+        truth = (everything.mean(0).square().sum() / everything.var(0).sum()).item()
+        hits = {80: 0, None: 0}
+        for _ in range(300):
+            drawn = everything[torch.randperm(80)[:60]]
+            for population in hits:
+                low, high = sdsd.gamma_stats(drawn, confidence=0.95, population=population).interval
+                hits[population] += low <= truth <= high
+        assert 0.91 <= hits[80] / 300 <= 0.99
+        assert hits[None] / 300 > 0.99
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(n=st.integers(2, 9), b=st.integers(1, 5), sizes=st.lists(st.integers(0, 10**6), min_size=2, max_size=5))
+    def test_lies_between_the_biased_and_that_of_unlimited_samples(self, n, b, sizes):
+        grads = torch.randn(n, 4, dtype=torch.float64)
+        found = [
+            sdsd.gamma_stats(grads, samples_per_gradient=b, population=n * b + extra).signal_unbiased
+            for extra in sorted(sizes)
+        ]
+        plain = sdsd.gamma_stats(grads, samples_per_gradient=b)
+        assert found == sorted(found, reverse=True)
+        assert plain.signal >= found[0]
+        assert found[-1] >= plain.signal_unbiased
+
+    def test_is_kept(self):
+        stats = sdsd.gamma_stats({"w": torch.randn(20, 30) + 1}, confidence=0.95, population=50)
+        assert stats.population == stats.parameters["w"].population == stats.to_dict()["population"] == 50
+        again = pickle.loads(pickle.dumps(stats))
+        assert again.to_dict() == stats.to_dict()
+        assert again.population == 50
+        assert "population=50" in repr(stats)
+        assert "of a population of 50" in str(stats)
+        assert sdsd.gamma_stats(torch.randn(4, 3)).population is None
+
+
 def test_effective_dimension_is_estimated():
     assert sdsd.gamma_stats(torch.randn(400, 200), confidence=0.95).effective_dimension == pytest.approx(200, rel=0.3)
 
@@ -252,6 +348,19 @@ class TestBadInput:
             ({"grads": [np.zeros((3, 2)), 4]}, TypeError, r"grads\[1\]: expected a torch.Tensor, got int"),
             ({"samples_per_gradient": 0}, ValueError, "samples_per_gradient: expected a whole number"),
             ({"batch_size": 2.5}, ValueError, "batch_size: expected a whole number"),
+            ({"population": 0}, ValueError, "population: expected a whole number of samples .*got 0"),
+            ({"population": 8.0}, ValueError, "population: expected a whole number of samples .*got 8.0"),
+            ({"population": True}, ValueError, "population: expected a whole number of samples .*got True"),
+            (
+                {"population": 3},
+                ValueError,
+                r"at least the 4 samples seen \(4 gradients of 1\), got 3. Give the number",
+            ),
+            (
+                {"population": 11, "samples_per_gradient": 3},
+                ValueError,
+                r"at least the 12 samples seen \(4 gradients of 3\), got 11",
+            ),
             ({"confidence": 95}, ValueError, "between 0 and 1, for example 0.95, got 95"),
             ({"grads": torch.randn(2, 5), "confidence": 0.95}, ValueError, "at least 3 gradients, got 2"),
         ],

@@ -132,7 +132,7 @@ class _Rerun:
             return pull(shaped)[0]
 
         session = self.watcher.session
-        with session.paused():
+        with session.aside():
             try:
                 return torch.func.vmap(
                     gradient, in_dims=(axis, *(axis if is_batched else None for is_batched in batched))
