@@ -84,7 +84,7 @@ def _fit(config: Config, width: int, noise: float, seed: int) -> tuple[dict[str,
     shape: dict[str, float] = {}
     for fraction in config["left"]:
         model[2].weight.data = weights(_time(left, fraction)).mT
-        gammas.append(gamma_of_batch(gamma_at(model[2], data, _loss, 1), config["batch"], complete=True))
+        gammas.append(gamma_of_batch(gamma_at(model[2], data, _loss, 1, population=count), config["batch"]))
         if fraction == HEADLINE:
             watch = Watch(config["batch"], every=1, layers=(("0", "2"),), canonical=False, cap_samples=1024)
             optimizer = torch.optim.SGD(model[2].parameters(), count / s[0].item() ** 2)

@@ -9,8 +9,8 @@
 ========================  ==============================================================================================
 
 The first two are taken at every look, the others at some of them. Γ grows in proportion to the batch, so each study
-names one, and Γ of full-batch descent is that of batches it might have drawn. From a part of the training samples Γ is
-the unbiased Γ_U; from all of them the mean gradient is exact, and there is no bias to take away.
+names one, and Γ of full-batch descent is that of batches it might have drawn. It is the unbiased Γ_U of samples drawn
+without replacement from the training set: with all of them the mean gradient is exact, and no bias is taken away.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from ..gamma import GammaMonitor, GammaStats
-from ..gamma import precondition as preconditioning
 from ..theory import canonicalize, curvature_gamma, hidden_layers, orbit_entropy, realized_volume
 from .result import Verdict, mean_interval
 from .theory_functional import SDSD
@@ -100,12 +99,11 @@ def train(
     """
     if masks is not None:
         mask_gradients(model, masks)
-    bare = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     rows: Series = {"geometry": {}}
     monitor = GammaMonitor(
         model, mode="exact" if watch.micro == 1 else "micro", every=1 if batch_size else watch.every,
-        ema=watch.smoothing if batch_size else 0.0,
+        ema=watch.smoothing if batch_size else 0.0, population=len(data[1]),
     )  # fmt: skip
     with monitor:
         queue: list[Tensor] = []
@@ -117,13 +115,12 @@ def train(
             stats = monitor.step()
             if step % watch.every == 0:
                 assert stats is not None
-                found = _gamma_numbers(stats, watch, complete=batch is data)
-                _append(rows, {"step": step, "batch_loss": loss, **found, **evaluate()})
-                looks = len(rows["step"]) - 1
-                if watch.geometry_every and looks % watch.geometry_every == 0:
-                    bare.load_state_dict(model.state_dict())
-                    shape = geometry(bare, data, loss_fn, watch, optimizer, masks)
-                    _append(rows["geometry"], {"step": step, **shape})
+                with monitor.paused():
+                    _append(rows, {"step": step, "batch_loss": loss, **_gamma_numbers(stats, watch), **evaluate()})
+                    looks = len(rows["step"]) - 1
+                    if watch.geometry_every and looks % watch.geometry_every == 0:
+                        shape = geometry(model, data, loss_fn, watch, optimizer, masks)
+                        _append(rows["geometry"], {"step": step, **shape})
                 if stop is not None and stop(rows):
                     break
             optimizer.step()
@@ -161,16 +158,15 @@ def _append(rows: Series, values: Mapping[str, float]) -> None:
         rows.setdefault(name, []).append(value)
 
 
-def _gamma_numbers(stats: GammaStats, watch: Watch, complete: bool) -> dict[str, float]:
+def _gamma_numbers(stats: GammaStats, watch: Watch) -> dict[str, float]:
     published = stats.gamma * watch.batch / stats.samples_per_gradient
-    smoothed = stats if complete else stats.smoothed or stats
-    return {"gamma": gamma_of_batch(smoothed, watch.batch, complete), "gamma_published": published}
+    assert stats.smoothed is not None
+    return {"gamma": gamma_of_batch(stats.smoothed, watch.batch), "gamma_published": published}
 
 
-def gamma_of_batch(stats: GammaStats, batch: int, complete: bool) -> float:
-    """Γ of a batch of `batch` samples; `complete`: measured on all samples there are, so that ‖ḡ‖² is ‖μ‖² itself."""
-    found = stats.gamma if complete else stats.gamma_unbiased
-    return found * batch / stats.samples_per_gradient
+def gamma_of_batch(stats: GammaStats, batch: int) -> float:
+    """Γ of a batch of `batch` samples."""
+    return stats.gamma_unbiased * batch / stats.samples_per_gradient
 
 
 def mask_gradients(model: nn.Module, masks: Sequence[Tensor]) -> None:
@@ -190,41 +186,27 @@ def geometry(
     """Γ at the canonical representative, Γ* of an SGD step at the optimizer's learning rate, H_G and V."""
     batch = data[0][: watch.samples], data[1][: watch.samples]
     rate = optimizer.param_groups[0]["lr"]
-    canonical = canonicalize(model, order=False) if watch.canonical else model
+    canonical = canonicalize(model, order=False) if watch.canonical else copy.deepcopy(model)
     layers = [(layer.rows.detach(), layer.mass.detach()) for layer in hidden_layers(canonical, watch.layers)]
     found = {"entropy": sum(orbit_entropy(rows, mass).item() for rows, mass in layers)}
     found["volume"] = sum(realized_volume(rows[mass > 0], ANGLE, watch.cap_samples).value for rows, mass in layers)
-    if masks is not None and canonical is not model:
+    if masks is not None:
         mask_gradients(canonical, masks)
-    complete = len(batch[1]) == len(data[1])
-    at_canonical = gamma_at(canonical, batch, loss_fn, watch.micro)
-    found["gamma_canonical"] = gamma_of_batch(at_canonical, watch.batch, complete)
+    at_canonical = gamma_at(canonical, batch, loss_fn, watch.micro, population=len(data[1]))
+    found["gamma_canonical"] = gamma_of_batch(at_canonical, watch.batch)
     adaptive = isinstance(optimizer, torch.optim.Adam)
     if adaptive and not optimizer.state:
         return {**found, "gamma_star": math.nan, "expected_change": math.nan}
     curvature = curvature_gamma(
         model, loss_fn, batch, learning_rate=rate, batch_size=watch.batch, samples_per_gradient=watch.micro,
-        probes=PROBES, precondition=_scale(optimizer, model) if adaptive else None,
-        population=len(data[1]) if complete else None,
+        probes=PROBES, precondition=optimizer if adaptive else None, population=len(data[1]),
     )  # fmt: skip
     return {**found, "gamma_star": curvature.gamma_star, "expected_change": curvature.expected_change}
 
 
-def _scale(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """What Adam multiplies a gradient by, under the names of `model`, a copy of the one that it trains."""
-    (group,) = optimizer.param_groups
-    names = [name for name, _ in model.named_parameters()]
-    scales = {}
-    for name, parameter in zip(names, group["params"], strict=True):
-        found = preconditioning.diagonal(optimizer, parameter, group)
-        assert found is not None
-        scales[name] = found
-    return scales
-
-
-def gamma_at(model: nn.Module, batch: Batch, loss_fn: LossFunction, micro: int) -> GammaStats:
-    """Γ of the gradients of `batch` at the point where the model is."""
-    with GammaMonitor(model, mode="exact" if micro == 1 else "micro", ema=0.0) as monitor:
+def gamma_at(model: nn.Module, batch: Batch, loss_fn: LossFunction, micro: int, population: int) -> GammaStats:
+    """Γ of the gradients of `batch`, drawn from a population, at the point where the model is."""
+    with GammaMonitor(model, mode="exact" if micro == 1 else "micro", population=population, ema=0.0) as monitor:
         model.zero_grad()
         _backward(model, batch, loss_fn, micro)
         stats = monitor.step()
