@@ -143,29 +143,32 @@ def test_rank_correlation_sees_order_only():
 
 
 def test_a_masked_weight_neither_moves_nor_counts():
-    """Γ of a pruned network is that of a smaller one which has only what is left."""
+    """Whatever is logged of a pruned network is that of a smaller one which has only what is left."""
     torch.manual_seed(0)
     inputs, targets = torch.randn(64, 4), torch.randn(64, 1)
-    whole, part = nn.Linear(4, 1), nn.Linear(2, 1)
-    mask = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    whole, part = (nn.Sequential(nn.Linear(size, 3), nn.ReLU(), nn.Linear(3, 1)) for size in (4, 2))
+    masks = [torch.ones_like(parameter) for parameter in whole.parameters()]
+    masks[0][:, 1::2] = 0
     with torch.no_grad():
-        whole.weight.mul_(mask)
-        part.weight.copy_(whole.weight[:, ::2])
-        part.bias.copy_(whole.bias)
+        whole[0].weight.mul_(masks[0])
+        part.load_state_dict({**whole.state_dict(), "0.weight": whole[0].weight[:, ::2]})
 
     def series(model, inputs, masks):
-        watch = Watch(32, every=2, geometry_every=0, micro=8)
+        watch = Watch(32, every=2, micro=8)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         return train(
             model, (inputs, targets), lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), optimizer,
             watch, steps=6, batch_size=32, masks=masks,
         )  # fmt: skip
 
-    masked = series(whole, inputs, [mask, torch.ones(1)])
-    smaller = series(part, inputs[:, ::2], None)
-    assert masked["gamma"] == pytest.approx(smaller["gamma"], rel=1e-5)
-    assert masked["batch_loss"] == pytest.approx(smaller["batch_loss"], rel=1e-5)
-    assert torch.equal(whole.weight == 0, mask == 0)
+    masked, smaller = series(whole, inputs, masks), series(part, inputs[:, ::2], None)
+    assert torch.equal(whole[0].weight == 0, masks[0] == 0)
+    for key in ("gamma", "gamma_published", "batch_loss"):
+        assert masked[key] == pytest.approx(smaller[key], rel=1e-4), key
+    for key in ("gamma_canonical", "gamma_star", "expected_change", "entropy"):
+        here, there = (look["geometry"][key] for look in (masked, smaller))
+        assert len(here) == 4
+        assert here == pytest.approx(there, rel=1e-3), key
 
 
 def test_gamma_of_all_samples_is_that_of_the_definition():
