@@ -226,6 +226,10 @@ def gamma_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive_integer, default=None, metavar="B",
         help="the training batch the phase is for (default: all samples of the file)",
     )  # fmt: skip
+    parser.add_argument(
+        "--population", type=positive_integer, default=None, metavar="N",
+        help="samples that batches are drawn from without replacement (default: independent samples)",
+    )  # fmt: skip
     parser.add_argument("--key", metavar="NAME", help="take only this entry, or this group of entries, of the file")
     parser.add_argument(
         "--steps", type=positive_integer, metavar="N", help="steps to train a .py file (default: its steps, or 200)"
@@ -261,6 +265,7 @@ def gamma(arguments: argparse.Namespace) -> int:
                 grads,
                 samples_per_gradient=arguments.samples_per_gradient or 1,
                 batch_size=arguments.batch_size,
+                population=arguments.population,
                 confidence=arguments.confidence,
             )
         except (ValueError, TypeError) as error:
@@ -288,7 +293,7 @@ def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
     try:
         run = train_file(
             path, steps=arguments.steps, every=arguments.every or 1, confidence=arguments.confidence,
-            quiet=arguments.json,
+            population=arguments.population, quiet=arguments.json,
         )  # fmt: skip
     except UserCodeError as error:
         print(error.traceback, end="", file=sys.stderr)

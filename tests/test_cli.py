@@ -108,6 +108,16 @@ def test_gamma_tables_of_several_files(capsys, gradients, tmp_path):
     assert "weight" not in out
 
 
+def test_gamma_of_a_population(capsys, gradients):
+    path, values = gradients
+    status, out, _ = run(capsys, "gamma", path, "--population", "50", "--json")
+    assert status == 0
+    (found,) = json.loads(out)
+    assert found["gamma_unbiased"] == sdsd.gamma_stats(values, population=50, confidence=0.95).gamma_unbiased
+    assert found["gamma_unbiased"] > sdsd.gamma_stats(values).gamma_unbiased
+    assert "at least the 40 samples seen" in refused(capsys, "gamma", path, "--population", "39")
+
+
 def test_gamma_json_is_strict_where_nothing_is_known(capsys, tmp_path):
     np.save(tmp_path / "noise.npy", np.array([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]))
     status, out, _ = run(capsys, "gamma", tmp_path / "noise.npy", "--json")

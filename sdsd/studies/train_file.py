@@ -71,6 +71,7 @@ def train_file(
     steps: int | None = None,
     every: int = 1,
     confidence: float = 0.95,
+    population: int | None = None,
     quiet: bool = False,
     display: Display | None = None,
 ) -> TrainingRun:
@@ -86,7 +87,7 @@ def train_file(
     run = TrainingRun()
     display = display or choose_display(quiet)
     batches = endless(script.loader, path)
-    with GammaMonitor(script.model, every=every, ema=EMA, confidence=confidence) as monitor:
+    with GammaMonitor(script.model, every=every, ema=EMA, confidence=confidence, population=population) as monitor:
         display.start(total, ("parameter", *GAMMA_COLUMNS))
         try:
             for batch in batches:

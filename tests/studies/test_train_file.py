@@ -59,12 +59,12 @@ def test_table_of_a_run(capsys, script):
 
 def test_numbers_are_those_of_the_same_loop_by_hand(capsys, script):
     path = script(extra="optimizer = torch.optim.Adam(model.parameters(), 0.05)\nsteps = 7")
-    status, out, _ = run(capsys, "gamma", path, "--every", "2", "--json")
+    status, out, _ = run(capsys, "gamma", path, "--every", "2", "--population", "90", "--json")
     assert status == 0
     found = json.loads(out)
     names = train_file.load_script(path)
     stats = None
-    with sdsd.GammaMonitor(names.model, every=2) as monitor:
+    with sdsd.GammaMonitor(names.model, every=2, population=90) as monitor:
         for step in range(7):
             names.optimizer.zero_grad()
             names.loss(names.model, names.loader[step % 5]).backward()
@@ -72,7 +72,8 @@ def test_numbers_are_those_of_the_same_loop_by_hand(capsys, script):
             names.optimizer.step()
     assert (found["steps"], found["measured"]) == (7, 4)
     assert found["noise"] == pytest.approx(stats.noise)
-    assert found["smoothed"]["signal"] == pytest.approx(stats.smoothed.signal)
+    assert found["population"] == 90
+    assert found["smoothed"]["signal_unbiased"] == pytest.approx(stats.smoothed.signal_unbiased)
     assert set(found["parameters"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
