@@ -296,7 +296,7 @@ def _study(
 STUDIES = (
     _study(
         "geometry-digits-mlp", "a perceptron that learned digits", mlp_subject,
-        {"epochs": 5}, {"epochs": 1}, 60, 5,
+        {"epochs": 5}, {"epochs": 1, "pairs": 50}, 60, 5,
     ),
     _study(
         "geometry-digits-cnn", "a CNN that learned digits", cnn_subject,

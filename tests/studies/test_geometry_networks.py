@@ -178,3 +178,15 @@ def test_a_study_from_end_to_end(tmp_path):
     (series,) = result.series
     assert series["equal size"]["neurons"] == [256, 246]
     assert "plasticity" not in series
+
+
+def test_the_perceptron_shows_what_the_document_says_and_what_it_does_not(tmp_path):
+    result = run_study(BY_NAME["geometry-digits-mlp"], tmp_path, Progress(), seeds=(0, 1), quick=True)
+    for series in result.series:
+        assert series["biopsy"]["activations"]["ratio"] > 2
+        assert series["biopsy"]["weights"]["ratio"] > series["biopsy"]["activations"]["ratio"]
+        assert series["consolidation"]["activations"]["ratio"] > 3
+        assert abs(series["plasticity"]["difference"]) < 0.02
+        controls = {name: found["compared"] for name, found in series["controls"].items()}
+        assert set(controls) == {"untrained", "shuffled inputs", "trained on shuffled inputs"}
+        assert series["map"]["compared"] > max(controls.values())
