@@ -23,7 +23,7 @@ help:  ## list these targets
 demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/demo/report.html
 	$(BIN)/sdsd demo --out out/demo
 
-studies: $(VENV)/networks.stamp  ## every claim held against measurement: out/studies, docs/claims.md (resumable, JOBS=2)
+studies: $(VENV)/networks.stamp  ## every claim held against measurement: out/studies, docs/claims.md; 20 minutes (resumable, JOBS=2)
 	$(BIN)/sdsd claims --jobs $(JOBS)
 
 test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no GPU)

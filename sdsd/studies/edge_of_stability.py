@@ -223,7 +223,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=45,
+        expected_seconds=20,
         needs=("sklearn",),
     ),
 )  # fmt: skip

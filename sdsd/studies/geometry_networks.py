@@ -296,19 +296,19 @@ def _study(
 STUDIES = (
     _study(
         "geometry-digits-mlp", "a perceptron that learned digits", mlp_subject,
-        {"epochs": 5}, {"epochs": 1, "pairs": 50}, 60, 5,
+        {"epochs": 5}, {"epochs": 1, "pairs": 50}, 20, 5,
     ),
     _study(
         "geometry-digits-cnn", "a CNN that learned digits", cnn_subject,
-        {"epochs": 5}, {"epochs": 1}, 500, 5,
+        {"epochs": 5}, {"epochs": 1}, 360, 5,
     ),
     _study(
         "geometry-mnist", "a CNN that others trained on MNIST", mnist_subject,
-        {"mapped": 2000, "measured": 1000}, {"mapped": 500, "measured": 200}, 120, 3,
+        {"mapped": 2000, "measured": 1000}, {"mapped": 500, "measured": 200}, 40, 3,
     ),
     _study(
         "geometry-efficientnet", "EfficientNet-Lite0, trained on ImageNet", efficientnet_subject,
-        {"mapped": 64, "measured": 32}, {"mapped": 16, "measured": 8}, 240, 3,
+        {"mapped": 64, "measured": 32}, {"mapped": 16, "measured": 8}, 150, 3,
     ),
     *(
         _study(
@@ -316,11 +316,11 @@ STUDIES = (
             {"layer": layer, "tokens": 16, "sentences": 1300, "mapped": 256, "measured": 64},
             {"mapped": 64, "measured": 16}, seconds, 3,
         )
-        for layer, seconds in ((2, 600), (5, 200))
+        for layer, seconds in ((2, 450), (5, 140))
     ),
     _study(
         "geometry-resnet18", "the last block of ResNet18, on CIFAR-10 where there is one", resnet_subject,
         {"data": os.environ.get(CIFAR10, "digits"), "training epochs": 4, "measured": 450}, {"training epochs": 1},
-        400, 3, _judge_resnet,
+        540, 3, _judge_resnet,
     ),
 )  # fmt: skip

@@ -220,7 +220,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=60,
+        expected_seconds=50,
         needs=("sklearn",),
     ),
 )  # fmt: skip

@@ -206,7 +206,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=90,
+        expected_seconds=40,
         needs=("sklearn",),
     ),
 )  # fmt: skip

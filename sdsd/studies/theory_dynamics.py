@@ -353,7 +353,7 @@ STUDIES = (
         measure=measure_phase,
         judge=judge_phase,
         draw=draw_phase,
-        expected_seconds=45,
+        expected_seconds=15,
     ),
     Study(
         name="multiplicative",
@@ -365,7 +365,7 @@ STUDIES = (
         measure=measure_multiplicative,
         judge=judge_multiplicative,
         draw=draw_multiplicative,
-        expected_seconds=45,
+        expected_seconds=30,
     ),
     Study(
         name="well",
@@ -378,7 +378,7 @@ STUDIES = (
         measure=measure_well,
         judge=judge_well,
         draw=draw_well,
-        expected_seconds=60,
+        expected_seconds=45,
     ),
     Study(
         name="conservation",
@@ -391,6 +391,6 @@ STUDIES = (
         measure=measure_conservation,
         judge=judge_conservation,
         draw=draw_conservation,
-        expected_seconds=30,
+        expected_seconds=10,
     ),
 )  # fmt: skip

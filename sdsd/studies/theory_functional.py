@@ -283,7 +283,7 @@ STUDIES = (
         measure=measure_orbit,
         judge=judge_orbit,
         draw=draw_orbit,
-        expected_seconds=20,
+        expected_seconds=50,
         needs=("sklearn",),
     ),
     Study(
@@ -297,7 +297,7 @@ STUDIES = (
         measure=measure_regulariser,
         judge=judge_regulariser,
         draw=draw_regulariser,
-        expected_seconds=60,
+        expected_seconds=100,
         needs=("sklearn",),
     ),
 )  # fmt: skip

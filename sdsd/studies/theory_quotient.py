@@ -180,7 +180,7 @@ STUDIES = (
         measure=measure_prediction,
         judge=judge_prediction,
         draw=draw_prediction,
-        expected_seconds=120,
+        expected_seconds=80,
         needs=("sklearn",),
     ),
 )  # fmt: skip

@@ -301,7 +301,7 @@ STUDIES = (
         measure=measure_selection,
         judge=judge_selection,
         draw=draw_selection,
-        expected_seconds=15,
+        expected_seconds=10,
     ),
     Study(
         name="rank",
@@ -314,7 +314,7 @@ STUDIES = (
         measure=measure_rank,
         judge=judge_rank,
         draw=draw_rank,
-        expected_seconds=30,
+        expected_seconds=15,
     ),
     Study(
         name="sensing",
@@ -327,6 +327,6 @@ STUDIES = (
         measure=measure_sensing,
         judge=judge_sensing,
         draw=draw_sensing,
-        expected_seconds=30,
+        expected_seconds=10,
     ),
 )  # fmt: skip
