@@ -250,6 +250,17 @@ def draw_layer_gamma(axes: Any, steps: Sequence[int], layers: Mapping[str, Seque
     log_axis(axes.yaxis, bottom, top)
 
 
+def frame_map(axes: Any) -> None:
+    """A plane in which distances count and coordinates do not: equal scales, a frame, no ticks."""
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.08)
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
 @styled
 def draw_neuron_map(
     axes: Any,
@@ -274,13 +285,7 @@ def draw_neuron_map(
                 str(names[position]), points[position], xytext=tuple(10.5 * way), textcoords="offset points",
                 ha="center", va="center", fontsize=7.5, color=MUTED,
             )  # fmt: skip
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.margins(0.08)
-    axes.grid(False)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
+    frame_map(axes)
 
 
 @styled

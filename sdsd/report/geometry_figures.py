@@ -10,7 +10,7 @@ import numpy as np
 from . import figures
 from .figures import BLUE, CLUSTER_COLOURS, COHORT_COLOURS, INK, MUTED, plain_number, styled
 
-GREY = "#8a94a1"
+GREY = COHORT_COLOURS["random"]
 
 
 @styled
@@ -22,13 +22,7 @@ def draw_points(axes: Any, points: Sequence[Sequence[float]], clusters: Sequence
     size = float(np.clip(9000 / len(flat), 5, 60))
     colours = [CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)] for cluster in clusters]
     axes.scatter(*flat.T, s=size, c=colours, edgecolors=figures.PAPER, linewidths=0.4, alpha=0.9)
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.margins(0.08)
-    axes.grid(False)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
+    figures.frame_map(axes)
 
 
 @styled

@@ -63,6 +63,11 @@ def _held(held: bool, runs: Sequence[Run]) -> str:
     return "not reproduced" if not held else "reproduced" if len(runs) > 1 else "direction only"
 
 
+def _above_one(ours: Measured) -> bool:
+    """With the whole interval, where there is one."""
+    return (ours.value if ours.low is None else ours.low) > 1
+
+
 def over_seeds(values: Sequence[float | None], unit: str, interval: Sequence[float] | None = None) -> Measured | None:
     """A ratio over the runs of a network; `interval` is that of a single run. None where a run has none."""
     known = [value for value in values if value is not None and value > 0]
@@ -170,11 +175,10 @@ def _judge_weights(runs: Sequence[Run]) -> Verdict:
             f" Merged at once, pairs by activations cost {plain_number(by_activations)}, pairs by weights "
             f"{plain_number(by_weights)}."
         )
-    better = ours.value > 1 if ours.low is None else ours.low > 1
     return Verdict(
         claim=WEIGHTS_CLAIM,
         source=f"{DOCUMENT}, Core Hypothesis",
-        verdict=_held(better, runs),
+        verdict=_held(_above_one(ours), runs),
         rule="reproduced if far / near by activations is larger than far / near by the cosine of incoming weights, "
         f"with its interval; direction only if it is larger {ALONE}; not reproduced otherwise",
         seed_figure="implied",
@@ -196,11 +200,10 @@ def _judge_pruning(runs: Sequence[Run]) -> Verdict:
     if ours is None:
         return _untestable(PRUNING_CLAIM, f"{DOCUMENT}, Key Findings", "stated")
     first = runs[0]["equal size"]
-    better = ours.value > 1 if ours.low is None else ours.low > 1
     return Verdict(
         claim=PRUNING_CLAIM,
         source=f"{DOCUMENT}, Key Findings",
-        verdict=_held(better, runs),
+        verdict=_held(_above_one(ours), runs),
         rule="reproduced if pruning the smallest weights costs more than merging near pairs at equal size, with its "
         f"interval; direction only if it costs more {ALONE}; not reproduced otherwise",
         seed_figure="stated",
