@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from . import attachment
 from . import precondition as preconditioning
 from .averages import RunningAverages, Step, StepSource
+from .check import CheckedParameter, CheckReport, by_loop, untouched
 from .layers import Rule, UnsupportedError, Watcher, rule_for
+from .proof import Prover, max_eps
 from .session import Session
 from .stats import GammaStats, check_population, independent_count
+from .uses import Pass
 
 MODES = ("auto", "exact", "micro")
 AUTO_SWITCH = 4
@@ -104,6 +107,7 @@ class GammaMonitor:
         self._auto = mode == "auto"
         self._mode = "micro" if mode == "micro" else "exact"
         self._session = Session(batch_dim, batch_size, max_bytes)
+        self._session.exact = self._mode == "exact"
         self._attached: list[nn.Module] = []
         self._hooks: list[Any] = []
         self._observers: list[Callable[[GammaMonitor, GammaStats], None]] = []
@@ -125,6 +129,7 @@ class GammaMonitor:
             self._auto = False
             self._session.scale = self._scale
         self._coverage: dict[str, str | None] = {}
+        self._prover = Prover()
         try:
             self._attach()
         except BaseException:
@@ -140,14 +145,20 @@ class GammaMonitor:
         canonical = {id(parameter): name for name, parameter in self._parameters.items()}
         if attachment.is_attached(self._root):
             raise ValueError("model: a GammaMonitor watches it already. Call detach() on that one first.")
-        refused: dict[str, str] = {}
+        mixing: dict[str, str] = {}
         owners: dict[str, list[Watcher]] = {}
         measured_above: set[nn.Module] = set()
+        exact = self._mode == "exact"
+        self._coverage = {}
         for path, module in self._root.named_modules():
+            name = clean(path) or type(module).__name__
+            if exact and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                mixing[name] = (
+                    "BatchNorm in train mode mixes the samples, so a sample has no gradient of its own"
+                )
             if module in measured_above:
                 continue
-            name = clean(path) or type(module).__name__
-            rule: Rule | str | None = rule_for(module) if self._mode == "exact" else None
+            rule = rule_for(module)
             below = rule.children(module) if isinstance(rule, Rule) else ()
             measured_above.update(module.get_submodule(child) for child in below)
             own = {
@@ -157,36 +168,25 @@ class GammaMonitor:
                 if id(parameter) in canonical
             }
             is_root = module is self._root
-            mixes = isinstance(module, nn.modules.batchnorm._BatchNorm) and self._mode == "exact"
-            if not own and not is_root and not mixes:
+            if not own and not is_root:
                 continue
             if attachment.is_attached(module):
                 raise ValueError(f"{name}: a GammaMonitor watches it already. Call detach() on that one first.")
-            if not own and not mixes:
-                rule = None
-            if rule is not None:
-                if mixes and isinstance(rule, Rule) and module.training:
-                    refused[name] = (
-                        "BatchNorm in train mode mixes the samples, so a sample has no gradient of its own. Use "
-                        "mode='micro' with gradient accumulation, put the layer in eval mode, or take GroupNorm"
-                    )
-                if isinstance(rule, str):
-                    refused.update(dict.fromkeys(own.values(), rule))
-                    own, rule = {}, None
             for full in own.values():
-                self._coverage[full] = rule.name if isinstance(rule, Rule) else "norm of each micro-batch's gradient"
-            if not isinstance(rule, Rule) and not is_root:
-                continue
-            watcher = (_RootWatcher if is_root else Watcher)(
-                self._session, module, name, rule if isinstance(rule, Rule) else _PlainRule(), own if rule else {}
-            )
+                self._coverage[full] = (
+                    "norm of each micro-batch's gradient" if not exact
+                    else rule.name if isinstance(rule, Rule) else "at its operations"
+                )  # fmt: skip
+            watcher = (_RootWatcher if is_root else Watcher)(self._session, module, name, rule, own if exact else {})
             place = next((p.device for p in module.parameters()), torch.device("cpu"))
             watcher.prepare(place)
-            self._session.watchers.append(watcher)
             try:
                 attachment.attach(module, watcher)
             except TypeError as error:
-                raise ValueError(f"{name}: {type(module).__name__} cannot be watched ({error}).") from error
+                if is_root:
+                    raise ValueError(f"{name}: {type(module).__name__} cannot be watched ({error}).") from error
+                continue  # a module of TorchScript, say: only compiled code needs its watcher
+            self._session.watchers.append(watcher)
             self._attached.append(module)
             for full in own.values():
                 owners.setdefault(full, []).append(watcher)
@@ -194,34 +194,47 @@ class GammaMonitor:
             if len(watchers) > 1:
                 for watcher in watchers:
                     watcher.tied = True
-        self._settle_coverage(refused)
-        if self._mode == "micro":
+        if mixing:
+            listed = "\n".join(f"  {name}: {why}." for name, why in mixing.items())
+            raise ValueError(
+                f"model: no exact per-sample gradient for\n{listed}\nTake micro-batches for samples: "
+                "GammaMonitor(model, mode='micro') with two or more backward passes a step (gradient accumulation, or "
+                "several ranks). Or freeze the statistics: put the layers in eval mode before attaching, or replace "
+                "them by GroupNorm."
+            )
+        self._coverage = {name: self._coverage.get(name, "at its operations") for name in self._parameters}
+        self._settle_coverage()
+        if not exact:
             self._hook_parameters()
 
-    def _settle_coverage(self, refused: dict[str, str]) -> None:
-        mixing = {name: why for name, why in refused.items() if why.startswith("BatchNorm")}
-        if refused and (self.strict or mixing):
-            listed = "\n".join(f"  {name}: {why}." for name, why in refused.items())
-            raise ValueError(
-                f"model: no exact per-sample gradient for\n{listed}\nUse mode='micro', which takes whole micro-batches "
-                "for samples and any layer; or strict=False, which leaves these parameters out and says so in coverage."
-            )
-        self._coverage = {name: self._coverage.get(name) for name in self._parameters}
-        if refused:
-            warnings.warn(
-                f"left out of Γ, for want of an exact rule: {', '.join(refused)}. See monitor.coverage.", stacklevel=4
-            )
+    def _settle_coverage(self) -> None:
         self._covered = tuple(name for name, rule in self._coverage.items() if rule is not None)
         self._index = {name: row for row, name in enumerate(self._covered)}
+        session = self._session
+        session.parameters = self._measured_parameters()
+        session.sharded = self._sharded
+        session.names = {id(parameter): name for name, parameter in session.parameters.items()}
+        session.known = {id(parameter) for parameter in self._everything.values()}
+
+    def _leave_out(self, refused: Mapping[str, str]) -> None:
+        """From now on these parameters are no part of the result (strict=False)."""
+        for name in refused:
+            self._coverage[name] = None
+        self._settle_coverage()
+        self._averages = RunningAverages(len(self._covered), self.ema, self._averages.device)
+        listed = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        warnings.warn(f"left out of Γ from here on: {listed}. See monitor.coverage.", stacklevel=5)
 
     def _hook_parameters(self) -> None:
         self._micro = _MicroBatches(self._session, self._measured_parameters())
+        self._session.forget_micro = self._micro.clear
         self._hooks = self._micro.hook()
 
     def _switch_to_micro(self) -> None:
         """Take micro-batches for samples from the next step on."""
         self._release()
         self._mode = "micro"
+        self._session.exact = False
         self._session.watchers.clear()
         self._attach()
         self._averages = RunningAverages(len(self._covered), self.ema, self._averages.device)
@@ -297,6 +310,8 @@ class GammaMonitor:
 
     def _plan_step(self) -> None:
         self._session.reset(self._steps % self.every == 0 and self._ready())
+        proving = self._mode == "exact" and self._prover.due() and not self._sharded
+        self._session.directions = self._prover.direction if proving else None
         self._scales: dict[str, Tensor | None] = {}
 
     def _ready(self) -> bool:
@@ -352,6 +367,67 @@ class GammaMonitor:
     def _measured_parameters(self) -> dict[str, nn.Parameter]:
         return {name: self._parameters[name] for name in self._covered}
 
+    def check(self, loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any) -> CheckReport:
+        """Compare the monitor with a loop over the samples of a batch: what to run once on a new model.
+
+        ::
+
+            print(monitor.check(lambda model, batch: loss_fn(model(batch[0]), batch[1]), (x, y)))
+
+        Gradients, buffers and random streams are left as they were, and nothing enters the running averages. Samples
+        are told apart as the loop does: each as a batch of one, its loss weighted 1/n. Dropout draws other numbers in
+        the loop, so switch it off (model.eval(), or p = 0) to compare digits.
+
+        Args:
+            loss_fn: (model, batch) → the loss, a mean over samples (or a sum, with loss_reduction="sum").
+            batch: a tensor or a nest of tensors; those with n entries along batch_dim are cut into samples.
+
+        Returns:
+            `CheckReport`: signal and noise of every covered parameter, measured and by the loop; print it.
+
+        Raises:
+            ValueError: the monitor takes micro-batches for samples, or the batch has fewer than 2 samples.
+            UnsupportedError: samples that cannot be told apart.
+        """
+        if self._mode != "exact":
+            raise ValueError("check: it compares single samples, and this monitor takes micro-batches for samples.")
+        session = self._session
+        held = (self._steps, self._averages)
+        self._averages = RunningAverages(len(self._covered), self.ema, self._averages.device)
+        scaler, self.scaler = self.scaler, None
+        try:
+            with untouched(self._root):
+                for parameter in self._root.parameters():
+                    parameter.grad = None
+                session.reset(True)
+                self._prover.again()
+                session.directions = None if self._sharded else self._prover.direction
+                with torch.enable_grad():
+                    loss = loss_fn(self.model, batch)
+                    loss.backward()
+                with torch.no_grad():
+                    stats, _ = self._measure()
+                n = session.batch or 0
+                if stats is None:
+                    raise ValueError(f"batch: expected at least 2 samples, got {n}.")
+                with self.paused(), torch.enable_grad():
+                    found, by_loop_loss = by_loop(
+                        self._root, self._measured_parameters(), loss_fn, batch, n, session.batch_dim
+                    )
+        finally:
+            self._steps, self._averages = held
+            self.scaler = scaler
+            self._plan_step()
+        factor = n if self.loss_reduction == "sum" else 1
+        return CheckReport(
+            tuple(
+                CheckedParameter(name, stats.parameters[name].signal, signal, stats.parameters[name].noise, noise)
+                for name, (signal, noise) in found.items()
+            ),
+            loss.item() / factor,
+            by_loop_loss,
+        )
+
     @torch.no_grad()
     def step(self) -> GammaStats | None:
         """Statistics of the backward passes since the last call; call it before clipping and optimizer.step().
@@ -374,19 +450,19 @@ class GammaMonitor:
                 "the gradient of the batch alone, or after it."
             )
         measured = session.measuring
+        batches = 0
         stats = None
         try:
             if measured:
-                stats = self._measure()
+                stats, batches = self._measure()
+                session.stepped()
         finally:
-            switch = self._auto and self._mode == "exact" and len(session.sizes) >= AUTO_SWITCH
             self._steps += 1
-            if switch:
+            if self._auto and self._mode == "exact" and batches >= AUTO_SWITCH:
                 self._switch_to_micro()
                 warnings.warn(
-                    f"a step of {len(session.sizes)} backward passes: from the next one on micro-batches are the "
-                    "samples (mode 'micro'), and the running averages start anew. Pass mode='exact' to keep single "
-                    "samples.",
+                    f"a step of {batches} backward passes: from the next one on micro-batches are the samples (mode "
+                    "'micro'), and the running averages start anew. Pass mode='exact' to keep single samples.",
                     stacklevel=2,
                 )
             self._plan_step()
@@ -395,22 +471,32 @@ class GammaMonitor:
                 observer(self, stats)
         return stats
 
-    def _measure(self) -> GammaStats | None:
+    def _measure(self) -> tuple[GammaStats | None, int]:
+        """The step's statistics, and how many backward passes it had."""
         session = self._session
         self._check_leftovers()
-        self._check_gradients()
-        if not session.sizes:
-            raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
-        device = self._averages.device
         exact = self._mode == "exact"
-        squares, n, unit, weighted = self._exact() if exact else self._micro.collect(self._world, self.loss_reduction)
+        groups = session.batches() if exact else []
+        count = len(groups) or len(session.sizes)
+        if not count:
+            raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
+        if exact:
+            self._check_uses(groups)
+            squares, n = self._exact(groups)
+            unit, weighted = 1.0, None
+        else:
+            squares, n, unit, weighted = self._micro.collect(self._world, self.loss_reduction)
+        self._check_gradients(groups)
         if n < 2:
             # The odd last batch of an epoch; stopping a run for it would be no help.
             unit_name = "sample" if exact else "micro-batch"
-            warnings.warn(f"step skipped: it held {n} {unit_name}, and a variance needs at least 2.", stacklevel=3)
-            return None
+            warnings.warn(f"step skipped: it held {n} {unit_name}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=3)
+            return None, count
+        device = self._averages.device
         independent = independent_count(n, unit, self.population)
         signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
+        if exact and not self._prove(groups, squares):
+            return None, count
         signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
         if exact and self.loss_reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
@@ -425,7 +511,7 @@ class GammaMonitor:
             source, n=samples, samples_per_gradient=1, batch_size=samples, population=self.population,
             confidence=self.confidence,
         )  # fmt: skip
-        return GammaStats(
+        stats = GammaStats(
             StepSource(self._covered, step),
             n=n,
             samples_per_gradient=int(unit) if unit == int(unit) else unit,
@@ -434,24 +520,118 @@ class GammaMonitor:
             confidence=None,
             smoothed=smoothed,
         )
+        return stats, count
 
-    def _exact(self) -> tuple[Tensor, int, float, None]:
-        """Σ‖contribution‖² of this rank's samples, samples of all ranks, 1, and no signal of its own."""
+    def _check_uses(self, groups: list[list[Pass]]) -> None:
+        """Refuse by name, or leave out, what could not be followed; note what measured the rest."""
+        refused: dict[str, str] = {}
+        kinds: dict[str, set[str]] = {}
+        for ledger in (ledger for group in groups for ledger in group):
+            for name, reason in ledger.refused.items():
+                if name in self._index and self._parameters[name].grad is not None:
+                    refused.setdefault(name, reason)
+            for name, found in ledger.kinds.items():
+                kinds.setdefault(name, set()).update(found)
+        for name, found in kinds.items():
+            if self._coverage.get(name) is not None:
+                self._coverage[name] = " + ".join(sorted(found))
+        if not refused:
+            return
+        if not self.strict:
+            self._leave_out(refused)
+            return
+        listed = "\n".join(f"  {name}: {why}." for name, why in refused.items())
+        raise UnsupportedError(
+            f"no exact per-sample gradient for\n{listed}\nUse mode='micro', which takes whole micro-batches for "
+            "samples; leave these parameters out with parameters=…; or strict=False, which leaves out what cannot be "
+            "told apart and says so in coverage."
+        )
+
+    def _exact(self, groups: list[list[Pass]]) -> tuple[Tensor, int]:
+        """Σ‖contribution‖² of this rank's samples, and the samples of all ranks."""
         session = self._session
         device = self._averages.device
         squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
-        rows = [self._index[name] for name, _ in session.found]
-        parts = [value for _, value in session.found]
+        rows, parts = [], []
+        for ledger in (ledger for group in groups for ledger in group):
+            for name, values in ledger.squares.items():
+                if name in self._index:
+                    rows += [self._index[name]] * len(values)
+                    parts += values
         for watcher in session.watchers:
             found = watcher.probe.grad
             if found is None or not watcher.names:
                 continue
-            self._check_reuse(watcher, found)
+            self._check_reuse(watcher, found, len(groups) or len(session.sizes))
             parts += found[:-1]
             rows += [self._index[name] for name in watcher.names.values()]
         if parts:
             squares.index_add_(0, self._on_device(rows), _joined(parts, device))
-        return squares, sum(session.sizes) * self._world, 1.0, None
+        n = sum(group[0].n for group in groups) if groups else sum(session.sizes)
+        if self._world > 1:
+            # Ranks may hold batches of different size; that is known to none of them alone.
+            total = torch.tensor([n], dtype=torch.float64, device=device)
+            dist.all_reduce(total, group=self._group)
+            n = round(total.item())
+        return squares, n
+
+    def _prove(self, groups: list[list[Pass]], squares: Tensor) -> bool:
+        """On a step whose turn it is: what arrived in .grad is what the samples measured add up to.
+
+        Returns False where parameters had to be left out (strict=False), so that this step has no result.
+        """
+        ledgers = [ledger for group in groups for ledger in group]
+        proving = self._session.directions is not None and bool(ledgers)
+        self._prover.stepped()
+        if not proving:
+            return True
+        zero = torch.zeros((), dtype=torch.float64, device=self._averages.device)
+        probed = {name for watcher in self._session.watchers if watcher.ran for name in watcher.names.values()}
+        names = [name for name in self._covered if name not in probed]
+        measured = [
+            sum((each.to(zero.device) for ledger in ledgers for each in ledger.projections.get(name, [])), zero)
+            for name in names
+        ]
+        each_square = squares[[self._index[name] for name in names]]
+        table = torch.stack([torch.stack(measured) if measured else each_square, each_square])
+        unit = 1.0
+        if self._world > 1:
+            dist.all_reduce(table, group=self._group)
+            unit = 1 / self._world
+        if self.scaler is not None and self.scaler.is_enabled() and _unscaled(self.scaler):
+            unit /= self.scaler.get_scale()
+        dtypes: dict[str, torch.dtype] = {}
+        for ledger in ledgers:
+            for name, dtype in ledger.dtypes.items():
+                dtypes[name] = max_eps(dtypes.get(name), dtype)
+        gradients = {
+            name: grad for name in names if (grad := self._parameters[name].grad) is not None
+        }
+        for name, grad in gradients.items():
+            self._prover.direction(name, grad)
+        differences = self._prover.differences(
+            dict(zip(names, table[0] * unit, strict=True)), dict(zip(names, table[1] * unit**2, strict=True)),
+            gradients, dtypes,
+        )  # fmt: skip
+        if not differences:
+            return True
+        self._prover.again()
+        refused = {
+            name: f"what arrived in .grad is not what the measured samples add up to (off by {difference:.1%} of it)"
+            for name, difference in differences.items()
+        }
+        if not self.strict:
+            self._leave_out(refused)
+            return False
+        listed = "\n".join(f"  {name}: {why}." for name, why in list(refused.items())[:8])
+        more = f"\n  and {len(refused) - 8} more" if len(refused) > 8 else ""
+        raise UnsupportedError(
+            f"the step does not prove itself:\n{listed}{more}\nLikely reasons: the parameter is used outside the model's "
+            "forward pass (in the loss, in a penalty, tied by hand), an inner autograd.grad(create_graph=True), a "
+            "gradient that was not cleared, or changed by a hook or by clipping before step(). Compute penalties under "
+            "`with monitor.paused():` after step(), clear gradients after every step, or leave the parameter out with "
+            "parameters=…."
+        )
 
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
@@ -459,15 +639,15 @@ class GammaMonitor:
             self._rows = (rows, torch.tensor(rows, device=self._averages.device))
         return self._rows[1]
 
-    def _check_reuse(self, watcher: Watcher, found: Tensor) -> None:
+    def _check_reuse(self, watcher: Watcher, found: Tensor, passes: int) -> None:
         """In compiled code a layer cannot say that it ran twice; its probe can, for the price of a look at it."""
-        if watcher.seen or self._checked_reuse > 3 * len(self._session.watchers):
+        if self._checked_reuse > 3 * len(self._session.watchers):
             return
         self._checked_reuse += 1
         uses = found[-1].item()
-        if uses > len(self._session.sizes):
+        if uses > passes:
             raise UnsupportedError(
-                f"{watcher.name}: ran {uses / len(self._session.sizes):g} times in one compiled forward pass, and "
+                f"{watcher.name}: ran {uses / passes:g} times in one compiled forward pass, and "
                 "squares of single uses do not add. Use mode='micro', or leave this part of the model uncompiled."
             )
 
@@ -481,8 +661,19 @@ class GammaMonitor:
                 "hides that it was changed)."
             )
 
-    def _check_gradients(self) -> None:
-        ran = {name for watcher in self._session.watchers if watcher.ran for name in watcher.names.values()}
+    def _check_gradients(self, groups: list[list[Pass]]) -> None:
+        """Raise where a parameter has a gradient that nothing measured."""
+        session = self._session
+        if session.strangers:
+            names = [clean(name) for name, p in self._root.named_parameters() if id(p) in session.strangers]
+            if names:
+                raise RuntimeError(
+                    f"{', '.join(names[:5])}: not the parameters that were there when the monitor was attached. Attach "
+                    "a new monitor after parameters or layers are replaced."
+                )
+        measured = {name for watcher in session.watchers if watcher.ran for name in watcher.names.values()}
+        for ledger in (ledger for group in groups for ledger in group):
+            measured.update(ledger.squares)
         for name, parameter in self._everything.items():
             if parameter.grad is None or (name in self._coverage and self._coverage[name] is None):
                 continue
@@ -492,11 +683,12 @@ class GammaMonitor:
                 raise RuntimeError(
                     f"{name} has a gradient but did not train when the monitor was attached. Attach a new monitor."
                 )
-            if self._mode == "exact" and name not in ran:
+            if self._mode == "exact" and name not in measured:
                 raise RuntimeError(
-                    f"{name} has a gradient, but its layer did not run: the parameter is used outside its module's "
-                    "forward, or an old .grad was not cleared. Clear gradients after each step, use mode='micro', or "
-                    "leave it out with parameters=…."
+                    f"{name} has a gradient, but no operation of the model's forward pass was seen to give it one: the "
+                    "parameter is used outside the model's forward, inside an autograd.Function or TorchScript, or an "
+                    "old .grad was not cleared. Clear gradients after each step, use mode='micro', or leave it out "
+                    "with parameters=…."
                 )
 
     def _gradient_squares(self, device: torch.device) -> Tensor:
@@ -542,29 +734,21 @@ class GammaMonitor:
         return signal, squares
 
 
-class _PlainRule(Rule):
-    """For a root that owns no parameter: only the batch size is read."""
-
-    name = "plain"
-
-    def forward(
-        self, watcher: Watcher, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
-    ) -> Any:
-        return plain(*args, **kwargs)
-
-
 class _RootWatcher(Watcher):
-    """Watches the whole model: each of its forward passes begins a batch."""
+    """Watches the whole model: each of its forward passes is a batch."""
 
     def forward(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         session = self.session
         if not session.measuring:
             return plain(*args, **kwargs)
-        if not torch.is_grad_enabled() and not attachment.compiling():
-            with session.aside():  # an evaluation pass is nobody's use
-                return plain(*args, **kwargs)
-        session.begin(args, kwargs)
-        return super().forward(module, plain, args, kwargs)
+        if attachment.compiling():
+            session.begin_compiled(args, kwargs)
+            return super().forward(module, plain, args, kwargs)
+        if not torch.is_grad_enabled():
+            return plain(*args, **kwargs)
+        if session.sharded:
+            session.learn(module, self.names)
+        return session.forward(plain, args, kwargs)
 
 
 class _MicroBatches:
@@ -582,9 +766,9 @@ class _MicroBatches:
 
     def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
         self._session, self._parameters = session, list(parameters.values())
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         self._norms: list[dict[int, Tensor]] = []
         self._weighted: dict[int, Tensor] = {}
 
@@ -616,7 +800,7 @@ class _MicroBatches:
     def collect(self, world: int, reduction: str) -> tuple[Tensor, int, float, Tensor | None]:
         """Σ (b_k / b̄)‖g_k‖² of this rank, micro-batches of all ranks, b̄, and ‖ḡ‖² where .grad does not give it."""
         sizes, norms, weighted = self._session.sizes, self._norms, self._weighted
-        self._clear()
+        self.clear()
         if len(set(sizes)) > 1 and world > 1:
             raise UnsupportedError(
                 f"micro-batches of unequal size on this rank ({sizes}): with several ranks they have to be equal. Drop "

@@ -1,22 +1,26 @@
-"""What the watchers of one monitor share while a step runs: the batch, the backward passes, what they left behind."""
+"""What happens between two calls of `GammaMonitor.step`: forward passes, backward passes, what they left behind.
+
+A batch is a forward pass of the model. Its account (`uses.Pass`) is opened when the model is called and settled at the
+next call or at the step, when its backward pass is certainly over. Nothing here depends on a backward pass ending well:
+one that an exception ended is seen by its task never having been finished.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sdsd_kernels import weight_grad_stats
-
 from .attachment import compiling
-from .layers.base import Contribution, UnsupportedError, sum_of_squares
-from .layers.convolution import chunks
-from .layers.embedding import squares as embedding_squares
+from .following import Track, set_track
+from .layers.base import UnsupportedError
 from .leftovers import Leftovers
+from .uses import Measuring, Pass
 
 if TYPE_CHECKING:
     from .layers.base import Watcher
@@ -26,40 +30,77 @@ class Session:
     """State between two calls of `GammaMonitor.step`.
 
     Attributes:
-        measuring: whether layers measure at all now: in this step, and outside of `paused`.
+        planned: whether this step is to be measured.
+        measuring: whether passes are measured now: in this step, and outside of `paused`.
+        exact: whether samples are told apart; else whole backward passes are the samples.
         pauses: how many `paused` blocks are open.
         leftovers: gradients that passes in such blocks added to .grad.
-        counting: whether a forward pass counts as a use of its layers (not while a module is rerun).
         batch: samples of the last forward pass.
-        square: whether the model's input has a second dimension as large as the batch.
-        rows_allowed: whether rows may hold several positions of a sample (batch_size was given).
+        sizes: samples of each backward pass that compiled code, or micro-batches, told of.
+        passes: accounts of the forward passes since the last step.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
         self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
         self.rows_allowed = batch_size is not None
-        self.measuring = self._planned = True
+        self.measuring = self.planned = True
+        self.exact = True
         self.pauses = 0
         self.leftovers = Leftovers()
-        self.counting = True
         self.batch: int | None = batch_size
         self.square = False
         self.scale: Callable[[str], Tensor | None] = lambda name: None
+        self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
         self.watchers: list[Watcher] = []
-        self._running = False
-        self._pending: list[tuple[Watcher, Contribution]] = []
+        self.names: dict[int, str] = {}
+        self.known: set[int] = set()
+        self.strangers: set[int] = set()
+        self.sharded = False
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.forget_micro: Callable[[], None] = lambda: None
+        self.passes: list[Pass] = []
+        self._inside = False
+        self._marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self._outer: int | None = None
+        self._begun: set[int] = set()
+        self._open: set[int] = set()
+        self._stepped = False
+        self.stale: str | None = None
+        self.given_up = False
         self.reset()
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""
+        name = self.names.get(id(tensor))
+        if name is None and isinstance(tensor, nn.Parameter) and id(tensor) not in self.known:
+            self.strangers.add(id(tensor))
+        return name
+
+    def learn(self, module: nn.Module, names: dict[str, str]) -> None:
+        """FSDP puts whole parameters in the place of their shards while a module runs: note whose they are."""
+        for local, name in names.items():
+            parameter = module.get_parameter(local)
+            self.names[id(parameter)] = name
+            self.known.add(id(parameter))
 
     def reset(self, measuring: bool = True) -> None:
         """Begin a new step, measured or not."""
-        self._planned = measuring
+        self.planned = measuring
         self.measuring = measuring and not self.pauses
-        self.found: list[tuple[str, Tensor]] = []
         self.sizes: list[int] = []
-        self.passes = 0
-        self._pending.clear()
+        self.passes = []
+        self.strangers.clear()
+        self.stale, self.given_up = None, False
+        self._outer = None
+        self._begun.clear()
+        self._open.clear()
         for watcher in self.watchers:
-            watcher.calls, watcher.ran, watcher.probe.grad = 0, False, None
+            watcher.ran, watcher.probe.grad = False, None
+
+    def stepped(self) -> None:
+        """Remember the gradients as a step left them: one that is still there, untouched, was not cleared."""
+        self._mark()
+        self._stepped = True
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -70,11 +111,11 @@ class Session:
             yield
         finally:
             self.pauses -= 1
-            self.measuring = self._planned and not self.pauses
+            self.measuring = self.planned and not self.pauses
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """No layer measures or counts inside; what runs backward meanwhile, on other devices, does."""
+        """No layer measures or counts inside."""
         before = self.measuring
         self.measuring = False
         try:
@@ -82,129 +123,247 @@ class Session:
         finally:
             self.measuring = before
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The whole model's forward pass starts: read the batch size off its first tensor."""
-        if not compiling() and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            self.passes += 1
+    # ---- forward ---------------------------------------------------------------------------------------------------
+
+    def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The whole model's forward pass in eager mode: one batch."""
+        if self._inside or torch._C._current_graph_task_id() != -1:
+            return plain(*args, **kwargs)  # the model calls itself, or a checkpoint repeats it
+        tracks = self.read(args, kwargs)
+        if not self.exact or self.batch is None:
+            out = plain(*args, **kwargs)
+            for tensor in _trained(out):
+                tensor.register_hook(self._announce)
+            return out
+        self.settle()
+        ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions)
+        self._join(ledger)
+        self.passes.append(ledger)
+        if self.batch == 0:
+            out = plain(*args, **kwargs)
+            for tensor in _trained(out):
+                tensor.register_hook(lambda grad: self._note_empty(ledger))
+            return out
+        for tensor, track in tracks:
+            set_track(tensor, track)
+        self._inside = True
+        try:
+            mode = Measuring(self, ledger)
+            with mode:
+                out = plain(*args, **kwargs)
+        finally:
+            self._inside = False
+            for tensor, _ in tracks:
+                set_track(tensor, None)
+        for tensor in mode.outputs(out):
+            tensor.register_hook(lambda grad: self._announce(grad))
+        return out
+
+    def _note_empty(self, ledger: Pass) -> None:
+        if not self.pauses:
+            ledger.tasks.add(self.enter_task(ledger))
+
+    def _announce(self, grad: Tensor) -> None:
+        """The gradient of an output has come: the outermost backward pass begins."""
+        if not self.pauses:
+            self._outer = torch._C._current_graph_task_id()
+
+    def _join(self, ledger: Pass) -> None:
+        """With batch_size given, passes that wait for one backward pass are of the same samples, side by side."""
         if self.batch_size is not None:
-            return
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > self.batch_dim]
+            waiting = [other for other in self.passes if not other.tasks and other.n == ledger.n]
+            peers = [*waiting, ledger]
+            for other in peers:
+                other.peers = peers
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track]]:
+        """Find the batch size, and the inputs that carry samples."""
+        axis = self.batch_dim
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > axis]
+        given = self.batch_size
         if not tensors:
+            if given is not None or not self.exact:
+                self.batch = given if given is not None else self.batch
+                return []
             raise UnsupportedError(
-                f"expected an input tensor with a sample axis (dimension {self.batch_dim}) to read the batch size "
-                "from, found none. Pass batch_size to the monitor."
+                f"expected an input tensor with a sample axis (dimension {axis}) to read the batch size from, found "
+                "none. Pass batch_size to the monitor."
             )
         first = tensors[0]
-        self.batch = first.shape[self.batch_dim]
-        self.square = first.ndim == 2 and first.shape[1 - self.batch_dim] == self.batch
+        size = first.shape[axis]
+        inner = 1
+        if given is None:
+            self.batch = size
+        elif size > given and size % given == 0:
+            self.batch, inner = given, size // given
+        elif size > given and self.exact:
+            raise UnsupportedError(
+                f"the model's first input has {size} rows along dimension {axis}, which are no whole number for each of "
+                f"the {given} samples that batch_size announces. Pass the right batch_size."
+            )
+        else:
+            self.batch = min(size, given) if self.exact else given
+        self.square = first.ndim == 2 and first.shape[1 - axis] == self.batch if first.ndim == 2 and axis < 2 else False
+        return [(x, Track(axis, 1, x.shape[axis] // self.batch)) for x in tensors if self._carries(x, size, inner)]
+
+    def _carries(self, x: Tensor, size: int, inner: int) -> bool:
+        rows = x.shape[self.batch_dim]
+        return bool(self.batch) and (rows == size or (inner > 1 and rows == self.batch))
+
+    def begin_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The whole model's forward pass in code that is being compiled: read the batch size."""
+        if self.batch_size is None:
+            self.read(args, kwargs)
+
+    # ---- backward --------------------------------------------------------------------------------------------------
+
+    def enter_task(self, ledger: Pass | None = None) -> int:
+        """The outermost backward pass that now runs; asks to be told when it is over."""
+        inner = torch._C._current_graph_task_id()
+        task = self._outer if self._outer is not None else inner
+        if task not in self._begun:
+            self._begun.add(task)
+            self._backward_begins()
+        if inner not in self._open:
+            self._open.add(inner)
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._backward_over(inner))
+        if ledger is not None:
+            ledger.open.add(inner)
+        return task
+
+    def _backward_begins(self) -> None:
+        """Before anything is added to .grad: was it cleared since it was last added to?"""
+        self.leftovers.forget_changed()
+        earlier = [ledger for ledger in self.passes if ledger.tasks]
+        if not earlier and not self.sizes and not self.given_up:
+            if self._stepped and self._unchanged():
+                self.stale = next(name for name in self._marks if self._same(name))
+            return
+        if self._cleared():
+            self.given_up = False
+            for ledger in earlier:
+                ledger.clear()
+                ledger.open.clear()
+            self.sizes.clear()
+            self.forget_micro()
+        elif any(ledger.open & self._open for ledger in earlier):
+            self.given_up = True
+
+    def _backward_over(self, task: int) -> None:
+        self._open.discard(task)
+        if task == self._outer:
+            self._outer = None
+        self.leftovers.follow()
+        self._mark()
+
+    def _mark(self) -> None:
+        self._marks = {
+            name: (weakref.ref(p.grad), p.grad._version) for name, p in self.parameters.items() if p.grad is not None
+        }
+
+    def _same(self, name: str) -> bool:
+        reference, version = self._marks[name]
+        grad = self.parameters[name].grad
+        return grad is not None and grad is reference() and grad._version == version
+
+    def _unchanged(self) -> bool:
+        return any(self._same(name) and bool(self.parameters[name].grad.any()) for name in list(self._marks)[:1])
+
+    def _cleared(self) -> bool:
+        """Whether .grad no longer holds what earlier passes added. Looks at values only where somebody wrote to it."""
+        for name in self._marks or self.parameters:
+            grad = self.parameters[name].grad
+            if grad is None:
+                continue
+            if name in self._marks and self._same(name):
+                return False
+            return not bool((grad.to_local() if hasattr(grad, "to_local") else grad).any())
+        return True
 
     def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
-        """Called by layers, and by leaves' hooks, during a backward pass; asks to be told when the pass is over.
+        """A hook of compiled code, or of a parameter in micro mode, fires: a backward pass is under way.
 
         Returns what a probe's gradient is to be replaced with: zeros while paused.
         """
         if self.pauses:
             return None if gradient is None else torch.zeros_like(gradient)
-        if not self._running:
-            self._running = True
-            self.leftovers.forget_changed()
-            torch.autograd.Variable._execution_engine.queue_callback(self._backward_over)
+        inner = torch._C._current_graph_task_id()
+        task = self._outer if self._outer is not None else inner
+        new = task not in self._begun
+        self.enter_task()
+        if new:
+            self.sizes.append(self.batch or 0)
         return None
 
-    def add(self, watcher: Watcher, squares: dict[str, Tensor]) -> None:
-        """Take a layer's Σ‖g_n‖² (0-dim, by local name) out of its backward pass."""
-        if self.pauses:
-            return
-        self.backward_runs()
-        for local, value in squares.items():
-            if local in watcher.names:
-                self.found.append((watcher.names[local], value))
+    # ---- the end of a pass -----------------------------------------------------------------------------------------
 
-    def keep(self, watcher: Watcher, contribution: Contribution) -> None:
-        """Hold what a layer contributes until every use of its parameters has run backward."""
-        if self.pauses:
-            return
-        self.backward_runs()
-        self._pending.append((watcher, contribution))
+    def settle(self) -> None:
+        """Square what backward passes left behind; accounts that nothing came from stay open."""
+        with torch.no_grad():
+            for group in self._groups():
+                if len(group) == 1:
+                    group[0].settle()
+                else:
+                    self._settle_together(group)
 
-    def _backward_over(self) -> None:
-        self._running = False
-        self.leftovers.follow()
-        pending, self._pending = self._pending, []
-        passes, self.passes = self.passes, 0
-        if passes > 1 and self.measuring:
+    def _groups(self) -> list[list[Pass]]:
+        """Passes that gradients came from, those of one backward pass together."""
+        groups: list[list[Pass]] = []
+        for ledger in self.passes:
+            if not ledger.tasks:
+                continue
+            for group in groups:
+                if any(ledger.tasks & other.tasks for other in group):
+                    group.append(ledger)
+                    break
+            else:
+                groups.append([ledger])
+        return groups
+
+    def _settle_together(self, group: list[Pass]) -> None:
+        """Passes of one backward pass, of the same samples: their uses add before they are squared."""
+        first = group[0]
+        for other in group[1:]:
+            for name, pieces in other.kept.items():
+                first.kept.setdefault(name, []).extend(pieces)
+            other.kept = {}
+        first.settle()
+
+    def batches(self) -> list[list[Pass]]:
+        """The batches of this step, settled.
+
+        Raises:
+            UnsupportedError: passes whose samples cannot be counted; the message says why, and what to do.
+        """
+        self.settle()
+        groups = self._groups()
+        if self.given_up or any(ledger.open & self._open for group in groups for ledger in group):
             raise UnsupportedError(
-                f"the model ran forward {passes} times before one backward pass, so its samples cannot be told apart. "
-                "Call backward after each forward pass, put the calls into one module whose forward makes them (for "
-                "pairs of the same samples), or use mode='micro'."
+                "a backward pass ended in an exception, and what it had added to .grad is still there. Clear the "
+                "gradients (optimizer.zero_grad()) after such an exception."
             )
-        self.sizes.append(self.batch or 0)
-        if pending:
-            with torch.no_grad():
-                self._combine(pending)
-        for watcher in self.watchers:
-            watcher.calls = 0
-
-    def _combine(self, pending: list[tuple[Watcher, Contribution]]) -> None:
-        """Square the sum over uses of what each sample contributed, for every parameter used more than once."""
-        by_name: dict[str, list[tuple[Watcher, Contribution, str]]] = {}
-        for watcher, contribution in pending:
-            for local, name in watcher.names.items():
-                by_name.setdefault(name, []).append((watcher, contribution, local))
-        for name, uses in by_name.items():
-            samples = {contribution.samples for _, contribution, _ in uses}
-            if len(samples) > 1:
+        for group in groups:
+            if any(ledger.trouble == "repeated" for ledger in group) or any(len(ledger.tasks) > 1 for ledger in group):
                 raise UnsupportedError(
-                    f"{name}: its uses saw batches of {sorted(samples)} samples in one backward pass. Use mode='micro'."
+                    "one forward pass was followed by several backward passes, and squares of their gradients do not "
+                    "add. Add the losses and call backward once, put the others into `with monitor.paused():`, or use "
+                    "mode='micro'."
                 )
-            found = self._from_factors(name, uses)
-            if found is None:
-                found = self._from_samples(name, uses, samples.pop())
-            self.found.append((name, found))
-
-    def _from_factors(self, name: str, uses: list[tuple[Watcher, Contribution, str]]) -> Tensor | None:
-        """Squares of sums of outer products, without forming them; None where some use is not one."""
-        if self.scale(name) is not None or any(local not in use.factors for _, use, local in uses):
-            return None
-        factors = [use.factors[local] for _, use, local in uses]
-        linear = [(a, b) for kind, a, b in factors if kind == "linear"]
-        lookups = [(tokens, g) for kind, tokens, g in factors if kind == "embedding"]
-        total: Tensor = torch.zeros((), dtype=torch.float64, device=factors[0][1].device)
-        alone = [use.alone[local] for _, use, local in uses if local in use.alone]
-        if len(linear) == 1 and alone:
-            ((a, b),) = linear
-            total = total + alone[0]
-        elif linear:
-            a, b = (torch.cat(parts, 1) for parts in zip(*linear, strict=True))
-            total = total + weight_grad_stats(a, b, weight_grad=False).square_norm
-        if lookups:
-            tokens, g = (torch.cat(parts, 1) for parts in zip(*lookups, strict=True))
-            total = total + embedding_squares(g, tokens, None, None)
-        if linear and lookups:
-            # ⟨Σ_t b_t a_tᵀ, Σ_s e_token(s) g_sᵀ⟩ = Σ_s Σ_t (g_s·a_t) b_t[token(s)]
-            each = a.shape[1] * tokens.shape[1] * 8 * 2
-            for start, stop in chunks(a.shape[0], each, self.max_bytes):
-                products = torch.bmm(_wide(g[start:stop]), _wide(a[start:stop]).transpose(1, 2))
-                columns = tokens[start:stop].unsqueeze(1).expand(-1, b.shape[1], -1)
-                picked = _wide(b[start:stop].gather(2, columns)).transpose(1, 2)
-                total = total + 2 * (products * picked).sum(dtype=torch.float64)
-        return total
-
-    def _from_samples(self, name: str, uses: list[tuple[Watcher, Contribution, str]], samples: int) -> Tensor:
-        """Per-sample gradients formed for a few samples at a time, added over uses, squared."""
-        total: Tensor | None = None
-        size = 4 * max(uses[0][0].sizes[local] for _, _, local in uses)
-        for start, stop in chunks(samples, size, self.max_bytes):
-            together: Tensor | None = None
-            for _, contribution, wanted in uses:
-                for local, each in contribution.per_sample(start, stop):
-                    if local == wanted:
-                        together = each if together is None else together + each
-            if together is not None:
-                part = sum_of_squares(together, self.scale(name))
-                total = part if total is None else total + part
-        return total if total is not None else torch.zeros((), dtype=torch.float64)
+            if len(group) > 1 and (self.batch_size is None or len({ledger.n for ledger in group}) > 1):
+                raise UnsupportedError(
+                    f"the model ran forward {len(group)} times before one backward pass, so its samples cannot be told "
+                    "apart. Where the passes are of the same samples (pairs, as in SimCLR), pass batch_size to the "
+                    "monitor; else call backward after each forward pass, or use mode='micro'."
+                )
+        if self.stale is not None:
+            raise UnsupportedError(
+                f"{self.stale}: its .grad still held the gradient of the step before when a new batch was added to it. "
+                "Clear gradients after every step (optimizer.zero_grad())."
+            )
+        return groups
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _trained(out: Any) -> Iterator[Tensor]:
+    for tensor in pytree.tree_leaves(out):
+        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+            yield tensor

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..attachment import compiling
 from .base import Plan, Rule, UnsupportedError, Watcher
 from .linear import linear
 
@@ -28,11 +27,6 @@ class AttentionRule(Rule):
     def forward(
         self, watcher: Watcher, module: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
-        if watcher.shared:
-            raise UnsupportedError(
-                f"{watcher.name}: multi-head attention that runs twice in one pass, or shares weights, has no exact "
-                "rule. Use mode='micro'."
-            )
         if module.bias_k is not None or module.add_zero_attn:
             raise UnsupportedError(
                 f"{watcher.name}: add_bias_kv and add_zero_attn have no exact rule. Use mode='micro'."
@@ -107,8 +101,7 @@ class AttentionRule(Rule):
         if torch.is_autocast_enabled(kind):
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
-        probe = _part_of_probe(watcher, names, count) if compiling() else None
-        return linear(watcher, x, weight, bias, plan, names, probe=probe, rows=rows)
+        return linear(watcher, x, weight, bias, plan, names, probe=_part_of_probe(watcher, names, count), rows=rows)
 
 
 def _part_of_probe(watcher: Watcher, names: tuple[str, str], count: bool) -> Tensor:

@@ -1,24 +1,22 @@
-"""What all layer rules share: the watcher of one module, the tap on its output, samples out of any layout.
+"""What layer rules share in code that torch.compile traces: the watcher of one module, the tap on its output.
 
-A rule turns a layer's input a and output gradient b into Σ_n ‖g_n‖² for each of its parameters, g_n being the
-gradient that sample n contributes, and hands it to the session. Compiled code may not reach out like that: there the
-number leaves the backward pass as the gradient of a `probe`, a small leaf tensor that no parameter list knows.
-
-Where a layer is used more than once in a backward pass, or shares a parameter with another, squares do not add. Its
-contributions are then kept until the backward pass ends and combined there (`Contribution.per_sample`).
+Eager code is measured at the operation that reads a parameter (`sdsd/gamma/uses`). Compiled code is traced module by
+module: a rule turns a layer's input a and output gradient b into Σ_n ‖g_n‖² for each of its parameters, g_n being the
+gradient that sample n contributes, and that number leaves the backward pass as the gradient of a `probe`, a small
+leaf tensor that no parameter list knows.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..attachment import compiling
+from ..uses import sum_of_squares
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -32,34 +30,18 @@ class UnsupportedError(ValueError):
     """A layer or a situation in which per-sample squares cannot be had exactly; the message says what to do."""
 
 
-@dataclass
-class Contribution:
-    """What one use of a layer left behind for the end of the backward pass.
-
-    `per_sample(start, stop)` yields (parameter name, per-sample gradients (stop − start, *shape)) for a range of
-    samples; `factors`, where the gradient is a sum of outer products, lets a tied pair skip forming it.
-    """
-
-    samples: int
-    per_sample: Callable[[int, int], Iterator[tuple[str, Tensor]]]
-    factors: dict[str, tuple[str, Tensor, Tensor]]
-    alone: dict[str, Tensor] = field(default_factory=dict)
-    """Σ‖·‖² of this use by itself, where it was found on the way."""
-
-
 class Watcher:
-    """One monitored module: its name, its rule, its probe, and how often it ran in this pass."""
+    """One monitored module: its name, its rule, its probe."""
 
-    def __init__(self, session: Session, module: nn.Module, name: str, rule: Rule, names: dict[str, str]) -> None:
+    def __init__(
+        self, session: Session, module: nn.Module, name: str, rule: Rule | str, names: dict[str, str]
+    ) -> None:
         self.session, self.name, self.rule = session, name, rule
         self.names = names
         """Local parameter name → name in the report."""
         self.local = tuple(names)
         self.tied = False
-        self.sizes = {local: module.get_parameter(local).numel() for local in names}
-        self.calls = 0
         self.ran = False
-        self.seen = False
         self.probe = torch.zeros(len(names) + 1, dtype=torch.float64, requires_grad=True)
 
     def prepare(self, device: torch.device) -> None:
@@ -70,34 +52,21 @@ class Watcher:
     def forward(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Runs in the place of the module's own forward, which is `plain`."""
         session = self.session
-        if not session.measuring:
-            return plain(*args, **kwargs)
         if not compiling():
-            self.count()
-        elif self.tied:
+            if session.sharded:
+                session.learn(module, self.names)
+            return plain(*args, **kwargs)
+        if not session.measuring or not session.exact or not torch.is_grad_enabled() or not self.names:
+            return plain(*args, **kwargs)
+        if isinstance(self.rule, str):
+            raise UnsupportedError(f"{self.name}: {self.rule}.")
+        if self.tied:
             raise UnsupportedError(
                 f"{self.name}: shares a parameter with another layer, which needs an exchange between their backward "
                 "passes that torch.compile cannot trace. Use mode='micro', or compile the layers in between."
             )
-        if not torch.is_grad_enabled():
-            return plain(*args, **kwargs)
         self.ran = True
         return self.rule.forward(self, module, plain, args, kwargs)
-
-    def count(self) -> None:
-        """Count a use; a forward pass that checkpointing repeats during backward is not a new one."""
-        if self.session.counting and torch._C._current_graph_task_id() == -1:
-            self.calls += 1
-            self.seen = True
-
-    @property
-    def shared(self) -> bool:
-        """Whether squares have to wait for the end of the backward pass."""
-        return self.tied or self.calls > 1
-
-    def route(self) -> tuple[Tensor | None, Watcher | None]:
-        """How a layer's backward pass reports: (probe, None) in code that is being compiled, else (None, self)."""
-        return (self.probe, None) if compiling() else (None, self)
 
     def trainable(self, module: nn.Module) -> tuple[bool, ...]:
         return tuple(module.get_parameter(local).requires_grad for local in self.local)
@@ -114,8 +83,6 @@ class Watcher:
 
     def plan(self, x: Tensor, features: int) -> Plan:
         """Where the samples of `x` are, whose last `features` dimensions are no sample axis; see `arrange`.
-
-        Settled in the forward pass, where an error can name the layer, and kept for the backward pass.
 
         Raises:
             UnsupportedError: the sample axis does not have the size of the batch.
@@ -139,7 +106,8 @@ class Watcher:
             )
         raise UnsupportedError(
             f"{self.name}: expected {n} samples along dimension {axis}, got input of shape {tuple(x.shape)}.{hint} "
-            "Otherwise pass batch_dim, or use mode='micro', which needs no sample axis."
+            "Otherwise pass batch_dim, leave this part of the model uncompiled, or use mode='micro', which needs no "
+            "sample axis."
         )
 
 
@@ -168,62 +136,31 @@ class Rule(abc.ABC):
 class Tap(torch.autograd.Function):
     """Identity on a layer's output whose backward measures: the layer's own backward stays bit for bit.
 
-    `measure(b, *saved)` returns Σ‖g_n‖² for every parameter that trains, by local name; `keep(b, *saved)` a
-    Contribution.
+    `measure(b, *saved)` returns Σ‖g_n‖² for every parameter that trains, by local name.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, probe: Tensor | None, watcher: Watcher | None, local: Any, measure: Any, keep: Any,
-        *saved: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, y: Tensor, probe: Tensor, local: Any, measure: Any, *saved: Tensor | None) -> Tensor:
         ctx.save_for_backward(*saved)
-        ctx.watcher, ctx.local, ctx.measure, ctx.keep = watcher, local, measure, keep
+        ctx.local, ctx.measure = local, measure
         return y.detach()
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        probe = None
-        if ctx.watcher is not None and ctx.watcher.shared:
-            ctx.watcher.session.keep(ctx.watcher, ctx.keep(b, *saved))
-        else:
-            probe = report(ctx.measure(b, *saved), ctx.watcher, ctx.local, b)
-        return (b, probe, None, None, None, None, *(None for _ in saved))
+        return (b, report(ctx.measure(b, *saved), ctx.local, b), None, None, *(None for _ in saved))
 
 
-def report(squares: dict[str, Tensor], watcher: Watcher | None, local: tuple[str, ...], like: Tensor) -> Tensor | None:
-    """Hand squares (0-dim, by local name) to the session; without a watcher, return the probe's gradient.
-
-    That has an entry for each name in `local`, and a 1 to count the use.
-    """
-    if watcher is not None:
-        watcher.session.add(watcher, squares)
-        return None
+def report(squares: dict[str, Tensor], local: tuple[str, ...], like: Tensor) -> Tensor:
+    """The probe's gradient: squares (0-dim) for each name in `local`, and a 1 to count the use."""
     zero, one = like.new_zeros((), dtype=torch.float64), like.new_ones((), dtype=torch.float64)
     return torch.stack([*(squares.get(name, zero).double() for name in local), one])
 
 
-def tap(watcher: Watcher, y: Tensor, measure: Any, keep: Any, *saved: Tensor | None) -> Tensor:
+def tap(watcher: Watcher, y: Tensor, measure: Any, *saved: Tensor | None) -> Tensor:
     """Put a `Tap` on `y`."""
-    out: Tensor = Tap.apply(y, *watcher.route(), watcher.local, measure, keep, *saved)  # type: ignore[no-untyped-call]
+    out: Tensor = Tap.apply(y, watcher.probe, watcher.local, measure, *saved)  # type: ignore[no-untyped-call]
     return out
 
 
-SAFE = (1e-20, 1e30)
-"""Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""
-FEW = 2**19
-"""So many squares may be added up in float32, in eight sums or more, and agree with float64 to about 1e-7."""
-
-
-def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
-    """Σ_n ‖D ∘ g_n‖², gradients (N, *shape), as a 0-dim float64 tensor; squares in float32 or better."""
-    wide = gradients if gradients.dtype == torch.float64 else gradients.float()
-    if scale is not None:
-        wide = wide * scale
-    if wide.device.type != "cpu":
-        return torch.linalg.vector_norm(wide, dtype=torch.float64).square()
-    if wide.numel() <= FEW:
-        flat = wide.reshape(-1)
-        return torch.dot(flat, flat).double()
-    return torch.linalg.vector_norm(wide.reshape(wide.shape[0], -1), dim=1).double().square().sum()
+__all__ = ["Plan", "Rule", "UnsupportedError", "Watcher", "arrange", "report", "sum_of_squares", "tap"]

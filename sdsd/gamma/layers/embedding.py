@@ -7,13 +7,14 @@ a positional table read with arange(T), is expanded to the batch, so that its ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Contribution, Rule, UnsupportedError, Watcher, arrange, tap
+from ..uses import lookup_squares
+from .base import Rule, UnsupportedError, Watcher, arrange, tap
 
 
 class EmbeddingRule(Rule):
@@ -41,37 +42,9 @@ class EmbeddingRule(Rule):
         plan = watcher.plan(ids, 0)
 
         def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
-            return {"weight": squares(arrange(b, plan, 1), arrange(ids, plan, 0), padding, scale)}
-
-        def keep(b: Tensor, ids: Tensor, scale: Tensor | None) -> Contribution:
             tokens, gradients = arrange(ids, plan, 0), arrange(b, plan, 1)
             if padding is not None:
                 gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
+            return {"weight": lookup_squares(gradients, tokens, scale)}
 
-            def per_sample(start: int, stop: int) -> Iterator[tuple[str, Tensor]]:
-                part = gradients[start:stop].float() if gradients.dtype != torch.float64 else gradients[start:stop]
-                table = part.new_zeros(stop - start, module.num_embeddings, part.shape[-1])
-                where = tokens[start:stop].unsqueeze(-1).expand_as(part)
-                yield "weight", table.scatter_add_(1, where, part)
-
-            return Contribution(tokens.shape[0], per_sample, {"weight": ("embedding", tokens, gradients)})
-
-        return tap(watcher, y, measure, keep, ids, scale)
-
-
-def squares(b: Tensor, tokens: Tensor, padding: int | None, scale: Tensor | None) -> Tensor:
-    """Σ_n ‖per-sample gradient of the table‖², b (N, T, d), tokens (N, T); a 0-dim float64 tensor."""
-    wide = b if b.dtype == torch.float64 else b.float()
-    if padding is not None:
-        wide = wide.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
-    if scale is not None:
-        wide = wide * scale[tokens]
-    if tokens.shape[1] > 1:
-        ordered, order = tokens.sort(dim=1)
-        new = torch.ones_like(ordered, dtype=torch.bool)
-        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        # Slots count on through the samples, so that no two samples share one.
-        slots = new.flatten().cumsum(0) - 1
-        rows = wide.gather(1, order.unsqueeze(-1).expand_as(wide)).flatten(0, 1)
-        wide = torch.zeros_like(rows).index_add(0, slots, rows)
-    return torch.linalg.vector_norm(wide.flatten(0, -2), dim=1).double().square().sum()
+        return tap(watcher, y, measure, ids, scale)

@@ -5,7 +5,7 @@ Weight gradient and squares come from one call of `weight_grad_stats`; the bias 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from .base import SAFE, Contribution, Plan, Rule, Watcher, arrange, report, sum_of_squares
+from .base import Plan, Rule, Watcher, arrange, report, sum_of_squares
 
 
 class LinearRule(Rule):
@@ -51,7 +51,6 @@ def linear(
         probe: stands in for the watcher's own in compiled code; an entry for each of `names` and one for the count.
         rows: which rows of a longer parameter `weight` and `bias` are; None for all.
     """
-    route, known = watcher.route()
     scaled, scales = watcher.scales()
     if scaled:
         wanted = [k for k, name in enumerate(scaled) if name in names]
@@ -60,8 +59,8 @@ def linear(
             scales = tuple(scale if scale.shape[0] == weight.shape[0] else scale[rows] for scale in scales)
     measured = tuple(name in watcher.names for name in names)
     entries = watcher.local if probe is None else names
-    spec = (plan, known, names, entries, measured, transposed, scaled)
-    y: Tensor = _Linear.apply(x, weight, bias, route if probe is None else probe, spec, *scales)  # type: ignore[no-untyped-call]
+    spec = (plan, names, entries, measured, transposed, scaled)
+    y: Tensor = _Linear.apply(x, weight, bias, watcher.probe if probe is None else probe, spec, *scales)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -79,14 +78,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *given = ctx.saved_tensors
-        plan, watcher, names, entries, measured, transposed, scaled = ctx.spec
+        plan, names, entries, measured, transposed, scaled = ctx.spec
         scales = dict(zip(scaled, given, strict=True))
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         b2, x2 = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (grad, x))
         grad_x = b2.mm(weight).view(x.shape) if need_x else None
-        grad_weight = grad_bias = probe = None
+        grad_weight = grad_bias = None
         squares: dict[str, Tensor] = {}
-        keep = watcher is not None and watcher.shared
         want_weight, want_bias = need_weight and measured[0], need_bias and measured[1]
         a, b, each = x2.unsqueeze(1), b2.unsqueeze(1), b2
         if b2.shape[0] != plan[0]:
@@ -95,65 +93,17 @@ class _Linear(torch.autograd.Function):
             each = b.sum(1, dtype=_sum_dtype(b)) if need_bias else b
         if need_bias:
             grad_bias = each.sum(0) if each.dtype == grad.dtype else each.sum(0).to(grad.dtype)
-        if each is b2 and watcher is not None and not keep and not scaled:
-            found = _one_position(x2, b2)
-            if found is not None:
-                wanted = (want_weight, want_bias)
-                squares = {name: value for name, value, want in zip(names, found, wanted, strict=True) if want}
-                want_weight = want_bias = False
-        # A weight tied to other layers still needs this use's own squares: found with the gradient, as ever.
-        if want_weight and not (keep and (scaled or transposed or watcher.calls > 1)):
+        if want_weight:
             scale = scales.get(names[0])
             scale = scale.t() if scale is not None and transposed else scale
             grad_weight, squares[names[0]] = weight_grad_stats(a, b, scale=scale)
         elif need_weight:
             grad_weight = b2.t().mm(x2)
-        if keep:
-            use = contribution(a, b, transposed, need_weight, need_bias)
-            use.alone = squares
-            watcher.session.keep(watcher, use)
-        else:
-            if want_bias:
-                squares[names[1]] = sum_of_squares(each, scales.get(names[1]))
-            probe = report(squares, watcher, entries, grad)
+        if want_bias:
+            squares[names[1]] = sum_of_squares(each, scales.get(names[1]))
+        probe = report(squares, entries, grad)
         return grad_x, grad_weight, grad_bias, probe, None, *(None for _ in given)
-
-
-def _one_position(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Σ‖a_n‖²‖b_n‖² and Σ‖b_n‖² from norms of rows, taken once; None where it is not fast or not safe.
-
-    `weight_grad_stats` would find the first, but the bias shares the norms, and small layers are spared its overhead.
-    """
-    if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):
-        return None
-    norms_a, norms_b = torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=1)
-    products = norms_a * norms_b
-    weight, bias = torch.dot(products, products), torch.dot(norms_b, norms_b)
-    if not (SAFE[0] < weight.item() < SAFE[1] and SAFE[0] < bias.item() < SAFE[1]):
-        return None
-    return weight, bias
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype == torch.float64 else torch.float32
-
-
-def contribution(a: Tensor, b: Tensor, transposed: bool, weight: bool, bias: bool) -> Contribution:
-    """One use of a linear layer: inputs a (N, T, d), output gradients b (N, T, p)."""
-
-    def per_sample(start: int, stop: int) -> Iterator[tuple[str, Tensor]]:
-        part_a, part_b = _wide(a[start:stop]), _wide(b[start:stop])
-        if weight:
-            left, right = (part_a, part_b) if transposed else (part_b, part_a)
-            yield "weight", torch.bmm(left.transpose(1, 2), right)
-        if bias:
-            yield "bias", part_b.sum(1)
-
-    factors = {}
-    if weight and not transposed:
-        factors["weight"] = ("linear", a, b)
-    return Contribution(a.shape[0], per_sample, factors)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Contribution, Plan, Rule, UnsupportedError, Watcher, arrange, sum_of_squares, tap
+from .base import Plan, Rule, UnsupportedError, Watcher, arrange, sum_of_squares, tap
 
 
 class ScaleRule(Rule):
@@ -69,14 +69,7 @@ class ScaleRule(Rule):
             named = dict(zip(scaled, saved[split:], strict=True))
             return {local: sum_of_squares(each, named.get(local)) for local, each in gradients(b, x, saved[:split])}
 
-        def keep(b: Tensor, x: Tensor, *saved: Tensor) -> Contribution:
-            found = dict(gradients(b, x, saved[:split]))
-            samples = next(iter(found.values())).shape[0]
-            return Contribution(
-                samples, lambda start, stop: ((local, each[start:stop]) for local, each in found.items()), {}
-            )
-
-        return tap(watcher, y, measure, keep, x, *known, *scales)
+        return tap(watcher, y, measure, x, *known, *scales)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,0 +1,24 @@
+"""Parameters measured at the operation that reads them.
+
+===============  ======================================================================================================
+file             what is inside
+===============  ======================================================================================================
+`measuring.py`   the mode that sees every torch call of a forward pass: follows samples, finds uses, hands them to rules
+`rules/`         one rule an operation: what a sample's gradient is made of
+`use.py`         one use: the hook on its output, what it saves for the backward pass
+`operand.py`     what a use reads: a parameter, or a tensor computed from parameters, and the way back to these
+`pieces.py`      gradients of the samples in the form they come in; their squares and their projection
+`convolutions.py` squares of a convolution's weight gradients
+`ledger.py`      one forward pass: counts of uses, squares, projections
+===============  ======================================================================================================
+"""
+
+from .convolutions import by_samples, products_win, squares_by_products
+from .ledger import Pass
+from .measuring import Measuring
+from .pieces import chunks, combine, lookup_squares, project, sum_of_squares
+
+__all__ = [
+    "Measuring", "Pass", "by_samples", "chunks", "combine", "lookup_squares", "products_win", "project", "squares_by_products",
+    "sum_of_squares",
+]  # fmt: skip

@@ -1,0 +1,205 @@
+"""The mode that is on while the measured model runs forward: it sees every torch call, follows samples, finds uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from ..following import COMPOSITE, Mixed, body, follow, set_track, track_of
+from .ledger import Pass
+from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up
+from .rules import RULES, any_operation
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+_EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to}
+
+
+class Measuring(TorchFunctionMode):
+    """Follows one forward pass.
+
+    Attributes:
+        repeats: a non-reentrant checkpoint runs again: what it saves has to be saved alike, and nothing counts.
+        inside_backward: a reentrant checkpoint runs again, and this time with gradients.
+    """
+
+    def __init__(self, session: Session, ledger: Pass, repeats: bool = False, inside_backward: bool = False) -> None:
+        super().__init__()
+        self.session, self.ledger = session, ledger
+        self.repeats, self.inside_backward = repeats, inside_backward
+        self.name_of = session.name_of
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__" or name in _LOOKS:
+            return func(*args, **kwargs)
+        sampled = False
+        mixed: Mixed | None = None
+        parameters: list[Tensor] = []
+        for tensor in _tensors(args, kwargs):
+            track = track_of(tensor)
+            if track is None:
+                if tensor.requires_grad:
+                    parameters.append(tensor)
+            elif isinstance(track, Mixed):
+                mixed = track
+            else:
+                sampled = True
+                grad_fn = tensor.grad_fn
+                if grad_fn is not None and type(grad_fn).__name__ == "CheckpointFunctionBackward":
+                    self._enter_reentrant(grad_fn)
+        if not sampled and mixed is None:
+            out = func(*args, **kwargs)
+            if parameters:
+                self._note_source(func, args, kwargs, out)
+            return out
+        if func in COMPOSITE:
+            with self:
+                return body(func)(*args, **kwargs)
+        if not parameters:
+            return self._follow(func, args, kwargs, func(*args, **kwargs))
+        if not torch.is_grad_enabled():
+            self._count_hidden(parameters)
+            return self._follow(func, args, kwargs, func(*args, **kwargs))
+        if mixed is not None:
+            out = self._follow(func, args, kwargs, func(*args, **kwargs))
+            if any(t.requires_grad for t in pytree.tree_leaves(out) if isinstance(t, Tensor)):
+                self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], mixed)
+            return out
+        rule = RULES.get(func, any_operation)
+        return rule(self, func, args, kwargs, parameters)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operation itself, its output followed."""
+        return self._follow(func, args, kwargs, func(*args, **kwargs))
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        follow(func, args, kwargs, out, self.ledger.n)
+        for tensor in (out,) if isinstance(out, Tensor) else pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor) and track_of(tensor) is not None:
+                node = tensor.grad_fn
+                if node is not None:
+                    node.metadata[SAMPLES] = True
+        return out
+
+    def lost(self, operands: list[Operand], track: Any) -> None:
+        """Samples cannot be told apart at an operation that reads these operands."""
+        reason = track.reason if isinstance(track, Mixed) else track if isinstance(track, str) else "no samples there"
+        for operand in operands:
+            self.ledger.refuse([leaf.name for leaf in operand.leaves], reason)
+
+    def _count_hidden(self, parameters: list[Tensor]) -> None:
+        """Parameters read without gradients: a reentrant checkpoint will read them again, with."""
+        if self.repeats or self.inside_backward:
+            return
+        for tensor in parameters:
+            for leaf in leaves_of(tensor, self.name_of)[0]:
+                self.ledger.count(leaf)
+
+    @staticmethod
+    def _note_source(func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if func in _EXPANDING and isinstance(out, Tensor) and args[0].ndim == out.ndim:
+            expanded(out, args[0])
+        elif func is torch.nn.functional.embedding and isinstance(out, Tensor):
+            ids, table = args[:2] if len(args) > 1 else (args[0], kwargs["weight"])
+            padding = args[2] if len(args) > 2 else kwargs.get("padding_idx")
+            frequency = args[5] if len(args) > 5 else kwargs.get("scale_grad_by_freq", False)
+            if not frequency:
+                padding = padding + table.shape[0] if padding is not None and padding < 0 else padding
+                looked_up(out, table, ids, padding)
+
+    def note_checkpoint(self) -> None:
+        """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is None or not getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook"):
+            return
+        names = hooks[0].__code__.co_freevars
+        if "frame" not in names:
+            return
+        frame = hooks[0].__closure__[names.index("frame")].cell_contents
+        plain = frame.recompute_fn
+        if getattr(plain, "_sdsd_followed", False):
+            return
+        session, ledger = self.session, self.ledger
+
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            with Measuring(session, ledger, repeats=True):
+                return plain(*args, **kwargs)
+
+        followed._sdsd_followed = True  # type: ignore[attr-defined]
+        frame.recompute_fn = followed
+
+    def _enter_reentrant(self, node: Any) -> None:
+        """A reentrant checkpoint runs its function again inside backward: let that run be measured."""
+        plain = node.run_function
+        if getattr(plain, "_sdsd_followed", False):
+            return
+        session, ledger = self.session, self.ledger
+        inputs = list(node.inputs)
+        for place, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
+            inputs[place] = tensor
+        tracks = [track_of(each) if isinstance(each, Tensor) else None for each in inputs]
+
+        def followed(*args: Any) -> Any:
+            for each, track in zip(args, tracks, strict=True):
+                if track is not None:
+                    set_track(each, track)
+            with Measuring(session, ledger, inside_backward=True):
+                return plain(*args)
+
+        followed._sdsd_followed = True  # type: ignore[attr-defined]
+        node.run_function = followed
+
+    def outputs(self, out: Any) -> Iterator[Tensor]:
+        """Tensors in what the model returned that train, with what is behind them taken note of."""
+        for tensor in _deep_tensors(out):
+            if tensor.grad_fn is not None and type(tensor.grad_fn).__name__ == "CheckpointFunctionBackward":
+                self._enter_reentrant(tensor.grad_fn)
+            if tensor.grad_fn is not None:
+                yield tensor
+            set_track(tensor, None)
+
+
+_LOOKS = frozenset(
+    "size dim stride numel is_contiguous element_size storage_offset data_ptr get_device is_floating_point is_complex "
+    "nelement ndimension __len__ _set_grad_enabled item tolist numpy __bool__ __repr__ __hash__ __int__ __float__ "
+    "__index__ register_hook register_post_accumulate_grad_hook retain_grad backward is_pinned __contains__ "
+    "__format__ is_inference requires_grad_ has_names is_nonzero is_same_size".split()
+)
+"""Functions that only look at a tensor, by name."""
+
+
+def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:
+    for value in args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value, {})
+    for value in kwargs.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value, {})
+
+
+def _deep_tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested containers and in plain objects such as a ModelOutput."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _deep_tensors(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _deep_tensors(each)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module, Callable)):  # type: ignore[arg-type]
+        for each in vars(value).values():
+            if isinstance(each, (Tensor, dict, tuple, list)):
+                yield from _deep_tensors(each)

@@ -1,0 +1,158 @@
+"""What an operation reads beside samples: a parameter, or a tensor computed from parameters alone.
+
+Gradients with respect to a computed operand (a weight norm, a table looked up at constant positions, a reshaped matrix)
+are pulled back to the parameters through its own small autograd graph, sample by sample in one batched call; nothing
+of the user's code runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .pieces import Dense, Lookup, Piece, chunks, wide
+
+if TYPE_CHECKING:
+    from .ledger import Pass
+
+SOURCE = "_sdsd_source"
+"""The attribute of a computed tensor that names a simpler one it was made from: see `expanded` and `looked_up`."""
+SAMPLES = "sdsd_samples"
+"""The entry in a node's metadata that says its output depends on samples."""
+MOST_NODES = 5_000
+"""A graph of parameters alone is small; one of more nodes is taken for one that samples went through unseen."""
+
+
+def expanded(out: Tensor, base: Tensor) -> None:
+    """Note that `out` is `base` expanded."""
+    setattr(out, SOURCE, ("expanded", base))
+
+
+def looked_up(out: Tensor, table: Tensor, ids: Tensor, padding: int | None) -> None:
+    """Note that `out` (*ids.shape, d) holds rows of `table` at constant positions `ids`."""
+    setattr(out, SOURCE, ("looked up", table, ids, padding))
+
+
+class Leaf:
+    """A parameter: its name in the report, and the node that adds to its .grad."""
+
+    __slots__ = ("name", "node", "tensor")
+
+    def __init__(self, name: str, tensor: Tensor, node: Any) -> None:
+        self.name, self.tensor, self.node = name, tensor, node
+
+
+class Hidden(Exception):  # noqa: N818
+    """A tensor that looks computed from parameters alone, and is not: samples went through an operation unseen."""
+
+
+def leaves_of(tensor: Tensor, name_of: Callable[[Tensor], str | None]) -> tuple[list[Leaf], str | None]:
+    """The measured parameters that `tensor` is computed from, and the operation that samples went through, or None."""
+    if tensor.grad_fn is None:
+        name = name_of(tensor)
+        if name is None:
+            return [], None
+        return [Leaf(name, tensor, torch.autograd.graph.get_gradient_edge(tensor).node)], None
+    found: dict[str, Leaf] = {}
+    seen, stack, hidden = set(), [tensor.grad_fn], None
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if SAMPLES in node.metadata or len(seen) > MOST_NODES:
+            hidden = tensor.grad_fn.name()
+            continue
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            name = name_of(variable)
+            if name is not None:
+                found[name] = Leaf(name, variable, node)
+        stack.extend(child for child, _ in node.next_functions if child is not None)
+    return list(found.values()), hidden
+
+
+class Operand:
+    """One operand of one operation, of `shape`, and the parameters behind it."""
+
+    __slots__ = ("base", "leaves", "shape", "source", "tensor")
+
+    def __init__(self, tensor: Tensor, leaves: list[Leaf]) -> None:
+        self.source = getattr(tensor, SOURCE, None)
+        self.base = self.source[1] if self.source is not None and self.source[0] == "expanded" else tensor
+        self.tensor, self.leaves, self.shape = tensor, leaves, self.base.shape
+
+    @property
+    def direct(self) -> bool:
+        return self.base.grad_fn is None
+
+    def wanted(self) -> list[Leaf]:
+        """The parameters whose .grad the backward pass that now runs adds to."""
+        return [leaf for leaf in self.leaves if executes(leaf.node)]
+
+    def deliver(self, ledger: Pass, piece: Piece) -> None:
+        """Hand the gradients of this operand on as gradients of the parameters."""
+        leaves = self.wanted()
+        if not leaves:
+            return
+        if self.direct:
+            ledger.receive(leaves[0], piece)
+        elif self.source is not None and self.source[0] == "looked up" and len(leaves) == 1:
+            _, table, ids, padding = self.source
+            if table.grad_fn is None:
+                gradients = piece.each(0, piece.n).reshape(piece.n, ids.numel(), -1)
+                tokens = ids.reshape(1, -1).expand(piece.n, -1)
+                ledger.receive(leaves[0], Lookup(tokens, gradients, table.shape[0], padding))
+            else:
+                self._pull(ledger, piece, leaves)
+        else:
+            self._pull(ledger, piece, leaves)
+
+    def _pull(self, ledger: Pass, piece: Piece, leaves: list[Leaf]) -> None:
+        size = piece.bytes_each + 8 * max(leaf.tensor.numel() for leaf in leaves)
+        whole = any(ledger.shared(leaf) for leaf in leaves)
+        parts: dict[str, list[Tensor]] = {leaf.name: [] for leaf in leaves}
+        by_name = {leaf.name: leaf for leaf in leaves}
+        for start, stop in chunks(piece.n, size, ledger.max_bytes):
+            for name, gradients in self._pulled(piece.each(start, stop), leaves):
+                if whole:
+                    parts[name].append(gradients)
+                else:
+                    ledger.receive(by_name[name], Dense(gradients), part=True)
+        for name, found in parts.items():
+            if found:
+                ledger.receive(by_name[name], Dense(torch.cat(found)))
+
+    def _pulled(self, gradients: Tensor, leaves: list[Leaf]) -> Iterator[tuple[str, Tensor]]:
+        """Gradients of the parameters from gradients (n, *shape) of this operand."""
+        given = gradients.to(self.base.dtype)
+        tensors = [leaf.tensor for leaf in leaves]
+        with torch.enable_grad():
+            try:
+                found = torch.autograd.grad(
+                    self.base, tensors, given, is_grads_batched=True, retain_graph=True, allow_unused=True
+                )
+            except RuntimeError:
+                # A custom autograd.Function or an operation that vmap does not know: one sample at a time.
+                rows = [
+                    torch.autograd.grad(self.base, tensors, each, retain_graph=True, allow_unused=True)
+                    for each in given
+                ]
+                found = tuple(
+                    None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)
+                )
+        for leaf, each in zip(leaves, found, strict=True):
+            if each is not None:
+                yield leaf.name, wide(each.detach())
+
+
+def executes(node: Any) -> bool:
+    """Whether the backward pass that now runs adds to the .grad of this leaf; not where autograd.grad only looks."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        # Torch refuses to tell for a leaf that autograd.grad returns the gradient of: nothing is added to .grad.
+        return False

@@ -1,0 +1,268 @@
+"""What one use of a parameter knows of the samples' gradients, in the form that it comes in.
+
+A piece stands for gradients g_n (N, *shape) of the operand of one operation. It gives Σ‖g_n‖², a range of samples, and
+the projection ⟨Σ g_n, u ⊗ v⟩ that proves the step, each in the cheapest way its form allows.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sdsd_kernels import weight_grad_stats
+
+SAFE = (1e-20, 1e30)
+"""Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""
+FEW = 2**19
+"""So many squares may be added up in float32, in eight sums or more, and agree with float64 to about 1e-7."""
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 or better."""
+    return x if x.dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128) else x.float()
+
+
+def chunks(samples: int, bytes_each: int, max_bytes: int) -> list[tuple[int, int]]:
+    """Ranges of samples whose per-sample gradients fit `max_bytes`; one sample at least."""
+    step = max(1, min(samples, max_bytes // max(bytes_each, 1)))
+    return [(start, min(start + step, samples)) for start in range(0, samples, step)]
+
+
+def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
+    """Σ_n ‖D ∘ g_n‖², gradients (N, *shape), as a 0-dim float64 tensor; squares in float32 or better."""
+    values = wide(gradients)
+    if scale is not None:
+        values = values * scale
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
+    if values.device.type != "cpu":
+        return torch.linalg.vector_norm(values, dtype=torch.float64).square()
+    if values.numel() <= FEW:
+        flat = values.reshape(-1)
+        total = torch.dot(flat, flat).double()
+        if values.dtype == torch.float64 or SAFE[0] < total.item() < SAFE[1]:
+            return total
+        return values.double().square().sum()
+    return torch.linalg.vector_norm(values.reshape(values.shape[0], -1), dim=1).double().square().sum()
+
+
+def project(gradient: Tensor, direction: tuple[Tensor, Tensor]) -> Tensor:
+    """⟨gradient, u ⊗ v⟩ as a 0-dim float64 tensor; of a complex gradient, of its real and imaginary parts added."""
+    u, v = direction
+    values = wide(gradient)
+    if values.is_complex():
+        values = values.real + values.imag
+    matrix = values.reshape(u.numel(), -1)
+    return torch.dot(torch.mv(matrix, v.to(matrix.dtype)).double(), u.double())
+
+
+class Piece(abc.ABC):
+    """Gradients of N samples with respect to one operand."""
+
+    n: int
+    factors: tuple[str, Tensor, Tensor] | None = None
+    """("linear", a, b) or ("embedding", tokens, g): what a tied pair needs to skip forming gradients."""
+    alone: Tensor | None = None
+    """Σ‖·‖² of this use by itself, where it was found on the way."""
+    bytes_each: int
+    """Memory that one sample's gradient takes while it is formed."""
+
+    @abc.abstractmethod
+    def each(self, start: int, stop: int) -> Tensor:
+        """Gradients of samples start … stop; shape: (stop − start, *operand.shape)."""
+
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        """Σ_n ‖D ∘ g_n‖²."""
+        if self.alone is not None and scale is None:
+            return self.alone
+        total: Tensor | None = None
+        for start, stop in chunks(self.n, self.bytes_each, max_bytes):
+            part = sum_of_squares(self.each(start, stop), scale)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
+        """⟨Σ g_n, u ⊗ v⟩."""
+        parts = [
+            project(self.each(start, stop).sum(0), direction) for start, stop in chunks(self.n, self.bytes_each, max_bytes)
+        ]
+        return torch.stack(parts).sum()
+
+
+class Dense(Piece):
+    """All gradients, formed: (N, *shape)."""
+
+    def __init__(self, gradients: Tensor) -> None:
+        self.gradients = gradients
+        self.n = gradients.shape[0]
+        self.bytes_each = 8
+
+    def each(self, start: int, stop: int) -> Tensor:
+        return wide(self.gradients[start:stop])
+
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        return sum_of_squares(self.gradients, scale)
+
+
+class Lazy(Piece):
+    """Gradients formed on request by `form(start, stop)`; `total` is their sum where it is at hand."""
+
+    def __init__(
+        self, n: int, bytes_each: int, form: Callable[[int, int], Tensor], alone: Tensor | None = None,
+        total: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.n, self.bytes_each, self.form, self.alone, self.total = n, bytes_each, form, alone, total
+
+    def each(self, start: int, stop: int) -> Tensor:
+        return wide(self.form(start, stop))
+
+    def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
+        if self.total is not None:
+            return project(self.total, direction)
+        return super().projection(direction, max_bytes)
+
+
+class Product(Piece):
+    """g_n = Σ_t b_nt a_ntᵀ of a linear operation: a (N, T, d), b (N, T, p). The operand is (p, d), or (d, p) transposed."""
+
+    def __init__(
+        self, a: Tensor, b: Tensor, transposed: bool = False, alone: Tensor | None = None, total: Tensor | None = None
+    ) -> None:
+        self.a, self.b, self.transposed, self.alone, self.total = a, b, transposed, alone, total
+        self.n = a.shape[0]
+        self.bytes_each = 8 * a.shape[-1] * b.shape[-1]
+        if not transposed:
+            self.factors = ("linear", a, b)
+
+    def each(self, start: int, stop: int) -> Tensor:
+        left, right = (self.a, self.b) if self.transposed else (self.b, self.a)
+        return torch.bmm(wide(left[start:stop]).transpose(1, 2), wide(right[start:stop]))
+
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        if self.alone is not None:
+            return self.alone
+        if scale is None and self.a.shape[1] == 1:
+            found = self._one_position()
+            if found is not None:
+                return found
+        if scale is not None and self.transposed:
+            scale = scale.t()
+        return weight_grad_stats(self.a, self.b, scale=scale, weight_grad=False).square_norm
+
+    def _one_position(self) -> Tensor | None:
+        """Σ‖a_n‖²‖b_n‖² from norms of rows; None where that is not safe. Spares small layers the kernel's overhead."""
+        a, b = self.a[:, 0], self.b[:, 0]
+        if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64) or a.dtype != b.dtype:
+            return None
+        products = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+        total = torch.dot(products, products)
+        return total.double() if SAFE[0] < total.item() < SAFE[1] else None
+
+    def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
+        if self.total is not None:
+            return project(self.total, direction)
+        u, v = direction
+        if self.transposed:
+            u, v = v, u
+        left = wide(self.b).flatten(0, 1) @ u.to(wide(self.b).dtype)
+        right = wide(self.a).flatten(0, 1) @ v.to(wide(self.a).dtype)
+        return torch.dot(left.double(), right.double())
+
+
+class Lookup(Piece):
+    """Rows of a table (rows, d): g_n adds gradients g (N, T, d) at tokens (N, T)."""
+
+    def __init__(self, tokens: Tensor, gradients: Tensor, rows: int, padding: int | None) -> None:
+        if padding is not None:
+            gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
+        self.tokens, self.gradients, self.rows = tokens, gradients, rows
+        self.n = tokens.shape[0]
+        self.bytes_each = 8 * rows * gradients.shape[-1]
+        self.factors = ("embedding", tokens, gradients)
+
+    def each(self, start: int, stop: int) -> Tensor:
+        part = wide(self.gradients[start:stop])
+        table = part.new_zeros(stop - start, self.rows, part.shape[-1])
+        return table.scatter_add_(1, self.tokens[start:stop].unsqueeze(-1).expand_as(part), part)
+
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        return lookup_squares(self.gradients, self.tokens, scale)
+
+    def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
+        u, v = direction
+        g = wide(self.gradients)
+        return torch.dot((g @ v.to(g.dtype)).double().flatten(), u.double()[self.tokens.flatten()])
+
+
+def lookup_squares(gradients: Tensor, tokens: Tensor, scale: Tensor | None) -> Tensor:
+    """Σ_n ‖per-sample gradient of the table‖², gradients (N, T, d), tokens (N, T); a 0-dim float64 tensor.
+
+    Tokens of a sample are sorted, equal neighbours share a slot, gradients are added into slots: static shapes,
+    O(N T d), and nothing of the size of the table.
+    """
+    values = wide(gradients)
+    if scale is not None:
+        values = values * scale[tokens]
+    if tokens.shape[1] > 1:
+        ordered, order = tokens.sort(dim=1)
+        new = torch.ones_like(ordered, dtype=torch.bool)
+        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        # Slots count on through the samples, so that no two samples share one.
+        slots = new.flatten().cumsum(0) - 1
+        rows = values.gather(1, order.unsqueeze(-1).expand_as(values)).flatten(0, 1)
+        values = torch.zeros_like(rows).index_add(0, slots, rows)
+    return torch.linalg.vector_norm(values.flatten(0, -2), dim=1).double().square().sum()
+
+
+def combine(pieces: list[Piece], scale: Tensor | None, max_bytes: int) -> Tensor:
+    """Σ_n ‖Σ_uses g_n‖²: squares of the sum over uses, which do not add."""
+    if len(pieces) == 1:
+        return pieces[0].squares(scale, max_bytes)
+    found = _from_factors(pieces, max_bytes) if scale is None else None
+    if found is not None:
+        return found
+    total: Tensor | None = None
+    for start, stop in chunks(pieces[0].n, max(piece.bytes_each for piece in pieces), max_bytes):
+        together = pieces[0].each(start, stop)
+        for piece in pieces[1:]:
+            together = together + piece.each(start, stop)
+        part = sum_of_squares(together, scale)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _from_factors(pieces: list[Piece], max_bytes: int) -> Tensor | None:
+    """Squares of sums of outer products, without forming them; None where some use is not one."""
+    factors = [piece.factors for piece in pieces if piece.factors is not None]
+    if len(factors) < len(pieces):
+        return None
+    linear = [(a, b) for kind, a, b in factors if kind == "linear"]
+    lookups = [(tokens, g) for kind, tokens, g in factors if kind == "embedding"]
+    total: Tensor = torch.zeros((), dtype=torch.float64, device=factors[0][2].device)
+    alone = [piece.alone for piece in pieces if piece.alone is not None]
+    if len(linear) == 1 and alone:
+        ((a, b),) = linear
+        total = total + alone[0]
+    elif linear:
+        if len({x.dtype for pair in linear for x in pair}) > 1:
+            return None
+        a, b = (torch.cat(parts, 1) for parts in zip(*linear, strict=True))
+        total = total + weight_grad_stats(a, b, weight_grad=False).square_norm
+    if lookups:
+        tokens, g = (torch.cat(parts, 1) for parts in zip(*lookups, strict=True))
+        total = total + lookup_squares(g, tokens, None)
+    if linear and lookups:
+        # ⟨Σ_t b_t a_tᵀ, Σ_s e_token(s) g_sᵀ⟩ = Σ_s Σ_t (g_s·a_t) b_t[token(s)]
+        each = a.shape[1] * tokens.shape[1] * 8 * 2
+        for start, stop in chunks(a.shape[0], each, max_bytes):
+            left, right = wide(g[start:stop]), wide(a[start:stop])
+            products = torch.bmm(left, right.to(left.dtype).transpose(1, 2))
+            columns = tokens[start:stop].unsqueeze(1).expand(-1, b.shape[1], -1)
+            picked = wide(b[start:stop].gather(2, columns)).transpose(1, 2)
+            total = total + 2 * (products * picked).sum(dtype=torch.float64)
+    return total

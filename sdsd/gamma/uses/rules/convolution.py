@@ -1,0 +1,178 @@
+"""Convolutions of one to three dimensions, transposed ones too.
+
+With several samples of one position each the gradients of the samples come out of one grouped call; their sum is the
+weight gradient, so it is computed in the place of the layer's own backward, not beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...following import Track, track_of
+from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
+from ..pieces import SAFE, Dense, Lazy, Piece
+from ..use import Use, operands_of, register, watch
+from .generic import any_operation
+
+if TYPE_CHECKING:
+    from ..measuring import Measuring
+
+
+def convolution(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    """torch.conv1d … conv3d and conv_transpose1d … conv_transpose3d."""
+    transposed = "transpose" in func.__name__
+    names = ("input", "weight", "bias", "stride", "padding") + (
+        ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    )
+    given = dict(zip(names, args, strict=False)) | kwargs
+    x, weight, bias = given["input"], given["weight"], given.get("bias")
+    track = track_of(x)
+    space = weight.ndim - 2
+    stride, dilation = (_each(given.get(name, 1), space) for name in ("stride", "dilation"))
+    padding = _padding(given.get("padding", 0), weight, dilation, space)
+    plain = isinstance(track, Track) and track.axis == 0 and x.ndim == space + 2 and padding is not None
+    if not plain or any(t is not None and track_of(t) is not None for t in (weight, bias)):
+        return any_operation(mode, func, args, kwargs, parameters)
+    output_padding = _each(given.get("output_padding", 0), space)
+    settings = (stride, padding, dilation, transposed, output_padding, given.get("groups", 1))
+    assert isinstance(track, Track)
+    leafs = weight.grad_fn is None and (bias is None or bias.grad_fn is None)
+    if weight.requires_grad and leafs and (track.outer, track.inner) == (1, 1) and not x.is_complex():
+        out = _joined(mode, func, args, kwargs, x, weight, bias, settings)
+        if out is not None:
+            return out
+    out = mode.run(func, args, kwargs)
+    n, trains = mode.ledger.n, weight.requires_grad
+    read = [t for t in (weight, bias) if t is not None and t.requires_grad]
+
+    def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
+        if x is not None:
+            yield 0, _weight_piece(b, x.to(b.dtype), weight.to(b.dtype), settings, track, n)
+        if bias is not None and bias.requires_grad:
+            rows = b.flatten(2).sum(2).unflatten(0, (track.outer, n, track.inner))
+            yield len(read) - 1, Dense(rows.sum((0, 2)))
+
+    watch(mode, "convolution", out, read, (x if trains else None,), measure)
+    return out
+
+
+def _each(value: Any, space: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * space if len(values) == 1 else values
+
+
+def _padding(value: Any, weight: Tensor, dilation: tuple[int, ...], space: int) -> tuple[int, ...] | None:
+    """Padding as numbers; None where "same" is uneven."""
+    if value == "valid":
+        return (0,) * space
+    if value == "same":
+        both = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        return None if any(total % 2 for total in both) else tuple(total // 2 for total in both)
+    return _each(value, space)
+
+
+def _weight_piece(b: Tensor, x: Tensor, weight: Tensor, settings: Any, track: Track, n: int) -> Piece:
+    """Weight gradients by sample; where a sample is several rows of the batch, summed over them."""
+    size = 8 * max(weight.numel(), x[0].numel(), b[0].numel()) * track.outer * track.inner
+
+    def form(start: int, stop: int) -> Tensor:
+        rows = [t.unflatten(0, (track.outer, n, track.inner))[:, start:stop] for t in (b, x)]
+        joined = [t.transpose(0, 1).reshape(-1, *t.shape[3:]) for t in rows]
+        each = per_sample_weight(*joined, weight, settings)
+        return each.unflatten(0, (stop - start, -1)).sum(1)
+
+    return Lazy(n, size, form)
+
+
+def _joined(
+    mode: Measuring, func: Any, args: Any, kwargs: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any
+) -> Tensor | None:
+    read = [weight] if bias is None or not bias.requires_grad else [weight, bias]
+    operands, hidden = operands_of(mode, read)
+    if hidden is not None or not operands[0].leaves:
+        return None
+    mode.note_checkpoint()
+    use = register(mode, operands, "convolution")
+    device = x.device.type
+    a, w, c = x, weight, bias
+    if torch.is_autocast_enabled(device):
+        half = torch.get_autocast_dtype(device)
+        a, w, c = a.to(half), w.to(half), c if c is None else c.to(half)
+    with torch.autocast(device, enabled=False):
+        out: Tensor = _Joined.apply(a, w, c, use, settings)  # type: ignore[no-untyped-call]
+    mode._follow(func, args, kwargs, out)
+    return out
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, settings: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.use, ctx.settings = use, settings
+        return torch.ops.aten.convolution(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        settings, use = ctx.settings, ctx.use
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        measured = use.wanted()
+        if torch.is_grad_enabled() or not measured:
+            sizes = [weight.shape[1] * settings[5] if settings[3] else weight.shape[0]]
+            found = torch.ops.aten.convolution_backward(
+                grad, x, weight, sizes, *settings, [need_x, need_weight, need_bias]
+            )
+            if measured:
+                with torch.no_grad():
+                    _measure(use, x.detach(), grad.detach(), weight.detach(), settings)
+            return *(each if need else None for each, need in zip(found, (need_x, need_weight, need_bias), strict=True)), None, None
+        grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x)
+        return grad_x, grad_weight, grad_bias if need_bias else None, None, None
+
+
+def _measure(
+    use: Use, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool = False
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Deliver the pieces; gradients of input, weight and bias."""
+    ledger = use.mode.ledger
+    ledger.begin(use, grad.dtype)
+    leaf = use.operands[0].leaves[0]
+    scale, shared = ledger.scale(leaf.name), ledger.shared(leaf)
+    by_products = not shared and scale is None and products_win(x, grad, weight, settings)
+    together = shared or by_products
+    grad_x = grad_weight = grad_bias = None
+    if need_x or together:
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, [0], *settings, [need_x, together, False]
+        )
+    alone = None
+    if by_products:
+        alone = squares_by_products(grad, x, weight, settings, ledger.max_bytes)
+        if not SAFE[0] < alone.item() < SAFE[1]:
+            alone = squares_by_products(grad.double(), x.double(), weight, settings, ledger.max_bytes)
+    elif not shared:
+        grad_weight, alone = by_samples(grad, x, weight, settings, scale, ledger.max_bytes)
+
+    def form(start: int, stop: int) -> Tensor:
+        return per_sample_weight(grad[start:stop], x[start:stop], weight, settings)
+
+    size = 8 * max(weight.numel(), x[0].numel(), grad[0].numel())
+    use.operands[0].deliver(ledger, _Weights(x.shape[0], size, form, alone, grad_weight))
+    if len(use.operands) > 1:
+        rows = grad.flatten(2).sum(2)
+        grad_bias = rows.sum(0)
+        use.operands[1].deliver(ledger, Dense(rows))
+    return grad_x, grad_weight, grad_bias
+
+
+class _Weights(Lazy):
+    """Gradients of a convolution's weight, whose squares were found with the preconditioner already."""
+
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        return self.alone if self.alone is not None else super().squares(scale, max_bytes)
+
+

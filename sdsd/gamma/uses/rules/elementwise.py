@@ -1,0 +1,132 @@
+"""Elementwise operations of samples with parameters: sums, differences, products, quotients, and PReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...following import Track, track_of
+from ..operand import SOURCE
+from ..pieces import Dense, Lazy, Piece, wide
+from ..use import watch
+from .generic import any_operation
+
+if TYPE_CHECKING:
+    from ..measuring import Measuring
+
+
+def gathered(values: Tensor, track: Track, n: int, shape: torch.Size) -> Tensor | None:
+    """`values`, of the shape of an output, summed to one tensor of `shape` a sample; (N, *shape).
+
+    None where `shape` has a row for every sample, so that what it was broadcast over is not the samples.
+    """
+    front = values.ndim - len(shape)
+    axis = track.axis
+    if axis >= front and shape[axis - front] != 1:
+        return None
+    split = values.unflatten(axis, (track.outer, n, track.inner)).movedim(axis + 1, 0)
+    # shape of split: (N, before, outer, inner, after)
+    ones = [dim for dim in range(values.ndim) if dim < front or (shape[dim - front] == 1 and values.shape[dim] != 1)]
+    over = sorted({1 + dim + (dim > axis) for dim in ones} | {1 + axis, 2 + axis})
+    if split.dtype in (torch.float16, torch.bfloat16):
+        split = split.float()
+    return split.sum(over).reshape(n, *shape)
+
+
+def apart(values: Tensor, track: Track, n: int, shape: torch.Size) -> Piece:
+    """Gradients of an operand of `shape` that is broadcast to the output, from the output-shaped `values`."""
+    found = gathered(values, track, n, shape)
+    if found is not None:
+        return Dense(found)
+    split = values.unflatten(track.axis, (track.outer, n, track.inner))
+
+    def form(start: int, stop: int) -> Tensor:
+        # The operand has a row for every sample: sample n's gradient is zero in all others.
+        rows = []
+        for sample in range(start, stop):
+            alone = torch.zeros_like(split)
+            alone.select(track.axis + 1, sample).copy_(split.select(track.axis + 1, sample))
+            rows.append(wide(alone.flatten(track.axis, track.axis + 2)).sum_to_size(shape))
+        return torch.stack(rows)
+
+    return Lazy(n, 8 * values.numel(), form)
+
+
+def combination(kind: str) -> Any:
+    """The rule of `left ∘ right` for + − × ÷."""
+
+    def rule(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+        extra = {name: value for name, value in kwargs.items() if name not in ("input", "other")}
+        left = args[0] if args else kwargs.get("input")
+        right = args[1] if len(args) > 1 else kwargs.get("other")
+        if extra or len(args) > 2 or not isinstance(left, Tensor) or not isinstance(right, Tensor):
+            return any_operation(mode, func, args, kwargs, parameters)
+        if kind == "subtract from":
+            left, right, sign_of = right, left, "subtract"
+        else:
+            sign_of = kind
+        places = [place for place, t in enumerate((left, right)) if track_of(t) is None and t.requires_grad]
+        if len(places) != 1:
+            return any_operation(mode, func, args, kwargs, parameters)
+        place = places[0]
+        operand = (left, right)[place]
+        other = (left, right)[1 - place]
+        in_place = getattr(func, "__name__", "").rstrip("_") != getattr(func, "__name__", "")
+        if in_place and sign_of in ("multiply", "divide"):
+            return any_operation(mode, func, args, kwargs, parameters)
+        source = getattr(operand, SOURCE, None)
+        shape = source[1].shape if source is not None and source[0] == "expanded" else operand.shape
+        needs_other = sign_of == "multiply" or (sign_of == "divide")
+        out = mode.run(func, args, kwargs)
+        track, n = track_of(out), mode.ledger.n
+
+        def measure(b: Tensor, other: Tensor | None, own: Tensor | None) -> Iterator[tuple[int, Piece]]:
+            assert isinstance(track, Track)
+            if sign_of == "add" or (sign_of == "subtract" and place == 0):
+                values = b
+            elif sign_of == "subtract":
+                values = -b
+            elif sign_of == "multiply":
+                assert other is not None
+                values = wide(b) * wide(other).conj()
+            else:
+                assert other is not None
+                assert own is not None
+                if place == 0:
+                    values = wide(b) / wide(other).conj()
+                else:
+                    values = -wide(b) * (wide(other) / wide(own).square()).conj()
+            if operand.is_complex() is False and values.is_complex():
+                values = values.real
+            yield 0, apart(values, track, n, shape)
+
+        saved = (other if needs_other else None, operand if sign_of == "divide" and place == 1 else None)
+        watch(mode, _NAMES[sign_of], out, [operand], saved, measure)
+        return out
+
+    return rule
+
+
+_NAMES = {"add": "sum", "subtract": "difference", "multiply": "product", "divide": "quotient"}
+
+
+def prelu(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    """torch.prelu(x, weight): weight (1,) or one value a channel, dimension 1."""
+    x, weight = (args[0], args[1]) if len(args) > 1 else (args[0], kwargs["weight"])
+    if track_of(weight) is not None or not isinstance(track_of(x), Track):
+        return any_operation(mode, func, args, kwargs, parameters)
+    out = mode.run(func, args, kwargs)
+    track, n = track_of(out), mode.ledger.n
+    spread = torch.Size([weight.numel(), *[1] * (x.ndim - 2)] if x.ndim > 1 and weight.numel() > 1 else [1] * x.ndim)
+
+    def measure(b: Tensor, x: Tensor) -> Iterator[tuple[int, Piece]]:
+        assert isinstance(track, Track)
+        found = gathered(wide(b) * wide(x).clamp(max=0), track, n, spread)
+        assert found is not None
+        yield 0, Dense(found.reshape(n, *weight.shape))
+
+    watch(mode, "PReLU", out, [weight], (x,), measure)
+    return out

@@ -1,0 +1,221 @@
+"""Linear operations: F.linear, and products of samples with a matrix of parameters.
+
+Of several positions a sample the weight gradient and the squares come out of one call of `weight_grad_stats`, in the
+place of the layer's own backward pass. Of one position squares need no product at all; there, and for computed
+weights, the layer's own backward stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from sdsd_kernels import weight_grad_stats
+
+from ...following import Track, arrange, track_of
+from ..operand import executes
+from ..pieces import Dense, Piece, Product
+from ..use import Use, operands_of, register, watch
+from .generic import any_operation
+
+if TYPE_CHECKING:
+    from ..measuring import Measuring
+
+
+def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    """F.linear(x, weight, bias)."""
+    x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
+    track = track_of(x)
+    if not isinstance(track, Track) or track.axis == x.ndim - 1 or track_of(weight) is not None:
+        return any_operation(mode, func, args, kwargs, parameters)
+    trains = weight.requires_grad
+    if trains and weight.grad_fn is None and x.shape.numel() // x.shape[-1] != mode.ledger.n:
+        out = _joined(mode, x, weight, bias, track)
+        if out is not None:
+            return out
+    out = mode.run(func, args, kwargs)
+    n = mode.ledger.n
+    read = [t for t in (weight, bias) if t is not None and t.requires_grad]
+
+    def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
+        rows = arrange(b, track, n, 1)
+        if x is not None:
+            yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows)
+        if bias is not None and bias.requires_grad:
+            yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)))
+
+    watch(mode, "linear", out, read, (x if trains else None,), measure)
+    return out
+
+
+def matmul(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    """x @ matrix, with samples on the left and a (d, p) matrix of parameters on the right."""
+    given = _bind(("input", "other"), args, kwargs)
+    if len(args) + len(kwargs) != 2 or None in given:
+        return any_operation(mode, func, args, kwargs, parameters)
+    x, matrix = given
+    track = track_of(x)
+    plain = isinstance(track, Track) and track_of(matrix) is None and matrix.ndim == 2 and x.ndim > 1
+    if not plain or track.axis == x.ndim - 1:
+        return any_operation(mode, func, args, kwargs, parameters)
+    out = mode.run(func, args, kwargs)
+    n = mode.ledger.n
+    # A transposed parameter is measured as it lies: the tied head that is written h @ embedding.weight.t().
+    upright = _transpose_of(matrix)
+
+    def measure(b: Tensor, x: Tensor) -> Iterator[tuple[int, Piece]]:
+        rows = arrange(b, track, n, 1)
+        yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows, transposed=upright is None)
+
+    watch(mode, "linear", out, [matrix if upright is None else upright], (x,), measure)
+    return out
+
+
+def addmm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    """torch.addmm(bias, x, matrix): how Hugging Face's Conv1D multiplies."""
+    bias, x, matrix = _bind(("input", "mat1", "mat2"), args, kwargs)
+    track = track_of(x) if isinstance(x, Tensor) else None
+    plain = (
+        len(args) + len(kwargs) == 3
+        and isinstance(track, Track)
+        and track.axis == 0
+        and all(t is not None and track_of(t) is None for t in (bias, matrix))
+        and bias.ndim == 1
+    )
+    if not plain:
+        return any_operation(mode, func, args, kwargs, parameters)
+    assert isinstance(track, Track)
+    n = mode.ledger.n
+    if matrix.requires_grad and matrix.grad_fn is None and x.shape[0] != n:
+        out = _joined(mode, x, matrix, bias, track, transposed=True)
+        if out is not None:
+            return out
+    out = mode.run(func, args, kwargs)
+    read = [t for t in (matrix, bias) if t.requires_grad]
+
+    def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
+        rows = arrange(b, track, n, 1)
+        if x is not None:
+            yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows, transposed=True)
+        if bias.requires_grad:
+            yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)))
+
+    watch(mode, "linear (weight stored transposed)", out, read, (x if matrix.requires_grad else None,), measure)
+    return out
+
+
+def _bind(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
+    return [args[k] if k < len(args) else kwargs.get(name) for k, name in enumerate(names)]
+
+
+def _transpose_of(matrix: Tensor) -> Tensor | None:
+    """The parameter that `matrix` is the transpose of, or None."""
+    node = matrix.grad_fn
+    if node is None or node.name() not in ("TBackward0", "TransposeBackward0", "PermuteBackward0"):
+        return None
+    parent = node.next_functions[0][0]
+    variable = getattr(parent, "variable", None)
+    if variable is None or variable.ndim != 2 or variable.shape != matrix.shape[::-1]:
+        return None
+    # A permutation that keeps the order leaves a square matrix as it is.
+    return variable if variable.stride() == matrix.stride()[::-1] and variable.stride() != matrix.stride() else None
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
+
+
+def _joined(
+    mode: Measuring, x: Tensor, weight: Tensor, bias: Tensor | None, track: Track, transposed: bool = False
+) -> Tensor | None:
+    """x Wᵀ + b by a function whose backward finds gradient and squares together; None where it does not apply."""
+    if bias is not None and (track_of(bias) is not None or (bias.requires_grad and bias.grad_fn is not None)):
+        return None
+    if x.is_complex() or weight.is_complex() or type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
+        return None
+    read = [weight] if bias is None or not bias.requires_grad else [weight, bias]
+    operands, hidden = operands_of(mode, read)
+    if hidden is not None or not operands[0].leaves:
+        return None
+    mode.note_checkpoint()
+    kind = "linear (weight stored transposed)" if transposed else "linear"
+    use = register(mode, operands, kind)
+    device = x.device.type
+    a, w, c = x, weight, bias
+    if torch.is_autocast_enabled(device):
+        half = torch.get_autocast_dtype(device)
+        a, w, c = a.to(half), w.to(half), c if c is None else c.to(half)
+    with torch.autocast(device, enabled=False):
+        out: Tensor = _Joined.apply(a, w, c, use, track, mode.ledger.n, transposed)  # type: ignore[no-untyped-call]
+    # What follows is followed from the samples of x: a linear layer keeps the order of its rows.
+    mode._follow(F.linear, (x, weight), {}, out)
+    return out
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, track: Track, n: int, transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.use, ctx.track, ctx.n, ctx.transposed = use, track, n, transposed
+        if transposed:
+            return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
+        y = F.linear(x, weight, bias)
+        # A linear layer of more than two dimensions returns a view, which later in-place operations may not touch.
+        return y if y.ndim == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        use: Use = ctx.use
+        measured = use.wanted()
+        b2, x2 = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (grad, x))
+        grad_x = None
+        if need_x:
+            grad_x = (b2.mm(weight.t()) if ctx.transposed else b2.mm(weight)).view(x.shape)
+        if torch.is_grad_enabled() or not measured:
+            # A gradient that is to be differentiated, or of a pass that is nobody's batch: the layer's own.
+            grad_weight = None
+            if need_weight:
+                grad_weight = x2.t().mm(b2) if ctx.transposed else b2.t().mm(x2)
+            grad_bias = b2.sum(0) if need_bias else None
+            if measured:
+                with torch.no_grad():
+                    _measure(ctx, use, x.detach(), grad.detach(), None)
+            return grad_x, grad_weight, grad_bias, None, None, None, None
+        grad_weight, grad_bias = _measure(ctx, use, x, grad, weight)
+        return grad_x, grad_weight, grad_bias if need_bias else None, None, None, None, None
+
+
+def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Deliver the pieces; the gradients of weight and bias where `weight` says that they are wanted."""
+    ledger, track, n = use.mode.ledger, ctx.track, ctx.n
+    ledger.begin(use, grad.dtype)
+    a, b = arrange(x, track, n, 1), arrange(grad, track, n, 1)
+    weight_leaf = use.operands[0].leaves[0]
+    scale = ledger.scale(weight_leaf.name)
+    shared = ledger.shared(weight_leaf)
+    grad_weight = grad_bias = None
+    # Squares of a use among others: found with the gradient for a weight tied to a table, useless among linear uses.
+    if weight is not None and not (shared and (scale is not None or ctx.transposed)):
+        turned = scale.t() if scale is not None and ctx.transposed else scale
+        stats = weight_grad_stats(a, b, scale=turned)
+        grad_weight = stats.weight_grad.t() if ctx.transposed else stats.weight_grad
+        piece = Product(a, b, ctx.transposed, alone=stats.square_norm, total=grad_weight)
+    else:
+        if weight is not None:
+            left, right = (a, b) if ctx.transposed else (b, a)
+            grad_weight = left.flatten(0, 1).t().mm(right.flatten(0, 1))
+        piece = Product(a, b, ctx.transposed, total=grad_weight)
+    use.operands[0].deliver(ledger, piece)
+    if len(use.operands) > 1:
+        rows = b.sum(1, dtype=_sum_dtype(b))
+        grad_bias = rows.sum(0).to(grad.dtype)
+        use.operands[1].deliver(ledger, Dense(rows))
+    return grad_weight, grad_bias

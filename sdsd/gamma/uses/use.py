@@ -1,0 +1,143 @@
+"""A use: one operation that joined samples with parameters, and how it learns of its output's gradient.
+
+A hook on the output tells the gradient; nothing is put into the graph, so training computes what it would compute
+without. Inputs that the measurement needs are saved as autograd saves its own: through the saved-tensor hooks in
+force, so that checkpointing and offloading keep their promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..following import Mixed, track_of
+from .operand import Operand, leaves_of
+from .pieces import Piece
+
+if TYPE_CHECKING:
+    from .measuring import Measuring
+
+Measure = Callable[..., Iterable[tuple[int, Piece]]]
+"""measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
+
+
+class Saved:
+    """Tensors kept for the backward pass, by the saved-tensor hooks in force."""
+
+    __slots__ = ("packed", "unpack", "versions")
+
+    def __init__(self, tensors: Iterable[Tensor | None]) -> None:
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        self.unpack = None if hooks is None else hooks[1]
+        held = [None if t is None else t.detach() for t in tensors]
+        self.versions = [0 if t is None else t._version for t in held]
+        self.packed: list[Any] = held if hooks is None else [None if t is None else hooks[0](t) for t in held]
+
+    def load(self) -> list[Tensor | None]:
+        if self.unpack is not None:
+            return [None if each is None else self.unpack(each) for each in self.packed]
+        for tensor, version in zip(self.packed, self.versions, strict=True):
+            if tensor is not None and tensor._version != version:
+                raise ChangedError
+        return self.packed
+
+
+class ChangedError(Exception):
+    """An input was changed in place after it was used."""
+
+
+class Use:
+    """One operation of one forward pass that joined samples with parameters."""
+
+    __slots__ = ("fired", "mode", "measure", "operands", "saved")
+
+    def __init__(self, mode: Measuring, operands: list[Operand], measure: Measure | None, saved: Saved | None) -> None:
+        self.mode, self.operands, self.measure, self.saved = mode, operands, measure, saved
+        self.fired: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [leaf.name for operand in self.operands for leaf in operand.leaves]
+
+    def wanted(self) -> bool:
+        """Whether this backward pass is to be measured here: it runs for a batch, and reaches .grad."""
+        session, ledger = self.mode.session, self.mode.ledger
+        if session.pauses or not session.planned or not any(operand.wanted() for operand in self.operands):
+            return False
+        task = session.enter_task(ledger)
+        if self.fired is not None and self.fired in ledger.tasks:
+            ledger.trouble = "repeated"
+            return False
+        self.fired = task
+        ledger.tasks.add(task)
+        return True
+
+    @torch.no_grad()
+    def fire(self, b: Tensor) -> None:
+        """The gradient of the output has come."""
+        if not self.wanted():
+            return
+        ledger = self.mode.ledger
+        try:
+            assert self.saved is not None
+            assert self.measure is not None
+            saved, self.saved = self.saved.load(), None
+            ledger.begin(self, b.dtype)
+            for index, piece in self.measure(b, *saved):
+                self.operands[index].deliver(ledger, piece)
+        except ChangedError:
+            ledger.refuse(self.names, "what it was applied to was changed in place afterwards")
+        except Exception as error:  # noqa: BLE001  # training goes on; the step says what happened
+            ledger.refuse(self.names, f"its samples could not be measured ({type(error).__name__}: {error})")
+
+
+def operands_of(mode: Measuring, tensors: list[Tensor]) -> tuple[list[Operand], str | None]:
+    """Operands, and the operation through which samples reached one of them unseen, or None."""
+    found, hidden = [], None
+    for tensor in tensors:
+        leaves, through = leaves_of(tensor, mode.name_of)
+        found.append(Operand(tensor, leaves))
+        hidden = hidden or through
+    return found, hidden
+
+
+def register(mode: Measuring, operands: list[Operand], kind: str) -> Use:
+    """Count a use of the parameters behind `operands`."""
+    use = Use(mode, operands, None, None)
+    if mode.repeats:
+        return use
+    for operand in operands:
+        for leaf in operand.leaves:
+            # Inside a reentrant checkpoint only parameters as they are were counted when it first ran.
+            if not mode.inside_backward:
+                mode.ledger.count(leaf)
+            elif not operand.direct:
+                mode.ledger.count(leaf, 2)
+            mode.ledger.kinds.setdefault(leaf.name, set()).add(kind)
+    return use
+
+
+def watch(
+    mode: Measuring, kind: str, out: Tensor, tensors: list[Tensor], saved: Iterable[Tensor | None], measure: Measure
+) -> None:
+    """Measure an operation with output `out` that read `tensors`, computed from parameters alone.
+
+    Where the samples of `out` cannot be told apart, the parameters are refused by name.
+    """
+    if not out.requires_grad:
+        return
+    operands, hidden = operands_of(mode, tensors)
+    if not any(operand.leaves for operand in operands):
+        return
+    track = track_of(out)
+    if hidden is not None or track is None or isinstance(track, Mixed):
+        mode.lost(operands, f"samples go through {hidden}, which is not followed" if hidden else track)
+        return
+    mode.note_checkpoint()
+    use = register(mode, operands, kind)
+    use.measure, use.saved = measure, Saved(saved)
+    if not mode.repeats:
+        out.register_hook(use.fire)
