@@ -336,7 +336,7 @@ class TestScaling:
 
 
 class TestBatchAxis:
-    def test_flattened_rows_are_refused_and_the_way_out_works(self):
+    def test_flattened_rows_are_followed(self):
         class Flat(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -346,9 +346,25 @@ class TestBatchAxis:
                 return self.last(torch.tanh(self.embed(x.flatten(0, 1)))).unflatten(0, x.shape[:2])
 
         model, x, y = Flat().double(), images(4, 5), torch.randn(N, dtype=torch.float64)
-        with sdsd.GammaMonitor(model), pytest.raises(ValueError, match=r"embed: expected 6 samples.*pass batch_size=6"):
-            model(x)
+        assert_exact(model, x, y, mean_of_squares)
         assert_exact(model, x, y, mean_of_squares, batch_size=N)
+
+    def test_rows_of_the_input_that_batch_size_divides(self):
+        model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double(), images(4, 5)
+        found = []
+        for given, options in ((x, {}), (x.flatten(0, 1), {"batch_size": N})):
+            model.zero_grad()
+            with sdsd.GammaMonitor(model, mode="exact", **options) as monitor:
+                model(given).square().sum().backward()
+                found.append(monitor.step())
+        assert found[0].n == found[1].n == N
+        assert found[0].noise == pytest.approx(found[1].noise, rel=1e-12)
+
+    def test_a_smaller_last_batch_with_batch_size(self):
+        model = nn.Linear(5, 2)
+        with sdsd.GammaMonitor(model, batch_size=N) as monitor:
+            model(torch.randn(N - 2, 5)).square().mean().backward()
+            assert monitor.step().n == N - 2
 
     def test_sequence_first(self):
         model, x = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double(), images(3, 5)
@@ -361,15 +377,36 @@ class TestBatchAxis:
             mean_of_squares(model(x.transpose(0, 1)).transpose(0, 1), y).backward()
             assert monitor.step().noise == pytest.approx(wanted, rel=1e-12)
 
-    def test_positions_that_may_be_samples_are_refused(self):
-        model = Gpt()
-        with sdsd.GammaMonitor(model), pytest.raises(ValueError, match="positions: 5 token ids in one dimension"):
-            model(torch.randint(0, 13, (5, 5)))
+    def test_as_many_positions_as_samples(self):
+        ids, targets = torch.randint(0, 13, (5, 5)), torch.randint(0, 13, (5, 5))
+        assert_exact(Gpt().double(), ids, targets, token_loss)
 
     def test_two_forward_passes_before_one_backward(self):
         model, x = nn.Linear(5, 2), torch.randn(N, 5)
-        with sdsd.GammaMonitor(model), pytest.raises(ValueError, match="ran forward 2 times before one backward"):
+        with sdsd.GammaMonitor(model) as monitor:
             (model(x).sum() + model(2 * x).sum()).backward()
+            with pytest.raises(ValueError, match="ran forward 2 times before one backward"):
+                monitor.step()
+            model.zero_grad()
+            model(x).sum().backward()
+            assert monitor.step().n == N
+
+    def test_two_forward_passes_of_the_same_samples(self):
+        class Twice(nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x):
+                return self.inner(x) * self.inner(x.flip(-1))
+
+        inner, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double(), images(5)
+        y = torch.randn(N, dtype=torch.float64)
+        rows = torch.cat([g.flatten(1) for g in per_sample_gradients(Twice(inner), x, y, mean_of_squares).values()], 1)
+        with sdsd.GammaMonitor(inner, batch_size=N) as monitor:
+            mean_of_squares(inner(x) * inner(x.flip(-1)), y).backward()
+            stats = monitor.step()
+        assert (stats.n, stats.noise) == (N, pytest.approx(rows.var(0).sum().item(), rel=1e-10))
 
 
 class TestManners:
@@ -427,8 +464,8 @@ class TestManners:
         sdsd.GammaMonitor(model).detach()
 
     def test_a_refused_attachment_leaves_the_model_alone(self):
-        model = nn.Sequential(nn.Linear(5, 4), nn.GRU(4, 3))
-        with pytest.raises(ValueError, match=r"1.weight_ih_l0: recurrent layers"):
+        model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+        with pytest.raises(ValueError, match=r"1: BatchNorm in train mode mixes the samples"):
             sdsd.GammaMonitor(model)
         assert type(model[0]) is nn.Linear
 
@@ -470,7 +507,7 @@ class TestManners:
                 found.append(monitor.step().noise)
         assert found[0] == pytest.approx(found[1], rel=1e-12)
 
-    def test_checkpointing_keeps_nothing_of_layers_used_once(self, monkeypatch):
+    def test_checkpointing_keeps_nothing_of_layers_used_once(self):
         class Once(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -479,13 +516,12 @@ class TestManners:
             def forward(self, x):
                 return self.last(checkpoint(self.inner, x, use_reentrant=False))
 
-        kept = []
-        monkeypatch.setattr("sdsd.gamma.session.Session.keep", lambda *arguments: kept.append(arguments))
         model = Once()
         with sdsd.GammaMonitor(model) as monitor:
             model(torch.randn(N, 5)).square().mean().backward()
-            monitor.step()
-        assert not kept
+            (ledger,) = monitor._session.passes
+            assert not ledger.kept
+            assert len(ledger.squares) == len(list(model.parameters()))
 
     def test_every(self):
         model, x = nn.Linear(5, 2), torch.randn(N, 5)
@@ -539,42 +575,72 @@ class TestNoSilentGap:
             }  # fmt: skip
 
     def test_not_strict(self):
-        model = nn.ModuleDict({"in": nn.Linear(5, 4), "gru": nn.GRU(4, 3, batch_first=True)})
-        with pytest.warns(UserWarning, match="left out of Γ, for want of an exact rule: gru.weight_ih_l0"):
-            monitor = sdsd.GammaMonitor(model, strict=False)
-        assert monitor.coverage["gru.weight_hh_l0"] is None
-        assert monitor.coverage["in.weight"] == "linear"
-        monitor.detach()
+        class Mixing(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 2)
+
+            def forward(self, x):
+                y = self.first(x)
+                return self.last(y - y.mean(0))
+
+        model = Mixing()
+        for strict in (True, False):
+            with sdsd.GammaMonitor(model, strict=strict) as monitor:
+                model.zero_grad()
+                model(torch.randn(N, 5)).square().mean().backward()
+                if strict:
+                    with pytest.raises(ValueError, match=r"last.weight: .*mean"):
+                        monitor.step()
+                else:
+                    with pytest.warns(UserWarning, match="left out of Γ from here on: last.weight: .*mean"):
+                        stats = monitor.step()
+                    assert set(stats.parameters) == {"first.weight", "first.bias"}
+                    assert monitor.coverage["last.weight"] is None
+                    assert monitor.coverage["first.weight"] == "linear"
 
     @pytest.mark.parametrize("affine", [True, False])
     def test_batch_norm_in_train_mode(self, affine):
-        model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, affine=affine))
-        with pytest.raises(ValueError, match=r"1: BatchNorm in train mode mixes the samples.*mode='micro'"):
+        model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, affine=affine), nn.Linear(4, 2))
+        with pytest.raises(ValueError, match=r"1: BatchNorm in train mode mixes the samples.*\n.*mode='micro'"):
             sdsd.GammaMonitor(model)
         model.eval()
-        with sdsd.GammaMonitor(model):
+        with sdsd.GammaMonitor(model) as monitor:
             model.train()
-            with pytest.raises(ValueError, match="BatchNorm in train mode"):
-                model(torch.randn(N, 5))
+            model(torch.randn(N, 5)).square().mean().backward()
+            with pytest.raises(ValueError, match=r"2.weight: .*[Bb]atch.?[Nn]orm"):
+                monitor.step()
 
     def test_scale_grad_by_freq(self):
-        with pytest.raises(ValueError, match="scale_grad_by_freq divides by counts over the batch"):
-            sdsd.GammaMonitor(nn.Sequential(nn.Embedding(5, 4, scale_grad_by_freq=True)))
+        model = nn.Sequential(nn.Embedding(5, 4, scale_grad_by_freq=True))
+        with sdsd.GammaMonitor(model) as monitor:
+            model(torch.randint(0, 5, (N, 3))).sum().backward()
+            with pytest.raises(ValueError, match="0.weight: scale_grad_by_freq divides by counts over the batch"):
+                monitor.step()
 
     def test_a_parameter_used_outside_its_layer(self):
         class Around(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.layer = nn.Linear(5, 2)
+                self.layer, self.last = nn.Linear(5, 4), nn.Linear(4, 2)
 
             def forward(self, x):
-                return F.linear(x, self.layer.weight)
+                return self.last(torch.tanh(F.linear(x, self.layer.weight)))
 
-        model = Around()
+        assert_exact(Around().double(), images(3, 5), torch.randn(N, dtype=torch.float64), mean_of_squares)
+
+    @pytest.mark.parametrize("where", ["loss", "penalty"])
+    def test_a_parameter_used_outside_the_model(self, where):
+        model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(N, 5)
         with sdsd.GammaMonitor(model) as monitor:
-            model(torch.randn(N, 5)).sum().backward()
-            with pytest.raises(RuntimeError, match=r"layer.weight has a gradient, but its layer did not run"):
+            y = model(x)
+            loss = F.linear(y, model[2].weight) if where == "loss" else y.square().mean() + model[2].weight.square().sum()
+            loss.square().mean().backward()
+            with pytest.raises(ValueError, match=r"(?s)does not prove itself.*2.weight.*penalty"):
                 monitor.step()
+            model.zero_grad()
+            model(x).square().mean().backward()
+            assert monitor.step().n == N
 
     def test_a_parameter_that_starts_to_train_later(self):
         model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
@@ -585,6 +651,19 @@ class TestNoSilentGap:
             with pytest.raises(RuntimeError, match=r"0.weight has a gradient but did not train when"):
                 monitor.step()
 
+    def test_recurrent_layers(self):
+        class Tagger(nn.Module):
+            def __init__(self, kind):
+                super().__init__()
+                self.inner, self.last = kind(5, 4, num_layers=2, batch_first=True), nn.Linear(4, 2)
+
+            def forward(self, x):
+                return self.last(self.inner(x)[0])
+
+        for kind in (nn.LSTM, nn.GRU, nn.RNN):
+            model = Tagger(kind).double()
+            assert_exact(model, images(3, 5), torch.randn(N, dtype=torch.float64), mean_of_squares, 1e-11)
+
     def test_random_custom_layers(self):
         class Noisy(nn.Module):
             def __init__(self):
@@ -594,13 +673,14 @@ class TestNoSilentGap:
             def forward(self, x):
                 return self.dropout(x * self.weight)
 
-        model = Noisy()
-        with sdsd.GammaMonitor(model), pytest.raises(ValueError, match="other random numbers"):
-            model(torch.randn(N, 5))
-        model.eval()
+        model, x = Noisy().double(), images(5)
+        torch.manual_seed(3)
+        mask = F.dropout(torch.ones_like(x), 0.5)
+        rows = (2 / (N * 5)) * (x * mask).square() * model.weight.detach() * N
         with sdsd.GammaMonitor(model) as monitor:
-            model(torch.randn(N, 5)).square().mean().backward()
-            assert monitor.step().noise > 0
+            torch.manual_seed(3)
+            model(x).square().mean().backward()
+            assert monitor.step().noise == pytest.approx(rows.var(0).sum().item(), rel=1e-10)
 
     def test_chosen_parameters(self):
         model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
