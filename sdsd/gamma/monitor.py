@@ -213,6 +213,7 @@ class GammaMonitor:
         session = self._session
         session.parameters = self._measured_parameters()
         session.sharded = self._sharded
+        session.buffers = self._root.buffers
         session.names = {id(parameter): name for name, parameter in session.parameters.items()}
         session.known = {id(parameter) for parameter in self._everything.values()}
 
@@ -477,6 +478,8 @@ class GammaMonitor:
         self._check_leftovers()
         exact = self._mode == "exact"
         groups = session.batches() if exact else []
+        if exact and not groups:
+            self._check_uses([[ledger] for ledger in session.passes])
         count = len(groups) or len(session.sizes)
         if not count:
             raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
@@ -785,14 +788,15 @@ class _MicroBatches:
         session.backward_runs(grad)
         wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
         values = grad.coalesce().values() if grad.is_sparse else grad
-        place = len(session.sizes)
+        before_this = session.sizes[:-1]
+        place = len(before_this)
         while len(self._norms) <= place:
             self._norms.append({})
         self._norms[place][row] = torch.linalg.vector_norm(values, dtype=wide).double().square()
-        size, first = session.batch or 0, session.sizes[0] if session.sizes else session.batch
+        size, first = session.batch or 0, before_this[0] if before_this else session.batch
         if row in self._weighted:
             self._weighted[row].add_(grad, alpha=size)
-        elif any(each != size for each in session.sizes):
+        elif any(each != size for each in before_this):
             before = self._parameters[row].grad
             earlier = torch.zeros_like(grad) if before is None else before.detach() * float(first or 0)
             self._weighted[row] = earlier.add_(grad, alpha=size)

@@ -20,7 +20,7 @@ from .attachment import compiling
 from .following import Track, set_track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
-from .uses import Measuring, Pass
+from .uses import Measuring, Pass, carrying
 
 if TYPE_CHECKING:
     from .layers.base import Watcher
@@ -58,6 +58,7 @@ class Session:
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
         self.forget_micro: Callable[[], None] = lambda: None
+        self.buffers: Callable[[], Iterator[Tensor]] = lambda: iter(())
         self.passes: list[Pass] = []
         self._inside = False
         self._marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
@@ -144,17 +145,16 @@ class Session:
             for tensor in _trained(out):
                 tensor.register_hook(lambda grad: self._note_empty(ledger))
             return out
-        for tensor, track in tracks:
-            set_track(tensor, track)
+        ledger.inputs = tracks
         self._inside = True
+        mode = Measuring(self, ledger)
         try:
-            mode = Measuring(self, ledger)
-            with mode:
+            with carrying(tracks), mode:
                 out = plain(*args, **kwargs)
         finally:
             self._inside = False
-            for tensor, _ in tracks:
-                set_track(tensor, None)
+            for buffer in self.buffers():
+                set_track(buffer, None)
         for tensor in mode.outputs(out):
             tensor.register_hook(lambda grad: self._announce(grad))
         return out

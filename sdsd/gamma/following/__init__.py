@@ -1,41 +1,88 @@
-from typing import NamedTuple
-import types, torch
-import torch.nn.functional as F
+"""Which dimension of which tensor carries the samples of a batch, followed from the model's input through torch calls.
+
+===================  =================================================================================================
+file                 what is inside
+===================  =================================================================================================
+`track.py`           `Track`, `Mixed`; how a tensor remembers them; samples out of any layout
+`call.py`            one call as the rules see it; elementwise alignment
+`rules.py`           rules by kind of operation
+`indexing.py`        x[…] and x[…] = value
+`table.py`           function name → rule
+`independence.py`    functions without a rule: run once more with one sample changed
+===================  =================================================================================================
+
+A dimension is never taken for the samples' because of its size.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-class Track(NamedTuple):
-    axis: int
-    outer: int = 1
-    inner: int = 1
-class Mixed(NamedTuple):
-    reason: str
-def track_of(t): return t.__dict__.get("_sdsd_track") if isinstance(t, Tensor) and t.__dict__ else None
-def set_track(t, track):
-    if track is None: t.__dict__.pop("_sdsd_track", None)
-    else: t._sdsd_track = track
-def arrange(x, track, n, features):
-    s = x.unflatten(track.axis, (track.outer, n, track.inner)).movedim(track.axis + 1, 0)
-    return s.reshape(n, -1, *x.shape[x.ndim - features:])
-COMPOSITE = set()
-def body(f):
-    g = dict(f.__globals__); 
-    for k in ("has_torch_function","has_torch_function_unary","has_torch_function_variadic"): g[k]=lambda *a: False
-    return types.FunctionType(f.__code__, g, f.__name__, f.__defaults__, f.__closure__)
-def follow(func, args, kwargs, out, n):
-    name = getattr(func, "__name__", "")
-    ins = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-    tr = [(t, track_of(t)) for t in ins if track_of(t) is not None]
-    outs = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-    m = next((t for _, t in tr if isinstance(t, Mixed)), None)
-    for o in outs:
-        if m: set_track(o, m); continue
-        x, t = tr[0]
-        if name in ("linear","layer_norm","relu","tanh","gelu","rms_norm","prelu","dropout","conv1d","conv2d","group_norm","softmax"): set_track(o, t)
-        elif name in ("chunk","split"): set_track(o, t)
-        elif name in ("embedding",): set_track(o, t)
-        elif name=="mean" and t.axis not in ([a % x.ndim for a in (args[1] if isinstance(args[1],(tuple,list)) else [args[1]])] if len(args)>1 else range(x.ndim)): set_track(o, t)
-        elif name in ("scaled_dot_product_attention",): set_track(o,t)
-        elif o.shape == torch.broadcast_shapes(*[i.shape for i in ins]): 
-            ax = {tt.axis - xx.ndim for xx, tt in tr}
-            set_track(o, Track(o.ndim + ax.pop(), t.outer, t.inner) if len(ax)==1 else Mixed(name))
-        else: set_track(o, Mixed(f"torch's {name}"))
+
+from .call import Call, nested
+from .independence import tested
+from .table import TABLE
+from .track import Mixed, Track, arrange, set_track, track_of
+
+__all__ = ["COMPOSITE", "PROPERTIES", "Mixed", "Track", "arrange", "body", "follow", "set_track", "track_of"]
+
+COMPOSITE = frozenset({torch.nn.functional.multi_head_attention_forward})
+"""Python functions of torch that are followed through their own body."""
+PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
+"""Attributes that give a tensor with samples."""
+
+
+def name_of(func: Any) -> str:
+    """The name by which the table knows a function: without the underscore of in-place variants."""
+    name: str = getattr(func, "__name__", str(func))
+    if name == "__get__":
+        return str(func.__self__.__name__)
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name
+
+
+def follow(func: Any, args: Any, kwargs: Any, out: Any, n: int) -> None:
+    """Set the track of every tensor in `out` from those of the inputs of `func(*args, **kwargs)`.
+
+    Args:
+        n: samples in the batch.
+    """
+    name = name_of(func)
+    call = Call(func, name, args, kwargs, n)
+    if name == "__setitem__":
+        set_track(args[0], _mixed_input(args) or TABLE[name](call, args[0]))
+        return
+    outputs = [out] if isinstance(out, Tensor) else list(nested(out))
+    mixed = _mixed_input((args, kwargs))
+    if mixed is not None:
+        rule = TABLE.get(name)
+        for tensor in outputs:
+            set_track(tensor, None if rule is TABLE["zeros_like"] else mixed)
+        return
+    rule = TABLE.get(name)
+    if rule is None:
+        for tensor, found in zip(outputs, tested(call, outputs), strict=True):
+            set_track(tensor, found)
+        return
+    for which, tensor in enumerate(outputs):
+        call.which = which
+        set_track(tensor, rule(call, tensor))
+
+
+def _mixed_input(values: Any) -> Mixed | None:
+    return next((track for t in nested(values) if isinstance(track := track_of(t), Mixed)), None)
+
+
+@functools.cache
+def body(func: Any) -> Any:
+    """A Python function of torch that hands itself over to an active mode as a whole, as one that runs its own body."""
+    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    inner = {**func.__globals__, **dict.fromkeys(names, lambda *tensors: False)}
+    clone = types.FunctionType(func.__code__, inner, func.__name__, func.__defaults__, func.__closure__)
+    clone.__kwdefaults__ = func.__kwdefaults__
+    return clone

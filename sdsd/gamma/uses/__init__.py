@@ -15,10 +15,10 @@ file             what is inside
 
 from .convolutions import by_samples, products_win, squares_by_products
 from .ledger import Pass
-from .measuring import Measuring
+from .measuring import Measuring, carrying
 from .pieces import chunks, combine, lookup_squares, project, sum_of_squares
 
 __all__ = [
-    "Measuring", "Pass", "by_samples", "chunks", "combine", "lookup_squares", "products_win", "project", "squares_by_products",
+    "Measuring", "Pass", "by_samples", "carrying", "chunks", "combine", "lookup_squares", "products_win", "project", "squares_by_products",
     "sum_of_squares",
 ]  # fmt: skip

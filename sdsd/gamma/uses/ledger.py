@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..following import Track
 from .operand import Leaf
 from .pieces import Piece, combine
 
@@ -23,6 +24,7 @@ class Pass:
         refused: parameter → why its samples cannot be told apart.
         tasks: the backward passes (outermost graph tasks) that gradients came from.
         open: graph tasks that began, and have not ended; one that stays was ended by an exception.
+        inputs: the model's inputs that carry samples, and where.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
     """
 
@@ -31,6 +33,7 @@ class Pass:
         directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None,
     ) -> None:  # fmt: skip
         self.n, self.max_bytes, self.scale, self.directions = n, max_bytes, scale, directions
+        self.inputs: list[tuple[Tensor, Track]] = []
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         self.kinds: dict[str, set[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..following import COMPOSITE, Mixed, body, follow, set_track, track_of
+from ..following import COMPOSITE, PROPERTIES, Mixed, Track, body, follow, set_track, track_of
 from .ledger import Pass
 from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up
 from .rules import RULES, any_operation
@@ -38,7 +39,7 @@ class Measuring(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "__get__" or name in _LOOKS:
+        if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
             return func(*args, **kwargs)
         sampled = False
         mixed: Mixed | None = None
@@ -130,7 +131,7 @@ class Measuring(TorchFunctionMode):
         session, ledger = self.session, self.ledger
 
         def followed(*args: Any, **kwargs: Any) -> Any:
-            with Measuring(session, ledger, repeats=True):
+            with carrying(ledger.inputs), Measuring(session, ledger, repeats=True):
                 return plain(*args, **kwargs)
 
         followed._sdsd_followed = True  # type: ignore[attr-defined]
@@ -151,7 +152,7 @@ class Measuring(TorchFunctionMode):
             for each, track in zip(args, tracks, strict=True):
                 if track is not None:
                     set_track(each, track)
-            with Measuring(session, ledger, inside_backward=True):
+            with carrying(ledger.inputs), Measuring(session, ledger, inside_backward=True):
                 return plain(*args)
 
         followed._sdsd_followed = True  # type: ignore[attr-defined]
@@ -164,6 +165,18 @@ class Measuring(TorchFunctionMode):
                 self._enter_reentrant(tensor.grad_fn)
             if tensor.grad_fn is not None:
                 yield tensor
+            set_track(tensor, None)
+
+
+@contextmanager
+def carrying(inputs: list[tuple[Tensor, Track]]) -> Iterator[None]:
+    """The model's inputs say where they carry samples, and nothing of it is left on them afterwards."""
+    for tensor, track in inputs:
+        set_track(tensor, track)
+    try:
+        yield
+    finally:
+        for tensor, _ in inputs:
             set_track(tensor, None)
 
 

@@ -43,7 +43,7 @@ def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
     if values.numel() <= FEW:
         flat = values.reshape(-1)
         total = torch.dot(flat, flat).double()
-        if values.dtype == torch.float64 or SAFE[0] < total.item() < SAFE[1]:
+        if values.dtype == torch.float64 or torch.compiler.is_compiling() or SAFE[0] < total.item() < SAFE[1]:
             return total
         return values.double().square().sum()
     return torch.linalg.vector_norm(values.reshape(values.shape[0], -1), dim=1).double().square().sum()

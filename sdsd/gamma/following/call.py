@@ -1,0 +1,80 @@
+"""One call of a torch function, as the rules see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from .track import Mixed, Track, track_of
+
+Found = Track | Mixed | None
+
+
+class Call:
+    """`name(*args, **kwargs)`, with n samples in the batch."""
+
+    __slots__ = ("args", "func", "kwargs", "n", "name", "which")
+
+    def __init__(self, func: Any, name: str, args: Any, kwargs: Any, n: int) -> None:
+        self.func, self.name, self.args, self.kwargs, self.n = func, name, args, kwargs, n
+        self.which = 0
+        """Which of several outputs is asked for."""
+
+    def get(self, place: int, name: str, default: Any = None) -> Any:
+        """An argument by place or by name."""
+        if place < len(self.args):
+            return self.args[place]
+        return self.kwargs.get(name, default)
+
+    def dims(self, place: int, name: str = "dim", default: Any = None) -> Any:
+        value = self.get(place, name, default)
+        if value is None and name == "dim":
+            value = self.kwargs.get("axis", default)
+        return value
+
+    def tensors(self) -> list[Tensor]:
+        return list(nested((self.args, self.kwargs)))
+
+    def tracked(self) -> list[tuple[Tensor, Track]]:
+        """Inputs that carry samples."""
+        return [(t, track) for t in self.tensors() if isinstance(track := track_of(t), Track)]
+
+    def mixed(self, where: str) -> Mixed:
+        shapes = ", ".join(str(tuple(t.shape)) for t, _ in self.tracked()[:2])
+        return Mixed(f"torch's {self.name} {where} (of shape {shapes})")
+
+
+def nested(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from nested(each)
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from nested(each)
+
+
+def listed(dim: Any, ndim: int) -> tuple[int, ...]:
+    """Dimensions counted from the front."""
+    values = dim if isinstance(dim, (tuple, list)) else (dim,)
+    return tuple(int(d) % ndim if ndim else 0 for d in values)
+
+
+def aligned(call: Call, out: Tensor, inputs: list[tuple[Tensor, Track]]) -> Found:
+    """Elementwise over tensors that broadcast: all tracks have to fall on one dimension of the output."""
+    first: Track | None = None
+    for tensor, track in inputs:
+        here = Track(out.ndim - tensor.ndim + track.axis, track.outer, track.inner)
+        if first is None:
+            first = here
+        elif here != first:
+            return call.mixed("joins the samples of one tensor with another dimension of the other")
+    if first is None:
+        return None
+    if not 0 <= first.axis < out.ndim or out.shape[first.axis] != first.outer * call.n * first.inner:
+        return call.mixed("spreads the samples")
+    return first

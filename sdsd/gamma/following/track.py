@@ -1,0 +1,65 @@
+"""Where a tensor carries samples, and how a tensor remembers it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+KEY = "_sdsd_track"
+"""The attribute of a tensor that holds its `Track` or `Mixed`."""
+
+
+class Track(NamedTuple):
+    """Dimension `axis` has size outer·N·inner; index along it is (o·N + n)·inner + i, n the sample."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+
+class Mixed(NamedTuple):
+    """The tensor depends on samples that cannot be told apart in it; `reason` says through which operation."""
+
+    reason: str
+
+
+def track_of(tensor: Tensor) -> Track | Mixed | None:
+    """Where `tensor` carries samples; None where it carries none."""
+    found: Track | Mixed | None = tensor.__dict__.get(KEY)
+    return found
+
+
+def set_track(tensor: Tensor, track: Track | Mixed | None) -> None:
+    """Remember where `tensor` carries samples, or forget it."""
+    if track is None:
+        tensor.__dict__.pop(KEY, None)
+    else:
+        tensor.__dict__[KEY] = track
+
+
+def arrange(x: Tensor, track: Track, n: int, features: int) -> Tensor:
+    """`x` as (N, T, *its last `features` dimensions): samples first, all other dimensions joined; a view if it can be."""
+    if track.axis == 0 and track.outer == 1:
+        return x.reshape(n, -1, *x.shape[x.ndim - features :])
+    split = x.unflatten(track.axis, (track.outer, n, track.inner)).movedim(track.axis + 1, 0)
+    return split.reshape(n, -1, *x.shape[x.ndim - features :])
+
+
+def reshaped(old: tuple[int, ...], new: tuple[int, ...], track: Track, n: int) -> Track | None:
+    """The track after a reshape in row-major order; None where the samples are split over dimensions.
+
+    In row-major order the entries are (pre, N, post); the new dimension j has to hold a whole number of each.
+    """
+    pre = math.prod(old[: track.axis]) * track.outer
+    post = math.prod(old[track.axis + 1 :]) * track.inner
+    before = 1
+    for axis, size in enumerate(new):
+        after = math.prod(new[axis + 1 :])
+        if before and after and pre % before == 0 and post % after == 0:
+            outer, inner = pre // before, post // after
+            if outer * n * inner == size:
+                return Track(axis, outer, inner)
+        before *= size
+    return None
