@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copyreg
 import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -83,6 +85,16 @@ def release(module: nn.Module) -> None:
     if OWN_FORWARD in module.__dict__:
         module.__dict__["forward"] = module.__dict__.pop(OWN_FORWARD)
     module.__class__ = type(module)._sdsd_original  # type: ignore[assignment, attr-defined]
+
+
+@contextmanager
+def paused(model: nn.Module) -> Iterator[None]:
+    """Passes of `model` inside are measured by no GammaMonitor that watches it, or a part of it."""
+    watchers = [vars(module)[KEY] for module in model.modules() if is_attached(module)]
+    with ExitStack() as stack:
+        for session in {id(watcher.session): watcher.session for watcher in watchers}.values():
+            stack.enter_context(session.paused())
+        yield
 
 
 def compiling() -> bool:

@@ -22,7 +22,7 @@ from .layers import Rule, UnsupportedError, Watcher, rule_for
 from .proof import Prover, max_eps
 from .session import Session
 from .stats import GammaStats, check_population, independent_count
-from .uses import Pass
+from .uses import Pass, wide
 
 MODES = ("auto", "exact", "micro")
 AUTO_SWITCH = 4
@@ -476,6 +476,7 @@ class GammaMonitor:
         """The step's statistics, and how many backward passes it had."""
         session = self._session
         self._check_leftovers()
+        self._check_strangers()
         exact = self._mode == "exact"
         groups = session.batches() if exact else []
         if exact and not groups:
@@ -489,12 +490,12 @@ class GammaMonitor:
             unit, weighted = 1.0, None
         else:
             squares, n, unit, weighted = self._micro.collect(self._world, self.loss_reduction)
-        self._check_gradients(groups)
         if n < 2:
             # The odd last batch of an epoch; stopping a run for it would be no help.
             unit_name = "sample" if exact else "micro-batch"
             warnings.warn(f"step skipped: it held {n} {unit_name}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=3)
             return None, count
+        self._check_gradients(groups)
         device = self._averages.device
         independent = independent_count(n, unit, self.population)
         signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
@@ -664,8 +665,8 @@ class GammaMonitor:
                 "hides that it was changed)."
             )
 
-    def _check_gradients(self, groups: list[list[Pass]]) -> None:
-        """Raise where a parameter has a gradient that nothing measured."""
+    def _check_strangers(self) -> None:
+        """Raise where the model holds parameters that it did not hold when the monitor was attached."""
         session = self._session
         if session.strangers:
             names = [clean(name) for name, p in self._root.named_parameters() if id(p) in session.strangers]
@@ -674,6 +675,10 @@ class GammaMonitor:
                     f"{', '.join(names[:5])}: not the parameters that were there when the monitor was attached. Attach "
                     "a new monitor after parameters or layers are replaced."
                 )
+
+    def _check_gradients(self, groups: list[list[Pass]]) -> None:
+        """Raise where a parameter has a gradient that nothing measured."""
+        session = self._session
         measured = {name for watcher in session.watchers if watcher.ran for name in watcher.names.values()}
         for ledger in (ledger for group in groups for ledger in group):
             measured.update(ledger.squares)
@@ -709,7 +714,7 @@ class GammaMonitor:
             if scale is not None:
                 grad = grad * (scale.to_local() if hasattr(scale, "to_local") else scale)
             rows.append(row)
-            grads.append(grad if grad.dtype in (torch.float32, torch.float64) else grad.float())
+            grads.append(wide(grad))
         squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
         if grads:
             norms = _joined(list(torch._foreach_norm(grads)), device)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import attachment
 from .stats import GammaStats, gamma_stats
 
 
@@ -26,7 +27,8 @@ def compute_gamma(
 
     What differs from the published pseudocode: `n_samples` is honoured, no absolute epsilon is added to the noise,
     the unbiased ratio stands beside the biased one, and the model is left as it was: parameters, `.grad`, buffers
-    (BatchNorm statistics among them), train or eval mode, and the random number generators.
+    (BatchNorm statistics among them), train or eval mode, and the random number generators. A GammaMonitor that watches
+    the model does not count these passes.
 
     Batches are taken to be independent. One pass over a shuffled data set gives disjoint ones: pass its size N as
     `population`. Where each batch of B is drawn anew, its samples without replacement, they vary less than independent
@@ -58,7 +60,7 @@ def compute_gamma(
     collected: dict[str, list[Tensor]] = {name: [] for name in trainable}
     size, odd, count = samples_per_gradient, [], 0
     try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with attachment.paused(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
             for batch in dataloader:
                 length = _batch_length(batch)
                 if size is None:

@@ -137,6 +137,7 @@ class Session:
                 tensor.register_hook(self._announce)
             return out
         self.settle()
+        self._outer = None  # of a backward pass that an exception ended
         ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions)
         self._join(ledger)
         self.passes.append(ledger)
@@ -165,8 +166,12 @@ class Session:
 
     def _announce(self, grad: Tensor) -> None:
         """The gradient of an output has come: the outermost backward pass begins."""
-        if not self.pauses:
+        if not self.pauses and self._outer is None:
             self._outer = torch._C._current_graph_task_id()
+            torch.autograd.Variable._execution_engine.queue_callback(self._outermost_over)
+
+    def _outermost_over(self) -> None:
+        self._outer = None
 
     def _join(self, ledger: Pass) -> None:
         """With batch_size given, passes that wait for one backward pass are of the same samples, side by side."""
@@ -251,8 +256,6 @@ class Session:
 
     def _backward_over(self, task: int) -> None:
         self._open.discard(task)
-        if task == self._outer:
-            self._outer = None
         self.leftovers.follow()
         self._mark()
 

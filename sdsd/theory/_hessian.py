@@ -23,11 +23,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Attention takes its mathematical form, the only one with second derivatives.
     """
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    watchers = [vars(module)[attachment.KEY] for module in model.modules() if attachment.is_attached(module)]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
-        for session in {id(watcher.session): watcher.session for watcher in watchers}.values():
-            stack.enter_context(session.paused())
+        stack.enter_context(attachment.paused(model))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

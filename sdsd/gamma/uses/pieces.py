@@ -135,12 +135,15 @@ class Product(Piece):
         self.a, self.b, self.transposed, self.alone, self.total = a, b, transposed, alone, total
         self.n = a.shape[0]
         self.bytes_each = 8 * a.shape[-1] * b.shape[-1]
-        if not transposed:
+        if not transposed and not a.is_complex() and not b.is_complex():
             self.factors = ("linear", a, b)
 
     def each(self, start: int, stop: int) -> Tensor:
         left, right = (self.a, self.b) if self.transposed else (self.b, self.a)
-        return torch.bmm(wide(left[start:stop]).transpose(1, 2), wide(right[start:stop]))
+        a, b = wide(left[start:stop]), wide(right[start:stop])
+        # Of complex numbers torch's gradients take the conjugate of what was multiplied.
+        a, b = (a.conj(), b) if self.transposed else (a, b.conj())
+        return torch.bmm(a.transpose(1, 2), b)
 
     def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
         if self.alone is not None:
@@ -149,6 +152,8 @@ class Product(Piece):
             found = self._one_position()
             if found is not None:
                 return found
+        if self.a.is_complex() or self.b.is_complex():
+            return super().squares(scale, max_bytes)
         if scale is not None and self.transposed:
             scale = scale.t()
         return weight_grad_stats(self.a, self.b, scale=scale, weight_grad=False).square_norm
@@ -165,6 +170,8 @@ class Product(Piece):
     def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
         if self.total is not None:
             return project(self.total, direction)
+        if self.a.is_complex() or self.b.is_complex():
+            return super().projection(direction, max_bytes)
         u, v = direction
         if self.transposed:
             u, v = v, u
