@@ -9,10 +9,12 @@ OUT ?= out/gpu
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+ZOO := .venv-zoo
+ZOO_ARGS ?=
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo studies test test-integrations test-peers bench lint aot gpu clean
+.PHONY: help demo studies test test-integrations test-peers test-zoo bench lint aot gpu clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -35,6 +37,9 @@ test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the re
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
+test-zoo: $(ZOO)/stamp  ## the monitor on architectures people train, into docs/coverage.md (15 minutes; ZOO_ARGS='gpt2 swin')
+	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)
+
 bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')
 	@mkdir -p benchmarks/results/local
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/local/pytest-benchmark.json \
@@ -52,7 +57,7 @@ gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing instal
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:  ## remove .venv, out/ and what tools leave behind
-	rm -rf $(VENV) $(PEERS) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(PEERS) $(ZOO) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -rf benchmarks/results/local
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -81,4 +86,10 @@ $(VENV)/networks.stamp: networks.txt $(VENV)/dev.stamp
 $(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev,peers]'
+	@touch $@
+
+$(ZOO)/stamp: pyproject.toml constraints-zoo.txt | $(BIN)/python
+	$(BIN)/python -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --disable-pip-version-check -c constraints-zoo.txt $(PIP_ARGS) \
+	  -e . torchvision transformers timm peft pytest
 	@touch $@

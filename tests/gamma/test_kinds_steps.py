@@ -1,0 +1,369 @@
+"""Steps in a row: gradients that were not cleared, refusals in between, micro-batches, and what a user asks by hand."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+import sdsd
+from tests.zoo.parts import N, Net, class_loss, classes, numbers, perceptron
+from tests.zoo.verdict import compare, float64_default, per_sample, refused
+
+X, Y = numbers(N, 8), classes()
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with float64_default():
+        yield
+
+
+def truth(model, x=X, y=Y):
+    model = copy.deepcopy(model)
+    model.zero_grad()
+    return per_sample(model, lambda m, i: class_loss(m, x[i : i + 1], y[i : i + 1]) / len(x), len(x))
+
+
+def assert_right(stats, model, x=X, y=Y):
+    verdict = compare(stats, truth(model, x, y), set())
+    assert verdict.kind == "right", verdict.why
+
+
+def attempt(monitor, model):
+    """Stats of a step, or the refusal as a `Verdict`."""
+    try:
+        return monitor.step()
+    except Exception as error:
+        return refused(error, model, r"\.grad|gradient")
+
+
+def message(run):
+    """What `run` refuses with; an empty text where it does not."""
+    try:
+        run()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
+class TestStaleGradients:
+    """Gradients that go on adding up: squares are of one batch, .grad of all so far."""
+
+    def test_never_cleared(self):
+        model = perceptron()
+        with sdsd.GammaMonitor(model) as monitor:
+            class_loss(model, 3 * X, Y).backward()
+            monitor.step()
+            class_loss(model, X, Y).backward()
+            found = attempt(monitor, model)
+            assert getattr(found, "kind", "") == "refused", found
+            model.zero_grad()
+            class_loss(model, X, Y).backward()
+            assert_right(monitor.step(), model)
+
+    def test_cleared_only_every_other_step(self):
+        model = perceptron()
+        with sdsd.GammaMonitor(model) as monitor:
+            for k in range(4):
+                if k % 2 == 0:
+                    model.zero_grad()
+                class_loss(model, (k + 1) * X, Y).backward()
+                found = attempt(monitor, model)
+                if k % 2 == 0:
+                    assert_right(found, model, (k + 1) * X)
+                else:
+                    assert getattr(found, "kind", "") == "refused", found
+
+    def test_one_parameter_left_out_of_zero_grad(self):
+        model = perceptron()
+        optimizer = torch.optim.SGD([p for name, p in model.named_parameters() if name != "2.weight"], 0.1)
+        with sdsd.GammaMonitor(model) as monitor:
+            class_loss(model, X, Y).backward()
+            assert_right(monitor.step(), model)
+            optimizer.zero_grad()
+            class_loss(model, X, Y).backward()
+            found = attempt(monitor, model)
+            assert found.kind == "refused"
+            assert "2.weight" in found.why
+
+    def test_gradients_from_before_the_monitor(self):
+        model = perceptron()
+        class_loss(model, 3 * X, Y).backward()
+        with sdsd.GammaMonitor(model) as monitor:
+            class_loss(model, X, Y).backward()
+            assert getattr(attempt(monitor, model), "kind", "") == "refused"
+
+    def test_strict_false_warns_and_leaves_them_out(self):
+        model = perceptron()
+        with sdsd.GammaMonitor(model, strict=False) as monitor:
+            class_loss(model, X, Y).backward()
+            monitor.step()
+            class_loss(model, X, Y).backward()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = attempt(monitor, model)
+            said = " ".join(str(each.message) for each in caught)
+            assert getattr(found, "kind", "") == "refused" or re.search(r"0\.weight|all parameters", said), found
+
+
+class TestAfterARefusal:
+    def test_right_again_in_the_next_step(self):
+        """Each of these is refused or right; the ordinary step between them is right every time."""
+        model = perceptron()
+
+        def two_forwards():
+            (class_loss(model, X, Y) - class_loss(model, 2 * X, Y)).backward()
+
+        def clipped():
+            class_loss(model, X, Y).backward()
+            for p in model.parameters():
+                p.grad.mul_(0.5)
+
+        def penalised():
+            (class_loss(model, X, Y) + model[0].weight.square().sum()).backward()
+
+        def interrupted():
+            with pytest.raises(RuntimeError):
+                class_loss(model, numbers(N, 7), Y).backward()
+
+        def nothing():
+            pass
+
+        with sdsd.GammaMonitor(model) as monitor:
+            for trouble in (two_forwards, clipped, penalised, interrupted, nothing, two_forwards, nothing):
+                model.zero_grad()
+                try:
+                    trouble()
+                    monitor.step()
+                except (ValueError, RuntimeError):
+                    pass
+                model.zero_grad()
+                class_loss(model, X, Y).backward()
+                stats = monitor.step()
+                assert_right(stats, model)
+
+    def test_smoothed_averages_hold_only_what_was_measured(self):
+        model, clean = perceptron(), None
+        with sdsd.GammaMonitor(model) as monitor:
+            for trouble in (False, True, False):
+                model.zero_grad()
+                class_loss(model, X, Y).backward()
+                if trouble:
+                    for p in model.parameters():
+                        p.grad.add_(1.0)
+                    assert getattr(attempt(monitor, model), "kind", "") == "refused"
+                else:
+                    clean = monitor.step()
+        assert clean.smoothed.noise == pytest.approx(clean.noise, rel=1e-9)
+
+    def test_a_step_without_a_backward_pass(self):
+        model = perceptron()
+        with sdsd.GammaMonitor(model) as monitor:
+            with pytest.raises(RuntimeError, match="backward"):
+                monitor.step()
+            class_loss(model, X, Y).backward()
+            assert_right(monitor.step(), model)
+
+    def test_a_gradient_of_zero_is_no_gradient_of_zero_noise(self):
+        """A parameter that nothing reached is told apart from one that was measured as zero."""
+        model = Net(lambda m, x: m.used(x), used=nn.Linear(8, 3), unused=nn.Linear(8, 3))
+        with sdsd.GammaMonitor(model) as monitor:
+            class_loss(model, X, Y).backward()
+            stats = monitor.step()
+        assert stats.parameters["unused.weight"].signal == stats.parameters["unused.weight"].noise == 0
+        assert_right(stats, model)
+
+
+class TestMicroBatches:
+    """Whole backward passes are the samples: what cannot be told apart within one does not matter."""
+
+    def rows(self, model, losses):
+        model = copy.deepcopy(model)
+        found = []
+        for loss in losses:
+            found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss(model), list(model.parameters()))]))
+        return torch.stack(found)
+
+    def check(self, model, losses):
+        G = self.rows(model, losses)
+        with sdsd.GammaMonitor(model, mode="micro") as monitor:
+            for _ in range(2):
+                model.zero_grad()
+                for loss in losses:
+                    (loss(model) / len(losses)).backward()
+                stats = monitor.step()
+        assert stats.n == len(losses)
+        assert stats.noise == pytest.approx(G.var(0).sum().item(), rel=1e-9)
+        assert stats.signal == pytest.approx(G.mean(0).square().sum().item(), rel=1e-9)
+
+    def test_two_forward_passes_before_each_backward_pass(self):
+        """SimCLR, siamese networks, D(real) − D(fake)."""
+
+        def contrast(k):
+            a, b = numbers(4, 8, seed=k), numbers(4, 8, seed=50 + k)
+            return lambda m: F.cross_entropy(m(a) @ m(b).T, torch.arange(4))
+
+        self.check(perceptron(), [contrast(k) for k in range(5)])
+
+    def test_batch_norm(self):
+        model = nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+        self.check(model, [lambda m, k=k: class_loss(m, numbers(N, 8, seed=k), Y) for k in range(5)])
+
+    def test_penalties_and_uses_outside_of_layers(self):
+        def loss(k):
+            x = numbers(N, 8, seed=k)
+            return lambda m: class_loss(m, x, Y) + (F.linear(x, m[0].weight) ** 2).mean() + m[0].weight.square().sum()
+
+        self.check(perceptron(), [loss(k) for k in range(5)])
+
+    def test_never_advises_what_is_already_set(self):
+        model = perceptron()
+        with sdsd.GammaMonitor(model, mode="micro") as monitor:
+
+            def two_forwards():
+                (class_loss(model, X, Y) - class_loss(model, 2 * X, Y)).backward()
+                monitor.step()
+
+            assert "mode='micro'" not in message(two_forwards)
+
+
+class TestAdvice:
+    """What a refusal says to do has to work, word for word."""
+
+    def test_batch_norm_in_train_mode_offers_lines_of_code_that_work(self):
+        def make():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(28, 3))
+
+        model = make()
+        with pytest.raises(ValueError, match="BatchNorm") as caught:
+            sdsd.GammaMonitor(model)
+        message = str(caught.value)
+        assert "mode='micro'" in message
+        code = re.search(r"(sdsd\.)?GammaMonitor\(model, mode='micro'\)", message)
+        assert code, f"no line of code to copy in: {message}"
+        namespace = {"sdsd": sdsd, "GammaMonitor": sdsd.GammaMonitor, "model": model}
+        monitor = eval(code.group(0), namespace)
+        for k in range(4):
+            (class_loss(model, numbers(N, 2, 9, seed=k), Y) / 4).backward()
+        assert monitor.step().n == 4
+
+    def test_parameters_argument_leaves_out_what_is_refused(self):
+        model = nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+        with sdsd.GammaMonitor(model, parameters=["2.*"]) as monitor:
+            (class_loss(model, X, Y) + model[0].weight.square().sum()).backward()
+            stats = monitor.step()
+        assert set(stats.parameters) == {"2.weight", "2.bias"}
+        wanted = truth(model)
+        assert stats.parameters["2.weight"].noise == pytest.approx(
+            wanted["2.weight"].flatten(1).var(0).sum().item(), rel=1e-9
+        )
+
+
+class TestCheck:
+    """`monitor.check(loss_fn, batch)`: the loop over samples as a user's own call."""
+
+    @staticmethod
+    def loss(model, batch):
+        return class_loss(model, *batch)
+
+    def test_prints_the_difference_by_parameter(self, capsys):
+        model = perceptron()
+        with sdsd.GammaMonitor(model) as monitor:
+            monitor.check(self.loss, (X, Y))
+        printed = capsys.readouterr().out
+        for name, _ in model.named_parameters():
+            assert name in printed
+
+    def test_changes_nothing(self):
+        model = nn.Sequential(nn.Linear(8, 5), nn.Dropout(0.0), nn.BatchNorm1d(5).eval(), nn.Linear(5, 3))
+        before = copy.deepcopy(model.state_dict())
+        with sdsd.GammaMonitor(model) as monitor:
+            class_loss(model, X, Y).backward()
+            gradients = [p.grad.clone() for p in model.parameters()]
+            stream = torch.get_rng_state()
+            monitor.check(self.loss, (X, Y))
+            assert torch.equal(stream, torch.get_rng_state())
+            for p, kept in zip(model.parameters(), gradients, strict=True):
+                assert torch.equal(p.grad, kept)
+            for name, value in model.state_dict().items():
+                assert torch.equal(value, before[name]), name
+            assert_right(monitor.step(), model)
+
+    def test_names_what_is_wrong(self, capsys):
+        """A penalty outside of the samples is refused or shown as a difference, by name."""
+        model = perceptron()
+        with sdsd.GammaMonitor(model) as monitor:
+
+            def penalised(m, batch):
+                return class_loss(m, *batch) + m[0].weight.square().sum()
+
+            said = message(lambda: monitor.check(penalised, (X, Y)))
+        assert "0.weight" in said or "0.weight" in capsys.readouterr().out
+
+    def test_dictionaries(self, capsys):
+        model = perceptron()
+        with sdsd.GammaMonitor(model) as monitor:
+            monitor.check(lambda m, batch: class_loss(m, batch["x"], batch["y"]), {"x": X, "y": Y})
+        assert "0.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda: nn.Linear(8, 3), torch.randn(0, 8)),
+        (lambda: nn.Conv1d(3, 4, 3), torch.randn(0, 3, 9)),
+        (lambda: nn.GroupNorm(1, 3), torch.randn(0, 3, 9)),
+        (lambda: nn.LayerNorm(4), torch.randn(0, 4)),
+        (lambda: nn.Embedding(5, 4), torch.zeros(0, 3, dtype=torch.long)),
+        (lambda: Net(lambda m, x: x * m.gain, gain=nn.Parameter(torch.ones(4))), torch.randn(0, 4)),
+        (perceptron, torch.randn(0, 8)),
+    ],
+    ids=["linear", "convolution", "group norm", "layer norm", "embedding", "scale", "perceptron"],
+)
+def test_an_empty_batch_is_skipped_with_a_warning_or_refused_by_name(make, x):
+    model = make().double()
+    x, found = x.double() if x.is_floating_point() else x, []
+    with sdsd.GammaMonitor(model) as monitor, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        said = message(lambda: (model(x).sum().backward(), found.append(monitor.step())))
+    assert said or found == [None]
+    assert "sample" in (said or str(caught[-1].message))
+    model.zero_grad()
+    with sdsd.GammaMonitor(model) as monitor:
+        message(lambda: (model(x).sum().backward(), monitor.step()))
+        model.zero_grad()
+        model(torch.ones(4, *x.shape[1:], dtype=x.dtype)).square().mean().backward()
+        assert monitor.step().n == 4
+
+
+def test_compute_gamma_leaves_a_monitored_model_alone():
+    model = perceptron()
+    data = [(numbers(4, 8, seed=k), classes(4)) for k in range(3)]
+    alone = sdsd.compute_gamma(copy.deepcopy(model), data, lambda m, b: class_loss(m, *b), 3)
+    with sdsd.GammaMonitor(model) as monitor:
+        class_loss(model, X, Y).backward()
+        watched = sdsd.compute_gamma(model, data, lambda m, b: class_loss(m, *b), 3)
+        assert_right(monitor.step(), model)
+        assert monitor.mode == "exact"
+    assert (watched.signal, watched.noise) == pytest.approx((alone.signal, alone.noise), rel=1e-12)
+
+
+def test_compute_gamma_takes_dictionaries_from_a_loader():
+    model = perceptron()
+    rows = [{"x": numbers(8, seed=k), "label": torch.tensor(k % 3)} for k in range(12)]
+    loader = torch.utils.data.DataLoader(rows, batch_size=4)
+    stats = sdsd.compute_gamma(model, loader, lambda m, b: class_loss(m, b["x"], b["label"]), 3)
+    batches = [(numbers_of(rows[k : k + 4])) for k in (0, 4, 8)]
+    plain = sdsd.compute_gamma(model, batches, lambda m, b: class_loss(m, *b), 3)
+    assert (stats.signal, stats.noise) == pytest.approx((plain.signal, plain.noise), rel=1e-12)
+
+
+def numbers_of(rows):
+    return torch.stack([row["x"] for row in rows]), torch.stack([row["label"] for row in rows])
