@@ -180,9 +180,11 @@ class GammaMonitor:
             watcher = (_RootWatcher if is_root else Watcher)(self._session, module, name, rule, own if exact else {})
             place = next((p.device for p in module.parameters()), torch.device("cpu"))
             watcher.prepare(place)
+            if isinstance(module, torch.jit.ScriptModule) and not is_root:
+                continue
             try:
                 attachment.attach(module, watcher)
-            except TypeError as error:
+            except (TypeError, AttributeError) as error:
                 if is_root:
                     raise ValueError(f"{name}: {type(module).__name__} cannot be watched ({error}).") from error
                 continue  # a module of TorchScript, say: only compiled code needs its watcher
@@ -219,11 +221,13 @@ class GammaMonitor:
 
     def _leave_out(self, refused: Mapping[str, str]) -> None:
         """From now on these parameters are no part of the result (strict=False)."""
+        listed = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        if not set(self._covered) - set(refused):
+            raise UnsupportedError(f"no parameter is left to measure: {listed}. Use mode='micro'.")
         for name in refused:
             self._coverage[name] = None
         self._settle_coverage()
         self._averages = RunningAverages(len(self._covered), self.ema, self._averages.device)
-        listed = "; ".join(f"{name}: {why}" for name, why in refused.items())
         warnings.warn(f"left out of Γ from here on: {listed}. See monitor.coverage.", stacklevel=5)
 
     def _hook_parameters(self) -> None:
@@ -373,7 +377,7 @@ class GammaMonitor:
 
         ::
 
-            print(monitor.check(lambda model, batch: loss_fn(model(batch[0]), batch[1]), (x, y)))
+            monitor.check(lambda model, batch: loss_fn(model(batch[0]), batch[1]), (x, y))
 
         Gradients, buffers and random streams are left as they were, and nothing enters the running averages. Samples
         are told apart as the loop does: each as a batch of one, its loss weighted 1/n. Dropout draws other numbers in
@@ -384,7 +388,7 @@ class GammaMonitor:
             batch: a tensor or a nest of tensors; those with n entries along batch_dim are cut into samples.
 
         Returns:
-            `CheckReport`: signal and noise of every covered parameter, measured and by the loop; print it.
+            `CheckReport`: signal and noise of every covered parameter, measured and by the loop. It is printed too.
 
         Raises:
             ValueError: the monitor takes micro-batches for samples, or the batch has fewer than 2 samples.
@@ -396,12 +400,11 @@ class GammaMonitor:
         held = (self._steps, self._averages)
         self._averages = RunningAverages(len(self._covered), self.ema, self._averages.device)
         scaler, self.scaler = self.scaler, None
+        steps = self._prover.steps
         try:
-            with untouched(self._root):
+            with untouched(self._root), session.apart():
                 for parameter in self._root.parameters():
                     parameter.grad = None
-                session.reset(True)
-                self._prover.again()
                 session.directions = None if self._sharded else self._prover.direction
                 with torch.enable_grad():
                     loss = loss_fn(self.model, batch)
@@ -417,10 +420,9 @@ class GammaMonitor:
                     )
         finally:
             self._steps, self._averages = held
-            self.scaler = scaler
-            self._plan_step()
+            self.scaler, self._prover.steps = scaler, steps
         factor = n if self.loss_reduction == "sum" else 1
-        return CheckReport(
+        report = CheckReport(
             tuple(
                 CheckedParameter(name, stats.parameters[name].signal, signal, stats.parameters[name].noise, noise)
                 for name, (signal, noise) in found.items()
@@ -428,6 +430,8 @@ class GammaMonitor:
             loss.item() / factor,
             by_loop_loss,
         )
+        print(report)
+        return report
 
     @torch.no_grad()
     def step(self) -> GammaStats | None:
@@ -483,7 +487,15 @@ class GammaMonitor:
             self._check_uses([[ledger] for ledger in session.passes])
         count = len(groups) or len(session.sizes)
         if not count:
-            raise RuntimeError("step() needs a backward pass since the last call. Call it after loss.backward().")
+            trained = [name for name in self._covered if self._parameters[name].grad is not None]
+            seen = ""
+            if trained:
+                seen = (
+                    f" {', '.join(trained[:3])}{' …' if len(trained) > 3 else ''} have gradients, but not from a forward "
+                    "pass of this model that was seen: call the model as a whole, or attach the monitor to the part "
+                    "that is called, or clear old gradients."
+                )
+            raise RuntimeError(f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}")
         if exact:
             self._check_uses(groups)
             squares, n = self._exact(groups)
@@ -500,7 +512,8 @@ class GammaMonitor:
         independent = independent_count(n, unit, self.population)
         signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
         if exact and not self._prove(groups, squares):
-            return None, count
+            squares, n = self._exact(groups)
+            signal = self._gradient_squares(device)
         signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
         if exact and self.loss_reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
@@ -582,7 +595,7 @@ class GammaMonitor:
     def _prove(self, groups: list[list[Pass]], squares: Tensor) -> bool:
         """On a step whose turn it is: what arrived in .grad is what the samples measured add up to.
 
-        Returns False where parameters had to be left out (strict=False), so that this step has no result.
+        Returns False where parameters had to be left out (strict=False).
         """
         ledgers = [ledger for group in groups for ledger in group]
         proving = self._session.directions is not None and bool(ledgers)

@@ -115,14 +115,21 @@ class Session:
             self.measuring = self.planned and not self.pauses
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """No layer measures or counts inside."""
-        before = self.measuring
-        self.measuring = False
+    def apart(self) -> Iterator[None]:
+        """Inside, the session is as at the beginning of a measured step; afterwards it is what it was."""
+        kept = {
+            name: value.copy() if isinstance(value, (set, dict)) else list(value) if isinstance(value, list) else value
+            for name, value in vars(self).items()
+            if name in _OF_A_STEP
+        }
+        probes = [(watcher, watcher.ran, watcher.probe.grad) for watcher in self.watchers]
+        self.reset(True)
         try:
             yield
         finally:
-            self.measuring = before
+            vars(self).update(kept)
+            for watcher, ran, grad in probes:
+                watcher.ran, watcher.probe.grad = ran, grad
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
@@ -194,7 +201,8 @@ class Session:
                 f"expected an input tensor with a sample axis (dimension {axis}) to read the batch size from, found "
                 "none. Pass batch_size to the monitor."
             )
-        first = tensors[0]
+        # A square matrix before the others is a mask or a table of distances, not the samples.
+        first = next((x for x in tensors if x.ndim != 2 or x.shape[0] != x.shape[1]), tensors[0])
         size = first.shape[axis]
         inner = 1
         if given is None:
@@ -209,7 +217,8 @@ class Session:
         else:
             self.batch = min(size, given) if self.exact else given
         self.square = first.ndim == 2 and first.shape[1 - axis] == self.batch if first.ndim == 2 and axis < 2 else False
-        return [(x, Track(axis, 1, x.shape[axis] // self.batch)) for x in tensors if self._carries(x, size, inner)]
+        carry = [(x, Track(axis, 1, x.shape[axis] // self.batch)) for x in tensors if self._carries(x, size, inner)]
+        return sorted(carry, key=lambda pair: pair[0] is not first)
 
     def _carries(self, x: Tensor, size: int, inner: int) -> bool:
         rows = x.shape[self.batch_dim]
@@ -364,6 +373,11 @@ class Session:
                 "Clear gradients after every step (optimizer.zero_grad())."
             )
         return groups
+
+
+_OF_A_STEP = frozenset(
+    "planned measuring sizes passes strangers stale given_up batch _outer _begun _open _marks _stepped directions".split()
+)
 
 
 def _trained(out: Any) -> Iterator[Tensor]:

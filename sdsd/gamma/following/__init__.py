@@ -3,7 +3,7 @@
 ===================  =================================================================================================
 file                 what is inside
 ===================  =================================================================================================
-`track.py`           `Track`, `Mixed`; how a tensor remembers them; samples out of any layout
+`track.py`           `Track`, `Summed`, `Mixed`; how a tensor remembers them; samples out of any layout
 `call.py`            one call as the rules see it; elementwise alignment
 `rules.py`           rules by kind of operation
 `indexing.py`        x[…] and x[…] = value
@@ -25,10 +25,13 @@ from torch import Tensor
 
 from .call import Call, nested
 from .independence import tested
-from .table import TABLE
-from .track import Mixed, Track, arrange, set_track, track_of
+from .table import LINEAR, PRODUCTS, QUOTIENTS, TABLE
+from .track import Mixed, Summed, Track, arrange, is_second, set_second, set_track, track_of
 
-__all__ = ["COMPOSITE", "PROPERTIES", "Mixed", "Track", "arrange", "body", "follow", "set_track", "track_of"]
+__all__ = [
+    "COMPOSITE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Summed", "Track", "arrange", "body", "follow", "name_of", "set_second",
+    "set_track", "track_of",
+]  # fmt: skip
 
 COMPOSITE = frozenset({torch.nn.functional.multi_head_attention_forward})
 """Python functions of torch that are followed through their own body."""
@@ -46,36 +49,84 @@ def name_of(func: Any) -> str:
     return name
 
 
-def follow(func: Any, args: Any, kwargs: Any, out: Any, n: int) -> None:
+SHAPE_ONLY = frozenset("to type_as expand_as view_as reshape_as".split()) | frozenset(
+    name for name, rule in TABLE.items() if rule is TABLE["zeros_like"]
+)
+"""Functions that take nothing but shape or type from tensors after the first (or from any)."""
+
+
+def follow(func: Any, args: Any, kwargs: Any, out: Any, n: int) -> Mixed | None:
     """Set the track of every tensor in `out` from those of the inputs of `func(*args, **kwargs)`.
 
     Args:
         n: samples in the batch.
+
+    Returns:
+        `Mixed` where this call is the one that mixes samples, or mixes more of them.
     """
     name = name_of(func)
     call = Call(func, name, args, kwargs, n)
-    if name == "__setitem__":
-        set_track(args[0], _mixed_input(args) or TABLE[name](call, args[0]))
-        return
-    outputs = [out] if isinstance(out, Tensor) else list(nested(out))
-    mixed = _mixed_input((args, kwargs))
-    if mixed is not None:
-        rule = TABLE.get(name)
-        for tensor in outputs:
-            set_track(tensor, None if rule is TABLE["zeros_like"] else mixed)
-        return
+    place = name == "__setitem__"
+    outputs = [args[0]] if place else [out] if isinstance(out, Tensor) else list(nested(out))
     rule = TABLE.get(name)
+    if rule is TABLE["zeros_like"]:
+        for tensor in outputs:
+            set_track(tensor, None)
+        return None
+    read = args[:1] if name in SHAPE_ONLY else (args, kwargs)
+    mixed: Mixed | None = None
+    sums: list[Tensor] = []
+    sampled = False
+    for tensor in nested(read):
+        track = track_of(tensor)
+        if isinstance(track, Mixed):
+            mixed = track
+        elif isinstance(track, Summed):
+            sums.append(tensor)
+        elif track is not None:
+            sampled = True
+    if mixed is None and sums:
+        reason = track_of(sums[0]).reason  # type: ignore[union-attr]
+        if sampled:
+            mixed = Mixed(f"{reason}, joined with samples again by torch's {name}")
+        elif name not in LINEAR or not _linear(name, args, sums):
+            mixed = Mixed(f"{reason}, followed by torch's {name}, which is not linear")
+        else:
+            for tensor in outputs:
+                set_track(tensor, track_of(sums[0]))
+            return None
+        sampled = True
+    if mixed is not None:
+        for tensor in outputs:
+            set_track(tensor, mixed)
+        return mixed if sampled else None
+    if not sampled:
+        return None
     if rule is None:
-        for tensor, found in zip(outputs, tested(call, outputs), strict=True):
-            set_track(tensor, found)
-        return
-    for which, tensor in enumerate(outputs):
-        call.which = which
-        set_track(tensor, rule(call, tensor))
+        tracks = tested(call, outputs)
+    else:
+        tracks = []
+        for which, tensor in enumerate(outputs):
+            call.which = which
+            tracks.append(rule(call, tensor))
+    second = all(is_second(t) for t in nested(read) if track_of(t) is not None)
+    for tensor, found in zip(outputs, tracks, strict=True):
+        set_track(tensor, found)
+        if second:
+            set_second(tensor)
+        if isinstance(found, Mixed):
+            mixed = found
+    return mixed
 
 
-def _mixed_input(values: Any) -> Mixed | None:
-    return next((track for t in nested(values) if isinstance(track := track_of(t), Mixed)), None)
+def _linear(name: str, args: Any, sums: list[Tensor]) -> bool:
+    """Whether a function of sums over samples is linear in them: products with one that has no gradient are."""
+    if name not in PRODUCTS:
+        return True
+    trained = [t for t in sums if t.requires_grad]
+    if len(trained) > 1:
+        return False
+    return name not in QUOTIENTS or not trained or trained[0] is args[0]
 
 
 @functools.cache

@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .track import Mixed, Track, track_of
-
-Found = Track | Mixed | None
+from .track import Found, Mixed, Summed, Track, is_second, track_of
 
 
 class Call:
@@ -42,8 +40,14 @@ class Call:
         return [(t, track) for t in self.tensors() if isinstance(track := track_of(t), Track)]
 
     def mixed(self, where: str) -> Mixed:
+        return Mixed(self._where(where))
+
+    def summed(self) -> Summed:
+        return Summed(self._where("over the samples"))
+
+    def _where(self, where: str) -> str:
         shapes = ", ".join(str(tuple(t.shape)) for t, _ in self.tracked()[:2])
-        return Mixed(f"torch's {self.name} {where} (of shape {shapes})")
+        return f"torch's {self.name} {where} (of shape {shapes})"
 
 
 def nested(value: Any) -> Iterator[Tensor]:
@@ -67,11 +71,15 @@ def listed(dim: Any, ndim: int) -> tuple[int, ...]:
 def aligned(call: Call, out: Tensor, inputs: list[tuple[Tensor, Track]]) -> Found:
     """Elementwise over tensors that broadcast: all tracks have to fall on one dimension of the output."""
     first: Track | None = None
-    for tensor, track in inputs:
+    # A further input of the model that does not lie as the samples do is none of them: a mask, a table of distances.
+    sure = [pair for pair in inputs if not is_second(pair[0])]
+    for tensor, track in sure + [pair for pair in inputs if is_second(pair[0])]:
         here = Track(out.ndim - tensor.ndim + track.axis, track.outer, track.inner)
         if first is None:
             first = here
         elif here != first:
+            if sure and is_second(tensor) and not tensor.requires_grad:
+                continue
             return call.mixed("joins the samples of one tensor with another dimension of the other")
     if first is None:
         return None

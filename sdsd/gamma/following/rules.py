@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .call import Call, Found, aligned, listed, nested
-from .track import Mixed, Track, reshaped, track_of
+from .track import Mixed, Track, is_second, reshaped, track_of
 
 OVER = "over the samples"
 
@@ -145,7 +145,7 @@ def reduction(place: int = 1, every: Any = None) -> Any:
         keep = out.ndim == x.ndim
         dims = tuple(range(x.ndim)) if dim is None or (isinstance(dim, (tuple, list)) and not dim) else listed(dim, x.ndim)
         if track.axis in dims:
-            return call.mixed(OVER)
+            return call.summed() if call.name in ("sum", "mean") else call.mixed(OVER)
         return track if keep else track._replace(axis=track.axis - sum(d < track.axis for d in dims))
 
     return rule
@@ -396,7 +396,7 @@ def attention(call: Call, out: Tensor) -> Found:
         else:
             return call.mixed("attends " + OVER)
     mask = call.get(3, "attn_mask")
-    if isinstance(mask, Tensor) and isinstance(track_of(mask), Track):
+    if isinstance(mask, Tensor) and isinstance(track_of(mask), Track) and not (found and is_second(mask)):
         found.add(aligned(call, out, [(mask, track_of(mask))]))  # type: ignore[list-item]
     return found.pop() if len(found) == 1 else call.mixed("attends between samples")
 
@@ -404,11 +404,29 @@ def attention(call: Call, out: Tensor) -> Found:
 def loss(call: Call, out: Tensor) -> Found:
     """Losses: followed without a reduction; a mean or sum over the batch mixes the samples, as losses do."""
     if call.kwargs.get("reduction", "mean") != "none" or out.ndim == 0:
-        return call.mixed(OVER)
+        return elementwise_loss(call)
     if call.name in ("cross_entropy", "nll_loss"):
         tracks = {track for _, track in call.tracked()}
         return tracks.pop() if len(tracks) == 1 and next(iter(tracks)).axis == 0 else call.mixed(OVER)
     return elementwise(call, out)
+
+
+def elementwise_loss(call: Call) -> Found:
+    """A mean or sum over the samples of a loss of each: input and target have to lie alike."""
+    found = {(track.axis, track.outer, track.inner) for _, track in call.tracked()}
+    return call.summed() if len(found) == 1 else call.mixed("compares samples of different layout")
+
+
+def own(call: Call, out: Tensor) -> Found:
+    """Functions whose other tensors only say of what shape or type the first is to be."""
+    return track_of(call.args[0])
+
+
+def copied(call: Call, out: Tensor) -> Found:
+    """x.copy_(source)."""
+    source = call.get(1, "src")
+    track = track_of(source)
+    return aligned(call, out, [(source, track)]) if isinstance(track, Track) else track
 
 
 def embedding(call: Call, out: Tensor) -> Found:

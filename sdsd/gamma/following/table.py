@@ -11,18 +11,18 @@ abs absolute acos acosh add addcdiv addcmul alpha_dropout angle arccos arcsin ar
 bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor bool byte cdouble ceil celu cfloat char clamp clamp_max
 clamp_min clip conj conj_physical copysign cos cosh cpu cuda deg2rad detach digamma div divide double dropout dropout1d
 dropout2d dropout3d elu eq erf erfc erfinv exp exp2 expm1 fake_quantize_per_tensor_affine feature_alpha_dropout
-feature_dropout float float_power floor floor_divide fmax fmin fmod frac frexp ge gelu greater greater_equal gt half
+feature_dropout float float_power floor floor_divide fmax fmin fmod frac frexp ge gelu greater greater_equal gt half bfloat16
 hardshrink hardsigmoid hardswish hardtanh heaviside hypot i0 int isclose isfinite isinf isnan isnat ldexp le leaky_relu
 lerp less less_equal lgamma log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor
 logit logsigmoid long lt masked_fill masked_scatter_none maximum minimum mish mul multiply nan_to_num ne neg negative
 nextafter not_equal polygamma positive pow prelu rad2deg real imag reciprocal relu relu6 remainder resolve_conj
 resolve_neg round rrelu rsqrt rsub selu sgn short sigmoid sign signbit silu sin sinc sinh softplus softshrink softsign
-sqrt square sub subtract tan tanh tanhshrink threshold true_divide trunc type type_as to where xlogy clone contiguous
+sqrt square sub subtract tan tanh tanhshrink threshold true_divide trunc type where xlogy clone contiguous
 requires_grad_ data fix quantize_per_tensor logsigmoid hardtanh
 __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __pow__ __rpow__
 __neg__ __pos__ __abs__ __invert__ __and__ __or__ __xor__ __rand__ __ror__ __rxor__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
 __floordiv__ __rfloordiv__ __mod__ __rmod__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__ __iand__ __ior__
-copy alias fake_quantize lift pin_memory detach_
+alias fake_quantize lift pin_memory detach_
 """
 _NOTHING = """
 zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full
@@ -56,6 +56,15 @@ affine_grid group_norm instance_norm local_response_norm unfold_images fold col2
 max_unpool3d interpolate upsample upsample_nearest upsample_bilinear embedding_bag_none
 """
 
+LINEAR = frozenset(
+    f"""{_ROW_MAJOR} mul multiply div divide true_divide add sub subtract rsub neg negative sum mean unsqueeze squeeze stack
+    cat __getitem__ select to float double half bfloat16 type type_as clone contiguous detach expand real data
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __neg__ __iadd__ __isub__ __imul__ __itruediv__""".split()
+)
+"""Functions that are linear in a sum over samples, so that it stays one: no product of two such sums, no quotient by one."""
+QUOTIENTS = frozenset("div divide true_divide __truediv__ __itruediv__".split())
+PRODUCTS = QUOTIENTS | frozenset("mul multiply __mul__ __rmul__ __imul__".split())
+
 TABLE: dict[str, Any] = {
     **dict.fromkeys(_ELEMENTWISE.split(), rules.elementwise),
     **dict.fromkeys(_NOTHING.split(), rules.nothing),
@@ -65,6 +74,9 @@ TABLE: dict[str, Any] = {
     **{name: rules.along(*setting) for name, setting in _ALONG.items()},
     **dict.fromkeys(_LOSSES.split(), rules.loss),
     **dict.fromkeys(_FIRST.split(), rules.first_axis),
+    "to": rules.own,
+    "type_as": rules.own,
+    "copy": rules.copied,
     "norm": rules.reduction(2),
     "vector_norm": rules.reduction(2),
     "linalg_vector_norm": rules.reduction(2),

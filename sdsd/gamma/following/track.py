@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -19,24 +19,46 @@ class Track(NamedTuple):
     inner: int = 1
 
 
+class Summed(NamedTuple):
+    """The tensor is a sum over samples of something of each alone, as a loss is; `reason` says where it was summed."""
+
+    reason: str
+
+
 class Mixed(NamedTuple):
     """The tensor depends on samples that cannot be told apart in it; `reason` says through which operation."""
 
     reason: str
 
 
-def track_of(tensor: Tensor) -> Track | Mixed | None:
+Found: TypeAlias = "Track | Summed | Mixed | None"
+
+
+def track_of(tensor: Tensor) -> Found:
     """Where `tensor` carries samples; None where it carries none."""
-    found: Track | Mixed | None = tensor.__dict__.get(KEY)
+    found: Found = tensor.__dict__.get(KEY)
     return found
 
 
-def set_track(tensor: Tensor, track: Track | Mixed | None) -> None:
+def set_track(tensor: Tensor, track: Found) -> None:
     """Remember where `tensor` carries samples, or forget it."""
     if track is None:
         tensor.__dict__.pop(KEY, None)
+        tensor.__dict__.pop(SECOND, None)
     else:
         tensor.__dict__[KEY] = track
+
+
+SECOND = "_sdsd_second"
+"""The attribute of tensors that come from the model's further inputs alone: these may be no samples, but a mask (T, T)."""
+
+
+def is_second(tensor: Tensor) -> bool:
+    return SECOND in tensor.__dict__
+
+
+def set_second(tensor: Tensor) -> None:
+    tensor.__dict__[SECOND] = True
 
 
 def arrange(x: Tensor, track: Track, n: int, features: int) -> Tensor:

@@ -63,6 +63,10 @@ class Pass:
         for name in names:
             self.refused.setdefault(name, reason)
 
+    def mixes(self, names: list[str], reason: str) -> None:
+        """A gradient came back through an operation that mixes samples, after these parameters were used."""
+        self.refuse(names, f"the samples are mixed after it by {reason}")
+
     def begin(self, use: object, dtype: torch.dtype) -> None:
         """The pieces that come next are of `use`."""
         self._current, self._dtype = use, dtype

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
+import torch.utils.checkpoint
 
-from ..following import COMPOSITE, PROPERTIES, Mixed, Track, body, follow, set_track, track_of
+from ..following import COMPOSITE, PROPERTIES, SHAPE_ONLY, Mixed, Summed, Track, body, follow, set_second, set_track, track_of
 from .ledger import Pass
-from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up
+from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpanded_of
 from .rules import RULES, any_operation
 
 if TYPE_CHECKING:
     from ..session import Session
 
+_NOTHING = object()
 _EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to}
 
 
@@ -42,21 +43,21 @@ class Measuring(TorchFunctionMode):
         if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
             return func(*args, **kwargs)
         sampled = False
-        mixed: Mixed | None = None
+        apart: Mixed | Summed | None = None
         parameters: list[Tensor] = []
-        for tensor in _tensors(args, kwargs):
+        for tensor in _tensors(args[:1], {}) if name in SHAPE_ONLY else _tensors(args, kwargs):
             track = track_of(tensor)
             if track is None:
                 if tensor.requires_grad:
                     parameters.append(tensor)
-            elif isinstance(track, Mixed):
-                mixed = track
-            else:
+            elif isinstance(track, Track):
                 sampled = True
                 grad_fn = tensor.grad_fn
                 if grad_fn is not None and type(grad_fn).__name__ == "CheckpointFunctionBackward":
                     self._enter_reentrant(grad_fn)
-        if not sampled and mixed is None:
+            else:
+                apart = track
+        if not sampled and apart is None:
             out = func(*args, **kwargs)
             if parameters:
                 self._note_source(func, args, kwargs, out)
@@ -69,30 +70,65 @@ class Measuring(TorchFunctionMode):
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
             return self._follow(func, args, kwargs, func(*args, **kwargs))
-        if mixed is not None:
+        if apart is not None:
             out = self._follow(func, args, kwargs, func(*args, **kwargs))
-            if any(t.requires_grad for t in pytree.tree_leaves(out) if isinstance(t, Tensor)):
-                self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], mixed)
+            if any(t.requires_grad for t in _tensors((out,), {})):
+                self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], apart)
             return out
+        return self._use(func, args, kwargs, parameters)
+
+    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+        """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
+        self.result: Any = _NOTHING
         rule = RULES.get(func, any_operation)
-        return rule(self, func, args, kwargs, parameters)
+        try:
+            return rule(self, func, args, kwargs, parameters)
+        except torch.utils.checkpoint._StopRecomputationError:
+            raise
+        except Exception as error:
+            if self.result is _NOTHING:
+                # Either the operation itself is at fault, and says so again, or the rule is.
+                self.result = func(*args, **kwargs)
+            kind = getattr(func, "__name__", str(func))
+            track = Mixed(f"torch's {kind} could not be measured ({type(error).__name__}: {error})")
+            for tensor in _tensors((self.result,), {}):
+                set_track(tensor, track)
+            self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], track)
+            self._watch_mixing([t for t in _tensors((self.result,), {})], track)
+            return self.result
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation itself, its output followed."""
-        return self._follow(func, args, kwargs, func(*args, **kwargs))
+        self.result = func(*args, **kwargs)
+        return self._follow(func, args, kwargs, self.result)
 
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-        follow(func, args, kwargs, out, self.ledger.n)
-        for tensor in (out,) if isinstance(out, Tensor) else pytree.tree_leaves(out):
+        mixed = follow(func, args, kwargs, out, self.ledger.n)
+        tensors = [args[0]] if out is None and args else list(_tensors((out,), {}))
+        for tensor in tensors:
             if isinstance(tensor, Tensor) and track_of(tensor) is not None:
                 node = tensor.grad_fn
                 if node is not None:
                     node.metadata[SAMPLES] = True
+        if mixed is not None:
+            self._watch_mixing(tensors, mixed)
         return out
+
+    def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed) -> None:
+        """Samples mix here: where a gradient comes back through it, no row before it is one sample's alone."""
+        if self.repeats:
+            return
+        ledger, before = self.ledger, list(self.ledger.counts)
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+                tensor.register_hook(lambda grad: ledger.mixes(before, mixed.reason))
 
     def lost(self, operands: list[Operand], track: Any) -> None:
         """Samples cannot be told apart at an operation that reads these operands."""
-        reason = track.reason if isinstance(track, Mixed) else track if isinstance(track, str) else "no samples there"
+        if isinstance(track, Summed):
+            reason = f"it is joined with what no longer is of single samples (after {track.reason})"
+        else:
+            reason = track.reason if isinstance(track, Mixed) else track if isinstance(track, str) else "no samples there"
         for operand in operands:
             self.ledger.refuse([leaf.name for leaf in operand.leaves], reason)
 
@@ -106,8 +142,10 @@ class Measuring(TorchFunctionMode):
 
     @staticmethod
     def _note_source(func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if func in _EXPANDING and isinstance(out, Tensor) and args[0].ndim == out.ndim:
-            expanded(out, args[0])
+        if func in _EXPANDING and isinstance(out, Tensor):
+            expanded(out, unexpanded_of(args[0]))
+        elif func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and _expands(args[0], out):
+            expanded(out, unexpanded_of(args[0]))
         elif func is torch.nn.functional.embedding and isinstance(out, Tensor):
             ids, table = args[:2] if len(args) > 1 else (args[0], kwargs["weight"])
             padding = args[2] if len(args) > 2 else kwargs.get("padding_idx")
@@ -171,8 +209,10 @@ class Measuring(TorchFunctionMode):
 @contextmanager
 def carrying(inputs: list[tuple[Tensor, Track]]) -> Iterator[None]:
     """The model's inputs say where they carry samples, and nothing of it is left on them afterwards."""
-    for tensor, track in inputs:
+    for place, (tensor, track) in enumerate(inputs):
         set_track(tensor, track)
+        if place:
+            set_second(tensor)
     try:
         yield
     finally:
@@ -187,6 +227,12 @@ _LOOKS = frozenset(
     "__format__ is_inference requires_grad_ has_names is_nonzero is_same_size".split()
 )
 """Functions that only look at a tensor, by name."""
+
+
+def _expands(base: Tensor, out: Tensor) -> bool:
+    """Whether repeating `base` to `out` is what expanding it would be."""
+    sizes = [1] * (out.ndim - base.ndim) + list(base.shape)
+    return all(before in (1, after) for before, after in zip(sizes, out.shape, strict=True))
 
 
 def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:

@@ -75,14 +75,23 @@ def leaves_of(tensor: Tensor, name_of: Callable[[Tensor], str | None]) -> tuple[
     return list(found.values()), hidden
 
 
+def unexpanded_of(tensor: Tensor) -> Tensor:
+    """The tensor that `tensor` is an expansion of, or itself."""
+    source = getattr(tensor, SOURCE, None)
+    return source[1] if source is not None and source[0] == "expanded" else tensor
+
+
 class Operand:
-    """One operand of one operation, of `shape`, and the parameters behind it."""
+    """One operand of one operation, of `shape`, and the parameters behind it.
+
+    `unexpanded`: gradients come with respect to what the operand is an expansion of.
+    """
 
     __slots__ = ("base", "leaves", "shape", "source", "tensor")
 
-    def __init__(self, tensor: Tensor, leaves: list[Leaf]) -> None:
+    def __init__(self, tensor: Tensor, leaves: list[Leaf], unexpanded: bool = False) -> None:
         self.source = getattr(tensor, SOURCE, None)
-        self.base = self.source[1] if self.source is not None and self.source[0] == "expanded" else tensor
+        self.base = unexpanded_of(tensor) if unexpanded else tensor
         self.tensor, self.leaves, self.shape = tensor, leaves, self.base.shape
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..following import Mixed, track_of
+from ..following import Track, track_of
 from .operand import Operand, leaves_of
 from .pieces import Piece
 
@@ -94,12 +94,12 @@ class Use:
             ledger.refuse(self.names, f"its samples could not be measured ({type(error).__name__}: {error})")
 
 
-def operands_of(mode: Measuring, tensors: list[Tensor]) -> tuple[list[Operand], str | None]:
+def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False) -> tuple[list[Operand], str | None]:
     """Operands, and the operation through which samples reached one of them unseen, or None."""
     found, hidden = [], None
     for tensor in tensors:
         leaves, through = leaves_of(tensor, mode.name_of)
-        found.append(Operand(tensor, leaves))
+        found.append(Operand(tensor, leaves, unexpanded))
         hidden = hidden or through
     return found, hidden
 
@@ -121,19 +121,20 @@ def register(mode: Measuring, operands: list[Operand], kind: str) -> Use:
 
 
 def watch(
-    mode: Measuring, kind: str, out: Tensor, tensors: list[Tensor], saved: Iterable[Tensor | None], measure: Measure
-) -> None:
+    mode: Measuring, kind: str, out: Tensor, tensors: list[Tensor], saved: Iterable[Tensor | None], measure: Measure,
+    unexpanded: bool = False,
+) -> None:  # fmt: skip
     """Measure an operation with output `out` that read `tensors`, computed from parameters alone.
 
-    Where the samples of `out` cannot be told apart, the parameters are refused by name.
+    `unexpanded`: the pieces are of what the tensors are expansions of. Where the samples of `out` cannot be told apart, the parameters are refused by name.
     """
     if not out.requires_grad:
         return
-    operands, hidden = operands_of(mode, tensors)
+    operands, hidden = operands_of(mode, tensors, unexpanded)
     if not any(operand.leaves for operand in operands):
         return
     track = track_of(out)
-    if hidden is not None or track is None or isinstance(track, Mixed):
+    if hidden is not None or not isinstance(track, Track):
         mode.lost(operands, f"samples go through {hidden}, which is not followed" if hidden else track)
         return
     mode.note_checkpoint()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...following import Track, track_of
-from ..operand import SOURCE
+from ..operand import unexpanded_of
 from ..pieces import Dense, Lazy, Piece, wide
 from ..use import watch
 from .generic import any_operation
@@ -75,11 +75,10 @@ def combination(kind: str) -> Any:
         operand = (left, right)[place]
         other = (left, right)[1 - place]
         in_place = getattr(func, "__name__", "").rstrip("_") != getattr(func, "__name__", "")
-        if in_place and sign_of in ("multiply", "divide"):
-            return any_operation(mode, func, args, kwargs, parameters)
-        source = getattr(operand, SOURCE, None)
-        shape = source[1].shape if source is not None and source[0] == "expanded" else operand.shape
+        shape = unexpanded_of(operand).shape
         needs_other = sign_of == "multiply" or (sign_of == "divide")
+        if in_place and needs_other:
+            other = other.detach().clone()  # what it was before it is written over
         out = mode.run(func, args, kwargs)
         track, n = track_of(out), mode.ledger.n
 
@@ -104,7 +103,7 @@ def combination(kind: str) -> Any:
             yield 0, apart(values, track, n, shape)
 
         saved = (other if needs_other else None, operand if sign_of == "divide" and place == 1 else None)
-        watch(mode, _NAMES[sign_of], out, [operand], saved, measure)
+        watch(mode, _NAMES[sign_of], out, [operand], saved, measure, unexpanded=True)
         return out
 
     return rule

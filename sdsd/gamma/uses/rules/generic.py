@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...following import Mixed, Track, track_of
-from ..operand import Operand, leaves_of
+from ..operand import Operand, leaves_of, unexpanded_of
 from ..pieces import Lazy, Piece
 from ..use import watch
 
@@ -51,14 +51,15 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
         return out
     places = [next(k for k, value in enumerate(values) if value is t) for t in distinct]
     sampled = [k for k, track in enumerate(tracks) if isinstance(track, Track)]
-    pieces = _Pieces(func, values, structure, places, sampled, [tracks[k] for k in sampled], mode.ledger.n)  # type: ignore[misc]
+    bases = [unexpanded_of(t).detach() for t in distinct]
+    pieces = _Pieces(func, values, structure, places, bases, sampled, [tracks[k] for k in sampled], mode.ledger.n)  # type: ignore[misc]
     for which, output in enumerate(outputs):
         track = track_of(output)
 
         def measure(b: Tensor, *saved: Tensor, which: int = which, track: Any = track) -> Iterator[tuple[int, Piece]]:
             yield from pieces.found(b, saved, which, track)
 
-        watch(mode, f"generic ({name})", output, distinct, (values[k] for k in sampled), measure)
+        watch(mode, f"generic ({name})", output, distinct, (values[k] for k in sampled), measure, True)
     return out
 
 
@@ -66,19 +67,30 @@ class _Pieces:
     """Per-sample gradients of the operands of one operation."""
 
     def __init__(
-        self, func: Any, values: list[Any], structure: Any, places: list[int], sampled: list[int],
+        self, func: Any, values: list[Any], structure: Any, places: list[int], bases: list[Tensor], sampled: list[int],
         tracks: list[Track], n: int,
     ) -> None:  # fmt: skip
-        self.func, self.structure, self.places, self.sampled, self.tracks, self.n = (
-            func, structure, places, sampled, tracks, n,
+        self.func, self.structure, self.places, self.bases, self.sampled, self.tracks, self.n = (
+            func, structure, places, bases, sampled, tracks, n,
         )  # fmt: skip
         self.values = [value.detach() if isinstance(value, Tensor) else value for value in values]
+        self.sizes = [self._sizes(values[place], base) for place, base in zip(places, bases, strict=True)]
         for k in sampled:
             self.values[k] = None
 
+    def _sizes(self, tensor: Tensor, base: Tensor) -> list[int]:
+        """To what one sample's run expands an operand: along the samples to one sample's share."""
+        sizes = list(tensor.shape)
+        track = self.tracks[0]
+        dim = track.axis
+        if tensor.ndim > dim and sizes[dim] == track.outer * self.n * track.inner != 1:
+            before = dim - (tensor.ndim - base.ndim)
+            if before < 0 or base.shape[before] == 1:
+                sizes[dim] = track.outer * track.inner
+        return sizes
+
     def found(self, b: Tensor, saved: tuple[Tensor, ...], which: int, track: Track) -> Iterator[tuple[int, Piece]]:
-        own = [self.values[k] for k in self.places]
-        if any(self._by_row(t, track, b) for t in own):
+        if any(self._by_row(t, track, b) for t in self.bases):
             raise ValueError("it has a row for every sample")
         inputs = [_samples_first(t, each, self.n) for t, each in zip(saved, self.tracks, strict=True)]
         cotangents = _samples_first(b, track, self.n)
@@ -87,18 +99,50 @@ class _Pieces:
         def all_of(start: int, stop: int) -> list[Tensor]:
             if (start, stop) not in formed:
                 formed.clear()
-                formed[start, stop] = self._gradients(
-                    own, [t[start:stop] for t in inputs], cotangents[start:stop], which
-                )
+                parts = [t[start:stop] for t in inputs]
+                formed[start, stop] = self._either(parts, cotangents[start:stop], which, start, stop)
             return formed[start, stop]
 
-        size = 8 * (b[:1].numel() + sum(t.numel() for t in own) + sum(t[:1].numel() for t in inputs))
-        for index, tensor in enumerate(own):
+        size = 8 * (b[:1].numel() + sum(t.numel() for t in self.bases) + sum(t[:1].numel() for t in inputs))
+        for index, tensor in enumerate(self.bases):
 
             def form(start: int, stop: int, index: int = index) -> Tensor:
                 return all_of(start, stop)[index]
 
             yield index, Lazy(self.n, size + 8 * tensor.numel(), form)
+
+    def _either(self, inputs: list[Tensor], cotangents: Tensor, which: int, start: int, stop: int) -> list[Tensor]:
+        """Gradients with operands that all samples share; or, where these do not fit, with a row for every sample."""
+        try:
+            return self._gradients(self.bases, inputs, cotangents, which)
+        except Exception:
+            rowed = [self._rows(t) for t in self.bases]
+            if not any(rowed):
+                raise
+        track = self.tracks[0]
+        own = [
+            _samples_first(t, track, self.n)[start:stop] if rows else t
+            for t, rows in zip(self.bases, rowed, strict=True)
+        ]
+        found = self._gradients(own, inputs, cotangents, which, rowed)
+        return [
+            self._placed(g, t, start) if rows else g
+            for g, t, rows in zip(found, self.bases, rowed, strict=True)
+        ]
+
+    def _rows(self, tensor: Tensor) -> bool:
+        track = self.tracks[0]
+        size = track.outer * self.n * track.inner
+        return tensor.ndim > track.axis and tensor.shape[track.axis] == size
+
+    def _placed(self, gradients: Tensor, tensor: Tensor, start: int) -> Tensor:
+        """Gradients of every sample's own rows as gradients of the whole operand, zero in the rows of others."""
+        track = self.tracks[0]
+        split = tensor.unflatten(track.axis, (track.outer, self.n, track.inner))
+        full = gradients.new_zeros(gradients.shape[0], *split.shape)
+        for k, each in enumerate(gradients):
+            full[k].select(track.axis + 1, start + k).copy_(each.unflatten(track.axis, (track.outer, track.inner)))
+        return full.flatten(track.axis + 1, track.axis + 3)
 
     def _by_row(self, operand: Tensor, track: Track, b: Tensor) -> bool:
         """Whether an operand may have rows of its own for every sample (no broadcast): then this is no rule for it."""
@@ -106,31 +150,43 @@ class _Pieces:
         elementwise = self.func in _BROADCASTING
         return elementwise and behind >= 0 and operand.shape[behind] != 1
 
-    def _run(self, own: tuple[Tensor, ...], inputs: tuple[Tensor, ...], which: int) -> Tensor:
+    def _run(self, own: tuple[Tensor, ...], inputs: tuple[Tensor, ...], which: int, rowed: list[bool]) -> Tensor:
         values = list(self.values)
-        for place, tensor in zip(self.places, own, strict=True):
-            values[place] = tensor
+        for place, tensor, sizes, rows in zip(self.places, own, self.sizes, rowed, strict=True):
+            values[place] = tensor if rows else tensor.expand(sizes)
         for place, tensor in zip(self.sampled, inputs, strict=True):
             values[place] = tensor
         args, kwargs = pytree.tree_unflatten(values, self.structure)
         out = [t for t in pytree.tree_leaves(self.func(*args, **kwargs)) if isinstance(t, Tensor)]
         return [t for t in out if t.is_floating_point() or t.is_complex()][which]
 
-    def _gradients(self, own: list[Tensor], inputs: list[Tensor], cotangents: Tensor, which: int) -> list[Tensor]:
+    def _gradients(
+        self, own: list[Tensor], inputs: list[Tensor], cotangents: Tensor, which: int, rowed: list[bool] | None = None
+    ) -> list[Tensor]:
+        """Gradients (n, *shape) of the operands; `rowed` ones come with a row for every sample."""
+        rows = [False] * len(own) if rowed is None else rowed
+        shared = [None if each else t for t, each in zip(own, rows, strict=True)]
+        batched = [t for t, each in zip(own, rows, strict=True) if each]
+
         def gradient(cotangent: Tensor, *sample: Tensor) -> tuple[Tensor, ...]:
-            out, pull = torch.func.vjp(lambda *own: self._run(own, sample, which), *own)
+            mine = iter(sample[: len(batched)])
+            whole = tuple(next(mine) if t is None else t for t in shared)
+            rest = sample[len(batched) :]
+            out, pull = torch.func.vjp(lambda *own: self._run(own, rest, which, rows), *whole)
             return pull(cotangent.reshape(out.shape).to(out.dtype))
 
         try:
-            return list(torch.func.vmap(gradient)(cotangents, *inputs))
+            return list(torch.func.vmap(gradient)(cotangents, *batched, *inputs))
         except Exception:  # noqa: BLE001  # an operation that cannot be batched: one sample after another
-            rows = []
+            found = []
             for k in range(cotangents.shape[0]):
                 with torch.enable_grad():
-                    leaves = tuple(t.clone().requires_grad_() for t in own)
-                    out = self._run(leaves, tuple(t[k] for t in inputs), which)
-                    rows.append(torch.autograd.grad(out, leaves, cotangents[k].reshape(out.shape).to(out.dtype)))
-            return [torch.stack(column) for column in zip(*rows, strict=True)]
+                    leaves = tuple(
+                        (t[k] if each else t).clone().requires_grad_() for t, each in zip(own, rows, strict=True)
+                    )
+                    out = self._run(leaves, tuple(t[k] for t in inputs), which, rows)
+                    found.append(torch.autograd.grad(out, leaves, cotangents[k].reshape(out.shape).to(out.dtype)))
+            return [torch.stack(column) for column in zip(*found, strict=True)]
 
 
 _BROADCASTING = {
@@ -170,9 +226,9 @@ def _set_item(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     from .elementwise import apart
 
     def measure(b: Tensor) -> Iterator[tuple[int, Piece]]:
-        yield 0, apart(b[index], track, n, value.shape)
+        yield 0, apart(b[index], track, n, unexpanded_of(value).shape)
 
-    watch(mode, "written into samples", x, [value], (), measure)
+    watch(mode, "written into samples", x, [value], (), measure, unexpanded=True)
     return None
 
 

@@ -28,6 +28,8 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
         why = "packed sequences join samples of different length"
     elif args[5] > 0 and args[6]:
         why = "dropout between its layers draws other numbers when a sample runs again"
+    elif any(t.requires_grad and track_of(t) is None for t in _states(args[1])):
+        why = "its first state is computed from parameters"
     elif not isinstance(track, Track) or (track.outer, track.inner) != (1, 1) or x.ndim != 3:
         why = "its samples do not lie along one dimension of its input"
     if why is not None:
@@ -35,7 +37,7 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
         return out
     assert isinstance(track, Track)
     n, axis = mode.ledger.n, track.axis
-    states = tuple(args[1]) if isinstance(args[1], (list, tuple)) else (args[1],)
+    states = _states(args[1])
     several = isinstance(args[1], (list, tuple))
     weights, settings = [t.detach() for t in args[2]], tuple(args[3:])
     places = [next(k for k, t in enumerate(args[2]) if t is each) for each in distinct]
@@ -83,3 +85,7 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
 
         watch(mode, "recurrent", output, distinct, (x, *states), measure)
     return out
+
+
+def _states(given: Any) -> tuple[Tensor, ...]:
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
