@@ -8,6 +8,7 @@ measured steps and on every fiftieth after them: for the price of one product of
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,8 @@ class Prover:
     def direction(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
         """u over the first dimension, v over the others; signs from a generator of their own."""
         if name not in self._directions or self._directions[name][0].device != parameter.device:
-            generator = torch.Generator().manual_seed(len(self._directions) + 1)
+            # By the name, so that all ranks take the same direction.
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             rows = parameter.shape[0] if parameter.ndim > 1 else 1
             sizes = (rows, max(parameter.numel() // max(rows, 1), 1))
             u, v = (torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1) for size in sizes)
