@@ -259,8 +259,8 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:400]
 
 
-def same(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
-    """Whether two gradients agree to `tolerance` of the second's norm; None is a gradient of zero."""
+def same(a: Tensor | None, b: Tensor | None, tolerance: float, floor: float = 0.0) -> bool:
+    """Whether two gradients agree to `tolerance` of the second's norm or to `floor`; None is a gradient of zero."""
     if a is None or b is None:
         rest = b if a is None else a
         return rest is None or not rest.detach().to_dense().any()
@@ -269,7 +269,7 @@ def same(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
     a, b = a.detach().to_dense(), b.detach().to_dense()
     if tolerance == 0 or not (b.is_floating_point() or b.is_complex()):
         return torch.equal(a, b)
-    return bool((a - b).abs().norm() <= tolerance * b.abs().norm() + 1e-14 * b.numel() ** 0.5)
+    return bool((a - b).abs().norm() <= max(tolerance * b.abs().norm(), floor, 1e-14 * b.numel() ** 0.5))
 
 
 @contextmanager
