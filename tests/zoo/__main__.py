@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
 
-    from .architectures import FAMILIES
+    from .architectures.catalogue import FAMILIES
 
     everything = [(family, name, one) for family, models in FAMILIES.items() for name, one in models.items()]
     wanted = [each.lower() for each in options.names]

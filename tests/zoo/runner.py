@@ -107,7 +107,8 @@ def _numbers(architecture: Architecture) -> Verdict:
     for n, t in architecture.sizes:
         program = Program(
             lambda: nudged(without_chance(architecture.make())), (architecture.batch(n, t),), architecture.loss,
-            hopeless=bool(architecture.mixes), situation=r"\bloss\b" if architecture.mixes else "",
+            tolerance=architecture.tolerance, hopeless=bool(architecture.mixes),
+            situation=r"\bloss\b" if architecture.mixes else "",
         )  # fmt: skip
         _deterministic(program)
         found.append(judge(program))

@@ -54,6 +54,7 @@ class Program:
     """What a refusal may name instead of a parameter or a layer: a pattern."""
     own_gradient: bool = True
     """Whether .grad after the step is the sum of the contributions."""
+    tolerance: float = TOLERANCE
     measured: bool = False
     """Whether a refusal does not do."""
     permanent: bool = False
@@ -144,7 +145,7 @@ def judge(program: Program, *, again: bool = True, **options: Any) -> Verdict:
             return Verdict("wrong", "measured, though .grad is no sum over samples")
         monitor.detach()
         rows = per_sample(twin, contribution, program.n)
-        return compare(stats, {k: v for k, v in rows.items() if k not in left_out}, left_out)
+        return compare(stats, {k: v for k, v in rows.items() if k not in left_out}, left_out, program.tolerance)
 
 
 def _after(refusal: Verdict, monitor: Any, model: nn.Module, program: Program) -> Verdict:
@@ -161,7 +162,7 @@ def _after(refusal: Verdict, monitor: Any, model: nn.Module, program: Program) -
         return refusal
     monitor.detach()
     model.zero_grad()
-    verdict = compare(stats, per_sample(model, program.sample, program.n), set())
+    verdict = compare(stats, per_sample(model, program.sample, program.n), set(), program.tolerance)
     return (
         refusal
         if verdict.kind == "right"
@@ -182,7 +183,7 @@ def per_sample(model: nn.Module, contribution: Callable[[nn.Module, int], Tensor
     return {name: torch.stack(values) for name, values in rows.items()}
 
 
-def compare(stats: Any, rows: dict[str, Tensor], left_out: Iterable[str]) -> Verdict:
+def compare(stats: Any, rows: dict[str, Tensor], left_out: Iterable[str] = (), tolerance: float = TOLERANCE) -> Verdict:
     """Signal, noise and unbiased Γ of every parameter and of the total against per-sample gradients."""
     left_out = set(left_out)
     if stats is None:
@@ -213,7 +214,7 @@ def compare(stats: Any, rows: dict[str, Tensor], left_out: Iterable[str]) -> Ver
             ratio = (signal - noise / n) / noise
             error = max(error, _off(found.gamma_unbiased, ratio, (scale / noise) * max(1.0, abs(ratio))))
         worst = max(worst, error)
-        if not error <= TOLERANCE:
+        if not error <= tolerance:
             wrong.append(
                 f"{name}: noise {found.noise:.6g}, true {noise:.6g}; signal {found.signal:.6g}, true {signal:.6g}"
             )

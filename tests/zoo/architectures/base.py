@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tests.zoo.verdict import TOLERANCE
+
 VOCABULARY = 31
-TEXT = ((4, 4), (4, 6))
+TEXT = ((4, 4), (4, 6), (3, 5))
 """N and T of the batches of text: T = N and T ≠ N."""
 
 
@@ -23,6 +25,7 @@ class Architecture:
     batch: Callable[[int, int], Any]
     loss: Callable[[nn.Module, Any], Tensor]
     sizes: tuple[tuple[int, int], ...] = TEXT
+    tolerance: float = TOLERANCE
     mixes: str = ""
     """What mixes the samples, so that no loop over them has the gradient and it can but be refused."""
 
