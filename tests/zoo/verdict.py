@@ -191,7 +191,7 @@ def compare(stats: Any, rows: dict[str, Tensor], left_out: Iterable[str] = (), t
     everything = {name: torch.view_as_real(r) if r.is_complex() else r for name, r in rows.items()}
     everything = {name: r.reshape(len(r), -1).double() for name, r in everything.items()}
     sizes = {"measured": len(rows), "parameters": len(rows) + len(left_out)}
-    idle = {name for name, each in stats.parameters.items() if each.signal == each.noise == 0} - set(rows)
+    idle = {name for name, each in stats.parameters.items() if each.signal == each.noise == 0} - set(rows) - left_out
     if set(stats.parameters) - idle != set(rows):
         differ = sorted(set(stats.parameters) ^ set(rows))[:5]
         return Verdict("wrong", f"parameters in stats but not in the model or the other way round: {differ}", **sizes)
