@@ -37,7 +37,7 @@ test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the re
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
-test-zoo: $(ZOO)/stamp  ## the monitor on architectures people train, into docs/coverage.md (15 minutes; ZOO_ARGS='gpt2 swin')
+test-zoo: $(ZOO)/stamp  ## the monitor on architectures people train, into docs/coverage.md (3 minutes)
 	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)
 
 bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')

@@ -31,7 +31,7 @@ def truth(model, x=X, y=Y):
 
 
 def assert_right(stats, model, x=X, y=Y):
-    verdict = compare(stats, truth(model, x, y), set())
+    verdict = compare(stats, truth(model, x, y))
     assert verdict.kind == "right", verdict.why
 
 

@@ -54,6 +54,7 @@ class Program:
     """What a refusal may name instead of a parameter or a layer: a pattern."""
     own_gradient: bool = True
     """Whether .grad after the step is the sum of the contributions."""
+    tolerance: float = TOLERANCE
     measured: bool = False
     """Whether a refusal does not do."""
     permanent: bool = False
@@ -144,7 +145,7 @@ def judge(program: Program, *, again: bool = True, **options: Any) -> Verdict:
             return Verdict("wrong", "measured, though .grad is no sum over samples")
         monitor.detach()
         rows = per_sample(twin, contribution, program.n)
-        return compare(stats, {k: v for k, v in rows.items() if k not in left_out}, left_out)
+        return compare(stats, {k: v for k, v in rows.items() if k not in left_out}, left_out, program.tolerance)
 
 
 def _after(refusal: Verdict, monitor: Any, model: nn.Module, program: Program) -> Verdict:
@@ -161,7 +162,7 @@ def _after(refusal: Verdict, monitor: Any, model: nn.Module, program: Program) -
         return refusal
     monitor.detach()
     model.zero_grad()
-    verdict = compare(stats, per_sample(model, program.sample, program.n), set())
+    verdict = compare(stats, per_sample(model, program.sample, program.n), set(), program.tolerance)
     return (
         refusal
         if verdict.kind == "right"
@@ -182,7 +183,7 @@ def per_sample(model: nn.Module, contribution: Callable[[nn.Module, int], Tensor
     return {name: torch.stack(values) for name, values in rows.items()}
 
 
-def compare(stats: Any, rows: dict[str, Tensor], left_out: Iterable[str]) -> Verdict:
+def compare(stats: Any, rows: dict[str, Tensor], left_out: Iterable[str] = (), tolerance: float = TOLERANCE) -> Verdict:
     """Signal, noise and unbiased Γ of every parameter and of the total against per-sample gradients."""
     left_out = set(left_out)
     if stats is None:
@@ -190,7 +191,7 @@ def compare(stats: Any, rows: dict[str, Tensor], left_out: Iterable[str]) -> Ver
     everything = {name: torch.view_as_real(r) if r.is_complex() else r for name, r in rows.items()}
     everything = {name: r.reshape(len(r), -1).double() for name, r in everything.items()}
     sizes = {"measured": len(rows), "parameters": len(rows) + len(left_out)}
-    idle = {name for name, each in stats.parameters.items() if each.signal == each.noise == 0} - set(rows)
+    idle = {name for name, each in stats.parameters.items() if each.signal == each.noise == 0} - set(rows) - left_out
     if set(stats.parameters) - idle != set(rows):
         differ = sorted(set(stats.parameters) ^ set(rows))[:5]
         return Verdict("wrong", f"parameters in stats but not in the model or the other way round: {differ}", **sizes)
@@ -213,7 +214,7 @@ def compare(stats: Any, rows: dict[str, Tensor], left_out: Iterable[str]) -> Ver
             ratio = (signal - noise / n) / noise
             error = max(error, _off(found.gamma_unbiased, ratio, (scale / noise) * max(1.0, abs(ratio))))
         worst = max(worst, error)
-        if not error <= TOLERANCE:
+        if not error <= tolerance:
             wrong.append(
                 f"{name}: noise {found.noise:.6g}, true {noise:.6g}; signal {found.signal:.6g}, true {signal:.6g}"
             )
@@ -259,8 +260,8 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:400]
 
 
-def same(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
-    """Whether two gradients agree to `tolerance` of the second's norm; None is a gradient of zero."""
+def same(a: Tensor | None, b: Tensor | None, tolerance: float, floor: float = 0.0) -> bool:
+    """Whether two gradients agree to `tolerance` of the second's norm or to `floor`; None is a gradient of zero."""
     if a is None or b is None:
         rest = b if a is None else a
         return rest is None or not rest.detach().to_dense().any()
@@ -269,7 +270,7 @@ def same(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
     a, b = a.detach().to_dense(), b.detach().to_dense()
     if tolerance == 0 or not (b.is_floating_point() or b.is_complex()):
         return torch.equal(a, b)
-    return bool((a - b).abs().norm() <= tolerance * b.abs().norm() + 1e-14 * b.numel() ** 0.5)
+    return bool((a - b).abs().norm() <= max(tolerance * b.abs().norm(), floor, 1e-14 * b.numel() ** 0.5))
 
 
 @contextmanager
