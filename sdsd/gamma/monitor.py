@@ -221,14 +221,14 @@ class GammaMonitor:
 
     def _leave_out(self, refused: Mapping[str, str]) -> None:
         """From now on these parameters are no part of the result (strict=False)."""
-        listed = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        listed = _by_reason(refused, most=len(refused))
         if not set(self._covered) - set(refused):
-            raise UnsupportedError(f"no parameter is left to measure: {listed}. Use mode='micro'.")
+            raise UnsupportedError(f"no parameter is left to measure:\n{listed}\nUse mode='micro'.")
         for name in refused:
             self._coverage[name] = None
         self._settle_coverage()
         self._averages = RunningAverages(len(self._covered), self.ema, self._averages.device)
-        warnings.warn(f"left out of Γ from here on: {listed}. See monitor.coverage.", stacklevel=5)
+        warnings.warn(f"left out of Γ from here on:\n{listed}\nSee monitor.coverage.", stacklevel=5)
 
     def _hook_parameters(self) -> None:
         self._micro = _MicroBatches(self._session, self._measured_parameters())
@@ -557,9 +557,8 @@ class GammaMonitor:
         if not self.strict:
             self._leave_out(refused)
             return
-        listed = "\n".join(f"  {name}: {why}." for name, why in refused.items())
         raise UnsupportedError(
-            f"no exact per-sample gradient for\n{listed}\nUse mode='micro', which takes whole micro-batches for "
+            f"no exact per-sample gradient for\n{_by_reason(refused)}\nUse mode='micro', which takes whole micro-batches for "
             "samples; leave these parameters out with parameters=…; or strict=False, which leaves out what cannot be "
             "told apart and says so in coverage."
         )
@@ -640,10 +639,11 @@ class GammaMonitor:
         if not self.strict:
             self._leave_out(refused)
             return False
-        listed = "\n".join(f"  {name}: {why}." for name, why in list(refused.items())[:8])
-        more = f"\n  and {len(refused) - 8} more" if len(refused) > 8 else ""
+        listed = [f"{name} ({difference:.1%} of it)" for name, difference in list(differences.items())[:8]]
+        more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
         raise UnsupportedError(
-            f"the step does not prove itself:\n{listed}{more}\nLikely reasons: the parameter is used outside the model's "
+            "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
+            f"{', '.join(listed)}{more}.\nLikely reasons: the parameter is used outside the model's "
             "forward pass (in the loss, in a penalty, tied by hand), an inner autograd.grad(create_graph=True), a "
             "gradient that was not cleared, or changed by a hook or by clipping before step(). Compute penalties under "
             "`with monitor.paused():` after step(), clear gradients after every step, or leave the parameter out with "
@@ -853,6 +853,18 @@ class _MicroBatches:
                     parts.append(zero)
             own = torch.stack(parts).square()
         return squares, count * world, mean, own
+
+
+def _by_reason(refused: Mapping[str, str], most: int = 4) -> str:
+    """One line a reason, with the names it is of."""
+    names: dict[str, list[str]] = {}
+    for name, why in refused.items():
+        names.setdefault(why, []).append(name)
+    lines = []
+    for why, found in names.items():
+        more = f" and {len(found) - most} more" if len(found) > most else ""
+        lines.append(f"  {', '.join(found[:most])}{more}: {why}.")
+    return "\n".join(lines)
 
 
 def _joined(values: list[Tensor], device: torch.device) -> Tensor:

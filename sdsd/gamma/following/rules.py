@@ -311,7 +311,9 @@ def product(call: Call, out: Tensor, a: Tensor, b: Tensor, one: Found, two: Foun
 
 def add_product(call: Call, out: Tensor) -> Found:
     """addmm, baddbmm, addmv: bias + a @ b."""
-    bias, a, b = call.args[0], call.args[1], call.args[2]
+    bias = call.args[0]
+    a, b = (call.get(place, *[name for name in names if name in call.kwargs][:1] or [""]) for place, names in
+            ((1, ("batch1", "mat1", "mat")), (2, ("batch2", "mat2", "vec"))))  # fmt: skip
     tracks = [track_of(t) for t in (a, b)]
     found = {aligned(call, out, [(bias, track_of(bias))])} if track_of(bias) is not None else set()  # type: ignore[list-item]
     if any(track is not None for track in tracks):
@@ -448,9 +450,28 @@ def gather(call: Call, out: Tensor) -> Found:
         return call.mixed("joins samples of different layout")
     (track,) = tracks
     if track.axis == axis:
+        index = call.get(2 if call.name != "take_along_dim" else 1, "index")
+        same = call.name in ("gather", "take_along_dim") and track_of(index) is None and out.shape == x.shape
+        if same and torch.equal(index, _rows(index, axis)):
+            return track
         return call.mixed("picks from the samples")
     whole = track.outer * call.n * track.inner
     return track if out.shape[track.axis] == whole else call.mixed("takes some of the samples")
+
+
+def _rows(index: Tensor, axis: int) -> Tensor:
+    """An index that asks every row for itself."""
+    shape = [1] * index.ndim
+    shape[axis] = -1
+    return torch.arange(index.shape[axis], device=index.device).view(shape).expand_as(index)
+
+
+def nonzero(call: Call, out: Tensor) -> Found:
+    """Where all are chosen, the indices are those of all rows, and depend on no sample."""
+    x = call.tensors()[0]
+    if isinstance(out, Tensor) and out.shape == (x.numel(), x.ndim):
+        return None
+    return call.mixed("chooses among the samples")
 
 
 def index_select(call: Call, out: Tensor) -> Found:

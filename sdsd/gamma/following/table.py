@@ -110,6 +110,8 @@ TABLE: dict[str, Any] = {
     "pad": rules.pad,
     **dict.fromkeys(("gather", "scatter", "scatter_add", "scatter_reduce", "take_along_dim"), rules.gather),
     "index_select": rules.index_select,
+    "nonzero": rules.nonzero,
+    "argwhere": rules.nonzero,
     **dict.fromkeys(("index_add", "index_copy", "index_fill"), rules.index_along),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), rules.recurrent),
     **dict.fromkeys(("tril", "triu", "inverse", "linalg_inv", "matrix_exp", "linalg_matrix_exp"), rules.linalg_matrix),

@@ -65,7 +65,7 @@ class Pass:
 
     def mixes(self, names: list[str], reason: str) -> None:
         """A gradient came back through an operation that mixes samples, after these parameters were used."""
-        self.refuse(names, f"the samples are mixed after it by {reason}")
+        self.refuse(names, f"samples are mixed, or lost, after it: {reason}")
 
     def begin(self, use: object, dtype: torch.dtype) -> None:
         """The pieces that come next are of `use`."""

@@ -103,7 +103,12 @@ class Measuring(TorchFunctionMode):
         return self._follow(func, args, kwargs, self.result)
 
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-        mixed = follow(func, args, kwargs, out, self.ledger.n)
+        try:
+            mixed = follow(func, args, kwargs, out, self.ledger.n)
+        except Exception as error:
+            mixed = Mixed(f"torch's {getattr(func, '__name__', func)} with arguments that are not followed ({error})")
+            for tensor in [args[0]] if out is None and args else _tensors((out,), {}):
+                set_track(tensor, mixed)
         tensors = [args[0]] if out is None and args else list(_tensors((out,), {}))
         for tensor in tensors:
             if isinstance(tensor, Tensor) and track_of(tensor) is not None:

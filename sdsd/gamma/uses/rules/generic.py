@@ -90,8 +90,6 @@ class _Pieces:
         return sizes
 
     def found(self, b: Tensor, saved: tuple[Tensor, ...], which: int, track: Track) -> Iterator[tuple[int, Piece]]:
-        if any(self._by_row(t, track, b) for t in self.bases):
-            raise ValueError("it has a row for every sample")
         inputs = [_samples_first(t, each, self.n) for t, each in zip(saved, self.tracks, strict=True)]
         cotangents = _samples_first(b, track, self.n)
         formed: dict[tuple[int, int], list[Tensor]] = {}
@@ -144,12 +142,6 @@ class _Pieces:
             full[k].select(track.axis + 1, start + k).copy_(each.unflatten(track.axis, (track.outer, track.inner)))
         return full.flatten(track.axis + 1, track.axis + 3)
 
-    def _by_row(self, operand: Tensor, track: Track, b: Tensor) -> bool:
-        """Whether an operand may have rows of its own for every sample (no broadcast): then this is no rule for it."""
-        behind = track.axis - (b.ndim - operand.ndim)
-        elementwise = self.func in _BROADCASTING
-        return elementwise and behind >= 0 and operand.shape[behind] != 1
-
     def _run(self, own: tuple[Tensor, ...], inputs: tuple[Tensor, ...], which: int, rowed: list[bool]) -> Tensor:
         values = list(self.values)
         for place, tensor, sizes, rows in zip(self.places, own, self.sizes, rowed, strict=True):
@@ -187,14 +179,6 @@ class _Pieces:
                     out = self._run(leaves, tuple(t[k] for t in inputs), which, rows)
                     found.append(torch.autograd.grad(out, leaves, cotangents[k].reshape(out.shape).to(out.dtype)))
             return [torch.stack(column) for column in zip(*found, strict=True)]
-
-
-_BROADCASTING = {
-    torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.where, torch.maximum, torch.minimum, torch.lerp,
-    torch.addcmul, torch.addcdiv, torch.fmod, torch.atan2, torch.hypot,
-    Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.pow, Tensor.where, Tensor.maximum, Tensor.minimum,
-    Tensor.lerp, Tensor.addcmul, Tensor.addcdiv, Tensor.__pow__, Tensor.__rpow__,
-}  # fmt: skip
 
 
 def _samples_first(x: Tensor, track: Track, n: int) -> Tensor:
