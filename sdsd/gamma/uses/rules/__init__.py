@@ -8,6 +8,7 @@ file                 operations
 `lookup.py`          embedding
 `norms.py`           layer norm, RMS norm, group norm, instance norm, batch norm in eval mode
 `elementwise.py`     + − × ÷ with a parameter, PReLU
+`attention.py`       attention with a mask of parameters
 `recurrent.py`       lstm, gru, rnn_tanh, rnn_relu
 `generic.py`         every other one, and writing into samples
 ===================  =================================================================================================
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from . import convolution, elementwise, linear, lookup, norms, recurrent
+from . import attention, convolution, elementwise, linear, lookup, norms, recurrent
 from .generic import any_operation
 
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = map(elementwise.combination, ("add", "subtract", "multiply", "divide"))
@@ -41,6 +42,7 @@ RULES: dict[Any, Any] = {
         convolution.convolution,
     ),
     F.embedding: lookup.embedding,
+    F.scaled_dot_product_attention: attention.attention,
     F.layer_norm: norms.layer_norm,
     F.rms_norm: norms.rms_norm,
     F.group_norm: norms.group_norm,

@@ -196,6 +196,18 @@ def _set_item(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
         return out
     mode.run(func, args, kwargs)
     n = mode.ledger.n
+    from .elementwise import apart
+
+    if isinstance(index, Tensor) and index.dtype == torch.bool and value.ndim <= x.ndim - index.ndim:
+        track = track_of(x)
+        chosen = index.detach().reshape(*index.shape, *[1] * (x.ndim - index.ndim))
+
+        def masked(b: Tensor) -> Iterator[tuple[int, Piece]]:
+            assert isinstance(track, Track)
+            yield 0, apart(b.masked_fill(~chosen, 0.0), track, n, unexpanded_of(value).shape)
+
+        watch(mode, "written into samples", x, [value], (), masked, unexpanded=True)
+        return None
     shown = x.detach()[index]
     from ...following import follow, set_track
 
@@ -207,7 +219,6 @@ def _set_item(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     if not isinstance(track, Track):
         mode.lost([Operand(value, leaves_of(value, mode.name_of)[0])], track)
         return None
-    from .elementwise import apart
 
     def measure(b: Tensor) -> Iterator[tuple[int, Piece]]:
         yield 0, apart(b[index], track, n, unexpanded_of(value).shape)

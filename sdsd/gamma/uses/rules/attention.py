@@ -1,0 +1,74 @@
+"""scaled_dot_product_attention with a mask of parameters: T5's position biases.
+
+The operation runs once more on the whole batch, with the random numbers it drew and a mask for every sample: the
+gradient of that mask holds every sample's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...following import Mixed, Track, track_of
+from ..operand import Operand, leaves_of
+from ..pieces import Dense, Piece
+from ..use import watch
+from .generic import any_operation
+
+if TYPE_CHECKING:
+    from ..measuring import Measuring
+
+
+def attention(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    """F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, …)."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    q, k, v, mask = (given.get(name) for name in names[:4])
+    dropout = given.get("dropout_p", 0.0)
+    tracks = [track_of(t) for t in (q, k, v)]
+    plain = all(isinstance(track, Track) and track == tracks[0] for track in tracks) and q.ndim == k.ndim == v.ndim
+    if parameters != [mask] or not plain or tracks[0].axis >= q.ndim - 2:
+        if dropout > 0:
+            out = mode.run(func, args, kwargs)
+            why = "attention with dropout on it, which draws other numbers when it runs again"
+            mode.lost([Operand(t, leaves_of(t, mode.name_of)[0]) for t in parameters], Mixed(why))
+            return out
+        return any_operation(mode, func, args, kwargs, parameters)
+    state = _state(q.device) if dropout > 0 else None
+    out = mode.run(func, args, kwargs)
+    track, n = tracks[0], mode.ledger.n
+    settings = {name: value for name, value in given.items() if name not in names[:4]}
+    whole = [*q.shape[:-2], *mask.shape[-2:]] if mask.ndim <= q.ndim else list(mask.shape)
+    # Only the samples' dimension is spread; heads that share a mask go on sharing it.
+    front = [1] * (q.ndim - mask.ndim) + list(mask.shape)
+    spread = [whole[d] if d == track.axis else size for d, size in enumerate(front)]
+    shared = front[track.axis] == 1
+
+    def measure(b: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Iterator[tuple[int, Piece]]:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[q.device] if q.device.type == "cuda" else []):
+            if state is not None:
+                _set_state(q.device, state)
+            each = mask.expand(spread).clone().requires_grad_()
+            again = func(q, k, v, attn_mask=each, **settings)
+            (found,) = torch.autograd.grad(again, each, b)
+        if not shared:
+            raise ValueError("its mask has a row for every sample")
+        split = found.unflatten(track.axis, (track.outer, n, track.inner)).movedim(track.axis + 1, 0)
+        yield 0, Dense(split.sum((track.axis + 1, track.axis + 2)).reshape(n, *mask.shape))
+
+    watch(mode, "attention mask", out, [mask], (q, k, v, mask), measure)
+    return out
+
+
+def _state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
