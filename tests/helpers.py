@@ -31,15 +31,26 @@ def summation_error(terms: int, dtype: torch.dtype = torch.float32) -> float:
 
 
 def cosine_error(
-    rows: Tensor, others: Tensor | None = None, *, center: bool = False, dtype: torch.dtype = torch.float32
+    rows: Tensor,
+    others: Tensor | None = None,
+    *,
+    center: bool = False,
+    dtype: torch.dtype = torch.float32,
+    terms: int | None = None,
 ) -> Tensor:
-    """Bound on the error of the cosines of `rows` (N, samples) and `others` (M, samples) or themselves.  # shape: (N, M)
+    """Bound on the error of the cosines of `rows` (N, samples) with `others` (M, samples) or themselves.
 
     With unit vectors a and b: their product and the squares of both norms are sums in `dtype`, and eight roundings are
     left for square roots, scaling, centring and the result, all relative to Σ|a_k b_k|. A mean that is rounded to
-    `dtype` (twice that is allowed) moves a neuron by δ = 2u·|mean|·√samples / ‖x − mean‖ along the vector of ones, which
-    is orthogonal to all centred neurons: that changes cosines by δ_i δ_j, and norms by δ²/2. The float64 oracle rounds
-    as well, and has the same bound once more with its own u.
+    `dtype` (twice that is allowed) moves a neuron by δ = 2u·|mean|·√samples / ‖x − mean‖ along the vector of ones,
+    which is orthogonal to all centred neurons: that changes cosines by δ_i δ_j, and norms by δ²/2. The float64 oracle
+    rounds as well, and has the same bound once more with its own u.
+
+    Args:
+        terms: how many products are summed in `dtype` before float64 takes over; None is all samples.
+
+    Returns:
+        float64.  # shape: (N, M)
     """
     unit = unit_roundoff(dtype)
 
@@ -52,7 +63,11 @@ def cosine_error(
 
     left, left_moved = parts(rows)
     right, right_moved = (left, left_moved) if others is None else parts(others)
-    relative = sum(2 * summation_error(rows.shape[1], each) + 8 * unit_roundoff(each) for each in (dtype, torch.float64))
+    samples = rows.shape[1]
+    relative = sum(
+        2 * summation_error(count, each) + 8 * unit_roundoff(each)
+        for each, count in ((dtype, terms or samples), (torch.float64, samples))
+    )
     return relative * (left @ right.T) + (left_moved + right_moved.T).square() / 2
 
 
@@ -73,6 +88,6 @@ def assert_within(got: Tensor, wanted: Tensor, allowed: Tensor | float) -> None:
         over = ((got - wanted).abs() / allowed).where(wrong, -1.0)
         place = tuple(int(index) for index in torch.unravel_index(over.argmax(), over.shape))
         raise AssertionError(
-            f"{int(wrong.sum())} of {wrong.numel()} elements are out of bounds; at {place} got {got[place]:.9g}, expected "
-            f"{wanted[place]:.9g} ± {allowed.expand(got.shape)[place]:.3e}"
+            f"{int(wrong.sum())} of {wrong.numel()} elements are out of bounds; "
+            f"at {place} got {got[place]:.9g}, expected {wanted[place]:.9g} ± {allowed.expand(got.shape)[place]:.3e}"
         )
