@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib import metadata
 
+import numpy as np
 import torch
 
 # Triton reads this when it is first imported, so it is decided before any test module is.
@@ -11,6 +13,34 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
+
+
+def release(version: str) -> tuple[int, int]:
+    major, minor = version.split("+")[0].split(".")[:2]
+    return int(major), int(minor)
+
+
+def interpreter_problem(triton: str, numpy: str) -> str | None:
+    """Why this Triton cannot interpret kernels with this NumPy, or None where it can."""
+    if release(triton) < (3, 7) and release(numpy) >= (2, 4):
+        return (
+            f"Triton {triton} interprets kernels with NumPy older than 2.4, got NumPy {numpy}: every test of a kernel "
+            'would fail with "only 0-dimensional arrays can be converted to Python scalars". Install numpy<2.4, or '
+            "triton>=3.7 with the torch that goes with it. constraints-*.txt hold versions that go together."
+        )
+    return None
+
+
+def pytest_configure() -> None:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return  # tests of kernels say that they are skipped
+    problem = interpreter_problem(triton, np.__version__)
+    if problem:
+        raise pytest.UsageError(problem)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import interpreter_problem
 from tests.helpers import assert_within, cosine_error, summation_error, unit_roundoff
 
 
@@ -106,3 +107,20 @@ def test_within_means_every_element_and_no_nan():
     with pytest.raises(AssertionError, match="shape"):
         assert_within(torch.ones(2), torch.ones(1), 1.0)
     assert unit_roundoff(torch.float32) == 2.0**-24
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "fits"),
+    [
+        ("3.5.0", "1.26.0", True),
+        ("3.6.0", "2.3.5", True),
+        ("3.6.0+git1", "2.4.0", False),
+        ("3.5.1", "2.10.0", False),
+        ("3.7.1", "2.4.6", True),
+        ("4.0.0", "3.0.0", True),
+    ],
+)
+def test_a_triton_that_cannot_interpret_with_this_numpy_is_named(triton, numpy, fits):
+    problem = interpreter_problem(triton, numpy)
+    assert (problem is None) == fits
+    assert fits or (triton in problem and numpy in problem and "numpy<2.4" in problem)
