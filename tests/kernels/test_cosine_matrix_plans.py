@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import itertools
 import random
-from importlib import metadata
 
 import pytest
 import torch
 from torch import Tensor
 
-from sdsd_kernels._backend import interpreting, unusable
+from sdsd_kernels._backend import unusable
 from sdsd_kernels.cosine_matrix import config, waves
 from sdsd_kernels.cosine_matrix.op import _as_rows
 from sdsd_kernels.cosine_matrix.waves import Plan
@@ -51,8 +50,6 @@ if torch.cuda.is_available():
     }
 
 
-ALIGNED = 16 if interpreting() and metadata.version("triton").startswith("3.5.") else 8
-"""Elements a row is padded to for descriptors: 16 bytes, which Triton 3.5's interpreter counts as elements."""
 SHAPES = [(33, 7), (70, 45)]
 """(samples, neurons): less than a tile, and several tiles and steps, ragged in both."""
 if torch.cuda.is_available():
@@ -89,9 +86,9 @@ def by(plan: Plan, x: Tensor, **options) -> Tensor:
 def layouts(samples: int, neurons: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """The same numbers with samples adjacent, with neurons adjacent, and in a wider matrix; aligned for descriptors."""
     x = torch.randn(samples, neurons, device=device).to(dtype)
-    pad = torch.zeros(samples, -neurons % ALIGNED, device=device, dtype=dtype)
+    pad = torch.zeros(samples, -neurons % 8, device=device, dtype=dtype)
     wide = torch.cat([x, pad], 1)[:, :neurons]
-    tall = torch.cat([x.T, torch.zeros(neurons, -samples % ALIGNED, device=device, dtype=dtype)], 1)[:, :samples].T
+    tall = torch.cat([x.T, torch.zeros(neurons, -samples % 8, device=device, dtype=dtype)], 1)[:, :samples].T
     return {"neurons adjacent": wide, "samples adjacent": tall}
 
 

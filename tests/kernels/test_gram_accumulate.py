@@ -129,8 +129,10 @@ def test_many_batches_into_float64_err_no_more_than_one(backend, device):
     assert_within(gram.triu(), wanted, summation_error(64) * magnitude)
 
 
-def test_sums_of_many_batches_are_float64(backend, device):
+@pytest.mark.parametrize("panel", [300, cpu.PANEL_ELEMENTS])
+def test_sums_of_many_batches_are_float64(panel, backend, device, monkeypatch):
     """Products of these integers are exact in float32 in every order; beside 2⁴⁰ only float64 keeps them."""
+    monkeypatch.setattr(cpu, "PANEL_ELEMENTS", panel)
     batches = [torch.randint(-8, 9, (50, 33), device=device).float() for _ in range(3)]
     gram = torch.full((33, 33), 2.0**40, dtype=torch.float64, device=device)
     for batch in batches:
