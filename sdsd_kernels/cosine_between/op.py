@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._checks import check_choice
 from .._cosine_blocks import Neurons, block_sides, fill_cosines, prepare
+from .._register import register
 from ..cosine_matrix.op import ZERO_POLICIES
 from ..cosine_topk.op import check_max_bytes, rows_of_both
 
@@ -65,7 +66,7 @@ def cosine_between(
     check_max_bytes(max_bytes)
     if progress is not None:
         return _compute(left, right, zero, bool(center), max_bytes, progress)
-    return torch.ops.sdsd.cosine_between.default(left, right, zero, bool(center), max_bytes)
+    return _operator(left, right, zero, bool(center), max_bytes)
 
 
 def _compute(
@@ -101,15 +102,10 @@ def _refuse_zeros(neurons: Neurons, name: str, center: bool) -> None:
         )
 
 
-# Not torch.library.custom_op: its first call imports the compiler, which takes three seconds.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "cosine_between(Tensor x, Tensor y, str zero, bool center, int? max_bytes) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_LIBRARY.impl("cosine_between", _compute, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::cosine_between", lib=_LIBRARY)
-def _(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:
+def _fake(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:
     return x.new_empty((x.shape[0], y.shape[0]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+_operator = register(
+    "cosine_between(Tensor x, Tensor y, str zero, bool center, int? max_bytes) -> Tensor", _compute, fake=_fake
+)

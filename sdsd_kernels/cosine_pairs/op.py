@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_choice, check_float_tensor
+from .._register import register
 from ..cosine_matrix.op import _as_rows, _check_shape
 from . import config, cpu
 from .budget import TooManyPairsError
@@ -92,7 +93,7 @@ def cosine_histogram(
     lacks = f"the kernel has at most {config.MOST_BINS} bins" if bins > config.MOST_BINS else None
     chosen = _backend(backend, rows, lacks)
     if progress is None:
-        counts, left_out = torch.ops.sdsd.cosine_histogram.default(rows, bins, bool(center), max_bytes, chosen)
+        counts, left_out = _histogram_operator(rows, bins, bool(center), max_bytes, chosen)
     else:
         counts, left_out = _histogram(rows, bins, bool(center), max_bytes, chosen, progress)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64, device=rows.device)
@@ -149,7 +150,7 @@ def cosine_row_sums(
     _check_max_bytes(max_bytes)
     chosen = _backend(backend, rows)
     if progress is None:
-        return torch.ops.sdsd.cosine_row_sums.default(rows, kind, bool(center), max_bytes, chosen)
+        return _row_sums_operator(rows, kind, bool(center), max_bytes, chosen)
     return _row_sums(rows, kind, bool(center), max_bytes, chosen, progress)
 
 
@@ -304,25 +305,23 @@ def _row_sums(
     return sums.masked_fill_(inverse_norm.isnan(), torch.nan)
 
 
-# Not torch.library.custom_op: its first call imports the compiler, which takes seconds.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "cosine_histogram(Tensor rows, SymInt bins, bool center, SymInt? max_bytes, str backend) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_LIBRARY.impl("cosine_histogram", _histogram, "CompositeExplicitAutograd")
-_LIBRARY.define(
-    "cosine_row_sums(Tensor rows, str kind, bool center, SymInt? max_bytes, str backend) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_LIBRARY.impl("cosine_row_sums", _row_sums, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::cosine_histogram", lib=_LIBRARY)
-def _(rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str) -> tuple[Tensor, Tensor]:
+def _fake_histogram(
+    rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str
+) -> tuple[Tensor, Tensor]:
     return rows.new_empty(bins, dtype=torch.int64), rows.new_empty(2, dtype=torch.int64)
 
 
-@torch.library.register_fake("sdsd::cosine_row_sums", lib=_LIBRARY)
-def _(rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str) -> Tensor:
+def _fake_row_sums(rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str) -> Tensor:
     return rows.new_empty(rows.shape[0], dtype=torch.float64)
+
+
+_histogram_operator = register(
+    "cosine_histogram(Tensor rows, SymInt bins, bool center, SymInt? max_bytes, str backend) -> (Tensor, Tensor)",
+    _histogram,
+    fake=_fake_histogram,
+)
+_row_sums_operator = register(
+    "cosine_row_sums(Tensor rows, str kind, bool center, SymInt? max_bytes, str backend) -> Tensor",
+    _row_sums,
+    fake=_fake_row_sums,
+)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_choice, check_float_tensor
+from .._register import register
 from ..cosine_matrix.op import _as_rows, _check_shape
 from .config import MOST_NEIGHBORS, PRECISIONS
 from .cpu import cosine_topk_torch
@@ -77,7 +78,7 @@ def cosine_topk(
     settings = (k, bool(farthest), precision, bool(center), max_bytes, chosen)
     if progress is not None:
         return _compute(rows, others, *settings, progress=progress)
-    return torch.ops.sdsd.cosine_topk.default(rows, others, *settings)
+    return _operator(rows, others, *settings)
 
 
 def rows_of(activations: Tensor, neuron_dim: int, name: str) -> Tensor:
@@ -166,18 +167,7 @@ def _compute(
     )  # fmt: skip
 
 
-# Not torch.library.custom_op: its first call imports the compiler, which takes three seconds.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "cosine_topk(Tensor rows, Tensor? others, int k, bool farthest, str precision, bool center, int? max_bytes, "
-    "str backend) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_LIBRARY.impl("cosine_topk", _compute, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::cosine_topk", lib=_LIBRARY)
-def _(
+def _fake(
     rows: Tensor,
     others: Tensor | None,
     k: int,
@@ -189,3 +179,11 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     return rows.new_empty((rows.shape[0], k), dtype=dtype), rows.new_empty((rows.shape[0], k), dtype=torch.int64)
+
+
+_operator = register(
+    "cosine_topk(Tensor rows, Tensor? others, int k, bool farthest, str precision, bool center, int? max_bytes, "
+    "str backend) -> (Tensor, Tensor)",
+    _compute,
+    fake=_fake,
+)

@@ -9,35 +9,10 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_choice, check_float_tensor
+from .._register import register
 from ..cosine_matrix.config import SUM_PRECISIONS
 from ..cosine_matrix.op import _as_rows, _check_shape
 from .cpu import gram_accumulate_torch
-
-# Not torch.library.custom_op: its wrapper takes 0.1 ms a call, as much as the work for a small batch.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "gram_accumulate(Tensor(a!) gram, Tensor rows, Tensor? shift, Tensor? scale, str precision, str backend) -> ()",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-
-
-def _gram_accumulate(
-    gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
-) -> None:
-    if backend == "triton":
-        from .kernel import launch_gram_accumulate
-
-        launch_gram_accumulate(gram, rows, shift, scale, precision=precision)
-    else:
-        gram_accumulate_torch(gram, rows, shift, scale)
-
-
-_LIBRARY.impl("gram_accumulate", _gram_accumulate, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::gram_accumulate", lib=_LIBRARY)
-def _(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str) -> None:
-    return None
 
 
 def gram_accumulate(
@@ -102,7 +77,7 @@ def gram_accumulate(
             _check_vector(vector, name, activations, neurons)
     lacks = "the kernel has no float64 activations" if activations.dtype == torch.float64 else None
     chosen = choose_backend(backend, activations.device, kernel_lacks=lacks)
-    torch.ops.sdsd.gram_accumulate.default(
+    _operator(
         gram,
         _as_rows(activations.detach(), neuron_dim),
         None if shift is None else shift.detach(),
@@ -151,3 +126,25 @@ def _check_device(value: Tensor, name: str, activations: Tensor) -> None:
         raise ValueError(
             f"{name}: expected device {activations.device} like activations, got {value.device}. Move it there."
         )
+
+
+def _compute(
+    gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
+) -> None:
+    if backend == "triton":
+        from .kernel import launch_gram_accumulate
+
+        launch_gram_accumulate(gram, rows, shift, scale, precision=precision)
+    else:
+        gram_accumulate_torch(gram, rows, shift, scale)
+
+
+def _fake(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str) -> None:
+    return None
+
+
+_operator = register(
+    "gram_accumulate(Tensor(a!) gram, Tensor rows, Tensor? shift, Tensor? scale, str precision, str backend) -> ()",
+    _compute,
+    fake=_fake,
+)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_choice, check_float_tensor
+from .._register import register
 from . import cpu
 from .method import METHODS, choose_method
 
@@ -20,53 +21,6 @@ class WeightGradStats(NamedTuple):
     """Σ_n g_n in the dtype of the inputs; shape: (p, d). None with weight_grad=False."""
     square_norm: Tensor
     """Σ_n ‖D ∘ g_n‖²_F, D the scale or 1; float64, shape: ()."""
-
-
-# Not torch.library.custom_op: its wrapper takes 0.1 ms a call, as much as the work for a small layer.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "weight_grad_stats(Tensor inputs, Tensor output_grads, Tensor? scale, bool weight_grad, str? method, "
-    "SymInt max_bytes, str backend) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-
-
-def _weight_grad_stats(
-    inputs: Tensor,
-    output_grads: Tensor,
-    scale: Tensor | None,
-    weight_grad: bool,
-    method: str | None,
-    max_bytes: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    chosen = method or choose_method(inputs, output_grads, scale is not None, weight_grad)
-    if chosen == "fused" and backend == "triton":
-        from .kernel import launch_weight_grad_stats
-
-        total, square_norm = launch_weight_grad_stats(inputs, output_grads, scale, weight_grad, max_bytes)
-    else:
-        total, square_norm = cpu.weight_grad_stats(inputs, output_grads, scale, weight_grad, chosen, max_bytes)
-    return (inputs.new_empty(0) if total is None else total), square_norm
-
-
-_LIBRARY.impl("weight_grad_stats", _weight_grad_stats, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::weight_grad_stats", lib=_LIBRARY)
-def _(
-    inputs: Tensor,
-    output_grads: Tensor,
-    scale: Tensor | None,
-    weight_grad: bool,
-    method: str | None,
-    max_bytes: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    # A traced call is checked here: in the backward of an autograd.Function dynamo refuses some of what checks read.
-    _check(inputs, output_grads, scale, method, max_bytes)
-    shape = (output_grads.shape[-1], inputs.shape[-1]) if weight_grad else (0,)
-    return inputs.new_empty(shape), inputs.new_empty((), dtype=torch.float64)
 
 
 def weight_grad_stats(
@@ -130,7 +84,7 @@ def weight_grad_stats(
         scale = scale.detach()
     lacks = "the kernel has no float64" if inputs.dtype == torch.float64 else None
     chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks)
-    total, square_norm = torch.ops.sdsd.weight_grad_stats.default(
+    total, square_norm = _operator(
         inputs.detach(), output_grads.detach(), scale, bool(weight_grad), method, max_bytes, chosen
     )
     return WeightGradStats(total if weight_grad else None, square_norm)
@@ -219,3 +173,45 @@ def _check_max_bytes(max_bytes: Any) -> None:
             f"max_bytes: expected at least 1, got {max_bytes}. The default, 64 MiB, suits most layers; "
             f"a small number makes every method work with the least it can."
         )
+
+
+def _compute(
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    method: str | None,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    chosen = method or choose_method(inputs, output_grads, scale is not None, weight_grad)
+    if chosen == "fused" and backend == "triton":
+        from .kernel import launch_weight_grad_stats
+
+        total, square_norm = launch_weight_grad_stats(inputs, output_grads, scale, weight_grad, max_bytes)
+    else:
+        total, square_norm = cpu.weight_grad_stats(inputs, output_grads, scale, weight_grad, chosen, max_bytes)
+    return (inputs.new_empty(0) if total is None else total), square_norm
+
+
+def _fake(
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    method: str | None,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    # A traced call is checked here: in the backward of an autograd.Function dynamo refuses some of what checks read.
+    _check(inputs, output_grads, scale, method, max_bytes)
+    shape = (output_grads.shape[-1], inputs.shape[-1]) if weight_grad else (0,)
+    return inputs.new_empty(shape), inputs.new_empty((), dtype=torch.float64)
+
+
+_operator = register(
+    "weight_grad_stats(Tensor inputs, Tensor output_grads, Tensor? scale, bool weight_grad, str? method, "
+    "SymInt max_bytes, str backend) -> (Tensor, Tensor)",
+    _compute,
+    fake=_fake,
+)
