@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_choice, check_float_tensor
+from .._checks import check_choice, check_device, check_float_tensor, check_neurons, check_shape
 from .._register import register
+from .._rows import as_rows
 from ..cosine_matrix.config import SUM_PRECISIONS
-from ..cosine_matrix.op import _as_rows, _check_shape
 from .cpu import gram_accumulate_torch
 
 
@@ -68,7 +68,7 @@ def gram_accumulate(
         README.md in this folder.
     """
     check_float_tensor(activations, "activations")
-    neuron_dim = _check_shape(activations, neuron_dim)
+    neuron_dim = check_neurons(activations, neuron_dim)
     check_choice(precision, "precision", SUM_PRECISIONS)
     neurons = activations.shape[neuron_dim]
     _check_gram(gram, activations, neurons)
@@ -79,7 +79,7 @@ def gram_accumulate(
     chosen = choose_backend(backend, activations.device, kernel_lacks=lacks)
     _operator(
         gram,
-        _as_rows(activations.detach(), neuron_dim),
+        as_rows(activations.detach(), neuron_dim),
         None if shift is None else shift.detach(),
         None if scale is None else scale.detach(),
         precision,
@@ -98,16 +98,15 @@ def _check_gram(gram: Any, activations: Tensor, neurons: int) -> None:
             f"gram: expected float64 for float64 activations, got {gram.dtype}. Pass a float64 gram, or "
             "activations.float()."
         )
-    if tuple(gram.shape) != (neurons, neurons):
-        raise ValueError(
-            f"gram: expected shape {(neurons, neurons)} for activations of {neurons} neurons, got {tuple(gram.shape)}. "
-            "Check that neuron_dim names the dimension that counts neurons."
-        )
+    what = f" for activations of {neurons} neurons"
+    check_shape(
+        gram, "gram", (neurons, neurons), what, "Check that neuron_dim names the dimension that counts neurons."
+    )
     if not gram.is_contiguous():
         raise ValueError(f"gram: expected contiguous rows, got strides {gram.stride()}. Start from torch.zeros(n, n).")
     if gram.requires_grad:
         raise ValueError("gram: expected a tensor without gradient, since it is written in place. Use gram.detach().")
-    _check_device(gram, "gram", activations)
+    check_device(gram, "gram", activations, "activations")
 
 
 def _check_vector(vector: Any, name: str, activations: Tensor, neurons: int) -> None:
@@ -116,16 +115,8 @@ def _check_vector(vector: Any, name: str, activations: Tensor, neurons: int) -> 
     wanted = torch.float64 if activations.dtype == torch.float64 else torch.float32
     if vector.dtype != wanted:
         raise TypeError(f"{name}: expected {wanted} for {activations.dtype} activations, got {vector.dtype}.")
-    if tuple(vector.shape) != (neurons,):
-        raise ValueError(f"{name}: expected shape {(neurons,)}, one number a neuron, got {tuple(vector.shape)}.")
-    _check_device(vector, name, activations)
-
-
-def _check_device(value: Tensor, name: str, activations: Tensor) -> None:
-    if value.device != activations.device:
-        raise ValueError(
-            f"{name}: expected device {activations.device} like activations, got {value.device}. Move it there."
-        )
+    check_shape(vector, name, (neurons,), ", one number a neuron", "Reduce or expand it to that.")
+    check_device(vector, name, activations, "activations")
 
 
 def _compute(

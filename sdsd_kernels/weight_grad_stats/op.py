@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_choice, check_float_tensor
+from .._checks import check_choice, check_device, check_float_tensor, check_max_bytes, check_shape
 from .._register import register
 from . import cpu
 from .method import METHODS, choose_method
@@ -98,7 +98,7 @@ def _check(inputs: Any, output_grads: Any, scale: Any, method: Any, max_bytes: A
     if scale is not None:
         _check_scale(scale, inputs, output_grads)
     _check_method(method, inputs.shape[1] if inputs.ndim == 3 else 1, scale is not None)
-    _check_max_bytes(max_bytes)
+    check_max_bytes(max_bytes, optional=False)
 
 
 def _check_pair(inputs: Tensor, output_grads: Tensor) -> None:
@@ -128,24 +128,16 @@ def _check_pair(inputs: Tensor, output_grads: Tensor) -> None:
             f"output_grads: expected {inputs.dtype} like inputs, got {output_grads.dtype}. "
             f"Pass output_grads.to(inputs.dtype), or widen inputs."
         )
-    if inputs.device != output_grads.device:
-        raise ValueError(
-            f"output_grads: expected device {inputs.device} like inputs, got {output_grads.device}. "
-            f"Move both to one device first."
-        )
+    check_device(output_grads, "output_grads", inputs, "inputs")
 
 
 def _check_scale(scale: Any, inputs: Tensor, output_grads: Tensor) -> None:
     """Raise unless `scale` is a (p, d) tensor on the device of `inputs`."""
     check_float_tensor(scale, "scale")
     wanted = (output_grads.shape[-1], inputs.shape[-1])
-    if tuple(scale.shape) != wanted:
-        raise ValueError(
-            f"scale: expected shape {wanted}, that of the weight, got {tuple(scale.shape)}. "
-            f"Use scale.expand({wanted[0]}, {wanted[1]}) for one factor a row or column."
-        )
-    if scale.device != inputs.device:
-        raise ValueError(f"scale: expected device {inputs.device} like inputs, got {scale.device}. Move it there.")
+    do = f"Use scale.expand({wanted[0]}, {wanted[1]}) for one factor a row or column."
+    check_shape(scale, "scale", wanted, ", that of the weight", do)
+    check_device(scale, "scale", inputs, "inputs")
 
 
 def _check_method(method: Any, positions: int, scaled: bool) -> None:
@@ -162,16 +154,6 @@ def _check_method(method: Any, positions: int, scaled: bool) -> None:
         raise ValueError(
             "method: expected 'fused' with a scale, got 'gram': an elementwise scale is no product of a factor for "
             "inputs and one for output gradients. Leave method out to let the table decide."
-        )
-
-
-def _check_max_bytes(max_bytes: Any) -> None:
-    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
-        raise TypeError(f"max_bytes: expected an int, got {type(max_bytes).__name__}.")
-    if max_bytes < 1:
-        raise ValueError(
-            f"max_bytes: expected at least 1, got {max_bytes}. The default, 64 MiB, suits most layers; "
-            f"a small number makes every method work with the least it can."
         )
 
 

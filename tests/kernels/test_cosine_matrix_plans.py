@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._rows import as_rows
 from sdsd_kernels.cosine_matrix import config, waves
-from sdsd_kernels.cosine_matrix.op import _as_rows
 from sdsd_kernels.cosine_matrix.waves import Plan
 from tests.helpers import assert_error_within
 from tests.kernels.test_cosine_matrix import FLOOR, INF, NAN, check_promises, oracle, rounded_way, torch_way
@@ -71,7 +71,7 @@ def kernels():
 def by(plan: Plan, x: Tensor, **options) -> Tensor:
     """Cosines of (samples, neurons) by a plan."""
     options = {"precision": "float32", "out_dtype": torch.float32, "zero": "zero", "center": False, **options}
-    return kernels().launch_cosine_matrix(_as_rows(x, 1), plan=plan, **options)[0]
+    return kernels().launch_cosine_matrix(as_rows(x, 1), plan=plan, **options)[0]
 
 
 def layouts(samples: int, neurons: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def layouts(samples: int, neurons: int, dtype: torch.dtype, device: torch.device
 
 def can(plan: Plan, x: Tensor) -> bool:
     """Whether a plan can serve; a launch with another would be a mistake of the caller."""
-    return plan.kernel == "pointer" or kernels().descriptors_can_read(_as_rows(x, 1))
+    return plan.kernel == "pointer" or kernels().descriptors_can_read(as_rows(x, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -116,7 +116,7 @@ def test_every_plan_adds_to_a_sum(sum_dtype, plan, device):
     start = torch.randn(x.shape[1], x.shape[1], dtype=sum_dtype, device=device)
     gram = start.clone()
     add = importlib.import_module("sdsd_kernels.gram_accumulate.kernel").launch_gram_accumulate
-    add(gram, _as_rows(x, 1), None, None, precision="float32", plan=plan)
+    add(gram, as_rows(x, 1), None, None, precision="float32", plan=plan)
     rows = x.T.float().cpu()
     wanted = start.cpu().double().triu() + (rows.double() @ rows.double().T).triu()
     plain = start.cpu().triu() + (rows @ rows.T).triu().to(sum_dtype)
@@ -191,7 +191,7 @@ def test_four_dimensions_and_strange_strides(device):
             (torch.randn(60, 1, device=device).expand(-1, 35), 1),
         ):
             options = {"precision": "float32", "out_dtype": torch.float32, "zero": "zero", "center": False}
-            cosine = kernels().launch_cosine_matrix(_as_rows(x, dim), plan=plan, **options)[0]
+            cosine = kernels().launch_cosine_matrix(as_rows(x, dim), plan=plan, **options)[0]
             check_promises(cosine)
             assert_error_within(cosine, oracle(x, dim), torch_way(x, dim), factor=2, floor=FLOOR)
 
