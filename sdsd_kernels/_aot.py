@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._device import RECORDS, DeviceRecord
+
 SM80 = ("cuda", 80, 32)
 SM90 = ("cuda", 90, 32)
 SM100 = ("cuda", 100, 32)
@@ -55,3 +57,15 @@ def aligned(signature: Mapping[str, str], *names: str) -> dict[tuple[int, ...], 
     """`attrs` that declare the named arguments divisible by 16, as torch's allocations and even sizes are."""
     positions = {name: index for index, name in enumerate(signature)}
     return {(positions[name],): [["tt.divisibility", 16]] for name in names}
+
+
+def compiled_ahead() -> list[DeviceRecord]:
+    """The GPUs that every kernel is compiled for: the records that ask for it."""
+    return [record for record in RECORDS.values() if record.compile_ahead]
+
+
+def target_of(record: DeviceRecord) -> tuple[str, int | str, int]:
+    """What an `AotCase` for this GPU names as its target."""
+    if record.target is None:
+        raise ValueError(f"record: expected that of a GPU, got {record.name!r}, which nothing is compiled for.")
+    return record.target

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdsd_kernels._aot import compiled_ahead
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._device import device_record
 from sdsd_kernels._rows import as_rows
 from sdsd_kernels.cosine_matrix import config, waves
 from sdsd_kernels.cosine_matrix.waves import Plan
@@ -32,7 +34,7 @@ PLANS = {
 }
 if torch.cuda.is_available():
     # Tiles of 16 and 32 neurons are there for the interpreter; a GPU gets what is shipped for it.
-    arch = config.architecture(torch.device("cuda"))
+    arch = device_record(torch.device("cuda")).family
     pointer, descriptor = config.pointer_configs(arch, "native"), config.descriptor_configs(arch, "native")
     PLANS = {"dense": PLANS["dense"]} | {
         f"{kernel} {launch.block_rows}×{launch.block_columns}, {splits} splits": Plan(kernel, launch, splits)
@@ -332,7 +334,7 @@ def test_a_band_walks_its_columns_together():
 def test_aot_cases_cover_every_configuration():
     cases = kernels().aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
-    targets = kernels().ARCHITECTURES
+    targets = {record.family: record.target for record in compiled_ahead()}
 
     def compiled(kernel: str, arch: str, dot: str, choice: config.MatrixConfig) -> bool:
         rows = "BLOCK_NEURONS" if kernel == "pointer" else "BLOCK_ROWS"
