@@ -1,42 +1,55 @@
-"""Launch configurations of the moments kernel: a tile is as many rows as fit on chip and enough columns to stream."""
+"""Launch configurations of the moments kernels, by dtype, N and device, each with the figure it rests on.
+
+Figures in milliseconds are those of prototypes on an H100 (read ceiling 3.05 TB/s), × the time of one read; the kernels
+here have their structure and have not been timed themselves. What is "chosen" rests on ahead-of-time compilation alone:
+no spill, 16-byte loads, shared memory within limits on sm_80, sm_90, sm_100 and gfx942.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from .._device import DeviceRecord
+
 
 @dataclass(frozen=True)
-class Config:
-    """`rows` × `columns` is the tile a program holds in registers; `num_warps` spreads it."""
+class Stream:
+    """Signal and squares alone: a program owns `columns`, of which a thread owns a few, and takes `rows` at a time."""
+
+    columns: int
+    rows: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """With per-sample sums: a program holds a tile of `rows` × `columns` and walks on by column blocks."""
 
     rows: int
     columns: int
     num_warps: int
+    stages: int
+    """Tiles in flight."""
+    resident: int
+    """Programs a multiprocessor holds, of a grid that walks all column blocks."""
 
 
-# 16 to 32 float32 values of the tile a thread leave registers for the row sums: ahead-of-time compilation shows no
-# spill on sm_80, sm_90, sm_100 or gfx942 (1024 rows did spill). At least 32 columns, so that a row of the tile fills a
-# 128-byte line. 32 and 128, the common batch sizes, have a tile of their own; between tiles, masked rows cost no reads.
-RESIDENT = (
-    Config(rows=4, columns=512, num_warps=4),
-    Config(rows=16, columns=256, num_warps=4),
-    Config(rows=32, columns=128, num_warps=4),
-    Config(rows=64, columns=64, num_warps=4),
-    Config(rows=128, columns=64, num_warps=8),
-    Config(rows=256, columns=32, num_warps=8),
-    Config(rows=512, columns=32, num_warps=16),
-)
-RESIDENT_ROWS = RESIDENT[-1].rows
-"""Most rows one tile holds; above it a program walks over chunks of CHUNKED.rows rows."""
-# Half the values a thread of the resident tiles: the loop over chunks carries a float64 mean of its own.
-CHUNKED = Config(rows=128, columns=32, num_warps=8)
-
-PROGRAMS_PER_MULTIPROCESSOR = 4
-"""Enough resident programs to hide memory latency at 4 to 8 warps each; more only adds partial results."""
-MAX_PARTIAL_ELEMENTS = 2**24
-"""Bound on (programs × result row), 128 MB of float64: at N = 65,536 it leaves 113 programs."""
-
-
-def choose_config(n: int) -> Config:
-    """The configuration for N gradients: the smallest tile that holds every row, or chunks of rows."""
-    return next((config for config in RESIDENT if config.rows >= n), CHUNKED)
+# 16 bytes a thread and row: a thread's columns are its own, so sums over rows need no exchange.
+STREAM = {
+    torch.float32: Stream(columns=512, rows=4, num_warps=4),  # 32 × 30M: 1.227, .97 ×; 128 × 8M: .94; 1024 × 1M: 1.00
+    torch.bfloat16: Stream(columns=1024, rows=4, num_warps=4),  # 32 × 30M: .626, .99 ×; 128 × 8M: .97
+    torch.float16: Stream(columns=1024, rows=4, num_warps=4),  # as bfloat16, whose bytes it has
+    torch.float64: Stream(columns=256, rows=4, num_warps=4),  # chosen
+}
+# The float32 sums of a chunk are merged in float64 once a chunk, so a chunk of 8 rows asks half of one of 4.
+CHUNKED = {
+    torch.float32: Stream(columns=512, rows=8, num_warps=4),  # 4096 × 250k: 1.447, 1.08 ×, with 4 rows
+    torch.bfloat16: Stream(columns=1024, rows=8, num_warps=4),  # chosen
+    torch.float16: Stream(columns=1024, rows=8, num_warps=4),  # chosen
+}
+CHUNKED_FROM = 4096
+"""Rows from which chunks were faster in spite of fast float64: 4096 × 250k took 1.447 against 1.59."""
+MAX_STREAM_PROGRAMS = 2**16
+"""Programs of a streaming launch, 1 MiB of partial results; more columns are walked a block at a time."""
