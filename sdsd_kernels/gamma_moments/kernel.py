@@ -171,21 +171,16 @@ def _subtract(x0, x1, x2, x3, row, first, n, Q: tl.constexpr, EXACT: tl.constexp
 
 
 @triton.jit
-def _scaled(x0, x1, x2, x3):
-    """The four tiles divided by the power of two of their largest value, 1 / that power, and its square in float64."""
-    largest = tl.maximum(tl.maximum(tl.abs(x0), tl.abs(x1)), tl.maximum(tl.abs(x2), tl.abs(x3)))
-    scale, power = _power_of_two(tl.max(tl.max(largest, 1), 0))
-    return x0 * scale, x1 * scale, x2 * scale, x3 * scale, scale, power.to(tl.float64) * power
-
-
-@triton.jit
 def _walk(
     base, n, count, row_stride, column_stride, first, step,
     ACC: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, V: tl.constexpr,
-    EXACT: tl.constexpr, SHIFTED: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
+    EXACT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Signal by column (C,), and each thread's part of a_4j+k, q_4j+k and 2 c_j (Q, C // V), over the column blocks."""
-    share = 1.0 / tl.cast(n, tl.float64)
+    """Signal, squares, and a_4j+k, q_4j+k, c_j, each (Q,), of the column blocks `first`, `first` + `step`, …"""
+    ELEMENT: tl.constexpr = base.dtype.element_ty
+    # Where values have no more digits than sums, a mean far above the deviation would take the deviation's digits.
+    SHIFTED: tl.constexpr = ACC == tl.float32 or ELEMENT == ACC
+    share = (1.0 / tl.cast(n, tl.float64)).to(ACC)
     signal = tl.zeros((C,), tl.float64)
     a0 = tl.zeros((Q, C // V), tl.float64)
     a1 = tl.zeros((Q, C // V), tl.float64)
@@ -200,29 +195,28 @@ def _walk(
         columns = tl.cast(block, tl.int64) * C + tl.arange(0, C)
         live = (columns < count)[None, :]
         x0, x1, x2, x3 = _load_quads(base, 0, columns, live, n, row_stride, column_stride, Q, ACC)
-        square = 1.0
         if SHIFTED:
             shift = tl.load(base + columns * column_stride, mask=columns < count, other=0.0).to(ACC)
-        if SCALED:
-            x0, x1, x2, x3, scale, square = _scaled(x0, x1, x2, x3)
-            shift *= scale
-        if SHIFTED:
             x0, x1, x2, x3 = _subtract(x0, x1, x2, x3, shift, 0, n, Q, EXACT)
-        mean = tl.sum((x0 + x1) + (x2 + x3), 0) * share.to(ACC)
+        mean = tl.sum((x0 + x1) + (x2 + x3), 0) * share
         x0, x1, x2, x3 = _subtract(x0, x1, x2, x3, mean, 0, n, Q, EXACT)
         if SHIFTED:
             mean += shift
-        signal += mean.to(tl.float64) * mean * square
-        a0 += _lanes(x0, x0, V) * square
-        a1 += _lanes(x1, x1, V) * square
-        a2 += _lanes(x2, x2, V) * square
-        a3 += _lanes(x3, x3, V) * square
-        q0 += _lanes(x0, mean[None, :], V) * square
-        q1 += _lanes(x1, mean[None, :], V) * square
-        q2 += _lanes(x2, mean[None, :], V) * square
-        q3 += _lanes(x3, mean[None, :], V) * square
-        c += _lanes(x0 - x1, x2 - x3, V) * square
-    return signal, a0, a1, a2, a3, q0, q1, q2, q3, c
+        signal += mean.to(tl.float64) * mean
+        a0 += _lanes(x0, x0, V)
+        a1 += _lanes(x1, x1, V)
+        a2 += _lanes(x2, x2, V)
+        a3 += _lanes(x3, x3, V)
+        q0 += _lanes(x0, mean[None, :], V)
+        q1 += _lanes(x1, mean[None, :], V)
+        q2 += _lanes(x2, mean[None, :], V)
+        q3 += _lanes(x3, mean[None, :], V)
+        c += _lanes(x0 - x1, x2 - x3, V)
+    return (
+        tl.sum(signal, 0), tl.sum(tl.sum((a0 + a1) + (a2 + a3), 1), 0),
+        tl.sum(a0, 1), tl.sum(a1, 1), tl.sum(a2, 1), tl.sum(a3, 1),
+        tl.sum(q0, 1), tl.sum(q1, 1), tl.sum(q2, 1), tl.sum(q3, 1), tl.sum(c, 1) * 0.5,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -238,36 +232,31 @@ def _samples_kernel(
         x, pieces, owners, count, row_stride, column_stride, ELEMENT, ORDER, ALIGNED
     )  # fmt: skip
     Q: tl.constexpr = R // 4
-    # A mean that has no more digits than the values needs the shift.
-    SHIFTED: tl.constexpr = base.dtype.element_ty == tl.float64 or ACC == tl.float32
-    by_column, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
-        base, n, count, row_stride, column_stride, first, step, ACC, Q, C, V, EXACT, SHIFTED, False, STAGES
+    signal, squares, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
+        base, n, count, row_stride, column_stride, first, step, ACC, Q, C, V, EXACT, STAGES
     )  # fmt: skip
-    signal = tl.sum(by_column, 0)
-    squares = tl.sum(tl.sum((a0 + a1) + (a2 + a3), 1), 0)
     if ACC == tl.float32:
-        # Within these bounds no float32 product overflowed, and what underflowed is nothing beside the sum.
-        if not ((squares > 1e-20) & (squares < 1e36) & (signal < 1e36)):
-            by_column, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
-                base, n, count, row_stride, column_stride, first, step, ACC, Q, C, V, EXACT, SHIFTED, True, 1
+        # Within these bounds no product overflowed, and what underflowed is nothing beside the sum. Where there is
+        # doubt the same columns are walked again, a narrow tile at a time for the registers' sake.
+        if not ((squares > 1e-22) & (squares < 1e36) & (signal < 1e36)):
+            signal, squares, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
+                base, n, count, row_stride, column_stride, first, step, tl.float64, Q, C // 4, V // 4, EXACT, 1
             )  # fmt: skip
-            signal = tl.sum(by_column, 0)
-            squares = tl.sum(tl.sum((a0 + a1) + (a2 + a3), 1), 0)
     out = partials + row * width
     tl.store(out, signal)
     tl.store(out + 1, squares)
     rows = 4 * tl.arange(0, Q)
     a = out + 2 + rows
-    tl.store(a, tl.sum(a0, 1), mask=rows < n)
-    tl.store(a + 1, tl.sum(a1, 1), mask=rows + 1 < n)
-    tl.store(a + 2, tl.sum(a2, 1), mask=rows + 2 < n)
-    tl.store(a + 3, tl.sum(a3, 1), mask=rows + 3 < n)
+    tl.store(a, a0, mask=rows < n)
+    tl.store(a + 1, a1, mask=rows + 1 < n)
+    tl.store(a + 2, a2, mask=rows + 2 < n)
+    tl.store(a + 3, a3, mask=rows + 3 < n)
     q = a + n
-    tl.store(q, tl.sum(q0, 1), mask=rows < n)
-    tl.store(q + 1, tl.sum(q1, 1), mask=rows + 1 < n)
-    tl.store(q + 2, tl.sum(q2, 1), mask=rows + 2 < n)
-    tl.store(q + 3, tl.sum(q3, 1), mask=rows + 3 < n)
-    tl.store(out + 2 + 2 * n + tl.arange(0, Q), tl.sum(c, 1) * 0.5, mask=rows + 3 < n)
+    tl.store(q, q0, mask=rows < n)
+    tl.store(q + 1, q1, mask=rows + 1 < n)
+    tl.store(q + 2, q2, mask=rows + 2 < n)
+    tl.store(q + 3, q3, mask=rows + 3 < n)
+    tl.store(out + 2 + 2 * n + tl.arange(0, Q), c, mask=rows + 3 < n)
 
 
 @triton.jit
@@ -275,11 +264,6 @@ def _add_to(pointers, values, mask, started):
     """Add to what the program wrote before, if it `started`. The row is the program's own, so no other adds to it."""
     before = tl.load(pointers, mask=mask & started, other=0.0)
     tl.store(pointers, before + values, mask=mask)
-
-
-@triton.jit
-def _dots(x, y, square):
-    return tl.sum(x * y, 1).to(tl.float64) * square
 
 
 @triton.jit
@@ -306,31 +290,23 @@ def _two_walks_kernel(
         noise += tl.sum(squares, 0)
         started = block != first
         for start in range(0, n, R):
-            x0, x1, x2, x3 = _load_quads(base, start, columns, live[None, :], n, row_stride, column_stride, Q, ACC)
-            square = 1.0
-            middle = mean
-            if ACC == tl.float32:
-                x0, x1, x2, x3, scale, square = _scaled(x0, x1, x2, x3)
-                middle *= scale
-            high = middle.to(ACC)
-            x0, x1, x2, x3 = _subtract(x0, x1, x2, x3, high, start, n, Q, False)
-            if ACC == tl.float32:
-                # The rounding error of a float32 mean would be common to all rows.
-                low = (middle - high).to(ACC)
-                x0, x1, x2, x3 = _subtract(x0, x1, x2, x3, low, start, n, Q, False)
+            x0, x1, x2, x3 = _load_quads(
+                base, start, columns, live[None, :], n, row_stride, column_stride, Q, tl.float64
+            )  # fmt: skip
+            x0, x1, x2, x3 = _subtract(x0, x1, x2, x3, mean, start, n, Q, False)
             rows = start + 4 * tl.arange(0, Q)
             a = out + 2 + rows
-            _add_to(a, _dots(x0, x0, square), rows < n, started)
-            _add_to(a + 1, _dots(x1, x1, square), rows + 1 < n, started)
-            _add_to(a + 2, _dots(x2, x2, square), rows + 2 < n, started)
-            _add_to(a + 3, _dots(x3, x3, square), rows + 3 < n, started)
+            _add_to(a, tl.sum(x0 * x0, 1), rows < n, started)
+            _add_to(a + 1, tl.sum(x1 * x1, 1), rows + 1 < n, started)
+            _add_to(a + 2, tl.sum(x2 * x2, 1), rows + 2 < n, started)
+            _add_to(a + 3, tl.sum(x3 * x3, 1), rows + 3 < n, started)
             q = a + n
-            _add_to(q, _dots(x0, high[None, :], square), rows < n, started)
-            _add_to(q + 1, _dots(x1, high[None, :], square), rows + 1 < n, started)
-            _add_to(q + 2, _dots(x2, high[None, :], square), rows + 2 < n, started)
-            _add_to(q + 3, _dots(x3, high[None, :], square), rows + 3 < n, started)
+            _add_to(q, tl.sum(x0 * mean[None, :], 1), rows < n, started)
+            _add_to(q + 1, tl.sum(x1 * mean[None, :], 1), rows + 1 < n, started)
+            _add_to(q + 2, tl.sum(x2 * mean[None, :], 1), rows + 2 < n, started)
+            _add_to(q + 3, tl.sum(x3 * mean[None, :], 1), rows + 3 < n, started)
             c = out + 2 + 2 * n + start // 4 + tl.arange(0, Q)
-            _add_to(c, _dots(x0 - x1, x2 - x3, square) * 0.5, rows + 3 < n, started)
+            _add_to(c, tl.sum((x0 - x1) * (x2 - x3), 1) * 0.5, rows + 3 < n, started)
     tl.store(out, signal)
     tl.store(out + 1, noise)
 
