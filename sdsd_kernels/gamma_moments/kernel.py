@@ -7,14 +7,14 @@ For G of shape (N, P), ḡ its mean row, d_i = g_i − ḡ:
 Each of them is a sum over columns, so columns can be shared out freely. A program owns column blocks of one matrix and
 writes one row of partial results; a second kernel adds the rows of each matrix in a fixed order. No atomics.
 
-Signal and squares alone (`_stream_kernel`): a thread owns columns and rows stream by. Values are shifted by the first
+Signal and squares alone (`stream_kernel`): a thread owns columns and rows stream by. Values are shifted by the first
 row and summed in float64, Σd² = Σ(g − g_0)² − (Σ(g − g_0))² / N; g_0 is no further from the mean than the root of Σd²,
 so at most a factor of N + 1 of float64's precision is lost. Where float64 is slow, chunks of rows are centred in
 float32 and merged in float64 (Chan, Golub & LeVeque 1983).
 
-With per-sample sums (`_samples_kernel`): a tile holds all rows of a column block, as four sets (rows 4j, 4j + 1,
+With per-sample sums (`samples_kernel`): a tile holds all rows of a column block, as four sets (rows 4j, 4j + 1,
 4j + 2, 4j + 3), so that c_j needs no exchange between threads. Every thread keeps its own part of a_i, q_i and c_j over
-the walk; they are added up once, at the end. Above `RESIDENT_ROWS` rows `_two_walks_kernel` reads a column block twice.
+the walk; they are added up once, at the end. Above `RESIDENT_ROWS` rows `two_walks_kernel` reads a column block twice.
 
 float64 holds squares of all float32 values. Where the arithmetic is float32, values are divided by a power of two
 before anything is squared: that of a column in a chunk, or of a tile.
@@ -22,9 +22,16 @@ before anything is squared: that of a column in a chunk, or of a tile.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
+ELEMENTS = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
 
 @triton.jit
 def _matrix(
@@ -110,7 +117,7 @@ def _columns_of(base, columns, live, n, row_stride, column_stride, R: tl.constex
 
 
 @triton.jit
-def _stream_kernel(
+def stream_kernel(
     x,  # the matrix; None where `pieces` lists many
     pieces,  # (K, 8) int64: address, row stride, column stride, columns, first program, programs, first partial row, –
     owners,  # (programs,) int32: the piece a program works on
@@ -220,12 +227,12 @@ def _walk(
 
 
 @triton.jit
-def _samples_kernel(
-    x, pieces, owners,  # as in _stream_kernel
+def samples_kernel(
+    x, pieces, owners,  # as in stream_kernel
     partials,  # (rows, width) float64
     n, count, row_stride, column_stride, width,
-    ELEMENT: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr, V: tl.constexpr,
-    ORDER: tl.constexpr, ALIGNED: tl.constexpr, EXACT: tl.constexpr, STAGES: tl.constexpr,
+    ELEMENT: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    ORDER: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr, EXACT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """All moments of this program's column blocks; a tile holds R ≥ n rows, as four sets of R / 4."""
     base, count, row_stride, column_stride, first, step, row = _matrix(
@@ -267,8 +274,8 @@ def _add_to(pointers, values, mask, started):
 
 
 @triton.jit
-def _two_walks_kernel(
-    x, pieces, owners,  # as in _stream_kernel
+def two_walks_kernel(
+    x, pieces, owners,  # as in stream_kernel
     partials,  # (rows, width) float64
     n, count, row_stride, column_stride, width,
     ELEMENT: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
@@ -312,7 +319,7 @@ def _two_walks_kernel(
 
 
 @triton.jit
-def _finish_kernel(
+def finish_kernel(
     partials,  # (rows, width) float64
     bounds,  # (L + 1,) int64: rows bounds[l] … bounds[l + 1] belong to matrix l; None where all belong to one
     table,  # (L, width) float64

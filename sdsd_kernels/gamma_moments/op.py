@@ -35,7 +35,7 @@ class GammaMoments(NamedTuple):
 @torch.library.custom_op("sdsd::gamma_moments", mutates_args=())
 def _gamma_moments(grads: list[Tensor], per_sample: bool, backend: str) -> Tensor:
     if backend == "triton":
-        from .kernel import launch_gamma_moments
+        from .launch import launch_gamma_moments
 
         return launch_gamma_moments(grads, per_sample)
     return cpu.gamma_moments(grads, per_sample)
