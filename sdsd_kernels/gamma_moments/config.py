@@ -2,8 +2,7 @@
 
 Milliseconds are those of prototypes of the same structure on an H100 (read ceiling 3.05 TB/s), with "×" the multiple of
 the time that one read takes. The kernels here have not been timed. "Compiled" marks what rests on ahead-of-time
-compilation alone: 16-byte loads, no spill, at most 99 KiB of shared memory, and by count of its loop's instructions, two
-slots for one in float64, at most .85 of the time its tile takes to read on an H100.
+compilation alone: 16-byte loads, no spill, and at most 99 KiB of shared memory.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ CHUNKED = {F32: Stream(4, 512, False), BF16: Stream(4, 1024, False), F16: Stream
 # Merging is a fixed number of float64 operations a chunk, so where they are slow a chunk is as tall as registers allow.
 CHUNKED_SLOW_FLOAT64 = {F32: Stream(8, 512, False), BF16: Stream(8, 1024, False), F16: Stream(8, 1024, False)}
 MAX_STREAM_PROGRAMS = 2**16
-"""Programs of a launch, so that their results take 1 MiB at most; with more column blocks than that, a program walks."""
+"""Programs of a launch at most, which write 1 MiB; where there are more column blocks, a program takes several."""
 
 _HALF_SAMPLES = (
     # 8 columns are 16 bytes. Of six settings timed for 32 × 30M the best took 1.293, 2.05 ×, by adding up rows across

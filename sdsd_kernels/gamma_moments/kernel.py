@@ -33,18 +33,18 @@ ELEMENTS = {
     torch.bfloat16: tl.bfloat16,
 }
 
+
 @triton.jit
 def _matrix(
     x, pieces, owners, count, row_stride, column_stride,
     ELEMENT: tl.constexpr, ORDER: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Whose columns this program works on: address, strides, columns; which of how many programs; its partial row."""
+    """The matrix this program works on: address, columns, strides; which of its programs it is, and of how many."""
     program = tl.program_id(0)
     if pieces is None:
         base = x
         first = program
         step = tl.num_programs(0)
-        row = tl.cast(program, tl.int64)
     else:
         piece = pieces + tl.load(owners + program).to(tl.int64) * 8
         base = tl.load(piece).to(tl.pointer_type(ELEMENT))
@@ -53,7 +53,6 @@ def _matrix(
         count = tl.load(piece + 3)
         first = program - tl.load(piece + 4).to(tl.int32)
         step = tl.load(piece + 5).to(tl.int32)
-        row = tl.load(piece + 6) + first
         if ALIGNED:
             base = tl.multiple_of(base, 16)
             row_stride = tl.multiple_of(row_stride, 16)
@@ -62,7 +61,18 @@ def _matrix(
         column_stride = 1
     if ORDER == "rows":
         row_stride = 1
-    return base, tl.cast(count, tl.int64), row_stride, column_stride, first, step, row
+    return base, tl.cast(count, tl.int64), row_stride, column_stride, first, step
+
+
+@triton.jit
+def _row(pieces, owners):
+    """The program's row of partial results; asked for when it is written, to hold no register until then."""
+    program = tl.program_id(0)
+    row = tl.cast(program, tl.int64)
+    if pieces is not None:
+        piece = pieces + tl.load(owners + program).to(tl.int64) * 8
+        row = tl.load(piece + 6) + program - tl.load(piece + 4)
+    return row
 
 
 @triton.jit
@@ -127,7 +137,7 @@ def stream_kernel(
     ORDER: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Signal and squares of this program's column blocks."""
-    base, count, row_stride, column_stride, first, step, row = _matrix(
+    base, count, row_stride, column_stride, first, step = _matrix(
         x, pieces, owners, count, row_stride, column_stride, ELEMENT, ORDER, ALIGNED
     )  # fmt: skip
     signal = tl.zeros((), tl.float64)
@@ -137,8 +147,9 @@ def stream_kernel(
         mean, squares = _columns_of(base, columns, columns < count, n, row_stride, column_stride, R, C, ACC)
         signal += tl.sum(mean * mean, 0)
         noise += tl.sum(squares, 0)
-    tl.store(partials + row * 2, signal)
-    tl.store(partials + row * 2 + 1, noise)
+    out = partials + _row(pieces, owners) * 2
+    tl.store(out, signal)
+    tl.store(out + 1, noise)
 
 
 @triton.jit
@@ -235,7 +246,7 @@ def samples_kernel(
     ORDER: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr, EXACT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """All moments of this program's column blocks; a tile holds R ≥ n rows, as four sets of R / 4."""
-    base, count, row_stride, column_stride, first, step, row = _matrix(
+    base, count, row_stride, column_stride, first, step = _matrix(
         x, pieces, owners, count, row_stride, column_stride, ELEMENT, ORDER, ALIGNED
     )  # fmt: skip
     Q: tl.constexpr = R // 4
@@ -249,7 +260,7 @@ def samples_kernel(
             signal, squares, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
                 base, n, count, row_stride, column_stride, first, step, tl.float64, Q, C // 4, V // 4, EXACT, 1
             )  # fmt: skip
-    out = partials + row * width
+    out = partials + _row(pieces, owners) * width
     tl.store(out, signal)
     tl.store(out + 1, squares)
     rows = 4 * tl.arange(0, Q)
@@ -282,11 +293,11 @@ def two_walks_kernel(
     ORDER: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """All moments of this program's column blocks, any n: a block's mean in one walk, sums of rows in a second."""
-    base, count, row_stride, column_stride, first, step, row = _matrix(
+    base, count, row_stride, column_stride, first, step = _matrix(
         x, pieces, owners, count, row_stride, column_stride, ELEMENT, ORDER, ALIGNED
     )  # fmt: skip
     Q: tl.constexpr = R // 4
-    out = partials + row * width
+    out = partials + _row(pieces, owners) * width
     signal = tl.zeros((), tl.float64)
     noise = tl.zeros((), tl.float64)
     for block in range(first, tl.cdiv(count, C), step):
@@ -338,5 +349,7 @@ def finish_kernel(
     total = tl.zeros((R, C), tl.float64)
     for first in range(start, end, R):
         row = first + tl.arange(0, R)
-        total += tl.load(partials + row[:, None] * width + columns[None, :], mask=(row < end)[:, None] & live, other=0.0)
+        total += tl.load(
+            partials + row[:, None] * width + columns[None, :], mask=(row < end)[:, None] & live, other=0.0
+        )
     tl.store(table + matrix * width + columns, tl.sum(total, 0), mask=columns < width)

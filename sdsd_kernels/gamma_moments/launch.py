@@ -1,4 +1,4 @@
-"""From tensors to launches: one matrix by its arguments, a list by a table that says which program has which columns."""
+"""From tensors to launches: one matrix by its arguments, a list by a table of who has which columns."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _ORDERS = ("columns", "rows", "any")
 class Launch:
     """A kernel with all but its tensors and grid settled; compiled by the first call, found in no cache after."""
 
-    __slots__ = ("_compiled", "_kernel", "_num_warps", "_settled")
+    __slots__ = ("_compiled", "kernel", "num_warps", "settled")
 
     def __init__(self, kernel: Any, settled: tuple[Any, ...], num_warps: int) -> None:
-        self._kernel, self._settled, self._num_warps = kernel, settled, num_warps
+        self.kernel, self.settled, self.num_warps = kernel, settled, num_warps
         self._compiled: Any = None
 
     def __call__(self, grid: tuple[int, int, int], *tensors: Tensor | None) -> None:
         if self._compiled is None:
             # None from the interpreter, which has nothing to keep.
-            self._compiled = self._kernel[grid](*tensors, *self._settled, num_warps=self._num_warps)
+            self._compiled = self.kernel[grid](*tensors, *self.settled, num_warps=self.num_warps)
         else:
-            self._compiled[grid](*tensors, *self._settled)
+            self._compiled[grid](*tensors, *self.settled)
 
 
 def moments_launch(
@@ -52,15 +52,15 @@ def moments_launch(
     `aligned` is for a table: addresses, row strides and numbers of columns are multiples of 16.
     """
     element = ELEMENTS[dtype]
-    sizes = (n, count, row_stride, column_stride)
+    settled: tuple[Any, ...] = (n, count, row_stride, column_stride)
     if not per_sample:
         chosen = config.stream_config(dtype, n, record)
         acc = ELEMENTS[torch.float64 if chosen.wide else torch.float32]
-        settled = (*sizes, element, acc, chosen.rows, chosen.columns, order, aligned)
+        settled += (element, acc, chosen.rows, chosen.columns, order, aligned)
         return Launch(stream_kernel, settled, chosen.num_warps)
     tile = config.samples_config(dtype, n)
     acc = ELEMENTS[torch.float64 if config.samples_wide(dtype, n, record) else torch.float32]
-    settled = (*sizes, row_width(n, True), element, acc, tile.rows, tile.columns, order, aligned)
+    settled += (row_width(n, True), element, acc, tile.rows, tile.columns, order, aligned)
     if n > config.RESIDENT_ROWS:
         return Launch(two_walks_kernel, settled, tile.num_warps)
     lane = 16 // dtype.itemsize
@@ -109,7 +109,7 @@ def _plan_one(matrix: Tensor, per_sample: bool) -> _OneMatrix:
 
 
 _MAX_PLANS = 4096
-_one: dict[tuple[Any, ...], _OneMatrix | None] = {}
+_one: dict[tuple[Any, ...], _OneMatrix] = {}
 _many: dict[tuple[Any, ...], Launch] = {}
 _finish: dict[tuple[Any, ...], tuple[Launch, int]] = {}
 
@@ -134,14 +134,13 @@ def _launch(grads: list[Tensor], per_sample: bool) -> Tensor:
     only = grads[0]
     # The kernel is compiled for an address that is, or is not, a multiple of 16 bytes.
     key = (only.shape, only.stride(), only.dtype, only.device, per_sample, only.data_ptr() % 16)
-    plan = _one.get(key, _one)
-    if plan is _one:
+    plan = _one.get(key)
+    if plan is None:
+        if not is_one_matrix(only):
+            return _launch_many(grads, per_sample)
         if len(_one) >= _MAX_PLANS:
             _one.clear()
-        plan = _plan_one(as_matrices(only)[0], per_sample) if is_one_matrix(only) else None
-        _one[key] = plan
-    if plan is None:
-        return _launch_many(grads, per_sample)
+        plan = _one[key] = _plan_one(as_matrices(only)[0], per_sample)
     partials = torch.empty(plan.partials, dtype=torch.float64, device=only.device)
     table = torch.empty(plan.table, dtype=torch.float64, device=only.device)
     plan.start(plan.grid, only, None, None, partials)
@@ -160,7 +159,8 @@ def _facts(grads: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
             continue
         for matrix in as_matrices(entry):
             kept.append(matrix)
-            rows.append((index, matrix.data_ptr(), *matrix.stride(), matrix.shape[1], _CODES[matrix.dtype]))
+            row_stride, column_stride = matrix.stride()
+            rows.append((index, matrix.data_ptr(), row_stride, column_stride, matrix.shape[1], _CODES[entry.dtype]))
     return np.array(rows, dtype=np.int64), kept
 
 
@@ -195,11 +195,12 @@ def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
         owners = np.repeat(np.arange(chosen.size, dtype=np.int32), share)
         # Triton compiles for addresses that are multiples of 16 bytes, so every part of the table starts at one.
         gap = size % 2
-        owners = np.pad(owners, (0, -owners.size % 4)).view(np.int64)
-        parts += [np.zeros(gap, dtype=np.int64), pieces.reshape(-1), owners]
+        owners = np.pad(owners, (0, -owners.size % 4))
+        parts += [np.zeros(gap, dtype=np.int64), pieces.reshape(-1), owners.view(np.int64)]
         start = size + gap
-        jobs.append((int(key), int(share.sum()), start, start + pieces.size, start + pieces.size + owners.size))
-        size = jobs[-1][-1]
+        middle = start + pieces.size
+        size = middle + owners.size // 2
+        jobs.append((int(key), int(share.sum()), start, middle, size))
     host = torch.from_numpy(np.concatenate(parts)).to(device)
 
     partials = torch.empty((int(programs.sum()), width), dtype=torch.float64, device=device)
