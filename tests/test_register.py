@@ -31,8 +31,6 @@ CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
     "weight_grad_stats": lambda x: sdsd_kernels.weight_grad_stats(x, x + 1, backend="torch"),
 }
 """One call of the public function of every operator."""
-NOT_YET = {"gamma_moments"}
-"""Registered by torch.library.custom_op."""
 
 
 def operators() -> set[str]:
@@ -46,17 +44,15 @@ def operators() -> set[str]:
 
 
 def test_every_operator_is_made_by_register_and_has_a_call_here():
-    assert operators() == set(CALLS) - NOT_YET
+    assert operators() == set(CALLS)
     for path in KERNELS.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if path.name != "_register.py" and path.parent.name not in NOT_YET:
+        if path.name != "_register.py":
             assert not re.search(r"torch\.library\.\w", text), path
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.glob("*/op.py")), ids=lambda path: path.parent.name)
 def test_registration_comes_last(path):
-    if path.parent.name in NOT_YET:
-        pytest.skip("registered by torch.library.custom_op")
     body = ast.parse(path.read_text(encoding="utf-8")).body
     registers = [isinstance(node, ast.Assign) and "register(" in ast.unparse(node) for node in body]
     assert any(registers)
@@ -80,7 +76,7 @@ def functions_called(call: Callable[[], Any]) -> list[str]:
     return called
 
 
-@pytest.mark.parametrize("name", sorted(set(CALLS) - NOT_YET))
+@pytest.mark.parametrize("name", sorted(set(CALLS)))
 def test_torch_runs_few_functions_before_the_implementation(name):
     called = functions_called(lambda: CALLS[name](X))
     implementations = ("op.py:_compute", "op.py:_histogram", "op.py:_row_sums")
