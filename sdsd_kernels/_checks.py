@@ -80,7 +80,7 @@ def check_integer(
     """
     if value is None and optional:
         return None
-    number = _whole(value)
+    number = whole_number(value)
     if number is None:
         raise TypeError(f"{name}: expected an int{' or None' if optional else ''}, got {type(value).__name__}.")
     if (least is None or number >= least) and (most is None or number <= most):
@@ -96,14 +96,14 @@ def check_count(value: Any, name: str, *, least: int = 1, of: str = "", optional
     """Return `value` as an int if it is a whole number, at least `least`, else ValueError; `of` says what it counts."""
     if value is None and optional:
         return None
-    number = _whole(value)
+    number = whole_number(value)
     if number is None or number < least:
         what = f"a whole number{of and ' of '}{of}, at least {least}"
         raise ValueError(f"{name}: expected {what}{', or None' if optional else ''}, got {value!r}.")
     return number
 
 
-def _whole(value: Any) -> Any:
+def whole_number(value: Any) -> Any:
     """`value` as an int, or as the symbol that stands for one while torch traces; None if it is no whole number."""
     if type(value) is int or isinstance(value, torch.SymInt):
         return value

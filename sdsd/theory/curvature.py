@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ..gamma import precondition as preconditioning
 from ..gamma.monitor import unwrap
 from ._curvature_moments import Moments
@@ -298,15 +300,13 @@ def _check(
     learning_rate: float, batch_size: int, samples_per_gradient: int, population: int | None, probes: int | None,
     chunk_size: int | None,
 ) -> None:  # fmt: skip
-    if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < math.inf):
-        raise ValueError(f"learning_rate: expected a positive, finite number, got {learning_rate!r}.")
+    checks.check_number(learning_rate, "learning_rate", "a positive, finite number", above=0)
     for name, value in (
         ("batch_size", batch_size),
         ("samples_per_gradient", samples_per_gradient),
         ("population", 1 if population is None else population),
         ("chunk_size", 1 if chunk_size is None else chunk_size),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number, at least 1, got {value!r}.")
-    if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 0 or probes == 1):
+        checks.check_count(value, name)
+    if checks.check_count(probes, "probes", least=0, optional=True) == 1:
         raise ValueError(f"probes: expected 0 (sum over all gradients) or a number from 2 up, got {probes!r}.")
