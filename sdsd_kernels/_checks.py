@@ -135,7 +135,7 @@ def check_number(
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}.")
     number = float(number)
-    if not (math.isfinite(number) and least <= number <= most and above < number < below):
+    if not (least <= number <= most and above < number < below):  # NaN and infinity are on no side
         raise ValueError(f"{name}: expected {what}, got {value!r}.{do and ' '}{do}")
     return number
 

@@ -300,7 +300,8 @@ def _check(
     learning_rate: float, batch_size: int, samples_per_gradient: int, population: int | None, probes: int | None,
     chunk_size: int | None,
 ) -> None:  # fmt: skip
-    checks.check_number(learning_rate, "learning_rate", "a positive, finite number", above=0)
+    if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < math.inf):
+        raise ValueError(f"learning_rate: expected a positive, finite number, got {learning_rate!r}.")
     for name, value in (
         ("batch_size", batch_size),
         ("samples_per_gradient", samples_per_gradient),
