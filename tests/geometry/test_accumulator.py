@@ -905,8 +905,8 @@ def test_bad_options_of_a_result(options, error, match):
 @pytest.mark.parametrize(
     ("n", "options", "error", "match"),
     [
-        (0, {}, ValueError, "n: expected at least one neuron, got 0"),
-        (3.0, {}, TypeError, "n: expected the number of neurons, an int, got float"),
+        (0, {}, ValueError, "n: expected at least 1 neuron, got 0"),
+        (3.0, {}, TypeError, "n: expected an int, got float"),
         (True, {}, TypeError, "got bool"),
         (3, {"dtype": torch.bfloat16}, TypeError, "dtype: expected torch.float32 or torch.float64"),
         (3, {"precision": "fp8"}, ValueError, "precision: expected one of"),

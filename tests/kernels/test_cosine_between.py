@@ -162,7 +162,7 @@ X = torch.ones(3, 6)
         (lambda: cosine_between(X, X.to("meta")), ValueError, "y: expected the device of x"),
         (lambda: cosine_between(X, X, neuron_dim=2), ValueError, "expected -2 to 1"),
         (lambda: cosine_between(X, X, zero="ignore"), ValueError, "zero: expected one of"),
-        (lambda: cosine_between(X, X, max_bytes=-3), ValueError, "max_bytes: expected a positive"),
+        (lambda: cosine_between(X, X, max_bytes=-3), ValueError, "max_bytes: expected at least 1, got -3"),
         (lambda: cosine_between(X.half(), X.half(), max_bytes=3), ValueError, "max_bytes: expected at least"),
     ],
 )  # fmt: skip

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._rows import as_rows
 from sdsd_kernels.cosine_matrix import config, cpu
-from sdsd_kernels.cosine_matrix.op import _as_rows, cosine_matrix
+from sdsd_kernels.cosine_matrix.op import cosine_matrix
 from sdsd_kernels.cosine_matrix.reference import cosine_matrix_reference
 from tests.helpers import assert_within, cosine_error, relative_error, summation_error, unit_roundoff
 
@@ -139,7 +140,7 @@ def test_matches_the_definition(shape, neuron_dim, backend, device):
 )
 def test_any_strides(view, neuron_dim, copied, backend, device):
     x = view(torch.randn(60, 70, device=device))
-    rows = _as_rows(x, neuron_dim)
+    rows = as_rows(x, neuron_dim)
     assert (
         rows.data_ptr() != x.data_ptr() or rows.untyped_storage().nbytes() != x.untyped_storage().nbytes()
     ) == copied
@@ -324,7 +325,7 @@ def test_torch_chunks(shape, center, monkeypatch):
     monkeypatch.setattr(cpu, "SCRATCH_ELEMENTS", 1)
     x = torch.randn(shape) + 0.3
     for half_or_not in (x, x.bfloat16(), x.transpose(0, 1).contiguous().transpose(0, 1)):
-        chunks = list(cpu._chunks(_as_rows(half_or_not, 1)))
+        chunks = list(cpu._chunks(as_rows(half_or_not, 1)))
         assert sum(chunk[0].numel() for chunk in chunks) == shape[0] * shape[2]
         assert max(chunk[0].numel() for chunk in chunks) <= 256
         cosine = cosine_matrix(half_or_not, neuron_dim=1, center=center, backend="torch")

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdsd_kernels._aot import compiled_ahead
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._device import device_record
+from sdsd_kernels._rows import as_rows
 from sdsd_kernels.cosine_matrix import config, waves
-from sdsd_kernels.cosine_matrix.op import _as_rows
 from sdsd_kernels.cosine_matrix.waves import Plan
 from tests.helpers import assert_within, cosine_error, summation_error, unit_roundoff
 from tests.kernels.test_cosine_matrix import (
@@ -41,7 +43,7 @@ PLANS = {
 }
 if torch.cuda.is_available():
     # Tiles of 16 and 32 neurons are there for the interpreter; a GPU gets what is shipped for it.
-    arch = config.architecture(torch.device("cuda"))
+    arch = device_record(torch.device("cuda")).family
     pointer, descriptor = config.pointer_configs(arch, "native"), config.descriptor_configs(arch, "native")
     PLANS = {"dense": PLANS["dense"]} | {
         f"{kernel} {launch.block_rows}×{launch.block_columns}, {splits} splits": Plan(kernel, launch, splits)
@@ -80,7 +82,7 @@ def kernels():
 def by(plan: Plan, x: Tensor, **options) -> Tensor:
     """Cosines of (samples, neurons) by a plan."""
     options = {"precision": "float32", "out_dtype": torch.float32, "zero": "zero", "center": False, **options}
-    return kernels().launch_cosine_matrix(_as_rows(x, 1), plan=plan, **options)[0]
+    return kernels().launch_cosine_matrix(as_rows(x, 1), plan=plan, **options)[0]
 
 
 def layouts(samples: int, neurons: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -94,7 +96,7 @@ def layouts(samples: int, neurons: int, dtype: torch.dtype, device: torch.device
 
 def can(plan: Plan, x: Tensor) -> bool:
     """Whether a plan can serve; a launch with another would be a mistake of the caller."""
-    return plan.kernel == "pointer" or kernels().descriptors_can_read(_as_rows(x, 1))
+    return plan.kernel == "pointer" or kernels().descriptors_can_read(as_rows(x, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -123,7 +125,7 @@ def test_every_plan_adds_to_a_sum(sum_dtype, plan, device):
     start = torch.randn(x.shape[1], x.shape[1], dtype=sum_dtype, device=device)
     gram = start.clone()
     add = importlib.import_module("sdsd_kernels.gram_accumulate.kernel").launch_gram_accumulate
-    add(gram, _as_rows(x, 1), None, None, precision="float32", plan=plan)
+    add(gram, as_rows(x, 1), None, None, precision="float32", plan=plan)
     rows = x.T.float().cpu()
     wanted = start.cpu().double().triu() + (rows.double() @ rows.double().T).triu()
     magnitude = (rows.double().abs() @ rows.double().abs().T).triu()
@@ -196,7 +198,7 @@ def test_four_dimensions_and_strange_strides(device):
             (torch.randn(60, 1, device=device).expand(-1, 35), 1),
         ):
             options = {"precision": "float32", "out_dtype": torch.float32, "zero": "zero", "center": False}
-            cosine = kernels().launch_cosine_matrix(_as_rows(x, dim), plan=plan, **options)[0]
+            cosine = kernels().launch_cosine_matrix(as_rows(x, dim), plan=plan, **options)[0]
             check(cosine, x, dim)
 
 
@@ -336,7 +338,7 @@ def test_a_band_walks_its_columns_together():
 def test_aot_cases_cover_every_configuration():
     cases = kernels().aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
-    targets = kernels().ARCHITECTURES
+    targets = {record.family: record.target for record in compiled_ahead()}
 
     def compiled(kernel: str, arch: str, dot: str, choice: config.MatrixConfig) -> bool:
         rows = "BLOCK_NEURONS" if kernel == "pointer" else "BLOCK_ROWS"

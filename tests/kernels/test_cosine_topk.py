@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import mmap
 import weakref
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_iter
 
 from sdsd_kernels import _cosine_blocks
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._device import INTERPRETED
 from sdsd_kernels.cosine_topk import config, cpu
 from sdsd_kernels.cosine_topk.op import cosine_topk
 from sdsd_kernels.cosine_topk.reference import cosine_topk_reference
@@ -530,7 +532,8 @@ def test_any_number_of_splits(multiprocessors, device, monkeypatch):
     if problem or device.type == "cuda":
         pytest.skip(problem or "the number of multiprocessors is the GPU's own")
     kernel = importlib.import_module("sdsd_kernels.cosine_topk.kernel")
-    monkeypatch.setattr(kernel, "INTERPRETED_MULTIPROCESSORS", multiprocessors)
+    record = dataclasses.replace(INTERPRETED, multiprocessors=multiprocessors)
+    monkeypatch.setattr(kernel, "device_record", lambda device: record)
     monkeypatch.setattr(config, "INTERPRETED", config.TopKConfig(16, 16, 16, num_warps=4, num_stages=1))
     x = signs(45, 9, seed=1)
     check(cosine_topk(x, 5, backend="triton"), exact_scores(x), 5, False, 0)
@@ -648,7 +651,7 @@ X = torch.ones(3, 6)
         (lambda: cosine_topk(X, 1, neuron_dim=2), ValueError, "expected -2 to 1"),
         (lambda: cosine_topk(X, 1, precision="fp8"), ValueError, "expected one of 'float32', 'tf32', 'bf16'"),
         (lambda: cosine_topk(X, 1, backend="cuda"), ValueError, "expected one of 'triton', 'torch', got 'cuda'"),
-        (lambda: cosine_topk(X, 1, max_bytes=0), ValueError, "max_bytes: expected a positive number of bytes, got 0"),
+        (lambda: cosine_topk(X, 1, max_bytes=0), ValueError, "max_bytes: expected at least 1, got 0"),
         (lambda: cosine_topk(X, 1, max_bytes=1e6), TypeError, "max_bytes: expected an int or None, got float"),
         (lambda: cosine_topk(X, 1, other=[1.0]), TypeError, "other: expected a torch.Tensor, got list"),
         (lambda: cosine_topk(X, 1, other=torch.ones(4, 6)), ValueError, "other: expected the number of samples of"),

@@ -365,12 +365,12 @@ def test_configurations():
 
 def test_the_kernel_splits_over_samples():
     kernel = pytest.importorskip("sdsd_kernels.weight_grad_stats.kernel")
-    choice, place = config.INTERPRETED, torch.device("cpu")
-    assert kernel._samples_each(16, 1, choice, 100, 2**20, place) == 2
-    assert kernel._samples_each(16, 4, choice, 100, 2**20, place) == 8
-    assert kernel._samples_each(16, 99, choice, 100, 2**20, place) == 16
-    assert kernel._samples_each(16, 1, choice, 100, 800, place) == 8
-    assert kernel._samples_each(16, 1, choice, 0, 1, place) == 2
+    choice = config.INTERPRETED
+    assert kernel._samples_each(16, 1, choice, 100, 2**20, 8) == 2
+    assert kernel._samples_each(16, 4, choice, 100, 2**20, 8) == 8
+    assert kernel._samples_each(16, 99, choice, 100, 2**20, 8) == 16
+    assert kernel._samples_each(16, 1, choice, 100, 800, 8) == 8
+    assert kernel._samples_each(16, 1, choice, 0, 1, 8) == 2
 
 
 def test_reference_against_the_oracle():
