@@ -57,6 +57,8 @@ def _matrix(
             base = tl.multiple_of(base, 16)
             row_stride = tl.multiple_of(row_stride, 16)
             count = tl.multiple_of(count, 16)
+    row_stride = tl.cast(row_stride, tl.int64)
+    column_stride = tl.cast(column_stride, tl.int64)
     if ORDER == "columns":
         column_stride = 1
     if ORDER == "rows":
