@@ -9,15 +9,15 @@ writes one row of partial results; a second kernel adds the rows of each matrix 
 
 Signal and squares alone (`stream_kernel`): a thread owns columns and rows stream by. Values are shifted by the first
 row and summed in float64, Σd² = Σ(g − g_0)² − (Σ(g − g_0))² / N; g_0 is no further from the mean than the root of Σd²,
-so at most a factor of N + 1 of float64's precision is lost. Where float64 is slow, chunks of rows are centred in
-float32 and merged in float64 (Chan, Golub & LeVeque 1983).
+so at most a factor of N + 1 of float64's precision is lost. Where float64 is slow, or N large, chunks of rows are
+centred in float32 and merged in float64 (Chan, Golub & LeVeque 1983).
 
 With per-sample sums (`samples_kernel`): a tile holds all rows of a column block, as four sets (rows 4j, 4j + 1,
 4j + 2, 4j + 3), so that c_j needs no exchange between threads. Every thread keeps its own part of a_i, q_i and c_j over
 the walk; they are added up once, at the end. Above `RESIDENT_ROWS` rows `two_walks_kernel` reads a column block twice.
 
-float64 holds squares of all float32 values. Where the arithmetic is float32, values are divided by a power of two
-before anything is squared: that of a column in a chunk, or of a tile.
+float64 holds squares of all float32 values. In float32 a chunk's columns are each divided by a power of two before they
+are squared; a tile is not, and a program whose sums show that products left float32 walks its columns again in float64.
 """
 
 from __future__ import annotations
