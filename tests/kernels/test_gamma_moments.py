@@ -123,8 +123,8 @@ def assert_within(moments: GammaMoments, grads: Tensor, promise: Rounding, *name
             continue
         found = value[0].cpu().numpy()
         assert found.shape == np.shape(wanted[name])
-        error = np.abs(found - wanted[name])
-        assert np.all(error <= allowed[name]), f"{name}: error {error}, allowed {allowed[name]}"
+        beyond = float(np.max(np.abs(found - wanted[name]) - allowed[name], initial=-math.inf))
+        assert beyond <= 0 or found.size == 0, f"{name}: {beyond:.3e} beyond the bound"
 
 
 def assert_moments(grads: Tensor, backend: str) -> None:
@@ -219,7 +219,9 @@ def test_whole_numbers_are_summed_exactly(device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_mean_ten_thousand_times_the_deviation(shape, dtype, backend, device):
     grads = (torch.randn(shape, dtype=torch.float64) + 1e4).to(device, dtype)
-    promise = dataclasses.replace(rounding(backend, grads, True), shifted=True)
+    promise = rounding(backend, grads, True)
+    if promise.unit == U32:  # float64 has the digits to spare
+        promise = dataclasses.replace(promise, shifted=True)
     moments = gamma_moments(grads, per_sample=True, backend=backend)
     assert_within(moments, grads, promise, "squares", "deviations")
     naive = (grads.float().square().sum() - shape[0] * grads.float().mean(0).square().sum()).item()
