@@ -63,7 +63,7 @@ _HALF_SAMPLES = (
     Samples(32, 128, 4, 3, 4),  # compiled
     Samples(64, 64, 4, 3, 4),  # compiled
     Samples(128, 64, 8, 3, 2),  # 128 × 8M: .724, 1.04 ×, with 4 warps
-    Samples(256, 32, 8, 3, 2),  # compiled
+    Samples(256, 64, 16, 3, 1),  # compiled
     Samples(512, 32, 16, 3, 1),  # compiled
     Samples(1024, 16, 16, 3, 1),  # compiled
 )
@@ -98,7 +98,7 @@ TWO_WALKS = {
     F32: Samples(32, 64, 4, 1, 4),  # 2 to 3 ×
     BF16: _HALF_TWO_WALKS,  # compiled
     F16: _HALF_TWO_WALKS,
-    F64: Samples(32, 64, 4, 1, 4),  # compiled
+    F64: Samples(32, 32, 4, 1, 4),  # compiled
 }
 MAX_PARTIAL_ELEMENTS = 2**24
 """Bound on (programs × result row), 128 MiB of float64: at N = 65,536 it leaves 113 programs."""

@@ -9,15 +9,15 @@ writes one row of partial results; a second kernel adds the rows of each matrix 
 
 Signal and squares alone (`stream_kernel`): a thread owns columns and rows stream by. Values are shifted by the first
 row and summed in float64, Σd² = Σ(g − g_0)² − (Σ(g − g_0))² / N; g_0 is no further from the mean than the root of Σd²,
-so at most a factor of N + 1 of float64's precision is lost. Where float64 is slow, chunks of rows are centred in
-float32 and merged in float64 (Chan, Golub & LeVeque 1983).
+so at most a factor of N + 1 of float64's precision is lost. Where float64 is slow, or N large, chunks of rows are
+centred in float32 and merged in float64 (Chan, Golub & LeVeque 1983).
 
 With per-sample sums (`samples_kernel`): a tile holds all rows of a column block, as four sets (rows 4j, 4j + 1,
 4j + 2, 4j + 3), so that c_j needs no exchange between threads. Every thread keeps its own part of a_i, q_i and c_j over
 the walk; they are added up once, at the end. Above `RESIDENT_ROWS` rows `two_walks_kernel` reads a column block twice.
 
-float64 holds squares of all float32 values. Where the arithmetic is float32, values are divided by a power of two
-before anything is squared: that of a column in a chunk, or of a tile.
+float64 holds squares of all float32 values. In float32 a chunk's columns are each divided by a power of two before they
+are squared; a tile is not, and a program whose sums show that products left float32 walks its columns again in float64.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def _matrix(
             base = tl.multiple_of(base, 16)
             row_stride = tl.multiple_of(row_stride, 16)
             count = tl.multiple_of(count, 16)
+    row_stride = tl.cast(row_stride, tl.int64)
+    column_stride = tl.cast(column_stride, tl.int64)
     if ORDER == "columns":
         column_stride = 1
     if ORDER == "rows":
@@ -191,10 +193,13 @@ def _subtract(x0, x1, x2, x3, row, first, n, Q: tl.constexpr, EXACT: tl.constexp
 @triton.jit
 def _walk(
     base, n, count, row_stride, column_stride, first, step,
-    ACC: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, V: tl.constexpr,
+    ACC: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, V: tl.constexpr, PARTS: tl.constexpr,
     EXACT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Signal, squares, and a_4j+k, q_4j+k, c_j, each (Q,), of the column blocks `first`, `first` + `step`, …"""
+    """Signal, squares, and a_4j+k, q_4j+k, c_j, each (Q,), of the column blocks `first`, `first` + `step`, …
+
+    A block is PARTS tiles of C columns.
+    """
     ELEMENT: tl.constexpr = base.dtype.element_ty
     # Where values have no more digits than sums, a mean far above the deviation would take the deviation's digits.
     SHIFTED: tl.constexpr = ACC == tl.float32 or ELEMENT == ACC
@@ -209,8 +214,18 @@ def _walk(
     q2 = tl.zeros((Q, C // V), tl.float64)
     q3 = tl.zeros((Q, C // V), tl.float64)
     c = tl.zeros((Q, C // V), tl.float64)
-    for block in tl.range(first, tl.cdiv(count, C), step, num_stages=STAGES):
-        columns = tl.cast(block, tl.int64) * C + tl.arange(0, C)
+    start = first
+    end = tl.cdiv(count, C * PARTS)
+    stride = step
+    if PARTS > 1:
+        start = 0
+        end = tl.cdiv(end - first, step) * PARTS
+        stride = 1
+    for tile in tl.range(start, end, stride, num_stages=STAGES):
+        number = tl.cast(tile, tl.int64)
+        if PARTS > 1:
+            number = (first + number // PARTS * step) * PARTS + number % PARTS
+        columns = number * C + tl.arange(0, C)
         live = (columns < count)[None, :]
         x0, x1, x2, x3 = _load_quads(base, 0, columns, live, n, row_stride, column_stride, Q, ACC)
         if SHIFTED:
@@ -251,14 +266,14 @@ def samples_kernel(
     )  # fmt: skip
     Q: tl.constexpr = R // 4
     signal, squares, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
-        base, n, count, row_stride, column_stride, first, step, ACC, Q, C, V, EXACT, STAGES
+        base, n, count, row_stride, column_stride, first, step, ACC, Q, C, V, 1, EXACT, STAGES
     )  # fmt: skip
     if ACC == tl.float32:
         # Within these bounds no product overflowed, and what underflowed is nothing beside the sum. Where there is
         # doubt the same columns are walked again, a narrow tile at a time for the registers' sake.
         if not ((squares > 1e-22) & (squares < 1e36) & (signal < 1e36)):
             signal, squares, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
-                base, n, count, row_stride, column_stride, first, step, tl.float64, Q, C // 4, V // 4, EXACT, 1
+                base, n, count, row_stride, column_stride, first, step, tl.float64, Q, C // 4, V // 4, 4, EXACT, 1
             )  # fmt: skip
     out = partials + _row(pieces, owners) * width
     tl.store(out, signal)
