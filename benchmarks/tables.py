@@ -44,6 +44,11 @@ def shape_text(shape: Sequence[int]) -> str:
     return " × ".join(f"{size:,}" for size in shape)
 
 
+def case_text(row: Row) -> str:
+    """Shape, dtype and variant."""
+    return " ".join(filter(None, [shape_text(row.shape), row.dtype, row.variant]))
+
+
 def title(row: Row) -> str:
     threads = "" if row.threads is None else f", {row.threads} thread" + ("s" if row.threads > 1 else "")
     variant = f", {row.variant}" if row.variant else ""
