@@ -30,6 +30,7 @@ SLOW_TO_BUILD = ("torch.compile",)
 BUILT = " with torch.compile"
 FIXED_SECONDS = 1.5
 """What a case takes however small it is: making and checking it, and compiling its kernels."""
+ROUNDS = 60
 ROUNDS_SHARE = 0.4
 """The part of a case's time that its timed rounds may take."""
 SHORTEST, LONGEST = 0.2, 3.0
@@ -71,7 +72,8 @@ def expected_seconds(case: Case) -> float:
 
 def seconds_of_rounds(case: Case, later: Sequence[Case], left: float) -> float:
     """How long the timed rounds of `case` may take, of the `left` seconds that it and the `later` ones have."""
-    weights = [FIXED_SECONDS + 10 * expected_seconds(each) for each in (case, *later)]
+    most = LONGEST / ROUNDS_SHARE
+    weights = [min(most, FIXED_SECONDS + ROUNDS * expected_seconds(each)) for each in (case, *later)]
     return min(LONGEST, max(SHORTEST, ROUNDS_SHARE * left * weights[0] / sum(weights)))
 
 
@@ -126,7 +128,8 @@ def work(place: Place, device: str, chosen: Sequence[str], quick: bool) -> int:
     queue, log = place.queue(), place.log()
     cases = cases_of(device, chosen, quick)
     first = [CEILINGS] if device == "cuda" else []
-    queue.agree([[name] for name in [*first, *cases]])
+    without_cases = [op for op in chosen or ops() if op not in {case.op for case in cases.values()}]
+    queue.agree([[name] for name in [*first, *cases, *without_cases]])
     while (unit := queue.claim()) is not None:
         (name,) = unit
         log.write("begin", item=name)
@@ -136,10 +139,13 @@ def work(place: Place, device: str, chosen: Sequence[str], quick: bool) -> int:
         try:
             if name == CEILINGS:
                 found["values"] = ceilings()
+            elif name in without_cases:
+                outcome, reason = "left out", f"cases.py has no case of it for {device}"
             else:
                 case = cases[name.removesuffix(BUILT)]
-                later = [cases[other.removesuffix(BUILT)] for other in queue.waiting()]
-                seconds = seconds_of_rounds(case, later, place.deadline - start)
+                waiting = (other.removesuffix(BUILT) for other in queue.waiting())
+                later = [cases[other] for other in waiting if other in cases]
+                seconds = SHORTEST if quick else seconds_of_rounds(case, later, place.deadline - start)
                 rows, again = measured(case, device, seconds, name.endswith(BUILT), memory=not quick)
                 ours = next(row for row in rows if row.provider == OURS)
                 outcome, reason = "ok" if ours.status == "ok" else "failed", one_line(ours.note) if ours.note else ""

@@ -118,7 +118,7 @@ def reason_of(report: Any) -> str:
         return one_line(str(report.longrepr[2]))
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = report.longreprtext.splitlines()
-    return one_line(crash.message if crash else lines[-1] if lines else "")
+    return one_line(crash.message if crash else lines[-1].removeprefix("E  ") if lines else "")
 
 
 class Plugin:

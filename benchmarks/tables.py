@@ -162,7 +162,8 @@ def markdown_summary(rows: Sequence[Row]) -> str:
                 goals or "–",
             ]
         )
-    table = [header, ["---"] * len(header), *lines]
+    filled = [index for index in range(len(header)) if any(line[index] != "–" for line in lines)]
+    table = [[line[index] for index in filled] for line in (header, ["---"] * len(header), *lines)]
     body = "\n".join("| " + " | ".join(line) + " |" for line in table)
     first = rows[0]
     taken = ", ".join(sorted({row.commit for row in rows}))
