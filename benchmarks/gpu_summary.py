@@ -33,12 +33,6 @@ def not_timed(rows: Iterable[Row]) -> Left:
     ]
 
 
-def short_goal(goal: dict[str, Any]) -> str:
-    if goal["measured"] is None:
-        return f"{goal['text']}: not measured"
-    return f"{goal['text'].split('×')[0]}×: {goal['measured']:.2f} {'met' if goal['met'] else 'MISSED'}"
-
-
 def own_lines(group: Sequence[Row], known: dict[tuple[object, ...], regressions.Change]) -> list[list[str]]:
     """Our time in one comparison, and whatever else of ours has a goal or has become worse."""
     lines = []
@@ -57,7 +51,7 @@ def own_lines(group: Sequence[Row], known: dict[tuple[object, ...], regressions.
                 "" if row.ratio is None else f"{row.ratio:.2f}",
                 "" if change is None else change.before.split(" × ")[0],
                 found,
-                "; ".join(map(short_goal, row.goals)),
+                tables.goals_text([row]),
             ]
         )
     return lines
@@ -133,7 +127,7 @@ def summarise(out: Path, results: Path = RESULTS) -> Summary:
         [f"{machine.get('device', 'an unknown device')}, commit {machine.get('commit', 'unknown')}"],
         [f"  {name}: {value / 1e12:.2f} × 10¹²" for name, value in machine.get(CEILINGS, {}).items()],
         [results_table(rows, changes)] if rows else [],
-        [f"tests, of {len(tests.planned)}: {', '.join(said)}"],
+        ["", f"tests, of {len(tests.planned)}: {', '.join(said)}"],
         named([f"FAILED {event['item']}: {event['reason']}" for event in failed_tests], "failures.txt"),
         [f"cases, of {len(cases.planned)}: {len(cases.with_outcome('ok'))} measured, {len(failed_cases)} failed"],
         named([f"FAILED {event['item']}: {event['reason']}" for event in failed_cases], "failures.txt"),
