@@ -57,7 +57,7 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 aot: $(VENV)/dev.stamp  ## compile every kernel for GPUs this machine does not have; a table of registers, spills, MMA
 	$(BIN)/python tests/aot.py
 
-gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing installed: tests, then benchmarks, into OUT
+gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing installed: tests, benchmarks, a table; 6 minutes
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:  ## remove .venv, out/ and what tools leave behind
