@@ -11,15 +11,17 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 ZOO := .venv-zoo
 ZOO_ARGS ?=
+VERSION_TESTS ?= tests/test_helpers.py tests/test_validate.py tests/kernels tests/gamma tests/geometry tests/theory
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo studies test test-integrations test-peers test-zoo bench lint aot gpu clean
+.PHONY: help demo studies test test-oldest test-torch-2.11 test-integrations test-peers test-zoo bench lint aot gpu clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9.-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
 	@echo "  PYTHON=python3.12   which Python makes .venv (3.10 or newer)"
+	@echo "  VERSION_PYTHON=...  which Python test-oldest and test-torch-2.11 take, where python3.10 or python3.12 has no name"
 	@echo "  PIP_ARGS='...'      options for pip, for example another package index"
 
 demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/demo/report.html
@@ -30,6 +32,13 @@ studies: $(VENV)/networks.stamp  ## every claim held against measurement: out/st
 
 test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no GPU)
 	$(BIN)/python -m pytest
+
+test-oldest:  ## test with the oldest releases claimed: Python 3.10, torch 2.9, Triton 3.5, NumPy 1.26 (in .venv-oldest)
+
+test-torch-2.11:  ## test with torch 2.11, Triton 3.6, Python 3.12, as on the GPU machine of the committed results
+
+test-oldest test-torch-2.11: test-%: .venv-%/stamp
+	.venv-$*/bin/python -m pytest $(VERSION_TESTS)
 
 test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the real Lightning, transformers and TensorBoard
 	$(BIN)/python -m pytest tests/integrations
@@ -53,11 +62,11 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 aot: $(VENV)/dev.stamp  ## compile every kernel for GPUs this machine does not have; a table of registers, spills, MMA
 	$(BIN)/python tests/aot.py
 
-gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing installed: tests, then benchmarks, into OUT
+gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing installed: tests, benchmarks, a table; 6 minutes
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:  ## remove .venv, out/ and what tools leave behind
-	rm -rf $(VENV) $(PEERS) $(ZOO) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-* out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -rf benchmarks/results/local
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -81,6 +90,15 @@ $(VENV)/integrations.stamp: $(VENV)/dev.stamp
 
 $(VENV)/networks.stamp: networks.txt $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r networks.txt $(PIP_ARGS)
+	@touch $@
+
+# Versions by name, each in an environment of its own and with a Python that has wheels of all of them.
+.venv-oldest/stamp: VERSION_PYTHON ?= python3.10
+.venv-torch-2.11/stamp: VERSION_PYTHON ?= python3.12
+.venv-oldest/stamp .venv-torch-2.11/stamp: .venv-%/stamp: pyproject.toml constraints-%.txt
+	$(VERSION_PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --disable-pip-version-check -c constraints-$*.txt $(PIP_ARGS) \
+	  -e '.[report]' pytest hypothesis
 	@touch $@
 
 $(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python

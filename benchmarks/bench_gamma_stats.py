@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +17,18 @@ from torch import Tensor
 
 import sdsd
 
-from .cases import OURS, READ_FLOOR, SEED_FORMULA, WITH_CONFIDENCE, Case, cases_for
+from .cases import (
+    BESIDE_PINNED,
+    BESIDE_SPINNING,
+    COMPILED,
+    CORE_BUSY,
+    OURS,
+    READ_FLOOR,
+    SEED_FORMULA,
+    WITH_CONFIDENCE,
+    Case,
+    cases_for,
+)
 from .harness import Comparison, Provider, Unavailable
 
 OP = "gamma_stats"
@@ -55,6 +70,44 @@ def compiled_formula(grads: Tensor) -> Provider:
     return lambda: compiled(grads)
 
 
+class SpinningProcess:
+    """A process that keeps a core busy while a call runs, as a data loader's does, and sleeps in between."""
+
+    PROGRAM = """
+import os, sys
+if sys.argv[2] == "pinned":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+while os.getppid() == int(sys.argv[1]):
+    pass
+"""
+
+    def __init__(self, *, pinned: bool) -> None:
+        arguments = [sys.executable, "-c", self.PROGRAM, str(os.getpid()), "pinned" if pinned else "free"]
+        self.process = subprocess.Popen(arguments)
+        self.process.send_signal(signal.SIGSTOP)
+        weakref.finalize(self, self._end, self.process)
+
+    @staticmethod
+    def _end(process: subprocess.Popen) -> None:
+        process.kill()
+        process.wait()
+
+    def beside(self, function: Callable[[], Any]) -> Any:
+        self.process.send_signal(signal.SIGCONT)
+        try:
+            return function()
+        finally:
+            self.process.send_signal(signal.SIGSTOP)
+            assert self.process.poll() is None, "the process that keeps a core busy has ended"
+
+
+def beside_spinning(function: Callable[[], Any], *, pinned: bool) -> Provider:
+    if not hasattr(os, "sched_setaffinity"):
+        return Unavailable("a process is pinned to a core on Linux only")
+    spinning = SpinningProcess(pinned=pinned)
+    return lambda: spinning.beside(function)
+
+
 def exact_gamma(grads: Tensor) -> float:
     """‖mean‖² / Tr Var in float64, a block of columns at a time."""
     signal = noise = 0.0
@@ -79,20 +132,29 @@ def prepare(case: Case, device: torch.device) -> Comparison:
     def check(provider: str, result: Any) -> None:
         if provider == READ_FLOOR:
             return
-        own = provider in (OURS, WITH_CONFIDENCE)
+        own = provider in (OURS, WITH_CONFIDENCE, BESIDE_SPINNING, BESIDE_PINNED)
         got = float(result.gamma if own else result)
         allowed = 1e-5 if own else (0.05 if half else 1e-3)
         error = abs(got - wanted) / wanted
         assert error <= allowed, f"gamma {got:.6g}, expected {wanted:.6g}"
 
-    providers: dict[str, Provider] = {
-        OURS: lambda: ours(grads, None),
-        WITH_CONFIDENCE: lambda: ours(grads, 0.95),
-        SEED_FORMULA: lambda: seed_formula(grads),
-        "torch.var_mean": lambda: var_mean(grads),
-        "torch.compile": compiled_formula(grads),
-        READ_FLOOR: read_floor(grads),
-    }
+    providers: dict[str, Provider]
+    if case.variant == CORE_BUSY:
+        providers = {
+            OURS: lambda: ours(grads, None),
+            BESIDE_SPINNING: beside_spinning(lambda: ours(grads, None), pinned=False),
+            BESIDE_PINNED: beside_spinning(lambda: ours(grads, None), pinned=True),
+            READ_FLOOR: read_floor(grads),
+        }
+    else:
+        providers = {
+            OURS: lambda: ours(grads, None),
+            WITH_CONFIDENCE: lambda: ours(grads, 0.95),
+            SEED_FORMULA: lambda: seed_formula(grads),
+            "torch.var_mean": lambda: var_mean(grads),
+            COMPILED: compiled_formula(grads),
+            READ_FLOOR: read_floor(grads),
+        }
     return Comparison(providers, check, baseline=READ_FLOOR, work=grads.numel() * grads.element_size())
 
 

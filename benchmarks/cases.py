@@ -84,19 +84,34 @@ OURS = "sdsd"
 WITH_CONFIDENCE = "sdsd, confidence=0.95"
 READ_FLOOR = "read floor"
 SEED_FORMULA = "seed formula"
+COMPILED = "torch.compile"
 
 
-def _gamma_goals(*, beats_seed: bool) -> tuple[Goal, ...]:
-    goals = [Goal(OURS, READ_FLOOR, 3.5, faster=False, threads=2)]
-    if beats_seed:
-        goals.append(Goal(OURS, SEED_FORMULA, 10, faster=True, threads=2))
-    goals.append(Goal(WITH_CONFIDENCE, READ_FLOOR, 6.5, faster=False, threads=2))
-    return tuple(goals)
+CORE_BUSY = "one core busy"
+BESIDE_SPINNING = "sdsd, beside a spinning process"
+BESIDE_PINNED = "sdsd, beside one pinned to a core"
+
+
+def _gamma_cpu(*shape: int) -> Case:
+    goals = (
+        Goal(OURS, READ_FLOOR, 3.5, faster=False, threads=2),
+        Goal(OURS, SEED_FORMULA, 10, faster=True, threads=2),
+        Goal(OURS, COMPILED, 1, faster=True, threads=2),
+        Goal(WITH_CONFIDENCE, READ_FLOOR, 5, faster=False, threads=2),
+    )
+    return Case("gamma_stats", shape, goals=goals)
+
+
+def _gamma_core_busy(*shape: int) -> Case:
+    goals = tuple(Goal(name, OURS, 2, faster=False, threads=2) for name in (BESIDE_SPINNING, BESIDE_PINNED))
+    return Case("gamma_stats", shape, variant=CORE_BUSY, goals=goals)
 
 
 GAMMA_CPU = (
-    Case("gamma_stats", (32, 4_000_000), goals=_gamma_goals(beats_seed=True)),
-    Case("gamma_stats", (128, 1_000_000), goals=_gamma_goals(beats_seed=True)),
+    _gamma_cpu(32, 4_000_000),
+    _gamma_cpu(128, 1_000_000),
+    _gamma_core_busy(32, 4_000_000),
+    _gamma_core_busy(128, 1_000_000),
     Case("gamma_stats", (512, 65_536)),
     Case("gamma_stats", (2048, 16_384)),
     Case("gamma_stats", (32, 65_536)),

@@ -37,6 +37,8 @@ from .cases import OURS, Case
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+ENVIRONMENT = "environment.json"
+"""What the machine is, where a run on a GPU wrote it down beside its results."""
 FLUSH_BYTES = 256 << 20
 """Larger than any GPU's second-level cache; written between two runs so that none finds its input there."""
 
@@ -147,9 +149,14 @@ def device_name(device_type: str) -> str:
 
 def device_slug(device_type: str) -> str:
     """A folder name for results taken on this device, for example "cpu-amd-epyc" or "nvidia-h100"."""
-    name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|\bProcessor\b|@.*|[- ]\d+GB.*", " ", device_name(device_type))
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    slug = plain_name(device_name(device_type))
     return f"cpu-{slug}" if device_type == "cpu" else slug
+
+
+def plain_name(device: str) -> str:
+    """A device's own name without memory, clock and marks, in lower case and hyphens."""
+    name = re.sub(r"\(R\)|\(TM\)|\bCPU\b|\bProcessor\b|@.*|[- ]\d+GB.*", " ", device)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 @functools.cache
@@ -360,6 +367,15 @@ def peak_memory_cpu(prepare: Prepare, case: Case, provider: str, limit: float = 
 # One comparison
 
 
+def without(comparison: Comparison, postponed: Mapping[str, str]) -> Comparison:
+    """The comparison without some providers, each with the reason why it is left out."""
+    providers = {
+        name: Unavailable(postponed[name]) if name in postponed and not isinstance(provider, Unavailable) else provider
+        for name, provider in comparison.providers.items()
+    }
+    return replace(comparison, providers=providers)
+
+
 def _checked(comparison: Comparison) -> tuple[dict[str, Callable[[], Any]], dict[str, tuple[str, str]]]:
     """Run every provider once: the callables that are right, and (status, note) of the others."""
     right, rest = {}, {}
@@ -386,6 +402,7 @@ def measure(
     *,
     seconds: float = 4.0,
     memory: bool = True,
+    postponed: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Check, time and weigh every provider of one case; see the top of this file.
 
@@ -396,10 +413,11 @@ def measure(
         threads: on the CPU, the number of threads; None leaves it alone.
         seconds: about how long the timed rounds may take.
         memory: whether peak memory is taken too.
+        postponed: providers that are left out, name → why.
     """
     device = torch.device(device)
     with limited_threads(threads if device.type == "cpu" else None):
-        comparison = prepare(case, device)
+        comparison = without(prepare(case, device), postponed or {})
         right, rest = _checked(comparison)
         clock = CudaClock() if device.type == "cuda" else CpuClock()
         timings = interleave(right, clock, seconds, warm=comparison.warm) if right else {}
@@ -530,6 +548,16 @@ def write_rows(rows: Iterable[Row], folder: Path) -> list[Path]:
 def read_rows(path: Path) -> list[Row]:
     """The rows of one result file."""
     return [Row(**{**row, "shape": tuple(row["shape"])}) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The <op>.json of a folder, which may hold other files."""
+    return [path for path in sorted(folder.glob("*.json")) if path.name != ENVIRONMENT]
+
+
+def read_folder(folder: Path) -> list[Row]:
+    """The rows of all result files of a folder."""
+    return [row for path in result_files(folder) for row in read_rows(path)]
 
 
 def results_folder(device_type: str, *, save: bool) -> Path:

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from .cases import OURS
-from .harness import Row, read_rows, results_folder
-from .tables import aligned_text, bytes_text, shape_text
+from .harness import Row, read_rows, result_files, results_folder
+from .tables import aligned_text, bytes_text, case_text
 
 TOLERANCE = 0.15
 SMALL = 1 << 20
@@ -38,7 +38,8 @@ class Change:
     found: str
 
 
-def _key(row: Row) -> tuple[object, ...]:
+def key(row: Row) -> tuple[object, ...]:
+    """What the same number has in common in two runs."""
     return (*row.same_case(), row.provider, row.metric, row.baseline)
 
 
@@ -64,8 +65,8 @@ def _compared(old: Row, new: Row, tolerance: float) -> Change | None:
 
 def changes(old: Iterable[Row], new: Iterable[Row], tolerance: float = TOLERANCE) -> list[Change]:
     """Our rows that both runs have, those of `new` in their order."""
-    known = {_key(row): row for row in old if row.provider.startswith(OURS)}
-    pairs = [(known[_key(row)], row) for row in new if _key(row) in known]
+    known = {key(row): row for row in old if row.provider.startswith(OURS)}
+    pairs = [(known[key(row)], row) for row in new if key(row) in known]
     return [change for pair in pairs if (change := _compared(*pair, tolerance)) is not None]
 
 
@@ -74,10 +75,11 @@ def report(found: Sequence[Change]) -> str:
     lines = [["op", "case", "provider", "before", "after", "factor", ""]]
     for change in found:
         row = change.row
-        case = " ".join(filter(None, [shape_text(row.shape), row.dtype, row.variant]))
         threads = "" if row.threads is None else f", {row.threads} thread{'s' * (row.threads > 1)}"
         factor = "" if change.factor is None else f"{change.factor:.2f}"
-        lines.append([row.op, case + threads, row.provider, change.before, change.after, factor, change.found])
+        lines.append(
+            [row.op, case_text(row) + threads, row.provider, change.before, change.after, factor, change.found]
+        )
     worse = sum(change.found in BAD for change in found)
     return f"{aligned_text(lines, (0, 1, 2, 6))}\n\n{len(found)} numbers compared, {worse} worse."
 
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--against", type=Path, default=results_folder(device, save=True))
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"relative; default {TOLERANCE:g}")
     options = parser.parse_args(arguments)
-    paths = [path for path in sorted(options.new.glob("*.json")) if (options.against / path.name).exists()]
+    paths = [path for path in result_files(options.new) if (options.against / path.name).exists()]
     found = [
         change
         for path in paths

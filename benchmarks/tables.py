@@ -44,6 +44,11 @@ def shape_text(shape: Sequence[int]) -> str:
     return " × ".join(f"{size:,}" for size in shape)
 
 
+def case_text(row: Row) -> str:
+    """Shape, dtype and variant."""
+    return " ".join(filter(None, [shape_text(row.shape), row.dtype, row.variant]))
+
+
 def title(row: Row) -> str:
     threads = "" if row.threads is None else f", {row.threads} thread" + ("s" if row.threads > 1 else "")
     variant = f", {row.variant}" if row.variant else ""
@@ -157,7 +162,8 @@ def markdown_summary(rows: Sequence[Row]) -> str:
                 goals or "–",
             ]
         )
-    table = [header, ["---"] * len(header), *lines]
+    filled = [index for index in range(len(header)) if any(line[index] != "–" for line in lines)]
+    table = [[line[index] for index in filled] for line in (header, ["---"] * len(header), *lines)]
     body = "\n".join("| " + " | ".join(line) + " |" for line in table)
     first = rows[0]
     taken = ", ".join(sorted({row.commit for row in rows}))

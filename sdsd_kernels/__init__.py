@@ -18,8 +18,10 @@ function               reads                                      gives
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
 A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
+`checks` holds the checks on arguments that `sdsd` makes too.
 """
 
+from . import _checks as checks
 from ._backend import BACKENDS, available_backends
 from ._validate import ValidationReport, validate
 from .cosine_between.op import cosine_between
@@ -39,6 +41,7 @@ __all__ = [
     "ValidationReport",
     "WeightGradStats",
     "available_backends",
+    "checks",
     "cosine_between",
     "cosine_histogram",
     "cosine_matrix",

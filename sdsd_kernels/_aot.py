@@ -1,7 +1,8 @@
 """How a kernel folder says what to compile ahead of time, for GPUs this machine does not have.
 
-A `kernel.py` offers `aot_cases()`, which returns one `AotCase` for every kernel, shipped launch configuration and
-target. `make aot` and tests/test_aot.py find, compile and check them; nothing at run time reads this file.
+A folder's `aot.py`, or `kernel.py` where there is none, offers `aot_cases()`, which returns one `AotCase` for every
+kernel, shipped launch configuration and target. `make aot` and tests/test_aot.py find, compile and check them; nothing
+at run time reads this file.
 """
 
 from __future__ import annotations
@@ -10,12 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SM80 = ("cuda", 80, 32)
-SM90 = ("cuda", 90, 32)
-SM100 = ("cuda", 100, 32)
-GFX942 = ("hip", "gfx942", 64)
-TARGETS: tuple[tuple[str, int | str, int], ...] = (SM80, SM90, SM100, GFX942)
-"""(backend, architecture, threads a warp): A100, H100, B200 and MI300."""
+from ._device import RECORDS, DeviceRecord
 
 
 @dataclass(frozen=True)
@@ -28,13 +24,15 @@ class AotCase:
         signature: argument → Triton type ("*fp32", "i64", "fp32"), in the order of the function's arguments;
             compile-time arguments are "constexpr".
         constexprs: compile-time argument → value.
-        target: one of TARGETS.
+        target: `target_of` a record, one of `compiled_ahead`.
         options: compiler options, for example {"num_warps": 4, "num_stages": 3}.
         expect_mma: the matrix instruction that must appear in the machine code, for example "HGMMA", or None.
         expect_tma: whether tiles must come by the copy engine of tensor descriptors (UTMALDG).
+        expect_load_bits: how wide one thread's widest load from memory must be, for example 128, or None.
         expect_ptx: instructions that must appear in the PTX, for example "min.NaN.f32".
         variant: a side path of a configuration that another case compiles (centring, a dtype …). `make aot` compiles it
             for every target, the test suite for sm_90 alone, to stay within two minutes.
+        thorough: a case that resembles others enough for `make aot` alone to compile it.
         attrs: what is known of an argument, as the compiler takes it: {(index,): [["tt.divisibility", 16]]}.
     """
 
@@ -47,7 +45,9 @@ class AotCase:
     expect_mma: str | None = None
     attrs: Mapping[tuple[int, ...], Sequence[Sequence[Any]]] = field(default_factory=dict)
     variant: bool = False
+    thorough: bool = False
     expect_tma: bool = False
+    expect_load_bits: int | None = None
     expect_ptx: tuple[str, ...] = ()
 
 
@@ -55,3 +55,15 @@ def aligned(signature: Mapping[str, str], *names: str) -> dict[tuple[int, ...], 
     """`attrs` that declare the named arguments divisible by 16, as torch's allocations and even sizes are."""
     positions = {name: index for index, name in enumerate(signature)}
     return {(positions[name],): [["tt.divisibility", 16]] for name in names}
+
+
+def compiled_ahead() -> list[DeviceRecord]:
+    """The GPUs that every kernel is compiled for: the records that ask for it."""
+    return [record for record in RECORDS.values() if record.compile_ahead]
+
+
+def target_of(record: DeviceRecord) -> tuple[str, int | str, int]:
+    """What an `AotCase` for this GPU names as its target."""
+    if record.target is None:
+        raise ValueError(f"record: expected that of a GPU, got {record.name!r}, which nothing is compiled for.")
+    return record.target

@@ -1,13 +1,18 @@
-"""Checks on user input. Every error says what was expected, what came, and what to do about it."""
+"""Checks on user input, those of `sdsd` too. Every error says what was expected, what came, and what to do about it."""
 
 from __future__ import annotations
 
+import math
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+ZERO_POLICIES = ("zero", "nan", "raise")
+"""What a neuron that is zero on every sample may get in its row and column of cosines; see `check_directions`."""
 
 
 def check_float_tensor(value: Any, name: str) -> Tensor:
@@ -39,9 +44,158 @@ def check_float_tensor(value: Any, name: str) -> Tensor:
     return value
 
 
-def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> str:
     """Return `value` if it is one of `choices`; otherwise a ValueError that lists them."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: expected one of {listed}, got {value!r}.")
     return str(value)
+
+
+def check_dtype(value: Any, name: str) -> None:
+    """TypeError unless `value` is None or a dtype that results may have."""
+    if value is not None and value not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: expected one of {', '.join(map(str, FLOAT_DTYPES))}, or None, got {value!r}.")
+
+
+def check_integer(
+    value: Any,
+    name: str,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    optional: bool = False,
+    why: str = "",
+    do: str = "",
+) -> Any:
+    """Return `value` as an int if it is a whole number in range, of Python or NumPy; None too where it is optional.
+
+    Args:
+        why: what the bounds come from, for the message about a number out of range: "for 6 neurons".
+        do: what ends that message.
+
+    Raises:
+        TypeError: no whole number; a bool is none.
+        ValueError: out of range.
+    """
+    if value is None and optional:
+        return None
+    number = whole_number(value)
+    if number is None:
+        raise TypeError(f"{name}: expected an int{' or None' if optional else ''}, got {type(value).__name__}.")
+    if (least is None or number >= least) and (most is None or number <= most):
+        return number
+    if least is None or most is None:
+        bounds = f"at most {most}" if least is None else f"at least {least}"
+    else:
+        bounds = f"{least} to {most}"
+    raise ValueError(f"{name}: expected {bounds}{why and ' '}{why}, got {value}.{do and ' '}{do}")
+
+
+def check_count(value: Any, name: str, *, least: int = 1, of: str = "", optional: bool = False) -> Any:
+    """Return `value` as an int if it is a whole number, at least `least`, else ValueError; `of` says what it counts."""
+    if value is None and optional:
+        return None
+    number = whole_number(value)
+    if number is None or number < least:
+        what = f"a whole number{of and ' of '}{of}, at least {least}"
+        raise ValueError(f"{name}: expected {what}{', or None' if optional else ''}, got {value!r}.")
+    return number
+
+
+def whole_number(value: Any) -> Any:
+    """`value` as an int, or as the symbol that stands for one while torch traces; None if it is no whole number."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+
+
+def check_number(
+    value: Any,
+    name: str,
+    what: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    do: str = "",
+) -> float:
+    """Return `value` as a float if it is finite and in range, of Python or NumPy.
+
+    Args:
+        what: what is expected, in words: "a number above 0".
+        do: what follows the message.
+
+    Raises:
+        TypeError: no real number; a bool is none.
+        ValueError: NaN, infinite or out of range.
+    """
+    number: Any = value
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}.")
+    number = float(number)
+    if not (least <= number <= most and above < number < below):  # NaN and infinity are on no side
+        raise ValueError(f"{name}: expected {what}, got {value!r}.{do and ' '}{do}")
+    return number
+
+
+def check_max_bytes(value: Any, *, optional: bool = True) -> Any:
+    """Return `value` as an int if it is a bound on memory, at least one byte; None too where it is optional."""
+    do = "It bounds memory, in bytes; None takes what is fastest." if optional else "It bounds memory, in bytes."
+    return check_integer(value, "max_bytes", least=1, optional=optional, do=do)
+
+
+def check_neurons(activations: Tensor, neuron_dim: Any, name: str = "activations", *, samples: bool = True) -> int:
+    """Return `neuron_dim`, counted from the front, if it names one of two or more dimensions that are not empty.
+
+    Args:
+        samples: whether there has to be one.
+
+    Raises:
+        TypeError: neuron_dim is no int.
+        ValueError: fewer than two dimensions, neuron_dim out of range, no neuron or no sample.
+    """
+    shape = tuple(activations.shape)
+    if len(shape) < 2:
+        raise ValueError(
+            f"{name}: expected at least two dimensions, samples and neurons, got shape {shape}. "
+            "Collect several samples, and give a single neuron or sample a dimension of size 1."
+        )
+    dim: int = check_integer(neuron_dim, "neuron_dim")
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(
+            f"neuron_dim: expected {-len(shape)} to {len(shape) - 1} for {name} of shape {shape}, got {dim}. "
+            "It names the dimension that counts neurons."
+        )
+    dim %= len(shape)
+    if samples and 0 in shape:
+        missing = "neurons" if shape[dim] == 0 else "samples"
+        raise ValueError(
+            f"{name}: expected at least one neuron and one sample, got shape {shape}, which has no {missing}. "
+            "Check that data was collected and that neuron_dim names the right dimension."
+        )
+    return dim
+
+
+def check_directions(inverse_norm: Tensor, name: str, *, center: bool) -> None:
+    """ValueError if a neuron is zero on every sample, which its inverse norm of 0 tells. Waits for the device."""
+    dead = (inverse_norm == 0).nonzero().flatten().tolist()
+    if dead:
+        what = "the same on every sample, so zero after centring" if center else "zero on every sample"
+        raise ValueError(
+            f"{name}: expected every neuron to have a direction, got {len(dead)} that are {what} "
+            f"(first: {dead[:5]}). Remove them, or use zero='zero' or zero='nan'."
+        )
+
+
+def check_shape(value: Tensor, name: str, shape: tuple[int, ...], what: str, do: str) -> None:
+    """ValueError unless `value` has `shape`; `what` says why that one, `do` what to do."""
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}{what}, got {tuple(value.shape)}. {do}")
+
+
+def check_device(value: Tensor, name: str, other: Tensor, like: str) -> None:
+    """ValueError unless `value` is on the device of `other`, the argument named by `like`."""
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected device {other.device} like {like}, got {value.device}. Move it there.")

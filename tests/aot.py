@@ -2,11 +2,11 @@
 
     python tests/aot.py            a table for people; exit status 1 where a case is not as it should be
     python tests/aot.py --json     one JSON object a line
-    python tests/aot.py --brief    quicker: variants for sm_90 alone; one case a kernel and target is disassembled, the
-                                   PTX and the stack's size of all
+    python tests/aot.py --brief    quicker: variants for sm_90 alone, nothing thorough; one case a kernel and target is
+                                   disassembled, the PTX and the stack's size of all
 
-Walks <package>/*/kernel.py and takes what `aot_cases()` offers there (see sdsd_kernels/_aot.py). No GPU, no torch
-device and no driver are needed: Triton ships the assembler and the disassembler.
+Takes what `aot_cases()` offers in every <package>/*/aot.py, or kernel.py where a folder has none: see
+sdsd_kernels/_aot.py. No GPU, no torch device and no driver are needed: Triton ships assembler and disassembler.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}
-"""Bytes of shared memory (LDS on AMD) one program may use."""
+from sdsd_kernels._device import RECORDS  # noqa: E402
+
+SHARED_LIMIT = {record.target[1]: record.shared_bytes for record in RECORDS.values() if record.target is not None}
+"""Bytes of shared memory (LDS on AMD) one program may use, by architecture."""
 
 CUDA_OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
 MMA_IN_PTX = {"wgmma.mma_async": "HGMMA", "mma.sync": "HMMA", "tcgen05.mma": "UTCHMMA"}
@@ -60,6 +62,7 @@ class Report:
     mma: dict[str, int] = field(default_factory=dict)
     expect_mma: str | None = None
     expect_tma: bool = False
+    expect_load_bits: int | None = None
     missing_ptx: list[str] = field(default_factory=list)
     loads: dict[str, int] = field(default_factory=dict)
     error: str = ""
@@ -77,6 +80,8 @@ class Report:
             found.append(f"no {self.expect_mma} among its matrix instructions {self.mma or '(none)'}")
         if self.expect_tma and not self.loads.get("TMA"):
             found.append("no tile comes by tensor descriptor (UTMALDG)")
+        if self.expect_load_bits and str(self.expect_load_bits) not in self.loads:
+            found.append(f"no load of {self.expect_load_bits} bits among its loads {self.loads or '(none)'}")
         found += [f"no {instruction} in its PTX" for instruction in self.missing_ptx]
         return found
 
@@ -157,6 +162,7 @@ def examine(kernel: str, case: Any, disassemble: bool = True) -> Report:
         shared_limit=SHARED_LIMIT[architecture],
         expect_mma=case.expect_mma,
         expect_tma=case.expect_tma,
+        expect_load_bits=case.expect_load_bits,
     )
     start = time.perf_counter()
     try:
@@ -180,11 +186,14 @@ def cases_of(module: str) -> list[Any]:
 
 
 def discover(package: str) -> list[str]:
-    """The kernel modules of a package: <package>.<folder>.kernel."""
+    """Where a package's folders declare their cases: <package>.<folder>.aot, or .kernel where there is no aot.py."""
     file = importlib.import_module(package).__file__
     if file is None:
         raise ImportError(f"{package}: expected a package with an __init__.py")
-    return [f"{package}.{path.parent.name}.kernel" for path in sorted(Path(file).parent.glob("*/kernel.py"))]
+    kernels = sorted(Path(file).parent.glob("*/kernel.py"))
+    return [
+        f"{package}.{path.parent.name}.{'aot' if path.with_name('aot.py').exists() else 'kernel'}" for path in kernels
+    ]
 
 
 def _examine_by_index(job: tuple[str, int, bool]) -> Report:
@@ -197,10 +206,11 @@ def examine_all(package: str, processes: int, brief: bool) -> list[Report]:
     jobs, disassembled = [], set()
     for module in discover(package):
         for index, case in enumerate(cases_of(module)):
-            if brief and case.variant and case.target[1] != 90:
+            if brief and (case.thorough or (case.variant and case.target[1] != 90)):
                 continue
             kind = (module, case.function.__name__, case.target)
-            jobs.append((module, index, not brief or kind not in disassembled))
+            wanted = not brief or kind not in disassembled or case.expect_load_bits is not None
+            jobs.append((module, index, wanted))
             disassembled.add(kind)
     if processes == 1 or len(jobs) < 2:
         return [_examine_by_index(job) for job in jobs]
@@ -251,7 +261,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the kernels ahead of time and read the machine code.")
     parser.add_argument("--package", default="sdsd_kernels")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--brief", action="store_true", help="variants for sm_90 alone, few disassembled")
+    parser.add_argument(
+        "--brief", action="store_true", help="variants for sm_90 alone, nothing thorough, few disassembled"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a case and line")
     options = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled

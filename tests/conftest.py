@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib import metadata
 
+import numpy as np
 import torch
 
 # Triton reads this when it is first imported, so it is decided before any test module is.
@@ -11,6 +13,51 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
+
+
+def release(version: str) -> tuple[int, int]:
+    major, minor = version.split("+")[0].split(".")[:2]
+    return int(major), int(minor)
+
+
+def interpreter_problem(triton: str, numpy: str) -> str | None:
+    """Why this Triton cannot interpret kernels with this NumPy, or None where it can."""
+    if release(triton) < (3, 7) and release(numpy) >= (2, 4):
+        return (
+            f"Triton {triton} interprets kernels with NumPy older than 2.4, got NumPy {numpy}: every test of a kernel "
+            'would fail with "only 0-dimensional arrays can be converted to Python scalars". Install numpy<2.4, or '
+            "triton>=3.7 with the torch that goes with it. constraints-*.txt hold versions that go together."
+        )
+    return None
+
+
+def pytest_configure() -> None:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return  # tests of kernels say that they are skipped
+    problem = interpreter_problem(triton, np.__version__)
+    if problem:
+        raise pytest.UsageError(problem)
+    if release(triton) == (3, 5):
+        count_strides_of_descriptors_in_bytes()
+
+
+def count_strides_of_descriptors_in_bytes() -> None:
+    """Triton 3.5's interpreter wants a descriptor's strides to be multiples of 16 elements; the hardware, and Triton
+    3.6's interpreter, want 16 bytes."""
+    from triton.runtime.interpreter import TensorDescHandle
+
+    def validate(self) -> None:
+        size = self.base.dtype.element_ty.primitive_bitwidth // 8
+        assert self.base.data.item() % 16 == 0, "base must be 16-byte aligned"
+        assert len(self.strides) == len(self.block_shape) == self.ndim >= 1
+        assert all(stride.data.item() * size % 16 == 0 for stride in self.strides[:-1]), "stride: 16-byte aligned"
+        assert self.strides[-1].data.item() == 1, "last dim must be contiguous"
+
+    TensorDescHandle.validate = validate
 
 
 @pytest.fixture
@@ -31,7 +78,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def poison(allocate):
         def allocated(*args, **kwargs):
             tensor = allocate(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+            # A leaf that requires a gradient may be filled only outside of autograd's sight.
+            with torch.no_grad():
+                return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
         return allocated
 

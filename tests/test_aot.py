@@ -54,7 +54,10 @@ UNSOUND = """
 import triton
 import triton.language as tl
 
-from sdsd_kernels._aot import GFX942, SM80, SM90, SM100, AotCase, aligned
+from sdsd_kernels._aot import AotCase, aligned, target_of
+from sdsd_kernels._device import RECORDS
+
+SM80, SM90, SM100, GFX942 = (target_of(RECORDS[name]) for name in ("sm_80", "sm_90", "sm_100", "gfx942"))
 
 
 @triton.jit

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from . import attachment
 from .stats import GammaStats, gamma_stats
 
@@ -50,8 +52,7 @@ def compute_gamma(
         ValueError: n_samples < 2, a population smaller than the samples seen, fewer than two usable batches, no
             trainable parameter, a loss that is no scalar.
     """
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 2:
-        raise ValueError(f"n_samples: expected a whole number of batches, at least 2, got {n_samples!r}.")
+    n_samples = checks.check_count(n_samples, "n_samples", least=2, of="batches")
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError("model: expected at least one parameter that requires a gradient, got none.")

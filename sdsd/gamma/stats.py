@@ -489,14 +489,20 @@ def gamma_stats(
         raise ValueError(f"confidence: expected a level between 0 and 1, for example 0.95, got {confidence!r}.")
     names: tuple[str, ...] = ()
     tensors: Tensor | list[Tensor] | dict[str, Tensor]
-    if isinstance(grads, Mapping):
-        tensors = {str(name): as_tensor(entry, f"grads[{name!r}]") for name, entry in grads.items()}
-        names = tuple(tensors)
-    elif isinstance(grads, (list, tuple)):
-        tensors = [as_tensor(entry, f"grads[{index}]") for index, entry in enumerate(grads)]
-        names = tuple(map(str, range(len(tensors))))
-    elif isinstance(grads, (Tensor, np.ndarray)):
+    if isinstance(grads, (Tensor, np.ndarray)):
         tensors = as_tensor(grads, "grads")
+    elif isinstance(grads, (list, tuple)):
+        tensors = [
+            entry if isinstance(entry, Tensor) else as_tensor(entry, f"grads[{index}]")
+            for index, entry in enumerate(grads)
+        ]
+        names = tuple(map(str, range(len(tensors))))
+    elif isinstance(grads, Mapping):
+        tensors = {
+            str(name): entry if isinstance(entry, Tensor) else as_tensor(entry, f"grads[{name!r}]")
+            for name, entry in grads.items()
+        }
+        names = tuple(tensors)
     else:
         raise TypeError(
             f"grads: expected a tensor, a NumPy array, or a list, tuple or mapping of them, got {type(grads).__name__}."

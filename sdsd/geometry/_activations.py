@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
+
+from sdsd_kernels import checks
 
 from .similarity import _as_tensor
 
 if TYPE_CHECKING:
     import numpy as np
-
-FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def neurons_first(activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
@@ -22,28 +21,11 @@ def neurons_first(activations: Tensor | np.ndarray, neuron_dim: int | None) -> T
         TypeError: no tensor or array, or not a dense one of a supported floating-point dtype.
         ValueError: fewer than two dimensions, or neuron_dim out of range.
     """
-    activations = _as_tensor(activations)
-    if activations.is_quantized or activations.layout != torch.strided or activations.dtype not in FLOAT_DTYPES:
-        what = "quantised" if activations.is_quantized else f"{activations.dtype}, {activations.layout}"
-        raise TypeError(
-            f"activations: expected a dense tensor of float64, float32, float16 or bfloat16, got {what}. "
-            "Pass activations.float(), or .to_dense() or .dequantize() first."
-        )
-    shape = tuple(activations.shape)
-    if len(shape) < 2:
-        raise ValueError(
-            f"activations: expected at least two dimensions, samples and neurons, got shape {shape}. "
-            "Give a single sample a dimension of size 1."
-        )
+    activations = checks.check_float_tensor(_as_tensor(activations), "activations")
+    checks.check_integer(neuron_dim, "neuron_dim", optional=True)
     if neuron_dim is None:
-        neuron_dim = 1 if len(shape) >= 4 else -1
-    if isinstance(neuron_dim, bool) or not isinstance(neuron_dim, int):
-        raise TypeError(f"neuron_dim: expected an int or None, got {type(neuron_dim).__name__}.")
-    if not -len(shape) <= neuron_dim < len(shape):
-        raise ValueError(
-            f"neuron_dim: expected {-len(shape)} to {len(shape) - 1} for activations of shape {shape}, "
-            f"got {neuron_dim}. It names the dimension that counts neurons."
-        )
+        neuron_dim = 1 if activations.ndim >= 4 else -1
+    neuron_dim = checks.check_neurons(activations, neuron_dim, samples=False)
     return activations.detach().movedim(neuron_dim, 0)
 
 

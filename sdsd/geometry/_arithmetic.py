@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,12 +80,6 @@ def blas_reads(matrix: Tensor) -> bool:
     """Whether one of the two dimensions is adjacent in memory and the other does not overlap it."""
     (rows, columns), (down, across) = matrix.shape, matrix.stride()
     return (across == 1 and down >= columns) or (down == 1 and across >= rows)
-
-
-def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
-    """ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def reporter(progress: Progress, what: str) -> Callable[[int, int], None]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ._neuron_flow import neuron_count
 from .consumers import dense_layer
 from .merge import layer_rows
@@ -64,9 +66,7 @@ class PairSource:
 
     def pairs(self, count: int, which: str, seed: int) -> tuple[NeuronPair, ...]:
         """Disjoint pairs; fewer than `count` where the neurons that are alive do not suffice."""
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"pairs: expected a whole number, at least 1, got {count!r}.")
-        count = min(count, int(self.alive.sum()) // 2)
+        count = min(checks.check_count(count, "pairs"), int(self.alive.sum()) // 2)
         if self.rows is not None:
             alive = self.alive.to(self.rows.device)
             return tuple(disjoint_pairs(self.rows, count, which, alive=alive, neuron_dim=0, seed=seed))

@@ -33,15 +33,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sdsd_kernels import gram_accumulate
+from sdsd_kernels import BACKENDS, checks, gram_accumulate
 
-from ._activations import FLOAT_DTYPES, neurons_first, sample_parts
+from ._activations import neurons_first, sample_parts
 from ._arithmetic import (
     UNSEEN,
     WINDOW,
     Progress,
     blas_reads,
-    check_choice,
     exponents_after,
     peaks,
     plain_arithmetic,
@@ -208,16 +207,13 @@ class GramAccumulator:
         backend: str | None = None,
         nonfinite: str = "warn",
     ) -> None:
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise TypeError(f"n: expected the number of neurons, an int, got {type(n).__name__}.")
-        if n < 1:
-            raise ValueError(f"n: expected at least one neuron, got {n}.")
+        n = checks.check_integer(n, "n", least=1, why="neuron")
         if dtype not in WINDOW:
             raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}. It is that of products.")
-        check_choice(precision, "precision", PRECISIONS)
-        check_choice(nonfinite, "nonfinite", ("warn", "raise"))
+        checks.check_choice(precision, "precision", PRECISIONS)
+        checks.check_choice(nonfinite, "nonfinite", ("warn", "raise"))
         if backend is not None:
-            check_choice(backend, "backend", ("triton", "torch"))
+            checks.check_choice(backend, "backend", BACKENDS)
         if backend == "triton" and dtype == torch.float64:
             raise ValueError("backend: Triton was asked for, but its kernels have no float64. Use backend='torch'.")
         self.n, self.center, self.dtype = n, bool(center), dtype
@@ -353,11 +349,8 @@ class GramAccumulator:
                 direction.
         """
         report = reporter(progress, "GramAccumulator.cosine_matrix")
-        check_choice(zero, "zero", ("zero", "nan", "raise"))
-        if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
-            raise TypeError(
-                f"out_dtype: expected one of {', '.join(map(str, FLOAT_DTYPES))}, or None, got {out_dtype!r}."
-            )
+        checks.check_choice(zero, "zero", checks.ZERO_POLICIES)
+        checks.check_dtype(out_dtype, "out_dtype")
         with plain_arithmetic(self.device):
             shift = self._shift(center)
             square = self._squares(shift)
@@ -471,8 +464,7 @@ class GramAccumulator:
         part = max(PART_SAMPLES, PART_ELEMENTS // self.n)
         if max_bytes is None:
             return part, self._triangle.height, TILE
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
-            raise TypeError(f"max_bytes: expected an int or None, got {type(max_bytes).__name__}.")
+        max_bytes = checks.check_integer(max_bytes, "max_bytes", optional=True)
         # One waiting sample, one converted one in two copies, and a tile of as many products as a row has, each in 8
         # bytes a neuron; or, for all_reduce, one row of sums and two packed ones.
         smallest = 4 * 8 * self.n
@@ -824,7 +816,7 @@ class GramAccumulator:
                     f"into GramAccumulator({state['n']}, center={state['center']}, dtype={state['dtype']})."
                 )
         samples = state["samples"]
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
+        if checks.whole_number(samples) is None or samples < 0:
             raise ValueError(f"state: expected samples to be an int ≥ 0, got {samples!r}.")
         triangle = self.n * (self.n + 1) // 2
         for name, dtype, elements in (

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ._arithmetic import Progress, reporter
 from ._nonlinearity import NonlinearityFollower
 from ._restore import evaluating
@@ -146,8 +148,7 @@ def collect_activations(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
-    if max_batches is not None and (not isinstance(max_batches, int) or max_batches < 1):
-        raise ValueError(f"max_batches: expected a whole number, at least 1, or None, got {max_batches!r}.")
+    max_batches = checks.check_count(max_batches, "max_batches", optional=True)
     chosen, named = select_layers(model, layers)
     run = forward or _Call(model, device)
     collector = _Collector(chosen, named, keep, max_bytes, neuron_dim)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ._arithmetic import Progress, reporter
 from ._measurements import Measurements, fingerprint, resumed
 from ._pair_source import PairSource
@@ -256,8 +258,7 @@ def mass_consolidation(
         8
     """
     _check_statistics(confidence, seed)
-    if isinstance(random_pairings, bool) or not isinstance(random_pairings, int) or random_pairings < 2:
-        raise ValueError(f"random_pairings: expected a whole number, at least 2, got {random_pairings!r}.")
+    random_pairings = checks.check_count(random_pairings, "random_pairings", least=2)
     source = PairSource(model, layer, activations, cosine, alive, neuron_dim)
     absorption = absorption_from(source.layer, activations, gram, neuron_dim, how)
     merger = Merger(model, consumers(model, layer, example_input), how, absorption)
@@ -317,10 +318,8 @@ def _named(key: tuple[tuple[int, int], ...]) -> str:
 
 
 def _check_statistics(confidence: float, seed: int) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: expected a whole number ≥ 0, got {seed!r}.")
+    checks.check_number(confidence, "confidence", "a number between 0 and 1", above=0, below=1)
+    checks.check_count(seed, "seed", least=0)
 
 
 def _ratio(

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdsd_kernels import checks
+
 from .._extras import require
 
 MOST_SMACOF = 2000
@@ -78,8 +80,7 @@ def embed(cosine: Tensor, dimensions: int = 3, *, seed: int = 0) -> Embedding:
     """
     require("sklearn", extra="report", purpose="the neuron map")
     cosine = _checked(cosine)
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1:
-        raise ValueError(f"dimensions: expected a whole number, at least 1, got {dimensions!r}.")
+    dimensions = checks.check_count(dimensions, "dimensions")
     n = cosine.shape[0]
     method = "smacof" if n <= MOST_SMACOF else "classical"
     points = classical_scaling(cosine, dimensions, seed=seed)
@@ -140,8 +141,7 @@ def cluster(cosine: Tensor, count: int | None = None, *, seed: int = 0) -> Clust
     require("sklearn", extra="report", purpose="the neuron map")
     cosine = _checked(cosine)
     n = cosine.shape[0]
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 2):
-        raise ValueError(f"count: expected a whole number of groups, at least 2, or None, got {count!r}.")
+    count = checks.check_count(count, "count", least=2, of="groups", optional=True)
     if n < 4:
         return Clusters([0] * n, list(range(n)), None, "none")
     counts = range(2, min(MOST_CLUSTERS, n - 1) + 1) if count is None else [min(count, n - 1)]

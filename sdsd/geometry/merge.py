@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ._activations import neurons_first
 from ._neuron_flow import CONVOLUTIONS, Touched, neuron_count, row_dim
 from ._restore import restored
@@ -182,8 +184,7 @@ class Merger:
 
 
 def check_how(how: str) -> None:
-    if how not in MERGES:
-        raise ValueError(f"how: expected one of {', '.join(map(repr, MERGES))}, got {how!r}.")
+    checks.check_choice(how, "how", MERGES)
 
 
 def norm_tensors(model: nn.Module, norm: Touched) -> Iterator[tuple[str, Tensor]]:

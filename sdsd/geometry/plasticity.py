@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ._arithmetic import Progress, reporter
 from ._pair_source import PairSource
 from ._restore import evaluating
@@ -103,8 +105,7 @@ def plasticity(
         >>> len(result.geometry)
         3
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs: expected a whole number, at least 1, got {epochs!r}.")
+    epochs = checks.check_count(epochs, "epochs")
     source = PairSource(model, layer, activations, cosine, alive, neuron_dim)
     chosen = [source.pairs(pairs, which, seed) for which in ("nearest", "random")]
     options = {"activations": activations, "gram": gram, "neuron_dim": neuron_dim, "example_input": example_input}

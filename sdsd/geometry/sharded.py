@@ -19,12 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._activations import FLOAT_DTYPES, neurons_first
+from sdsd_kernels import checks
+
+from ._activations import neurons_first
 from ._arithmetic import (
     UNSEEN,
     Progress,
     blas_reads,
-    check_choice,
     exponents_after,
     peaks,
     plain_arithmetic,
@@ -43,7 +44,6 @@ PART = 1024
 """Samples converted together, where neurons cannot be multiplied as they lie."""
 FINISH_ROWS = 64
 """Rows of a block scaled together."""
-ZERO_POLICIES = ("zero", "nan", "raise")
 
 OnBlock = Callable[[slice, slice, Tensor], Any]
 
@@ -161,11 +161,9 @@ def _checked(
     max_bytes: int | None,
 ) -> Tensor:
     """This rank's neurons (n, …); TypeError or ValueError for what only this rank can know to be wrong."""
-    check_choice(zero, "zero", ZERO_POLICIES)
-    if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
-        raise TypeError(f"out_dtype: expected one of {', '.join(map(str, FLOAT_DTYPES))}, or None, got {out_dtype!r}.")
-    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int)):
-        raise TypeError(f"max_bytes: expected an int or None, got {type(max_bytes).__name__}.")
+    checks.check_choice(zero, "zero", checks.ZERO_POLICIES)
+    checks.check_dtype(out_dtype, "out_dtype")
+    checks.check_integer(max_bytes, "max_bytes", optional=True)
     rows = neurons_first(activations, neuron_dim)
     if 0 in rows.shape[1:]:
         raise ValueError(f"activations: expected at least one sample, got shape {tuple(activations.shape)}.")
@@ -184,7 +182,7 @@ def _agreed(
     own = [1, 0, 0, 0, 0, 0, 0]
     if rows is not None:
         budget = -1 if max_bytes is None else max_bytes
-        settings = FLOAT_DTYPES.index(rows.dtype), int(center), ZERO_POLICIES.index(zero)
+        settings = checks.FLOAT_DTYPES.index(rows.dtype), int(center), checks.ZERO_POLICIES.index(zero)
         own = [0, rows.shape[0], math.prod(rows.shape[1:]), *settings, budget]
     wrong, sizes, samples, dtypes, centers, zeros, budgets = gathered(own, group)
     if problem is not None:
@@ -193,10 +191,10 @@ def _agreed(
         ranks = [rank for rank, failed in enumerate(wrong) if failed]
         raise ValueError(f"sharded_cosine: ranks {ranks} were given bad input and raise what is wrong with it.")
     check_alike("sharded_cosine", "number of samples", samples)
-    check_alike("sharded_cosine", "dtype", [FLOAT_DTYPES[index] for index in dtypes])
+    check_alike("sharded_cosine", "dtype", [checks.FLOAT_DTYPES[index] for index in dtypes])
     check_alike("sharded_cosine", "center", list(map(bool, centers)))
-    check_alike("sharded_cosine", "zero", [ZERO_POLICIES[index] for index in zeros])
-    rank, values = dist.get_rank(group), FLOAT_DTYPES[dtypes[0]]
+    check_alike("sharded_cosine", "zero", [checks.ZERO_POLICIES[index] for index in zeros])
+    rank, values = dist.get_rank(group), checks.FLOAT_DTYPES[dtypes[0]]
     dtype = torch.float64 if values == torch.float64 else torch.float32
     bytes_each = samples[0] * values.itemsize
     bounded = [

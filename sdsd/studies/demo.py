@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sdsd_kernels import checks
+
 from .. import GammaMonitor, GammaStats
 from .._extras import require
 from ..geometry.merge import merge
@@ -44,10 +46,8 @@ class DemoConfig:
     random_pairings: int = 8
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {self.epochs}.")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected an integer ≥ 0, got {self.seed}.")
+        checks.check_integer(self.epochs, "epochs", least=1)
+        checks.check_integer(self.seed, "seed", least=0)
 
 
 @dataclass

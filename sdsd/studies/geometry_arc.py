@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ..geometry._measurements import Measurements, fingerprint
 from ..geometry._restore import evaluating
 from ..geometry.activations import LayerActivations, collect_activations
@@ -59,9 +61,7 @@ class ArcConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("pairs", 1), ("random_pairings", 2), ("epochs", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected a whole number, at least {least}, got {value!r}.")
+            object.__setattr__(self, name, checks.check_count(getattr(self, name), name, least=least))
 
 
 class Notebook:

@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sdsd_kernels import checks
+
 from ..gamma.student import student_t_quantile
 from ..report.figures import plain_number
 from ._files import revive, versions
@@ -71,8 +73,7 @@ class Verdict:
     corrected: str
 
     def __post_init__(self) -> None:
-        if self.verdict not in VERDICTS:
-            raise ValueError(f"verdict: expected one of {', '.join(map(repr, VERDICTS))}, got {self.verdict!r}.")
+        checks.check_choice(self.verdict, "verdict", VERDICTS)
 
 
 @dataclass

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ..gamma import precondition as preconditioning
 from ..gamma.monitor import unwrap
 from ._curvature_moments import Moments
@@ -306,7 +308,6 @@ def _check(
         ("population", 1 if population is None else population),
         ("chunk_size", 1 if chunk_size is None else chunk_size),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number, at least 1, got {value!r}.")
-    if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 0 or probes == 1):
+        checks.check_count(value, name)
+    if checks.check_count(probes, "probes", least=0, optional=True) == 1:
         raise ValueError(f"probes: expected 0 (sum over all gradients) or a number from 2 up, got {probes!r}.")

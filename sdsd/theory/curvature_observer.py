@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sdsd_kernels import checks
+
 from ..gamma import GammaMonitor, GammaStats
 from ..gamma import precondition as preconditioning
 from ._hessian import LossFunction
@@ -59,8 +61,7 @@ class CurvatureObserver:
     ) -> None:
         if (optimizer is None) == (learning_rate is None):
             raise ValueError("expected either an optimizer, to read its learning rate, or learning_rate, and not both.")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every: expected a whole number of steps, at least 1, got {every!r}.")
+        every = checks.check_count(every, "every", of="steps")
         if precondition and optimizer is None:
             raise ValueError("precondition: needs the optimizer whose scale to take.")
         if precondition and optimizer is not None:

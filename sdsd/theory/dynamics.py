@@ -27,6 +27,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdsd_kernels import checks
+
 NOISES = ("none", "isotropic", "label")
 ROUNDING = 1e-10
 """Relative size of a negative eigenvalue or an asymmetry that counts as rounding."""
@@ -111,11 +113,8 @@ def simulate(
             symmetric or not positive semi-definite, with the path and the step.
     """
     states = _checked_start(start)
-    if not (step_size > 0 and math.isfinite(step_size)):
-        raise ValueError(f"step_size: expected a number above 0, got {step_size!r}.")
-    for value, name, least in ((steps, "steps", 0), (every, "every", 1)):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    step_size = checks.check_number(step_size, "step_size", "a number above 0", above=0)
+    steps, every = checks.check_integer(steps, "steps", least=0), checks.check_integer(every, "every", least=1)
     root = _root_function(diffusion, states.shape[1])
     generator = torch.Generator().manual_seed(seed)
     kept, losses = [], []
@@ -396,8 +395,7 @@ def hyperbola(
         weight_decay: λ ≥ 0.
         learning_rate: η, for "label" only.
     """
-    if noise not in NOISES:
-        raise ValueError(f"noise: expected one of {', '.join(map(repr, NOISES))}, got {noise!r}.")
+    checks.check_choice(noise, "noise", NOISES)
     _per_path(strength, "strength", -1.0)
     _per_path(weight_decay, "weight_decay", -1.0)
     if noise == "label" and not learning_rate > 0:

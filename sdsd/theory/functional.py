@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sdsd_kernels import cosine_matrix
+from sdsd_kernels import checks, cosine_matrix
 
 from ..gamma.student import incomplete_beta
 from ._segments import Slice
@@ -161,8 +161,7 @@ def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int 
         Karp, Luby, "Monte-Carlo algorithms for enumeration and reliability problems", FOCS 1983.
     """
     _check_angle(angle)
-    if samples < 1:
-        raise ValueError(f"samples: expected at least 1, got {samples}.")
+    samples = checks.check_integer(samples, "samples", least=1)
     centres = _unit(_live(rows, None)[0].detach())
     count, dim = centres.shape
     if dim < 2:
@@ -204,8 +203,7 @@ def log_volume(rows: Tensor, epsilon: float = 0.5) -> Tensor:
     Raises:
         TypeError, ValueError: as `orbit_entropy`; epsilon not above 0.
     """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ValueError(f"epsilon: expected a number above 0, got {epsilon!r}.")
+    epsilon = checks.check_number(epsilon, "epsilon", "a number above 0", above=0)
     unit = _unit(_live(rows, None)[0])
     count, dim = unit.shape
     gram = unit @ unit.mT if count <= dim else unit.mT @ unit
@@ -317,8 +315,7 @@ def geometric_functional(
             f"lam: expected λ ≥ 0, got {lam!r}. A negative λ would pay for volume; to spread neurons apart, "
             "subtract the functional from the loss instead."
         )
-    if volume not in VOLUMES:
-        raise ValueError(f"volume: expected one of {', '.join(map(repr, VOLUMES))}, got {volume!r}.")
+    checks.check_choice(volume, "volume", VOLUMES)
     entropies, volumes, errors = [], [], []
     found = hidden_layers(model, layers)
     with torch.set_grad_enabled(torch.is_grad_enabled() and volume == "log"):

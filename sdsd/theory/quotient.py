@@ -24,6 +24,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ..gamma import GammaStats, compute_gamma
 from ..gamma.monitor import unwrap
 from ._balance import balance
@@ -317,8 +319,7 @@ def random_representative(
     Raises:
         ValueError: no symmetry is known, `spread` is negative or not finite.
     """
-    if not (spread >= 0 and math.isfinite(spread)):
-        raise ValueError(f"spread: expected a finite number, 0 or more, got {spread!r}.")
+    checks.check_number(spread, "spread", "a finite number, 0 or more", least=0)
     found, point = _start(model, softmax_head, example_input, in_place)
     generator = torch.Generator().manual_seed(seed)
 

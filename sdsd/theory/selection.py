@@ -15,12 +15,13 @@ selects there is weight decay. Without it (k = 0) the loss selects nothing: ever
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sdsd_kernels import checks
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,13 @@ def _check(start: Tensor, k: float, learning_rate: float, steps: int) -> None:
         raise TypeError(f"start: expected a floating-point torch.Tensor (starts, 2), got {kind}.")
     if start.ndim != 2 or start.shape[1] != 2 or not len(start):
         raise ValueError(f"start: expected shape (starts, 2), got {tuple(start.shape)}.")
-    if not (k >= 0 and math.isfinite(k)):
-        raise ValueError(f"k: expected a number ≥ 0, got {k!r}.")
+    checks.check_number(k, "k", "a number ≥ 0", least=0)
     if not (learning_rate > 0 and max(k, 1) * learning_rate < 0.5):
         raise ValueError(
             f"learning_rate: expected 0 < η < ½ and kη < ½, beyond which w₁ − w₂ grows, got η = {learning_rate!r} with "
             f"k = {k!r}."
         )
-    if steps < 0:
-        raise ValueError(f"steps: expected at least 0, got {steps}.")
+    checks.check_integer(steps, "steps", least=0)
 
 
 def _descend(start: Tensor, gradient: Callable[[Tensor], Tensor], learning_rate: float, steps: int) -> Tensor:

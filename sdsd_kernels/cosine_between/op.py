@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._checks import check_choice
-from .._cosine_blocks import Neurons, block_sides, fill_cosines, prepare
-from ..cosine_matrix.op import ZERO_POLICIES
-from ..cosine_topk.op import check_max_bytes, rows_of_both
+from .._checks import ZERO_POLICIES, check_choice, check_directions, check_max_bytes
+from .._cosine_blocks import block_sides, fill_cosines, prepare
+from .._register import register
+from .._rows import rows_of_both
 
 Progress = Callable[[int, int], None]
 
@@ -62,10 +62,10 @@ def cosine_between(
     """
     left, right = rows_of_both(x, y, neuron_dim, ("x", "y"))
     check_choice(zero, "zero", ZERO_POLICIES)
-    check_max_bytes(max_bytes)
+    max_bytes = check_max_bytes(max_bytes)
     if progress is not None:
         return _compute(left, right, zero, bool(center), max_bytes, progress)
-    return torch.ops.sdsd.cosine_between.default(left, right, zero, bool(center), max_bytes)
+    return _operator(left, right, zero, bool(center), max_bytes)
 
 
 def _compute(
@@ -73,8 +73,8 @@ def _compute(
 ) -> Tensor:
     left, right = prepare(x, center=center), prepare(y, center=center)
     if zero == "raise":
-        _refuse_zeros(left, "x", center)
-        _refuse_zeros(right, "y", center)
+        check_directions(left.inverse_norm, "x", center=center)
+        check_directions(right.inverse_norm, "y", center=center)
     out = left.inverse_norm.new_empty((x.shape[0], y.shape[0]))
     # The scale of a block exists beside it on a GPU; on a CPU it is made a piece at a time.
     preferred = BLOCK["cpu" if out.device.type == "cpu" else "cuda"]
@@ -91,25 +91,10 @@ def _compute(
     return out
 
 
-def _refuse_zeros(neurons: Neurons, name: str, center: bool) -> None:
-    dead = (neurons.inverse_norm == 0).nonzero().flatten().tolist()
-    if dead:
-        what = "the same on every sample, so zero after centring" if center else "zero on every sample"
-        raise ValueError(
-            f"{name}: expected every neuron to have a direction, got {len(dead)} that are {what} "
-            f"(first: {dead[:5]}). Remove them, or use zero='zero' or zero='nan'."
-        )
-
-
-# Not torch.library.custom_op: its first call imports the compiler, which takes three seconds.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "cosine_between(Tensor x, Tensor y, str zero, bool center, int? max_bytes) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_LIBRARY.impl("cosine_between", _compute, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::cosine_between", lib=_LIBRARY)
-def _(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:
+def _fake(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:
     return x.new_empty((x.shape[0], y.shape[0]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+_operator = register(
+    "cosine_between(Tensor x, Tensor y, str zero, bool center, int? max_bytes) -> Tensor", _compute, fake=_fake
+)

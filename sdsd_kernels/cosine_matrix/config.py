@@ -123,17 +123,6 @@ REDUCE_NEURONS = 32
 """Side of a tile of the finishing pass: 512 neurons are 136 of them."""
 
 
-def architecture(device: torch.device) -> str:
-    """The set of configurations for a device: sm_80, sm_90, sm_100, hip, or interpreted on the CPU."""
-    if device.type == "cpu":
-        return "interpreted"
-    if torch.version.hip is not None:
-        return "hip"
-    major = torch.cuda.get_device_capability(device)[0]
-    # 12.x has the shared memory and the matrix instructions of 8.x.
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
-
-
 def dot_precision(precision: str, dtype: torch.dtype, *, center: bool, arch: str) -> str:
     """How the kernel multiplies: "native" (halves as they are), "bf16", "fp16", "bf16x3", "tf32", "tf32x3" or "ieee".
 

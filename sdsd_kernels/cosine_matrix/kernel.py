@@ -26,7 +26,8 @@ import torch
 import triton
 from torch import Tensor
 
-from .._aot import GFX942, SM80, SM90, SM100, AotCase, aligned
+from .._aot import AotCase, aligned, compiled_ahead, target_of
+from .._device import DeviceRecord, device_record
 from . import autotune, config, waves
 from .norms_kernel import _diagonal_norms_kernel, _row_norms_kernel
 from .product_kernel import (
@@ -37,7 +38,6 @@ from .product_kernel import (
     launch_products,
     launch_redo,
     launch_reduce,
-    multiprocessors,
 )
 
 
@@ -48,8 +48,8 @@ def launch_cosine_matrix(
 
     `plan` None leaves the choice to the wave model, or to measurements where SDSD_AUTOTUNE=1 asks for them.
     """
-    arch = config.architecture(rows.device)
-    dot = config.dot_precision(precision, rows.dtype, center=center, arch=arch)
+    record = device_record(rows.device)
+    dot = config.dot_precision(precision, rows.dtype, center=center, arch=record.family)
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept = torch.float32 if out_dtype == torch.float64 else out_dtype
 
@@ -57,27 +57,27 @@ def launch_cosine_matrix(
         return _by_plan(rows, plan, dot, kept, zero == "nan", center)
 
     if plan is None:
-        problem = problem_of(rows, arch, dot, "cosine", scaled=config.scales_operands(dot, center=center))
+        problem = problem_of(rows, record, dot, "cosine", scaled=config.scales_operands(dot, center=center))
         plan = autotune.choose("cosine_matrix", problem, compute, rows.device)
     out, inverse_norm = compute(plan)
     return out.to(out_dtype), inverse_norm
 
 
-def problem_of(rows: Tensor, arch: str, dot: str, writes: str, *, scaled: bool) -> waves.Problem:
+def problem_of(rows: Tensor, record: DeviceRecord, dot: str, writes: str, *, scaled: bool) -> waves.Problem:
     """What the wave model has to know of a call; `scaled` where operands change on their way to the product."""
     neurons, outer, inner = rows.shape
     readable = not scaled and descriptors_can_read(rows)
     return waves.Problem(
-        arch=arch,
+        arch=record.name,
         dot=dot,
         neurons=neurons,
         samples=outer * inner,
         item_bytes=rows.element_size(),
         descriptor=readable,
         # Rows a library can take are rows a descriptor can read. ROCm's product has no float32 result of halves.
-        dense=readable and writes == "cosine" and dot == "native" and arch.startswith("sm_"),
+        dense=readable and writes == "cosine" and dot == "native" and record.family.startswith("sm_"),
         writes=writes,
-        multiprocessors=multiprocessors(rows.device) if rows.device.type == "cuda" else 0,
+        multiprocessors=record.multiprocessors,
     )
 
 
@@ -181,7 +181,6 @@ def _norms_of_diagonal(
     )
 
 
-ARCHITECTURES = {"sm_80": SM80, "sm_90": SM90, "sm_100": SM100, "hip": GFX942}
 CLAMP = ("min.NaN.f32", "max.NaN.f32")
 """In PTX: the plain instructions turn NaN into a bound."""
 ONE_IS = {"samples adjacent": "stride_inner", "neurons adjacent": "stride_neuron"}
@@ -190,31 +189,32 @@ ONE_IS = {"samples adjacent": "stride_inner", "neurons adjacent": "stride_neuron
 def aot_cases() -> list[AotCase]:
     """Every kernel, shipped configuration and target, for float32 and bfloat16 neurons in both memory layouts."""
     cases = []
-    for arch, target in ARCHITECTURES.items():
+    for record in compiled_ahead():
+        arch = record.family
         for layout in ONE_IS:
-            cases += [_aot_norms(target, layout, center) for center in (False, True)]
-        cases += [_aot_diagonal_norms(target), aot_reduce(target)]
+            cases += [_aot_norms(record, layout, center) for center in (False, True)]
+        cases += [_aot_diagonal_norms(record), aot_reduce(record)]
         for dot, choices in config.POINTER[arch].items():
             # Other roundings of operands change little: `make aot` compiles them for every target, the suite for one.
             usual = dot in ("bf16", "fp16", "tf32", "bf16x3")
-            cases += [aot_pointer(target, dot, choice, variant=usual) for choice in choices]
+            cases += [aot_pointer(record, dot, choice, variant=usual) for choice in choices]
             if usual:
                 continue
             # What differs in the loop is compiled with the short end of a tile.
             short: dict[str, Any] = {"store": "partial", "variant": True}
-            cases.append(aot_pointer(target, dot, choices[0], layout="neurons adjacent", **short))
-            cases.append(aot_pointer(target, dot, choices[0], nested=True, **short))
+            cases.append(aot_pointer(record, dot, choices[0], layout="neurons adjacent", **short))
+            cases.append(aot_pointer(record, dot, choices[0], nested=True, **short))
             if dot != "native":
-                cases.append(aot_pointer(target, dot, choices[0], center=True, **short))
-            cases.append(aot_pointer(target, dot, config.redo_config(arch, dot), redo=True, variant=True))
+                cases.append(aot_pointer(record, dot, choices[0], center=True, **short))
+            cases.append(aot_pointer(record, dot, config.redo_config(arch, dot), redo=True, variant=True))
         for dot in config.DESCRIPTOR.get(arch, {}):
             for choice in config.descriptor_configs(arch, dot):
-                cases.append(aot_descriptor(target, dot, choice, variant=dot not in ("native", "tf32x3")))
+                cases.append(aot_descriptor(record, dot, choice, variant=dot not in ("native", "tf32x3")))
         if arch in config.DESCRIPTOR:
             wide = config.DESCRIPTOR_WIDE
-            cases.append(aot_descriptor(target, "native", wide, store="partial", variant=True))
+            cases.append(aot_descriptor(record, "native", wide, store="partial", variant=True))
             cases.append(
-                aot_descriptor(target, "native", wide, layout="neurons adjacent", store="partial", variant=True)
+                aot_descriptor(record, "native", wide, layout="neurons adjacent", store="partial", variant=True)
             )
     return cases
 
@@ -222,7 +222,7 @@ def aot_cases() -> list[AotCase]:
 def aot_case(
     name: str,
     function: Any,
-    target: tuple[str, int | str, int],
+    record: DeviceRecord,
     known: dict[str, str],
     constants: dict[str, Any],
     options: dict[str, int],
@@ -233,7 +233,14 @@ def aot_case(
     signature = {name: types[name] for name in function.arg_names}
     divisible = [name for name, kind in known.items() if name not in ("tiles", "splits") and "tensordesc" not in kind]
     return AotCase(
-        name, function, signature, constants, target, options, attrs=aligned(signature, *divisible), **expected
+        name,
+        function,
+        signature,
+        constants,
+        target_of(record),
+        options,
+        attrs=aligned(signature, *divisible),
+        **expected,
     )
 
 
@@ -244,7 +251,7 @@ def _sizes(layout: str) -> tuple[dict[str, str], dict[str, Any]]:
     return dict.fromkeys(names, "i32"), {ONE_IS[layout]: 1}
 
 
-def _aot_norms(target: tuple[str, int | str, int], layout: str, center: bool) -> AotCase:
+def _aot_norms(record: DeviceRecord, layout: str, center: bool) -> AotCase:
     choice = config.SAMPLES_ADJACENT if layout == "samples adjacent" else config.NEURONS_ADJACENT
     sizes, constants = _sizes(layout)
     known = {"rows_ptr": "*fp32", "mean_ptr": "*fp32", "scale_ptr": "*fp32", "inverse_norm_ptr": "*fp32"}
@@ -253,7 +260,7 @@ def _aot_norms(target: tuple[str, int | str, int], layout: str, center: bool) ->
     return aot_case(
         f"norms{' center' if center else ''}, {layout}",
         _row_norms_kernel,
-        target,
+        record,
         known | {"out_of_range_ptr": "*i8"} | sizes,
         constants,
         {"num_warps": choice.num_warps},
@@ -261,7 +268,7 @@ def _aot_norms(target: tuple[str, int | str, int], layout: str, center: bool) ->
     )
 
 
-def _aot_diagonal_norms(target: tuple[str, int | str, int]) -> AotCase:
+def _aot_diagonal_norms(record: DeviceRecord) -> AotCase:
     choice = config.NEURONS_ADJACENT
     sizes, constants = _sizes("neurons adjacent")
     known = {"rows_ptr": "*bf16", "partial_ptr": "*fp32", "scale_ptr": "*fp32", "inverse_norm_ptr": "*fp32"}
@@ -270,7 +277,7 @@ def _aot_diagonal_norms(target: tuple[str, int | str, int]) -> AotCase:
     return aot_case(
         "norms of a diagonal",
         _diagonal_norms_kernel,
-        target,
+        record,
         known | {"out_of_range_ptr": "*i8", "splits": "i32"} | sizes,
         constants,
         {"num_warps": choice.num_warps},
@@ -278,7 +285,7 @@ def _aot_diagonal_norms(target: tuple[str, int | str, int]) -> AotCase:
     )
 
 
-def aot_reduce(target: tuple[str, int | str, int], *, store: str = "cosine", out: str = "fp32") -> AotCase:
+def aot_reduce(record: DeviceRecord, *, store: str = "cosine", out: str = "fp32") -> AotCase:
     """The finishing pass."""
     known = {"partial_ptr": "*fp32", "out_ptr": f"*{out}", "splits": "i32", "neurons": "i32"}
     constants = {"STORE": store, "RAW": True, "BLOCK_NEURONS": config.REDUCE_NEURONS, "GROUP": 8}
@@ -287,15 +294,15 @@ def aot_reduce(target: tuple[str, int | str, int], *, store: str = "cosine", out
         known |= dict.fromkeys(vectors, "*fp32")
     else:
         constants |= dict.fromkeys(vectors)
-    clamp = CLAMP if target[0] == "cuda" and store == "cosine" else ()
+    clamp = CLAMP if record.family != "hip" and store == "cosine" else ()
     options = {"num_warps": 4}
     return aot_case(
-        f"reduce {store}", _reduce_kernel, target, known, constants, options, expect_ptx=clamp, variant=True
+        f"reduce {store}", _reduce_kernel, record, known, constants, options, expect_ptx=clamp, variant=True
     )
 
 
 def aot_pointer(
-    target: tuple[str, int | str, int],
+    record: DeviceRecord,
     dot: str,
     choice: config.MatrixConfig,
     *,
@@ -328,18 +335,18 @@ def aot_pointer(
     return aot_case(
         f"pointer {dot} {stored} {_shape(choice)}, {', '.join(mark for mark, on in marks.items() if on)}",
         _pointer_product_kernel,
-        target,
+        record,
         known | sizes,
         constants,
         {"num_warps": choice.num_warps, "num_stages": choice.num_stages},
-        expect_mma=MATRIX_INSTRUCTION[target] if dot != "ieee" else None,
-        expect_ptx=CLAMP if store == "cosine" and target[0] == "cuda" else (),
+        expect_mma=record.matrix_instruction if dot != "ieee" else None,
+        expect_ptx=CLAMP if store == "cosine" and record.family != "hip" else (),
         variant=variant,
     )
 
 
 def aot_descriptor(
-    target: tuple[str, int | str, int],
+    record: DeviceRecord,
     dot: str,
     choice: config.MatrixConfig,
     *,
@@ -368,18 +375,15 @@ def aot_descriptor(
     return aot_case(
         f"descriptor {dot} {stored} {_shape(choice)}, {layout}, {store}{f', into {out}' if out != 'fp32' else ''}",
         _descriptor_product_kernel,
-        target,
+        record,
         known,
         constants,
         {"num_warps": choice.num_warps, "num_stages": choice.num_stages},
-        expect_mma=MATRIX_INSTRUCTION[target],
+        expect_mma=record.matrix_instruction,
         expect_tma=True,
         expect_ptx=CLAMP if store == "cosine" else (),
         variant=variant,
     )
-
-
-MATRIX_INSTRUCTION = {SM80: "HMMA", SM90: "HGMMA", SM100: "UTCHMMA", GFX942: "v_mfma"}
 
 
 def _shape(choice: config.MatrixConfig) -> str:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import FLOAT_DTYPES, check_choice, check_float_tensor
+from .._checks import ZERO_POLICIES, check_choice, check_directions, check_dtype, check_float_tensor, check_neurons
+from .._register import Gradient, register
+from .._rows import as_rows
 from .config import PRECISIONS
 from .cpu import cosine_matrix_torch
-
-ZERO_POLICIES = ("zero", "nan", "raise")
-
-# Not torch.library.custom_op: its wrapper takes 0.1 ms a call, more than a GPU takes for 1024 neurons.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "cosine_matrix(Tensor rows, str precision, ScalarType out_dtype, str zero, bool center, str backend) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
 
 
 def cosine_matrix(
@@ -73,63 +65,19 @@ def cosine_matrix(
         README.md in this folder.
     """
     check_float_tensor(activations, "activations")
-    neuron_dim = _check_shape(activations, neuron_dim)
+    neuron_dim = check_neurons(activations, neuron_dim)
     check_choice(precision, "precision", PRECISIONS)
     check_choice(zero, "zero", ZERO_POLICIES)
+    check_dtype(out_dtype, "out_dtype")
     if out_dtype is None:
         out_dtype = torch.float64 if activations.dtype == torch.float64 else torch.float32
-    elif out_dtype not in FLOAT_DTYPES:
-        listed = ", ".join(map(str, FLOAT_DTYPES))
-        raise TypeError(f"out_dtype: expected one of {listed}, or None, got {out_dtype!r}.")
-    rows = _as_rows(activations, neuron_dim)
+    rows = as_rows(activations, neuron_dim)
     lacks = "the kernel has no float64" if rows.dtype == torch.float64 else None
     chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
-    return torch.ops.sdsd.cosine_matrix.default(rows, precision, out_dtype, zero, bool(center), chosen)
+    return _operator(rows, precision, out_dtype, zero, bool(center), chosen)
 
 
-def _check_shape(activations: Tensor, neuron_dim: int) -> int:
-    """Return `neuron_dim` counted from the front; ValueError for a shape or a dimension that makes no sense."""
-    shape = tuple(activations.shape)
-    if len(shape) < 2:
-        raise ValueError(
-            f"activations: expected at least two dimensions, samples and neurons, got shape {shape}. "
-            "Collect several samples, and give a single neuron a dimension of size 1."
-        )
-    if isinstance(neuron_dim, bool) or not isinstance(neuron_dim, int):
-        raise TypeError(f"neuron_dim: expected an int, got {type(neuron_dim).__name__}.")
-    if not -len(shape) <= neuron_dim < len(shape):
-        raise ValueError(
-            f"neuron_dim: expected {-len(shape)} to {len(shape) - 1} for activations of shape {shape}, "
-            f"got {neuron_dim}. It names the dimension that counts neurons."
-        )
-    neuron_dim %= len(shape)
-    if 0 in shape:
-        missing = "neurons" if shape[neuron_dim] == 0 else "samples"
-        raise ValueError(
-            f"activations: expected at least one neuron and one sample, got shape {shape}, which has no {missing}. "
-            "Check that data was collected and that neuron_dim names the right dimension."
-        )
-    return neuron_dim
-
-
-def _as_rows(activations: Tensor, neuron_dim: int) -> Tensor:
-    """(N, OUTER, INNER) view with one stride for each; a copy only where the samples have more than two strides."""
-    moved = activations.movedim(neuron_dim, 0)
-    sizes, strides = moved.shape[1:], moved.stride()[1:]
-    # INNER is the longest run of trailing dimensions that one stride walks.
-    inner, stride = 1, None
-    for size, step in zip(reversed(sizes), reversed(strides), strict=True):
-        if size == 1:
-            continue
-        if stride is not None and step != stride * inner:
-            break
-        inner, stride = inner * size, step if stride is None else stride
-    return moved.reshape(moved.shape[0], math.prod(sizes) // inner, inner)
-
-
-def _cosine_matrix(
-    rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str
-) -> Tensor:
+def _compute(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
     if backend == "triton":
         from .kernel import launch_cosine_matrix
 
@@ -139,25 +87,15 @@ def _cosine_matrix(
     else:
         cosine, inverse_norm = cosine_matrix_torch(rows, out_dtype=out_dtype, zero=zero, center=center)
     if zero == "raise":
-        dead = (inverse_norm == 0).nonzero().flatten().tolist()
-        if dead:
-            what = "the same on every sample, so zero after centring" if center else "zero on every sample"
-            raise ValueError(
-                f"activations: expected every neuron to have a direction, got {len(dead)} that are {what} "
-                f"(first: {dead[:5]}). Remove them, or use zero='zero' or zero='nan'."
-            )
+        check_directions(inverse_norm, "activations", center=center)
     return cosine
 
 
-_LIBRARY.impl("cosine_matrix", _cosine_matrix, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::cosine_matrix", lib=_LIBRARY)
-def _(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
+def _fake(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
     return rows.new_empty((rows.shape[0], rows.shape[0]), dtype=out_dtype)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0])
     ctx.center = inputs[4]
 
@@ -187,4 +125,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, N
     return grad_x.reshape(rows.shape).to(rows.dtype), None, None, None, None, None
 
 
-torch.library.register_autograd("sdsd::cosine_matrix", _backward, setup_context=_save_for_backward, lib=_LIBRARY)
+_operator = register(
+    "cosine_matrix(Tensor rows, str precision, ScalarType out_dtype, str zero, bool center, str backend) -> Tensor",
+    _compute,
+    fake=_fake,
+    gradient=Gradient(_save, _backward),
+)

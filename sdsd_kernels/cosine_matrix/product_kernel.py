@@ -15,15 +15,14 @@ No atomics: every entry is written by one program, in one order.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .._backend import interpreting
+from .._device import device_record
 from . import config, waves
 from .tile_kernel import _dot, _sample_offsets, _shift_and_scale, _store_cosines, _store_sums, _tile_place
 
@@ -236,14 +235,6 @@ def _reduce_kernel(
         _store_sums(products, row_start, column_start, out_ptr, neurons, True)
 
 
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; the few that the wave model takes for the interpreter on a CPU."""
-    if device.type == "cpu":
-        return waves.MACHINES["interpreted"].multiprocessors
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def descriptors_can_read(rows: Tensor) -> bool:
     """Whether tensor descriptors can read `rows` (N, OUTER, INNER) where they lie."""
     neurons, outer, inner = rows.shape
@@ -288,7 +279,7 @@ def launch_products(
 
 def launch_redo(rows: Tensor, dot: str, out: Tensor, scale: Tensor, inverse_norm: Tensor, out_of_range: Tensor) -> None:
     """Cosines of the tiles that hold a flagged neuron, operands scaled on load. Costs little where there is none."""
-    launch = config.redo_config(config.architecture(rows.device), dot)
+    launch = config.redo_config(device_record(rows.device).family, dot)
     _launch_pointer(rows, launch, 1, dot, "cosine", out, None, scale, inverse_norm, out_of_range, False, True)
 
 
@@ -317,7 +308,7 @@ def _launch_pointer(
     samples = outer * inner
     tiles, length, work = _work(neurons, samples, launch, splits)
     # Programs that mostly find nothing to redo look at several tiles each.
-    programs = work if out_of_range is None else min(work, 4 * multiprocessors(rows.device))
+    programs = work if out_of_range is None else min(work, 4 * device_record(rows.device).multiprocessors)
     _pointer_product_kernel[(programs,)](
         rows,
         mean,
@@ -369,7 +360,7 @@ def _launch_descriptor(
         return TensorDescriptor(flat, list(flat.shape), [flat.stride(0), 1], shape)
 
     tiles, length, work = _work(neurons, samples, launch, splits)
-    _descriptor_product_kernel[(min(work, launch.resident * multiprocessors(rows.device)),)](
+    _descriptor_product_kernel[(min(work, launch.resident * device_record(rows.device).multiprocessors),)](
         panels(launch.block_rows),
         panels(launch.block_columns),
         scale,

@@ -34,6 +34,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from .._device import DeviceRecord, find_record
 from . import config
 
 LATENCY = 1200
@@ -48,28 +49,6 @@ MOST_SPLITS = 64
 MOST_PARTIAL_BYTES = 256 * 2**20
 """Partial sums never take more memory than this."""
 
-
-@dataclass(frozen=True)
-class Machine:
-    """Rates of one kind of GPU. Of the whole chip where nothing else is said; bytes and operations a clock."""
-
-    multiprocessors: int
-    l2_bytes: float
-    memory_bytes: float
-    half_operations: int
-    """Of one multiprocessor, with float16 or bfloat16 operands."""
-    float_operations: int
-    """Of one multiprocessor, in float32 without rounding operands."""
-
-
-MACHINES = {
-    "sm_80": Machine(108, l2_bytes=5120, memory_bytes=1100, half_operations=2048, float_operations=128),
-    "sm_90": Machine(132, l2_bytes=5120, memory_bytes=1900, half_operations=4096, float_operations=256),
-    "sm_100": Machine(148, l2_bytes=10240, memory_bytes=4300, half_operations=8192, float_operations=256),
-    "hip": Machine(304, l2_bytes=16384, memory_bytes=2500, half_operations=2048, float_operations=256),
-    # Small, so that small shapes are split over samples too.
-    "interpreted": Machine(8, l2_bytes=512, memory_bytes=128, half_operations=4096, float_operations=4096),
-}
 
 COST = {"native": 1, "bf16": 1, "fp16": 1, "bf16x3": 3, "tf32": 2, "tf32x3": 6}
 """Time of a product in that of half operands; "ieee" goes at `float_operations`."""
@@ -100,7 +79,7 @@ class Problem:
     """What a plan is for, sizes rounded up to a bucket.
 
     Attributes:
-        arch: as of `config.architecture`.
+        arch: name of the device's record: "sm_90", "gfx942", "interpreted" …
         dot: as of `config.dot_precision`.
         neurons: rows.
         samples: over which products are summed.
@@ -126,13 +105,13 @@ class Problem:
         object.__setattr__(self, "samples", bucket(self.samples))
 
     @property
-    def machine(self) -> Machine:
-        return MACHINES[self.arch]
+    def record(self) -> DeviceRecord:
+        return find_record(self.arch)
 
     @property
     def count(self) -> int:
         """Multiprocessors."""
-        return self.multiprocessors or self.machine.multiprocessors
+        return self.multiprocessors or self.record.multiprocessors
 
 
 def bucket(size: int) -> int:
@@ -174,9 +153,9 @@ def _wave_clocks(
     reuse: int,
 ) -> float:
     """Clocks of the busiest multiprocessor with `work` pieces of rows × columns × samples on the machine."""
-    machine = problem.machine
-    rate = machine.half_operations / COST[problem.dot] if problem.dot in COST else machine.float_operations
-    share = min(PORT, machine.l2_bytes / min(problem.count, work))
+    rates = problem.record.rates
+    rate = rates.half_operations / COST[problem.dot] if problem.dot in COST else rates.float_operations
+    share = min(PORT, rates.l2_bytes / min(problem.count, work))
     operations = 2 * rows * columns * step / rate
     panels = (rows + columns) * step * problem.item_bytes / share / reuse
     end = BEGIN_AND_END + 2 * rows * columns * 4 / share
@@ -193,7 +172,7 @@ def _wave_clocks(
 def _finishing_clocks(problem: Problem, splits: int) -> float:
     """Clocks of writing partial sums, reading them, and writing the result, spread over the whole machine."""
     written = 8 * problem.neurons**2 if problem.writes == "cosine" else 4 * problem.neurons**2
-    return (4 * splits * problem.neurons**2 + written) / problem.machine.memory_bytes + BEGIN_AND_END
+    return (4 * splits * problem.neurons**2 + written) / problem.record.rates.memory_bytes + BEGIN_AND_END
 
 
 def _dense_clocks(problem: Problem) -> float:
@@ -217,7 +196,7 @@ def _dense_clocks(problem: Problem) -> float:
 
 def clocks(problem: Problem, plan: Plan) -> float:
     """What the model makes of a plan, in clocks."""
-    read = problem.neurons * problem.samples * problem.item_bytes / problem.machine.memory_bytes
+    read = problem.neurons * problem.samples * problem.item_bytes / problem.record.rates.memory_bytes
     if plan.launch is None:
         return 4 * LAUNCH + _dense_clocks(problem) + _finishing_clocks(problem, 1)
     launch = plan.launch
@@ -243,11 +222,11 @@ def clocks(problem: Problem, plan: Plan) -> float:
 
 def candidates(problem: Problem) -> list[Plan]:
     """Every plan that could serve, best first by the model."""
-    launches = [("pointer", launch) for launch in config.pointer_configs(problem.arch, problem.dot)]
+    launches = [("pointer", launch) for launch in config.pointer_configs(problem.record.family, problem.dot)]
     if problem.descriptor:
         # First, so that they win a tie: the copy engine works out addresses that pointers take instructions for.
         launches = [
-            *(("descriptor", launch) for launch in config.descriptor_configs(problem.arch, problem.dot)),
+            *(("descriptor", launch) for launch in config.descriptor_configs(problem.record.family, problem.dot)),
             *launches,
         ]
     plans = [Plan(kernel, launch, splits) for kernel, launch in launches for splits in _split_choices(problem, launch)]

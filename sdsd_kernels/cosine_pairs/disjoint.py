@@ -22,11 +22,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_float_tensor
+from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
 from .._cosine_blocks import SAMPLES_AT_ONCE, Neurons, _panel, _sample_slices, block_sides, fill_cosines
+from .._rows import rows_of
 from ..cosine_topk.cpu import stable_topk
 from .cpu import BLOCK, Triangle, neurons_bytes, triangle
-from .op import CosinePairs, _check_count, _check_max_bytes, _checked_rows
+from .op import CosinePairs
 
 Progress = Callable[[int, int], None]
 
@@ -106,11 +107,10 @@ def disjoint_pairs(
             neurons that may be paired; alive that is not (N,) booleans; fewer than two neurons a pair; an unknown
             `which`; max_bytes that is not enough; shapes as in `cosine_matrix`.
     """
-    _check_count(pairs, "pairs")
+    pairs = check_integer(pairs, "pairs", least=1)
     check_choice(which, "which", WHICH)
-    _check_max_bytes(max_bytes)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an int, got {type(seed).__name__}.")
+    max_bytes = check_max_bytes(max_bytes)
+    seed = check_integer(seed, "seed")
     if (activations is None) == (cosine is None):
         got = "neither" if activations is None else "both"
         raise ValueError(f"activations, cosine: expected exactly one of them, got {got}.")
@@ -120,7 +120,7 @@ def disjoint_pairs(
         source = _Matrix(_checked_matrix(cosine), alive)
     else:
         assert activations is not None
-        rows = _checked_rows(activations, neuron_dim)
+        rows = rows_of(activations, neuron_dim)
         source = _Activations(rows, alive, bool(center), max_bytes, first_half)
     live = int(source.alive.sum())
     if pairs > live // 2:

@@ -29,9 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._aot import GFX942, SM80, SM90, SM100, AotCase, aligned
+from .._aot import AotCase, aligned, compiled_ahead, target_of
 from .._backend import interpreting
-from ..cosine_matrix.config import architecture, dot_precision, norms_config
+from .._device import DeviceRecord, device_record
+from ..cosine_matrix.config import dot_precision, norms_config
 from ..cosine_matrix.norms_kernel import _row_norms_kernel
 from ..cosine_matrix.tile_kernel import _dot, _sample_offsets, _shift_and_scale
 from . import config
@@ -358,7 +359,7 @@ def _prepare(rows: Tensor, center: bool) -> _Pass:
         BLOCK_SAMPLES=norms.block_samples,
         num_warps=norms.num_warps,
     )
-    arch = architecture(rows.device)
+    arch = device_record(rows.device).family
     dot = dot_precision("float32", rows.dtype, center=center, arch=arch)
     # Centring changes the operands on load anyway, and the scale comes with it.
     scaled = center or bool(out_of_range.any())
@@ -460,7 +461,7 @@ def launch_cosine_pairs(
 
     TooManyPairsError, before anything is allocated for them, where they take more than `max_bytes`.
     """
-    choice = config.past_threshold(architecture(rows.device))
+    choice = config.past_threshold(device_record(rows.device).family)
     neurons, device = rows.shape[0], rows.device
     tiles = triton.cdiv(neurons, choice.block_neurons)
     chunk = config.chunk(tiles)
@@ -527,16 +528,16 @@ def _refuse(max_bytes: int, needed: int) -> NoReturn:
 def aot_cases() -> list[AotCase]:
     """Every kernel and shipped configuration for every target; side paths where they take the most registers."""
     cases = []
-    for arch, target in {"sm_80": SM80, "sm_90": SM90, "sm_100": SM100, "hip": GFX942}.items():
-        for dot in config.HISTOGRAM[arch]:
-            cases += [_aot_case(name, arch, target, dot) for name in _SPECIFIC]
-            cases.append(_aot_case("histogram", arch, target, dot, scale=True))
+    for record in compiled_ahead():
+        for dot in config.HISTOGRAM[record.family]:
+            cases += [_aot_case(name, record, dot) for name in _SPECIFIC]
+            cases.append(_aot_case("histogram", record, dot, scale=True))
             if dot == "native":
                 continue  # halves take fewer registers on every side path
             for name in ("histogram", "row sums", "fill"):
-                cases.append(_aot_case(name, arch, target, dot, layout="neurons adjacent"))
-            cases.append(_aot_case("row sums", arch, target, dot, scale=True))
-            cases += [_aot_case("fill", arch, target, dot, **{path: True}) for path in ("scale", "center", "nested")]
+                cases.append(_aot_case(name, record, dot, layout="neurons adjacent"))
+            cases.append(_aot_case("row sums", record, dot, scale=True))
+            cases += [_aot_case("fill", record, dot, **{path: True}) for path in ("scale", "center", "nested")]
     return cases
 
 
@@ -558,8 +559,7 @@ _SPECIFIC: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
 
 def _aot_case(
     name: str,
-    arch: str,
-    target: tuple[str, int | str, int],
+    record: DeviceRecord,
     dot: str,
     layout: str = "samples adjacent",
     *,
@@ -568,6 +568,7 @@ def _aot_case(
     nested: bool = False,
 ) -> AotCase:
     function, own, constants = _SPECIFIC[name]
+    arch = record.family
     if name == "histogram":
         choice = config.histogram(arch, dot, scale=scale or center)
     else:
@@ -592,9 +593,9 @@ def _aot_case(
         function,
         signature,
         constants,
-        target,
+        target_of(record),
         {"num_warps": choice.num_warps, "num_stages": choice.num_stages},
-        expect_mma="HGMMA" if target == SM90 else None,
+        expect_mma=record.matrix_instruction if dot != "ieee" else None,
         attrs=aligned(signature, *divisible),
         # Counting is filling without its stores, and row sums are a histogram of one bin.
         variant=bool(marks) or layout == "neurons adjacent" or name in ("count", "row sums"),

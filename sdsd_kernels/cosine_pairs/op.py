@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_choice, check_float_tensor
-from ..cosine_matrix.op import _as_rows, _check_shape
+from .._checks import check_choice, check_integer, check_max_bytes, check_number
+from .._register import register
+from .._rows import rows_of
 from . import config, cpu
 from .budget import TooManyPairsError
 
@@ -86,13 +87,13 @@ def cosine_histogram(
         ValueError: fewer than two dimensions, no neuron, no sample, neuron_dim out of range, bins < 1, max_bytes that
             is not enough for one block, an unknown backend, or Triton asked for where it cannot serve.
     """
-    rows = _checked_rows(activations, neuron_dim)
-    _check_count(bins, "bins")
-    _check_max_bytes(max_bytes)
+    rows = rows_of(activations, neuron_dim)
+    bins = check_integer(bins, "bins", least=1)
+    max_bytes = check_max_bytes(max_bytes)
     lacks = f"the kernel has at most {config.MOST_BINS} bins" if bins > config.MOST_BINS else None
     chosen = _backend(backend, rows, lacks)
     if progress is None:
-        counts, left_out = torch.ops.sdsd.cosine_histogram.default(rows, bins, bool(center), max_bytes, chosen)
+        counts, left_out = _histogram_operator(rows, bins, bool(center), max_bytes, chosen)
     else:
         counts, left_out = _histogram(rows, bins, bool(center), max_bytes, chosen, progress)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64, device=rows.device)
@@ -144,12 +145,12 @@ def cosine_row_sums(
         the filters with the least sum of distances to all others are pruned. "distance" is that sum for neurons scaled
         to unit length, "absolute" the sum in the authors' code for the cosine.
     """
-    rows = _checked_rows(activations, neuron_dim)
+    rows = rows_of(activations, neuron_dim)
     check_choice(kind, "kind", ROW_SUMS)
-    _check_max_bytes(max_bytes)
+    max_bytes = check_max_bytes(max_bytes)
     chosen = _backend(backend, rows)
     if progress is None:
-        return torch.ops.sdsd.cosine_row_sums.default(rows, kind, bool(center), max_bytes, chosen)
+        return _row_sums_operator(rows, kind, bool(center), max_bytes, chosen)
     return _row_sums(rows, kind, bool(center), max_bytes, chosen, progress)
 
 
@@ -194,9 +195,9 @@ def cosine_pairs(
             number and a threshold that would fit), max_bytes that is not enough for one block, an unknown backend, or
             Triton where it cannot serve.
     """
-    rows = _checked_rows(activations, neuron_dim)
+    rows = rows_of(activations, neuron_dim)
     threshold = _check_threshold(above, below)
-    _check_max_bytes(max_bytes)
+    max_bytes = check_max_bytes(max_bytes)
     chosen = _backend(backend, rows)
     if chosen == "triton":
         from .kernel import launch_cosine_pairs as find
@@ -238,28 +239,10 @@ def _advice(
     return text + f", or use {name}={edge:g}, which leaves {few:,} at most."
 
 
-def _checked_rows(activations: Tensor, neuron_dim: int) -> Tensor:
-    check_float_tensor(activations, "activations")
-    neuron_dim = _check_shape(activations, neuron_dim)
-    return _as_rows(activations.detach(), neuron_dim)
-
-
 def _backend(requested: str | None, rows: Tensor, lacks: str | None = None) -> str:
     if rows.dtype == torch.float64:
         lacks = "the kernel has no float64"
     return choose_backend(requested, rows.device, kernel_lacks=lacks)
-
-
-def _check_count(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}.")
-
-
-def _check_max_bytes(max_bytes: Any) -> None:
-    if max_bytes is not None:
-        _check_count(max_bytes, "max_bytes")
 
 
 def _check_threshold(above: Any, below: Any) -> float:
@@ -270,11 +253,7 @@ def _check_threshold(above: Any, below: Any) -> float:
             "Pass above=0.9 for near neurons, or below=-0.9 for opposite ones."
         )
     name, value = ("above", above) if below is None else ("below", below)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}.")
-    if not -1 <= value <= 1:
-        raise ValueError(f"{name}: expected a cosine from -1 to 1, got {value!r}. No pair is beyond these.")
-    return float(value)
+    return check_number(value, name, "a cosine from -1 to 1", least=-1, most=1, do="No pair is beyond these.")
 
 
 def _histogram(
@@ -304,25 +283,23 @@ def _row_sums(
     return sums.masked_fill_(inverse_norm.isnan(), torch.nan)
 
 
-# Not torch.library.custom_op: its first call imports the compiler, which takes seconds.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "cosine_histogram(Tensor rows, SymInt bins, bool center, SymInt? max_bytes, str backend) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_LIBRARY.impl("cosine_histogram", _histogram, "CompositeExplicitAutograd")
-_LIBRARY.define(
-    "cosine_row_sums(Tensor rows, str kind, bool center, SymInt? max_bytes, str backend) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_LIBRARY.impl("cosine_row_sums", _row_sums, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::cosine_histogram", lib=_LIBRARY)
-def _(rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str) -> tuple[Tensor, Tensor]:
+def _fake_histogram(
+    rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str
+) -> tuple[Tensor, Tensor]:
     return rows.new_empty(bins, dtype=torch.int64), rows.new_empty(2, dtype=torch.int64)
 
 
-@torch.library.register_fake("sdsd::cosine_row_sums", lib=_LIBRARY)
-def _(rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str) -> Tensor:
+def _fake_row_sums(rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str) -> Tensor:
     return rows.new_empty(rows.shape[0], dtype=torch.float64)
+
+
+_histogram_operator = register(
+    "cosine_histogram(Tensor rows, SymInt bins, bool center, SymInt? max_bytes, str backend) -> (Tensor, Tensor)",
+    _histogram,
+    fake=_fake_histogram,
+)
+_row_sums_operator = register(
+    "cosine_row_sums(Tensor rows, str kind, bool center, SymInt? max_bytes, str backend) -> Tensor",
+    _row_sums,
+    fake=_fake_row_sums,
+)

@@ -24,9 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._aot import GFX942, SM80, SM90, SM100, AotCase, aligned
+from .._aot import AotCase, aligned, compiled_ahead, target_of
 from .._backend import interpreting
-from ..cosine_matrix.config import architecture, dot_precision, norms_config
+from .._device import DeviceRecord, device_record
+from ..cosine_matrix.config import dot_precision, norms_config
 from ..cosine_matrix.norms_kernel import _row_norms_kernel
 from ..cosine_matrix.tile_kernel import _dot, _sample_offsets, _shift_and_scale
 from . import config
@@ -35,8 +36,6 @@ PROGRESS_STEPS = 16
 """Launches of a call that reports progress."""
 MERGED_ROWS = 2**15
 """Rows whose lists are merged together, which bounds what the sorts take."""
-INTERPRETED_MULTIPROCESSORS = 4
-"""As if, so that small shapes have several splits."""
 
 
 @triton.jit
@@ -210,13 +209,13 @@ def launch_cosine_topk(
     right = left if others is None else _norms(others, center)
     others = rows if others is None else others
     scale_operands = center or _leave_the_range(left, right, rows.dtype)
-    arch = architecture(rows.device)
-    dot = dot_precision(precision, rows.dtype, center=center, arch=arch)
-    choice = config.topk_config(arch, dot)
+    record = device_record(rows.device)
+    dot = dot_precision(precision, rows.dtype, center=center, arch=record.family)
+    choice = config.topk_config(record.family, dot)
     lanes = config.lanes(k)
     row_tiles = triton.cdiv(rows.shape[0], choice.block_rows)
     column_tiles = triton.cdiv(others.shape[0], choice.block_columns)
-    splits = config.splits(row_tiles, column_tiles, _multiprocessors(rows.device))
+    splits = config.splits(row_tiles, column_tiles, record.multiprocessors)
     splits = _splits_within(max_bytes, splits, rows.shape[0], others.shape[0], lanes)
     values = rows.new_empty((splits, rows.shape[0], lanes), dtype=torch.float32)
     indices = rows.new_empty((splits, rows.shape[0], lanes), dtype=torch.int32)
@@ -270,12 +269,6 @@ def _leave_the_range(left: _Norms, right: _Norms, dtype: torch.dtype) -> bool:
     return dtype != torch.float16 and bool(left.out_of_range.any() | right.out_of_range.any())
 
 
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return INTERPRETED_MULTIPROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _splits_within(max_bytes: int | None, splits: int, rows: int, others: int, lanes: int) -> int:
     """The most splits, at most `splits`, whose lists fit into `max_bytes`."""
 
@@ -314,22 +307,22 @@ def aot_cases() -> list[AotCase]:
     """Every shipped configuration and target with the longest list; memory layouts and side paths as variants."""
     cases = []
     longest = config.lanes(config.MOST_NEIGHBORS)
-    for arch, target in {"sm_80": SM80, "sm_90": SM90, "sm_100": SM100, "hip": GFX942}.items():
+    for record in compiled_ahead():
+        arch = record.family
         exact = dot_precision("float32", torch.float32, center=False, arch=arch)
         for dot in config.LARGE[arch]:
-            cases.append(_aot_case(target, arch, dot, longest))
+            cases.append(_aot_case(record, dot, longest))
         for dot in (exact, "native"):
-            cases.append(_aot_case(target, arch, dot, longest, layout="neurons adjacent"))
-            cases.append(_aot_case(target, arch, dot, longest, scale=True))
-        cases.append(_aot_case(target, arch, exact, longest, scale=True, center=True))
-        cases.append(_aot_case(target, arch, exact, longest, nested=True))
-        cases.append(_aot_case(target, arch, exact, config.lanes(10), farthest=True))
+            cases.append(_aot_case(record, dot, longest, layout="neurons adjacent"))
+            cases.append(_aot_case(record, dot, longest, scale=True))
+        cases.append(_aot_case(record, exact, longest, scale=True, center=True))
+        cases.append(_aot_case(record, exact, longest, nested=True))
+        cases.append(_aot_case(record, exact, config.lanes(10), farthest=True))
     return cases
 
 
 def _aot_case(
-    target: tuple[str, int | str, int],
-    arch: str,
+    record: DeviceRecord,
     dot: str,
     lanes: int,
     *,
@@ -340,7 +333,7 @@ def _aot_case(
     farthest: bool = False,
 ) -> AotCase:
     stored = "bf16" if dot == "native" else "fp32"
-    choice = config.LARGE[arch][dot]
+    choice = config.LARGE[record.family][dot]
     signature: dict[str, str] = {}
     for side, pointer in (("row", "rows_ptr"), ("other", "others_ptr")):
         signature[pointer] = f"*{stored}"
@@ -367,9 +360,9 @@ def _aot_case(
         _cosine_topk_kernel,
         signature,
         constants,
-        target,
+        target_of(record),
         {"num_warps": choice.num_warps, "num_stages": choice.num_stages},
-        expect_mma="HGMMA" if target == SM90 and dot != "ieee" else None,
+        expect_mma=record.matrix_instruction if dot != "ieee" else None,
         attrs=aligned(signature, *divisible),
         variant=scale or nested or farthest or layout != "samples adjacent",
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_choice, check_float_tensor
-from ..cosine_matrix.op import _as_rows, _check_shape
+from .._checks import check_choice, check_integer, check_max_bytes
+from .._register import register
+from .._rows import rows_of, rows_of_both
 from .config import MOST_NEIGHBORS, PRECISIONS
 from .cpu import cosine_topk_torch
 
@@ -67,72 +69,29 @@ def cosine_topk(
     Source:
         README.md in this folder.
     """
-    rows, others = rows_of(activations, neuron_dim, "activations"), None
+    rows, others = rows_of(activations, neuron_dim), None
     if other is not None:
         rows, others = rows_of_both(activations, other, neuron_dim, ("activations", "other"))
     k = _check_k(k, rows, others)
     check_choice(precision, "precision", PRECISIONS)
-    check_max_bytes(max_bytes)
+    max_bytes = check_max_bytes(max_bytes)
     chosen = choose_backend(backend, rows.device, kernel_lacks=_kernel_lacks(rows, k))
     settings = (k, bool(farthest), precision, bool(center), max_bytes, chosen)
     if progress is not None:
         return _compute(rows, others, *settings, progress=progress)
-    return torch.ops.sdsd.cosine_topk.default(rows, others, *settings)
+    return _operator(rows, others, *settings)
 
 
-def rows_of(activations: Tensor, neuron_dim: int, name: str) -> Tensor:
-    """Checked `activations` as rows (N, OUTER, INNER), without gradients."""
-    check_float_tensor(activations, name)
-    return _as_rows(activations.detach(), _check_shape(activations, neuron_dim))
-
-
-def rows_of_both(x: Tensor, y: Tensor, neuron_dim: int, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-    """`x` and `y` as rows that cut the same samples alike, (N, OUTER, INNER) and (M, OUTER, INNER)."""
-    rows, others = rows_of(x, neuron_dim, names[0]), rows_of(y, neuron_dim, names[1])
-    for what, expected, got in (
-        ("dtype", rows.dtype, others.dtype),
-        ("device", rows.device, others.device),
-        ("number of samples", rows[0].numel(), others[0].numel()),
-    ):
-        if expected != got:
-            raise ValueError(
-                f"{names[1]}: expected the {what} of {names[0]}, {expected}, got {got} (shapes {tuple(y.shape)} and "
-                f"{tuple(x.shape)}, neuron_dim={neuron_dim}). Both must hold the same samples in one order."
-            )
-    return _cut_alike(rows, others)
-
-
-def _cut_alike(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """The same (OUTER, INNER) for both: a view where either has one sample stride, else a copy of `others`."""
-    if rows.shape[1:] == others.shape[1:]:
-        return rows, others
-    if rows.shape[1] == 1:
-        return rows.reshape(rows.shape[0], *others.shape[1:]), others
-    return rows, others.reshape(others.shape[0], *rows.shape[1:])
-
-
-def _check_k(k: int, rows: Tensor, others: Tensor | None) -> int:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: expected an int, got {type(k).__name__}.")
+def _check_k(k: Any, rows: Tensor, others: Tensor | None) -> int:
     if others is None and rows.shape[0] == 1:
         raise ValueError(
             "activations: expected at least two neurons, got 1, which has no neighbours. "
             "Check that neuron_dim names the dimension that counts neurons."
         )
     most = rows.shape[0] - 1 if others is None else others.shape[0]
-    if not 1 <= k <= most:
-        whose = f"{rows.shape[0]} neurons" if others is None else f"{most} neurons in other"
-        raise ValueError(f"k: expected 1 to {most} for {whose}, got {k}.")
-    return k
-
-
-def check_max_bytes(max_bytes: int | None) -> None:
-    if max_bytes is None:
-        return
-    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
-        raise TypeError(f"max_bytes: expected an int or None, got {type(max_bytes).__name__}.")
-    if max_bytes < 1:
-        raise ValueError(f"max_bytes: expected a positive number of bytes, got {max_bytes}.")
+    whose = f"{most} neurons in other" if others is not None else f"{most + 1} neurons"
+    number: int = check_integer(k, "k", least=1, most=most, why=f"for {whose}")
+    return number
 
 
 def _kernel_lacks(rows: Tensor, k: int) -> str | None:
@@ -166,18 +125,7 @@ def _compute(
     )  # fmt: skip
 
 
-# Not torch.library.custom_op: its first call imports the compiler, which takes three seconds.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "cosine_topk(Tensor rows, Tensor? others, int k, bool farthest, str precision, bool center, int? max_bytes, "
-    "str backend) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_LIBRARY.impl("cosine_topk", _compute, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::cosine_topk", lib=_LIBRARY)
-def _(
+def _fake(
     rows: Tensor,
     others: Tensor | None,
     k: int,
@@ -189,3 +137,11 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     return rows.new_empty((rows.shape[0], k), dtype=dtype), rows.new_empty((rows.shape[0], k), dtype=torch.int64)
+
+
+_operator = register(
+    "cosine_topk(Tensor rows, Tensor? others, int k, bool farthest, str precision, bool center, int? max_bytes, "
+    "str backend) -> (Tensor, Tensor)",
+    _compute,
+    fake=_fake,
+)

@@ -1,38 +1,112 @@
-"""The torch path: blocks that stay in cache, with float64 sums across blocks.
+"""The torch path: blocks that stay in cache, shared out among threads, with float64 sums across blocks.
 
-A block is read from memory once, by the matrix–vector product that gives its mean; what follows finds it in cache.
-Σ‖g_i − ḡ‖² is Σ‖g_i‖² − N‖ḡ‖² where the second is no larger than the difference, so that rounding errors at most
-treble; else, and for what is asked of every sample, the block is centred first.
+A block is read from memory once, by whatever comes first; the rest finds it in cache. Σ‖g_i − ḡ‖² is Σ‖g_i‖² − N‖ḡ‖²,
+and ‖g_i − ḡ‖² is ‖g_i‖² − 2 g_i·ḡ + ‖ḡ‖², where N‖ḡ‖² is no larger than the difference, so that rounding errors at
+most treble; else the block is centred first.
+
+How a matrix is cut depends on its size alone, operations on a block run on one thread, and blocks are added in their
+order: the result is the same, bit for bit, with any number of threads.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .layout import as_matrices, row_width
+from .workers import run_tasks
 
-BLOCK_BYTES = 4 * 2**20
-"""1, 2, 4 and 8 MB took 88, 75, 72, 65 ms for 128 × 1M values with two threads, 86, 77, 90, 82 with one; for the
-per-sample moments 279, 270, 192, 243 and 261, 239, 229, 307."""
+BLOCK_BYTES = 2 * 2**20
+"""The largest block. Time is flat from here to 8 MB where the third level of cache is fast, as on AMD (within a tenth);
+below, fixed costs and short rows show. Larger blocks would leave the second level where the third is slow: 2 MB a core
+on Intel's servers."""
+SMALLEST_BLOCK_BYTES = 2**19
+BLOCKS_AT_LEAST = 4
+"""Matrices of fewer than this many of the largest blocks are cut into smaller ones, so that several threads have
+something to do."""
+PIECES_AT_MOST = 128
+"""Pieces of consecutive blocks that a matrix is cut into; a thread takes one at a time and returns its sums."""
 MAX_RESIDENT_ROWS = 1024
-"""Above this many rows a block of all rows is too narrow to stream; the mean is then formed first, in its own read."""
-OFFSET_LIMIT = 100.0
-"""N‖mean‖² above this multiple of the centred squares: the float32 mean is refined, lest its rounding show."""
+"""Blocks of more rows would be too narrow to stream. They are read in chunks of so many rows, and again where they are
+centred or per-sample moments are wanted."""
+WIDEST = 65_536
+"""Columns of a block at most: longer sums lose digits in float32 (2e-6 of a norm, in the worst of twenty)."""
+WIDEST_BY_COLUMNS = 8192
+"""The same where columns are contiguous, not rows: a row is then summed one number after the other."""
+LONG_ROW = 16_384
+"""Whichever reads a block first reads memory. The norms read one row after the other, which memory serves fastest where
+rows are long; the product for the mean reads several rows at once, and does not mind short ones. Each first where it
+is the faster: a tenth to a seventh of the time."""
+INLINE_ELEMENTS = 32_768
+"""torch runs operations of no more elements on one thread; inputs of no more stay in the calling thread."""
+ACCURATE_MEAN = 0.99
+"""Where N‖ḡ‖² is a larger share of Σ‖g_i‖², the float32 mean is refined, lest its rounding show."""
 SAFE_SQUARES = (1e-20, 1e30)
 """Sums of squares outside this range may have lost terms to float32 underflow or overflow: redone in float64."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Columns `start` to `stop` of one matrix of entry `entry`, to be taken `width` at a time."""
+
+    entry: int
+    matrix: Tensor
+    start: int
+    stop: int
+    width: int
+
+    @property
+    def elements(self) -> int:
+        return self.matrix.shape[0] * (self.stop - self.start)
+
+
+@dataclass
+class Sums:
+    """‖mean‖², Σ‖g_i − mean‖² and, where wanted, [a_i, q_i, c_j] of some columns."""
+
+    signal: float = 0.0
+    squares: float = 0.0
+    samples: Tensor | None = None
+
+    def add(self, other: Sums) -> None:
+        self.signal += other.signal
+        self.squares += other.squares
+        if other.samples is not None:
+            self.samples = other.samples if self.samples is None else self.samples.add_(other.samples)
+
+
 def gamma_moments(grads: list[Tensor], per_sample: bool) -> Tensor:
     """Result rows for `grads`; shape: (L, row_width), float64. On any device torch serves."""
-    n = grads[0].shape[0]
-    table = torch.zeros(len(grads), row_width(n, per_sample), dtype=torch.float64, device=grads[0].device)
-    for row, entry in zip(table, grads, strict=True):
-        for matrix in as_matrices(entry):
-            if n <= MAX_RESIDENT_ROWS:
-                _add_by_columns(row, matrix, per_sample)
-            else:
-                _add_by_rows(row, matrix, per_sample)
+    n, device = grads[0].shape[0], grads[0].device
+    pieces = [
+        piece
+        for index, entry in enumerate(grads)
+        for matrix in as_matrices(entry)
+        for piece in _pieces_of(matrix, index)
+    ]
+    alone = device.type != "cpu" or sum(piece.elements for piece in pieces) <= INLINE_ELEMENTS
+    tasks = [pieces] if alone else _tasks_of(pieces)
+
+    @contextmanager
+    def start() -> Iterator[Callable[[list[Piece]], list[Sums]]]:
+        blocks = Blocks(per_sample)
+        lowered = torch.is_autocast_enabled(device.type)
+        with torch.autocast(device.type, enabled=False) if lowered else nullcontext():
+            yield lambda task: [blocks.sums_of_piece(piece) for piece in task]
+
+    table = torch.zeros(len(grads), row_width(n, per_sample), dtype=torch.float64, device=device)
+    totals = [Sums() for _ in grads]
+    done = run_tasks(tasks, start, threads=1 if alone else torch.get_num_threads())
+    for piece, sums in zip(pieces, (sums for task in done for sums in task), strict=True):
+        totals[piece.entry].add(sums)
+    table[:, :2] = torch.tensor([(total.signal, total.squares) for total in totals], dtype=torch.float64, device=device)
+    if per_sample:
+        for row, total in zip(table, totals, strict=True):
+            row[2:] = total.samples
     return table
 
 
@@ -40,105 +114,150 @@ def _working_dtype(matrix: Tensor) -> torch.dtype:
     return torch.float64 if matrix.dtype == torch.float64 else torch.float32
 
 
-def _add_by_columns(row: Tensor, matrix: Tensor, per_sample: bool) -> None:
-    """Add the moments of `matrix` (N, P) to `row`, a block of columns at a time."""
+def _by_columns(matrix: Tensor) -> bool:
+    return matrix.stride(0) < matrix.stride(1)
+
+
+def _pieces_of(matrix: Tensor, entry: int) -> Iterator[Piece]:
     n, columns = matrix.shape
-    dtype = _working_dtype(matrix)
-    width = min(columns, max(1, BLOCK_BYTES // (n * dtype.itemsize)))
-    weights = torch.full((n,), 1 / n, dtype=dtype, device=matrix.device)
-    # The scratch has the matrix's own order in memory, so that centring streams through both.
-    scratch = torch.empty(width * n, dtype=dtype, device=matrix.device)
-    signal = squares = 0.0
-    for start in range(0, columns, width):
-        block = matrix[:, start : start + width]
-        if block.dtype != dtype:
-            block = block.to(dtype)
-        found = None if per_sample else _uncentred(block, weights)
-        if found is None:
-            flat = scratch[: block.numel()]
-            adjacent = matrix.stride(0) < matrix.stride(1)
-            centred = flat.view(block.shape[1], n).t() if adjacent else flat.view(block.shape)
-            found = _centred(row, block, weights, centred, flat, per_sample)
-        if found is None:
-            wide = block.double()
-            centred = torch.empty_like(wide, memory_format=torch.contiguous_format)
-            found = _centred(row, wide, weights.double().fill_(1 / n), centred, centred.view(-1), per_sample)
-            assert found is not None
-        signal, squares = signal + found[0], squares + found[1]
-    row[0] += signal
-    row[1] += squares
+    itemsize = _working_dtype(matrix).itemsize
+    share = n * columns * itemsize // BLOCKS_AT_LEAST
+    block_bytes = max(min(SMALLEST_BLOCK_BYTES, BLOCK_BYTES), min(share, BLOCK_BYTES))
+    widest = WIDEST_BY_COLUMNS if _by_columns(matrix) else WIDEST
+    width = max(1, min(columns, widest, block_bytes // (min(n, MAX_RESIDENT_ROWS) * itemsize)))
+    step = width * -(-columns // (width * PIECES_AT_MOST))
+    for start in range(0, columns, step):
+        yield Piece(entry, matrix, start, min(start + step, columns), width)
+
+
+def _tasks_of(pieces: list[Piece]) -> list[list[Piece]]:
+    """Consecutive pieces together until there are enough to be worth a thread's while."""
+    tasks: list[list[Piece]] = []
+    size = INLINE_ELEMENTS
+    for piece in pieces:
+        if size >= INLINE_ELEMENTS:
+            tasks.append([])
+            size = 0
+        tasks[-1].append(piece)
+        size += piece.elements
+    return tasks
+
+
+@dataclass
+class Blocks:
+    """Moments of blocks, one after the other, with the memory that takes, kept from block to block."""
+
+    per_sample: bool
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def sums_of_piece(self, piece: Piece) -> Sums:
+        total = Sums()
+        for start in range(piece.start, piece.stop, piece.width):
+            block = piece.matrix[:, start : min(start + piece.width, piece.stop)]
+            sums = self._sums(block, _working_dtype(block)) or self._sums(block, torch.float64)
+            assert sums is not None
+            total.add(sums)
+        return total
+
+    def _memory(self, purpose: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Unset values of `like`'s shape in its order in memory, until the next call for this purpose."""
+        words = -(-like.numel() * dtype.itemsize // 8)
+        buffer = self.buffers.get(purpose)
+        if buffer is None or buffer.numel() < words:
+            buffer = self.buffers[purpose] = torch.empty(words, dtype=torch.float64, device=like.device)
+        flat = buffer.view(dtype)[: like.numel()]
+        rows, columns = like.shape
+        return flat.view(columns, rows).t() if _by_columns(like) else flat.view(rows, columns)
+
+    def _widened(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        return values if values.dtype == dtype else self._memory("widened", values, dtype).copy_(values)
+
+    def _sums(self, block: Tensor, dtype: torch.dtype) -> Sums | None:
+        """The moments of one block; None where sums in `dtype` cannot be trusted with them."""
+        n = block.shape[0]
+        chunks = block.split(MAX_RESIDENT_ROWS) if n > MAX_RESIDENT_ROWS else (self._widened(block, dtype),)
+        weights = torch.full((len(chunks[0]),), 1 / n, dtype=dtype, device=block.device)
+        together, means, lengths, products = 0.0, [], [], []
+        for chunk in chunks:
+            values = self._widened(chunk, dtype)
+            share, length = self._mean_and_lengths(values, weights[: len(values)])
+            together += _squared_norm(length)
+            means.append(share)
+            if self.per_sample:
+                lengths.append(length)
+                products.append(self._products(values))
+        if not _trusted(together, dtype):
+            return None
+        mean = means[0] if len(means) == 1 else torch.stack(means).sum(0, dtype=torch.float64)
+        signal = _squared_norm(mean)
+        if n * signal > together / 2:
+            found = self._centred(chunks, mean, weights, refine=n * signal > ACCURATE_MEAN * together)
+        else:
+            found = Sums(signal, together - n * signal)
+            if self.per_sample:
+                mean = mean.to(dtype)
+                along = torch.cat([torch.mv(self._widened(chunk, dtype), mean) for chunk in chunks]).double()
+                deviations = torch.cat(lengths).double().square_().add_(along, alpha=-2).add_(signal).clamp_(min=0)
+                found.samples = torch.cat([deviations, along.sub_(signal)])
+        if not _trusted(found.squares, dtype):
+            return None
+        if found.samples is not None:
+            found.samples = torch.cat([found.samples, *products])
+        return found
+
+    @staticmethod
+    def _mean_and_lengths(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum of rows, and every row's norm."""
+        if values.shape[1] >= LONG_ROW:
+            lengths = torch.linalg.vector_norm(values, dim=1)
+            return torch.mv(values.t(), weights), lengths
+        share = torch.mv(values.t(), weights)
+        return share, torch.linalg.vector_norm(values, dim=1)
+
+    def _products(self, values: Tensor) -> Tensor:
+        """c_j of some rows, the first of them a multiple of four."""
+        quads = len(values) // 4
+        pairs = values[: 2 * quads]
+        differences = torch.sub(
+            values[0 : 4 * quads : 2], values[1 : 4 * quads : 2], out=self._memory("worked on", pairs, values.dtype)
+        )
+        return differences[0::2].mul_(differences[1::2]).sum(1).double().div_(2)
+
+    def _centred(self, chunks: tuple[Tensor, ...], mean: Tensor, weights: Tensor, refine: bool) -> Sums:
+        """The moments of a block whose mean is about `mean`, exactly that unless `refine`."""
+        dtype = weights.dtype
+
+        def centred(chunk: Tensor, *means: Tensor) -> Tensor:
+            values = torch.sub(self._widened(chunk, dtype), means[0], out=self._memory("worked on", chunk, dtype))
+            for rest in means[1:]:
+                values.sub_(rest)
+            return values
+
+        means: tuple[Tensor, ...] = (mean.to(dtype),)
+        if refine:
+            mean = means[0].double()
+            for chunk in chunks:
+                mean = mean + torch.mv(centred(chunk, *means).t(), weights[: len(chunk)])
+            # The mean's rounding error would be common to all rows; its low half takes it out.
+            means = (mean.to(dtype), (mean - mean.to(dtype)).to(dtype))
+        found = Sums(_squared_norm(mean))
+        deviations, projections = [], []
+        for chunk in chunks:
+            values = centred(chunk, *means)
+            lengths = torch.linalg.vector_norm(values, dim=1)
+            found.squares += _squared_norm(lengths)
+            if self.per_sample:
+                deviations.append(lengths.double().square_())
+                projections.append(torch.mv(values, means[0]).double())
+        if self.per_sample:
+            found.samples = torch.cat([*deviations, *projections])
+        return found
+
+
+def _squared_norm(vector: Tensor) -> float:
+    """By an operation that stays on one thread up to INLINE_ELEMENTS, which torch.dot does not."""
+    return torch.linalg.vector_norm(vector).item() ** 2
 
 
 def _trusted(squares: float, dtype: torch.dtype) -> bool:
     return dtype == torch.float64 or SAFE_SQUARES[0] < squares < SAFE_SQUARES[1]
-
-
-def _uncentred(block: Tensor, weights: Tensor) -> tuple[float, float] | None:
-    """‖mean‖² and Σ‖g_i − mean‖² of a block from Σ‖g_i‖²; None where digits could be lost."""
-    mean = torch.mv(block.t(), weights)
-    norms = torch.linalg.vector_norm(block, dim=1)
-    signal, together = torch.dot(mean, mean).item(), torch.dot(norms, norms).item()
-    shared = block.shape[0] * signal
-    if shared <= together / 2 and _trusted(together, block.dtype):
-        return signal, together - shared
-    return None
-
-
-def _centred(
-    row: Tensor, block: Tensor, weights: Tensor, centred: Tensor, flat: Tensor, per_sample: bool
-) -> tuple[float, float] | None:
-    """‖mean‖² and Σ‖g_i − mean‖² of a block; per-sample moments are added to `row`.
-
-    None, with nothing added, where float32 cannot be trusted with them. `flat` is all of `centred`, in one dimension.
-    """
-    n = block.shape[0]
-    mean = torch.mv(block.t(), weights)
-    torch.sub(block, mean, out=centred)
-    signal, squares = torch.dot(mean, mean).item(), torch.dot(flat, flat).item()
-    if n * signal > OFFSET_LIMIT * squares:
-        correction = torch.mv(centred.t(), weights)
-        centred.sub_(correction)
-        mean += correction
-        signal, squares = torch.dot(mean, mean).item(), torch.dot(flat, flat).item()
-    if not _trusted(squares, block.dtype):
-        return None
-    if per_sample:
-        _add_samples(row, centred, mean, n, 0)
-    return signal, squares
-
-
-def _add_samples(row: Tensor, centred: Tensor, mean: Tensor, n: int, first: int) -> None:
-    """Add a_i, q_i and c_j of the rows `first`, `first` + 1, … of one centred block to `row`."""
-    rows = centred.shape[0]
-    row[2 + first : 2 + first + rows] += torch.linalg.vector_norm(centred, dim=1).double().square()
-    row[2 + n + first : 2 + n + first + rows] += torch.mv(centred, mean)
-    quads = rows // 4
-    if quads:
-        one, two, three, four = (centred[k : 4 * quads : 4] for k in range(4))
-        column = 2 + 2 * n + first // 4
-        row[column : column + quads] += torch.linalg.vecdot(one - two, three - four).double() / 2
-
-
-def _add_by_rows(row: Tensor, matrix: Tensor, per_sample: bool) -> None:
-    """Add the moments of a tall `matrix` (N, P) to `row`: its mean in one read, the rest in a second."""
-    n, columns = matrix.shape
-    dtype = _working_dtype(matrix)
-    rows = max(4, min(1024, BLOCK_BYTES // (columns * dtype.itemsize)) // 4 * 4)
-    shift = matrix[0].to(dtype)
-    mean = shift.to(torch.float64, copy=True)
-    for start in range(0, n, rows):
-        chunk = matrix[start : start + rows].to(dtype) - shift
-        mean += torch.mv(chunk.t(), torch.full((chunk.shape[0],), 1 / n, dtype=dtype, device=chunk.device))
-    row[0] += torch.dot(mean, mean)
-    # The mean's rounding error would be common to all rows; its low half takes it out.
-    high = mean.to(dtype)
-    low = (mean - high).to(dtype)
-    for start in range(0, n, rows):
-        centred = (matrix[start : start + rows].to(dtype) - high).sub_(low)
-        squares = torch.dot(centred.view(-1), centred.view(-1)).item()
-        if not _trusted(squares, dtype):
-            centred = matrix[start : start + rows].double() - mean
-            squares = torch.dot(centred.view(-1), centred.view(-1)).item()
-        row[1] += squares
-        if per_sample:
-            _add_samples(row, centred, mean.to(centred.dtype), n, start)

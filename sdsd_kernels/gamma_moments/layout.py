@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 from torch import Tensor
@@ -15,15 +16,15 @@ def row_width(n: int, per_sample: bool) -> int:
     return 2 + 2 * n + n // 4 if per_sample else 2
 
 
-def as_matrices(entry: Tensor) -> list[Tensor]:
-    """Views of shape (N, P_k) that together hold every element of `entry` (N, *shape) once, rows kept, without a copy.
+@functools.lru_cache(maxsize=4096)
+def _pieces(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]] | None:
+    """Columns, their stride, and where each piece of a row starts; None where there would be more than MAX_VIEWS.
 
-    The order of a row's elements does not matter to the moments, so trailing dimensions are sorted by stride and
-    joined where they are contiguous. Per-sample gradients from vmap(grad), transposed or not, give one view.
+    The order of a row's elements does not matter to the moments, so dimensions are sorted by stride and joined where
+    they are contiguous.
     """
-    n = entry.shape[0]
     joined: list[tuple[int, int]] = []
-    for size, stride in sorted(zip(entry.shape[1:], entry.stride()[1:], strict=True), key=lambda pair: -pair[1]):
+    for size, stride in sorted(zip(shape, strides, strict=True), key=lambda pair: -pair[1]):
         if size == 1:
             continue
         if joined and joined[-1][1] == size * stride:
@@ -35,13 +36,27 @@ def as_matrices(entry: Tensor) -> list[Tensor]:
     for size, _ in joined:
         pieces *= size
     if pieces > MAX_VIEWS:
+        return None
+    places = itertools.product(*(range(size) for size, _ in joined))
+    starts = (sum(index * stride for index, (_, stride) in zip(place, joined, strict=True)) for place in places)
+    return columns, column_stride, tuple(starts)
+
+
+def is_one_matrix(entry: Tensor) -> bool:
+    """Whether one view of shape (N, P), without a copy, holds all of `entry` (N, *shape)."""
+    found = _pieces(entry.shape[1:], entry.stride()[1:])
+    return found is not None and len(found[2]) == 1
+
+
+def as_matrices(entry: Tensor) -> list[Tensor]:
+    """Views of shape (N, P_k) that together hold every element of `entry` (N, *shape) once, rows kept, without a copy.
+
+    Per-sample gradients from vmap(grad), transposed or not, give one view.
+    """
+    n = entry.shape[0]
+    found = _pieces(entry.shape[1:], entry.stride()[1:])
+    if found is None:
         return [entry.reshape(n, -1)]
+    columns, column_stride, starts = found
     origin = entry.storage_offset()
-    return [
-        entry.as_strided(
-            (n, columns),
-            (entry.stride(0), column_stride),
-            origin + sum(index * stride for index, (_, stride) in zip(place, joined, strict=True)),
-        )
-        for place in itertools.product(*(range(size) for size, _ in joined))
-    ]
+    return [entry.as_strided((n, columns), (entry.stride(0), column_stride), origin + start) for start in starts]

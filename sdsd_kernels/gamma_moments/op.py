@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_float_tensor
+from .._register import register
 from . import cpu
 from .layout import row_width
 
@@ -32,20 +33,6 @@ class GammaMoments(NamedTuple):
     """c_j = (g_4j − g_4j+1)·(g_4j+2 − g_4j+3) / 2; shape: (L, N // 4); E[c²] = Tr Σ². None unless per_sample."""
 
 
-@torch.library.custom_op("sdsd::gamma_moments", mutates_args=())
-def _gamma_moments(grads: list[Tensor], per_sample: bool, backend: str) -> Tensor:
-    if backend == "triton":
-        from .kernel import launch_gamma_moments
-
-        return launch_gamma_moments(grads, per_sample)
-    return cpu.gamma_moments(grads, per_sample)
-
-
-@_gamma_moments.register_fake
-def _(grads: list[Tensor], per_sample: bool, backend: str) -> Tensor:
-    return grads[0].new_empty((len(grads), row_width(grads[0].shape[0], per_sample)), dtype=torch.float64)
-
-
 def gamma_moments(
     grads: Tensor | Sequence[Tensor] | Mapping[str, Tensor], *, per_sample: bool = False, backend: str | None = None
 ) -> GammaMoments:
@@ -59,8 +46,8 @@ def gamma_moments(
         deviations, projections = (d * d).sum(1), d @ mean
 
     G is read once (twice for N > 1024 with per_sample); extra memory is O(N) a program, no (N, N) or (N, P) buffer.
-    Sums run in float32 on centred values (float64 for float64 input) and in float64 across tiles. Values of any scale
-    that the input dtype holds are right: tiny and huge tiles are rescaled by powers of two or recomputed in float64.
+    Sums run in float64, or in float32 over a few values of which the mean was taken away, and in float64 beyond them.
+    Values of any scale that the input dtype holds are right: what float32 cannot square is squared in float64.
     A NaN or infinity makes the moments of its own tensor NaN. Deterministic. Not differentiable: inputs are detached.
 
     Args:
@@ -76,34 +63,60 @@ def gamma_moments(
         TypeError: an entry that is not a dense real floating-point tensor.
         ValueError: N < 2, an empty tensor, list or mapping, entries that differ in N or device, an unusable backend.
     """
-    if isinstance(grads, Mapping):
-        named = [(f"grads[{key!r}]", entry) for key, entry in grads.items()]
-    elif isinstance(grads, (list, tuple)):
-        named = [(f"grads[{index}]", entry) for index, entry in enumerate(grads)]
+    if isinstance(grads, (list, tuple)):
+        entries = list(grads)
+    elif isinstance(grads, Tensor) or not isinstance(grads, Mapping):
+        entries = [grads]
     else:
-        named = [("grads", grads)]  # type: ignore[list-item]  # checked below
-    if not named:
+        entries = list(grads.values())
+    if not entries:
         raise ValueError(f"grads: expected at least one tensor, got an empty {type(grads).__name__}.")
-    entries = [entry for _, entry in named]
-    for name, entry in named:
-        check_gradient_rows(check_float_tensor(entry, name), name)
-        if entry.shape[0] != entries[0].shape[0]:
-            raise ValueError(
-                f"{name}: expected {entries[0].shape[0]} gradients like the first entry, got {entry.shape[0]}. "
-                f"Every entry needs the same number of gradients, along its first dimension."
-            )
-        if entry.device != entries[0].device:
-            raise ValueError(
-                f"{name}: expected device {entries[0].device} like the first entry, got {entry.device}. "
-                f"Move all gradients to one device first."
-            )
-    chosen = choose_backend(backend, entries[0].device)
-    table = _gamma_moments([entry.detach() for entry in entries], per_sample, chosen)
-    n = entries[0].shape[0]
+    _check(entries, grads)
+    device = entries[0].device
+    table = _operator([entry.detach() for entry in entries], per_sample, choose_backend(backend, device))
     if not per_sample:
         return GammaMoments(table[:, 0], table[:, 1], None, None, None)
+    n = entries[0].shape[0]
     deviations, projections, products = table[:, 2:].split((n, n, n // 4), dim=1)
     return GammaMoments(table[:, 0], table[:, 1], deviations, projections, products)
+
+
+_MAX_CHECKED = 4096
+_checked: set[tuple[Any, ...]] = set()
+"""Shapes, dtypes and layouts that passed, so that they are looked at once; a trace looks at all, at no cost later."""
+
+
+def _check(entries: list[Any], grads: Any) -> None:
+    """Raise unless all entries are matrices of gradients, of one number of rows and on one device."""
+    tracing = torch.compiler.is_compiling()
+    first = entries[0]
+    for index, entry in enumerate(entries):
+        if tracing or not isinstance(entry, Tensor) or (entry.shape, entry.dtype, entry.layout) not in _checked:
+            name = _name(grads, index)
+            check_gradient_rows(check_float_tensor(entry, name), name)
+            if not tracing:
+                if len(_checked) >= _MAX_CHECKED:
+                    _checked.clear()
+                _checked.add((entry.shape, entry.dtype, entry.layout))
+        if entry.shape[0] != first.shape[0]:
+            name = _name(grads, index)
+            raise ValueError(
+                f"{name}: expected {first.shape[0]} gradients like the first entry, got {entry.shape[0]}. "
+                f"Every entry needs the same number of gradients, along its first dimension."
+            )
+        if entry.device != first.device:
+            name = _name(grads, index)
+            raise ValueError(
+                f"{name}: expected device {first.device} like the first entry, got {entry.device}. "
+                f"Move all gradients to one device first."
+            )
+
+
+def _name(grads: Any, index: int) -> str:
+    """What an entry is called in an error."""
+    if isinstance(grads, Mapping):
+        return f"grads[{list(grads)[index]!r}]"
+    return f"grads[{index}]" if isinstance(grads, (list, tuple)) else "grads"
 
 
 def check_gradient_rows(entry: Tensor, name: str) -> None:
@@ -120,3 +133,18 @@ def check_gradient_rows(entry: Tensor, name: str) -> None:
         )
     if entry.numel() == 0:
         raise ValueError(f"{name}: expected at least one element a gradient, got shape {tuple(entry.shape)}.")
+
+
+def _compute(grads: list[Tensor], per_sample: bool, backend: str) -> Tensor:
+    if backend == "triton":
+        from .launch import launch_gamma_moments
+
+        return launch_gamma_moments(grads, per_sample)
+    return cpu.gamma_moments(grads, per_sample)
+
+
+def _fake(grads: list[Tensor], per_sample: bool, backend: str) -> Tensor:
+    return grads[0].new_empty((len(grads), row_width(grads[0].shape[0], per_sample)), dtype=torch.float64)
+
+
+_operator = register("gamma_moments(Tensor[] grads, bool per_sample, str backend) -> Tensor", _compute, fake=_fake)

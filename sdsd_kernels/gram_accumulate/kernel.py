@@ -14,9 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._aot import AotCase
+from .._aot import AotCase, compiled_ahead
+from .._device import device_record
 from ..cosine_matrix import autotune, config, waves
-from ..cosine_matrix.kernel import ARCHITECTURES, aot_descriptor, aot_pointer, aot_reduce, problem_of
+from ..cosine_matrix.kernel import aot_descriptor, aot_pointer, aot_reduce, problem_of
 from ..cosine_matrix.product_kernel import launch_products, launch_reduce
 
 
@@ -36,11 +37,11 @@ def launch_gram_accumulate(
     changed = shift is not None or scale is not None
     if shift is not None and scale is None:
         scale = torch.ones_like(shift)
-    arch = config.architecture(rows.device)
+    record = device_record(rows.device)
     # A shifted or scaled half is a half no longer.
-    dot = config.dot_precision(precision, rows.dtype, center=changed, arch=arch)
+    dot = config.dot_precision(precision, rows.dtype, center=changed, arch=record.family)
     if plan is None:
-        problem = problem_of(rows, arch, dot, "sum", scaled=changed)
+        problem = problem_of(rows, record, dot, "sum", scaled=changed)
         plan = autotune.choose(
             "gram_accumulate",
             problem,
@@ -66,11 +67,12 @@ def _add(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None,
 def aot_cases() -> list[AotCase]:
     """What adding changes in the kernels of ../cosine_matrix, whose own cases cover the rest."""
     cases = []
-    for arch, target in ARCHITECTURES.items():
+    for record in compiled_ahead():
+        arch = record.family
         exact = config.dot_precision("float32", torch.float32, center=True, arch=arch)
-        cases.append(aot_reduce(target, store="add", out="fp64"))
-        cases.append(aot_pointer(target, exact, config.POINTER[arch][exact][0], store="add", center=True, out="fp64"))
-        cases.append(aot_pointer(target, "native", config.POINTER[arch]["native"][0], store="add", variant=True))
+        cases.append(aot_reduce(record, store="add", out="fp64"))
+        cases.append(aot_pointer(record, exact, config.POINTER[arch][exact][0], store="add", center=True, out="fp64"))
+        cases.append(aot_pointer(record, "native", config.POINTER[arch]["native"][0], store="add", variant=True))
         for choice in config.DESCRIPTOR.get(arch, {}).get("native", ()):
-            cases.append(aot_descriptor(target, "native", choice, store="add", out="fp64", variant=True))
+            cases.append(aot_descriptor(record, "native", choice, store="add", out="fp64", variant=True))
     return cases

@@ -8,36 +8,11 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_choice, check_float_tensor
+from .._checks import check_choice, check_device, check_float_tensor, check_neurons, check_shape
+from .._register import register
+from .._rows import as_rows
 from ..cosine_matrix.config import SUM_PRECISIONS
-from ..cosine_matrix.op import _as_rows, _check_shape
 from .cpu import gram_accumulate_torch
-
-# Not torch.library.custom_op: its wrapper takes 0.1 ms a call, as much as the work for a small batch.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "gram_accumulate(Tensor(a!) gram, Tensor rows, Tensor? shift, Tensor? scale, str precision, str backend) -> ()",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-
-
-def _gram_accumulate(
-    gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
-) -> None:
-    if backend == "triton":
-        from .kernel import launch_gram_accumulate
-
-        launch_gram_accumulate(gram, rows, shift, scale, precision=precision)
-    else:
-        gram_accumulate_torch(gram, rows, shift, scale)
-
-
-_LIBRARY.impl("gram_accumulate", _gram_accumulate, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::gram_accumulate", lib=_LIBRARY)
-def _(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str) -> None:
-    return None
 
 
 def gram_accumulate(
@@ -93,7 +68,7 @@ def gram_accumulate(
         README.md in this folder.
     """
     check_float_tensor(activations, "activations")
-    neuron_dim = _check_shape(activations, neuron_dim)
+    neuron_dim = check_neurons(activations, neuron_dim)
     check_choice(precision, "precision", SUM_PRECISIONS)
     neurons = activations.shape[neuron_dim]
     _check_gram(gram, activations, neurons)
@@ -102,9 +77,9 @@ def gram_accumulate(
             _check_vector(vector, name, activations, neurons)
     lacks = "the kernel has no float64 activations" if activations.dtype == torch.float64 else None
     chosen = choose_backend(backend, activations.device, kernel_lacks=lacks)
-    torch.ops.sdsd.gram_accumulate.default(
+    _operator(
         gram,
-        _as_rows(activations.detach(), neuron_dim),
+        as_rows(activations.detach(), neuron_dim),
         None if shift is None else shift.detach(),
         None if scale is None else scale.detach(),
         precision,
@@ -123,16 +98,15 @@ def _check_gram(gram: Any, activations: Tensor, neurons: int) -> None:
             f"gram: expected float64 for float64 activations, got {gram.dtype}. Pass a float64 gram, or "
             "activations.float()."
         )
-    if tuple(gram.shape) != (neurons, neurons):
-        raise ValueError(
-            f"gram: expected shape {(neurons, neurons)} for activations of {neurons} neurons, got {tuple(gram.shape)}. "
-            "Check that neuron_dim names the dimension that counts neurons."
-        )
+    what = f" for activations of {neurons} neurons"
+    check_shape(
+        gram, "gram", (neurons, neurons), what, "Check that neuron_dim names the dimension that counts neurons."
+    )
     if not gram.is_contiguous():
         raise ValueError(f"gram: expected contiguous rows, got strides {gram.stride()}. Start from torch.zeros(n, n).")
     if gram.requires_grad:
         raise ValueError("gram: expected a tensor without gradient, since it is written in place. Use gram.detach().")
-    _check_device(gram, "gram", activations)
+    check_device(gram, "gram", activations, "activations")
 
 
 def _check_vector(vector: Any, name: str, activations: Tensor, neurons: int) -> None:
@@ -141,13 +115,27 @@ def _check_vector(vector: Any, name: str, activations: Tensor, neurons: int) -> 
     wanted = torch.float64 if activations.dtype == torch.float64 else torch.float32
     if vector.dtype != wanted:
         raise TypeError(f"{name}: expected {wanted} for {activations.dtype} activations, got {vector.dtype}.")
-    if tuple(vector.shape) != (neurons,):
-        raise ValueError(f"{name}: expected shape {(neurons,)}, one number a neuron, got {tuple(vector.shape)}.")
-    _check_device(vector, name, activations)
+    check_shape(vector, name, (neurons,), ", one number a neuron", "Reduce or expand it to that.")
+    check_device(vector, name, activations, "activations")
 
 
-def _check_device(value: Tensor, name: str, activations: Tensor) -> None:
-    if value.device != activations.device:
-        raise ValueError(
-            f"{name}: expected device {activations.device} like activations, got {value.device}. Move it there."
-        )
+def _compute(
+    gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
+) -> None:
+    if backend == "triton":
+        from .kernel import launch_gram_accumulate
+
+        launch_gram_accumulate(gram, rows, shift, scale, precision=precision)
+    else:
+        gram_accumulate_torch(gram, rows, shift, scale)
+
+
+def _fake(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str) -> None:
+    return None
+
+
+_operator = register(
+    "gram_accumulate(Tensor(a!) gram, Tensor rows, Tensor? shift, Tensor? scale, str precision, str backend) -> ()",
+    _compute,
+    fake=_fake,
+)

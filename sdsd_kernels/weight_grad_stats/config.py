@@ -60,19 +60,6 @@ SMALL_HIP = Config(64, 64, 32, num_warps=4, num_stages=2, resident=2)
 
 INTERPRETED = Config(16, 32, 16, num_warps=4, num_stages=1, resident=1)
 """Small and not square, so that small shapes have several tiles and a mistaken dimension shows."""
-INTERPRETED_MULTIPROCESSORS = 8
-"""Enough for small shapes to be split over samples."""
-
-
-def architecture(device: torch.device) -> str:
-    """The set of configurations for a device: sm_80, sm_90, sm_100, hip, or interpreted on the CPU."""
-    if device.type == "cpu":
-        return "interpreted"
-    if torch.version.hip is not None:
-        return "hip"
-    major = torch.cuda.get_device_capability(device)[0]
-    # 12.x has the shared memory and the matrix instructions of 8.x.
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
 def dot_precision(dtype: torch.dtype, arch: str) -> str:

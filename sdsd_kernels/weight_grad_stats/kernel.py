@@ -25,8 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._aot import TARGETS, AotCase, aligned
+from .._aot import AotCase, aligned, compiled_ahead, target_of
 from .._backend import interpreting
+from .._device import DeviceRecord, device_record
 from . import config
 from .config import Config
 
@@ -115,10 +116,11 @@ def launch_weight_grad_stats(
     """Weight gradient (p, d) or None, and square norm (), of inputs (N, T, d) and output gradients (N, T, p)."""
     samples, positions, d = inputs.shape
     p = output_grads.shape[2]
-    arch = config.architecture(inputs.device)
+    record = device_record(inputs.device)
+    arch = record.family
     choice = config.choose_config(inputs.dtype, arch, p=p, d=d, scaled=scale is not None)
     tiles = triton.cdiv(p, choice.block_p) * triton.cdiv(d, choice.block_d)
-    samples_each = _samples_each(samples, tiles, choice, p * d if weight_grad else 0, max_bytes, inputs.device)
+    samples_each = _samples_each(samples, tiles, choice, p * d if weight_grad else 0, max_bytes, record.multiprocessors)
     ranges = triton.cdiv(samples, samples_each)
     squares = torch.empty(ranges, tiles, dtype=torch.float64, device=inputs.device)
     total = squares
@@ -139,12 +141,9 @@ def launch_weight_grad_stats(
 
 
 def _samples_each(
-    samples: int, tiles: int, choice: Config, elements: int, max_bytes: int, device: torch.device
+    samples: int, tiles: int, choice: Config, elements: int, max_bytes: int, multiprocessors: int
 ) -> int:  # fmt: skip
     """Samples a program walks: all, unless the tiles leave multiprocessors idle and partial totals fit in max_bytes."""
-    multiprocessors = config.INTERPRETED_MULTIPROCESSORS
-    if device.type == "cuda":
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     ranges = max(1, min(samples, multiprocessors * choice.resident // tiles))
     if elements:
         ranges = max(1, min(ranges, max_bytes // (elements * 4)))
@@ -165,18 +164,18 @@ def _constexprs(dtype: torch.dtype, arch: str, choice: Config, scaled: bool, wei
 
 def aot_cases() -> Iterator[AotCase]:
     """Every configuration and target, for bfloat16 and float32, the small tile with a scale."""
-    for target in TARGETS:
-        arch = "hip" if target[0] == "hip" else f"sm_{target[1]}"
+    for record in compiled_ahead():
+        arch = record.family
         for dtype, kind in ((torch.bfloat16, config.HALF), (torch.float32, config.FLOAT32)):
             small = config.small_config(kind, arch)
-            yield _aot_case(target, arch, dtype, small, scaled=True)
-            yield _aot_case(target, arch, dtype, config.LARGE[arch][kind], scaled=False)
+            yield _aot_case(record, dtype, small, scaled=True)
+            yield _aot_case(record, dtype, config.LARGE[arch][kind], scaled=False)
 
 
 def _aot_case(
-    target: tuple[str, int | str, int], arch: str, dtype: torch.dtype, choice: Config, scaled: bool
+    record: DeviceRecord, dtype: torch.dtype, choice: Config, scaled: bool
 ) -> AotCase:  # fmt: skip
-    stored = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
+    arch, stored = record.family, {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
     sizes = (
         "samples", "positions", "d", "p", "samples_each", "stride_input_n", "stride_input_t", "stride_input_d",
         "stride_grad_n", "stride_grad_t", "stride_grad_p", "stride_scale_p", "stride_scale_d",
@@ -198,8 +197,8 @@ def _aot_case(
         function=_weight_grad_stats_kernel,
         signature=signature,
         constexprs=constants,
-        target=target,
+        target=target_of(record),
         options={"num_warps": choice.num_warps, "num_stages": choice.num_stages},
-        expect_mma="HGMMA" if arch == "sm_90" else None,
+        expect_mma=record.matrix_instruction,
         attrs=aligned(signature, *divisible),
     )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_choice, check_float_tensor
+from .._checks import check_choice, check_device, check_float_tensor, check_max_bytes, check_shape
+from .._register import register
 from . import cpu
 from .method import METHODS, choose_method
 
@@ -20,53 +21,6 @@ class WeightGradStats(NamedTuple):
     """Σ_n g_n in the dtype of the inputs; shape: (p, d). None with weight_grad=False."""
     square_norm: Tensor
     """Σ_n ‖D ∘ g_n‖²_F, D the scale or 1; float64, shape: ()."""
-
-
-# Not torch.library.custom_op: its wrapper takes 0.1 ms a call, as much as the work for a small layer.
-_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
-_LIBRARY.define(
-    "weight_grad_stats(Tensor inputs, Tensor output_grads, Tensor? scale, bool weight_grad, str? method, "
-    "SymInt max_bytes, str backend) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-
-
-def _weight_grad_stats(
-    inputs: Tensor,
-    output_grads: Tensor,
-    scale: Tensor | None,
-    weight_grad: bool,
-    method: str | None,
-    max_bytes: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    chosen = method or choose_method(inputs, output_grads, scale is not None, weight_grad)
-    if chosen == "fused" and backend == "triton":
-        from .kernel import launch_weight_grad_stats
-
-        total, square_norm = launch_weight_grad_stats(inputs, output_grads, scale, weight_grad, max_bytes)
-    else:
-        total, square_norm = cpu.weight_grad_stats(inputs, output_grads, scale, weight_grad, chosen, max_bytes)
-    return (inputs.new_empty(0) if total is None else total), square_norm
-
-
-_LIBRARY.impl("weight_grad_stats", _weight_grad_stats, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sdsd::weight_grad_stats", lib=_LIBRARY)
-def _(
-    inputs: Tensor,
-    output_grads: Tensor,
-    scale: Tensor | None,
-    weight_grad: bool,
-    method: str | None,
-    max_bytes: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    # A traced call is checked here: in the backward of an autograd.Function dynamo refuses some of what checks read.
-    _check(inputs, output_grads, scale, method, max_bytes)
-    shape = (output_grads.shape[-1], inputs.shape[-1]) if weight_grad else (0,)
-    return inputs.new_empty(shape), inputs.new_empty((), dtype=torch.float64)
 
 
 def weight_grad_stats(
@@ -130,7 +84,7 @@ def weight_grad_stats(
         scale = scale.detach()
     lacks = "the kernel has no float64" if inputs.dtype == torch.float64 else None
     chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks)
-    total, square_norm = torch.ops.sdsd.weight_grad_stats.default(
+    total, square_norm = _operator(
         inputs.detach(), output_grads.detach(), scale, bool(weight_grad), method, max_bytes, chosen
     )
     return WeightGradStats(total if weight_grad else None, square_norm)
@@ -144,7 +98,7 @@ def _check(inputs: Any, output_grads: Any, scale: Any, method: Any, max_bytes: A
     if scale is not None:
         _check_scale(scale, inputs, output_grads)
     _check_method(method, inputs.shape[1] if inputs.ndim == 3 else 1, scale is not None)
-    _check_max_bytes(max_bytes)
+    check_max_bytes(max_bytes, optional=False)
 
 
 def _check_pair(inputs: Tensor, output_grads: Tensor) -> None:
@@ -174,24 +128,16 @@ def _check_pair(inputs: Tensor, output_grads: Tensor) -> None:
             f"output_grads: expected {inputs.dtype} like inputs, got {output_grads.dtype}. "
             f"Pass output_grads.to(inputs.dtype), or widen inputs."
         )
-    if inputs.device != output_grads.device:
-        raise ValueError(
-            f"output_grads: expected device {inputs.device} like inputs, got {output_grads.device}. "
-            f"Move both to one device first."
-        )
+    check_device(output_grads, "output_grads", inputs, "inputs")
 
 
 def _check_scale(scale: Any, inputs: Tensor, output_grads: Tensor) -> None:
     """Raise unless `scale` is a (p, d) tensor on the device of `inputs`."""
     check_float_tensor(scale, "scale")
     wanted = (output_grads.shape[-1], inputs.shape[-1])
-    if tuple(scale.shape) != wanted:
-        raise ValueError(
-            f"scale: expected shape {wanted}, that of the weight, got {tuple(scale.shape)}. "
-            f"Use scale.expand({wanted[0]}, {wanted[1]}) for one factor a row or column."
-        )
-    if scale.device != inputs.device:
-        raise ValueError(f"scale: expected device {inputs.device} like inputs, got {scale.device}. Move it there.")
+    do = f"Use scale.expand({wanted[0]}, {wanted[1]}) for one factor a row or column."
+    check_shape(scale, "scale", wanted, ", that of the weight", do)
+    check_device(scale, "scale", inputs, "inputs")
 
 
 def _check_method(method: Any, positions: int, scaled: bool) -> None:
@@ -211,11 +157,43 @@ def _check_method(method: Any, positions: int, scaled: bool) -> None:
         )
 
 
-def _check_max_bytes(max_bytes: Any) -> None:
-    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
-        raise TypeError(f"max_bytes: expected an int, got {type(max_bytes).__name__}.")
-    if max_bytes < 1:
-        raise ValueError(
-            f"max_bytes: expected at least 1, got {max_bytes}. The default, 64 MiB, suits most layers; "
-            f"a small number makes every method work with the least it can."
-        )
+def _compute(
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    method: str | None,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    chosen = method or choose_method(inputs, output_grads, scale is not None, weight_grad)
+    if chosen == "fused" and backend == "triton":
+        from .kernel import launch_weight_grad_stats
+
+        total, square_norm = launch_weight_grad_stats(inputs, output_grads, scale, weight_grad, max_bytes)
+    else:
+        total, square_norm = cpu.weight_grad_stats(inputs, output_grads, scale, weight_grad, chosen, max_bytes)
+    return (inputs.new_empty(0) if total is None else total), square_norm
+
+
+def _fake(
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    method: str | None,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    # A traced call is checked here: in the backward of an autograd.Function dynamo refuses some of what checks read.
+    _check(inputs, output_grads, scale, method, max_bytes)
+    shape = (output_grads.shape[-1], inputs.shape[-1]) if weight_grad else (0,)
+    return inputs.new_empty(shape), inputs.new_empty((), dtype=torch.float64)
+
+
+_operator = register(
+    "weight_grad_stats(Tensor inputs, Tensor output_grads, Tensor? scale, bool weight_grad, str? method, "
+    "SymInt max_bytes, str backend) -> (Tensor, Tensor)",
+    _compute,
+    fake=_fake,
+)

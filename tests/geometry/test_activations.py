@@ -12,7 +12,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from sdsd.geometry import activations as module
 from sdsd.geometry.activations import collect_activations
-from tests.helpers import assert_error_within
+from tests.helpers import assert_within, relative_error, summation_error, unit_roundoff
 
 
 class Tokens(nn.Module):
@@ -61,7 +61,6 @@ def by_hand(model: nn.Module, batches: list[Tensor], layer: str, function) -> Te
         for batch in batches:
             model(batch.double())
     handle.remove()
-    model.float()
     return torch.cat(rows)
 
 
@@ -88,31 +87,27 @@ def cases():
 def test_against_a_loop_by_hand(case, keep):
     _, model, batches, layer, after, function = case
     wanted = by_hand(model, batches, layer, function)
-    found = collect_activations(model, batches, layer, keep=keep)[layer]
+    found = collect_activations(model, [batch.double() for batch in batches], layer, keep=keep)[layer]
     assert (found.taken_after, found.neurons, found.samples) == (after, wanted.shape[1], len(wanted))
     assert (found.values is None) != keep
-    rows = wanted.float()  # torch in the same dtype, on the best values it could have
+    # In float64 rounding is far below whatever a wrong value, layer or place would make.
     if keep:
-        assert_error_within(found.values, wanted, rows, factor=8, floor=1e-6)
+        assert relative_error(found.values, wanted) <= 1e-13
     for center in (False, True):
-        oracle = wanted - wanted.mean(0) * center
-        baseline = rows - rows.mean(0) * center
-        unit = functional.normalize(oracle, dim=0)
-        torch_unit = functional.normalize(baseline, dim=0)
-        assert_error_within(
-            found.cosine_matrix(center=center), unit.T @ unit, torch_unit.T @ torch_unit, factor=10, floor=1e-6
-        )
-    assert_error_within(found.gram(), wanted.T @ wanted, rows.T @ rows, factor=10, floor=1e-6)
-    assert_error_within(found.norms(), wanted.norm(dim=0), rows.norm(dim=0), factor=10, floor=1e-6)
+        unit = functional.normalize(wanted - wanted.mean(0) * center, dim=0)
+        assert relative_error(found.cosine_matrix(center=center), unit.T @ unit) <= 1e-12
+    assert relative_error(found.gram(), wanted.T @ wanted) <= 1e-12
+    assert relative_error(found.norms(), wanted.norm(dim=0)) <= 1e-12
 
 
 def test_own_output_on_request():
     model, batches = images()
     wanted = by_hand(model, batches, "0", lambda value: value)
     for keep in (False, True):  # the ReLU in place that follows must not show
-        found = collect_activations(model, batches, "0", after_nonlinearity=False, keep=keep)["0"]
+        doubles = [batch.double() for batch in batches]
+        found = collect_activations(model, doubles, "0", after_nonlinearity=False, keep=keep)["0"]
         assert found.taken_after == "output"
-        assert_error_within(found.gram(), wanted.T @ wanted, wanted.float().T @ wanted.float(), factor=10, floor=1e-6)
+        assert relative_error(found.gram(), wanted.T @ wanted) <= 1e-12
 
 
 def test_kept_values_are_not_written_by_what_comes_next():
@@ -208,7 +203,7 @@ def test_a_data_loader_a_generator_and_a_limit():
     assert next(endless).shape == (2, 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_dtypes(dtype):
     model, x = mlp().to(dtype), torch.randn(30, 3, dtype=dtype)
     found = collect_activations(model, [x], "0")["0"]
@@ -216,8 +211,10 @@ def test_dtypes(dtype):
     assert kept.values.dtype == dtype
     assert found.cosine_matrix().dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     rows = kept.values.double()
-    floor = 1e-12 if dtype == torch.float64 else 1e-5
-    assert_error_within(found.gram(), rows.T @ rows, rows.T @ rows, factor=1, floor=floor)
+    # Products of centred values and those of means, each at most ‖a‖‖b‖.
+    size, work = rows.norm(dim=0), torch.promote_types(dtype, torch.float32)
+    rounding = 2 * summation_error(30, work) + 8 * unit_roundoff(work)
+    assert_within(found.gram(), rows.T @ rows, rounding * size[:, None] * size)
 
 
 def test_an_unbatched_input_is_one_sample():

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdsd_kernels._device import RECORDS
 from sdsd_kernels.cosine_matrix import autotune, config, waves
-from sdsd_kernels.cosine_matrix.waves import MACHINES, Plan, Problem
+from sdsd_kernels.cosine_matrix.waves import Plan, Problem
 
 SIZES = st.integers(1, 2**20)
 
@@ -54,7 +55,7 @@ def test_pieces_are_counted_as_they_are_launched():
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.sampled_from(list(MACHINES)),
+    st.sampled_from(list(RECORDS)),
     st.sampled_from(config.PRECISIONS),
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.integers(1, 2**17),
@@ -63,7 +64,8 @@ def test_pieces_are_counted_as_they_are_launched():
     st.sampled_from(["cosine", "sum"]),
 )
 def test_a_plan_is_the_cheapest_and_may_be_launched(arch, precision, dtype, neurons, samples, readable, writes):
-    dot = config.dot_precision(precision, dtype, center=False, arch=arch)
+    family = RECORDS[arch].family
+    dot = config.dot_precision(precision, dtype, center=False, arch=family)
     case = problem(
         neurons,
         samples,
@@ -78,10 +80,10 @@ def test_a_plan_is_the_cheapest_and_may_be_launched(arch, precision, dtype, neur
     assert waves.clocks(case, plan) == min(waves.clocks(case, other) for other in waves.candidates(case))
     assert math.isfinite(waves.clocks(case, plan))
     if plan.kernel == "pointer":
-        assert plan.launch in config.pointer_configs(arch, dot)
+        assert plan.launch in config.pointer_configs(family, dot)
     elif plan.kernel == "descriptor":
         assert readable
-        assert plan.launch in config.descriptor_configs(arch, dot)
+        assert plan.launch in config.descriptor_configs(family, dot)
     else:
         assert readable
     if plan.splits > 1:
@@ -160,7 +162,7 @@ def test_the_model_reproduces_what_others_measured():
 
 
 def test_multiprocessors_of_the_device_count():
-    assert problem().count == MACHINES["sm_90"].multiprocessors
+    assert problem().count == RECORDS["sm_90"].multiprocessors
     assert problem(multiprocessors=78).count == 78
     assert waves.clocks(problem(multiprocessors=66), Plan("descriptor", config.DESCRIPTOR_LARGE)) > waves.clocks(
         problem(), Plan("descriptor", config.DESCRIPTOR_LARGE)

@@ -12,12 +12,10 @@ from sdsd_kernels import available_backends, gram_accumulate
 from sdsd_kernels._backend import unusable
 from sdsd_kernels.gram_accumulate import cpu
 from sdsd_kernels.gram_accumulate.reference import gram_accumulate_reference
-from tests.helpers import assert_error_within
+from tests.helpers import assert_within, summation_error, unit_roundoff
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 NAN, INF = float("nan"), float("inf")
-FLOOR = 2.4e-7
-"""Two units in the last place of float32, for baselines that happen to be exact."""
 
 
 @pytest.fixture(params=["torch", "triton"])
@@ -32,26 +30,30 @@ def flat(x: Tensor, neuron_dim: int = -1) -> Tensor:
     return x.detach().cpu().movedim(neuron_dim, 0).flatten(1)
 
 
-def oracle(x: Tensor, neuron_dim: int = -1, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-    """Upper triangle of sums of products, in float64."""
+def oracle_rows(x: Tensor, neuron_dim: int = -1, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
     rows = flat(x, neuron_dim).double()
     rows = rows - (0.0 if shift is None else shift.cpu().double().unsqueeze(1))
-    rows = rows * (1.0 if scale is None else scale.cpu().double().unsqueeze(1))
+    return rows * (1.0 if scale is None else scale.cpu().double().unsqueeze(1))
+
+
+def oracle(x: Tensor, neuron_dim: int = -1, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """Upper triangle of sums of products, in float64."""
+    rows = oracle_rows(x, neuron_dim, shift, scale)
     return torch.einsum("is,js->ij", rows, rows).triu()
 
 
-def torch_way(x: Tensor, neuron_dim: int = -1) -> Tensor:
-    """What one float32 product of the same rows gives, float64 for float64."""
+def check(gram: Tensor, start: Tensor, x: Tensor, neuron_dim: int = -1, calls: int = 1, **options) -> None:
+    """Each call's products and sum in float32 (float64 for float64), shift and scale rounded before, the result after.
+
+    Rounding a factor moves a product by u; a sum moves by u of itself with each call. The oracle rounds as well.
+    """
     rows = flat(x, neuron_dim)
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    return (rows @ rows.T).triu()
-
-
-def check(gram: Tensor, start: Tensor, x: Tensor, neuron_dim: int = -1, factor: float = 2.0) -> None:
-    wanted = start.cpu().double().triu() + oracle(x, neuron_dim)
-    plain = start.cpu().triu() + torch_way(x, neuron_dim).to(gram.dtype)
-    floor = FLOOR if gram.dtype == torch.float32 or x.dtype != torch.float64 else 3e-16
-    assert_error_within(gram.triu(), wanted, plain, factor=factor, floor=floor)
+    work = torch.promote_types(rows.dtype, torch.float32)
+    magnitude = oracle(oracle_rows(x, neuron_dim, **options).abs().T)
+    wanted = start.cpu().double().triu() + oracle(x, neuron_dim, **options)
+    products = sum(summation_error(rows.shape[1], each) + 4 * unit_roundoff(each) for each in (work, torch.float64))
+    kept = 2 * calls * unit_roundoff(gram.dtype) * (start.cpu().double().abs().triu() + magnitude)
+    assert_within(gram.triu(), wanted, products * magnitude + kept)
 
 
 @pytest.mark.parametrize("sum_dtype", [torch.float32, torch.float64])
@@ -99,7 +101,7 @@ def test_dtypes(dtype, backend, device):
         backend = "torch"
     for sum_dtype in (torch.float64, torch.float32)[: 1 if dtype == torch.float64 else 2]:
         start = torch.zeros(40, 40, device=device, dtype=sum_dtype)
-        # Products of halves are exact in float32, so they get the bound of the same values in float32.
+        # Halves are exact in float32, so they get the bound of the same values in float32.
         check(gram_accumulate(start.clone(), x, backend=backend), start, x)
 
 
@@ -114,9 +116,7 @@ def test_shift_and_scale(dtype, sum_dtype, backend, device):
     for options in ({"shift": shift}, {"scale": scale}, {"shift": shift, "scale": scale}):
         gram.zero_()
         gram_accumulate(gram, x, backend=backend, **options)
-        changed = x.float() - options.get("shift", 0.0)
-        changed = changed * options.get("scale", 1.0)
-        assert_error_within(gram.triu(), oracle(x, **options), torch_way(changed), factor=2, floor=FLOOR)
+        check(gram, torch.zeros_like(gram), x, **options)
 
 
 def test_many_batches_into_float64_err_no_more_than_one(backend, device):
@@ -124,9 +124,20 @@ def test_many_batches_into_float64_err_no_more_than_one(backend, device):
     gram = torch.zeros(33, 33, device=device, dtype=torch.float64)
     for batch in batches:
         gram_accumulate(gram, batch, backend=backend)
-    wanted = sum(oracle(batch) for batch in batches)
-    in_float32 = sum(torch_way(batch).double() for batch in batches)
-    assert_error_within(gram.triu(), wanted, in_float32, factor=2, floor=1e-9)
+    magnitude = oracle(torch.cat(batches).abs())
+    wanted = oracle(torch.cat(batches))
+    assert_within(gram.triu(), wanted, summation_error(64) * magnitude)
+
+
+@pytest.mark.parametrize("panel", [300, cpu.PANEL_ELEMENTS])
+def test_sums_of_many_batches_are_float64(panel, backend, device, monkeypatch):
+    """Products of these integers are exact in float32 in every order; beside 2⁴⁰ only float64 keeps them."""
+    monkeypatch.setattr(cpu, "PANEL_ELEMENTS", panel)
+    batches = [torch.randint(-8, 9, (50, 33), device=device).float() for _ in range(3)]
+    gram = torch.full((33, 33), 2.0**40, dtype=torch.float64, device=device)
+    for batch in batches:
+        gram_accumulate(gram, batch, backend=backend)
+    assert torch.equal(gram.triu().cpu(), torch.full((33, 33), 2.0**40).double().triu() + oracle(torch.cat(batches)))
 
 
 def test_what_lies_below_the_diagonal_does_not_matter(backend, device):
@@ -170,7 +181,7 @@ def test_any_stream(stream, wide, transposed):
         for batch in stream:
             batch = batch.to(device)
             gram_accumulate(gram, batch.T.contiguous().T if transposed else batch, backend=name)
-        check(gram, start, torch.cat(stream), factor=3)
+        check(gram, start, torch.cat(stream), calls=len(stream))
 
 
 # The torch path, every branch of it

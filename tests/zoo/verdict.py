@@ -174,12 +174,17 @@ def per_sample(model: nn.Module, contribution: Callable[[nn.Module, int], Tensor
     """n × the gradient of each sample's contribution; name → (n, *shape)."""
     names, parameters = zip(*[(k, p) for k, p in model.named_parameters() if p.requires_grad], strict=True)
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    kept = [p.grad for p in parameters]
     for i in range(n):
-        gradients = torch.autograd.grad(contribution(model, i), parameters, allow_unused=True)
-        for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
-            if gradient is None:
-                gradient = torch.zeros_like(parameter)
+        for parameter in parameters:
+            parameter.grad = None
+        # Not autograd.grad, which reentrant checkpoints give nothing to.
+        contribution(model, i).backward()
+        for name, parameter in zip(names, parameters, strict=True):
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             rows[name].append(n * (gradient.to_dense() if gradient.is_sparse else gradient))
+    for parameter, gradient in zip(parameters, kept, strict=True):
+        parameter.grad = gradient
     return {name: torch.stack(values) for name, values in rows.items()}
 
 

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from .call import Call, nested
 from .independence import tested
+from .rules import together
 from .table import LINEAR, PRODUCTS, QUOTIENTS, TABLE
-from .track import Mixed, Summed, Track, arrange, is_second, set_second, set_track, track_of
+from .track import Mixed, Part, Summed, Track, arrange, is_second, set_second, set_track, track_of
 
 __all__ = [
-    "COMPOSITE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Summed", "Track", "arrange", "body", "follow", "name_of", "set_second",
+    "COMPOSITE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Part", "Summed", "Track", "arrange", "body", "follow", "name_of", "set_second",
     "set_track", "track_of",
 ]  # fmt: skip
 
@@ -74,12 +75,19 @@ def follow(func: Any, args: Any, kwargs: Any, out: Any, n: int) -> Mixed | None:
             set_track(tensor, None)
         return None
     read = args[:1] if name in SHAPE_ONLY else (args, kwargs)
+    call.outputs = outputs
     mixed: Mixed | None = None
     sums: list[Tensor] = []
     sampled = False
     for tensor in nested(read):
         track = track_of(tensor)
-        if isinstance(track, Mixed):
+        if isinstance(track, Part):
+            found = together(call, outputs[0]) if name in ("cat", "concat", "stack") else Mixed(track.reason)
+            if not isinstance(found, Mixed):
+                set_track(outputs[0], found)
+                return None
+            mixed, sampled = found, True
+        elif isinstance(track, Mixed):
             mixed = track
         elif isinstance(track, Summed):
             sums.append(tensor)

@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from .track import Found, Mixed, Summed, Track, is_second, track_of
+from .track import Found, Mixed, Part, Summed, Track, is_second, track_of
 
 
 class Call:
     """`name(*args, **kwargs)`, with n samples in the batch."""
 
-    __slots__ = ("args", "func", "kwargs", "n", "name", "which")
+    __slots__ = ("args", "func", "kwargs", "n", "name", "outputs", "which")
 
     def __init__(self, func: Any, name: str, args: Any, kwargs: Any, n: int) -> None:
         self.func, self.name, self.args, self.kwargs, self.n = func, name, args, kwargs, n
+        self.outputs: list[Tensor] = []
         self.which = 0
         """Which of several outputs is asked for."""
 
@@ -41,6 +42,10 @@ class Call:
 
     def mixed(self, where: str) -> Mixed:
         return Mixed(self._where(where))
+
+    def part(self, place: int, count: int) -> Part:
+        """One of the pieces of this call's first tensor."""
+        return Part(self._where("parts the samples"), id(self.outputs), place, count)
 
     def summed(self) -> Summed:
         return Summed(self._where("over the samples"))

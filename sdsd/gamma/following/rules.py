@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .call import Call, Found, aligned, listed, nested
-from .track import Mixed, Track, is_second, reshaped, track_of
+from .track import Mixed, Part, Track, is_second, reshaped, track_of
 
 OVER = "over the samples"
 
@@ -249,6 +249,29 @@ def cat(call: Call, out: Tensor) -> Found:
     return track._replace(outer=len(tracks))
 
 
+def together(call: Call, out: Tensor) -> Found:
+    """cat and stack of all the pieces that a tensor was parted into, in their order."""
+    parts = [track_of(t) for t in call.get(0, "tensors")]
+    first = parts[0]
+    whole = isinstance(first, Part) and parts == [first._replace(place=k) for k in range(first.count)]
+    if not whole:
+        return Mixed(next(part.reason for part in parts if isinstance(part, Part)))
+    axis = int(call.dims(1, default=0)) % out.ndim
+    return Track(axis, 1, out.shape[axis] // call.n)
+
+
+def masked_scatter(call: Call, out: Tensor) -> Found:
+    """Rows of a source put where a mask says: right where every sample's places are as many as its source's entries."""
+    x, mask, source = call.args[0], call.get(1, "mask"), call.get(2, "source")
+    track, by, given = track_of(x), track_of(mask), track_of(source)
+    same = isinstance(track, Track) and track == by and isinstance(given, Track) and track.axis == given.axis == 0
+    if same and track.outer == given.outer == 1 and mask.ndim == x.ndim:
+        counts = mask.expand_as(x).reshape(call.n, -1).sum(1)
+        if bool((counts == source.numel() // call.n).all()):
+            return track
+    return call.mixed("writes rows between samples")
+
+
 def stack(call: Call, out: Tensor) -> Found:
     found = {track for t in call.get(0, "tensors") if (track := track_of(t)) is not None}
     if len(found) != 1:
@@ -269,7 +292,12 @@ def split(call: Call, out: Tensor) -> Found:
     if dim != track.axis:
         return track
     whole = call.n * track.inner
-    return Track(dim, out.shape[dim] // whole, track.inner) if out.shape[dim] % whole == 0 else call.mixed("parts the samples")
+    if out.shape[dim] % whole == 0:
+        return Track(dim, out.shape[dim] // whole, track.inner)
+    sizes = {part.shape[dim] for part in call.outputs}
+    if len(sizes) == 1 and (track.outer, track.inner) == (1, 1) and call.n % len(call.outputs) == 0:
+        return call.part(call.which, len(call.outputs))
+    return call.mixed("parts the samples")
 
 
 def unbind(call: Call, out: Tensor) -> Found:
@@ -279,7 +307,7 @@ def unbind(call: Call, out: Tensor) -> Found:
         return None
     dim = int(call.dims(1, default=0)) % x.ndim
     if dim == track.axis:
-        return call.mixed("parts the samples")
+        return call.part(call.which, call.n) if (track.outer, track.inner) == (1, 1) else call.mixed("parts the samples")
     return track._replace(axis=track.axis - (dim < track.axis))
 
 

@@ -14,7 +14,7 @@ dropout2d dropout3d elu eq erf erfc erfinv exp exp2 expm1 fake_quantize_per_tens
 feature_dropout float float_power floor floor_divide fmax fmin fmod frac frexp ge gelu greater greater_equal gt half bfloat16
 hardshrink hardsigmoid hardswish hardtanh heaviside hypot i0 int isclose isfinite isinf isnan isnat ldexp le leaky_relu
 lerp less less_equal lgamma log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor
-logit logsigmoid long lt masked_fill masked_scatter_none maximum minimum mish mul multiply nan_to_num ne neg negative
+logit logsigmoid long lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative
 nextafter not_equal polygamma positive pow prelu rad2deg real imag reciprocal relu relu6 remainder resolve_conj
 resolve_neg round rrelu rsqrt rsub selu sgn short sigmoid sign signbit silu sin sinc sinh softplus softshrink softsign
 sqrt square sub subtract tan tanh tanhshrink threshold true_divide trunc type where xlogy clone contiguous
@@ -93,6 +93,7 @@ TABLE: dict[str, Any] = {
     "repeat_interleave": rules.repeat_interleave,
     **dict.fromkeys(("cat", "concat", "concatenate", "hstack", "vstack", "column_stack", "row_stack"), rules.cat),
     "stack": rules.stack,
+    "masked_scatter": rules.masked_scatter,
     **dict.fromkeys(("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"), rules.split),
     "unbind": rules.unbind,
     "select": rules.strided,

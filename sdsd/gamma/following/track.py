@@ -31,7 +31,16 @@ class Mixed(NamedTuple):
     reason: str
 
 
-Found: TypeAlias = "Track | Summed | Mixed | None"
+class Part(NamedTuple):
+    """One of `count` pieces that a tensor was parted into along its samples; put together again they are followed on."""
+
+    reason: str
+    key: int
+    place: int
+    count: int
+
+
+Found: TypeAlias = "Track | Summed | Mixed | Part | None"
 
 
 def track_of(tensor: Tensor) -> Found:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 import torch.utils.checkpoint
 
-from ..following import COMPOSITE, PROPERTIES, SHAPE_ONLY, Mixed, Summed, Track, body, follow, set_second, set_track, track_of
+from ..following import COMPOSITE, PROPERTIES, SHAPE_ONLY, Mixed, Part, Summed, Track, body, follow, set_second, set_track, track_of
 from .ledger import Pass
 from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpanded_of
 from .rules import RULES, any_operation
@@ -43,7 +43,7 @@ class Measuring(TorchFunctionMode):
         if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
             return func(*args, **kwargs)
         sampled = False
-        apart: Mixed | Summed | None = None
+        apart: Mixed | Summed | Part | None = None
         parameters: list[Tensor] = []
         for tensor in _tensors(args[:1], {}) if name in SHAPE_ONLY else _tensors(args, kwargs):
             track = track_of(tensor)
@@ -133,7 +133,7 @@ class Measuring(TorchFunctionMode):
         if isinstance(track, Summed):
             reason = f"it is joined with what no longer is of single samples (after {track.reason})"
         else:
-            reason = track.reason if isinstance(track, Mixed) else track if isinstance(track, str) else "no samples there"
+            reason = track.reason if isinstance(track, (Mixed, Part)) else track if isinstance(track, str) else "no samples there"
         for operand in operands:
             self.ledger.refuse([leaf.name for leaf in operand.leaves], reason)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...following import Mixed, Track, track_of
 from ..operand import Operand, leaves_of
-from ..pieces import Dense, Piece
+from ..pieces import Piece
 from ..use import watch
+from .elementwise import apart
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def attention(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     whole = [*q.shape[:-2], *mask.shape[-2:]] if mask.ndim <= q.ndim else list(mask.shape)
     # Only the samples' dimension is spread; heads that share a mask go on sharing it.
     front = [1] * (q.ndim - mask.ndim) + list(mask.shape)
-    spread = [whole[d] if d == track.axis else size for d, size in enumerate(front)]
-    shared = front[track.axis] == 1
+    spread = [whole[d] if d == track.axis and size == 1 else size for d, size in enumerate(front)]
 
     def measure(b: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Iterator[tuple[int, Piece]]:
         with torch.enable_grad(), torch.random.fork_rng(devices=[q.device] if q.device.type == "cuda" else []):
@@ -54,10 +54,7 @@ def attention(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
             each = mask.expand(spread).clone().requires_grad_()
             again = func(q, k, v, attn_mask=each, **settings)
             (found,) = torch.autograd.grad(again, each, b)
-        if not shared:
-            raise ValueError("its mask has a row for every sample")
-        split = found.unflatten(track.axis, (track.outer, n, track.inner)).movedim(track.axis + 1, 0)
-        yield 0, Dense(split.sum((track.axis + 1, track.axis + 2)).reshape(n, *mask.shape))
+        yield 0, apart(found, track, n, mask.shape)
 
     watch(mode, "attention mask", out, [mask], (q, k, v, mask), measure)
     return out

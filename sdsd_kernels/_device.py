@@ -1,0 +1,121 @@
+"""What the kernels need to know of a GPU: one record each. A new GPU is one record more in `RECORDS`.
+
+`device_record` finds the record of a device; tests/aot.py compiles for those with `compile_ahead`.
+Rates are those of vendors' data sheets, divided by the clock; they rank plans and need not be exact.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes and operations a clock, of the whole chip where nothing else is said."""
+
+    l2_bytes: float
+    memory_bytes: float
+    half_operations: int
+    """Of one multiprocessor, with float16 or bfloat16 operands."""
+    float_operations: int
+    """Of one multiprocessor, in float32 without rounding operands."""
+
+
+@dataclass(frozen=True)
+class DeviceRecord:
+    """One kind of GPU, or Triton's interpreter."""
+
+    name: str
+    """Compute capability as "sm_90", architecture as "gfx942", or "interpreted"."""
+    family: str
+    """Whose launch configurations serve: "sm_80", "sm_90", "sm_100", "hip" or "interpreted"."""
+    multiprocessors: int
+    """Of the usual card; `device_record` puts in those of the device at hand."""
+    shared_bytes: int
+    """Most shared memory (LDS on AMD) one program may use."""
+    registers: int
+    """32-bit registers of one multiprocessor."""
+    matrix_instruction: str | None
+    """What a matrix product becomes in machine code, for example "HGMMA"."""
+    copy_engine: bool
+    """Whether tensor descriptors are read by the copy engine (TMA)."""
+    fast_float64: bool
+    """Whether float64 runs at a half or a third of the speed of float32, not at a 32nd or 64th of it."""
+    target: tuple[str, int | str, int] | None
+    """(backend, architecture, threads a warp), as Triton's GPUTarget takes them; None for the interpreter."""
+    rates: Rates
+    compile_ahead: bool = False
+    """Whether every kernel is compiled for it ahead of time by the tests."""
+
+
+_AMPERE = Rates(l2_bytes=5120, memory_bytes=1100, half_operations=2048, float_operations=128)
+_AMPERE_CONSUMER = Rates(l2_bytes=2048, memory_bytes=550, half_operations=1024, float_operations=256)
+_HOPPER = Rates(l2_bytes=5120, memory_bytes=1900, half_operations=4096, float_operations=256)
+_BLACKWELL = Rates(l2_bytes=10240, memory_bytes=4300, half_operations=8192, float_operations=256)
+_INSTINCT = Rates(l2_bytes=16384, memory_bytes=2500, half_operations=2048, float_operations=256)
+_RADEON = Rates(l2_bytes=2048, memory_bytes=400, half_operations=512, float_operations=256)
+_KIB = 1024
+
+SM_80 = DeviceRecord("sm_80", "sm_80", 108, 163 * _KIB, 65536, "HMMA", False, True, ("cuda", 80, 32), _AMPERE, True)
+SM_86 = DeviceRecord("sm_86", "sm_80", 84, 99 * _KIB, 65536, "HMMA", False, False, ("cuda", 86, 32), _AMPERE_CONSUMER)
+SM_89 = DeviceRecord("sm_89", "sm_80", 128, 99 * _KIB, 65536, "HMMA", False, False, ("cuda", 89, 32), _AMPERE_CONSUMER)
+SM_90 = DeviceRecord("sm_90", "sm_90", 132, 227 * _KIB, 65536, "HGMMA", True, True, ("cuda", 90, 32), _HOPPER, True)
+SM_100 = DeviceRecord(
+    "sm_100", "sm_100", 148, 227 * _KIB, 65536, "UTCHMMA", True, True, ("cuda", 100, 32), _BLACKWELL, True
+)
+# The B300 gave up most of its float64 units.
+SM_103 = DeviceRecord("sm_103", "sm_100", 148, 227 * _KIB, 65536, "UTCHMMA", True, False, ("cuda", 103, 32), _BLACKWELL)
+# The shared memory and the matrix instructions of 8.x.
+SM_120 = DeviceRecord(
+    "sm_120", "sm_80", 170, 99 * _KIB, 65536, "HMMA", True, False, ("cuda", 120, 32), _AMPERE_CONSUMER
+)
+GFX90A = DeviceRecord("gfx90a", "hip", 104, 64 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx90a", 64), _INSTINCT)
+GFX942 = DeviceRecord(
+    "gfx942", "hip", 304, 64 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx942", 64), _INSTINCT, True
+)
+GFX950 = DeviceRecord("gfx950", "hip", 256, 160 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx950", 64), _INSTINCT)
+GFX1100 = DeviceRecord("gfx1100", "hip", 48, 64 * _KIB, 98304, "v_wmma", False, False, ("hip", "gfx1100", 32), _RADEON)
+INTERPRETED = DeviceRecord(
+    # Few multiprocessors and low rates, so that small shapes are split as large ones are on a GPU.
+    "interpreted", "interpreted", 8, 227 * _KIB, 65536, None, True, True, None, Rates(512, 128, 4096, 4096),
+)  # fmt: skip
+
+RECORDS = {
+    record.name: record
+    for record in (
+        SM_80, SM_86, SM_89, SM_90, SM_100, SM_103, SM_120, GFX90A, GFX942, GFX950, GFX1100, INTERPRETED,
+    )
+}  # fmt: skip
+
+_NEAREST = {8: SM_86, 9: SM_90, 10: SM_100, 11: SM_100, 12: SM_120}
+"""By major compute capability, the record that an unlisted card borrows."""
+
+
+def find_record(architecture: str) -> DeviceRecord:
+    """The record of "sm_90", "gfx942" …; for an unknown one the nearest, taken to be slow in float64."""
+    if architecture in RECORDS:
+        return RECORDS[architecture]
+    if architecture.startswith("gfx"):
+        nearest = GFX942 if architecture.startswith("gfx9") else GFX1100
+        target: tuple[str, int | str, int] = ("hip", architecture, 64 if architecture.startswith("gfx9") else 32)
+    else:
+        capability = int(architecture.removeprefix("sm_"))
+        nearest = _NEAREST.get(capability // 10, SM_86)
+        target = ("cuda", capability, 32)
+    return replace(nearest, name=architecture, fast_float64=False, target=target, compile_ahead=False)
+
+
+@functools.cache
+def device_record(device: torch.device) -> DeviceRecord:
+    """The record of `device`, with its own number of multiprocessors; the interpreter's for the CPU."""
+    if device.type == "cpu":
+        return INTERPRETED
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        record = find_record(properties.gcnArchName.split(":")[0])
+    else:
+        record = find_record(f"sm_{properties.major}{properties.minor}")
+    return replace(record, multiprocessors=properties.multi_processor_count)

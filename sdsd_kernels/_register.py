@@ -1,0 +1,73 @@
+"""The one way an operator gets into torch: schema, implementation, fake and, where there is one, gradient.
+
+`torch.library.custom_op` takes them too, but what it makes runs fourteen Python functions before the implementation,
+and its first call imports the compiler, which takes seconds. What `register` makes runs one, or three where there is a
+gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
+
+
+class Gradient(NamedTuple):
+    """How to differentiate an operator, as `torch.library.register_autograd` takes it."""
+
+    save: Callable[[Any, tuple[Any, ...], Any], None]
+    """(ctx, inputs, output): keeps what `backward` needs."""
+    backward: Callable[..., tuple[Tensor | None, ...]]
+    """(ctx, *gradients of the outputs) → one entry an input, None for what has no gradient."""
+
+
+def register(
+    schema: str, compute: Callable[..., Any], *, fake: Callable[..., Any], gradient: Gradient | None = None
+) -> torch._ops.OpOverload:
+    """Make `torch.ops.sdsd.<name>` and return it, ready to be called.
+
+    Args:
+        schema: "name(Tensor rows, int k, …) -> Tensor", without default values: a caller leaves nothing out.
+        compute: the implementation, for every device.
+        fake: the same arguments → empty outputs of the right shape, dtype and device. torch.compile and meta tensors
+            take it.
+        gradient: None where callers detach their inputs.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sdsd::{name}", fake, lib=_LIBRARY)
+    operator: torch._ops.OpOverload = getattr(torch.ops.sdsd, name).default
+    if any(argument.has_default_value() for argument in operator._schema.arguments):
+        raise ValueError(f"schema: expected no default values, got {schema!r}. Give them to the public function.")
+    if gradient is not None:
+        _LIBRARY.impl(name, _differentiable(operator, gradient), "Autograd", with_keyset=True)
+    return operator
+
+
+def _differentiable(operator: torch._ops.OpOverload, gradient: Gradient) -> Callable[..., Any]:
+    """What `torch.library.register_autograd` would make, but for the four calls it spends where nothing is saved."""
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+            gradient.save(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            return None, *gradient.backward(ctx, *grads)
+
+    def dispatch(keys: Any, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return Differentiable.apply(keys, *inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
+    return dispatch

@@ -1,0 +1,109 @@
+"""What of the moments kernels is compiled ahead of time, and what must show in the machine code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from .._aot import AotCase, aligned, compiled_ahead, target_of
+from .._device import DeviceRecord
+from . import config
+from .config import BF16, F32, F64
+from .kernel import ELEMENTS, finish_kernel, samples_kernel, stream_kernel, two_walks_kernel
+from .launch import finish_launch, moments_launch
+
+_POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+_TENSORS = ("x", "pieces", "owners", "partials")
+
+
+def _case(
+    record: DeviceRecord, dtype: torch.dtype, n: int, per_sample: bool,
+    *, table: bool = False, variant: bool = False, thorough: bool = False,
+) -> AotCase:  # fmt: skip
+    """The launch for matrices of `dtype` as the compiler sees it, for a device like `record`."""
+    launch = moments_launch(dtype, n, per_sample, record, order="columns", aligned=table)
+    function = launch.kernel
+    names = [name for name in function.arg_names if name not in _TENSORS]
+    settled = dict(zip(names, launch.settled, strict=True))
+    signature = {"x": _POINTERS[dtype], "pieces": "constexpr", "owners": "constexpr", "partials": "*fp64"}
+    constexprs: dict[str, object] = {"pieces": None, "owners": None, "column_stride": 1}
+    known: tuple[str, ...] = ("x", "partials", "count", "row_stride")
+    if table:
+        signature |= {"x": "constexpr", "pieces": "*i64", "owners": "*i32"}
+        constexprs = {"x": None}
+        known = ("pieces", "owners", "partials")
+    for name in names:
+        signature[name] = "i32" if name.islower() and name not in constexprs else "constexpr"
+        if signature[name] == "constexpr":
+            constexprs.setdefault(name, settled[name])
+    kind = {stream_kernel: "stream", samples_kernel: "samples", two_walks_kernel: "two walks"}[function]
+    tile = f"{settled['R']}x{settled['C']}"
+    accumulator = "float64" if settled["ACC"] == ELEMENTS[torch.float64] else "float32"
+    return AotCase(
+        name=f"{kind} {tile} {str(dtype).removeprefix('torch.')} in {accumulator}{' by table' if table else ''}",
+        function=function,
+        signature=signature,
+        constexprs=constexprs,
+        target=target_of(record),
+        options={"num_warps": launch.num_warps},
+        attrs=aligned(signature, *known),
+        variant=variant,
+        thorough=thorough,
+        expect_load_bits=128 if record.family == "sm_90" else None,
+    )
+
+
+def _finish_case(width: int, record: DeviceRecord, *, thorough: bool = False) -> AotCase:
+    launch, _ = finish_launch(0, width)
+    signature = {"partials": "*fp64", "bounds": "*i64", "table": "*fp64", "rows": "i32", "width": "i32"}
+    return AotCase(
+        name="finish two sums" if width == 2 else "finish per-sample sums",
+        function=finish_kernel,
+        signature={**signature, "R": "constexpr", "C": "constexpr"},
+        constexprs=dict(zip(("R", "C"), launch.settled[2:], strict=True)),
+        target=target_of(record),
+        options={"num_warps": launch.num_warps},
+        thorough=thorough,
+    )
+
+
+def aot_cases() -> Iterator[AotCase]:
+    """The kernels with every tile in float32 and bfloat16, and with two of them in float64; of these `thorough` ones.
+
+    float16 is loaded as bfloat16 is. Where N is not a tile's number of rows, rows past the last are masked, which takes
+    more registers, so that is what is compiled.
+    """
+    for record in compiled_ahead():
+        make = functools.partial(_case, record)
+        yield make(F32, 32, False)
+        yield make(F32, 1023, True)
+        yield make(BF16, 31, True)
+        yield make(F32, 2 * config.RESIDENT_ROWS, True)
+        yield make(BF16, 32, False, variant=True)
+        yield make(BF16, 63, True, variant=True)
+        yield make(F32, 31, True, variant=True)
+        yield make(F32, config.CHUNKED_FROM, False, variant=True)
+        yield make(F32, 32, False, table=True, variant=True)
+        yield make(F64, 31, True, variant=True)
+        yield make(F64, 32, False, thorough=True)
+        yield make(F64, 1023, True, thorough=True)
+        yield make(F64, 2 * config.RESIDENT_ROWS, True, thorough=True)
+        yield make(BF16, config.CHUNKED_FROM, False, thorough=True)
+        yield make(BF16, 2 * config.RESIDENT_ROWS, True, thorough=True)
+        yield make(BF16, 31, True, table=True, thorough=True)
+        for n in (tile.rows for tile in config.SAMPLES[F32]):
+            if n not in (32, 1024):
+                yield make(F32, n - 1, True, thorough=True)
+            if n not in (32, 64):
+                yield make(BF16, n - 1, True, thorough=True)
+        if record.family == "sm_80":  # whose family the cards of slow float64 belong to
+            slow = replace(record, fast_float64=False)
+            for dtype in (F32, BF16):
+                yield _case(slow, dtype, 32, False, thorough=True)
+            for n in (31, 1023, 2 * config.RESIDENT_ROWS):
+                yield _case(slow, F32, n, True, thorough=True)
+        yield _finish_case(74, record)
+        yield _finish_case(2, record, thorough=True)

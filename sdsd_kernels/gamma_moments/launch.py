@@ -1,0 +1,230 @@
+"""From tensors to launches: one matrix by its arguments, a list by a table of who has which columns."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._device import DeviceRecord, device_record
+from . import config
+from .kernel import ELEMENTS, finish_kernel, samples_kernel, stream_kernel, two_walks_kernel
+from .layout import as_matrices, is_one_matrix, row_width
+
+_DTYPES = tuple(ELEMENTS)
+_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
+_ORDERS = ("columns", "rows", "any")
+
+
+class Launch:
+    """A kernel with all but its tensors and grid settled; compiled by the first call, found in no cache after."""
+
+    __slots__ = ("_compiled", "kernel", "num_warps", "settled")
+
+    def __init__(self, kernel: Any, settled: tuple[Any, ...], num_warps: int) -> None:
+        self.kernel, self.settled, self.num_warps = kernel, settled, num_warps
+        self._compiled: Any = None
+
+    def __call__(self, grid: tuple[int, int, int], *tensors: Tensor | None) -> None:
+        if self._compiled is None:
+            # None from the interpreter, which has nothing to keep.
+            self._compiled = self.kernel[grid](*tensors, *self.settled, num_warps=self.num_warps)
+        else:
+            self._compiled[grid](*tensors, *self.settled)
+
+
+def moments_launch(
+    dtype: torch.dtype,
+    n: int,
+    per_sample: bool,
+    record: DeviceRecord,
+    *,
+    count: int = 0,
+    row_stride: int = 0,
+    column_stride: int = 0,
+    order: str,
+    aligned: bool = False,
+) -> Launch:
+    """The launch for matrices of `dtype`; `count` and strides are settled for one matrix, and 0 where a table has them.
+
+    `aligned` is for a table: addresses, row strides and numbers of columns are multiples of 16.
+    """
+    element = ELEMENTS[dtype]
+    settled: tuple[Any, ...] = (n, count, row_stride, column_stride)
+    if not per_sample:
+        chosen = config.stream_config(dtype, n, record)
+        acc = ELEMENTS[torch.float64 if chosen.wide else torch.float32]
+        settled += (element, acc, chosen.rows, chosen.columns, order, aligned)
+        return Launch(stream_kernel, settled, chosen.num_warps)
+    tile = config.samples_config(dtype, n)
+    acc = ELEMENTS[torch.float64 if config.samples_wide(dtype, n, record) else torch.float32]
+    settled += (row_width(n, True), element, acc, tile.rows, tile.columns, order, aligned)
+    if n > config.RESIDENT_ROWS:
+        return Launch(two_walks_kernel, settled, tile.num_warps)
+    lane = 16 // dtype.itemsize
+    return Launch(samples_kernel, (*settled, lane, n == tile.rows, tile.stages), tile.num_warps)
+
+
+def finish_launch(rows: int, width: int) -> tuple[Launch, int]:
+    """The launch that adds partial rows (`rows` of them for one matrix, 0 for bounds), and its programs a matrix."""
+    tall, wide, num_warps = config.FINISH_TWO if width == 2 else config.FINISH_SAMPLES
+    return Launch(finish_kernel, (rows, width, tall, wide), num_warps), -(-width // wide)
+
+
+def _columns_and_programs(dtype: torch.dtype, n: int, per_sample: bool, record: DeviceRecord) -> tuple[int, int]:
+    """Columns of a block, and the most programs a launch should have."""
+    if not per_sample:
+        return config.stream_config(dtype, n, record).columns, config.MAX_STREAM_PROGRAMS
+    tile = config.samples_config(dtype, n)
+    bound = max(1, config.MAX_PARTIAL_ELEMENTS // row_width(n, True))
+    return tile.columns, min(record.multiprocessors * tile.resident, bound)
+
+
+class _OneMatrix(NamedTuple):
+    """Everything about a call with one matrix but the tensors."""
+
+    start: Launch
+    grid: tuple[int, int, int]
+    finish: Launch
+    finish_grid: tuple[int, int, int]
+    partials: tuple[int, int]
+    table: tuple[int, int]
+
+
+def _plan_one(matrix: Tensor, per_sample: bool) -> _OneMatrix:
+    n, count = matrix.shape
+    row_stride, column_stride = matrix.stride()
+    record = device_record(matrix.device)
+    columns, most = _columns_and_programs(matrix.dtype, n, per_sample, record)
+    programs = min(-(-count // columns), most)
+    width = row_width(n, per_sample)
+    start = moments_launch(
+        matrix.dtype, n, per_sample, record, count=count, row_stride=row_stride, column_stride=column_stride,
+        order=_ORDERS[0 if column_stride == 1 else 1 if row_stride == 1 else 2],
+    )  # fmt: skip
+    finish, across = finish_launch(programs, width)
+    return _OneMatrix(start, (programs, 1, 1), finish, (1, across, 1), (programs, width), (1, width))
+
+
+_MAX_PLANS = 4096
+_one: dict[tuple[Any, ...], _OneMatrix] = {}
+_many: dict[tuple[Any, ...], Launch] = {}
+_finish: dict[tuple[Any, ...], tuple[Launch, int]] = {}
+
+
+def launch_gamma_moments(grads: list[Tensor], per_sample: bool) -> Tensor:
+    """Result rows for `grads` (N, *shape) each; shape: (L, row_width), float64.
+
+    One matrix: one launch and one to finish, with nothing copied to the device. A list: one launch for each combination
+    of dtype, memory order and alignment present, one to finish, and one copy of the table.
+    """
+    first = grads[0]
+    device = first.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return _launch(grads, per_sample)
+    return _launch(grads, per_sample)
+
+
+def _launch(grads: list[Tensor], per_sample: bool) -> Tensor:
+    if len(grads) > 1:
+        return _launch_many(grads, per_sample)
+    only = grads[0]
+    # The kernel is compiled for an address that is, or is not, a multiple of 16 bytes.
+    key = (only.shape, only.stride(), only.dtype, only.device, per_sample, only.data_ptr() % 16)
+    plan = _one.get(key)
+    if plan is None:
+        if not is_one_matrix(only):
+            return _launch_many(grads, per_sample)
+        if len(_one) >= _MAX_PLANS:
+            _one.clear()
+        plan = _one[key] = _plan_one(as_matrices(only)[0], per_sample)
+    partials = torch.empty(plan.partials, dtype=torch.float64, device=only.device)
+    table = torch.empty(plan.table, dtype=torch.float64, device=only.device)
+    plan.start(plan.grid, only, None, None, partials)
+    plan.finish(plan.finish_grid, partials, None, table)
+    return table
+
+
+def _facts(grads: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
+    """One row a matrix: its tensor, address, strides, columns, dtype; and what must outlive the launch."""
+    rows, kept = [], []
+    for index, entry in enumerate(grads):
+        if entry.is_contiguous():
+            n = entry.shape[0]
+            columns = entry.numel() // n
+            rows.append((index, entry.data_ptr(), columns, 1, columns, _CODES[entry.dtype]))
+            continue
+        for matrix in as_matrices(entry):
+            kept.append(matrix)
+            row_stride, column_stride = matrix.stride()
+            rows.append((index, matrix.data_ptr(), row_stride, column_stride, matrix.shape[1], _CODES[entry.dtype]))
+    return np.array(rows, dtype=np.int64), kept
+
+
+def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
+    device, n = grads[0].device, grads[0].shape[0]
+    record, width = device_record(device), row_width(n, per_sample)
+    facts, kept = _facts(grads)
+    owner, address, row_stride, column_stride, count, code = facts.T
+
+    present = np.unique(code)
+    settings = {int(c): _columns_and_programs(_DTYPES[c], n, per_sample, record) for c in present}
+    columns = np.array([settings.get(c, (1, 1))[0] for c in range(len(_DTYPES))])[code]
+    blocks = -(-count // columns)
+    each = -(-int(blocks.sum()) // min(most for _, most in settings.values()))
+    programs = -(-blocks // each)
+    first_row = np.cumsum(programs) - programs
+    bounds = np.zeros(len(grads) + 1, dtype=np.int64)
+    np.cumsum(np.bincount(owner, weights=programs, minlength=len(grads)).astype(np.int64), out=bounds[1:])
+
+    order = np.where(column_stride == 1, 0, np.where(row_stride == 1, 1, 2))
+    aligned = (address % 16 == 0) & (row_stride % 16 == 0) & (count % 16 == 0)
+    group = (code * 3 + order) * 2 + aligned
+    parts, jobs, size = [bounds], [], bounds.size
+    for key in np.unique(group):
+        chosen = np.flatnonzero(group == key)
+        share = programs[chosen]
+        before = np.cumsum(share) - share
+        pieces = np.stack(
+            (address[chosen], row_stride[chosen], column_stride[chosen], count[chosen], before, share,
+             first_row[chosen], np.zeros_like(share)), axis=1,
+        )  # fmt: skip
+        owners = np.repeat(np.arange(chosen.size, dtype=np.int32), share)
+        # Triton compiles for addresses that are multiples of 16 bytes, so every part of the table starts at one.
+        gap = size % 2
+        owners = np.pad(owners, (0, -owners.size % 4))
+        parts += [np.zeros(gap, dtype=np.int64), pieces.reshape(-1), owners.view(np.int64)]
+        start = size + gap
+        middle = start + pieces.size
+        size = middle + owners.size // 2
+        jobs.append((int(key), int(share.sum()), start, middle, size))
+    host = torch.from_numpy(np.concatenate(parts)).to(device)
+
+    partials = torch.empty((int(programs.sum()), width), dtype=torch.float64, device=device)
+    table = torch.empty((len(grads), width), dtype=torch.float64, device=device)
+    for key, total, start, middle, end in jobs:
+        _launch_of_group(key, n, per_sample, device)(
+            (total, 1, 1), None, host[start:middle], host[middle:end].view(torch.int32), partials
+        )
+    if (width, device) not in _finish:
+        _finish[width, device] = finish_launch(0, width)
+    finish, across = _finish[width, device]
+    finish((len(grads), across, 1), partials, host[: bounds.size], table)
+    del kept
+    return table
+
+
+def _launch_of_group(key: int, n: int, per_sample: bool, device: torch.device) -> Launch:
+    found = _many.get((key, n, per_sample, device))
+    if found is None:
+        if len(_many) >= _MAX_PLANS:
+            _many.clear()
+        code, order, aligned = key // 6, key // 2 % 3, bool(key % 2)
+        found = moments_launch(
+            _DTYPES[code], n, per_sample, device_record(device), order=_ORDERS[order], aligned=aligned
+        )
+        _many[key, n, per_sample, device] = found
+    return found

@@ -1,0 +1,119 @@
+"""Threads in which torch's operations are single-threaded; each takes the next task as soon as it has done its last.
+
+A large computation cut into parallel operations meets at the end of every one of them, and waits there for whoever
+shares a core with another process. Cut into tasks that threads take as they get to them, it meets once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, suppress
+from typing import TypeVar
+
+import torch
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_starting = threading.Lock()
+
+
+def _forget_pools() -> None:
+    """In a forked child, where the threads of its parent are not."""
+    _pools.clear()
+    _starting.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_forget_pools)
+
+
+def _start_pool(threads: int) -> None:
+    """Start threads in which torch's operations use one thread. To be run in a thread that ends with it.
+
+    torch.set_num_threads sets the number of the thread that calls it and the one that new threads start with. The
+    second is put back as soon as all have started, the first concerns no other thread.
+    """
+    with _starting:
+        if threads in _pools:
+            return
+        count = torch.get_num_threads()
+        pool = ThreadPoolExecutor(threads, "sdsd")
+        all_started = threading.Barrier(threads)
+
+        def become_single_threaded() -> None:
+            torch.get_num_threads()  # the first call in a thread sets its number, so that a later one does not
+            all_started.wait()
+            torch.set_num_threads(1)
+
+        try:
+            for started in [pool.submit(become_single_threaded) for _ in range(threads)]:
+                started.result()
+        except RuntimeError:  # no thread can be started: the caller does without
+            all_started.abort()
+        else:
+            _pools[threads] = pool
+        finally:
+            torch.set_num_threads(count)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor | None:
+    """A pool of so many threads; None where they cannot be started, as when the interpreter shuts down."""
+    if threads not in _pools:
+        starter = threading.Thread(target=_start_pool, args=(threads,))
+        with suppress(RuntimeError):
+            starter.start()
+            starter.join()
+    return _pools.get(threads)
+
+
+def run_tasks(
+    tasks: Sequence[Task], start: Callable[[], AbstractContextManager[Callable[[Task], Result]]], *, threads: int
+) -> list[Result]:
+    """The results of all tasks, in their order, whoever does them; the first exception of a task is raised.
+
+    Args:
+        tasks: what there is to do.
+        start: called and entered in every thread that takes part; gives what does one task.
+        threads: how many threads take part; 1: the calling thread does everything.
+    """
+    pool = _pool(threads) if threads > 1 else None
+    if pool is None:
+        with start() as perform:
+            return [perform(task) for task in tasks]
+    results: dict[int, Result] = {}
+    remaining = iter(range(len(tasks)))
+    taking = threading.Lock()
+    stopped = threading.Event()
+
+    def take_part() -> None:
+        try:
+            with start() as perform:
+                while not stopped.is_set():
+                    with taking:
+                        index = next(remaining, None)
+                    if index is None:
+                        return
+                    results[index] = perform(tasks[index])
+        except BaseException:
+            stopped.set()
+            raise
+
+    parts: list[Future[None]] = []
+    try:
+        with suppress(RuntimeError):  # a pool that has shut down with the interpreter takes nothing
+            for _ in range(min(threads, len(tasks))):
+                parts.append(pool.submit(take_part))
+        if not parts:
+            take_part()
+        wait(parts)
+    finally:
+        stopped.set()
+        wait(parts)
+    for part in parts:
+        part.result()
+    return [results[index] for index in range(len(tasks))]

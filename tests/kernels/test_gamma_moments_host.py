@@ -1,0 +1,149 @@
+"""What a call of gamma_stats costs in Python before the device has its work, in counts that no machine changes."""
+
+from __future__ import annotations
+
+import collections
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import sdsd
+from sdsd_kernels import available_backends, gamma_moments
+
+if "triton" not in available_backends("cpu"):
+    pytest.skip("counted under Triton's interpreter", allow_module_level=True)
+
+from triton.runtime.interpreter import GridExecutor
+
+from sdsd_kernels.gamma_moments import launch
+
+
+class Calls:
+    """How many Python functions are called before each kernel launch; what a launch itself calls is not counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: collections.Counter[str] = collections.Counter()
+        self.at_launch: list[int] = []
+        self._launching = False
+        # What a call of a launched kernel enters, in every version of Triton.
+        monkeypatch.setattr(GridExecutor, "__call__", self._counted(GridExecutor.__call__))
+
+    def _counted(self, run):
+        def counted(*arguments, **options):
+            self._launching = True
+            self.names.subtract([f"{__file__}:counted"])
+            self.at_launch.append(sum(self.names.values()))
+            try:
+                return run(*arguments, **options)
+            finally:
+                self._launching = False
+
+        return counted
+
+    def _event(self, frame, event: str, _) -> None:
+        if event == "call" and not self._launching:
+            self.names[f"{frame.f_code.co_filename}:{frame.f_code.co_name}"] += 1
+
+    def before_last_launch(self, call) -> int:
+        """Of the second call of its shape."""
+        call()
+        self.names.clear()
+        self.at_launch.clear()
+        before = sys.getprofile()
+        sys.setprofile(self._event)
+        try:
+            call()
+        finally:
+            sys.setprofile(before)
+        return self.at_launch[-1]
+
+
+@pytest.mark.parametrize("confidence", [None, 0.95])
+def test_one_matrix_takes_few_calls(monkeypatch, confidence):
+    calls = Calls(monkeypatch)
+    grads = torch.randn(32, 1000)
+    count = calls.before_last_launch(lambda: sdsd.gamma_stats(grads, confidence=confidence, backend="triton"))
+    assert len(calls.at_launch) == 2, "one launch, and one to finish"
+    assert 10 < count <= 80, calls.names.most_common()
+
+
+def test_a_list_takes_few_calls_a_tensor(monkeypatch):
+    calls = Calls(monkeypatch)
+
+    def count(tensors: int) -> int:
+        layers = {f"layer{k}": torch.randn(8, 16 + k) for k in range(tensors)}
+        return calls.before_last_launch(lambda: sdsd.gamma_stats(layers, backend="triton"))
+
+    few, many = count(20), count(120)
+    assert len(calls.at_launch) == 3, "columns adjacent, aligned and not, and one launch to finish"
+    assert many - few <= 5 * 100, calls.names.most_common(10)
+
+
+def test_compiled_kernels_are_kept():
+    """What the first call returns is called from then on, with all arguments in the kernel's order."""
+    log = []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *arguments: log.append(("compiled", grid, arguments))
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: log.append(("kernel", grid, arguments, options)) or Compiled()
+
+    started = launch.Launch(Kernel(), (1, "two"), num_warps=4)
+    for grid in ((3, 1, 1), (5, 1, 1)):
+        started(grid, "tensor")
+    assert log == [
+        ("kernel", (3, 1, 1), ("tensor", 1, "two"), {"num_warps": 4}),
+        ("compiled", (5, 1, 1), ("tensor", 1, "two")),
+    ]
+
+
+def test_launches_are_kept_for_one_alignment():
+    """A kernel is compiled for an address that is a multiple of 16 bytes, or for one that is not."""
+    storage = torch.randn(201)
+    launch._one.clear()
+    for start in (0, 1, 0):
+        gamma_moments(storage[start : start + 200].view(2, 100), backend="triton")
+    assert len(launch._one) == 2
+
+
+def test_the_table_starts_every_part_at_sixteen_bytes(monkeypatch):
+    tensors = []
+    call = launch.Launch.__call__
+
+    def recorded(self, grid, *arguments):
+        tensors.extend(argument for argument in arguments if argument is not None)
+        call(self, grid, *arguments)
+
+    monkeypatch.setattr(launch.Launch, "__call__", recorded)
+    # An even number of matrices, so an odd number of bounds, and owners that fill no multiple of 16 bytes.
+    layers = [torch.randn(3, 16), torch.randn(3, 5), torch.randn(5, 3).t(), torch.randn(3, 2600).to(torch.bfloat16)]
+    gamma_moments(layers, backend="triton")
+    assert len(tensors) == 4 * 3 + 3
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+
+
+def test_the_current_device_is_that_of_the_gradients(monkeypatch):
+    """Kernels start on the current device; seen with gradients that only claim to be on another."""
+    log = []
+
+    class Guard:
+        def __init__(self, device):
+            log.append(device)
+
+        def __enter__(self):
+            log.append("in")
+
+        def __exit__(self, *_):
+            log.append("out")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    monkeypatch.setattr(launch, "_launch", lambda grads, per_sample: log.append("launch"))
+    for index in (0, 1):
+        launch.launch_gamma_moments([SimpleNamespace(device=torch.device("cuda", index))], False)
+    assert log == ["launch", torch.device("cuda", 1), "in", "launch", "out"]
