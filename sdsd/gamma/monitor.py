@@ -153,9 +153,7 @@ class GammaMonitor:
         for path, module in self._root.named_modules():
             name = clean(path) or type(module).__name__
             if exact and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-                mixing[name] = (
-                    "BatchNorm in train mode mixes the samples, so a sample has no gradient of its own"
-                )
+                mixing[name] = "BatchNorm in train mode mixes the samples, so a sample has no gradient of its own"
             if module in measured_above:
                 continue
             rule = rule_for(module)
@@ -495,7 +493,9 @@ class GammaMonitor:
                     "pass of this model that was seen: call the model as a whole, or attach the monitor to the part "
                     "that is called, or clear old gradients."
                 )
-            raise RuntimeError(f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}")
+            raise RuntimeError(
+                f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}"
+            )
         if exact:
             self._check_uses(groups)
             squares, n = self._exact(groups)
@@ -505,7 +505,9 @@ class GammaMonitor:
         if n < 2:
             # The odd last batch of an epoch; stopping a run for it would be no help.
             unit_name = "sample" if exact else "micro-batch"
-            warnings.warn(f"step skipped: it held {n} {unit_name}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=3)
+            warnings.warn(
+                f"step skipped: it held {n} {unit_name}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=3
+            )
             return None, count
         self._check_gradients(groups)
         device = self._averages.device
@@ -620,9 +622,7 @@ class GammaMonitor:
         for ledger in ledgers:
             for name, dtype in ledger.dtypes.items():
                 dtypes[name] = max_eps(dtypes.get(name), dtype)
-        gradients = {
-            name: grad for name in names if (grad := self._parameters[name].grad) is not None
-        }
+        gradients = {name: grad for name in names if (grad := self._parameters[name].grad) is not None}
         for name, grad in gradients.items():
             self._prover.direction(name, grad)
         differences = self._prover.differences(

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .attachment import compiling
 from .following import Track, set_track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
@@ -376,7 +375,22 @@ class Session:
 
 
 _OF_A_STEP = frozenset(
-    "planned measuring sizes passes strangers stale given_up batch _outer _begun _open _marks _stepped directions".split()
+    [
+        "planned",
+        "measuring",
+        "sizes",
+        "passes",
+        "strangers",
+        "stale",
+        "given_up",
+        "batch",
+        "_outer",
+        "_begun",
+        "_open",
+        "_marks",
+        "_stepped",
+        "directions",
+    ]
 )
 
 

@@ -590,7 +590,9 @@ class TestNoSilentGap:
                     with pytest.raises(ValueError, match=r"last.weight, last.bias: .*mean"):
                         monitor.step()
                 else:
-                    with pytest.warns(UserWarning, match=r"left out of Γ from here on:\n  last.weight, last.bias: .*mean"):
+                    with pytest.warns(
+                        UserWarning, match=r"left out of Γ from here on:\n  last.weight, last.bias: .*mean"
+                    ):
                         stats = monitor.step()
                     assert set(stats.parameters) == {"first.weight", "first.bias"}
                     assert monitor.coverage["last.weight"] is None
@@ -631,7 +633,9 @@ class TestNoSilentGap:
         model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(N, 5)
         with sdsd.GammaMonitor(model) as monitor:
             y = model(x)
-            loss = F.linear(y, model[2].weight) if where == "loss" else y.square().mean() + model[2].weight.square().sum()
+            loss = (
+                F.linear(y, model[2].weight) if where == "loss" else y.square().mean() + model[2].weight.square().sum()
+            )
             loss.square().mean().backward()
             with pytest.raises(ValueError, match=r"(?s)does not prove itself.*2.weight.*penalty"):
                 monitor.step()

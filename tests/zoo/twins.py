@@ -127,9 +127,7 @@ def _train(
 
 
 def _gradients(model: nn.Module, where: str) -> list[tuple[str, Any]]:
-    return [
-        (f"{where}.grad of {n}", None if p.grad is None else p.grad.clone()) for n, p in model.named_parameters()
-    ]
+    return [(f"{where}.grad of {n}", None if p.grad is None else p.grad.clone()) for n, p in model.named_parameters()]
 
 
 def _seed(k: int) -> None:

@@ -50,7 +50,7 @@ def name_of(func: Any) -> str:
     return name
 
 
-SHAPE_ONLY = frozenset("to type_as expand_as view_as reshape_as".split()) | frozenset(
+SHAPE_ONLY = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"]) | frozenset(
     name for name, rule in TABLE.items() if rule is TABLE["zeros_like"]
 )
 """Functions that take nothing but shape or type from tensors after the first (or from any)."""

@@ -11,7 +11,18 @@ from torch.utils import _pytree as pytree
 from .call import Call, Found
 from .track import Track, track_of
 
-RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "rrelu", "poisson", "exponential", "uniform", "gumbel")
+RANDOM = (
+    "rand",
+    "normal",
+    "bernoulli",
+    "multinomial",
+    "dropout",
+    "rrelu",
+    "poisson",
+    "exponential",
+    "uniform",
+    "gumbel",
+)
 
 
 def tested(call: Call, outputs: list[Tensor]) -> list[Found]:
@@ -29,7 +40,7 @@ def tested(call: Call, outputs: list[Tensor]) -> list[Found]:
         for sample in (0, call.n - 1):
             try:
                 after = _again(call, sample)
-            except Exception:  # noqa: BLE001  # what cannot run again cannot be told
+            except Exception:  # what cannot run again cannot be told
                 return [refusal] * len(outputs)
             if len(after) != len(outputs) or any(a.shape != b.shape for a, b in zip(after, outputs, strict=True)):
                 return [refusal] * len(outputs)

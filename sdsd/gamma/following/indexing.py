@@ -40,9 +40,7 @@ def indexed(call: Call, x: Tensor, index: Any, out: Tensor, track: Found) -> Fou
         assert isinstance(track, Track)
         return _paired(call, x, entries, advanced, track, place, wide)
     if by_samples:
-        tracks = {
-            found._replace(axis=place + wide - e[1].ndim + found.axis) for e, found in by_samples
-        }
+        tracks = {found._replace(axis=place + wide - e[1].ndim + found.axis) for e, found in by_samples}
         return tracks.pop() if len(tracks) == 1 and track is None else call.mixed("joins samples of different layout")
     if not isinstance(track, Track):
         return track
@@ -57,7 +55,9 @@ def _spread(index: Any, x: Tensor) -> list[tuple[int, Any, int]] | None:
         return None
     given = [e if not isinstance(e, bool) else None for e in given]
     takes = [
-        0 if e is None or e is Ellipsis else (e.ndim if isinstance(e, Tensor) and e.dtype in (torch.bool, torch.uint8) else 1)
+        0
+        if e is None or e is Ellipsis
+        else (e.ndim if isinstance(e, Tensor) and e.dtype in (torch.bool, torch.uint8) else 1)
         for e in given
     ]
     left = x.ndim - sum(takes)
@@ -109,7 +109,11 @@ def _basic(call: Call, entries: list[tuple[int, Any, int]], track: Found) -> Fou
         if entry is None:
             place += 1
         elif dim == track.axis:
-            return _slice(call, track, entry, place) if isinstance(entry, slice) else call.mixed("takes one of the samples")
+            return (
+                _slice(call, track, entry, place)
+                if isinstance(entry, slice)
+                else call.mixed("takes one of the samples")
+            )
         elif isinstance(entry, slice):
             place += 1
     return call.mixed("loses the samples")
@@ -152,7 +156,12 @@ def _paired(
     entry = next(e for e in advanced if e[0] <= track.axis < e[0] + e[2])
     own = entry[1]
     size = track.outer * call.n * track.inner
-    if own.dtype == torch.bool or track_of(own) is not None or own.numel() != size or (track.outer, track.inner) != (1, 1):
+    if (
+        own.dtype == torch.bool
+        or track_of(own) is not None
+        or own.numel() != size
+        or (track.outer, track.inner) != (1, 1)
+    ):
         return call.mixed("picks from the samples")
     # Whether every sample is asked for its own row is told by the values.
     if not torch.equal(own.flatten(), torch.arange(size, device=own.device)):
@@ -181,9 +190,11 @@ def set_item(call: Call, out: Tensor) -> Found:
         return track
     with torch.no_grad():
         region = x.detach()[index]
-    candidates = [track] if track is not None else [
-        Track(axis, *rest) for axis in range(x.ndim) for rest in _layouts(call, x.shape[axis], given)
-    ]
+    candidates = (
+        [track]
+        if track is not None
+        else [Track(axis, *rest) for axis in range(x.ndim) for rest in _layouts(call, x.shape[axis], given)]
+    )
     for candidate in candidates:
         if not isinstance(candidate, Track):
             return candidate

@@ -122,7 +122,9 @@ def repeat_interleave(call: Call, out: Tensor) -> Found:
     if not isinstance(track, Track):
         return None
     if not isinstance(times, int):
-        return call.mixed("repeats the samples unevenly") if dim is None or listed(dim, x.ndim)[0] == track.axis else track
+        return (
+            call.mixed("repeats the samples unevenly") if dim is None or listed(dim, x.ndim)[0] == track.axis else track
+        )
     if dim is None:
         found = reshaped(tuple(x.shape), (x.numel(),), track, call.n)
         return found and found._replace(inner=found.inner * times)
@@ -143,7 +145,9 @@ def reduction(place: int = 1, every: Any = None) -> Any:
         if isinstance(dim, Tensor):  # max(a, b)
             return elementwise(call, out)
         keep = out.ndim == x.ndim
-        dims = tuple(range(x.ndim)) if dim is None or (isinstance(dim, (tuple, list)) and not dim) else listed(dim, x.ndim)
+        dims = (
+            tuple(range(x.ndim)) if dim is None or (isinstance(dim, (tuple, list)) and not dim) else listed(dim, x.ndim)
+        )
         if track.axis in dims:
             return call.summed() if call.name in ("sum", "mean") else call.mixed(OVER)
         return track if keep else track._replace(axis=track.axis - sum(d < track.axis for d in dims))
@@ -307,7 +311,9 @@ def unbind(call: Call, out: Tensor) -> Found:
         return None
     dim = int(call.dims(1, default=0)) % x.ndim
     if dim == track.axis:
-        return call.part(call.which, call.n) if (track.outer, track.inner) == (1, 1) else call.mixed("parts the samples")
+        return (
+            call.part(call.which, call.n) if (track.outer, track.inner) == (1, 1) else call.mixed("parts the samples")
+        )
     return track._replace(axis=track.axis - (dim < track.axis))
 
 

@@ -62,8 +62,8 @@ LINEAR = frozenset(
     __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __neg__ __iadd__ __isub__ __imul__ __itruediv__""".split()
 )
 """Functions that are linear in a sum over samples, so that it stays one: no product of two such sums, no quotient by one."""
-QUOTIENTS = frozenset("div divide true_divide __truediv__ __itruediv__".split())
-PRODUCTS = QUOTIENTS | frozenset("mul multiply __mul__ __rmul__ __imul__".split())
+QUOTIENTS = frozenset(["div", "divide", "true_divide", "__truediv__", "__itruediv__"])
+PRODUCTS = QUOTIENTS | frozenset(["mul", "multiply", "__mul__", "__rmul__", "__imul__"])
 
 TABLE: dict[str, Any] = {
     **dict.fromkeys(_ELEMENTWISE.split(), rules.elementwise),
@@ -94,7 +94,9 @@ TABLE: dict[str, Any] = {
     **dict.fromkeys(("cat", "concat", "concatenate", "hstack", "vstack", "column_stack", "row_stack"), rules.cat),
     "stack": rules.stack,
     "masked_scatter": rules.masked_scatter,
-    **dict.fromkeys(("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"), rules.split),
+    **dict.fromkeys(
+        ("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"), rules.split
+    ),
     "unbind": rules.unbind,
     "select": rules.strided,
     **dict.fromkeys(("matmul", "bmm", "mm", "mv", "__matmul__", "__rmatmul__"), rules.matmul),

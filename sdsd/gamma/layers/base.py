@@ -33,9 +33,7 @@ class UnsupportedError(ValueError):
 class Watcher:
     """One monitored module: its name, its rule, its probe."""
 
-    def __init__(
-        self, session: Session, module: nn.Module, name: str, rule: Rule | str, names: dict[str, str]
-    ) -> None:
+    def __init__(self, session: Session, module: nn.Module, name: str, rule: Rule | str, names: dict[str, str]) -> None:
         self.session, self.name, self.rule = session, name, rule
         self.names = names
         """Local parameter name → name in the report."""

@@ -7,11 +7,24 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-import torch.utils.checkpoint
 
-from ..following import COMPOSITE, PROPERTIES, SHAPE_ONLY, Mixed, Part, Summed, Track, body, follow, set_second, set_track, track_of
+from ..following import (
+    COMPOSITE,
+    PROPERTIES,
+    SHAPE_ONLY,
+    Mixed,
+    Part,
+    Summed,
+    Track,
+    body,
+    follow,
+    set_second,
+    set_track,
+    track_of,
+)
 from .ledger import Pass
 from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpanded_of
 from .rules import RULES, any_operation
@@ -133,7 +146,13 @@ class Measuring(TorchFunctionMode):
         if isinstance(track, Summed):
             reason = f"it is joined with what no longer is of single samples (after {track.reason})"
         else:
-            reason = track.reason if isinstance(track, (Mixed, Part)) else track if isinstance(track, str) else "no samples there"
+            reason = (
+                track.reason
+                if isinstance(track, (Mixed, Part))
+                else track
+                if isinstance(track, str)
+                else "no samples there"
+            )
         for operand in operands:
             self.ledger.refuse([leaf.name for leaf in operand.leaves], reason)
 
@@ -147,9 +166,9 @@ class Measuring(TorchFunctionMode):
 
     @staticmethod
     def _note_source(func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if func in _EXPANDING and isinstance(out, Tensor):
-            expanded(out, unexpanded_of(args[0]))
-        elif func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and _expands(args[0], out):
+        if (func in _EXPANDING and isinstance(out, Tensor)) or (
+            func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and _expands(args[0], out)
+        ):
             expanded(out, unexpanded_of(args[0]))
         elif func is torch.nn.functional.embedding and isinstance(out, Tensor):
             ids, table = args[:2] if len(args) > 1 else (args[0], kwargs["weight"])
@@ -226,10 +245,44 @@ def carrying(inputs: list[tuple[Tensor, Track]]) -> Iterator[None]:
 
 
 _LOOKS = frozenset(
-    "size dim stride numel is_contiguous element_size storage_offset data_ptr get_device is_floating_point is_complex "
-    "nelement ndimension __len__ _set_grad_enabled item tolist numpy __bool__ __repr__ __hash__ __int__ __float__ "
-    "__index__ register_hook register_post_accumulate_grad_hook retain_grad backward is_pinned __contains__ "
-    "__format__ is_inference requires_grad_ has_names is_nonzero is_same_size".split()
+    [
+        "size",
+        "dim",
+        "stride",
+        "numel",
+        "is_contiguous",
+        "element_size",
+        "storage_offset",
+        "data_ptr",
+        "get_device",
+        "is_floating_point",
+        "is_complex",
+        "nelement",
+        "ndimension",
+        "__len__",
+        "_set_grad_enabled",
+        "item",
+        "tolist",
+        "numpy",
+        "__bool__",
+        "__repr__",
+        "__hash__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "register_hook",
+        "register_post_accumulate_grad_hook",
+        "retain_grad",
+        "backward",
+        "is_pinned",
+        "__contains__",
+        "__format__",
+        "is_inference",
+        "requires_grad_",
+        "has_names",
+        "is_nonzero",
+        "is_same_size",
+    ]
 )
 """Functions that only look at a tensor, by name."""
 

@@ -150,9 +150,7 @@ class Operand:
                     torch.autograd.grad(self.base, tensors, each, retain_graph=True, allow_unused=True)
                     for each in given
                 ]
-                found = tuple(
-                    None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)
-                )
+                found = tuple(None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True))
         for leaf, each in zip(leaves, found, strict=True):
             if each is not None:
                 yield leaf.name, wide(each.detach())

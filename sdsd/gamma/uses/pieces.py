@@ -88,7 +88,8 @@ class Piece(abc.ABC):
     def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
         """⟨Σ g_n, u ⊗ v⟩."""
         parts = [
-            project(self.each(start, stop).sum(0), direction) for start, stop in chunks(self.n, self.bytes_each, max_bytes)
+            project(self.each(start, stop).sum(0), direction)
+            for start, stop in chunks(self.n, self.bytes_each, max_bytes)
         ]
         return torch.stack(parts).sum()
 

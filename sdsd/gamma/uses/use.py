@@ -52,7 +52,7 @@ class ChangedError(Exception):
 class Use:
     """One operation of one forward pass that joined samples with parameters."""
 
-    __slots__ = ("fired", "mode", "measure", "operands", "saved")
+    __slots__ = ("fired", "measure", "mode", "operands", "saved")
 
     def __init__(self, mode: Measuring, operands: list[Operand], measure: Measure | None, saved: Saved | None) -> None:
         self.mode, self.operands, self.measure, self.saved = mode, operands, measure, saved
@@ -90,7 +90,7 @@ class Use:
                 self.operands[index].deliver(ledger, piece)
         except ChangedError:
             ledger.refuse(self.names, "what it was applied to was changed in place afterwards")
-        except Exception as error:  # noqa: BLE001  # training goes on; the step says what happened
+        except Exception as error:  # training goes on; the step says what happened
             ledger.refuse(self.names, f"its samples could not be measured ({type(error).__name__}: {error})")
 
 

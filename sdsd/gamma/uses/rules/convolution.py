@@ -129,7 +129,11 @@ class _Joined(torch.autograd.Function):
             if measured:
                 with torch.no_grad():
                     _measure(use, x.detach(), grad.detach(), weight.detach(), settings)
-            return *(each if need else None for each, need in zip(found, (need_x, need_weight, need_bias), strict=True)), None, None
+            return (
+                *(each if need else None for each, need in zip(found, (need_x, need_weight, need_bias), strict=True)),
+                None,
+                None,
+            )
         grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x)
         return grad_x, grad_weight, grad_bias if need_bias else None, None, None
 
@@ -174,5 +178,3 @@ class _Weights(Lazy):
 
     def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
         return self.alone if self.alone is not None else super().squares(scale, max_bytes)
-
-

@@ -21,7 +21,19 @@ from ..use import watch
 if TYPE_CHECKING:
     from ..measuring import Measuring
 
-_RANDOM = ("dropout", "rrelu", "bernoulli", "multinomial", "normal", "rand", "gumbel", "lstm", "gru", "rnn_tanh", "rnn_relu")
+_RANDOM = (
+    "dropout",
+    "rrelu",
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "rand",
+    "gumbel",
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+)
 
 
 def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
@@ -123,10 +135,7 @@ class _Pieces:
             for t, rows in zip(self.bases, rowed, strict=True)
         ]
         found = self._gradients(own, inputs, cotangents, which, rowed)
-        return [
-            self._placed(g, t, start) if rows else g
-            for g, t, rows in zip(found, self.bases, rowed, strict=True)
-        ]
+        return [self._placed(g, t, start) if rows else g for g, t, rows in zip(found, self.bases, rowed, strict=True)]
 
     def _rows(self, tensor: Tensor) -> bool:
         track = self.tracks[0]
@@ -169,7 +178,7 @@ class _Pieces:
 
         try:
             return list(torch.func.vmap(gradient)(cotangents, *batched, *inputs))
-        except Exception:  # noqa: BLE001  # an operation that cannot be batched: one sample after another
+        except Exception:  # an operation that cannot be batched: one sample after another
             found = []
             for k in range(cotangents.shape[0]):
                 with torch.enable_grad():
@@ -225,5 +234,3 @@ def _set_item(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
 
     watch(mode, "written into samples", x, [value], (), measure, unexpanded=True)
     return None
-
-

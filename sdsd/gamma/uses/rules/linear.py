@@ -17,7 +17,6 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
-from ..operand import executes
 from ..pieces import Dense, Piece, Product
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -135,7 +134,7 @@ def _joined(
     """x Wᵀ + b by a function whose backward finds gradient and squares together; None where it does not apply."""
     if bias is not None and (track_of(bias) is not None or (bias.requires_grad and bias.grad_fn is not None)):
         return None
-    if x.is_complex() or weight.is_complex() or type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
+    if x.is_complex() or weight.is_complex() or (type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)):
         return None
     read = [weight] if bias is None or not bias.requires_grad else [weight, bias]
     operands, hidden = operands_of(mode, read)

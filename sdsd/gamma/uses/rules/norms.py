@@ -90,9 +90,7 @@ def rms_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: lis
         return any_operation(mode, func, args, kwargs, parameters)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     out = mode.run(func, args, kwargs)
-    _watch_scale(
-        mode, "RMS norm", out, x, weight, None, torch.Size(shape), lambda x: F.rms_norm(x, shape, eps=eps)
-    )
+    _watch_scale(mode, "RMS norm", out, x, weight, None, torch.Size(shape), lambda x: F.rms_norm(x, shape, eps=eps))
     return out
 
 
@@ -109,9 +107,7 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     if not isinstance(track, Track) or track.axis != 0 or any(track_of(t) is not None for t in given):
         return any_operation(mode, func, args, kwargs, parameters)
     out = mode.run(func, args, kwargs)
-    _watch_scale(
-        mode, "group norm", out, x, weight, bias, _channels(x), lambda x: F.group_norm(x, groups, eps=eps)
-    )
+    _watch_scale(mode, "group norm", out, x, weight, bias, _channels(x), lambda x: F.group_norm(x, groups, eps=eps))
     return out
 
 
