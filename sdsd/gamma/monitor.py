@@ -488,10 +488,10 @@ class GammaMonitor:
             trained = [name for name in self._covered if self._parameters[name].grad is not None]
             seen = ""
             if trained:
+                names = ", ".join(trained[:3]) + (" …" if len(trained) > 3 else "")
                 seen = (
-                    f" {', '.join(trained[:3])}{' …' if len(trained) > 3 else ''} have gradients, but not from a forward "
-                    "pass of this model that was seen: call the model as a whole, or attach the monitor to the part "
-                    "that is called, or clear old gradients."
+                    f" {names} have gradients, but not from a forward pass of this model that was seen: call "
+                    "the model as a whole, or attach the monitor to the part that is called, or clear old gradients."
                 )
             raise RuntimeError(
                 f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}"
@@ -560,9 +560,9 @@ class GammaMonitor:
             self._leave_out(refused)
             return
         raise UnsupportedError(
-            f"no exact per-sample gradient for\n{_by_reason(refused)}\nUse mode='micro', which takes whole micro-batches for "
-            "samples; leave these parameters out with parameters=…; or strict=False, which leaves out what cannot be "
-            "told apart and says so in coverage."
+            f"no exact per-sample gradient for\n{_by_reason(refused)}\nUse mode='micro', which takes whole "
+            "micro-batches for samples; leave these parameters out with parameters=…; or strict=False, which leaves "
+            "out what cannot be told apart and says so in coverage."
         )
 
     def _exact(self, groups: list[list[Pass]]) -> tuple[Tensor, int]:

@@ -349,10 +349,10 @@ class TestBatchAxis:
     def test_rows_of_the_input_that_batch_size_divides(self):
         model, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double(), images(4, 5)
         found = []
-        for given, options in ((x, {}), (x.flatten(0, 1), {"batch_size": N})):
+        for batch, options in ((x, {}), (x.flatten(0, 1), {"batch_size": N})):
             model.zero_grad()
             with sdsd.GammaMonitor(model, mode="exact", **options) as monitor:
-                model(given).square().sum().backward()
+                model(batch).square().sum().backward()
                 found.append(monitor.step())
         assert found[0].n == found[1].n == N
         assert found[0].noise == pytest.approx(found[1].noise, rel=1e-12)

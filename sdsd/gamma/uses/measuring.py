@@ -48,7 +48,6 @@ class Measuring(TorchFunctionMode):
         super().__init__()
         self.session, self.ledger = session, ledger
         self.repeats, self.inside_backward = repeats, inside_backward
-        self.name_of = session.name_of
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -86,7 +85,7 @@ class Measuring(TorchFunctionMode):
         if apart is not None:
             out = self._follow(func, args, kwargs, func(*args, **kwargs))
             if any(t.requires_grad for t in _tensors((out,), {})):
-                self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], apart)
+                self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
         return self._use(func, args, kwargs, parameters)
 
@@ -106,8 +105,8 @@ class Measuring(TorchFunctionMode):
             track = Mixed(f"torch's {kind} could not be measured ({type(error).__name__}: {error})")
             for tensor in _tensors((self.result,), {}):
                 set_track(tensor, track)
-            self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], track)
-            self._watch_mixing([t for t in _tensors((self.result,), {})], track)
+            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
+            self._watch_mixing(list(_tensors((self.result,), {})), track)
             return self.result
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -127,7 +126,7 @@ class Measuring(TorchFunctionMode):
             if isinstance(tensor, Tensor) and track_of(tensor) is not None:
                 node = tensor.grad_fn
                 if node is not None:
-                    node.metadata[SAMPLES] = True
+                    node.metadata[SAMPLES] = True  # type: ignore[index]
         if mixed is not None:
             self._watch_mixing(tensors, mixed)
         return out
@@ -161,7 +160,7 @@ class Measuring(TorchFunctionMode):
         if self.repeats or self.inside_backward:
             return
         for tensor in parameters:
-            for leaf in leaves_of(tensor, self.name_of)[0]:
+            for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
 
     @staticmethod
@@ -186,7 +185,7 @@ class Measuring(TorchFunctionMode):
         names = hooks[0].__code__.co_freevars
         if "frame" not in names:
             return
-        frame = hooks[0].__closure__[names.index("frame")].cell_contents
+        frame = hooks[0].__closure__[names.index("frame")].cell_contents  # type: ignore[index]
         plain = frame.recompute_fn
         if getattr(plain, "_sdsd_followed", False):
             return

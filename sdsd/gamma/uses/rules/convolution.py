@@ -82,7 +82,7 @@ def _weight_piece(b: Tensor, x: Tensor, weight: Tensor, settings: Any, track: Tr
     def form(start: int, stop: int) -> Tensor:
         rows = [t.unflatten(0, (track.outer, n, track.inner))[:, start:stop] for t in (b, x)]
         joined = [t.transpose(0, 1).reshape(-1, *t.shape[3:]) for t in rows]
-        each = per_sample_weight(*joined, weight, settings)
+        each = per_sample_weight(joined[0], joined[1], weight, settings)
         return each.unflatten(0, (stop - start, -1)).sum(1)
 
     return Lazy(n, size, form)

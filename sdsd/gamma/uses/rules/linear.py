@@ -17,7 +17,7 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
-from ..pieces import Dense, Piece, Product
+from ..pieces import Dense, Piece, Product, one_position
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
 
@@ -42,9 +42,17 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
 
     def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
         rows = arrange(b, track, n, 1)
+        biased = bias is not None and bias.requires_grad
+        if x is not None and rows.shape[1] == 1:
+            inputs = arrange(x, track, n, 1)
+            weight_squares, bias_squares = one_position(inputs[:, 0], rows[:, 0])
+            yield 0, Product(inputs.to(rows.dtype), rows, alone=weight_squares)
+            if biased:
+                yield 1, Dense(rows[:, 0], alone=bias_squares)
+            return
         if x is not None:
             yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows)
-        if bias is not None and bias.requires_grad:
+        if biased:
             yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)))
 
     watch(mode, "linear", out, read, (x if trains else None,), measure)
@@ -58,8 +66,8 @@ def matmul(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
         return any_operation(mode, func, args, kwargs, parameters)
     x, matrix = given
     track = track_of(x)
-    plain = isinstance(track, Track) and track_of(matrix) is None and matrix.ndim == 2 and x.ndim > 1
-    if not plain or track.axis == x.ndim - 1:
+    plain = track_of(matrix) is None and matrix.ndim == 2 and x.ndim > 1
+    if not isinstance(track, Track) or not plain or track.axis == x.ndim - 1:
         return any_operation(mode, func, args, kwargs, parameters)
     out = mode.run(func, args, kwargs)
     n = mode.ledger.n
@@ -205,6 +213,7 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, weight: Tensor | None)
     if weight is not None and not (shared and (scale is not None or ctx.transposed)):
         turned = scale.t() if scale is not None and ctx.transposed else scale
         stats = weight_grad_stats(a, b, scale=turned)
+        assert stats.weight_grad is not None
         grad_weight = stats.weight_grad.t() if ctx.transposed else stats.weight_grad
         piece = Product(a, b, ctx.transposed, alone=stats.square_norm, total=grad_weight)
     else:
