@@ -29,9 +29,10 @@ from .rules import together
 from .table import LINEAR, PRODUCTS, QUOTIENTS, TABLE
 from .track import Mixed, Part, Summed, Track, arrange, is_second, set_second, set_track, track_of
 
+
 __all__ = [
-    "COMPOSITE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Part", "Summed", "Track", "arrange", "body", "follow", "name_of", "set_second",
-    "set_track", "track_of",
+    "COMPOSITE", "ENTRYWISE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Part", "Summed", "Track", "arrange", "body",
+    "follow", "name_of", "set_second", "set_track", "take_over", "track_of",
 ]  # fmt: skip
 
 COMPOSITE = frozenset({torch.nn.functional.multi_head_attention_forward})
@@ -50,6 +51,8 @@ def name_of(func: Any) -> str:
     return name
 
 
+ENTRYWISE = frozenset(name for name, rule in TABLE.items() if rule is TABLE["relu"])
+"""Names of functions (out of place) whose output of the input's shape carries samples as the input does."""
 SHAPE_ONLY = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"]) | frozenset(
     name for name, rule in TABLE.items() if rule is TABLE["zeros_like"]
 )
@@ -135,6 +138,13 @@ def _linear(name: str, args: Any, sums: list[Tensor]) -> bool:
     if len(trained) > 1:
         return False
     return name not in QUOTIENTS or not trained or trained[0] is args[0]
+
+
+def take_over(out: Tensor, source: Tensor) -> None:
+    """`out` carries samples as `source` does."""
+    set_track(out, track_of(source))
+    if is_second(source):
+        set_second(out)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..following import (
     COMPOSITE,
+    ENTRYWISE,
     PROPERTIES,
     SHAPE_ONLY,
     Mixed,
@@ -23,8 +24,9 @@ from ..following import (
     follow,
     set_second,
     set_track,
+    take_over,
     track_of,
-)
+)  # fmt: skip
 from .ledger import Pass
 from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpanded_of
 from .rules import RULES, any_operation
@@ -54,6 +56,7 @@ class Measuring(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
             return func(*args, **kwargs)
+        only: Tensor | None = None
         sampled = False
         apart: Mixed | Summed | Part | None = None
         parameters: list[Tensor] = []
@@ -63,6 +66,7 @@ class Measuring(TorchFunctionMode):
                 if tensor.requires_grad:
                     parameters.append(tensor)
             elif isinstance(track, Track):
+                only = None if sampled else tensor
                 sampled = True
                 grad_fn = tensor.grad_fn
                 if grad_fn is not None and type(grad_fn).__name__ == "CheckpointFunctionBackward":
@@ -78,7 +82,13 @@ class Measuring(TorchFunctionMode):
             with self:
                 return body(func)(*args, **kwargs)
         if not parameters:
-            return self._follow(func, args, kwargs, func(*args, **kwargs))
+            out = func(*args, **kwargs)
+            if only is not None and name in ENTRYWISE and type(out) is Tensor and out.shape == only.shape:
+                take_over(out, only)  # the commonest case, spared the rules
+                if out.grad_fn is not None:
+                    out.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+                return out
+            return self._follow(func, args, kwargs, out)
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
             return self._follow(func, args, kwargs, func(*args, **kwargs))

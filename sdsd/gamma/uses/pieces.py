@@ -187,12 +187,14 @@ def one_position(a: Tensor, b: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 class Lookup(Piece):
-    """Rows of a table (rows, d): g_n adds gradients g (N, T, d) at tokens (N, T)."""
+    """Rows of a table (rows, d): g_n adds gradients g (N, T, d) at tokens (N, T), `distinct` ones in every sample."""
 
-    def __init__(self, tokens: Tensor, gradients: Tensor, rows: int, padding: int | None) -> None:
+    def __init__(
+        self, tokens: Tensor, gradients: Tensor, rows: int, padding: int | None, distinct: bool = False
+    ) -> None:
         if padding is not None:
             gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
-        self.tokens, self.gradients, self.rows = tokens, gradients, rows
+        self.tokens, self.gradients, self.rows, self.distinct = tokens, gradients, rows, distinct
         self.n = tokens.shape[0]
         self.bytes_each = 8 * rows * gradients.shape[-1]
         self.factors = ("embedding", tokens, gradients)
@@ -203,6 +205,8 @@ class Lookup(Piece):
         return table.scatter_add_(1, self.tokens[start:stop].unsqueeze(-1).expand_as(part), part)
 
     def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        if self.distinct and scale is None:
+            return sum_of_squares(self.gradients, None)  # no two positions read one row
         return lookup_squares(self.gradients, self.tokens, scale)
 
     def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:

@@ -7,6 +7,7 @@ weight gradient, so it is computed in the place of the layer's own backward, not
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,10 +100,11 @@ def _joined(
     use = register(mode, operands, "convolution")
     device = x.device.type
     a, w, c = x, weight, bias
-    if torch.is_autocast_enabled(device):
-        half = torch.get_autocast_dtype(device)
-        a, w, c = a.to(half), w.to(half), c if c is None else c.to(half)
-    with torch.autocast(device, enabled=False):
+    half = torch.is_autocast_enabled(device)
+    if half:
+        dtype = torch.get_autocast_dtype(device)
+        a, w, c = a.to(dtype), w.to(dtype), c if c is None else c.to(dtype)
+    with torch.autocast(device, enabled=False) if half else nullcontext():
         out: Tensor = _Joined.apply(a, w, c, use, settings)  # type: ignore[no-untyped-call]
     mode._follow(func, args, kwargs, out)
     return out

@@ -8,6 +8,7 @@ weights, the layer's own backward stays as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -153,10 +154,11 @@ def _joined(
     use = register(mode, operands, kind)
     device = x.device.type
     a, w, c = x, weight, bias
-    if torch.is_autocast_enabled(device):
-        half = torch.get_autocast_dtype(device)
-        a, w, c = a.to(half), w.to(half), c if c is None else c.to(half)
-    with torch.autocast(device, enabled=False):
+    half = torch.is_autocast_enabled(device)
+    if half:
+        dtype = torch.get_autocast_dtype(device)
+        a, w, c = a.to(dtype), w.to(dtype), c if c is None else c.to(dtype)
+    with torch.autocast(device, enabled=False) if half else nullcontext():
         out: Tensor = _Joined.apply(a, w, c, use, track, mode.ledger.n, transposed)  # type: ignore[no-untyped-call]
     # What follows is followed from the samples of x: a linear layer keeps the order of its rows.
     mode._follow(F.linear, (x, weight), {}, out)
