@@ -83,7 +83,13 @@ class Measuring(TorchFunctionMode):
                 return body(func)(*args, **kwargs)
         if not parameters:
             out = func(*args, **kwargs)
-            if only is not None and name in ENTRYWISE and type(out) is Tensor and out.shape == only.shape:
+            if (
+                apart is None
+                and only is not None
+                and name in ENTRYWISE
+                and type(out) is Tensor
+                and out.shape == only.shape
+            ):
                 take_over(out, only)  # the commonest case, spared the rules
                 if out.grad_fn is not None:
                     out.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
