@@ -32,8 +32,9 @@ AUTO_SWITCH = 4
 class GammaMonitor:
     """Measures signal and noise of the gradient while an unchanged training loop runs.
 
-    In exact mode the samples of a batch are the gradients: layers compute Σ‖g_n‖² beside their weight gradient, no
-    per-sample gradient is kept, and with the mean gradient of the step that gives Tr Σ and an unbiased ‖μ‖²::
+    In exact mode the samples of a batch are the gradients. While the model runs, the samples are followed from its input
+    through every torch call; where one joins them with parameters, Σ‖g_n‖² is found beside the backward pass, and no
+    per-sample gradient is kept. With the mean gradient of the step that gives Tr Σ and an unbiased ‖μ‖²::
 
         Tr Σ = (Σ‖g_n‖² − n‖ḡ‖²) / (n − 1)        ‖μ‖² ≈ ‖ḡ‖² − Tr Σ / n
 
@@ -56,8 +57,9 @@ class GammaMonitor:
         every: measure each `every`-th step; the others run as if nothing were attached and give None.
         mode: "exact", "micro", or "auto": exact until one step has shown four or more backward passes, then micro.
         batch_dim: the dimension of the model's input, and of the layers' inputs, that counts samples.
-        batch_size: samples a forward pass; None reads it off the model's first tensor argument. Give it where layers
-            see tokens flattened into rows, sample after sample.
+        batch_size: samples a forward pass; None reads it off the model's first tensor argument. Give it where the input
+            itself has several rows a sample, sample after sample, and where several forward passes of the same samples
+            (pairs, say) go into one backward pass. The last batch may be smaller.
         loss_reduction: "mean" where the loss is a mean over samples (or anything whose gradient is the one you step
             with): per-sample gradients are scaled so that their mean is .grad. "sum": their sum is .grad.
         population: N, the training samples, where batches are drawn from them without replacement, as a DataLoader with
@@ -70,13 +72,14 @@ class GammaMonitor:
             before the step. Steps before its first give None.
         scaler: the GradScaler in use, so that its scale is divided out, whether or not gradients were unscaled yet.
         parameters: names or patterns ("blocks.*.weight") of the parameters to measure; None takes all that train.
-        strict: refuse to attach where a parameter has no exact rule; False leaves it out and lists it in `coverage`.
+        strict: raise in `step` where a parameter's samples cannot be told apart, or a step does not prove itself; False
+            leaves such parameters out from there on, with a warning, and `coverage` has None for them.
         max_bytes: bound on scratch memory for per-sample pieces (one sample's piece at least).
         process_group: ranks that share a step; "auto" takes it from DDP or FSDP2; None measures this rank alone.
 
     Raises:
-        ValueError: an argument out of range, a parameter without a rule (strict), BatchNorm in train mode (exact),
-            a model that is monitored already, several ranks without a word how they share gradients.
+        ValueError: an argument out of range, BatchNorm in train mode (exact), a model that is monitored already, several
+            ranks without a word how they share gradients.
     """
 
     def __init__(
