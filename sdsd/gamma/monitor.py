@@ -216,7 +216,7 @@ class GammaMonitor:
         session = self._session
         session.parameters = self._measured_parameters()
         session.sharded = self._sharded
-        session.buffers = self._root.buffers
+        session.root = self._root
         session.names = {id(parameter): name for name, parameter in session.parameters.items()}
         session.known = {id(parameter) for parameter in self._everything.values()}
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .attachment import compiled_parts, intercepted
 from .following import Track, set_track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
@@ -58,7 +59,7 @@ class Session:
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
         self.forget_micro: Callable[[], None] = lambda: None
-        self.buffers: Callable[[], Iterator[Tensor]] = lambda: iter(())
+        self.root = nn.Module()
         self.passes: list[Pass] = []
         self._inside = False
         self._marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
@@ -166,11 +167,11 @@ class Session:
         self._inside = True
         mode = Measuring(self, ledger)
         try:
-            with carrying(tracks), mode:
+            with intercepted(compiled_parts(self.root), mode.through_compiled), carrying(tracks), mode:
                 out = plain(*args, **kwargs)
         finally:
             self._inside = False
-            for buffer in self.buffers():
+            for buffer in self.root.buffers():
                 set_track(buffer, None)
         for tensor in mode.outputs(out):
             tensor.register_hook(lambda grad: self._announce(grad))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from ..following import (
     COMPOSITE,
@@ -192,6 +192,32 @@ class Measuring(TorchFunctionMode):
             if not frequency:
                 padding = padding + table.shape[0] if padding is not None and padding < 0 else padding
                 looked_up(out, table, ids, padding)
+
+    def through_compiled(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A compiled part of the model, into which no mode can look: it is measured module by module.
+
+        Its samples are taken to lie in its outputs as they do in its first input that carries some.
+        """
+        carried = [(t, track_of(t)) for t in _deep_tensors((args, kwargs)) if track_of(t) is not None]
+        for tensor, _ in carried:
+            set_track(tensor, None)
+        try:
+            with _pop_mode_temporarily():
+                out = plain(*args, **kwargs)
+        finally:
+            for tensor, track in carried:
+                set_track(tensor, track)
+        if carried:
+            first, track = carried[0]
+            for tensor in _deep_tensors(out):
+                fits = isinstance(track, Track) and tensor.ndim > track.axis
+                if fits and tensor.shape[track.axis] == first.shape[track.axis]:  # type: ignore[union-attr]
+                    set_track(tensor, track)
+                else:
+                    set_track(tensor, Mixed("compiled code, whose output lies otherwise than its input"))
+                if tensor.grad_fn is not None:
+                    tensor.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+        return out
 
     def note_checkpoint(self) -> None:
         """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""
