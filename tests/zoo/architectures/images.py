@@ -131,8 +131,6 @@ TIMM = {
     "coatnet, BatchNorm frozen": entry(partial(maxvit, ("C", "T")), SMALL, freeze=True),
     "volo": entry(partial(volo.VOLO, **VOLO), SMALL),
     "volo, BatchNorm frozen": entry(partial(volo.VOLO, **VOLO), SMALL, freeze=True),
-    "levit, BatchNorm frozen": of_timm("levit_128s", freeze=True, img_size=32, embed_dim=(16, 24), key_dim=8,
-                                       depth=(1, 1), num_heads=(2, 2)),
     "mobilevit, BatchNorm frozen": of_timm("mobilevit_xxs", ((3, 64), (4, 64)), freeze=True),
     "visformer, BatchNorm frozen": entry(partial(
         visformer.Visformer, img_size=32, patch_size=8, init_channels=8, embed_dim=16, depth=(1, 1, 1), num_heads=2,
