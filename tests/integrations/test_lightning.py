@@ -105,11 +105,9 @@ def test_a_submodule_that_training_step_calls(library, tmp_path, named):
     assert callback.stats.n == 4
 
 
-@pytest.mark.parametrize(
-    ("mode", "message"), [("exact", "Call the whole model"), ("micro", r"GammaCallback\(module=…\), one of net")]
-)
-def test_a_module_that_is_not_called_is_told(library, tmp_path, mode, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("mode", ["exact", "micro"])
+def test_a_module_that_is_not_called_is_told(library, tmp_path, mode):
+    with pytest.raises(ValueError, match=r"GammaCallback\(module=…\), one of net"):
         fit(library, module(library, call="net"), callback_class()(mode=mode), tmp_path, accumulate_grad_batches=2)
 
 
