@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -71,20 +71,17 @@ def _pool(threads: int) -> ThreadPoolExecutor | None:
     return _pools.get(threads)
 
 
-def run_tasks(
-    tasks: Sequence[Task], start: Callable[[], AbstractContextManager[Callable[[Task], Result]]], *, threads: int
-) -> list[Result]:
+def run_tasks(tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result]], *, threads: int) -> list[Result]:
     """The results of all tasks, in their order, whoever does them; the first exception of a task is raised.
 
     Args:
         tasks: what there is to do.
-        start: called and entered in every thread that takes part; gives what does one task.
+        start: called in every thread that takes part; gives what does one task.
         threads: how many threads take part; 1: the calling thread does everything.
     """
     pool = _pool(threads) if threads > 1 else None
     if pool is None:
-        with start() as perform:
-            return [perform(task) for task in tasks]
+        return list(map(start(), tasks))
     results: dict[int, Result] = {}
     remaining = iter(range(len(tasks)))
     taking = threading.Lock()
@@ -92,13 +89,13 @@ def run_tasks(
 
     def take_part() -> None:
         try:
-            with start() as perform:
-                while not stopped.is_set():
-                    with taking:
-                        index = next(remaining, None)
-                    if index is None:
-                        return
-                    results[index] = perform(tasks[index])
+            perform = start()
+            while not stopped.is_set():
+                with taking:
+                    index = next(remaining, None)
+                if index is None:
+                    return
+                results[index] = perform(tasks[index])
         except BaseException:
             stopped.set()
             raise

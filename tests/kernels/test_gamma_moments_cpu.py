@@ -126,7 +126,7 @@ def test_pieces_hold_every_column_once():
         assert held <= cpu.BLOCK_BYTES
         tasks = cpu._tasks_of(pieces)
         assert [piece for task in tasks for piece in task] == pieces
-        assert all(sum(piece.elements for piece in task) >= cpu.INLINE_ELEMENTS for task in tasks[:-1])
+        assert all(sum(piece.elements for piece in task) >= cpu.TASK_ELEMENTS for task in tasks[:-1])
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
@@ -174,7 +174,6 @@ class TestThreads:
         seen = []
         meeting = threading.Barrier(2, timeout=30)
 
-        @contextmanager
         def start():
             def perform(task):
                 if task < 2:
@@ -182,7 +181,7 @@ class TestThreads:
                 seen.append((threading.get_ident(), torch.get_num_threads()))
                 return task * task
 
-            yield perform
+            return perform
 
         with torch_threads(2):
             assert workers.run_tasks(range(40), start, threads=2) == [task * task for task in range(40)]
@@ -195,7 +194,6 @@ class TestThreads:
         done: dict[int, int] = {}
         release = threading.Event()
 
-        @contextmanager
         def start():
             def perform(task):
                 done[task] = threading.get_ident()
@@ -204,7 +202,7 @@ class TestThreads:
                 elif len(done) == 20:
                     release.set()
 
-            yield perform
+            return perform
 
         workers.run_tasks(range(20), start, threads=2)
         assert list(done.values()).count(done[0]) == 1
@@ -213,7 +211,6 @@ class TestThreads:
     def test_an_exception_reaches_the_caller_and_ends_the_rest(self, threads):
         performed = []
 
-        @contextmanager
         def start():
             def perform(task):
                 performed.append(task)
@@ -221,7 +218,7 @@ class TestThreads:
                     raise MemoryError("no more")
                 time.sleep(0.001)
 
-            yield perform
+            return perform
 
         with torch_threads(2), pytest.raises(MemoryError, match="no more"):
             workers.run_tasks(range(1000), start, threads=threads)
@@ -241,13 +238,12 @@ class TestThreads:
 
         monkeypatch.setattr(workers, "wait", interrupted)
 
-        @contextmanager
         def start():
             def perform(task):
                 performed.append(task)
                 time.sleep(0.001)
 
-            yield perform
+            return perform
 
         with torch_threads(2):
             with pytest.raises(KeyboardInterrupt):
@@ -365,13 +361,13 @@ def test_modes_of_the_calling_thread_change_nothing(columns):
 @pytest.mark.parametrize("columns", [300, 30_000])
 def test_autocast_is_off_wherever_a_block_is_worked_on(columns, monkeypatch):
     """No operation used here is lowered on the CPU; on other devices the products are."""
-    real, seen = cpu.Blocks.sums_of_piece, []
+    real, seen = cpu.Blocks._sums, []
 
-    def watched(blocks, piece):
+    def watched(blocks, *block):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return real(blocks, piece)
+        return real(blocks, *block)
 
-    monkeypatch.setattr(cpu.Blocks, "sums_of_piece", watched)
+    monkeypatch.setattr(cpu.Blocks, "_sums", watched)
     with torch_threads(2), torch.autocast("cpu", torch.bfloat16):
         moments(torch.randn(32, columns))
     assert seen
