@@ -89,7 +89,7 @@ def gamma_moments(grads: list[Tensor], per_sample: bool) -> Tensor:
         for matrix in as_matrices(entry)
         for piece in _pieces_of(matrix, index)
     ]
-    alone = device.type != "cpu" or sum(piece.elements for piece in pieces) <= INLINE_ELEMENTS
+    alone = device.type != "cpu" or sum(entry.numel() for entry in grads) <= INLINE_ELEMENTS
     tasks = [pieces] if alone else _tasks_of(pieces)
     lowered = torch.is_autocast_enabled(device.type)
 
