@@ -51,7 +51,9 @@ def cases_of(device: str, chosen: Sequence[str] = (), quick: bool = False) -> di
 
 
 def small(case: Case) -> Case:
-    """The case at a size for trying out the machinery."""
+    """The case at a size for trying out the machinery; models stay as they are."""
+    if case.op == "gamma_monitor":
+        return case
     limits = (2048, 512) if len(case.shape) == 2 else (32,) * len(case.shape)
     return replace(case, shape=tuple(min(size, limit) for size, limit in zip(case.shape, limits, strict=True)))
 

@@ -166,7 +166,8 @@ class Place:
         return Queue(self.work, self.log())
 
     def say(self, text: str) -> None:
-        os.write(self.report, (text + "\n").encode())
+        with suppress(OSError):  # nobody reads any more; files are still written
+            os.write(self.report, (text + "\n").encode())
 
     def failed(self, item: str, reason: str, details: str = "") -> None:
         """Name a failure now: on the terminal in one line, with details in failures.txt."""

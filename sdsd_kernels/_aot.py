@@ -30,9 +30,9 @@ class AotCase:
         expect_tma: whether tiles must come by the copy engine of tensor descriptors (UTMALDG).
         expect_load_bits: how wide one thread's widest load from memory must be, for example 128, or None.
         expect_ptx: instructions that must appear in the PTX, for example "min.NaN.f32".
-        variant: a side path of a configuration that another case compiles (centring, a dtype …). `make aot` compiles it
-            for every target, the test suite for sm_90 alone, to stay within two minutes.
-        thorough: a case that resembles others enough for `make aot` alone to compile it.
+        thorough: a case that is left to `make aot`. The test suite compiles the others, within two minutes: of each
+            kernel and target the one that takes the most registers or shared memory, and of each instruction that
+            sm_90 must show one.
         attrs: what is known of an argument, as the compiler takes it: {(index,): [["tt.divisibility", 16]]}.
     """
 
@@ -44,7 +44,6 @@ class AotCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     expect_mma: str | None = None
     attrs: Mapping[tuple[int, ...], Sequence[Sequence[Any]]] = field(default_factory=dict)
-    variant: bool = False
     thorough: bool = False
     expect_tma: bool = False
     expect_load_bits: int | None = None

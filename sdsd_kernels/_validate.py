@@ -1,7 +1,13 @@
-"""`validate`: every backend on this machine against definitions, over a grid of shapes and dtypes."""
+"""`validate`: every backend on this machine against definitions, over a grid of shapes and dtypes.
+
+What is allowed follows from rounding. With u the unit roundoff of the arithmetic (float32 for halves, whose products it
+holds exactly) a sum of n products errs by min(n, 2√n)·u·Σ|a_k b_k|: n in the worst case, 2√n where roundings are
+independent (Higham & Mary 2019, SIAM J. Sci. Comput. 41). Σ|a_k b_k| is the definition's result for absolute values.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,9 +32,6 @@ GAMMA_SHAPES = ((2, 1), (3, 7), (33, 700), (128, 130), (600, 40))
 COSINE_SHAPES = ((1, 5), (2, 3), (17, 130), (70, 33), (130, 257))
 WEIGHT_GRAD_SHAPES = ((1, 1, 1, 1), (3, 1, 7, 5), (4, 6, 9, 70), (9, 33, 130, 20), (5, 130, 65, 129))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Half inputs are exact in float32, where their sums run, so they get its bound. Sums of a few hundred squares in
-# float32 err by some units of 6e-8; the bounds leave a factor of about ten.
-BOUND = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 5e-6, torch.float16: 5e-6}
 
 
 @dataclass(frozen=True)
@@ -119,18 +122,18 @@ def _gamma_rows(device: torch.device, generator: torch.Generator) -> Iterator[Va
                     continue  # not representable, or rounded to a few values
                 grads = change(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)).to(device)
                 wanted = gamma_moments_reference(grads, per_sample=True)
+                bounds = _gamma_bounds(grads, dtype, shifted=case == "offset 1000")
                 for backend in available_backends(device):
                     got = gamma_moments(grads, per_sample=True, backend=backend)
-                    errors = [
-                        _relative_error(one, two)
-                        for one, two in zip(got, wanted, strict=True)
+                    errors = {
+                        field: _relative_error(one, two)
+                        for field, one, two in zip(wanted._fields, got, wanted, strict=True)
                         if one is not None and two is not None and two.numel()
-                    ]  # fmt: skip
-                    # Subtracting the mean magnifies the rounding of a mean that is 1000 times the deviation.
-                    bound = BOUND[dtype] * (20 if case == "offset 1000" else 1)
-                    yield ValidationRow(
-                        "gamma_moments", backend, case, shape, _short(dtype), max(errors), bound
-                    )  # fmt: skip
+                    }
+                    for field, error in errors.items():
+                        yield ValidationRow(
+                            "gamma_moments", backend, f"{field}, {case}", shape, _short(dtype), error, bounds[field]
+                        )
 
 
 def _cosine_rows(device: torch.device, generator: torch.Generator) -> Iterator[ValidationRow]:
@@ -148,7 +151,7 @@ def _cosine_rows(device: torch.device, generator: torch.Generator) -> Iterator[V
                     error = (got.double() - wanted).abs().max().item()
                     yield ValidationRow(
                         "cosine_matrix", backend, "centred" if center else "plain",
-                        (neurons, samples), _short(dtype), error, BOUND[dtype],
+                        (neurons, samples), _short(dtype), error, _cosine_bound(samples, dtype),
                     )  # fmt: skip
 
 
@@ -159,6 +162,13 @@ def _parts_of_cosine_rows(device: torch.device, generator: torch.Generator) -> I
             activations = torch.randn(samples, neurons, generator=generator, dtype=torch.float64).to(device, dtype)
             sums = torch.eye(neurons, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device)
             k = min(5, neurons - 1)
+            right, largest = (gram_accumulate_reference(sums, x).norm() for x in (activations, activations.abs()))
+            cosine = _cosine_bound(samples, dtype)
+            bounds = {
+                "gram_accumulate": (_summation_error(samples, dtype) + 2 * _unit(dtype)) * (largest / right).item(),
+                "cosine_row_sums": cosine + _summation_error(neurons, dtype),
+                "cosine_topk": cosine,
+            }
             for backend in available_backends(device):
                 if backend == "triton" and dtype == torch.float64:
                     continue  # the cosine kernels have no float64; torch serves
@@ -173,7 +183,7 @@ def _parts_of_cosine_rows(device: torch.device, generator: torch.Generator) -> I
                     errors["cosine_row_sums"] = (got - wanted).abs().max().item() / neurons
                     errors["cosine_topk"] = _topk_error(activations, k, backend)
                 for op, error in errors.items():
-                    yield ValidationRow(op, backend, "plain", (neurons, samples), _short(dtype), error, BOUND[dtype])
+                    yield ValidationRow(op, backend, "plain", (neurons, samples), _short(dtype), error, bounds[op])
 
 
 def _topk_error(activations: Tensor, k: int, backend: str) -> float:
@@ -197,6 +207,7 @@ def _weight_grad_rows(device: torch.device, generator: torch.Generator) -> Itera
                 scale = torch.rand(p, d, generator=generator).to(device) if scaled else None
                 wanted = weight_grad_stats_reference(inputs, output_grads, scale=scale)
                 assert wanted.weight_grad is not None
+                bounds = _weight_grad_bounds(inputs, output_grads, scale, dtype)
                 for backend in available_backends(device):
                     if backend == "triton" and dtype == torch.float64:
                         continue  # the fused kernel has no float64; torch serves
@@ -211,8 +222,77 @@ def _weight_grad_rows(device: torch.device, generator: torch.Generator) -> Itera
                         if dtype.itemsize > 2:
                             error = max(error, _relative_error(got.weight_grad.double(), wanted.weight_grad))
                         yield ValidationRow(
-                            "weight_grad_stats", backend, case, shape, _short(dtype), error, BOUND[dtype]
+                            "weight_grad_stats", backend, case, shape, _short(dtype), error, bounds[method]
                         )  # fmt: skip
+
+
+def _unit(dtype: torch.dtype) -> float:
+    return 2.0**-53 if dtype == torch.float64 else 2.0**-24
+
+
+def _summation_error(terms: int, dtype: torch.dtype) -> float:
+    """Of a sum, as a share of the sum of its terms' magnitudes."""
+    return min(terms, 2 * math.sqrt(terms)) * _unit(dtype)
+
+
+def _gamma_bounds(grads: Tensor, dtype: torch.dtype, *, shifted: bool) -> dict[str, float]:
+    """How far each moment may be off, as a share of its norm.
+
+    A mean of values of size s errs by e = 2√N u s and a few roundings; where the mean is large backends shift by it or
+    by a row, and s is the spread. A deviation errs by as much and its own rounding, and what is summed of products of
+    two such factors by both and by the summation, three times that where N ‖mean‖² is taken off Σ‖g‖² (README.md of
+    gamma_moments). The definition rounds as well, in float64.
+    """
+    G = grads.double()
+    unit, n = _unit(dtype), G.shape[0]
+    mean = G.mean(0)
+    d = G - mean
+    size = 2 * (G - G[0]).abs().amax(0) if shifted else G.abs().amax(0)
+    e = _summation_error(n, dtype) * size + 3 * unit * size + 2.0**-53 * 4 * n * G.abs().amax(0)
+    off = e + 2 * unit * d.abs()
+    sums = 3 * (_summation_error(G.shape[1], dtype) + _summation_error(n, dtype) + 3 * unit)
+    one, two = ((d[k : n // 4 * 4 : 4] - d[k + 1 : n // 4 * 4 : 4]).abs() for k in (0, 2))
+    allowed = {
+        "signal": (2 * mean.abs() * e + e * e).sum() + sums * mean.square().sum(),
+        "squares": (2 * d.abs() * off + off * off).sum() + sums * d.square().sum(),
+        "deviations": (2 * d.abs() * off + off * off).sum(1) + sums * d.square().sum(1),
+        "projections": (d.abs() * e + (mean.abs() + e) * off).sum(1) + sums * (d * mean).abs().sum(1),
+        "products": ((one + two) * 4 * unit * (one + two + size)).sum(1) / 2 + sums * (one * two).sum(1) / 2,
+    }
+    wanted = gamma_moments_reference(grads, per_sample=True)
+    return {
+        field: (bound.norm() / getattr(wanted, field).norm().clamp_min(1e-300)).item()
+        for field, bound in allowed.items()
+    }
+
+
+def _cosine_bound(samples: int, dtype: torch.dtype) -> float:
+    """Of a cosine: a product of unit vectors, the squares of two norms, and eight roundings of roots and scaling."""
+    return 2 * _summation_error(samples, dtype) + 8 * _unit(dtype)
+
+
+def _weight_grad_bounds(
+    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, dtype: torch.dtype
+) -> dict[str, float]:
+    """By method, of square norms and of the weight gradient, as a share of their norms.
+
+    A per-sample gradient is a sum over positions, and its square norm one of its squares; "gram" sums over pairs of
+    positions products of two inner products.
+    """
+    samples, positions, d = inputs.shape
+    p = output_grads.shape[2]
+    right = weight_grad_stats_reference(inputs, output_grads, scale=scale)
+    largest = weight_grad_stats_reference(inputs.abs(), output_grads.abs(), scale=scale)
+    assert right.weight_grad is not None
+    assert largest.weight_grad is not None
+    ratio = (largest.square_norm.norm() / right.square_norm.norm()).item()
+    one = (_summation_error(positions, dtype) + 2 * _unit(dtype)) * math.sqrt(ratio)
+    squares = _summation_error(samples * d * p, dtype) + 2 * one + one**2
+    pairs = sum(_summation_error(terms, dtype) for terms in (d, p, samples * positions**2)) * ratio
+    whole = _summation_error(samples * positions, dtype)
+    whole *= (largest.weight_grad.norm() / right.weight_grad.norm()).item()
+    methods = {"fused": squares, "rank1": max(squares, pairs), "gram": pairs}
+    return {method: max(error, whole) + 4 * _unit(dtype) for method, error in methods.items()}
 
 
 def _relative_error(got: Tensor, wanted: Tensor) -> float:

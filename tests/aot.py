@@ -2,8 +2,8 @@
 
     python tests/aot.py            a table for people; exit status 1 where a case is not as it should be
     python tests/aot.py --json     one JSON object a line
-    python tests/aot.py --brief    quicker: variants for sm_90 alone, nothing thorough; one case a kernel and target is
-                                   disassembled, the PTX and the stack's size of all
+    python tests/aot.py --brief    quicker: nothing thorough; one case a kernel and target is disassembled, and all that
+                                   promise wide loads; of the others the PTX and the stack's size are read
 
 Takes what `aot_cases()` offers in every <package>/*/aot.py, or kernel.py where a folder has none: see
 sdsd_kernels/_aot.py. No GPU, no torch device and no driver are needed: Triton ships assembler and disassembler.
@@ -196,6 +196,16 @@ def discover(package: str) -> list[str]:
     ]
 
 
+def chosen(package: str, brief: bool) -> list[tuple[str, int, Any]]:
+    """Module, index and case of all that is to be compiled."""
+    return [
+        (module, index, case)
+        for module in discover(package)
+        for index, case in enumerate(cases_of(module))
+        if not (brief and case.thorough)
+    ]
+
+
 def _examine_by_index(job: tuple[str, int, bool]) -> Report:
     module, index, disassemble = job
     return examine(module.split(".")[-2], cases_of(module)[index], disassemble)
@@ -204,14 +214,11 @@ def _examine_by_index(job: tuple[str, int, bool]) -> Report:
 def examine_all(package: str, processes: int, brief: bool) -> list[Report]:
     """Every case of a package, compiled in a few processes."""
     jobs, disassembled = [], set()
-    for module in discover(package):
-        for index, case in enumerate(cases_of(module)):
-            if brief and (case.thorough or (case.variant and case.target[1] != 90)):
-                continue
-            kind = (module, case.function.__name__, case.target)
-            wanted = not brief or kind not in disassembled or case.expect_load_bits is not None
-            jobs.append((module, index, wanted))
-            disassembled.add(kind)
+    for module, index, case in chosen(package, brief):
+        kind = (module, case.function.__name__, case.target)
+        wanted = not brief or kind not in disassembled or case.expect_load_bits is not None
+        jobs.append((module, index, wanted))
+        disassembled.add(kind)
     if processes == 1 or len(jobs) < 2:
         return [_examine_by_index(job) for job in jobs]
     # Forked, so that torch and Triton are imported once; nothing has started a thread yet.
@@ -261,9 +268,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the kernels ahead of time and read the machine code.")
     parser.add_argument("--package", default="sdsd_kernels")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument(
-        "--brief", action="store_true", help="variants for sm_90 alone, nothing thorough, few disassembled"
-    )
+    parser.add_argument("--brief", action="store_true", help="nothing thorough, few disassembled")
     parser.add_argument("--json", action="store_true", help="one JSON object a case and line")
     options = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled

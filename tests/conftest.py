@@ -41,23 +41,6 @@ def pytest_configure() -> None:
     problem = interpreter_problem(triton, np.__version__)
     if problem:
         raise pytest.UsageError(problem)
-    if release(triton) == (3, 5):
-        count_strides_of_descriptors_in_bytes()
-
-
-def count_strides_of_descriptors_in_bytes() -> None:
-    """Triton 3.5's interpreter wants a descriptor's strides to be multiples of 16 elements; the hardware, and Triton
-    3.6's interpreter, want 16 bytes."""
-    from triton.runtime.interpreter import TensorDescHandle
-
-    def validate(self) -> None:
-        size = self.base.dtype.element_ty.primitive_bitwidth // 8
-        assert self.base.data.item() % 16 == 0, "base must be 16-byte aligned"
-        assert len(self.strides) == len(self.block_shape) == self.ndim >= 1
-        assert all(stride.data.item() * size % 16 == 0 for stride in self.strides[:-1]), "stride: 16-byte aligned"
-        assert self.strides[-1].data.item() == 1, "last dim must be contiguous"
-
-    TensorDescHandle.validate = validate
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sdsd_kernels._backend import triton_problem
+from tests import aot
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(triton_problem() is not None, reason=f"no Triton to compile with: {triton_problem()}")
@@ -48,6 +49,30 @@ def test_every_kernel_is_compiled_for_every_target(reports):
         targets.setdefault(report["kernel"], set()).add(report["target"])
     for kernel, found in targets.items():
         assert found == {"sm_80", "sm_90", "sm_100", "gfx942"}, kernel
+
+
+def kernels_of(cases) -> dict[tuple[str, tuple], list]:
+    """Cases by kernel and target, whichever folder declares them."""
+    found: dict[tuple[str, tuple], list] = {}
+    for _, _, case in cases:
+        found.setdefault((case.function.__name__, case.target), []).append(case)
+    return found
+
+
+def test_the_brief_list_has_every_kernel_for_every_target_and_the_full_one_everything():
+    full, brief = aot.chosen("sdsd_kernels", brief=False), aot.chosen("sdsd_kernels", brief=True)
+    declared = [(module, len(aot.cases_of(module))) for module in aot.discover("sdsd_kernels")]
+    assert [place[:2] for place in full] == [(module, index) for module, count in declared for index in range(count)]
+    assert [place[:2] for place in brief] == [(module, index) for module, index, case in full if not case.thorough]
+    assert len(brief) < len(full) / 2, "what is thorough is most"
+    assert {(module, case.target) for module, _, case in brief} == {(module, case.target) for module, _, case in full}
+    every, few = kernels_of(full), kernels_of(brief)
+    assert set(few) == set(every)
+    for (kernel, target), cases in every.items():
+        if target[1] == 90:
+            for promise in ("expect_mma", "expect_tma", "expect_load_bits", "expect_ptx"):
+                wanted = {getattr(case, promise) for case in cases}
+                assert wanted <= {getattr(case, promise) for case in few[kernel, target]} | {None, False, ()}, kernel
 
 
 UNSOUND = """
@@ -137,8 +162,6 @@ def test_unsound_kernels_are_found(unsound, options):
 
 
 def test_shared_memory_beyond_the_target_is_found():
-    from tests.aot import SHARED_LIMIT, Report
-
-    limit = SHARED_LIMIT[90]
-    assert Report("kernel", "case", "sm_90", shared=limit, shared_limit=limit).problems() == []
-    assert "shared memory" in Report("kernel", "case", "sm_90", shared=limit + 1, shared_limit=limit).problems()[0]
+    limit = aot.SHARED_LIMIT[90]
+    assert aot.Report("kernel", "case", "sm_90", shared=limit, shared_limit=limit).problems() == []
+    assert "shared memory" in aot.Report("kernel", "case", "sm_90", shared=limit + 1, shared_limit=limit).problems()[0]

@@ -176,7 +176,7 @@ def test_kernels_take_whole_numbers_of_numpy(call):
         assert torch.equal(one, other)
 
 
-ELSEWHERE = {"sdsd/gamma/monitor.py", "sdsd/gamma/stats.py", "sdsd/geometry/sensitivity.py"}
+ELSEWHERE = {"sdsd/gamma/monitor.py", "sdsd/geometry/sensitivity.py"}
 """Files that ask for themselves whether a number is a bool; the last one looks at what a user's function gave."""
 
 

@@ -102,8 +102,7 @@ class GammaMonitor:
         process_group: Any = "auto",
     ) -> None:
         _check_arguments(every, mode, batch_dim, batch_size, loss_reduction, ema, confidence, max_bytes)
-        check_population(population)
-        self.population = population
+        self.population = check_population(population)
         self.model, self.every, self.ema, self.confidence = model, every, ema, confidence
         self.loss_reduction, self.scaler, self.strict = loss_reduction, scaler, strict
         self._root = unwrap(model)

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdsd_kernels import GammaMoments, gamma_moments
+from sdsd_kernels import GammaMoments, checks, gamma_moments
 
 from .student import student_t_quantile
 
@@ -88,13 +88,9 @@ def independent_count(n: int, samples_per_gradient: float, population: int | Non
     return n / (1 - samples / population) if samples < population else math.inf
 
 
-def check_population(population: int | None) -> None:
-    """Raise unless it is None or a whole number, at least 1."""
-    if population is not None and (isinstance(population, bool) or not isinstance(population, int) or population < 1):
-        raise ValueError(
-            f"population: expected a whole number of samples that batches are drawn from, at least 1, or None, got "
-            f"{population!r}."
-        )
+def check_population(population: Any) -> int | None:
+    """Return it as an int, or None; raise unless it is None or a whole number, at least 1."""
+    return checks.check_count(population, "population", of="samples that batches are drawn from", optional=True)
 
 
 def standard_error(signal: float, noise: float, a: np.ndarray, q: np.ndarray, c: np.ndarray) -> float:
@@ -481,10 +477,9 @@ def gamma_stats(
         >>> stats.signal, stats.noise, stats.gamma, stats.noise_scale
         (5.0, 4.0, 1.25, 1.3333333333333333)
     """
-    for name, value in (("samples_per_gradient", samples_per_gradient), ("batch_size", batch_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected a whole number of samples, at least 1, got {value!r}.")
-    check_population(population)
+    samples_per_gradient = checks.check_count(samples_per_gradient, "samples_per_gradient", of="samples")
+    batch_size = checks.check_count(batch_size, "batch_size", of="samples", optional=True)
+    population = check_population(population)
     if confidence is not None and not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a level between 0 and 1, for example 0.95, got {confidence!r}.")
     names: tuple[str, ...] = ()

@@ -241,11 +241,13 @@ def descriptors_can_read(rows: Tensor) -> bool:
     stride_neuron, _, stride_inner = rows.stride()
     if outer > 1 or rows.data_ptr() % 16:
         return False
+    # Strides are multiples of 16 bytes, but of 16 elements for the interpreter of Triton 3.5.
+    multiple = 16 if interpreting() and triton.__version__.startswith("3.5.") else 16 // rows.element_size()
     if stride_inner == 1:
-        wide = stride_neuron >= inner and stride_neuron * rows.element_size() % 16 == 0
+        wide = stride_neuron >= inner and stride_neuron % multiple == 0
     else:
         # Float32 operands of the matrix unit have samples adjacent; halves may have either.
-        wide = stride_neuron == 1 and stride_inner >= neurons and stride_inner * rows.element_size() % 16 == 0
+        wide = stride_neuron == 1 and stride_inner >= neurons and stride_inner % multiple == 0
         wide = wide and rows.element_size() == 2
     return wide and max(neurons, inner) < 2**31
 

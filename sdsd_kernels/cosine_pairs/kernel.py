@@ -29,9 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._aot import AotCase, aligned, compiled_ahead, target_of
 from .._backend import interpreting
-from .._device import DeviceRecord, device_record
+from .._device import device_record
 from ..cosine_matrix.config import dot_precision, norms_config
 from ..cosine_matrix.norms_kernel import _row_norms_kernel
 from ..cosine_matrix.tile_kernel import _dot, _sample_offsets, _shift_and_scale
@@ -522,81 +521,4 @@ def _refuse(max_bytes: int, needed: int) -> NoReturn:
     raise ValueError(
         f"max_bytes: expected at least {needed:,} for this input, which its smallest pass takes, got {max_bytes:,}. "
         "Allow more, or leave max_bytes out."
-    )
-
-
-def aot_cases() -> list[AotCase]:
-    """Every kernel and shipped configuration for every target; side paths where they take the most registers."""
-    cases = []
-    for record in compiled_ahead():
-        for dot in config.HISTOGRAM[record.family]:
-            cases += [_aot_case(name, record, dot) for name in _SPECIFIC]
-            cases.append(_aot_case("histogram", record, dot, scale=True))
-            if dot == "native":
-                continue  # halves take fewer registers on every side path
-            for name in ("histogram", "row sums", "fill"):
-                cases.append(_aot_case(name, record, dot, layout="neurons adjacent"))
-            cases.append(_aot_case("row sums", record, dot, scale=True))
-            cases += [_aot_case("fill", record, dot, **{path: True}) for path in ("scale", "center", "nested")]
-    return cases
-
-
-_SPECIFIC: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
-    "histogram": (_histogram_kernel, {"counts_ptr": "*i64", "bins": "i32"}, {"BINS": config.MOST_BINS}),
-    "row sums": (_row_sums_kernel, {"row_partials_ptr": "*fp32", "column_partials_ptr": "*fp32"}, {"KIND": "distance"}),
-    **{
-        name: (
-            _past_threshold_kernel,
-            {"counts_ptr": "*i32", "offsets_ptr": "*i64", "second_ptr": "*i32"}
-            | {"cosine_ptr": "*fp32", "strayed_ptr": "*i32", "threshold": "fp32"},
-            {"FILL": fill, "ABOVE": True, "CHUNK": 16},
-        )
-        for name, fill in (("count", False), ("fill", True))
-    },
-}
-"""The kernels' own arguments and constants."""
-
-
-def _aot_case(
-    name: str,
-    record: DeviceRecord,
-    dot: str,
-    layout: str = "samples adjacent",
-    *,
-    center: bool = False,
-    scale: bool = False,
-    nested: bool = False,
-) -> AotCase:
-    function, own, constants = _SPECIFIC[name]
-    arch = record.family
-    if name == "histogram":
-        choice = config.histogram(arch, dot, scale=scale or center)
-    else:
-        choice = config.row_sums(arch, dot) if name == "row sums" else config.past_threshold(arch)
-    stored = "bf16" if dot == "native" else "fp32"
-    signature = {"rows_ptr": f"*{stored}", "mean_ptr": "*fp32", "scale_ptr": "*fp32", "inverse_norm_ptr": "*fp32"}
-    signature |= own | {"first_row": "i32", "end_row": "i32"}
-    sizes = ("neurons", "samples", "inner", "stride_neuron", "stride_outer", "stride_inner")
-    signature |= dict.fromkeys(sizes, "i32")
-    divisible = [argument for argument, kind in signature.items() if kind.startswith("*") or argument in sizes]
-    one = "stride_inner" if layout == "samples adjacent" else "stride_neuron"
-    divisible.remove(one)
-    constants = constants | {one: 1, "PRECISION": dot, "CENTER": center, "SCALE": scale or center, "NESTED": nested}
-    constants |= {"INTERPRET": False, "BLOCK_NEURONS": choice.block_neurons, "BLOCK_SAMPLES": choice.block_samples}
-    if name in ("histogram", "row sums"):
-        constants["GROUP"] = choice.group
-    signature |= dict.fromkeys(constants, "constexpr")
-    marks = [mark for mark, on in {"center": center, "scaled": scale, "4-D": nested}.items() if on]
-    shape = f"{choice.block_neurons}²×{choice.block_samples} w{choice.num_warps} s{choice.num_stages}"
-    return AotCase(
-        f"{name} {dot} {stored} {shape}, {', '.join([layout, *marks])}",
-        function,
-        signature,
-        constants,
-        target_of(record),
-        {"num_warps": choice.num_warps, "num_stages": choice.num_stages},
-        expect_mma=record.matrix_instruction if dot != "ieee" else None,
-        attrs=aligned(signature, *divisible),
-        # Counting is filling without its stores, and row sums are a histogram of one bin.
-        variant=bool(marks) or layout == "neurons adjacent" or name in ("count", "row sums"),
     )

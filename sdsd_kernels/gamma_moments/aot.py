@@ -21,7 +21,7 @@ _TENSORS = ("x", "pieces", "owners", "partials")
 
 def _case(
     record: DeviceRecord, dtype: torch.dtype, n: int, per_sample: bool,
-    *, table: bool = False, variant: bool = False, thorough: bool = False,
+    *, table: bool = False, thorough: bool = False,
 ) -> AotCase:  # fmt: skip
     """The launch for matrices of `dtype` as the compiler sees it, for a device like `record`."""
     launch = moments_launch(dtype, n, per_sample, record, order="columns", aligned=table)
@@ -50,7 +50,6 @@ def _case(
         target=target_of(record),
         options={"num_warps": launch.num_warps},
         attrs=aligned(signature, *known),
-        variant=variant,
         thorough=thorough,
         expect_load_bits=128 if record.family == "sm_90" else None,
     )
@@ -71,39 +70,36 @@ def _finish_case(width: int, record: DeviceRecord, *, thorough: bool = False) ->
 
 
 def aot_cases() -> Iterator[AotCase]:
-    """The kernels with every tile in float32 and bfloat16, and with two of them in float64; of these `thorough` ones.
+    """The kernels with every tile in float32 and bfloat16, and with two of them in float64.
 
     float16 is loaded as bfloat16 is. Where N is not a tile's number of rows, rows past the last are masked, which takes
-    more registers, so that is what is compiled.
+    more registers, so that is what is compiled. Not `thorough` are those that take the most registers or shared memory,
+    the usual one without per-sample sums, and for sm_90 the usual one of halves and a launch by table.
     """
+    two_walks = 2 * config.RESIDENT_ROWS
     for record in compiled_ahead():
         make = functools.partial(_case, record)
+        others = record.family != "sm_90"
         yield make(F32, 32, False)
-        yield make(F32, 1023, True)
-        yield make(BF16, 31, True)
-        yield make(F32, 2 * config.RESIDENT_ROWS, True)
-        yield make(BF16, 32, False, variant=True)
-        yield make(BF16, 63, True, variant=True)
-        yield make(F32, 31, True, variant=True)
-        yield make(F32, config.CHUNKED_FROM, False, variant=True)
-        yield make(F32, 32, False, table=True, variant=True)
-        yield make(F64, 31, True, variant=True)
+        yield make(BF16, config.CHUNKED_FROM, False)
+        yield make(BF16, 32, False, thorough=True)
+        yield make(F32, config.CHUNKED_FROM, False, thorough=True)
         yield make(F64, 32, False, thorough=True)
-        yield make(F64, 1023, True, thorough=True)
-        yield make(F64, 2 * config.RESIDENT_ROWS, True, thorough=True)
-        yield make(BF16, config.CHUNKED_FROM, False, thorough=True)
-        yield make(BF16, 2 * config.RESIDENT_ROWS, True, thorough=True)
+        yield make(F32, 32, False, table=True, thorough=others)
         yield make(BF16, 31, True, table=True, thorough=True)
-        for n in (tile.rows for tile in config.SAMPLES[F32]):
-            if n not in (32, 1024):
-                yield make(F32, n - 1, True, thorough=True)
-            if n not in (32, 64):
-                yield make(BF16, n - 1, True, thorough=True)
+        for tile in config.SAMPLES[F32]:
+            yield make(F32, tile.rows - 1, True, thorough=tile.rows != 512)
+        for tile in config.SAMPLES[BF16]:
+            yield make(BF16, tile.rows - 1, True, thorough=others or tile.rows != 32)
+        for n in (31, 1023, two_walks):
+            yield make(F64, n, True, thorough=True)
+        yield make(BF16, two_walks, True)
+        yield make(F32, two_walks, True, thorough=True)
         if record.family == "sm_80":  # whose family the cards of slow float64 belong to
             slow = replace(record, fast_float64=False)
             for dtype in (F32, BF16):
                 yield _case(slow, dtype, 32, False, thorough=True)
-            for n in (31, 1023, 2 * config.RESIDENT_ROWS):
+            for n in (31, 1023, two_walks):
                 yield _case(slow, F32, n, True, thorough=True)
         yield _finish_case(74, record)
         yield _finish_case(2, record, thorough=True)

@@ -11,23 +11,23 @@ order: the result is the same, bit for bit, with any number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .layout import as_matrices, row_width
+from .layout import as_matrices
 from .workers import run_tasks
 
 BLOCK_BYTES = 2 * 2**20
 """The largest block. Time is flat from here to 8 MB where the third level of cache is fast, as on AMD (within a tenth);
 below, fixed costs and short rows show. Larger blocks would leave the second level where the third is slow: 2 MB a core
 on Intel's servers."""
-SMALLEST_BLOCK_BYTES = 2**19
-BLOCKS_AT_LEAST = 4
-"""Matrices of fewer than this many of the largest blocks are cut into smaller ones, so that several threads have
-something to do."""
+SMALLEST_BLOCK_BYTES = 2**20
+BLOCKS_AT_LEAST = 2
+"""Matrices of fewer than this many of the largest blocks are cut into smaller ones, so that two threads have something
+to do. Below SMALLEST_BLOCK_BYTES a block's fixed costs, some 15 µs of Python, would weigh more than that gains."""
 PIECES_AT_MOST = 128
 """Pieces of consecutive blocks that a matrix is cut into; a thread takes one at a time and returns its sums."""
 MAX_RESIDENT_ROWS = 1024
@@ -43,14 +43,15 @@ rows are long; the product for the mean reads several rows at once, and does not
 is the faster: a tenth to a seventh of the time."""
 INLINE_ELEMENTS = 32_768
 """torch runs operations of no more elements on one thread; inputs of no more stay in the calling thread."""
+TASK_ELEMENTS = 2**17
+"""A thread takes at least so many elements at a time, but for the last, if they lie in several pieces."""
 ACCURATE_MEAN = 0.99
 """Where N‖ḡ‖² is a larger share of Σ‖g_i‖², the float32 mean is refined, lest its rounding show."""
 SAFE_SQUARES = (1e-20, 1e30)
 """Sums of squares outside this range may have lost terms to float32 underflow or overflow: redone in float64."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Columns `start` to `stop` of one matrix of entry `entry`, to be taken `width` at a time."""
 
     entry: int
@@ -64,7 +65,7 @@ class Piece:
         return self.matrix.shape[0] * (self.stop - self.start)
 
 
-@dataclass
+@dataclass(slots=True)
 class Sums:
     """‖mean‖², Σ‖g_i − mean‖² and, where wanted, [a_i, q_i, c_j] of some columns."""
 
@@ -81,33 +82,29 @@ class Sums:
 
 def gamma_moments(grads: list[Tensor], per_sample: bool) -> Tensor:
     """Result rows for `grads`; shape: (L, row_width), float64. On any device torch serves."""
-    n, device = grads[0].shape[0], grads[0].device
+    device = grads[0].device
     pieces = [
         piece
         for index, entry in enumerate(grads)
         for matrix in as_matrices(entry)
         for piece in _pieces_of(matrix, index)
     ]
-    alone = device.type != "cpu" or sum(piece.elements for piece in pieces) <= INLINE_ELEMENTS
+    alone = device.type != "cpu" or sum(entry.numel() for entry in grads) <= INLINE_ELEMENTS
     tasks = [pieces] if alone else _tasks_of(pieces)
+    lowered = torch.is_autocast_enabled(device.type)
 
-    @contextmanager
-    def start() -> Iterator[Callable[[list[Piece]], list[Sums]]]:
+    def start() -> Callable[[list[Piece]], list[Sums]]:
         blocks = Blocks(per_sample)
-        lowered = torch.is_autocast_enabled(device.type)
-        with torch.autocast(device.type, enabled=False) if lowered else nullcontext():
-            yield lambda task: [blocks.sums_of_piece(piece) for piece in task]
+        return blocks.sums_outside_autocast if lowered else blocks.sums_of_pieces
 
-    table = torch.zeros(len(grads), row_width(n, per_sample), dtype=torch.float64, device=device)
-    totals = [Sums() for _ in grads]
     done = run_tasks(tasks, start, threads=1 if alone else torch.get_num_threads())
+    totals = [Sums() for _ in grads]
     for piece, sums in zip(pieces, (sums for task in done for sums in task), strict=True):
         totals[piece.entry].add(sums)
-    table[:, :2] = torch.tensor([(total.signal, total.squares) for total in totals], dtype=torch.float64, device=device)
-    if per_sample:
-        for row, total in zip(table, totals, strict=True):
-            row[2:] = total.samples
-    return table
+    two = [(total.signal, total.squares) for total in totals]
+    table = torch.tensor(two, dtype=torch.float64, device=device)
+    samples = [total.samples for total in totals if total.samples is not None]
+    return torch.cat([table, torch.stack(samples)], 1) if samples else table
 
 
 def _working_dtype(matrix: Tensor) -> torch.dtype:
@@ -133,9 +130,9 @@ def _pieces_of(matrix: Tensor, entry: int) -> Iterator[Piece]:
 def _tasks_of(pieces: list[Piece]) -> list[list[Piece]]:
     """Consecutive pieces together until there are enough to be worth a thread's while."""
     tasks: list[list[Piece]] = []
-    size = INLINE_ELEMENTS
+    size = TASK_ELEMENTS
     for piece in pieces:
-        if size >= INLINE_ELEMENTS:
+        if size >= TASK_ELEMENTS:
             tasks.append([])
             size = 0
         tasks[-1].append(piece)
@@ -150,14 +147,22 @@ class Blocks:
     per_sample: bool
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
-    def sums_of_piece(self, piece: Piece) -> Sums:
-        total = Sums()
-        for start in range(piece.start, piece.stop, piece.width):
-            block = piece.matrix[:, start : min(start + piece.width, piece.stop)]
-            sums = self._sums(block, _working_dtype(block)) or self._sums(block, torch.float64)
-            assert sums is not None
-            total.add(sums)
-        return total
+    def sums_outside_autocast(self, pieces: list[Piece]) -> list[Sums]:
+        with torch.autocast(pieces[0].matrix.device.type, enabled=False):
+            return self.sums_of_pieces(pieces)
+
+    def sums_of_pieces(self, pieces: list[Piece]) -> list[Sums]:
+        found = []
+        for _, matrix, first, stop, width in pieces:
+            total = Sums()
+            dtype = _working_dtype(matrix)
+            for start in range(first, stop, width):
+                block = matrix[:, start : min(start + width, stop)]
+                sums = self._sums(block, dtype) or self._sums(block, torch.float64)
+                assert sums is not None
+                total.add(sums)
+            found.append(total)
+        return found
 
     def _memory(self, purpose: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Unset values of `like`'s shape in its order in memory, until the next call for this purpose."""
@@ -176,39 +181,38 @@ class Blocks:
         """The moments of one block; None where sums in `dtype` cannot be trusted with them."""
         n = block.shape[0]
         chunks = block.split(MAX_RESIDENT_ROWS) if n > MAX_RESIDENT_ROWS else (self._widened(block, dtype),)
-        weights = torch.full((len(chunks[0]),), 1 / n, dtype=dtype, device=block.device)
+        weights = torch.full((min(n, MAX_RESIDENT_ROWS),), 1 / n, dtype=dtype, device=block.device)
         together, means, lengths, products = 0.0, [], [], []
         for chunk in chunks:
             values = self._widened(chunk, dtype)
-            share, length = self._mean_and_lengths(values, weights[: len(values)])
+            share, length = self._mean_and_lengths(values, weights)
             together += _squared_norm(length)
             means.append(share)
             if self.per_sample:
                 lengths.append(length)
-                products.append(self._products(values))
+                if values.shape[0] >= 4:
+                    products.append(self._products(values))
         if not _trusted(together, dtype):
             return None
         mean = means[0] if len(means) == 1 else torch.stack(means).sum(0, dtype=torch.float64)
         signal = _squared_norm(mean)
         if n * signal > together / 2:
-            found = self._centred(chunks, mean, weights, refine=n * signal > ACCURATE_MEAN * together)
+            found = self._centred(chunks, mean, weights, products, refine=n * signal > ACCURATE_MEAN * together)
         else:
             found = Sums(signal, together - n * signal)
             if self.per_sample:
                 mean = mean.to(dtype)
-                along = torch.cat([torch.mv(self._widened(chunk, dtype), mean) for chunk in chunks]).double()
-                deviations = torch.cat(lengths).double().square_().add_(along, alpha=-2).add_(signal).clamp_(min=0)
-                found.samples = torch.cat([deviations, along.sub_(signal)])
-        if not _trusted(found.squares, dtype):
-            return None
-        if found.samples is not None:
-            found.samples = torch.cat([found.samples, *products])
-        return found
+                along = _joined([torch.mv(self._widened(chunk, dtype), mean) for chunk in chunks]).double()
+                deviations = _joined(lengths).double().square_().add_(along, alpha=-2).add_(signal).clamp_(min=0)
+                found.samples = torch.cat([deviations, along.sub_(signal), *products])
+        return found if _trusted(found.squares, dtype) else None
 
     @staticmethod
     def _mean_and_lengths(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sum of rows, and every row's norm."""
-        if values.shape[1] >= LONG_ROW:
+        """The sum of rows, each times its weight, and every row's norm."""
+        rows, columns = values.shape
+        weights = weights if weights.shape[0] == rows else weights[:rows]
+        if columns >= LONG_ROW:
             lengths = torch.linalg.vector_norm(values, dim=1)
             return torch.mv(values.t(), weights), lengths
         share = torch.mv(values.t(), weights)
@@ -216,15 +220,15 @@ class Blocks:
 
     def _products(self, values: Tensor) -> Tensor:
         """c_j of some rows, the first of them a multiple of four."""
-        quads = len(values) // 4
-        pairs = values[: 2 * quads]
-        differences = torch.sub(
-            values[0 : 4 * quads : 2], values[1 : 4 * quads : 2], out=self._memory("worked on", pairs, values.dtype)
-        )
-        return differences[0::2].mul_(differences[1::2]).sum(1).double().div_(2)
+        end = values.shape[0] // 4 * 4
+        differences = self._memory("worked on", values[: end // 2], values.dtype)
+        torch.sub(values[0:end:2], values[1:end:2], out=differences)
+        return differences[0::2].mul_(differences[1::2]).sum(1).double().mul_(0.5)
 
-    def _centred(self, chunks: tuple[Tensor, ...], mean: Tensor, weights: Tensor, refine: bool) -> Sums:
-        """The moments of a block whose mean is about `mean`, exactly that unless `refine`."""
+    def _centred(
+        self, chunks: tuple[Tensor, ...], mean: Tensor, weights: Tensor, products: list[Tensor], refine: bool
+    ) -> Sums:
+        """The moments of a block whose mean is about `mean`, exactly that unless `refine`; `products` are its c_j."""
         dtype = weights.dtype
 
         def centred(chunk: Tensor, *means: Tensor) -> Tensor:
@@ -237,7 +241,7 @@ class Blocks:
         if refine:
             mean = means[0].double()
             for chunk in chunks:
-                mean = mean + torch.mv(centred(chunk, *means).t(), weights[: len(chunk)])
+                mean = mean + torch.mv(centred(chunk, *means).t(), weights[: chunk.shape[0]])
             # The mean's rounding error would be common to all rows; its low half takes it out.
             means = (mean.to(dtype), (mean - mean.to(dtype)).to(dtype))
         found = Sums(_squared_norm(mean))
@@ -250,8 +254,12 @@ class Blocks:
                 deviations.append(lengths.double().square_())
                 projections.append(torch.mv(values, means[0]).double())
         if self.per_sample:
-            found.samples = torch.cat([*deviations, *projections])
+            found.samples = torch.cat([*deviations, *projections, *products])
         return found
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _squared_norm(vector: Tensor) -> float:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._aot import AotCase, compiled_ahead
 from .._device import device_record
 from ..cosine_matrix import autotune, config, waves
-from ..cosine_matrix.kernel import aot_descriptor, aot_pointer, aot_reduce, problem_of
+from ..cosine_matrix.kernel import problem_of
 from ..cosine_matrix.product_kernel import launch_products, launch_reduce
 
 
@@ -62,17 +61,3 @@ def _add(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None,
     partial = rows.new_empty((splits, neurons, neurons), dtype=torch.float32)
     launch_products(rows, plan, dot, "partial", partial, **options)
     launch_reduce(partial, "add", gram)
-
-
-def aot_cases() -> list[AotCase]:
-    """What adding changes in the kernels of ../cosine_matrix, whose own cases cover the rest."""
-    cases = []
-    for record in compiled_ahead():
-        arch = record.family
-        exact = config.dot_precision("float32", torch.float32, center=True, arch=arch)
-        cases.append(aot_reduce(record, store="add", out="fp64"))
-        cases.append(aot_pointer(record, exact, config.POINTER[arch][exact][0], store="add", center=True, out="fp64"))
-        cases.append(aot_pointer(record, "native", config.POINTER[arch]["native"][0], store="add", variant=True))
-        for choice in config.DESCRIPTOR.get(arch, {}).get("native", ()):
-            cases.append(aot_descriptor(record, "native", choice, store="add", out="fp64", variant=True))
-    return cases

@@ -338,6 +338,13 @@ def test_prints_pickles_and_serialises():
     assert restored["parameters"]["w"]["noise"] == stats.noise
 
 
+def test_whole_numbers_of_numpy_become_ints():
+    count = np.int64
+    stats = sdsd.gamma_stats(torch.randn(4, 3), samples_per_gradient=count(2), batch_size=count(8), population=count(9))
+    found = json.loads(json.dumps(stats.to_dict()))
+    assert (found["samples_per_gradient"], found["batch_size"], found["population"]) == (2, 8, 9)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
@@ -348,6 +355,7 @@ class TestBadInput:
             ({"grads": np.zeros((3, 2), int)}, TypeError, r"got torch.int64"),
             ({"grads": [np.zeros((3, 2)), 4]}, TypeError, r"grads\[1\]: expected a torch.Tensor, got int"),
             ({"samples_per_gradient": 0}, ValueError, "samples_per_gradient: expected a whole number"),
+            ({"samples_per_gradient": None}, ValueError, "samples_per_gradient: expected a whole number.*got None"),
             ({"batch_size": 2.5}, ValueError, "batch_size: expected a whole number"),
             ({"population": 0}, ValueError, "population: expected a whole number of samples .*got 0"),
             ({"population": 8.0}, ValueError, "population: expected a whole number of samples .*got 8.0"),

@@ -88,9 +88,9 @@ def by(plan: Plan, x: Tensor, **options) -> Tensor:
 def layouts(samples: int, neurons: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """The same numbers with samples adjacent, with neurons adjacent, and in a wider matrix; aligned for descriptors."""
     x = torch.randn(samples, neurons, device=device).to(dtype)
-    pad = torch.zeros(samples, -neurons % 8, device=device, dtype=dtype)
+    pad = torch.zeros(samples, -neurons % 16, device=device, dtype=dtype)
     wide = torch.cat([x, pad], 1)[:, :neurons]
-    tall = torch.cat([x.T, torch.zeros(neurons, -samples % 8, device=device, dtype=dtype)], 1)[:, :samples].T
+    tall = torch.cat([x.T, torch.zeros(neurons, -samples % 16, device=device, dtype=dtype)], 1)[:, :samples].T
     return {"neurons adjacent": wide, "samples adjacent": tall}
 
 
@@ -227,6 +227,19 @@ def test_what_descriptors_can_read(view, readable, device):
     assert kernels().descriptors_can_read(rows) == readable
 
 
+@pytest.mark.parametrize(
+    ("version", "interpreted", "readable"), [("3.5.0", "1", False), ("3.5.1", "0", True), ("3.6.0", "1", True)]
+)
+def test_the_interpreter_of_triton_3_5_wants_strides_of_16_elements(version, interpreted, readable, monkeypatch):
+    if unusable("triton", torch.device("cpu")):
+        pytest.skip("no Triton")
+    monkeypatch.setattr(kernels().triton, "__version__", version)
+    monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    for dtype, samples in ((torch.float32, 20), (torch.float16, 24)):
+        assert kernels().descriptors_can_read(torch.randn(8, 1, samples).to(dtype)) == readable
+        assert kernels().descriptors_can_read(torch.randn(8, 1, 32).to(dtype))
+
+
 # The triangle of tiles
 
 
@@ -336,7 +349,7 @@ def test_a_band_walks_its_columns_together():
 
 
 def test_aot_cases_cover_every_configuration():
-    cases = kernels().aot_cases()
+    cases = importlib.import_module("sdsd_kernels.cosine_matrix.aot").aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
     targets = {record.family: record.target for record in compiled_ahead()}
 

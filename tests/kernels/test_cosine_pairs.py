@@ -410,7 +410,7 @@ def test_chunks_keep_counters_few():
 
 
 def test_aot_cases_cover_every_configuration():
-    cases = importlib.import_module("sdsd_kernels.cosine_pairs.kernel").aot_cases()
+    cases = importlib.import_module("sdsd_kernels.cosine_pairs.aot").aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
     shipped = {
         (case.name.split(maxsplit=1)[0], case.target[1], case.constexprs["PRECISION"], case.constexprs["BLOCK_NEURONS"])

@@ -48,8 +48,8 @@ class Rounding:
     """Unit roundoff of its arithmetic; what is added across tiles or blocks is float64 whatever this is."""
     rows: int
     """Most terms that are added in `unit` for a mean."""
-    terms: int
-    """Most products that are added in `unit`."""
+    terms: tuple[int, ...]
+    """Most products that are added in `unit`, and most of such sums that are added in it, and so on."""
     shifted: bool
     """Whether values are shifted before they are added, so that errors go with their spread, not with their size."""
 
@@ -65,19 +65,22 @@ def growth(terms: int) -> float:
 
 def rounding(backend: str, grads: Tensor, per_sample: bool) -> Rounding:
     """As README.md promises it for this input."""
-    n, size = grads.shape[0], grads.numel()
-    if grads.dtype == torch.float64:
-        return Rounding(U64, n, size, shifted=backend == "triton")
+    n, size = grads.shape[0], (grads.numel(),)
     if backend == "torch":
-        return Rounding(U32, n, size, shifted=False)
+        unit, itemsize = (U64, 8) if grads.dtype == torch.float64 else (U32, 4)
+        rows = min(n, 1024)
+        columns = min(grads[0].numel(), 2**16, max(1, 2**21 // (itemsize * rows)))
+        return Rounding(unit, rows, (columns, rows), shifted=False)
+    if grads.dtype == torch.float64:
+        return Rounding(U64, n, size, shifted=True)
     record = launch.device_record(grads.device)
     if per_sample and n <= config.RESIDENT_ROWS:
         if config.samples_wide(grads.dtype, n, record):
             return Rounding(U64, n, size, shifted=False)
-        return Rounding(U32, n, 16 // grads.element_size(), shifted=True)
+        return Rounding(U32, n, (16 // grads.element_size(),), shifted=True)
     stream = config.stream_config(grads.dtype, n, record)
     wide, rows = (config.samples_wide(grads.dtype, n, record), 32) if per_sample else (stream.wide, stream.rows)
-    return Rounding(U64, n, size, shifted=True) if wide else Rounding(U32, rows, rows, shifted=True)
+    return Rounding(U64, n, size, shifted=True) if wide else Rounding(U32, rows, (rows,), shifted=True)
 
 
 def bounds(grads: Tensor, promise: Rounding) -> dict[str, np.ndarray | float]:
@@ -99,7 +102,7 @@ def bounds(grads: Tensor, promise: Rounding) -> dict[str, np.ndarray | float]:
         e = e + (growth(n) + 3) * U64 * largest  # chunks are merged in float64
     e_d = e + 2 * u * (d + spread * promise.shifted)
     e_mean = e + 2 * u * mean
-    sums = (growth(promise.terms) + 2) * u + growth(n * columns) * U64
+    sums = sum(growth(terms) + 2 for terms in promise.terms) * u + growth(n * columns) * U64
     wide = (n + 1) * (growth(n) + 4) * U64
     # The torch path takes N ‖mean‖² from Σ‖g‖² where it is no larger than the difference.
     lost = 1 if promise.shifted else 3
