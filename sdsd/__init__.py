@@ -4,6 +4,7 @@
 `gamma_stats`               Γ, the gradient noise scale and error bars from per-sample or batch gradients
 `GammaMonitor`              the same for every parameter inside an ordinary training loop
 `compute_gamma`             the same over batches of a data loader, as the seed document proposed it
+`recommend_batch`           the batch worth having, how far yours is from it, and None where the data cannot tell
 `neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
 `neuron_neighbors`          the k nearest or farthest neurons of each, without that matrix
 `neuron_pairs`              all pairs of neurons past a threshold, without that matrix
@@ -27,7 +28,7 @@
 
 from sdsd_kernels import validate
 
-from .gamma import GammaMonitor, GammaStats, compute_gamma, gamma_stats
+from .gamma import BatchRecommendation, GammaMonitor, GammaStats, compute_gamma, gamma_stats, recommend_batch
 from .geometry import (
     GramAccumulator,
     NeuronMap,
@@ -51,6 +52,7 @@ from .geometry import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchRecommendation",
     "GammaMonitor",
     "GammaStats",
     "GramAccumulator",
@@ -70,6 +72,7 @@ __all__ = [
     "neuron_neighbors",
     "neuron_pairs",
     "plasticity",
+    "recommend_batch",
     "row_sums",
     "sharded_cosine",
     "validate",

@@ -28,7 +28,15 @@ One measured step, from door to door::
 """
 
 from .monitor import GammaMonitor
+from .recommend import BatchRecommendation, recommend_batch
 from .seed import compute_gamma
 from .stats import GammaStats, gamma_stats
 
-__all__ = ["GammaMonitor", "GammaStats", "compute_gamma", "gamma_stats"]
+__all__ = [
+    "BatchRecommendation",
+    "GammaMonitor",
+    "GammaStats",
+    "compute_gamma",
+    "gamma_stats",
+    "recommend_batch",
+]

@@ -318,6 +318,11 @@ class GammaStats:
         return self.samples_per_gradient / high, (self.samples_per_gradient / low if low > 0 else math.inf)
 
     @property
+    def degrees(self) -> float:
+        """Degrees of freedom of the intervals: gradients, or steps the running averages are worth, less one; or NaN."""
+        return self._source.table().degrees
+
+    @property
     def phase(self) -> str | None:
         """What rules a batch of `batch_size`: "drift", "diffusion", or "critical" where the interval holds Γ_B = 1.
 

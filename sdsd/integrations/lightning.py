@@ -1,7 +1,8 @@
 """`GammaCallback` for the Trainer of `lightning` and of `pytorch_lightning`.
 
 Lightning calls `on_before_optimizer_step` once per optimizer step: after the last backward pass of an accumulation,
-after unscaling, before clipping. That is where the monitor wants to be asked.
+after unscaling, before clipping. That is where the monitor wants to be asked. With manual optimization it is called by
+`step()` of each optimizer; a training step that clips before is refused by the monitor, whose proof fails.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import nn
 
 from .._extras import MissingExtraError, require
 from ..gamma import GammaMonitor, GammaStats
+from ..gamma.monitor import clean, unwrap
 from . import scalars
 from ._attach import attach_monitor
 
@@ -41,10 +43,21 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
         Trainer(callbacks=[gamma]).fit(model, loader)
         gamma.stats.smoothed.noise_scale
 
+    Several optimizers (manual optimization), each with a callback of its own::
+
+        generator = GammaCallback("generator", optimizer=0, prefix="gamma/generator/")
+        critic = GammaCallback("critic", optimizer=1, prefix="gamma/critic/", batch_size=64)
+
+    (The critic runs on 64 real and on 64 generated samples before its one backward pass: `batch_size` says so.) Toggle
+    the optimizers (`toggle_optimizer`), or clear a part's gradients after its step: where the loss of one part adds to
+    old gradients of another, the monitor refuses the step.
+
     Args:
         module: name of the submodule whose forward pass `training_step` calls ("net" for ``self.net(x)``); None where
             it calls ``self(x)``, or where the module has one child that owns all parameters. Only its parameters are
             measured.
+        optimizer: index of the optimizer, in the order of `configure_optimizers`, whose steps are measured; of the
+            watched parameters those that it holds. None where there is one only.
         log_every: optimizer steps between two lines in the Trainer's loggers; None takes `log_every_n_steps`. Reading
             the numbers waits for the device.
         prefix: put before the names of the logged values.
@@ -53,32 +66,82 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
     Attributes:
         monitor: the `GammaMonitor` while training runs.
         stats: statistics of the last measured step.
+
+    Raises:
+        ValueError: when training starts: several optimizers and none named, one that holds none of the watched
+            parameters, two callbacks with one prefix, or what `GammaMonitor` refuses.
     """
 
     def __init__(
-        self, module: str | None = None, *, log_every: int | None = None, prefix: str = "gamma/", **options: Any
+        self,
+        module: str | None = None,
+        *,
+        optimizer: int | None = None,
+        log_every: int | None = None,
+        prefix: str = "gamma/",
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.module, self.log_every, self.prefix, self.options = module, log_every, prefix, options
+        self.module, self.optimizer, self.log_every, self.prefix = module, optimizer, log_every, prefix
+        self.options = options
         self.monitor: GammaMonitor | None = None
         self.stats: GammaStats | None = None
         self._state: dict[str, Any] | None = None
         self._seen = False
         self._steps = 0
 
+    @property
+    def state_key(self) -> str:
+        """Where the callback's state lies in a checkpoint: apart for every module and optimizer."""
+        if self.module is None and self.optimizer is None:
+            return super().state_key
+        return self._generate_state_key(module=self.module, optimizer=self.optimizer)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if len(trainer.optimizers) != 1:
+        others = [each for each in trainer.callbacks if isinstance(each, GammaCallback) and each is not self]
+        if any(each.prefix == self.prefix for each in others):
             raise ValueError(
-                f"GammaCallback measures the steps of one optimizer, this module has {len(trainer.optimizers)}. Put a "
-                "sdsd.GammaMonitor for each part into the training step instead."
+                f"GammaCallback: two of them log under {self.prefix!r}, one over the other. Give each its own prefix."
             )
-        options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self.options}
+        self._stepped_by = self._chosen(trainer.optimizers)
         watched = self._watched(pl_module)
+        options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self.options}
+        if self.optimizer is not None:
+            options.setdefault("parameters", self._held(watched))
         self.monitor = attach_monitor(watched, options)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)
         self._handle = watched.register_forward_pre_hook(self._forward_seen)
         self._seen = False
+
+    def _chosen(self, optimizers: list[Any]) -> Any:
+        """The optimizer whose steps are measured."""
+        count = len(optimizers)
+        if self.optimizer is None:
+            if count == 1:
+                return optimizers[0]
+            raise ValueError(
+                f"GammaCallback measures the steps of one optimizer, this module has {count}. Say which, and the "
+                "submodule that it trains: GammaCallback(module=…, optimizer=0); one callback for each, with its own "
+                "prefix, measures several."
+            )
+        if isinstance(self.optimizer, bool) or not isinstance(self.optimizer, int) or not 0 <= self.optimizer < count:
+            raise ValueError(
+                f"optimizer: expected an index from 0 to {count - 1}, for this module has {count}, got "
+                f"{self.optimizer!r}."
+            )
+        return optimizers[self.optimizer]
+
+    def _held(self, watched: nn.Module) -> list[str]:
+        """Names of the watched parameters that the chosen optimizer holds."""
+        held = {id(parameter) for group in self._stepped_by.param_groups for parameter in group["params"]}
+        names = [clean(name) for name, p in unwrap(watched).named_parameters() if p.requires_grad and id(p) in held]
+        if not names:
+            raise ValueError(
+                f"GammaCallback: optimizer {self.optimizer} holds no parameter of the watched module. Name the "
+                "submodule that it trains: GammaCallback(module=…)."
+            )
+        return names
 
     def _watched(self, pl_module: Any) -> nn.Module:
         if self.module is not None:
@@ -94,7 +157,7 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
         self._handle.remove()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        if self.monitor is None:
+        if self.monitor is None or optimizer is not self._stepped_by:
             return
         if not self._seen:
             names = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
