@@ -78,8 +78,8 @@ class GammaMonitor:
         process_group: ranks that share a step; "auto" takes it from DDP or FSDP2; None measures this rank alone.
 
     Raises:
-        ValueError: an argument out of range, BatchNorm in train mode (exact), a model that is monitored already, several
-            ranks without a word how they share gradients.
+        ValueError: an argument out of range, BatchNorm in train mode (exact), a model that is monitored already, or
+            several ranks without a word how they share gradients.
     """
 
     def __init__(
