@@ -213,7 +213,6 @@ class GammaMonitor:
         session = self._session
         session.parameters = self._measured_parameters()
         session.sharded = self._sharded
-        session.buffers = self._root.buffers
         session.names = {id(parameter): name for name, parameter in session.parameters.items()}
         session.known = {id(parameter) for parameter in self._everything.values()}
 

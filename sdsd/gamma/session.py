@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .following import Track, set_track
+from .following import Track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
 from .uses import Measuring, Pass, carrying
@@ -57,7 +57,6 @@ class Session:
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
         self.forget_micro: Callable[[], None] = lambda: None
-        self.buffers: Callable[[], Iterator[Tensor]] = lambda: iter(())
         self.passes: list[Pass] = []
         self._inside = False
         self._marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
@@ -156,12 +155,10 @@ class Session:
         self._inside = True
         mode = Measuring(self, ledger)
         try:
-            with carrying(tracks), mode:
+            with carrying(ledger), mode:
                 out = plain(*args, **kwargs)
         finally:
             self._inside = False
-            for buffer in self.buffers():
-                set_track(buffer, None)
         for tensor in mode.outputs(out):
             tensor.register_hook(lambda grad: self._announce(grad))
         return out

@@ -21,9 +21,12 @@ from ..following import (
     Track,
     body,
     follow,
-    set_second,
+    layers_of,
     set_track,
+    stated,
     track_of,
+    use,
+    using,
 )
 from .ledger import Pass
 from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpanded_of
@@ -51,7 +54,13 @@ class Measuring(TorchFunctionMode):
         self.name_of = session.name_of
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        before = use(self.ledger.tracks)
+        try:
+            return self._seen(func, args, kwargs or {})
+        finally:
+            use(before)
+
+    def _seen(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = getattr(func, "__name__", "")
         if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
             return func(*args, **kwargs)
@@ -60,6 +69,8 @@ class Measuring(TorchFunctionMode):
         parameters: list[Tensor] = []
         for tensor in _tensors(args[:1], {}) if name in SHAPE_ONLY else _tensors(args, kwargs):
             track = track_of(tensor)
+            if track is None and tensor.requires_grad and tensor.grad_fn is not None and not stated(tensor):
+                track = self._unseen(tensor)
             if track is None:
                 if tensor.requires_grad:
                     parameters.append(tensor)
@@ -70,10 +81,13 @@ class Measuring(TorchFunctionMode):
                     self._enter_reentrant(grad_fn)
             else:
                 apart = track
+        if torch._C._are_functorch_transforms_active():
+            return self._transformed(func, args, kwargs)
         if not sampled and apart is None:
             out = func(*args, **kwargs)
             if parameters:
                 self._note_source(func, args, kwargs, out)
+                follow(func, args, kwargs, out, self.ledger.n)
             return out
         if func in COMPOSITE:
             with self:
@@ -89,6 +103,23 @@ class Measuring(TorchFunctionMode):
                 self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], apart)
             return out
         return self._use(func, args, kwargs, parameters)
+
+    def _unseen(self, tensor: Tensor) -> Mixed | None:
+        """What is known of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""
+        hidden = leaves_of(tensor, self.name_of)[1]
+        if hidden is not None:
+            return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
+        set_track(tensor, None)
+        return None
+
+    def _transformed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
+        inputs = [layer for tensor in _tensors(args, kwargs) for layer in layers_of(tensor)]
+        parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
+        out = self._follow(func, args, kwargs, func(*args, **kwargs))
+        if parameters and any(track_of(t) is not None for t in inputs):
+            self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], "a transform of torch.func")
+        return out
 
     def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
         """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
@@ -138,8 +169,10 @@ class Measuring(TorchFunctionMode):
             return
         ledger, before = self.ledger, list(self.ledger.counts)
         for tensor in tensors:
-            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-                tensor.register_hook(lambda grad: ledger.mixes(before, mixed.reason))
+            # A write into a view comes back through the whole tensor.
+            for each in (tensor, tensor._base) if isinstance(tensor, Tensor) else ():
+                if each is not None and each.grad_fn is not None:
+                    each.register_hook(lambda grad: ledger.mixes(before, mixed.reason))
 
     def lost(self, operands: list[Operand], track: Any) -> None:
         """Samples cannot be told apart at an operation that reads these operands."""
@@ -193,7 +226,7 @@ class Measuring(TorchFunctionMode):
         session, ledger = self.session, self.ledger
 
         def followed(*args: Any, **kwargs: Any) -> Any:
-            with carrying(ledger.inputs), Measuring(session, ledger, repeats=True):
+            with carrying(ledger), Measuring(session, ledger, repeats=True):
                 return plain(*args, **kwargs)
 
         followed._sdsd_followed = True  # type: ignore[attr-defined]
@@ -211,11 +244,12 @@ class Measuring(TorchFunctionMode):
         tracks = [track_of(each) if isinstance(each, Tensor) else None for each in inputs]
 
         def followed(*args: Any) -> Any:
-            for each, track in zip(args, tracks, strict=True):
-                if track is not None:
-                    set_track(each, track)
-            with carrying(ledger.inputs), Measuring(session, ledger, inside_backward=True):
-                return plain(*args)
+            with carrying(ledger):
+                for each, track in zip(args, tracks, strict=True):
+                    if track is not None:
+                        set_track(each, track)
+                with Measuring(session, ledger, inside_backward=True):
+                    return plain(*args)
 
         followed._sdsd_followed = True  # type: ignore[attr-defined]
         node.run_function = followed
@@ -227,21 +261,15 @@ class Measuring(TorchFunctionMode):
                 self._enter_reentrant(tensor.grad_fn)
             if tensor.grad_fn is not None:
                 yield tensor
-            set_track(tensor, None)
 
 
 @contextmanager
-def carrying(inputs: list[tuple[Tensor, Track]]) -> Iterator[None]:
-    """The model's inputs say where they carry samples, and nothing of it is left on them afterwards."""
-    for place, (tensor, track) in enumerate(inputs):
-        set_track(tensor, track)
-        if place:
-            set_second(tensor)
-    try:
+def carrying(ledger: Pass) -> Iterator[None]:
+    """Inside, the model's inputs say where they carry samples."""
+    with using(ledger.tracks):
+        for place, (tensor, track) in enumerate(ledger.inputs):
+            set_track(tensor, track, second=place > 0)
         yield
-    finally:
-        for tensor, _ in inputs:
-            set_track(tensor, None)
 
 
 _LOOKS = frozenset(

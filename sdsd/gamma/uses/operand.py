@@ -63,7 +63,7 @@ def leaves_of(tensor: Tensor, name_of: Callable[[Tensor], str | None]) -> tuple[
         if node in seen:
             continue
         seen.add(node)
-        if SAMPLES in node.metadata or len(seen) > MOST_NODES:
+        if SAMPLES in node.metadata or len(seen) > MOST_NODES or _opaque(node):
             hidden = tensor.grad_fn.name()
             continue
         variable = getattr(node, "variable", None)
@@ -73,6 +73,13 @@ def leaves_of(tensor: Tensor, name_of: Callable[[Tensor], str | None]) -> tuple[
                 found[name] = Leaf(name, variable, node)
         stack.extend(child for child, _ in node.next_functions if child is not None)
     return list(found.values()), hidden
+
+
+def _opaque(node: Any) -> bool:
+    """Whether a user's function took a tensor that has no gradient, which may be samples: nothing says that it is not."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction) and any(
+        child is None for child, _ in node.next_functions
+    )
 
 
 def unexpanded_of(tensor: Tensor) -> Tensor:
