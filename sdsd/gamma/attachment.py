@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -85,6 +85,36 @@ def release(module: nn.Module) -> None:
     if OWN_FORWARD in module.__dict__:
         module.__dict__["forward"] = module.__dict__.pop(OWN_FORWARD)
     module.__class__ = type(module)._sdsd_original  # type: ignore[assignment, attr-defined]
+
+
+def compiled_parts(root: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Compiled modules inside `root`, and the entry of their `__dict__` that holds the compiled code."""
+    found = []
+    for module in root.modules():
+        if module is root:
+            continue
+        if module.__dict__.get("_compiled_call_impl") is not None:
+            found.append((module, "_compiled_call_impl"))
+        elif "dynamo_ctx" in module.__dict__ and "forward" in module.__dict__:
+            found.append((module, "forward"))
+    return found
+
+
+@contextmanager
+def intercepted(parts: list[tuple[nn.Module, str]], through: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a call of a compiled part goes by `through(own, args, kwargs)`."""
+    kept = [(module, entry, module.__dict__[entry]) for module, entry in parts]
+    for module, entry, own in kept:
+        module.__dict__[entry] = functools.partial(_by, through, own)
+    try:
+        yield
+    finally:
+        for module, entry, own in kept:
+            module.__dict__[entry] = own
+
+
+def _by(through: Callable[..., Any], own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return through(own, args, kwargs)
 
 
 @contextmanager

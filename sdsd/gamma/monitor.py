@@ -32,8 +32,9 @@ AUTO_SWITCH = 4
 class GammaMonitor:
     """Measures signal and noise of the gradient while an unchanged training loop runs.
 
-    In exact mode the samples of a batch are the gradients: layers compute Σ‖g_n‖² beside their weight gradient, no
-    per-sample gradient is kept, and with the mean gradient of the step that gives Tr Σ and an unbiased ‖μ‖²::
+    In exact mode the samples of a batch are the gradients. While the model runs, the samples are followed from its input
+    through every torch call; where one joins them with parameters, Σ‖g_n‖² is found beside the backward pass, and no
+    per-sample gradient is kept. With the mean gradient of the step that gives Tr Σ and an unbiased ‖μ‖²::
 
         Tr Σ = (Σ‖g_n‖² − n‖ḡ‖²) / (n − 1)        ‖μ‖² ≈ ‖ḡ‖² − Tr Σ / n
 
@@ -56,8 +57,9 @@ class GammaMonitor:
         every: measure each `every`-th step; the others run as if nothing were attached and give None.
         mode: "exact", "micro", or "auto": exact until one step has shown four or more backward passes, then micro.
         batch_dim: the dimension of the model's input, and of the layers' inputs, that counts samples.
-        batch_size: samples a forward pass; None reads it off the model's first tensor argument. Give it where layers
-            see tokens flattened into rows, sample after sample.
+        batch_size: samples a forward pass; None reads it off the model's first tensor argument. Give it where the input
+            itself has several rows a sample, sample after sample, and where several forward passes of the same samples
+            (pairs, say) go into one backward pass. The last batch may be smaller.
         loss_reduction: "mean" where the loss is a mean over samples (or anything whose gradient is the one you step
             with): per-sample gradients are scaled so that their mean is .grad. "sum": their sum is .grad.
         population: N, the training samples, where batches are drawn from them without replacement, as a DataLoader with
@@ -70,13 +72,14 @@ class GammaMonitor:
             before the step. Steps before its first give None.
         scaler: the GradScaler in use, so that its scale is divided out, whether or not gradients were unscaled yet.
         parameters: names or patterns ("blocks.*.weight") of the parameters to measure; None takes all that train.
-        strict: refuse to attach where a parameter has no exact rule; False leaves it out and lists it in `coverage`.
+        strict: raise in `step` where a parameter's samples cannot be told apart, or a step does not prove itself; False
+            leaves such parameters out from there on, with a warning, and `coverage` has None for them.
         max_bytes: bound on scratch memory for per-sample pieces (one sample's piece at least).
         process_group: ranks that share a step; "auto" takes it from DDP or FSDP2; None measures this rank alone.
 
     Raises:
-        ValueError: an argument out of range, a parameter without a rule (strict), BatchNorm in train mode (exact),
-            a model that is monitored already, several ranks without a word how they share gradients.
+        ValueError: an argument out of range, BatchNorm in train mode (exact), a model that is monitored already, several
+            ranks without a word how they share gradients.
     """
 
     def __init__(
@@ -213,6 +216,7 @@ class GammaMonitor:
         session = self._session
         session.parameters = self._measured_parameters()
         session.sharded = self._sharded
+        session.root = self._root
         session.names = {id(parameter): name for name, parameter in session.parameters.items()}
         session.known = {id(parameter) for parameter in self._everything.values()}
 
@@ -487,10 +491,10 @@ class GammaMonitor:
             trained = [name for name in self._covered if self._parameters[name].grad is not None]
             seen = ""
             if trained:
+                names = ", ".join(trained[:3]) + (" …" if len(trained) > 3 else "")
                 seen = (
-                    f" {', '.join(trained[:3])}{' …' if len(trained) > 3 else ''} have gradients, but not from a forward "
-                    "pass of this model that was seen: call the model as a whole, or attach the monitor to the part "
-                    "that is called, or clear old gradients."
+                    f" {names} have gradients, but not from a forward pass of this model that was seen: call "
+                    "the model as a whole, or attach the monitor to the part that is called, or clear old gradients."
                 )
             raise RuntimeError(
                 f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}"
@@ -559,9 +563,9 @@ class GammaMonitor:
             self._leave_out(refused)
             return
         raise UnsupportedError(
-            f"no exact per-sample gradient for\n{_by_reason(refused)}\nUse mode='micro', which takes whole micro-batches for "
-            "samples; leave these parameters out with parameters=…; or strict=False, which leaves out what cannot be "
-            "told apart and says so in coverage."
+            f"no exact per-sample gradient for\n{_by_reason(refused)}\nUse mode='micro', which takes whole "
+            "micro-batches for samples; leave these parameters out with parameters=…; or strict=False, which leaves "
+            "out what cannot be told apart and says so in coverage."
         )
 
     def _exact(self, groups: list[list[Pass]]) -> tuple[Tensor, int]:

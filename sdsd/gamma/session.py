@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .attachment import compiled_parts, intercepted
 from .following import Track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
@@ -53,10 +54,12 @@ class Session:
         self.watchers: list[Watcher] = []
         self.names: dict[int, str] = {}
         self.known: set[int] = set()
+        self._nodes: dict[int, tuple[Any, torch.dtype, torch.device]] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
         self.forget_micro: Callable[[], None] = lambda: None
+        self.root = nn.Module()
         self.passes: list[Pass] = []
         self._inside = False
         self._marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
@@ -74,6 +77,15 @@ class Session:
         if name is None and isinstance(tensor, nn.Parameter) and id(tensor) not in self.known:
             self.strangers.add(id(tensor))
         return name
+
+    def node_of(self, parameter: Tensor) -> Any:
+        """The node that adds to the parameter's .grad; kept, for asking costs more than what it is needed for."""
+        held = self._nodes.get(id(parameter))
+        # Where .data changed its type or place, torch made a new one.
+        if held is None or held[1:] != (parameter.dtype, parameter.device):
+            held = (torch.autograd.graph.get_gradient_edge(parameter).node, parameter.dtype, parameter.device)
+            self._nodes[id(parameter)] = held
+        return held[0]
 
     def learn(self, module: nn.Module, names: dict[str, str]) -> None:
         """FSDP puts whole parameters in the place of their shards while a module runs: note whose they are."""
@@ -155,7 +167,7 @@ class Session:
         self._inside = True
         mode = Measuring(self, ledger)
         try:
-            with carrying(ledger), mode:
+            with intercepted(compiled_parts(self.root), mode.through_compiled), carrying(ledger), mode:
                 out = plain(*args, **kwargs)
         finally:
             self._inside = False
@@ -207,8 +219,8 @@ class Session:
             self.batch, inner = given, size // given
         elif size > given and self.exact:
             raise UnsupportedError(
-                f"the model's first input has {size} rows along dimension {axis}, which are no whole number for each of "
-                f"the {given} samples that batch_size announces. Pass the right batch_size."
+                f"the model's first input has {size} rows along dimension {axis}, no whole number for each of the "
+                f"{given} samples that batch_size announces. Pass the right batch_size."
             )
         else:
             self.batch = min(size, given) if self.exact else given
@@ -275,7 +287,9 @@ class Session:
         return grad is not None and grad is reference() and grad._version == version
 
     def _unchanged(self) -> bool:
-        return any(self._same(name) and bool(self.parameters[name].grad.any()) for name in list(self._marks)[:1])
+        name = next(iter(self._marks), None)
+        grad = None if name is None else self.parameters[name].grad
+        return name is not None and grad is not None and self._same(name) and bool(grad.any())
 
     def _cleared(self) -> bool:
         """Whether .grad no longer holds what earlier passes added. Looks at values only where somebody wrote to it."""
@@ -285,7 +299,8 @@ class Session:
                 continue
             if name in self._marks and self._same(name):
                 return False
-            return not bool((grad.to_local() if hasattr(grad, "to_local") else grad).any())
+            local = grad.to_local() if hasattr(grad, "to_local") else grad
+            return not bool(local.any())
         return True
 
     def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
@@ -372,23 +387,11 @@ class Session:
 
 
 _OF_A_STEP = frozenset(
-    [
-        "planned",
-        "measuring",
-        "sizes",
-        "passes",
-        "strangers",
-        "stale",
-        "given_up",
-        "batch",
-        "_outer",
-        "_begun",
-        "_open",
-        "_marks",
-        "_stepped",
-        "directions",
-    ]
-)
+    {
+        "planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch", "directions",
+        "_outer", "_begun", "_open", "_marks", "_stepped",
+    }
+)  # fmt: skip
 
 
 def _trained(out: Any) -> Iterator[Tensor]:

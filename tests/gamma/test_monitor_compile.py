@@ -117,3 +117,36 @@ def test_micro_batches():
             found.append(monitor.step())
     assert found[1].noise == pytest.approx(found[0].noise, rel=1e-4)
     assert found[1].n == 3
+
+
+def wrapped(model):
+    model[1] = torch.compile(model[1], backend="aot_eager")
+
+
+def in_place(model):
+    model[1].compile(backend="aot_eager")
+
+
+@pytest.mark.parametrize("compiled", [wrapped, in_place])
+@pytest.mark.parametrize("first", ["monitor", "compiler"])
+def test_parts_that_are_compiled(compiled, first):
+    def make():
+        torch.manual_seed(0)
+        inner = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.LayerNorm(8))
+        return nn.Sequential(nn.Linear(5, 8), inner, nn.Linear(8, 2)).double()
+
+    x, found = torch.randn(N, 3, 5).double(), []
+    for compile_it in (None, compiled):
+        model = make()
+        if compile_it and first == "compiler":
+            compile_it(model)
+        with sdsd.GammaMonitor(model) as monitor:
+            if compile_it and first == "monitor":
+                compile_it(model)
+            for _ in range(2):
+                model.zero_grad()
+                model(x).square().mean().backward()
+                stats = monitor.step()
+        assert stats.n == N
+        found.append([each.noise for each in stats.parameters.values()])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)

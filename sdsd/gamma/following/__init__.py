@@ -1,9 +1,9 @@
 """Which dimension of a tensor carries the samples, followed from operation to operation.
 
-A tensor is known by its `Track` (the dimension along which the samples lie), by `Summed` (a sum over samples, as a loss
-is), by `Part` (some of the samples, on their way to be put together again), by `Mixed` (it depends on samples that cannot
-be told apart any more), or by nothing: it does not depend on samples. `follow` takes what is known of a call's inputs to
-its outputs; it never decides by a size. What is known is kept in a `Tracks`, one for each forward pass.
+A tensor is known by its `Track` (the dimension along which the samples lie), by `Summed` (a sum over samples, as a
+loss is), by `Part` (some of the samples, on their way to be put together again), by `Mixed` (it depends on samples that
+cannot be told apart any more), or by nothing: it does not depend on samples. `follow` takes what is known of a call's
+inputs to its outputs; it never decides by a size. What is known is kept in a `Tracks`, one for each forward pass.
 
 | module | what is inside |
 |---|---|
@@ -25,7 +25,7 @@ import torch
 
 from .bodies import body, composite_functions
 from .dispatch import follow, layers_of
-from .table import RULES, called
+from .table import RULES, called, in_place
 from .tracks import (
     Mixed,
     Part,
@@ -34,10 +34,10 @@ from .tracks import (
     Tracks,
     arrange,
     is_second,
-    known,
     set_second,
     set_track,
     stated,
+    take_over,
     track_of,
     use,
     using,
@@ -45,6 +45,8 @@ from .tracks import (
 
 COMPOSITE = composite_functions()
 """Functions of torch, written in Python, that are followed through their own body."""
+ENTRYWISE = frozenset(func for func, rule in RULES.items() if rule is RULES[torch.relu] and not in_place(func))
+"""Functions whose output of the input's shape carries samples as the input does."""
 PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
 """Attributes that give a tensor with samples."""
 name_of = called
@@ -54,6 +56,7 @@ SHAPE_ONLY = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"]) 
 """Functions that take nothing but shape or type from tensors after the first (or from any), by name."""
 
 __all__ = [
-    "COMPOSITE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Part", "Summed", "Track", "Tracks", "arrange", "body", "follow",
-    "is_second", "known", "layers_of", "name_of", "set_second", "set_track", "stated", "track_of", "use", "using",
+    "COMPOSITE", "ENTRYWISE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Part", "Summed", "Track", "Tracks", "arrange",
+    "body", "follow", "is_second", "layers_of", "name_of", "set_second", "set_track", "stated", "take_over", "track_of",
+    "use", "using",
 ]  # fmt: skip

@@ -181,7 +181,7 @@ def setitem(call: Call, input: Tensor, index: Any, value: Any) -> Verdict:
         assert isinstance(value, Tensor)
         region.append(source._replace(axis=source.axis + width - value.dim()))
     wanted = call.agreed(region)
-    if wanted is None or isinstance(wanted, Mixed):
+    if not isinstance(wanted, Track):
         return own if wanted is None else wanted
     return back(call, input, how, wanted, own)
 
@@ -287,11 +287,11 @@ def index_put(call: Call, input: Tensor, indices: Sequence[Any], values: Any, *_
 def masked_scatter(call: Call, input: Tensor, mask: Tensor, source: Tensor, **_: Any) -> Verdict:
     """Entries of `source` where the mask says: right where each sample has as many places as entries of its own."""
     track, by, given = track_of(input), track_of(mask), track_of(source)
-    if isinstance(track, Track) and track == by and isinstance(given, Track) and mask.dim() == input.dim():
-        if track.axis == given.axis == 0 and track.outer == given.outer == 1:
-            places = mask.detach().expand_as(input).reshape(call.n, -1).sum(1)
-            if bool((places == source.numel() // call.n).all()):
-                return track
+    rows = isinstance(track, Track) and track[:2] == (0, 1) and track == by and mask.dim() == input.dim()
+    if rows and isinstance(given, Track) and given[:2] == (0, 1):
+        places = mask.detach().expand_as(input).reshape(call.n, -1).sum(1)
+        if bool((places == source.numel() // call.n).all()):
+            return track
     return call.mixed("which deals the source out in the order of the mask over all samples")
 
 

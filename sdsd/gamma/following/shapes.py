@@ -192,7 +192,7 @@ def together(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
         return None
     found = [track_of(x) for x in tensors]
     head = found[0]
-    if not isinstance(head, Part) or found != [head._replace(place=k) for k in range(head.count)]:
+    if not isinstance(head, Part) or found != [head._replace(place=k) for k in range(head.pieces)]:
         return None
     dim = int(args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))) % out.dim()
     whole = head.whole

@@ -70,6 +70,12 @@ def name_of(func: Any) -> str:
     return f"{module}.{name}" if module else f"torch.Tensor.{name}"
 
 
+def in_place(func: Any) -> bool:
+    """Whether a function writes into its first argument, by its name."""
+    name = str(getattr(func, "__name__", func))
+    return (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name != "__invert__")
+
+
 def called(func: Any) -> str:
     """The bare name of a function, the same for its form in place."""
     name = str(getattr(func, "__name__", func)).partition(".")[0]
@@ -91,7 +97,7 @@ class Call:
         track = track_of(x)
         if isinstance(track, Mixed):
             return track
-        where = axis if axis is not None or track is None else track.axis
+        where = track.axis if axis is None and isinstance(track, Track) else axis
         return Mixed(f"{name_of(self.func)} over the samples (dimension {where} of shape {tuple(x.shape)})")
 
     def summed(self, x: Tensor) -> Summed:

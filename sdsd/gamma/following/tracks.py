@@ -4,7 +4,7 @@ Nothing is kept on the tensors themselves, so nothing of it is copied, saved, or
 buffer or a hidden state that a model keeps is a constant again when another account is in use.
 
 Torch lets several tensors share memory. Where an operation in place brings samples into memory that had none, or
-mixes samples, the memory is remembered for the rest of the pass, and every other tensor that lies in it counts as mixed.
+mixes samples, the memory is remembered for the rest of the pass, and every other tensor in it counts as mixed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Summed(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Piece `place` of `count` that a tensor with track `whole` was cut into along its samples.
+    """Piece `place` of `pieces` that a tensor with track `whole` was cut into along its samples.
 
     `axis`: the dimension along which it was cut; None where each piece is one index of it, without that dimension.
     `key`: the cut. All pieces put together again in their order are followed on.
@@ -48,7 +48,7 @@ class Part(NamedTuple):
     reason: str
     key: int
     place: int
-    count: int
+    pieces: int
     whole: Track
     axis: int | None
 
@@ -126,6 +126,11 @@ def is_second(tensor: Tensor) -> bool:
     """Whether `tensor` comes from the model's further inputs alone."""
     entry = _entry(tensor)
     return entry is not None and entry[2]
+
+
+def take_over(out: Tensor, source: Tensor) -> None:
+    """`out` carries samples as `source` does."""
+    set_track(out, track_of(source), is_second(source))
 
 
 @contextmanager

@@ -19,6 +19,6 @@ from .measuring import Measuring, carrying
 from .pieces import chunks, combine, lookup_squares, project, sum_of_squares, wide
 
 __all__ = [
-    "Measuring", "Pass", "by_samples", "carrying", "chunks", "combine", "lookup_squares", "products_win", "project", "squares_by_products",
-    "sum_of_squares", "wide",
+    "Measuring", "Pass", "by_samples", "carrying", "chunks", "combine", "lookup_squares", "products_win", "project",
+    "squares_by_products", "sum_of_squares", "wide",
 ]  # fmt: skip

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from ..following import (
     COMPOSITE,
+    ENTRYWISE,
     PROPERTIES,
     SHAPE_ONLY,
     Mixed,
@@ -24,6 +25,7 @@ from ..following import (
     layers_of,
     set_track,
     stated,
+    take_over,
     track_of,
     use,
     using,
@@ -51,7 +53,6 @@ class Measuring(TorchFunctionMode):
         super().__init__()
         self.session, self.ledger = session, ledger
         self.repeats, self.inside_backward = repeats, inside_backward
-        self.name_of = session.name_of
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = use(self.ledger.tracks)
@@ -64,6 +65,7 @@ class Measuring(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
             return func(*args, **kwargs)
+        only: Tensor | None = None
         sampled = False
         apart: Mixed | Summed | Part | None = None
         parameters: list[Tensor] = []
@@ -75,6 +77,7 @@ class Measuring(TorchFunctionMode):
                 if tensor.requires_grad:
                     parameters.append(tensor)
             elif isinstance(track, Track):
+                only = None if sampled else tensor
                 sampled = True
                 grad_fn = tensor.grad_fn
                 if grad_fn is not None and type(grad_fn).__name__ == "CheckpointFunctionBackward":
@@ -93,20 +96,33 @@ class Measuring(TorchFunctionMode):
             with self:
                 return body(func)(*args, **kwargs)
         if not parameters:
-            return self._follow(func, args, kwargs, func(*args, **kwargs))
+            out = func(*args, **kwargs)
+            if (
+                apart is None
+                and only is not None
+                and func in ENTRYWISE
+                and "out" not in kwargs
+                and type(out) is Tensor
+                and out.shape == only.shape
+            ):
+                take_over(out, only)  # the commonest case, spared the rules
+                if out.grad_fn is not None:
+                    out.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+                return out
+            return self._follow(func, args, kwargs, out)
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
             return self._follow(func, args, kwargs, func(*args, **kwargs))
         if apart is not None:
             out = self._follow(func, args, kwargs, func(*args, **kwargs))
             if any(t.requires_grad for t in _tensors((out,), {})):
-                self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], apart)
+                self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
         return self._use(func, args, kwargs, parameters)
 
     def _unseen(self, tensor: Tensor) -> Mixed | None:
-        """What is known of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""
-        hidden = leaves_of(tensor, self.name_of)[1]
+        """Of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""
+        hidden = leaves_of(tensor, self.session)[1]
         if hidden is not None:
             return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
         set_track(tensor, None)
@@ -118,7 +134,7 @@ class Measuring(TorchFunctionMode):
         parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
         out = self._follow(func, args, kwargs, func(*args, **kwargs))
         if parameters and any(track_of(t) is not None for t in inputs):
-            self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], "a transform of torch.func")
+            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "a transform of torch.func")
         return out
 
     def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
@@ -137,8 +153,8 @@ class Measuring(TorchFunctionMode):
             track = Mixed(f"torch's {kind} could not be measured ({type(error).__name__}: {error})")
             for tensor in _tensors((self.result,), {}):
                 set_track(tensor, track)
-            self.lost([Operand(t, leaves_of(t, self.name_of)[0]) for t in parameters], track)
-            self._watch_mixing([t for t in _tensors((self.result,), {})], track)
+            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
+            self._watch_mixing(list(_tensors((self.result,), {})), track)
             return self.result
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -158,7 +174,7 @@ class Measuring(TorchFunctionMode):
             if isinstance(tensor, Tensor) and track_of(tensor) is not None:
                 node = tensor.grad_fn
                 if node is not None:
-                    node.metadata[SAMPLES] = True
+                    node.metadata[SAMPLES] = True  # type: ignore[index]
         if mixed is not None:
             self._watch_mixing(tensors, mixed)
         return out
@@ -194,7 +210,7 @@ class Measuring(TorchFunctionMode):
         if self.repeats or self.inside_backward:
             return
         for tensor in parameters:
-            for leaf in leaves_of(tensor, self.name_of)[0]:
+            for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
 
     @staticmethod
@@ -211,6 +227,32 @@ class Measuring(TorchFunctionMode):
                 padding = padding + table.shape[0] if padding is not None and padding < 0 else padding
                 looked_up(out, table, ids, padding)
 
+    def through_compiled(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A compiled part of the model, into which no mode can look: it is measured module by module.
+
+        Its samples are taken to lie in its outputs as they do in its first input that carries some.
+        """
+        carried = [(t, track_of(t)) for t in _deep_tensors((args, kwargs)) if track_of(t) is not None]
+        for tensor, _ in carried:
+            set_track(tensor, None)
+        try:
+            with _pop_mode_temporarily():
+                out = plain(*args, **kwargs)
+        finally:
+            for tensor, track in carried:
+                set_track(tensor, track)
+        if carried:
+            first, track = carried[0]
+            for tensor in _deep_tensors(out):
+                fits = isinstance(track, Track) and tensor.ndim > track.axis
+                if fits and tensor.shape[track.axis] == first.shape[track.axis]:  # type: ignore[union-attr, index]
+                    set_track(tensor, track)
+                else:
+                    set_track(tensor, Mixed("compiled code, whose output lies otherwise than its input"))
+                if tensor.grad_fn is not None:
+                    tensor.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+        return out
+
     def note_checkpoint(self) -> None:
         """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
@@ -219,7 +261,7 @@ class Measuring(TorchFunctionMode):
         names = hooks[0].__code__.co_freevars
         if "frame" not in names:
             return
-        frame = hooks[0].__closure__[names.index("frame")].cell_contents
+        frame = hooks[0].__closure__[names.index("frame")].cell_contents  # type: ignore[index]
         plain = frame.recompute_fn
         if getattr(plain, "_sdsd_followed", False):
             return

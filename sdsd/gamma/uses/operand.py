@@ -7,8 +7,8 @@ of the user's code runs again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,13 +49,19 @@ class Hidden(Exception):  # noqa: N818
     """A tensor that looks computed from parameters alone, and is not: samples went through an operation unseen."""
 
 
-def leaves_of(tensor: Tensor, name_of: Callable[[Tensor], str | None]) -> tuple[list[Leaf], str | None]:
+class Names(Protocol):
+    """What knows the measured parameters."""
+
+    def name_of(self, tensor: Tensor) -> str | None: ...
+
+    def node_of(self, tensor: Tensor) -> Any: ...
+
+
+def leaves_of(tensor: Tensor, names: Names) -> tuple[list[Leaf], str | None]:
     """The measured parameters that `tensor` is computed from, and the operation that samples went through, or None."""
     if tensor.grad_fn is None:
-        name = name_of(tensor)
-        if name is None:
-            return [], None
-        return [Leaf(name, tensor, torch.autograd.graph.get_gradient_edge(tensor).node)], None
+        name = names.name_of(tensor)
+        return ([], None) if name is None else ([Leaf(name, tensor, names.node_of(tensor))], None)
     found: dict[str, Leaf] = {}
     seen, stack, hidden = set(), [tensor.grad_fn], None
     while stack:
@@ -63,12 +69,13 @@ def leaves_of(tensor: Tensor, name_of: Callable[[Tensor], str | None]) -> tuple[
         if node in seen:
             continue
         seen.add(node)
-        if SAMPLES in node.metadata or len(seen) > MOST_NODES or _opaque(node):
+        metadata: Any = node.metadata
+        if SAMPLES in metadata or len(seen) > MOST_NODES or _opaque(node):
             hidden = tensor.grad_fn.name()
             continue
         variable = getattr(node, "variable", None)
         if variable is not None:
-            name = name_of(variable)
+            name = names.name_of(variable)
             if name is not None:
                 found[name] = Leaf(name, variable, node)
         stack.extend(child for child, _ in node.next_functions if child is not None)
@@ -76,7 +83,7 @@ def leaves_of(tensor: Tensor, name_of: Callable[[Tensor], str | None]) -> tuple[
 
 
 def _opaque(node: Any) -> bool:
-    """Whether a user's function took a tensor that has no gradient, which may be samples: nothing says that it is not."""
+    """Whether a user's function took a tensor that has no gradient, and so may be samples."""
     return isinstance(node, torch.autograd.function.BackwardCFunction) and any(
         child is None for child, _ in node.next_functions
     )
@@ -121,7 +128,9 @@ class Operand:
             if table.grad_fn is None:
                 gradients = piece.each(0, piece.n).reshape(piece.n, ids.numel(), -1)
                 tokens = ids.reshape(1, -1).expand(piece.n, -1)
-                ledger.receive(leaves[0], Lookup(tokens, gradients, table.shape[0], padding))
+                # Asked of the values on the CPU alone, where nothing has to be waited for.
+                distinct = ids.device.type == "cpu" and ids.unique().numel() == ids.numel()
+                ledger.receive(leaves[0], Lookup(tokens, gradients, table.shape[0], padding, distinct))
             else:
                 self._pull(ledger, piece, leaves)
         else:
@@ -157,7 +166,8 @@ class Operand:
                     torch.autograd.grad(self.base, tensors, each, retain_graph=True, allow_unused=True)
                     for each in given
                 ]
-                found = tuple(None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True))
+                columns: Any = zip(*rows, strict=True)
+                found = tuple(None if column[0] is None else torch.stack(column) for column in columns)  # type: ignore[misc]
         for leaf, each in zip(leaves, found, strict=True):
             if each is not None:
                 yield leaf.name, wide(each.detach())

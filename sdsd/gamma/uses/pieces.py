@@ -97,8 +97,8 @@ class Piece(abc.ABC):
 class Dense(Piece):
     """All gradients, formed: (N, *shape)."""
 
-    def __init__(self, gradients: Tensor) -> None:
-        self.gradients = gradients
+    def __init__(self, gradients: Tensor, alone: Tensor | None = None) -> None:
+        self.gradients, self.alone = gradients, alone
         self.n = gradients.shape[0]
         self.bytes_each = 8
 
@@ -106,6 +106,8 @@ class Dense(Piece):
         return wide(self.gradients[start:stop])
 
     def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        if self.alone is not None and scale is None:
+            return self.alone
         return sum_of_squares(self.gradients, scale)
 
 
@@ -128,7 +130,7 @@ class Lazy(Piece):
 
 
 class Product(Piece):
-    """g_n = Σ_t b_nt a_ntᵀ of a linear operation: a (N, T, d), b (N, T, p). The operand is (p, d), or (d, p) transposed."""
+    """g_n = Σ_t b_nt a_ntᵀ of a linear operation: a (N, T, d), b (N, T, p); the operand (p, d), transposed (d, p)."""
 
     def __init__(
         self, a: Tensor, b: Tensor, transposed: bool = False, alone: Tensor | None = None, total: Tensor | None = None
@@ -147,26 +149,14 @@ class Product(Piece):
         return torch.bmm(a.transpose(1, 2), b)
 
     def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
-        if self.alone is not None:
+        # Where it came with the gradient, the preconditioner is in it already.
+        if self.alone is not None and (scale is None or self.total is not None):
             return self.alone
-        if scale is None and self.a.shape[1] == 1:
-            found = self._one_position()
-            if found is not None:
-                return found
         if self.a.is_complex() or self.b.is_complex():
             return super().squares(scale, max_bytes)
         if scale is not None and self.transposed:
             scale = scale.t()
         return weight_grad_stats(self.a, self.b, scale=scale, weight_grad=False).square_norm
-
-    def _one_position(self) -> Tensor | None:
-        """Σ‖a_n‖²‖b_n‖² from norms of rows; None where that is not safe. Spares small layers the kernel's overhead."""
-        a, b = self.a[:, 0], self.b[:, 0]
-        if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64) or a.dtype != b.dtype:
-            return None
-        products = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
-        total = torch.dot(products, products)
-        return total.double() if SAFE[0] < total.item() < SAFE[1] else None
 
     def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
         if self.total is not None:
@@ -181,13 +171,30 @@ class Product(Piece):
         return torch.dot(left.double(), right.double())
 
 
-class Lookup(Piece):
-    """Rows of a table (rows, d): g_n adds gradients g (N, T, d) at tokens (N, T)."""
+def one_position(a: Tensor, b: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Σ‖a_n‖²‖b_n‖² and Σ‖b_n‖² of rows a (N, d) and b (N, p), from norms taken once; None where it is not safe.
 
-    def __init__(self, tokens: Tensor, gradients: Tensor, rows: int, padding: int | None) -> None:
+    `weight_grad_stats` would find the first, but a bias shares the norms, and small layers are spared its overhead.
+    """
+    if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64) or a.dtype != b.dtype:
+        return None, None
+    norms_b = torch.linalg.vector_norm(b, dim=1)
+    products = torch.linalg.vector_norm(a, dim=1).mul_(norms_b)
+    weight, bias = torch.dot(products, products), torch.dot(norms_b, norms_b)
+    if SAFE[0] < weight.item() < SAFE[1] and SAFE[0] < bias.item() < SAFE[1]:
+        return weight, bias
+    return None, None
+
+
+class Lookup(Piece):
+    """Rows of a table (rows, d): g_n adds gradients g (N, T, d) at tokens (N, T), `distinct` ones in every sample."""
+
+    def __init__(
+        self, tokens: Tensor, gradients: Tensor, rows: int, padding: int | None, distinct: bool = False
+    ) -> None:
         if padding is not None:
             gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
-        self.tokens, self.gradients, self.rows = tokens, gradients, rows
+        self.tokens, self.gradients, self.rows, self.distinct = tokens, gradients, rows, distinct
         self.n = tokens.shape[0]
         self.bytes_each = 8 * rows * gradients.shape[-1]
         self.factors = ("embedding", tokens, gradients)
@@ -198,6 +205,8 @@ class Lookup(Piece):
         return table.scatter_add_(1, self.tokens[start:stop].unsqueeze(-1).expand_as(part), part)
 
     def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        if self.distinct and scale is None:
+            return sum_of_squares(self.gradients, None)  # no two positions read one row
         return lookup_squares(self.gradients, self.tokens, scale)
 
     def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:

@@ -98,7 +98,7 @@ def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False
     """Operands, and the operation through which samples reached one of them unseen, or None."""
     found, hidden = [], None
     for tensor in tensors:
-        leaves, through = leaves_of(tensor, mode.name_of)
+        leaves, through = leaves_of(tensor, mode.session)
         found.append(Operand(tensor, leaves, unexpanded))
         hidden = hidden or through
     return found, hidden
@@ -126,7 +126,8 @@ def watch(
 ) -> None:  # fmt: skip
     """Measure an operation with output `out` that read `tensors`, computed from parameters alone.
 
-    `unexpanded`: the pieces are of what the tensors are expansions of. Where the samples of `out` cannot be told apart, the parameters are refused by name.
+    `unexpanded`: the pieces are of what the tensors are expansions of. Where the samples of `out` cannot be told apart,
+    the parameters are refused by name.
     """
     if not out.requires_grad:
         return

@@ -29,18 +29,18 @@ def attention(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     given = dict(zip(names, args, strict=False)) | kwargs
     q, k, v, mask = (given.get(name) for name in names[:4])
     dropout = given.get("dropout_p", 0.0)
-    tracks = [track_of(t) for t in (q, k, v)]
-    plain = all(isinstance(track, Track) and track == tracks[0] for track in tracks) and q.ndim == k.ndim == v.ndim
-    if parameters != [mask] or not plain or tracks[0].axis >= q.ndim - 2:
+    track = track_of(q)
+    plain = all(track_of(t) == track for t in (k, v)) and q.ndim == k.ndim == v.ndim and parameters[0] is mask
+    if not isinstance(track, Track) or len(parameters) > 1 or not plain or track.axis >= q.ndim - 2:
         if dropout > 0:
             out = mode.run(func, args, kwargs)
             why = "attention with dropout on it, which draws other numbers when it runs again"
-            mode.lost([Operand(t, leaves_of(t, mode.name_of)[0]) for t in parameters], Mixed(why))
+            mode.lost([Operand(t, leaves_of(t, mode.session)[0]) for t in parameters], Mixed(why))
             return out
         return any_operation(mode, func, args, kwargs, parameters)
     state = _state(q.device) if dropout > 0 else None
     out = mode.run(func, args, kwargs)
-    track, n = tracks[0], mode.ledger.n
+    n = mode.ledger.n
     settings = {name: value for name, value in given.items() if name not in names[:4]}
     whole = [*q.shape[:-2], *mask.shape[-2:]] if mask.ndim <= q.ndim else list(mask.shape)
     # Only the samples' dimension is spread; heads that share a mask go on sharing it.

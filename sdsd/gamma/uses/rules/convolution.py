@@ -7,6 +7,7 @@ weight gradient, so it is computed in the place of the layer's own backward, not
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,7 +83,7 @@ def _weight_piece(b: Tensor, x: Tensor, weight: Tensor, settings: Any, track: Tr
     def form(start: int, stop: int) -> Tensor:
         rows = [t.unflatten(0, (track.outer, n, track.inner))[:, start:stop] for t in (b, x)]
         joined = [t.transpose(0, 1).reshape(-1, *t.shape[3:]) for t in rows]
-        each = per_sample_weight(*joined, weight, settings)
+        each = per_sample_weight(joined[0], joined[1], weight, settings)
         return each.unflatten(0, (stop - start, -1)).sum(1)
 
     return Lazy(n, size, form)
@@ -99,10 +100,11 @@ def _joined(
     use = register(mode, operands, "convolution")
     device = x.device.type
     a, w, c = x, weight, bias
-    if torch.is_autocast_enabled(device):
-        half = torch.get_autocast_dtype(device)
-        a, w, c = a.to(half), w.to(half), c if c is None else c.to(half)
-    with torch.autocast(device, enabled=False):
+    half = torch.is_autocast_enabled(device)
+    if half:
+        dtype = torch.get_autocast_dtype(device)
+        a, w, c = a.to(dtype), w.to(dtype), c if c is None else c.to(dtype)
+    with torch.autocast(device, enabled=False) if half else nullcontext():
         out: Tensor = _Joined.apply(a, w, c, use, settings)  # type: ignore[no-untyped-call]
     mode._follow(func, args, kwargs, out)
     return out

@@ -59,7 +59,7 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     elif len(outputs) > 1 and any(track_of(each) != track_of(outputs[0]) for each in outputs):
         why = f"torch's {name} gives several outputs whose samples lie apart"
     if why is not None:
-        mode.lost([Operand(t, leaves_of(t, mode.name_of)[0]) for t in distinct], Mixed(why))
+        mode.lost([Operand(t, leaves_of(t, mode.session)[0]) for t in distinct], Mixed(why))
         return out
     places = [next(k for k, value in enumerate(values) if value is t) for t in distinct]
     sampled = [k for k, track in enumerate(tracks) if isinstance(track, Track)]
@@ -173,7 +173,7 @@ class _Pieces:
             mine = iter(sample[: len(batched)])
             whole = tuple(next(mine) if t is None else t for t in shared)
             rest = sample[len(batched) :]
-            out, pull = torch.func.vjp(lambda *own: self._run(own, rest, which, rows), *whole)
+            out, pull = torch.func.vjp(lambda *own: self._run(own, rest, which, rows), *whole)  # type: ignore[misc]
             return pull(cotangent.reshape(out.shape).to(out.dtype))
 
         try:
@@ -201,7 +201,7 @@ def _set_item(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     x, index, value = args
     if not isinstance(value, Tensor) or track_of(value) is not None or not isinstance(track_of(x), Track):
         out = mode.run(func, args, kwargs)
-        mode.lost([Operand(t, leaves_of(t, mode.name_of)[0]) for t in parameters], Mixed("it is written into a tensor"))
+        mode.lost([Operand(t, leaves_of(t, mode.session)[0]) for t in parameters], Mixed("it is written into a tensor"))
         return out
     mode.run(func, args, kwargs)
     n = mode.ledger.n
@@ -226,7 +226,7 @@ def _set_item(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     track = track_of(shown)
     # The hook is on what x is from here on; where the value was written its gradient is the value's.
     if not isinstance(track, Track):
-        mode.lost([Operand(value, leaves_of(value, mode.name_of)[0])], track)
+        mode.lost([Operand(value, leaves_of(value, mode.session)[0])], track)
         return None
 
     def measure(b: Tensor) -> Iterator[tuple[int, Piece]]:

@@ -8,6 +8,7 @@ weights, the layer's own backward stays as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
-from ..pieces import Dense, Piece, Product
+from ..pieces import Dense, Piece, Product, one_position
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
 
@@ -42,9 +43,17 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
 
     def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
         rows = arrange(b, track, n, 1)
+        biased = bias is not None and bias.requires_grad
+        if x is not None and rows.shape[1] == 1:
+            inputs = arrange(x, track, n, 1)
+            weight_squares, bias_squares = one_position(inputs[:, 0], rows[:, 0])
+            yield 0, Product(inputs.to(rows.dtype), rows, alone=weight_squares)
+            if biased:
+                yield 1, Dense(rows[:, 0], alone=bias_squares)
+            return
         if x is not None:
             yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows)
-        if bias is not None and bias.requires_grad:
+        if biased:
             yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)))
 
     watch(mode, "linear", out, read, (x if trains else None,), measure)
@@ -58,8 +67,8 @@ def matmul(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
         return any_operation(mode, func, args, kwargs, parameters)
     x, matrix = given
     track = track_of(x)
-    plain = isinstance(track, Track) and track_of(matrix) is None and matrix.ndim == 2 and x.ndim > 1
-    if not plain or track.axis == x.ndim - 1:
+    plain = track_of(matrix) is None and matrix.ndim == 2 and x.ndim > 1
+    if not isinstance(track, Track) or not plain or track.axis == x.ndim - 1:
         return any_operation(mode, func, args, kwargs, parameters)
     out = mode.run(func, args, kwargs)
     n = mode.ledger.n
@@ -145,10 +154,11 @@ def _joined(
     use = register(mode, operands, kind)
     device = x.device.type
     a, w, c = x, weight, bias
-    if torch.is_autocast_enabled(device):
-        half = torch.get_autocast_dtype(device)
-        a, w, c = a.to(half), w.to(half), c if c is None else c.to(half)
-    with torch.autocast(device, enabled=False):
+    half = torch.is_autocast_enabled(device)
+    if half:
+        dtype = torch.get_autocast_dtype(device)
+        a, w, c = a.to(dtype), w.to(dtype), c if c is None else c.to(dtype)
+    with torch.autocast(device, enabled=False) if half else nullcontext():
         out: Tensor = _Joined.apply(a, w, c, use, track, mode.ledger.n, transposed)  # type: ignore[no-untyped-call]
     # What follows is followed from the samples of x: a linear layer keeps the order of its rows.
     mode._follow(F.linear, (x, weight), {}, out)
@@ -205,6 +215,7 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, weight: Tensor | None)
     if weight is not None and not (shared and (scale is not None or ctx.transposed)):
         turned = scale.t() if scale is not None and ctx.transposed else scale
         stats = weight_grad_stats(a, b, scale=turned)
+        assert stats.weight_grad is not None
         grad_weight = stats.weight_grad.t() if ctx.transposed else stats.weight_grad
         piece = Product(a, b, ctx.transposed, alone=stats.square_norm, total=grad_weight)
     else:

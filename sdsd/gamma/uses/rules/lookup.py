@@ -29,7 +29,7 @@ def embedding(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     out = mode.run(func, args, kwargs)
     if frequency:
         mode.lost(
-            [Operand(table, leaves_of(table, mode.name_of)[0])],
+            [Operand(table, leaves_of(table, mode.session)[0])],
             Mixed("scale_grad_by_freq divides by counts over the batch, which mixes the samples"),
         )
         return out

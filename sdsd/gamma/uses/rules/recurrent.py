@@ -33,7 +33,7 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     elif not isinstance(track, Track) or (track.outer, track.inner) != (1, 1) or x.ndim != 3:
         why = "its samples do not lie along one dimension of its input"
     if why is not None:
-        mode.lost([Operand(t, leaves_of(t, mode.name_of)[0]) for t in distinct], Mixed(f"a recurrent layer: {why}"))
+        mode.lost([Operand(t, leaves_of(t, mode.session)[0]) for t in distinct], Mixed(f"a recurrent layer: {why}"))
         return out
     assert isinstance(track, Track)
     n, axis = mode.ledger.n, track.axis
