@@ -160,7 +160,7 @@ def apart(
             return Mixed(f"{over.reason}, joined with samples again by {name_of(func)}"), True
         if not linear_in(func, args, sums):
             return Mixed(f"{over.reason}, followed by {name_of(func)}, which is not linear"), True
-        return over, False
+        return over, True
     return None, False
 
 
@@ -224,14 +224,12 @@ def asked_of(
         return call.mixed(f"with arguments that could not be read ({error})")
     finally:
         tracks.asked = None
-    if rule in READS or type(verdict) is Mixed:
+    if rule in READS or rule is chosen or type(verdict) is Mixed:
         return verdict
     for x, v in zip(inputs, verdicts, strict=True):
         if v is not None and id(x) not in asked:
             return call.mixed(f"with samples in an argument of shape {tuple(x.shape)} that is not followed")
-    if verdict is None and rule is not chosen:
-        return call.mixed("with samples in an argument that is not followed")
-    return verdict
+    return call.mixed("with samples in an argument that is not followed") if verdict is None else verdict
 
 
 def rule_of_overload(func: Any) -> Any:

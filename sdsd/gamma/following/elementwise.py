@@ -142,6 +142,6 @@ register_property(
     fresh,
 )
 
-for name in ("requires_grad", "grad", "names", "_backward_hooks"):
+for name in ("requires_grad", "grad", "_backward_hooks"):
     RULES[getattr(torch.Tensor, name).__set__] = fresh
 RULES[torch.Tensor.data.__set__] = set_data  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sdsd.gamma.following import COMPOSITE, Mixed, Track, body, follow, new_pass, set_track, track_of
+from sdsd.gamma.following import COMPOSITE, Mixed, Part, Summed, Track, Tracks, body, follow, set_track, track_of, using
 
 UNWRITTEN = ("empty", "empty_like", "new_empty", "new_empty_strided")
 """What is in fresh memory depends on nothing and is never the same."""
@@ -34,6 +34,7 @@ class Recorder(TorchFunctionMode):
 
     n: int
     seen: list[tuple[str, Tensor, Any]] = field(default_factory=list)
+    mixing: list[Mixed] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -43,11 +44,17 @@ class Recorder(TorchFunctionMode):
         if func in COMPOSITE:
             with self:
                 return body(func)(*args, **kwargs)
+        before = [track_of(x) for x in tensors_of((args, kwargs))]
         out = func(*args, **kwargs)
-        follow(func, args, kwargs, out, self.n)
+        mixed = follow(func, args, kwargs, out, self.n)
+        if mixed is not None:
+            self.mixing.append(mixed)
         written = tensors_of(args[:1]) if out is None else []
         for x in [*tensors_of(out), *written]:
-            self.seen.append((getattr(func, "__name__", str(func)), x.detach().clone(), track_of(x)))
+            verdict = track_of(x)
+            self.seen.append((getattr(func, "__name__", str(func)), x.detach().clone(), verdict))
+            if isinstance(verdict, Mixed) and not any(isinstance(v, Mixed) for v in before):
+                assert mixed is not None, f"{func}: mixes samples, and does not say so"
         return out
 
 
@@ -72,15 +79,19 @@ def changed(x: Tensor, track: Track, sample: int, n: int, way: str) -> Tensor:
     return x
 
 
-def run(f: Callable[..., Any], inputs: Sequence[Tensor], tracks: Sequence[Track | None], n: int) -> tuple[Any, list]:
-    new_pass()
+def run(
+    f: Callable[..., Any], inputs: Sequence[Tensor], tracks: Sequence[Track | None], n: int
+) -> tuple[Any, Recorder, list[Any]]:
+    """What the program returned, what was seen on the way, and the verdicts of what it returned."""
     torch.manual_seed(5)
     given = [x.clone() for x in inputs]
-    for x, track in zip(given, tracks, strict=True):
-        set_track(x, track)
-    with Recorder(n) as recorder:
-        out = f(*given)
-    return out, recorder.seen
+    with using(Tracks()):
+        for x, track in zip(given, tracks, strict=True):
+            if track is not None:
+                set_track(x, track)
+        with Recorder(n) as recorder:
+            out = f(*given)
+        return out, recorder, [track_of(x) for x in tensors_of(out)]
 
 
 def influence(before: Tensor, after: Tensor) -> Tensor:
@@ -103,24 +114,46 @@ def check(
     n: int,
     ways: Sequence[str] = ("small", "large", "poison"),
 ) -> list[Any]:
-    """Run `f` and hold every verdict on the way against the oracle; the verdicts of its outputs."""
-    out, seen = run(f, inputs, tracks, n)
-    verdicts = [track_of(x) for x in tensors_of(out)]
-    for sample in range(n):
+    """Run `f` and hold every verdict on the way against the oracle; the verdicts of its outputs.
+
+    A `Track` and a constant may depend on no other sample; a `Summed` has to be a sum over samples.
+    """
+    _, recorder, verdicts = run(f, inputs, tracks, n)
+    seen = recorder.seen
+
+    def again(samples: Sequence[int], way: str) -> list[Tensor]:
+        given = list(inputs)
+        for sample in samples:
+            torch.manual_seed(11 + sample)
+            given = [x if t is None else changed(x, t, sample, n, way) for x, t in zip(given, tracks, strict=True)]
+        other = run(f, given, tracks, n)[1].seen
+        assert len(other) == len(seen), "the program took another path"
+        return [after for _, after, _ in other]
+
+    for sample in sorted({0, n // 2, n - 1}):
         for way in ways:
-            others = [x if t is None else changed(x, t, sample, n, way) for x, t in zip(inputs, tracks, strict=True)]
-            _, again = run(f, others, tracks, n)
-            assert len(again) == len(seen), "the program took another path"
-            for (name, before, verdict), (_, after, _) in zip(seen, again, strict=True):
-                if isinstance(verdict, Mixed) or name in UNWRITTEN:
+            for (name, before, verdict), after in zip(seen, again([sample], way), strict=True):
+                if isinstance(verdict, (Mixed, Summed)) or name in UNWRITTEN:
                     continue
                 differs = influence(before, after)
                 if verdict is None:
                     assert not differs.any(), f"{name}: called a constant, depends on sample {sample} ({way})"
-                    continue
-                size = before.shape[verdict.axis]
-                assert size == verdict.outer * n * verdict.inner, f"{name}: {verdict} does not fit {before.shape}"
-                rows = place(verdict, torch.arange(size), n) != sample
-                wrong = differs.movedim(verdict.axis, 0)[rows].any()
-                assert not wrong, f"{name}: {verdict} of shape {tuple(before.shape)}, sample {sample} reaches others"
+                elif isinstance(verdict, Part):
+                    if verdict.axis is None and (verdict.place // verdict.whole.inner) % n != sample:
+                        assert not differs.any(), f"{name}: {verdict}, sample {sample} reaches it"
+                else:
+                    size = before.shape[verdict.axis]
+                    assert size == verdict.outer * n * verdict.inner, f"{name}: {verdict} does not fit {before.shape}"
+                    rows = place(verdict, torch.arange(size), n) != sample
+                    wrong = differs.movedim(verdict.axis, 0)[rows].any()
+                    assert not wrong, (
+                        f"{name}: {verdict} of shape {tuple(before.shape)}: sample {sample} reaches others"
+                    )
+    if n > 1 and any(isinstance(verdict, Summed) for _, _, verdict in seen):
+        first, last, both = again([0], "small"), again([n - 1], "small"), again([0, n - 1], "small")
+        for k, (name, before, verdict) in enumerate(seen):
+            if isinstance(verdict, Summed):
+                torch.testing.assert_close(
+                    both[k] + before, first[k] + last[k], rtol=1e-9, atol=1e-9, msg=f"{name}: no sum over samples"
+                )
     return verdicts

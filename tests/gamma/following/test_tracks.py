@@ -1,8 +1,7 @@
-"""How tracks are kept and taken off again, samples arranged, and bodies of functions run."""
+"""The account of a pass, samples arranged, bodies of functions run, and what follow says of a call that mixes."""
 
 from __future__ import annotations
 
-import io
 import weakref
 from typing import Any
 
@@ -14,60 +13,84 @@ from torch.overrides import TorchFunctionMode
 
 from sdsd.gamma.following import (
     COMPOSITE,
+    ENTRYWISE,
+    SHAPE_ONLY,
     Mixed,
+    Part,
+    Summed,
     Track,
+    Tracks,
     arrange,
     body,
-    end_pass,
     follow,
-    new_pass,
+    is_second,
+    name_of,
+    set_second,
     set_track,
+    stated,
+    take_over,
     track_of,
+    use,
+    using,
 )
 
 from .oracle import Recorder
-from .test_networks import NETWORKS, given
 
 
-def test_a_track_is_known_for_one_pass() -> None:
-    new_pass()
+@pytest.fixture(autouse=True)
+def account() -> Any:
+    with using(Tracks()) as tracks:
+        yield tracks
+
+
+def test_a_track_is_known_in_its_own_account() -> None:
     x = torch.ones(3, 2)
     assert track_of(x) is None
+    assert not stated(x)
     set_track(x, Track(0))
     assert track_of(x) == Track(0, 1, 1)
+    with using(Tracks()):
+        assert track_of(x) is None
+        set_track(x, Track(1))
+        assert track_of(x) == Track(1)
+    assert track_of(x) == Track(0)
     set_track(x, None)
     assert track_of(x) is None
-    set_track(x, Track(0))
-    new_pass()
-    assert track_of(x) is None
+    assert stated(x)
 
 
-def test_nothing_stays_on_what_outlives_the_pass() -> None:
+def test_nothing_is_kept_on_tensors_and_no_buffer_misleads_the_next_pass() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     kept: list[Tensor] = []
-    new_pass()
     x = torch.randn(3, 4)
     set_track(x, Track(0))
     with Recorder(3):
         out = model(x)
         model[1].running_mean.add_(out.mean(0).detach())
-        kept += [out, model[0].weight.requires_grad_(), out.detach()]
+        kept += [out, model[0](x), out.detach()]
     assert isinstance(track_of(model[1].running_mean), Mixed)
-    end_pass()
     assert [vars(t) for t in (x, *kept, *model.state_dict(keep_vars=True).values()) if vars(t)] == []
-    stream = io.BytesIO()
-    torch.save(model.state_dict(), stream)
-    stream.seek(0)
-    assert set(torch.load(stream, weights_only=True)) == set(model.state_dict())
+    with using(Tracks()):
+        assert track_of(model[1].running_mean) is None
 
 
-def test_tensors_are_not_kept_alive() -> None:
-    new_pass()
+def test_the_statistics_that_batch_norm_writes_are_mixed() -> None:
+    x, mean, var = torch.randn(3, 4), torch.zeros(4), torch.ones(4)
+    set_track(x, Track(0))
+    with Recorder(3):
+        F.batch_norm(x, mean, var, training=True)
+        shifted = x - mean
+    assert isinstance(track_of(mean), Mixed)
+    assert isinstance(track_of(shifted), Mixed)
+
+
+def test_tensors_are_not_kept_alive_and_no_other_takes_their_place() -> None:
     x = torch.ones(3)
     set_track(x, Track(0))
     reference = weakref.ref(x)
     del x
     assert reference() is None
+    assert [t for t in (torch.ones(3) for _ in range(50)) if track_of(t) is not None] == []
 
 
 @pytest.mark.parametrize(
@@ -130,21 +153,16 @@ def plain_and_body(f: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Tensor,
     return plain, inside, after, torch.rand(2)
 
 
-def test_bodies_give_the_same_bits_and_draw_the_same() -> None:
+@pytest.mark.parametrize("need", [False, True])
+def test_bodies_give_the_same_bits_and_draw_the_same(need: bool) -> None:
     q = torch.randn(5, 3, 8)
-    w, b = torch.randn(24, 8), torch.randn(24)
-    out = torch.randn(8, 8)
-    for need in (False, True):
-        args = (q, q, q, 8, 2, w, b, None, None, False, 0.5, out, torch.zeros(8))
-        plain, inside, after, again = plain_and_body(F.multi_head_attention_forward, *args, need_weights=need)
-        assert torch.equal(plain[0], inside[0])
-        assert (plain[1] is None) == (inside[1] is None) == (not need)
-        assert plain[1] is None or torch.equal(plain[1], inside[1])
-        assert torch.equal(after, again)
-    x, y = torch.randn(4, 3), torch.randn(4, 3)
-    plain, inside, *_ = plain_and_body(F.cosine_embedding_loss, x, y, torch.ones(4), reduction="none")
-    assert torch.equal(plain, inside)
-    assert body(F.cosine_embedding_loss) is body(F.cosine_embedding_loss)
+    w, b, out = torch.randn(24, 8), torch.randn(24), torch.randn(8, 8)
+    args = (q, q, q, 8, 2, w, b, None, None, False, 0.5, out, torch.zeros(8))
+    plain, inside, after, again = plain_and_body(F.multi_head_attention_forward, *args, need_weights=need)
+    assert torch.equal(plain[0], inside[0])
+    assert (plain[1] is None) == (inside[1] is None) == (not need)
+    assert plain[1] is None or torch.equal(plain[1], inside[1])
+    assert torch.equal(after, again)
 
 
 def test_composite_functions_have_a_body() -> None:
@@ -185,33 +203,30 @@ class Empty(Opaque):
         return out
 
 
-@pytest.mark.parametrize("function", [Opaque, Empty])
+class Zeros(Opaque):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        with torch._C.DisableTorchFunction():
+            out.copy_(x - x.mean(0))
+        return out
+
+
+@pytest.mark.parametrize("function", [Opaque, Empty, Zeros])
 def test_what_an_unseen_function_made_is_mixed(function: Any) -> None:
-    new_pass()
     x = torch.randn(4, 3, requires_grad=True)
     set_track(x, Track(0))
-    with Recorder(4):
+    with Recorder(4) as recorder:
         out = function.apply(x) + x
         shown = Shown.apply(x) + x
     verdict = track_of(out)
     assert isinstance(verdict, Mixed)
     assert function.__name__ in verdict.reason
+    assert recorder.mixing == [verdict]
     assert track_of(shown) == Track(0)
 
 
-@pytest.mark.parametrize("name", ["perceptron", "perceptron of tokens", "encoder", "gpt", "swin", "last token"])
-def test_an_empty_batch_breaks_nothing(name: str) -> None:
-    make, spec = NETWORKS[name]
-    x, track = given(spec, 0, 5)
-    new_pass()
-    set_track(x, track)
-    with Recorder(0):
-        out = make()(x)
-    assert track_of(out) is not None
-
-
 def test_functions_of_parameters_alone_stay_without_samples() -> None:
-    new_pass()
     w = nn.Parameter(torch.randn(4, 4))
     x = torch.randn(4, 4)
     set_track(x, Track(0))
@@ -224,39 +239,211 @@ def test_functions_of_parameters_alone_stay_without_samples() -> None:
     assert track_of(out) == Track(0)
 
 
-def test_reasons_are_sentences_for_users() -> None:
-    new_pass()
+def told(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Mixed | None]:
+    out = func(*args, **kwargs)
+    mixed = follow(func, args, kwargs, out, 6)
+    return out, mixed
+
+
+def test_the_call_that_mixes_says_so_once() -> None:
     x = torch.randn(6, 8)
     set_track(x, Track(0))
-    out = x.mean()
-    follow(torch.Tensor.mean, (x,), {}, out, 6)
-    assert track_of(out) == Mixed("torch.Tensor.mean over the samples (dimension 0 of shape (6, 8))")
-    out = F.batch_norm(x, None, None, training=True)
-    follow(F.batch_norm, (x, None, None), {"training": True}, out, 6)
-    assert track_of(out) == Mixed("BatchNorm in train mode, over an input of shape (6, 8)")
-    out = x.view(2, 3, 8)
-    follow(torch.Tensor.view, (x, 2, 3, 8), {}, out, 6)
-    verdict = track_of(out)
-    assert isinstance(verdict, Mixed)
-    assert "splits the samples along dimension 0" in verdict.reason
+    mean, mixed = told(Tensor.mean, x, 0)
+    assert track_of(mean) == Summed("torch.Tensor.mean over the samples (dimension 0 of shape (6, 8))")
+    assert mixed is None
+    centred, mixed = told(Tensor.sub, x, mean)
+    assert mixed is not None
+    assert mixed == track_of(centred)
+    assert "torch.Tensor.mean over the samples" in mixed.reason
+    rest, again = told(Tensor.mul, centred, 2)
+    assert track_of(rest) == mixed
+    assert again is None
+    both, again = told(torch.add, centred, x)
+    assert track_of(both) == again == mixed
+    loss, mixed = told(F.mse_loss, x, torch.zeros(6, 8))
+    assert isinstance(track_of(loss), Summed)
+    assert mixed is None
+    exponential, mixed = told(Tensor.exp, loss)
+    assert isinstance(track_of(exponential), Mixed)
+    assert mixed is not None
+    assert "not linear" in mixed.reason
+    halves = x.chunk(2)
+    assert follow(Tensor.chunk, (x, 2), {}, halves, 6) is None
+    assert isinstance(track_of(halves[0]), Part)
+    turned, mixed = told(torch.cat, [halves[1], halves[0]])
+    assert isinstance(track_of(turned), Mixed)
+    assert mixed == track_of(turned)
+    whole, mixed = told(torch.cat, list(halves))
+    assert track_of(whole) == Track(0)
+    assert mixed is None
+    side, mixed = told(torch.cat, list(halves), 1)
+    assert mixed == track_of(side)
+    stacked, mixed = told(torch.stack, list(halves))
+    assert mixed == track_of(stacked)
+    others = x.clone(), x.clone()
+    for other in others:
+        set_track(other, Track(0))
+    one, two = (other.unbind() for other in others)
+    for other, rows in zip(others, (one, two), strict=True):
+        follow(Tensor.unbind, (other,), {}, rows, 6)
+    mingled, mixed = told(torch.stack, [*one[:3], *two[3:]])
+    assert mixed is not None
+    assert mixed == track_of(mingled)
 
 
-def test_indices_that_count_are_known_without_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(self: Tensor) -> Any:
-        raise AssertionError("the values of an index were read")
-
-    monkeypatch.setattr(torch.Tensor, "cpu", read)
-    new_pass()
-    x, i = torch.randn(4, 4), torch.tensor([1, 0, 3, 3])
+def test_reasons_are_sentences_for_users() -> None:
+    x = torch.randn(6, 8)
     set_track(x, Track(0))
-    set_track(i, Track(0))
+    assert told(Tensor.amax, x)[1] == Mixed("torch.Tensor.amax over the samples (dimension 0 of shape (6, 8))")
+    mixed = told(F.batch_norm, x, None, None, training=True)[1]
+    assert mixed == Mixed("BatchNorm in train mode, which mixes the samples, over an input of shape (6, 8)")
+    mixed = told(Tensor.view, x, 2, 3, 8)[1]
+    assert mixed is not None
+    assert "splits the samples along dimension 0" in mixed.reason
+
+
+def test_a_rule_that_fails_gives_mixed() -> None:
+    x = torch.randn(6, 8)
+    set_track(x, Track(0))
+    out = torch.zeros(6)
+    mixed = follow(Tensor.sum, (x, "no dimension"), {}, out, 6)
+    assert mixed == track_of(out)
+    assert mixed is not None
+    assert "could not be read" in mixed.reason
+
+
+def test_a_further_input_that_lies_otherwise_is_no_samples() -> None:
+    n = 4
+    scores, mask, other = torch.randn(n, 2, n, n), torch.randn(n, n), torch.randn(n, 2, n, 3)
+    for x in (scores, mask, other):
+        set_track(x, Track(0))
+    with Recorder(n) as recorder:
+        refused = scores + mask
+    assert recorder.mixing == [track_of(refused)]
+    set_second(mask)
+    with Recorder(n) as recorder:
+        made = mask.view(1, 1, n, n).expand(n, 2, n, n).exp()
+        found = [
+            scores + mask,
+            scores.masked_fill(made > 1, 0.0),
+            torch.where(made > 1, scores, 0.0),
+            F.scaled_dot_product_attention(other, other, other, attn_mask=mask),
+            torch.baddbmm(mask[None], other[:, 0], other[:, 0].transpose(1, 2)),
+        ]
+        along = [mask * 2, scores[:, 0, 0] * mask]
+        products = [scores @ mask, torch.cat([scores[:, 0, 0], mask.T])]
+        trained = scores + mask.clone().requires_grad_()
+    assert [track_of(x) for x in found] == [Track(0)] * 5
+    assert is_second(made)
+    assert not any(is_second(x) for x in found)
+    assert [track_of(x) for x in along] == [Track(0)] * 2
+    assert all(isinstance(track_of(x), Mixed) for x in products)
+    assert is_second(mask)
+    assert isinstance(track_of(trained), Mixed), "what has a gradient is no mask"
+
+
+def test_names() -> None:
+    assert name_of(Tensor.add_) == name_of(torch.add) == "add"
+    assert name_of(Tensor.__getitem__) == "__getitem__"
+    assert name_of(Tensor.T.__get__) == "T"  # type: ignore[attr-defined]
+    assert {"to", "type_as", "zeros_like", "new_zeros", "expand_as"} <= SHAPE_ONLY
+    assert not {"normal", "new_tensor", "add", "copy"} & SHAPE_ONLY
+    assert {torch.relu, F.gelu, torch.add, Tensor.__mul__, F.relu} <= ENTRYWISE
+    assert not {Tensor.add_, Tensor.__iadd__, torch.where, torch.softmax, torch.sum} & ENTRYWISE
+
+
+def test_entrywise_functions_take_over() -> None:
+    x, y = torch.randn(3, 2), torch.randn(3, 2)
+    set_track(x, Track(0), second=True)
+    take_over(y, x)
+    assert track_of(y) == Track(0)
+    assert is_second(y)
+
+
+def test_an_account_in_use_can_be_put_aside() -> None:
+    x = torch.ones(2)
+    set_track(x, Track(0))
+    before = use(Tracks())
+    assert track_of(x) is None
+    use(before)
+    assert track_of(x) == Track(0)
+
+
+def view_of_columns(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    column, turned = buffer[:, 0], buffer.T
+    column.copy_(x[:, 0])
+    return [column, buffer, turned]
+
+
+def view_of_one_row(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    row, other = buffer[0], buffer[1]
+    row.copy_(x[:, 0])
+    return [row, buffer, other]
+
+
+def view_of_a_part(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    buffer.flatten()[2:6].copy_(x[:, 0])
+    return [buffer]
+
+
+def centred_in_place(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    y = x * 1
+    turned, first = y.T, y[:, 0]
+    y.sub_(y.mean(0))
+    return [y, turned, first]
+
+
+def written_over(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    y = x * 1
+    turned = y.T
+    y.copy_(x.T)
+    return [turned * 1]
+
+
+def cleared_and_written_over(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    y = x * 1
+    turned = y.T
+    y.zero_()
+    y.add_(x.T)
+    return [turned * 1]
+
+
+@pytest.mark.parametrize(
+    ("program", "wanted"),
+    [
+        (view_of_columns, [Track, Track, Mixed]),
+        (view_of_one_row, [Track, Track, Mixed]),
+        (view_of_a_part, [Mixed]),
+        (centred_in_place, [Mixed, Mixed, Mixed]),
+        (written_over, [Mixed]),
+        (cleared_and_written_over, [Mixed]),
+    ],
+)
+def test_writes_reach_what_shares_the_memory(program: Any, wanted: list[type]) -> None:
+    x = torch.randn(4, 4)
+    set_track(x, Track(0))
+    with Recorder(4) as recorder:
+        found = program(torch.zeros(4, 4), x)
+        verdicts = [type(track_of(each)) for each in found]
+    assert verdicts == wanted
+    assert recorder.mixing or Mixed not in wanted[:2]
+
+
+def test_out_is_written_to() -> None:
+    x = torch.randn(4, 4)
+    set_track(x, Track(0))
+    whole = torch.zeros(4, 4)
+    with Recorder(4) as recorder:
+        torch.mul(x[:, 0], 2, out=whole.flatten()[2:6])
+    assert isinstance(track_of(whole), Mixed)
+    assert len(recorder.mixing) == 1
+
+
+def test_positions_where_all_is_chosen_are_constants() -> None:
+    """By value, as documented: the positions in a mask that leaves nothing out are those of any batch of its shape."""
+    full, part = torch.ones(4, 3, dtype=torch.bool), torch.eye(4, 3, dtype=torch.bool)
+    for x in (full, part):
+        set_track(x, Track(0))
     with Recorder(4):
-        a = x[torch.arange(x.shape[0]), i]
-        rows = torch.arange(4)[:, None, None].to(torch.long)
-        b = x[rows, torch.arange(4)[None, None, :]]
-        c = x[torch.arange(4), 0]
-        backwards = x[torch.arange(3, -1, -1)]
-    assert track_of(a) == Track(0)
-    assert track_of(b) == Track(0)
-    assert track_of(c) == Track(0)
-    assert isinstance(track_of(backwards), Mixed)
+        assert track_of(full.nonzero()) is None
+        assert isinstance(track_of(part.nonzero()), Mixed)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdsd.gamma.following import Mixed, Track, track_of
+from sdsd.gamma.following import Mixed, Track
 
-from .oracle import check, run, tensors_of
+from .oracle import check, run
 
 LIBRARY = "sdsd_following_tests"
 calls: list[str] = []
@@ -110,41 +110,41 @@ def test_independent_samples_are_followed(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("f", [CENTRED, CLIPPED, SHIFTED, NOISY, SELECTED, FAILING], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_meets_or_cannot_be_tried_is_mixed(f: Any, shape: tuple[int, int]) -> None:
-    out, _ = run(f, [torch.randn(shape)], [Track(0)], shape[0])
-    verdict = track_of(out)
+    _, _, found = run(f, [torch.randn(shape)], [Track(0)], shape[0])
+    verdict = found[0]
     assert isinstance(verdict, Mixed)
     assert LIBRARY in verdict.reason
 
 
 def test_a_square_of_pairs_is_mixed() -> None:
-    out, _ = run(PAIRED, [torch.randn(4, 4)], [Track(0)], 4)
-    assert isinstance(track_of(out), Mixed)
+    _, _, found = run(PAIRED, [torch.randn(4, 4)], [Track(0)], 4)
+    assert isinstance(found[0], Mixed)
 
 
 def test_each_output_has_its_own_verdict() -> None:
-    out, _ = run(TWO, [torch.randn(4, 4)], [Track(0)], 4)
-    assert track_of(out[0]) == Track(0)
-    assert isinstance(track_of(out[1]), Mixed)
+    _, _, found = run(TWO, [torch.randn(4, 4)], [Track(0)], 4)
+    assert found[0] == Track(0)
+    assert isinstance(found[1], Mixed)
 
 
 def test_one_sample_whole_numbers_and_writes_are_not_tried() -> None:
-    assert isinstance(track_of(run(ROWS, [torch.randn(1, 4)], [Track(0)], 1)[0]), Mixed)
-    assert isinstance(track_of(run(MOVED, [torch.ones(4, 4, dtype=torch.int64)], [Track(0)], 4)[0]), Mixed)
+    assert isinstance(run(ROWS, [torch.randn(1, 4)], [Track(0)], 1)[2][0], Mixed)
+    assert isinstance(run(MOVED, [torch.ones(4, 4, dtype=torch.int64)], [Track(0)], 4)[2][0], Mixed)
 
     def program(x: Tensor) -> tuple[Tensor, Tensor]:
         y = x * 1
         return OVERWRITING(y), y
 
-    out, _ = run(program, [torch.randn(4, 3)], [Track(0)], 4)
-    assert all(isinstance(track_of(x), Mixed) for x in tensors_of(out))
+    _, _, found = run(program, [torch.randn(4, 3)], [Track(0)], 4)
+    assert all(isinstance(v, Mixed) for v in found)
 
 
 def test_positions_are_tried_at_every_call() -> None:
     """The same shapes with another index may give another verdict."""
     x = torch.randn(4, 3)
     for order, wanted in (([0, 1, 2, 3], Track), ([1, 0, 2, 3], Mixed), ([0, 1, 2, 3], Track)):
-        out, _ = run(PICKED, [x, torch.tensor(order)], [Track(0), None], 4)
-        assert isinstance(track_of(out), wanted)
+        _, _, found = run(PICKED, [x, torch.tensor(order)], [Track(0), None], 4)
+        assert isinstance(found[0], wanted)
 
 
 def test_a_trial_is_made_once_and_draws_nothing() -> None:
