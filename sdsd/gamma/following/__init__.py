@@ -39,7 +39,6 @@ from .tracks import (
     stated,
     take_over,
     track_of,
-    use,
     using,
 )
 
@@ -58,5 +57,5 @@ SHAPE_ONLY = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"]) 
 __all__ = [
     "COMPOSITE", "ENTRYWISE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Part", "Summed", "Track", "Tracks", "arrange",
     "body", "follow", "is_second", "layers_of", "name_of", "set_second", "set_track", "stated", "take_over", "track_of",
-    "use", "using",
+    "using",
 ]  # fmt: skip

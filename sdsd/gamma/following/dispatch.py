@@ -45,8 +45,11 @@ UNWRITTEN = {torch.empty, torch.empty_like, torch.empty_strided, torch.empty_per
 }
 """Memory that holds nothing yet; what fills it may be out of sight."""
 
-READS: dict[Any, slice] = {first: slice(0, 1), view: slice(0, 1), expand: slice(0, 1), copied: slice(1, None), fill: slice(1, None),
-         set_data: slice(1, None), fresh: slice(0, 0)}  # fmt: skip
+READS: dict[Any, slice] = {
+    **dict.fromkeys((first, view, expand), slice(0, 1)),
+    **dict.fromkeys((copied, fill, set_data), slice(1, None)),
+    fresh: slice(0, 0),
+}
 """Which arguments' values a rule's functions read, where it is not all of them."""
 
 

@@ -207,18 +207,34 @@ def set_written(tensor: Tensor, before: Verdict, after: Verdict) -> Mixed | None
 
 def _track_of_base(view: Tensor, base: Tensor, track: Track) -> Track | None:
     """The dimension of `base` that a view's sample dimension runs along; None if it is not one whole dimension."""
+    if not base.is_contiguous():
+        return None
     size, stride = view.shape[track.axis], view.stride(track.axis)
     fitting = [d for d in range(base.dim()) if base.stride(d) == stride and base.shape[d] == size]
-    entry = _entry(base)
-    if entry is not None and entry[1] is not None:  # The samples have to lie as they did.
-        before = entry[1]
-        same = isinstance(before, Track) and before.axis in fitting and before[1:] == track[1:]
-        return before if isinstance(before, Track) and same else None
-    if size == 1 and track.axis in fitting:
-        fitting = [track.axis]
-    if len(fitting) != 1 or not base.is_contiguous():
+    if size == 1:
+        fitting = [d for d in fitting if d == track.axis] or fitting
+    if len(fitting) != 1 or (size > 1 and not _runs_along(view, base, track.axis, fitting[0])):
         return None
-    return Track(fitting[0], track.outer, track.inner)
+    found = Track(fitting[0], track.outer, track.inner)
+    entry = _entry(base)
+    if entry is not None and entry[1] is not None and entry[1] != found:  # The samples have to lie as they did.
+        return None
+    return found
+
+
+def _runs_along(view: Tensor, base: Tensor, axis: int, dimension: int) -> bool:
+    """Whether an entry's index along `axis` of the view is its index along `dimension` of the contiguous base."""
+    stride, size = base.stride(dimension), base.shape[dimension]
+    start = view.storage_offset() - base.storage_offset()
+    within = start % stride
+    for k, (length, step) in enumerate(zip(view.shape, view.stride(), strict=True)):
+        if k == axis or length == 1:
+            continue
+        if step < stride:
+            within += step * (length - 1)
+        elif step % (stride * size):
+            return False
+    return (start // stride) % size == 0 and within < stride
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:

@@ -27,7 +27,6 @@ from ..following import (
     stated,
     take_over,
     track_of,
-    use,
     using,
 )
 from .ledger import Pass
@@ -55,13 +54,7 @@ class Measuring(TorchFunctionMode):
         self.repeats, self.inside_backward = repeats, inside_backward
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = use(self.ledger.tracks)
-        try:
-            return self._seen(func, args, kwargs or {})
-        finally:
-            use(before)
-
-    def _seen(self, func: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
             return func(*args, **kwargs)

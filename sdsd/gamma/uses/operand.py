@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from ..following import track_of
 from .pieces import Dense, Lookup, Piece, chunks, wide
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def leaves_of(tensor: Tensor, names: Names) -> tuple[list[Leaf], str | None]:
             name = names.name_of(variable)
             if name is not None:
                 found[name] = Leaf(name, variable, node)
+            elif track_of(variable) is not None:
+                hidden = tensor.grad_fn.name()
         stack.extend(child for child, _ in node.next_functions if child is not None)
     return list(found.values()), hidden
 

@@ -20,6 +20,7 @@ from .oracle import check
 def double() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
+    torch.manual_seed(1)
     yield
     torch.set_default_dtype(before)
 

@@ -30,7 +30,6 @@ from sdsd.gamma.following import (
     stated,
     take_over,
     track_of,
-    use,
     using,
 )
 
@@ -358,15 +357,6 @@ def test_entrywise_functions_take_over() -> None:
     take_over(y, x)
     assert track_of(y) == Track(0)
     assert is_second(y)
-
-
-def test_an_account_in_use_can_be_put_aside() -> None:
-    x = torch.ones(2)
-    set_track(x, Track(0))
-    before = use(Tracks())
-    assert track_of(x) is None
-    use(before)
-    assert track_of(x) == Track(0)
 
 
 def view_of_columns(buffer: Tensor, x: Tensor) -> list[Tensor]:
