@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .attachment import compiled_parts, intercepted
-from .following import Track, set_track
+from .following import Track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
 from .uses import Measuring, Pass, carrying
@@ -167,12 +167,10 @@ class Session:
         self._inside = True
         mode = Measuring(self, ledger)
         try:
-            with intercepted(compiled_parts(self.root), mode.through_compiled), carrying(tracks), mode:
+            with intercepted(compiled_parts(self.root), mode.through_compiled), carrying(ledger), mode:
                 out = plain(*args, **kwargs)
         finally:
             self._inside = False
-            for buffer in self.root.buffers():
-                set_track(buffer, None)
         for tensor in mode.outputs(out):
             tensor.register_hook(lambda grad: self._announce(grad))
         return out

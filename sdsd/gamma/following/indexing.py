@@ -1,214 +1,322 @@
-"""x[…] and x[…] = value."""
+"""Indexing, read and written: brackets, gather, scatter, index_select, and their kin.
+
+An index that is a constant may pick rows along the samples only if the samples it picks are again in order: its
+values are read for that (of a tensor on an accelerator only where nothing is being captured).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .call import Call, Found, aligned
-from .track import Track, track_of
+from .shapes import piece
+from .table import TORCH, Call, register
+from .tracks import Mixed, Track, Verdict, sequence, track_of
 
 
-def get_item(call: Call, out: Tensor) -> Found:
-    x, index = call.args
-    return indexed(call, x, index, out, track_of(x))
+class Place(NamedTuple):
+    """What became of one dimension of an indexed tensor: `kept` under a slice, or `picked` by an index."""
+
+    dimension: int
+    index: Any
+    out: int
 
 
-def indexed(call: Call, x: Tensor, index: Any, out: Tensor, track: Found) -> Found:
-    """Where the samples lie in x[index]."""
-    entries = _spread(index, x)
-    if entries is None:
-        return call.mixed("is given an index that is not followed")
-    advanced = [e for e in entries if isinstance(e[1], Tensor)]
-    by_samples = [(e, found) for e in advanced if isinstance(found := track_of(e[1]), Track)]
-    if not advanced:
-        return _basic(call, entries, track)
-    picks = isinstance(track, Track) and any(e[0] <= track.axis < e[0] + e[2] for e in advanced)
-    if by_samples and isinstance(track, Track) and not picks:
-        return call.mixed("picks from other dimensions by samples")
-    if by_samples and any(e[1].dtype == torch.bool for e, _ in by_samples):
-        return call.mixed("takes rows by a mask that depends on samples")
-    # Dimensions of the index take the place of the first indexed dimension, or the front where they lie apart.
-    spans = [k for k, e in enumerate(entries) if isinstance(e[1], (Tensor, int)) and e[1] is not None]
-    together = spans == list(range(spans[0], spans[-1] + 1))
-    front = [e for e in entries[: spans[0]]] if together else []
-    place = sum(1 for e in front if e[1] is None or isinstance(e[1], slice))
-    wide = _index_dims([e[1] for e in advanced])
-    if picks:
-        assert isinstance(track, Track)
-        return _paired(call, x, entries, advanced, track, place, wide)
-    if by_samples:
-        tracks = {found._replace(axis=place + wide - e[1].ndim + found.axis) for e, found in by_samples}
-        return tracks.pop() if len(tracks) == 1 and track is None else call.mixed("joins samples of different layout")
-    if not isinstance(track, Track):
-        return track
-    return _kept(call, entries, track, place, wide)
+class Layout(NamedTuple):
+    """How an index maps dimensions: those kept, those picked by tensors, and where the picked ones went."""
+
+    kept: list[Place]
+    picked: list[Place]
+    dropped: list[int]
+    start: int
+    width: int
 
 
-def _spread(index: Any, x: Tensor) -> list[tuple[int, Any, int]] | None:
-    """(first dimension, entry, dimensions) for every entry of the index, the ellipsis spread out."""
-    given = list(index) if isinstance(index, tuple) else [index]
-    given = [torch.tensor(e) if isinstance(e, (list, range)) and _plain(e) else e for e in given]
-    if any(not (e is None or e is Ellipsis or isinstance(e, (int, slice, Tensor))) for e in given):
-        return None
-    given = [e if not isinstance(e, bool) else None for e in given]
-    takes = [
+def layout(ndim: int, index: Any) -> Layout:
+    """Read an index as torch does: integers first drop their dimension, then tensors pick jointly."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    items = [torch.as_tensor(i) if isinstance(i, (list, range)) or type(i).__name__ == "ndarray" else i for i in items]
+    used = sum(
         0
-        if e is None or e is Ellipsis
-        else (e.ndim if isinstance(e, Tensor) and e.dtype in (torch.bool, torch.uint8) else 1)
-        for e in given
-    ]
-    left = x.ndim - sum(takes)
-    if not any(e is Ellipsis for e in given):
-        given.append(Ellipsis)
-        takes.append(0)
-    entries: list[tuple[int, Any, int]] = []
-    dim = 0
-    for entry, take in zip(given, takes, strict=True):
-        if entry is Ellipsis:
-            entries += [(dim + k, slice(None), 1) for k in range(left)]
-            dim += left
-            left = 0
-        elif isinstance(entry, Tensor) and entry.ndim == 0 and entry.dtype != torch.bool:
-            entries.append((dim, entry, take))
-            dim += take
-        else:
-            entries.append((dim, entry, take))
-            dim += take
-    return entries
-
-
-def _plain(value: Any) -> bool:
-    return all(isinstance(each, int) or (isinstance(each, (list, tuple)) and _plain(each)) for each in value)
-
-
-def _index_dims(indices: list[Tensor]) -> int:
-    return max(1 if t.dtype in (torch.bool, torch.uint8) else t.ndim for t in indices)
-
-
-def _slice(call: Call, track: Track, entry: slice, axis: int) -> Found:
-    """A slice along the samples' dimension keeps them where it takes whole rounds of all samples."""
-    size = track.outer * call.n * track.inner
-    start, stop, step = entry.indices(size)
-    whole = call.n * track.inner
-    if (start, stop, step) == (0, size, 1):
-        return track._replace(axis=axis)
-    if step == 1 and start % whole == 0 and stop > start and (stop - start) % whole == 0:
-        return Track(axis, (stop - start) // whole, track.inner)
-    return call.mixed("takes some of the samples")
-
-
-def _basic(call: Call, entries: list[tuple[int, Any, int]], track: Found) -> Found:
-    """Integers, slices and None alone."""
-    if not isinstance(track, Track):
-        return track
-    place = 0
-    for dim, entry, _ in entries:
-        if entry is None:
-            place += 1
-        elif dim == track.axis:
-            return (
-                _slice(call, track, entry, place)
-                if isinstance(entry, slice)
-                else call.mixed("takes one of the samples")
-            )
-        elif isinstance(entry, slice):
-            place += 1
-    return call.mixed("loses the samples")
-
-
-def _kept(call: Call, entries: list[tuple[int, Any, int]], track: Track, place: int, wide: int) -> Found:
-    """The samples' dimension is not picked from: where it comes to lie."""
-    here, passed = 0, False
-    for k, (dim, entry, take) in enumerate(entries):
-        if k == _first_advanced(entries, place):
-            here, passed = here + wide, True
-        if entry is None:
-            here += 1
-        elif isinstance(entry, slice):
-            if dim == track.axis:
-                if not passed and place == 0 and _apart(entries):
-                    here += wide
-                return _slice(call, track, entry, here)
-            here += take
-    return call.mixed("loses the samples")
-
-
-def _apart(entries: list[tuple[int, Any, int]]) -> bool:
-    spans = [k for k, e in enumerate(entries) if isinstance(e[1], (Tensor, int))]
-    return spans != list(range(spans[0], spans[-1] + 1))
-
-
-def _first_advanced(entries: list[tuple[int, Any, int]], place: int) -> int:
-    """The entry in whose place the index's dimensions come; −1 where they come first of all."""
-    if _apart(entries):
-        return -1
-    return next(k for k, e in enumerate(entries) if isinstance(e[1], (Tensor, int)))
-
-
-def _paired(
-    call: Call, x: Tensor, entries: list[tuple[int, Any, int]], advanced: list[tuple[int, Any, int]], track: Track,
-    place: int, wide: int,
-) -> Found:  # fmt: skip
-    """x[arange(N), positions]: for every sample something of its own."""
-    entry = next(e for e in advanced if e[0] <= track.axis < e[0] + e[2])
-    own = entry[1]
-    size = track.outer * call.n * track.inner
-    if (
-        own.dtype == torch.bool
-        or track_of(own) is not None
-        or own.numel() != size
-        or (track.outer, track.inner) != (1, 1)
-    ):
-        return call.mixed("picks from the samples")
-    # Whether every sample is asked for its own row is told by the values.
-    if not torch.equal(own.flatten(), torch.arange(size, device=own.device)):
-        return call.mixed("picks from the samples")
-    spot = next((d for d in range(own.ndim) if own.shape[d] == size), 0)
-    axis = place + wide - own.ndim + spot
-    for other in advanced:
-        found = track_of(other[1])
-        if other is not entry and isinstance(found, Track):
-            there = place + wide - other[1].ndim + found.axis
-            if (there, found.outer, found.inner) != (axis, 1, 1):
-                return call.mixed("joins samples of different layout")
-    return Track(axis)
-
-
-def set_item(call: Call, out: Tensor) -> Found:
-    """The track of x after x[index] = value."""
-    x, index, value = call.args
-    track = track_of(x)
-    given = track_of(value) if isinstance(value, Tensor) else None
-    entries = _spread(index, x)
-    if entries is None:
-        return call.mixed("is given an index that is not followed")
-    by_samples = [e for e in entries if isinstance(e[1], Tensor) and track_of(e[1]) is not None]
-    if given is None and not by_samples:
-        return track
-    with torch.no_grad():
-        region = x.detach()[index]
-    candidates = (
-        [track]
-        if track is not None
-        else [Track(axis, *rest) for axis in range(x.ndim) for rest in _layouts(call, x.shape[axis], given)]
+        if i is None or i is Ellipsis or isinstance(i, bool)
+        else i.dim()
+        if isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)
+        else 1
+        for i in items
     )
-    for candidate in candidates:
-        if not isinstance(candidate, Track):
-            return candidate
-        there = indexed(call, x, index, region, candidate)
-        if not isinstance(there, Track):
+    if not any(i is Ellipsis for i in items):
+        items.append(Ellipsis)
+    slots: list[tuple[int | None, Any]] = []  # (dimension, or None for a new one; slice or tensor)
+    dropped: list[int] = []
+    d = 0
+    for item in items:
+        if item is Ellipsis:
+            slots += [(d + k, slice(None)) for k in range(ndim - used)]
+            d += ndim - used
+        elif item is None:
+            slots.append((None, None))
+        elif isinstance(item, bool):
+            raise ValueError("an index True or False")
+        elif isinstance(item, slice):
+            slots.append((d, item))
+            d += 1
+        elif isinstance(item, Tensor):
+            if item.dtype in (torch.bool, torch.uint8):
+                if item.dim() == 0:
+                    raise ValueError("a mask without dimensions")
+                slots += [(d + k, item) for k in range(item.dim())]
+                d += item.dim()
+            else:
+                slots.append((d, item))
+                d += 1
+        else:
+            int(item)
+            dropped.append(d)
+            d += 1
+    places = [k for k, (_, item) in enumerate(slots) if isinstance(item, Tensor)]
+    width = 0
+    if places:
+        shapes = [(1,) if slots[k][1].dtype in (torch.bool, torch.uint8) else tuple(slots[k][1].shape) for k in places]
+        width = max(len(s) for s in shapes)
+    together = bool(places) and places[-1] - places[0] == len(places) - 1
+    start = places[0] if together else 0
+    kept: list[Place] = []
+    picked: list[Place] = []
+    at = 0 if together or not places else width
+    for k, (dimension, item) in enumerate(slots):
+        if together and k == start:
+            at += width
+        if isinstance(item, Tensor):
+            assert dimension is not None
+            picked.append(Place(dimension, item, start))
+        else:
+            if dimension is not None:
+                kept.append(Place(dimension, item, at))
+            at += 1
+    return Layout(kept, picked, dropped, start, width)
+
+
+def picked_in_order(call: Call, index: Tensor, track: Track, size: int) -> tuple[int, int, int] | None:
+    """(dimension of the index, outer, inner) if a constant index reads the samples in order along one dimension."""
+    if index.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    values = index.detach().cpu()
+    samples = (values % size).div(track.inner, rounding_mode="floor") % call.n
+    for along in range(samples.dim()):
+        line = samples.movedim(along, -1).reshape(-1, samples.shape[along])
+        if line.numel() and bool((line == line[0]).all()):
+            found = sequence(line[0].tolist(), call.n)
+            if found is not None:
+                return along, *found
+    return None
+
+
+def sliced(call: Call, x: Tensor, item: slice, track: Track, out: int) -> Verdict:
+    start, stop, step = item.indices(x.shape[track.axis])
+    if step == 1:
+        found = piece(track, start, max(0, stop - start), call.n)
+        if found is not None:
+            return found._replace(axis=out)
+    order = sequence([(i // track.inner) % call.n for i in range(start, stop, step)], call.n)
+    return Track(out, *order) if order is not None else call.over(x)
+
+
+def _mask(index: Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
+
+
+def index_verdicts(call: Call, x: Tensor, how: Layout, track: Verdict) -> list[Verdict]:
+    """Where the samples of the indices, and of `x`, come to lie in x[index]."""
+    verdicts: list[Verdict] = []
+    for place in how.picked:
+        held = track_of(place.index)
+        if held is None:
             continue
-        wanted = aligned(call, region, [(value, given)]) if isinstance(given, Track) else there
-        if wanted == there:
-            return candidate
-    return call.mixed("writes samples into a tensor of another layout")
+        if isinstance(held, Track):
+            if _mask(place.index):
+                return [call.mixed("by a mask that depends on samples")]
+            held = held._replace(axis=how.start + how.width - place.index.dim() + held.axis)
+        verdicts.append(held)
+    if not isinstance(track, Track):
+        return [*verdicts, track]
+    if track.axis in how.dropped:
+        return [call.over(x)]
+    for place in how.kept:
+        if place.dimension == track.axis:
+            return [*verdicts, sliced(call, x, place.index, track, place.out)]
+    for place in how.picked:
+        if place.dimension == track.axis:
+            if track_of(place.index) is not None or _mask(place.index):
+                return [call.over(x)]
+            order = picked_in_order(call, place.index, track, x.shape[track.axis])
+            if order is None:
+                return [call.over(x)]
+            axis = how.start + how.width - place.index.dim() + order[0]
+            return [*verdicts, Track(axis, order[1], order[2])]
+    return [call.mixed("with an index that could not be read")]
 
 
-def _layouts(call: Call, size: int, given: Found) -> list[tuple[int, int]]:
-    """(outer, inner) that a dimension of `size` could have for samples laid out as `given`."""
-    if not isinstance(given, Track) or size % call.n:
-        return []
-    return [(given.outer, given.inner)] if size == given.outer * call.n * given.inner else []
+def getitem(call: Call, input: Tensor, index: Any) -> Verdict:
+    return call.agreed(index_verdicts(call, input, layout(input.dim(), index), track_of(input)))
+
+
+def setitem(call: Call, input: Tensor, index: Any, value: Any) -> Verdict:
+    """input[index] = value. The value's samples have to lie where the region of `input` has them, or will have."""
+    how = layout(input.dim(), index)
+    own = track_of(input)
+    if isinstance(own, Mixed):
+        return own
+    source = track_of(value) if isinstance(value, Tensor) else None
+    if isinstance(source, Mixed):
+        return source
+    masks = [p.index for p in how.picked if _mask(p.index)]
+    if masks and any(track_of(m) is not None for m in masks):
+        return masked_write(call, input, masks[0], value, how)
+    region = index_verdicts(call, input, how, None)
+    width = len(how.kept) + how.width + sum(1 for i in (index if isinstance(index, tuple) else (index,)) if i is None)
+    if isinstance(source, Track):
+        assert isinstance(value, Tensor)
+        region.append(source._replace(axis=source.axis + width - value.dim()))
+    wanted = call.agreed(region)
+    if not isinstance(wanted, Track):
+        return own if wanted is None else wanted
+    return back(call, input, how, wanted, own)
+
+
+def back(call: Call, input: Tensor, how: Layout, wanted: Track, own: Verdict) -> Verdict:
+    """The dimension of the whole tensor that `wanted`, in a region of it, runs along."""
+    found: Verdict = call.mixed(f"of samples into a part of shape {tuple(input.shape)} that does not hold all of them")
+    for place in how.kept:
+        if place.out == wanted.axis and place.index.indices(input.shape[place.dimension]) == (
+            0,
+            input.shape[place.dimension],
+            1,
+        ):
+            found = Track(place.dimension, wanted.outer, wanted.inner)
+    for place in how.picked:
+        if _mask(place.index) or track_of(place.index) is not None:
+            continue
+        target = Track(place.dimension, wanted.outer, wanted.inner)
+        if input.shape[place.dimension] != wanted.outer * call.n * wanted.inner:
+            continue
+        order = picked_in_order(call, place.index, target, input.shape[place.dimension])
+        if order is None or Track(how.start + how.width - place.index.dim() + order[0], *order[1:]) != wanted:
+            continue
+        found = target
+    return call.agreed([own, found])
+
+
+def masked_write(call: Call, input: Tensor, mask: Tensor, value: Any, how: Layout) -> Verdict:
+    """input[mask] = one value, the mask depending on samples."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return call.mixed("by a mask that depends on samples")
+    track = track_of(mask)
+    if len({id(p.index) for p in how.picked}) != 1 or not isinstance(track, Track):
+        return call.mixed("by several masks") if isinstance(track, Track) else track
+    return call.agreed([track_of(input), track._replace(axis=track.axis + how.picked[0].dimension)])
+
+
+def gather(call: Call, input: Tensor, dim: int, index: Tensor, **_: Any) -> Verdict:
+    """out[i, j] = input[index[i, j], j] for dim = 0."""
+    dim %= max(1, input.dim())
+    track = track_of(input)
+    if isinstance(track, Track):
+        if track.axis == dim:
+            return call.over(input)
+        if index.shape[track.axis] != input.shape[track.axis]:
+            track = piece(track, 0, index.shape[track.axis], call.n) or call.over(input)
+    return call.agreed([track, track_of(index)])
+
+
+def take_along(call: Call, input: Tensor, indices: Tensor, dim: int | None = None, **_: Any) -> Verdict:
+    if dim is None:
+        return call.over(input) if track_of(input) is not None else call.mixed("of all entries")
+    dim %= input.dim()
+    track = track_of(input)
+    if isinstance(track, Track) and track.axis == dim:
+        return call.over(input)
+    return call.agreed([track, track_of(indices)])
+
+
+def scatter(call: Call, input: Tensor, dim: int, index: Tensor, src: Any = None, *_: Any, **named: Any) -> Verdict:
+    """input[index[i, j], j] = src[i, j] for dim = 0; also scatter_add and scatter_reduce."""
+    dim %= max(1, input.dim())
+    source = named.get("value", src)
+    if isinstance(source, Tensor) and source.dim() == 0:
+        return (
+            call.mixed("of a value that depends on samples")
+            if track_of(source) is not None
+            else scatter(call, input, dim, index)
+        )
+    tensors = [x for x in (input, index, source) if isinstance(x, Tensor)]
+    verdict = call.agreed(track_of(x) for x in tensors)
+    if isinstance(verdict, Track) and verdict.axis == dim:
+        own = track_of(input)
+        if own is not None and track_of(index) is None and not isinstance(source, Tensor):
+            return own
+        return call.over(input, dim)
+    return verdict
+
+
+def index_select(call: Call, input: Tensor, dim: int, index: Tensor, **_: Any) -> Verdict:
+    dim %= input.dim()
+    slots: tuple[Any, ...] = (*[slice(None)] * dim, index.reshape(-1) if track_of(index) is None else index)
+    return getitem(call, input, slots)
+
+
+def index_write(call: Call, input: Tensor, dim: int, index: Tensor, source: Any, *_: Any, **__: Any) -> Verdict:
+    """index_copy, index_add, index_reduce, index_fill: slices of `source` into those of `input`."""
+    dim %= input.dim()
+    if track_of(index) is not None:
+        return call.mixed("at positions that depend on samples")
+    verdicts = [track_of(x) for x in (input, source) if isinstance(x, Tensor)]
+    if not isinstance(source, Tensor) or (source.dim() == 0 and verdicts[-1] is None):
+        return verdicts[0]  # A constant, wherever it goes.
+    if any(isinstance(v, Track) and v.axis == dim for v in verdicts):
+        return setitem(call, input, (*[slice(None)] * dim, index), source)
+    return call.agreed(verdicts)
+
+
+def index_put(call: Call, input: Tensor, indices: Sequence[Any], values: Any, *_: Any, **__: Any) -> Verdict:
+    return setitem(call, input, tuple(slice(None) if i is None else i for i in indices), values)
+
+
+def masked_scatter(call: Call, input: Tensor, mask: Tensor, source: Tensor, **_: Any) -> Verdict:
+    """Entries of `source` where the mask says: right where each sample has as many places as entries of its own."""
+    track, by, given = track_of(input), track_of(mask), track_of(source)
+    rows = isinstance(track, Track) and track[:2] == (0, 1) and track == by and mask.dim() == input.dim()
+    if rows and isinstance(given, Track) and given[:2] == (0, 1):
+        places = mask.detach().expand_as(input).reshape(call.n, -1).sum(1)
+        if bool((places == source.numel() // call.n).all()):
+            return track
+    return call.mixed("which deals the source out in the order of the mask over all samples")
+
+
+def take(call: Call, input: Tensor, index: Tensor, **_: Any) -> Verdict:
+    return call.over(input) if track_of(input) is not None else track_of(index)
+
+
+def searchsorted(call: Call, sorted_sequence: Tensor, input: Any, **_: Any) -> Verdict:
+    verdicts = [track_of(x) for x in (sorted_sequence, input) if isinstance(x, Tensor)]
+    if sorted_sequence.dim() == 1 and verdicts[0] is not None:
+        return call.over(sorted_sequence)
+    track = verdicts[0]
+    if isinstance(track, Track) and track.axis == sorted_sequence.dim() - 1:
+        return call.over(sorted_sequence)
+    return call.agreed(verdicts)
+
+
+register("__getitem__", getitem, TORCH)
+register("__setitem__", setitem, TORCH)
+register("gather", gather, TORCH)
+register("take_along_dim", take_along, TORCH)
+register("scatter scatter_add scatter_reduce", scatter, TORCH)
+register("index_select", index_select, TORCH)
+register("index_copy index_add index_reduce index_fill", index_write, TORCH)
+register("index_put", index_put, TORCH)
+register("masked_scatter", masked_scatter, TORCH)
+register("take", take, TORCH)
+register("searchsorted", searchsorted, TORCH)

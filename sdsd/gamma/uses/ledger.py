@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..following import Track
+from ..following import Track, Tracks
 from .operand import Leaf
 from .pieces import Piece, combine
 
@@ -25,6 +25,7 @@ class Pass:
         tasks: the backward passes (outermost graph tasks) that gradients came from.
         open: graph tasks that began, and have not ended; one that stays was ended by an exception.
         inputs: the model's inputs that carry samples, and where.
+        tracks: where every tensor of the pass carries them.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
     """
 
@@ -34,6 +35,7 @@ class Pass:
     ) -> None:  # fmt: skip
         self.n, self.max_bytes, self.scale, self.directions = n, max_bytes, scale, directions
         self.inputs: list[tuple[Tensor, Track]] = []
+        self.tracks = Tracks()
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         self.kinds: dict[str, set[str]] = {}

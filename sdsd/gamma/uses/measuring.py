@@ -22,11 +22,13 @@ from ..following import (
     Track,
     body,
     follow,
-    set_second,
+    layers_of,
     set_track,
+    stated,
     take_over,
     track_of,
-)  # fmt: skip
+    using,
+)
 from .ledger import Pass
 from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpanded_of
 from .rules import RULES, any_operation
@@ -62,6 +64,8 @@ class Measuring(TorchFunctionMode):
         parameters: list[Tensor] = []
         for tensor in _tensors(args[:1], {}) if name in SHAPE_ONLY else _tensors(args, kwargs):
             track = track_of(tensor)
+            if track is None and tensor.requires_grad and tensor.grad_fn is not None and not stated(tensor):
+                track = self._unseen(tensor)
             if track is None:
                 if tensor.requires_grad:
                     parameters.append(tensor)
@@ -73,10 +77,13 @@ class Measuring(TorchFunctionMode):
                     self._enter_reentrant(grad_fn)
             else:
                 apart = track
+        if torch._C._are_functorch_transforms_active():
+            return self._transformed(func, args, kwargs)
         if not sampled and apart is None:
             out = func(*args, **kwargs)
             if parameters:
                 self._note_source(func, args, kwargs, out)
+                follow(func, args, kwargs, out, self.ledger.n)
             return out
         if func in COMPOSITE:
             with self:
@@ -86,7 +93,8 @@ class Measuring(TorchFunctionMode):
             if (
                 apart is None
                 and only is not None
-                and name in ENTRYWISE
+                and func in ENTRYWISE
+                and "out" not in kwargs
                 and type(out) is Tensor
                 and out.shape == only.shape
             ):
@@ -104,6 +112,23 @@ class Measuring(TorchFunctionMode):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
         return self._use(func, args, kwargs, parameters)
+
+    def _unseen(self, tensor: Tensor) -> Mixed | None:
+        """Of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""
+        hidden = leaves_of(tensor, self.session)[1]
+        if hidden is not None:
+            return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
+        set_track(tensor, None)
+        return None
+
+    def _transformed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
+        inputs = [layer for tensor in _tensors(args, kwargs) for layer in layers_of(tensor)]
+        parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
+        out = self._follow(func, args, kwargs, func(*args, **kwargs))
+        if parameters and any(track_of(t) is not None for t in inputs):
+            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "a transform of torch.func")
+        return out
 
     def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
         """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
@@ -153,8 +178,10 @@ class Measuring(TorchFunctionMode):
             return
         ledger, before = self.ledger, list(self.ledger.counts)
         for tensor in tensors:
-            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-                tensor.register_hook(lambda grad: ledger.mixes(before, mixed.reason))
+            # A write into a view comes back through the whole tensor.
+            for each in (tensor, tensor._base) if isinstance(tensor, Tensor) else ():
+                if each is not None and each.grad_fn is not None:
+                    each.register_hook(lambda grad: ledger.mixes(before, mixed.reason))
 
     def lost(self, operands: list[Operand], track: Any) -> None:
         """Samples cannot be told apart at an operation that reads these operands."""
@@ -211,7 +238,7 @@ class Measuring(TorchFunctionMode):
             first, track = carried[0]
             for tensor in _deep_tensors(out):
                 fits = isinstance(track, Track) and tensor.ndim > track.axis
-                if fits and tensor.shape[track.axis] == first.shape[track.axis]:  # type: ignore[union-attr]
+                if fits and tensor.shape[track.axis] == first.shape[track.axis]:  # type: ignore[union-attr, index]
                     set_track(tensor, track)
                 else:
                     set_track(tensor, Mixed("compiled code, whose output lies otherwise than its input"))
@@ -234,7 +261,7 @@ class Measuring(TorchFunctionMode):
         session, ledger = self.session, self.ledger
 
         def followed(*args: Any, **kwargs: Any) -> Any:
-            with carrying(ledger.inputs), Measuring(session, ledger, repeats=True):
+            with carrying(ledger), Measuring(session, ledger, repeats=True):
                 return plain(*args, **kwargs)
 
         followed._sdsd_followed = True  # type: ignore[attr-defined]
@@ -252,11 +279,12 @@ class Measuring(TorchFunctionMode):
         tracks = [track_of(each) if isinstance(each, Tensor) else None for each in inputs]
 
         def followed(*args: Any) -> Any:
-            for each, track in zip(args, tracks, strict=True):
-                if track is not None:
-                    set_track(each, track)
-            with carrying(ledger.inputs), Measuring(session, ledger, inside_backward=True):
-                return plain(*args)
+            with carrying(ledger):
+                for each, track in zip(args, tracks, strict=True):
+                    if track is not None:
+                        set_track(each, track)
+                with Measuring(session, ledger, inside_backward=True):
+                    return plain(*args)
 
         followed._sdsd_followed = True  # type: ignore[attr-defined]
         node.run_function = followed
@@ -268,21 +296,15 @@ class Measuring(TorchFunctionMode):
                 self._enter_reentrant(tensor.grad_fn)
             if tensor.grad_fn is not None:
                 yield tensor
-            set_track(tensor, None)
 
 
 @contextmanager
-def carrying(inputs: list[tuple[Tensor, Track]]) -> Iterator[None]:
-    """The model's inputs say where they carry samples, and nothing of it is left on them afterwards."""
-    for place, (tensor, track) in enumerate(inputs):
-        set_track(tensor, track)
-        if place:
-            set_second(tensor)
-    try:
+def carrying(ledger: Pass) -> Iterator[None]:
+    """Inside, the model's inputs say where they carry samples."""
+    with using(ledger.tracks):
+        for place, (tensor, track) in enumerate(ledger.inputs):
+            set_track(tensor, track, second=place > 0)
         yield
-    finally:
-        for tensor, _ in inputs:
-            set_track(tensor, None)
 
 
 _LOOKS = frozenset(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from ..following import track_of
 from .pieces import Dense, Lookup, Piece, chunks, wide
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def leaves_of(tensor: Tensor, names: Names) -> tuple[list[Leaf], str | None]:
             continue
         seen.add(node)
         metadata: Any = node.metadata
-        if SAMPLES in metadata or len(seen) > MOST_NODES:
+        if SAMPLES in metadata or len(seen) > MOST_NODES or _opaque(node):
             hidden = tensor.grad_fn.name()
             continue
         variable = getattr(node, "variable", None)
@@ -78,8 +79,17 @@ def leaves_of(tensor: Tensor, names: Names) -> tuple[list[Leaf], str | None]:
             name = names.name_of(variable)
             if name is not None:
                 found[name] = Leaf(name, variable, node)
+            elif track_of(variable) is not None:
+                hidden = tensor.grad_fn.name()
         stack.extend(child for child, _ in node.next_functions if child is not None)
     return list(found.values()), hidden
+
+
+def _opaque(node: Any) -> bool:
+    """Whether a user's function took a tensor that has no gradient, and so may be samples."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction) and any(
+        child is None for child, _ in node.next_functions
+    )
 
 
 def unexpanded_of(tensor: Tensor) -> Tensor:

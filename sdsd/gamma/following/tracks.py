@@ -1,0 +1,285 @@
+"""Where a tensor carries the samples: the kinds of answer, and the account in which a forward pass keeps them.
+
+Nothing is kept on the tensors themselves, so nothing of it is copied, saved, or taken for true in the next pass: a
+buffer or a hidden state that a model keeps is a constant again when another account is in use.
+
+Torch lets several tensors share memory. Where an operation in place brings samples into memory that had none, or
+mixes samples, the memory is remembered for the rest of the pass, and every other tensor in it counts as mixed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+class Track(NamedTuple):
+    """Dimension `axis` has size outer·N·inner; its index (o·N + n)·inner + i belongs to sample n."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+
+class Mixed(NamedTuple):
+    """The tensor depends on samples that cannot be told apart any more; `reason` names the operation to blame."""
+
+    reason: str
+
+
+class Summed(NamedTuple):
+    """The tensor is a sum over samples of something of each alone, as a loss is; `reason` says where it was summed."""
+
+    reason: str
+
+
+class Part(NamedTuple):
+    """Piece `place` of `pieces` that a tensor with track `whole` was cut into along its samples.
+
+    `axis`: the dimension along which it was cut; None where each piece is one index of it, without that dimension.
+    `key`: the cut. All pieces put together again in their order are followed on.
+    """
+
+    reason: str
+    key: int
+    place: int
+    pieces: int
+    whole: Track
+    axis: int | None
+
+
+Verdict: TypeAlias = "Track | Mixed | Summed | Part | None"
+"""Where the samples are; None for a tensor that does not depend on samples."""
+Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
+
+
+class Tracks:
+    """What one forward pass knows of its tensors."""
+
+    __slots__ = ("held", "written")
+
+    def __init__(self) -> None:
+        self.held: dict[int, Entry] = {}
+        self.written: dict[int, tuple[StorageWeakRef, Mixed | None]] = {}
+
+
+_now = Tracks()
+_held, _written = _now.held, _now.written
+asked: set[int] | None = None
+"""While a rule runs: the tensors it asked about."""
+
+
+def use(tracks: Tracks) -> Tracks:
+    """Let `tracks` be the account that is read and written from now on; the one before it."""
+    global _now, _held, _written
+    before, _now = _now, tracks
+    _held, _written = tracks.held, tracks.written
+    return before
+
+
+@contextmanager
+def using(tracks: Tracks) -> Iterator[Tracks]:
+    before = use(tracks)
+    try:
+        yield tracks
+    finally:
+        use(before)
+
+
+def _entry(tensor: Tensor) -> Entry | None:
+    entry = _held.get(id(tensor))
+    return entry if entry is not None and entry[0]() is tensor else None
+
+
+def track_of(tensor: Tensor) -> Verdict:
+    """Where `tensor` carries the samples; None if it does not depend on them."""
+    if asked is not None:
+        asked.add(id(tensor))
+    entry = _held.get(id(tensor))
+    verdict = entry[1] if entry is not None and entry[0]() is tensor else None
+    if _written and type(verdict) is not Mixed:
+        return _shared(tensor, verdict)
+    return verdict
+
+
+def set_track(tensor: Tensor, track: Verdict, second: bool = False) -> None:
+    """State where `tensor` carries the samples, for this forward pass; None: it does not depend on them."""
+    _held[id(tensor)] = (weakref.ref(tensor), track, second)
+
+
+def stated(tensor: Tensor) -> bool:
+    """Whether anything was stated of `tensor`: what has a history and was not seen may depend on any sample."""
+    return _entry(tensor) is not None
+
+
+def set_second(tensor: Tensor) -> None:
+    """A further input of the model: if it does not lie as the samples do it is none of them, but a mask (T, T)."""
+    set_track(tensor, track_of(tensor), True)
+
+
+def is_second(tensor: Tensor) -> bool:
+    """Whether `tensor` comes from the model's further inputs alone."""
+    entry = _entry(tensor)
+    return entry is not None and entry[2]
+
+
+def take_over(out: Tensor, source: Tensor) -> None:
+    """`out` carries samples as `source` does."""
+    set_track(out, track_of(source), is_second(source))
+
+
+@contextmanager
+def as_constants(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, `tensors` do not depend on samples."""
+    kept = {id(x): _held.pop(id(x)) for x in tensors if id(x) in _held}
+    try:
+        yield
+    finally:
+        _held.update(kept)
+
+
+def known(tensor: Tensor) -> Verdict:
+    """As `track_of`, of an operand: one that has a history which no followed call wrote may depend on any sample."""
+    entry = _held.get(id(tensor))
+    if entry is not None and entry[0]() is tensor:
+        verdict = entry[1]
+        return _shared(tensor, verdict) if _written and type(verdict) is not Mixed else verdict
+    if tensor.grad_fn is not None:
+        return Mixed(f"{tensor.grad_fn.name()}, a function whose inside PyTorch does not show")
+    return _shared(tensor, None) if _written else None
+
+
+def newly_mixed(tensor: Tensor) -> bool:
+    """Whether a mixed tensor became so out of sight: by a write through another tensor, or in an unseen function."""
+    entry = _entry(tensor)
+    return entry is None or type(entry[1]) is not Mixed
+
+
+def _storage(tensor: Tensor) -> int | None:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # Sparse tensors have no storage.
+        return None
+
+
+def _shared(tensor: Tensor, verdict: Verdict) -> Verdict:
+    """The verdict of a tensor that may lie in memory that was written to through another one."""
+    held = _written.get(key) if (key := _storage(tensor)) is not None else None
+    if held is None:
+        return verdict
+    if held[1] is not None:
+        return held[1]
+    return verdict or Mixed("memory that samples were written into through another tensor")
+
+
+def set_written(tensor: Tensor, before: Verdict, after: Verdict) -> Mixed | None:
+    """Record that `tensor` was written to in place: its verdict was `before`, and is now `after`.
+
+    Returns why everything in this memory is mixed from here on, if it is.
+    """
+    if after is None and type(before) is Track:
+        after = before  # Constants have any track, and views of this memory hold theirs.
+    set_track(tensor, after, is_second(tensor))
+    if after is None or (type(after) is type(before) and after == before):
+        return after if type(after) is Mixed else None
+    key = _storage(tensor)
+    if key is None:
+        return after if type(after) is Mixed else None
+    earlier = _written.get(key)
+    mixed = after if type(after) is Mixed else earlier[1] if earlier else None
+    base = tensor._base
+    if mixed is None and type(before) is Track:
+        mixed = Mixed("samples written over samples that lie along another dimension")
+    elif mixed is None and base is not None:
+        track = _track_of_base(tensor, base, after) if before is None and type(after) is Track else None
+        if track is None:
+            mixed = Mixed("a write into a view whose samples cannot be found in the whole tensor")
+        else:
+            set_track(base, track)
+    _written[key] = (StorageWeakRef(tensor.untyped_storage()), mixed)
+    return mixed
+
+
+def _track_of_base(view: Tensor, base: Tensor, track: Track) -> Track | None:
+    """The dimension of `base` that a view's sample dimension runs along; None if it is not one whole dimension."""
+    if not base.is_contiguous():
+        return None
+    size, stride = view.shape[track.axis], view.stride(track.axis)
+    fitting = [d for d in range(base.dim()) if base.stride(d) == stride and base.shape[d] == size]
+    if size == 1:
+        fitting = [d for d in fitting if d == track.axis] or fitting
+    if len(fitting) != 1 or (size > 1 and not _runs_along(view, base, track.axis, fitting[0])):
+        return None
+    found = Track(fitting[0], track.outer, track.inner)
+    entry = _entry(base)
+    if entry is not None and entry[1] is not None and entry[1] != found:  # The samples have to lie as they did.
+        return None
+    return found
+
+
+def _runs_along(view: Tensor, base: Tensor, axis: int, dimension: int) -> bool:
+    """Whether an entry's index along `axis` of the view is its index along `dimension` of the contiguous base."""
+    stride, size = base.stride(dimension), base.shape[dimension]
+    start = view.storage_offset() - base.storage_offset()
+    within = start % stride
+    for k, (length, step) in enumerate(zip(view.shape, view.stride(), strict=True)):
+        if k == axis or length == 1:
+            continue
+        if step < stride:
+            within += step * (length - 1)
+        elif step % (stride * size):
+            return False
+    return (start // stride) % size == 0 and within < stride
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """Every tensor in nested tuples, lists, and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def arrange(x: Tensor, track: Track, n: int, features: int) -> Tensor:
+    """`x` as (N, T, *last `features` dims): row n holds every entry of sample n. A view where possible.
+
+    With the sample dimension among the last `features` ones there is no such arrangement: ValueError.
+    """
+    leading = x.dim() - features
+    if not 0 <= track.axis < leading:
+        raise ValueError(
+            f"expected the samples of a tensor of shape {tuple(x.shape)} before its last {features} dimensions, "
+            f"got them along dimension {track.axis}; such a use cannot be arranged by sample"
+        )
+    tail = x.shape[leading:]
+    if track.outer == track.inner == 1:
+        x = x.movedim(track.axis, 0)
+    else:
+        x = x.unflatten(track.axis, (track.outer, n, track.inner)).movedim(track.axis + 1, 0)
+    return x.reshape(n, x.shape[1 : x.dim() - features].numel(), *tail)
+
+
+def sequence(samples: Any, n: int) -> tuple[int, int] | None:
+    """(outer, inner) if position j of `samples` is sample (j // inner) % n for all j, and each of n occurs; else None.
+
+    With one sample, every sequence is one block: (1, length).
+    """
+    length = len(samples)
+    if length == 0 or length % n:
+        return None
+    if n == 1:
+        return 1, length
+    inner = next((j for j, s in enumerate(samples) if s != 0), length)
+    if inner == 0 or length % (inner * n):
+        return None
+    fits = all(s == (j // inner) % n for j, s in enumerate(samples))
+    return (length // (inner * n), inner) if fits else None

@@ -1,0 +1,160 @@
+"""Which samples an entry depends on, found by changing one sample at a time: nothing here knows a rule.
+
+A program runs once with a recorder that keeps every tensor any operation returned and what `follow` said of it; it runs
+again for each sample with that sample's values changed. An entry that differs depends on that sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from sdsd.gamma.following import COMPOSITE, Mixed, Part, Summed, Track, Tracks, body, follow, set_track, track_of, using
+
+UNWRITTEN = ("empty", "empty_like", "new_empty", "new_empty_strided")
+"""What is in fresh memory depends on nothing and is never the same."""
+
+BY_VALUE = ("nonzero", "argwhere")
+"""Called a constant where every entry is chosen, which is told by the values."""
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in tensors_of(item)] if isinstance(value, (list, tuple)) else []
+
+
+@dataclass
+class Recorder(TorchFunctionMode):
+    """Runs `follow` for every call, as a monitor does; keeps a copy of every output and its verdict."""
+
+    n: int
+    seen: list[tuple[str, Tensor, Any]] = field(default_factory=list)
+    mixing: list[Mixed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func in COMPOSITE:
+            with self:
+                return body(func)(*args, **kwargs)
+        before = [track_of(x) for x in tensors_of((args, kwargs))]
+        out = func(*args, **kwargs)
+        mixed = follow(func, args, kwargs, out, self.n)
+        if mixed is not None:
+            self.mixing.append(mixed)
+        written = tensors_of(args[:1]) if out is None else []
+        for x in [*tensors_of(out), *written]:
+            verdict = track_of(x)
+            self.seen.append((getattr(func, "__name__", str(func)), x.detach().clone(), verdict))
+            if isinstance(verdict, Mixed) and not any(isinstance(v, Mixed) for v in before):
+                assert mixed is not None, f"{func}: mixes samples, and does not say so"
+        return out
+
+
+def place(track: Track, index: Tensor, n: int) -> Tensor:
+    return (index // track.inner) % n
+
+
+def changed(x: Tensor, track: Track, sample: int, n: int, way: str) -> Tensor:
+    """`x` with other values where it belongs to `sample`."""
+    x = x.clone()
+    rows = place(track, torch.arange(x.shape[track.axis]), n) == sample
+    part = x.movedim(track.axis, 0)
+    old = part[rows]
+    if x.dtype == torch.bool:
+        part[rows] = ~old
+    elif not x.is_floating_point() and not x.is_complex():
+        part[rows] = (old + 1) % (int(x.max()) + 1)
+    elif way == "poison":
+        part[rows] = float("nan")
+    else:
+        part[rows] = torch.randn_like(old) * (100.0 if way == "large" else 1.0) + (old if way == "small" else 0)
+    return x
+
+
+def run(
+    f: Callable[..., Any], inputs: Sequence[Tensor], tracks: Sequence[Track | None], n: int
+) -> tuple[Any, Recorder, list[Any]]:
+    """What the program returned, what was seen on the way, and the verdicts of what it returned."""
+    torch.manual_seed(5)
+    given = [x.clone() for x in inputs]
+    with using(Tracks()):
+        for x, track in zip(given, tracks, strict=True):
+            if track is not None:
+                set_track(x, track)
+        with Recorder(n) as recorder:
+            out = f(*given)
+        return out, recorder, [track_of(x) for x in tensors_of(out)]
+
+
+def influence(before: Tensor, after: Tensor) -> Tensor:
+    """Which entries differ: beyond rounding, or by being a number or none."""
+    if before.shape != after.shape:
+        return torch.ones(before.shape, dtype=torch.bool)
+    if before.is_complex():
+        before, after = torch.view_as_real(before), torch.view_as_real(after)
+        return influence(before, after).any(-1)
+    if before.dtype == torch.bool or not before.is_floating_point():
+        return before != after
+    near = torch.isclose(before, after, rtol=1e-9, atol=1e-11, equal_nan=True)
+    return ~near
+
+
+def check(
+    f: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    tracks: Sequence[Track | None],
+    n: int,
+    ways: Sequence[str] = ("small", "large", "poison"),
+) -> list[Any]:
+    """Run `f` and hold every verdict on the way against the oracle; the verdicts of its outputs.
+
+    A `Track` and a constant may depend on no other sample; a `Summed` has to be a sum over samples.
+    """
+    _, recorder, verdicts = run(f, inputs, tracks, n)
+    seen = recorder.seen
+
+    def again(samples: Sequence[int], way: str) -> list[Tensor]:
+        given = list(inputs)
+        for sample in samples:
+            torch.manual_seed(11 + sample)
+            given = [x if t is None else changed(x, t, sample, n, way) for x, t in zip(given, tracks, strict=True)]
+        other = run(f, given, tracks, n)[1].seen
+        assert len(other) == len(seen), "the program took another path"
+        return [after for _, after, _ in other]
+
+    for sample in sorted({0, n // 2, n - 1}):
+        for way in ways:
+            for (name, before, verdict), after in zip(seen, again([sample], way), strict=True):
+                if isinstance(verdict, (Mixed, Summed)) or name in UNWRITTEN or (verdict is None and name in BY_VALUE):
+                    continue
+                differs = influence(before, after)
+                if verdict is None:
+                    assert not differs.any(), f"{name}: called a constant, depends on sample {sample} ({way})"
+                elif isinstance(verdict, Part):
+                    if verdict.axis is None and (verdict.place // verdict.whole.inner) % n != sample:
+                        assert not differs.any(), f"{name}: {verdict}, sample {sample} reaches it"
+                else:
+                    size = before.shape[verdict.axis]
+                    assert size == verdict.outer * n * verdict.inner, f"{name}: {verdict} does not fit {before.shape}"
+                    rows = place(verdict, torch.arange(size), n) != sample
+                    wrong = differs.movedim(verdict.axis, 0)[rows].any()
+                    assert not wrong, f"{name}: {verdict} of {tuple(before.shape)}, sample {sample} reaches others"
+    if n > 1 and any(isinstance(verdict, Summed) for _, _, verdict in seen):
+        first, last, both = again([0], "small"), again([n - 1], "small"), again([0, n - 1], "small")
+        for k, (name, before, verdict) in enumerate(seen):
+            if isinstance(verdict, Summed):
+                torch.testing.assert_close(
+                    both[k] + before, first[k] + last[k], rtol=1e-9, atol=1e-9, msg=f"{name}: no sum over samples"
+                )
+    return verdicts

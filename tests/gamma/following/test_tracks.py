@@ -1,0 +1,439 @@
+"""The account of a pass, samples arranged, bodies of functions run, and what follow says of a call that mixes."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from sdsd.gamma.following import (
+    COMPOSITE,
+    ENTRYWISE,
+    SHAPE_ONLY,
+    Mixed,
+    Part,
+    Summed,
+    Track,
+    Tracks,
+    arrange,
+    body,
+    follow,
+    is_second,
+    name_of,
+    set_second,
+    set_track,
+    stated,
+    take_over,
+    track_of,
+    using,
+)
+
+from .oracle import Recorder
+
+
+@pytest.fixture(autouse=True)
+def account() -> Any:
+    with using(Tracks()) as tracks:
+        yield tracks
+
+
+def test_a_track_is_known_in_its_own_account() -> None:
+    x = torch.ones(3, 2)
+    assert track_of(x) is None
+    assert not stated(x)
+    set_track(x, Track(0))
+    assert track_of(x) == Track(0, 1, 1)
+    with using(Tracks()):
+        assert track_of(x) is None
+        set_track(x, Track(1))
+        assert track_of(x) == Track(1)
+    assert track_of(x) == Track(0)
+    set_track(x, None)
+    assert track_of(x) is None
+    assert stated(x)
+
+
+def test_nothing_is_kept_on_tensors_and_no_buffer_misleads_the_next_pass() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    kept: list[Tensor] = []
+    x = torch.randn(3, 4)
+    set_track(x, Track(0))
+    with Recorder(3):
+        out = model(x)
+        model[1].running_mean.add_(out.mean(0).detach())
+        kept += [out, model[0](x), out.detach()]
+    assert isinstance(track_of(model[1].running_mean), Mixed)
+    assert [vars(t) for t in (x, *kept, *model.state_dict(keep_vars=True).values()) if vars(t)] == []
+    with using(Tracks()):
+        assert track_of(model[1].running_mean) is None
+
+
+def test_the_statistics_that_batch_norm_writes_are_mixed() -> None:
+    x, mean, var = torch.randn(3, 4), torch.zeros(4), torch.ones(4)
+    set_track(x, Track(0))
+    with Recorder(3):
+        F.batch_norm(x, mean, var, training=True)
+        shifted = x - mean
+    assert isinstance(track_of(mean), Mixed)
+    assert isinstance(track_of(shifted), Mixed)
+
+
+def test_tensors_are_not_kept_alive_and_no_other_takes_their_place() -> None:
+    x = torch.ones(3)
+    set_track(x, Track(0))
+    reference = weakref.ref(x)
+    del x
+    assert reference() is None
+    assert [t for t in (torch.ones(3) for _ in range(50)) if track_of(t) is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "track", "features", "wanted"),
+    [
+        ((3, 5), Track(0), 1, (3, 1, 5)),
+        ((3, 7, 5), Track(0), 1, (3, 7, 5)),
+        ((7, 3, 5), Track(1), 1, (3, 7, 5)),
+        ((6, 7, 5), Track(0, 1, 2), 1, (3, 14, 5)),
+        ((6, 7, 5), Track(0, 2, 1), 1, (3, 14, 5)),
+        ((2, 12, 4, 5), Track(1, 2, 2), 2, (3, 8, 4, 5)),
+        ((3,), Track(0), 0, (3, 1)),
+        ((3, 0, 5), Track(0), 1, (3, 0, 5)),
+        ((3, 4, 0), Track(0), 1, (3, 4, 0)),
+    ],
+)
+def test_arranged_by_sample(shape: tuple[int, ...], track: Track, features: int, wanted: tuple[int, ...]) -> None:
+    n = 3
+    index = (torch.arange(shape[track.axis]) // track.inner) % n
+    samples = torch.zeros(shape, dtype=torch.int64)
+    samples.movedim(track.axis, -1).copy_(index)
+    arranged = arrange(samples, track, n, features)
+    assert arranged.shape == wanted
+    assert all(bool((arranged[k] == k).all()) for k in range(n))
+    x = torch.randn(shape)
+    tail = x.shape[x.dim() - features :]
+    rows = list(x.reshape(-1, *tail)) if x.numel() else []
+    order = list(arrange(x, track, n, features).reshape(-1, *tail)) if x.numel() else []
+    assert sorted(r.sum().item() for r in rows) == sorted(r.sum().item() for r in order)
+
+
+def test_arranged_as_a_view_where_possible() -> None:
+    x = torch.randn(4, 7, 5)
+    assert arrange(x, Track(0), 4, 1).data_ptr() == x.data_ptr()
+    assert arrange(x, Track(1), 7, 1).data_ptr() == x.data_ptr()
+    assert arrange(x, Track(0, 1, 2), 2, 1).data_ptr() == x.data_ptr()
+
+
+def test_samples_among_the_features_cannot_be_arranged() -> None:
+    with pytest.raises(ValueError, match="before its last 1 dimensions"):
+        arrange(torch.randn(4, 3), Track(1), 3, 1)
+
+
+def plain_and_body(f: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any, Tensor, Tensor]:
+    class Inside(TorchFunctionMode):
+        seen: list[Any] = []  # noqa: RUF012
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Inside.seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    torch.manual_seed(2)
+    plain = f(*args, **kwargs)
+    after = torch.rand(2)
+    torch.manual_seed(2)
+    with Inside():
+        inside = body(f)(*args, **kwargs)
+    assert Inside.seen
+    assert f not in Inside.seen, "the function was handed over as a whole"
+    return plain, inside, after, torch.rand(2)
+
+
+@pytest.mark.parametrize("need", [False, True])
+def test_bodies_give_the_same_bits_and_draw_the_same(need: bool) -> None:
+    q = torch.randn(5, 3, 8)
+    w, b, out = torch.randn(24, 8), torch.randn(24), torch.randn(8, 8)
+    args = (q, q, q, 8, 2, w, b, None, None, False, 0.5, out, torch.zeros(8))
+    plain, inside, after, again = plain_and_body(F.multi_head_attention_forward, *args, need_weights=need)
+    assert torch.equal(plain[0], inside[0])
+    assert (plain[1] is None) == (inside[1] is None) == (not need)
+    assert plain[1] is None or torch.equal(plain[1], inside[1])
+    assert torch.equal(after, again)
+
+
+def test_composite_functions_have_a_body() -> None:
+    assert F.multi_head_attention_forward in COMPOSITE
+    assert F.linear not in COMPOSITE
+    assert all(callable(body(f)) for f in COMPOSITE)
+    with pytest.raises(TypeError, match="written in Python"):
+        body(torch.add)
+
+
+class Opaque(torch.autograd.Function):
+    """A function whose inside is out of sight, as one that launches a kernel of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return (x - x.mean(0)).clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Shown(Opaque):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class Empty(Opaque):
+    """The kernel writes into memory that torch allocated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.empty_permuted(x.shape, (0, 1))
+        with torch._C.DisableTorchFunction():
+            out.copy_(x - x.mean(0))
+        return out
+
+
+class Zeros(Opaque):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        with torch._C.DisableTorchFunction():
+            out.copy_(x - x.mean(0))
+        return out
+
+
+@pytest.mark.parametrize("function", [Opaque, Empty, Zeros])
+def test_what_an_unseen_function_made_is_mixed(function: Any) -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    set_track(x, Track(0))
+    with Recorder(4) as recorder:
+        out = function.apply(x) + x
+        shown = Shown.apply(x) + x
+    verdict = track_of(out)
+    assert isinstance(verdict, Mixed)
+    assert function.__name__ in verdict.reason
+    assert recorder.mixing == [verdict]
+    assert track_of(shown) == Track(0)
+
+
+def test_functions_of_parameters_alone_stay_without_samples() -> None:
+    w = nn.Parameter(torch.randn(4, 4))
+    x = torch.randn(4, 4)
+    set_track(x, Track(0))
+    with Recorder(4):
+        rounded = Shown.apply(w)
+        scaled = w / w.norm() * torch.eye(4)
+        out = F.linear(x, rounded + scaled)
+    assert track_of(rounded) is None
+    assert track_of(scaled) is None
+    assert track_of(out) == Track(0)
+
+
+def told(func: Any, *args: Any, **kwargs: Any) -> tuple[Any, Mixed | None]:
+    out = func(*args, **kwargs)
+    mixed = follow(func, args, kwargs, out, 6)
+    return out, mixed
+
+
+def test_the_call_that_mixes_says_so_once() -> None:
+    x = torch.randn(6, 8)
+    set_track(x, Track(0))
+    mean, mixed = told(Tensor.mean, x, 0)
+    assert track_of(mean) == Summed("torch.Tensor.mean over the samples (dimension 0 of shape (6, 8))")
+    assert mixed is None
+    centred, mixed = told(Tensor.sub, x, mean)
+    assert mixed is not None
+    assert mixed == track_of(centred)
+    assert "torch.Tensor.mean over the samples" in mixed.reason
+    rest, again = told(Tensor.mul, centred, 2)
+    assert track_of(rest) == mixed
+    assert again is None
+    both, again = told(torch.add, centred, x)
+    assert track_of(both) == again == mixed
+    loss, mixed = told(F.mse_loss, x, torch.zeros(6, 8))
+    assert isinstance(track_of(loss), Summed)
+    assert mixed is None
+    exponential, mixed = told(Tensor.exp, loss)
+    assert isinstance(track_of(exponential), Mixed)
+    assert mixed is not None
+    assert "not linear" in mixed.reason
+    halves = x.chunk(2)
+    assert follow(Tensor.chunk, (x, 2), {}, halves, 6) is None
+    assert isinstance(track_of(halves[0]), Part)
+    turned, mixed = told(torch.cat, [halves[1], halves[0]])
+    assert isinstance(track_of(turned), Mixed)
+    assert mixed == track_of(turned)
+    whole, mixed = told(torch.cat, list(halves))
+    assert track_of(whole) == Track(0)
+    assert mixed is None
+    side, mixed = told(torch.cat, list(halves), 1)
+    assert mixed == track_of(side)
+    stacked, mixed = told(torch.stack, list(halves))
+    assert mixed == track_of(stacked)
+    others = x.clone(), x.clone()
+    for other in others:
+        set_track(other, Track(0))
+    one, two = (other.unbind() for other in others)
+    for other, rows in zip(others, (one, two), strict=True):
+        follow(Tensor.unbind, (other,), {}, rows, 6)
+    mingled, mixed = told(torch.stack, [*one[:3], *two[3:]])
+    assert mixed is not None
+    assert mixed == track_of(mingled)
+
+
+def test_reasons_are_sentences_for_users() -> None:
+    x = torch.randn(6, 8)
+    set_track(x, Track(0))
+    assert told(Tensor.amax, x)[1] == Mixed("torch.Tensor.amax over the samples (dimension 0 of shape (6, 8))")
+    mixed = told(F.batch_norm, x, None, None, training=True)[1]
+    assert mixed == Mixed("BatchNorm in train mode, which mixes the samples, over an input of shape (6, 8)")
+    mixed = told(Tensor.view, x, 2, 3, 8)[1]
+    assert mixed is not None
+    assert "splits the samples along dimension 0" in mixed.reason
+
+
+def test_a_rule_that_fails_gives_mixed() -> None:
+    x = torch.randn(6, 8)
+    set_track(x, Track(0))
+    out = torch.zeros(6)
+    mixed = follow(Tensor.sum, (x, "no dimension"), {}, out, 6)
+    assert mixed == track_of(out)
+    assert mixed is not None
+    assert "could not be read" in mixed.reason
+
+
+def test_a_further_input_that_lies_otherwise_is_no_samples() -> None:
+    n = 4
+    scores, mask, other = torch.randn(n, 2, n, n), torch.randn(n, n), torch.randn(n, 2, n, 3)
+    for x in (scores, mask, other):
+        set_track(x, Track(0))
+    with Recorder(n) as recorder:
+        refused = scores + mask
+    assert recorder.mixing == [track_of(refused)]
+    set_second(mask)
+    with Recorder(n) as recorder:
+        made = mask.view(1, 1, n, n).expand(n, 2, n, n).exp()
+        found = [
+            scores + mask,
+            scores.masked_fill(made > 1, 0.0),
+            torch.where(made > 1, scores, 0.0),
+            F.scaled_dot_product_attention(other, other, other, attn_mask=mask),
+            torch.baddbmm(mask[None], other[:, 0], other[:, 0].transpose(1, 2)),
+        ]
+        along = [mask * 2, scores[:, 0, 0] * mask]
+        products = [scores @ mask, torch.cat([scores[:, 0, 0], mask.T])]
+        trained = scores + mask.clone().requires_grad_()
+    assert [track_of(x) for x in found] == [Track(0)] * 5
+    assert is_second(made)
+    assert not any(is_second(x) for x in found)
+    assert [track_of(x) for x in along] == [Track(0)] * 2
+    assert all(isinstance(track_of(x), Mixed) for x in products)
+    assert is_second(mask)
+    assert isinstance(track_of(trained), Mixed), "what has a gradient is no mask"
+
+
+def test_names() -> None:
+    assert name_of(Tensor.add_) == name_of(torch.add) == "add"
+    assert name_of(Tensor.__getitem__) == "__getitem__"
+    assert name_of(Tensor.T.__get__) == "T"  # type: ignore[attr-defined]
+    assert {"to", "type_as", "zeros_like", "new_zeros", "expand_as"} <= SHAPE_ONLY
+    assert not {"normal", "new_tensor", "add", "copy"} & SHAPE_ONLY
+    assert {torch.relu, F.gelu, torch.add, Tensor.__mul__, F.relu} <= ENTRYWISE
+    assert not {Tensor.add_, Tensor.__iadd__, torch.where, torch.softmax, torch.sum} & ENTRYWISE
+
+
+def test_entrywise_functions_take_over() -> None:
+    x, y = torch.randn(3, 2), torch.randn(3, 2)
+    set_track(x, Track(0), second=True)
+    take_over(y, x)
+    assert track_of(y) == Track(0)
+    assert is_second(y)
+
+
+def view_of_columns(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    column, turned = buffer[:, 0], buffer.T
+    column.copy_(x[:, 0])
+    return [column, buffer, turned]
+
+
+def view_of_one_row(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    row, other = buffer[0], buffer[1]
+    row.copy_(x[:, 0])
+    return [row, buffer, other]
+
+
+def view_of_a_part(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    buffer.flatten()[2:6].copy_(x[:, 0])
+    return [buffer]
+
+
+def centred_in_place(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    y = x * 1
+    turned, first = y.T, y[:, 0]
+    y.sub_(y.mean(0))
+    return [y, turned, first]
+
+
+def written_over(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    y = x * 1
+    turned = y.T
+    y.copy_(x.T)
+    return [turned * 1]
+
+
+def cleared_and_written_over(buffer: Tensor, x: Tensor) -> list[Tensor]:
+    y = x * 1
+    turned = y.T
+    y.zero_()
+    y.add_(x.T)
+    return [turned * 1]
+
+
+@pytest.mark.parametrize(
+    ("program", "wanted"),
+    [
+        (view_of_columns, [Track, Track, Mixed]),
+        (view_of_one_row, [Track, Track, Mixed]),
+        (view_of_a_part, [Mixed]),
+        (centred_in_place, [Mixed, Mixed, Mixed]),
+        (written_over, [Mixed]),
+        (cleared_and_written_over, [Mixed]),
+    ],
+)
+def test_writes_reach_what_shares_the_memory(program: Any, wanted: list[type]) -> None:
+    x = torch.randn(4, 4)
+    set_track(x, Track(0))
+    with Recorder(4) as recorder:
+        found = program(torch.zeros(4, 4), x)
+        verdicts = [type(track_of(each)) for each in found]
+    assert verdicts == wanted
+    assert recorder.mixing or Mixed not in wanted[:2]
+
+
+def test_out_is_written_to() -> None:
+    x = torch.randn(4, 4)
+    set_track(x, Track(0))
+    whole = torch.zeros(4, 4)
+    with Recorder(4) as recorder:
+        torch.mul(x[:, 0], 2, out=whole.flatten()[2:6])
+    assert isinstance(track_of(whole), Mixed)
+    assert len(recorder.mixing) == 1
+
+
+def test_positions_where_all_is_chosen_are_constants() -> None:
+    """By value, as documented: the positions in a mask that leaves nothing out are those of any batch of its shape."""
+    full, part = torch.ones(4, 3, dtype=torch.bool), torch.eye(4, 3, dtype=torch.bool)
+    for x in (full, part):
+        set_track(x, Track(0))
+    with Recorder(4):
+        assert track_of(full.nonzero()) is None
+        assert isinstance(track_of(part.nonzero()), Mixed)
