@@ -28,6 +28,8 @@ SMALLEST_BLOCK_BYTES = 2**20
 BLOCKS_AT_LEAST = 2
 """Matrices of fewer than this many of the largest blocks are cut into smaller ones, so that two threads have something
 to do. Below SMALLEST_BLOCK_BYTES a block's fixed costs, some 15 µs of Python, would weigh more than that gains."""
+NARROWEST = 512
+"""Columns of such a smaller block at least: below, short rows show."""
 PIECES_AT_MOST = 128
 """Pieces of consecutive blocks that a matrix is cut into; a thread takes one at a time and returns its sums."""
 MAX_RESIDENT_ROWS = 1024
@@ -119,9 +121,10 @@ def _pieces_of(matrix: Tensor, entry: int) -> Iterator[Piece]:
     n, columns = matrix.shape
     itemsize = _working_dtype(matrix).itemsize
     share = n * columns * itemsize // BLOCKS_AT_LEAST
-    block_bytes = max(min(SMALLEST_BLOCK_BYTES, BLOCK_BYTES), min(share, BLOCK_BYTES))
+    column_bytes = min(n, MAX_RESIDENT_ROWS) * itemsize
+    smallest = max(SMALLEST_BLOCK_BYTES, NARROWEST * column_bytes)
     widest = WIDEST_BY_COLUMNS if _by_columns(matrix) else WIDEST
-    width = max(1, min(columns, widest, block_bytes // (min(n, MAX_RESIDENT_ROWS) * itemsize)))
+    width = max(1, min(columns, widest, min(max(smallest, share), BLOCK_BYTES) // column_bytes))
     step = width * -(-columns // (width * PIECES_AT_MOST))
     for start in range(0, columns, step):
         yield Piece(entry, matrix, start, min(start + step, columns), width)
@@ -142,9 +145,11 @@ def _tasks_of(pieces: list[Piece]) -> list[list[Piece]]:
 
 @dataclass
 class Blocks:
-    """Moments of blocks, one after the other, with the memory that takes, kept from block to block."""
+    """Moments of blocks of N rows, one after the other, with the memory that takes, kept from block to block."""
 
     per_sample: bool
+    weights: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    """1 / N for every row of a chunk."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def sums_outside_autocast(self, pieces: list[Piece]) -> list[Sums]:
@@ -181,7 +186,10 @@ class Blocks:
         """The moments of one block; None where sums in `dtype` cannot be trusted with them."""
         n = block.shape[0]
         chunks = block.split(MAX_RESIDENT_ROWS) if n > MAX_RESIDENT_ROWS else (self._widened(block, dtype),)
-        weights = torch.full((min(n, MAX_RESIDENT_ROWS),), 1 / n, dtype=dtype, device=block.device)
+        weights = self.weights.get(dtype)
+        if weights is None:
+            weights = torch.full((min(n, MAX_RESIDENT_ROWS),), 1 / n, dtype=dtype, device=block.device)
+            self.weights[dtype] = weights
         together, means, lengths, products = 0.0, [], [], []
         for chunk in chunks:
             values = self._widened(chunk, dtype)

@@ -35,6 +35,11 @@ SINGLE = 64 * torch.finfo(torch.float32).eps
 twice that in a square, and a factor of three for the order in which a machine adds."""
 
 
+SINGLE = 64 * torch.finfo(torch.float32).eps
+"""Gradients of these models are sums of about a hundred terms through a few layers: √100 units in the last place each,
+twice that in a square, and a factor of three for the order in which a machine adds."""
+
+
 def images(*shape):
     """N float64 samples; the same whenever and in whatever order they are asked for."""
     generator = torch.Generator().manual_seed(len(shape) + sum(shape))
