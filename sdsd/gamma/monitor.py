@@ -32,9 +32,9 @@ AUTO_SWITCH = 4
 class GammaMonitor:
     """Measures signal and noise of the gradient while an unchanged training loop runs.
 
-    In exact mode the samples of a batch are the gradients. While the model runs, the samples are followed from its input
-    through every torch call; where one joins them with parameters, Σ‖g_n‖² is found beside the backward pass, and no
-    per-sample gradient is kept. With the mean gradient of the step that gives Tr Σ and an unbiased ‖μ‖²::
+    In exact mode the samples of a batch are the gradients. While the model runs, the samples are followed from its
+    input through every torch call; where one joins them with parameters, Σ‖g_n‖² is found beside the backward pass,
+    and no per-sample gradient is kept. With the mean gradient of the step that gives Tr Σ and an unbiased ‖μ‖²::
 
         Tr Σ = (Σ‖g_n‖² − n‖ḡ‖²) / (n − 1)        ‖μ‖² ≈ ‖ḡ‖² − Tr Σ / n
 

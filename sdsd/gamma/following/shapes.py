@@ -302,7 +302,7 @@ def pad(call: Call, input: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> Ve
     return track
 
 
-def windows(call: Call, input: Tensor, dimension: int, *_: Any) -> Verdict:
+def windows(call: Call, input: Tensor, dimension: int, *_: Any, **__: Any) -> Verdict:
     """Tensor.unfold: sliding windows along one dimension, their entries in a new last one."""
     track = track_of(input)
     if isinstance(track, Track) and track.axis == dimension % input.dim():
