@@ -32,7 +32,7 @@ def reflected_matmul(call: Call, input: Tensor, other: Tensor) -> Verdict:
 def added_product(call: Call, input: Tensor, *factors: Tensor, **named: Any) -> Verdict:
     """addmm, addmv, baddbmm: `input` is broadcast and added to the product."""
     names = ("mat", "mat1", "batch1", "vec", "mat2", "batch2")
-    a, b = (*factors, *(named[name] for name in names if name in named))
+    a, b = [*factors, *(named[name] for name in names if name in named)]  # type: ignore[misc]
     own = track_of(input)
     if isinstance(own, Track):
         own = own._replace(axis=own.axis + call.out.dim() - input.dim())
