@@ -37,3 +37,5 @@ def test_a_wrong_backend_is_found(name, device, monkeypatch):
     report = sdsd.validate(device, verbose=False)
     assert not report.ok
     assert "FALLS SHORT" in str(report)
+    wrong = {(row.op, row.dtype) for row in report.rows if not row.ok}
+    assert wrong == {(name, _validate._short(dtype)) for dtype in _validate.DTYPES}
