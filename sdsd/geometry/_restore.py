@@ -24,6 +24,43 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def training_outside_torch(model: nn.Module) -> Iterator[None]:
+    """Every module in training but those of torch.nn that contain no other, so that nothing is dropped and no
+    statistics are taken; no gradients. Afterwards modes and buffers are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad(), buffers_restored(model):
+            for module, _ in modes:
+                of_torch = type(module).__module__.startswith("torch.nn.")
+                module.training = not of_torch or any(module.children())
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards buffers are as before, bit for bit, for blocks that leave parameters alone."""
+    held = [
+        (module._buffers, name, tensor, tensor.detach().clone())
+        for module in model.modules()
+        for name, tensor in module._buffers.items()
+        if tensor is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for store, name, tensor, copy in held:
+                store[name] = tensor
+                if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
+                    tensor.copy_(copy)
+                else:
+                    tensor.data = copy
+
+
+@contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Afterwards parameters, buffers, requires_grad and modes are as before, bit for bit; copies wait meanwhile."""
     modes = [(module, module.training) for module in model.modules()]
