@@ -334,7 +334,7 @@ def _note_sizes_written_in(found: Found, model: nn.Module, layer: nn.Module, wal
     """Note nodes whose constants are other ones when modules that would shrink say that they are smaller."""
     if found.obstacles or not found.readers:
         return
-    sizes = [(layer, LAYER_SIZES)]
+    sizes: list[tuple[nn.Module, tuple[str, ...]]] = [(layer, LAYER_SIZES)]
     sizes += [(model.get_submodule(name), NORM_SIZES) for name in found.norms]
     sizes += [(model.get_submodule(name), READER_SIZES) for name in found.readers]
     before = [
@@ -355,17 +355,16 @@ def _note_sizes_written_in(found: Found, model: nn.Module, layer: nn.Module, wal
         found.note("model", "its forward does something else when the layer is smaller", advice, REMOVAL)
         return
     for node, changed in zip(walk.graph.nodes, other.nodes, strict=True):
-        if (node.op, str(node.target)) != (changed.op, str(changed.target)) or not _same_constants(
-            node, walk.graph, changed, other
-        ):
-            if walk.owned(node) is None:
-                found.note(
-                    f"node {node.name!r}", "it computes with a size that the layer or its readers have", advice, REMOVAL
-                )
-                return
+        if walk.owned(node) is None and not _same(node, walk.graph, changed, other):
+            reason = "it computes with a size that the layer or its readers have"
+            found.note(f"node {node.name!r}", reason, advice, REMOVAL)
+            return
 
 
-def _same_constants(node: fx.Node, graph: Graph, other_node: fx.Node, other: Graph) -> bool:
+def _same(node: fx.Node, graph: Graph, other_node: fx.Node, other: Graph) -> bool:
+    """Whether two nodes do the same, with the same constants."""
+    if (node.op, str(node.target)) != (other_node.op, str(other_node.target)):
+        return False
     if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
         one, two = (operator.attrgetter(str(node.target))(each.root) for each in (graph, other))
         return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one, two)

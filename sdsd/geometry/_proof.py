@@ -149,12 +149,13 @@ class _Comparison:
 
     def _outputs_by_module(self, model: nn.Module) -> list[tuple[str, list[Tensor]]]:
         found: list[tuple[str, list[Tensor]]] = []
+
+        def noting(name: str) -> Callable[..., None]:
+            return lambda _module, _inputs, output: found.append((name, list(_tensors(output))))
+
         with ExitStack() as stack:
             for name, module in model.named_modules():
-                hook = module.register_forward_hook(
-                    lambda _m, _i, output, name=name: found.append((name, list(_tensors(output)))) or None
-                )
-                stack.callback(hook.remove)
+                stack.callback(module.register_forward_hook(noting(name)).remove)
             self._run(model)
         return found
 

@@ -147,7 +147,7 @@ def consolidate(
     sizes = _sizes(model, example_input)
     edits = merger.edits(checked)
     if not remove:
-        changed = model if inplace else copy.deepcopy(model)
+        changed = model if inplace else _copied(model, found, sharing=False)
         apply(Merger(changed, found, how, absorption).edits(checked))
         return changed, _report(found, how, listed, [], sizes, sizes, False)
     smaller = _copied(model, found, inplace)
@@ -206,6 +206,9 @@ def _copied(model: nn.Module, found: Consumers, sharing: bool) -> nn.Module:
             if (tensor := getattr(module, name)) is not None
         }
         memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in cut}
+    for module in model.modules():  # what pruning and weight norm compute before each call has a graph behind it
+        computed = [each for each in vars(module).values() if isinstance(each, Tensor) and not each.is_leaf]
+        memo.update({id(each): each.detach().clone() for each in computed})
     return copy.deepcopy(model, memo)
 
 

@@ -122,7 +122,8 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     if found.calls == 0:
         raise ValueError(
             f"layer: {layer!r} is never called as a layer in the model's forward. It may lie inside a module that uses "
-            "its weights directly, such as nn.MultiheadAttention; choose another layer."
+            "its weights directly, such as nn.MultiheadAttention, or compute with its weight before it uses it; choose "
+            "another layer."
         )
     obstacles = list(found.obstacles)
     if found.is_output:

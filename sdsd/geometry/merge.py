@@ -157,8 +157,8 @@ class Merger:
             computed = computed_tensors(model.get_submodule(norm.name))
             if computed:
                 raise ValueError(
-                    f"layer: the {computed[0]} of {norm.name!r}, behind {found.layer!r}, is computed from other tensors, "
-                    f"so it cannot be averaged. {MAKE_PERMANENT}"
+                    f"layer: the {computed[0]} of {norm.name!r}, behind {found.layer!r}, is computed from other "
+                    f"tensors, so it cannot be averaged. {MAKE_PERMANENT}"
                 )
         refuse_shared(model, changed or [reader.name for reader in found.readers])
 
