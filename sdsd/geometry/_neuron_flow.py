@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ._restore import evaluating, training_outside_torch
+from ._restore import evaluating, training_outside_torch, untouched
 from ._size_uses import CLEAN, UNCLEAR, Count, ShapeOf, count_of, derived_count
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -263,7 +263,7 @@ def _trace(model: nn.Module, layer: nn.Module, example_input: Any) -> Graph:
         if isinstance(example_input, dict):
             return _export(model, example_input, None)
         try:
-            with evaluating(model), torch.random.fork_rng(devices=[]):
+            with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]):
                 _Shapes(graph_module).run(*_arguments(example_input))
         except Exception as error:
             raise ValueError(f"example_input: the model does not run on it ({_first_line(error)}).") from error
@@ -272,15 +272,19 @@ def _trace(model: nn.Module, layer: nn.Module, example_input: Any) -> Graph:
 
 def _symbolic(model: nn.Module, layer: nn.Module, training: bool = False) -> fx.GraphModule:
     """The graph that torch.fx finds, in eval mode or in training; whatever torch.fx raises."""
+    tracer = _Tracer(layer)
+    try:
+        return _traced(tracer, model, training)
+    except Exception:
+        tracer.proxy_buffer_attributes = False  # where forward branches on a buffer, or sets one
+        return _traced(tracer, model, training)
+
+
+def _traced(tracer: _Tracer, model: nn.Module, training: bool) -> fx.GraphModule:
     root = copy.copy(model)  # tracing leaves constants on the module it traces
-    with training_outside_torch(root) if training else evaluating(root):
-        try:
-            return fx.GraphModule(root, _Tracer(layer).trace(root))
-        except Exception:
-            tracer = _Tracer(layer)
-            tracer.proxy_buffer_attributes = False  # where forward branches on a buffer
-            root = copy.copy(model)
-            return fx.GraphModule(root, tracer.trace(root))
+    with untouched(model), training_outside_torch(root) if training else evaluating(root):
+        graph = tracer.trace(root)
+    return fx.GraphModule(root, graph)
 
 
 def _graph_of(graph_module: fx.GraphModule, training: bool = False) -> Graph:
@@ -305,7 +309,7 @@ def _training_graph(model: nn.Module, layer: nn.Module, example_input: Any, grap
         return None
     if example_input is not None:
         try:
-            with training_outside_torch(model), torch.random.fork_rng(devices=[]):
+            with untouched(model), training_outside_torch(model), torch.random.fork_rng(devices=[]):
                 _Shapes(graph_module).run(*_arguments(example_input))
         except Exception:
             return training  # without shapes: in training it may need other inputs, targets for example
@@ -375,7 +379,8 @@ def _export(model: nn.Module, example_input: Any, fx_error: Exception | None) ->
     positional: tuple[Any, ...] = () if isinstance(example_input, dict) else _arguments(example_input)
     named = example_input if isinstance(example_input, dict) else None
     try:
-        with evaluating(model), torch.enable_grad():  # without gradients transformers take a fused path, one opaque op
+        # Without gradients transformers take a fused path, one opaque operation.
+        with untouched(model), evaluating(model), torch.enable_grad():
             exported = torch.export.export(model, positional, named, strict=False)
     except Exception as error:
         before = f"torch.fx: {_first_line(fx_error)}; " if fx_error is not None else ""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ._arithmetic import plain_arithmetic
 from ._neuron_flow import CONVOLUTIONS, Touched, spatial_dims
-from ._restore import buffers_restored, evaluating, training_outside_torch
+from ._restore import evaluating, training_outside_torch, untouched
 from .consumers import Consumers
 from .merge import Edit, applied
 
@@ -50,7 +50,7 @@ def prove(model: nn.Module, smaller: nn.Module, found: Consumers, edits: Sequenc
         example_input: None: inputs of a likely shape are tried; the proof is left out where the model runs on none.
     """
     compared = False
-    with applied(edits), buffers_restored(model), buffers_restored(smaller), _exact(model):
+    with applied(edits), untouched(model), untouched(smaller), _exact(model):
         for inputs in _inputs(model, example_input):
             for mode in (evaluating, training_outside_torch):
                 compared |= _Comparison(model, smaller, found, inputs, mode).agree()

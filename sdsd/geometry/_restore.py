@@ -26,34 +26,46 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def training_outside_torch(model: nn.Module) -> Iterator[None]:
     """Every module in training but those of torch.nn that contain no other, so that nothing is dropped and no
-    statistics are taken; no gradients. Afterwards modes and buffers are as before."""
+    statistics are taken; no gradients. Afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), buffers_restored(model):
-            for module, _ in modes:
-                of_torch = type(module).__module__.startswith("torch.nn.")
-                module.training = not of_torch or any(module.children())
+        for module, _ in modes:
+            of_torch = type(module).__module__.startswith("torch.nn.")
+            module.training = not of_torch or any(module.children())
+        with torch.no_grad():
             yield
     finally:
         for module, training in modes:
             module.training = training
 
 
+STORES = ("_parameters", "_buffers", "_modules")
+
+
 @contextmanager
-def buffers_restored(model: nn.Module) -> Iterator[None]:
-    """Afterwards buffers are as before, bit for bit, for blocks that leave parameters alone."""
+def untouched(model: nn.Module) -> Iterator[None]:
+    """For blocks that run a model and change no parameter: afterwards its buffers are as before, bit for bit, and so is
+    every attribute that a forward may set."""
+    attributes = [
+        (module, dict(vars(module)), [dict(vars(module)[store]) for store in STORES]) for module in model.modules()
+    ]
     held = [
-        (module._buffers, name, tensor, tensor.detach().clone())
-        for module in model.modules()
-        for name, tensor in module._buffers.items()
+        (tensor, tensor.detach().clone())
+        for _, _, (_, buffers, _) in attributes
+        for tensor in buffers.values()
         if tensor is not None
     ]
     try:
         yield
     finally:
+        for module, before, stores in attributes:
+            vars(module).clear()
+            vars(module).update(before)
+            for store, entries in zip(STORES, stores, strict=True):
+                before[store].clear()
+                before[store].update(entries)
         with torch.no_grad():
-            for store, name, tensor, copy in held:
-                store[name] = tensor
+            for tensor, copy in held:
                 if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
                     tensor.copy_(copy)
                 else:

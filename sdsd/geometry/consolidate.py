@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._neuron_flow import LAYER_SIZES, NORM_SIZES, NORM_TENSORS, READER_SIZES, row_dim
 from ._proof import as_inputs, prove, zeroed
-from ._restore import buffers_restored, evaluating
+from ._restore import evaluating, untouched
 from .consumers import Consumers, consumers, dense_layer
 from .merge import (
     Merger,
@@ -293,8 +293,8 @@ def _sizes(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
     from torch.utils.flop_counter import FlopCounterMode
 
     arguments, named = as_inputs(example_input)
-    quiet = torch.random.fork_rng(devices=[]), buffers_restored(model)
-    with evaluating(model), quiet[0], quiet[1], FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter:
         model(*arguments, **named)
     return parameters, counter.get_total_flops()
 
