@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -385,14 +386,37 @@ def _export(model: nn.Module, example_input: Any, fx_error: Exception | None) ->
     except Exception as error:
         before = f"torch.fx: {_first_line(fx_error)}; " if fx_error is not None else ""
         raise ValueError(
-            f"model: {type(model).__name__} cannot be traced ({before}torch.export: {_first_line(error)}). Pass an "
-            "example_input the model runs on, or a part of the model without branches on tensor values."
+            f"model: {type(model).__name__} cannot be traced ({before}torch.export: {_first_line(error)}). "
+            f"{_advice(model, positional, named or {}, error)}"
         ) from error
     signature = exported.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     nodes = list(exported.graph.nodes)
     tensors = {node: names[node.name] for node in nodes if node.op == "placeholder" and node.name in names}
     return Graph(nodes, tensors, model, False)
+
+
+def _advice(model: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], error: Exception) -> str:
+    """What helps where torch.export does not take a model."""
+    unknown = re.search(r"Found <class '(?:.*\.)?(\w+)'> in (output|input)", str(error))
+    if unknown and unknown[2] == "output":
+        cached = "use_cache" in inspect.signature(model.forward).parameters or "ache" in unknown[1]
+        cure = (
+            "Leave its cache out: pass example_input as a dict with use_cache=False, or set model.config.use_cache = "
+            "False."
+            if cached
+            else "Pass a module whose forward returns tensors only, in tuples, lists or dicts, or register the class "
+            "with torch.utils._pytree.register_pytree_node."
+        )
+        return f"The model's output holds a {unknown[1]}, a class that torch.export does not know. {cure}"
+    if unknown:
+        return f"example_input holds a {unknown[1]}, a class that torch.export does not know. Pass tensors."
+    try:
+        with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]):
+            model(*positional, **named)
+    except Exception:
+        return "The model does not run on this example_input. Pass one that it runs on."
+    return "Pass a part of the model whose forward does not branch on the values of tensors."
 
 
 def _arguments(example_input: Any) -> tuple[Any, ...]:
