@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from ._restore import evaluating
+from ._restore import evaluating, training_outside_torch, untouched
+from ._size_uses import CLEAN, UNCLEAR, Count, ShapeOf, count_of, derived_count
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 DENSE = (nn.Linear, *CONVOLUTIONS)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-CHANNEL_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, *INSTANCE_NORMS)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+CHANNEL_NORMS = (*BATCH_NORMS, *INSTANCE_NORMS)
 """Every neuron by itself."""
 LAST_AXIS_NORMS = (nn.LayerNorm, nn.RMSNorm)
 PER_NEURON = (
@@ -28,6 +31,10 @@ PER_NEURON = (
     nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+LAYER_SIZES = ("out_features", "out_channels")
+NORM_SIZES = ("num_features", "num_parameters", "in_channels", "out_channels", "groups")
+READER_SIZES = ("in_features", "in_channels")
+"""Attributes that hold the number of neurons in a layer, in norms on the way, and in readers."""
 
 PER_NEURON_NAMES = {
     "relu", "leaky_relu", "rrelu", "relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
@@ -37,18 +44,31 @@ PER_NEURON_NAMES = {
     "erf", "sin", "cos", "sign", "reciprocal", "clamp", "clamp_min", "clamp_max", "clip", "pow", "add", "sub", "rsub",
     "mul", "div", "truediv", "true_divide", "maximum", "minimum", "where", "masked_fill", "addcmul", "lerp", "gt", "ge",
     "lt", "le", "eq", "ne", "logical_not", "contiguous", "clone", "detach", "alias", "to", "to_copy", "type_as",
-    "float", "double", "half", "bfloat16", "requires_grad",
+    "float", "double", "half", "bfloat16", "requires_grad", "rand_like", "randn_like", "ones_like", "zeros_like",
+    "full_like", "empty_like",
 }  # fmt: skip
 """Functions and methods (without underscores at the ends) that give each entry from the same entry of their inputs."""
 IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")
+NEW_TENSORS = {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"}
+"""Methods that take no entry of the tensor they belong to."""
 FIRST_INPUT_ONLY = {"to", "type_as"}
 REDUCTIONS = {"mean", "sum", "amax", "amin", "logsumexp"}
-SHAPE_NAMES = {"size", "dim", "len", "numel", "ndimension", "sym_size", "is_floating_point", "is_cuda"}
-SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda"}
+SHAPE_NAMES = {"size", "dim", "len", "numel", "nelement", "ndimension", "sym_size", "is_floating_point", "is_cuda"}
+SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad"}
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+OWN_NAMES = set(NORM_TENSORS)
+"""What the modules of torch.nn that can be cut call their tensors."""
+MAKE_PERMANENT = (
+    "Make it permanent first (torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)."
+)
 
-READING, REMOVAL = "reading", "removal"
+MERGING, READING, REMOVAL = "merging", "reading", "removal"
 PASS_EXAMPLE = "Pass example_input, so that shapes are known."
 CHOOSE_ANOTHER = "Choose a layer that is read before this point, or merge by how='mean' without removal."
+KEEP_THE_NUMBER = (
+    "Store the number when the model is built (self.scale = …), so that it stays as it is, or merge without removal "
+    "(remove=False)."
+)
 
 
 class Obstacle(NamedTuple):
@@ -57,7 +77,7 @@ class Obstacle(NamedTuple):
     where: str
     reason: str
     advice: str
-    blocks: str  # "reading": neither readers nor size can be changed; "removal": only the size cannot
+    blocks: str  # "merging": nothing can be done; "reading": neither readers nor size; "removal": only size
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}. {self.advice}"
@@ -90,12 +110,18 @@ class Flow:
         neurons: the neuron of each entry of that axis, −1 for entries of something else.  # shape: (length,)
         ndim: dimensions of the tensor, where they are known.
         spread: "blocks" | "interleaved" once a flatten has repeated the entries an unknown number of times.
+        spatial: dimensions of the convolution that wrote them, where `ndim` is that and 1 or, with a batch, 2; else 0.
     """
 
     axis: int
     neurons: Tensor
     ndim: int | None
     spread: str = ""
+    spatial: int = 0
+
+    def batched(self) -> Flow:
+        """The same where something has shown that there is a batch."""
+        return replace(self, ndim=self.spatial + 2, spatial=0) if self.ndim is None and self.spatial else self
 
     def like(self, other: Flow) -> bool:
         return (self.axis, self.spread) == (other.axis, other.spread) and torch.equal(self.neurons, other.neurons)
@@ -126,6 +152,11 @@ class Found:
     is_output: bool = False
     calls: int = 0
 
+    def note(self, where: str, reason: str, advice: str, blocks: str) -> None:
+        obstacle = Obstacle(where, reason, advice, blocks)
+        if obstacle not in self.obstacles:
+            self.obstacles.append(obstacle)
+
 
 class Call(NamedTuple):
     """What a node does: the name of a rule, and the module whose parameters it uses, if it is one's."""
@@ -143,19 +174,29 @@ class Graph(NamedTuple):
     nodes: list[fx.Node]
     tensors: dict[fx.Node, str]
     root: nn.Module
+    symbolic: bool  # traced by torch.fx, which leaves sizes open; torch.export writes them in
+    training: bool = False
 
 
 def follow(model: nn.Module, layer: nn.Module, example_input: Any) -> Found:
-    """Walk over the graph of `model` from `layer` on.
+    """Walk over the graphs of `model`, in eval mode and in training, from `layer` on.
 
     Raises:
         ValueError: the model cannot be traced, or does not run on `example_input`.
     """
     graph = _trace(model, layer, example_input)
     walk = _Walk(model, layer, graph)
-    for node in graph.nodes:
-        walk.visit(node)
-    return walk.finish()
+    found = walk.finish()
+    if not graph.symbolic:
+        return found  # a second export would take as long as the first; `consolidate` runs the model in training
+    walks = [walk]
+    training = _training_graph(model, layer, example_input, graph, found)
+    if training is not None:
+        walks.append(_Walk(model, layer, training))
+        _add_training(found, walks[1].finish())
+    for each in walks:
+        _note_sizes_written_in(found, model, layer, each)
+    return found
 
 
 def row_dim(layer: nn.Module) -> int:
@@ -173,6 +214,12 @@ def neuron_count(layer: nn.Module) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels  # type: ignore[return-value]
 
 
+def computed_tensors(module: nn.Module) -> list[str]:
+    """Which of a module's own tensors are no parameters or buffers: pruned, or parametrised."""
+    names = [name for name in NORM_TENSORS if isinstance(getattr(module, name, None), Tensor)]
+    return [name for name in names if name not in module._parameters and name not in module._buffers]
+
+
 def _inputs_of(layer: nn.Module) -> int:
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[return-value]
 
@@ -186,6 +233,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        self.proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = super().is_leaf_module(m, module_qualified_name)
@@ -204,9 +252,7 @@ class _Shapes(fx.Interpreter):
 
 def _trace(model: nn.Module, layer: nn.Module, example_input: Any) -> Graph:
     try:
-        root = copy.copy(model)  # tracing leaves constants on the module it traces
-        with evaluating(root):
-            graph_module = fx.GraphModule(root, _Tracer(layer).trace(root))
+        graph_module = _symbolic(model, layer)
     except Exception as error:
         if example_input is None:
             raise ValueError(
@@ -218,31 +264,159 @@ def _trace(model: nn.Module, layer: nn.Module, example_input: Any) -> Graph:
         if isinstance(example_input, dict):
             return _export(model, example_input, None)
         try:
-            with evaluating(model), torch.random.fork_rng(devices=[]):
+            with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]):
                 _Shapes(graph_module).run(*_arguments(example_input))
         except Exception as error:
             raise ValueError(f"example_input: the model does not run on it ({_first_line(error)}).") from error
+    return _graph_of(graph_module)
+
+
+def _symbolic(model: nn.Module, layer: nn.Module, training: bool = False) -> fx.GraphModule:
+    """The graph that torch.fx finds, in eval mode or in training; whatever torch.fx raises."""
+    tracer = _Tracer(layer)
+    try:
+        return _traced(tracer, model, training)
+    except Exception:
+        tracer.proxy_buffer_attributes = False  # where forward branches on a buffer, or sets one
+        return _traced(tracer, model, training)
+
+
+def _traced(tracer: _Tracer, model: nn.Module, training: bool) -> fx.GraphModule:
+    root = copy.copy(model)  # tracing leaves constants on the module it traces
+    with untouched(model), training_outside_torch(root) if training else evaluating(root):
+        graph = tracer.trace(root)
+    return fx.GraphModule(root, graph)
+
+
+def _graph_of(graph_module: fx.GraphModule, training: bool = False) -> Graph:
     nodes = list(graph_module.graph.nodes)
-    return Graph(nodes, {node: str(node.target) for node in nodes if node.op == "get_attr"}, graph_module)
+    tensors = {node: str(node.target) for node in nodes if node.op == "get_attr"}
+    return Graph(nodes, tensors, graph_module, True, training)
+
+
+def _training_graph(model: nn.Module, layer: nn.Module, example_input: Any, graph: Graph, found: Found) -> Graph | None:
+    """The graph in training, where it is another one than in eval mode."""
+    try:
+        graph_module = _symbolic(model, layer, training=True)
+    except Exception as error:
+        if example_input is None:
+            found.note(
+                "model in training", f"torch.fx cannot trace it ({_first_line(error)})",
+                "Pass example_input, so that the smaller network can be run in training.", REMOVAL,
+            )  # fmt: skip
+        return None
+    training = _graph_of(graph_module, training=True)
+    if [(node.op, str(node.target)) for node in graph.nodes] == [(n.op, str(n.target)) for n in training.nodes]:
+        return None
+    if example_input is not None:
+        try:
+            with untouched(model), training_outside_torch(model), torch.random.fork_rng(devices=[]):
+                _Shapes(graph_module).run(*_arguments(example_input))
+        except Exception:
+            return training  # without shapes: in training it may need other inputs, targets for example
+    return training
+
+
+def _add_training(found: Found, training: Found) -> None:
+    """Add what reads the neurons in training only."""
+    reasons = {obstacle.reason for obstacle in found.obstacles}
+    pairs = [(found.readers, training.readers), (found.norms, training.norms)]
+    for known, new in pairs:
+        for name, touched in new.items():
+            if not torch.equal(known.setdefault(name, touched).neurons, touched.neurons):
+                found.note(
+                    repr(name), "in training it is called on the neurons in another order than in eval mode",
+                    CHOOSE_ANOTHER, READING,
+                )  # fmt: skip
+    for where, reason, advice, _ in training.obstacles:
+        if reason not in reasons:
+            found.note(f"{where} in training", reason, advice, REMOVAL)
+    if training.is_output and not found.is_output:
+        found.note("model in training", "it gives the neurons themselves", CHOOSE_ANOTHER, REMOVAL)
+
+
+def _note_sizes_written_in(found: Found, model: nn.Module, layer: nn.Module, walk: _Walk) -> None:
+    """Note nodes whose constants are other ones when modules that would shrink say that they are smaller."""
+    if found.obstacles or not found.readers:
+        return
+    sizes: list[tuple[nn.Module, tuple[str, ...]]] = [(layer, LAYER_SIZES)]
+    sizes += [(model.get_submodule(name), NORM_SIZES) for name in found.norms]
+    sizes += [(model.get_submodule(name), READER_SIZES) for name in found.readers]
+    before = [
+        (module, name, getattr(module, name)) for module, names in sizes for name in names if hasattr(module, name)
+    ]
+    advice = KEEP_THE_NUMBER
+    try:
+        for module, name, size in before:
+            setattr(module, name, size // 2 if size > 1 else 2)
+        other = _graph_of(_symbolic(model, layer, walk.graph.training))
+    except Exception as error:
+        found.note("model", f"its forward does not run with a smaller layer ({_first_line(error)})", advice, REMOVAL)
+        return
+    finally:
+        for module, name, size in before:
+            setattr(module, name, size)
+    if len(other.nodes) != len(walk.graph.nodes):
+        found.note("model", "its forward does something else when the layer is smaller", advice, REMOVAL)
+        return
+    for node, changed in zip(walk.graph.nodes, other.nodes, strict=True):
+        if walk.owned(node) is None and not _same(node, walk.graph, changed, other):
+            reason = "it computes with a size that the layer or its readers have"
+            found.note(f"node {node.name!r}", reason, advice, REMOVAL)
+            return
+
+
+def _same(node: fx.Node, graph: Graph, other_node: fx.Node, other: Graph) -> bool:
+    """Whether two nodes do the same, with the same constants."""
+    if (node.op, str(node.target)) != (other_node.op, str(other_node.target)):
+        return False
+    if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+        one, two = (operator.attrgetter(str(node.target))(each.root) for each in (graph, other))
+        return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one, two)
+    return repr((node.args, node.kwargs)) == repr((other_node.args, other_node.kwargs))
 
 
 def _export(model: nn.Module, example_input: Any, fx_error: Exception | None) -> Graph:
     positional: tuple[Any, ...] = () if isinstance(example_input, dict) else _arguments(example_input)
     named = example_input if isinstance(example_input, dict) else None
     try:
-        with evaluating(model), torch.enable_grad():  # without gradients transformers take a fused path, one opaque op
+        # Without gradients transformers take a fused path, one opaque operation.
+        with untouched(model), evaluating(model), torch.enable_grad():
             exported = torch.export.export(model, positional, named, strict=False)
     except Exception as error:
         before = f"torch.fx: {_first_line(fx_error)}; " if fx_error is not None else ""
         raise ValueError(
-            f"model: {type(model).__name__} cannot be traced ({before}torch.export: {_first_line(error)}). Pass an "
-            "example_input the model runs on, or a part of the model without branches on tensor values."
+            f"model: {type(model).__name__} cannot be traced ({before}torch.export: {_first_line(error)}). "
+            f"{_advice(model, positional, named or {}, error)}"
         ) from error
     signature = exported.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     nodes = list(exported.graph.nodes)
     tensors = {node: names[node.name] for node in nodes if node.op == "placeholder" and node.name in names}
-    return Graph(nodes, tensors, model)
+    return Graph(nodes, tensors, model, False)
+
+
+def _advice(model: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], error: Exception) -> str:
+    """What helps where torch.export does not take a model."""
+    unknown = re.search(r"Found <class '(?:.*\.)?(\w+)'> in (output|input)", str(error))
+    if unknown and unknown[2] == "output":
+        cached = "use_cache" in inspect.signature(model.forward).parameters or "ache" in unknown[1]
+        cure = (
+            "Leave its cache out: pass example_input as a dict with use_cache=False, or set model.config.use_cache = "
+            "False."
+            if cached
+            else "Pass a module whose forward returns tensors only, in tuples, lists or dicts, or register the class "
+            "with torch.utils._pytree.register_pytree_node."
+        )
+        return f"The model's output holds a {unknown[1]}, a class that torch.export does not know. {cure}"
+    if unknown:
+        return f"example_input holds a {unknown[1]}, a class that torch.export does not know. Pass tensors."
+    try:
+        with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]):
+            model(*positional, **named)
+    except Exception:
+        return "The model does not run on this example_input. Pass one that it runs on."
+    return "Pass a part of the model whose forward does not branch on the values of tensors."
 
 
 def _arguments(example_input: Any) -> tuple[Any, ...]:
@@ -267,6 +441,10 @@ def _function_name(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
 
 
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
 def _writes_its_input(name: str) -> bool:
     return (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE_OPERATORS
 
@@ -280,13 +458,19 @@ def _plain(name: str) -> str:
 # ---- the walk --------------------------------------------------------------------------------------------------------
 
 
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
 class _Walk:
     """Visits nodes in order; `flows` says where the neurons are in what each node hands on."""
 
     def __init__(self, model: nn.Module, layer: nn.Module, graph: Graph) -> None:
-        self.model, self.layer, self.tensors, self.root = model, layer, graph.tensors, graph.root
+        self.model, self.layer, self.graph = model, layer, graph
+        self.tensors, self.root = graph.tensors, graph.root
         self.flows: dict[fx.Node, Flow] = {}
-        self.numbers: set[fx.Node] = set()  # nodes that give sizes and what is computed from them
+        self.counts: dict[fx.Node, Count] = {}  # nodes that give sizes and what is computed from them
         self.called_elsewhere: set[int] = set()  # modules called on tensors without neurons of the layer
         self.found = Found()
         self.rules: dict[str, Callable[[fx.Node, Call, Flow], Flow | None]] = {
@@ -304,15 +488,17 @@ class _Walk:
         flows = [self.flows[source] for source in node.all_input_nodes if source in self.flows]
         if node.op == "output":
             self.found.is_output = bool(flows)
+            self._note_sizes(node, "what the model gives")
             return
         call = self._call(node)
         if call.rule == "shape" or self._is_arithmetic_of_numbers(node):
-            self.numbers.add(node)
+            self.counts[node] = self._count(node)
             return
+        self._note_sizes(node, call.label)
         if call.module is self.layer:
             self._start(node, flows)
             return
-        if not flows:
+        if not flows or _plain(_function_name(node)) in NEW_TENSORS:
             self.called_elsewhere.add(id(call.module))
             return
         rule = self.rules.get(call.rule)
@@ -330,24 +516,102 @@ class _Walk:
 
     def _is_arithmetic_of_numbers(self, node: fx.Node) -> bool:
         plain = getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
-        return plain and bool(node.all_input_nodes) and self.numbers.issuperset(node.all_input_nodes)
+        return plain and bool(node.all_input_nodes) and self.counts.keys() >= set(node.all_input_nodes)
+
+    def _count(self, node: fx.Node) -> Count:
+        name = _plain(_function_name(node))
+        flow = next((self.flows[source] for source in node.all_input_nodes if source in self.flows), None)
+        if flow is None:
+            return derived_count(node, name, self.counts)
+        return count_of(node, name, ShapeOf(flow.axis, flow.ndim))
+
+    def _note_sizes(self, node: fx.Node, label: str) -> None:
+        """Note a node that computes with the number of neurons. What reshapes the neurons may do so."""
+        counts = {self.counts[source] for source in node.all_input_nodes if source in self.counts} - {CLEAN}
+        source = node.args[0] if node.args else None
+        if counts and not (_function_rule(_plain(_function_name(node)), node) == "reshape" and source in self.flows):
+            self._note_size(node, label, counts == {UNCLEAR})
+
+    def _note_size(self, node: fx.Node, label: str, unclear: bool) -> None:
+        where = f"node {node.name!r}"
+        if unclear:
+            self.found.note(
+                where, f"whether {label} uses the number of neurons depends on the shape", PASS_EXAMPLE, REMOVAL
+            )
+            return
+        self.found.note(where, f"{label} uses the number of neurons, which would change", KEEP_THE_NUMBER, REMOVAL)
 
     def finish(self) -> Found:
+        for node in self.graph.nodes:
+            self.visit(node)
         for touched in (*self.found.readers.values(), *self.found.norms.values()):
             if id(self.model.get_submodule(touched.name)) in self.called_elsewhere:
-                self._note(
+                self.found.note(
                     repr(touched.name), "it is also called on tensors without these neurons",
                     "Give each call a module of its own, or choose another layer.", READING,
                 )  # fmt: skip
+        self._note_other_uses()
         return self.found
+
+    def _note_other_uses(self) -> None:
+        """Note what reads tensors that removal would cut, other than the calls that the walk knows."""
+        cut: dict[int, tuple[str, int]] = {}
+        for module, names, dim in self._cut_tensors():
+            for name in names:
+                tensor = getattr(module, name, None)
+                if isinstance(tensor, Tensor):
+                    cut[id(tensor)] = (name, dim if dim < 0 else dim - tensor.ndim)
+        for node, full_name in self.tensors.items():
+            tensor = operator.attrgetter(full_name)(self.root)
+            if id(tensor) not in cut:
+                continue
+            shape = ShapeOf(cut[id(tensor)][1], tensor.ndim)
+            for user in node.users:
+                owner = self.owned(user)
+                if owner is not None and any(tensor is own for own in _own_tensors(owner)):
+                    continue
+                call = self._call(user)
+                if call.rule == "shape":
+                    self._note_uses_of_number(user, count_of(user, _plain(_function_name(user)), shape), full_name)
+                    continue
+                what = "what the model gives" if user.op == "output" else call.label
+                self.found.note(
+                    f"node {user.name!r}", f"{what} reads {full_name!r} itself, which would have fewer entries",
+                    "Merge without removal (remove=False), or choose another layer.", REMOVAL,
+                )  # fmt: skip
+
+    def _note_uses_of_number(self, node: fx.Node, count: Count, full_name: str) -> None:
+        if count == CLEAN:
+            return
+        for user in node.users:
+            if user in self.counts:
+                self._note_uses_of_number(user, derived_count(user, _function_name(user), {node: count}), full_name)
+            elif not (self._call(user).rule == "reshape" and user.args[0] in self.flows):
+                label = "what the model gives" if user.op == "output" else self._call(user).label
+                self._note_size(user, f"{label}, by the shape of {full_name!r},", False)
+
+    def _cut_tensors(self) -> Iterator[tuple[nn.Module, tuple[str, ...], int]]:
+        yield self.layer, ("weight",), row_dim(self.layer)
+        yield self.layer, ("bias",), 0
+        for norm in self.found.norms.values():
+            yield self.model.get_submodule(norm.name), NORM_TENSORS, norm.dim
+        for reader in self.found.readers.values():
+            yield self.model.get_submodule(reader.name), ("weight",), reader.dim
+
+    def owned(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, or whose parameters it uses as that module does."""
+        if node.op in ("placeholder", "get_attr", "output"):
+            return None
+        call = self._call(node)
+        return call.module if call.rule else None
 
     def _start(self, node: fx.Node, flows: list[Flow]) -> None:
         self.found.calls += 1
         if flows:
             self._stop(node, "the layer reads its own neurons")
         dims, shape = spatial_dims(self.layer), _shape_of(node)
-        ndim = len(shape) if shape is not None else (dims + 2 if dims else None)
-        self.flows[node] = Flow(-(dims + 1), torch.arange(neuron_count(self.layer)), ndim)
+        ndim, spatial = (None, dims) if shape is None else (len(shape), 0)
+        self.flows[node] = Flow(-(dims + 1), torch.arange(neuron_count(self.layer)), ndim, spatial=spatial)
 
     # ---- what a node does --------------------------------------------------------------------------------------------
 
@@ -372,30 +636,61 @@ class _Walk:
         return Call(_function_rule(name, node), label, size=size)
 
     def _owned(self, node: fx.Node, rule: str, label: str, kinds: tuple[type, ...], size: int) -> Call:
-        """The module whose parameters a function is given."""
-        names = [self.tensors[source] for source in node.all_input_nodes if source in self.tensors]
-        owners = {name.rpartition(".")[0] for name in names}
-        if not names and rule == "channel_norm":
+        """The module whose parameters a function is given, as they are."""
+        data = _argument(node, 0, "input")
+        given = [source for source in node.all_input_nodes if source is not data and source not in self.counts]
+        if not given and rule == "channel_norm":
             return Call("per_neuron", label)
-        if len(owners) != 1 or node.args[0] in self.tensors:
+        if data in self.tensors or not isinstance(data, fx.Node):
+            return Call("", label)
+        bias = _argument(node, 2, "bias") if rule == "dense" else None
+        computed = [source for source in given if source not in self.tensors]
+        if computed and computed != [bias]:
+            if any(source in self.flows for source in computed) and data not in self.flows:
+                return Call("", f"{label}, as a weight")
+            return Call("", f"{label} with {computed[0].name!r}, a tensor computed in the model's forward")
+        names = [self.tensors[source] for source in given if source in self.tensors]
+        owners = {name.rpartition(".")[0] for name in names}
+        if len(owners) != 1:
             return Call("", label)
         owner = owners.pop()
         module = self.model.get_submodule(owner)
         if not isinstance(module, kinds):
             return Call("", f"{label} with {names[0]!r}, a parameter of {type(module).__name__}")
+        unusual = [name for name in names if name.rpartition(".")[2] not in OWN_NAMES]
+        if unusual:
+            return Call("", f"{label} with {unusual[0]!r}")
+        if rule == "dense":
+            weight = _argument(node, 1, "weight")
+            groups = _argument(node, 8 if "convolution" in _function_name(node) else 6, "groups")
+            if self.tensors.get(weight, "").rpartition(".")[2] != "weight" or (computed and module is self.layer):
+                return Call("", f"{label} with a weight or bias computed in the model's forward")
+            if size and "transpose" not in _function_name(node) and (groups or 1) != getattr(module, "groups", 1):
+                return Call("", f"{label} with groups={groups}, other than {owner!r} has")
         return Call(rule, f"{owner!r} ({type(module).__name__})", module, owner, size)
 
     # ---- what cannot be done -----------------------------------------------------------------------------------------
 
-    def _note(self, where: str, reason: str, advice: str, blocks: str) -> None:
-        obstacle = Obstacle(where, reason, advice, blocks)
-        if obstacle not in self.found.obstacles:
-            self.found.obstacles.append(obstacle)
-
     def _stop(self, node: fx.Node, reason: str, advice: str = CHOOSE_ANOTHER) -> Flow | None:
         """The neurons cannot be followed beyond this node."""
-        self._note(f"node {node.name!r}", reason, advice, READING)
+        hidden = advice == PASS_EXAMPLE and self._norms_behind(node)
+        self.found.note(f"node {node.name!r}", reason, advice, MERGING if hidden else READING)
         return None
+
+    def _norms_behind(self, node: fx.Node) -> bool:
+        """Whether a module with entries for single neurons may read them beyond this node."""
+        seen, waiting = set(), [node]
+        while waiting:
+            each = waiting.pop()
+            if each in seen or each.op == "output":
+                continue
+            seen.add(each)
+            rule = self._call(each).rule if each.op not in ("placeholder", "get_attr") else ""
+            if rule in ("channel_norm", "prelu", "mixing_norm"):
+                return True
+            if each is node or rule != "dense":
+                waiting += each.users
+        return False
 
     def _unclear(self, node: fx.Node, call: Call) -> Flow | None:
         return self._stop(node, f"what {call.label} does depends on the shape", PASS_EXAMPLE)
@@ -405,7 +700,7 @@ class _Walk:
     def _read(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
         module = call.module
         assert module is not None
-        if node.all_input_nodes[0] not in self.flows:
+        if node.op != "call_module" and _argument(node, 0, "input") not in self.flows:
             return self._stop(node, f"the neurons are used as a weight by {call.label}")
         dims = spatial_dims(module)
         if flow.axis != -(dims + 1):
@@ -432,6 +727,8 @@ class _Walk:
     def _channel_norm(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
         module = call.module
         assert module is not None
+        if isinstance(module, BATCH_NORMS) and flow.axis == -(flow.spatial + 1):
+            flow = flow.batched()
         if flow.ndim is not None and flow.axis != 1 - flow.ndim:
             return flow  # it normalises along another axis and treats every neuron alike
         return self._with_entries(node, call, flow, module.num_features, -1)  # type: ignore[arg-type]
@@ -453,7 +750,7 @@ class _Walk:
             if flow.axis < -len(shape):
                 return flow  # normalises within each neuron
             what, length, dim = "all neurons", shape[flow.axis], flow.axis
-        self._note(
+        self.found.note(
             f"node {node.name!r}",
             f"{call.label} takes its statistics over {what}, which removing any of them would change",
             "Merge without removal (remove=False), or choose a layer whose neurons are read before this norm.", REMOVAL,
@@ -466,13 +763,23 @@ class _Walk:
             return self._stop(
                 node, f"{call.label} has {length} entries, which do not fit {len(flow.neurons)} neurons", PASS_EXAMPLE
             )
-        self.found.norms.setdefault(call.name, Touched(call.name, type(call.module).__name__, dim, neurons))
+        assert call.module is not None
+        touched = Touched(call.name, type(call.module).__name__, dim, neurons)
+        before = self.found.norms.setdefault(call.name, touched)
+        if (before.dim, before.neurons.tolist()) != (dim, neurons.tolist()):
+            return self._stop(node, f"{call.label} is called on the neurons in two different orders")
+        computed = computed_tensors(call.module)
+        if computed:
+            self.found.note(
+                repr(call.name), f"its {computed[0]} is computed from other tensors (pruning or a parametrisation)",
+                MAKE_PERMANENT, REMOVAL,
+            )  # fmt: skip
         return replace(flow, neurons=neurons, spread="")
 
     def _per_neuron(self, node: fx.Node, call: Call, flow: Flow) -> Flow | None:
         ndim = flow.ndim
         for source in () if _plain(_function_name(node)) in FIRST_INPUT_ONLY else node.all_input_nodes:
-            if source in self.numbers:
+            if source in self.counts:
                 continue
             other = self.flows.get(source)
             if other is not None:
@@ -486,7 +793,7 @@ class _Walk:
             if shape is not None and (len(shape) < -flow.axis or shape[flow.axis] == 1):
                 continue  # the same for every neuron
             if source in self.tensors:
-                self._note(
+                self.found.note(
                     f"node {node.name!r}",
                     f"{self.tensors[source]!r} holds a number a neuron outside any layer that could be cut",
                     "Merge without removal (remove=False), or put the parameter into a module such as BatchNorm.",
@@ -548,7 +855,7 @@ class _Walk:
 
     def _note_literal(self, node: fx.Node, call: Call, size: Any) -> None:
         if isinstance(size, int) and size > 0:
-            self._note(
+            self.found.note(
                 f"node {node.name!r}", f"{call.label} has the size {size} written into it",
                 "Write x.flatten(1), or -1 for that size, in the model's forward.", REMOVAL,
             )  # fmt: skip
@@ -702,6 +1009,8 @@ class _Walk:
     @staticmethod
     def _counted(flow: Flow, dims: Any) -> list[int] | None:
         listed = dims if isinstance(dims, (tuple, list)) else [dims]
+        if flow.spatial + 1 in listed:  # a dimension that there is with a batch only
+            flow = flow.batched()
         counted = [flow.counted(dim) for dim in listed]
         return None if None in counted else counted  # type: ignore[return-value]
 

@@ -24,6 +24,55 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def training_outside_torch(model: nn.Module) -> Iterator[None]:
+    """Every module in training but those of torch.nn that contain no other, so that nothing is dropped and no
+    statistics are taken; no gradients. Afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            of_torch = type(module).__module__.startswith("torch.nn.")
+            module.training = not of_torch or any(module.children())
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+STORES = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """For blocks that run a model and change no parameter: afterwards its buffers are as before, bit for bit, and so is
+    every attribute that a forward may set."""
+    attributes = [
+        (module, dict(vars(module)), [dict(vars(module)[store]) for store in STORES]) for module in model.modules()
+    ]
+    held = [
+        (tensor, tensor.detach().clone())
+        for _, _, (_, buffers, _) in attributes
+        for tensor in buffers.values()
+        if tensor is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, before, stores in attributes:
+            vars(module).clear()
+            vars(module).update(before)
+            for store, entries in zip(STORES, stores, strict=True):
+                before[store].clear()
+                before[store].update(entries)
+        with torch.no_grad():
+            for tensor, copy in held:
+                if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
+                    tensor.copy_(copy)
+                else:
+                    tensor.data = copy
+
+
+@contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Afterwards parameters, buffers, requires_grad and modes are as before, bit for bit; copies wait meanwhile."""
     modes = [(module, module.training) for module in model.modules()]

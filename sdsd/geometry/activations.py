@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ._arithmetic import Progress, reporter
-from ._nonlinearity import NonlinearityFollower
+from ._nonlinearity import Choice, Path, ReadersFollower, Reading, choose, path_name
+from ._padding import Mask, Padding
 from ._restore import evaluating
 from .accumulator import GramAccumulator
 from .neighbours import alive_from_norms
@@ -40,11 +41,13 @@ class LayerActivations:
 
     Attributes:
         layer: the layer's name.
-        taken_after: "output" for the layer's own output, else the nonlinearity behind it, "relu" for example.
+        taken_after: "output" for the layer's own output, else what its readers get: "relu" for example, or
+            "sigmoid → mul", the functions from the nonlinearity on.
         neurons: how many.
-        samples: inputs × positions: pixels of a convolution, tokens of a sequence.
+        samples: inputs × positions: pixels of a convolution, tokens of a sequence, without padding.
         sums: the accumulated products of every pair of neurons; None where values were kept.
         values: None where only sums were kept.  # shape: (samples, neurons)
+        note: what readers get other than what was taken; "" where they get that.
     """
 
     layer: str
@@ -53,6 +56,7 @@ class LayerActivations:
     samples: int
     sums: GramAccumulator | None = field(default=None, repr=False)
     values: Tensor | None = field(default=None, repr=False)
+    note: str = ""
 
     def cosine_matrix(self, *, center: bool = False) -> Tensor:
         """Cosine of every pair of neurons, as `neuron_cosine_matrix` promises it.  # shape: (n, n)"""
@@ -98,6 +102,7 @@ def collect_activations(
     neuron_dim: int | None = None,
     device: torch.device | str | None = None,
     forward: Forward | None = None,
+    mask: Mask = None,
     progress: Progress = False,
 ) -> dict[str, LayerActivations]:
     """Run a model over a loader and collect what the neurons of some of its layers answer.
@@ -115,9 +120,13 @@ def collect_activations(
             arguments, entries that its forward does not name (labels, say) left out.
         layers: names as in `model.named_modules()`, or patterns as in `fnmatch` ("features.*"), which match modules
             that contain no others. A pattern's modules that never run, or give no tensor, are left out with a warning.
-        after_nonlinearity: take values behind the elementwise nonlinearity that reads the layer's output, directly or
-            through a norm, dropout or pooling, whether it is a module or a function. None: where there is one. True: an
-            error where there is none. False: the layer's own output.
+        after_nonlinearity: take what the layer's readers get, followed from its output through elementwise functions,
+            norms, sums with other tensors, in place or not, gates, dropout, poolings, views and transposes, if there is
+            a nonlinearity on the way: "behind the nonlinearity". Poolings and layouts that follow it are left out.
+            Where later readers get it after further steps, as along a residual stream, what the first get is taken.
+            None: where there is such a value; where there is not, and the readers get something else than the layer's
+            own output (it is only added to something, say, or they get it in different ways), the own output is taken
+            and a RuntimeWarning and `LayerActivations.note` say so. True: an error instead. False: the own output.
         keep: keep values instead of sums.  # shape: (samples, neurons) a layer
         max_bytes: bound on what is kept for all layers together, values or sums.
         max_batches: stop after so many.
@@ -126,6 +135,11 @@ def collect_activations(
             (a ReLU that is named itself, say) the last of two or three dimensions and 1 from four up.
         device: where batches are moved; None: where the model's first parameter is.
         forward: (model, batch) → anything, where the model is not simply called on the batch; it moves the batch.
+        mask: which positions are samples, the others being padding: the name of an entry of batches that are dicts, or
+            a function batch → tensor; 0 or False where a position is padding.  # shape: (batch, positions)
+            None: the entry "attention_mask", where batches have one. False: every position is a sample. It applies to
+            layers whose outputs have these positions in front, (batch, positions, neurons) or flattened; others, a
+            pooler's (batch, neurons) for example, are taken whole, or refused where a mask was asked for by name.
         progress: True for a line on standard error, or a function called with (batches done, batches in all).
 
     Returns:
@@ -137,7 +151,8 @@ def collect_activations(
         ValueError: no such layer (the nearest is suggested), or a pattern that matches none; a loader without a batch;
             a batch that the model does not run on; activations with a NaN or an infinity, or with another number of
             neurons than before, in which batch and layer; a layer that does not run; no nonlinearity behind a layer
-            where one was asked for; max_bytes exceeded.
+            where one was asked for; max_bytes exceeded; a mask that
+            is missing, of another shape, or leaves no sample in a batch.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -151,7 +166,7 @@ def collect_activations(
     max_batches = checks.check_count(max_batches, "max_batches", optional=True)
     chosen, named = select_layers(model, layers)
     run = forward or _Call(model, device)
-    collector = _Collector(chosen, named, keep, max_bytes, neuron_dim)
+    collector = _Collector(chosen, named, keep, max_bytes, neuron_dim, Padding(mask))
     report = reporter(progress, "collecting activations")
     total = _length(loader, max_batches)
     done = 0
@@ -253,52 +268,73 @@ class _Collector:
     """Takes values of chosen layers out of forward passes, into one store a layer."""
 
     def __init__(
-        self, chosen: dict[str, nn.Module], named: set[str], keep: bool, max_bytes: int, neuron_dim: int | None
+        self,
+        chosen: dict[str, nn.Module],
+        named: set[str],
+        keep: bool,
+        max_bytes: int,
+        neuron_dim: int | None,
+        padding: Padding,
     ) -> None:
         self.chosen, self.named, self.keep, self.max_bytes, self.neuron_dim = chosen, named, keep, max_bytes, neuron_dim
         self.stores: dict[str, _Store] = {}
-        self.after: dict[str, str] = {}
+        self.padding = padding
+        self.after: dict[str, Path] = {}  # how what readers get comes from the layer's output
+        self.notes: dict[str, str] = {}
         self.unfit: dict[str, str] = {}  # layers of a pattern that give no values, and why
         self.bytes = 0
 
     def look_for_nonlinearities(self, model: nn.Module, batch: Any, run: Forward, required: bool) -> None:
-        """Run a batch once and note which function first reads each layer's output."""
-        with self._following(lambda name, function, value: self.after.setdefault(name, function), set(self.chosen)):
+        """Run a batch once and note what the readers of each layer get."""
+        follower = ReadersFollower()
+        with self._following(follower, set(self.chosen)):
             _run(model, batch, run, 0)
+        seen: dict[str, list[Reading]] = {}
+        for reading in follower.readings:
+            seen.setdefault(reading.layer, []).append(reading)
+        choices = {name: choose(name, seen[name]) if name in seen else Choice(None) for name in self.chosen}
+        self.after = {name: choice.path for name, choice in choices.items() if choice.path is not None}
+        self.notes = {name: choice.note for name, choice in choices.items() if choice.note}
         missing = [name for name in self.chosen if name not in self.after]
         if required and missing:
+            why = f": {self.notes[missing[0]]}" if missing[0] in self.notes else ""
             raise ValueError(
                 f"after_nonlinearity: expected a nonlinearity behind every layer, and saw none behind {missing[0]!r}"
-                f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''} that reads its output directly or "
-                "through a norm, dropout or pooling. Name the module that follows it as the layer, or pass "
-                "after_nonlinearity=False."
+                f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}{why}. Name the module that follows "
+                "it as the layer, or pass after_nonlinearity=False."
             )
 
     def take(self, model: nn.Module, batch: Any, run: Forward, number: int) -> None:
         """Run batch `number` and store what the layers give."""
         seen: set[str] = set()
 
-        def store(name: str, _: str, value: Any) -> None:
+        def store(name: str, value: Any) -> None:
             seen.add(name)
             self._store(name, value, number)
 
-        with self._following(store, set(self.after)), ExitStack() as stack:
+        def made(reading: Reading, path: Path, value: Callable[[], Tensor]) -> None:
+            if not reading.taken and path == self.after[reading.layer]:
+                reading.taken = True
+                store(reading.layer, value())
+
+        self.padding.start(batch, number)
+        with self._following(ReadersFollower(made), set(self.after)), ExitStack() as stack:
             for name, module in self.chosen.items():
                 if name not in self.after:
-                    hook = module.register_forward_hook(lambda _m, _i, output, name=name: store(name, OUTPUT, output))
+                    hook = module.register_forward_hook(lambda _m, _i, output, name=name: store(name, output))
                     stack.callback(hook.remove)
             _run(model, batch, run, number)
         for name in self.chosen:
             if name not in seen and name not in self.unfit:
-                behind = f", or not up to its {self.after[name]}" if name in self.after else ""
+                behind = f", or not up to its {path_name(self.after[name])}" if name in self.after else ""
                 self._refuse(name, ValueError(f"layer {name!r} did not run in batch {number}{behind}"))
 
     @contextmanager
-    def _following(self, found: Callable[[str, str, Any], object], names: set[str]) -> Iterator[None]:
-        """Call `found(layer, function, value)` for what comes out of the nonlinearity behind each of these layers."""
+    def _following(self, follower: ReadersFollower, names: set[str]) -> Iterator[None]:
+        """Let `follower` follow the outputs of these layers."""
         with ExitStack() as stack:
             if names:
-                follower = stack.enter_context(NonlinearityFollower(found))
+                stack.enter_context(follower)
                 for name in names:
                     stack.callback(self.chosen[name].register_forward_hook(follower.hook(name)).remove)
             yield
@@ -319,6 +355,9 @@ class _Collector:
         where = f"batch {number}, layer {name!r}"
         if value.numel() == 0:
             raise ValueError(f"{where}: expected samples, got shape {tuple(value.shape)}. Leave empty batches out.")
+        value, dim = self.padding.without(value, dim, where)
+        if value.numel() == 0:
+            return
         _check_finite(value, dim, where)
         neurons = value.shape[dim]
         if name not in self.stores:
@@ -377,12 +416,18 @@ class _Collector:
             warnings.warn(f"{why}; it is left out.", RuntimeWarning, stacklevel=3)
         if not self.stores:
             raise ValueError("layers: none of the layers that the patterns match gave activations.")
+        notes = {name: note for name, note in self.notes.items() if name in self.stores}
+        if notes:
+            more = f" So are those of {len(notes) - 1} other layers." if len(notes) > 1 else ""
+            warnings.warn(f"{next(iter(notes.values()))}.{more}", RuntimeWarning, stacklevel=3)
         found = {}
         for name in self.chosen:
             if name in self.stores:
                 store = self.stores.pop(name)
-                after = self.after.get(name, OUTPUT)
-                found[name] = LayerActivations(name, after, store.neurons, store.samples, store.sums, store.joined())
+                after = path_name(self.after[name]) if name in self.after else OUTPUT
+                found[name] = LayerActivations(
+                    name, after, store.neurons, store.samples, store.sums, store.joined(), notes.get(name, "")
+                )
         return found
 
 

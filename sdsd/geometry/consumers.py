@@ -9,9 +9,21 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ._neuron_flow import DENSE, READING, REMOVAL, Obstacle, Touched, follow, neuron_count
+from ._neuron_flow import (
+    DENSE,
+    MAKE_PERMANENT,
+    MERGING,
+    READING,
+    REMOVAL,
+    Obstacle,
+    Touched,
+    computed_tensors,
+    follow,
+    neuron_count,
+)
 
 IS_OUTPUT = "its neurons are the model's output"
+CANNOT = {MERGING: "merge", READING: "change readers", REMOVAL: "remove"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Consumers:
     @property
     def changeable(self) -> bool:
         """Whether every reader is known and can be changed, as how="act" and how="absorb" need."""
-        return bool(self.readers) and not any(obstacle.blocks == READING for obstacle in self.obstacles)
+        return bool(self.readers) and not any(obstacle.blocks != REMOVAL for obstacle in self.obstacles)
 
     @property
     def removable(self) -> bool:
@@ -56,22 +68,29 @@ class Consumers:
         for reader in self.readers:
             each = int((reader.neurons >= 0).sum()) // self.neurons
             lines.append(f"  read by {reader.name!r} ({reader.kind}), {each} column{'s'[: each > 1]} a neuron")
-        lines += [f"  cannot {'remove' if o.blocks == REMOVAL else 'change readers'}: {o}" for o in self.obstacles]
+        lines += [f"  cannot {CANNOT[o.blocks]}: {o}" for o in self.obstacles]
         return "\n".join(lines)
+
+    def require_known(self) -> None:
+        """ValueError where it is not known which norms have entries for the neurons."""
+        unknown = next((obstacle for obstacle in self.obstacles if obstacle.blocks == MERGING), None)
+        if unknown is not None:
+            raise ValueError(f"Merging is not possible for layer {self.layer!r}:\n- {unknown}")
 
     def require(self, purpose: str, removal: bool) -> None:
         """ValueError unless readers can be changed, and with `removal` neurons removed."""
         if not self.readers and not self.obstacles:
             raise ValueError(f"{purpose} needs a layer that reads {self.layer!r}, and none does.")
         if not (self.removable if removal else self.changeable):
-            listed = "\n".join(f"- {o}" for o in self.obstacles if removal or o.blocks == READING)
+            listed = "\n".join(f"- {o}" for o in self.obstacles if removal or o.blocks != REMOVAL)
             raise ValueError(f"{purpose} is not possible for layer {self.layer!r}:\n{listed}")
 
 
 def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consumers:
     """Find the layers that read the neurons of `layer`, and what lies between.
 
-    The model is traced, as in eval mode, with torch.fx; where that fails and an example is given, with torch.export.
+    The model is traced with torch.fx, as in eval mode and as in training, for heads that run in training only are
+    readers, too; where torch.fx fails and an example is given, with torch.export, as in eval mode.
     The neurons are followed through element-wise functions, dropout, BatchNorm and other norms, pooling,
     concatenations and reshapes that keep them whole. Where something else joins them, as in a residual add, where they
     are mixed, or where there is no rule, they are not followed on; that is an obstacle, named with its node.
@@ -80,7 +99,8 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
         model: any model; it is not changed.
         layer: name of an nn.Linear or convolution, as in `model.named_modules()`.
         example_input: a tensor, a tuple of positional or a dict of keyword arguments the model runs on. Needed where a
-            shape decides what an operation does; obstacles that it would remove say so.
+            shape decides what an operation does, and where a convolution may be called with or without a batch;
+            obstacles that it would remove say so.
 
     Returns:
         `Consumers`.
@@ -92,7 +112,8 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
-        >>> print(consumers(model, "0"))
+        >>> import torch
+        >>> print(consumers(model, "0", torch.rand(1, 1, 8, 8)))
         '0' (Conv2d, 8 neurons)
           read by '4' (Linear), 9 columns a neuron
     """
@@ -101,7 +122,8 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     if found.calls == 0:
         raise ValueError(
             f"layer: {layer!r} is never called as a layer in the model's forward. It may lie inside a module that uses "
-            "its weights directly, such as nn.MultiheadAttention; choose another layer."
+            "its weights directly, such as nn.MultiheadAttention, or compute with its weight before it uses it; choose "
+            "another layer."
         )
     obstacles = list(found.obstacles)
     if found.is_output:
@@ -143,6 +165,9 @@ def dense_layer(model: nn.Module, layer: str) -> nn.Module:
             f"layer: the weight of {layer!r} is computed from other parameters (weight or spectral norm, for example). "
             "Remove the parametrisation first (torch.nn.utils.parametrize.remove_parametrizations)."
         )
+    computed = computed_tensors(module)
+    if computed:
+        raise ValueError(f"layer: the {computed[0]} of {layer!r} is computed from other tensors. {MAKE_PERMANENT}")
     if isinstance(module._parameters["weight"], nn.UninitializedParameter):
         raise ValueError(f"layer: {layer!r} has no size yet. Run the model once.")
     return module

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ._activations import neurons_first
-from ._neuron_flow import CONVOLUTIONS, Touched, neuron_count, row_dim
+from ._neuron_flow import (
+    CONVOLUTIONS,
+    MAKE_PERMANENT,
+    NORM_TENSORS,
+    Touched,
+    computed_tensors,
+    neuron_count,
+    row_dim,
+)
 from ._restore import restored
 from .consumers import Consumers, consumers, dense_layer
 
@@ -21,8 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 MERGES = ("mean", "act", "absorb")
-NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
-
 Pairs = Iterable[Sequence[Any]] | Tensor
 """(first, second) neuron indices; what follows in an entry is ignored, so that `NeuronPair`s can be passed."""
 
@@ -140,11 +146,20 @@ class Merger:
         self, model: nn.Module, found: Consumers, how: str, absorption: Callable[[IndexPairs], Tensor] | None = None
     ) -> None:
         check_how(how)
-        if how != "mean":
+        if how == "mean":
+            found.require_known()
+        else:
             found.require(f"how={how!r}", removal=False)
         self.model, self.found, self.how, self.absorption = model, found, how, absorption
         self.layer = model.get_submodule(found.layer)
         changed = [found.layer, *(norm.name for norm in found.norms)] if how == "mean" else []
+        for norm in found.norms if how == "mean" else ():
+            computed = computed_tensors(model.get_submodule(norm.name))
+            if computed:
+                raise ValueError(
+                    f"layer: the {computed[0]} of {norm.name!r}, behind {found.layer!r}, is computed from other "
+                    f"tensors, so it cannot be averaged. {MAKE_PERMANENT}"
+                )
         refuse_shared(model, changed or [reader.name for reader in found.readers])
 
     def checked(self, pairs: Pairs) -> IndexPairs:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arithmetic import Progress
+from ._padding import Mask
 from .activations import MOST_BYTES, Forward, LayerActivations, collect_activations
 from .embedding import BLOCK, Embedding, cluster, effective_rank, embed
 from .neighbours import NeuronPair, alive_from_norms
@@ -83,6 +84,7 @@ class NeuronMap:
         max_batches: int | None = None,
         device: torch.device | str | None = None,
         forward: Forward | None = None,
+        mask: Mask = None,
         progress: Progress = False,
     ) -> NeuronMap:
         """Map a layer of a model from its answers to a loader's batches, in memory that does not grow with them.
@@ -93,8 +95,8 @@ class NeuronMap:
             clusters: how many; None: the 2 to 10 with the best silhouette. Silhouettes of two maps compare only at the
                 same number.
             seed: of the embedding.
-            model, loader, after_nonlinearity, neuron_dim, max_bytes, max_batches, device, forward, progress: as in
-                `collect_activations`.
+            model, loader, after_nonlinearity, neuron_dim, max_bytes, max_batches, device, forward, mask, progress: as
+                in `collect_activations`.
 
         Raises:
             TypeError, ValueError: as `collect_activations`; a pattern that matches several layers.
@@ -109,7 +111,7 @@ class NeuronMap:
         """
         found = collect_activations(
             model, loader, layer, after_nonlinearity=after_nonlinearity, max_bytes=max_bytes, max_batches=max_batches,
-            neuron_dim=neuron_dim, device=device, forward=forward, progress=progress,
+            neuron_dim=neuron_dim, device=device, forward=forward, mask=mask, progress=progress,
         )  # fmt: skip
         if len(found) > 1:
             raise ValueError(f"layer: expected a pattern that matches one layer, got {', '.join(found)}. Name one.")
@@ -147,6 +149,7 @@ class NeuronMap:
             return cls._made(
                 correlation if center else collected.cosine_matrix(), collected.norms(), collected.alive,
                 correlation, pairs, clusters, seed, collected.layer, collected.taken_after, collected.samples,
+                collected.note,
             )  # fmt: skip
         tensor = _as_tensor(activations)
         correlation = neuron_cosine_matrix(tensor, neuron_dim=neuron_dim, center=True)
@@ -208,6 +211,7 @@ class NeuronMap:
         layer: str,
         taken_after: str,
         samples: int,
+        note: str = "",
     ) -> NeuronMap:
         cosine = cosine.detach().cpu()
         alive = alive.bool().cpu() & (cosine.diagonal() > 0)
@@ -239,7 +243,7 @@ class NeuronMap:
             points=embedding.points[groups.order],
             stress=embedding.stress,
             effective_rank=rank,
-            notes=tuple(_notes(alive, embedding.method, groups.method)),
+            notes=(*([note] if note else ()), *_notes(alive, embedding.method, groups.method)),
         )
 
     @property

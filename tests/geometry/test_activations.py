@@ -131,12 +131,14 @@ def test_a_nonlinearity_is_told_from_what_mixes_neurons_or_comes_later():
             return torch.clamp_min(functional.dropout(self.d(c)), 0.0)
 
     found = collect_activations(Model(), [torch.randn(5, 4)], "*")
+    assert "'a' is of its own output, which 'softmax' reads" in found["a"].note
+    assert {name: layer.note for name, layer in found.items() if name != "a"} == {"b": "", "c": "", "d": ""}
     assert {name: layer.taken_after for name, layer in found.items()} == {
-        "a": "output", "b": "output", "c": "leaky_relu", "d": "clamp_min",
+        "a": "output", "b": "output", "c": "leaky_relu → add", "d": "clamp_min",
     }  # fmt: skip
 
 
-def test_the_first_of_several_readers_counts_and_once():
+def test_what_several_branches_make_together_counts_and_once():
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -146,8 +148,11 @@ def test_the_first_of_several_readers_counts_and_once():
             hidden = self.layer(x)
             return self.norm(hidden).relu() + hidden.tanh()
 
-    found = collect_activations(Model(), [torch.randn(5, 3)] * 2, "layer")["layer"]
-    assert (found.taken_after, found.samples) == ("relu", 10)
+    model, x = Model(), torch.randn(5, 3)
+    found = collect_activations(model, [x] * 2, "layer", keep=True)["layer"]
+    assert (found.taken_after, found.samples) == ("relu → tanh → add", 10)
+    with torch.no_grad():
+        assert torch.equal(found.values, model(x).repeat(2, 1))
 
 
 def test_a_layer_that_is_called_twice_gives_both():

@@ -127,12 +127,21 @@ MODELS = {
 }  # fmt: skip
 
 
+WITH_OR_WITHOUT_A_BATCH = ("view by batch size", "concatenated behind others")
+"""A convolution takes both, and these networks run on either."""
+
+
 @pytest.mark.parametrize("with_example", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_readers_and_only_they_read_the_neurons(name, with_example):
     build, layer, shape = MODELS[name]
     model = scrambled(build()).double()
     x = torch.rand(shape, dtype=torch.float64)
+    if name in WITH_OR_WITHOUT_A_BATCH and not with_example:
+        found = consumers(model, layer)
+        assert not found.changeable
+        assert "example_input" in str(found)
+        return
     found = reads_nothing_else(model, layer, x, x if with_example else None)
     assert found.removable
 
@@ -300,13 +309,14 @@ def test_a_monitored_model_is_followed_as_any_other():
     assert [norm.kind for norm in found.norms] == ["LayerNorm"]
 
 
-def test_traced_as_in_eval_mode():
+@pytest.mark.parametrize("training", [False, True])
+def test_traced_as_in_eval_mode_and_as_in_training(training):
     model = Forward(
         lambda m, x: m.head(m.first(x)) if not m.training else m.other(m.first(x)),
         first=linear(3, 4), head=linear(4, 2), other=linear(4, 2),
-    ).train()  # fmt: skip
-    assert names(consumers(model, "first")) == ["head"]
-    assert all(module.training for module in model.modules())
+    ).train(training)  # fmt: skip
+    assert names(consumers(model, "first")) == ["head", "other"]
+    assert all(module.training == training for module in model.modules())
 
 
 def test_prints_what_it_found():
