@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import sdsd
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -61,3 +64,59 @@ def test_geometric_regulariser_runs_from_end_to_end(monkeypatch, tmp_path, capsy
     entropies = [float(value) for value in re.findall(r"H_G ([0-9.]+),", printed)]
     assert entropies[1] < entropies[0]  # the regulariser does to H_G what it says
     assert "L_geom alone" in printed
+
+
+@pytest.fixture
+def schedule():
+    return load("batch_size_schedule")
+
+
+def test_batch_size_schedule_runs_from_end_to_end(schedule, monkeypatch, capsys):
+    for name, value in {"SEEDS": (0,), "TARGET": 0.3, "LARGEST": 64, "AT_ONCE": 16}.items():
+        monkeypatch.setattr(schedule, name, value)
+    monkeypatch.setattr(sys, "argv", ["batch_size_schedule.py"])
+    schedule.main()
+    printed = capsys.readouterr().out
+    batches = [int(line.split()[3]) for line in printed.splitlines()[1:] if line.endswith("can grow")]
+    assert batches == sorted(batches)
+    assert batches[0] == schedule.FIRST
+    assert batches[-1] > schedule.FIRST
+    means = dict(re.findall(r"(\S+)(?: throughout)?: +\d+ steps +([0-9,]+) samples\n", printed))
+    assert set(means) == {"scheduled", "8", "64"}  # each reached the target
+    assert int(means["scheduled"].replace(",", "")) < int(means["64"].replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "interval", "batch", "wanted"),
+    [
+        ("can grow", (100.0, 200.0), 80, 100),  # as far as the lower bound
+        ("can grow", (100.0, float("inf")), 80, 100),
+        ("can grow", (100.0, 200.0), 20, 40),  # no more than the double
+        ("can grow", (1000.0, 2000.0), 200, 256),  # no more than the largest
+        ("about right", (50.0, 200.0), 80, 80),
+        ("too large", (50.0, 60.0), 80, 80),
+        (None, None, 80, 80),
+    ],
+)
+def test_the_schedule_follows_the_lower_bound(schedule, verdict, interval, batch, wanted):
+    advice = sdsd.BatchRecommendation(batch, None, interval, verdict, None, 0.95)
+    assert schedule.next_batch(advice, batch) == wanted
+
+
+def test_the_schedule_accumulates_the_gradient_of_the_whole_batch(schedule):
+    """37 samples, 16 at once: passes of 16, 16 and 5."""
+    images, labels = torch.randn(37, 64, dtype=torch.float64), torch.randint(10, (37,))
+    schedule.AT_ONCE = 16
+    model = schedule.network(0).double()
+    with sdsd.GammaMonitor(model, mode="exact") as monitor:
+        schedule.backward(model, images, labels)
+        stats = monitor.step()
+    accumulated = [p.grad for p in model.parameters()]
+    loss = torch.nn.functional.cross_entropy(model(images), labels, reduction="none")
+    rows = torch.stack([
+        torch.cat([g.flatten() for g in torch.autograd.grad(each, list(model.parameters()), retain_graph=True)])
+        for each in loss
+    ])  # fmt: skip
+    torch.testing.assert_close(torch.cat([g.flatten() for g in accumulated]), rows.mean(0))
+    assert stats.n == 37
+    assert stats.noise == pytest.approx(rows.var(0).sum().item(), rel=1e-10)

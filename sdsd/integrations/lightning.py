@@ -16,7 +16,7 @@ from .._extras import MissingExtraError, require
 from ..gamma import GammaMonitor, GammaStats
 from ..gamma.monitor import clean, unwrap
 from . import scalars
-from ._attach import attach_monitor
+from ._attach import attach_monitor, refuse_deepspeed
 
 # The two packages carry the same class; a Trainer of either takes the other's, so the one in use already will do.
 _PURPOSE = "sdsd.integrations.lightning"
@@ -69,7 +69,7 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
 
     Raises:
         ValueError: when training starts: several optimizers and none named, one that holds none of the watched
-            parameters, two callbacks with one prefix, or what `GammaMonitor` refuses.
+            parameters, two callbacks with one prefix, DeepSpeed or FSDP1, or what `GammaMonitor` refuses.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
         return self._generate_state_key(module=self.module, optimizer=self.optimizer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        refuse_deepspeed(any(kind.__name__ == "DeepSpeedStrategy" for kind in type(trainer.strategy).__mro__))
         others = [each for each in trainer.callbacks if isinstance(each, GammaCallback) and each is not self]
         if any(each.prefix == self.prefix for each in others):
             raise ValueError(

@@ -16,7 +16,7 @@ from torch import nn
 from .._extras import require
 from ..gamma import GammaMonitor, GammaStats
 from . import scalars
-from ._attach import attach_monitor
+from ._attach import attach_monitor, refuse_deepspeed
 
 _library: Any = require("transformers", extra="integrations", purpose="sdsd.integrations.transformers")
 require("accelerate", extra="integrations", purpose="sdsd.integrations.transformers")
@@ -55,8 +55,7 @@ class GammaCallback(_library.TrainerCallback):  # type: ignore[misc]
         self._hooks: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        if getattr(args, "deepspeed", None):
-            raise ValueError("GammaCallback: DeepSpeed keeps gradients to itself. Train with DDP or FSDP2 instead.")
+        refuse_deepspeed(getattr(args, "deepspeed", None))
         self._detach()
         model: nn.Module = given["model"]
         options = {"scaler": getattr(given.get("optimizer"), "scaler", None), **self.options}

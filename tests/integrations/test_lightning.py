@@ -252,6 +252,14 @@ def test_which_of_two_optimizers_has_to_be_said(library, tmp_path):
         fit(library, module(library), kind(optimizer=1), tmp_path)
 
 
+def test_deepspeed_is_refused(library, tmp_path):
+    """By the strategy's name: the library need not be there."""
+    strategies = importlib.import_module(f"{library.__name__}.strategies")
+    named = type("DeepSpeedStrategy", (strategies.SingleDeviceStrategy,), {})
+    with pytest.raises(ValueError, match="DeepSpeed keeps gradients to itself. Train with DDP or FSDP2"):
+        fit(library, module(library), callback_class()(), tmp_path, strategy=named("cpu"))
+
+
 def test_values_reach_the_loggers(library, tmp_path):
     logger = importlib.import_module(f"{library.__name__}.loggers").CSVLogger(tmp_path)
     callback = callback_class()(log_every=2, mode="exact")

@@ -179,3 +179,12 @@ def test_averages_over_the_run(tmp_path):
     run.train()
     low, high = gamma.stats.smoothed.interval
     assert low < gamma.stats.smoothed.gamma_unbiased < high
+
+
+def test_deepspeed_is_refused(tmp_path):
+    run = trainer(gpt2(), tmp_path)
+    run.args.deepspeed = {"zero_optimization": {"stage": 1}}
+    callback = GammaCallback()
+    with pytest.raises(ValueError, match="DeepSpeed keeps gradients to itself. Train with DDP or FSDP2"):
+        callback.on_train_begin(run.args, run.state, run.control, model=run.model)
+    assert callback.monitor is None
