@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def load_tensors(path: str | Path, key: str | None = None) -> Tensor | dict[str,
 
     Args:
         path: a .npy, .npz, .pt, .pth or .safetensors file. Nested dictionaries come back flat, names joined
-            by dots; entries that are no tensors (an epoch number, say) are left out.
+            by dots; entries that are no tensors (an epoch number, text) are left out.
         key: take only the entry of this name, or the group of entries whose names start with "key.".
 
     Returns:
@@ -45,7 +45,7 @@ def load_tensors(path: str | Path, key: str | None = None) -> Tensor | dict[str,
     if extension == ".npy":
         loaded: Any = _load_npy(path)
     elif extension == ".npz":
-        loaded = _load_npz(path)
+        loaded = _load_npz(path, key)
     elif extension == ".safetensors":
         loaded = _load_safetensors(path)
     else:
@@ -111,16 +111,29 @@ def _load_npy(path: Path) -> np.ndarray:
         raise _damaged(path, "a NumPy array") from error
 
 
-def _load_npz(path: Path) -> dict[str, np.ndarray]:
+def _load_npz(path: Path, key: str | None) -> dict[str, np.ndarray]:
+    """The arrays of numbers in an archive; with `key` only what it names, whatever the others are."""
     if not _start(path).startswith((ZIP_MAGIC, b"PK\x05\x06")):
         raise _not_of_its_kind(path, "a NumPy archive (numpy.savez)")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            named = [name for name in archive.files if key is not None and f"{name}.".startswith(f"{key}.")]
+            if key is not None and not named:
+                raise TensorFileError(f"{path}: there is no entry {key!r}. {_entries(archive.files, key)}")
+            found = {name: archive[name] for name in named or archive.files}
+    except TensorFileError:
+        raise
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         if "pickle" in str(error).lower():
             raise _needs_code(path, "an array of Python objects") from error
         raise _damaged(path, "a NumPy archive") from error
+    return found if named else {name: array for name, array in found.items() if array.dtype.kind not in "SU"}
+
+
+def _entries(names: Sequence[str], key: str, most: int = 8) -> str:
+    near = difflib.get_close_matches(key, names, n=1)
+    more = f", … ({len(names)} in all)" if len(names) > most else ""
+    return f"Its entries: {', '.join(names[:most])}{more}.{f' Did you mean {near[0]!r}?' if near else ''}"
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("sdsd", "FRAGMENT")
 
@@ -49,6 +50,19 @@ def register(
     return operator
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether torch.func is at work, or the tensor has a forward-mode tangent. torch.compile handles both by itself."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or _has_tangent(tensor)
+
+
+def _has_tangent(tensor: Any) -> bool:
+    if forward_ad._current_level < 0 or not isinstance(tensor, Tensor):
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def _differentiable(operator: torch._ops.OpOverload, gradient: Gradient) -> Callable[..., Any]:
     """What `torch.library.register_autograd` would make, but for the four calls it spends where nothing is saved."""
 
@@ -65,6 +79,11 @@ def _differentiable(operator: torch._ops.OpOverload, gradient: Gradient) -> Call
             return None, *gradient.backward(ctx, *grads)
 
     def dispatch(keys: Any, *inputs: Any) -> Any:
+        if any(map(_has_tangent, inputs)):
+            raise NotImplementedError(
+                f"{operator.name()}: expected tensors without forward-mode tangents, got some. The public function in "
+                "sdsd_kernels takes them."
+            )
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             return Differentiable.apply(keys, *inputs)
         with torch._C._AutoDispatchBelowAutograd():

@@ -136,3 +136,26 @@ def test_missing_package_says_how_to_install_it(tmp_path, values, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sdsd\[report\]'"):
         load_tensor(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "other", [np.array("resnet18"), np.array(["a", "b"]), np.array(b"raw"), np.array([None, 1], dtype=object),
+              np.array([("a", 1)], dtype=[("name", "U3"), ("value", int)])],
+)  # fmt: skip
+def test_key_takes_one_entry_of_an_archive_whatever_the_others_are(tmp_path, other):
+    wanted = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.savez(tmp_path / "a.npz", layer1=wanted, model=other, **{"group.weight": wanted + 1})
+    assert torch.equal(load_tensors(tmp_path / "a.npz", "layer1"), torch.from_numpy(wanted))
+    assert list(load_tensors(tmp_path / "a.npz", "group")) == ["weight"]
+    assert "there is no entry 'layer'. Its entries: layer1, model, group.weight. Did you mean 'layer1'" in refusal(
+        tmp_path / "a.npz", "layer"
+    )
+    refused = refusal(tmp_path / "a.npz", "model")
+    assert "expected an array of numbers" in refused or "without running code" in refused
+
+
+def test_text_in_an_archive_is_left_out(tmp_path):
+    np.savez(tmp_path / "a.npz", layer1=np.ones((2, 3)), model=np.array("resnet18"), labels=np.array([b"a"]))
+    assert list(load_tensors(tmp_path / "a.npz")) == ["layer1"]
+    np.savez(tmp_path / "b.npz", model=np.array("resnet18"))
+    assert "at least one tensor" in refusal(tmp_path / "b.npz")

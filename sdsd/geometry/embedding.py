@@ -1,7 +1,8 @@
 """What a cosine matrix looks like: points whose distances are 1 − cosine, groups, and how many directions there are.
 
 Nothing here makes a float64 copy of an (n, n) matrix but Ward's tree, which needs half of one, and that for at most
-`MOST_TREE` neurons; larger layers are embedded and grouped from products of the matrix with a few vectors.
+`MOST_TREE` neurons; larger layers are embedded block by block, and grouped from products of the matrix with a few
+vectors.
 """
 
 from __future__ import annotations
@@ -19,15 +20,24 @@ from sdsd_kernels import checks
 from .._extras import require
 
 MOST_SMACOF = 2000
-"""SMACOF takes about a second here, and grows with n²."""
+"""Up to here scikit-learn's SMACOF, with a few (n, n) matrices in float64; beyond, the same steps block by block."""
+STEPS = 500
+STEP_PAIRS = 2**28
+"""Steps × n² in a large layer: 67 of them for 2,001 neurons, 10 for 5,000 and more."""
+SMALL_STEP = 1e-5
+"""SMACOF ends where a step lowers the loss by less than this share."""
 MOST_TREE = 2000
 MOST_CLUSTERS = 10
 SPECTRAL_DIMENSIONS = 16
 BLOCK = 512
 ROUNDING = 1e-6
 """Distances below it are those of equal neurons in float32."""
+KRYLOV, SPARE = 8, 8
+"""Products of the matrix with each starting vector, and vectors beyond those asked for."""
+LEAST_SHARE = 1e-6
+"""An eigenvalue below this share of the largest cannot be told from rounding in float32."""
 DENSE = 64
-"""Up to so many neurons eigenvectors come from a dense decomposition: Lanczos needs more neurons than vectors."""
+"""Up to so many neurons eigenvectors come from a dense decomposition."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +47,7 @@ class Embedding:
     Attributes:
         points: centred, long axis first.  # shape: (n, dimensions), float32
         stress: Kruskal's stress-1, √(Σ (shown − wanted)² / Σ wanted²) over distances; 0 is a faithful picture.
-        method: "smacof", or "classical" in a layer too large for it.
+        method: "smacof", or "short smacof" where a large layer ended it before it settled.
     """
 
     points: np.ndarray
@@ -66,8 +76,8 @@ def embed(cosine: Tensor, dimensions: int = 3, *, seed: int = 0) -> Embedding:
     """Place neurons so that distances are 1 − cosine as well as a few dimensions allow.
 
     Classical scaling (the leading eigenvectors of −½ J D² J, D = 1 − cosine, J = I − 11ᵀ/n) gives the start, and
-    SMACOF (scikit-learn) lowers the stress from there. More than `MOST_SMACOF` neurons stay where classical scaling
-    puts them: it minimises another loss, so their stress is higher.
+    SMACOF lowers the stress from there: scikit-learn's, or for more than `MOST_SMACOF` neurons the same steps without
+    further (n, n) matrices. Steps × n² are bounded, so layers beyond some 5,000 neurons are placed less faithfully.
 
     Args:
         cosine: of neurons that all have a direction.  # shape: (n, n)
@@ -82,18 +92,50 @@ def embed(cosine: Tensor, dimensions: int = 3, *, seed: int = 0) -> Embedding:
     cosine = _checked(cosine)
     dimensions = checks.check_count(dimensions, "dimensions")
     n = cosine.shape[0]
-    method = "smacof" if n <= MOST_SMACOF else "classical"
-    points = classical_scaling(cosine, dimensions, seed=seed)
-    if method == "smacof" and points.any():
-        from sklearn.manifold import smacof
-
+    points, method = classical_scaling(cosine, dimensions, seed=seed), "smacof"
+    if points.any():
         flat = ~points.any(axis=0)  # SMACOF would never leave the plane it starts in
         points[:, flat] = np.random.default_rng(seed).normal(0, 1e-3 * points.std(), (n, int(flat.sum())))
-        distance = _distances(cosine, slice(0, n)).numpy()
-        if distance.any():
-            points, _ = smacof(distance, init=points, n_init=1, max_iter=500, eps=1e-5, normalized_stress=False)
+        if n > MOST_SMACOF:
+            points, settled = _smacof_by_block(points, cosine)
+            method = "smacof" if settled else "short smacof"
+        else:
+            points = _smacof(points, cosine)
     points = _turned(points)
     return Embedding(points, _stress(points, cosine), method)
+
+
+def _smacof(points: np.ndarray, cosine: Tensor) -> np.ndarray:
+    from sklearn.manifold import smacof
+
+    distance = _distances(cosine, slice(0, len(points))).numpy()
+    if not distance.any():
+        return points
+    placed, _ = smacof(
+        distance, init=points, n_init=1, max_iter=STEPS, eps=SMALL_STEP, normalized_stress=False, metric=True
+    )
+    return placed
+
+
+def _smacof_by_block(points: np.ndarray, cosine: Tensor) -> tuple[np.ndarray, bool]:
+    """SMACOF's steps (de Leeuw 1977), and whether they settled.
+
+    x_i ← 1/n Σ_j (D_ij / d_ij) (x_i − x_j),   d the distances shown, D those wanted
+    """
+    n = len(points)
+    places, before = torch.from_numpy(points).to(cosine.dtype), torch.inf
+    for _ in range(max(10, min(STEPS, STEP_PAIRS // n**2))):
+        moved, loss = torch.empty_like(places), 0.0
+        for top in range(0, n, BLOCK):
+            rows = slice(top, top + BLOCK)
+            shown, wanted = torch.cdist(places[rows], places), _distances(cosine, rows)
+            loss += (shown - wanted).square_().sum().item()
+            ratio = wanted.div_(shown.clamp_min_(1e-12))
+            moved[rows] = (ratio.sum(1, keepdim=True) * places[rows] - ratio @ places) / n
+        if before - loss <= SMALL_STEP * loss:
+            return places.numpy(), True
+        places, before = moved, loss
+    return places.numpy(), False
 
 
 def classical_scaling(cosine: Tensor, dimensions: int, *, seed: int = 0) -> np.ndarray:
@@ -106,21 +148,36 @@ def classical_scaling(cosine: Tensor, dimensions: int, *, seed: int = 0) -> np.n
         values, vectors = (part.numpy() for part in torch.linalg.eigh(-centred / 2))
         values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
     else:
-        from scipy.sparse.linalg import LinearOperator, eigsh
-
-        def centred_product(vector: np.ndarray) -> np.ndarray:
-            x = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32)).reshape(n, -1)
-            x = x - x.mean(0)
-            y = torch.cat([(1 - cosine[top : top + BLOCK]).square_() @ x for top in range(0, n, BLOCK)])
-            return ((y - y.mean(0)) / -2).reshape(vector.shape).numpy()
-
-        operator = LinearOperator((n, n), matvec=centred_product, dtype=np.float32)
-        start = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
-        values, vectors = eigsh(operator, k=count, which="LA", v0=start, tol=1e-4)
-        values, vectors = values[::-1], vectors[:, ::-1]
+        values, vectors = _leading(cosine, count, seed)
     points = np.zeros((n, dimensions), dtype=np.float32)
     points[:, :count] = vectors * np.sqrt(np.maximum(values, 0))
     return points
+
+
+def _leading(cosine: Tensor, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues of A = −½ J D² J and their vectors; zeros for what cannot be told from rounding.
+
+    Rayleigh–Ritz in the span of X, AX, …, A^k X for a few random vectors X (Musco and Musco 2015, "Randomized block
+    Krylov methods"): a fixed number of products, whatever the rank.
+    """
+    n = cosine.shape[0]
+
+    def product(x: Tensor) -> Tensor:
+        x = x - x.mean(0)
+        y = torch.cat([(1 - cosine[top : top + BLOCK]).square_() @ x for top in range(0, n, BLOCK)])
+        return (y - y.mean(0)) / -2
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, min(count + SPARE, n), generator=generator, dtype=torch.float64).to(cosine.dtype)
+    span = [torch.linalg.qr(x).Q]
+    for _ in range(min(KRYLOV, n // x.shape[1]) - 1):
+        span.append(torch.linalg.qr(product(span[-1])).Q)
+    basis = torch.linalg.qr(torch.cat(span, 1)).Q
+    inside = (basis.T @ product(basis)).double()
+    values, turns = torch.linalg.eigh((inside + inside.T) / 2)
+    size = values.abs().max().item()
+    values, turns = values.flip(0)[:count], turns.flip(1)[:, :count]
+    return torch.where(values > LEAST_SHARE * size, values, 0.0).numpy(), (basis @ turns.to(basis.dtype)).numpy()
 
 
 def cluster(cosine: Tensor, count: int | None = None, *, seed: int = 0) -> Clusters:
@@ -170,6 +227,8 @@ def _k_means_cuts(cosine: Tensor, counts: Iterable[int], seed: int) -> tuple[Any
     from sklearn.cluster import KMeans
 
     points = classical_scaling(cosine, SPECTRAL_DIMENSIONS, seed=seed)
+    different = len(np.unique(points.round(4), axis=0))
+    counts = [count for count in counts if count <= different]
     cuts = [KMeans(count, n_init=3, random_state=seed).fit_predict(points) for count in counts]
     return None, cuts, "k-means"
 

@@ -382,8 +382,8 @@ def _notes(alive: Tensor, embedded: str, grouped: str) -> Iterator[str]:
     live = int(alive.sum())
     if live < 2:
         yield f"Only {live} of {len(alive)} neurons are alive: there is nothing to compare."
-    if embedded == "classical":
-        yield "A layer this large is placed by classical scaling alone, so distances are less faithful."
+    if embedded == "short smacof":
+        yield "A layer this large is placed by a bounded number of steps, so distances are less faithful."
     if grouped == "k-means":
         yield "A layer this large is grouped by k-means on its leading coordinates instead of a tree."
 

@@ -20,7 +20,7 @@ from ..geometry.consumers import dense_layer
 from ..geometry.plasticity import sgd_training
 from ..geometry.sensitivity import kl_to_untouched, mean_loss
 from .geometry_subject import Subject, accuracy_on, classification_loss, example_of, standard_controls
-from .train_file import RUN_AS, run_file, users_code
+from .train_file import RUN_AS, UserCodeError, run_file, users_code
 
 SAMPLES = 2048
 BATCH = 256
@@ -54,6 +54,9 @@ def subject_from_file(
     dense_layer(network, layer)
     batches = _data_batches(Path(data)) if data is not None else _loader_batches(path, names, samples)
     network.eval()
+    if names.get("loss") is None:
+        for number, batch in enumerate(batches):
+            check_runs(network, batch, f"batch {number}")
     loss, classified = names.get("loss"), _classified(batches)
     if loss is not None:
         sensitivity, measure = mean_loss(batches, _guarded(path, loss)), "loss"
@@ -149,20 +152,40 @@ def _classified(batches: list[Any]) -> bool:
 
 
 @torch.no_grad()
-def _gives_classes(model: nn.Module, batch: Any) -> bool:
+def check_runs(model: nn.Module, batch: Any, where: str) -> None:
+    """ValueError where a model does not run on the inputs of a batch."""
+    inputs = example_of(model, batch)
     try:
-        output = model(batch[0][:1])
-    except RuntimeError as error:
+        model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    except Exception as error:
+        got = (
+            ", ".join(f"{name} {_shape(value)}" for name, value in inputs.items())
+            if isinstance(inputs, dict)
+            else (_shape(inputs))
+        )
         raise ValueError(
-            f"batch 0: expected inputs that the model runs on, got shape {tuple(batch[0].shape)}, and the model raised "
-            f"{error}"
+            f"{where}: expected inputs that the model runs on, got one sample of {got}, and the model raised "
+            f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+@torch.no_grad()
+def _gives_classes(model: nn.Module, batch: Any) -> bool:
+    output = model(batch[0][:1])
     return isinstance(output, Tensor) and output.ndim == 2
 
 
 def _guarded(path: Path, loss: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
     def guarded(model: nn.Module, batch: Any) -> Tensor:
-        with users_code(path):
-            return loss(model, batch)
+        try:
+            with users_code(path):
+                return loss(model, batch)
+        except UserCodeError:
+            check_runs(model, batch, f"{path}: loss")  # where the model itself is what raised, one line says so
+            raise
 
     return guarded

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import ZERO_POLICIES, check_choice, check_directions, check_dtype, check_float_tensor, check_neurons
-from .._register import Gradient, register
+from .._register import Gradient, is_transformed, register
 from .._rows import as_rows
 from .config import PRECISIONS
 from .cpu import cosine_matrix_torch
@@ -34,7 +34,8 @@ def cosine_matrix(
     The result is symmetric bit for bit, its entries are at most 1 in size, and the diagonal is exactly 1 for every
     neuron that has a direction. Norms and sums are float32 for half inputs (float64 for float64), and neurons may be
     anywhere from 1e-30 to 1e30 in size, in one matrix too. A neuron with a NaN or an infinity has NaN in its row and
-    column and nowhere else. Differentiable; a neuron without a direction gets a zero gradient.
+    column and nowhere else. Differentiable, in reverse and forward mode and under torch.func; a neuron without a
+    direction gets a zero gradient.
 
     Args:
         activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides. Read where it lies if
@@ -74,7 +75,8 @@ def cosine_matrix(
     rows = as_rows(activations, neuron_dim)
     lacks = "the kernel has no float64" if rows.dtype == torch.float64 else None
     chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
-    return _operator(rows, precision, out_dtype, zero, bool(center), chosen)
+    call = _Transformed.apply if is_transformed(rows) else _operator
+    return call(rows, precision, out_dtype, zero, bool(center), chosen)
 
 
 def _compute(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
@@ -106,9 +108,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, N
     Centring needs no step of its own: v_i and u_i are sums of centred neurons already.
     """
     (rows,) = ctx.saved_tensors
-    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    x = rows.flatten(1).to(dtype)
-    if ctx.center:
+    u, live, scale = _directions(rows, ctx.center)
+    # What flows into entries of a neuron without direction goes nowhere.
+    g = torch.where(live & live.T, grad.to(u.dtype), 0.0)
+    v = (g + g.T) @ u
+    grad_x = (v - (u * v).sum(1, keepdim=True) * u) / scale[0] / scale[1]
+    return grad_x.reshape(rows.shape).to(rows.dtype), None, None, None, None, None
+
+
+def _directions(rows: Tensor, center: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """u (N, SAMPLES), zero for a neuron without direction; which have one (N, 1); ‖x_i‖ as a product of two (N, 1)."""
+    x = rows.flatten(1).to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    if center:
         x = x - x[:, :1]
         x = x - x.mean(1, keepdim=True)
     peak = x.detach().abs().amax(1, keepdim=True)
@@ -117,12 +128,38 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, N
     # Dividing by the peak first keeps squares in range, as the forward pass does.
     u = torch.where(live, x / peak, 0.0)
     norm = torch.where(live, u.square().sum(1, keepdim=True), 1.0).sqrt()
-    u = u / norm
-    # What flows into entries of a neuron without direction goes nowhere.
-    g = torch.where(live & live.T, grad.to(dtype), 0.0)
-    v = (g + g.T) @ u
-    grad_x = (v - (u * v).sum(1, keepdim=True) * u) / norm / peak
-    return grad_x.reshape(rows.shape).to(rows.dtype), None, None, None, None, None
+    return u / norm, live, (norm, peak)
+
+
+class _Transformed(torch.autograd.Function):
+    """The operator for torch.func and forward-mode derivatives, which autograd.Function knows how to take apart."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
+        return _operator(rows, precision, out_dtype, zero, center, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
+        ctx.out_dtype = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        return _backward(ctx, grad)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *others: None) -> Tensor:
+        """dC = du uᵀ + u duᵀ,  du_i = (dx_i − (u_i · dx_i) u_i) / ‖x_i‖."""
+        (rows,) = ctx.saved_tensors
+        u, live, scale = _directions(rows, ctx.center)
+        t = torch.where(live, tangent.flatten(1).to(u.dtype), 0.0)
+        if ctx.center:
+            t = t - t.mean(1, keepdim=True)
+        half = ((t - (u * t).sum(1, keepdim=True) * u) / scale[0] / scale[1]) @ u.T
+        return (half + half.T).to(ctx.out_dtype)
 
 
 _operator = register(
