@@ -120,3 +120,47 @@ def test_the_schedule_accumulates_the_gradient_of_the_whole_batch(schedule):
     torch.testing.assert_close(torch.cat([g.flatten() for g in accumulated]), rows.mean(0))
     assert stats.n == 37
     assert stats.noise == pytest.approx(rows.var(0).sum().item(), rel=1e-10)
+
+
+@pytest.fixture
+def norm_layers(monkeypatch):
+    example = load("norm_layers")
+    for name, value in {"STEPS": 14, "FROM": 6, "APART": 3, "SEEDS": (0,), "ROUNDS": 1}.items():
+        monkeypatch.setattr(example, name, value)
+    return example
+
+
+def test_norm_layers_runs_from_end_to_end(norm_layers, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["norm_layers.py"])
+    norm_layers.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["| GPT, LayerNorm", "| CNN, GroupNorm", "| ViT, LayerNorm"]
+    assert all(0 < float(row[1].rstrip("%")) < 2 for row in rows)
+    assert all(len(row) == 8 for row in rows)
+
+
+def test_part_is_what_a_monitor_of_the_norm_layers_alone_gives(norm_layers):
+    for task in norm_layers.tasks():
+        found = {}
+        for options in ({}, {"parameters": task.pattern}):
+            torch.manual_seed(0)
+            model, draw = task.make(), torch.Generator().manual_seed(1)
+            with sdsd.GammaMonitor(model, mode="exact", **options) as monitor:
+                for _ in range(3):
+                    model.zero_grad()
+                    norm_layers.backward(model, task.batch(draw))
+                    smoothed = monitor.step().smoothed
+            found[len(options)] = norm_layers.part(smoothed, task.pattern)
+        assert found[0] == pytest.approx(found[1], rel=1e-4)
+        assert found[1] == pytest.approx(smoothed.noise_scale, rel=1e-9)
+        assert norm_layers.part(smoothed, "no such layer") != found[1]
+
+
+def test_compare_of_known_noise_scales(norm_layers):
+    total = torch.tensor([10.0, 20, 40, 20, 10, 5, 10, 40], dtype=torch.float64).numpy()
+    rows = norm_layers.np.stack([total, 0.5 * total], 1)
+    rows[3, 1] = float("nan")
+    found = norm_layers.compare(rows)
+    assert (found["correlation"], found["of changes"], found["ratio"]) == pytest.approx((1, 1, 0.5))
+    assert (found["first"], found["last"], found["unseen"]) == pytest.approx((10, 40, 1 / 8))
+    assert norm_layers.compare(norm_layers.np.stack([total, 100 / total], 1))["correlation"] == pytest.approx(-1)

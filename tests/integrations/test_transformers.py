@@ -188,3 +188,27 @@ def test_deepspeed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="DeepSpeed keeps gradients to itself. Train with DDP or FSDP2"):
         callback.on_train_begin(run.args, run.state, run.control, model=run.model)
     assert callback.monitor is None
+
+
+def test_the_models_own_loss_over_two_passes_and_unequal_lengths():
+    """num_items_in_batch, as the Trainer passes it: divided by the tokens of both passes, as if they were one batch."""
+    labels = labels_of(TOKENS).clone()
+    for row in range(ROWS):
+        labels[row, 2 + row % 5 :] = -100
+    tokens = (labels != -100).sum()
+    model = gpt2()
+    rows = []
+    for row in range(ROWS):
+        loss = model(input_ids=TOKENS[row : row + 1], labels=labels[row : row + 1], num_items_in_batch=tokens).loss
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    rows = torch.stack(rows).double() * ROWS
+    with sdsd.GammaMonitor(model, mode="exact") as monitor:
+        for part in (slice(0, 3), slice(3, ROWS)):
+            model(input_ids=TOKENS[part], labels=labels[part], num_items_in_batch=tokens).loss.backward()
+        stats = monitor.step()
+    assert stats.n == ROWS
+    assert stats.signal == pytest.approx(rows.mean(0).square().sum().item(), rel=1e-4)
+    assert stats.noise == pytest.approx(rows.var(0).sum().item(), rel=1e-4)
+    own = model(input_ids=TOKENS, labels=labels).loss  # without it: the mean over the batch's own tokens
+    grad = torch.cat([g.flatten() for g in torch.autograd.grad(own, list(model.parameters()))])
+    torch.testing.assert_close(grad.double(), rows.mean(0), rtol=1e-4, atol=1e-6)
