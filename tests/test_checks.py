@@ -176,8 +176,8 @@ def test_kernels_take_whole_numbers_of_numpy(call):
         assert torch.equal(one, other)
 
 
-ELSEWHERE = {"sdsd/gamma/monitor.py", "sdsd/geometry/sensitivity.py"}
-"""Files that ask for themselves whether a number is a bool; the last one looks at what a user's function gave."""
+ELSEWHERE = {"sdsd/gamma/monitor.py", "sdsd/geometry/_proof.py", "sdsd/geometry/sensitivity.py"}
+"""Files that ask for themselves whether a number is a bool; the last two look at what a user's function gave."""
 
 
 def test_checks_are_not_repeated():
