@@ -176,8 +176,16 @@ def test_kernels_take_whole_numbers_of_numpy(call):
         assert torch.equal(one, other)
 
 
-ELSEWHERE = {"sdsd/gamma/monitor.py", "sdsd/geometry/_proof.py", "sdsd/geometry/sensitivity.py"}
-"""Files that ask for themselves whether a number is a bool; the last two look at what a user's function gave."""
+ELSEWHERE = {
+    "sdsd/gamma/monitor.py",
+    "sdsd/gamma/following/indexing.py",
+    "sdsd/gamma/following/reductions.py",
+    "sdsd/geometry/_padding.py",
+    "sdsd/geometry/_proof.py",
+    "sdsd/geometry/sensitivity.py",
+}
+"""Files that ask for themselves whether a value is a bool; all but the first look at what a user's code passed to torch
+or gave back."""
 
 
 def test_checks_are_not_repeated():

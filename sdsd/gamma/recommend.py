@@ -24,6 +24,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from sdsd_kernels import checks
+
 from .stats import MIN_EFFECTIVE_DIMENSION, GammaStats
 
 MIN_DEGREES = 15
@@ -182,8 +184,7 @@ def recommend_batch(
             "stats: expected statistics with an interval, got none. Pass stats.smoothed of a monitor's step, or "
             "gamma_stats(…, confidence=0.95)."
         )
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size: expected a whole number of samples, at least 1, got {batch_size!r}.")
+    batch_size = checks.check_count(batch_size, "batch_size", of="samples", optional=True)
     if tokens_per_sample is not None:
         _positive("tokens_per_sample", tokens_per_sample)
     if not widest > 1:
@@ -230,7 +231,7 @@ def _unusable(stats: GammaStats) -> str | None:
 
 
 def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a number above 0, got {value!r}.")
     return value
 

@@ -126,7 +126,7 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
                 "submodule that it trains: GammaCallback(module=…, optimizer=0); one callback for each, with its own "
                 "prefix, measures several."
             )
-        if isinstance(self.optimizer, bool) or not isinstance(self.optimizer, int) or not 0 <= self.optimizer < count:
+        if type(self.optimizer) is not int or not 0 <= self.optimizer < count:
             raise ValueError(
                 f"optimizer: expected an index from 0 to {count - 1}, for this module has {count}, got "
                 f"{self.optimizer!r}."
