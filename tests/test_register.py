@@ -21,6 +21,9 @@ KERNELS = Path(sdsd_kernels.__file__).parent
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 
 CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "conv_weight_grad_stats": lambda x: sdsd_kernels.conv_weight_grad_stats(
+        x.view(2, 2, 5, 6), x.view(2, 2, 5, 6) + 1, 3, padding=1, backend="torch"
+    ),
     "cosine_between": lambda x: sdsd_kernels.cosine_between(x, x + 1),
     "cosine_histogram": lambda x: sdsd_kernels.cosine_histogram(x, 8, backend="torch"),
     "cosine_matrix": lambda x: sdsd_kernels.cosine_matrix(x, backend="torch"),

@@ -31,7 +31,8 @@ DIRECT, ONE_TERM, THREE_TERMS = "direct", "one float16 term", "three float16 ter
 """How values reach the matrix unit."""
 
 # Linear layers. N 16, T 1024, 1024 → 4096: 1.10 × plain with the first. N 8, T 1024, 768 → 768: .96 with the second.
-# 768 → 2304: 1.09 and N 64, T 128, 1024 → 1024: 1.30 with the third. Rates are fitted to the best tile of each layer.
+# 3072 → 768, 144 tiles of 128² on 132 multiprocessors: 1.76 with the third; it was best, too, for 768 → 2304, 1.09, and
+# N 64, T 128, 1024 → 1024, 1.30, where the first is chosen. Rates: steps of half the length, and tiles of half the size.
 LINEAR = (
     Tile(128, 128, 128, num_warps=8, num_stages=3),
     Tile(128, 128, 64, num_warps=8, num_stages=5, rate=0.92),
@@ -130,7 +131,7 @@ def best_plan(
     flat: bool,
     most_ranges: int,
 ) -> Plan:
-    """The candidate that is through first: waves of programs, each with its steps.
+    """The candidate that is through first, by the steps that the busiest multiprocessor takes.
 
     Samples are split into ranges where the tiles alone leave multiprocessors idle.
     """
@@ -143,8 +144,8 @@ def best_plan(
         each = -(-samples // max(1, min(samples, slots // count, most_ranges)))
         ranges = -(-samples // each)
         boxes = -(-out_size[0] // box[0]) * -(-out_size[1] // box[1])
-        waves = -(-count * ranges // slots)
-        cost = waves * each * boxes * tile.block_t * tile.block_p * tile.block_d * tile.resident / tile.rate
+        programs = -(-count * ranges // record.multiprocessors)
+        cost = programs * each * boxes * tile.block_t * tile.block_p * tile.block_d / tile.rate
         if best is None or cost < least:
             best, least = Plan(tile, box, count, each, ranges), cost
     assert best is not None
@@ -204,6 +205,10 @@ LARGEST_PROGRAMS = 64
 FINISH_BLOCK = 1024
 
 
+RATED_MULTIPROCESSORS = 132
+"""Of the GPU whose rates follow."""
+
+
 @dataclass(frozen=True)
 class MethodRates:
     """Multiply-adds a second, and what a launch costs where it is short."""
@@ -214,10 +219,13 @@ class MethodRates:
     launch: float
     block_t: int
     """Positions are taken in steps of so many, whether there are as many or not."""
+    finish: int
+    """Multiply-adds that squaring, adding and clearing one value of a sample's gradient costs."""
 
 
-# bfloat16, N 8, T 2048, 4096 → 4096: plain 682 µs, fused 1.26 × plain, gram 528 µs of 1.46e11 multiply-adds. The same
-# rates give 212, 253 and 174 µs for N 16, T 1024, 1024 → 4096, where 198, 218 and 178 were measured.
-HALF_RATES = MethodRates(plain=4.03e14, fused=3.2e14, gram=2.77e14, launch=5e-6, block_t=64)
-# Three terms took a third of the rate of one; gram in float32 by tf32x3, about the same.
-FLOAT_RATES = MethodRates(plain=0.25e14, fused=1.1e14, gram=0.9e14, launch=5e-6, block_t=64)
+# bfloat16. N 8, T 2048, 4096 → 4096: plain 682 µs, fused 859, gram 528; N 16, T 1024, 1024 → 4096: 198, 218, 178;
+# N 64, T 128, 1024 → 1024: 31, 40, 24. The model says 682, 873, 528; 170, 221, 174; 21, 34, 16: with a weight gradient
+# "fused" is fastest in all three, without one "gram" is, as measured.
+HALF_RATES = MethodRates(plain=4.03e14, fused=3.2e14, gram=2.77e14, launch=5e-6, block_t=64, finish=32)
+# Not measured: three terms at a third of the rate of one; plain float32 reached 51 TFLOP/s.
+FLOAT_RATES = MethodRates(plain=2.5e13, fused=1.07e14, gram=0.9e14, launch=5e-6, block_t=64, finish=11)

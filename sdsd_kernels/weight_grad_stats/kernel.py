@@ -272,8 +272,9 @@ def gram_kernel(
                        INTERPRET, BLOCK_T, BLOCK_K)  # fmt: skip
     inner_b = _product(b, n, row * BLOCK_T, column * BLOCK_T, positions, p, b_n, b_t, b_p, POINTERS, PRECISION,
                        INTERPRET, BLOCK_T, BLOCK_K)  # fmt: skip
-    weight = tl.where(row == column, 1.0, 2.0)
-    value = tl.sum(tl.sum(inner_a * inner_b, 1).to(tl.float64), 0) * weight
+    # Row by row, Triton 3.7 cannot compile the sum for sm_100.
+    products = (inner_a * inner_b).reshape([BLOCK_T * BLOCK_T])
+    value = tl.sum(products, 0).to(tl.float64) * tl.where(row == column, 1.0, 2.0)
     tl.store(squares_ptr + n.to(tl.int64) * tl.num_programs(0) + tl.program_id(0), value)
 
 

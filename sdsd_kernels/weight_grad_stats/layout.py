@@ -23,17 +23,16 @@ class Layout(NamedTuple):
 class Copy(NamedTuple):
     """Memory of another layout, filled with a tensor's values."""
 
-    layout: Layout
     size: tuple[int, ...]
     """The tensor's; smaller than the layout's where that is padded."""
+    strides: tuple[int, ...]
+    elements: int
     dtype: torch.dtype
+    zeroed: bool
 
     def of(self, x: Tensor) -> Tensor:
-        shape, strides, order = self.layout
-        padded = any(shape[axis] != size for axis, size in zip(order, self.size, strict=True))
-        # Every row holds its padding, the last one too.
-        memory = (torch.zeros if padded else torch.empty)(shape[0] * strides[0], dtype=self.dtype, device=x.device)
-        memory.as_strided(self.size, [strides[axis] for axis in order]).copy_(x)
+        memory = (torch.zeros if self.zeroed else torch.empty)(self.elements, dtype=self.dtype, device=x.device)
+        memory.as_strided(self.size, self.strides).copy_(x)
         return memory
 
 
@@ -56,7 +55,10 @@ def packed(x: Layout, itemsize: int, multiples: tuple[int, int] = (1, 1)) -> Lay
 
 
 def copy_into(target: Layout, x: Layout, dtype: torch.dtype) -> Copy:
-    return Copy(target, tuple(x.shape[axis] for axis in x.order), dtype)
+    """How a tensor that lies as `x` gets to lie as `target`; zero in between where sizes of space are padded."""
+    size, strides = (tuple(values[axis] for axis in x.order) for values in (x.shape, target.strides))
+    # Every row holds its padding, the last one too.
+    return Copy(size, strides, target.shape[0] * target.strides[0], dtype, zeroed=x.shape != target.shape)
 
 
 def described(
