@@ -120,7 +120,7 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
     yield _case("rank1", rank1_kernel, record, pair, constants, 4, thorough=True)
     types = {"partial_ptr": "*fp32", "squares_ptr": "*fp64", "total_ptr": "*bf16", "square_norm_ptr": "*fp64"}
     yield _case("finish", finish_kernel, record, types, {"BLOCK": config.FINISH_BLOCK}, 4, thorough=True)
-    if not record.copy_engine:
+    if not config.reads_boxes(record):
         return  # nothing is split
     block = {"a_c": 1, "b_c": 1, "ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
     types = dict.fromkeys(("a", "b", "largest_a", "largest_b", "factor_a", "factor_b"), "*fp32")
@@ -134,25 +134,31 @@ def aot_cases() -> Iterator[AotCase]:
     bf16, fp32 = torch.bfloat16, torch.float32
     for record in compiled_ahead():
         main = record.name == "sm_90"
-        if not record.copy_engine:
+        if not config.reads_boxes(record):
             hip = record.family == "hip"
             large = (config.HIP_HALF if hip else config.POINTER_HALF)[0]
             small = (config.HIP_FLOAT if hip else config.POINTER_HALF_SMALL)[0]
             wide = (config.HIP_FLOAT if hip else config.POINTER_FLOAT)[0]
+            scaled = (config.HIP_FLOAT if hip else config.POINTER_SCALED)[0]
             few = (config.FEW_CHANNELS_HIP if hip else config.FEW_CHANNELS)[0]
-            yield _boxes(record, wide, fp32, box=(2, 16), sets=True, scaled=True, pointers=True)
+            worst = (config.HIP_FLOAT if hip else config.POINTER_FLOAT_SCALED)[0]
+            yield _boxes(record, worst, fp32, box=(2, 16), sets=True, scaled=True, pointers=True)
+            yield _boxes(record, wide, fp32, box=(2, 16), sets=True, pointers=True, thorough=True)
             yield _boxes(record, large, bf16, pointers=True, sets=True, thorough=True)
-            yield _boxes(record, small, bf16, pointers=True, sets=True, scaled=True, thorough=True)
+            yield _boxes(record, small, bf16, pointers=True, sets=True, thorough=True)
+            yield _boxes(record, scaled, bf16, pointers=True, sets=True, scaled=True, thorough=True)
             for dtype in (bf16, fp32):
                 yield _boxes(record, few, dtype, box=(2, few.block_t // 2), flat=True, scaled=True, pointers=True,
                              thorough=True)  # fmt: skip
                 yield _gram(record, dtype, 128, True, thorough=True)
             yield from _small(record)
             continue
-        yield _boxes(record, config.THREE[0], fp32, THREE_TERMS, box=(4, 16), strided=True, sets=True)
+        yield _boxes(record, config.THREE_BOXES[0], fp32, THREE_TERMS, box=(4, 16), strided=True, sets=True)
         yield _boxes(record, config.LINEAR[0], bf16, thorough=not main)
         yield _boxes(record, config.SCALED[0], bf16, box=(8, 8), strided=True, sets=True, scaled=True,
                      thorough=not main)  # fmt: skip
+        if main:
+            yield _boxes(record, config.THREE[0], fp32, THREE_TERMS, thorough=True)
         yield _boxes(record, config.LINEAR[0], fp32, ONE_TERM, thorough=True)
         yield _boxes(record, config.THREE_NARROW[0], fp32, THREE_TERMS, box=(8, 8), strided=True, sets=True,
                      scaled=True, thorough=True)  # fmt: skip

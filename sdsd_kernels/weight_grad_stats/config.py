@@ -38,7 +38,7 @@ LINEAR = (
     Tile(128, 128, 64, num_warps=8, num_stages=5, rate=0.92),
     Tile(64, 128, 64, num_warps=4, num_stages=4, resident=2, rate=0.8),
 )
-# Boxes of two dimensions. 3 × 3: 256 × 8², 128 → 128 in .54 × plain, 64 × 14², 256 → 256 in .35; 1 × 1: 64 × 28²,
+# Convolutions. 3 × 3: 256 × 8², 128 → 128 in .54 × plain, 64 × 14², 256 → 256 in .35; 1 × 1: 64 × 28²,
 # 512 → 128 in .96.
 BOXES = (Tile(64, 128, 64, num_warps=4, num_stages=4, resident=2),)
 # 3 × 3: 64 × 56², 64 → 64 in 1.08 × plain.
@@ -47,6 +47,8 @@ NARROW = (Tile(64, 64, 64, num_warps=4, num_stages=5, resident=3),)
 SCALED = (Tile(64, 64, 64, num_warps=8, num_stages=4),)
 # Compiled: 196 KiB and 230 registers. The cosines of 4096 × 4096 by the same three terms took 364 µs.
 THREE = (Tile(128, 128, 64, num_warps=8, num_stages=3),)
+# Compiled: with the addresses of strides and sets, and on sm_100, 128 × 128 spills or takes 240 KiB.
+THREE_BOXES = (Tile(64, 128, 64, num_warps=8, num_stages=3),)
 # Compiled: a sample's sum, the total and the three terms' sum, and the scale.
 THREE_NARROW = (Tile(64, 64, 64, num_warps=8, num_stages=3),)
 
@@ -54,6 +56,8 @@ THREE_NARROW = (Tile(64, 64, 64, num_warps=8, num_stages=3),)
 POINTER_HALF = (Tile(128, 128, 32, num_warps=8, num_stages=3),)
 POINTER_HALF_SMALL = (Tile(64, 64, 32, num_warps=4, num_stages=3, resident=2),)
 POINTER_FLOAT = (Tile(64, 64, 32, num_warps=4, num_stages=3, resident=2),)
+POINTER_SCALED = (Tile(64, 64, 32, num_warps=8, num_stages=3),)
+POINTER_FLOAT_SCALED = (Tile(64, 32, 32, num_warps=8, num_stages=3),)
 HIP_HALF = (Tile(128, 128, 32, num_warps=8, num_stages=2),)
 HIP_FLOAT = (Tile(64, 64, 32, num_warps=4, num_stages=2, resident=2),)
 # Compiled: few channels, whose columns run over all taps: 27 of a 3 × 3 kernel on three channels fill a tile of 32.
@@ -67,23 +71,32 @@ FLAT_BELOW = 16
 """With fewer channels than this, and several taps, the columns of a tile run over all taps."""
 
 
+def reads_boxes(record: DeviceRecord) -> bool:
+    """Whether the copy engine reads tiles: where there is one, and shared memory for them."""
+    return record.copy_engine and record.family != "sm_80"
+
+
 def tiles(
     record: DeviceRecord, kind: str, *, itemsize: int, pointers: bool, flat: bool, boxes: bool, narrow: bool, scaled: bool
 ) -> tuple[Tile, ...]:
-    """What `best_plan` chooses among. `narrow`: no more than 64 rows or columns; `boxes`: of two dimensions."""
+    """What `best_plan` chooses among. `narrow`: no more than 64 rows or columns; `boxes`: a convolution."""
     hip = record.family == "hip"
     if record.family == "interpreted":
         return INTERPRETED
     if pointers:
         if flat:
             return FEW_CHANNELS_HIP if hip else FEW_CHANNELS
+        if scaled and not hip:
+            return POINTER_FLOAT_SCALED if itemsize == 4 else POINTER_SCALED
         if itemsize == 4:
             return HIP_FLOAT if hip else POINTER_FLOAT
         if scaled or narrow:
             return HIP_FLOAT if hip else POINTER_HALF_SMALL
         return HIP_HALF if hip else POINTER_HALF
     if kind == THREE_TERMS:
-        return THREE_NARROW if scaled or narrow else THREE
+        if scaled or narrow:
+            return THREE_NARROW
+        return THREE if record.family == "sm_90" and not boxes else THREE_BOXES
     if scaled:
         return SCALED
     if narrow:
@@ -164,7 +177,7 @@ class Depthwise:
 # Not measured. 32 lanes along what is adjacent in memory read whole lines.
 DEPTHWISE_CHANNELS_LAST = Depthwise(64, 32)
 DEPTHWISE_CHANNELS_FIRST = Depthwise(4, 256)
-DEPTHWISE_INTERPRETED = Depthwise(4, 16)
+DEPTHWISE_INTERPRETED = Depthwise(8, 32)
 DEPTHWISE_RESIDENT = 8
 """Programs of it a multiprocessor holds, by registers."""
 

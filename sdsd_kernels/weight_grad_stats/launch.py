@@ -208,12 +208,12 @@ def plan_fused(
     flat = groups == 1 and channels < config.FLAT_BELOW and taps > 1
     lane = 16 // (2 if inputs.dtype == torch.float32 else inputs.dtype.itemsize)
     aligned = sets == 1 or (d % lane == 0 and p % lane == 0)
-    pointers = flat or not aligned or not record.copy_engine
+    pointers = flat or not aligned or not config.reads_boxes(record)
     kind = config.DIRECT
     if inputs.dtype == torch.float32 and not pointers:
         kind = config.ONE_TERM if tf32 else config.THREE_TERMS
     candidates = config.tiles(
-        record, kind, itemsize=inputs.dtype.itemsize, pointers=pointers, flat=flat, boxes=out_height > 1,
+        record, kind, itemsize=inputs.dtype.itemsize, pointers=pointers, flat=flat, boxes=not linear,
         narrow=min(d, p) <= 64, scaled=scale is not None,
     )  # fmt: skip
     plan = config.best_plan(
@@ -385,7 +385,7 @@ def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRe
     p = output_grads.shape[2]
     chosen = config.gram_config(record, inputs.dtype.itemsize, positions)
     descriptors: list[Any] = [None, None]
-    pointers = not record.copy_engine
+    pointers = not config.reads_boxes(record)
     for index, x in enumerate((inputs, output_grads)):
         (shape, strides, _), copy = layout.described(layout.as_layout(x, True), x.dtype, x.data_ptr())
         pointers = pointers or copy is not None

@@ -238,16 +238,25 @@ def test_tiles_fit_their_kind():
     )  # fmt: skip
     assert chosen() is chosen(ONE_TERM) is config.LINEAR
     assert chosen(THREE_TERMS) is config.THREE
+    assert chosen(THREE_TERMS, boxes=True) is chosen(THREE_TERMS, record=RECORDS["sm_100"]) is config.THREE_BOXES
     assert chosen(THREE_TERMS, scaled=True) is config.THREE_NARROW
     assert chosen(scaled=True, boxes=True) is config.SCALED
     assert chosen(pointers=True, flat=True) is config.FEW_CHANNELS
     ampere, instinct = RECORDS["sm_80"], RECORDS["gfx942"]
     assert chosen(record=ampere, pointers=True) is config.POINTER_HALF
-    assert chosen(record=ampere, pointers=True, scaled=True) is config.POINTER_HALF_SMALL
+    assert chosen(record=ampere, pointers=True, scaled=True) is config.POINTER_SCALED
+    assert chosen(record=ampere, pointers=True, narrow=True) is config.POINTER_HALF_SMALL
     assert chosen(record=ampere, pointers=True, itemsize=4) is config.POINTER_FLOAT
     assert chosen(record=instinct, pointers=True) is config.HIP_HALF
     assert chosen(record=instinct, pointers=True, itemsize=4) is config.HIP_FLOAT
     assert chosen(record=instinct, pointers=True, flat=True) is config.FEW_CHANNELS_HIP
+
+
+def test_the_copy_engine_needs_room():
+    """An sm_120 has a copy engine, and 99 KiB of shared memory where the tiles for it take up to 192."""
+    assert {name for name, record in RECORDS.items() if config.reads_boxes(record)} == {
+        "sm_90", "sm_100", "sm_103", "interpreted",
+    }  # fmt: skip
 
 
 def test_groups_of_a_set_divide_all_groups():
