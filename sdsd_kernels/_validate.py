@@ -199,8 +199,8 @@ def _weight_grad_rows(device: torch.device, generator: torch.Generator) -> Itera
                 assert wanted.weight_grad is not None
                 for backend in available_backends(device):
                     if backend == "triton" and dtype == torch.float64:
-                        continue  # the fused kernel has no float64; torch serves
-                    for method in methods if backend == "torch" else ("fused",):
+                        continue  # the kernels have no float64; torch serves
+                    for method in methods:
                         got = weight_grad_stats(
                             inputs, output_grads, scale=scale, method=method, backend=backend
                         )  # fmt: skip

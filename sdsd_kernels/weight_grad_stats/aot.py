@@ -13,13 +13,13 @@ from . import config
 from .config import DIRECT, ONE_TERM, THREE_TERMS, Tile
 from .kernel import boxes_kernel, depthwise_kernel, finish_kernel, gram_kernel, rank1_kernel
 from .launch import _precision
-from .split import largest_kernel, split_kernel
+from .split_kernel import largest_kernel, split_kernel
 
 _STORED = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _FREE = {
     "samples", "samples_each", "height", "width", "out_height", "out_width", "group_d", "group_p", "taps", "kernel_w",
-    "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "scale_h", "scale_w", "total_tap", "positions",
-    "tiles", "ranges", "count", "programs", "elements",
+    "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "scale_h", "scale_w", "total_tap",
+    "positions", "tiles", "ranges", "count", "programs", "elements",
 }  # fmt: skip
 """Numbers that need not be multiples of 16."""
 
@@ -111,7 +111,8 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
     pair = {"a": "*bf16", "b": "*bf16", "squares_ptr": "*fp64"}
     chosen = config.DEPTHWISE_CHANNELS_LAST
     constants = {
-        "scale_ptr": None, "a_c": 1, "b_c": 1, "WEIGHT_GRAD": True, "BLOCK_P": chosen.block_p, "BLOCK_T": chosen.block_t,
+        "scale_ptr": None, "a_c": 1, "b_c": 1, "WEIGHT_GRAD": True, "BLOCK_P": chosen.block_p,
+        "BLOCK_T": chosen.block_t,
     }  # fmt: skip
     types = pair | {"total_ptr": "*bf16"}
     yield _case("depthwise", depthwise_kernel, record, types, constants, chosen.num_warps, thorough=True)

@@ -32,7 +32,7 @@ DIRECT, ONE_TERM, THREE_TERMS = "direct", "one float16 term", "three float16 ter
 
 # Linear layers. N 16, T 1024, 1024 → 4096: 1.10 × plain with the first. N 8, T 1024, 768 → 768: .96 with the second.
 # 3072 → 768, 144 tiles of 128² on 132 multiprocessors: 1.76 with the third; it was best, too, for 768 → 2304, 1.09, and
-# N 64, T 128, 1024 → 1024, 1.30, where the first is chosen. Rates: steps of half the length, and tiles of half the size.
+# N 64, T 128, 1024 → 1024, 1.30, where the first is chosen. Rates: steps of half the length, tiles of half the size.
 LINEAR = (
     Tile(128, 128, 128, num_warps=8, num_stages=3),
     Tile(128, 128, 64, num_warps=8, num_stages=5, rate=0.92),
@@ -77,8 +77,9 @@ def reads_boxes(record: DeviceRecord) -> bool:
 
 
 def tiles(
-    record: DeviceRecord, kind: str, *, itemsize: int, pointers: bool, flat: bool, boxes: bool, narrow: bool, scaled: bool
-) -> tuple[Tile, ...]:
+    record: DeviceRecord, kind: str, *, itemsize: int, pointers: bool, flat: bool, boxes: bool, narrow: bool,
+    scaled: bool,
+) -> tuple[Tile, ...]:  # fmt: skip
     """What `best_plan` chooses among. `narrow`: no more than 64 rows or columns; `boxes`: a convolution."""
     hip = record.family == "hip"
     if record.family == "interpreted":

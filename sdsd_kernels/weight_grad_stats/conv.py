@@ -23,17 +23,18 @@ ADDING = 60
 
 
 def conv_weight_grad_stats(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, known: Geometry, weight_grad: bool, dtype: torch.dtype,
-    channels_last: bool, max_bytes: int,
+    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
+    dtype: torch.dtype, channels_last: bool, max_bytes: int,
 ) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     """Weight gradient or None, and the square norm, of inputs (N, C, *size) and output gradients (N, P, *size')."""
-    shape = (output_grads.shape[1], inputs.shape[1] // known.groups, *known.kernel)
+    shape = (output_grads.shape[1], inputs.shape[1] // geometry.groups, *geometry.kernel)
     total: Tensor | None
-    if scale is None and products_win(inputs, output_grads, known):
-        total = _batch(inputs, output_grads, shape, known) if weight_grad else None
-        squares = _by_products(inputs, output_grads, known, max_bytes)
+    squares: float | Tensor
+    if scale is None and products_win(inputs, output_grads, geometry):
+        total = _batch(inputs, output_grads, shape, geometry) if weight_grad else None
+        squares = _by_products(inputs, output_grads, geometry, max_bytes)
     else:
-        total, squares = _by_samples(inputs, output_grads, shape, scale, known, weight_grad, max_bytes)
+        total, squares = _by_samples(inputs, output_grads, shape, scale, geometry, weight_grad, max_bytes)
     if total is not None:
         strides = weight_strides(shape, channels_last)
         if total.dtype != dtype or total.stride() != strides:

@@ -1,8 +1,8 @@
 """Weight gradient and squared norms of per-sample gradients of linear layers and convolutions, in one product.
 
 For inputs a (N, H, W, C) and output gradients b (N, H', W', P), a position (y, x) of b meets, at tap (i, j) of the
-kernel, the position (y·s + i·δ − π, x·s + j·δ − π) of a: stride s, dilation δ, padding π. So the gradient of sample n is
-one product of matrices a tap, over all positions:
+kernel, the position (y·s + i·δ − π, x·s + j·δ − π) of a: stride s, dilation δ, padding π. So the gradient of sample n
+is one product of matrices a tap, over all positions:
 
     g_n[:, :, i, j] = Σ_yx b_n[y, x]ᵀ a_n[y·s + i·δ − π, x·s + j·δ − π]
 
@@ -20,8 +20,8 @@ Convolutions in groups: a *set* is one group, or as many whole groups as fit one
 left out. Every program writes its share of the square norm, float64; `finish_kernel` adds shares and ranges up. Fixed
 order, no atomics.
 
-float32 by the copy engine arrives as float16: `split_kernel` (split.py) makes a high and a low part of every value, times a power
-of two of its channel, and three products of parts are added to a float32 sum after every step, because the matrix
+float32 by the copy engine arrives as float16: split_kernel.py makes a high and a low part of every value, times a
+power of two of its channel, and three products of parts are added to a float32 sum after every step, because the matrix
 unit's own additions truncate.
 """
 
@@ -257,9 +257,9 @@ def gram_kernel(
     POINTERS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Σ⟨a_n a_nᵀ, b_n b_nᵀ⟩: a program takes one tile of a sample's (T, T) triangle; tiles off the diagonal count twice.
+    """Σ⟨a_n a_nᵀ, b_n b_nᵀ⟩: a program takes one tile of a sample's (T, T) triangle.
 
-    Both products stay on chip, are multiplied and summed.
+    Both products stay on chip, are multiplied and summed. Tiles off the diagonal count twice.
     """
     n = tl.program_id(1)
     row = 0

@@ -15,7 +15,7 @@ from . import config, layout
 from .geometry import LINEAR, Geometry
 from .kernel import boxes_kernel, depthwise_kernel, finish_kernel, gram_kernel, rank1_kernel
 from .layout import Copy, Layout
-from .split import largest_kernel, split_kernel
+from .split_kernel import largest_kernel, split_kernel
 
 
 class Launch:
@@ -176,9 +176,8 @@ def plan_fused(
     b = layout.as_layout(output_grads, linear)
     samples, height, width, channels = a.shape
     _, out_height, out_width, outputs = b.shape
-    kernel, stride, padding, dilation = (((1,) * (2 - len(pair)) + pair) for pair in geometry[:4])
-    if len(geometry.padding) == 1:
-        padding = (0, *geometry.padding)
+    kernel, stride, dilation = (_two(pair, 1) for pair in (geometry.kernel, geometry.stride, geometry.dilation))
+    padding = _two(geometry.padding, 0)
     taps, groups = kernel[0] * kernel[1], geometry.groups
     group_d, group_p = channels // groups, outputs // groups
     elements = outputs * group_d * taps
@@ -188,7 +187,7 @@ def plan_fused(
     total_tap = 0 if linear else strides[-1]
     most_ranges = max(1, max_bytes // (elements * 4)) if weight_grad else samples
     of_scale = (0, 0, 0, 0) if scale is None else _scale_strides(scale, linear)
-    known = {
+    known: dict[str, Any] = {
         "samples": samples, "height": height, "width": width, "out_height": out_height, "out_width": out_width,
         "group_d": group_d, "group_p": group_p, "taps": taps, "kernel_w": kernel[1],
         "pad_h": padding[0], "pad_w": padding[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
@@ -196,7 +195,7 @@ def plan_fused(
         "scale_p": of_scale[0], "scale_d": of_scale[1], "scale_h": of_scale[2], "scale_w": of_scale[3],
         "WEIGHT_GRAD": weight_grad, "INTERPRET": interpreting(),
     }  # fmt: skip
-    common = {
+    common: dict[str, Any] = {
         "shares": 0, "elements": elements, "total": (shape, strides) if weight_grad else None, "dtype": dtype,
     }  # fmt: skip
     if group_d == 1 and groups > 1:
@@ -245,9 +244,8 @@ def plan_fused(
         if viewed and stride != (1, 1):
             a, stride = layout.every(a, stride, (out_height, out_width)), (1, 1)
         known["phase_width"] = a.strides[2]
-        shape_a, strides_a, box = a.shape, a.strides, (1, box_h, box_w, tile.block_d)
-        if strided:
-            (shape_a, strides_a), box = layout.phases(a, stride), (1, box_h, 1, box_w, tile.block_d)
+        shape_a, strides_a = layout.phases(a, stride) if strided else (a.shape, a.strides)
+        box = (1, box_h, 1, box_w, tile.block_d) if strided else (1, box_h, box_w, tile.block_d)
         of_a = _descriptor(shape_a, strides_a, box, held)
         of_b = _descriptor(b.shape, b.strides, (1, box_h, box_w, tile.block_p), held)
         tensors = (of_a, of_a, of_b, of_b)
@@ -270,6 +268,11 @@ def plan_fused(
     )  # fmt: skip
 
 
+def _two(values: tuple[int, ...], first: int) -> tuple[int, int]:
+    """One value for each dimension of space; `first` for the height of a convolution over one dimension."""
+    return (first, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
 def _strides(tensor: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
     """Strides by the names of a kernel's arguments."""
     return {f"{tensor}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
@@ -285,8 +288,9 @@ def _sets(groups: int, group_d: int, group_p: int, record: DeviceRecord) -> tupl
 
 
 def _scale_strides(scale: Tensor, linear: bool) -> tuple[int, int, int, int]:
+    """Along P, C, and the height and width of the kernel."""
     stride = scale.stride()
-    return (*stride, 0, 0) if linear else (*stride[:2], *((0,) * (4 - len(stride))), *stride[2:])
+    return (stride[0], stride[1], 0, 0) if linear else (stride[0], stride[1], *_two(stride[2:], 0))
 
 
 def _precision(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:

@@ -372,10 +372,11 @@ def _compute_conv(
     max_bytes: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    compute = conv.conv_weight_grad_stats
     if backend == "triton":
-        from .launch import launch_fused as compute
-    else:
-        compute = conv.conv_weight_grad_stats
+        from .launch import launch_fused
+
+        compute = launch_fused
     total, square_norm = compute(inputs, output_grads, scale, known, weight_grad, dtype, channels_last, max_bytes)
     return (inputs.new_empty(0, dtype=dtype) if total is None else total), square_norm
 

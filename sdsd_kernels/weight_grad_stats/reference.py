@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import grad
 
 from .op import WeightGradStats
 
@@ -29,7 +30,7 @@ def conv_weight_grad_stats_reference(
     space = inputs.ndim - 2
     kernel = tuple(kernel_size) if isinstance(kernel_size, (list, tuple)) else (kernel_size,) * space
     shape = (output_grads.shape[1], inputs.shape[1] // groups, *kernel)
-    gradient = (torch.nn.grad.conv1d_weight, torch.nn.grad.conv2d_weight, torch.nn.grad.conv3d_weight)[space - 1]
+    gradient = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)[space - 1]
     per_sample = [
         gradient(a[None], shape, b[None], stride=stride, padding=padding, dilation=dilation, groups=groups)
         for a, b in zip(inputs.detach().double(), output_grads.detach().double(), strict=True)

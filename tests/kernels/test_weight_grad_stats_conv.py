@@ -172,11 +172,13 @@ LAYERS = {
     "depthwise": Layer(3, 10, 10, (6, 7), 3, padding=1, groups=10),
     "depthwise, stride and dilation": Layer(2, 6, 6, (9, 8), 3, stride=2, padding=2, dilation=2, groups=6),
     "depthwise, three outputs a channel": Layer(2, 5, 15, (6, 5), (2, 3), groups=5),
-    "two groups": Layer(2, 48, 34, (5, 6), 3, padding=1, groups=2),
+    "depthwise, several samples a range": Layer(9, 10, 10, (4, 4), 3, padding=1, groups=10),
+    "two groups": Layer(2, 48, 48, (4, 5), (1, 3), padding=(0, 1), groups=2),
+    "two groups in one tile": Layer(2, 16, 16, (5, 4), 3, padding=1, groups=2),
     "small groups": Layer(2, 32, 32, (5, 4), 3, padding=1, groups=4),
     "groups of three channels": Layer(2, 12, 8, (6, 5), 3, stride=2, padding=1, groups=4),
     "groups that no box starts at": Layer(2, 51, 21, (5, 4), 2, groups=3),
-    "many samples, few tiles": Layer(19, 16, 8, (3, 3), 3, padding=1),
+    "many samples, few tiles": Layer(19, 16, 8, (3, 3), (1, 2), padding=(0, 1)),
     "one dimension": Layer(3, 17, 9, (23,), 3, stride=2, padding=1),
     "one dimension, depthwise": Layer(3, 6, 6, (11,), 4, padding=3, groups=6),
 }
@@ -209,7 +211,16 @@ def test_squares_alone(name, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "name", ["3 × 3, padded", "stride 2, odd", "three channels", "depthwise", "small groups", "dilation and stride"]
+    "name",
+    [
+        "3 × 3, padded",
+        "stride 2, odd",
+        "three channels",
+        "depthwise",
+        "small groups",
+        "two groups",
+        "dilation and stride",
+    ],
 )
 def test_dtypes(name, dtype, backend):
     if backend == "triton" and dtype == torch.float64:
@@ -403,6 +414,14 @@ def test_deterministic(backend):
     first, second = (layer.stats(*batch, backend=backend) for _ in range(2))
     assert torch.equal(first.weight_grad, second.weight_grad)
     assert torch.equal(first.square_norm, second.square_norm)
+
+
+def test_few_tiles_are_split_into_ranges_of_samples(launch, monkeypatch):
+    monkeypatch.setattr(launch, "_plans", {})
+    layer = LAYERS["many samples, few tiles"]
+    layer.stats(*layer.batch(), backend="triton")
+    (plan,) = launch._plans.values()
+    assert plan.ranges > 1
 
 
 def test_plain_weight_gradient_where_products_serve():

@@ -46,7 +46,7 @@ def largest_kernel(
     rows_b, height_b, width_b, channels_b, b_n, b_h, b_w, b_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The largest magnitude of every channel in the rows of every program; the third grid dimension names the tensor."""
+    """The largest magnitude of every channel in every program's rows; the third grid dimension names the tensor."""
     if tl.program_id(2) == 0:
         if tl.program_id(1) * CHANNELS < channels_a:
             _largest(a, largest_a, rows_a, height_a, width_a, channels_a, a_n, a_h, a_w, a_c, ROWS, CHANNELS)
