@@ -134,7 +134,7 @@ def aot_cases() -> Iterator[AotCase]:
     """Every tile, the worst of each target in the brief list: strided, several groups a tile, scaled."""
     bf16, fp32 = torch.bfloat16, torch.float32
     for record in compiled_ahead():
-        main = record.name == "sm_90"
+        main = record.family == "sm_90"
         if not config.reads_boxes(record):
             hip = record.family == "hip"
             large = (config.HIP_HALF if hip else config.POINTER_HALF)[0]

@@ -27,8 +27,13 @@ unit's own additions truncate.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit
@@ -356,3 +361,20 @@ def finish_kernel(
             partial_ptr += elements
         place = (tl.program_id(0) - 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         tl.store(total_ptr + place, total.to(total_ptr.dtype.element_ty), mask=place < elements)
+
+
+def descriptor(
+    shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], dtype: torch.dtype
+) -> TensorDescriptor:
+    """A descriptor of no memory yet, checked once."""
+    return TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), list(strides), list(box))
+
+
+def pointed(template: TensorDescriptor | None, base: Tensor | None) -> Any:
+    """`template` at the memory of `base`, without the checks it passed when it was made; `base` where it is None."""
+    if template is None or base is None:
+        return base
+    made = TensorDescriptor.__new__(TensorDescriptor)
+    made.__dict__.update(template.__dict__)
+    made.base = base
+    return made

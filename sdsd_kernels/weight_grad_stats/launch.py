@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from . import config, layout
 from .geometry import LINEAR, Geometry
-from .kernel import boxes_kernel, depthwise_kernel, finish_kernel, gram_kernel, rank1_kernel
+from .kernel import (
+    boxes_kernel,
+    depthwise_kernel,
+    descriptor,
+    finish_kernel,
+    gram_kernel,
+    pointed,
+    rank1_kernel,
+)
 from .layout import Copy, Layout
 from .split_kernel import largest_kernel, split_kernel
 
@@ -34,23 +40,6 @@ class Launch:
             self._compiled = self.kernel[self.grid](*tensors, *self.settled, **self.options)
         else:
             self._compiled[self.grid](*tensors, *self.settled)
-
-
-def _descriptor(
-    shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], dtype: torch.dtype
-) -> TensorDescriptor:
-    """A descriptor of no memory yet, checked once."""
-    return TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), list(strides), list(box))
-
-
-def _pointed(descriptor: TensorDescriptor | None, base: Tensor | None) -> Any:
-    """`descriptor` at the memory of `base`, without the checks it passed when it was made; `base` where it is None."""
-    if descriptor is None or base is None:
-        return base
-    made = TensorDescriptor.__new__(TensorDescriptor)
-    made.__dict__.update(descriptor.__dict__)
-    made.base = base
-    return made
 
 
 class Split(NamedTuple):
@@ -112,8 +101,8 @@ class Fused(NamedTuple):
             self.main(a, b, scale, target, squares)
         else:
             parts: tuple[Any, ...] = (a, None, b, None, None, None) if self.split is None else self.split(a, b)
-            pointed = [_pointed(*pair) for pair in zip(self.tensors, parts[:4], strict=True)]
-            self.main(*pointed, *parts[4:], scale, target, squares)
+            operands = [pointed(*pair) for pair in zip(self.tensors, parts[:4], strict=True)]
+            self.main(*operands, *parts[4:], scale, target, squares)
         self.finish(partial, squares, squares if total is None else total, square_norm)
         return total, square_norm
 
@@ -246,8 +235,8 @@ def plan_fused(
         known["phase_width"] = a.strides[2]
         shape_a, strides_a = layout.phases(a, stride) if strided else (a.shape, a.strides)
         box = (1, box_h, 1, box_w, tile.block_d) if strided else (1, box_h, box_w, tile.block_d)
-        of_a = _descriptor(shape_a, strides_a, box, held)
-        of_b = _descriptor(b.shape, b.strides, (1, box_h, box_w, tile.block_p), held)
+        of_a = descriptor(shape_a, strides_a, box, held)
+        of_b = descriptor(b.shape, b.strides, (1, box_h, box_w, tile.block_p), held)
         tensors = (of_a, of_a, of_b, of_b)
     known |= _strides("a", "nhwc", a.strides if pointers else (0,) * 4)
     known |= _strides("b", "nhwc", b.strides if pointers else (0,) * 4)
@@ -266,6 +255,10 @@ def plan_fused(
         main, _finish(common["shares"], plan.ranges, elements, weight_grad), tensors, (first, second), split,
         ranges=plan.ranges, depthwise=False, **common,
     )  # fmt: skip
+
+
+def _cdiv(count: int, size: int) -> int:
+    return -(-count // size)
 
 
 def _two(values: tuple[int, ...], first: int) -> tuple[int, int]:
@@ -304,7 +297,7 @@ def _precision(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:
 
 
 def _finish(shares: int, ranges: int, elements: int, weight_grad: bool) -> Launch:
-    blocks = triton.cdiv(elements, config.FINISH_BLOCK) if weight_grad and ranges > 1 else 0
+    blocks = _cdiv(elements, config.FINISH_BLOCK) if weight_grad and ranges > 1 else 0
     settled = {"ranges": ranges, "elements": elements, "count": shares, "BLOCK": config.FINISH_BLOCK}
     return Launch(finish_kernel, (1 + blocks, 1, 1), settled, num_warps=4)
 
@@ -320,8 +313,8 @@ def _plan_split(a: Layout, b: Layout, three: bool) -> tuple[Split, Layout, Layou
         settled |= {f"channels_{name}": channels, f"padded_{name}": part.strides[2]}
         settled |= _strides(name, "nhwc", x.strides)
         parts.append(part)
-    blocks = triton.cdiv(max(settled["rows_a"], settled["rows_b"]), config.SPLIT_BLOCK[0])
-    across = triton.cdiv(max(a.shape[3], b.shape[3]), config.SPLIT_BLOCK[1])
+    blocks = _cdiv(max(settled["rows_a"], settled["rows_b"]), config.SPLIT_BLOCK[0])
+    across = _cdiv(max(a.shape[3], b.shape[3]), config.SPLIT_BLOCK[1])
     programs = min(blocks, config.LARGEST_PROGRAMS)
     elements = tuple(part.shape[0] * part.strides[0] for part in parts)
     split = Split(
@@ -340,10 +333,10 @@ def _plan_depthwise(
     else:
         last = b.strides[3] == 1
         chosen = config.DEPTHWISE_CHANNELS_LAST if last else config.DEPTHWISE_CHANNELS_FIRST
-    programs = triton.cdiv(known["p"], chosen.block_p) * known["taps"]
+    programs = _cdiv(known["p"], chosen.block_p) * known["taps"]
     slots = record.multiprocessors * config.DEPTHWISE_RESIDENT
-    each = triton.cdiv(known["samples"], max(1, min(known["samples"], slots // programs, most_ranges)))
-    ranges = triton.cdiv(known["samples"], each)
+    each = _cdiv(known["samples"], max(1, min(known["samples"], slots // programs, most_ranges)))
+    ranges = _cdiv(known["samples"], each)
     known |= _strides("a", "nhwc", a.strides) | _strides("b", "nhwc", b.strides)
     known |= {"samples_each": each, "BLOCK_P": chosen.block_p, "BLOCK_T": chosen.block_t}
     common["shares"] = programs * ranges
@@ -365,7 +358,7 @@ class Squares(NamedTuple):
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         squares = torch.empty(self.shares, dtype=torch.float64, device=a.device)
         square_norm = torch.empty((), dtype=torch.float64, device=a.device)
-        self.main(_pointed(self.descriptors[0], a), _pointed(self.descriptors[1], b), squares)
+        self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
         self.finish(None, squares, squares, square_norm)
         return square_norm
 
@@ -395,10 +388,10 @@ def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRe
         pointers = pointers or copy is not None
         if not pointers:
             box = (1, chosen.block_t, chosen.block_k)
-            descriptors[index] = _descriptor((shape[0], *shape[2:]), (strides[0], *strides[2:]), box, x.dtype)
+            descriptors[index] = descriptor((shape[0], *shape[2:]), (strides[0], *strides[2:]), box, x.dtype)
     if pointers:
         descriptors = [None, None]
-    tiles = triton.cdiv(positions, chosen.block_t)
+    tiles = _cdiv(positions, chosen.block_t)
     triangle = tiles * (tiles + 1) // 2
     settled: dict[str, Any] = {
         "positions": positions, "d": d, "p": p, "tiles": tiles, "POINTERS": pointers,
@@ -416,7 +409,7 @@ def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRe
 def plan_rank1(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord) -> Squares:
     samples, _, d = inputs.shape
     rows, features = config.RANK1_BLOCK
-    programs = triton.cdiv(samples, rows)
+    programs = _cdiv(samples, rows)
     settled = {
         "samples": samples, "d": d, "p": output_grads.shape[2], "a_n": inputs.stride(0), "a_d": inputs.stride(2),
         "b_n": output_grads.stride(0), "b_p": output_grads.stride(2), "BLOCK_N": rows, "BLOCK_K": features,
