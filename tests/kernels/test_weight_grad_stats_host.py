@@ -20,13 +20,14 @@ from sdsd_kernels.weight_grad_stats.layout import Layout
 if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
+import triton
 from triton.runtime.interpreter import GridExecutor
 
 from sdsd_kernels.weight_grad_stats import launch
 from sdsd_kernels.weight_grad_stats.geometry import LINEAR
 
 H100 = RECORDS["sm_90"]
-TRITON = os.sep + os.path.join("site-packages", "triton") + os.sep
+TRITON = os.path.dirname(triton.__file__)
 
 
 class Calls:
@@ -57,7 +58,7 @@ class Calls:
 
     def _event(self, frame, event: str, _) -> None:
         # What the interpreter does to make ready for a launch a compiled kernel does not.
-        if event == "call" and not self._launching and TRITON not in frame.f_code.co_filename:
+        if event == "call" and not self._launching and not frame.f_code.co_filename.startswith(TRITON):
             self.names[f"{frame.f_code.co_filename}:{frame.f_code.co_name}"] += 1
 
     def before_last_launch(self, call) -> int:
