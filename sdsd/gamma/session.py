@@ -262,7 +262,7 @@ class Session:
                 self.stale = next(name for name in self._marks if self._same(name))
             return
         if self._cleared():
-            self.given_up = False
+            self.given_up, self.stale = False, None
             for ledger in earlier:
                 ledger.clear()
                 ledger.open.clear()
