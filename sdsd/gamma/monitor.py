@@ -701,9 +701,10 @@ class GammaMonitor:
             measured.update(ledger.squares)
         gone = [name for name in self._covered if name in measured and self._parameters[name].grad is None]
         if gone:
+            shown = ", ".join(gone[:3]) + (" …" if len(gone) > 3 else "")
             raise RuntimeError(
-                f"{', '.join(gone[:3])}{' …' if len(gone) > 3 else ''}: measured, but .grad is None. Call step() "
-                "before gradients are cleared; optimizers that step inside backward (DeepSpeed's ZeRO) are not supported."
+                f"{shown}: measured, but .grad is None. Call step() before gradients are cleared; optimizers that step "
+                "inside backward (DeepSpeed's ZeRO) are not supported."
             )
         for name, parameter in self._everything.items():
             if parameter.grad is None or (name in self._coverage and self._coverage[name] is None):
