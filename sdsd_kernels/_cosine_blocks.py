@@ -15,7 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cosine_matrix.cpu import SQUARES, _exact_float32, _multiplies_in_place, _product, _transposed, _upper_products
+from .cosine_matrix.cpu import (
+    SQUARES,
+    SUMMED,
+    _exact_float32,
+    _multiplies_in_place,
+    _product,
+    _transposed,
+    _upper_products,
+)
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
@@ -137,9 +145,13 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
     row_inverse = left.inverse_norm[row : row + rows, None]
     column_inverse = right.inverse_norm[None, column : column + columns]
     step = max(1, FINISH_ELEMENTS // columns) if out.device.type == "cpu" else rows
+    # Scratch of one size, whatever the block: temporaries of changing size make holes in the C heap.
+    scratch = out.new_empty(max(FINISH_ELEMENTS, columns) if step < rows else rows * columns)
     for top in range(0, rows, step):
+        strip = out[top : top + step]
         # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
-        out[top : top + step].mul_(row_inverse[top : top + step] * column_inverse).clamp_(-1, 1)
+        scale = torch.mul(row_inverse[top : top + step], column_inverse, out=scratch[: strip.numel()].view(strip.shape))
+        strip.mul_(scale).clamp_(-1, 1)
     if left is right:
         _settle_diagonal(out, left.inverse_norm, row, column)
 
@@ -149,7 +161,8 @@ def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column:
     on_diagonal = left is right and row == column
     if not left.converts and not right.converts:
         a, b = left.rows[row : row + rows, 0], right.rows[column : column + columns, 0]
-        _multiply(a, b, out, on_diagonal, accumulate=False)
+        for number, parts in enumerate(zip(a.split(SUMMED, 1), b.split(SUMMED, 1), strict=True)):
+            _multiply(*parts, out, on_diagonal, accumulate=number > 0)
         return
     for number, part in enumerate(_sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
         a = _panel(left, slice(row, row + rows), part)
