@@ -145,13 +145,9 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
     row_inverse = left.inverse_norm[row : row + rows, None]
     column_inverse = right.inverse_norm[None, column : column + columns]
     step = max(1, FINISH_ELEMENTS // columns) if out.device.type == "cpu" else rows
-    # Scratch of one size, whatever the block: temporaries of changing size make holes in the C heap.
-    scratch = out.new_empty(max(FINISH_ELEMENTS, columns) if step < rows else rows * columns)
     for top in range(0, rows, step):
-        strip = out[top : top + step]
         # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
-        scale = torch.mul(row_inverse[top : top + step], column_inverse, out=scratch[: strip.numel()].view(strip.shape))
-        strip.mul_(scale).clamp_(-1, 1)
+        out[top : top + step].mul_(row_inverse[top : top + step] * column_inverse).clamp_(-1, 1)
     if left is right:
         _settle_diagonal(out, left.inverse_norm, row, column)
 

@@ -197,7 +197,7 @@ class _Waiting:
     def look_into(self, block: Tensor, row: int, column: int) -> None:
         best = block.amax(1) if self.above else block.amin(1)
         hit = (best >= self.threshold if self.above else best <= self.threshold).nonzero().flatten()
-        for some in hit.split(max(1, self.size // block.shape[1])):
+        for some in hit.split(max(1, self.size // block.shape[1])) if len(hit) else ():
             self._keep(block, some, row, column)
 
     def _keep(self, block: Tensor, some: Tensor, row: int, column: int) -> None:

@@ -28,7 +28,7 @@ print(len(pairs), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) 
     ("neurons", "above", "center", "dtype", "some"),
     [
         (12000, 0.3, "plain", "float32", True),
-        (12000, 0.99, "plain", "float32", False),
+        (20000, 0.99, "plain", "float32", False),
         (8000, 0.3, "center", "float32", True),
         (8000, 0.99, "center", "bfloat16", False),
     ],
