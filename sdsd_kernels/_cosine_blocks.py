@@ -15,7 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cosine_matrix.cpu import SQUARES, _exact_float32, _multiplies_in_place, _product, _transposed, _upper_products
+from .cosine_matrix.cpu import (
+    SQUARES,
+    SUMMED,
+    _exact_float32,
+    _multiplies_in_place,
+    _product,
+    _transposed,
+    _upper_products,
+)
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
@@ -149,7 +157,8 @@ def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column:
     on_diagonal = left is right and row == column
     if not left.converts and not right.converts:
         a, b = left.rows[row : row + rows, 0], right.rows[column : column + columns, 0]
-        _multiply(a, b, out, on_diagonal, accumulate=False)
+        for number, parts in enumerate(zip(a.split(SUMMED, 1), b.split(SUMMED, 1), strict=True)):
+            _multiply(*parts, out, on_diagonal, accumulate=number > 0)
         return
     for number, part in enumerate(_sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
         a = _panel(left, slice(row, row + rows), part)

@@ -79,7 +79,7 @@ def _differentiable(operator: torch._ops.OpOverload, gradient: Gradient) -> Call
             return None, *gradient.backward(ctx, *grads)
 
     def dispatch(keys: Any, *inputs: Any) -> Any:
-        if any(map(_has_tangent, inputs)):
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, inputs)):
             raise NotImplementedError(
                 f"{operator.name()}: expected tensors without forward-mode tangents, got some. The public function in "
                 "sdsd_kernels takes them."

@@ -306,7 +306,7 @@ def _training_graph(model: nn.Module, layer: nn.Module, example_input: Any, grap
             )  # fmt: skip
         return None
     training = _graph_of(graph_module, training=True)
-    if [(node.op, str(node.target)) for node in graph.nodes] == [(n.op, str(n.target)) for n in training.nodes]:
+    if _outline(graph) == _outline(training):
         return None
     if example_input is not None:
         try:
@@ -315,6 +315,11 @@ def _training_graph(model: nn.Module, layer: nn.Module, example_input: Any, grap
         except Exception:
             return training  # without shapes: in training it may need other inputs, targets for example
     return training
+
+
+def _outline(graph: Graph) -> list[tuple[str, str, list[str]]]:
+    """What each node does to what, without its constants."""
+    return [(node.op, str(node.target), [source.name for source in node.all_input_nodes]) for node in graph.nodes]
 
 
 def _add_training(found: Found, training: Found) -> None:

@@ -14,6 +14,7 @@ from .consumers import dense_layer
 from .merge import layer_rows
 from .neighbours import NeuronPair, alive_neurons
 from .pairs import disjoint_pairs
+from .similarity import _as_tensor, as_cosine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +28,8 @@ class PairSource:
         model: nn.Module,
         layer: str,
         activations: Tensor | np.ndarray | None,
-        cosine: Tensor | None,
-        alive: Tensor | None,
+        cosine: Tensor | np.ndarray | None,
+        alive: Tensor | np.ndarray | None,
         neuron_dim: int | None,
     ) -> None:
         self.layer = dense_layer(model, layer)
@@ -39,7 +40,7 @@ class PairSource:
                 "chosen by the cosine of activations, or by a matrix such as weight_cosine(model, layer)."
             )
         self.rows = None if activations is None else layer_rows(self.layer, activations, neuron_dim)
-        self.cosine = cosine
+        self.cosine = cosine = None if cosine is None else as_cosine(cosine)
         if self.rows is not None:
             able = alive_neurons(self.rows, 0).cpu()
         else:
@@ -51,6 +52,7 @@ class PairSource:
                 )
             able = (cosine.diagonal() > 0).cpu()
         if alive is not None:
+            alive = _as_tensor(alive, "alive")
             if tuple(alive.shape) != (neurons,) or alive.dtype != torch.bool:
                 raise ValueError(
                     f"alive: expected {neurons} booleans, one a neuron, got {alive.dtype} of shape "

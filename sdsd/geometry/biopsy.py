@@ -139,8 +139,8 @@ def biopsy(
     *,
     how: str = "mean",
     activations: Tensor | np.ndarray | None = None,
-    cosine: Tensor | None = None,
-    alive: Tensor | None = None,
+    cosine: Tensor | np.ndarray | None = None,
+    alive: Tensor | np.ndarray | None = None,
     gram: Tensor | np.ndarray | None = None,
     neuron_dim: int | None = None,
     example_input: Any = None,
@@ -166,7 +166,8 @@ def biopsy(
         how: "mean" | "act" | "absorb", as in `merge`.
         activations: of the layer, after the nonlinearity, from which cosines are taken, in any layout. Neurons whose
             norm is below 1e-3 of the largest count as dead and are in no pair.
-        cosine: a matrix instead, (n, n): from `GramAccumulator`, or `weight_cosine(model, layer)` for that control.
+        cosine: a symmetric matrix instead, (n, n): from `GramAccumulator`, or `weight_cosine(model, layer)` for that
+            control.
         alive: with `cosine`, neurons that may be paired.  # shape: (n,), bool
         gram: for how="absorb" with `cosine`, as in `merge`.
         neuron_dim: the dimension of `activations` that counts neurons; None: 1 for convolutions, else the last.
@@ -182,8 +183,9 @@ def biopsy(
 
     Raises:
         TypeError: as `merge`; a loss that is no function, or gives no single number.
-        ValueError: as `merge`; both or neither of activations and cosine; fewer than two neurons alive; a loss that
-            is NaN or infinite; a loader without a batch; resume that belongs to another network, layer or loss.
+        ValueError: as `merge`; both or neither of activations and cosine; a matrix that is not one of cosines; fewer
+            than two neurons alive; a loss that is NaN or infinite; a loader without a batch; resume that belongs to
+            another network, layer or loss.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -223,8 +225,8 @@ def mass_consolidation(
     random_pairings: int = 8,
     how: str = "mean",
     activations: Tensor | np.ndarray | None = None,
-    cosine: Tensor | None = None,
-    alive: Tensor | None = None,
+    cosine: Tensor | np.ndarray | None = None,
+    alive: Tensor | np.ndarray | None = None,
     gram: Tensor | np.ndarray | None = None,
     neuron_dim: int | None = None,
     example_input: Any = None,

@@ -53,8 +53,9 @@ def merge(
                   least squares on the activations can make it
 
     w are incoming weights, o the columns of the layers that read the neurons; both are found by `consumers`. Two
-    neurons that always agree are merged without changing what the network computes. Averages are taken in float64,
-    then rounded.
+    neurons that always agree are merged without changing what the network computes; by "mean" where their weights, and
+    their entries of norms, agree as well: averages of neurons that a BatchNorm brings together from different scales
+    are another neuron. Averages are taken in float64, then rounded.
 
     Args:
         model: changed in place inside the block. Restored after it, whatever happens inside (training too): all

@@ -21,7 +21,7 @@ from .activations import MOST_BYTES, Forward, LayerActivations, collect_activati
 from .embedding import BLOCK, Embedding, cluster, effective_rank, embed
 from .neighbours import NeuronPair, alive_from_norms
 from .pairs import disjoint_pairs
-from .similarity import _as_tensor, neuron_cosine_matrix
+from .similarity import _as_tensor, as_cosine, neuron_cosine_matrix
 
 FORMAT = 1
 ARRAYS = ("cosine", "norms", "alive", "order", "clusters", "points")
@@ -163,11 +163,11 @@ class NeuronMap:
     @classmethod
     def from_cosine(
         cls,
-        cosine: Tensor,
+        cosine: Tensor | np.ndarray,
         *,
-        norms: Tensor | None = None,
-        alive: Tensor | None = None,
-        correlation: Tensor | None = None,
+        norms: Tensor | np.ndarray | None = None,
+        alive: Tensor | np.ndarray | None = None,
+        correlation: Tensor | np.ndarray | None = None,
         layer: str = "",
         pairs: int = PAIRS,
         clusters: int | None = None,
@@ -183,13 +183,19 @@ class NeuronMap:
             layer, pairs, clusters, seed: as in `from_model`.
 
         Raises:
-            ValueError: a matrix that is not square; norms, alive or correlation of another size.
+            TypeError: no tensors or arrays.
+            ValueError: a matrix that is not square or not symmetric, or one of distances; norms, alive or correlation
+                of another size.
             MissingExtraError: scikit-learn is not installed.
         """
-        if not isinstance(cosine, Tensor) or cosine.ndim != 2 or cosine.shape[0] != cosine.shape[1]:
-            got = f"shape {tuple(cosine.shape)}" if isinstance(cosine, Tensor) else type(cosine).__name__
-            raise ValueError(f"cosine: expected a square (n, n) tensor, got {got}.")
+        cosine = as_cosine(cosine)
         n = cosine.shape[0]
+        norms, alive, correlation = (
+            None if value is None else _as_tensor(value, name)
+            for name, value in (("norms", norms), ("alive", alive), ("correlation", correlation))
+        )
+        if correlation is not None and correlation.dtype != torch.float64:
+            correlation = correlation.float()
         given = {"norms": (norms, (n,)), "alive": (alive, (n,)), "correlation": (correlation, (n, n))}
         for name, (value, shape) in given.items():
             if value is not None and tuple(value.shape) != shape:

@@ -32,7 +32,8 @@ def neuron_cosine_matrix(
         C[i, j] = Σ_s x_si x_sj / √(Σ_s x_si²  Σ_s x_sj²),        s over all samples
 
     Symmetric bit for bit, |C| ≤ 1, and exactly 1 on the diagonal for every neuron that has a direction. A neuron with
-    a NaN or an infinity has NaN in its row and column and nowhere else. Differentiable, and usable in torch.compile.
+    a NaN or an infinity has NaN in its row and column and nowhere else. Differentiable, in reverse and forward mode and
+    under torch.func, and usable in torch.compile.
 
     Args:
         activations: as layers give them: (samples, neurons), (batch, tokens, neurons), (batch, channels, height,
@@ -132,6 +133,49 @@ def cosine_between(
     return _cosine_between(
         one, two, neuron_dim=neuron_dim, zero=zero, center=center, max_bytes=max_bytes, progress=report
     )
+
+
+MOST_ASYMMETRIC = 1e-3
+"""A cosine computed twice, in half precision too, differs by less."""
+
+
+def as_cosine(matrix: Tensor | np.ndarray, name: str = "cosine") -> Tensor:
+    """A matrix of cosines as a tensor, float32 unless it is float64.
+
+    Raises:
+        TypeError: no tensor or array, or not one of floating-point numbers.
+        ValueError: not square, not symmetric, entries beyond 1, or a diagonal that is not 1, 0 or NaN: distances.
+    """
+    cosine = _as_tensor(matrix, name).detach()
+    if not cosine.is_floating_point():
+        raise TypeError(f"{name}: expected floating-point numbers, got {cosine.dtype}. Pass {name}.float().")
+    epsilon = torch.finfo(cosine.dtype).eps
+    cosine = cosine if cosine.dtype == torch.float64 else cosine.float()
+    if cosine.ndim != 2 or cosine.shape[0] != cosine.shape[1]:
+        raise ValueError(f"{name}: expected a square (n, n) matrix, got shape {tuple(cosine.shape)}.")
+    diagonal = cosine.diagonal()
+    directed = diagonal.isfinite() & (diagonal != 0)
+    if len(diagonal) > 1 and not bool(directed.any()) and bool((cosine != 0).any()):
+        raise ValueError(
+            f"{name}: expected cosines, got 0 on the whole diagonal, as distances have it. Pass 1 - {name}."
+        )
+    off = (diagonal[directed] - 1).abs()
+    if bool((off > MOST_ASYMMETRIC + epsilon).any()):
+        wrong = diagonal[directed][off.argmax()].item()
+        raise ValueError(
+            f"{name}: expected 1 on the diagonal of neurons that have a direction, got {wrong:g}. Divide "
+            "sums of products by the norms of both neurons, and pass 1 - distance for distances."
+        )
+    for top in range(0, len(cosine), 512):
+        rows = cosine[top : top + 512]
+        if bool((rows.abs() > 1 + MOST_ASYMMETRIC + epsilon).any()):
+            raise ValueError(f"{name}: expected cosines, -1 to 1, got entries up to {rows.abs().max():g} in size.")
+        if bool(((rows - cosine[:, top : top + 512].T).abs() > MOST_ASYMMETRIC + epsilon).any()):
+            raise ValueError(
+                f"{name}: expected a symmetric matrix, got one whose entries differ from their mirror images. For "
+                "neurons of two layers see cosine_between; (C + C.T) / 2 makes one symmetric."
+            )
+    return cosine
 
 
 def _neuron_dim_of_both(x: Tensor, y: Tensor | None, neuron_dim: int | None) -> tuple[Tensor, Tensor | None, int]:

@@ -175,6 +175,7 @@ def _shape(value: Any) -> str:
 
 @torch.no_grad()
 def _gives_classes(model: nn.Module, batch: Any) -> bool:
+    check_runs(model, batch, "batch 0")
     output = model(batch[0][:1])
     return isinstance(output, Tensor) and output.ndim == 2
 

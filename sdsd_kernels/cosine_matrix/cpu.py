@@ -27,6 +27,12 @@ FINISH = 384
 SCRATCH_ELEMENTS = 2**22
 """Bound on converted input at a time (16 MiB in float32), unless 256 samples already exceed it."""
 
+SUMMED = 2**14
+"""Samples of one product. BLAS adds up the samples of a few neurons one after the other, and float32 sums of ten
+million drift by more than 1e-4; products of so many are added instead, which is as fast."""
+SMALL = 2**14
+"""Up to so many products the sum of earlier ones is kept out of BLAS, which would add one sample at a time to it."""
+
 SQUARES = {torch.float32: (2.0**-80, 2.0**120), torch.float64: (2.0**-800, 2.0**1000)}
 """Range of ‖x‖² in which no product that matters is subnormal and r_i r_j is normal."""
 
@@ -38,7 +44,8 @@ def cosine_matrix_torch(rows: Tensor, *, out_dtype: torch.dtype, zero: str, cent
     mean = _means(rows, dtype) if center else None
     with _exact_float32():
         if mean is None and _multiplies_in_place(rows, dtype):
-            _upper_products(rows[:, 0], gram, accumulate=False)
+            for number, part in enumerate(rows[:, 0].split(SUMMED, 1)):
+                _upper_products(part, gram, accumulate=number > 0)
         else:
             _upper_products_by_chunk(rows, gram, mean, None)
         inverse_norm = _inverse_norms(rows, gram, mean, zero)
@@ -83,7 +90,9 @@ def _upper_products(a: Tensor, out: Tensor, *, accumulate: bool) -> None:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> None:
-    if accumulate:
+    if accumulate and out.numel() <= SMALL:
+        out.add_(torch.mm(a, b.T))
+    elif accumulate:
         out.addmm_(a, b.T)
     else:
         torch.mm(a, b.T, out=out)
@@ -92,7 +101,7 @@ def _product(a: Tensor, b: Tensor, out: Tensor, accumulate: bool) -> None:
 def _chunks(rows: Tensor) -> Iterator[Tensor]:
     """`rows` (N, OUTER, INNER) as views that hold all neurons and a bounded number of samples."""
     neurons, outer, inner = rows.shape
-    most = max(256, SCRATCH_ELEMENTS // neurons)
+    most = min(SUMMED, max(256, SCRATCH_ELEMENTS // neurons))
     together = max(1, most // inner)
     for first_outer in range(0, outer, together):
         for first_inner in range(0, inner, most):

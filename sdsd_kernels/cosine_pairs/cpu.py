@@ -7,6 +7,8 @@ every dtype; on a CPU it is the default.
 
 from __future__ import annotations
 
+import mmap
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,7 +28,10 @@ BIN_BYTES = 4
 LOOKED_INTO = 2**14
 """Cosines searched for pairs together, where there are any."""
 FOUND_BYTES = 60
-"""What finding pairs allocates for each cosine searched, if every one is past the threshold."""
+"""What finding pairs allocates for each cosine searched, in buffers of one size: temporaries of changing size leave
+holes in the C heap that none of the next fits in."""
+CHUNK = 2**18
+"""Pairs that wait together to be put in order."""
 
 
 @dataclass(frozen=True)
@@ -164,62 +169,98 @@ def cosine_pairs_torch(
     itemsize = upper.neurons.dtype.itemsize
     scratch = fixed + neurons_bytes(upper.neurons) + upper.sides[0] * upper.sides[1] * itemsize
     most = most_pairs(itemsize, scratch, max_bytes)
-    pieces: list[_Piece] = []
-    found = 0
+    waiting = _Waiting(upper.sides[1], upper.neurons, threshold, above, most)
     for block, row, column in upper.blocks():
         upper.overwrite_others(block, row, column, -torch.inf if above else torch.inf)
-        for piece in _past_threshold(block, row, column, threshold, above):
-            found += len(piece.second)
-            if found <= most:
-                pieces.append(piece)
-            else:
-                pieces.clear()
-    check_count(found, itemsize, scratch, max_bytes)
-    return _in_order(pieces, count, found, upper.neurons)
+        waiting.look_into(block, row, column)
+    check_count(waiting.found, itemsize, scratch, max_bytes)
+    return waiting.in_order()
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Pairs of some rows with the columns of one block, row by row."""
+class _Waiting:
+    """Pairs as they are found, block by block, until they are put in order. All buffers have one size."""
 
-    rows: Tensor
-    counts: Tensor
-    """Pairs of each of `rows`."""
-    second: Tensor
-    """int32: half the memory while pieces wait to be put in order."""
-    cosine: Tensor
+    def __init__(self, width: int, neurons: Neurons, threshold: float, above: bool, most: int) -> None:
+        self.count, self.threshold, self.above, self.most = neurons.rows.shape[0], threshold, above, most
+        self.device, self.dtype = neurons.rows.device, neurons.dtype
+        self.size = max(LOOKED_INTO, width)
+        self.part = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        self.past = torch.empty(self.size, dtype=torch.bool, device=self.device)
+        self.place = torch.empty(self.size, dtype=torch.int64, device=self.device)
+        self.value = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        self.found = 0
+        self.chunks: list[tuple[Tensor, Tensor]] = []  # second neurons, int32, and cosines
+        self.filled = CHUNK
+        self.rows, self.counts = array("i"), array("i")  # pairs of each row in each part looked into
+        self.pieces: list[tuple[int, int, int, int]] = []  # chunk, first pair in it, pairs, rows
+
+    def look_into(self, block: Tensor, row: int, column: int) -> None:
+        best = block.amax(1) if self.above else block.amin(1)
+        hit = (best >= self.threshold if self.above else best <= self.threshold).nonzero().flatten()
+        for some in hit.split(max(1, self.size // block.shape[1])) if len(hit) else ():
+            self._keep(block, some, row, column)
+
+    def _keep(self, block: Tensor, some: Tensor, row: int, column: int) -> None:
+        shape = (len(some), block.shape[1])
+        searched = shape[0] * shape[1]
+        part = torch.index_select(block, 0, some, out=self.part[:searched].view(shape))
+        past = self.past[:searched].view(shape)
+        torch.ge(part, self.threshold, out=past) if self.above else torch.le(part, self.threshold, out=past)
+        counts = past.sum(1)
+        pairs = int(counts.sum())
+        self.found += pairs
+        if self.found > self.most:
+            self.chunks.clear()
+            self.pieces.clear()
+            return
+        self.past[searched:] = False
+        place = torch.nonzero_static(self.past, size=self.size, fill_value=0)[:, 0]
+        torch.take(self.part, place, out=self.value)
+        torch.remainder(place, shape[1], out=self.place).add_(column)
+        if self.filled + pairs > CHUNK or not self.chunks:
+            length = max(CHUNK, self.size)
+            self.chunks.append((_room(length, torch.int32, self.device), _room(length, self.dtype, self.device)))
+            self.filled = 0
+        second, cosine = self.chunks[-1]
+        second[self.filled : self.filled + pairs] = self.place[:pairs]
+        cosine[self.filled : self.filled + pairs] = self.value[:pairs]
+        self.pieces.append((len(self.chunks) - 1, self.filled, pairs, shape[0]))
+        self.filled += pairs
+        self.rows.extend((some + row).tolist())
+        self.counts.extend(counts.tolist())
+
+    def in_order(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs by first, then second neuron. A row's pieces come from left to right, so each goes behind the last."""
+        rows, counts = (torch.tensor(each, dtype=torch.int64, device=self.device) for each in (self.rows, self.counts))
+        in_row = torch.zeros(self.count, dtype=torch.int64, device=self.device).index_add_(0, rows, counts)
+        end = in_row.cumsum(0) - in_row
+        second = torch.empty(self.found, dtype=torch.int64, device=self.device)
+        cosine = torch.empty(self.found, dtype=self.dtype, device=self.device)
+        passed = 0
+        for chunk, start, pairs, lines in self.pieces:
+            if chunk > 0 and self.chunks[chunk - 1] is not NOTHING:
+                self.chunks[chunk - 1] = NOTHING  # given back as soon as it has been read
+            here = slice(passed, passed + lines)
+            passed += lines
+            before = counts[here].cumsum(0) - counts[here]
+            place = (end[rows[here]] - before).repeat_interleave(counts[here])
+            place += torch.arange(pairs, device=self.device)
+            second[place] = self.chunks[chunk][0][start : start + pairs].long()
+            cosine[place] = self.chunks[chunk][1][start : start + pairs]
+            end[rows[here]] += counts[here]
+        self.chunks.clear()
+        first = torch.arange(self.count, device=self.device).repeat_interleave(in_row, output_size=self.found)
+        return first, second, cosine
 
 
-def _past_threshold(block: Tensor, row: int, column: int, threshold: float, above: bool) -> Iterator[_Piece]:
-    best = block.amax(1) if above else block.amin(1)
-    hit = (best >= threshold if above else best <= threshold).nonzero().flatten()
-    for some in hit.split(max(1, LOOKED_INTO // block.shape[1])):
-        part = block[some]
-        line, place = (part >= threshold if above else part <= threshold).nonzero(as_tuple=True)
-        counts = torch.bincount(line, minlength=len(some))
-        yield _Piece(some + row, counts, (place + column).int(), part[line, place])
+NOTHING = (torch.empty(0), torch.empty(0))
 
 
-def _in_order(pieces: list[_Piece], count: int, found: int, neurons: Neurons) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs by first, then second neuron. A row's pieces come from left to right, so each goes behind the last."""
-    device = neurons.rows.device
-    in_row = torch.zeros(count, dtype=torch.int64, device=device)
-    for piece in pieces:
-        in_row[piece.rows] += piece.counts
-    end = in_row.cumsum(0) - in_row
-    second = torch.empty(found, dtype=torch.int64, device=device)
-    cosine = torch.empty(found, dtype=neurons.dtype, device=device)
-    pieces.reverse()
-    while pieces:
-        piece = pieces.pop()
-        before = piece.counts.cumsum(0) - piece.counts
-        place = (end[piece.rows] - before).repeat_interleave(piece.counts)
-        place += torch.arange(len(place), device=device)
-        second[place] = piece.second.long()
-        cosine[place] = piece.cosine
-        end[piece.rows] += piece.counts
-    first = torch.arange(count, device=device).repeat_interleave(in_row, output_size=found)
-    return first, second, cosine
+def _room(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory that the system gets back when it is freed, which the C heap need not do."""
+    if device.type != "cpu":
+        return torch.empty(length, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, length * dtype.itemsize), dtype=dtype)
 
 
 def _largest_block(limit: int) -> tuple[int, int]:

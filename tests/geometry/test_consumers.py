@@ -371,3 +371,46 @@ def test_bad_input(model, layer, example, error, says):
 
 def test_example_in_the_docstring():
     assert doctest.testmod(importlib.import_module("sdsd.geometry.consumers")).failed == 0
+
+
+class Cache:
+    """A class that torch.export does not know, as transformers' DynamicCache."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Cached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = linear(3, 4), linear(4, 2)
+
+    def forward(self, x, use_cache=True):
+        assert len(x)
+        found = self.head(self.first(x).relu())
+        return (found, Cache(x)) if use_cache else found
+
+
+class Wrapped(Cached):
+    def forward(self, x):
+        assert len(x)
+        return Result(self.head(self.first(x).relu()))
+
+
+class Result(Cache):
+    pass
+
+
+def test_advice_that_helps_where_torch_export_does_not_take_a_model():
+    x = torch.rand(2, 3)
+    for example in (x, {"x": x}):
+        with pytest.raises(ValueError, match="output holds a Cache.*use_cache=False") as error:
+            consumers(Cached(), "first", example)
+        assert "Pass an example_input" not in str(error.value)
+    assert names(consumers(Cached(), "first", {"x": x, "use_cache": False})) == ["head"]
+    with pytest.raises(ValueError, match="output holds a Result.*returns tensors only"):
+        consumers(Wrapped(), "first", x)
+    with pytest.raises(ValueError, match="does not run on this example_input"):
+        consumers(Cached(), "first", torch.rand(2, 5))
+    with pytest.raises(ValueError, match="does not branch on the values of tensors"):
+        consumers(Branching(), "first", torch.ones(1, 3))

@@ -154,6 +154,17 @@ def test_what_would_compute_something_else_is_refused(name, kind, training):
     model(x)
 
 
+@pytest.mark.parametrize("name", {**SIZES_AS_NUMBERS, **COMPUTED_WEIGHTS})
+def test_what_torch_fx_traces_is_refused_before_anything_is_cut(name):
+    if name in ("length of the bias", "a branch"):
+        return  # torch.fx cannot trace them: see above
+    model = built(Net, {**SIZES_AS_NUMBERS, **COMPUTED_WEIGHTS}[name])
+    for example in (None, torch.randn(8, 16)):
+        found = consumers(model, "a", example)
+        assert not found.removable
+        assert all(obstacle.where and obstacle.reason and obstacle.advice for obstacle in found.obstacles)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", [Net, Exported])
 @pytest.mark.parametrize("name", RIGHT_AS_THEY_ARE)
