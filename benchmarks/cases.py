@@ -49,7 +49,7 @@ class Case:
         op: the op's name, as in bench_<op>.py.
         shape: gradients × parameters for gamma_stats,
             neurons × samples for neuron_cosine_matrix, neuron_neighbors and neuron_pairs,
-            samples × positions × inputs × outputs of a layer for weight_grad_stats;
+            samples × positions × inputs × outputs of a layer for weight_grad_stats, a convolution's too;
             the model's input for gamma_monitor (samples × positions × width for a transformer).
         dtype: "float32", "bfloat16", …
         variant: what else sets the input apart, for example the layout.
@@ -249,7 +249,7 @@ def _weight_grad_cpu(*shape: int, bound: float) -> Case:
     return Case("weight_grad_stats", shape, goals=(Goal(OURS, PLAIN_WEIGHT_GRAD, bound, faster=False, threads=1),))
 
 
-WEIGHT_GRAD_CPU = (
+WEIGHT_GRAD_CPU: tuple[Case, ...] = (
     _weight_grad_cpu(16, 128, 256, 256, bound=1.25),
     _weight_grad_cpu(16, 128, 256, 768, bound=1.25),
     _weight_grad_cpu(16, 128, 256, 1024, bound=1.25),
@@ -259,17 +259,42 @@ WEIGHT_GRAD_CPU = (
     _weight_grad_cpu(64, 16, 512, 512, bound=1.25),
     _weight_grad_cpu(16, 128, 64, 64, bound=1.5),
     _weight_grad_cpu(128, 1, 784, 512, bound=1.1),
+    Case("weight_grad_stats", (64, 16 * 16, 32, 64), variant="convolution 3 × 3"),
+    Case("weight_grad_stats", (64, 4 * 4, 128, 128), variant="convolution 3 × 3"),
 )
-WEIGHT_GRAD_CUDA = tuple(
-    Case("weight_grad_stats", shape, dtype)
-    for dtype in ("bfloat16", "float32")
-    for shape in (
-        (16, 1024, 1024, 4096),
-        (8, 2048, 4096, 4096),
-        (64, 128, 1024, 1024),
-        (64, 16, 1024, 1024),
-        (1024, 1, 4096, 4096),
-    )
+CONVOLUTIONS = {"convolution 3 × 3": 3, "convolution 1 × 1": 1}
+"""Variants, and the size of their kernel."""
+
+
+def _weight_grad_cuda(*shape: int, bound: float | None = None, dtype: str = "bfloat16", variant: str = "") -> Case:
+    goals = () if bound is None else (Goal(OURS, PLAIN_WEIGHT_GRAD, bound, faster=False),)
+    return Case("weight_grad_stats", shape, dtype, variant, goals)
+
+
+# Goals: what a prototype reached on an H100, and a tenth.
+WEIGHT_GRAD_CUDA = (
+    _weight_grad_cuda(16, 1024, 1024, 4096, bound=1.2),
+    _weight_grad_cuda(8, 2048, 4096, 4096, bound=1.4),
+    _weight_grad_cuda(64, 14 * 14, 256, 256, bound=0.4, variant="convolution 3 × 3"),
+    _weight_grad_cuda(8, 1024, 768, 768, bound=1.1),
+    _weight_grad_cuda(64, 28 * 28, 512, 128, bound=1.1, variant="convolution 1 × 1"),
+    _weight_grad_cuda(8, 1000, 1024, 4096, bound=1.4),
+    _weight_grad_cuda(256, 8 * 8, 128, 128, bound=0.6, variant="convolution 3 × 3"),
+    _weight_grad_cuda(8, 1024, 3072, 768, bound=1.95),
+    _weight_grad_cuda(64, 56 * 56, 64, 64, bound=1.2, variant="convolution 3 × 3"),
+    _weight_grad_cuda(64, 128, 1024, 1024, bound=1.45),
+    _weight_grad_cuda(64, 16, 1024, 1024),
+    _weight_grad_cuda(1024, 1, 4096, 4096),
+    *(
+        _weight_grad_cuda(*shape, dtype="float32")
+        for shape in (
+            (16, 1024, 1024, 4096),
+            (8, 2048, 4096, 4096),
+            (64, 128, 1024, 1024),
+            (64, 16, 1024, 1024),
+            (1024, 1, 4096, 4096),
+        )
+    ),
 )
 
 # gamma_monitor: what the model reads.

@@ -13,6 +13,7 @@ function               reads                                      gives
 `cosine_row_sums`      activations                                sums over all other neurons, (n,)
 `disjoint_pairs`       activations, or a cosine matrix            pairs that share no neuron: nearest, farthest …
 `weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
+`conv_…`               the same of a convolution                  the same
 =====================  =========================================  ================================================
 
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
@@ -31,7 +32,7 @@ from .cosine_pairs.op import CosineHistogram, CosinePairs, cosine_histogram, cos
 from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
 from .gram_accumulate.op import gram_accumulate
-from .weight_grad_stats.op import WeightGradStats, weight_grad_stats
+from .weight_grad_stats.op import WeightGradStats, conv_weight_grad_stats, weight_grad_stats
 
 __all__ = [
     "BACKENDS",
@@ -42,6 +43,7 @@ __all__ = [
     "WeightGradStats",
     "available_backends",
     "checks",
+    "conv_weight_grad_stats",
     "cosine_between",
     "cosine_histogram",
     "cosine_matrix",

@@ -210,8 +210,8 @@ def _weight_grad_rows(device: torch.device, generator: torch.Generator) -> Itera
                 bounds = _weight_grad_bounds(inputs, output_grads, scale, dtype)
                 for backend in available_backends(device):
                     if backend == "triton" and dtype == torch.float64:
-                        continue  # the fused kernel has no float64; torch serves
-                    for method in methods if backend == "torch" else ("fused",):
+                        continue  # the kernels have no float64; torch serves
+                    for method in methods:
                         got = weight_grad_stats(
                             inputs, output_grads, scale=scale, method=method, backend=backend
                         )  # fmt: skip

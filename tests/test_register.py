@@ -21,6 +21,9 @@ KERNELS = Path(sdsd_kernels.__file__).parent
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 
 CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "conv_weight_grad_stats": lambda x: sdsd_kernels.conv_weight_grad_stats(
+        x.view(2, 2, 5, 6), x.view(2, 2, 5, 6) + 1, 3, padding=1, backend="torch"
+    ),
     "cosine_between": lambda x: sdsd_kernels.cosine_between(x, x + 1),
     "cosine_histogram": lambda x: sdsd_kernels.cosine_histogram(x, 8, backend="torch"),
     "cosine_matrix": lambda x: sdsd_kernels.cosine_matrix(x, backend="torch"),
@@ -79,7 +82,7 @@ def functions_called(call: Callable[[], Any]) -> list[str]:
 @pytest.mark.parametrize("name", sorted(set(CALLS)))
 def test_torch_runs_few_functions_before_the_implementation(name):
     called = functions_called(lambda: CALLS[name](X))
-    implementations = ("op.py:_compute", "op.py:_histogram", "op.py:_row_sums")
+    implementations = ("op.py:_compute", "op.py:_compute_conv", "op.py:_histogram", "op.py:_row_sums")
     reached = min(called.index(each) for each in implementations if each in called)
     entered = called.index("_ops.py:__call__")
     assert reached - entered == (3 if name == "cosine_matrix" else 1), called[entered : reached + 1]

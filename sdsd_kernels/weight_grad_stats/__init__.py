@@ -1,5 +1,5 @@
-"""Weight gradient of a linear layer and the squared norms of its per-sample gradients, from one pass."""
+"""Weight gradient of a linear layer or convolution and the squared norms of its per-sample gradients, from one pass."""
 
-from .op import WeightGradStats, weight_grad_stats
+from .op import WeightGradStats, conv_weight_grad_stats, weight_grad_stats
 
-__all__ = ["WeightGradStats", "weight_grad_stats"]
+__all__ = ["WeightGradStats", "conv_weight_grad_stats", "weight_grad_stats"]

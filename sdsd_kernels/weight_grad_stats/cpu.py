@@ -18,12 +18,13 @@ GROUP_BYTES = 2**21
 
 
 def weight_grad_stats(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, method: str, max_bytes: int
-) -> tuple[Tensor | None, Tensor]:
+    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, dtype: torch.dtype, method: str,
+    max_bytes: int,
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     """Weight gradient (p, d) or None, and the square norm, of inputs (N, T, d) and output gradients (N, T, p)."""
     if method == "fused":
-        return fused(inputs, output_grads, scale, weight_grad, max_bytes)
-    total = plain_weight_grad(inputs, output_grads) if weight_grad else None
+        return fused(inputs, output_grads, scale, weight_grad, dtype, max_bytes)
+    total = plain_weight_grad(inputs, output_grads).to(dtype) if weight_grad else None
     if method == "gram":
         return total, gram(inputs, output_grads, max_bytes)
     return total, rank1(inputs[:, 0], output_grads[:, 0], scale, max_bytes)
@@ -34,36 +35,36 @@ def plain_weight_grad(inputs: Tensor, output_grads: Tensor) -> Tensor:
     return output_grads.reshape(-1, output_grads.shape[-1]).t() @ inputs.reshape(-1, inputs.shape[-1])
 
 
-def _working_dtype(dtype: torch.dtype) -> torch.dtype:
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _trusted(value: float) -> bool:
+def trusted(value: float) -> bool:
     return SAFE_SQUARES[0] < value < SAFE_SQUARES[1]
 
 
-def _squares(flat: Tensor) -> float | Tensor:
+def sum_of_squares(flat: Tensor) -> float | Tensor:
     """‖flat‖² in float64, for a vector in one piece."""
     if flat.device.type != "cpu":
         return torch.linalg.vector_norm(flat, dtype=torch.float64).square()
     value = torch.dot(flat, flat).item()
-    if flat.dtype == torch.float64 or _trusted(value):
+    if flat.dtype == torch.float64 or trusted(value):
         return value
     wide = flat.double()
     return torch.dot(wide, wide).item()
 
 
-def _as_result(value: float | Tensor, like: Tensor) -> Tensor:
+def as_result(value: float | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device=like.device)
 
 
 def fused(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, max_bytes: int
+    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, returned: torch.dtype, max_bytes: int
 ) -> tuple[Tensor | None, Tensor]:
     """A group of g_n at a time (a block of rows of one where it is large): squared, added to the weight gradient."""
     samples, _, d = inputs.shape
     p = output_grads.shape[2]
-    dtype = _working_dtype(inputs.dtype)
+    dtype = working_dtype(inputs.dtype)
     group, rows = _fused_blocks(inputs, output_grads, scale, max_bytes)
     make = torch.empty if group == 1 and scale is None else torch.zeros
     total = make(p * d, dtype=dtype, device=inputs.device) if weight_grad else None
@@ -91,18 +92,18 @@ def fused(
                     part.addmv_(flat.view(count, size).t(), ones[:count])
             if factors is not None:
                 flat.view(count, size).mul_(factors)
-            squares = squares + _squares(flat)
+            squares = squares + sum_of_squares(flat)
             del a, b  # widened copies would live on beside the next ones
     if total is not None:
-        total = total.to(inputs.dtype).view(p, d)
-    return total, _as_result(squares, inputs)
+        total = total.to(returned).view(p, d)
+    return total, as_result(squares, inputs)
 
 
 def _fused_blocks(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, max_bytes: int) -> tuple[int, int]:
     """Samples a group, and rows of their gradients at once, for `fused`."""
     samples, positions, d = inputs.shape
     p = output_grads.shape[2]
-    dtype = _working_dtype(inputs.dtype)
+    dtype = working_dtype(inputs.dtype)
     gradient = p * d * dtype.itemsize
     widened = positions * (d + p) * dtype.itemsize if inputs.dtype != dtype else 0
     factors = 0 if scale is None else gradient
@@ -116,7 +117,7 @@ def _fused_blocks(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, ma
 def gram(inputs: Tensor, output_grads: Tensor, max_bytes: int) -> Tensor:
     """Σ⟨a_n a_nᵀ, b_n b_nᵀ⟩, as many samples at once as scratch allows."""
     samples, positions, d = inputs.shape
-    dtype = _working_dtype(inputs.dtype)
+    dtype = working_dtype(inputs.dtype)
     each = 2 * positions * positions * dtype.itemsize
     if inputs.dtype != dtype:
         each += positions * (d + output_grads.shape[2]) * dtype.itemsize
@@ -127,13 +128,13 @@ def gram(inputs: Tensor, output_grads: Tensor, max_bytes: int) -> Tensor:
         value: float | Tensor = _gram_product(a, b)
         if a.device.type == "cpu":
             value = float(value)
-            if dtype != torch.float64 and not _trusted(value):
+            if dtype != torch.float64 and not trusted(value):
                 value = sum(
                     float(_gram_product(one[None].double(), two[None].double())) for one, two in zip(a, b, strict=True)
                 )
         result = result + value
         del a, b  # widened copies would live on beside the next ones
-    return _as_result(result, inputs)
+    return as_result(result, inputs)
 
 
 def _gram_product(a: Tensor, b: Tensor) -> Tensor:
@@ -145,9 +146,9 @@ def rank1(a: Tensor, b: Tensor, scale: Tensor | None, max_bytes: int) -> Tensor:
     """Σ‖a_n‖²‖b_n‖², or Σ_n (b_n²)ᵀ D² (a_n²) with a scale; a: (N, d), b: (N, p)."""
     if scale is None:
         return torch.dot(_row_squares(a), _row_squares(b))
-    dtype = torch.float64 if a.device.type != "cpu" else _working_dtype(a.dtype)
+    dtype = torch.float64 if a.device.type != "cpu" else working_dtype(a.dtype)
     value = _scaled_rank1(a, b, scale, max_bytes, dtype)
-    if dtype == torch.float32 and not _trusted(float(value)):
+    if dtype == torch.float32 and not trusted(float(value)):
         value = _scaled_rank1(a, b, scale, max_bytes, torch.float64)
     return value
 

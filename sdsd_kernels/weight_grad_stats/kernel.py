@@ -1,204 +1,380 @@
-"""Weight gradient and squared norms of per-sample gradients in one matrix product.
+"""Weight gradient and squared norms of per-sample gradients of linear layers and convolutions, in one product.
 
-For inputs a (N, T, d) and output gradients b (N, T, p), g_n = b_nᵀ a_n (p, d):
+For inputs a (N, H, W, C) and output gradients b (N, H', W', P), a position (y, x) of b meets, at tap (i, j) of the
+kernel, the position (y·s + i·δ − π, x·s + j·δ − π) of a: stride s, dilation δ, padding π. So the gradient of sample n
+is one product of matrices a tap, over all positions:
 
-    weight gradient = Σ_n g_n        square norm = Σ_n ‖D ∘ g_n‖²
+    g_n[:, :, i, j] = Σ_yx b_n[y, x]ᵀ a_n[y·s + i·δ − π, x·s + j·δ − π]
 
-One program owns a tile of the (p, d) result and a range of samples. It accumulates g_n's tile over the positions of
-sample n; at the last of them it squares it, adds it to the total and starts anew. Two accumulators, no g_n in memory,
-the multiply-adds of the weight gradient alone. The grid covers the tiles and, where they are too few to fill the
-device, ranges of samples; each range then has a total of its own, in float32, and torch adds these up. Every program
-writes its share of the square norm, float64, and torch adds those up too: fixed order, no atomics.
+A linear layer is the case H = 1, W = T and one tap. A program owns a tile (BLOCK_P, BLOCK_D) of one tap's matrix and a
+range of samples. It takes the positions of a sample in boxes of BLOCK_H × BLOCK_W; after the last it squares the tile,
+adds it to the total and starts anew. Two accumulators, no g_n in memory, the multiply-adds of the weight gradient
+alone. Samples and boxes are one loop, so loads of the next sample run ahead while the last one is finished.
 
-Samples and positions are one loop, not two. Loads of the next sample then run ahead while the last one is finished, and
-the compiler needs fewer registers: nested, two accumulators of 128 × 128 spilt on sm_90 in float32.
+Two loaders. The copy engine reads boxes by tensor descriptors and writes zeros beyond the ends of a dimension: padding,
+shifts and ragged ends cost nothing. With a stride a descriptor has five dimensions, (N, H/s, s, W/s, s·C), so that
+shifted boxes of one phase are boxes too. Where there is no copy engine, and for few channels, pointers read the same
+boxes; with FLAT the columns of a tile run over all taps and channels, so that three channels fill a tile.
 
-b is loaded as (BLOCK_P, BLOCK_T), transposed on the way: loaded the other way round, float32 came in 4 bytes a thread.
+Convolutions in groups: a *set* is one group, or as many whole groups as fit one tile, whose blocks off the diagonal are
+left out. Every program writes its share of the square norm, float64; `finish_kernel` adds shares and ranges up. Fixed
+order, no atomics.
+
+float32 by the copy engine arrives as float16: split_kernel.py makes a high and a low part of every value, times a
+power of two of its channel, and three products of parts are added to a float32 sum after every step, because the matrix
+unit's own additions truncate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .._aot import AotCase, aligned, compiled_ahead, target_of
-from .._backend import interpreting
-from .._device import DeviceRecord, device_record
-from . import config
-from .config import Config
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit
-def _finish_sample(
-    sample, total, squares, scale_ptr, row, column, inside, stride_scale_p, stride_scale_d,
-    SCALED: tl.constexpr, WEIGHT_GRAD: tl.constexpr,
-):  # fmt: skip
-    """Total and squares with g_n's tile `sample` (P, D) added to both; squares (P,) are float64."""
-    if WEIGHT_GRAD:
-        total += sample
-    if SCALED:
-        offsets = row.to(tl.int64)[:, None] * stride_scale_p + column.to(tl.int64)[None, :] * stride_scale_d
-        sample = sample * tl.load(scale_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-    squares += tl.sum(sample * sample, 1).to(tl.float64)
-    return total, squares
-
-
-@triton.jit
-def _weight_grad_stats_kernel(
-    inputs_ptr,  # (N, T, d)
-    output_grads_ptr,  # (N, T, p)
-    scale_ptr,  # (p, d), read only if SCALED
-    total_ptr,  # (ranges, p, d), written only if WEIGHT_GRAD
-    squares_ptr,  # (ranges, tiles) float64
-    samples, positions, d, p, samples_each,
-    stride_input_n, stride_input_t, stride_input_d,
-    stride_grad_n, stride_grad_t, stride_grad_p,
-    stride_scale_p, stride_scale_d,
-    PRECISION: tl.constexpr, SCALED: tl.constexpr, WEIGHT_GRAD: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-):  # fmt: skip
-    """One program owns tile `program_id(0)` of the weight gradient, and samples_each samples from program_id(1) on."""
+def _place(p, d, taps, FLAT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr):
+    """Set, first row, first column and tap of this program's tile; bands of GROUP rows of tiles share inputs."""
+    rows = tl.cdiv(p, BLOCK_P)
+    columns = tl.cdiv(d * taps, BLOCK_D) if FLAT else tl.cdiv(d, BLOCK_D) * taps
     tile = tl.program_id(0)
-    tiles_d = tl.cdiv(d, BLOCK_D)
-    row = tile // tiles_d * BLOCK_P + tl.arange(0, BLOCK_P)
-    column = tile % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = (row < p)[:, None] & (column < d)[None, :]
+    group = tile // (rows * columns)
+    tile -= group * rows * columns
+    band = tile // (GROUP * columns)
+    height = tl.minimum(rows - band * GROUP, GROUP)
+    inside = tile - band * GROUP * columns
+    column = inside // height
+    row = band * GROUP + inside % height
+    tap = 0
+    if not FLAT:
+        tap = column % taps
+        column = column // taps
+    return group, row * BLOCK_P, column * BLOCK_D, tap
+
+
+@triton.jit
+def boxes_kernel(
+    a, a_low,  # inputs: descriptors (N, H, W, C), or (N, H/s, s, W/s, s·C) if STRIDED; a pointer if POINTERS
+    b, b_low,  # output gradients (N, H', W', P); the low parts are None unless THREE
+    a_factor, b_factor,  # (C,), (P,): the powers of two that undo those of split_kernel, or None
+    scale_ptr,  # D in the order of the weight (P, C / groups, kernel_h, kernel_w), or None
+    total_ptr,  # (ranges, weight), written only if WEIGHT_GRAD
+    squares_ptr,  # (ranges, tiles) float64
+    samples, samples_each, height, width, out_height, out_width,
+    d, p,  # columns and rows of a set
+    group_d, group_p,  # channels of a group
+    taps, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+    phase_width,  # channels from one phase to the next in the last dimension of a STRIDED descriptor
+    a_n, a_h, a_w, a_c, b_n, b_h, b_w, b_c,  # strides, read only if POINTERS
+    total_range, total_p, total_d, total_tap,  # strides
+    scale_p, scale_d, scale_h, scale_w,
+    POINTERS: tl.constexpr, FLAT: tl.constexpr, STRIDED: tl.constexpr, MASKED: tl.constexpr, SEVERAL: tl.constexpr,
+    THREE: tl.constexpr, PRECISION: tl.constexpr, WEIGHT_GRAD: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """MASKED: a tile may hold what belongs to other sets. SEVERAL: a set has several groups."""
+    BLOCK_T: tl.constexpr = BLOCK_H * BLOCK_W
+    group, row_start, column_start, tap = _place(p, d, taps, FLAT, BLOCK_P, BLOCK_D, GROUP)
+    row = row_start + tl.arange(0, BLOCK_P)
+    column = column_start + tl.arange(0, BLOCK_D)
+    if FLAT:
+        tap = column // d
+        channel = column - tap * d
+        inside = (row < p)[:, None] & (tap < taps)[None, :]
+    else:
+        channel = column
+        inside = (row < p)[:, None] & (column < d)[None, :]
+    if SEVERAL:
+        inside = inside & ((row // group_p)[:, None] == (column // group_d)[None, :])
+    first_row = group * p
+    first_channel = group * d
+
+    # Where the tap shifts to; of a STRIDED descriptor, in whole strides, and the phase that is left.
+    shift_h = tap // kernel_w * dilation_h - pad_h
+    shift_w = tap % kernel_w * dilation_w - pad_w
+    if STRIDED:
+        lift_h = tl.cdiv(pad_h, stride_h)
+        lift_w = tl.cdiv(pad_w, stride_w)
+        phase_h = (shift_h + lift_h * stride_h) % stride_h
+        phase_w = (shift_w + lift_w * stride_w) % stride_w
+        shift_h = (shift_h + lift_h * stride_h) // stride_h - lift_h
+        shift_w = (shift_w + lift_w * stride_w) // stride_w - lift_w
+    if POINTERS:
+        lanes = tl.arange(0, BLOCK_T)
+        lane_h = lanes // BLOCK_W
+        lane_w = lanes % BLOCK_W
+        grads = b + (first_row + row).to(tl.int64)[:, None] * b_c
+        inputs = a + (first_channel + channel).to(tl.int64)[None, :] * a_c
+
+    boxes_w = tl.cdiv(out_width, BLOCK_W)
+    boxes = tl.cdiv(out_height, BLOCK_H) * boxes_w
     first = tl.program_id(1) * samples_each
     count = tl.minimum(samples_each, samples - first)
-    steps_each = tl.cdiv(positions, BLOCK_T)
-    lanes = tl.arange(0, BLOCK_T)
-    grads = output_grads_ptr + row.to(tl.int64)[:, None] * stride_grad_p
-    inputs = inputs_ptr + column.to(tl.int64)[None, :] * stride_input_d
-
     sample = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
     total = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
     squares = tl.zeros((BLOCK_P,), tl.float64)
-    for step in range(0, count * steps_each):
-        n = (first + step // steps_each).to(tl.int64)
-        part = step % steps_each
-        position = part * BLOCK_T + lanes
-        live = position < positions
-        position = position.to(tl.int64)
-        b = tl.load(
-            grads + (n * stride_grad_n + position * stride_grad_t)[None, :],
-            mask=(row < p)[:, None] & live[None, :], other=0.0,
-        )  # fmt: skip
-        a = tl.load(
-            inputs + (n * stride_input_n + position * stride_input_t)[:, None],
-            mask=live[:, None] & (column < d)[None, :], other=0.0,
-        )  # fmt: skip
+    for step in range(0, count * boxes):
+        n = first + step // boxes
+        box = step % boxes
+        h = box // boxes_w * BLOCK_H
+        w = box % boxes_w * BLOCK_W
+        if POINTERS:
+            y = h + lane_h
+            x = w + lane_w
+            live = (y < out_height) & (x < out_width)
+            place = tl.cast(n, tl.int64) * b_n + y.to(tl.int64) * b_h + x.to(tl.int64) * b_w
+            left = tl.load(grads + place[None, :], mask=(row < p)[:, None] & live[None, :], other=0.0)
+            y = y * stride_h
+            x = x * stride_w
+            if FLAT:
+                y = y[:, None] + shift_h[None, :]
+                x = x[:, None] + shift_w[None, :]
+                known = (live[:, None] & (tap < taps)[None, :]) & ((y >= 0) & (y < height)) & ((x >= 0) & (x < width))
+                place = tl.cast(n, tl.int64) * a_n + y.to(tl.int64) * a_h + x.to(tl.int64) * a_w
+                right = tl.load(inputs + place, mask=known, other=0.0)
+            else:
+                y += shift_h
+                x += shift_w
+                live = live & ((y >= 0) & (y < height)) & ((x >= 0) & (x < width))
+                place = tl.cast(n, tl.int64) * a_n + y.to(tl.int64) * a_h + x.to(tl.int64) * a_w
+                right = tl.load(inputs + place[:, None], mask=live[:, None] & (column < d)[None, :], other=0.0)
+        else:
+            left = b.load([n, h, w, first_row + row_start]).reshape([BLOCK_T, BLOCK_P]).T
+            if STRIDED:
+                c = phase_w * phase_width + first_channel + column_start
+                right = a.load([n, h + shift_h, phase_h, w + shift_w, c]).reshape([BLOCK_T, BLOCK_D])
+            else:
+                c = first_channel + column_start
+                right = a.load([n, h + shift_h, w + shift_w, c]).reshape([BLOCK_T, BLOCK_D])
         if INTERPRET:
             # The interpreter's dot on bfloat16 returns garbage, and float32 holds every half exactly.
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        sample = tl.dot(b, a, sample, input_precision=PRECISION)
-        if part == steps_each - 1:
-            total, squares = _finish_sample(
-                sample, total, squares, scale_ptr, row, column, inside, stride_scale_p, stride_scale_d,
-                SCALED, WEIGHT_GRAD,
-            )  # fmt: skip
+            left = left.to(tl.float32)
+            right = right.to(tl.float32)
+        if THREE:
+            left_low = b_low.load([n, h, w, first_row + row_start]).reshape([BLOCK_T, BLOCK_P]).T
+            if STRIDED:
+                right_low = a_low.load([n, h + shift_h, phase_h, w + shift_w, c]).reshape([BLOCK_T, BLOCK_D])
+            else:
+                right_low = a_low.load([n, h + shift_h, w + shift_w, c]).reshape([BLOCK_T, BLOCK_D])
+            if INTERPRET:
+                left_low = left_low.to(tl.float32)
+                right_low = right_low.to(tl.float32)
+            part = tl.dot(left_low, right)
+            part = tl.dot(left, right_low, part)
+            sample += tl.dot(left, right, part)
+        else:
+            sample = tl.dot(left, right, sample, input_precision=PRECISION)
+        if box == boxes - 1:
+            if a_factor is not None:
+                of_row = tl.load(b_factor + first_row + row, mask=row < p, other=0.0)
+                of_column = tl.load(a_factor + first_channel + column, mask=column < d, other=0.0)
+                sample = sample * of_row[:, None] * of_column[None, :]
+            if MASKED:
+                sample = tl.where(inside, sample, 0.0)
+            if WEIGHT_GRAD:
+                total += sample
+            if scale_ptr is not None:
+                # Offsets within a tile have 32 bits: with 64 they take the registers of a third accumulator.
+                along = tap // kernel_w * scale_h + tap % kernel_w * scale_w
+                corner = scale_ptr + (first_row + row_start).to(tl.int64) * scale_p
+                across = (channel % group_d if SEVERAL else channel) * scale_d + along
+                factors = tl.load(
+                    corner + tl.arange(0, BLOCK_P)[:, None] * scale_p + across[None, :], mask=inside, other=0.0
+                )
+                sample = sample * factors.to(tl.float32)
+            squares += tl.sum(sample * sample, 1).to(tl.float64)
             sample = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
 
     samples_range = tl.program_id(1).to(tl.int64)
-    tl.store(squares_ptr + samples_range * tl.num_programs(0) + tile, tl.sum(squares, 0))
+    tl.store(squares_ptr + samples_range * tl.num_programs(0) + tl.program_id(0), tl.sum(squares, 0))
     if WEIGHT_GRAD:
-        offsets = (samples_range * p + row)[:, None] * d + column[None, :]
+        offsets = samples_range * total_range + (first_row + row).to(tl.int64)[:, None] * total_p
+        offsets += ((channel % group_d if SEVERAL else channel) * total_d)[None, :]
+        offsets += (tap * total_tap)[None, :] if FLAT else tap * total_tap
         tl.store(total_ptr + offsets, total.to(total_ptr.dtype.element_ty), mask=inside)
 
 
-def launch_weight_grad_stats(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, max_bytes: int
-) -> tuple[Tensor | None, Tensor]:
-    """Weight gradient (p, d) or None, and square norm (), of inputs (N, T, d) and output gradients (N, T, p)."""
-    samples, positions, d = inputs.shape
-    p = output_grads.shape[2]
-    record = device_record(inputs.device)
-    arch = record.family
-    choice = config.choose_config(inputs.dtype, arch, p=p, d=d, scaled=scale is not None)
-    tiles = triton.cdiv(p, choice.block_p) * triton.cdiv(d, choice.block_d)
-    samples_each = _samples_each(samples, tiles, choice, p * d if weight_grad else 0, max_bytes, record.multiprocessors)
-    ranges = triton.cdiv(samples, samples_each)
-    squares = torch.empty(ranges, tiles, dtype=torch.float64, device=inputs.device)
-    total = squares
-    if weight_grad:
-        dtype = inputs.dtype if ranges == 1 else torch.float32
-        total = torch.empty(ranges, p, d, dtype=dtype, device=inputs.device)
-    _weight_grad_stats_kernel[(tiles, ranges)](
-        inputs, output_grads, squares if scale is None else scale, total, squares,
-        samples, positions, d, p, samples_each,
-        *inputs.stride(), *output_grads.stride(), *((0, 0) if scale is None else scale.stride()),
-        **_constexprs(inputs.dtype, arch, choice, scale is not None, weight_grad),
-        num_warps=choice.num_warps, num_stages=choice.num_stages,
-    )  # fmt: skip
-    square_norm = squares.sum()
-    if not weight_grad:
-        return None, square_norm
-    return (total[0] if ranges == 1 else total.sum(0).to(inputs.dtype)), square_norm
+@triton.jit
+def depthwise_kernel(
+    a, b, scale_ptr, total_ptr, squares_ptr,  # as in boxes_kernel; one input channel a group, so no matrix product
+    samples, samples_each, height, width, out_height, out_width, p, group_p,
+    taps, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+    a_n, a_h, a_w, a_c, b_n, b_h, b_w, b_c, total_range, total_p, total_tap, scale_p, scale_h, scale_w,
+    WEIGHT_GRAD: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_P output channels at one tap, and a range of samples."""
+    tap = tl.program_id(0) % taps
+    row = tl.program_id(0) // taps * BLOCK_P + tl.arange(0, BLOCK_P)
+    held = row < p
+    shift_h = tap // kernel_w * dilation_h - pad_h
+    shift_w = tap % kernel_w * dilation_w - pad_w
+    grads = b + row.to(tl.int64)[None, :] * b_c
+    inputs = a + (row // group_p).to(tl.int64)[None, :] * a_c
+    positions = out_height * out_width
+    boxes = tl.cdiv(positions, BLOCK_T)
+    first = tl.program_id(1) * samples_each
+    count = tl.minimum(samples_each, samples - first)
+    factor = tl.full((BLOCK_P,), 1.0, tl.float32)
+    if scale_ptr is not None:
+        offsets = row.to(tl.int64) * scale_p + tap // kernel_w * scale_h + tap % kernel_w * scale_w
+        factor = tl.load(scale_ptr + offsets, mask=held, other=0.0).to(tl.float32)
+    sums = tl.zeros((BLOCK_T, BLOCK_P), tl.float32)
+    total = tl.zeros((BLOCK_P,), tl.float32)
+    squares = tl.zeros((BLOCK_P,), tl.float64)
+    for step in range(0, count * boxes):
+        n = tl.cast(first + step // boxes, tl.int64)
+        box = step % boxes
+        position = box * BLOCK_T + tl.arange(0, BLOCK_T)
+        y = position // out_width
+        x = position % out_width
+        place = n * b_n + y.to(tl.int64) * b_h + x.to(tl.int64) * b_w
+        live = (position < positions)[:, None] & held[None, :]
+        left = tl.load(grads + place[:, None], mask=live, other=0.0).to(tl.float32)
+        y = y * stride_h + shift_h
+        x = x * stride_w + shift_w
+        place = n * a_n + y.to(tl.int64) * a_h + x.to(tl.int64) * a_w
+        live = live & ((y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None]
+        right = tl.load(inputs + place[:, None], mask=live, other=0.0).to(tl.float32)
+        sums += left * right
+        if box == boxes - 1:
+            sample = tl.sum(sums, 0)
+            total += sample
+            sample = sample * factor
+            squares += (sample * sample).to(tl.float64)
+            sums = tl.zeros((BLOCK_T, BLOCK_P), tl.float32)
+    samples_range = tl.program_id(1).to(tl.int64)
+    tl.store(squares_ptr + samples_range * tl.num_programs(0) + tl.program_id(0), tl.sum(squares, 0))
+    if WEIGHT_GRAD:
+        offsets = samples_range * total_range + row.to(tl.int64) * total_p + tap * total_tap
+        tl.store(total_ptr + offsets, total.to(total_ptr.dtype.element_ty), mask=held)
 
 
-def _samples_each(
-    samples: int, tiles: int, choice: Config, elements: int, max_bytes: int, multiprocessors: int
-) -> int:  # fmt: skip
-    """Samples a program walks: all, unless the tiles leave multiprocessors idle and partial totals fit in max_bytes."""
-    ranges = max(1, min(samples, multiprocessors * choice.resident // tiles))
-    if elements:
-        ranges = max(1, min(ranges, max_bytes // (elements * 4)))
-    return triton.cdiv(samples, ranges)
+@triton.jit
+def gram_kernel(
+    a, b,  # inputs (N, T, d) and output gradients (N, T, p): descriptors, or pointers if POINTERS
+    squares_ptr,  # (N, programs a sample) float64
+    positions, d, p, tiles,
+    a_n, a_t, a_d, b_n, b_t, b_p,  # strides, read only if POINTERS
+    POINTERS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Σ⟨a_n a_nᵀ, b_n b_nᵀ⟩: a program takes one tile of a sample's (T, T) triangle.
+
+    Both products stay on chip, are multiplied and summed. Tiles off the diagonal count twice.
+    """
+    n = tl.program_id(1)
+    row = 0
+    left = tl.program_id(0)
+    while left >= tiles - row:
+        left -= tiles - row
+        row += 1
+    column = row + left
+    inner_a = _product(a, n, row * BLOCK_T, column * BLOCK_T, positions, d, a_n, a_t, a_d, POINTERS, PRECISION,
+                       INTERPRET, BLOCK_T, BLOCK_K)  # fmt: skip
+    inner_b = _product(b, n, row * BLOCK_T, column * BLOCK_T, positions, p, b_n, b_t, b_p, POINTERS, PRECISION,
+                       INTERPRET, BLOCK_T, BLOCK_K)  # fmt: skip
+    # Row by row, Triton 3.7 cannot compile the sum for sm_100.
+    products = (inner_a * inner_b).reshape([BLOCK_T * BLOCK_T])
+    value = tl.sum(products, 0).to(tl.float64) * tl.where(row == column, 1.0, 2.0)
+    tl.store(squares_ptr + n.to(tl.int64) * tl.num_programs(0) + tl.program_id(0), value)
 
 
-def _constexprs(dtype: torch.dtype, arch: str, choice: Config, scaled: bool, weight_grad: bool) -> dict[str, object]:
-    return {
-        "PRECISION": config.dot_precision(dtype, arch),
-        "SCALED": scaled,
-        "WEIGHT_GRAD": weight_grad,
-        "INTERPRET": interpreting(),
-        "BLOCK_P": choice.block_p,
-        "BLOCK_D": choice.block_d,
-        "BLOCK_T": choice.block_t,
-    }
+@triton.jit
+def _product(
+    x, n, row_start, column_start, positions, features, x_n, x_t, x_f,
+    POINTERS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Products of positions row_start… and column_start… of sample n over all features."""
+    products = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
+    if POINTERS:
+        lanes = tl.arange(0, BLOCK_K)
+        row = row_start + tl.arange(0, BLOCK_T)
+        column = column_start + tl.arange(0, BLOCK_T)
+        rows = x + tl.cast(n, tl.int64) * x_n + row.to(tl.int64)[:, None] * x_t
+        columns = x + tl.cast(n, tl.int64) * x_n + column.to(tl.int64)[None, :] * x_t
+    for start in range(0, features, BLOCK_K):
+        if POINTERS:
+            feature = start + lanes
+            held = feature < features
+            offset = feature.to(tl.int64) * x_f
+            left = tl.load(rows + offset[None, :], mask=(row < positions)[:, None] & held[None, :], other=0.0)
+            right = tl.load(columns + offset[:, None], mask=held[:, None] & (column < positions)[None, :], other=0.0)
+        else:
+            left = x.load([n, row_start, start]).reshape([BLOCK_T, BLOCK_K])
+            right = x.load([n, column_start, start]).reshape([BLOCK_T, BLOCK_K]).T
+        if INTERPRET:
+            left = left.to(tl.float32)
+            right = right.to(tl.float32)
+        products = tl.dot(left, right, products, input_precision=PRECISION)
+    return products
 
 
-def aot_cases() -> Iterator[AotCase]:
-    """Every configuration and target, for bfloat16 and float32, the small tile with a scale."""
-    for record in compiled_ahead():
-        arch = record.family
-        for dtype, kind in ((torch.bfloat16, config.HALF), (torch.float32, config.FLOAT32)):
-            small = config.small_config(kind, arch)
-            yield _aot_case(record, dtype, small, scaled=True)
-            yield _aot_case(record, dtype, config.LARGE[arch][kind], scaled=False)
+@triton.jit
+def rank1_kernel(
+    a, b, squares_ptr,  # (N, d), (N, p), (programs,) float64
+    samples, d, p, a_n, a_d, b_n, b_p, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Σ‖a_n‖²‖b_n‖² over BLOCK_N samples."""
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    left = _row_squares(a, row, samples, d, a_n, a_d, BLOCK_N, BLOCK_K)
+    right = _row_squares(b, row, samples, p, b_n, b_p, BLOCK_N, BLOCK_K)
+    tl.store(squares_ptr + tl.program_id(0), tl.sum(left * right, 0))
 
 
-def _aot_case(
-    record: DeviceRecord, dtype: torch.dtype, choice: Config, scaled: bool
-) -> AotCase:  # fmt: skip
-    arch, stored = record.family, {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    sizes = (
-        "samples", "positions", "d", "p", "samples_each", "stride_input_n", "stride_input_t", "stride_input_d",
-        "stride_grad_n", "stride_grad_t", "stride_grad_p", "stride_scale_p", "stride_scale_d",
-    )  # fmt: skip
-    signature = {
-        "inputs_ptr": stored, "output_grads_ptr": stored, "scale_ptr": "*fp32", "total_ptr": stored,
-        "squares_ptr": "*fp64", **dict.fromkeys(sizes, "i32"),
-    }  # fmt: skip
-    # Arguments of value 1 are compiled in as constants.
-    constants = {"stride_input_d": 1, "stride_grad_p": 1, "stride_scale_d": 1}
-    constants |= {**_constexprs(dtype, arch, choice, scaled, True), "INTERPRET": False}
-    free = ("samples", "positions", "samples_each")
-    divisible = [name for name in signature if name not in constants and name not in free]
-    signature |= dict.fromkeys(constants, "constexpr")
-    precision = config.dot_precision(dtype, arch)
-    shape = f"{choice.block_p}x{choice.block_d}x{choice.block_t} w{choice.num_warps} s{choice.num_stages}"
-    return AotCase(
-        name=f"{stored[1:]} {precision} {shape}{' scaled' if scaled else ''}",
-        function=_weight_grad_stats_kernel,
-        signature=signature,
-        constexprs=constants,
-        target=target_of(record),
-        options={"num_warps": choice.num_warps, "num_stages": choice.num_stages},
-        expect_mma=record.matrix_instruction,
-        attrs=aligned(signature, *divisible),
-    )
+@triton.jit
+def _row_squares(x, row, samples, features, x_n, x_f, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    squares = tl.zeros((BLOCK_N, BLOCK_K), tl.float64)
+    for start in range(0, features, BLOCK_K):
+        feature = start + tl.arange(0, BLOCK_K)
+        offsets = row.to(tl.int64)[:, None] * x_n + feature.to(tl.int64)[None, :] * x_f
+        value = tl.load(x + offsets, mask=(row < samples)[:, None] & (feature < features)[None, :], other=0.0)
+        value = value.to(tl.float64)
+        squares += value * value
+    return tl.sum(squares, 1)
+
+
+@triton.jit
+def finish_kernel(
+    partial_ptr,  # (ranges, elements) float32, or None where there is one range
+    squares_ptr,  # (count,) float64
+    total_ptr,  # (elements,)
+    square_norm_ptr,  # () float64
+    ranges, elements, count, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first program adds up the squares, the others the ranges."""
+    if tl.program_id(0) == 0:
+        lanes = tl.arange(0, BLOCK)
+        squares = tl.zeros((BLOCK,), tl.float64)
+        for start in range(0, count, BLOCK):
+            squares += tl.load(squares_ptr + start + lanes, mask=start + lanes < count, other=0.0)
+        tl.store(square_norm_ptr, tl.sum(squares, 0))
+    elif partial_ptr is not None:
+        place = (tl.program_id(0) - 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        total = tl.zeros((BLOCK,), tl.float32)
+        for _ in range(0, ranges):
+            total += tl.load(partial_ptr + place, mask=place < elements, other=0.0)
+            partial_ptr += elements
+        place = (tl.program_id(0) - 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(total_ptr + place, total.to(total_ptr.dtype.element_ty), mask=place < elements)
+
+
+def descriptor(
+    shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], dtype: torch.dtype
+) -> TensorDescriptor:
+    """A descriptor of no memory yet, checked once."""
+    return TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), list(strides), list(box))
+
+
+def pointed(template: TensorDescriptor | None, base: Tensor | None) -> Any:
+    """`template` at the memory of `base`, without the checks it passed when it was made; `base` where it is None."""
+    if template is None or base is None:
+        return base
+    made = TensorDescriptor.__new__(TensorDescriptor)
+    made.__dict__.update(template.__dict__)
+    made.base = base
+    return made

@@ -1,11 +1,17 @@
-"""Which method serves a call, by the cost of each in units of one multiply-add of the plain weight gradient.
+"""Which method serves a call of `weight_grad_stats`.
 
-Beside the weight gradient's N·T·p·d, "gram" pays for two (T, T) products a sample, whose few columns and whose T² sums
-make them slower than large products, and "fused" for passing over each p·d gradient in memory (or, in the kernel, in
-registers) to square it and add it up:
+On the CPU by the cost of each in units of one multiply-add of the plain weight gradient. Beside that gradient's
+N·T·p·d, "gram" pays for two (T, T) products a sample, whose few columns and whose T² sums make them slower than large
+products, and "fused" for passing over each p·d gradient in memory to square it and add it up:
 
-    gram:  N · (d + p) · (square · T² + linear · T)
-    fused: N · p · d · (once + share · T)
+    gram:  N · (d + p) · (1.05 · T² + 18 · T)
+    fused: N · p · d · (30 + 0.08 · T)
+
+On a GPU by seconds, from rates that were measured there (config.py):
+
+    plain: N · T · p · d / rate
+    fused: N · p · d · (steps of positions + what finishing a sample's tile costs) / rate
+    gram:  N · tiles of the triangle · (d + p) / (rate · share of the multiprocessors at work) + one launch more
 """
 
 from __future__ import annotations
@@ -13,6 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from .._device import device_record
+from . import config
 
 METHODS = ("fused", "gram", "rank1")
 
@@ -39,24 +48,37 @@ class Cost:
 # float32, one thread of an AMD EPYC (Milan): it named the faster method in all but a few cases where the two were
 # within 10%. The table in README.md shows some of them.
 CPU = Cost(gram_square=1.05, gram_linear=18.0, fused_once=30.0, fused_share=0.08)
-# Not measured: a model. The kernel's square-and-add takes 2 to 3 operations a value of g_n on ordinary lanes, which do
-# a sixteenth of the matrix unit's multiply-adds; the (T, T) products are read back once, and for halves they run in
-# float32, another sixteenth.
-CUDA_HALF = Cost(gram_square=16.0, gram_linear=64.0, fused_once=32.0, fused_share=0.05)
-CUDA_FLOAT32 = Cost(gram_square=1.5, gram_linear=16.0, fused_once=8.0, fused_share=0.05)
 
 
 def choose_method(inputs: Tensor, output_grads: Tensor, scaled: bool, weight_grad: bool) -> str:
     """The method for inputs (N, T, d) and output gradients (N, T, p)."""
-    positions, d, p = inputs.shape[1], inputs.shape[2], output_grads.shape[2]
+    samples, positions, d = inputs.shape
+    p = output_grads.shape[2]
     if positions == 1:
         return "rank1"
     if scaled:
         return "fused"
-    if inputs.device.type == "cpu":
-        cost = CPU
-    else:
-        cost = CUDA_HALF if inputs.dtype.itemsize == 2 else CUDA_FLOAT32
+    if inputs.device.type != "cpu":
+        rates = config.HALF_RATES if inputs.dtype.itemsize == 2 else config.FLOAT_RATES
+        units = device_record(inputs.device).multiprocessors
+        fused, gram = gpu_seconds(rates, units, samples, positions, d, p, weight_grad)
+        return "gram" if gram < fused else "fused"
     # Without a weight gradient "gram" is spared its product, which "fused" forms in any case.
     plain = 0 if weight_grad else positions * p * d
-    return "gram" if cost.gram(positions, d, p) < cost.fused(positions, d, p) + plain else "fused"
+    return "gram" if CPU.gram(positions, d, p) < CPU.fused(positions, d, p) + plain else "fused"
+
+
+def gpu_seconds(
+    rates: config.MethodRates, units: int, samples: int, positions: int, d: int, p: int, weight_grad: bool
+) -> tuple[float, float]:
+    """Seconds that "fused" and "gram" take on a GPU of `units` multiprocessors, the weight gradient included."""
+    steps = -(-positions // rates.block_t) * rates.block_t
+    share = units / config.RATED_MULTIPROCESSORS
+    fused = samples * p * d * (steps + rates.finish) / (rates.fused * share)
+    block = 64 if positions <= 64 else 128
+    tiles = -(-positions // block)
+    programs = samples * tiles * (tiles + 1) // 2
+    gram = programs * block**2 * (d + p) / (rates.gram * share * min(1.0, programs / units))
+    if weight_grad:
+        gram += samples * positions * p * d / (rates.plain * share) + rates.launch
+    return fused, gram

@@ -1,0 +1,174 @@
+"""What of the kernels is compiled ahead of time, and what must show in the machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .._aot import AotCase, aligned, compiled_ahead, target_of
+from .._device import DeviceRecord
+from . import config
+from .config import DIRECT, ONE_TERM, THREE_TERMS, Tile
+from .kernel import boxes_kernel, depthwise_kernel, finish_kernel, gram_kernel, rank1_kernel
+from .launch import _precision
+from .split_kernel import largest_kernel, split_kernel
+
+_STORED = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_FREE = {
+    "samples", "samples_each", "height", "width", "out_height", "out_width", "group_d", "group_p", "taps", "kernel_w",
+    "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "scale_h", "scale_w", "total_tap",
+    "positions", "tiles", "ranges", "count", "programs", "elements",
+}  # fmt: skip
+"""Numbers that need not be multiples of 16."""
+
+
+def _case(
+    name: str, function: Any, record: DeviceRecord, types: dict[str, str], constants: dict[str, Any],
+    num_warps: int, num_stages: int = 3, **more: Any,
+) -> AotCase:  # fmt: skip
+    """A case whose arguments are of the `types`, `constants`, or 32-bit numbers."""
+    signature = {
+        argument: "constexpr" if argument in constants else types.get(argument, "i32")
+        for argument in function.arg_names
+    }
+    rest = [
+        argument for argument, kind in signature.items()
+        if kind != "constexpr" and "tensordesc" not in kind and argument.rstrip("ab").rstrip("_") not in _FREE
+        and argument not in _FREE and not argument.startswith(("rows_", "height_", "width_"))
+    ]  # fmt: skip
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    return AotCase(
+        name, function, signature, constants, target_of(record), options, attrs=aligned(signature, *rest), **more
+    )
+
+
+def _boxes(
+    record: DeviceRecord, tile: Tile, dtype: torch.dtype, kind: str = DIRECT, *, box: tuple[int, int] | None = None,
+    strided: bool = False, sets: bool = False, flat: bool = False, scaled: bool = False, pointers: bool = False,
+    thorough: bool = False, variant: bool = False,
+) -> AotCase:  # fmt: skip
+    """`boxes_kernel` with one tile; `sets`: several groups a tile."""
+    three = kind == THREE_TERMS
+    stored = _STORED[dtype if kind == DIRECT else torch.float16]
+    height, width = box or (1, tile.block_t)
+    types = {"total_ptr": f"*{_STORED[dtype]}", "squares_ptr": "*fp64"}
+    constants: dict[str, Any] = {"a_low": None, "b_low": None, "a_factor": None, "b_factor": None, "scale_ptr": None}
+    if pointers:
+        types |= {"a": f"*{stored}", "b": f"*{stored}"}
+        constants |= {"a_c": 1, "b_c": 1}
+    else:
+        shape_a = f"1,{height},1,{width}" if strided else f"1,{height},{width}"
+        types["a"] = f"tensordesc<{stored}[{shape_a},{tile.block_d}]>"
+        types["b"] = f"tensordesc<{stored}[1,{height},{width},{tile.block_p}]>"
+        constants |= dict.fromkeys((f"{name}_{axis}" for name in "ab" for axis in "nhwc"), 0)
+    if three:
+        types |= {"a_low": types["a"], "b_low": types["b"]}
+    if kind != DIRECT:
+        types |= {"a_factor": "*fp32", "b_factor": "*fp32"}
+    if scaled:
+        types["scale_ptr"] = "*fp32"
+        constants["scale_d"] = 1
+    constants = {name: value for name, value in constants.items() if name not in types}
+    constants |= {
+        "total_d": 1, "POINTERS": pointers, "FLAT": flat, "STRIDED": strided, "MASKED": strided or sets,
+        "SEVERAL": sets, "THREE": three, "PRECISION": _precision(dtype, record, False), "WEIGHT_GRAD": True,
+        "INTERPRET": False, "BLOCK_P": tile.block_p, "BLOCK_D": tile.block_d, "BLOCK_H": height, "BLOCK_W": width,
+        "GROUP": 8,
+    }  # fmt: skip
+    features = {"strided": strided, "sets": sets, "all taps": flat, "scaled": scaled, "pointers": pointers}
+    said = [f"{_STORED[dtype]}" if kind == DIRECT else f"{_STORED[dtype]} as {kind}"]
+    said += [f"{tile.block_p}x{tile.block_d}x{height}x{width} w{tile.num_warps} s{tile.num_stages}"]
+    return _case(
+        " ".join([*said, *(name for name, present in features.items() if present)]), boxes_kernel, record, types,
+        constants, tile.num_warps, tile.num_stages, expect_mma=record.matrix_instruction, expect_tma=not pointers,
+        thorough=thorough, variant=variant,
+    )  # fmt: skip
+
+
+def _gram(record: DeviceRecord, dtype: torch.dtype, positions: int, pointers: bool, thorough: bool) -> AotCase:
+    chosen = config.gram_config(record, dtype.itemsize, positions)
+    stored = _STORED[dtype]
+    box = f"tensordesc<{stored}[1,{chosen.block_t},{chosen.block_k}]>"
+    types = {"a": f"*{stored}" if pointers else box, "b": f"*{stored}" if pointers else box, "squares_ptr": "*fp64"}
+    constants: dict[str, Any] = {"a_d": 1, "b_p": 1} if pointers else dict.fromkeys(
+        ("a_n", "a_t", "a_d", "b_n", "b_t", "b_p"), 0
+    )  # fmt: skip
+    constants |= {
+        "POINTERS": pointers, "PRECISION": _precision(dtype, record, False), "INTERPRET": False,
+        "BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k,
+    }  # fmt: skip
+    return _case(
+        f"gram {stored} {chosen.block_t}x{chosen.block_k}{' pointers' if pointers else ''}", gram_kernel, record, types,
+        constants, chosen.num_warps, chosen.num_stages, expect_mma=record.matrix_instruction,
+        expect_tma=not pointers, thorough=thorough,
+    )  # fmt: skip
+
+
+def _small(record: DeviceRecord) -> Iterator[AotCase]:
+    """The kernels without a matrix product."""
+    pair = {"a": "*bf16", "b": "*bf16", "squares_ptr": "*fp64"}
+    chosen = config.DEPTHWISE_CHANNELS_LAST
+    constants = {
+        "scale_ptr": None, "a_c": 1, "b_c": 1, "WEIGHT_GRAD": True, "BLOCK_P": chosen.block_p,
+        "BLOCK_T": chosen.block_t,
+    }  # fmt: skip
+    types = pair | {"total_ptr": "*bf16"}
+    yield _case("depthwise", depthwise_kernel, record, types, constants, chosen.num_warps, thorough=True)
+    rows, features = config.RANK1_BLOCK
+    constants = {"a_d": 1, "b_p": 1, "BLOCK_N": rows, "BLOCK_K": features}
+    yield _case("rank1", rank1_kernel, record, pair, constants, 4, thorough=True)
+    types = {"partial_ptr": "*fp32", "squares_ptr": "*fp64", "total_ptr": "*bf16", "square_norm_ptr": "*fp64"}
+    yield _case("finish", finish_kernel, record, types, {"BLOCK": config.FINISH_BLOCK}, 4, thorough=True)
+    if not config.reads_boxes(record):
+        return  # nothing is split
+    block = {"a_c": 1, "b_c": 1, "ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
+    types = dict.fromkeys(("a", "b", "largest_a", "largest_b", "factor_a", "factor_b"), "*fp32")
+    types |= dict.fromkeys(("high_a", "low_a", "high_b", "low_b"), "*fp16")
+    yield _case("largest", largest_kernel, record, types, block, 4, thorough=True)
+    yield _case("split", split_kernel, record, types, block, 4, thorough=True)
+
+
+def aot_cases() -> Iterator[AotCase]:
+    """Every tile, the worst of each target in the brief list: strided, several groups a tile, scaled."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for record in compiled_ahead():
+        main = record.family == "sm_90"
+        if not config.reads_boxes(record):
+            hip = record.family == "hip"
+            large = (config.HIP_HALF if hip else config.POINTER_HALF)[0]
+            small = (config.HIP_FLOAT if hip else config.POINTER_HALF_SMALL)[0]
+            wide = (config.HIP_FLOAT if hip else config.POINTER_FLOAT)[0]
+            scaled = (config.HIP_FLOAT if hip else config.POINTER_SCALED)[0]
+            few = (config.FEW_CHANNELS_HIP if hip else config.FEW_CHANNELS)[0]
+            worst = (config.HIP_FLOAT if hip else config.POINTER_FLOAT_SCALED)[0]
+            yield _boxes(record, worst, fp32, box=(2, 16), sets=True, scaled=True, pointers=True)
+            yield _boxes(record, wide, fp32, box=(2, 16), sets=True, pointers=True, thorough=True)
+            yield _boxes(record, large, bf16, pointers=True, sets=True, thorough=True)
+            yield _boxes(record, small, bf16, pointers=True, sets=True, thorough=True)
+            yield _boxes(record, scaled, bf16, pointers=True, sets=True, scaled=True, thorough=True)
+            for dtype in (bf16, fp32):
+                yield _boxes(record, few, dtype, box=(2, few.block_t // 2), flat=True, scaled=True, pointers=True,
+                             thorough=True)  # fmt: skip
+                yield _gram(record, dtype, 128, True, thorough=True)
+            yield from _small(record)
+            continue
+        yield _boxes(record, config.THREE_BOXES[0], fp32, THREE_TERMS, box=(4, 16), strided=True, sets=True)
+        yield _boxes(record, config.LINEAR[0], bf16, thorough=not main)
+        yield _boxes(record, config.SCALED[0], bf16, box=(8, 8), strided=True, sets=True, scaled=True,
+                     thorough=not main)  # fmt: skip
+        if main:
+            yield _boxes(record, config.THREE[0], fp32, THREE_TERMS, thorough=True)
+        yield _boxes(record, config.LINEAR[0], fp32, ONE_TERM, thorough=True)
+        yield _boxes(record, config.THREE_NARROW[0], fp32, THREE_TERMS, box=(8, 8), strided=True, sets=True,
+                     scaled=True, thorough=True)  # fmt: skip
+        for tile in (*config.LINEAR[1:], *config.BOXES, *config.NARROW):
+            box = (1, tile.block_t) if tile in config.LINEAR[1:2] else (4, tile.block_t // 4)
+            yield _boxes(record, tile, bf16, box=box, strided=box[0] > 1, sets=box[0] > 1, thorough=True)
+        for dtype in (bf16, fp32):
+            yield _boxes(record, config.FEW_CHANNELS[0], dtype, box=(4, 16), flat=True, scaled=True, pointers=True,
+                         thorough=True)  # fmt: skip
+            yield _gram(record, dtype, 1024, False, thorough=not main or dtype == fp32)
+            yield _gram(record, dtype, 64, True, thorough=True)
+        yield from _small(record)

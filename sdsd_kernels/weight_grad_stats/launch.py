@@ -1,0 +1,418 @@
+"""From tensors to launches. All that a call's shapes decide is settled once, in a plan that one look-up finds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._backend import interpreting
+from .._device import DeviceRecord, device_record
+from . import config, layout
+from .geometry import LINEAR, Geometry
+from .kernel import (
+    boxes_kernel,
+    depthwise_kernel,
+    descriptor,
+    finish_kernel,
+    gram_kernel,
+    pointed,
+    rank1_kernel,
+)
+from .layout import Copy, Layout
+from .split_kernel import largest_kernel, split_kernel
+
+
+class Launch:
+    """A kernel with all but its tensors settled; compiled by the first call, found in no cache after."""
+
+    __slots__ = ("_compiled", "grid", "kernel", "options", "settled")
+
+    def __init__(self, kernel: Any, grid: tuple[int, int, int], settled: dict[str, Any], **options: int) -> None:
+        self.kernel, self.grid, self.options = kernel, grid, options
+        self.settled = tuple(settled[name] for name in kernel.arg_names if name in settled)
+        self._compiled: Any = None
+
+    def __call__(self, *tensors: Any) -> None:
+        if self._compiled is None:
+            # None from the interpreter, which has nothing to keep.
+            self._compiled = self.kernel[self.grid](*tensors, *self.settled, **self.options)
+        else:
+            self._compiled[self.grid](*tensors, *self.settled)
+
+
+class Split(NamedTuple):
+    """Two launches that make float16 parts of both tensors."""
+
+    largest: Launch
+    split: Launch
+    programs: int
+    three: bool
+    channels: tuple[int, int]
+    elements: tuple[int, int]
+
+    def __call__(self, a: Tensor, b: Tensor) -> tuple[Any, ...]:
+        device = a.device
+        most = [torch.empty(self.programs, channels, device=device) for channels in self.channels]
+        factors = [torch.empty(channels, device=device) for channels in self.channels]
+        high = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
+        low: list[Any] = [None, None]
+        if self.three:
+            low = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
+        self.largest(a, b, *most)
+        self.split(a, b, *most, high[0], low[0], high[1], low[1], *factors)
+        return high[0], low[0], high[1], low[1], *factors
+
+
+class Fused(NamedTuple):
+    """A call with everything settled but its tensors."""
+
+    main: Launch
+    finish: Launch
+    tensors: tuple[Any, Any, Any, Any]
+    """Descriptors of inputs and their low parts, output gradients and their low parts; None where pointers serve."""
+    copies: tuple[Copy | None, Copy | None]
+    split: Split | None
+    shares: int
+    ranges: int
+    elements: int
+    total: tuple[tuple[int, ...], tuple[int, ...]] | None
+    """Shape and strides of the weight gradient, or None without one."""
+    dtype: torch.dtype
+    depthwise: bool
+
+    def __call__(self, a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        device = a.device
+        first, second = self.copies
+        if first is not None:
+            a = first.of(a)
+        if second is not None:
+            b = second.of(b)
+        squares = torch.empty(self.shares, dtype=torch.float64, device=device)
+        square_norm = torch.empty((), dtype=torch.float64, device=device)
+        total = partial = None
+        target: Tensor = squares
+        if self.total is not None:
+            total = target = torch.empty_strided(*self.total, dtype=self.dtype, device=device)
+            if self.ranges > 1:
+                partial = target = torch.empty(self.ranges, self.elements, device=device)
+        if self.depthwise:
+            self.main(a, b, scale, target, squares)
+        else:
+            parts: tuple[Any, ...] = (a, None, b, None, None, None) if self.split is None else self.split(a, b)
+            operands = [pointed(*pair) for pair in zip(self.tensors, parts[:4], strict=True)]
+            self.main(*operands, *parts[4:], scale, target, squares)
+        self.finish(partial, squares, squares if total is None else total, square_norm)
+        return total, square_norm
+
+
+_MAX_PLANS = 4096
+_plans: dict[tuple[Any, ...], Any] = {}
+
+
+def launch_fused(
+    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
+    dtype: torch.dtype, channels_last: bool, max_bytes: int,
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    """Weight gradient or None, and square norm (), of inputs and output gradients (N, T, d), (N, C, W) or (N, C, H, W).
+
+    Three dimensions are a linear layer's where `geometry` is LINEAR, and a convolution over one dimension otherwise.
+    """
+    tf32 = inputs.dtype == torch.float32 and _tf32_allowed(geometry)
+    key = (
+        inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
+        inputs.data_ptr() % 16, output_grads.data_ptr() % 16, geometry, weight_grad, dtype, channels_last, max_bytes,
+        tf32, None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16),
+    )  # fmt: skip
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _kept(key, plan_fused(
+            inputs, output_grads, scale, geometry, weight_grad, dtype, channels_last, max_bytes, tf32,
+            device_record(inputs.device),
+        ))  # fmt: skip
+    return _on_device(inputs, plan, inputs, output_grads, scale)
+
+
+def _on_device(where: Tensor, call: Any, *arguments: Any) -> Any:
+    if where.device.type == "cuda" and where.device.index != torch.cuda.current_device():
+        with torch.cuda.device(where.device):
+            return call(*arguments)
+    return call(*arguments)
+
+
+def _kept(key: tuple[Any, ...], plan: Any) -> Any:
+    if len(_plans) >= _MAX_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
+
+
+def _tf32_allowed(geometry: Geometry) -> bool:
+    """Whether torch itself may round a float32 product's operands to tf32: by one setting for layers, one for cuDNN."""
+    if geometry is LINEAR:
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    return bool(torch.backends.cudnn.allow_tf32)
+
+
+def plan_fused(
+    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
+    dtype: torch.dtype, channels_last: bool, max_bytes: int, tf32: bool, record: DeviceRecord,
+) -> Fused:  # fmt: skip
+    """What `launch_fused` does with tensors like these."""
+    linear = geometry is LINEAR
+    a = layout.as_layout(inputs, linear)
+    b = layout.as_layout(output_grads, linear)
+    samples, height, width, channels = a.shape
+    _, out_height, out_width, outputs = b.shape
+    kernel, stride, dilation = (_two(pair, 1) for pair in (geometry.kernel, geometry.stride, geometry.dilation))
+    padding = _two(geometry.padding, 0)
+    taps, groups = kernel[0] * kernel[1], geometry.groups
+    group_d, group_p = channels // groups, outputs // groups
+    elements = outputs * group_d * taps
+    shape = (outputs, group_d, *(() if linear else geometry.kernel))
+    strides = layout.weight_strides(shape, channels_last)
+    total_d = strides[1]
+    total_tap = 0 if linear else strides[-1]
+    most_ranges = max(1, max_bytes // (elements * 4)) if weight_grad else samples
+    of_scale = (0, 0, 0, 0) if scale is None else _scale_strides(scale, linear)
+    known: dict[str, Any] = {
+        "samples": samples, "height": height, "width": width, "out_height": out_height, "out_width": out_width,
+        "group_d": group_d, "group_p": group_p, "taps": taps, "kernel_w": kernel[1],
+        "pad_h": padding[0], "pad_w": padding[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
+        "total_range": elements, "total_p": strides[0], "total_d": total_d, "total_tap": total_tap,
+        "scale_p": of_scale[0], "scale_d": of_scale[1], "scale_h": of_scale[2], "scale_w": of_scale[3],
+        "WEIGHT_GRAD": weight_grad, "INTERPRET": interpreting(),
+    }  # fmt: skip
+    common: dict[str, Any] = {
+        "shares": 0, "elements": elements, "total": (shape, strides) if weight_grad else None, "dtype": dtype,
+    }  # fmt: skip
+    if group_d == 1 and groups > 1:
+        return _plan_depthwise(a, b, known | {"p": outputs, "stride_h": stride[0], "stride_w": stride[1]}, common,
+                               most_ranges, record)  # fmt: skip
+
+    several, sets = _sets(groups, group_d, group_p, record)
+    d, p = group_d * several, group_p * several
+    flat = groups == 1 and channels < config.FLAT_BELOW and taps > 1
+    lane = 16 // (2 if inputs.dtype == torch.float32 else inputs.dtype.itemsize)
+    aligned = sets == 1 or (d % lane == 0 and p % lane == 0)
+    pointers = flat or not aligned or not config.reads_boxes(record)
+    kind = config.DIRECT
+    if inputs.dtype == torch.float32 and not pointers:
+        kind = config.ONE_TERM if tf32 else config.THREE_TERMS
+    candidates = config.tiles(
+        record, kind, itemsize=inputs.dtype.itemsize, pointers=pointers, flat=flat, boxes=not linear,
+        narrow=min(d, p) <= 64, scaled=scale is not None,
+    )  # fmt: skip
+    plan = config.best_plan(
+        candidates, record, samples=samples, out_size=(out_height, out_width), d=d, p=p, sets=sets, taps=taps,
+        flat=flat, most_ranges=most_ranges,
+    )  # fmt: skip
+    tile, (box_h, box_w) = plan.tile, plan.box
+
+    # One tap without padding reads one phase, so it is a view of every stride-th position.
+    viewed = taps == 1 and padding == (0, 0) and not pointers
+    strided = not (pointers or viewed) and stride != (1, 1)
+    multiples = stride if strided else (1, 1)
+    split = first = second = None
+    tensors: tuple[Any, Any, Any, Any] = (None, None, None, None)
+    if pointers:
+        if not flat:
+            a, first = layout.adjacent_channels(a, inputs.dtype)
+            b, second = layout.adjacent_channels(b, inputs.dtype)
+    elif kind == config.DIRECT:
+        a, first = layout.described(a, inputs.dtype, inputs.data_ptr(), multiples)
+        b, second = layout.described(b, inputs.dtype, output_grads.data_ptr())
+    else:
+        if height % multiples[0] or width % multiples[1]:
+            target = layout.packed(a, inputs.dtype.itemsize, multiples)
+            a, first = target, layout.copy_into(target, a, inputs.dtype)
+        split, a, b = _plan_split(a, b, kind == config.THREE_TERMS)
+    if not pointers:
+        held = inputs.dtype if split is None else torch.float16
+        if viewed and stride != (1, 1):
+            a, stride = layout.every(a, stride, (out_height, out_width)), (1, 1)
+        known["phase_width"] = a.strides[2]
+        shape_a, strides_a = layout.phases(a, stride) if strided else (a.shape, a.strides)
+        box = (1, box_h, 1, box_w, tile.block_d) if strided else (1, box_h, box_w, tile.block_d)
+        of_a = descriptor(shape_a, strides_a, box, held)
+        of_b = descriptor(b.shape, b.strides, (1, box_h, box_w, tile.block_p), held)
+        tensors = (of_a, of_a, of_b, of_b)
+    known |= _strides("a", "nhwc", a.strides if pointers else (0,) * 4)
+    known |= _strides("b", "nhwc", b.strides if pointers else (0,) * 4)
+    known = {"phase_width": 0} | known | {
+        "samples_each": plan.samples_each, "d": d, "p": p, "stride_h": stride[0], "stride_w": stride[1],
+        "POINTERS": pointers, "FLAT": flat, "STRIDED": strided, "MASKED": strided or sets > 1 or several > 1,
+        "SEVERAL": several > 1, "THREE": kind == config.THREE_TERMS,
+        "PRECISION": _precision(inputs.dtype, record, tf32),
+        "BLOCK_P": tile.block_p, "BLOCK_D": tile.block_d, "BLOCK_H": box_h, "BLOCK_W": box_w, "GROUP": 8,
+    }  # fmt: skip
+    main = Launch(
+        boxes_kernel, (plan.tiles, plan.ranges, 1), known, num_warps=tile.num_warps, num_stages=tile.num_stages
+    )
+    common["shares"] = plan.tiles * plan.ranges
+    return Fused(
+        main, _finish(common["shares"], plan.ranges, elements, weight_grad), tensors, (first, second), split,
+        ranges=plan.ranges, depthwise=False, **common,
+    )  # fmt: skip
+
+
+def _cdiv(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _two(values: tuple[int, ...], first: int) -> tuple[int, int]:
+    """One value for each dimension of space; `first` for the height of a convolution over one dimension."""
+    return (first, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _strides(tensor: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
+    """Strides by the names of a kernel's arguments."""
+    return {f"{tensor}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
+
+
+def _sets(groups: int, group_d: int, group_p: int, record: DeviceRecord) -> tuple[int, int]:
+    """Groups of a set, a divisor of all groups, and sets: as many groups as fit the narrowest tile."""
+    wide = (16, 32) if record.family == "interpreted" else (64, 64)
+    several = max(1, min(groups, wide[0] // group_p, wide[1] // group_d))
+    while groups % several:
+        several -= 1
+    return several, groups // several
+
+
+def _scale_strides(scale: Tensor, linear: bool) -> tuple[int, int, int, int]:
+    """Along P, C, and the height and width of the kernel."""
+    stride = scale.stride()
+    return (stride[0], stride[1], 0, 0) if linear else (stride[0], stride[1], *_two(stride[2:], 0))
+
+
+def _precision(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:
+    """How float32 is multiplied where it is not split. Products of halves are exact and take "ieee".
+
+    tf32x3 keeps float32's digits on the matrix unit. On AMD only one architecture has tf32.
+    """
+    if dtype != torch.float32 or not record.family.startswith("sm_"):
+        return "ieee"
+    return "tf32" if tf32 else "tf32x3"
+
+
+def _finish(shares: int, ranges: int, elements: int, weight_grad: bool) -> Launch:
+    blocks = _cdiv(elements, config.FINISH_BLOCK) if weight_grad and ranges > 1 else 0
+    settled = {"ranges": ranges, "elements": elements, "count": shares, "BLOCK": config.FINISH_BLOCK}
+    return Launch(finish_kernel, (1 + blocks, 1, 1), settled, num_warps=4)
+
+
+def _plan_split(a: Layout, b: Layout, three: bool) -> tuple[Split, Layout, Layout]:
+    """The launches that make float16 parts, and how the parts lie."""
+    settled: dict[str, Any] = {"ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
+    parts = []
+    for name, x in (("a", a), ("b", b)):
+        samples, height, width, channels = x.shape
+        part = layout.packed(x, 2)
+        settled |= {f"rows_{name}": samples * height * width, f"height_{name}": height, f"width_{name}": width}
+        settled |= {f"channels_{name}": channels, f"padded_{name}": part.strides[2]}
+        settled |= _strides(name, "nhwc", x.strides)
+        parts.append(part)
+    blocks = _cdiv(max(settled["rows_a"], settled["rows_b"]), config.SPLIT_BLOCK[0])
+    across = _cdiv(max(a.shape[3], b.shape[3]), config.SPLIT_BLOCK[1])
+    programs = min(blocks, config.LARGEST_PROGRAMS)
+    elements = tuple(part.shape[0] * part.strides[0] for part in parts)
+    split = Split(
+        Launch(largest_kernel, (programs, across, 2), settled, num_warps=4),
+        Launch(split_kernel, (blocks, across, 2), settled | {"programs": programs}, num_warps=4),
+        programs, three, (a.shape[3], b.shape[3]), (elements[0], elements[1]),
+    )  # fmt: skip
+    return split, parts[0], parts[1]
+
+
+def _plan_depthwise(
+    a: Layout, b: Layout, known: dict[str, Any], common: dict[str, Any], most_ranges: int, record: DeviceRecord
+) -> Fused:
+    if record.family == "interpreted":
+        chosen = config.DEPTHWISE_INTERPRETED
+    else:
+        last = b.strides[3] == 1
+        chosen = config.DEPTHWISE_CHANNELS_LAST if last else config.DEPTHWISE_CHANNELS_FIRST
+    programs = _cdiv(known["p"], chosen.block_p) * known["taps"]
+    slots = record.multiprocessors * config.DEPTHWISE_RESIDENT
+    each = _cdiv(known["samples"], max(1, min(known["samples"], slots // programs, most_ranges)))
+    ranges = _cdiv(known["samples"], each)
+    known |= _strides("a", "nhwc", a.strides) | _strides("b", "nhwc", b.strides)
+    known |= {"samples_each": each, "BLOCK_P": chosen.block_p, "BLOCK_T": chosen.block_t}
+    common["shares"] = programs * ranges
+    return Fused(
+        Launch(depthwise_kernel, (programs, ranges, 1), known, num_warps=chosen.num_warps),
+        _finish(common["shares"], ranges, common["elements"], common["total"] is not None),
+        (None, None, None, None), (None, None), None, ranges=ranges, depthwise=True, **common,
+    )  # fmt: skip
+
+
+class Squares(NamedTuple):
+    """Squares alone, from tensors as they lie: "gram" or "rank1"."""
+
+    main: Launch
+    finish: Launch
+    descriptors: tuple[Any, Any]
+    shares: int
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        squares = torch.empty(self.shares, dtype=torch.float64, device=a.device)
+        square_norm = torch.empty((), dtype=torch.float64, device=a.device)
+        self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
+        self.finish(None, squares, squares, square_norm)
+        return square_norm
+
+
+def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
+    """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1"."""
+    tf32 = inputs.dtype == torch.float32 and _tf32_allowed(LINEAR)
+    key = (
+        method, inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
+        inputs.data_ptr() % 16, output_grads.data_ptr() % 16, tf32,
+    )  # fmt: skip
+    plan = _plans.get(key)
+    if plan is None:
+        make = plan_gram if method == "gram" else plan_rank1
+        plan = _kept(key, make(inputs, output_grads, tf32, device_record(inputs.device)))
+    return _on_device(inputs, plan, inputs, output_grads)
+
+
+def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord) -> Squares:
+    samples, positions, d = inputs.shape
+    p = output_grads.shape[2]
+    chosen = config.gram_config(record, inputs.dtype.itemsize, positions)
+    descriptors: list[Any] = [None, None]
+    pointers = not config.reads_boxes(record)
+    for index, x in enumerate((inputs, output_grads)):
+        (shape, strides, _), copy = layout.described(layout.as_layout(x, True), x.dtype, x.data_ptr())
+        pointers = pointers or copy is not None
+        if not pointers:
+            box = (1, chosen.block_t, chosen.block_k)
+            descriptors[index] = descriptor((shape[0], *shape[2:]), (strides[0], *strides[2:]), box, x.dtype)
+    if pointers:
+        descriptors = [None, None]
+    tiles = _cdiv(positions, chosen.block_t)
+    triangle = tiles * (tiles + 1) // 2
+    settled: dict[str, Any] = {
+        "positions": positions, "d": d, "p": p, "tiles": tiles, "POINTERS": pointers,
+        "PRECISION": _precision(inputs.dtype, record, tf32), "INTERPRET": interpreting(),
+        "BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k,
+    }  # fmt: skip
+    settled |= _strides("a", "ntd", inputs.stride() if pointers else (0, 0, 0))
+    settled |= _strides("b", "ntp", output_grads.stride() if pointers else (0, 0, 0))
+    main = Launch(
+        gram_kernel, (triangle, samples, 1), settled, num_warps=chosen.num_warps, num_stages=chosen.num_stages
+    )
+    return Squares(main, _finish(triangle * samples, 1, 1, False), (descriptors[0], descriptors[1]), triangle * samples)
+
+
+def plan_rank1(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord) -> Squares:
+    samples, _, d = inputs.shape
+    rows, features = config.RANK1_BLOCK
+    programs = _cdiv(samples, rows)
+    settled = {
+        "samples": samples, "d": d, "p": output_grads.shape[2], "a_n": inputs.stride(0), "a_d": inputs.stride(2),
+        "b_n": output_grads.stride(0), "b_p": output_grads.stride(2), "BLOCK_N": rows, "BLOCK_K": features,
+    }  # fmt: skip
+    main = Launch(rank1_kernel, (programs, 1, 1), settled, num_warps=4)
+    return Squares(main, _finish(programs, 1, 1, False), (None, None), programs)
