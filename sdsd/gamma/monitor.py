@@ -114,6 +114,7 @@ class GammaMonitor:
         self._hooks: list[Any] = []
         self._observers: list[Callable[[GammaMonitor, GammaStats], None]] = []
         self._steps = 0
+        self._stats: GammaStats | None = None
         self._checked_reuse = 0
         self._rows: tuple[list[int], Tensor] = ([], torch.empty(0, dtype=torch.long))
         self._names = _trainable(self._root, parameters)
@@ -274,6 +275,31 @@ class GammaMonitor:
     def coverage(self) -> Mapping[str, str | None]:
         """Every parameter that trains → the rule that measures it; None for one that is left out (strict=False)."""
         return MappingProxyType(self._coverage)
+
+    @property
+    def stats(self) -> GammaStats:
+        """What the last measured step gave: on the steps between, which `every` leaves out, it stays.
+
+        Raises:
+            RuntimeError: no step has been measured yet.
+        """
+        if self._stats is None:
+            raise RuntimeError(
+                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a "
+                "step() that returns statistics; the first does, unless it is skipped with a warning."
+            )
+        return self._stats
+
+    @property
+    def smoothed(self) -> GammaStats:
+        """`stats.smoothed`: signal and noise of single samples, averaged over the measured steps so far.
+
+        Raises:
+            RuntimeError: no step has been measured yet.
+        """
+        found = self.stats.smoothed
+        assert found is not None
+        return found
 
     def add_observer(self, observer: Callable[[GammaMonitor, GammaStats], None]) -> Callable[[], None]:
         """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again."""
@@ -472,6 +498,7 @@ class GammaMonitor:
                 )
             self._plan_step()
         if stats is not None:
+            self._stats = stats
             for observer in self._observers:
                 observer(self, stats)
         return stats
