@@ -419,14 +419,19 @@ def map_activations(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(found.results)
         return OK
-    print(
-        f"{arguments.file}: {len(neuron_map.alive)} neurons, {len(neuron_map.order)} alive, "
-        f"{len(neuron_map.dead)} dead, {len(set(neuron_map.clusters))} clusters "
-        f"(silhouette {neuron_map.silhouette:.2f})"
-    )
-    if neuron_map.dead:
-        listed = ", ".join(map(str, neuron_map.dead[:20]))
-        print(f"dead: {listed}{' …' if len(neuron_map.dead) > 20 else ''}")
+    strange = set(neuron_map.not_finite)
+    dead = [neuron for neuron in neuron_map.dead if neuron not in strange]
+    counts = [f"{int(neuron_map.alive.sum())} alive", f"{len(dead)} dead"]
+    if strange:
+        counts.append(f"{len(strange)} with NaN or infinity")
+    if neuron_map.silhouette is not None:
+        counts.append(f"{len(set(neuron_map.clusters))} clusters (silhouette {neuron_map.silhouette:.2f})")
+    print(f"{arguments.file}: {len(neuron_map.alive)} neurons, {', '.join(counts)}")
+    for words, neurons in (("dead", dead), ("NaN or infinity", sorted(strange))):
+        if neurons:
+            print(f"{words}: {', '.join(map(str, neurons[:20]))}{' …' if len(neurons) > 20 else ''}")
+    for note in neuron_map.notes:
+        print(note)
     pairs = zip(neuron_map.nearest, neuron_map.farthest, strict=False)
     print_table(
         ("", "nearest", "cosine", "farthest", "cosine"),

@@ -199,6 +199,25 @@ def test_map_writes_the_matrix_and_names_dead_and_near(capsys, activations, tmp_
     assert results["nearest"][0]["first"] == 1
     assert (out_folder / "cosine_matrix.png").stat().st_size > 1000
     assert (out_folder / "neuron_map.png").stat().st_size > 1000
+    assert "drawNeuronMap" in (out_folder / "map.html").read_text(encoding="utf-8")
+
+
+def test_map_of_a_large_layer_is_a_sample_and_says_so(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("sdsd.geometry.neuron_map.MOST_PLACED", 30)
+    values = np.random.default_rng(0).standard_normal((60, 50), dtype=np.float32)
+    values[:, 7], values[3, 8] = 0, np.nan
+    np.save(tmp_path / "wide.npy", values)
+    status, out, _ = run(capsys, "map", tmp_path / "wide.npy", "--out", tmp_path / "out")
+    assert status == 0
+    assert "50 neurons, 48 alive, 1 dead, 1 with NaN or infinity" in out
+    assert "dead: 7\nNaN or infinity: 8\n" in out
+    assert "A random sample of 30 of the 48 live neurons is placed and grouped; pairs are of all." in out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(results["order"]) == len(results["points"]) == 30
+    assert len({pair[key] for pair in results["nearest"] for key in ("first", "second")} - set(results["order"])) > 0
+    assert (tmp_path / "out" / "neuron_map.png").exists()
+    assert "30 of 48 live neurons, a random sample" in (tmp_path / "out" / "map.html").read_text(encoding="utf-8")
 
 
 def test_map_along_another_dimension(capsys, activations, tmp_path):

@@ -217,15 +217,15 @@ def test_the_monitor_leaves_training_as_it_was(finished):
 
 
 def story(**changes):
-    facts = {"lowest": 30.0, "lowest_step": 9, "last": 900.0, "last_below_step": 77}
+    facts = {"lowest": 30.0, "lowest_step": 9, "last": 900.0, "ever_below": True, "above_from_step": 78}
     return demo_report.noise_sentence({**facts, **changes}, 128, 330)
 
 
 def test_the_sentence_on_noise_follows_the_numbers():
-    assert "From step 77" in story()
+    assert "From step 78 on" in story()
     assert "88% of" in story()
     assert "does not show" in story(last=100.0)
-    assert "throughout" in story(last_below_step=None, lowest=300.0)
+    assert "throughout" in story(ever_below=False, above_from_step=None, lowest=300.0)
     assert "no signal could be told" in story(last=math.inf)
 
 
