@@ -343,8 +343,9 @@ def print_gamma_table(stats: Any) -> None:
 
     rows = [(name, part) for name, part in stats.parameters.items()] + [("total", stats)]
     level_name = f"{100 * stats.confidence:g}% interval"
+    of = "one sample" if stats.samples_per_gradient == 1 else f"{stats.samples_per_gradient} samples"
     print_table(
-        ("", "Γ", "noise scale", level_name, f"phase at batch {stats.batch_size}"),
+        ("", f"Γ of {of}", "noise scale", level_name, f"phase at batch {stats.batch_size}"),
         (
             (
                 name, plain_number(part.gamma_unbiased), plain_number(part.noise_scale),

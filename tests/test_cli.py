@@ -87,7 +87,7 @@ def test_an_output_that_is_not_unicode_spells_what_it_cannot_show(tmp_path):
     _, header, line, total, *_ = told("ascii", "gamma", "grads.npy")
     assert header.split()[0] == "Gamma"
     assert set(line) == {"-", " "}
-    assert header.index("Gamma") == line.index("-----  ", 6)  # columns stay aligned
+    assert [len(word) for word in line.split()][1:4] == [len("Gamma of one sample"), len("noise scale"), 12]
     assert total.startswith("total")
 
 

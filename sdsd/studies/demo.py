@@ -25,8 +25,8 @@ from ..geometry.merge import merge
 from ._display import GAMMA_COLUMNS, Display, choose_display, table_row
 from ._files import prepare_output, versions, write_json
 
-COHORTS = ("near", "random", "far")
 HEADER = ("layer", *GAMMA_COLUMNS)
+COHORTS = ("near", "random", "far")
 
 
 @dataclass(frozen=True)

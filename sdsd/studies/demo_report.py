@@ -235,8 +235,8 @@ def training_sections(results: dict[str, Any], book: FigureBook) -> list[html.Se
                 html.Text(
                     "Γ compares the squared length of the mean gradient (what all samples agree on) with the variance "
                     "of the gradient from sample to sample (what they disagree on): above 1 a step mostly follows the "
-                    "signal, below 1 mostly chance. Γ grows in proportion to the batch; the batch size at which it is "
-                    "1 is the noise scale."
+                    "signal (drift), below 1 mostly chance (diffusion). Γ grows in proportion to the batch; the batch "
+                    "size at which it is 1 is the noise scale."
                 ),
                 noise_figure,
                 html.Note(noise_sentence(story, batch_size, steps[-1])),

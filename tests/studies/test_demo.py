@@ -261,7 +261,7 @@ def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
         lines.update(step, "loss 1", [("whole network", "2", "64", "–", "…")])
     printed = capsys.readouterr().out.splitlines()
     assert 4 <= len(printed) <= 6
-    assert printed[-1] == "step 10/10 · loss 1 · Γ 2 · noise scale 64"
+    assert printed[-1] == "step 10/10 · loss 1 · Γ of a batch 2 · noise scale 64"
 
 
 def test_live_table_shows_every_layer(monkeypatch):
@@ -273,8 +273,8 @@ def test_live_table_shows_every_layer(monkeypatch):
     table = LiveTable()
     table.console = Console(file=screen, force_terminal=True, width=100)
     table.start(2, demo.HEADER)
-    table.update(1, "loss 0.5", [("head", "3.3", "39", "30 – 50", "mostly signal"), ("whole network",) + ("1",) * 4])
+    table.update(1, "loss 0.5", [("head", "3.3", "39", "30 – 50", "drift"), ("whole network",) + ("1",) * 4])
     table.stop()
     table.stop()
-    for text in ("head", "3.3", "30 – 50", "mostly signal", "whole network", "loss 0.5", "noise scale"):
+    for text in ("head", "3.3", "30 – 50", "drift", "whole network", "loss 0.5", "noise scale"):
         assert text in screen.getvalue()
