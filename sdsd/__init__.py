@@ -3,6 +3,7 @@
 ==========================  ================================================================================
 `gamma_stats`               Γ, the gradient noise scale and error bars from per-sample or batch gradients
 `GammaMonitor`              the same for every parameter inside an ordinary training loop
+`GammaHistory`              what its measured steps gave: rows, a file that grows, a table, a picture
 `compute_gamma`             the same over batches of a data loader, as the seed document proposed it
 `recommend_batch`           the batch worth having, how far yours is from it, and None where the data cannot tell
 `neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
@@ -40,7 +41,15 @@ if TYPE_CHECKING:
     from . import report as report
     from . import studies as studies
     from . import theory as theory
-    from .gamma import BatchRecommendation, GammaMonitor, GammaStats, compute_gamma, gamma_stats, recommend_batch
+    from .gamma import (
+        BatchRecommendation,
+        GammaHistory,
+        GammaMonitor,
+        GammaStats,
+        compute_gamma,
+        gamma_stats,
+        recommend_batch,
+    )
     from .geometry import (
         GramAccumulator,
         NeuronMap,
@@ -67,6 +76,7 @@ _NAMES = {
     "sdsd_kernels": ("validate",),
     "sdsd.gamma": (
         "BatchRecommendation",
+        "GammaHistory",
         "GammaMonitor",
         "GammaStats",
         "compute_gamma",
@@ -97,6 +107,7 @@ _PACKAGES = ("gamma", "geometry", "integrations", "report", "studies", "theory")
 
 __all__ = [
     "BatchRecommendation",
+    "GammaHistory",
     "GammaMonitor",
     "GammaStats",
     "GramAccumulator",
