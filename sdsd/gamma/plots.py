@@ -75,9 +75,7 @@ def plot_stats(stats: GammaStats, axes: Any = None) -> tuple[Any, Any]:
         if not math.isnan(part.noise_scale):
             axes.plot(min(part.noise_scale, top), place, ">" if part.noise_scale > top else "o", color=BLUE)
     axes.axvline(stats.batch_size, color=ORANGE, linestyle=(0, (5, 2)))
-    axes.annotate(
-        f"batch {stats.batch_size}", (stats.batch_size, -0.8), color=ORANGE, ha="center", va="bottom", fontsize=9
-    )
+    axes.set_title(f"Noise scale by parameter; dashed: the batch size, {stats.batch_size}", loc="left", fontsize=10.5)
     axes.set_xscale("log")
     axes.set_yticks(list(places), list(parts), fontsize=9)
     axes.invert_yaxis()
