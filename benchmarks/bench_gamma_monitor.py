@@ -166,7 +166,7 @@ def make_job(case: Case, device: torch.device) -> Job:
     )
 
 
-def plain_step(job: Job) -> Provider:
+def plain_step(job: Job) -> Callable[[], Any]:
     model = job.copied()
 
     def step() -> None:
@@ -176,7 +176,7 @@ def plain_step(job: Job) -> Provider:
     return step
 
 
-def monitored(job: Job, steps: int) -> Provider:
+def monitored(job: Job, steps: int) -> Callable[[], Any]:
     """`steps` training steps, the first of them measured."""
     model = job.copied()
     monitor = sdsd.GammaMonitor(model, every=steps, mode="exact")
