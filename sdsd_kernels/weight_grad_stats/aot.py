@@ -19,7 +19,7 @@ _STORED = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _FREE = {
     "samples", "samples_each", "height", "width", "out_height", "out_width", "group_d", "group_p", "taps", "kernel_w",
     "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "scale_h", "scale_w", "total_tap",
-    "positions", "tiles", "ranges", "count", "programs", "elements",
+    "positions", "tiles", "ranges", "count", "programs", "elements", "row",
 }  # fmt: skip
 """Numbers that need not be multiples of 16."""
 
@@ -47,7 +47,7 @@ def _case(
 def _boxes(
     record: DeviceRecord, tile: Tile, dtype: torch.dtype, kind: str = DIRECT, *, box: tuple[int, int] | None = None,
     strided: bool = False, sets: bool = False, flat: bool = False, scaled: bool = False, pointers: bool = False,
-    thorough: bool = False, variant: bool = False,
+    thorough: bool = False,
 ) -> AotCase:  # fmt: skip
     """`boxes_kernel` with one tile; `sets`: several groups a tile."""
     three = kind == THREE_TERMS
@@ -83,7 +83,7 @@ def _boxes(
     return _case(
         " ".join([*said, *(name for name, present in features.items() if present)]), boxes_kernel, record, types,
         constants, tile.num_warps, tile.num_stages, expect_mma=record.matrix_instruction, expect_tma=not pointers,
-        thorough=thorough, variant=variant,
+        thorough=thorough,
     )  # fmt: skip
 
 

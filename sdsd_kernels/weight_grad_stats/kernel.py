@@ -338,13 +338,13 @@ def _row_squares(x, row, samples, features, x_n, x_f, BLOCK_N: tl.constexpr, BLO
     return tl.sum(squares, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row"])
 def finish_kernel(
     partial_ptr,  # (ranges, elements) float32, or None where there is one range
     squares_ptr,  # (count,) float64
     total_ptr,  # (elements,)
-    square_norm_ptr,  # () float64
-    ranges, elements, count, BLOCK: tl.constexpr,
+    square_norm_ptr, row,  # (rows, width) float64, whose entry (row, 0) is written
+    ranges, elements, count, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The first program adds up the squares, the others the ranges."""
     if tl.program_id(0) == 0:
@@ -352,7 +352,7 @@ def finish_kernel(
         squares = tl.zeros((BLOCK,), tl.float64)
         for start in range(0, count, BLOCK):
             squares += tl.load(squares_ptr + start + lanes, mask=start + lanes < count, other=0.0)
-        tl.store(square_norm_ptr, tl.sum(squares, 0))
+        tl.store(square_norm_ptr + row * width, tl.sum(squares, 0))
     elif partial_ptr is not None:
         place = (tl.program_id(0) - 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         total = tl.zeros((BLOCK,), tl.float32)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
+from .._launch import NORMS_WIDTH, Launch, kept, on_device
 from . import config, layout
 from .geometry import LINEAR, Geometry
 from .kernel import (
@@ -22,24 +23,6 @@ from .kernel import (
 )
 from .layout import Copy, Layout
 from .split_kernel import largest_kernel, split_kernel
-
-
-class Launch:
-    """A kernel with all but its tensors settled; compiled by the first call, found in no cache after."""
-
-    __slots__ = ("_compiled", "grid", "kernel", "options", "settled")
-
-    def __init__(self, kernel: Any, grid: tuple[int, int, int], settled: dict[str, Any], **options: int) -> None:
-        self.kernel, self.grid, self.options = kernel, grid, options
-        self.settled = tuple(settled[name] for name in kernel.arg_names if name in settled)
-        self._compiled: Any = None
-
-    def __call__(self, *tensors: Any) -> None:
-        if self._compiled is None:
-            # None from the interpreter, which has nothing to keep.
-            self._compiled = self.kernel[self.grid](*tensors, *self.settled, **self.options)
-        else:
-            self._compiled[self.grid](*tensors, *self.settled)
 
 
 class Split(NamedTuple):
@@ -82,7 +65,9 @@ class Fused(NamedTuple):
     dtype: torch.dtype
     depthwise: bool
 
-    def __call__(self, a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def __call__(
+        self, a: Tensor, b: Tensor, scale: Tensor | None, square_norms: Tensor | None = None, row: int = 0
+    ) -> tuple[Tensor | None, Tensor]:
         device = a.device
         first, second = self.copies
         if first is not None:
@@ -90,7 +75,8 @@ class Fused(NamedTuple):
         if second is not None:
             b = second.of(b)
         squares = torch.empty(self.shares, dtype=torch.float64, device=device)
-        square_norm = torch.empty((), dtype=torch.float64, device=device)
+        if square_norms is None:
+            square_norms = torch.empty((), dtype=torch.float64, device=device)
         total = partial = None
         target: Tensor = squares
         if self.total is not None:
@@ -103,21 +89,21 @@ class Fused(NamedTuple):
             parts: tuple[Any, ...] = (a, None, b, None, None, None) if self.split is None else self.split(a, b)
             operands = [pointed(*pair) for pair in zip(self.tensors, parts[:4], strict=True)]
             self.main(*operands, *parts[4:], scale, target, squares)
-        self.finish(partial, squares, squares if total is None else total, square_norm)
-        return total, square_norm
+        self.finish(partial, squares, squares if total is None else total, square_norms, row)
+        return total, square_norms
 
 
-_MAX_PLANS = 4096
 _plans: dict[tuple[Any, ...], Any] = {}
 
 
 def launch_fused(
     inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
-    dtype: torch.dtype, channels_last: bool, max_bytes: int,
+    dtype: torch.dtype, channels_last: bool, max_bytes: int, square_norms: Tensor | None = None, row: int = 0,
 ) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     """Weight gradient or None, and square norm (), of inputs and output gradients (N, T, d), (N, C, W) or (N, C, H, W).
 
     Three dimensions are a linear layer's where `geometry` is LINEAR, and a convolution over one dimension otherwise.
+    With `square_norms` the square norm goes into its `row`, and it is returned itself.
     """
     tf32 = inputs.dtype == torch.float32 and _tf32_allowed(geometry)
     key = (
@@ -127,25 +113,11 @@ def launch_fused(
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
-        plan = _kept(key, plan_fused(
+        plan = kept(_plans, key, plan_fused(
             inputs, output_grads, scale, geometry, weight_grad, dtype, channels_last, max_bytes, tf32,
             device_record(inputs.device),
         ))  # fmt: skip
-    return _on_device(inputs, plan, inputs, output_grads, scale)
-
-
-def _on_device(where: Tensor, call: Any, *arguments: Any) -> Any:
-    if where.device.type == "cuda" and where.device.index != torch.cuda.current_device():
-        with torch.cuda.device(where.device):
-            return call(*arguments)
-    return call(*arguments)
-
-
-def _kept(key: tuple[Any, ...], plan: Any) -> Any:
-    if len(_plans) >= _MAX_PLANS:
-        _plans.clear()
-    _plans[key] = plan
-    return plan
+    return on_device(inputs, plan, inputs, output_grads, scale, square_norms, row)  # type: ignore[no-any-return]
 
 
 def _tf32_allowed(geometry: Geometry) -> bool:
@@ -298,7 +270,9 @@ def _precision(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:
 
 def _finish(shares: int, ranges: int, elements: int, weight_grad: bool) -> Launch:
     blocks = _cdiv(elements, config.FINISH_BLOCK) if weight_grad and ranges > 1 else 0
-    settled = {"ranges": ranges, "elements": elements, "count": shares, "BLOCK": config.FINISH_BLOCK}
+    settled = {
+        "ranges": ranges, "elements": elements, "count": shares, "width": NORMS_WIDTH, "BLOCK": config.FINISH_BLOCK,
+    }  # fmt: skip
     return Launch(finish_kernel, (1 + blocks, 1, 1), settled, num_warps=4)
 
 
@@ -355,16 +329,22 @@ class Squares(NamedTuple):
     descriptors: tuple[Any, Any]
     shares: int
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+    def __call__(self, a: Tensor, b: Tensor, square_norms: Tensor | None = None, row: int = 0) -> Tensor:
         squares = torch.empty(self.shares, dtype=torch.float64, device=a.device)
-        square_norm = torch.empty((), dtype=torch.float64, device=a.device)
+        if square_norms is None:
+            square_norms = torch.empty((), dtype=torch.float64, device=a.device)
         self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
-        self.finish(None, squares, squares, square_norm)
-        return square_norm
+        self.finish(None, squares, squares, square_norms, row)
+        return square_norms
 
 
-def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
-    """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1"."""
+def launch_squares(
+    inputs: Tensor, output_grads: Tensor, method: str, square_norms: Tensor | None = None, row: int = 0
+) -> Tensor:
+    """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1".
+
+    `square_norms` and `row` as in `launch_fused`.
+    """
     tf32 = inputs.dtype == torch.float32 and _tf32_allowed(LINEAR)
     key = (
         method, inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
@@ -373,8 +353,8 @@ def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
     plan = _plans.get(key)
     if plan is None:
         make = plan_gram if method == "gram" else plan_rank1
-        plan = _kept(key, make(inputs, output_grads, tf32, device_record(inputs.device)))
-    return _on_device(inputs, plan, inputs, output_grads)
+        plan = kept(_plans, key, make(inputs, output_grads, tf32, device_record(inputs.device)))
+    return on_device(inputs, plan, inputs, output_grads, square_norms, row)  # type: ignore[no-any-return]
 
 
 def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord) -> Squares:

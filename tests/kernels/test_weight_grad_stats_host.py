@@ -177,7 +177,7 @@ def test_the_current_device_is_that_of_the_inputs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", Guard)
     for index in (0, 1):
         where = type("Claims", (), {"device": torch.device("cuda", index)})()
-        launch._on_device(where, lambda: log.append("launch"))
+        launch.on_device(where, lambda: log.append("launch"))
     assert log == ["launch", torch.device("cuda", 1), "in", "launch", "out"]
 
 
