@@ -25,7 +25,7 @@ A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment v
 """
 
 from . import _checks as checks
-from ._backend import BACKENDS, available_backends
+from ._backend import BACKENDS, available_backends, default_backend
 from ._launch import NORMS_WIDTH
 from ._validate import ValidationReport, validate
 from .cosine_between.op import cosine_between
@@ -58,6 +58,7 @@ __all__ = [
     "cosine_pairs",
     "cosine_row_sums",
     "cosine_topk",
+    "default_backend",
     "disjoint_pairs",
     "gamma_moments",
     "gram_accumulate",

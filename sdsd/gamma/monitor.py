@@ -115,7 +115,7 @@ class GammaMonitor:
         self._observers: list[Callable[[GammaMonitor, GammaStats], None]] = []
         self._steps = 0
         self._checked_reuse = 0
-        self._rows: tuple[list[int], Tensor] = ([], torch.empty(0, dtype=torch.long))
+        self._rows: dict[tuple[int, ...], Tensor] = {}
         self._names = _trainable(self._root, parameters)
         if not self._names:
             raise ValueError("model: expected at least one parameter that requires a gradient, got none to measure.")
@@ -214,6 +214,7 @@ class GammaMonitor:
         self._index = {name: row for row, name in enumerate(self._covered)}
         session = self._session
         session.parameters = self._measured_parameters()
+        session.rows = self._index
         session.sharded = self._sharded
         session.root = self._root
         session.names = {id(parameter): name for name, parameter in session.parameters.items()}
@@ -574,6 +575,11 @@ class GammaMonitor:
         squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
         rows, parts = [], []
         for ledger in (ledger for group in groups for ledger in group):
+            for norms in ledger.norms.values():
+                found = norms.sum(1)
+                if ledger.rows is not self._index:  # some were left out since
+                    found = found[[ledger.rows[name] for name in self._covered]]
+                squares += found.to(device)
             for name, values in ledger.squares.items():
                 if name in self._index:
                     rows += [self._index[name]] * len(values)
@@ -654,9 +660,13 @@ class GammaMonitor:
 
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
-        if rows != self._rows[0]:
-            self._rows = (rows, torch.tensor(rows, device=self._averages.device))
-        return self._rows[1]
+        key = tuple(rows)
+        found = self._rows.get(key)
+        if found is None:
+            if len(self._rows) >= 16:
+                self._rows.clear()
+            found = self._rows[key] = torch.tensor(rows, device=self._averages.device)
+        return found
 
     def _check_reuse(self, watcher: Watcher, found: Tensor, passes: int) -> None:
         """In compiled code a layer cannot say that it ran twice; its probe can, for the price of a look at it."""
@@ -745,7 +755,7 @@ class GammaMonitor:
             squares = (
                 norms.square()
                 if len(rows) == len(squares)
-                else squares.index_put((torch.tensor(rows),), norms.square())
+                else squares.index_put((self._on_device(rows),), norms.square())
             )
         return squares
 
@@ -880,6 +890,8 @@ def _joined(values: list[Tensor], device: torch.device) -> Tensor:
     """0-dim tensors as one vector in float64 on `device`, without waiting for another device."""
     if all(value.device.type == "cpu" for value in values):
         return torch.tensor([value.item() for value in values], dtype=torch.float64, device=device)
+    if all(value.device == device and value.dtype == values[0].dtype for value in values):
+        return torch.stack(values).double()
     return torch.stack([value.to(device, torch.float64) for value in values])
 
 

@@ -53,6 +53,7 @@ class Session:
         self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
         self.watchers: list[Watcher] = []
         self.names: dict[int, str] = {}
+        self.rows: dict[str, int] = {}
         self.known: set[int] = set()
         self._nodes: dict[int, tuple[Any, torch.dtype, torch.device]] = {}
         self.strangers: set[int] = set()
@@ -155,7 +156,7 @@ class Session:
             return out
         self.settle()
         self._outer = None  # of a backward pass that an exception ended
-        ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions)
+        ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions, self.rows)
         self._join(ledger)
         self.passes.append(ledger)
         if self.batch == 0:

@@ -7,14 +7,16 @@ weight gradient, so it is computed in the place of the layer's own backward, not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sdsd_kernels import conv_weight_grad_into, scale_shift_grads
+
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
+from ..landed import rows_of, served
 from ..pieces import SAFE, Dense, Lazy, Piece
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -98,23 +100,29 @@ def _joined(
         return None
     mode.note_checkpoint()
     use = register(mode, operands, "convolution")
-    device = x.device.type
-    a, w, c = x, weight, bias
-    half = torch.is_autocast_enabled(device)
-    if half:
-        dtype = torch.get_autocast_dtype(device)
-        a, w, c = a.to(dtype), w.to(dtype), c if c is None else c.to(dtype)
-    with torch.autocast(device, enabled=False) if half else nullcontext():
-        out: Tensor = _Joined.apply(a, w, c, use, settings)  # type: ignore[no-untyped-call]
+    cast = torch.is_autocast_enabled(x.device.type)
+    if cast:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    out: Tensor = _Joined.apply(x, weight, bias, use, settings, cast)  # type: ignore[no-untyped-call]
     mode._follow(func, args, kwargs, out)
     return out
 
 
 class _Joined(torch.autograd.Function):
+    """Under autocast parameters are cast inside, so that their gradients come in their own dtype from the accumulator."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, settings: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, settings: Any, cast: bool
+    ) -> Tensor:
         ctx.use, ctx.settings = use, settings
+        ctx.weight = None
+        if cast and weight.dtype != x.dtype:
+            # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
+            ctx.weight, weight = weight, weight.to(x.dtype)
+        if cast and bias is not None:
+            bias = bias.to(x.dtype)
+        ctx.save_for_backward(x, weight)
         return torch.ops.aten.convolution(x, weight, bias, *settings)
 
     @staticmethod
@@ -123,30 +131,37 @@ class _Joined(torch.autograd.Function):
         settings, use = ctx.settings, ctx.use
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         measured = use.wanted()
-        if torch.is_grad_enabled() or not measured:
+        differentiated = torch.is_grad_enabled()
+        if differentiated or not measured:
+            if differentiated and ctx.weight is not None:
+                weight = ctx.weight.to(x.dtype)
             sizes = [weight.shape[1] * settings[5] if settings[3] else weight.shape[0]]
-            found = torch.ops.aten.convolution_backward(
+            grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                 grad, x, weight, sizes, *settings, [need_x, need_weight, need_bias]
             )
             if measured:
                 with torch.no_grad():
                     _measure(use, x.detach(), grad.detach(), weight.detach(), settings)
-            return (
-                *(each if need else None for each, need in zip(found, (need_x, need_weight, need_bias), strict=True)),
-                None,
-                None,
+            grad_weight, grad_bias = (
+                each.to(use.operands[k].tensor.dtype) if need else None
+                for k, (each, need) in enumerate(((grad_weight, need_weight), (grad_bias, need_bias)))
             )
-        grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x)
-        return grad_x, grad_weight, grad_bias if need_bias else None, None, None
+        else:
+            grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x, True)
+        return grad_x if need_x else None, grad_weight, grad_bias if need_bias else None, None, None, None
 
 
 def _measure(
-    use: Use, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool = False
+    use: Use, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool = False, wanted: bool = False
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Deliver the pieces; gradients of input, weight and bias."""
     ledger = use.mode.ledger
     ledger.begin(use, grad.dtype)
     leaf = use.operands[0].leaves[0]
+    if wanted and x.ndim < 5 and served(grad):
+        rows = rows_of(use)
+        if rows is not None:
+            return _land(use, rows, x, grad, weight, settings, need_x)
     scale, shared = ledger.scale(leaf.name), ledger.shared(leaf)
     by_products = not shared and scale is None and products_win(x, grad, weight, settings)
     together = shared or by_products
@@ -172,7 +187,43 @@ def _measure(
         rows = grad.flatten(2).sum(2)
         grad_bias = rows.sum(0)
         use.operands[1].deliver(ledger, Dense(rows))
+        grad_bias = grad_bias.to(use.operands[1].tensor.dtype)
+    return grad_x, None if grad_weight is None else grad_weight.to(leaf.tensor.dtype), grad_bias
+
+
+def _land(
+    use: Use, rows: list[int], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Gradients of weight and bias by kernels that write the squares beside them; of the input by torch's own."""
+    ledger, operands = use.mode.ledger, use.operands
+    stride, padding, dilation, transposed, _, groups = settings
+    if _channels_last(x) or _channels_last(weight):
+        # Where torch's own backward would convert them, once for the input's gradient and once for the weight's.
+        x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    grad_x = None
+    if need_x:
+        grad_x = torch.ops.aten.convolution_backward(grad, x, weight, [0], *settings, [True, False, False])[0]
+    norms = ledger.norms_on(grad.device)
+    leaf = operands[0].leaves[0]
+    left, right = (grad, x) if transposed else (x, grad)
+    grad_weight = conv_weight_grad_into(
+        left, right, norms, rows[0], tuple(weight.shape[2:]), stride=stride, padding=padding, dilation=dilation,
+        groups=groups, dtype=leaf.tensor.dtype, channels_last=_channels_last(leaf.tensor), max_bytes=ledger.max_bytes,
+    )  # fmt: skip
+    ledger.land(leaf, grad_weight)
+    grad_bias = None
+    if len(rows) > 1:
+        leaf = operands[1].leaves[0]
+        grad_bias = scale_shift_grads(
+            grad.flatten(2).mT, norms, shift_row=rows[1], dtype=leaf.tensor.dtype
+        ).shift_grad  # fmt: skip
+        assert grad_bias is not None
+        ledger.land(leaf, grad_bias)
     return grad_x, grad_weight, grad_bias
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Weights(Lazy):
