@@ -576,10 +576,10 @@ class GammaMonitor:
         rows, parts = [], []
         for ledger in (ledger for group in groups for ledger in group):
             for norms in ledger.norms.values():
-                found = norms.sum(1)
+                sums = norms.sum(1)
                 if ledger.rows is not self._index:  # some were left out since
-                    found = found[[ledger.rows[name] for name in self._covered]]
-                squares += found.to(device)
+                    sums = sums[[ledger.rows[name] for name in self._covered]]
+                squares += sums.to(device)
             for name, values in ledger.squares.items():
                 if name in self._index:
                     rows += [self._index[name]] * len(values)

@@ -46,7 +46,8 @@ def launch(
     """Gradients of scale and shift, (C,) or None, from (N, T, C); their square norms into rows of `square_norms`."""
     key = (
         grads.shape, grads.stride(), grads.dtype, grads.device, grads.data_ptr() % 16, scale_row >= 0, shift_row >= 0,
-        dtype, *(None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (inputs, mean, rstd)),
+        dtype,
+        *(None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (inputs, mean, rstd)),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:

@@ -33,7 +33,7 @@ def scale_shift_grads(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> ScaleShiftGrads:
-    """Gradients of the weight and the bias of a norm, or of a bias alone, and the squares of their per-sample gradients.
+    """Gradients of a norm's weight and bias, or of a bias alone, and the squares of their per-sample gradients.
 
     In plain PyTorch, for output gradients b (N, T, C) of out = x̂ · scale + shift, x̂ = (inputs − mean) · rstd::
 

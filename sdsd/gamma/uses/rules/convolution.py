@@ -109,7 +109,7 @@ def _joined(
 
 
 class _Joined(torch.autograd.Function):
-    """Under autocast parameters are cast inside, so that their gradients come in their own dtype from the accumulator."""
+    """Under autocast parameters are cast inside: their gradients come in their own dtype, from the accumulator."""
 
     @staticmethod
     def forward(
@@ -159,9 +159,9 @@ def _measure(
     ledger.begin(use, grad.dtype)
     leaf = use.operands[0].leaves[0]
     if wanted and x.ndim < 5 and served(grad):
-        rows = rows_of(use)
-        if rows is not None:
-            return _land(use, rows, x, grad, weight, settings, need_x)
+        places = rows_of(use)
+        if places is not None:
+            return _land(use, places, x, grad, weight, settings, need_x)
     scale, shared = ledger.scale(leaf.name), ledger.shared(leaf)
     by_products = not shared and scale is None and products_win(x, grad, weight, settings)
     together = shared or by_products

@@ -165,7 +165,7 @@ def _joined(
 
 
 class _Joined(torch.autograd.Function):
-    """Under autocast parameters are cast inside, so that their gradients come in their own dtype from the accumulator."""
+    """Under autocast parameters are cast inside: their gradients come in their own dtype, from the accumulator."""
 
     @staticmethod
     def forward(
@@ -225,9 +225,9 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     ledger.begin(use, grad.dtype)
     a, b = _rows(x, ctx.track, n), _rows(grad, ctx.track, n)
     if wanted and served(b):
-        rows = rows_of(use)
-        if rows is not None:
-            return _land(use, rows, a, b, ctx.transposed)
+        places = rows_of(use)
+        if places is not None:
+            return _land(use, places, a, b, ctx.transposed)
     weight_leaf = operands[0].leaves[0]
     scale = ledger.scale(weight_leaf.name)
     shared = ledger.shared(weight_leaf)

@@ -228,7 +228,11 @@ def _joined(
     bias: Tensor | None, norm: _Layer | _Group,
 ) -> Tensor | None:  # fmt: skip
     """The norm by a function whose backward finds gradients and squares together; None where it does not apply."""
-    if weight is None or not weight.requires_grad or any(t is not None and t.grad_fn is not None for t in (weight, bias)):
+    if (
+        weight is None
+        or not weight.requires_grad
+        or any(t is not None and t.grad_fn is not None for t in (weight, bias))
+    ):
         return None
     read = [weight] if bias is None or not bias.requires_grad else [weight, bias]
     operands, hidden = operands_of(mode, read)
@@ -237,8 +241,8 @@ def _joined(
     mode.note_checkpoint()
     use = register(mode, operands, kind)
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float32:
-        x = x.float()  # as autocast does with all norms
+    if device != "cpu" and torch.is_autocast_enabled(device):
+        x = x.float()  # as autocast does with these norms, but for those on a CPU
     if isinstance(norm, _Group):
         # What F.group_norm does first.
         x = x.contiguous(memory_format=torch.channels_last) if device == "cpu" and _last(x) else x.contiguous()
