@@ -14,7 +14,7 @@ function               reads                                      gives
 `disjoint_pairs`       activations, or a cosine matrix            pairs that share no neuron: nearest, farthest …
 `weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
 `conv_…`               the same of a convolution                  the same
-`…weight_grad_into`    the same, and a tensor for the norms       weight gradient, the norm in a row of that tensor
+`…weight_grad_into`    the same, and a tensor for the norms       gradients of weight and bias, norms in its rows
 `scale_shift_grads`    a norm's inputs, output gradients          gradients of scale and shift, norms in such rows
 =====================  =========================================  ================================================
 
@@ -36,7 +36,7 @@ from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
 from .gram_accumulate.op import gram_accumulate
 from .scale_shift_grads.op import ScaleShiftGrads, scale_shift_grads
-from .weight_grad_into.op import conv_weight_grad_into, weight_grad_into
+from .weight_grad_into.op import LayerGrads, conv_weight_grad_into, weight_grad_into
 from .weight_grad_stats.op import WeightGradStats, conv_weight_grad_stats, weight_grad_stats
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "CosineHistogram",
     "CosinePairs",
     "GammaMoments",
+    "LayerGrads",
     "ScaleShiftGrads",
     "ValidationReport",
     "WeightGradStats",

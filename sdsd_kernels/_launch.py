@@ -14,26 +14,34 @@ NORMS_WIDTH = 64
 
 
 class Launch:
-    """A kernel with all but its tensors settled; compiled by the first call, found in no cache after."""
+    """A kernel with all but its tensors settled; compiled by the first call, found in no cache after.
 
-    __slots__ = ("_compiled", "grid", "kernel", "options", "settled")
+    Later calls hand the compiled kernel to Triton's launcher as its own front end does, without what that looks up.
+    """
+
+    __slots__ = ("_compiled", "_run", "grid", "kernel", "options", "settled")
 
     def __init__(self, kernel: Any, grid: tuple[int, int, int], settled: dict[str, Any], **options: int) -> None:
         self.kernel, self.grid, self.options = kernel, grid, options
         self.settled = tuple(settled[name] for name in kernel.arg_names if name in settled)
         self._compiled: Any = None
+        self._run: Any = None
 
     def __call__(self, *tensors: Any) -> None:
-        if self._compiled is None:
+        compiled = self._compiled
+        if compiled is None:
             # None from the interpreter, which has nothing to keep.
-            self._compiled = self.kernel[self.grid](*tensors, *self.settled, **self.options)
-        else:
-            self._compiled[self.grid](*tensors, *self.settled)
+            self._compiled = compiled = self.kernel[self.grid](*tensors, *self.settled, **self.options)
+            self._run = getattr(compiled, "run", None)
+            return
+        stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+        self._run(*self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors,
+                  *self.settled)  # fmt: skip
 
 
 def on_device(where: Tensor, call: Any, *arguments: Any) -> Any:
     """`call(*arguments)` with the device of `where` as the current one, as launches want it."""
-    if where.device.type == "cuda" and where.device.index != torch.cuda.current_device():
+    if where.is_cuda and where.get_device() != torch._C._cuda_getDevice():
         with torch.cuda.device(where.device):
             return call(*arguments)
     return call(*arguments)

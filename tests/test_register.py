@@ -30,7 +30,7 @@ CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
         x.view(2, 2, 5, 6), x.view(2, 2, 5, 6) + 1, 3, padding=1, backend="torch"
     ),
     "conv_weight_grad_into": lambda x: sdsd_kernels.conv_weight_grad_into(
-        x.view(2, 2, 5, 6), x.view(2, 2, 5, 6) + 1, norms(), 0, 3, padding=1, backend="torch"
+        x.view(2, 2, 5, 6), x.view(2, 2, 5, 6) + 1, norms(), 0, 3, bias_row=1, padding=1, backend="torch"
     ),
     "cosine_between": lambda x: sdsd_kernels.cosine_between(x, x + 1),
     "cosine_histogram": lambda x: sdsd_kernels.cosine_histogram(x, 8, backend="torch"),
@@ -42,7 +42,7 @@ CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
     "scale_shift_grads": lambda x: tuple(
         sdsd_kernels.scale_shift_grads(x[None], norms(), inputs=x[None] + 1, scale_row=0, shift_row=1, backend="torch")
     ),
-    "weight_grad_into": lambda x: sdsd_kernels.weight_grad_into(x, x + 1, norms(), 0, backend="torch"),
+    "weight_grad_into": lambda x: sdsd_kernels.weight_grad_into(x, x + 1, norms(), 0, bias_row=1, backend="torch"),
     "weight_grad_stats": lambda x: sdsd_kernels.weight_grad_stats(x, x + 1, backend="torch"),
 }
 """One call of the public function of every operator."""

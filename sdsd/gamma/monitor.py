@@ -129,7 +129,7 @@ class GammaMonitor:
             if self._mode == "micro":
                 raise ValueError("precondition: measured in exact mode only; leave it out or use mode='exact'.")
             self._auto = False
-            self._session.scale = self._scale
+            self._session.scale, self._session.scaled = self._scale, True
         self._coverage: dict[str, str | None] = {}
         self._prover = Prover()
         try:

@@ -49,6 +49,7 @@ class Session:
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
         self.square = False
+        self.scaled = False
         self.scale: Callable[[str], Tensor | None] = lambda name: None
         self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
         self.watchers: list[Watcher] = []
@@ -156,7 +157,7 @@ class Session:
             return out
         self.settle()
         self._outer = None  # of a backward pass that an exception ended
-        ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions, self.rows)
+        ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions, self.rows, self.scaled)
         self._join(ledger)
         self.passes.append(ledger)
         if self.batch == 0:

@@ -68,10 +68,11 @@ def sums_kernel(
 
 
 @triton.jit
-def _finish(
-    part, total, square_norms, samples, splits, channels, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
+def finish_block(
+    block, part, total, square_norms, samples, splits, channels, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """The gradient (C,) and the share of the square norm of one block of channels, from sums (N, splits, C)."""
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     held = channel < channels
     sums = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_N, BLOCK_C), tl.float64)
@@ -85,7 +86,7 @@ def _finish(
         sums += each
         squares += (each * each).to(tl.float64)
     tl.store(total + channel, tl.sum(sums, 0).to(total.dtype.element_ty), mask=held)
-    tl.store(square_norms + tl.program_id(0), tl.sum(tl.sum(squares, 1), 0))
+    tl.store(square_norms + block, tl.sum(tl.sum(squares, 1), 0))
 
 
 @triton.jit(do_not_specialize=["scale_row", "shift_row"])
@@ -100,8 +101,8 @@ def finish_kernel(
     if scale_part is not None:
         if tl.program_id(1) == 0:
             norms = square_norms + scale_row * width
-            _finish(scale_part, scale_grad, norms, samples, splits, channels, BLOCK_N, BLOCK_C)
+            finish_block(tl.program_id(0), scale_part, scale_grad, norms, samples, splits, channels, BLOCK_N, BLOCK_C)
     if shift_part is not None:
         if tl.program_id(1) == tl.num_programs(1) - 1:
             norms = square_norms + shift_row * width
-            _finish(shift_part, shift_grad, norms, samples, splits, channels, BLOCK_N, BLOCK_C)
+            finish_block(tl.program_id(0), shift_part, shift_grad, norms, samples, splits, channels, BLOCK_N, BLOCK_C)

@@ -44,11 +44,16 @@ def launch(
     scale_row: int, shift_row: int, dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of scale and shift, (C,) or None, from (N, T, C); their square norms into rows of `square_norms`."""
-    key = (
+    key: tuple[Any, ...] = (
         grads.shape, grads.stride(), grads.dtype, grads.device, grads.data_ptr() % 16, scale_row >= 0, shift_row >= 0,
         dtype,
-        *(None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16) for t in (inputs, mean, rstd)),
     )  # fmt: skip
+    if inputs is not None:
+        key += (inputs.stride(), inputs.dtype, inputs.data_ptr() % 16)
+        if mean is not None:
+            key += ("mean", mean.shape, mean.stride(), mean.dtype, mean.data_ptr() % 16)
+        if rstd is not None:
+            key += ("rstd", rstd.shape, rstd.stride(), rstd.dtype, rstd.data_ptr() % 16)
     plan = _plans.get(key)
     if plan is None:
         found = make_plan(grads, inputs, mean, rstd, shift_row >= 0, device_record(grads.device))
@@ -56,9 +61,20 @@ def launch(
     return on_device(grads, plan, grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)  # type: ignore[no-any-return]
 
 
-def make_plan(
-    grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, shifted: bool, record: DeviceRecord
-) -> Plan:
+class Sums(NamedTuple):
+    """The first launch, and what the second has to know of it."""
+
+    launch: Launch
+    part: tuple[int, int, int]
+    """Shape of the sums that it leaves."""
+    finish: dict[str, int]
+    blocks: int
+    """Programs that finish them."""
+
+
+def plan_sums(
+    grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, record: DeviceRecord
+) -> Sums:
     samples, positions, channels = grads.shape
     positions_last = positions > 1 and grads.stride(1) == 1 and channels > 1 and grads.stride(2) != 1
     chosen = config.block(record, inputs is not None, positions_last)
@@ -76,13 +92,18 @@ def make_plan(
         known["group"] = channels // statistic.shape[2]
         known["PER_POSITION"] = statistic.shape[1] == positions and statistic.shape[2] == 1
     block_n, block_c = config.finish_block(record, samples, channels)
-    finish = {
-        "samples": samples, "splits": splits, "channels": channels, "width": NORMS_WIDTH, "BLOCK_N": block_n,
-        "BLOCK_C": block_c,
-    }  # fmt: skip
-    both = int(inputs is not None) + int(shifted)
-    return Plan(
+    return Sums(
         Launch(sums_kernel, (across, samples, splits), known, num_warps=chosen.num_warps),
-        Launch(finish_kernel, (-(-channels // block_c), both, 1), finish, num_warps=4),
         (samples, splits, channels),
+        {"samples": samples, "splits": splits, "channels": channels, "BLOCK_N": block_n, "BLOCK_C": block_c},
+        -(-channels // block_c),
     )
+
+
+def make_plan(
+    grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, shifted: bool, record: DeviceRecord
+) -> Plan:
+    sums = plan_sums(grads, inputs, mean, rstd, record)
+    both = int(inputs is not None) + int(shifted)
+    finish = Launch(finish_kernel, (sums.blocks, both, 1), sums.finish | {"width": NORMS_WIDTH}, num_warps=4)
+    return Plan(sums.launch, finish, sums.part)

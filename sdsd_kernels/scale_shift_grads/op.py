@@ -165,8 +165,11 @@ def _compute(
         from .launch import launch
 
         compute = launch
-    found = compute(output_grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)
-    scale, shift = (output_grads.new_empty(0, dtype=dtype) if each is None else each for each in found)
+    scale, shift = compute(output_grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)
+    if scale is None:
+        scale = torch.empty(0, dtype=dtype, device=output_grads.device)
+    if shift is None:
+        shift = torch.empty(0, dtype=dtype, device=output_grads.device)
     return scale, shift
 
 

@@ -19,7 +19,7 @@ _STORED = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _FREE = {
     "samples", "samples_each", "height", "width", "out_height", "out_width", "group_d", "group_p", "taps", "kernel_w",
     "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "scale_h", "scale_w", "total_tap",
-    "positions", "tiles", "ranges", "count", "programs", "elements", "row",
+    "positions", "tiles", "ranges", "count", "programs", "elements", "row", "bias_row", "splits",
 }  # fmt: skip
 """Numbers that need not be multiples of 16."""
 
@@ -120,7 +120,9 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
     constants = {"a_d": 1, "b_p": 1, "BLOCK_N": rows, "BLOCK_K": features}
     yield _case("rank1", rank1_kernel, record, pair, constants, 4, thorough=True)
     types = {"partial_ptr": "*fp32", "squares_ptr": "*fp64", "total_ptr": "*bf16", "square_norm_ptr": "*fp64"}
-    yield _case("finish", finish_kernel, record, types, {"BLOCK": config.FINISH_BLOCK}, 4, thorough=True)
+    types |= {"bias_part": "*fp32", "bias_total": "*bf16"}
+    constants = {"BLOCK": config.FINISH_BLOCK, "BIAS_BLOCKS": 8, "BLOCK_N": 8, "BLOCK_C": 32}
+    yield _case("finish", finish_kernel, record, types, constants, 4, thorough=True)
     if not config.reads_boxes(record):
         return  # nothing is split
     block = {"a_c": 1, "b_c": 1, "ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}

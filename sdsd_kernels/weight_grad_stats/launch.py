@@ -10,6 +10,7 @@ from torch import Tensor
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from .._launch import NORMS_WIDTH, Launch, kept, on_device
+from ..scale_shift_grads.launch import Sums
 from . import config, layout
 from .geometry import LINEAR, Geometry
 from .kernel import (
@@ -64,11 +65,16 @@ class Fused(NamedTuple):
     """Shape and strides of the weight gradient, or None without one."""
     dtype: torch.dtype
     depthwise: bool
+    bias: Sums | None = None
 
     def __call__(
-        self, a: Tensor, b: Tensor, scale: Tensor | None, square_norms: Tensor | None = None, row: int = 0
-    ) -> tuple[Tensor | None, Tensor]:
+        self, a: Tensor, b: Tensor, scale: Tensor | None = None, square_norms: Tensor | None = None, row: int = 0,
+        bias_row: int = -1,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:  # fmt: skip
         device = a.device
+        bias_part = bias_total = None
+        if self.bias is not None:
+            bias_part, bias_total = of_bias(self.bias, b, self.dtype)
         first, second = self.copies
         if first is not None:
             a = first.of(a)
@@ -87,10 +93,24 @@ class Fused(NamedTuple):
             self.main(a, b, scale, target, squares)
         else:
             parts: tuple[Any, ...] = (a, None, b, None, None, None) if self.split is None else self.split(a, b)
-            operands = [pointed(*pair) for pair in zip(self.tensors, parts[:4], strict=True)]
-            self.main(*operands, *parts[4:], scale, target, squares)
-        self.finish(partial, squares, squares if total is None else total, square_norms, row)
-        return total, square_norms
+            of_a, of_a_low, of_b, of_b_low = self.tensors
+            a, a_low, b, b_low, *factors = parts
+            self.main(
+                pointed(of_a, a) if of_a is not None else a, pointed(of_a_low, a_low) if a_low is not None else None,
+                pointed(of_b, b) if of_b is not None else b, pointed(of_b_low, b_low) if b_low is not None else None,
+                *factors, scale, target, squares,
+            )  # fmt: skip
+        self.finish(
+            partial, squares, squares if total is None else total, bias_part, bias_total, square_norms, row, bias_row
+        )
+        return total, bias_total, square_norms
+
+
+def of_bias(bias: Sums, grads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Sums of output gradients by sample, and memory for the bias' gradient."""
+    part = torch.empty(bias.part, device=grads.device)
+    bias.launch(grads, None, None, None, None, part)
+    return part, torch.empty(bias.part[2], dtype=dtype, device=grads.device)
 
 
 _plans: dict[tuple[Any, ...], Any] = {}
@@ -98,14 +118,13 @@ _plans: dict[tuple[Any, ...], Any] = {}
 
 def launch_fused(
     inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
-    dtype: torch.dtype, channels_last: bool, max_bytes: int, square_norms: Tensor | None = None, row: int = 0,
+    dtype: torch.dtype, channels_last: bool, max_bytes: int,
 ) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     """Weight gradient or None, and square norm (), of inputs and output gradients (N, T, d), (N, C, W) or (N, C, H, W).
 
     Three dimensions are a linear layer's where `geometry` is LINEAR, and a convolution over one dimension otherwise.
-    With `square_norms` the square norm goes into its `row`, and it is returned itself.
     """
-    tf32 = inputs.dtype == torch.float32 and _tf32_allowed(geometry)
+    tf32 = inputs.dtype == torch.float32 and tf32_allowed(geometry)
     key = (
         inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
         inputs.data_ptr() % 16, output_grads.data_ptr() % 16, geometry, weight_grad, dtype, channels_last, max_bytes,
@@ -117,10 +136,11 @@ def launch_fused(
             inputs, output_grads, scale, geometry, weight_grad, dtype, channels_last, max_bytes, tf32,
             device_record(inputs.device),
         ))  # fmt: skip
-    return on_device(inputs, plan, inputs, output_grads, scale, square_norms, row)  # type: ignore[no-any-return]
+    total, _, square_norm = on_device(inputs, plan, inputs, output_grads, scale)
+    return total, square_norm
 
 
-def _tf32_allowed(geometry: Geometry) -> bool:
+def tf32_allowed(geometry: tuple[Any, ...]) -> bool:
     """Whether torch itself may round a float32 product's operands to tf32: by one setting for layers, one for cuDNN."""
     if geometry is LINEAR:
         return bool(torch.backends.cuda.matmul.allow_tf32)
@@ -129,9 +149,9 @@ def _tf32_allowed(geometry: Geometry) -> bool:
 
 def plan_fused(
     inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
-    dtype: torch.dtype, channels_last: bool, max_bytes: int, tf32: bool, record: DeviceRecord,
+    dtype: torch.dtype, channels_last: bool, max_bytes: int, tf32: bool, record: DeviceRecord, bias: Sums | None = None,
 ) -> Fused:  # fmt: skip
-    """What `launch_fused` does with tensors like these."""
+    """What is done with tensors like these; `bias`: where the bias' gradient is wanted too, how it is found."""
     linear = geometry is LINEAR
     a = layout.as_layout(inputs, linear)
     b = layout.as_layout(output_grads, linear)
@@ -158,6 +178,7 @@ def plan_fused(
     }  # fmt: skip
     common: dict[str, Any] = {
         "shares": 0, "elements": elements, "total": (shape, strides) if weight_grad else None, "dtype": dtype,
+        "bias": bias,
     }  # fmt: skip
     if group_d == 1 and groups > 1:
         return _plan_depthwise(a, b, known | {"p": outputs, "stride_h": stride[0], "stride_w": stride[1]}, common,
@@ -223,9 +244,9 @@ def plan_fused(
         boxes_kernel, (plan.tiles, plan.ranges, 1), known, num_warps=tile.num_warps, num_stages=tile.num_stages
     )
     common["shares"] = plan.tiles * plan.ranges
+    finish = finish_launch(common["shares"], plan.ranges if weight_grad else 1, elements, bias)
     return Fused(
-        main, _finish(common["shares"], plan.ranges, elements, weight_grad), tensors, (first, second), split,
-        ranges=plan.ranges, depthwise=False, **common,
+        main, finish, tensors, (first, second), split, ranges=plan.ranges, depthwise=False, **common,
     )  # fmt: skip
 
 
@@ -268,12 +289,15 @@ def _precision(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:
     return "tf32" if tf32 else "tf32x3"
 
 
-def _finish(shares: int, ranges: int, elements: int, weight_grad: bool) -> Launch:
-    blocks = _cdiv(elements, config.FINISH_BLOCK) if weight_grad and ranges > 1 else 0
+def finish_launch(shares: int, ranges: int, elements: int, bias: Sums | None = None) -> Launch:
+    """Adds up shares of the square norm and, if there are several, `ranges` of the weight gradient; ends the bias."""
+    blocks = _cdiv(elements, config.FINISH_BLOCK) if ranges > 1 else 0
+    none = {"samples": 0, "splits": 0, "channels": 0, "BLOCK_N": 1, "BLOCK_C": 1}
     settled = {
         "ranges": ranges, "elements": elements, "count": shares, "width": NORMS_WIDTH, "BLOCK": config.FINISH_BLOCK,
+        "BIAS_BLOCKS": 0 if bias is None else bias.blocks, **(none if bias is None else bias.finish),
     }  # fmt: skip
-    return Launch(finish_kernel, (1 + blocks, 1, 1), settled, num_warps=4)
+    return Launch(finish_kernel, (1 + blocks + settled["BIAS_BLOCKS"], 1, 1), settled, num_warps=4)
 
 
 def _plan_split(a: Layout, b: Layout, three: bool) -> tuple[Split, Layout, Layout]:
@@ -316,36 +340,38 @@ def _plan_depthwise(
     common["shares"] = programs * ranges
     return Fused(
         Launch(depthwise_kernel, (programs, ranges, 1), known, num_warps=chosen.num_warps),
-        _finish(common["shares"], ranges, common["elements"], common["total"] is not None),
+        finish_launch(common["shares"], ranges if common["total"] else 1, common["elements"], common["bias"]),
         (None, None, None, None), (None, None), None, ranges=ranges, depthwise=True, **common,
     )  # fmt: skip
 
 
 class Squares(NamedTuple):
-    """Squares alone, from tensors as they lie: "gram" or "rank1"."""
+    """Squares without the weight gradient, from tensors as they lie, by "gram" or "rank1"; and the bias' gradient."""
 
     main: Launch
     finish: Launch
     descriptors: tuple[Any, Any]
     shares: int
+    bias: Sums | None
+    dtype: torch.dtype
 
-    def __call__(self, a: Tensor, b: Tensor, square_norms: Tensor | None = None, row: int = 0) -> Tensor:
+    def __call__(
+        self, a: Tensor, b: Tensor, square_norms: Tensor | None = None, row: int = 0, bias_row: int = -1
+    ) -> tuple[Tensor | None, Tensor]:
+        bias_part = bias_total = None
+        if self.bias is not None:
+            bias_part, bias_total = of_bias(self.bias, b, self.dtype)
         squares = torch.empty(self.shares, dtype=torch.float64, device=a.device)
         if square_norms is None:
             square_norms = torch.empty((), dtype=torch.float64, device=a.device)
         self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
-        self.finish(None, squares, squares, square_norms, row)
-        return square_norms
+        self.finish(None, squares, squares, bias_part, bias_total, square_norms, row, bias_row)
+        return bias_total, square_norms
 
 
-def launch_squares(
-    inputs: Tensor, output_grads: Tensor, method: str, square_norms: Tensor | None = None, row: int = 0
-) -> Tensor:
-    """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1".
-
-    `square_norms` and `row` as in `launch_fused`.
-    """
-    tf32 = inputs.dtype == torch.float32 and _tf32_allowed(LINEAR)
+def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
+    """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1"."""
+    tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR)
     key = (
         method, inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
         inputs.data_ptr() % 16, output_grads.data_ptr() % 16, tf32,
@@ -353,11 +379,13 @@ def launch_squares(
     plan = _plans.get(key)
     if plan is None:
         make = plan_gram if method == "gram" else plan_rank1
-        plan = kept(_plans, key, make(inputs, output_grads, tf32, device_record(inputs.device)))
-    return on_device(inputs, plan, inputs, output_grads, square_norms, row)  # type: ignore[no-any-return]
+        plan = kept(_plans, key, make(inputs, output_grads, tf32, device_record(inputs.device), inputs.dtype))
+    return on_device(inputs, plan, inputs, output_grads)[1]  # type: ignore[no-any-return]
 
 
-def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord) -> Squares:
+def plan_gram(
+    inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord, dtype: torch.dtype, bias: Sums | None = None
+) -> Squares:
     samples, positions, d = inputs.shape
     p = output_grads.shape[2]
     chosen = config.gram_config(record, inputs.dtype.itemsize, positions)
@@ -383,10 +411,14 @@ def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRe
     main = Launch(
         gram_kernel, (triangle, samples, 1), settled, num_warps=chosen.num_warps, num_stages=chosen.num_stages
     )
-    return Squares(main, _finish(triangle * samples, 1, 1, False), (descriptors[0], descriptors[1]), triangle * samples)
+    shares = triangle * samples
+    finish = finish_launch(shares, 1, 1, bias)
+    return Squares(main, finish, (descriptors[0], descriptors[1]), shares, bias, dtype)
 
 
-def plan_rank1(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord) -> Squares:
+def plan_rank1(
+    inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord, dtype: torch.dtype, bias: Sums | None = None
+) -> Squares:
     samples, _, d = inputs.shape
     rows, features = config.RANK1_BLOCK
     programs = _cdiv(samples, rows)
@@ -395,4 +427,4 @@ def plan_rank1(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceR
         "b_n": output_grads.stride(0), "b_p": output_grads.stride(2), "BLOCK_N": rows, "BLOCK_K": features,
     }  # fmt: skip
     main = Launch(rank1_kernel, (programs, 1, 1), settled, num_warps=4)
-    return Squares(main, _finish(programs, 1, 1, False), (None, None), programs)
+    return Squares(main, finish_launch(programs, 1, 1, bias), (None, None), programs, bias, dtype)

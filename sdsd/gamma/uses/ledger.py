@@ -29,15 +29,18 @@ class Pass:
         inputs: the model's inputs that carry samples, and where.
         tracks: where every tensor of the pass carries them.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
+        scaled: whether squares are taken after a preconditioner.
+        backends: device → what serves kernels there.
         rows: parameter → its row in `norms`.
         norms: device → (parameters, width) of shares of squares, which kernels wrote; see `landed.py`.
     """
 
     def __init__(
         self, n: int, max_bytes: int, scale: Callable[[str], Tensor | None],
-        directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None, rows: dict[str, int],
+        directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None, rows: dict[str, int], scaled: bool,
     ) -> None:  # fmt: skip
-        self.n, self.max_bytes, self.scale, self.directions = n, max_bytes, scale, directions
+        self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
+        self.backends: dict[torch.device, str] = {}
         self.rows = rows
         self.inputs: list[tuple[Tensor, Track]] = []
         self.tracks = Tracks()
@@ -105,15 +108,19 @@ class Pass:
     def land(self, leaf: Leaf, gradient: Tensor) -> None:
         """A kernel found `gradient`, all of the parameter's, and wrote the squares of its samples into `norms`."""
         name = leaf.name
-        self._note_dtype(name)
+        if self.dtypes.get(name) is not self._dtype:
+            self._note_dtype(name)
         if self.directions is not None:
             self.projections.setdefault(name, []).append(project(gradient, self.directions(name, leaf.tensor)))
-        self._note_owner(name)
-        self.squares.setdefault(name, [])
+        if name in self.squares:
+            self._note_owner(name)
+        else:
+            self._owner[name] = self._current
+            self.squares[name] = []
 
     def _note_dtype(self, name: str) -> None:
         known = self.dtypes.get(name)
-        if known is None or (known is not self._dtype and torch.finfo(self._dtype).eps > torch.finfo(known).eps):
+        if known is None or torch.finfo(self._dtype).eps > torch.finfo(known).eps:
             self.dtypes[name] = self._dtype
 
     def _note_owner(self, name: str) -> None:

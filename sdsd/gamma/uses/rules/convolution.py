@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdsd_kernels import conv_weight_grad_into, scale_shift_grads
-
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
-from ..landed import rows_of, served
+from ..landed import land_bias, land_convolution, rows_of, served
 from ..pieces import SAFE, Dense, Lazy, Piece
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -158,7 +156,7 @@ def _measure(
     ledger = use.mode.ledger
     ledger.begin(use, grad.dtype)
     leaf = use.operands[0].leaves[0]
-    if wanted and x.ndim < 5 and served(grad):
+    if wanted and x.ndim < 5 and served(ledger, grad):
         places = rows_of(use)
         if places is not None:
             return _land(use, places, x, grad, weight, settings, need_x)
@@ -195,7 +193,6 @@ def _land(
     use: Use, rows: list[int], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Gradients of weight and bias by kernels that write the squares beside them; of the input by torch's own."""
-    ledger, operands = use.mode.ledger, use.operands
     stride, padding, dilation, transposed, _, groups = settings
     if _channels_last(x) or _channels_last(weight):
         # Where torch's own backward would convert them, once for the input's gradient and once for the weight's.
@@ -203,23 +200,12 @@ def _land(
     grad_x = None
     if need_x:
         grad_x = torch.ops.aten.convolution_backward(grad, x, weight, [0], *settings, [True, False, False])[0]
-    norms = ledger.norms_on(grad.device)
-    leaf = operands[0].leaves[0]
-    left, right = (grad, x) if transposed else (x, grad)
-    grad_weight = conv_weight_grad_into(
-        left, right, norms, rows[0], tuple(weight.shape[2:]), stride=stride, padding=padding, dilation=dilation,
-        groups=groups, dtype=leaf.tensor.dtype, channels_last=_channels_last(leaf.tensor), max_bytes=ledger.max_bytes,
-    )  # fmt: skip
-    ledger.land(leaf, grad_weight)
-    grad_bias = None
-    if len(rows) > 1:
-        leaf = operands[1].leaves[0]
-        grad_bias = scale_shift_grads(
-            grad.flatten(2).mT, norms, shift_row=rows[1], dtype=leaf.tensor.dtype
-        ).shift_grad  # fmt: skip
-        assert grad_bias is not None
-        ledger.land(leaf, grad_bias)
-    return grad_x, grad_weight, grad_bias
+    geometry = (weight.shape[2:], stride, padding, dilation, groups)
+    last = _channels_last(use.operands[0].leaves[0].tensor)
+    if not transposed:
+        return grad_x, *land_convolution(use, rows, x, grad, geometry, last)
+    bias = land_bias(use, rows[1], grad.flatten(2).mT) if len(rows) > 1 else None
+    return grad_x, land_convolution(use, rows[:1], grad, x, geometry, last)[0], bias
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sdsd_kernels import scale_shift_grads, weight_grad_into, weight_grad_stats
+from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
-from ..landed import rows_of, served
+from ..landed import land_bias, land_linear, rows_of, served
 from ..pieces import Dense, Piece, Product, one_position
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -34,7 +34,11 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
         return any_operation(mode, func, args, kwargs, parameters)
     trains = weight.requires_grad
     # Of one position a sample a CPU squares faster without the product, and kernels beside it.
-    if trains and weight.grad_fn is None and (x.shape.numel() // x.shape[-1] != mode.ledger.n or served(x)):
+    if (
+        trains
+        and weight.grad_fn is None
+        and (x.shape.numel() // x.shape[-1] != mode.ledger.n or served(mode.ledger, x))
+    ):
         out = _joined(mode, x, weight, bias, track)
         if out is not None:
             return out
@@ -99,7 +103,7 @@ def addmm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[T
         return any_operation(mode, func, args, kwargs, parameters)
     assert isinstance(track, Track)
     n = mode.ledger.n
-    if matrix.requires_grad and matrix.grad_fn is None and (x.shape[0] != n or served(x)):
+    if matrix.requires_grad and matrix.grad_fn is None and (x.shape[0] != n or served(mode.ledger, x)):
         out = _joined(mode, x, matrix, bias, track, transposed=True)
         if out is not None:
             return out
@@ -224,10 +228,13 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     ledger, n, operands = use.mode.ledger, ctx.n, use.operands
     ledger.begin(use, grad.dtype)
     a, b = _rows(x, ctx.track, n), _rows(grad, ctx.track, n)
-    if wanted and served(b):
+    if wanted and served(ledger, b):
         places = rows_of(use)
         if places is not None:
-            return _land(use, places, a, b, ctx.transposed)
+            if not ctx.transposed:
+                return land_linear(use, places, a, b)
+            bias = land_bias(use, places[1], b) if len(places) > 1 else None
+            return land_linear(use, places[:1], b, a)[0], bias
     weight_leaf = operands[0].leaves[0]
     scale = ledger.scale(weight_leaf.name)
     shared = ledger.shared(weight_leaf)
@@ -259,20 +266,3 @@ def _rows(x: Tensor, track: Track, n: int) -> Tensor:
 
 
 _PLAIN = Track(0)
-
-
-def _land(use: Use, rows: list[int], a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradients of weight and bias by kernels that write the squares beside them."""
-    ledger, operands = use.mode.ledger, use.operands
-    norms = ledger.norms_on(b.device)
-    leaf = operands[0].leaves[0]
-    left, right = (b, a) if transposed else (a, b)
-    grad_weight = weight_grad_into(left, right, norms, rows[0], dtype=leaf.tensor.dtype, max_bytes=ledger.max_bytes)
-    ledger.land(leaf, grad_weight)
-    grad_bias = None
-    if len(rows) > 1:
-        leaf = operands[1].leaves[0]
-        grad_bias = scale_shift_grads(b, norms, shift_row=rows[1], dtype=leaf.tensor.dtype).shift_grad
-        assert grad_bias is not None
-        ledger.land(leaf, grad_bias)
-    return grad_weight, grad_bias

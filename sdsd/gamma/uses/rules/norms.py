@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sdsd_kernels import scale_shift_grads
-
 from ...following import Track, arrange, track_of
-from ..landed import rows_of, served
+from ..landed import land_norm, rows_of, served
 from ..pieces import Dense, Piece, wide
 from ..use import Use, operands_of, register, watch
 from .elementwise import gathered
@@ -63,7 +61,7 @@ def layer_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     track = track_of(x)
     if not _free(track, len(shape), x) or any(t is not None and track_of(t) is not None for t in (weight, bias)):
         return any_operation(mode, func, args, kwargs, parameters)
-    if served(x):
+    if served(mode.ledger, x):
         joined = _joined(mode, func, args, kwargs, "layer norm", x, weight, bias, _Layer(tuple(shape), eps))
         if joined is not None:
             return joined
@@ -115,7 +113,7 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     given = [t for t in (weight, bias) if t is not None]
     if not isinstance(track, Track) or track.axis != 0 or any(track_of(t) is not None for t in given):
         return any_operation(mode, func, args, kwargs, parameters)
-    if served(x) and (track.outer, track.inner) == (1, 1):
+    if served(mode.ledger, x) and (track.outer, track.inner) == (1, 1):
         joined = _joined(mode, func, args, kwargs, "group norm", x, weight, bias, _Group(groups, eps))
         if joined is not None:
             return joined
@@ -282,16 +280,7 @@ class _Joined(torch.autograd.Function):
                     _deliver(use, norm, ctx.track, [t.detach() for t in (grad, x, mean, rstd)])
             return *found, None, None, None
         grad_x = norm.input_grad(grad, x, weight, bias, mean, rstd) if ctx.needs_input_grad[0] else None
-        norms = ledger.norms_on(grad.device)
-        b, inputs, mean, rstd = norm.rows([grad, x, mean, rstd], ctx.track, ledger.n)
-        leaves = [operand.leaves[0] for operand in use.operands]
-        grads = scale_shift_grads(
-            b, norms, inputs=inputs, mean=mean, rstd=rstd, scale_row=rows[0], shift_row=rows[1] if rows[1:] else None,
-            dtype=leaves[0].tensor.dtype,
-        )  # fmt: skip
-        for leaf, each in zip(leaves, grads, strict=False):
-            assert each is not None
-            ledger.land(leaf, each)
+        grads = land_norm(use, rows, *norm.rows([grad, x, mean, rstd], ctx.track, ledger.n))
         shaped = [None if each is None else each.view(weight.shape) for each in grads]
         return grad_x, *shaped, None, None, None
 
