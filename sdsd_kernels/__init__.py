@@ -15,6 +15,7 @@ function               reads                                      gives
 `weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
 `conv_…`               the same of a convolution                  the same
 `…weight_grad_into`    the same, and a tensor for the norms       gradients of weight and bias, norms in its rows
+`lookup_squares_into`  tokens, output gradients                   norm of an embedding's in a row of that tensor
 `scale_shift_grads`    a norm's inputs, output gradients          gradients of scale and shift, norms in such rows
 =====================  =========================================  ================================================
 
@@ -35,6 +36,7 @@ from .cosine_pairs.op import CosineHistogram, CosinePairs, cosine_histogram, cos
 from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
 from .gram_accumulate.op import gram_accumulate
+from .lookup_squares_into.op import lookup_squares_into
 from .scale_shift_grads.op import ScaleShiftGrads, scale_shift_grads
 from .weight_grad_into.op import LayerGrads, conv_weight_grad_into, weight_grad_into
 from .weight_grad_stats.op import WeightGradStats, conv_weight_grad_stats, weight_grad_stats
@@ -63,6 +65,7 @@ __all__ = [
     "disjoint_pairs",
     "gamma_moments",
     "gram_accumulate",
+    "lookup_squares_into",
     "scale_shift_grads",
     "validate",
     "weight_grad_into",

@@ -39,6 +39,9 @@ CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
     "cosine_topk": lambda x: sdsd_kernels.cosine_topk(x, 2, backend="torch"),
     "gamma_moments": lambda x: sdsd_kernels.gamma_moments(x, backend="torch"),
     "gram_accumulate": lambda x: sdsd_kernels.gram_accumulate(torch.zeros(6, 6), x, backend="torch"),
+    "lookup_squares_into": lambda x: sdsd_kernels.lookup_squares_into(
+        x[None], torch.arange(20, device=x.device)[None] % 3, norms(), 0, backend="torch"
+    ),
     "scale_shift_grads": lambda x: tuple(
         sdsd_kernels.scale_shift_grads(x[None], norms(), inputs=x[None] + 1, scale_row=0, shift_row=1, backend="torch")
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -156,15 +157,18 @@ def _look(
         raise ValueError(f"rstd: expected the shape of mean, {tuple(mean.shape)}, got {tuple(rstd.shape)}.")
 
 
+@functools.cache
+def _kernels() -> Any:
+    from .launch import launch
+
+    return launch
+
+
 def _compute(
     output_grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, square_norms: Tensor,
     scale_row: int, shift_row: int, dtype: torch.dtype, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    compute = cpu.scale_shift_grads
-    if backend == "triton":
-        from .launch import launch
-
-        compute = launch
+    compute = _kernels() if backend == "triton" else cpu.scale_shift_grads
     scale, shift = compute(output_grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)
     if scale is None:
         scale = torch.empty(0, dtype=dtype, device=output_grads.device)

@@ -5,6 +5,7 @@ Operators `sdsd::weight_grad_into` and `sdsd::conv_weight_grad_into`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -164,6 +165,13 @@ def _with_bias(
     return total, bias
 
 
+@functools.cache
+def _kernels() -> Any:
+    from .launch import launch_into
+
+    return launch_into
+
+
 def _launched(found: tuple[Tensor, Tensor | None], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     total, bias = found
     return total, torch.empty(0, dtype=dtype, device=total.device) if bias is None else bias
@@ -174,9 +182,7 @@ def _compute(
     max_bytes: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if backend == "triton":
-        from .launch import launch_into
-
-        found = launch_into(inputs, output_grads, square_norms, row, bias_row, None, dtype, False, max_bytes)
+        found = _kernels()(inputs, output_grads, square_norms, row, bias_row, None, dtype, False, max_bytes)
         return _launched(found, dtype)
     method = choose_method(inputs, output_grads, False, True)
     total, squares = cpu.weight_grad_stats(inputs, output_grads, None, True, dtype, method, max_bytes)
@@ -201,9 +207,7 @@ def _compute_conv(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     known = (tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
     if backend == "triton":
-        from .launch import launch_into
-
-        found = launch_into(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
+        found = _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
         return _launched(found, dtype)
     total, squares = conv.conv_weight_grad_stats(
         inputs, output_grads, None, Geometry(*known), True, dtype, channels_last, max_bytes

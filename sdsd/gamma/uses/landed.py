@@ -12,25 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdsd_kernels import default_backend
-
-from .ledger import Pass
 from .operand import executes
 from .use import Use
 
-SERVED = (torch.float32, torch.float16, torch.bfloat16)
 _weight_grad = torch.ops.sdsd.weight_grad_into.default
 _conv_weight_grad = torch.ops.sdsd.conv_weight_grad_into.default
 _scale_shift_grads = torch.ops.sdsd.scale_shift_grads.default
-
-
-def served(ledger: Pass, x: Tensor) -> bool:
-    """Whether kernels take tensors such as `x`."""
-    device = x.device
-    backend = ledger.backends.get(device)
-    if backend is None:
-        backend = ledger.backends[device] = default_backend(device)
-    return backend == "triton" and x.dtype in SERVED
 
 
 def rows_of(use: Use) -> list[int] | None:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sdsd_kernels import NORMS_WIDTH
+from sdsd_kernels import NORMS_WIDTH, default_backend
 
 from ..following import Track, Tracks
 from .operand import Leaf
 from .pieces import Piece, combine, project
+
+_SERVED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Pass:
@@ -95,7 +97,18 @@ class Pass:
             self.kept.setdefault(name, []).append(piece)
             return
         self._note_owner(name)
+        if not part and not self.scaled and piece.land(self, self.rows[name]):
+            self.squares.setdefault(name, [])
+            return
         self.squares.setdefault(name, []).append(piece.squares(self.scale(name), self.max_bytes))
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether kernels take tensors such as `x`."""
+        device = x.device
+        backend = self.backends.get(device)
+        if backend is None:
+            backend = self.backends[device] = default_backend(device)
+        return backend == "triton" and x.dtype in _SERVED
 
     def norms_on(self, device: torch.device) -> Tensor:
         """Where kernels on `device` write squares: a row a parameter."""
@@ -108,8 +121,10 @@ class Pass:
     def land(self, leaf: Leaf, gradient: Tensor) -> None:
         """A kernel found `gradient`, all of the parameter's, and wrote the squares of its samples into `norms`."""
         name = leaf.name
-        if self.dtypes.get(name) is not self._dtype:
+        if name in self.dtypes:
             self._note_dtype(name)
+        else:
+            self.dtypes[name] = self._dtype
         if self.directions is not None:
             self.projections.setdefault(name, []).append(project(gradient, self.directions(name, leaf.tensor)))
         if name in self.squares:

@@ -7,12 +7,19 @@ the projection ⟨Σ g_n, u ⊗ v⟩ that proves the step, each in the cheapest 
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
+
+if TYPE_CHECKING:
+    from .ledger import Pass
+
+_lookup_squares = torch.ops.sdsd.lookup_squares_into.default
 
 SAFE = (1e-20, 1e30)
 """Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""
@@ -69,6 +76,10 @@ class Piece(abc.ABC):
     """Σ‖·‖² of this use by itself, where it was found on the way."""
     bytes_each: int
     """Memory that one sample's gradient takes while it is formed."""
+
+    def land(self, ledger: Pass, row: int) -> bool:
+        """Σ_n ‖g_n‖² into a row of `ledger.norms` by a kernel; False where there is none, and nothing was done."""
+        return False
 
     @abc.abstractmethod
     def each(self, start: int, stop: int) -> Tensor:
@@ -192,12 +203,29 @@ class Lookup(Piece):
     def __init__(
         self, tokens: Tensor, gradients: Tensor, rows: int, padding: int | None, distinct: bool = False
     ) -> None:
-        if padding is not None:
-            gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
-        self.tokens, self.gradients, self.rows, self.distinct = tokens, gradients, rows, distinct
+        self.tokens, self.rows, self.padding, self.distinct = tokens, rows, padding, distinct
+        self._given = gradients
         self.n = tokens.shape[0]
         self.bytes_each = 8 * rows * gradients.shape[-1]
-        self.factors = ("embedding", tokens, gradients)
+
+    @functools.cached_property
+    def gradients(self) -> Tensor:
+        """Zero where padding was read."""
+        if self.padding is None:
+            return self._given
+        return self._given.masked_fill((self.tokens == self.padding).unsqueeze(-1), 0.0)
+
+    @functools.cached_property
+    def factors(self) -> tuple[str, Tensor, Tensor]:  # type: ignore[override]
+        return "embedding", self.tokens, self.gradients
+
+    def land(self, ledger: Pass, row: int) -> bool:
+        given = self._given
+        if self.alone is not None or not ledger.serves(given):
+            return False
+        padding = -1 if self.padding is None else self.padding
+        _lookup_squares(given, self.tokens, ledger.norms_on(given.device), row, padding, "triton")
+        return True
 
     def each(self, start: int, stop: int) -> Tensor:
         part = wide(self.gradients[start:stop])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
-from ..landed import land_bias, land_convolution, rows_of, served
+from ..landed import land_bias, land_convolution, rows_of
 from ..pieces import SAFE, Dense, Lazy, Piece
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -156,7 +156,7 @@ def _measure(
     ledger = use.mode.ledger
     ledger.begin(use, grad.dtype)
     leaf = use.operands[0].leaves[0]
-    if wanted and x.ndim < 5 and served(ledger, grad):
+    if wanted and x.ndim < 5 and ledger.serves(grad):
         places = rows_of(use)
         if places is not None:
             return _land(use, places, x, grad, weight, settings, need_x)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
-from ..landed import land_bias, land_linear, rows_of, served
+from ..landed import land_bias, land_linear, rows_of
 from ..pieces import Dense, Piece, Product, one_position
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -34,11 +34,7 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
         return any_operation(mode, func, args, kwargs, parameters)
     trains = weight.requires_grad
     # Of one position a sample a CPU squares faster without the product, and kernels beside it.
-    if (
-        trains
-        and weight.grad_fn is None
-        and (x.shape.numel() // x.shape[-1] != mode.ledger.n or served(mode.ledger, x))
-    ):
+    if trains and weight.grad_fn is None and (x.shape.numel() // x.shape[-1] != mode.ledger.n or mode.ledger.serves(x)):
         out = _joined(mode, x, weight, bias, track)
         if out is not None:
             return out
@@ -103,7 +99,7 @@ def addmm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[T
         return any_operation(mode, func, args, kwargs, parameters)
     assert isinstance(track, Track)
     n = mode.ledger.n
-    if matrix.requires_grad and matrix.grad_fn is None and (x.shape[0] != n or served(mode.ledger, x)):
+    if matrix.requires_grad and matrix.grad_fn is None and (x.shape[0] != n or mode.ledger.serves(x)):
         out = _joined(mode, x, matrix, bias, track, transposed=True)
         if out is not None:
             return out
@@ -228,7 +224,7 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     ledger, n, operands = use.mode.ledger, ctx.n, use.operands
     ledger.begin(use, grad.dtype)
     a, b = _rows(x, ctx.track, n), _rows(grad, ctx.track, n)
-    if wanted and served(ledger, b):
+    if wanted and ledger.serves(b):
         places = rows_of(use)
         if places is not None:
             if not ctx.transposed:

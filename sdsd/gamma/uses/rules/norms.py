@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...following import Track, arrange, track_of
-from ..landed import land_norm, rows_of, served
+from ..landed import land_norm, rows_of
 from ..pieces import Dense, Piece, wide
 from ..use import Use, operands_of, register, watch
 from .elementwise import gathered
@@ -61,7 +61,7 @@ def layer_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     track = track_of(x)
     if not _free(track, len(shape), x) or any(t is not None and track_of(t) is not None for t in (weight, bias)):
         return any_operation(mode, func, args, kwargs, parameters)
-    if served(mode.ledger, x):
+    if mode.ledger.serves(x):
         joined = _joined(mode, func, args, kwargs, "layer norm", x, weight, bias, _Layer(tuple(shape), eps))
         if joined is not None:
             return joined
@@ -113,7 +113,7 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     given = [t for t in (weight, bias) if t is not None]
     if not isinstance(track, Track) or track.axis != 0 or any(track_of(t) is not None for t in given):
         return any_operation(mode, func, args, kwargs, parameters)
-    if served(mode.ledger, x) and (track.outer, track.inner) == (1, 1):
+    if mode.ledger.serves(x) and (track.outer, track.inner) == (1, 1):
         joined = _joined(mode, func, args, kwargs, "group norm", x, weight, bias, _Group(groups, eps))
         if joined is not None:
             return joined
