@@ -12,12 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operand import executes
+from ..following import take_over
+from .operand import SAMPLES, executes
 from .use import Use
 
 _weight_grad = torch.ops.sdsd.weight_grad_into.default
 _conv_weight_grad = torch.ops.sdsd.conv_weight_grad_into.default
 _scale_shift_grads = torch.ops.sdsd.scale_shift_grads.default
+
+
+def followed(out: Tensor, source: Tensor) -> None:
+    """`out`, of a function in the place of a layer that keeps its samples where they are, carries those of `source`."""
+    take_over(out, source)
+    if out.grad_fn is not None:
+        out.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+
+
+def bare_apply(function: type[torch.autograd.Function]) -> Any:
+    """`function.apply` without what it does for transforms of torch.func, which uses are not measured under."""
+    return super(torch.autograd.Function, function).apply
 
 
 def rows_of(use: Use) -> list[int] | None:

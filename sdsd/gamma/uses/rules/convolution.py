@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
-from ..landed import land_bias, land_convolution, rows_of
+from ..landed import bare_apply, followed, land_bias, land_convolution, rows_of
 from ..pieces import SAFE, Dense, Lazy, Piece
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -98,11 +98,12 @@ def _joined(
         return None
     mode.note_checkpoint()
     use = register(mode, operands, "convolution")
+    given = x
     cast = torch.is_autocast_enabled(x.device.type)
     if cast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    out: Tensor = _Joined.apply(x, weight, bias, use, settings, cast)  # type: ignore[no-untyped-call]
-    mode._follow(func, args, kwargs, out)
+    out: Tensor = _apply(x, weight, bias, use, settings, cast)
+    followed(out, given)
     return out
 
 
@@ -147,6 +148,9 @@ class _Joined(torch.autograd.Function):
         else:
             grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x, True)
         return grad_x if need_x else None, grad_weight, grad_bias if need_bias else None, None, None, None
+
+
+_apply = bare_apply(_Joined)
 
 
 def _measure(

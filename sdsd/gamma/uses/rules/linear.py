@@ -17,7 +17,7 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
-from ..landed import land_bias, land_linear, rows_of
+from ..landed import bare_apply, followed, land_bias, land_linear, rows_of
 from ..pieces import Dense, Piece, Product, one_position
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -158,9 +158,8 @@ def _joined(
     cast = torch.is_autocast_enabled(device)
     if cast:
         x = x.to(torch.get_autocast_dtype(device))
-    out: Tensor = _Joined.apply(x, weight, bias, use, track, mode.ledger.n, transposed, cast)  # type: ignore[no-untyped-call]
-    # What follows is followed from the samples of x: a linear layer keeps the order of its rows.
-    mode._follow(F.linear, (given, weight), {}, out)
+    out: Tensor = _apply(x, weight, bias, use, track, mode.ledger.n, transposed, cast)
+    followed(out, given)
     return out
 
 
@@ -212,6 +211,9 @@ class _Joined(torch.autograd.Function):
         else:
             grad_weight, grad_bias = _measure(ctx, use, x, grad, True)
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+_apply = bare_apply(_Joined)
 
 
 def _dtype_of(use: Use, operand: int, x: Tensor) -> torch.dtype:

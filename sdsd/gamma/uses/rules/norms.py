@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...following import Track, arrange, track_of
-from ..landed import land_norm, rows_of
+from ..landed import bare_apply, followed, land_norm, rows_of
 from ..pieces import Dense, Piece, wide
 from ..use import Use, operands_of, register, watch
 from .elementwise import gathered
@@ -198,14 +198,14 @@ class _Group(NamedTuple):
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         n, c = x.shape[:2]
-        return torch.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), self.groups, self.eps)  # type: ignore[no-any-return]
+        return torch.native_group_norm(x, weight, bias, n, c, x.numel() // (n * c), self.groups, self.eps)  # type: ignore[no-any-return]
 
     def input_grad(
         self, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
     ) -> Tensor:
         n, c = x.shape[:2]
         return torch.ops.aten.native_group_norm_backward(  # type: ignore[no-any-return]
-            grad, x, mean, rstd, weight, n, c, x[0, 0].numel(), self.groups, [True, False, False]
+            grad, x, mean, rstd, weight, n, c, x.numel() // (n * c), self.groups, [True, False, False]
         )[0]
 
     def rows(self, tensors: list[Tensor], track: Track, n: int) -> list[Tensor]:
@@ -238,14 +238,14 @@ def _joined(
         return None
     mode.note_checkpoint()
     use = register(mode, operands, kind)
-    device = x.device.type
+    given, device = x, x.device.type
     if device != "cpu" and torch.is_autocast_enabled(device):
         x = x.float()  # as autocast does with these norms, but for those on a CPU
     if isinstance(norm, _Group):
         # What F.group_norm does first.
         x = x.contiguous(memory_format=torch.channels_last) if device == "cpu" and _last(x) else x.contiguous()
-    out: Tensor = _Joined.apply(x, weight, bias, use, track_of(args[0] if args else kwargs["input"]), norm)  # type: ignore[no-untyped-call]
-    mode._follow(func, args, kwargs, out)
+    out: Tensor = _apply(x, weight, bias, use, track_of(given), norm)
+    followed(out, given)
     return out
 
 
@@ -285,6 +285,9 @@ class _Joined(torch.autograd.Function):
         return grad_x, *shaped, None, None, None
 
 
+_apply = bare_apply(_Joined)
+
+
 def _by_torch(
     norm: _Layer | _Group, needed: tuple[bool, ...], grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> list[Tensor | None]:
@@ -309,4 +312,4 @@ def _deliver(use: Use, norm: _Layer | _Group, track: Track, tensors: list[Tensor
     groups = mean.shape[2]
     values = ((x.unflatten(2, (groups, -1)) - mean.unsqueeze(3)) * rstd.unsqueeze(3)).flatten(2)
     for operand, each in zip(use.operands, (b * values, b), strict=False):
-        operand.deliver(ledger, Dense(each.sum(1).view(-1, *operand.shape)))
+        operand.deliver(ledger, Dense(each.sum(1).view(-1, *operand.base.shape)))
