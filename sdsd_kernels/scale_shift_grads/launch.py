@@ -29,7 +29,7 @@ class Plan(NamedTuple):
         totals: list[Any] = [None, None]
         for index, row in enumerate((scale_row, shift_row)):
             if row >= 0:
-                parts[index] = torch.empty(self.part, device=device)
+                parts[index] = torch.empty(self.part, dtype=torch.float32, device=device)
                 totals[index] = torch.empty(channels, dtype=dtype, device=device)
         self.sums(grads, inputs, mean, rstd, *parts)
         self.finish(*parts, *totals, square_norms, scale_row, shift_row)

@@ -38,8 +38,8 @@ class Split(NamedTuple):
 
     def __call__(self, a: Tensor, b: Tensor) -> tuple[Any, ...]:
         device = a.device
-        most = [torch.empty(self.programs, channels, device=device) for channels in self.channels]
-        factors = [torch.empty(channels, device=device) for channels in self.channels]
+        most = [torch.empty(self.programs, channels, dtype=torch.float32, device=device) for channels in self.channels]
+        factors = [torch.empty(channels, dtype=torch.float32, device=device) for channels in self.channels]
         high = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
         low: list[Any] = [None, None]
         if self.three:
@@ -80,15 +80,15 @@ class Fused(NamedTuple):
             a = first.of(a)
         if second is not None:
             b = second.of(b)
-        squares = torch.empty(self.shares, dtype=torch.float64, device=device)
         if square_norms is None:
             square_norms = torch.empty((), dtype=torch.float64, device=device)
+        squares = square_norms.new_empty(self.shares)
         total = partial = None
         target: Tensor = squares
         if self.total is not None:
             total = target = torch.empty_strided(*self.total, dtype=self.dtype, device=device)
             if self.ranges > 1:
-                partial = target = torch.empty(self.ranges, self.elements, device=device)
+                partial = target = torch.empty(self.ranges, self.elements, dtype=torch.float32, device=device)
         if self.depthwise:
             self.main(a, b, scale, target, squares)
         else:
@@ -108,7 +108,7 @@ class Fused(NamedTuple):
 
 def of_bias(bias: Sums, grads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Sums of output gradients by sample, and memory for the bias' gradient."""
-    part = torch.empty(bias.part, device=grads.device)
+    part = torch.empty(bias.part, dtype=torch.float32, device=grads.device)
     bias.launch(grads, None, None, None, None, part)
     return part, torch.empty(bias.part[2], dtype=dtype, device=grads.device)
 
@@ -361,9 +361,9 @@ class Squares(NamedTuple):
         bias_part = bias_total = None
         if self.bias is not None:
             bias_part, bias_total = of_bias(self.bias, b, self.dtype)
-        squares = torch.empty(self.shares, dtype=torch.float64, device=a.device)
         if square_norms is None:
             square_norms = torch.empty((), dtype=torch.float64, device=a.device)
+        squares = square_norms.new_empty(self.shares)
         self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
         self.finish(None, squares, squares, bias_part, bias_total, square_norms, row, bias_row)
         return bias_total, square_norms

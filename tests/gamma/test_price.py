@@ -162,7 +162,7 @@ class Price(NamedTuple):
 
 @pytest.fixture(params=MODELS)
 def passes(request, monkeypatch) -> Iterator[Callable[[str], Price]]:
-    """Counts the forward pass, the backward pass, or both, of a plain model and of a measured one that is not proved."""
+    """Counts the forward pass, the backward pass, or both, of a plain model and a measured one that is not proved."""
     monkeypatch.setenv("SDSD_BACKEND", "triton")
     model, x, y = (make() for make in MODELS[request.param])
     modules = sum(1 for module in model.modules() if any(True for _ in module.parameters(recurse=False)))

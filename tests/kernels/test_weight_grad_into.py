@@ -163,3 +163,18 @@ def test_bad_input(change, error, message):
     for _ in range(2):  # what passed once is not looked at again; what did not pass is
         with pytest.raises(error, match=message):
             sdsd_kernels.weight_grad_into(**given)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="no Triton here")
+def test_sums_in_memory_do_not_take_the_default_dtype():
+    """Many samples, so that they are split into ranges; the torch path does not have them."""
+    a, b = batch(30, 2, 5), batch(30, 2, 6)
+    wanted = weight_grad_into(a, b, squares := norms(), 1, bias_row=0, backend="triton")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = weight_grad_into(a, b, others := norms(), 1, bias_row=0, backend="triton")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.weight_grad, wanted.weight_grad)
+    assert torch.equal(found.bias_grad, wanted.bias_grad)
+    assert torch.equal(squares, others)

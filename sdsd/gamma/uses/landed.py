@@ -30,7 +30,7 @@ def followed(out: Tensor, source: Tensor) -> None:
 
 def bare_apply(function: type[torch.autograd.Function]) -> Any:
     """`function.apply` without what it does for transforms of torch.func, which uses are not measured under."""
-    return super(torch.autograd.Function, function).apply
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def rows_of(use: Use) -> list[int] | None:
