@@ -4,7 +4,8 @@
 
 With a sample's positions in the order of their tokens, equal ones are neighbours. A program owns a tile of BLOCK sorted
 positions: it multiplies their rows with one another, keeps the products of equal tokens, and goes on to the tiles after
-it for as long as its last token goes on there. Those pairs count twice.
+it for as long as its last token goes on there. Those pairs count twice. Products are sums over features, so several
+programs share these.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import triton.language as tl
 def lookup_kernel(
     grads,  # b (N, T, d)
     ordered, order,  # (N, T) int64, contiguous: tokens in order, and the positions they come from
-    shares,  # (N, tiles) float64
+    shares,  # (splits, N, tiles) float64
     padding,  # the token that trains nothing; −1 for none
     positions, features, b_n, b_t, b_d,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
+    splits = tl.num_programs(2)
     n = tl.program_id(1).to(tl.int64)
     ordered += n * positions
     order += n * positions
@@ -43,7 +45,7 @@ def lookup_kernel(
         second = tl.load(ordered + column, mask=there, other=-1)
         right_rows = grads + tl.load(order + column, mask=there, other=0)[None, :] * b_t
         products = tl.zeros((BLOCK, BLOCK), tl.float32)
-        for start in range(0, features, BLOCK_K):
+        for start in range(tl.program_id(2) * BLOCK_K, features, splits * BLOCK_K):
             feature = start + lanes
             inside = feature < features
             offset = feature.to(tl.int64) * b_d
@@ -56,7 +58,8 @@ def lookup_kernel(
         other += 1
         going = other * BLOCK < positions
         going = going & (tl.load(ordered + tl.minimum(other * BLOCK, positions - 1)) == last)
-    tl.store(shares + n * tl.num_programs(0) + tile, tl.sum(total, 0))
+    share = (tl.program_id(2) * tl.num_programs(1) + n) * tl.num_programs(0) + tile
+    tl.store(shares + share, tl.sum(total, 0))
 
 
 @triton.jit(do_not_specialize=["row"])

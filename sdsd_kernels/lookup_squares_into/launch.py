@@ -14,9 +14,11 @@ from .kernel import add_shares_kernel, lookup_kernel
 BLOCK = (32, 64)
 """Positions and features at once. Not measured."""
 BLOCK_INTERPRETED = (4, 16)
+PROGRAMS = 8
+"""Programs that a multiprocessor is to have, where features can be shared for it."""
 SHARES = 1024
 
-_plans: dict[tuple[Any, ...], tuple[Launch, Launch, tuple[int, int]]] = {}
+_plans: dict[tuple[Any, ...], tuple[Launch, Launch, tuple[int, int, int]]] = {}
 
 
 def launch(grads: Tensor, tokens: Tensor, square_norms: Tensor, row: int, padding: int) -> None:
@@ -36,16 +38,18 @@ def _run(plan: Any, grads: Tensor, tokens: Tensor, square_norms: Tensor, row: in
     add(shares, square_norms, row)
 
 
-def _plan(grads: Tensor) -> tuple[Launch, Launch, tuple[int, int]]:
+def _plan(grads: Tensor) -> tuple[Launch, Launch, tuple[int, int, int]]:
     samples, positions, features = grads.shape
-    interpreted = device_record(grads.device).family == "interpreted"
-    block, block_k = BLOCK_INTERPRETED if interpreted else BLOCK
+    record = device_record(grads.device)
+    block, block_k = BLOCK_INTERPRETED if record.family == "interpreted" else BLOCK
     tiles = -(-positions // block)
+    wanted = -(-record.multiprocessors * PROGRAMS // (tiles * samples))
+    splits = max(1, min(wanted, -(-features // block_k)))
     settled = {"positions": positions, "features": features, "BLOCK": block, "BLOCK_K": block_k}
     settled |= dict(zip(("b_n", "b_t", "b_d"), grads.stride(), strict=True))
-    add = {"count": samples * tiles, "width": NORMS_WIDTH, "BLOCK": SHARES}
+    add = {"count": splits * samples * tiles, "width": NORMS_WIDTH, "BLOCK": SHARES}
     return (
-        Launch(lookup_kernel, (tiles, samples, 1), settled, num_warps=4),
+        Launch(lookup_kernel, (tiles, samples, splits), settled, num_warps=4),
         Launch(add_shares_kernel, (1, 1, 1), add, num_warps=4),
-        (samples, tiles),
+        (splits, samples, tiles),
     )

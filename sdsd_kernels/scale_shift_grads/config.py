@@ -46,7 +46,8 @@ def splits(record: DeviceRecord, programs: int, positions: int, block_t: int) ->
 
 def finish_block(record: DeviceRecord, samples: int, channels: int) -> tuple[int, int]:
     """Samples and channels of a program of the second launch; no more programs than a row of `square_norms` holds."""
-    least = 8 if record.family == "interpreted" else 32
+    # Many samples are many steps, so that more programs with fewer channels share them; 32 bytes are read at once.
+    least = 8 if record.family == "interpreted" or samples >= 64 else 32
     block_c = max(least, _power(-(-channels // NORMS_WIDTH)))
     return max(1, min(_power(samples), 2048 // block_c)), block_c
 

@@ -47,7 +47,7 @@ def _case(
 def _boxes(
     record: DeviceRecord, tile: Tile, dtype: torch.dtype, kind: str = DIRECT, *, box: tuple[int, int] | None = None,
     strided: bool = False, sets: bool = False, flat: bool = False, scaled: bool = False, pointers: bool = False,
-    thorough: bool = False,
+    thorough: bool = False, most_stack: int = 0,
 ) -> AotCase:  # fmt: skip
     """`boxes_kernel` with one tile; `sets`: several groups a tile."""
     three = kind == THREE_TERMS
@@ -83,7 +83,7 @@ def _boxes(
     return _case(
         " ".join([*said, *(name for name, present in features.items() if present)]), boxes_kernel, record, types,
         constants, tile.num_warps, tile.num_stages, expect_mma=record.matrix_instruction, expect_tma=not pointers,
-        thorough=thorough,
+        thorough=thorough, most_stack=most_stack,
     )  # fmt: skip
 
 
@@ -162,6 +162,7 @@ def aot_cases() -> Iterator[AotCase]:
                      thorough=not main)  # fmt: skip
         if main:
             yield _boxes(record, config.THREE[0], fp32, THREE_TERMS, thorough=True)
+            yield _boxes(record, config.WIDE[0], bf16, thorough=True, most_stack=192)
         yield _boxes(record, config.LINEAR[0], fp32, ONE_TERM, thorough=True)
         yield _boxes(record, config.THREE_NARROW[0], fp32, THREE_TERMS, box=(8, 8), strided=True, sets=True,
                      scaled=True, thorough=True)  # fmt: skip

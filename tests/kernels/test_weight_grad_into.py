@@ -35,6 +35,7 @@ def check(found, squares: Tensor, each: Tensor, biases: Tensor, magnitude: Tenso
 
     The weight gradient of `given` halves may be rounded to them before it is returned in another dtype.
     """
+    each, biases, magnitude = each.cpu(), biases.cpu(), magnitude.cpu()
     share = summation_error(terms * len(each)) + 8 * unit_roundoff(torch.float32)
     for gradient, row, wanted, size, coarsest in (
         (found.weight_grad, 2, each, magnitude, min(dtype, given, key=lambda t: t.itemsize)),

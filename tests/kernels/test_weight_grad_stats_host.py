@@ -195,10 +195,12 @@ def best(candidates, samples, out_size, d, p, taps=1, sets=1, record=H100, flat=
 
 MEASURED = {
     # samples, output size, d, p, taps: tile, box, ranges that were fastest
-    (16, (1, 1024), 1024, 4096, 1): ((128, 128, 128), (1, 128), 1),
-    (8, (1, 1024), 3072, 768, 1): ((64, 128, 64), (1, 64), 1),
-    (8, (1, 1000), 1024, 4096, 1): ((128, 128, 128), (1, 128), 1),
-    (8, (1, 1024), 768, 32_768, 1): ((128, 128, 128), (1, 128), 1),
+    (16, (1, 1024), 1024, 4096, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 1024, 4096, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 4096, 1024, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 1024, 3072, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 1024, 32_768, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 1024, 1024, 1): ((128, 128, 128), (1, 128), 2),
     (64, (1, 197), 384, 1536, 1): ((128, 128, 128), (1, 128), 3),
     (256, (8, 8), 128, 128, 9): ((64, 128, 64), (8, 8), 14),
     (64, (14, 14), 256, 256, 9): ((64, 128, 64), (4, 16), 3),
@@ -242,7 +244,8 @@ def test_tiles_fit_their_kind():
         record, kind,
         **{"itemsize": 2, "pointers": False, "flat": False, "boxes": False, "narrow": False, "scaled": False} | more,
     )  # fmt: skip
-    assert chosen() is chosen(ONE_TERM) is config.LINEAR
+    assert chosen() is chosen(ONE_TERM) is config.WIDE
+    assert chosen(record=RECORDS["sm_100"]) is config.LINEAR
     assert chosen(THREE_TERMS) is config.THREE
     assert chosen(THREE_TERMS, boxes=True) is chosen(THREE_TERMS, record=RECORDS["sm_100"]) is config.THREE_BOXES
     assert chosen(THREE_TERMS, scaled=True) is config.THREE_NARROW
