@@ -16,10 +16,12 @@ from ..following import (
     ENTRYWISE,
     PROPERTIES,
     SHAPE_ONLY,
+    WRITING,
     Mixed,
     Part,
     Summed,
     Track,
+    about_to_write,
     body,
     follow,
     layers_of,
@@ -79,10 +81,14 @@ class Measuring(TorchFunctionMode):
                 apart = track
         if torch._C._are_functorch_transforms_active():
             return self._transformed(func, args, kwargs)
+        if func in WRITING and args:
+            about_to_write(args[0])
         if not sampled and apart is None:
             out = func(*args, **kwargs)
             if parameters:
                 self._note_source(func, args, kwargs, out)
+            # Without gradients too, for this may be the inside of a user's function, whose output will have a history.
+            if parameters or not torch.is_grad_enabled():
                 follow(func, args, kwargs, out, self.ledger.n)
             return out
         if func in COMPOSITE:
@@ -115,7 +121,7 @@ class Measuring(TorchFunctionMode):
 
     def _unseen(self, tensor: Tensor) -> Mixed | None:
         """Of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""
-        hidden = leaves_of(tensor, self.session)[1]
+        hidden = leaves_of(tensor, self.session, unseen=True)[1]
         if hidden is not None:
             return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
         set_track(tensor, None)

@@ -58,8 +58,11 @@ class Names(Protocol):
     def node_of(self, tensor: Tensor) -> Any: ...
 
 
-def leaves_of(tensor: Tensor, names: Names) -> tuple[list[Leaf], str | None]:
-    """The measured parameters that `tensor` is computed from, and the operation that samples went through, or None."""
+def leaves_of(tensor: Tensor, names: Names, unseen: bool = False) -> tuple[list[Leaf], str | None]:
+    """The measured parameters that `tensor` is computed from, and the operation that samples went through, or None.
+
+    `unseen`: nobody saw how `tensor` was computed, so that a user's function on the way may hide samples.
+    """
     if tensor.grad_fn is None:
         name = names.name_of(tensor)
         return ([], None) if name is None else ([Leaf(name, tensor, names.node_of(tensor))], None)
@@ -71,7 +74,7 @@ def leaves_of(tensor: Tensor, names: Names) -> tuple[list[Leaf], str | None]:
             continue
         seen.add(node)
         metadata: Any = node.metadata
-        if SAMPLES in metadata or len(seen) > MOST_NODES or _opaque(node):
+        if SAMPLES in metadata or len(seen) > MOST_NODES or (unseen and _opaque(node)):
             hidden = tensor.grad_fn.name()
             continue
         variable = getattr(node, "variable", None)

@@ -142,4 +142,17 @@ def watch(
     use = register(mode, operands, kind)
     use.measure, use.saved = measure, Saved(saved)
     if not mode.repeats:
-        out.register_hook(use.fire)
+        whole, part = _written(out)
+        whole.register_hook(use.fire if part is None else lambda grad: use.fire(part(grad)))
+
+
+def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+    """The tensor through which the gradient of `out` comes, and how to cut it out of that one's.
+
+    After a write into a view gradients come through the tensor that it is a view of.
+    """
+    base = out._base
+    if base is None or not base.is_contiguous() or base.grad_fn is None or "CopySlices" not in base.grad_fn.name():
+        return out, None
+    shape, strides, offset = out.shape, out.stride(), out.storage_offset() - base.storage_offset()
+    return base, lambda grad: grad.contiguous().as_strided(shape, strides, offset)
