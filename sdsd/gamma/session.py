@@ -38,6 +38,7 @@ class Session:
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
         passes: accounts of the forward passes since the last step.
+        calls: calls of torch, by what they look like → where their outputs carry samples.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
@@ -55,6 +56,7 @@ class Session:
         self.names: dict[int, str] = {}
         self.known: set[int] = set()
         self._nodes: dict[int, tuple[Any, torch.dtype, torch.device]] = {}
+        self.calls: dict[Any, Any] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
