@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..following import track_of
-from .pieces import Dense, Lookup, Piece, chunks, wide
+from .pieces import Dense, Lookup, OwnRows, Piece, chunks, wide
 
 if TYPE_CHECKING:
     from .ledger import Pass
@@ -55,7 +55,7 @@ class Names(Protocol):
 
     def name_of(self, tensor: Tensor) -> str | None: ...
 
-    def node_of(self, tensor: Tensor) -> Any: ...
+    def leaf_of(self, tensor: Tensor) -> Leaf | None: ...
 
 
 def leaves_of(tensor: Tensor, names: Names, unseen: bool = False) -> tuple[list[Leaf], str | None]:
@@ -64,8 +64,8 @@ def leaves_of(tensor: Tensor, names: Names, unseen: bool = False) -> tuple[list[
     `unseen`: nobody saw how `tensor` was computed, so that a user's function on the way may hide samples.
     """
     if tensor.grad_fn is None:
-        name = names.name_of(tensor)
-        return ([], None) if name is None else ([Leaf(name, tensor, names.node_of(tensor))], None)
+        leaf = names.leaf_of(tensor)
+        return ([] if leaf is None else [leaf]), None
     found: dict[str, Leaf] = {}
     seen, stack, hidden = set(), [tensor.grad_fn], None
     while stack:
@@ -107,31 +107,38 @@ class Operand:
     `unexpanded`: gradients come with respect to what the operand is an expansion of.
     """
 
-    __slots__ = ("base", "leaves", "shape", "source", "tensor")
+    __slots__ = ("base", "direct", "leaves", "reached", "source", "tensor")
 
     def __init__(self, tensor: Tensor, leaves: list[Leaf], unexpanded: bool = False) -> None:
-        self.source = getattr(tensor, SOURCE, None)
-        self.base = unexpanded_of(tensor) if unexpanded else tensor
-        self.tensor, self.leaves, self.shape = tensor, leaves, self.base.shape
-
-    @property
-    def direct(self) -> bool:
-        return self.base.grad_fn is None
+        self.tensor = self.base = tensor
+        self.leaves = leaves
+        self.direct = tensor.grad_fn is None
+        self.reached: list[Leaf] = []
+        self.source = None
+        if not self.direct:
+            self.source = getattr(tensor, SOURCE, None)
+            if unexpanded:
+                self.base = unexpanded_of(tensor)
+                self.direct = self.base.grad_fn is None
 
     def wanted(self) -> list[Leaf]:
-        """The parameters whose .grad the backward pass that now runs adds to."""
-        return [leaf for leaf in self.leaves if executes(leaf.node)]
+        """The parameters whose .grad the backward pass that now runs adds to; kept in `reached`."""
+        self.reached = [leaf for leaf in self.leaves if executes(leaf.node)]
+        return self.reached
 
     def deliver(self, ledger: Pass, piece: Piece) -> None:
-        """Hand the gradients of this operand on as gradients of the parameters."""
-        leaves = self.wanted()
+        """Hand the gradients of this operand on as gradients of the parameters that `wanted` found."""
+        leaves = self.reached
         if not leaves:
             return
         if self.direct:
             ledger.receive(leaves[0], piece)
         elif self.source is not None and self.source[0] == "looked up" and len(leaves) == 1:
             _, table, ids, padding = self.source
-            if table.grad_fn is None:
+            own = piece.looked_up(ids, table.shape[0], padding) if isinstance(piece, OwnRows) else None
+            if table.grad_fn is None and own is not None:
+                ledger.receive(leaves[0], own)
+            elif table.grad_fn is None:
                 gradients = piece.each(0, piece.n).reshape(piece.n, ids.numel(), -1)
                 tokens = ids.reshape(1, -1).expand(piece.n, -1)
                 # Asked of the values on the CPU alone, where nothing has to be waited for.

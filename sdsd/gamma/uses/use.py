@@ -31,10 +31,17 @@ class Saved:
 
     def __init__(self, tensors: Iterable[Tensor | None]) -> None:
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        self.packed: list[Any] = []
+        self.versions: list[int] = []
         self.unpack = None if hooks is None else hooks[1]
-        held = [None if t is None else t.detach() for t in tensors]
-        self.versions = [0 if t is None else t._version for t in held]
-        self.packed: list[Any] = held if hooks is None else [None if t is None else hooks[0](t) for t in held]
+        for tensor in tensors:
+            if tensor is None:
+                self.packed.append(None)
+                self.versions.append(0)
+            else:
+                held = tensor.detach()
+                self.packed.append(held if hooks is None else hooks[0](held))
+                self.versions.append(held._version)
 
     def load(self) -> list[Tensor | None]:
         if self.unpack is not None:
@@ -65,7 +72,13 @@ class Use:
     def wanted(self) -> bool:
         """Whether this backward pass is to be measured here: it runs for a batch, and reaches .grad."""
         session, ledger = self.mode.session, self.mode.ledger
-        if session.pauses or not session.planned or not any(operand.wanted() for operand in self.operands):
+        if session.pauses or not session.planned:
+            return False
+        reached = False
+        for operand in self.operands:
+            if operand.wanted():
+                reached = True
+        if not reached:
             return False
         task = session.enter_task(ledger)
         if self.fired is not None and self.fired in ledger.tasks:
@@ -75,11 +88,17 @@ class Use:
         ledger.tasks.add(task)
         return True
 
-    @torch.no_grad()
     def fire(self, b: Tensor) -> None:
         """The gradient of the output has come."""
         if not self.wanted():
             return
+        if torch.is_grad_enabled():  # create_graph=True
+            with torch.no_grad():
+                self._deliver(b)
+        else:
+            self._deliver(b)
+
+    def _deliver(self, b: Tensor) -> None:
         ledger = self.mode.ledger
         try:
             assert self.saved is not None
@@ -109,14 +128,17 @@ def register(mode: Measuring, operands: list[Operand], kind: str) -> Use:
     use = Use(mode, operands, None, None)
     if mode.repeats:
         return use
+    counts, kinds = mode.ledger.counts, mode.ledger.kinds
     for operand in operands:
+        # Inside a reentrant checkpoint only parameters as they are were counted when it first ran.
+        uses = 1 if not mode.inside_backward else 0 if operand.direct else 2
         for leaf in operand.leaves:
-            # Inside a reentrant checkpoint only parameters as they are were counted when it first ran.
-            if not mode.inside_backward:
-                mode.ledger.count(leaf)
-            elif not operand.direct:
-                mode.ledger.count(leaf, 2)
-            mode.ledger.kinds.setdefault(leaf.name, set()).add(kind)
+            counts[leaf.name] = counts.get(leaf.name, 0) + uses
+            known = kinds.get(leaf.name)
+            if known is None:
+                kinds[leaf.name] = {kind}
+            else:
+                known.add(kind)
     return use
 
 
@@ -132,7 +154,10 @@ def watch(
     if not out.requires_grad:
         return
     operands, hidden = operands_of(mode, tensors, unexpanded)
-    if not any(operand.leaves for operand in operands):
+    for operand in operands:
+        if operand.leaves:
+            break
+    else:
         return
     track = track_of(out)
     if hidden is not None or not isinstance(track, Track):
