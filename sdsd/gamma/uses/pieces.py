@@ -259,7 +259,7 @@ def lookup_squares(gradients: Tensor, tokens: Tensor, scale: Tensor | None) -> T
         return torch.linalg.vector_norm(values.flatten(0, -2), dim=1).double().square().sum()
     ordered, order = tokens.sort(dim=1)
     new = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[:, 1:], ordered[:, :-1], out=new[:, 1:])
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
         repeated = ~new
         repeated[:, :-1] |= ~new[:, 1:]
