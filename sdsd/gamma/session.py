@@ -20,7 +20,7 @@ from .attachment import compiled_parts, intercepted
 from .following import Track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
-from .uses import Leaf, Measuring, Pass, carrying
+from .uses import Leaf, Measuring, Operand, Pass, carrying
 
 if TYPE_CHECKING:
     from .layers.base import Watcher
@@ -55,7 +55,7 @@ class Session:
         self.watchers: list[Watcher] = []
         self.names: dict[int, str] = {}
         self.known: set[int] = set()
-        self._leaves: dict[int, tuple[Leaf, torch.dtype, torch.device]] = {}
+        self._operands: dict[int, Operand] = {}
         self.calls: dict[Any, Any] = {}
         self.strangers: set[int] = set()
         self.sharded = False
@@ -80,23 +80,19 @@ class Session:
             self.strangers.add(id(tensor))
         return name
 
-    def leaf_of(self, parameter: Tensor) -> Leaf | None:
-        """A measured parameter with the node that adds to its .grad; kept, for asking costs more than its use."""
-        held = self._leaves.get(id(parameter))
-        # Where .data changed its type or place, torch made a new node.
-        if (
-            held is not None
-            and id(parameter) in self.names
-            and held[1] is parameter.dtype
-            and held[2] == parameter.device
-        ):
-            return held[0]
+    def operand_of(self, parameter: Tensor) -> Operand | None:
+        """A measured parameter as what an operation reads; kept, for making it anew costs more than its use."""
+        key = id(parameter)
+        held = self._operands.get(key)
+        # Where .data changed its type or place, torch made a new node that adds to .grad.
+        if held is not None and key in self.names and held.dtype is parameter.dtype and held.device == parameter.device:
+            return held
         name = self.name_of(parameter)
         if name is None:
             return None
         leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
-        self._leaves[id(parameter)] = (leaf, parameter.dtype, parameter.device)
-        return leaf
+        self._operands[key] = Operand(parameter, [leaf])
+        return self._operands[key]
 
     def learn(self, module: nn.Module, names: dict[str, str]) -> None:
         """FSDP puts whole parameters in the place of their shards while a module runs: note whose they are."""

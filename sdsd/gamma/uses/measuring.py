@@ -205,7 +205,12 @@ class Measuring(TorchFunctionMode):
         self.result: Any = _NOTHING
         rule = RULES.get(func, any_operation)
         try:
-            return self._marked(rule(self, func, args, kwargs, parameters), args)
+            out = rule(self, func, args, kwargs, parameters)
+            if type(out) is not Tensor or out._base is not None:
+                return self._marked(out, args)
+            if out.grad_fn is not None:
+                out.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+            return out
         except torch.utils.checkpoint._StopRecomputationError:
             raise
         except Exception as error:

@@ -55,7 +55,7 @@ class Names(Protocol):
 
     def name_of(self, tensor: Tensor) -> str | None: ...
 
-    def leaf_of(self, tensor: Tensor) -> Leaf | None: ...
+    def operand_of(self, parameter: Tensor) -> Operand | None: ...
 
 
 def leaves_of(tensor: Tensor, names: Names, unseen: bool = False) -> tuple[list[Leaf], str | None]:
@@ -64,8 +64,8 @@ def leaves_of(tensor: Tensor, names: Names, unseen: bool = False) -> tuple[list[
     `unseen`: nobody saw how `tensor` was computed, so that a user's function on the way may hide samples.
     """
     if tensor.grad_fn is None:
-        leaf = names.leaf_of(tensor)
-        return ([] if leaf is None else [leaf]), None
+        operand = names.operand_of(tensor)
+        return ([] if operand is None else operand.leaves), None
     found: dict[str, Leaf] = {}
     seen, stack, hidden = set(), [tensor.grad_fn], None
     while stack:
@@ -107,11 +107,11 @@ class Operand:
     `unexpanded`: gradients come with respect to what the operand is an expansion of.
     """
 
-    __slots__ = ("base", "direct", "leaves", "reached", "source", "tensor")
+    __slots__ = ("base", "device", "direct", "dtype", "leaves", "reached", "source", "tensor")
 
     def __init__(self, tensor: Tensor, leaves: list[Leaf], unexpanded: bool = False) -> None:
         self.tensor = self.base = tensor
-        self.leaves = leaves
+        self.leaves, self.dtype, self.device = leaves, tensor.dtype, tensor.device
         self.direct = tensor.grad_fn is None
         self.reached: list[Leaf] = []
         self.source = None
@@ -123,7 +123,10 @@ class Operand:
 
     def wanted(self) -> list[Leaf]:
         """The parameters whose .grad the backward pass that now runs adds to; kept in `reached`."""
-        self.reached = [leaf for leaf in self.leaves if executes(leaf.node)]
+        if len(self.leaves) == 1:
+            self.reached = self.leaves if executes(self.leaves[0].node) else []
+        else:
+            self.reached = [leaf for leaf in self.leaves if executes(leaf.node)]
         return self.reached
 
     def deliver(self, ledger: Pass, piece: Piece) -> None:

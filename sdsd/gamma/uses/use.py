@@ -7,6 +7,7 @@ force, so that checkpointing and offloading keep their promise.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -117,9 +118,12 @@ def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False
     """Operands, and the operation through which samples reached one of them unseen, or None."""
     found, hidden = [], None
     for tensor in tensors:
-        leaves, through = leaves_of(tensor, mode.session)
-        found.append(Operand(tensor, leaves, unexpanded))
-        hidden = hidden or through
+        operand = mode.session.operand_of(tensor) if tensor.grad_fn is None else None
+        if operand is None:
+            leaves, through = leaves_of(tensor, mode.session)
+            operand = Operand(tensor, leaves, unexpanded)
+            hidden = hidden or through
+        found.append(operand)
     return found, hidden
 
 
@@ -136,10 +140,15 @@ def register(mode: Measuring, operands: list[Operand], kind: str) -> Use:
             counts[leaf.name] = counts.get(leaf.name, 0) + uses
             known = kinds.get(leaf.name)
             if known is None:
-                kinds[leaf.name] = {kind}
-            else:
-                known.add(kind)
+                kinds[leaf.name] = _alone(kind)
+            elif kind not in known:
+                kinds[leaf.name] = known | {kind}
     return use
+
+
+@functools.cache
+def _alone(kind: str) -> frozenset[str]:
+    return frozenset([kind])
 
 
 def watch(
