@@ -168,6 +168,24 @@ def alone(model, x, f):
     return model(X, f)[(x == X).all(1)]
 
 
+@pytest.mark.parametrize("where", ["after the backward pass", "inside it, as ZeRO does"])
+def test_gradients_that_are_gone_are_refused_and_no_signal_of_zero(where):
+    model = perceptron()
+    with sdsd.GammaMonitor(model) as monitor:
+        handles = []
+        if where == "inside it, as ZeRO does":
+            for p in model.parameters():
+                handles.append(p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)))
+        class_loss(model, X, Y).backward()
+        model.zero_grad()
+        with pytest.raises(RuntimeError, match=r"0\.weight.*measured, but \.grad is None"):
+            monitor.step()
+        for handle in handles:
+            handle.remove()
+        class_loss(model, X, Y).backward()
+        assert_right(monitor.step(), model)
+
+
 class TestAfterARefusal:
     def test_right_again_in_the_next_step(self):
         """Each of these is refused or right; the ordinary step between them is right every time."""
@@ -362,6 +380,23 @@ class TestCheck:
 
             said = message(lambda: monitor.check(penalised, (X, Y)))
         assert "0.weight" in said or "0.weight" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("kind", ["a number that left torch", "a hook that looks at the batch"])
+    def test_shows_what_nobody_can_see(self, kind, capsys):
+        """Samples mixed by a number, or on the way back: autograd knows of neither."""
+        if kind == "a number that left torch":
+            model = Net(lambda m, x: m.last(torch.tanh(x / x.abs().max().item())), last=nn.Linear(8, 3))
+        else:
+
+            def compute(m, x):
+                h = m.first(x)
+                h.register_hook(lambda g: g / g.norm())
+                return m.last(torch.tanh(h))
+
+            model = Net(compute, first=nn.Linear(8, 8), last=nn.Linear(8, 3))
+        with sdsd.GammaMonitor(model) as monitor:
+            report = monitor.check(self.loss, (X, Y))
+        assert report.difference > 0.01
 
     def test_dictionaries(self, capsys):
         model = perceptron()
