@@ -389,9 +389,9 @@ class TestCheck:
         else:
 
             def compute(m, x):
-                h = m.first(x)
+                h = torch.tanh(m.first(x))
                 h.register_hook(lambda g: g / g.norm())
-                return m.last(torch.tanh(h))
+                return m.last(h)
 
             model = Net(compute, first=nn.Linear(8, 8), last=nn.Linear(8, 3))
         with sdsd.GammaMonitor(model) as monitor:
