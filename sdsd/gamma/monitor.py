@@ -159,6 +159,7 @@ class GammaMonitor:
         owners: dict[str, list[Watcher]] = {}
         measured_above: set[nn.Module] = set()
         exact = self._mode == "exact"
+        self._session.sharded = self._sharded
         self._coverage = {}
         for path, module in self._root.named_modules():
             name = clean(path) or type(module).__name__
@@ -223,7 +224,6 @@ class GammaMonitor:
         session = self._session
         session.parameters = self._measured_parameters()
         session.rows = self._index
-        session.sharded = self._sharded
         session.root = self._root
         session.names = {id(parameter): name for name, parameter in session.parameters.items()}
         session.known = {id(parameter) for parameter in self._everything.values()}
@@ -609,9 +609,9 @@ class GammaMonitor:
                     refused.setdefault(name, reason)
             for name, found in ledger.kinds.items():
                 kinds.setdefault(name, set()).update(found)
-        for name, found in kinds.items():
+        for name, every in kinds.items():
             if self._coverage.get(name) is not None:
-                self._coverage[name] = " + ".join(sorted(found))
+                self._coverage[name] = " + ".join(sorted(every))
         if not refused:
             return
         if not self.strict:
@@ -833,6 +833,10 @@ class GammaMonitor:
 
 class _RootWatcher(Watcher):
     """Watches the whole model: each of its forward passes is a batch."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.idle = False
 
     def forward(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         session = self.session

@@ -20,7 +20,7 @@ from .attachment import compiled_parts, intercepted
 from .following import Track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
-from .uses import Measuring, Pass, carrying
+from .uses import Leaf, Measuring, Operand, Pass, carrying
 
 if TYPE_CHECKING:
     from .layers.base import Watcher
@@ -38,6 +38,7 @@ class Session:
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
         passes: accounts of the forward passes since the last step.
+        calls: calls of torch, by what they look like → where their outputs carry samples.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
@@ -56,7 +57,8 @@ class Session:
         self.names: dict[int, str] = {}
         self.rows: dict[str, int] = {}
         self.known: set[int] = set()
-        self._nodes: dict[int, tuple[Any, torch.dtype, torch.device]] = {}
+        self._operands: dict[int, Operand] = {}
+        self.calls: dict[Any, Any] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
@@ -80,14 +82,19 @@ class Session:
             self.strangers.add(id(tensor))
         return name
 
-    def node_of(self, parameter: Tensor) -> Any:
-        """The node that adds to the parameter's .grad; kept, for asking costs more than what it is needed for."""
-        held = self._nodes.get(id(parameter))
-        # Where .data changed its type or place, torch made a new one.
-        if held is None or held[1:] != (parameter.dtype, parameter.device):
-            held = (torch.autograd.graph.get_gradient_edge(parameter).node, parameter.dtype, parameter.device)
-            self._nodes[id(parameter)] = held
-        return held[0]
+    def operand_of(self, parameter: Tensor) -> Operand | None:
+        """A measured parameter as what an operation reads; kept, for making it anew costs more than its use."""
+        key = id(parameter)
+        held = self._operands.get(key)
+        # Where .data changed its type or place, torch made a new node that adds to .grad.
+        if held is not None and key in self.names and held.dtype is parameter.dtype and held.device == parameter.device:
+            return held
+        name = self.name_of(parameter)
+        if name is None:
+            return None
+        leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
+        self._operands[key] = Operand(parameter, [leaf])
+        return self._operands[key]
 
     def learn(self, module: nn.Module, names: dict[str, str]) -> None:
         """FSDP puts whole parameters in the place of their shards while a module runs: note whose they are."""

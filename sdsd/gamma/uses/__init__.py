@@ -17,9 +17,10 @@ file             what is inside
 from .convolutions import by_samples, products_win, squares_by_products
 from .ledger import Pass
 from .measuring import Measuring, carrying
+from .operand import Leaf, Operand
 from .pieces import chunks, combine, lookup_squares, project, sum_of_squares, wide
 
 __all__ = [
-    "Measuring", "Pass", "by_samples", "carrying", "chunks", "combine", "lookup_squares", "products_win", "project",
-    "squares_by_products", "sum_of_squares", "wide",
+    "Leaf", "Measuring", "Operand", "Pass", "by_samples", "carrying", "chunks", "combine", "lookup_squares",
+    "products_win", "project", "squares_by_products", "sum_of_squares", "wide",
 ]  # fmt: skip

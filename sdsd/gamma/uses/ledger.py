@@ -48,7 +48,7 @@ class Pass:
         self.tracks = Tracks()
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}
-        self.kinds: dict[str, set[str]] = {}
+        self.kinds: dict[str, frozenset[str]] = {}
         self.peers: list[Pass] = [self]
         self.open: set[int] = set()
         self.clear()

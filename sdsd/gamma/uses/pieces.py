@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
+from ..following import Track, arrange
+
 if TYPE_CHECKING:
     from .ledger import Pass
 
@@ -140,6 +142,34 @@ class Lazy(Piece):
         return super().projection(direction, max_bytes)
 
 
+class OwnRows(Piece):
+    """An operand of `shape` with rows for every sample: the gradient of a sample is zero in those of all others.
+
+    values: gradients of an output, of a shape that `shape` is broadcast to; its samples lie along `track`.
+    """
+
+    def __init__(self, values: Tensor, track: Track, n: int, shape: torch.Size) -> None:
+        self.values, self.track, self.n, self.shape = values, track, n, shape
+        self.bytes_each = 8 * values.numel()
+
+    def each(self, start: int, stop: int) -> Tensor:
+        axis = self.track.axis
+        split = self.values.unflatten(axis, (self.track.outer, self.n, self.track.inner))
+        rows = []
+        for sample in range(start, stop):
+            alone = torch.zeros_like(split)
+            alone.select(axis + 1, sample).copy_(split.select(axis + 1, sample))
+            rows.append(wide(alone.flatten(axis, axis + 2)).sum_to_size(self.shape))
+        return torch.stack(rows)
+
+    def looked_up(self, ids: Tensor, rows: int, padding: int | None) -> Lookup | None:
+        """Gradients of the table (rows, d) that the operand was read from at `ids`; None where it was broadcast."""
+        if self.values.shape != self.shape or self.track.axis >= ids.dim():
+            return None
+        tokens = arrange(ids, self.track, self.n, 0)
+        return Lookup(tokens, arrange(self.values, self.track, self.n, 1), rows, padding)
+
+
 class Product(Piece):
     """g_n = Σ_t b_nt a_ntᵀ of a linear operation: a (N, T, d), b (N, T, p); the operand (p, d), transposed (d, p)."""
 
@@ -247,19 +277,35 @@ def lookup_squares(gradients: Tensor, tokens: Tensor, scale: Tensor | None) -> T
     """Σ_n ‖per-sample gradient of the table‖², gradients (N, T, d), tokens (N, T); a 0-dim float64 tensor.
 
     Tokens of a sample are sorted, equal neighbours share a slot, gradients are added into slots: static shapes,
-    O(N T d), and nothing of the size of the table.
+    O(N T d), and nothing of the size of the table. On the CPU, where counts can be read, only rows whose token stands
+    more than once in its sample are moved at all.
     """
     values = wide(gradients)
     if scale is not None:
         values = values * scale[tokens]
-    if tokens.shape[1] > 1:
-        ordered, order = tokens.sort(dim=1)
-        new = torch.ones_like(ordered, dtype=torch.bool)
-        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        # Slots count on through the samples, so that no two samples share one.
-        slots = new.flatten().cumsum(0) - 1
-        rows = values.gather(1, order.unsqueeze(-1).expand_as(values)).flatten(0, 1)
-        values = torch.zeros_like(rows).index_add(0, slots, rows)
+    if tokens.shape[1] < 2:
+        return torch.linalg.vector_norm(values.flatten(0, -2), dim=1).double().square().sum()
+    ordered, order = tokens.sort(dim=1)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        repeated = ~new
+        repeated[:, :-1] |= ~new[:, 1:]
+        sample, place = repeated.nonzero(as_tuple=True)
+        position = order[sample, place]
+        squares = torch.linalg.vector_norm(values, dim=2).double().square()
+        squares[sample, position] = 0.0
+        total = squares.sum()
+        if not len(sample):
+            return total
+        rows = values[sample, position]
+        slots = new[sample, place].cumsum(0) - 1
+        together = torch.zeros_like(rows[: int(slots[-1]) + 1]).index_add_(0, slots, rows)
+        return total + torch.linalg.vector_norm(together, dim=1).double().square().sum()
+    # Slots count on through the samples, so that no two samples share one.
+    slots = new.flatten().cumsum(0) - 1
+    rows = values.gather(1, order.unsqueeze(-1).expand_as(values)).flatten(0, 1)
+    values = torch.zeros_like(rows).index_add(0, slots, rows)
     return torch.linalg.vector_norm(values.flatten(0, -2), dim=1).double().square().sum()
 
 

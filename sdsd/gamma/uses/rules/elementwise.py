@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...following import Track, track_of
 from ..operand import unexpanded_of
-from ..pieces import Dense, Lazy, Piece, wide
+from ..pieces import Dense, OwnRows, Piece, wide
 from ..use import watch
 from .generic import any_operation
 
@@ -41,18 +41,7 @@ def apart(values: Tensor, track: Track, n: int, shape: torch.Size) -> Piece:
     found = gathered(values, track, n, shape)
     if found is not None:
         return Dense(found)
-    split = values.unflatten(track.axis, (track.outer, n, track.inner))
-
-    def form(start: int, stop: int) -> Tensor:
-        # The operand has a row for every sample: sample n's gradient is zero in all others.
-        rows = []
-        for sample in range(start, stop):
-            alone = torch.zeros_like(split)
-            alone.select(track.axis + 1, sample).copy_(split.select(track.axis + 1, sample))
-            rows.append(wide(alone.flatten(track.axis, track.axis + 2)).sum_to_size(shape))
-        return torch.stack(rows)
-
-    return Lazy(n, 8 * values.numel(), form)
+    return OwnRows(values, track, n, shape)
 
 
 def combination(kind: str) -> Any:

@@ -117,8 +117,26 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
         joined = _joined(mode, func, args, kwargs, "group norm", x, weight, bias, _Group(groups, eps))
         if joined is not None:
             return joined
-    out = mode.run(func, args, kwargs)
-    _watch_scale(mode, "group norm", out, x, weight, bias, _channels(x), lambda x: F.group_norm(x, groups, eps=eps))
+    alone = (track.outer, track.inner) == (1, 1) and x.is_contiguous() and weight is not None and weight.requires_grad
+    if not alone or torch.is_autocast_enabled(x.device.type):
+        out = mode.run(func, args, kwargs)
+        _watch_scale(mode, "group norm", out, x, weight, bias, _channels(x), lambda x: F.group_norm(x, groups, eps=eps))
+        return out
+    n, c, space = x.shape[0], x.shape[1], x.shape[2:].numel()
+    # What F.group_norm computes, with the mean and the inverse deviation that its backward uses.
+    out, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, space, groups, eps)
+    mode._follow(func, args, kwargs, out)
+    read = [t for t in (weight, bias) if t is not None and t.requires_grad]
+
+    def measure(b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Iterator[tuple[int, Piece]]:
+        values = wide(b).reshape(n, c, space)
+        centred = wide(x).view(n, groups, -1) - mean.unsqueeze(2)
+        found = centred.view(n, c, space).mul_(values).sum(2).view(n, groups, -1) * rstd.unsqueeze(2)
+        yield 0, Dense(found.view(n, c))
+        if bias is not None and bias.requires_grad:
+            yield len(read) - 1, Dense(values.sum(2))
+
+    watch(mode, "group norm", out, read, (x, mean, rstd), measure)
     return out
 
 
