@@ -121,12 +121,14 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
     yield _case("rank1", rank1_kernel, record, pair, constants, 4, thorough=True)
     types = {"partial_ptr": "*fp32", "squares_ptr": "*fp64", "total_ptr": "*bf16", "square_norm_ptr": "*fp64"}
     types |= {"bias_part": "*fp32", "bias_total": "*bf16"}
-    constants = {"BLOCK": config.FINISH_BLOCK, "BIAS_BLOCKS": 8, "BLOCK_N": 8, "BLOCK_C": 32}
+    together = config.MOST_TOGETHER
+    constants = {"BLOCK": config.FINISH_BLOCK // together, "RANGES": together, "SHARES": config.FINISH_BLOCK}
+    constants |= {"BIAS_BLOCKS": 8, "BLOCK_N": 8, "BLOCK_C": 32}
     yield _case("finish", finish_kernel, record, types, constants, 4, thorough=True)
     if not config.reads_boxes(record):
         return  # nothing is split
     block = {"a_c": 1, "b_c": 1, "ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
-    types = dict.fromkeys(("a", "b", "largest_a", "largest_b", "factor_a", "factor_b"), "*fp32")
+    types = dict.fromkeys(("a", "b", "factor_a", "factor_b"), "*fp32") | {"largest": "*i32"}
     types |= dict.fromkeys(("high_a", "low_a", "high_b", "low_b"), "*fp16")
     yield _case("largest", largest_kernel, record, types, block, 4, thorough=True)
     yield _case("split", split_kernel, record, types, block, 4, thorough=True)

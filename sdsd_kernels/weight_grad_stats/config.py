@@ -226,9 +226,11 @@ RANK1_BLOCK = (4, 256)
 """Samples of a program, and features at once."""
 SPLIT_BLOCK = (32, 64)
 """Rows and channels of a program that makes float16 parts: 128 bytes of a row are read and written together."""
-LARGEST_PROGRAMS = 64
-"""Programs that share the rows when the largest value of every channel is looked for; the next kernel reads as many."""
+LARGEST_PROGRAMS = 8
+"""Programs of a multiprocessor that share the rows when the largest value of every channel is looked for."""
 FINISH_BLOCK = 1024
+"""Numbers that a program of the last kernel adds up at once, of up to `MOST_TOGETHER` ranges."""
+MOST_TOGETHER = 16
 
 
 RATED_MULTIPROCESSORS = 132

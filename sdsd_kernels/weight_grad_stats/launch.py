@@ -31,21 +31,20 @@ class Split(NamedTuple):
 
     largest: Launch
     split: Launch
-    programs: int
     three: bool
     channels: tuple[int, int]
     elements: tuple[int, int]
 
     def __call__(self, a: Tensor, b: Tensor) -> tuple[Any, ...]:
         device = a.device
-        most = [torch.empty(self.programs, channels, dtype=torch.float32, device=device) for channels in self.channels]
+        most = torch.zeros(sum(self.channels), dtype=torch.int32, device=device)
         factors = [torch.empty(channels, dtype=torch.float32, device=device) for channels in self.channels]
         high = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
         low: list[Any] = [None, None]
         if self.three:
             low = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
-        self.largest(a, b, *most)
-        self.split(a, b, *most, high[0], low[0], high[1], low[1], *factors)
+        self.largest(a, b, most)
+        self.split(a, b, most, high[0], low[0], high[1], low[1], *factors)
         return high[0], low[0], high[1], low[1], *factors
 
 
@@ -220,7 +219,7 @@ def plan_fused(
         if height % multiples[0] or width % multiples[1]:
             target = layout.packed(a, inputs.dtype.itemsize, multiples)
             a, first = target, layout.copy_into(target, a, inputs.dtype)
-        split, a, b = _plan_split(a, b, kind == config.THREE_TERMS)
+        split, a, b = _plan_split(a, b, kind == config.THREE_TERMS, record)
     if not pointers:
         held = inputs.dtype if split is None else torch.float16
         if viewed and stride != (1, 1):
@@ -291,16 +290,18 @@ def _precision(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:
 
 def finish_launch(shares: int, ranges: int, elements: int, bias: Sums | None = None) -> Launch:
     """Adds up shares of the square norm and, if there are several, `ranges` of the weight gradient; ends the bias."""
-    blocks = _cdiv(elements, config.FINISH_BLOCK) if ranges > 1 else 0
+    together = min(config.MOST_TOGETHER, 1 << (ranges - 1).bit_length())
+    block = config.FINISH_BLOCK // together
+    blocks = _cdiv(elements, block) if ranges > 1 else 0
     none = {"samples": 0, "splits": 0, "channels": 0, "BLOCK_N": 1, "BLOCK_C": 1}
     settled = {
-        "ranges": ranges, "elements": elements, "count": shares, "width": NORMS_WIDTH, "BLOCK": config.FINISH_BLOCK,
-        "BIAS_BLOCKS": 0 if bias is None else bias.blocks, **(none if bias is None else bias.finish),
+        "ranges": ranges, "elements": elements, "count": shares, "width": NORMS_WIDTH, "BLOCK": block,
+        "RANGES": together, "SHARES": config.FINISH_BLOCK, "BIAS_BLOCKS": 0 if bias is None else bias.blocks, **(none if bias is None else bias.finish),
     }  # fmt: skip
     return Launch(finish_kernel, (1 + blocks + settled["BIAS_BLOCKS"], 1, 1), settled, num_warps=4)
 
 
-def _plan_split(a: Layout, b: Layout, three: bool) -> tuple[Split, Layout, Layout]:
+def _plan_split(a: Layout, b: Layout, three: bool, record: DeviceRecord) -> tuple[Split, Layout, Layout]:
     """The launches that make float16 parts, and how the parts lie."""
     settled: dict[str, Any] = {"ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
     parts = []
@@ -313,12 +314,12 @@ def _plan_split(a: Layout, b: Layout, three: bool) -> tuple[Split, Layout, Layou
         parts.append(part)
     blocks = _cdiv(max(settled["rows_a"], settled["rows_b"]), config.SPLIT_BLOCK[0])
     across = _cdiv(max(a.shape[3], b.shape[3]), config.SPLIT_BLOCK[1])
-    programs = min(blocks, config.LARGEST_PROGRAMS)
+    programs = min(blocks, config.LARGEST_PROGRAMS * record.multiprocessors)
     elements = tuple(part.shape[0] * part.strides[0] for part in parts)
     split = Split(
         Launch(largest_kernel, (programs, across, 2), settled, num_warps=4),
-        Launch(split_kernel, (blocks, across, 2), settled | {"programs": programs}, num_warps=4),
-        programs, three, (a.shape[3], b.shape[3]), (elements[0], elements[1]),
+        Launch(split_kernel, (blocks, across, 2), settled, num_warps=4),
+        three, (a.shape[3], b.shape[3]), (elements[0], elements[1]),
     )  # fmt: skip
     return split, parts[0], parts[1]
 
