@@ -22,7 +22,7 @@ from .check import CheckedParameter, CheckReport, by_loop, untouched
 from .history import GammaHistory
 from .layers import Rule, UnsupportedError, Watcher, rule_for
 from .proof import Prover, max_eps
-from .session import Session
+from .session import Session, capturing
 from .stats import GammaStats, check_population, independent_count
 from .uses import Pass, wide
 
@@ -123,6 +123,7 @@ class GammaMonitor:
         self._steps = 0
         self._stats: GammaStats | None = None
         self._checked_reuse = 0
+        self._captured: Step | None = None
         self._rows: dict[tuple[int, ...], Tensor] = {}
         self._names = _trainable(self._root, parameters)
         if not self._names:
@@ -494,7 +495,8 @@ class GammaMonitor:
 
         Returns:
             `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured
-            (by `every`, before the optimizer's first step with `precondition`, or with a warning for a single sample).
+            (by `every`, before the optimizer's first step with `precondition`, with a warning for a single sample, or
+            inside a CUDA graph: see `replayed`).
             Nothing is copied to the host before a value is read.
 
         Raises:
@@ -527,9 +529,7 @@ class GammaMonitor:
                 )
             self._plan_step()
         if stats is not None:
-            self._stats = stats
-            for observer in self._observers:
-                observer(self, stats)
+            self._tell(stats)
         return stats
 
     def _measure(self) -> tuple[GammaStats | None, int]:
@@ -571,7 +571,13 @@ class GammaMonitor:
         device = self._averages.device
         independent = independent_count(n, unit, self.population)
         signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
-        if exact and not self._prove(groups, squares):
+        captured = capturing()
+        if captured and (self._world > 1 or (self.scaler is not None and self.scaler.is_enabled())):
+            raise RuntimeError(
+                "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
+                "for. Call it outside of the graph, or capture without them."
+            )
+        if exact and not captured and not self._prove(groups, squares):
             squares, n = self._exact(groups)
             signal = self._gradient_squares(device)
         signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
@@ -581,14 +587,21 @@ class GammaMonitor:
         elif self.loss_reduction == "sum":
             signal = signal * (self._world / (n * unit)) ** 2
         step = Step(torch.stack([signal, squares]), n, unit, independent)
-        samples = round(n * unit)
+        if captured:
+            self._captured = step
+            return None, count
+        return self._stats_of(step), count
+
+    def _stats_of(self, step: Step) -> GammaStats:
+        """The step's statistics, entered into the running averages."""
+        n, unit, samples = step.n, step.unit, round(step.n * step.unit)
         self._averages.update(step)
         source = self._averages.source(self._covered, independent_count(samples, 1, self.population))
         smoothed = GammaStats(
             source, n=samples, samples_per_gradient=1, batch_size=samples, population=self.population,
             confidence=self.confidence,
         )  # fmt: skip
-        stats = GammaStats(
+        return GammaStats(
             StepSource(self._covered, step),
             n=n,
             samples_per_gradient=int(unit) if unit == int(unit) else unit,
@@ -597,7 +610,39 @@ class GammaMonitor:
             confidence=None,
             smoothed=smoothed,
         )
-        return stats, count
+
+    def replayed(self) -> GammaStats:
+        """Statistics of the last replay of a CUDA graph that a measured step was captured into.
+
+        A `step()` inside `torch.cuda.graph(…)` measures nothing yet, and returns None; from then on every replay does::
+
+            with torch.cuda.graph(graph):
+                loss_fn(model(x), y).backward()
+                monitor.step()
+            for batch in batches:
+                x.copy_(batch)
+                graph.replay()
+                stats = monitor.replayed()
+
+        Take three or more measured steps on a side stream before, as any capture wants: these prove themselves, and a
+        captured one cannot. Nothing is copied to the host before a value is read.
+
+        Raises:
+            RuntimeError: no step was captured.
+        """
+        if self._captured is None:
+            raise RuntimeError(
+                "replayed: no step was captured. Call step() after the backward pass inside `with torch.cuda.graph(…)`."
+            )
+        # The next replay writes over the numbers of this one.
+        stats = self._stats_of(self._captured._replace(raw=self._captured.raw.clone()))
+        self._tell(stats)
+        return stats
+
+    def _tell(self, stats: GammaStats) -> None:
+        self._stats = stats
+        for observer in self._observers:
+            observer(self, stats)
 
     def _check_uses(self, groups: list[list[Pass]]) -> None:
         """Refuse by name, or leave out, what could not be followed; note what measured the rest."""

@@ -58,6 +58,7 @@ class Session:
         self.rows: dict[str, int] = {}
         self.known: set[int] = set()
         self._operands: dict[int, Operand] = {}
+        self._stream = 0
         self.calls: dict[Any, Any] = {}
         self.strangers: set[int] = set()
         self.sharded = False
@@ -164,7 +165,10 @@ class Session:
             return out
         self.settle()
         self._outer = None  # of a backward pass that an exception ended
-        ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions, self.rows, self.scaled)
+        if torch.cuda.is_initialized():
+            self._keep_to_stream()
+        directions = None if capturing() else self.directions
+        ledger = Pass(self.batch, self.max_bytes, self.scale, directions, self.rows, self.scaled)
         self._join(ledger)
         self.passes.append(ledger)
         if self.batch == 0:
@@ -183,6 +187,13 @@ class Session:
         for tensor in mode.outputs(out):
             tensor.register_hook(lambda grad: self._announce(grad))
         return out
+
+    def _keep_to_stream(self) -> None:
+        """Forget kept nodes on another stream: one that adds to .grad runs on the stream that it was made on."""
+        stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+        if stream != self._stream:
+            self._operands.clear()
+            self._stream = stream
 
     def _note_empty(self, ledger: Pass) -> None:
         if not self.pauses:
@@ -401,6 +412,11 @@ _OF_A_STEP = frozenset(
         "_outer", "_begun", "_open", "_marks", "_stepped",
     }
 )  # fmt: skip
+
+
+def capturing() -> bool:
+    """Whether what is launched now goes into a CUDA graph, and nothing is computed yet."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _trained(out: Any) -> Iterator[Tensor]:

@@ -296,7 +296,8 @@ def finish_launch(shares: int, ranges: int, elements: int, bias: Sums | None = N
     none = {"samples": 0, "splits": 0, "channels": 0, "BLOCK_N": 1, "BLOCK_C": 1}
     settled = {
         "ranges": ranges, "elements": elements, "count": shares, "width": NORMS_WIDTH, "BLOCK": block,
-        "RANGES": together, "SHARES": config.FINISH_BLOCK, "BIAS_BLOCKS": 0 if bias is None else bias.blocks, **(none if bias is None else bias.finish),
+        "RANGES": together, "SHARES": config.FINISH_BLOCK, "BIAS_BLOCKS": 0 if bias is None else bias.blocks,
+        **(none if bias is None else bias.finish),
     }  # fmt: skip
     return Launch(finish_kernel, (1 + blocks + settled["BIAS_BLOCKS"], 1, 1), settled, num_warps=4)
 
