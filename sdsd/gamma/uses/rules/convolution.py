@@ -25,21 +25,20 @@ if TYPE_CHECKING:
 
 def convolution(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
     """torch.conv1d … conv3d and conv_transpose1d … conv_transpose3d."""
-    transposed = "transpose" in func.__name__
-    names = ("input", "weight", "bias", "stride", "padding") + (
-        ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
-    )
-    given = dict(zip(names, args, strict=False)) | kwargs
-    x, weight, bias = given["input"], given["weight"], given.get("bias")
+    transposed = func in _TRANSPOSED
+    if kwargs or len(args) < 3:
+        given = dict(zip(_NAMES[transposed], args, strict=False)) | kwargs
+        x, weight, bias = given["input"], given["weight"], given.get("bias")
+        rest = tuple(given.get(name, default) for name, default in _REST[transposed])
+    else:
+        x, weight, bias = args[:3]
+        rest = args[3:]
     track = track_of(x)
-    space = weight.ndim - 2
-    stride, dilation = (_each(given.get(name, 1), space) for name in ("stride", "dilation"))
-    padding = _padding(given.get("padding", 0), weight, dilation, space)
-    plain = isinstance(track, Track) and track.axis == 0 and x.ndim == space + 2 and padding is not None
-    if not plain or any(t is not None and track_of(t) is not None for t in (weight, bias)):
+    settings = _settings(rest, transposed, weight.shape[2:])
+    plain = isinstance(track, Track) and track.axis == 0 and x.ndim == weight.ndim and settings is not None
+    if not plain or track_of(weight) is not None or (bias is not None and track_of(bias) is not None):
         return any_operation(mode, func, args, kwargs, parameters)
-    output_padding = _each(given.get("output_padding", 0), space)
-    settings = (stride, padding, dilation, transposed, output_padding, given.get("groups", 1))
+    assert settings is not None
     assert isinstance(track, Track)
     leafs = weight.grad_fn is None and (bias is None or bias.grad_fn is None)
     if weight.requires_grad and leafs and (track.outer, track.inner) == (1, 1) and not x.is_complex():
@@ -61,17 +60,53 @@ def convolution(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: 
     return out
 
 
+_TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+_REST = (
+    (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)),
+    (("stride", 1), ("padding", 0), ("output_padding", 0), ("groups", 1), ("dilation", 1)),
+)
+"""Arguments after the bias, of a convolution and of a transposed one."""
+_NAMES = tuple(("input", "weight", "bias", *(name for name, _ in rest)) for rest in _REST)
+_known: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
+
+
+def _settings(rest: tuple[Any, ...], transposed: bool, kernel: torch.Size) -> tuple[Any, ...] | None:
+    """Stride, padding, dilation, transposed, output padding and groups, as torch's own operator takes them.
+
+    None where it takes no such padding. `rest`: what was given after the bias, read once for the same arguments.
+    """
+    key = (rest, transposed, kernel)
+    try:
+        if key in _known:
+            return _known[key]
+    except TypeError:  # lists
+        return _read(rest, transposed, kernel)
+    if len(_known) >= 1024:
+        _known.clear()
+    found = _known[key] = _read(rest, transposed, kernel)
+    return found
+
+
+def _read(rest: tuple[Any, ...], transposed: bool, kernel: torch.Size) -> tuple[Any, ...] | None:
+    given = dict(_REST[transposed]) | dict(zip((name for name, _ in _REST[transposed]), rest, strict=False))
+    space = len(kernel)
+    stride, dilation = (_each(given[name], space) for name in ("stride", "dilation"))
+    padding = _padding(given["padding"], kernel, dilation, space)
+    output_padding = _each(given.get("output_padding", 0), space)
+    return None if padding is None else (stride, padding, dilation, transposed, output_padding, given["groups"])
+
+
 def _each(value: Any, space: int) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * space if len(values) == 1 else values
 
 
-def _padding(value: Any, weight: Tensor, dilation: tuple[int, ...], space: int) -> tuple[int, ...] | None:
+def _padding(value: Any, kernel: torch.Size, dilation: tuple[int, ...], space: int) -> tuple[int, ...] | None:
     """Padding as numbers; None where "same" is uneven."""
     if value == "valid":
         return (0,) * space
     if value == "same":
-        both = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        both = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return None if any(total % 2 for total in both) else tuple(total // 2 for total in both)
     return _each(value, space)
 
@@ -107,6 +142,9 @@ def _joined(
     return out
 
 
+_backward = torch.ops.aten.convolution_backward.default
+
+
 class _Joined(torch.autograd.Function):
     """Under autocast parameters are cast inside: their gradients come in their own dtype, from the accumulator."""
 
@@ -122,7 +160,7 @@ class _Joined(torch.autograd.Function):
         if cast and bias is not None:
             bias = bias.to(x.dtype)
         ctx.save_for_backward(x, weight)
-        return torch.ops.aten.convolution(x, weight, bias, *settings)
+        return torch.convolution(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -135,7 +173,7 @@ class _Joined(torch.autograd.Function):
             if differentiated and ctx.weight is not None:
                 weight = ctx.weight.to(x.dtype)
             sizes = [weight.shape[1] * settings[5] if settings[3] else weight.shape[0]]
-            grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad_x, grad_weight, grad_bias = _backward(
                 grad, x, weight, sizes, *settings, [need_x, need_weight, need_bias]
             )
             if measured:
@@ -169,9 +207,7 @@ def _measure(
     together = shared or by_products
     grad_x = grad_weight = grad_bias = None
     if need_x or together:
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, [0], *settings, [need_x, together, False]
-        )
+        grad_x, grad_weight, _ = _backward(grad, x, weight, [0], *settings, [need_x, together, False])
     alone = None
     if by_products:
         alone = squares_by_products(grad, x, weight, settings, ledger.max_bytes)
@@ -200,10 +236,10 @@ def _land(
     stride, padding, dilation, transposed, _, groups = settings
     if _channels_last(x) or _channels_last(weight):
         # Where torch's own backward would convert them, once for the input's gradient and once for the weight's.
-        x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+        x, grad = x.contiguous(memory_format=torch.channels_last), grad.contiguous(memory_format=torch.channels_last)
     grad_x = None
     if need_x:
-        grad_x = torch.ops.aten.convolution_backward(grad, x, weight, [0], *settings, [True, False, False])[0]
+        grad_x = _backward(grad, x, weight, [0], *settings, [True, False, False])[0]
     geometry = (weight.shape[2:], stride, padding, dilation, groups)
     last = _channels_last(use.operands[0].leaves[0].tensor)
     if not transposed:

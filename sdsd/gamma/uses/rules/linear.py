@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
     """F.linear(x, weight, bias)."""
-    x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
+    x, weight, bias = args if len(args) == 3 and not kwargs else _bind(("input", "weight", "bias"), args, kwargs)
     track = track_of(x)
     if not isinstance(track, Track) or track.axis == x.ndim - 1 or track_of(weight) is not None:
         return any_operation(mode, func, args, kwargs, parameters)
     trains = weight.requires_grad
     # Of one position a sample a CPU squares faster without the product, and kernels beside it.
-    if trains and weight.grad_fn is None and (x.shape.numel() // x.shape[-1] != mode.ledger.n or mode.ledger.serves(x)):
+    if trains and weight.grad_fn is None and (mode.ledger.serves(x) or x.shape.numel() // x.shape[-1] != mode.ledger.n):
         out = _joined(mode, x, weight, bias, track)
         if out is not None:
             return out
@@ -163,6 +163,9 @@ def _joined(
     return out
 
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
 class _Joined(torch.autograd.Function):
     """Under autocast parameters are cast inside: their gradients come in their own dtype, from the accumulator."""
 
@@ -183,7 +186,7 @@ class _Joined(torch.autograd.Function):
             return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
         y = F.linear(x, weight, bias)
         # A linear layer of more than two dimensions returns a view, which later in-place operations may not touch.
-        return y if y.ndim == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+        return y if y.ndim == 2 else _unsafe_view(y, y.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -186,6 +186,10 @@ def _bound(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
     return [args[k] if k < len(args) else kwargs.get(name) for k, name in enumerate(names)]
 
 
+_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+_group_norm_backward = torch.ops.aten.native_group_norm_backward.default
+
+
 class _Layer(NamedTuple):
     """Layer norm over `shape`: what torch's operator takes, and how it lies as (N, T, C)."""
 
@@ -198,7 +202,7 @@ class _Layer(NamedTuple):
     def input_grad(
         self, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
     ) -> Tensor:
-        return torch.ops.aten.native_layer_norm_backward(  # type: ignore[no-any-return]
+        return _layer_norm_backward(  # type: ignore[no-any-return]
             grad, x, self.shape, mean, rstd, weight, bias, [True, False, False]
         )[0]
 
@@ -222,13 +226,17 @@ class _Group(NamedTuple):
         self, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
     ) -> Tensor:
         n, c = x.shape[:2]
-        return torch.ops.aten.native_group_norm_backward(  # type: ignore[no-any-return]
+        return _group_norm_backward(  # type: ignore[no-any-return]
             grad, x, mean, rstd, weight, n, c, x.numel() // (n * c), self.groups, [True, False, False]
         )[0]
 
     def rows(self, tensors: list[Tensor], track: Track, n: int) -> list[Tensor]:
         grad, x, mean, rstd = tensors
-        return [*(t.flatten(2).mT if t.ndim > 2 else t.unsqueeze(1) for t in (grad, x)), mean[:, None], rstd[:, None]]
+        if grad.ndim > 2:
+            grad, x = grad.flatten(2).mT, x.flatten(2).mT
+        else:
+            grad, x = grad.unsqueeze(1), x.unsqueeze(1)
+        return [grad, x, mean.unsqueeze(1), rstd.unsqueeze(1)]
 
 
 def _by_sample(x: Tensor, track: Track, n: int) -> Tensor:
