@@ -21,6 +21,7 @@ from ..following import Track, arrange
 if TYPE_CHECKING:
     from .ledger import Pass
 
+_scale_shift_grads = torch.ops.sdsd.scale_shift_grads.default
 _lookup_squares = torch.ops.sdsd.lookup_squares_into.default
 
 SAFE = (1e-20, 1e30)
@@ -122,6 +123,31 @@ class Dense(Piece):
         if self.alone is not None and scale is None:
             return self.alone
         return sum_of_squares(self.gradients, scale)
+
+
+class Sums(Piece):
+    """g_n = Σ_t b_nt ∘ x_nt, (C,), of rows b (N, T, C) and x (N, T, C), or of b alone; x times `rstd` (N, T, 1)."""
+
+    def __init__(self, b: Tensor, x: Tensor | None = None, rstd: Tensor | None = None) -> None:
+        self.b, self.x, self.rstd = b, x, rstd
+        self.n = b.shape[0]
+        self.bytes_each = 8 * b[0].numel()
+
+    def each(self, start: int, stop: int) -> Tensor:
+        values = wide(self.b[start:stop])
+        if self.x is not None:
+            values = values * wide(self.x[start:stop])
+        if self.rstd is not None:
+            values = values * self.rstd[start:stop]
+        return values.sum(1)
+
+    def land(self, ledger: Pass, row: int) -> bool:
+        if not ledger.serves(self.b) or (self.x is not None and not ledger.serves(self.x)):
+            return False
+        rows = (-1, row) if self.x is None else (row, -1)
+        norms = ledger.norms_on(self.b.device)
+        _scale_shift_grads(self.b, self.x, None, self.rstd, norms, *rows, torch.float32, "triton")
+        return True
 
 
 class Lazy(Piece):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land_norm, rows_of
-from ..pieces import Dense, Piece, wide
+from ..pieces import Dense, Piece, Sums, wide
 from ..use import Use, operands_of, register, watch
 from .elementwise import gathered
 from .generic import any_operation
@@ -27,15 +27,21 @@ if TYPE_CHECKING:
 
 def _watch_scale(
     mode: Measuring, kind: str, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: torch.Size,
-    factor: Callable[[Tensor], Tensor],
+    factor: Callable[[Tensor], Tensor], rstd: Callable[[Tensor], Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Measure out = f(x) · weight + bias, with weight and bias broadcast as `shape`."""
+    """Measure out = f(x) · weight + bias, with weight and bias broadcast as `shape`.
+
+    `rstd`: where f(x) is x times a number a position, what computes that; shape: (…, 1).
+    """
     track, n = track_of(out), mode.ledger.n
     read = [t for t in (weight, bias) if t is not None and t.requires_grad]
     trains = weight is not None and weight.requires_grad
 
     def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
         assert isinstance(track, Track)
+        if rstd is not None and x is not None and mode.ledger.serves(b) and mode.ledger.serves(x):
+            yield 0, Sums(*(arrange(t, track, n, 1) for t in (b, x, rstd(wide(x)))))
+            return
         values = wide(b)
         if x is not None:
             found = gathered(values * factor(wide(x)), track, n, shape)
@@ -97,7 +103,12 @@ def rms_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: lis
         return any_operation(mode, func, args, kwargs, parameters)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     out = mode.run(func, args, kwargs)
-    _watch_scale(mode, "RMS norm", out, x, weight, None, torch.Size(shape), lambda x: F.rms_norm(x, shape, eps=eps))
+    rstd = None
+    if len(shape) == 1:
+        rstd = lambda x: x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # noqa: E731
+    _watch_scale(
+        mode, "RMS norm", out, x, weight, None, torch.Size(shape), lambda x: F.rms_norm(x, shape, eps=eps), rstd
+    )
     return out
 
 
