@@ -95,6 +95,11 @@ def choose_backend(requested: str | None, device: torch.device, *, kernel_lacks:
 choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def default_backend(device: torch.device) -> str:
+    """The backend that a call without `backend=` takes for tensors on `device` that the kernels serve."""
+    return choose_backend(None, device)
+
+
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """Backends that can compute on `device` in this process, for example ("torch",)."""
     return tuple(backend for backend in BACKENDS if unusable(backend, torch.device(device)) is None)
