@@ -249,7 +249,7 @@ TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end table -->)", 
 
 
 def table_named(name: str, results: Path) -> str:
-    """The Markdown table "<device>/<op>"; "<op>" gives one for every device with results, "overview:<device>,…" a row an op."""
+    """The Markdown table "<device>/<op>"; "<op>" gives one for every device, "overview:<device>,…" a row an op."""
     if name.startswith("overview:"):
         return overview(results / device for device in name.removeprefix("overview:").split(","))
     paths = sorted(results.glob(f"{name}.json" if "/" in name else f"*/{name}.json"))
