@@ -38,7 +38,7 @@ def case_of(name: str, launch: Launch, record: DeviceRecord, *tensors: str | Non
             signature[argument] = "fp32"
         else:
             signature[argument] = "i32"
-        if (is_type and "tensordesc" not in signature[argument]) or (
+        if (is_type and signature[argument].startswith("*")) or (
             signature[argument] == "i32" and isinstance(value, int) and value % 16 == 0
         ):
             divisible.append(position)

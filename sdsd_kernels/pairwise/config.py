@@ -145,3 +145,9 @@ def served(precision: str, dtype: torch.dtype, *, center: bool) -> tuple[bool, b
     """(halves as they are, three terms): products of halves are exact, and centred halves are no longer halves."""
     exact = dtype in (torch.float16, torch.bfloat16) and not center
     return exact, not exact and precision == "float32"
+
+
+def operand_bytes(neurons: int, samples: int, dtype: torch.dtype, precision: str, *, center: bool) -> int:
+    """Bytes of neurons rewritten as halves, and of their vectors."""
+    _, three = served(precision, dtype, center=center)
+    return (1 + three) * neurons * -(-samples // 16) * 32 + 16 * neurons

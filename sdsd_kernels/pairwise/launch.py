@@ -29,12 +29,13 @@ class Launch:
         self.settled = tuple(settled[name] for name in kernel.arg_names if name in settled)
         self._compiled: Any = None
 
-    def __call__(self, *tensors: Any) -> None:
+    def __call__(self, *tensors: Any, grid: tuple[int, int, int] | None = None) -> None:
+        grid = grid or self.grid
         if self._compiled is None:
             # None from the interpreter, which has nothing to keep.
-            self._compiled = self.kernel[self.grid](*tensors, *self.settled, **self.options)
+            self._compiled = self.kernel[grid](*tensors, *self.settled, **self.options)
         else:
-            self._compiled[self.grid](*tensors, *self.settled)
+            self._compiled[grid](*tensors, *self.settled)
 
 
 def kept(plans: dict[Any, Any], key: Any, plan: Any) -> Any:
@@ -106,13 +107,15 @@ class Preparation:
 
     def __init__(
         self, rows: Tensor, record: DeviceRecord, *, precision: str, center: bool, zero_as_nan: bool = False,
-        shifted: bool = False,
+        shifted: bool = False, guarded: bool = False, rewrite: bool = False,
     ) -> None:  # fmt: skip
+        """`guarded`: products check for marked neurons, so bfloat16 may be read where it lies; `rewrite`: nothing is."""
         neurons, outer, inner = rows.shape
         samples = outer * inner
         halves, self.three = config.served(precision, rows.dtype, center=center or shifted)
         self.neurons, self.samples, self.record = neurons, samples, record
-        self.in_place = halves and descriptors_can_read(rows)
+        readable = descriptors_can_read(rows) and (guarded or rows.dtype == torch.float16)
+        self.in_place = halves and readable and not rewrite
         self.adjacent = self.in_place and rows.stride(2) != 1
         self.guard = self.in_place and rows.dtype == torch.bfloat16
         self.dtype = rows.dtype if halves else torch.float16
@@ -243,8 +246,9 @@ def launch_cosine_matrix(
     plan = _matrices.get(key)
     if plan is None:
         prepared = Preparation(
-            rows, device_record(rows.device), precision=precision, center=center, zero_as_nan=zero == "nan"
-        )
+            rows, device_record(rows.device), precision=precision, center=center, zero_as_nan=zero == "nan",
+            guarded=True,
+        )  # fmt: skip
         plan = kept(_matrices, key, (prepared, Triangle(prepared, "matrix")))
     return on_device(rows, _cosine_matrix, plan, rows, out_dtype)
 
