@@ -69,7 +69,7 @@ def neurons_of(
         rows = torch.empty((1, samples, neurons), dtype=dtype, device="meta").permute(2, 0, 1)
     if nested:
         rows = torch.empty((samples // 64, neurons, 64), dtype=dtype, device="meta").transpose(0, 1)
-    return Preparation(rows, record, precision=precision, center=center, shifted=shifted)
+    return Preparation(rows, record, precision=precision, center=center, shifted=shifted, guarded=True)
 
 
 def _prepare_cases(record: DeviceRecord) -> Iterator[AotCase]:
@@ -99,14 +99,15 @@ def triangle_case(
     tile = config.tile_of(record, prepared.neurons, prepared.samples, three=prepared.three)
     rows = panels_type(prepared, tile.rows, tile.samples)
     columns = None if triangle.columns is None else panels_type(prepared, tile.columns, tile.samples)
-    terms = "three terms" if prepared.three else "one term"
+    terms = "three terms" if prepared.three else f"one {str(prepared.dtype).removeprefix('torch.')}"
     adjacent = ", neurons adjacent" if prepared.adjacent else ""
     long = ", long" if prepared.samples >= config.LONG else ""
     shape = f"{tile.rows}×{tile.columns}×{tile.samples} w{tile.num_warps} s{tile.num_stages}"
     stores = dict(zip(triangle.product.kernel.arg_names[6:], triangle.product.settled, strict=True))["STORE"]
-    vector = "*fp32" if prepared.scaled or stores == "matrix" else None
+    inverse = "*fp32" if store == "matrix" or not prepared.in_place else None
+    scale = inverse if prepared.scaled else None
     return case_of(
-        f"{terms} {shape}{adjacent}{long}, {stores} {out}", triangle.product, record, rows, columns, vector, vector,
+        f"{terms} {shape}{adjacent}{long}, {stores} {out}", triangle.product, record, rows, columns, scale, inverse,
         "*fp32" if weight else None, out,
         expect_mma=record.matrix_instruction,
         expect_tma=record.name in ("sm_90", "sm_100"),
@@ -130,8 +131,9 @@ def aot_cases() -> list[AotCase]:
             if dtype == torch.bfloat16:
                 long = neurons_of(least, config.LONG, dtype, record)
                 cases.append(triangle_case(record, long, "matrix", thorough=record.family != "sm_90"))
-                adjacent = neurons_of(least, 4096, dtype, record, adjacent=True)
-                cases.append(triangle_case(record, adjacent, "matrix", thorough=record.family != "sm_90"))
+                for other in (torch.bfloat16, torch.float16):
+                    adjacent = neurons_of(least, 4096, other, record, adjacent=other == torch.bfloat16)
+                    cases.append(triangle_case(record, adjacent, "matrix", thorough=record.family != "sm_90"))
         few = neurons_of(64, 2**20, torch.float32, record)
         cases.append(triangle_case(record, few, "matrix", thorough=True))
         for store, out in (("matrix", "*fp32"), ("add", "*fp64")):

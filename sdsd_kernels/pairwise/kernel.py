@@ -67,17 +67,18 @@ def triangle_kernel(
             out = out_ptr + tl.cast(number, tl.int64) * neurons * neurons
         else:
             out = out_ptr
-        marked = False
         if GUARD:
             marked = any_marked(inverse_ptr, row, neurons, ROWS) | any_marked(inverse_ptr, column, neurons, COLUMNS)
-        if marked:
-            # In squares: `rows` reads as many neurons.
-            for beside in range(column, column + COLUMNS, ROWS):
-                again = scaled_products(
-                    rows, rows, row, beside, neurons, neurons, first, last, samples, pitch, pitch, scale_ptr, scale_ptr,
-                    ADJACENT, POINTERS, INTERPRET, ROWS, ROWS, SAMPLES,
-                )  # fmt: skip
-                _store(again, row, beside, scale_ptr, inverse_ptr, weight_ptr, out, neurons, STORE)
+            if marked:
+                # In squares: `rows` reads as many neurons.
+                for beside in range(column, column + COLUMNS, ROWS):
+                    again = scaled_products(
+                        rows, rows, row, beside, neurons, neurons, first, last, samples, pitch, pitch,
+                        scale_ptr, scale_ptr, ADJACENT, POINTERS, INTERPRET, ROWS, ROWS, SAMPLES,
+                    )  # fmt: skip
+                    _store(again, row, beside, scale_ptr, inverse_ptr, weight_ptr, out, neurons, STORE)
+            else:
+                _store(products, row, column, scale_ptr, inverse_ptr, weight_ptr, out, neurons, STORE)
         else:
             _store(products, row, column, scale_ptr, inverse_ptr, weight_ptr, out, neurons, STORE)
 

@@ -129,7 +129,7 @@ class Preparation:
         along = abs(rows.stride(2)) <= abs(rows.stride(0))
         known: dict[str, Any] = {
             "neurons": neurons, "samples": samples, "inner": inner, "pitch": self.pitch, "CENTER": center,
-            "SCALE": scaled, "TARGET": 13 if self.dtype == torch.float16 else 0, "ZERO_AS_NAN": zero_as_nan,
+            "SCALE": scaled, "TARGET": 14 if self.dtype == torch.float16 else 0, "ZERO_AS_NAN": zero_as_nan,
             "NESTED": outer > 1, "LOW": self.three, "BLOCK": config.DIRECTIONS,
         }  # fmt: skip
         known |= zip(("stride_neuron", "stride_outer", "stride_inner"), rows.stride(), strict=True)
@@ -195,6 +195,8 @@ class Triangle:
         self.columns = None if tile.columns == tile.rows else prepared.panels(tile.columns, tile.samples)
         settled = product_settings(prepared, tile) | {
             "tiles": tiles, "range_samples": length, "STORE": store if self.ranges == 1 else "partial",
+            # A sum keeps to the range of what is summed.
+            "GUARD": prepared.guard and store == "matrix",
         }  # fmt: skip
         programs = min(tiles * self.ranges, tile.resident * record.multiprocessors)
         self.product = Launch(
@@ -263,3 +265,31 @@ def _cosine_matrix(
     operands, scale, inverse = prepare(rows)
     triangle(operands, scale, inverse, None, out)
     return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
+
+
+_sums: dict[tuple[Any, ...], tuple[Preparation, Triangle]] = {}
+
+
+def launch_gram_accumulate(
+    gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, *, precision: str
+) -> None:
+    """Add the products of `rows` (N, OUTER, INNER), float32 or half, to the upper triangle of `gram`."""
+    key = key_of(rows, precision, gram.dtype, shift is None, scale is None)
+    plan = _sums.get(key)
+    if plan is None:
+        prepared = Preparation(
+            rows, device_record(rows.device), precision=precision, center=False, shifted=shift is not None, guarded=True
+        )
+        plan = kept(_sums, key, (prepared, Triangle(prepared, "add")))
+    on_device(rows, _gram_accumulate, plan, gram, rows, shift, scale)
+
+
+def _gram_accumulate(
+    plan: tuple[Preparation, Triangle], gram: Tensor, rows: Tensor, shift: Tensor | None, weight: Tensor | None
+) -> None:
+    prepare, triangle = plan
+    if prepare.in_place:
+        triangle(rows, None, None, weight, gram)
+        return
+    operands, scale, inverse = prepare(rows, shift)
+    triangle(operands, scale, inverse, weight, gram)
