@@ -6,6 +6,7 @@ import torch
 
 from .._aot import AotCase, compiled_ahead
 from .._device import DeviceRecord
+from ..pairwise.config import reads_boxes
 from ..pairwise.aot import case_of, neurons_of, panels_type
 from ..pairwise.launch import Launch
 from . import config
@@ -45,6 +46,6 @@ def _aot_case(
         f"{terms} {shape} k{plan.lanes}{''.join(f', {mark}' for mark, on in marks.items() if on)}",
         launch, record, *types, "*fp32", "*fp32", "*fp32", "*i32", "i32", "i32",
         expect_mma=record.matrix_instruction,
-        expect_tma=record.name in ("sm_90", "sm_100"),
+        expect_tma=reads_boxes(record),
         thorough=thorough,
     )  # fmt: skip

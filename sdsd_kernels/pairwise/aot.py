@@ -110,7 +110,7 @@ def triangle_case(
         f"{terms} {shape}{adjacent}{long}, {stores} {out}", triangle.product, record, rows, columns, scale, inverse,
         "*fp32" if weight else None, out,
         expect_mma=record.matrix_instruction,
-        expect_tma=record.name in ("sm_90", "sm_100"),
+        expect_tma=config.reads_boxes(record),
         expect_ptx=CLAMP if stores == "matrix" and record.family != "hip" else (),
         thorough=thorough,
     )  # fmt: skip

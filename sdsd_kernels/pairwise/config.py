@@ -46,7 +46,10 @@ ONE_TERM = {
         (2048, Tile(128, 128, 32, num_warps=8, num_stages=2, resident=1)),  # compiled; 64 KiB of shared memory in all
         (0, Tile(64, 64, 32, num_warps=4, num_stages=2, resident=2)),  # compiled
     ),
-    "interpreted": ((0, Tile(16, 32, 32, num_warps=4, num_stages=1, resident=1, group=2)),),
+    "interpreted": (
+        (64, Tile(16, 32, 32, num_warps=4, num_stages=1, resident=1, group=2)),
+        (0, Tile(16, 16, 32, num_warps=4, num_stages=1, resident=1, group=2)),
+    ),
 }
 """By family: (least neurons, tile), largest tile first, for products of halves as they are."""
 THREE_TERMS = {

@@ -30,18 +30,6 @@ from .tile import (
 
 
 @triton.jit
-def _store(
-    products, row, column, scale_ptr, inverse_ptr, weight_ptr, out_ptr, neurons, STORE: tl.constexpr
-):  # fmt: skip
-    if STORE == "matrix":
-        store_matrix(products, row, column, inverse_ptr, out_ptr, neurons)
-    elif STORE == "add":
-        store_sums(products, row, column, weight_ptr, scale_ptr, out_ptr, neurons, True)
-    else:
-        store_sums(products, row, column, None, None, out_ptr, neurons, False)
-
-
-@triton.jit
 def triangle_kernel(
     rows, columns,  # descriptors, or pointers, of one set of neurons, of blocks of rows and of columns; None: as rows
     scale_ptr, inverse_ptr,  # (N,) float32
@@ -63,24 +51,19 @@ def triangle_kernel(
             rows, columns, row, column, neurons, neurons, first, last, samples, pitch, pitch,
             THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
         )  # fmt: skip
-        if STORE == "partial":
-            out = out_ptr + tl.cast(number, tl.int64) * neurons * neurons
-        else:
-            out = out_ptr
         if GUARD:
-            marked = any_marked(inverse_ptr, row, neurons, ROWS) | any_marked(inverse_ptr, column, neurons, COLUMNS)
-            if marked:
-                # In squares: `rows` reads as many neurons.
-                for beside in range(column, column + COLUMNS, ROWS):
-                    again = scaled_products(
-                        rows, rows, row, beside, neurons, neurons, first, last, samples, pitch, pitch,
-                        scale_ptr, scale_ptr, ADJACENT, POINTERS, INTERPRET, ROWS, ROWS, SAMPLES,
-                    )  # fmt: skip
-                    _store(again, row, beside, scale_ptr, inverse_ptr, weight_ptr, out, neurons, STORE)
-            else:
-                _store(products, row, column, scale_ptr, inverse_ptr, weight_ptr, out, neurons, STORE)
+            if any_marked(inverse_ptr, row, neurons, ROWS) | any_marked(inverse_ptr, column, neurons, COLUMNS):
+                products = scaled_products(
+                    rows, columns, row, column, neurons, neurons, first, last, samples, pitch, pitch,
+                    scale_ptr, scale_ptr, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
+                )  # fmt: skip
+        if STORE == "matrix":
+            store_matrix(products, row, column, inverse_ptr, out_ptr, neurons)
+        elif STORE == "add":
+            store_sums(products, row, column, weight_ptr, scale_ptr, out_ptr, neurons, True)
         else:
-            _store(products, row, column, scale_ptr, inverse_ptr, weight_ptr, out, neurons, STORE)
+            plane = out_ptr + tl.cast(number, tl.int64) * neurons * neurons
+            store_sums(products, row, column, None, None, plane, neurons, False)
 
 
 @triton.jit

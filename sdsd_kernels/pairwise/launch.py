@@ -247,9 +247,12 @@ def launch_cosine_matrix(
     key = (rows.shape, rows.stride(), rows.dtype, rows.device, rows.data_ptr() % 16, precision, zero == "nan", center)
     plan = _matrices.get(key)
     if plan is None:
+        record = device_record(rows.device)
+        # What is scaled on its way takes the registers of a wider tile.
+        tile = config.tile_of(record, rows.shape[0], rows.shape[1] * rows.shape[2], three=False)
         prepared = Preparation(
-            rows, device_record(rows.device), precision=precision, center=center, zero_as_nan=zero == "nan",
-            guarded=True,
+            rows, record, precision=precision, center=center, zero_as_nan=zero == "nan",
+            guarded=tile.rows == tile.columns,
         )  # fmt: skip
         plan = kept(_matrices, key, (prepared, Triangle(prepared, "matrix")))
     return on_device(rows, _cosine_matrix, plan, rows, out_dtype)
