@@ -56,15 +56,12 @@ class Way:
 
 WAYS = {
     "squares": Way(),
-    "3 ranges": Way(ranges=3),
-    "wide": Way(WIDE),
     "wide, 2 ranges": Way(WIDE, 2),
     "added every 2 steps": Way(every=2),
-    "added every step": Way(every=1),
-    "pointers": Way(pointers=True),
-    "pointers, wide, 2 ranges": Way(WIDE, 2, pointers=True),
+    "added every step, 3 ranges": Way(ranges=3, every=1),
+    "pointers, wide": Way(WIDE, pointers=True),
 }
-SHAPES = [(33, 7), (170, 45)]
+SHAPES = [(33, 7), (110, 37)]
 """(samples, neurons): less than a tile, and several tiles and steps, ragged in both."""
 if torch.cuda.is_available():
     SHAPES += [(256, 512), (300, 333)]
@@ -189,7 +186,7 @@ def test_retired_precisions_are_taken_with_a_warning(name, device):
 
 @pytest.mark.parametrize(
     ("samples", "neurons", "center"),
-    [(64, 48, False), (1000, 48, True), (10_000, 24, False), *[(1_000_000, 64, False)] * torch.cuda.is_available()],
+    [(64, 48, False), (300, 33, True), (3000, 20, False), *[(1_000_000, 64, False)] * torch.cuda.is_available()],
 )
 def test_float32_errs_less_than_torch_s_float32_product(samples, neurons, center, device):
     """Root mean square error over all pairs, against float64."""
@@ -228,7 +225,7 @@ def test_norms_over_ranges_of_samples(device, monkeypatch):
 
 
 def test_a_first_sample_far_from_the_others_costs_no_digits(device):
-    x = torch.randn(5000, 20, device=device)
+    x = torch.randn(1000, 20, device=device)
     x[0] = 1e4
     check_values(by(x, center=True), x, center=True)
 
