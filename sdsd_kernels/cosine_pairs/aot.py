@@ -8,8 +8,8 @@ import torch
 
 from .._aot import AotCase, compiled_ahead
 from .._device import DeviceRecord
-from ..pairwise.config import reads_boxes
 from ..pairwise.aot import case_of, panels_type
+from ..pairwise.config import reads_boxes
 from . import config
 from .kernel import histogram_kernel, past_threshold_kernel, plan_pass, row_sums_kernel
 

@@ -18,7 +18,7 @@ Launches go over bands of tile rows, which bounds scratch memory and lets the ho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,8 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._device import device_record
-from ..pairwise.launch import Launch, Panels, Preparation, Prepared, kept, key_of, on_device, product_settings
-from ..pairwise.tile import cosines, inverse_norms, tile_products
+from ..pairwise.kernel import Panels
+from ..pairwise.launch import Launch, Preparation, Prepared, kept, key_of, on_device, product_settings
+from ..pairwise.tile_kernel import cosines, inverse_norms, tile_products
 from . import config
 from .budget import check_count
 

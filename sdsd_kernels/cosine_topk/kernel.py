@@ -24,8 +24,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._device import DeviceRecord, device_record
-from ..pairwise.launch import Launch, Panels, Preparation, kept, key_of, on_device, product_settings
-from ..pairwise.tile import _halves, cosines, inverse_norms, tile_products
+from ..pairwise.kernel import Panels
+from ..pairwise.launch import Launch, Preparation, kept, key_of, on_device, product_settings
+from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
 from . import config
 
 PROGRESS_STEPS = 16
@@ -214,12 +215,15 @@ def _topk(
 
 
 def _splits_within(max_bytes: int | None, splits: int, plan: TopK) -> int:
-    """The most splits, at most `splits`, whose lists fit into `max_bytes` beside the operands; op.py saw that one does.
-    """
+    """The most splits, at most `splits`, whose lists fit into `max_bytes` beside the operands; op.py saw that one does."""
     rows, right = plan.prepare.neurons, plan.prepare_others
     operands = plan.prepare.scratch + (0 if right is None else right.scratch)
     vectors = 16 * (rows + (0 if right is None else right.neurons))
-    while splits > 1 and max_bytes is not None and operands + vectors + splits * config.list_bytes(rows, plan.lanes) > max_bytes:
+    while (
+        splits > 1
+        and max_bytes is not None
+        and operands + vectors + splits * config.list_bytes(rows, plan.lanes) > max_bytes
+    ):
         splits -= 1
     return splits
 

@@ -56,7 +56,9 @@ def panels_type(prepared: Preparation, block: int, samples: int) -> str:
     stored = POINTERS[prepared.dtype][1:]
     if not config.reads_boxes(prepared.record):
         return POINTERS[prepared.dtype]
-    return f"tensordesc<{stored}[{samples},{block}]>" if prepared.adjacent else f"tensordesc<{stored}[{block},{samples}]>"
+    return (
+        f"tensordesc<{stored}[{samples},{block}]>" if prepared.adjacent else f"tensordesc<{stored}[{block},{samples}]>"
+    )
 
 
 def neurons_of(
@@ -74,7 +76,12 @@ def neurons_of(
 
 def _prepare_cases(record: DeviceRecord) -> Iterator[AotCase]:
     """Not thorough: centred sums, which hold twice as many, and what writes two parts of them."""
-    for center, adjacent, nested in ((True, False, False), (False, False, False), (False, True, False), (True, True, True)):
+    for center, adjacent, nested in (
+        (True, False, False),
+        (False, False, False),
+        (False, True, False),
+        (True, True, True),
+    ):
         made = neurons_of(4096, 4096, torch.float32, record, adjacent=adjacent, center=center, nested=nested)
         marks = " ".join(mark for mark, on in (("centred", center), ("adjacent", adjacent), ("nested", nested)) if on)
         rest = "*fp64" if center else None
@@ -85,7 +92,9 @@ def _prepare_cases(record: DeviceRecord) -> Iterator[AotCase]:
         yield case_of(f"write {marks}", made.write, record, "*fp32", None, rest, "*fp32", "*fp16", thorough=thorough)
     few = neurons_of(64, 2**20, torch.float32, record, center=True)
     assert few.directions is not None
-    yield case_of("measure a range", few.measure, record, "*fp32", None, "*fp64", "*fp64", "*fp32", "*fp32", thorough=True)
+    yield case_of(
+        "measure a range", few.measure, record, "*fp32", None, "*fp64", "*fp64", "*fp32", "*fp32", thorough=True
+    )
     yield case_of("directions", few.directions, record, "*fp64", "*fp64", "*fp32", "*fp32")
     halves = neurons_of(4096, 4096, torch.bfloat16, record)
     yield case_of("measure a guard", halves.measure, record, "*bf16", None, None, None, "*fp32", "*fp32", thorough=True)
@@ -140,6 +149,8 @@ def aot_cases() -> list[AotCase]:
             reduce = Triangle(few, store).reduce
             assert reduce is not None
             cases.append(
-                case_of(f"reduce {store}", reduce, record, "*fp32", "*fp32", "*fp32", None, out, thorough=store == "add")
+                case_of(
+                    f"reduce {store}", reduce, record, "*fp32", "*fp32", "*fp32", None, out, thorough=store == "add"
+                )
             )
     return cases

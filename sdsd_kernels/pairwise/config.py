@@ -13,6 +13,7 @@ import torch
 
 from .._device import DeviceRecord
 
+
 @dataclass(frozen=True)
 class Tile:
     """One piece of work: BLOCK_ROWS × BLOCK_COLUMNS neurons, BLOCK_SAMPLES samples a step."""
@@ -139,7 +140,9 @@ def measured_samples(programs: int, samples: int, block: int, record: DeviceReco
     return -(-samples // (ranges * block)) * block
 
 
-def prepare_block(table: dict[bool, tuple[int, int, int]], samples_adjacent: bool, record: DeviceRecord) -> tuple[int, int, int]:
+def prepare_block(
+    table: dict[bool, tuple[int, int, int]], samples_adjacent: bool, record: DeviceRecord
+) -> tuple[int, int, int]:
     """Neurons, samples and warps of a program that measures or writes."""
     return INTERPRETED_PREPARE if record.family == "interpreted" else table[samples_adjacent]
 

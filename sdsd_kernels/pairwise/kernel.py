@@ -10,15 +10,18 @@ samples. `triangle_kernel` works on tiles on and above the diagonal of one set o
 - STORE = "add": add it to a running sum.
 
 `rectangle_kernel` takes tiles of one set of neurons with another. No atomics: every entry is written by one program,
-in one order. The kernels of ../cosine_topk and ../cosine_pairs take tiles from tile.py too.
+in one order. The kernels of ../cosine_topk and ../cosine_pairs take tiles from tile_kernel.py too.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .tile import (
+from .tile_kernel import (
     _tile_place,
     any_marked,
     scaled_products,
@@ -27,6 +30,8 @@ from .tile import (
     store_sums,
     tile_products,
 )
+
+TRITON = triton.__version__
 
 
 @triton.jit
@@ -110,9 +115,28 @@ def rectangle_kernel(
             THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
         )  # fmt: skip
         if GUARD:
-            if any_marked(row_inverse_ptr, row, neurons, ROWS) | any_marked(column_inverse_ptr, column, others, COLUMNS):
+            if any_marked(row_inverse_ptr, row, neurons, ROWS) | any_marked(
+                column_inverse_ptr, column, others, COLUMNS
+            ):
                 products = scaled_products(
                     rows, columns, row, column, neurons, others, 0, samples, samples, pitch, column_pitch,
                     row_scale_ptr, column_scale_ptr, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
                 )  # fmt: skip
         store_rectangle(products, row, column, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others)
+
+
+class Panels:
+    """A descriptor of neurons without their memory, checked once."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, shape: tuple[int, int], pitch: int, box: tuple[int, int], dtype: torch.dtype) -> None:
+        # Where a dimension has one element torch may call its stride anything; a descriptor wants 1.
+        made = TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), [pitch, 1], list(box))
+        self._fields = made.__dict__
+
+    def of(self, base: Tensor) -> TensorDescriptor:
+        made = TensorDescriptor.__new__(TensorDescriptor)
+        made.__dict__.update(self._fields)
+        made.base = base
+        return made

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from . import config
 from .config import Tile
-from .kernel import reduce_kernel, triangle_kernel
+from .kernel import TRITON, Panels, reduce_kernel, triangle_kernel
 from .prepare_kernel import directions_kernel, measure_kernel, write_kernel
 
 MAX_PLANS = 4096
@@ -61,27 +59,10 @@ def descriptors_can_read(rows: Tensor) -> bool:
     if outer > 1 or rows.element_size() != 2 or rows.data_ptr() % 16 or max(neurons, inner) >= 2**31:
         return False
     # Strides are multiples of 16 bytes, but of 16 elements for the interpreter of Triton 3.5.
-    multiple = 16 if interpreting() and triton.__version__.startswith("3.5.") else 8
+    multiple = 16 if interpreting() and TRITON.startswith("3.5.") else 8
     if stride_inner == 1:
         return stride_neuron >= inner and stride_neuron % multiple == 0
     return stride_neuron == 1 and stride_inner >= neurons and stride_inner % multiple == 0
-
-
-class Panels:
-    """A descriptor of neurons without their memory, checked once."""
-
-    __slots__ = ("_fields",)
-
-    def __init__(self, shape: tuple[int, int], pitch: int, box: tuple[int, int], dtype: torch.dtype) -> None:
-        # Where a dimension has one element torch may call its stride anything; a descriptor wants 1.
-        made = TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), [pitch, 1], list(box))
-        self._fields = made.__dict__
-
-    def of(self, base: Tensor) -> TensorDescriptor:
-        made = TensorDescriptor.__new__(TensorDescriptor)
-        made.__dict__.update(self._fields)
-        made.base = base
-        return made
 
 
 class Prepared(NamedTuple):
@@ -258,9 +239,7 @@ def launch_cosine_matrix(
     return on_device(rows, _cosine_matrix, plan, rows, out_dtype)
 
 
-def _cosine_matrix(
-    plan: tuple[Preparation, Triangle], rows: Tensor, out_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _cosine_matrix(plan: tuple[Preparation, Triangle], rows: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     prepare, triangle = plan
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype

@@ -416,7 +416,9 @@ def test_chunks_keep_counters_few():
 def test_aot_cases_cover_every_configuration():
     cases = importlib.import_module("sdsd_kernels.cosine_pairs.aot").aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
-    shipped = {(case.function.__name__, case.target, case.constexprs["THREE"], case.constexprs["ROWS"]) for case in cases}
+    shipped = {
+        (case.function.__name__, case.target, case.constexprs["THREE"], case.constexprs["ROWS"]) for case in cases
+    }
     for record in compiled_ahead():
         for name, families in config.TILES.items():
             for three, tile in enumerate(families[record.family]):

@@ -97,7 +97,9 @@ def test_matches_the_definition(shape, neuron_dim, sum_dtype, backend, device):
 def test_any_strides(view, neuron_dim, backend, device):
     x = view(torch.randn(60, 70, device=device))
     start = torch.zeros((x.shape[neuron_dim],) * 2, device=device)
-    check(gram_accumulate(start.clone(), x, neuron_dim=neuron_dim, backend=backend), start, x, neuron_dim, backend=backend)
+    check(
+        gram_accumulate(start.clone(), x, neuron_dim=neuron_dim, backend=backend), start, x, neuron_dim, backend=backend
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -101,7 +101,9 @@ def _step(
     if THREE:
         low = _panel(rows, neurons, neurons, row, sample, samples, row_pitch, ADJACENT, POINTERS, ROWS, SAMPLES)
         total = _dot(low, b, total, INTERPRET)
-        low = _panel(columns, others, others, column, sample, samples, column_pitch, ADJACENT, POINTERS, COLUMNS, SAMPLES)
+        low = _panel(
+            columns, others, others, column, sample, samples, column_pitch, ADJACENT, POINTERS, COLUMNS, SAMPLES
+        )
         total = _dot(a, low, total, INTERPRET)
     return _dot(a, b, total, INTERPRET)
 
