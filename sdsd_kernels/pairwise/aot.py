@@ -71,7 +71,10 @@ def neurons_of(
         rows = torch.empty((1, samples, neurons), dtype=dtype, device="meta").permute(2, 0, 1)
     if nested:
         rows = torch.empty((samples // 64, neurons, 64), dtype=dtype, device="meta").transpose(0, 1)
-    return Preparation(rows, record, precision=precision, center=center, shifted=shifted, guarded=True)
+    tile = config.tile_of(record, neurons, samples, three=False)
+    return Preparation(
+        rows, record, precision=precision, center=center, shifted=shifted, guarded=tile.rows == tile.columns
+    )
 
 
 def _prepare_cases(record: DeviceRecord) -> Iterator[AotCase]:
@@ -101,10 +104,10 @@ def _prepare_cases(record: DeviceRecord) -> Iterator[AotCase]:
 
 
 def triangle_case(
-    record: DeviceRecord, prepared: Preparation, store: str, out: str = "*fp32", *, thorough: bool, weight: bool = False
+    record: DeviceRecord, prepared: Preparation, store: str, out: str = "*fp32", *, thorough: bool, weight: bool = False, strips: int = 0
 ) -> AotCase:
     """The product kernel with the tile that serves `prepared`."""
-    triangle = Triangle(prepared, store)
+    triangle = Triangle(prepared, store, strips=strips)
     tile = config.tile_of(record, prepared.neurons, prepared.samples, three=prepared.three)
     rows = panels_type(prepared, tile.rows, tile.samples)
     columns = None if triangle.columns is None else panels_type(prepared, tile.columns, tile.samples)
@@ -112,12 +115,12 @@ def triangle_case(
     adjacent = ", neurons adjacent" if prepared.adjacent else ""
     long = ", long" if prepared.samples >= config.LONG else ""
     shape = f"{tile.rows}×{tile.columns}×{tile.samples} w{tile.num_warps} s{tile.num_stages}"
-    stores = dict(zip(triangle.product.kernel.arg_names[6:], triangle.product.settled, strict=True))["STORE"]
+    stores = dict(zip(triangle.product.kernel.arg_names[8:], triangle.product.settled, strict=True))["STORE"]
     inverse = "*fp32" if store == "matrix" or not prepared.in_place else None
     scale = inverse if prepared.scaled else None
     return case_of(
         f"{terms} {shape}{adjacent}{long}, {stores} {out}", triangle.product, record, rows, columns, scale, inverse,
-        "*fp32" if weight else None, out,
+        "*fp32" if weight else None, "*fp64" if strips and prepared.three else None, out if store == "add" else None, out,
         expect_mma=record.matrix_instruction,
         expect_tma=config.reads_boxes(record),
         expect_ptx=CLAMP if stores == "matrix" and record.family != "hip" else (),
@@ -127,7 +130,7 @@ def triangle_case(
 
 def aot_cases() -> list[AotCase]:
     """Every kernel, shipped tile and target. Not `thorough` are those that take the most registers."""
-    cases = []
+    cases: list[AotCase] = []
     for record in compiled_ahead():
         cases += _prepare_cases(record)
         for dtype, table in ((torch.bfloat16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)):
@@ -135,7 +138,7 @@ def aot_cases() -> list[AotCase]:
                 largest = tile is table[record.family][0][1]
                 made = neurons_of(max(least, 1024), 4096, dtype, record)
                 cases.append(triangle_case(record, made, "matrix", thorough=not largest))
-                cases.append(triangle_case(record, made, "add", "*fp64", thorough=not largest))
+                cases.append(triangle_case(record, made, "add", "*fp64", thorough=not largest, strips=256))
             least = table[record.family][0][0]
             if dtype == torch.bfloat16:
                 long = neurons_of(least, config.LONG, dtype, record)
@@ -150,7 +153,7 @@ def aot_cases() -> list[AotCase]:
             assert reduce is not None
             cases.append(
                 case_of(
-                    f"reduce {store}", reduce, record, "*fp32", "*fp32", "*fp32", None, out, thorough=store == "add"
+                    f"reduce {store}", reduce, record, "*fp32", "*fp32", "*fp32", None, None, out if store == "add" else None, out, thorough=store == "add"
                 )
             )
     return cases

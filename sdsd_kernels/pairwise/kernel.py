@@ -38,12 +38,12 @@ TRITON = triton.__version__
 def triangle_kernel(
     rows, columns,  # descriptors, or pointers, of one set of neurons, of blocks of rows and of columns; None: as rows
     scale_ptr, inverse_ptr,  # (N,) float32
-    weight_ptr,  # (N,) float32, factors of a sum, or None
+    weight_ptr, delta_ptr, before_ptr,  # of a sum: factors (N,) float32, δ (N,) float64, what it is added to; or None
     out_ptr,
     tiles, range_samples, neurons, samples, pitch,
-    STORE: tl.constexpr, THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, GUARD: tl.constexpr,
-    POINTERS: tl.constexpr, INTERPRET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
-    GROUP: tl.constexpr,
+    STORE: tl.constexpr, STRIPS: tl.constexpr, THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr,
+    GUARD: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SAMPLES: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     if columns is None:
         columns = rows
@@ -65,17 +65,19 @@ def triangle_kernel(
         if STORE == "matrix":
             store_matrix(products, row, column, inverse_ptr, out_ptr, neurons)
         elif STORE == "add":
-            store_sums(products, row, column, weight_ptr, scale_ptr, out_ptr, neurons, True)
+            store_sums(
+                products, row, column, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS
+            )  # fmt: skip
         else:
             plane = out_ptr + tl.cast(number, tl.int64) * neurons * neurons
-            store_sums(products, row, column, None, None, plane, neurons, False)
+            store_sums(products, row, column, None, None, None, None, plane, neurons, 0)
 
 
 @triton.jit
 def reduce_kernel(
     partial_ptr,  # (ranges, N, N) float32
-    scale_ptr, inverse_ptr, weight_ptr, out_ptr, ranges, neurons,
-    STORE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    scale_ptr, inverse_ptr, weight_ptr, delta_ptr, before_ptr, out_ptr, ranges, neurons,
+    STORE: tl.constexpr, STRIPS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """One program owns a tile of the triangle: it adds up the ranges in order and finishes the tile."""
     row_start, column_start = _tile_place(tl.program_id(0), neurons, GROUP, BLOCK, BLOCK)
@@ -90,7 +92,9 @@ def reduce_kernel(
     if STORE == "matrix":
         store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neurons)
     else:
-        store_sums(products, row_start, column_start, weight_ptr, scale_ptr, out_ptr, neurons, True)
+        store_sums(
+            products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS
+        )  # fmt: skip
 
 
 @triton.jit

@@ -165,7 +165,8 @@ class Preparation:
 class Triangle:
     """How the products of all pairs of one set of neurons are taken, over ranges of samples where tiles are few."""
 
-    def __init__(self, prepared: Preparation, store: str) -> None:
+    def __init__(self, prepared: Preparation, store: str, *, strips: int = 0) -> None:
+        """`strips`: rows of a strip of the sum, which then lies as `sum_places` says; 0 for a whole matrix."""
         record, neurons, samples, three = prepared.record, prepared.neurons, prepared.samples, prepared.three
         tile = config.tile_of(record, neurons, samples, three=three)
         tiles = config.pieces(neurons, tile)
@@ -177,7 +178,7 @@ class Triangle:
         settled = product_settings(prepared, tile) | {
             "tiles": tiles, "range_samples": length, "STORE": store if self.ranges == 1 else "partial",
             # A sum keeps to the range of what is summed.
-            "GUARD": prepared.guard and store == "matrix",
+            "GUARD": prepared.guard and store == "matrix", "STRIPS": strips,
         }  # fmt: skip
         programs = min(tiles * self.ranges, tile.resident * record.multiprocessors)
         self.product = Launch(
@@ -186,20 +187,24 @@ class Triangle:
         self.reduce: Launch | None = None
         if self.ranges > 1:
             side = -(-neurons // config.REDUCE)
-            known = {"ranges": self.ranges, "neurons": neurons, "STORE": store, "BLOCK": config.REDUCE, "GROUP": 8}
+            known = {
+                "ranges": self.ranges, "neurons": neurons, "STORE": store, "STRIPS": strips, "BLOCK": config.REDUCE,
+                "GROUP": 8,
+            }  # fmt: skip
             self.reduce = Launch(reduce_kernel, (side * (side + 1) // 2, 1, 1), known, num_warps=4)
 
     def __call__(
-        self, operands: Tensor, scale: Tensor | None, inverse: Tensor | None, weight: Tensor | None, out: Tensor
-    ) -> None:
+        self, operands: Tensor, scale: Tensor | None, inverse: Tensor | None, weight: Tensor | None,
+        delta: Tensor | None, before: Tensor | None, out: Tensor,
+    ) -> None:  # fmt: skip
         rows = operands if self.rows is None else self.rows.of(operands)
         columns = None if self.columns is None else self.columns.of(operands)
         if self.reduce is None:
-            self.product(rows, columns, scale, inverse, weight, out)
+            self.product(rows, columns, scale, inverse, weight, delta, before, out)
             return
         partial = torch.empty((self.ranges, self.neurons, self.neurons), dtype=torch.float32, device=out.device)
-        self.product(rows, columns, scale, inverse, weight, partial)
-        self.reduce(partial, scale, inverse, weight, out)
+        self.product(rows, columns, scale, inverse, None, None, None, partial)
+        self.reduce(partial, scale, inverse, weight, delta, before, out)
 
 
 def product_settings(prepared: Preparation, tile: Tile) -> dict[str, Any]:
@@ -245,7 +250,7 @@ def _cosine_matrix(plan: tuple[Preparation, Triangle], rows: Tensor, out_dtype: 
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
     out = torch.empty((triangle.neurons, triangle.neurons), dtype=kept_dtype, device=rows.device)
     operands, scale, inverse = prepare(rows)
-    triangle(operands, scale, inverse, None, out)
+    triangle(operands, scale, inverse, None, None, None, out)
     return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
 
 
@@ -271,7 +276,7 @@ def _gram_accumulate(
 ) -> None:
     prepare, triangle = plan
     if prepare.in_place:
-        triangle(rows, None, None, weight, gram)
+        triangle(rows, None, None, weight, None, gram, gram)
         return
     operands, scale, inverse = prepare(rows, shift)
-    triangle(operands, scale, inverse, weight, gram)
+    triangle(operands, scale, inverse, weight, None, gram, gram)

@@ -263,25 +263,54 @@ def _unit(weight_ptr, scale_ptr, neuron, neurons):
 
 
 @triton.jit
-def store_sums(products, row_start, column_start, weight_ptr, scale_ptr, sum_ptr, neurons, ADD: tl.constexpr):
-    """Store a tile of products in a (N, N) matrix, or add it to what is there; below the diagonal anything may be."""
+def sum_places(sum_ptr, row, column, row_start, neurons, STRIPS: tl.constexpr):
+    """Where sums lie: in a (N, N) matrix, or, with STRIPS, in strips of so many rows, each from the diagonal on."""
+    if STRIPS == 0:
+        return sum_ptr + (row.to(tl.int64)[:, None] * neurons + column[None, :])
+    else:
+        strip = tl.cast(row_start // STRIPS, tl.int64)
+        start = strip * STRIPS
+        # All strips before have STRIPS rows; strip t has N − t · STRIPS columns.
+        offset = STRIPS * (strip * neurons - start * (strip - 1) // 2)
+        place = (row - start)[:, None] * (neurons - start) + (column - start)[None, :]
+        return sum_ptr + (offset + place)
+
+
+@triton.jit
+def store_sums(
+    products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons,
+    STRIPS: tl.constexpr,
+):  # fmt: skip
+    """Store a tile of products, times weights, plus δ_i δ_j, plus what `before_ptr` holds; each may be None.
+
+    Below the diagonal anything may be.
+    """
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
         left, right = _halves(products)
-        store_sums(left, row_start, column_start, weight_ptr, scale_ptr, sum_ptr, neurons, ADD)
-        store_sums(right, row_start, column_start + COLUMNS // 2, weight_ptr, scale_ptr, sum_ptr, neurons, ADD)
+        store_sums(
+            left, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons, STRIPS
+        )  # fmt: skip
+        store_sums(
+            right, row_start, column_start + COLUMNS // 2, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr,
+            neurons, STRIPS,
+        )  # fmt: skip
     else:
         if row_start < column_start + COLUMNS:
             row = row_start + tl.arange(0, products.shape[0])
             column = column_start + tl.arange(0, COLUMNS)
             mask = (row < neurons)[:, None] & (column < neurons)[None, :]
-            place = sum_ptr + (row.to(tl.int64)[:, None] * neurons + column[None, :])
             if weight_ptr is not None or scale_ptr is not None:
                 down = _unit(weight_ptr, scale_ptr, row, neurons)
                 across = _unit(weight_ptr, scale_ptr, column, neurons)
-                value = (products.to(tl.float64) * (down[:, None] * across[None, :])).to(sum_ptr.dtype.element_ty)
+                value = products.to(tl.float64) * (down[:, None] * across[None, :])
             else:
-                value = products.to(sum_ptr.dtype.element_ty)
-            if ADD:
-                value += tl.load(place, mask=mask, other=0.0)
-            tl.store(place, value, mask=mask)
+                value = products
+            if delta_ptr is not None:
+                down = tl.load(delta_ptr + row, mask=row < neurons, other=0.0)
+                across = tl.load(delta_ptr + column, mask=column < neurons, other=0.0)
+                value = value.to(tl.float64) + down[:, None] * across[None, :]
+            value = value.to(sum_ptr.dtype.element_ty)
+            if before_ptr is not None:
+                value += tl.load(sum_places(before_ptr, row, column, row_start, neurons, STRIPS), mask=mask, other=0.0)
+            tl.store(sum_places(sum_ptr, row, column, row_start, neurons, STRIPS), value, mask=mask)
