@@ -74,6 +74,8 @@ class Prepared(NamedTuple):
     """Powers of two; None where all are 1.  # shape: (N,), float32"""
     inverse: Tensor
     """1 / ‖a‖; 0 or NaN without direction; negative where products take `scale` first.  # shape: (N,), float32"""
+    rest: Tensor | None
+    """Mean less the first sample, where that is what was subtracted.  # shape: (N,), float64"""
 
 
 class Preparation:
@@ -156,10 +158,10 @@ class Preparation:
             self.measure(rows, shift, sums, rest, scale, inverse)
             self.directions(sums, rest, scale, inverse)
         if self.write is None:
-            return Prepared(rows, scale, inverse)
+            return Prepared(rows, scale, inverse, rest)
         parts = torch.empty(self.shape, dtype=self.dtype, device=device)
         self.write(rows, shift, rest, scale, parts)
-        return Prepared(parts, scale, inverse)
+        return Prepared(parts, scale, inverse, rest)
 
 
 class Triangle:
@@ -249,7 +251,7 @@ def _cosine_matrix(plan: tuple[Preparation, Triangle], rows: Tensor, out_dtype: 
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
     out = torch.empty((triangle.neurons, triangle.neurons), dtype=kept_dtype, device=rows.device)
-    operands, scale, inverse = prepare(rows)
+    operands, scale, inverse, _ = prepare(rows)
     triangle(operands, scale, inverse, None, None, None, out)
     return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
 
@@ -278,5 +280,5 @@ def _gram_accumulate(
     if prepare.in_place:
         triangle(rows, None, None, weight, None, gram, gram)
         return
-    operands, scale, inverse = prepare(rows, shift)
+    operands, scale, inverse, _ = prepare(rows, shift)
     triangle(operands, scale, inverse, weight, None, gram, gram)
