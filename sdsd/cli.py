@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ._extras import MissingExtraError
+from ._terminal import as_shown, spell_what_cannot_be_shown
 
 OK, FELL_SHORT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -63,8 +66,11 @@ def command(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (of the process by default) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    spell_what_cannot_be_shown(sys.stdout, sys.stderr)
     try:
-        return run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning  # type: ignore[assignment]
+            return run(arguments)
     except KeyboardInterrupt:
         return complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -77,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(" ".join(str(error).split()), BAD_INPUT)
 
 
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """A warning in one line, without the line of our source that it comes from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def complain(message: str, status: int) -> int:
     print(f"error: {message}" if status == BAD_INPUT else message, file=sys.stderr)
     return status
@@ -86,21 +97,22 @@ def run(arguments: list[str]) -> int:
     parser, subparsers = build_parser()
     check_command_name(arguments)
     known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise CommandLineError(unknown_words(unknown, subparsers.get(known.command, parser)))
     if known.command is None:
         parser.print_help()
         return OK
-    if unknown:
-        raise CommandLineError(unknown_words(unknown, subparsers[known.command]))
     return COMMANDS[known.command].run(known)
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(
         prog="sdsd",
+        allow_abbrev=False,
         description="Is this gradient signal or noise, and which neurons do the same job?",
         epilog="Run `sdsd COMMAND --help` for its options and examples.",
     )
-    parser.add_argument("--version", action="version", version=version_line())
+    parser.add_argument("--version", action=ShowVersion, help="show the versions of sdsd, torch and Python, and exit")
     group = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     subparsers = {}
     for entry in COMMANDS.values():
@@ -117,12 +129,19 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     return parser, subparsers
 
 
-def version_line() -> str:
-    import torch
+class ShowVersion(argparse.Action):
+    """--version, which alone of a parser's own options has to wait for torch."""
 
-    from . import __version__
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
-    return f"sdsd {__version__} (torch {torch.__version__}, Python {sys.version.split()[0]})"
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        import torch
+
+        from . import __version__
+
+        print(f"sdsd {__version__} (torch {torch.__version__}, Python {sys.version.split()[0]})")
+        parser.exit()
 
 
 def check_command_name(arguments: Sequence[str]) -> None:
@@ -171,7 +190,7 @@ def level(text: str) -> float:
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns aligned with spaces, the first to the left and numbers to the right."""
-    lines = [list(header), *map(list, rows)]
+    lines = [[as_shown(cell, sys.stdout) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for index, line in enumerate(lines):
         cells = [
@@ -258,6 +277,7 @@ def gamma(arguments: argparse.Namespace) -> int:
     if scripts:
         return gamma_of_training(scripts[0], arguments)
     found: list[dict[str, Any]] = []
+    finite = True
     for path in arguments.files:
         grads = load_tensors(path, arguments.key)
         try:
@@ -272,11 +292,12 @@ def gamma(arguments: argparse.Namespace) -> int:
             raise type(error)(f"{path}: {error}") from error
         if arguments.json:
             found.append({"file": path, **stats.to_dict()})
-            continue
-        print_gamma(path, stats)
+        else:
+            print_gamma(path, stats)
+        finite = finite and is_finite(stats)
     if arguments.json:
         print_json(found)
-    return OK
+    return OK if finite else FELL_SHORT
 
 
 def check_gamma_options(arguments: argparse.Namespace, training: bool) -> None:
@@ -322,8 +343,9 @@ def print_gamma_table(stats: Any) -> None:
 
     rows = [(name, part) for name, part in stats.parameters.items()] + [("total", stats)]
     level_name = f"{100 * stats.confidence:g}% interval"
+    of = "one sample" if stats.samples_per_gradient == 1 else f"{stats.samples_per_gradient} samples"
     print_table(
-        ("", "Γ", "noise scale", level_name, f"phase at batch {stats.batch_size}"),
+        ("", f"Γ of {of}", "noise scale", level_name, f"phase at batch {stats.batch_size}"),
         (
             (
                 name, plain_number(part.gamma_unbiased), plain_number(part.noise_scale),
@@ -335,20 +357,22 @@ def print_gamma_table(stats: Any) -> None:
     print(gamma_sentence(stats) + "\n")
 
 
+def is_finite(stats: Any) -> bool:
+    return math.isfinite(stats.signal + stats.noise)
+
+
 def gamma_sentence(stats: Any) -> str:
     """What the total means, in words."""
-    from math import isfinite, isinf
-
     from .report.figures import plain_number
 
-    if not isfinite(stats.signal + stats.noise):
+    if not is_finite(stats):
         return "The gradients hold NaN or infinity: no verdict."
     if stats.noise == 0:
         return "The gradients do not differ at all: no noise."
-    if isinf(stats.noise_scale):
+    if math.isinf(stats.noise_scale):
         return "No signal can be told from the noise with so few gradients."
     sentence = f"The mean over about {plain_number(stats.noise_scale)} samples holds as much signal as noise"
-    if stats.noise_scale_interval is None or isinf(stats.noise_scale_interval[1]):
+    if stats.noise_scale_interval is None or math.isinf(stats.noise_scale_interval[1]):
         return sentence + ", but the interval is open above: more gradients would tell."
     return sentence + "."
 
@@ -396,14 +420,19 @@ def map_activations(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(found.results)
         return OK
-    print(
-        f"{arguments.file}: {len(neuron_map.alive)} neurons, {len(neuron_map.order)} alive, "
-        f"{len(neuron_map.dead)} dead, {len(set(neuron_map.clusters))} clusters "
-        f"(silhouette {neuron_map.silhouette:.2f})"
-    )
-    if neuron_map.dead:
-        listed = ", ".join(map(str, neuron_map.dead[:20]))
-        print(f"dead: {listed}{' …' if len(neuron_map.dead) > 20 else ''}")
+    strange = set(neuron_map.not_finite)
+    dead = [neuron for neuron in neuron_map.dead if neuron not in strange]
+    counts = [f"{int(neuron_map.alive.sum())} alive", f"{len(dead)} dead"]
+    if strange:
+        counts.append(f"{len(strange)} with NaN or infinity")
+    if neuron_map.silhouette is not None:
+        counts.append(f"{len(set(neuron_map.clusters))} clusters (silhouette {neuron_map.silhouette:.2f})")
+    print(f"{arguments.file}: {len(neuron_map.alive)} neurons, {', '.join(counts)}")
+    for words, neurons in (("dead", dead), ("NaN or infinity", sorted(strange))):
+        if neurons:
+            print(f"{words}: {', '.join(map(str, neurons[:20]))}{' …' if len(neurons) > 20 else ''}")
+    for note in neuron_map.notes:
+        print(note)
     pairs = zip(neuron_map.nearest, neuron_map.farthest, strict=False)
     print_table(
         ("", "nearest", "cosine", "farthest", "cosine"),

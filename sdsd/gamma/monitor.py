@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from . import attachment
 from . import precondition as preconditioning
 from .averages import RunningAverages, Step, StepSource
 from .check import CheckedParameter, CheckReport, by_loop, untouched
+from .history import GammaHistory
 from .layers import Rule, UnsupportedError, Watcher, rule_for
 from .proof import Prover, max_eps
 from .session import Session
@@ -75,6 +77,7 @@ class GammaMonitor:
         strict: raise in `step` where a parameter's samples cannot be told apart, or a step does not prove itself; False
             leaves such parameters out from there on, with a warning, and `coverage` has None for them.
         max_bytes: bound on scratch memory for per-sample pieces (one sample's piece at least).
+        history: what keeps every measured step, a `GammaHistory` or the path of one's file; read as `monitor.history`.
         process_group: ranks that share a step; "auto" takes it from DDP or FSDP2; None measures this rank alone.
 
     Raises:
@@ -99,6 +102,7 @@ class GammaMonitor:
         parameters: Iterable[str] | None = None,
         strict: bool = True,
         max_bytes: int = 64 * 2**20,
+        history: GammaHistory | str | Path | None = None,
         process_group: Any = "auto",
     ) -> None:
         _check_arguments(every, mode, batch_dim, batch_size, loss_reduction, ema, confidence, max_bytes)
@@ -112,8 +116,12 @@ class GammaMonitor:
         self._session.exact = self._mode == "exact"
         self._attached: list[nn.Module] = []
         self._hooks: list[Any] = []
+        self._history = GammaHistory(history) if isinstance(history, (str, Path)) else history
         self._observers: list[Callable[[GammaMonitor, GammaStats], None]] = []
+        if self._history is not None:
+            self._observers.append(self._history)
         self._steps = 0
+        self._stats: GammaStats | None = None
         self._checked_reuse = 0
         self._rows: tuple[list[int], Tensor] = ([], torch.empty(0, dtype=torch.long))
         self._names = _trainable(self._root, parameters)
@@ -254,6 +262,8 @@ class GammaMonitor:
     def detach(self) -> None:
         """Leave the model exactly as it was before the monitor came; calling it twice does no harm."""
         self._release()
+        if self._history is not None:
+            self._history.flush()
 
     def __enter__(self) -> GammaMonitor:
         return self
@@ -274,6 +284,50 @@ class GammaMonitor:
     def coverage(self) -> Mapping[str, str | None]:
         """Every parameter that trains → the rule that measures it; None for one that is left out (strict=False)."""
         return MappingProxyType(self._coverage)
+
+    @property
+    def stats(self) -> GammaStats:
+        """What the last measured step gave: on the steps between, which `every` leaves out, it stays.
+
+        Raises:
+            RuntimeError: no step has been measured yet.
+        """
+        if self._stats is None:
+            raise RuntimeError(
+                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a "
+                "step() that returns statistics; the first does, unless it is skipped with a warning."
+            )
+        return self._stats
+
+    @property
+    def smoothed(self) -> GammaStats:
+        """`stats.smoothed`: signal and noise of single samples, averaged over the measured steps so far.
+
+        Raises:
+            RuntimeError: no step has been measured yet.
+        """
+        found = self.stats.smoothed
+        assert found is not None
+        return found
+
+    @property
+    def steps(self) -> int:
+        """How many calls of `step` there were, measured or not; `load_state_dict` goes on from another's."""
+        return self._steps
+
+    @property
+    def history(self) -> GammaHistory:
+        """The rows of all measured steps.
+
+        Raises:
+            RuntimeError: none is kept.
+        """
+        if self._history is None:
+            raise RuntimeError(
+                "history: expected a monitor that keeps one. Pass history='run.jsonl', or history=sdsd.GammaHistory(), "
+                "to GammaMonitor."
+            )
+        return self._history
 
     def add_observer(self, observer: Callable[[GammaMonitor, GammaStats], None]) -> Callable[[], None]:
         """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again."""
@@ -472,6 +526,7 @@ class GammaMonitor:
                 )
             self._plan_step()
         if stats is not None:
+            self._stats = stats
             for observer in self._observers:
                 observer(self, stats)
         return stats

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 Row = tuple[str, ...]
 
-GAMMA_COLUMNS = ("Γ", "noise scale", "95% interval", "what a step sees")
+GAMMA_COLUMNS = ("Γ of a batch", "noise scale", "95% interval", "phase")
+"""Heads of the columns of `table_row`; phases are those of `GammaStats.phase`."""
 
 
 class Display(Protocol):
@@ -54,7 +55,7 @@ class PlainLines:
     def update(self, step: int, headline: str, rows: Sequence[Row]) -> None:
         every = max(1, self.total // self.lines)
         if step % every == 0 or step == self.total:
-            whole = f" · Γ {rows[-1][1]} · noise scale {rows[-1][2]}" if rows else ""
+            whole = f" · Γ of a batch {rows[-1][1]} · noise scale {rows[-1][2]}" if rows else ""
             self.say(f"step {step:>{len(str(self.total))}}/{self.total} · {headline}{whole}")
 
     def stop(self) -> None:
@@ -129,11 +130,7 @@ def table_row(name: str, gamma: float, low: float, high: float, batch_size: int)
 
     interval = "–" if math.isnan(low) else f"{plain_number(noise_scale_of(high))} – {plain_number(noise_scale_of(low))}"
     if math.isnan(low):
-        verdict = "…"
-    elif low * batch_size > 1:
-        verdict = "mostly signal"
-    elif high * batch_size < 1:
-        verdict = "mostly noise"
+        phase = "–"
     else:
-        verdict = "about even"
-    return name, plain_number(gamma * batch_size), plain_number(noise_scale_of(gamma)), interval, verdict
+        phase = "drift" if low * batch_size > 1 else "diffusion" if high * batch_size < 1 else "critical"
+    return name, plain_number(gamma * batch_size), plain_number(noise_scale_of(gamma)), interval, phase

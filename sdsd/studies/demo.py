@@ -20,13 +20,13 @@ from sdsd_kernels import checks
 
 from .. import GammaMonitor, GammaStats
 from .._extras import require
+from ..geometry import NeuronMap
 from ..geometry.merge import merge
 from ._display import GAMMA_COLUMNS, Display, choose_display, table_row
 from ._files import prepare_output, versions, write_json
-from .plane_map import PlaneMap, map_neurons
 
-COHORTS = ("near", "random", "far")
 HEADER = ("layer", *GAMMA_COLUMNS)
+COHORTS = ("near", "random", "far")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DemoResult:
     results: dict[str, Any]
     folder: Path
     interrupted: bool
-    neuron_map: PlaneMap | None = None
+    neuron_map: NeuronMap | None = None
     activations: Tensor | None = None
     written: list[Path] = field(default_factory=list)
 
@@ -263,14 +263,16 @@ def map_last_hidden_layer(network: nn.Sequential, digits: Digits, config: DemoCo
     """Cosine matrix, clusters and pairs of the last hidden layer on held-out images."""
     with torch.no_grad():
         activations = network[:-1](digits.held_out_images)
-    neuron_map = map_neurons(activations, pairs=config.pairs, seed=config.seed)
+    neuron_map = NeuronMap.from_activations(
+        activations, layer=f"hidden{len(config.hidden)}", pairs=config.pairs, seed=config.seed
+    )
     result.activations = activations
     result.neuron_map = neuron_map
-    result.results["map"] = {"layer": f"hidden{len(config.hidden)}", **neuron_map.to_dict()}
+    result.results["map"] = neuron_map.to_dict()
 
 
 def merge_cohorts(
-    network: nn.Sequential, digits: Digits, config: DemoConfig, neuron_map: PlaneMap | None
+    network: nn.Sequential, digits: Digits, config: DemoConfig, neuron_map: NeuronMap | None
 ) -> dict[str, Any]:
     """Loss change on held-out images of merging near, random and far pairs, each singly and a whole cohort at once.
 

@@ -133,7 +133,7 @@ def noise_scales(training: dict[str, Any], batch_size: int, layer: str = "whole 
 
 
 def noise_story(training: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """Where the noise scale was lowest, where it last stood below the batch size, how it ended, what the exact says."""
+    """Where the noise scale was lowest, whence it stayed above the batch size, how it ended, what the exact says."""
     steps = training["series"]["step"]
     scales = noise_scales(training, batch_size)
     warm = min(10, len(steps) - 1)
@@ -151,7 +151,8 @@ def noise_story(training: dict[str, Any], batch_size: int) -> dict[str, Any]:
         "lowest": estimate[lowest_at],
         "lowest_step": steps[lowest_at],
         "last": estimate[-1],
-        "last_below_step": steps[below[-1]] if below else None,
+        "ever_below": bool(below),
+        "above_from_step": steps[below[-1] + 1] if below and below[-1] + 1 < len(steps) else None,
         "share_below": len(below) / (len(steps) - warm),
         "exact_inside": sum(inside),
         "exact_measured": len(inside),
@@ -162,7 +163,7 @@ def noise_story(training: dict[str, Any], batch_size: int) -> dict[str, Any]:
 def noise_sentence(story: dict[str, Any], batch_size: int, last_step: int) -> str:
     """What figure 1 says, in words."""
     lowest, last = story["lowest"], story["last"]
-    if story["last_below_step"] is None:
+    if not story["ever_below"]:
         return (
             f"The noise scale stayed above the batch size of {batch_size} throughout (lowest {plain_number(lowest)} "
             f"at step {story['lowest_step']}): every step was mostly noise, and a larger batch would have paid."
@@ -176,7 +177,7 @@ def noise_sentence(story: dict[str, Any], batch_size: int, last_step: int) -> st
             f"It ended at {plain_number(last)}, still below the batch: in this run the batch was never too small at "
             "the end, and the figure does not show the gradient sinking into noise."
         )
-    above = f"From step {story['last_below_step']} on it stayed above {batch_size}, and "
+    above = f"From step {story['above_from_step']} on it stayed above {batch_size}, and "
     if math.isinf(last):
         return f"{start}{above}after {last_step} steps no signal could be told from the noise."
     return (
@@ -234,8 +235,8 @@ def training_sections(results: dict[str, Any], book: FigureBook) -> list[html.Se
                 html.Text(
                     "Γ compares the squared length of the mean gradient (what all samples agree on) with the variance "
                     "of the gradient from sample to sample (what they disagree on): above 1 a step mostly follows the "
-                    "signal, below 1 mostly chance. Γ grows in proportion to the batch; the batch size at which it is "
-                    "1 is the noise scale."
+                    "signal (drift), below 1 mostly chance (diffusion). Γ grows in proportion to the batch; the batch "
+                    "size at which it is 1 is the noise scale."
                 ),
                 noise_figure,
                 html.Note(noise_sentence(story, batch_size, steps[-1])),
@@ -305,24 +306,21 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
             "Figure 3. Two neurons, the same digits.",
         )
     )
-    place = {neuron: position for position, neuron in enumerate(neuron_map.order)}
-    drawn = []
-    if neuron_map.points is not None:
-        figure, axes = figures.new_figure(4.7, 4.5)
-        norms = activations[:, neuron_map.order].norm(dim=0).numpy()
-        links = [(place[pair.first], place[pair.second]) for pair in neuron_map.nearest[:10]]
-        figures.draw_neuron_map(axes, neuron_map.points, neuron_map.clusters, neuron_map.order, links, norms)
-        drawn.append(
-            html.Figure(
-                book.add(figure, "neuron_map"),
-                f"Every live neuron, placed so that distance is 1 − cosine as well as a plane allows (stress "
-                f"{neuron_map.stress:.2f}; 0 would be exact). Colour: cluster. Size: how strongly it fires. "
-                f"Lines: the {len(links)} nearest pairs.",
-                "Figure 4. The map.",
-                narrow=True,
-            )
+    order = list(neuron_map.order)
+    figure, axes = figures.new_figure(4.7, 4.5)
+    norms = activations[:, order].norm(dim=0).numpy()
+    links, plane = neuron_map.links(10), neuron_map.plane()
+    figures.draw_neuron_map(axes, plane.points, neuron_map.clusters, order, links, norms)
+    drawn = [
+        html.Figure(
+            book.add(figure, "neuron_map"),
+            f"Every live neuron, placed so that distance is 1 − cosine as well as a plane allows (stress "
+            f"{plane.stress:.2f}; 0 would be exact). Colour: cluster. Size: how strongly it fires. "
+            f"Lines: the {len(links)} nearest pairs.",
+            "Figure 4. The map.",
+            narrow=True,
         )
-    order = neuron_map.order
+    ]
     matrix = neuron_map.cosine[order][:, order].numpy()
     changes = [
         position - 0.5
@@ -335,7 +333,7 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
         html.Figure(
             book.add(figure, "cosine_matrix"),
             f"The same {live} neurons, ordered by cluster: dark blocks on the diagonal are groups that fire together. "
-            f"{clusters} clusters, silhouette {neuron_map.silhouette:.2f} (1 would be perfectly separate, 0 none).",
+            f"{clusters} clusters{silhouette_words(neuron_map.silhouette)}.",
             "Figure 5. The cosine matrix.",
             narrow=True,
         )
@@ -476,7 +474,7 @@ def overview(result: DemoResult, book: FigureBook) -> None:
     """One picture of the whole run, as a PNG only."""
     results, neuron_map = result.results, result.neuron_map
     training, batch_size = results["training"], results["config"]["batch_size"]
-    if neuron_map is None or neuron_map.points is None:
+    if neuron_map is None:
         return
     series = training["series"]
     scales = noise_scales(training, batch_size)
@@ -487,14 +485,23 @@ def overview(result: DemoResult, book: FigureBook) -> None:
     )  # fmt: skip
     axes[0].set_xlabel("training step")
     figures.set_title(axes[0], "Is the gradient signal or noise?")
-    place = {neuron: position for position, neuron in enumerate(neuron_map.order)}
-    links = [(place[pair.first], place[pair.second]) for pair in neuron_map.nearest[:10]]
-    figures.draw_neuron_map(axes[1], neuron_map.points, neuron_map.clusters, neuron_map.order, links, labels=False)
+    figures.draw_neuron_map(
+        axes[1],
+        neuron_map.plane().points,
+        neuron_map.clusters,
+        neuron_map.order,
+        neuron_map.links(10),
+        labels=False,
+    )
     figures.set_title(axes[1], "Which neurons do the same job?")
     cohorts = results["merges"]["cohorts"]
     figures.draw_batch_merges(axes[2], {name: cohort["together_loss_change"] for name, cohort in cohorts.items()})
     figures.set_title(axes[2], f"Can they be merged? ({results['merges']['pairs_in_a_cohort']} pairs at once)")
     book.save(figure, "overview", dpi=100)
+
+
+def silhouette_words(silhouette: float | None) -> str:
+    return "" if silhouette is None else f", silhouette {silhouette:.2f} (1 would be perfectly separate, 0 none)"
 
 
 def settings_section(results: dict[str, Any]) -> html.Section:

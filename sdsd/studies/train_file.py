@@ -98,7 +98,8 @@ def train_file(
                 if stats is not None:
                     run.stats, run.measured = stats, run.measured + 1
                 rows = table(run.stats) if not quiet and run.stats is not None else []
-                display.update(run.steps, f"loss {loss:.4f}", rows)
+                batch_size = f" · batch of {run.stats.batch_size}" if run.stats is not None else ""
+                display.update(run.steps, f"loss {loss:.4f}{batch_size}", rows)
                 if run.steps == total:
                     break
         except KeyboardInterrupt:
@@ -207,13 +208,13 @@ def users_code(path: Path) -> Iterator[None]:
 
 
 def table(stats: GammaStats) -> list[Row]:
-    """The parameters with the most noise, in the model's order, and the whole model; smoothed."""
+    """The parameters with the most noise, in the model's order, and in total; smoothed."""
     assert stats.smoothed is not None
     parameters = stats.smoothed.parameters
     loudest = set(sorted(parameters, key=lambda name: parameters[name].noise, reverse=True)[:MOST_ROWS])
     shown = {name: part for name, part in parameters.items() if name in loudest}
     rows = []
-    for name, part in {**shown, "whole model": stats.smoothed}.items():
+    for name, part in {**shown, "total": stats.smoothed}.items():
         low, high = part.interval or (float("nan"), float("nan"))
         each = part.samples_per_gradient
         rows.append(table_row(name, part.gamma_unbiased / each, low / each, high / each, stats.batch_size))

@@ -155,7 +155,7 @@ def test_unwritable_folder_is_told_before_training(tmp_path, monkeypatch):
 
 def test_missing_extra_is_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'sdsd\[report\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[report\]'"):
         demo.run_demo(tmp_path / "out", TINY, quiet=True)
     assert not (tmp_path / "out").exists()
 
@@ -217,15 +217,15 @@ def test_the_monitor_leaves_training_as_it_was(finished):
 
 
 def story(**changes):
-    facts = {"lowest": 30.0, "lowest_step": 9, "last": 900.0, "last_below_step": 77}
+    facts = {"lowest": 30.0, "lowest_step": 9, "last": 900.0, "ever_below": True, "above_from_step": 78}
     return demo_report.noise_sentence({**facts, **changes}, 128, 330)
 
 
 def test_the_sentence_on_noise_follows_the_numbers():
-    assert "From step 77" in story()
+    assert "From step 78 on" in story()
     assert "88% of" in story()
     assert "does not show" in story(last=100.0)
-    assert "throughout" in story(last_below_step=None, lowest=300.0)
+    assert "throughout" in story(ever_below=False, above_from_step=None, lowest=300.0)
     assert "no signal could be told" in story(last=math.inf)
 
 
@@ -261,7 +261,7 @@ def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
         lines.update(step, "loss 1", [("whole network", "2", "64", "–", "…")])
     printed = capsys.readouterr().out.splitlines()
     assert 4 <= len(printed) <= 6
-    assert printed[-1] == "step 10/10 · loss 1 · Γ 2 · noise scale 64"
+    assert printed[-1] == "step 10/10 · loss 1 · Γ of a batch 2 · noise scale 64"
 
 
 def test_live_table_shows_every_layer(monkeypatch):
@@ -273,8 +273,8 @@ def test_live_table_shows_every_layer(monkeypatch):
     table = LiveTable()
     table.console = Console(file=screen, force_terminal=True, width=100)
     table.start(2, demo.HEADER)
-    table.update(1, "loss 0.5", [("head", "3.3", "39", "30 – 50", "mostly signal"), ("whole network",) + ("1",) * 4])
+    table.update(1, "loss 0.5", [("head", "3.3", "39", "30 – 50", "drift"), ("whole network",) + ("1",) * 4])
     table.stop()
     table.stop()
-    for text in ("head", "3.3", "30 – 50", "mostly signal", "whole network", "loss 0.5", "noise scale"):
+    for text in ("head", "3.3", "30 – 50", "drift", "whole network", "loss 0.5", "noise scale"):
         assert text in screen.getvalue()
