@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import ZERO_POLICIES, check_choice, check_directions, check_dtype, check_float_tensor, check_neurons
-from .._precision import check_precision
+from .._checks import (
+    ZERO_POLICIES,
+    check_choice,
+    check_directions,
+    check_dtype,
+    check_float_tensor,
+    check_neurons,
+    check_precision,
+)
 from .._register import Gradient, is_transformed, register
 from .._rows import as_rows
 from .cpu import cosine_matrix_torch

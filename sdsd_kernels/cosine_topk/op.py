@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_integer, check_max_bytes
-from .._precision import check_precision
+from .._checks import check_integer, check_max_bytes, check_precision
 from .._register import register
 from .._rows import rows_of, rows_of_both
 from ..pairwise.config import operand_bytes

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_device, check_float_tensor, check_neurons, check_shape
-from .._precision import check_precision
+from .._checks import check_device, check_float_tensor, check_neurons, check_precision, check_shape
 from .._register import register
 from .._rows import as_rows
 from .cpu import gram_accumulate_torch

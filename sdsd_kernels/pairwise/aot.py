@@ -104,10 +104,17 @@ def _prepare_cases(record: DeviceRecord) -> Iterator[AotCase]:
 
 
 def triangle_case(
-    record: DeviceRecord, prepared: Preparation, store: str, out: str = "*fp32", *, thorough: bool, weight: bool = False, strips: int = 0
+    record: DeviceRecord,
+    prepared: Preparation,
+    store: str,
+    out: str = "*fp32",
+    *,
+    thorough: bool,
+    weight: bool = False,
+    strips: int = 0,
 ) -> AotCase:
     """The product kernel with the tile that serves `prepared`."""
-    triangle = Triangle(prepared, store, strips=strips)
+    triangle = Triangle(prepared, store, strips=strips, guard=prepared.guard)
     tile = config.tile_of(record, prepared.neurons, prepared.samples, three=prepared.three)
     rows = panels_type(prepared, tile.rows, tile.samples)
     columns = None if triangle.columns is None else panels_type(prepared, tile.columns, tile.samples)
@@ -153,7 +160,17 @@ def aot_cases() -> list[AotCase]:
             assert reduce is not None
             cases.append(
                 case_of(
-                    f"reduce {store}", reduce, record, "*fp32", "*fp32", "*fp32", None, None, out if store == "add" else None, out, thorough=store == "add"
+                    f"reduce {store}",
+                    reduce,
+                    record,
+                    "*fp32",
+                    "*fp32",
+                    "*fp32",
+                    None,
+                    None,
+                    out if store == "add" else None,
+                    out,
+                    thorough=store == "add",
                 )
             )
     return cases

@@ -167,8 +167,10 @@ class Preparation:
 class Triangle:
     """How the products of all pairs of one set of neurons are taken, over ranges of samples where tiles are few."""
 
-    def __init__(self, prepared: Preparation, store: str, *, strips: int = 0) -> None:
-        """`strips`: rows of a strip of the sum, which then lies as `sum_places` says; 0 for a whole matrix."""
+    def __init__(self, prepared: Preparation, store: str, *, strips: int = 0, guard: bool = False) -> None:
+        """`strips`: rows of a strip of the sum, which then lies as `sum_places` says; 0 for a whole matrix. `guard`:
+        marked neurons are scaled first.
+        """
         record, neurons, samples, three = prepared.record, prepared.neurons, prepared.samples, prepared.three
         tile = config.tile_of(record, neurons, samples, three=three)
         tiles = config.pieces(neurons, tile)
@@ -179,8 +181,7 @@ class Triangle:
         self.columns = None if tile.columns == tile.rows else prepared.panels(tile.columns, tile.samples)
         settled = product_settings(prepared, tile) | {
             "tiles": tiles, "range_samples": length, "STORE": store if self.ranges == 1 else "partial",
-            # A sum keeps to the range of what is summed.
-            "GUARD": prepared.guard and store == "matrix", "STRIPS": strips,
+            "GUARD": guard, "STRIPS": strips,
         }  # fmt: skip
         programs = min(tiles * self.ranges, tile.resident * record.multiprocessors)
         self.product = Launch(
@@ -225,6 +226,14 @@ def key_of(rows: Tensor, *choices: Any) -> tuple[Any, ...]:
     return (rows.shape, rows.stride(), rows.dtype, rows.device, rows.data_ptr() % 16, *choices)
 
 
+def has_room_for_a_guard(rows: Tensor) -> bool:
+    """Whether products of `rows` may check for marked neurons: scaling takes the registers that a wider tile has not.
+    """
+    samples = rows.shape[1] * rows.shape[2]
+    tile = config.tile_of(device_record(rows.device), rows.shape[0], samples, three=False)
+    return tile.rows == tile.columns
+
+
 _matrices: dict[tuple[Any, ...], tuple[Preparation, Triangle]] = {}
 
 
@@ -235,14 +244,11 @@ def launch_cosine_matrix(
     key = (rows.shape, rows.stride(), rows.dtype, rows.device, rows.data_ptr() % 16, precision, zero == "nan", center)
     plan = _matrices.get(key)
     if plan is None:
-        record = device_record(rows.device)
-        # What is scaled on its way takes the registers of a wider tile.
-        tile = config.tile_of(record, rows.shape[0], rows.shape[1] * rows.shape[2], three=False)
         prepared = Preparation(
-            rows, record, precision=precision, center=center, zero_as_nan=zero == "nan",
-            guarded=tile.rows == tile.columns,
+            rows, device_record(rows.device), precision=precision, center=center, zero_as_nan=zero == "nan",
+            guarded=has_room_for_a_guard(rows),
         )  # fmt: skip
-        plan = kept(_matrices, key, (prepared, Triangle(prepared, "matrix")))
+        plan = kept(_matrices, key, (prepared, Triangle(prepared, "matrix", guard=prepared.guard)))
     return on_device(rows, _cosine_matrix, plan, rows, out_dtype)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._device import device_record
 from .._rows import as_rows
-from .launch import Launch, Preparation, Triangle, kept, key_of, on_device
+from .launch import Launch, Preparation, Triangle, has_room_for_a_guard, kept, key_of, on_device
 from .sums_kernel import expand_kernel, mean_kernel
 
 MEANS = 256
@@ -60,12 +60,14 @@ def add_batch(
     key = key_of(rows, strips, weight is None, before is None, mean is None, center, precision)
     plan = _updates.get(key)
     if plan is None:
-        prepare = Preparation(rows, device_record(rows.device), precision=precision, center=center, guarded=True)
+        prepare = Preparation(
+            rows, device_record(rows.device), precision=precision, center=center, guarded=has_room_for_a_guard(rows)
+        )
         step = None
         if center:
             known = {"neurons": prepare.neurons, "stride_neuron": rows.stride(0), "BLOCK": MEANS}
             step = Launch(mean_kernel, (-(-prepare.neurons // MEANS), 1, 1), known, num_warps=4)
-        plan = kept(_updates, key, _Update(prepare, Triangle(prepare, "add", strips=strips), step))
+        plan = kept(_updates, key, _Update(prepare, Triangle(prepare, "add", strips=strips, guard=prepare.guard), step))
     return on_device(rows, _add_batch, plan, before, rows, out, weight, mean, count)
 
 
@@ -73,7 +75,7 @@ def _add_batch(
     plan: _Update, before: Tensor | None, rows: Tensor, out: Tensor, weight: Tensor | None, mean: Tensor | None,
     count: int,
 ) -> Tensor | None:  # fmt: skip
-    if plan.prepare.in_place:
+    if plan.prepare.in_place and not plan.prepare.guard:
         plan.triangle(rows, None, None, weight, None, before, out)
         return None
     operands, scale, inverse, rest = plan.prepare(rows)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd_kernels._backend import unusable
-from sdsd_kernels._precision import PRECISIONS
+from sdsd_kernels._checks import PRECISIONS
 from sdsd_kernels._rows import as_rows
 from sdsd_kernels.cosine_matrix import cpu
 from sdsd_kernels.cosine_matrix.op import cosine_matrix

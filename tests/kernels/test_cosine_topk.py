@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_iter
 from sdsd_kernels import _cosine_blocks
 from sdsd_kernels._aot import compiled_ahead
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._checks import PRECISIONS
 from sdsd_kernels._device import INTERPRETED
-from sdsd_kernels._precision import PRECISIONS
 from sdsd_kernels.cosine_topk import config, cpu
 from sdsd_kernels.cosine_topk.op import cosine_topk
 from sdsd_kernels.cosine_topk.reference import cosine_topk_reference

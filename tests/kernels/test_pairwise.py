@@ -14,8 +14,8 @@ from torch import Tensor
 import sdsd
 from sdsd_kernels._aot import compiled_ahead
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._checks import PRECISIONS, RETIRED
 from sdsd_kernels._device import RECORDS, device_record
-from sdsd_kernels._precision import PRECISIONS, RETIRED
 from sdsd_kernels._rows import as_rows
 from sdsd_kernels.pairwise import config
 from sdsd_kernels.pairwise.config import Tile
