@@ -123,7 +123,7 @@ def triangle_case(
     long = ", long" if prepared.samples >= config.LONG else ""
     shape = f"{tile.rows}×{tile.columns}×{tile.samples} w{tile.num_warps} s{tile.num_stages}"
     stores = dict(zip(triangle.product.kernel.arg_names[8:], triangle.product.settled, strict=True))["STORE"]
-    inverse = "*fp32" if store == "matrix" or not prepared.in_place else None
+    inverse = "*fp32" if store == "matrix" or prepared.guard or not prepared.in_place else None
     scale = inverse if prepared.scaled else None
     return case_of(
         f"{terms} {shape}{adjacent}{long}, {stores} {out}", triangle.product, record, rows, columns, scale, inverse,

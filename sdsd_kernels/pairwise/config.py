@@ -113,6 +113,11 @@ def tile_of(record: DeviceRecord, neurons: int, samples: int, *, three: bool) ->
     )  # fmt: skip
 
 
+def strip(tile: Tile) -> int:
+    """Columns of a tile that are stored together; with more than 32, tiles of 256 columns spill."""
+    return 32 if tile.columns > 128 else 64
+
+
 def reads_boxes(record: DeviceRecord) -> bool:
     """Whether the copy engine reads tiles: where there is one, and shared memory for them."""
     return record.copy_engine and record.family != "sm_80"

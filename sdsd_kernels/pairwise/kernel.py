@@ -43,7 +43,7 @@ def triangle_kernel(
     tiles, range_samples, neurons, samples, pitch,
     STORE: tl.constexpr, STRIPS: tl.constexpr, THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr,
     GUARD: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    SAMPLES: tl.constexpr, GROUP: tl.constexpr,
+    SAMPLES: tl.constexpr, STRIP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     if columns is None:
         columns = rows
@@ -63,14 +63,14 @@ def triangle_kernel(
                     scale_ptr, scale_ptr, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
                 )  # fmt: skip
         if STORE == "matrix":
-            store_matrix(products, row, column, inverse_ptr, out_ptr, neurons)
+            store_matrix(products, row, column, inverse_ptr, out_ptr, neurons, STRIP)
         elif STORE == "add":
             store_sums(
-                products, row, column, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS
+                products, row, column, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS, STRIP
             )  # fmt: skip
         else:
             plane = out_ptr + tl.cast(number, tl.int64) * neurons * neurons
-            store_sums(products, row, column, None, None, None, None, plane, neurons, 0)
+            store_sums(products, row, column, None, None, None, None, plane, neurons, 0, STRIP)
 
 
 @triton.jit
@@ -90,10 +90,10 @@ def reduce_kernel(
         products += tl.load(place, mask=mask, other=0.0)
         place += tl.cast(neurons, tl.int64) * neurons
     if STORE == "matrix":
-        store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neurons)
+        store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neurons, BLOCK)
     else:
         store_sums(
-            products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS
+            products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS, BLOCK
         )  # fmt: skip
 
 

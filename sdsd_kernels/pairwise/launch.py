@@ -18,22 +18,31 @@ MAX_PLANS = 4096
 
 
 class Launch:
-    """A kernel with all but its tensors settled; compiled by the first call, found in no cache after."""
+    """A kernel with all but its tensors settled; compiled by the first call, found in no cache after.
 
-    __slots__ = ("_compiled", "grid", "kernel", "options", "settled")
+    Later calls hand the compiled kernel to Triton's launcher as its own front end does, without what that looks up.
+    """
+
+    __slots__ = ("_compiled", "_run", "grid", "kernel", "options", "settled")
 
     def __init__(self, kernel: Any, grid: tuple[int, int, int], settled: dict[str, Any], **options: int) -> None:
         self.kernel, self.grid, self.options = kernel, grid, options
         self.settled = tuple(settled[name] for name in kernel.arg_names if name in settled)
         self._compiled: Any = None
+        self._run: Any = None
 
     def __call__(self, *tensors: Any, grid: tuple[int, int, int] | None = None) -> None:
         grid = grid or self.grid
-        if self._compiled is None:
+        compiled = self._compiled
+        if compiled is None:
             # None from the interpreter, which has nothing to keep.
-            self._compiled = self.kernel[grid](*tensors, *self.settled, **self.options)
-        else:
-            self._compiled[grid](*tensors, *self.settled)
+            self._compiled = compiled = self.kernel[grid](*tensors, *self.settled, **self.options)
+            self._run = getattr(compiled, "run", None)
+            return
+        stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+        self._run(
+            *grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors, *self.settled
+        )  # fmt: skip
 
 
 def kept(plans: dict[Any, Any], key: Any, plan: Any) -> Any:
@@ -46,7 +55,7 @@ def kept(plans: dict[Any, Any], key: Any, plan: Any) -> Any:
 
 def on_device(where: Tensor, call: Any, *arguments: Any) -> Any:
     """`call` with the GPU of `where` as the current one: kernels start there."""
-    if where.device.type == "cuda" and where.device.index != torch.cuda.current_device():
+    if where.is_cuda and where.get_device() != torch._C._cuda_getDevice():
         with torch.cuda.device(where.device):
             return call(*arguments)
     return call(*arguments)
@@ -181,7 +190,7 @@ class Triangle:
         self.columns = None if tile.columns == tile.rows else prepared.panels(tile.columns, tile.samples)
         settled = product_settings(prepared, tile) | {
             "tiles": tiles, "range_samples": length, "STORE": store if self.ranges == 1 else "partial",
-            "GUARD": guard, "STRIPS": strips,
+            "GUARD": guard, "STRIPS": strips, "STRIP": config.strip(tile),
         }  # fmt: skip
         programs = min(tiles * self.ranges, tile.resident * record.multiprocessors)
         self.product = Launch(

@@ -203,30 +203,40 @@ def _halves(tile):
 
 
 @triton.jit
-def store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neurons):
-    """Turn a tile of products into cosines and store what is on or above the diagonal, and its mirror image."""
+def store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neurons, STRIP: tl.constexpr):
+    """Turn a tile of products into cosines and store what is on or above the diagonal, and its mirror image.
+
+    In strips of STRIP columns: the addresses of more take registers that products need.
+    """
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
         left, right = _halves(products)
-        store_matrix(left, row_start, column_start, inverse_ptr, out_ptr, neurons)
-        store_matrix(right, row_start, column_start + COLUMNS // 2, inverse_ptr, out_ptr, neurons)
+        store_matrix(left, row_start, column_start, inverse_ptr, out_ptr, neurons, STRIP)
+        store_matrix(right, row_start, column_start + COLUMNS // 2, inverse_ptr, out_ptr, neurons, STRIP)
     else:
-        if row_start < column_start + COLUMNS:
-            row = row_start + tl.arange(0, products.shape[0])
-            column = column_start + tl.arange(0, COLUMNS)
-            row_inverse = inverse_norms(inverse_ptr, row, neurons)
-            cosine = cosines(products, row_inverse, inverse_norms(inverse_ptr, column, neurons))
-            # 1 for a live neuron, else what stands for the inverse norm of a neuron without direction: 0 or NaN.
+        row = row_start + tl.arange(0, products.shape[0])
+        column = column_start + tl.arange(0, COLUMNS)
+        row_inverse = inverse_norms(inverse_ptr, row, neurons)
+        cosine = cosines(products, row_inverse, inverse_norms(inverse_ptr, column, neurons))
+        inside = (row < neurons)[:, None] & (column < neurons)[None, :]
+        if row_start + products.shape[0] <= column_start:
+            # A mask that is known to be alike for neighbours lets a thread store 16 bytes at once.
+            _store_twice(cosine, row, column, inside, out_ptr, neurons)
+        elif row_start < column_start + COLUMNS:
+            # 1 for a live neuron, else what stands for the inverse norm of one without direction: 0 or NaN.
             itself = tl.where(row_inverse > 0, 1.0, row_inverse)
-            cosine = tl.where(row[:, None] == column[None, :], itself[:, None], cosine).to(out_ptr.dtype.element_ty)
-            mask = (row < neurons)[:, None] & (column < neurons)[None, :]
-            if column_start < row_start + products.shape[0]:
-                # high·low + low·high of a pair and of its mirror image are added in another order: keep the upper one.
-                mask = mask & (row[:, None] <= column[None, :])
-            place = row.to(tl.int64)[:, None] * neurons + column[None, :]
-            tl.store(out_ptr + place, cosine, mask=mask)
-            mirrored = column.to(tl.int64)[:, None] * neurons + row[None, :]
-            tl.store(out_ptr + mirrored, tl.trans(cosine), mask=tl.trans(mask))
+            cosine = tl.where(row[:, None] == column[None, :], itself[:, None], cosine)
+            # high·low + low·high of a pair and of its mirror image are added in another order: keep the upper one.
+            _store_twice(cosine, row, column, inside & (row[:, None] <= column[None, :]), out_ptr, neurons)
+
+
+@triton.jit
+def _store_twice(cosine, row, column, mask, out_ptr, neurons):
+    cosine = cosine.to(out_ptr.dtype.element_ty)
+    place = row.to(tl.int64)[:, None] * neurons + column[None, :]
+    tl.store(out_ptr + place, cosine, mask=mask)
+    mirrored = column.to(tl.int64)[:, None] * neurons + row[None, :]
+    tl.store(out_ptr + mirrored, tl.trans(cosine), mask=tl.trans(mask))
 
 
 @triton.jit
@@ -279,7 +289,7 @@ def sum_places(sum_ptr, row, column, row_start, neurons, STRIPS: tl.constexpr):
 @triton.jit
 def store_sums(
     products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons,
-    STRIPS: tl.constexpr,
+    STRIPS: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip
     """Store a tile of products, times weights, plus δ_i δ_j, plus what `before_ptr` holds; each may be None.
 
@@ -289,11 +299,11 @@ def store_sums(
     if COLUMNS > STRIP:
         left, right = _halves(products)
         store_sums(
-            left, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons, STRIPS
+            left, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons, STRIPS, STRIP
         )  # fmt: skip
         store_sums(
             right, row_start, column_start + COLUMNS // 2, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr,
-            neurons, STRIPS,
+            neurons, STRIPS, STRIP,
         )  # fmt: skip
     else:
         if row_start < column_start + COLUMNS:

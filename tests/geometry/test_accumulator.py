@@ -314,7 +314,9 @@ def test_kernels_on_several_strips(center, kernels, device):
         assert_within(found.gram(), rows.T @ rows, relative * (rows.T.abs() @ rows.abs()) + 1e-12 * whole.T @ whole)
         assert found.samples == len(seen)
     if center:
-        assert_within(gram.means(), x.double().mean(0), 1e-12 * x.abs().double().mean(0))
+        # The mean of a batch on the torch path is a float32.
+        allowed = 2 * unit_roundoff(torch.float32) * x.abs().double().mean(0)
+        assert_within(gram.means(), x.double().mean(0), allowed)
         plain = gram.cosine_matrix(center=False).cpu()
         check_promises(plain)
         check_values(plain, x, False)
