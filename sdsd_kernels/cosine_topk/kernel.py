@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .._device import DeviceRecord, device_record
 from ..pairwise.kernel import Panels
-from ..pairwise.launch import Launch, Preparation, kept, key_of, on_device, product_settings
+from ..pairwise.launch import Launch, Preparation, kept, key_of, on_device, prepared_alike, product_settings
 from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
 from . import config
 
@@ -126,6 +126,8 @@ class TopK(NamedTuple):
     options: dict[str, int]
     row_tiles: int
     column_tiles: int
+    splits: int
+    """The fastest number."""
     lanes: int
 
 
@@ -134,11 +136,10 @@ def plan_topk(
 ) -> TopK:
     """What a call with tensors like these does."""
     options: dict[str, Any] = {"precision": precision, "center": center}
-    prepare, prepare_others = Preparation(rows, record, **options), None
-    if others is not None:
-        prepare_others = Preparation(others, record, **options)
-        if prepare_others.adjacent != prepare.adjacent:
-            prepare, prepare_others = (Preparation(each, record, rewrite=True, **options) for each in (rows, others))
+    if others is None:
+        prepare, prepare_others = Preparation(rows, record, **options), None
+    else:
+        prepare, prepare_others = prepared_alike(rows, others, record, **options)
     right = prepare_others or prepare
     lanes = config.lanes(k)
     tile = config.topk_tile(record.family, prepare.three, lanes)
@@ -146,6 +147,7 @@ def plan_topk(
         "others": right.neurons, "column_pitch": right.pitch, "SAME": others is None, "FARTHEST": farthest,
         "LANES": lanes,
     }  # fmt: skip
+    row_tiles, column_tiles = -(-prepare.neurons // tile.rows), -(-right.neurons // tile.columns)
     return TopK(
         prepare,
         prepare_others,
@@ -154,8 +156,9 @@ def plan_topk(
         {},
         settled,
         {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
-        -(-prepare.neurons // tile.rows),
-        -(-right.neurons // tile.columns),
+        row_tiles,
+        column_tiles,
+        config.splits(row_tiles, column_tiles, record.multiprocessors),
         lanes,
     )
 
@@ -179,12 +182,10 @@ def launch_cosine_topk(
         rows, None if others is None else key_of(others), config.lanes(k), farthest, precision, center
     )  # fmt: skip
     plan = _plans.get(key)
-    record = device_record(rows.device)
     if plan is None:
         options: dict[str, Any] = {"farthest": farthest, "precision": precision, "center": center}
-        plan = kept(_plans, key, plan_topk(rows, others, k, record, **options))
-    splits = config.splits(plan.row_tiles, plan.column_tiles, record.multiprocessors)
-    splits = _splits_within(max_bytes, splits, plan)
+        plan = kept(_plans, key, plan_topk(rows, others, k, device_record(rows.device), **options))
+    splits = _splits_within(max_bytes, plan)
     return on_device(rows, _topk, plan, rows, others, k, splits, progress)
 
 
@@ -214,18 +215,13 @@ def _topk(
     return _merged(values, indices, k, bool(plan.settled["FARTHEST"]))
 
 
-def _splits_within(max_bytes: int | None, splits: int, plan: TopK) -> int:
-    """The most splits, at most `splits`, whose lists fit into `max_bytes` beside the operands; op.py saw that one does."""
-    rows, right = plan.prepare.neurons, plan.prepare_others
-    operands = plan.prepare.scratch + (0 if right is None else right.scratch)
-    vectors = 16 * (rows + (0 if right is None else right.neurons))
-    while (
-        splits > 1
-        and max_bytes is not None
-        and operands + vectors + splits * config.list_bytes(rows, plan.lanes) > max_bytes
-    ):
-        splits -= 1
-    return splits
+def _splits_within(max_bytes: int | None, plan: TopK) -> int:
+    """The most splits whose lists fit into `max_bytes` beside the operands; op.py has seen that those of one do."""
+    if max_bytes is None:
+        return plan.splits
+    left, right = plan.prepare, plan.prepare_others
+    beside = left.scratch + 16 * left.neurons + (0 if right is None else right.scratch + 16 * right.neurons)
+    return max(1, min(plan.splits, (max_bytes - beside) // config.list_bytes(left.neurons, plan.lanes)))
 
 
 def _merged(values: Tensor, indices: Tensor, k: int, farthest: bool) -> tuple[Tensor, Tensor]:

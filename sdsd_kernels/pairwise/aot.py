@@ -9,8 +9,8 @@ import torch
 
 from .._aot import AotCase, compiled_ahead, target_of
 from .._device import DeviceRecord
-from . import config
-from .launch import Launch, Preparation, Triangle
+from . import config, sums
+from .launch import Launch, Preparation, Triangle, plan_rectangle
 
 CLAMP = ("min.NaN.f32", "max.NaN.f32")
 """In PTX: the plain instructions turn NaN into a bound."""
@@ -135,11 +135,32 @@ def triangle_case(
     )  # fmt: skip
 
 
+def _rectangle_case(record: DeviceRecord, dtype: torch.dtype) -> AotCase:
+    rows = torch.empty((8192, 1, 4096), dtype=dtype, device="meta")
+    plan = plan_rectangle(rows, rows, record, precision="float32", center=False)
+    tile = config.tile_of(record, 8192, 4096, three=plan.left.three)
+    return case_of(
+        f"rectangle {'three terms' if plan.left.three else 'one term'} {tile.rows}×{tile.columns}", plan.product, record,
+        panels_type(plan.left, tile.rows, tile.samples), panels_type(plan.left, tile.columns, tile.samples),
+        "*fp32", "*fp32", "*fp32",
+        expect_mma=record.matrix_instruction,
+        expect_tma=config.reads_boxes(record),
+        expect_ptx=CLAMP if record.family != "hip" else (),
+        thorough=plan.left.three or record.family != "sm_90",
+    )  # fmt: skip
+
+
+def _sums_cases(record: DeviceRecord) -> Iterator[AotCase]:
+    mean, expand = sums.mean_launch(4096, 1), sums.expand_launch(4096, cosine=True, strips=256)
+    yield case_of("mean", mean, record, "*fp32", "*fp64", "*fp32", "*fp64", "*fp64", "*fp64", "i32", "i32")
+    yield case_of("expand", expand, record, "*fp64", "*fp64", "*fp64", "*fp32")
+
+
 def aot_cases() -> list[AotCase]:
     """Every kernel, shipped tile and target. Not `thorough` are those that take the most registers."""
     cases: list[AotCase] = []
     for record in compiled_ahead():
-        cases += _prepare_cases(record)
+        cases += [*_prepare_cases(record), *_sums_cases(record)]
         for dtype, table in ((torch.bfloat16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)):
             for least, tile in table[record.family]:
                 largest = tile is table[record.family][0][1]
@@ -153,6 +174,7 @@ def aot_cases() -> list[AotCase]:
                 for other in (torch.bfloat16, torch.float16):
                     adjacent = neurons_of(least, 4096, other, record, adjacent=other == torch.bfloat16)
                     cases.append(triangle_case(record, adjacent, "matrix", thorough=record.family != "sm_90"))
+            cases.append(_rectangle_case(record, dtype))
         few = neurons_of(64, 2**20, torch.float32, record)
         cases.append(triangle_case(record, few, "matrix", thorough=True))
         for store, out in (("matrix", "*fp32"), ("add", "*fp64")):

@@ -113,9 +113,9 @@ def tile_of(record: DeviceRecord, neurons: int, samples: int, *, three: bool) ->
     )  # fmt: skip
 
 
-def strip(tile: Tile) -> int:
-    """Columns of a tile that are stored together; with more than 32, tiles of 256 columns spill."""
-    return 32 if tile.columns > 128 else 64
+def strip(tile: Tile, record: DeviceRecord) -> int:
+    """Columns of a tile that are stored together; with more than 32, tiles of 256 columns spill, and sums on sm_100."""
+    return 32 if tile.columns > 128 or record.family == "sm_100" else 64
 
 
 def reads_boxes(record: DeviceRecord) -> bool:

@@ -99,11 +99,11 @@ def reduce_kernel(
 
 @triton.jit
 def rectangle_kernel(
-    rows, columns,  # descriptors of two sets of neurons
-    row_scale_ptr, row_inverse_ptr, column_scale_ptr, column_inverse_ptr, out_ptr,  # out (N, M)
+    rows, columns,  # descriptors, or pointers, of two sets of neurons
+    row_inverse_ptr, column_inverse_ptr, out_ptr,  # (N,), (M,), (N, M)
     neurons, others, samples, pitch, column_pitch,
-    THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, GUARD: tl.constexpr, POINTERS: tl.constexpr,
-    INTERPRET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr, GROUP: tl.constexpr,
+    THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     across = tl.cdiv(others, COLUMNS)
     down = tl.cdiv(neurons, ROWS)
@@ -118,14 +118,6 @@ def rectangle_kernel(
             rows, columns, row, column, neurons, others, 0, samples, samples, pitch, column_pitch,
             THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
         )  # fmt: skip
-        if GUARD:
-            if any_marked(row_inverse_ptr, row, neurons, ROWS) | any_marked(
-                column_inverse_ptr, column, others, COLUMNS
-            ):
-                products = scaled_products(
-                    rows, columns, row, column, neurons, others, 0, samples, samples, pitch, column_pitch,
-                    row_scale_ptr, column_scale_ptr, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-                )  # fmt: skip
         store_rectangle(products, row, column, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others)
 
 

@@ -11,7 +11,7 @@ from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from . import config
 from .config import Tile
-from .kernel import TRITON, Panels, reduce_kernel, triangle_kernel
+from .kernel import TRITON, Panels, rectangle_kernel, reduce_kernel, triangle_kernel
 from .prepare_kernel import directions_kernel, measure_kernel, write_kernel
 
 MAX_PLANS = 4096
@@ -190,7 +190,7 @@ class Triangle:
         self.columns = None if tile.columns == tile.rows else prepared.panels(tile.columns, tile.samples)
         settled = product_settings(prepared, tile) | {
             "tiles": tiles, "range_samples": length, "STORE": store if self.ranges == 1 else "partial",
-            "GUARD": guard, "STRIPS": strips, "STRIP": config.strip(tile),
+            "GUARD": guard, "STRIPS": strips, "STRIP": config.strip(tile, record),
         }  # fmt: skip
         programs = min(tiles * self.ranges, tile.resident * record.multiprocessors)
         self.product = Launch(
@@ -297,3 +297,59 @@ def _gram_accumulate(
         return
     operands, scale, inverse, _ = prepare(rows, shift)
     triangle(operands, scale, inverse, weight, None, gram, gram)
+
+
+class Rectangle(NamedTuple):
+    """How the products of one set of neurons with another are taken."""
+
+    left: Preparation
+    right: Preparation
+    rows: Panels | None
+    columns: Panels | None
+    product: Launch
+
+
+_rectangles: dict[tuple[Any, ...], Rectangle] = {}
+
+
+def plan_rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, **options: Any) -> Rectangle:
+    """What `launch_cosine_between` does with tensors like these."""
+    left, right = prepared_alike(rows, others, record, **options)
+    tile = config.tile_of(record, min(left.neurons, right.neurons), left.samples, three=left.three)
+    settled = product_settings(left, tile) | {"others": right.neurons, "column_pitch": right.pitch}
+    tiles = -(-left.neurons // tile.rows) * -(-right.neurons // tile.columns)
+    programs = min(tiles, tile.resident * record.multiprocessors)
+    product = Launch(
+        rectangle_kernel, (programs, 1, 1), settled, num_warps=tile.num_warps, num_stages=tile.num_stages
+    )  # fmt: skip
+    panels = left.panels(tile.rows, tile.samples), right.panels(tile.columns, tile.samples)
+    return Rectangle(left, right, *panels, product)
+
+
+def prepared_alike(
+    rows: Tensor, others: Tensor, record: DeviceRecord, **options: Any
+) -> tuple[Preparation, Preparation]:
+    """Preparations of two sets of neurons whose operands lie alike."""
+    left, right = (Preparation(each, record, **options) for each in (rows, others))
+    if left.adjacent != right.adjacent:
+        left, right = (Preparation(each, record, rewrite=True, **options) for each in (rows, others))
+    return left, right
+
+
+def launch_cosine_between(rows: Tensor, others: Tensor, *, center: bool, zero: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines (N, M) of `rows` (N, OUTER, INNER) with `others` (M, OUTER, INNER), and the inverse norms of both."""
+    key = key_of(rows, key_of(others), center, zero == "nan")
+    plan = _rectangles.get(key)
+    if plan is None:
+        options: dict[str, Any] = {"precision": "float32", "center": center, "zero_as_nan": zero == "nan"}
+        plan = kept(_rectangles, key, plan_rectangle(rows, others, device_record(rows.device), **options))
+    return on_device(rows, _cosine_between, plan, rows, others)
+
+
+def _cosine_between(plan: Rectangle, rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    left, right = plan.left(rows), plan.right(others)
+    out = torch.empty((plan.left.neurons, plan.right.neurons), dtype=torch.float32, device=rows.device)
+    operands = left.operands if plan.rows is None else plan.rows.of(left.operands)
+    columns = right.operands if plan.columns is None else plan.columns.of(right.operands)
+    plan.product(operands, columns, left.inverse, right.inverse, out)
+    return out, left.inverse, right.inverse

@@ -65,8 +65,7 @@ def add_batch(
         )
         step = None
         if center:
-            known = {"neurons": prepare.neurons, "stride_neuron": rows.stride(0), "BLOCK": MEANS}
-            step = Launch(mean_kernel, (-(-prepare.neurons // MEANS), 1, 1), known, num_warps=4)
+            step = mean_launch(prepare.neurons, rows.stride(0))
         plan = kept(_updates, key, _Update(prepare, Triangle(prepare, "add", strips=strips, guard=prepare.guard), step))
     return on_device(rows, _add_batch, plan, before, rows, out, weight, mean, count)
 
@@ -88,6 +87,19 @@ def _add_batch(
     return after
 
 
+def mean_launch(neurons: int, stride_neuron: int) -> Launch:
+    """One step of the means of so many neurons."""
+    known = {"neurons": neurons, "stride_neuron": stride_neuron, "BLOCK": MEANS}
+    return Launch(mean_kernel, (-(-neurons // MEANS), 1, 1), known, num_warps=4)
+
+
+def expand_launch(neurons: int, *, cosine: bool, strips: int) -> Launch:
+    """The whole matrix of so many neurons."""
+    across = -(-neurons // EXPANDED)
+    known = {"neurons": neurons, "COSINE": cosine, "STRIPS": strips, "BLOCK": EXPANDED, "GROUP": 8}
+    return Launch(expand_kernel, (across * (across + 1) // 2, 1, 1), known, num_warps=8)
+
+
 def expand(sums: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, strips: int, cosine: bool) -> None:
     """Write (T[i, j] + shift_i shift_j) · (factor_i factor_j) into `out` (N, N), as a whole symmetric matrix.
 
@@ -103,8 +115,5 @@ def expand(sums: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, s
     key = (neurons, out.dtype, out.device, shift is None, strips, cosine)
     launch = _expansions.get(key)
     if launch is None:
-        across = -(-neurons // EXPANDED)
-        known = {"neurons": neurons, "COSINE": cosine, "STRIPS": strips, "BLOCK": EXPANDED, "GROUP": 8}
-        launch = Launch(expand_kernel, (across * (across + 1) // 2, 1, 1), known, num_warps=4)
-        kept(_expansions, key, launch)
+        launch = kept(_expansions, key, expand_launch(neurons, cosine=cosine, strips=strips))
     on_device(out, launch, sums, factor, shift, out)
