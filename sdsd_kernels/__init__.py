@@ -19,7 +19,7 @@ function               reads                                      gives
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
 A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
-`checks` holds the checks on arguments that `sdsd` makes too, `gram_strips` sums over batches that its accumulator keeps.
+`checks` holds the checks on arguments that `sdsd` makes too, `gram_strips` the sums that its accumulator keeps.
 """
 
 from . import _checks as checks

@@ -36,7 +36,7 @@ def add_batch(
     center: bool = False,
     precision: str = "float32",
 ) -> Tensor | None:
-    """out = before + products of a batch of samples, of a = weight · x, or of weight · x less its mean over all samples.
+    """out = before + products of a batch of samples: of a = weight · x, or of that less its mean over all samples.
 
     One launch, after those that find norms and write halves where the batch cannot be multiplied as it lies, and one
     for the means. Nothing waits for the device.

@@ -127,7 +127,8 @@ def triangle_case(
     scale = inverse if prepared.scaled else None
     return case_of(
         f"{terms} {shape}{adjacent}{long}, {stores} {out}", triangle.product, record, rows, columns, scale, inverse,
-        "*fp32" if weight else None, "*fp64" if strips and prepared.three else None, out if store == "add" else None, out,
+        "*fp32" if weight else None, "*fp64" if strips and prepared.three else None,
+        out if store == "add" else None, out,
         expect_mma=record.matrix_instruction,
         expect_tma=config.reads_boxes(record),
         expect_ptx=CLAMP if stores == "matrix" and record.family != "hip" else (),
@@ -140,7 +141,8 @@ def _rectangle_case(record: DeviceRecord, dtype: torch.dtype) -> AotCase:
     plan = plan_rectangle(rows, rows, record, precision="float32", center=False)
     tile = config.tile_of(record, 8192, 4096, three=plan.left.three)
     return case_of(
-        f"rectangle {'three terms' if plan.left.three else 'one term'} {tile.rows}×{tile.columns}", plan.product, record,
+        f"rectangle {'three terms' if plan.left.three else 'one term'} {tile.rows}×{tile.columns}", plan.product,
+        record,
         panels_type(plan.left, tile.rows, tile.samples), panels_type(plan.left, tile.columns, tile.samples),
         "*fp32", "*fp32", "*fp32",
         expect_mma=record.matrix_instruction,

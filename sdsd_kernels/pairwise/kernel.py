@@ -93,7 +93,8 @@ def reduce_kernel(
         store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neurons, BLOCK)
     else:
         store_sums(
-            products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS, BLOCK
+            products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS,
+            BLOCK,
         )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ class Preparation:
         self, rows: Tensor, record: DeviceRecord, *, precision: str, center: bool, zero_as_nan: bool = False,
         shifted: bool = False, guarded: bool = False, rewrite: bool = False,
     ) -> None:  # fmt: skip
-        """`guarded`: products check for marked neurons, so bfloat16 may be read where it lies; `rewrite`: nothing is."""
+        """`guarded`: products look for marked neurons, so bfloat16 may stay where it lies; `rewrite`: nothing does."""
         neurons, outer, inner = rows.shape
         samples = outer * inner
         halves, self.three = config.served(precision, rows.dtype, center=center or shifted)
@@ -177,8 +177,9 @@ class Triangle:
     """How the products of all pairs of one set of neurons are taken, over ranges of samples where tiles are few."""
 
     def __init__(self, prepared: Preparation, store: str, *, strips: int = 0, guard: bool = False) -> None:
-        """`strips`: rows of a strip of the sum, which then lies as `sum_places` says; 0 for a whole matrix. `guard`:
-        marked neurons are scaled first.
+        """`strips`: rows of a strip of the sum, which then lies as `sum_places` says; 0 for a whole matrix.
+
+        `guard`: marked neurons are scaled first.
         """
         record, neurons, samples, three = prepared.record, prepared.neurons, prepared.samples, prepared.three
         tile = config.tile_of(record, neurons, samples, three=three)
@@ -236,8 +237,7 @@ def key_of(rows: Tensor, *choices: Any) -> tuple[Any, ...]:
 
 
 def has_room_for_a_guard(rows: Tensor) -> bool:
-    """Whether products of `rows` may check for marked neurons: scaling takes the registers that a wider tile has not.
-    """
+    """Whether products of `rows` may look for marked neurons: scaling takes registers that a wide tile has not."""
     samples = rows.shape[1] * rows.shape[2]
     tile = config.tile_of(device_record(rows.device), rows.shape[0], samples, three=False)
     return tile.rows == tile.columns

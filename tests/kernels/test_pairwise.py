@@ -1,4 +1,4 @@
-"""The engine for pairs of neurons: every kind of operand, tile, loader and range, forced; what a call costs in Python."""
+"""The engine for pairs of neurons: every kind of operand, tile, loader and range of samples, forced."""
 
 from __future__ import annotations
 

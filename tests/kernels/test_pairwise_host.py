@@ -1,4 +1,4 @@
-"""What a call for pairs of neurons costs in Python before the device has its work, in counts that no machine changes."""
+"""What calls for pairs of neurons cost in Python before the device has its work, in counts no machine changes."""
 
 from __future__ import annotations
 
