@@ -84,7 +84,10 @@ def test_a_card_is_known_by_its_properties(monkeypatch, hip, properties, name):
 
 # A new GPU is one record
 
-FOLDERS = ("cosine_pairs", "cosine_topk", "gamma_moments", "pairwise", "weight_grad_stats")
+FOLDERS = (
+    "cosine_pairs", "cosine_topk", "gamma_moments", "lookup_squares_into", "pairwise", "scale_shift_grads",
+    "weight_grad_stats",
+)  # fmt: skip
 """Folders with kernels."""
 
 

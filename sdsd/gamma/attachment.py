@@ -31,9 +31,12 @@ def _monitored(original: type[nn.Module]) -> type[nn.Module]:
     class Monitored(original):  # type: ignore[misc, valid-type]
         @functools.wraps(original.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            if KEY not in self.__dict__:  # somebody kept the bound method beyond `release`
+            watcher = self.__dict__.get(KEY)
+            if watcher is None:  # somebody kept the bound method beyond `release`
                 return original.forward(self, *args, **kwargs)
-            return self.__dict__[KEY].forward(self, super().forward, args, kwargs)
+            if watcher.idle and not torch.compiler.is_compiling():
+                return super().forward(*args, **kwargs)
+            return watcher.forward(self, super().forward, args, kwargs)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             reduced = list(super().__reduce_ex__(protocol))
@@ -89,15 +92,19 @@ def release(module: nn.Module) -> None:
 
 def compiled_parts(root: nn.Module) -> list[tuple[nn.Module, str]]:
     """Compiled modules inside `root`, and the entry of their `__dict__` that holds the compiled code."""
-    found = []
-    for module in root.modules():
-        if module is root:
-            continue
-        if module.__dict__.get("_compiled_call_impl") is not None:
-            found.append((module, "_compiled_call_impl"))
-        elif "dynamo_ctx" in module.__dict__ and "forward" in module.__dict__:
-            found.append((module, "forward"))
-    return found
+    found: dict[int, tuple[nn.Module, str]] = {}
+    waiting = [root]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is None:
+                continue
+            waiting.append(module)
+            own = module.__dict__
+            if own.get("_compiled_call_impl") is not None:
+                found[id(module)] = (module, "_compiled_call_impl")
+            elif "dynamo_ctx" in own and "forward" in own:
+                found[id(module)] = (module, "forward")
+    return list(found.values())
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from .check import CheckedParameter, CheckReport, by_loop, untouched
 from .history import GammaHistory
 from .layers import Rule, UnsupportedError, Watcher, rule_for
 from .proof import Prover, max_eps
-from .session import Session
+from .session import Session, capturing
 from .stats import GammaStats, check_population, independent_count
 from .uses import Pass, wide
 
@@ -123,7 +123,8 @@ class GammaMonitor:
         self._steps = 0
         self._stats: GammaStats | None = None
         self._checked_reuse = 0
-        self._rows: tuple[list[int], Tensor] = ([], torch.empty(0, dtype=torch.long))
+        self._captured: Step | None = None
+        self._rows: dict[tuple[int, ...], Tensor] = {}
         self._names = _trainable(self._root, parameters)
         if not self._names:
             raise ValueError("model: expected at least one parameter that requires a gradient, got none to measure.")
@@ -137,7 +138,7 @@ class GammaMonitor:
             if self._mode == "micro":
                 raise ValueError("precondition: measured in exact mode only; leave it out or use mode='exact'.")
             self._auto = False
-            self._session.scale = self._scale
+            self._session.scale, self._session.scaled = self._scale, True
         self._coverage: dict[str, str | None] = {}
         self._prover = Prover()
         try:
@@ -159,6 +160,7 @@ class GammaMonitor:
         owners: dict[str, list[Watcher]] = {}
         measured_above: set[nn.Module] = set()
         exact = self._mode == "exact"
+        self._session.sharded = self._sharded
         self._coverage = {}
         for path, module in self._root.named_modules():
             name = clean(path) or type(module).__name__
@@ -222,7 +224,7 @@ class GammaMonitor:
         self._index = {name: row for row, name in enumerate(self._covered)}
         session = self._session
         session.parameters = self._measured_parameters()
-        session.sharded = self._sharded
+        session.rows = self._index
         session.root = self._root
         session.names = {id(parameter): name for name, parameter in session.parameters.items()}
         session.known = {id(parameter) for parameter in self._everything.values()}
@@ -493,7 +495,8 @@ class GammaMonitor:
 
         Returns:
             `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured
-            (by `every`, before the optimizer's first step with `precondition`, or with a warning for a single sample).
+            (by `every`, before the optimizer's first step with `precondition`, with a warning for a single sample, or
+            inside a CUDA graph: see `replayed`).
             Nothing is copied to the host before a value is read.
 
         Raises:
@@ -526,9 +529,7 @@ class GammaMonitor:
                 )
             self._plan_step()
         if stats is not None:
-            self._stats = stats
-            for observer in self._observers:
-                observer(self, stats)
+            self._tell(stats)
         return stats
 
     def _measure(self) -> tuple[GammaStats | None, int]:
@@ -570,7 +571,13 @@ class GammaMonitor:
         device = self._averages.device
         independent = independent_count(n, unit, self.population)
         signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
-        if exact and not self._prove(groups, squares):
+        captured = capturing()
+        if captured and (self._world > 1 or (self.scaler is not None and self.scaler.is_enabled())):
+            raise RuntimeError(
+                "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
+                "for. Call it outside of the graph, or capture without them."
+            )
+        if exact and not captured and not self._prove(groups, squares):
             squares, n = self._exact(groups)
             signal = self._gradient_squares(device)
         signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
@@ -580,14 +587,21 @@ class GammaMonitor:
         elif self.loss_reduction == "sum":
             signal = signal * (self._world / (n * unit)) ** 2
         step = Step(torch.stack([signal, squares]), n, unit, independent)
-        samples = round(n * unit)
+        if captured:
+            self._captured = step
+            return None, count
+        return self._stats_of(step), count
+
+    def _stats_of(self, step: Step) -> GammaStats:
+        """The step's statistics, entered into the running averages."""
+        n, unit, samples = step.n, step.unit, round(step.n * step.unit)
         self._averages.update(step)
         source = self._averages.source(self._covered, independent_count(samples, 1, self.population))
         smoothed = GammaStats(
             source, n=samples, samples_per_gradient=1, batch_size=samples, population=self.population,
             confidence=self.confidence,
         )  # fmt: skip
-        stats = GammaStats(
+        return GammaStats(
             StepSource(self._covered, step),
             n=n,
             samples_per_gradient=int(unit) if unit == int(unit) else unit,
@@ -596,7 +610,39 @@ class GammaMonitor:
             confidence=None,
             smoothed=smoothed,
         )
-        return stats, count
+
+    def replayed(self) -> GammaStats:
+        """Statistics of the last replay of a CUDA graph that a measured step was captured into.
+
+        A `step()` inside `torch.cuda.graph(…)` measures nothing yet, and returns None; from then on every replay does::
+
+            with torch.cuda.graph(graph):
+                loss_fn(model(x), y).backward()
+                monitor.step()
+            for batch in batches:
+                x.copy_(batch)
+                graph.replay()
+                stats = monitor.replayed()
+
+        Take three or more measured steps on a side stream before, as any capture wants: these prove themselves, and a
+        captured one cannot. Nothing is copied to the host before a value is read.
+
+        Raises:
+            RuntimeError: no step was captured.
+        """
+        if self._captured is None:
+            raise RuntimeError(
+                "replayed: no step was captured. Call step() after the backward pass inside `with torch.cuda.graph(…)`."
+            )
+        # The next replay writes over the numbers of this one.
+        stats = self._stats_of(self._captured._replace(raw=self._captured.raw.clone()))
+        self._tell(stats)
+        return stats
+
+    def _tell(self, stats: GammaStats) -> None:
+        self._stats = stats
+        for observer in self._observers:
+            observer(self, stats)
 
     def _check_uses(self, groups: list[list[Pass]]) -> None:
         """Refuse by name, or leave out, what could not be followed; note what measured the rest."""
@@ -608,9 +654,9 @@ class GammaMonitor:
                     refused.setdefault(name, reason)
             for name, found in ledger.kinds.items():
                 kinds.setdefault(name, set()).update(found)
-        for name, found in kinds.items():
+        for name, every in kinds.items():
             if self._coverage.get(name) is not None:
-                self._coverage[name] = " + ".join(sorted(found))
+                self._coverage[name] = " + ".join(sorted(every))
         if not refused:
             return
         if not self.strict:
@@ -629,6 +675,11 @@ class GammaMonitor:
         squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
         rows, parts = [], []
         for ledger in (ledger for group in groups for ledger in group):
+            for norms in ledger.norms.values():
+                sums = norms.sum(1)
+                if ledger.rows is not self._index:  # some were left out since
+                    sums = sums[[ledger.rows[name] for name in self._covered]]
+                squares += sums.to(device)
             for name, values in ledger.squares.items():
                 if name in self._index:
                     rows += [self._index[name]] * len(values)
@@ -709,9 +760,13 @@ class GammaMonitor:
 
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
-        if rows != self._rows[0]:
-            self._rows = (rows, torch.tensor(rows, device=self._averages.device))
-        return self._rows[1]
+        key = tuple(rows)
+        found = self._rows.get(key)
+        if found is None:
+            if len(self._rows) >= 16:
+                self._rows.clear()
+            found = self._rows[key] = torch.tensor(rows, device=self._averages.device)
+        return found
 
     def _check_reuse(self, watcher: Watcher, found: Tensor, passes: int) -> None:
         """In compiled code a layer cannot say that it ran twice; its probe can, for the price of a look at it."""
@@ -800,7 +855,7 @@ class GammaMonitor:
             squares = (
                 norms.square()
                 if len(rows) == len(squares)
-                else squares.index_put((torch.tensor(rows),), norms.square())
+                else squares.index_put((self._on_device(rows),), norms.square())
             )
         return squares
 
@@ -823,6 +878,10 @@ class GammaMonitor:
 
 class _RootWatcher(Watcher):
     """Watches the whole model: each of its forward passes is a batch."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.idle = False
 
     def forward(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         session = self.session
@@ -935,6 +994,8 @@ def _joined(values: list[Tensor], device: torch.device) -> Tensor:
     """0-dim tensors as one vector in float64 on `device`, without waiting for another device."""
     if all(value.device.type == "cpu" for value in values):
         return torch.tensor([value.item() for value in values], dtype=torch.float64, device=device)
+    if all(value.device == device and value.dtype == values[0].dtype for value in values):
+        return torch.stack(values).double()
     return torch.stack([value.to(device, torch.float64) for value in values])
 
 

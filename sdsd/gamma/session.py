@@ -20,7 +20,7 @@ from .attachment import compiled_parts, intercepted
 from .following import Track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers
-from .uses import Measuring, Pass, carrying
+from .uses import Leaf, Measuring, Operand, Pass, carrying
 
 if TYPE_CHECKING:
     from .layers.base import Watcher
@@ -38,6 +38,7 @@ class Session:
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
         passes: accounts of the forward passes since the last step.
+        calls: calls of torch, by what they look like → where their outputs carry samples.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
@@ -49,12 +50,16 @@ class Session:
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
         self.square = False
+        self.scaled = False
         self.scale: Callable[[str], Tensor | None] = lambda name: None
         self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
         self.watchers: list[Watcher] = []
         self.names: dict[int, str] = {}
+        self.rows: dict[str, int] = {}
         self.known: set[int] = set()
-        self._nodes: dict[int, tuple[Any, torch.dtype, torch.device]] = {}
+        self._operands: dict[int, Operand] = {}
+        self._stream = 0
+        self.calls: dict[Any, Any] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
@@ -78,14 +83,19 @@ class Session:
             self.strangers.add(id(tensor))
         return name
 
-    def node_of(self, parameter: Tensor) -> Any:
-        """The node that adds to the parameter's .grad; kept, for asking costs more than what it is needed for."""
-        held = self._nodes.get(id(parameter))
-        # Where .data changed its type or place, torch made a new one.
-        if held is None or held[1:] != (parameter.dtype, parameter.device):
-            held = (torch.autograd.graph.get_gradient_edge(parameter).node, parameter.dtype, parameter.device)
-            self._nodes[id(parameter)] = held
-        return held[0]
+    def operand_of(self, parameter: Tensor) -> Operand | None:
+        """A measured parameter as what an operation reads; kept, for making it anew costs more than its use."""
+        key = id(parameter)
+        held = self._operands.get(key)
+        # Where .data changed its type or place, torch made a new node that adds to .grad.
+        if held is not None and key in self.names and held.dtype is parameter.dtype and held.device == parameter.device:
+            return held
+        name = self.name_of(parameter)
+        if name is None:
+            return None
+        leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
+        self._operands[key] = Operand(parameter, [leaf])
+        return self._operands[key]
 
     def learn(self, module: nn.Module, names: dict[str, str]) -> None:
         """FSDP puts whole parameters in the place of their shards while a module runs: note whose they are."""
@@ -155,7 +165,10 @@ class Session:
             return out
         self.settle()
         self._outer = None  # of a backward pass that an exception ended
-        ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions)
+        if torch.cuda.is_initialized():
+            self._keep_to_stream()
+        directions = None if capturing() else self.directions
+        ledger = Pass(self.batch, self.max_bytes, self.scale, directions, self.rows, self.scaled)
         self._join(ledger)
         self.passes.append(ledger)
         if self.batch == 0:
@@ -174,6 +187,13 @@ class Session:
         for tensor in mode.outputs(out):
             tensor.register_hook(lambda grad: self._announce(grad))
         return out
+
+    def _keep_to_stream(self) -> None:
+        """Forget kept nodes on another stream: one that adds to .grad runs on the stream that it was made on."""
+        stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+        if stream != self._stream:
+            self._operands.clear()
+            self._stream = stream
 
     def _note_empty(self, ledger: Pass) -> None:
         if not self.pauses:
@@ -392,6 +412,11 @@ _OF_A_STEP = frozenset(
         "_outer", "_begun", "_open", "_marks", "_stepped",
     }
 )  # fmt: skip
+
+
+def capturing() -> bool:
+    """Whether what is launched now goes into a CUDA graph, and nothing is computed yet."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _trained(out: Any) -> Iterator[Tensor]:

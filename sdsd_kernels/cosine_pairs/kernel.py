@@ -26,8 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._device import device_record
+from .._launch import Launch, kept, on_device
 from ..pairwise.kernel import Panels
-from ..pairwise.launch import Launch, Preparation, Prepared, kept, key_of, on_device, product_settings
+from ..pairwise.launch import Preparation, Prepared, key_of, product_settings
 from ..pairwise.tile_kernel import cosines, inverse_norms, tile_products
 from . import config
 from .budget import check_count

@@ -6,9 +6,9 @@ import torch
 
 from .._aot import AotCase, compiled_ahead
 from .._device import DeviceRecord
+from .._launch import Launch
 from ..pairwise.aot import case_of, neurons_of, panels_type
 from ..pairwise.config import reads_boxes
-from ..pairwise.launch import Launch
 from . import config
 from .kernel import plan_topk, topk_kernel
 

@@ -24,8 +24,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._device import DeviceRecord, device_record
+from .._launch import Launch, kept, on_device
 from ..pairwise.kernel import Panels
-from ..pairwise.launch import Launch, Preparation, kept, key_of, on_device, prepared_alike, product_settings
+from ..pairwise.launch import Preparation, key_of, prepared_alike, product_settings
 from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
 from . import config
 

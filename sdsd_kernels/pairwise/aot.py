@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .._aot import AotCase, compiled_ahead, target_of
 from .._device import DeviceRecord
+from .._launch import Launch
 from . import config, sums
-from .launch import Launch, Preparation, Triangle, plan_rectangle
+from .launch import Preparation, Triangle, plan_rectangle
 
 CLAMP = ("min.NaN.f32", "max.NaN.f32")
 """In PTX: the plain instructions turn NaN into a bound."""
@@ -93,7 +95,7 @@ def _prepare_cases(record: DeviceRecord) -> Iterator[AotCase]:
         yield case_of(f"measure {marks}", made.measure, record, "*fp32", None, None, *vectors, thorough=thorough)
         assert made.write is not None
         yield case_of(f"write {marks}", made.write, record, "*fp32", None, rest, "*fp32", "*fp16", thorough=thorough)
-    few = neurons_of(64, 2**20, torch.float32, record, center=True)
+    few = neurons_of(64, 2**20, torch.float32, replace(record, multiprocessors=132), center=True)
     assert few.directions is not None
     yield case_of(
         "measure a range", few.measure, record, "*fp32", None, "*fp64", "*fp64", "*fp32", "*fp32", thorough=True
@@ -161,7 +163,9 @@ def _sums_cases(record: DeviceRecord) -> Iterator[AotCase]:
 def aot_cases() -> list[AotCase]:
     """Every kernel, shipped tile and target. Not `thorough` are those that take the most registers."""
     cases: list[AotCase] = []
-    for record in compiled_ahead():
+    for each in compiled_ahead():
+        # What a card has of multiprocessors decides how many ranges there are, not what is compiled for one or several.
+        record, many = replace(each, multiprocessors=1), replace(each, multiprocessors=132)
         cases += [*_prepare_cases(record), *_sums_cases(record)]
         for dtype, table in ((torch.bfloat16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)):
             for least, tile in table[record.family]:
@@ -177,8 +181,8 @@ def aot_cases() -> list[AotCase]:
                     adjacent = neurons_of(least, 4096, other, record, adjacent=other == torch.bfloat16)
                     cases.append(triangle_case(record, adjacent, "matrix", thorough=record.family != "sm_90"))
             cases.append(_rectangle_case(record, dtype))
-        few = neurons_of(64, 2**20, torch.float32, record)
-        cases.append(triangle_case(record, few, "matrix", thorough=True))
+        few = neurons_of(64, 2**20, torch.float32, many)
+        cases.append(triangle_case(many, few, "matrix", thorough=True))
         for store, out in (("matrix", "*fp32"), ("add", "*fp64")):
             reduce = Triangle(few, store).reduce
             assert reduce is not None

@@ -9,56 +9,11 @@ from torch import Tensor
 
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
+from .._launch import Launch, kept, on_device
 from . import config
 from .config import Tile
 from .kernel import TRITON, Panels, rectangle_kernel, reduce_kernel, triangle_kernel
 from .prepare_kernel import directions_kernel, measure_kernel, write_kernel
-
-MAX_PLANS = 4096
-
-
-class Launch:
-    """A kernel with all but its tensors settled; compiled by the first call, found in no cache after.
-
-    Later calls hand the compiled kernel to Triton's launcher as its own front end does, without what that looks up.
-    """
-
-    __slots__ = ("_compiled", "_run", "grid", "kernel", "options", "settled")
-
-    def __init__(self, kernel: Any, grid: tuple[int, int, int], settled: dict[str, Any], **options: int) -> None:
-        self.kernel, self.grid, self.options = kernel, grid, options
-        self.settled = tuple(settled[name] for name in kernel.arg_names if name in settled)
-        self._compiled: Any = None
-        self._run: Any = None
-
-    def __call__(self, *tensors: Any, grid: tuple[int, int, int] | None = None) -> None:
-        grid = grid or self.grid
-        compiled = self._compiled
-        if compiled is None:
-            # None from the interpreter, which has nothing to keep.
-            self._compiled = compiled = self.kernel[grid](*tensors, *self.settled, **self.options)
-            self._run = getattr(compiled, "run", None)
-            return
-        stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
-        self._run(
-            *grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors, *self.settled
-        )  # fmt: skip
-
-
-def kept(plans: dict[Any, Any], key: Any, plan: Any) -> Any:
-    """Remember `plan`, and forget all others where they become too many."""
-    if len(plans) >= MAX_PLANS:
-        plans.clear()
-    plans[key] = plan
-    return plan
-
-
-def on_device(where: Tensor, call: Any, *arguments: Any) -> Any:
-    """`call` with the GPU of `where` as the current one: kernels start there."""
-    if where.is_cuda and where.get_device() != torch._C._cuda_getDevice():
-        with torch.cuda.device(where.device):
-            return call(*arguments)
-    return call(*arguments)
 
 
 def descriptors_can_read(rows: Tensor) -> bool:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .._device import device_record
+from .._launch import Launch, kept, on_device
 from .._rows import as_rows
-from .launch import Launch, Preparation, Triangle, has_room_for_a_guard, kept, key_of, on_device
+from .launch import Preparation, Triangle, has_room_for_a_guard, key_of
 from .sums_kernel import expand_kernel, mean_kernel
 
 MEANS = 256

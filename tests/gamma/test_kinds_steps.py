@@ -13,6 +13,7 @@ from torch import nn
 
 import sdsd
 from tests.zoo.parts import N, Net, class_loss, classes, numbers, perceptron
+from tests.zoo.programs import ALL
 from tests.zoo.verdict import compare, float64_default, per_sample, refused
 
 X, Y = numbers(N, 8), classes()
@@ -24,14 +25,14 @@ def double():
         yield
 
 
-def truth(model, x=X, y=Y):
+def truth(model, x=X, y=Y, loss=class_loss):
     model = copy.deepcopy(model)
     model.zero_grad()
-    return per_sample(model, lambda m, i: class_loss(m, x[i : i + 1], y[i : i + 1]) / len(x), len(x))
+    return per_sample(model, lambda m, i: loss(m, x[i : i + 1], y[i : i + 1]) / len(x), len(x))
 
 
-def assert_right(stats, model, x=X, y=Y):
-    verdict = compare(stats, truth(model, x, y))
+def assert_right(stats, model, x=X, y=Y, loss=class_loss):
+    verdict = compare(stats, truth(model, x, y, loss))
     assert verdict.kind == "right", verdict.why
 
 
@@ -110,6 +111,79 @@ class TestStaleGradients:
                 found = attempt(monitor, model)
             said = " ".join(str(each.message) for each in caught)
             assert getattr(found, "kind", "") == "refused" or re.search(r"0\.weight|all parameters", said), found
+
+
+class TestCallsThatLookAlike:
+    """Where a call puts the samples is remembered from the steps before: what looks alike has to be alike."""
+
+    @pytest.mark.parametrize("name", [name for name, program in ALL.items() if program.measured and not program.step])
+    def test_later_steps_say_what_the_first_said(self, name):
+        program = ALL[name].doubled()
+        model = program.made()
+        with sdsd.GammaMonitor(model, **program.options) as monitor:
+            found = []
+            for _ in range(3):
+                model.zero_grad()
+                program.plain(model)
+                stats = monitor.step()
+                found.append([(each.signal, each.noise) for each in (stats, *stats.parameters.values())])
+        for later in found[1:]:
+            for (signal, noise), (first_signal, first_noise) in zip(later, found[0], strict=True):
+                scale = 1e-9 * (first_signal + first_noise)
+                assert signal == pytest.approx(first_signal, rel=1e-9, abs=scale)
+                assert noise == pytest.approx(first_noise, rel=1e-9, abs=scale)
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (lambda x: x.std(1).unsqueeze(1), lambda x: x.std(True).expand(N, 1)),
+            (lambda x: x[torch.arange(N)], lambda x: x[torch.arange(N).flip(0)]),
+            (lambda x: x.sum(dim=1, keepdim=True), lambda x: x.sum(dim=0, keepdim=True)[:, :N].T),
+            (lambda x: x[:, :1], lambda x: x[:1].T[:N]),
+            (lambda x: x.view(N, 2, 4).sum(1), lambda x: x.view(2, N, 4).sum(0)),
+            (lambda x: x.index_select(0, torch.arange(N)), lambda x: x.index_select(0, torch.arange(N).flip(0))),
+            (lambda x: x.gather(0, torch.arange(N)[:, None].expand(N, 8)),
+             lambda x: x.gather(0, torch.arange(N).flip(0)[:, None].expand(N, 8))),
+        ],
+        ids=["1 and True", "two index tensors", "two dimensions", "two slices", "two views",
+             "two selections", "two gathers"],
+    )  # fmt: skip
+    def test_calls_that_differ_in_what_counts(self, one, other):
+        """The first keeps samples apart, the second mixes them; each says so after the other."""
+        model = Net(lambda m, x, f: m.last(f(torch.tanh(m.first(x))).sum(1, keepdim=True)),
+                    first=nn.Linear(8, 8), last=nn.Linear(1, 3))  # fmt: skip
+        with sdsd.GammaMonitor(model) as monitor:
+            for _ in range(2):
+                model.zero_grad()
+                F.cross_entropy(model(X, one), Y).backward()
+                assert_right(monitor.step(), model, loss=lambda m, x, y: F.cross_entropy(alone(m, x, one), y))
+                model.zero_grad()
+                F.cross_entropy(model(X, other), Y).backward()
+                with pytest.raises(ValueError, match="first.weight"):
+                    monitor.step()
+
+
+def alone(model, x, f):
+    """The model on the whole batch, cut to one sample, for what `f` reads holds positions of the batch."""
+    return model(X, f)[(x == X).all(1)]
+
+
+@pytest.mark.parametrize("where", ["after the backward pass", "inside it, as ZeRO does"])
+def test_gradients_that_are_gone_are_refused_and_no_signal_of_zero(where):
+    model = perceptron()
+    with sdsd.GammaMonitor(model) as monitor:
+        handles = []
+        if where == "inside it, as ZeRO does":
+            for p in model.parameters():
+                handles.append(p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)))
+        class_loss(model, X, Y).backward()
+        model.zero_grad()
+        with pytest.raises(RuntimeError, match=r"0\.weight.*measured, but \.grad is None"):
+            monitor.step()
+        for handle in handles:
+            handle.remove()
+        class_loss(model, X, Y).backward()
+        assert_right(monitor.step(), model)
 
 
 class TestAfterARefusal:
@@ -306,6 +380,23 @@ class TestCheck:
 
             said = message(lambda: monitor.check(penalised, (X, Y)))
         assert "0.weight" in said or "0.weight" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("kind", ["a number that left torch", "a hook that looks at the batch"])
+    def test_shows_what_nobody_can_see(self, kind, capsys):
+        """Samples mixed by a number, or on the way back: autograd knows of neither."""
+        if kind == "a number that left torch":
+            model = Net(lambda m, x: m.last(torch.tanh(x / x.abs().max().item())), last=nn.Linear(8, 3))
+        else:
+
+            def compute(m, x):
+                h = torch.tanh(m.first(x))
+                h.register_hook(lambda g: g / g.norm())
+                return m.last(h)
+
+            model = Net(compute, first=nn.Linear(8, 8), last=nn.Linear(8, 3))
+        with sdsd.GammaMonitor(model) as monitor:
+            report = monitor.check(self.loss, (X, Y))
+        assert report.difference > 0.01
 
     def test_dictionaries(self, capsys):
         model = perceptron()

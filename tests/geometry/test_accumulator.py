@@ -344,7 +344,7 @@ def test_kernels_warn_with_the_next_result(kernels, device):
 
 def test_kernels_add_a_batch_by_one_launch(kernels, device, monkeypatch):
     """Halves that lie well are multiplied in one launch, after one for norms; others are measured and written first."""
-    launch = importlib.import_module("sdsd_kernels.pairwise.launch")
+    launch = importlib.import_module("sdsd_kernels._launch")
     log = []
     call = launch.Launch.__call__
 

@@ -33,6 +33,7 @@ from tests.kernels.test_cosine_matrix import (
 if unusable("triton", torch.device("cuda" if torch.cuda.is_available() else "cpu")):
     pytest.skip("no Triton", allow_module_level=True)
 
+from sdsd_kernels import _launch
 from sdsd_kernels.pairwise import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
@@ -287,7 +288,7 @@ def test_plans_are_kept_for_one_alignment(device, monkeypatch):
 
 def test_plans_that_become_too_many_are_forgotten(device, monkeypatch):
     monkeypatch.setattr(launch, "_matrices", {})
-    monkeypatch.setattr(launch, "MAX_PLANS", 3)
+    monkeypatch.setattr(_launch, "MOST_PLANS", 3)
     for samples in range(1, 6):
         by(torch.randn(samples, 3, device=device))
     assert 1 <= len(launch._matrices) <= 3

@@ -21,6 +21,8 @@ inputs to its outputs; it never decides by a size. What is known is kept in a `T
 | `dispatch` | `follow` |
 """
 
+from typing import Any
+
 import torch
 
 from .bodies import body, composite_functions
@@ -32,6 +34,7 @@ from .tracks import (
     Summed,
     Track,
     Tracks,
+    about_to_write,
     arrange,
     is_second,
     set_second,
@@ -46,6 +49,12 @@ COMPOSITE = composite_functions()
 """Functions of torch, written in Python, that are followed through their own body."""
 ENTRYWISE = frozenset(func for func, rule in RULES.items() if rule is RULES[torch.relu] and not in_place(func))
 """Functions whose output of the input's shape carries samples as the input does."""
+WRITING = frozenset(func for func in RULES if in_place(func)) | {torch.Tensor.__setitem__}
+"""Functions that write into their first argument."""
+BY_VALUE = frozenset(func for func, rule in RULES.items() if rule.__module__.endswith(".indexing")) | frozenset(
+    func for func in RULES if called(func) in ("nonzero", "argwhere", "repeat_interleave", "narrow", "select", "data")
+)
+"""Functions of which an argument's values may decide where their output carries samples."""
 PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
 """Attributes that give a tensor with samples."""
 name_of = called
@@ -54,8 +63,14 @@ SHAPE_ONLY = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"]) 
 )
 """Functions that take nothing but shape or type from tensors after the first (or from any), by name."""
 
+
+def by_shape(func: Any) -> bool:
+    """Whether shapes, tracks and plain arguments decide where the output of a call carries samples."""
+    return func in RULES and func not in BY_VALUE
+
+
 __all__ = [
-    "COMPOSITE", "ENTRYWISE", "PROPERTIES", "SHAPE_ONLY", "Mixed", "Part", "Summed", "Track", "Tracks", "arrange",
-    "body", "follow", "is_second", "layers_of", "name_of", "set_second", "set_track", "stated", "take_over", "track_of",
-    "using",
+    "COMPOSITE", "ENTRYWISE", "PROPERTIES", "SHAPE_ONLY", "WRITING", "Mixed", "Part", "Summed", "Track", "Tracks",
+    "about_to_write", "arrange", "body", "by_shape", "follow", "is_second", "layers_of", "name_of", "set_second",
+    "set_track", "stated", "take_over", "track_of", "using",
 ]  # fmt: skip

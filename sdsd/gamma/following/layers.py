@@ -99,7 +99,7 @@ def sampled_grid(call: Call, input: Tensor, grid: Tensor, *_: Any, **__: Any) ->
 
 def one_hot(call: Call, input: Tensor, num_classes: int = -1) -> Verdict:
     if num_classes == -1:
-        return call.mixed("without num_classes, as wide as the largest value of the batch")
+        return call.mixed("without num_classes, as wide as the largest value of the batch says: pass num_classes")
     return track_of(input)
 
 

@@ -117,6 +117,15 @@ def stated(tensor: Tensor) -> bool:
     return _entry(tensor) is not None
 
 
+def about_to_write(tensor: Any) -> None:
+    """To be called before an operation in place: what has no history yet is a constant that is written over.
+
+    Afterwards its history would be that of the operation, and no telling whether it had one before.
+    """
+    if isinstance(tensor, Tensor) and tensor.grad_fn is None and _entry(tensor) is None:
+        set_track(tensor, None)
+
+
 def set_second(tensor: Tensor) -> None:
     """A further input of the model: if it does not lie as the samples do it is none of them, but a mask (T, T)."""
     set_track(tensor, track_of(tensor), True)

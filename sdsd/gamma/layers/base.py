@@ -40,6 +40,8 @@ class Watcher:
         self.local = tuple(names)
         self.tied = False
         self.ran = False
+        self.idle = not session.sharded
+        """Whether it has nothing to do where nothing is compiled."""
         self.probe = torch.zeros(len(names) + 1, dtype=torch.float64, requires_grad=True)
 
     def prepare(self, device: torch.device) -> None:

@@ -8,6 +8,7 @@ file             what is inside
 `use.py`         one use: the hook on its output, what it saves for the backward pass
 `operand.py`     what a use reads: a parameter, or a tensor computed from parameters, and the way back to these
 `pieces.py`      gradients of the samples in the form they come in; their squares and their projection
+`landed.py`      uses whose gradients and squares come out of one kernel
 `convolutions.py` squares of a convolution's weight gradients
 `ledger.py`      one forward pass: counts of uses, squares, projections
 ===============  ======================================================================================================
@@ -16,9 +17,10 @@ file             what is inside
 from .convolutions import by_samples, products_win, squares_by_products
 from .ledger import Pass
 from .measuring import Measuring, carrying
+from .operand import Leaf, Operand
 from .pieces import chunks, combine, lookup_squares, project, sum_of_squares, wide
 
 __all__ = [
-    "Measuring", "Pass", "by_samples", "carrying", "chunks", "combine", "lookup_squares", "products_win", "project",
-    "squares_by_products", "sum_of_squares", "wide",
+    "Leaf", "Measuring", "Operand", "Pass", "by_samples", "carrying", "chunks", "combine", "lookup_squares",
+    "products_win", "project", "squares_by_products", "sum_of_squares", "wide",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 import torch.utils.checkpoint
@@ -13,19 +14,20 @@ from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from ..following import (
     COMPOSITE,
-    ENTRYWISE,
     PROPERTIES,
     SHAPE_ONLY,
+    WRITING,
     Mixed,
     Part,
     Summed,
     Track,
+    about_to_write,
     body,
+    by_shape,
     follow,
     layers_of,
     set_track,
     stated,
-    take_over,
     track_of,
     using,
 )
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from ..session import Session
 
 _NOTHING = object()
+MOST_CALLS = 20_000
+"""So many calls are remembered by what they look like."""
 _EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to}
 
 
@@ -46,23 +50,99 @@ class Measuring(TorchFunctionMode):
     Attributes:
         repeats: a non-reentrant checkpoint runs again: what it saves has to be saved alike, and nothing counts.
         inside_backward: a reentrant checkpoint runs again, and this time with gradients.
+        hidden: parameters were read without gradients, as a reentrant checkpoint does when it first runs.
+        call: what the call that now runs looks like, where that alone decides where its output carries samples.
     """
 
     def __init__(self, session: Session, ledger: Pass, repeats: bool = False, inside_backward: bool = False) -> None:
         super().__init__()
         self.session, self.ledger = session, ledger
         self.repeats, self.inside_backward = repeats, inside_backward
+        self.hidden = inside_backward or repeats
+        self.call: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        how = _HOW.get(func)
+        if how is None:
+            how = _how(func)
+        if how is _LOOKS_ONLY:
+            return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
+        if (
+            how not in _QUICK
+            or "out" in kwargs
+            or self.ledger.tracks.written
+            or torch._C._are_functorch_transforms_active()
+        ):
+            return self._any_call(func, args, kwargs, how)
+        # The common call, without Python calls of its own: where samples are is kept under what the call looks like.
+        key: list[Any] = [func]
+        values = args
+        if kwargs:
+            values = (*args, *kwargs.values())
+            key.extend(kwargs)
+        for value in values:
+            if type(value) in _SEQUENCES:
+                values = _spread(values)
+                break
+        held = self.ledger.tracks.held
+        sampled = False
+        parameters: list[Tensor] = []
+        for value in values:
+            if isinstance(value, Tensor):
+                if how is _BY_FIRST and len(key) > 1:
+                    return self._any_call(func, args, kwargs, how)
+                entry = held.get(id(value))
+                if entry is None or entry[0]() is not value:
+                    if value.requires_grad:
+                        if value.grad_fn is not None:
+                            return self._any_call(func, args, kwargs, how)
+                        parameters.append(value)
+                    track = None
+                elif entry[2]:
+                    return self._any_call(func, args, kwargs, how)
+                else:
+                    track = entry[1]
+                    if track is None:
+                        if value.requires_grad:
+                            parameters.append(value)
+                    elif type(track) is Track:
+                        sampled = True
+                    else:
+                        return self._any_call(func, args, kwargs, how)
+                key.append((track, value.shape))
+            elif type(value) in _CONSTANTS:
+                # True and 1 are equal, and mean different things.
+                key.append((bool, value) if type(value) is bool else value)
+            else:
+                return self._any_call(func, args, kwargs, how)
+        if not sampled and not parameters and torch.is_grad_enabled():
             return func(*args, **kwargs)
-        only: Tensor | None = None
+        if not sampled or self.hidden or (parameters and not torch.is_grad_enabled()):
+            return self._any_call(func, args, kwargs, how)
+        call = (self.ledger.n, *key)
+        if parameters:
+            self.call = call
+            return self._use(func, args, kwargs, parameters)
+        out = func(*args, **kwargs)
+        known = self.session.calls.get(call)
+        if known is None:
+            self.call = call
+            return self._follow(func, args, kwargs, out)
+        if type(known) is Track:
+            held[id(out)] = (ref(out), known, False)
+        else:
+            for tensor, track in zip(out, known, strict=True):
+                held[id(tensor)] = (ref(tensor), track, False)
+        return out
+
+    def _any_call(self, func: Any, args: Any, kwargs: Any, how: str) -> Any:
+        """Any call that is more than a look at a tensor."""
+        self.call = None
         sampled = False
         apart: Mixed | Summed | Part | None = None
         parameters: list[Tensor] = []
-        for tensor in _tensors(args[:1], {}) if name in SHAPE_ONLY else _tensors(args, kwargs):
+        for tensor in _tensors(args[:1], {}) if _name(func) in SHAPE_ONLY else _tensors(args, kwargs):
             track = track_of(tensor)
             if track is None and tensor.requires_grad and tensor.grad_fn is not None and not stated(tensor):
                 track = self._unseen(tensor)
@@ -70,7 +150,6 @@ class Measuring(TorchFunctionMode):
                 if tensor.requires_grad:
                     parameters.append(tensor)
             elif isinstance(track, Track):
-                only = None if sampled else tensor
                 sampled = True
                 grad_fn = tensor.grad_fn
                 if grad_fn is not None and type(grad_fn).__name__ == "CheckpointFunctionBackward":
@@ -79,35 +158,26 @@ class Measuring(TorchFunctionMode):
                 apart = track
         if torch._C._are_functorch_transforms_active():
             return self._transformed(func, args, kwargs)
+        if how is _WRITES and args:
+            about_to_write(args[0])
         if not sampled and apart is None:
             out = func(*args, **kwargs)
             if parameters:
                 self._note_source(func, args, kwargs, out)
+            # Without gradients too, for this may be the inside of a user's function, whose output will have a history.
+            if parameters or not torch.is_grad_enabled():
                 follow(func, args, kwargs, out, self.ledger.n)
             return out
-        if func in COMPOSITE:
+        if how is _COMPOSITE:
             with self:
                 return body(func)(*args, **kwargs)
         if not parameters:
-            out = func(*args, **kwargs)
-            if (
-                apart is None
-                and only is not None
-                and func in ENTRYWISE
-                and "out" not in kwargs
-                and type(out) is Tensor
-                and out.shape == only.shape
-            ):
-                take_over(out, only)  # the commonest case, spared the rules
-                if out.grad_fn is not None:
-                    out.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
-                return out
-            return self._follow(func, args, kwargs, out)
+            return self._follow(func, args, kwargs, func(*args, **kwargs))
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
             return self._follow(func, args, kwargs, func(*args, **kwargs))
         if apart is not None:
-            out = self._follow(func, args, kwargs, func(*args, **kwargs))
+            out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
             if any(t.requires_grad for t in _tensors((out,), {})):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
@@ -115,7 +185,7 @@ class Measuring(TorchFunctionMode):
 
     def _unseen(self, tensor: Tensor) -> Mixed | None:
         """Of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""
-        hidden = leaves_of(tensor, self.session)[1]
+        hidden = leaves_of(tensor, self.session, unseen=True)[1]
         if hidden is not None:
             return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
         set_track(tensor, None)
@@ -125,7 +195,7 @@ class Measuring(TorchFunctionMode):
         """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
         inputs = [layer for tensor in _tensors(args, kwargs) for layer in layers_of(tensor)]
         parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
-        out = self._follow(func, args, kwargs, func(*args, **kwargs))
+        out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
         if parameters and any(track_of(t) is not None for t in inputs):
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "a transform of torch.func")
         return out
@@ -135,20 +205,38 @@ class Measuring(TorchFunctionMode):
         self.result: Any = _NOTHING
         rule = RULES.get(func, any_operation)
         try:
-            return rule(self, func, args, kwargs, parameters)
+            out = rule(self, func, args, kwargs, parameters)
+            if type(out) is not Tensor or out._base is not None:
+                return self._marked(out, args)
+            if out.grad_fn is not None:
+                out.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+            return out
         except torch.utils.checkpoint._StopRecomputationError:
             raise
         except Exception as error:
             if self.result is _NOTHING:
                 # Either the operation itself is at fault, and says so again, or the rule is.
                 self.result = func(*args, **kwargs)
+            self.call = None
             kind = getattr(func, "__name__", str(func))
             track = Mixed(f"torch's {kind} could not be measured ({type(error).__name__}: {error})")
             for tensor in _tensors((self.result,), {}):
                 set_track(tensor, track)
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
             self._watch_mixing(list(_tensors((self.result,), {})), track)
-            return self.result
+            return self._marked(self.result, args)
+
+    @staticmethod
+    def _marked(out: Any, args: Any = ()) -> Any:
+        """Samples joined parameters here, which the history of whatever comes of it shows from now on.
+
+        Every history that samples are in leads back to such a place, or to an input that takes a gradient.
+        """
+        for tensor in (out,) if isinstance(out, Tensor) else _tensors(args[:1] if out is None else (out,), {}):
+            for each in (tensor, tensor._base):  # a write into a view is in the history of the whole
+                if each is not None and each.grad_fn is not None:
+                    each.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+        return out
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation itself, its output followed."""
@@ -156,21 +244,34 @@ class Measuring(TorchFunctionMode):
         return self._follow(func, args, kwargs, self.result)
 
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        call, self.call = self.call, None
+        known = None if call is None else self.session.calls.get(call)
+        if known is not None:
+            held = self.ledger.tracks.held
+            for tensor, track in ((out, known),) if type(known) is Track else zip(out, known, strict=True):
+                held[id(tensor)] = (ref(tensor), track, False)
+            return out
         try:
             mixed = follow(func, args, kwargs, out, self.ledger.n)
         except Exception as error:
             mixed = Mixed(f"torch's {getattr(func, '__name__', func)} with arguments that are not followed ({error})")
             for tensor in [args[0]] if out is None and args else _tensors((out,), {}):
                 set_track(tensor, mixed)
-        tensors = [args[0]] if out is None and args else list(_tensors((out,), {}))
-        for tensor in tensors:
-            if isinstance(tensor, Tensor) and track_of(tensor) is not None:
-                node = tensor.grad_fn
-                if node is not None:
-                    node.metadata[SAMPLES] = True  # type: ignore[index]
         if mixed is not None:
-            self._watch_mixing(tensors, mixed)
+            self._watch_mixing([args[0]] if out is None and args else list(_tensors((out,), {})), mixed)
+        elif call is not None:
+            self._remember(call, out)
         return out
+
+    def _remember(self, call: Any, out: Any) -> None:
+        """Keep where a call put the samples, for the next one that looks the same."""
+        tensors = [out] if type(out) is Tensor else list(out) if type(out) in (tuple, list) else []
+        if tensors and all(type(t) is Tensor for t in tensors):
+            tracks = [track_of(t) for t in tensors]
+            if all(type(track) is Track for track in tracks):
+                if len(self.session.calls) > MOST_CALLS:
+                    self.session.calls.clear()
+                self.session.calls[call] = tracks[0] if type(out) is Tensor else tracks
 
     def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed) -> None:
         """Samples mix here: where a gradient comes back through it, no row before it is one sample's alone."""
@@ -200,6 +301,7 @@ class Measuring(TorchFunctionMode):
 
     def _count_hidden(self, parameters: list[Tensor]) -> None:
         """Parameters read without gradients: a reentrant checkpoint will read them again, with."""
+        self.hidden = True
         if self.repeats or self.inside_backward:
             return
         for tensor in parameters:
@@ -242,8 +344,7 @@ class Measuring(TorchFunctionMode):
                     set_track(tensor, track)
                 else:
                     set_track(tensor, Mixed("compiled code, whose output lies otherwise than its input"))
-                if tensor.grad_fn is not None:
-                    tensor.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+                self._marked(tensor)
         return out
 
     def note_checkpoint(self) -> None:
@@ -348,6 +449,52 @@ _LOOKS = frozenset(
     ]
 )
 """Functions that only look at a tensor, by name."""
+
+_LOOKS_ONLY, _WRITES, _COMPOSITE, _BY_SHAPE, _BY_FIRST, _BY_VALUE = (
+    "looks", "writes", "composite", "by shape", "by its first tensor's shape", "by value",
+)  # fmt: skip
+"""Sorts of functions; the last three say what decides where the output carries samples."""
+_QUICK = frozenset([_BY_SHAPE, _BY_FIRST])
+_HOW: dict[Any, str] = {}
+_SEQUENCES = frozenset([tuple, list, torch.Size, slice])
+_CONSTANTS = frozenset([
+    int, float, bool, str, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format, torch.layout,
+])  # fmt: skip
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__name__", "")
+
+
+def _how(func: Any) -> str:
+    """The sort of a function, kept from the first call on."""
+    name = _name(func)
+    if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
+        found = _LOOKS_ONLY
+    elif func in WRITING:
+        found = _WRITES
+    elif func in COMPOSITE:
+        found = _COMPOSITE
+    elif name in SHAPE_ONLY or func is Tensor.__getitem__:
+        found = _BY_FIRST
+    else:
+        found = _BY_SHAPE if by_shape(func) else _BY_VALUE
+    _HOW[func] = found
+    return found
+
+
+def _spread(values: Any) -> list[Any]:
+    """What nested sequences and slices hold, one after another, with their lengths before them."""
+    found: list[Any] = []
+    for value in values:
+        if type(value) is slice:
+            found += ("slice", value.start, value.stop, value.step)
+        elif type(value) in _SEQUENCES:
+            # A list as an index is not a tuple.
+            found += (type(value).__name__, len(value), *_spread(value))
+        else:
+            found.append(value)
+    return found
 
 
 def _expands(base: Tensor, out: Tensor) -> bool:

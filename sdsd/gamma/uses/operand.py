@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..following import track_of
-from .pieces import Dense, Lookup, Piece, chunks, wide
+from .pieces import Dense, Lookup, OwnRows, Piece, chunks, wide
 
 if TYPE_CHECKING:
     from .ledger import Pass
@@ -55,14 +55,17 @@ class Names(Protocol):
 
     def name_of(self, tensor: Tensor) -> str | None: ...
 
-    def node_of(self, tensor: Tensor) -> Any: ...
+    def operand_of(self, parameter: Tensor) -> Operand | None: ...
 
 
-def leaves_of(tensor: Tensor, names: Names) -> tuple[list[Leaf], str | None]:
-    """The measured parameters that `tensor` is computed from, and the operation that samples went through, or None."""
+def leaves_of(tensor: Tensor, names: Names, unseen: bool = False) -> tuple[list[Leaf], str | None]:
+    """The measured parameters that `tensor` is computed from, and the operation that samples went through, or None.
+
+    `unseen`: nobody saw how `tensor` was computed, so that a user's function on the way may hide samples.
+    """
     if tensor.grad_fn is None:
-        name = names.name_of(tensor)
-        return ([], None) if name is None else ([Leaf(name, tensor, names.node_of(tensor))], None)
+        operand = names.operand_of(tensor)
+        return ([] if operand is None else operand.leaves), None
     found: dict[str, Leaf] = {}
     seen, stack, hidden = set(), [tensor.grad_fn], None
     while stack:
@@ -71,7 +74,7 @@ def leaves_of(tensor: Tensor, names: Names) -> tuple[list[Leaf], str | None]:
             continue
         seen.add(node)
         metadata: Any = node.metadata
-        if SAMPLES in metadata or len(seen) > MOST_NODES or _opaque(node):
+        if SAMPLES in metadata or len(seen) > MOST_NODES or (unseen and _opaque(node)):
             hidden = tensor.grad_fn.name()
             continue
         variable = getattr(node, "variable", None)
@@ -104,35 +107,46 @@ class Operand:
     `unexpanded`: gradients come with respect to what the operand is an expansion of.
     """
 
-    __slots__ = ("base", "leaves", "shape", "source", "tensor")
+    __slots__ = ("base", "device", "direct", "dtype", "leaves", "reached", "source", "tensor")
 
     def __init__(self, tensor: Tensor, leaves: list[Leaf], unexpanded: bool = False) -> None:
-        self.source = getattr(tensor, SOURCE, None)
-        self.base = unexpanded_of(tensor) if unexpanded else tensor
-        self.tensor, self.leaves, self.shape = tensor, leaves, self.base.shape
-
-    @property
-    def direct(self) -> bool:
-        return self.base.grad_fn is None
+        self.tensor = self.base = tensor
+        self.leaves, self.dtype, self.device = leaves, tensor.dtype, tensor.device
+        self.direct = tensor.grad_fn is None
+        self.reached: list[Leaf] = []
+        self.source = None
+        if not self.direct:
+            self.source = getattr(tensor, SOURCE, None)
+            if unexpanded:
+                self.base = unexpanded_of(tensor)
+                self.direct = self.base.grad_fn is None
 
     def wanted(self) -> list[Leaf]:
-        """The parameters whose .grad the backward pass that now runs adds to."""
-        return [leaf for leaf in self.leaves if executes(leaf.node)]
+        """The parameters whose .grad the backward pass that now runs adds to; kept in `reached`."""
+        if len(self.leaves) == 1:
+            self.reached = self.leaves if executes(self.leaves[0].node) else []
+        else:
+            self.reached = [leaf for leaf in self.leaves if executes(leaf.node)]
+        return self.reached
 
     def deliver(self, ledger: Pass, piece: Piece) -> None:
-        """Hand the gradients of this operand on as gradients of the parameters."""
-        leaves = self.wanted()
+        """Hand the gradients of this operand on as gradients of the parameters that `wanted` found."""
+        leaves = self.reached
         if not leaves:
             return
         if self.direct:
             ledger.receive(leaves[0], piece)
         elif self.source is not None and self.source[0] == "looked up" and len(leaves) == 1:
             _, table, ids, padding = self.source
-            if table.grad_fn is None:
+            own = piece.looked_up(ids, table.shape[0], padding) if isinstance(piece, OwnRows) else None
+            if table.grad_fn is None and own is not None:
+                ledger.receive(leaves[0], own)
+            elif table.grad_fn is None:
                 gradients = piece.each(0, piece.n).reshape(piece.n, ids.numel(), -1)
                 tokens = ids.reshape(1, -1).expand(piece.n, -1)
-                # Asked of the values on the CPU alone, where nothing has to be waited for.
-                distinct = ids.device.type == "cpu" and ids.unique().numel() == ids.numel()
+                # Asked of the values on the CPU alone, where nothing has to be waited for, and of no kernel's.
+                asked = ids.device.type == "cpu" and not ledger.serves(gradients)
+                distinct = asked and ids.unique().numel() == ids.numel()
                 ledger.receive(leaves[0], Lookup(tokens, gradients, table.shape[0], padding, distinct))
             else:
                 self._pull(ledger, piece, leaves)

@@ -7,12 +7,22 @@ the projection ⟨Σ g_n, u ⊗ v⟩ that proves the step, each in the cheapest 
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
+
+from ..following import Track, arrange
+
+if TYPE_CHECKING:
+    from .ledger import Pass
+
+_scale_shift_grads = torch.ops.sdsd.scale_shift_grads.default
+_lookup_squares = torch.ops.sdsd.lookup_squares_into.default
 
 SAFE = (1e-20, 1e30)
 """Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""
@@ -70,6 +80,10 @@ class Piece(abc.ABC):
     bytes_each: int
     """Memory that one sample's gradient takes while it is formed."""
 
+    def land(self, ledger: Pass, row: int) -> bool:
+        """Σ_n ‖g_n‖² into a row of `ledger.norms` by a kernel; False where there is none, and nothing was done."""
+        return False
+
     @abc.abstractmethod
     def each(self, start: int, stop: int) -> Tensor:
         """Gradients of samples start … stop; shape: (stop − start, *operand.shape)."""
@@ -111,6 +125,31 @@ class Dense(Piece):
         return sum_of_squares(self.gradients, scale)
 
 
+class Sums(Piece):
+    """g_n = Σ_t b_nt ∘ x_nt, (C,), of rows b (N, T, C) and x (N, T, C), or of b alone; x times `rstd` (N, T, 1)."""
+
+    def __init__(self, b: Tensor, x: Tensor | None = None, rstd: Tensor | None = None) -> None:
+        self.b, self.x, self.rstd = b, x, rstd
+        self.n = b.shape[0]
+        self.bytes_each = 8 * b[0].numel()
+
+    def each(self, start: int, stop: int) -> Tensor:
+        values = wide(self.b[start:stop])
+        if self.x is not None:
+            values = values * wide(self.x[start:stop])
+        if self.rstd is not None:
+            values = values * self.rstd[start:stop]
+        return values.sum(1)
+
+    def land(self, ledger: Pass, row: int) -> bool:
+        if not ledger.serves(self.b) or (self.x is not None and not ledger.serves(self.x)):
+            return False
+        rows = (-1, row) if self.x is None else (row, -1)
+        norms = ledger.norms_on(self.b.device)
+        _scale_shift_grads(self.b, self.x, None, self.rstd, norms, *rows, torch.float32, "triton")
+        return True
+
+
 class Lazy(Piece):
     """Gradients formed on request by `form(start, stop)`; `total` is their sum where it is at hand."""
 
@@ -127,6 +166,34 @@ class Lazy(Piece):
         if self.total is not None:
             return project(self.total, direction)
         return super().projection(direction, max_bytes)
+
+
+class OwnRows(Piece):
+    """An operand of `shape` with rows for every sample: the gradient of a sample is zero in those of all others.
+
+    values: gradients of an output, of a shape that `shape` is broadcast to; its samples lie along `track`.
+    """
+
+    def __init__(self, values: Tensor, track: Track, n: int, shape: torch.Size) -> None:
+        self.values, self.track, self.n, self.shape = values, track, n, shape
+        self.bytes_each = 8 * values.numel()
+
+    def each(self, start: int, stop: int) -> Tensor:
+        axis = self.track.axis
+        split = self.values.unflatten(axis, (self.track.outer, self.n, self.track.inner))
+        rows = []
+        for sample in range(start, stop):
+            alone = torch.zeros_like(split)
+            alone.select(axis + 1, sample).copy_(split.select(axis + 1, sample))
+            rows.append(wide(alone.flatten(axis, axis + 2)).sum_to_size(self.shape))
+        return torch.stack(rows)
+
+    def looked_up(self, ids: Tensor, rows: int, padding: int | None) -> Lookup | None:
+        """Gradients of the table (rows, d) that the operand was read from at `ids`; None where it was broadcast."""
+        if self.values.shape != self.shape or self.track.axis >= ids.dim():
+            return None
+        tokens = arrange(ids, self.track, self.n, 0)
+        return Lookup(tokens, arrange(self.values, self.track, self.n, 1), rows, padding)
 
 
 class Product(Piece):
@@ -192,12 +259,29 @@ class Lookup(Piece):
     def __init__(
         self, tokens: Tensor, gradients: Tensor, rows: int, padding: int | None, distinct: bool = False
     ) -> None:
-        if padding is not None:
-            gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
-        self.tokens, self.gradients, self.rows, self.distinct = tokens, gradients, rows, distinct
+        self.tokens, self.rows, self.padding, self.distinct = tokens, rows, padding, distinct
+        self._given = gradients
         self.n = tokens.shape[0]
         self.bytes_each = 8 * rows * gradients.shape[-1]
-        self.factors = ("embedding", tokens, gradients)
+
+    @functools.cached_property
+    def gradients(self) -> Tensor:
+        """Zero where padding was read."""
+        if self.padding is None:
+            return self._given
+        return self._given.masked_fill((self.tokens == self.padding).unsqueeze(-1), 0.0)
+
+    @functools.cached_property
+    def factors(self) -> tuple[str, Tensor, Tensor]:  # type: ignore[override]
+        return "embedding", self.tokens, self.gradients
+
+    def land(self, ledger: Pass, row: int) -> bool:
+        given = self._given
+        if self.alone is not None or not ledger.serves(given):
+            return False
+        padding = -1 if self.padding is None else self.padding
+        _lookup_squares(given, self.tokens, ledger.norms_on(given.device), row, padding, "triton")
+        return True
 
     def each(self, start: int, stop: int) -> Tensor:
         part = wide(self.gradients[start:stop])
@@ -219,19 +303,35 @@ def lookup_squares(gradients: Tensor, tokens: Tensor, scale: Tensor | None) -> T
     """Σ_n ‖per-sample gradient of the table‖², gradients (N, T, d), tokens (N, T); a 0-dim float64 tensor.
 
     Tokens of a sample are sorted, equal neighbours share a slot, gradients are added into slots: static shapes,
-    O(N T d), and nothing of the size of the table.
+    O(N T d), and nothing of the size of the table. On the CPU, where counts can be read, only rows whose token stands
+    more than once in its sample are moved at all.
     """
     values = wide(gradients)
     if scale is not None:
         values = values * scale[tokens]
-    if tokens.shape[1] > 1:
-        ordered, order = tokens.sort(dim=1)
-        new = torch.ones_like(ordered, dtype=torch.bool)
-        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        # Slots count on through the samples, so that no two samples share one.
-        slots = new.flatten().cumsum(0) - 1
-        rows = values.gather(1, order.unsqueeze(-1).expand_as(values)).flatten(0, 1)
-        values = torch.zeros_like(rows).index_add(0, slots, rows)
+    if tokens.shape[1] < 2:
+        return torch.linalg.vector_norm(values.flatten(0, -2), dim=1).double().square().sum()
+    ordered, order = tokens.sort(dim=1)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        repeated = ~new
+        repeated[:, :-1] |= ~new[:, 1:]
+        sample, place = repeated.nonzero(as_tuple=True)
+        position = order[sample, place]
+        squares = torch.linalg.vector_norm(values, dim=2).double().square()
+        squares[sample, position] = 0.0
+        total = squares.sum()
+        if not len(sample):
+            return total
+        rows = values[sample, position]
+        slots = new[sample, place].cumsum(0) - 1
+        together = torch.zeros_like(rows[: int(slots[-1]) + 1]).index_add_(0, slots, rows)
+        return total + torch.linalg.vector_norm(together, dim=1).double().square().sum()
+    # Slots count on through the samples, so that no two samples share one.
+    slots = new.flatten().cumsum(0) - 1
+    rows = values.gather(1, order.unsqueeze(-1).expand_as(values)).flatten(0, 1)
+    values = torch.zeros_like(rows).index_add(0, slots, rows)
     return torch.linalg.vector_norm(values.flatten(0, -2), dim=1).double().square().sum()
 
 

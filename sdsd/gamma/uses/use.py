@@ -7,6 +7,7 @@ force, so that checkpointing and offloading keep their promise.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,17 @@ class Saved:
 
     def __init__(self, tensors: Iterable[Tensor | None]) -> None:
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        self.packed: list[Any] = []
+        self.versions: list[int] = []
         self.unpack = None if hooks is None else hooks[1]
-        held = [None if t is None else t.detach() for t in tensors]
-        self.versions = [0 if t is None else t._version for t in held]
-        self.packed: list[Any] = held if hooks is None else [None if t is None else hooks[0](t) for t in held]
+        for tensor in tensors:
+            if tensor is None:
+                self.packed.append(None)
+                self.versions.append(0)
+            else:
+                held = tensor.detach()
+                self.packed.append(held if hooks is None else hooks[0](held))
+                self.versions.append(held._version)
 
     def load(self) -> list[Tensor | None]:
         if self.unpack is not None:
@@ -65,7 +73,13 @@ class Use:
     def wanted(self) -> bool:
         """Whether this backward pass is to be measured here: it runs for a batch, and reaches .grad."""
         session, ledger = self.mode.session, self.mode.ledger
-        if session.pauses or not session.planned or not any(operand.wanted() for operand in self.operands):
+        if session.pauses or not session.planned:
+            return False
+        reached = False
+        for operand in self.operands:
+            if operand.wanted():
+                reached = True
+        if not reached:
             return False
         task = session.enter_task(ledger)
         if self.fired is not None and self.fired in ledger.tasks:
@@ -75,11 +89,17 @@ class Use:
         ledger.tasks.add(task)
         return True
 
-    @torch.no_grad()
     def fire(self, b: Tensor) -> None:
         """The gradient of the output has come."""
         if not self.wanted():
             return
+        if torch.is_grad_enabled():  # create_graph=True
+            with torch.no_grad():
+                self._deliver(b)
+        else:
+            self._deliver(b)
+
+    def _deliver(self, b: Tensor) -> None:
         ledger = self.mode.ledger
         try:
             assert self.saved is not None
@@ -98,9 +118,12 @@ def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False
     """Operands, and the operation through which samples reached one of them unseen, or None."""
     found, hidden = [], None
     for tensor in tensors:
-        leaves, through = leaves_of(tensor, mode.session)
-        found.append(Operand(tensor, leaves, unexpanded))
-        hidden = hidden or through
+        operand = mode.session.operand_of(tensor) if tensor.grad_fn is None else None
+        if operand is None:
+            leaves, through = leaves_of(tensor, mode.session)
+            operand = Operand(tensor, leaves, unexpanded)
+            hidden = hidden or through
+        found.append(operand)
     return found, hidden
 
 
@@ -109,15 +132,23 @@ def register(mode: Measuring, operands: list[Operand], kind: str) -> Use:
     use = Use(mode, operands, None, None)
     if mode.repeats:
         return use
+    counts, kinds = mode.ledger.counts, mode.ledger.kinds
     for operand in operands:
+        # Inside a reentrant checkpoint only parameters as they are were counted when it first ran.
+        uses = 1 if not mode.inside_backward else 0 if operand.direct else 2
         for leaf in operand.leaves:
-            # Inside a reentrant checkpoint only parameters as they are were counted when it first ran.
-            if not mode.inside_backward:
-                mode.ledger.count(leaf)
-            elif not operand.direct:
-                mode.ledger.count(leaf, 2)
-            mode.ledger.kinds.setdefault(leaf.name, set()).add(kind)
+            counts[leaf.name] = counts.get(leaf.name, 0) + uses
+            known = kinds.get(leaf.name)
+            if known is None:
+                kinds[leaf.name] = _alone(kind)
+            elif kind not in known:
+                kinds[leaf.name] = known | {kind}
     return use
+
+
+@functools.cache
+def _alone(kind: str) -> frozenset[str]:
+    return frozenset([kind])
 
 
 def watch(
@@ -132,7 +163,10 @@ def watch(
     if not out.requires_grad:
         return
     operands, hidden = operands_of(mode, tensors, unexpanded)
-    if not any(operand.leaves for operand in operands):
+    for operand in operands:
+        if operand.leaves:
+            break
+    else:
         return
     track = track_of(out)
     if hidden is not None or not isinstance(track, Track):
@@ -142,4 +176,17 @@ def watch(
     use = register(mode, operands, kind)
     use.measure, use.saved = measure, Saved(saved)
     if not mode.repeats:
-        out.register_hook(use.fire)
+        whole, part = _written(out)
+        whole.register_hook(use.fire if part is None else lambda grad: use.fire(part(grad)))
+
+
+def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+    """The tensor through which the gradient of `out` comes, and how to cut it out of that one's.
+
+    After a write into a view gradients come through the tensor that it is a view of.
+    """
+    base = out._base
+    if base is None or not base.is_contiguous() or base.grad_fn is None or "CopySlices" not in base.grad_fn.name():
+        return out, None
+    shape, strides, offset = out.shape, out.stride(), out.storage_offset() - base.storage_offset()
+    return base, lambda grad: grad.contiguous().as_strided(shape, strides, offset)

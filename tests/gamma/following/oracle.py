@@ -14,7 +14,21 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sdsd.gamma.following import COMPOSITE, Mixed, Part, Summed, Track, Tracks, body, follow, set_track, track_of, using
+from sdsd.gamma.following import (
+    COMPOSITE,
+    WRITING,
+    Mixed,
+    Part,
+    Summed,
+    Track,
+    Tracks,
+    about_to_write,
+    body,
+    follow,
+    set_track,
+    track_of,
+    using,
+)
 
 UNWRITTEN = ("empty", "empty_like", "new_empty", "new_empty_strided")
 """What is in fresh memory depends on nothing and is never the same."""
@@ -48,6 +62,8 @@ class Recorder(TorchFunctionMode):
             with self:
                 return body(func)(*args, **kwargs)
         before = [track_of(x) for x in tensors_of((args, kwargs))]
+        if func in WRITING:
+            about_to_write(args[0])
         out = func(*args, **kwargs)
         mixed = follow(func, args, kwargs, out, self.n)
         if mixed is not None:

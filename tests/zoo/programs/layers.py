@@ -196,6 +196,10 @@ OTHER = {
         net(lambda m, ids: F.one_hot(ids, 11).double() @ m.table, table=lambda: parameter(11, 5)),
         lambda: nn.Linear(5, 3), batch=IDS,
     ),
+    "one-hot vectors as wide as the batch says": layers(
+        net(lambda m, ids: F.one_hot(ids).double() @ m.table[: int(ids.max()) + 1], table=lambda: parameter(11, 5)),
+        lambda: nn.Linear(5, 3), batch=IDS, measured=False, situation="num_classes",
+    ),
     "bilinear": layers(net(lambda m, x: m.pair(x[:, :4], x[:, 4:]), pair=lambda: nn.Bilinear(4, 4, 3))),
     "BatchNorm in eval mode": layers(
         lambda: nn.Conv2d(3, 4, 3), lambda: nn.BatchNorm2d(4).eval(), nn.ReLU, batch=IMAGES

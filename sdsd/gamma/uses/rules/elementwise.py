@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...following import Track, track_of
+from ...following import Track, arrange, track_of
 from ..operand import unexpanded_of
-from ..pieces import Dense, Lazy, Piece, wide
+from ..pieces import Dense, OwnRows, Piece, Sums, wide
 from ..use import watch
 from .generic import any_operation
 
@@ -41,18 +41,7 @@ def apart(values: Tensor, track: Track, n: int, shape: torch.Size) -> Piece:
     found = gathered(values, track, n, shape)
     if found is not None:
         return Dense(found)
-    split = values.unflatten(track.axis, (track.outer, n, track.inner))
-
-    def form(start: int, stop: int) -> Tensor:
-        # The operand has a row for every sample: sample n's gradient is zero in all others.
-        rows = []
-        for sample in range(start, stop):
-            alone = torch.zeros_like(split)
-            alone.select(track.axis + 1, sample).copy_(split.select(track.axis + 1, sample))
-            rows.append(wide(alone.flatten(track.axis, track.axis + 2)).sum_to_size(shape))
-        return torch.stack(rows)
-
-    return Lazy(n, 8 * values.numel(), form)
+    return OwnRows(values, track, n, shape)
 
 
 def combination(kind: str) -> Any:
@@ -84,6 +73,12 @@ def combination(kind: str) -> Any:
 
         def measure(b: Tensor, other: Tensor | None, own: Tensor | None) -> Iterator[tuple[int, Piece]]:
             assert isinstance(track, Track)
+            if sign_of in ("add", "multiply") and shape == b.shape[-1:] and track.axis < b.ndim - 1:
+                whole = other is None or other.shape == b.shape
+                if whole and all(t is None or mode.ledger.serves(t) for t in (b, other)):
+                    rows = None if other is None else arrange(other, track, n, 1)
+                    yield 0, Sums(arrange(b, track, n, 1), rows)
+                    return
             if sign_of == "add" or (sign_of == "subtract" and place == 0):
                 values = b
             elif sign_of == "subtract":
