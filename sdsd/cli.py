@@ -232,23 +232,34 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def gamma_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", nargs="+", metavar="FILE",
+        "files",
+        nargs="+",
+        metavar="FILE",
         help=".npy, .npz, .pt, .pth or .safetensors: n gradients along dimension 0; or a .py file that defines model, "
         "loader and loss(model, batch), and may define optimizer (default: SGD, lr 0.01) and steps: it is trained",
-    )  # fmt: skip
+    )
     parser.add_argument("--confidence", type=level, default=0.95, help="level of the intervals (default: 0.95)")
     parser.add_argument(
-        "--samples-per-gradient", type=positive_integer, default=None, metavar="B",
+        "--samples-per-gradient",
+        type=positive_integer,
+        default=None,
+        metavar="B",
         help="over how many samples each gradient is a mean (default: 1)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--batch-size", type=positive_integer, default=None, metavar="B",
+        "--batch-size",
+        type=positive_integer,
+        default=None,
+        metavar="B",
         help="the training batch the phase is for (default: all samples of the file)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--population", type=positive_integer, default=None, metavar="N",
+        "--population",
+        type=positive_integer,
+        default=None,
+        metavar="N",
         help="samples that batches are drawn from without replacement (default: independent samples)",
-    )  # fmt: skip
+    )
     parser.add_argument("--key", metavar="NAME", help="take only this entry, or this group of entries, of the file")
     parser.add_argument(
         "--steps", type=positive_integer, metavar="N", help="steps to train a .py file (default: its steps, or 200)"
@@ -313,9 +324,13 @@ def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
 
     try:
         run = train_file(
-            path, steps=arguments.steps, every=arguments.every or 1, confidence=arguments.confidence,
-            population=arguments.population, quiet=arguments.json,
-        )  # fmt: skip
+            path,
+            steps=arguments.steps,
+            every=arguments.every or 1,
+            confidence=arguments.confidence,
+            population=arguments.population,
+            quiet=arguments.json,
+        )
     except UserCodeError as error:
         print(error.traceback, end="", file=sys.stderr)
         return complain(str(error), BAD_INPUT)
@@ -348,12 +363,15 @@ def print_gamma_table(stats: Any) -> None:
         ("", f"Γ of {of}", "noise scale", level_name, f"phase at batch {stats.batch_size}"),
         (
             (
-                name, plain_number(part.gamma_unbiased), plain_number(part.noise_scale),
-                bounds(part.noise_scale_interval), part.phase or "–",
+                name,
+                plain_number(part.gamma_unbiased),
+                plain_number(part.noise_scale),
+                bounds(part.noise_scale_interval),
+                part.phase or "–",
             )
             for name, part in rows
         ),
-    )  # fmt: skip
+    )
     print(gamma_sentence(stats) + "\n")
 
 
@@ -380,9 +398,12 @@ def gamma_sentence(stats: Any) -> str:
 def map_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a layer's activations: .npy, .npz, .pt, .pth or .safetensors")
     parser.add_argument(
-        "--neuron-dim", type=int, default=None, metavar="D",
+        "--neuron-dim",
+        type=int,
+        default=None,
+        metavar="D",
         help="the dimension that counts neurons (default: the last; 1 from four dimensions up)",
-    )  # fmt: skip
+    )
     parser.add_argument("--center", action="store_true", help="subtract each neuron's mean first (correlation)")
     parser.add_argument("--k", type=positive_integer, default=10, help="how many pairs to list (default: 10)")
     parser.add_argument("--key", metavar="NAME", help="which entry of the file")
@@ -438,43 +459,55 @@ def map_activations(arguments: argparse.Namespace) -> int:
         ("", "nearest", "cosine", "farthest", "cosine"),
         (
             (
-                str(index), f"{near.first} – {near.second}", f"{near.cosine:.4f}",
-                f"{far.first} – {far.second}", f"{far.cosine:.4f}",
+                str(index),
+                f"{near.first} – {near.second}",
+                f"{near.cosine:.4f}",
+                f"{far.first} – {far.second}",
+                f"{far.cosine:.4f}",
             )
             for index, (near, far) in enumerate(pairs, start=1)
         ),
-    )  # fmt: skip
+    )
     print(f"written to {arguments.out}: {', '.join(path.name for path in found.written)}")
     return OK
 
 
 def geometry_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", metavar="FILE.py[:FUNCTION]",
+        "--model",
+        metavar="FILE.py[:FUNCTION]",
         help="a Python file that defines model (or FUNCTION, which makes it), loader, and perhaps loss(model, batch), "
         "accuracy(model) and train(model) (default: networks that learn the built-in digits, an MLP and a CNN)",
-    )  # fmt: skip
+    )
     parser.add_argument("--layer", metavar="NAME", help="the Linear layer or convolution to examine")
     parser.add_argument(
         "--data", metavar="FILE", help="inputs, and classes named y, if not from the file's loader: .npz, .pt, …"
     )
     parser.add_argument(
-        "--samples", type=positive_integer, default=2048, metavar="N",
+        "--samples",
+        type=positive_integer,
+        default=2048,
+        metavar="N",
         help="batches are taken from the loader until there are so many (default: 2048)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--pairs", type=positive_integer, default=50, metavar="K",
+        "--pairs",
+        type=positive_integer,
+        default=50,
+        metavar="K",
         help="pairs in a cohort, fewer in a small layer (default: 50)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--plasticity", action="store_true", help="also train on after merging, and compare what is learned"
     )
     parser.add_argument("--seed", type=natural_number, default=0, help="same seed, same numbers (default: 0)")
     parser.add_argument("--quick", action="store_true", help="fewer pairs and pairings, to see that it works")
     parser.add_argument(
-        "--out", type=Path, default=Path("out/geometry"),
+        "--out",
+        type=Path,
+        default=Path("out/geometry"),
         help="folder to write; a run that was stopped goes on from what it holds (default: out/geometry)",
-    )  # fmt: skip
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -572,9 +605,14 @@ def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
     chosen = choose_studies(arguments.names, group)
     progress = choose_progress(arguments.quiet)
     runner = Runner(
-        arguments.out or Path("out/quick" if arguments.quick else "out/studies"), progress, first=arguments.seed,
-        count=arguments.seeds, quick=arguments.quick, fresh=arguments.fresh, jobs=arguments.jobs,
-    )  # fmt: skip
+        arguments.out or Path("out/quick" if arguments.quick else "out/studies"),
+        progress,
+        first=arguments.seed,
+        count=arguments.seeds,
+        quick=arguments.quick,
+        fresh=arguments.fresh,
+        jobs=arguments.jobs,
+    )
     finished = 0
     for each, result in runner.run(chosen):
         finished += 1

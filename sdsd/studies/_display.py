@@ -80,9 +80,14 @@ class LiveTable:
 
         self.header = header
         self.progress = Progress(
-            TextColumn("[bold]training"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("steps ·"),
-            TimeRemainingColumn(), console=self.console, expand=True,
-        )  # fmt: skip
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps ·"),
+            TimeRemainingColumn(),
+            console=self.console,
+            expand=True,
+        )
         self.task = self.progress.add_task("training", total=total)
         self.live = Live(console=self.console, refresh_per_second=8)
         self.live.start()

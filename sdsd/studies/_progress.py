@@ -70,9 +70,14 @@ class RichProgress(Progress):
             from rich.progress import Progress as Bars
 
             self.shown = Bars(
-                TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(),
-                TimeRemainingColumn(), console=self.console, transient=True, expand=True,
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+                expand=True,
+            )
             self.shown.start()
         bars = self.shown
         task = bars.add_task(what)

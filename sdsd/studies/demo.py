@@ -90,9 +90,14 @@ def run_demo(
     display = display or choose_display(quiet)
     started = time.perf_counter()
     results: dict[str, Any] = {
-        "study": "demo", "status": "running", "config": asdict(config), "versions": versions(),
-        "training": None, "map": None, "merges": None,
-    }  # fmt: skip
+        "study": "demo",
+        "status": "running",
+        "config": asdict(config),
+        "versions": versions(),
+        "training": None,
+        "map": None,
+        "merges": None,
+    }
     result = DemoResult(results, folder, interrupted=False)
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(config.seed)
@@ -198,13 +203,20 @@ def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Displ
     steps_per_epoch = math.ceil(count / config.batch_size)
     total = config.epochs * steps_per_epoch
     series: dict[str, Any] = {
-        "step": [], "train_loss": [], "held_out_loss": [], "accuracy": [], "layers": {},
+        "step": [],
+        "train_loss": [],
+        "held_out_loss": [],
+        "accuracy": [],
+        "layers": {},
         "exact": {"step": [], "noise_scale": []},
-    }  # fmt: skip
+    }
     results["training"] = {
-        "training_images": count, "held_out_images": len(digits.held_out_images), "steps_planned": total,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()), "series": series,
-    }  # fmt: skip
+        "training_images": count,
+        "held_out_images": len(digits.held_out_images),
+        "steps_planned": total,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "series": series,
+    }
     draw = torch.Generator().manual_seed(config.seed + 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=config.learning_rate, momentum=config.momentum)
     display.say(
@@ -301,9 +313,13 @@ def merge_cohorts(
         "far": [[pair[:2] for pair in neuron_map.farthest]],
     }
     found: dict[str, Any] = {
-        "layer": layer, "how": "mean", "pairs_in_a_cohort": size, "loss_before": loss_before,
-        "accuracy_before": accuracy_before, "cohorts": {},
-    }  # fmt: skip
+        "layer": layer,
+        "how": "mean",
+        "pairs_in_a_cohort": size,
+        "loss_before": loss_before,
+        "accuracy_before": accuracy_before,
+        "cohorts": {},
+    }
     for name in COHORTS:
         singles = [cost([pair])[0] for pair in cohorts[name][0]]
         together = [cost(pairs) for pairs in cohorts[name]]
@@ -314,7 +330,7 @@ def merge_cohorts(
             ],
             "together_loss_change": [change for change, _ in together],
             "together_accuracy_change": [change for _, change in together],
-        }  # fmt: skip
+        }
     loss_after, _ = evaluate(network, images, labels)
     found["restored_exactly"] = loss_after == loss_before
     return found

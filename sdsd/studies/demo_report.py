@@ -480,9 +480,15 @@ def overview(result: DemoResult, book: FigureBook) -> None:
     scales = noise_scales(training, batch_size)
     figure, axes = figures.new_figure(13.2, 4.1, columns=3, width_ratios=[1.35, 1, 1.05])
     figures.draw_noise_scale(
-        axes[0], series["step"], scales["estimate"], scales["low"], scales["high"], batch_size,
-        series["exact"]["step"], series["exact"]["noise_scale"],
-    )  # fmt: skip
+        axes[0],
+        series["step"],
+        scales["estimate"],
+        scales["low"],
+        scales["high"],
+        batch_size,
+        series["exact"]["step"],
+        series["exact"]["noise_scale"],
+    )
     axes[0].set_xlabel("training step")
     figures.set_title(axes[0], "Is the gradient signal or noise?")
     figures.draw_neuron_map(

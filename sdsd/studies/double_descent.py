@@ -195,13 +195,21 @@ def draw(result: StudyResult) -> Any:
         (axes[0], lambda rows: rows["test_error"], "Worst where it can just fit", "test error"),
         (axes[1], lambda rows: _gammas(rows, config), seen, f"Γ of {config['batch']} samples"),
         (axes[2], lambda rows: rows["geometry"]["entropy"], "H_G grows with the width", "H_G (nats)"),
-    ):  # fmt: skip
+    ):
         curves = {arm: mean_curve([values(rows) for rows in column(result.series, "arms", arm)]) for arm in NOISE}
         draw_curves(
-            place, widths, {arm: each[0] for arm, each in curves.items()},
-            bands={arm: each[1] for arm, each in curves.items()}, colours=colours, log_x=True, marker="o",
-            log_y=place is axes[1], xlabel="random features P", ylabel=label, legend="best" if place is axes[0] else "",
-        )  # fmt: skip
+            place,
+            widths,
+            {arm: each[0] for arm, each in curves.items()},
+            bands={arm: each[1] for arm, each in curves.items()},
+            colours=colours,
+            log_x=True,
+            marker="o",
+            log_y=place is axes[1],
+            xlabel="random features P",
+            ylabel=label,
+            legend="best" if place is axes[0] else "",
+        )
         figures.set_title(place, title)
     axes[0].set_ylim(0, 1)
     axes[1].set_ylim(top=3)
@@ -226,4 +234,4 @@ STUDIES = (
         expected_seconds=20,
         needs=("sklearn",),
     ),
-)  # fmt: skip
+)

@@ -47,9 +47,12 @@ def _descend(config: Config, rate: float, seed: int) -> Series:
     model = nn.Sequential(nn.Linear(64, config["hidden"]), nn.Tanh(), nn.Linear(config["hidden"], 10))
     probe = _Probe(model, data, rate, seed)
     watch = Watch(
-        config["batch"], every=config["every"], geometry_every=config["geometry_every"], layers=(("0", "2"),),
+        config["batch"],
+        every=config["every"],
+        geometry_every=config["geometry_every"],
+        layers=(("0", "2"),),
         canonical=False,
-    )  # fmt: skip
+    )
     optimizer = torch.optim.SGD(model.parameters(), rate)
     return train(model, data, _loss, optimizer, watch, steps=config["steps"], evaluate=probe.look)
 
@@ -89,9 +92,11 @@ class _Probe:
             }
             after = 5 * mse_loss(torch.func.functional_call(self.model, moved, (self.data[0],)), self.data[1])
         return {
-            "loss": loss.item(), "change": after.item() - loss.item(), "sharpness": self.rate / 2 * sharpness,
+            "loss": loss.item(),
+            "change": after.item() - loss.item(),
+            "sharpness": self.rate / 2 * sharpness,
             "curvature_along": self.rate / 2 * along,
-        }  # fmt: skip
+        }
 
 
 def _inner(first: Any, second: Any) -> float:
@@ -173,11 +178,16 @@ def draw(result: StudyResult) -> Any:
     ):
         curves = {name: mean_curve([rows[key] for rows in runs]) for name, (runs, _) in rates.items()}
         draw_curves(
-            place, steps, {name: runs[0][key] for name, (runs, _) in rates.items()},
+            place,
+            steps,
+            {name: runs[0][key] for name, (runs, _) in rates.items()},
             bands={name: each[1] for name, each in curves.items()},
-            colours={name: colour for name, (_, colour) in rates.items()}, xlabel="step", ylabel=label,
-            log_y=key == "loss", legend="best" if key == "sharpness" else "",
-        )  # fmt: skip
+            colours={name: colour for name, (_, colour) in rates.items()},
+            xlabel="step",
+            ylabel=label,
+            log_y=key == "loss",
+            legend="best" if key == "sharpness" else "",
+        )
         figures.set_title(place, title)
     axes[0].set_ylim(0, 1.5)
     draw_level(axes[0], 1.0, "unstable above", at=0.02)
@@ -217,8 +227,16 @@ STUDIES = (
         summary="full-batch gradient descent on digits at a large and a small rate, sharpness and Γ of every step",
         claim="SDSD explains the edge of stability",
         source=EXPLANATION,
-        settings={"samples": 300, "hidden": 32, "steps": 1200, "every": 6, "geometry_every": 20, "batch": 64,
-                  "learning_rate": 0.3, "small_learning_rate": 0.05},
+        settings={
+            "samples": 300,
+            "hidden": 32,
+            "steps": 1200,
+            "every": 6,
+            "geometry_every": 20,
+            "batch": 64,
+            "learning_rate": 0.3,
+            "small_learning_rate": 0.05,
+        },
         quick={"steps": 400, "every": 5, "geometry_every": 40},
         measure=measure,
         judge=judge,
@@ -226,4 +244,4 @@ STUDIES = (
         expected_seconds=20,
         needs=("sklearn",),
     ),
-)  # fmt: skip
+)

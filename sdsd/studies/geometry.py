@@ -85,8 +85,9 @@ def examine(
     config = config or ArcConfig()
     if quick:
         settings = asdict(config) | {
-            "pairs": min(config.pairs, QUICK_PAIRS), "random_pairings": min(config.random_pairings, QUICK_PAIRINGS)
-        }  # fmt: skip
+            "pairs": min(config.pairs, QUICK_PAIRS),
+            "random_pairings": min(config.random_pairings, QUICK_PAIRINGS),
+        }
         config = ArcConfig(**settings)
     progress = progress or choose_progress(quiet)
     found = GeometryResult(StudyResult("geometry", {"quick": quick, **asdict(config)}), folder)

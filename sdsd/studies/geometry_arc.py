@@ -115,17 +115,28 @@ class Examination:
         if readers.is_output:
             readers.require("Examining a layer", removal=False)
         self.before = self._measured(subject.model)
-        self.notebook = Notebook(folder, {
-            "network": subject.name, "layer": subject.layer, "measure": subject.measure,
-            "fingerprint": fingerprint(subject.model), "before": f"{self.before:.5g}", "config": asdict(config),
-        })  # fmt: skip
+        self.notebook = Notebook(
+            folder,
+            {
+                "network": subject.name,
+                "layer": subject.layer,
+                "measure": subject.measure,
+                "fingerprint": fingerprint(subject.model),
+                "before": f"{self.before:.5g}",
+                "config": asdict(config),
+            },
+        )
         self.neuron_map: NeuronMap | None = None
         self._collected: LayerActivations | None = None
         self._losses: Measurements | None = None
         self.series: dict[str, Any] = {
-            "network": subject.name, "layer": subject.layer, "kind": type(self.layer).__name__, "seed": config.seed,
-            "measure": subject.measure, "before": self.before,
-        }  # fmt: skip
+            "network": subject.name,
+            "layer": subject.layer,
+            "kind": type(self.layer).__name__,
+            "seed": config.seed,
+            "measure": subject.measure,
+            "before": self.before,
+        }
 
     def run(self) -> dict[str, Any]:
         """All steps in order; each finished one is in `series` at once."""
@@ -183,9 +194,11 @@ class Examination:
 
     def _options(self) -> dict[str, Any]:
         return {
-            "how": HOW, "seed": self.config.seed, "example_input": self.subject.example_input,
+            "how": HOW,
+            "seed": self.config.seed,
+            "example_input": self.subject.example_input,
             "resume": self.notebook.path(".jsonl") or self._losses,
-        }  # fmt: skip
+        }
 
     def _biopsies(self) -> dict[str, Any]:
         """far, random and near pairs, by activations and by weights."""
@@ -193,9 +206,14 @@ class Examination:
         for name, geometry in self._geometries().items():
             bar = self.progress.bar(f"{self.subject.name}: single merges, pairs by {name}")
             measured = biopsy(
-                self.subject.model, self.subject.layer, self.subject.sensitivity, self._pairs(), progress=bar,
-                **geometry, **self._options(),
-            )  # fmt: skip
+                self.subject.model,
+                self.subject.layer,
+                self.subject.sensitivity,
+                self._pairs(),
+                progress=bar,
+                **geometry,
+                **self._options(),
+            )
             self._losses = measured.measurements
             found[name] = _biopsy_numbers(measured)
         return found
@@ -208,13 +226,22 @@ class Examination:
         for name, geometry in self._geometries().items():
             bar = self.progress.bar(f"{self.subject.name}: pairs by {name} merged at once")
             measured = mass_consolidation(
-                self.subject.model, self.subject.layer, self.subject.sensitivity, self._pairs(),
-                random_pairings=self.config.random_pairings, progress=bar, **geometry, **self._options(),
-            )  # fmt: skip
+                self.subject.model,
+                self.subject.layer,
+                self.subject.sensitivity,
+                self._pairs(),
+                random_pairings=self.config.random_pairings,
+                progress=bar,
+                **geometry,
+                **self._options(),
+            )
             found[name] = {
-                "pairs": len(measured.pairs), "change": measured.geometry, "random": list(measured.random),
-                "ratio": measured.ratio, "interval": measured.interval,
-            }  # fmt: skip
+                "pairs": len(measured.pairs),
+                "change": measured.geometry,
+                "random": list(measured.random),
+                "ratio": measured.ratio,
+                "interval": measured.interval,
+            }
         return found
 
     def _equal_size(self) -> dict[str, Any]:
@@ -245,8 +272,9 @@ class Examination:
             for name in self.progress.each(list(ways), f"{self.subject.name}: {count} neurons fewer"):
                 smaller, report = ways[name]()
                 found["ways"][name] = {
-                    "change": self._measured(smaller) - self.before, "accuracy": self._accuracy(smaller),
-                }  # fmt: skip
+                    "change": self._measured(smaller) - self.before,
+                    "accuracy": self._accuracy(smaller),
+                }
                 found |= {"neurons": report.neurons, "parameters": report.parameters, "flops": report.flops}
         except ValueError as error:
             return {"removed": 0, "why not": str(error)}
@@ -282,9 +310,16 @@ class Examination:
         bar = self.progress.bar(f"{self.subject.name}: training on after merges")
         options = {name: value for name, value in self._options().items() if name != "resume"}
         measured = plasticity(
-            self.subject.model, self.subject.layer, self.subject.train, self.subject.accuracy, self._pairs(),
-            epochs=self.config.epochs, progress=bar, **self._geometries()["activations"], **options,
-        )  # fmt: skip
+            self.subject.model,
+            self.subject.layer,
+            self.subject.train,
+            self.subject.accuracy,
+            self._pairs(),
+            epochs=self.config.epochs,
+            progress=bar,
+            **self._geometries()["activations"],
+            **options,
+        )
         curves = {name: list(getattr(measured, name)) for name in ("geometry", "random", "untouched")}
         return {**curves, "difference": measured.difference}
 
@@ -308,11 +343,12 @@ def describe(neuron_map: NeuronMap) -> dict[str, Any]:
         "notes",
     )
     return {
-        **{name: found[name] for name in names}, "dead": len(found["dead"]),
+        **{name: found[name] for name in names},
+        "dead": len(found["dead"]),
         "compared": cluster(neuron_map.cosine[live][:, live], COMPARED).silhouette if len(live) >= LIVE else None,
         "points": neuron_map.points.astype(float).round(3).tolist(),
         "nearest": [[pair.first, pair.second, round(pair.cosine, 4)] for pair in neuron_map.nearest],
-    }  # fmt: skip
+    }
 
 
 def weight_magnitudes(layer: nn.Module) -> Tensor:
@@ -329,11 +365,15 @@ def _nearest(geometry: Mapping[str, Tensor], count: int) -> Sequence[NeuronPair]
 def _biopsy_numbers(measured: Biopsy) -> dict[str, Any]:
     def cohort(found: Cohort) -> dict[str, Any]:
         return {
-            "cosine": round(fmean(pair.cosine for pair in found.pairs), 4), "mean": found.mean, "sd": found.std,
+            "cosine": round(fmean(pair.cosine for pair in found.pairs), 4),
+            "mean": found.mean,
+            "sd": found.std,
             "changes": list(found.loss_changes),
-        }  # fmt: skip
+        }
 
     return {
         **{name: cohort(getattr(measured, name)) for name in ("near", "random", "far")},
-        "ratio": measured.ratio, "interval": measured.interval, "single ratio": measured.single_ratio,
-    }  # fmt: skip
+        "ratio": measured.ratio,
+        "interval": measured.interval,
+        "single ratio": measured.single_ratio,
+    }

@@ -70,9 +70,17 @@ def subject_from_file(
         accuracy = accuracy_on(batches)
     train = names.get("train") or (None if loss is None else sgd_training(batches, loss, lr=TRAINING_RATE))
     return Subject(
-        path.stem, network, layer, batches, sensitivity, measure, example_of(network, batches[0]),
-        standard_controls(network, batches, seed), accuracy, train,
-    )  # fmt: skip
+        path.stem,
+        network,
+        layer,
+        batches,
+        sensitivity,
+        measure,
+        example_of(network, batches[0]),
+        standard_controls(network, batches, seed),
+        accuracy,
+        train,
+    )
 
 
 def _model(path: Path, names: Mapping[str, Any], function: str) -> nn.Module:
@@ -145,10 +153,13 @@ def _data_batches(path: Path) -> list[Any]:
 def _classified(batches: list[Any]) -> bool:
     """Whether batches are (inputs, classes)."""
     return all(
-        isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)
-        and batch[1].ndim == 1 and not batch[1].is_floating_point()
+        isinstance(batch, (tuple, list))
+        and len(batch) == 2
+        and isinstance(batch[1], Tensor)
+        and batch[1].ndim == 1
+        and not batch[1].is_floating_point()
         for batch in batches
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

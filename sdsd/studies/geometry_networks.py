@@ -75,14 +75,19 @@ def mnist_subject(config: Config, seed: int) -> Subject:
 
     held = [(_features(trunk(model), images[measured]), classes[measured])]
     return Subject(
-        "MNIST CNN", head(model), "fc_layers.0", [_features(trunk(model), images[mapped])],
-        mean_loss(held, classification_loss), "loss", held[0][0][:1],
+        "MNIST CNN",
+        head(model),
+        "fc_layers.0",
+        [_features(trunk(model), images[mapped])],
+        mean_loss(held, classification_loss),
+        "loss",
+        held[0][0][:1],
         {
             UNTRAINED: control,
             SHUFFLED: lambda: (head(model), [_features(trunk(model), shuffled_pixels(images[mapped], seed))]),
         },
         accuracy_on(held),
-    )  # fmt: skip
+    )
 
 
 def efficientnet_subject(config: Config, seed: int) -> Subject:
@@ -93,9 +98,13 @@ def efficientnet_subject(config: Config, seed: int) -> Subject:
 
     def head(network: pretrained.EfficientNetLite0) -> nn.Module:
         parts = OrderedDict(
-            _conv_head=network._conv_head, _bn1=network._bn1, act=network.act, pool=network.pool,
-            flatten=nn.Flatten(), _fc=network._fc,
-        )  # fmt: skip
+            _conv_head=network._conv_head,
+            _bn1=network._bn1,
+            act=network.act,
+            pool=network.pool,
+            flatten=nn.Flatten(),
+            _fc=network._fc,
+        )
         return nn.Sequential(parts).eval()
 
     def trunk(network: pretrained.EfficientNetLite0) -> Callable[[Tensor], Tensor]:
@@ -109,13 +118,18 @@ def efficientnet_subject(config: Config, seed: int) -> Subject:
     found = _features(trunk(model), images)
     network = head(model)
     return Subject(
-        "EfficientNet-Lite0", network, "_conv_head", [found[:count]],
-        kl_to_untouched(network, [found[count:]]), "KL divergence", found[:1],
+        "EfficientNet-Lite0",
+        network,
+        "_conv_head",
+        [found[:count]],
+        kl_to_untouched(network, [found[count:]]),
+        "KL divergence",
+        found[:1],
         {
             UNTRAINED: control,
             SHUFFLED: lambda: (network, [_features(trunk(model), shuffled_pixels(images[:count], seed))]),
         },
-    )  # fmt: skip
+    )
 
 
 class MiniLmTail(nn.Module):
@@ -164,10 +178,15 @@ def minilm_subject(config: Config, seed: int) -> Subject:
     network = MiniLmTail(model, first).eval()
     hidden = before(model, ids)
     return Subject(
-        f"MiniLM, layer {first + 1} of {len(model.layers)}", network, f"layers.{first}.up", [hidden[:count]],
-        cosine_to_untouched(network, [hidden[count:]]), "1 − cosine", hidden[:1],
+        f"MiniLM, layer {first + 1} of {len(model.layers)}",
+        network,
+        f"layers.{first}.up",
+        [hidden[:count]],
+        cosine_to_untouched(network, [hidden[count:]]),
+        "1 − cosine",
+        hidden[:1],
         {UNTRAINED: control, "shuffled words": lambda: (network, [before(model, mixed())])},
-    )  # fmt: skip
+    )
 
 
 class ResNetTail(nn.Module):
@@ -205,16 +224,19 @@ def resnet_subject(config: Config, seed: int) -> Subject:
     features = _features(model.trunk, images[test])
     held = [(features, classes[test])]
     return Subject(
-        f"ResNet18 on {'digits' if config['data'] == 'digits' else 'CIFAR-10'}", ResNetTail(model).eval(),
-        "layer4.1.conv1", [features], mean_loss(held, classification_loss), "loss", features[:1],
+        f"ResNet18 on {'digits' if config['data'] == 'digits' else 'CIFAR-10'}",
+        ResNetTail(model).eval(),
+        "layer4.1.conv1",
+        [features],
+        mean_loss(held, classification_loss),
+        "loss",
+        features[:1],
         {
             UNTRAINED: control,
-            SHUFFLED: lambda: (
-                ResNetTail(model).eval(), [_features(model.trunk, shuffled_pixels(images[test], seed))]
-            ),
+            SHUFFLED: lambda: (ResNetTail(model).eval(), [_features(model.trunk, shuffled_pixels(images[test], seed))]),
         },
         accuracy_on(held),
-    )  # fmt: skip
+    )
 
 
 # What a study does with them
@@ -289,38 +311,72 @@ def _study(
         f"{DOCUMENT}, Phases I to IV",
         {"pairs": 50, "random_pairings": 8, "epochs": 0, **settings},
         {"pairs": 10, "random_pairings": 3, **quick},
-        partial(measure, subject), judge, draw_network, expected_seconds, seeds, needs=("sklearn",),
-    )  # fmt: skip
+        partial(measure, subject),
+        judge,
+        draw_network,
+        expected_seconds,
+        seeds,
+        needs=("sklearn",),
+    )
 
 
 STUDIES = (
     _study(
-        "geometry-digits-mlp", "a perceptron that learned digits", mlp_subject,
-        {"epochs": 5}, {"epochs": 1, "pairs": 50}, 20, 5,
+        "geometry-digits-mlp",
+        "a perceptron that learned digits",
+        mlp_subject,
+        {"epochs": 5},
+        {"epochs": 1, "pairs": 50},
+        20,
+        5,
     ),
     _study(
-        "geometry-digits-cnn", "a CNN that learned digits", cnn_subject,
-        {"epochs": 5}, {"epochs": 1}, 360, 5,
+        "geometry-digits-cnn",
+        "a CNN that learned digits",
+        cnn_subject,
+        {"epochs": 5},
+        {"epochs": 1},
+        360,
+        5,
     ),
     _study(
-        "geometry-mnist", "a CNN that others trained on MNIST", mnist_subject,
-        {"mapped": 2000, "measured": 1000}, {"mapped": 500, "measured": 200}, 40, 3,
+        "geometry-mnist",
+        "a CNN that others trained on MNIST",
+        mnist_subject,
+        {"mapped": 2000, "measured": 1000},
+        {"mapped": 500, "measured": 200},
+        40,
+        3,
     ),
     _study(
-        "geometry-efficientnet", "EfficientNet-Lite0, trained on ImageNet", efficientnet_subject,
-        {"mapped": 64, "measured": 32}, {"mapped": 16, "measured": 8}, 150, 3,
+        "geometry-efficientnet",
+        "EfficientNet-Lite0, trained on ImageNet",
+        efficientnet_subject,
+        {"mapped": 64, "measured": 32},
+        {"mapped": 16, "measured": 8},
+        150,
+        3,
     ),
     *(
         _study(
-            f"geometry-minilm-{layer + 1}", f"the feed-forward neurons of MiniLM's layer {layer + 1}", minilm_subject,
+            f"geometry-minilm-{layer + 1}",
+            f"the feed-forward neurons of MiniLM's layer {layer + 1}",
+            minilm_subject,
             {"layer": layer, "tokens": 16, "sentences": 1300, "mapped": 256, "measured": 64},
-            {"mapped": 64, "measured": 16}, seconds, 3,
+            {"mapped": 64, "measured": 16},
+            seconds,
+            3,
         )
         for layer, seconds in ((2, 450), (5, 140))
     ),
     _study(
-        "geometry-resnet18", "the last block of ResNet18, on CIFAR-10 where there is one", resnet_subject,
-        {"data": os.environ.get(CIFAR10, "digits"), "training epochs": 4, "measured": 450}, {"training epochs": 1},
-        540, 3, _judge_resnet,
+        "geometry-resnet18",
+        "the last block of ResNet18, on CIFAR-10 where there is one",
+        resnet_subject,
+        {"data": os.environ.get(CIFAR10, "digits"), "training epochs": 4, "measured": 450},
+        {"training epochs": 1},
+        540,
+        3,
+        _judge_resnet,
     ),
-)  # fmt: skip
+)

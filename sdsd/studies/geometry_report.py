@@ -31,11 +31,13 @@ def write_report(result: StudyResult, maps: Sequence[NeuronMap], folder: Path) -
     if result.verdicts:
         sections.insert(0, _claims_section(result))
     text = html.page(
-        _title(result), _lead(result), [*sections, _settings_section(result)],
+        _title(result),
+        _lead(result),
+        [*sections, _settings_section(result)],
         f"Made by sdsd geometry in {result.seconds:.0f} s. All numbers are in results.json beside this page. "
         + " · ".join(f"{name} {version}" for name, version in versions().items()),
         geometry_page.head(),
-    )  # fmt: skip
+    )
     path = folder / "report.html"
     write_text(path, text)
     return [path, *book.written]
@@ -165,10 +167,11 @@ def _biopsy_section(series: Mapping[str, Any], book: FigureBook, stem: str, suff
         figures.draw_batch_merges(
             axes,
             {
-                "near": [at_once["activations"]["change"]], "near by\nweights": [at_once["weights"]["change"]],
+                "near": [at_once["activations"]["change"]],
+                "near by\nweights": [at_once["weights"]["change"]],
                 "random": at_once["activations"]["random"],
             },
-        )  # fmt: skip
+        )
         axes.set_ylabel(f"change of {measure}")
         pairs = at_once["activations"]["pairs"]
         shown.append(
@@ -274,11 +277,13 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
         )
     rows = [
         (
-            name, "–" if found["compared"] is None else f"{found['compared']:.3f}",
-            "–" if found["effective_rank"] is None else f"{found['effective_rank']:.1f}", str(found["dead"]),
+            name,
+            "–" if found["compared"] is None else f"{found['compared']:.3f}",
+            "–" if found["effective_rank"] is None else f"{found['effective_rank']:.1f}",
+            str(found["dead"]),
         )
         for name, found in maps.items()
-    ]  # fmt: skip
+    ]
     blocks.append(html.Table(("network", "silhouette", "effective rank", "dead neurons"), rows))
     for name, found in series["controls"].items():
         if "why not" in found:

@@ -130,10 +130,13 @@ def digits_mlp(seed: int = 0, epochs: int = MLP_EPOCHS) -> Subject:
     """Two hidden layers of 128; the second is examined."""
     network = nn.Sequential(
         OrderedDict(
-            hidden1=nn.Linear(64, 128), relu1=nn.ReLU(), hidden2=nn.Linear(128, 128), relu2=nn.ReLU(),
+            hidden1=nn.Linear(64, 128),
+            relu1=nn.ReLU(),
+            hidden2=nn.Linear(128, 128),
+            relu2=nn.ReLU(),
             head=nn.Linear(128, 10),
         )
-    )  # fmt: skip
+    )
     return _digits_subject("digits MLP", network, "hidden2", (64,), seed, epochs, 0.1)
 
 
@@ -168,12 +171,19 @@ def _digits_subject(
     fresh = untrained(network, seed)
     model = trained(fresh, training(images), epochs, seed).eval()
     return Subject(
-        name, model, layer, whole, mean_loss(whole, classification_loss), "loss", images[:1],
+        name,
+        model,
+        layer,
+        whole,
+        mean_loss(whole, classification_loss),
+        "loss",
+        images[:1],
         standard_controls(
             model, whole, seed, lambda shuffled: trained(fresh, training(shuffled[0][0]), epochs, seed).eval()
         ),
-        accuracy_on(held_out), training(images, rate / 5),
-    )  # fmt: skip
+        accuracy_on(held_out),
+        training(images, rate / 5),
+    )
 
 
 def load_digits(seed: int) -> tuple[Tensor, Tensor]:

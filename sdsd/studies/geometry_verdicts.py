@@ -43,19 +43,28 @@ SAME = 1.0
 def judge_network(runs: Sequence[Run]) -> list[Verdict]:
     """A verdict for each claim that was measured in every one of `runs`, of one network with different seeds."""
     judges: tuple[tuple[str, Callable[[Sequence[Run]], Verdict]], ...] = (
-        ("biopsy", _judge_batch), ("biopsy", _judge_single), ("consolidation", _judge_mass),
-        ("biopsy", _judge_weights), ("equal size", _judge_pruning), ("controls", _judge_controls),
+        ("biopsy", _judge_batch),
+        ("biopsy", _judge_single),
+        ("consolidation", _judge_mass),
+        ("biopsy", _judge_weights),
+        ("equal size", _judge_pruning),
+        ("controls", _judge_controls),
         ("plasticity", _judge_plasticity),
-    )  # fmt: skip
+    )
     return [judge(runs) for key, judge in judges if runs and all(run.get(key) for run in runs)]
 
 
 def _untestable(claim: str, source: str, seed_figure: str) -> Verdict:
     return Verdict(
-        claim, source, "untestable here", "untestable here if a number that decides cannot be had with every seed",
-        seed_figure, None, "Where merges change nothing there is no ratio, and where a layer cannot shrink no smaller "
+        claim,
+        source,
+        "untestable here",
+        "untestable here if a number that decides cannot be had with every seed",
+        seed_figure,
+        None,
+        "Where merges change nothing there is no ratio, and where a layer cannot shrink no smaller "
         "network; see the numbers of this network.",
-    )  # fmt: skip
+    )
 
 
 def _held(held: bool, runs: Sequence[Run]) -> str:

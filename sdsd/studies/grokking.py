@@ -45,11 +45,9 @@ def _train(config: Config, decay: float, share: float, seed: int, steps: int) ->
     width, neurons = config["embedding"], config["hidden"]
     model = nn.Sequential(
         nn.Embedding(prime, width), nn.Flatten(), nn.Linear(2 * width, neurons), nn.ReLU(), nn.Linear(neurons, prime)
-    )  # fmt: skip
+    )
     optimizer = torch.optim.AdamW(model.parameters(), config["learning_rate"], weight_decay=decay)
-    watch = Watch(
-        config["batch"], every=config["every"], geometry_every=config["geometry_every"], layers=(("2", "4"),)
-    )  # fmt: skip
+    watch = Watch(config["batch"], every=config["every"], geometry_every=config["geometry_every"], layers=(("2", "4"),))
 
     def evaluate() -> dict[str, float]:
         return {"accuracy": _accuracy(model, shown), "test_accuracy": _accuracy(model, hidden)}
@@ -122,16 +120,11 @@ def _judge_gamma(result: StudyResult, memorised: list[float], grokked: list[floa
         mean(_between(rows, "gamma", first, (first + last) / 2))
         for rows, first, last in zip(runs, memorised, grokked, strict=True)
     ]
-    at = [
-        mean(_between(rows, "gamma", 0.8 * last, 1.1 * last)) for rows, last in zip(runs, grokked, strict=True)
-    ]  # fmt: skip
+    at = [mean(_between(rows, "gamma", 0.8 * last, 1.1 * last)) for rows, last in zip(runs, grokked, strict=True)]
     others = [
-        max(
-            mean(_between(rows[arm], "gamma", last / 2, last))
-            for arm in (UNDECAYED, STARVED)
-        )
+        max(mean(_between(rows[arm], "gamma", last / 2, last)) for arm in (UNDECAYED, STARVED))
         for rows, last in zip(column(result.series, "arms"), grokked, strict=True)
-    ]  # fmt: skip
+    ]
     crosses = all(low < 1 < high and other < 1 for low, high, other in zip(before, at, others, strict=True))
     alone = all(high > max(low, other) for low, high, other in zip(before, at, others, strict=True))
     if shown == "not reproduced":
@@ -174,17 +167,27 @@ def draw(result: StudyResult) -> Any:
             rows = run[arm]["geometry"] if key == "entropy" else run[arm]
             curve = {f"test, {arm}" if axes is left else arm: rows[key]}
             draw_curves(
-                axes, rows["step"], curve, colours=dict.fromkeys(curve, colours[arm]), xlabel="step", ylabel=label,
+                axes,
+                rows["step"],
+                curve,
+                colours=dict.fromkeys(curve, colours[arm]),
+                xlabel="step",
+                ylabel=label,
                 legend="",
-            )  # fmt: skip
+            )
         if math.isfinite(when):
             draw_level(axes, when, "understands", vertical=True, at=0.15 if axes is left else 0.9)
         figures.set_title(axes, title)
     trained = {"training": run[GROKS]["accuracy"]}
     draw_curves(
-        left, run[GROKS]["step"], trained, colours={"training": figures.MUTED}, xlabel="step", ylabel="accuracy",
+        left,
+        run[GROKS]["step"],
+        trained,
+        colours={"training": figures.MUTED},
+        xlabel="step",
+        ylabel="accuracy",
         legend="center right",
-    )  # fmt: skip
+    )
     left.set_ylim(-0.02, 1.05)
     middle.set_ylim(0, 1.2 * max(1, *run[GROKS]["gamma"], *run[STARVED]["gamma"]))
     draw_level(middle, 1.0, "Γ = 1", at=0.02)
@@ -197,12 +200,23 @@ STUDIES = (
         summary="addition modulo a prime, with weight decay, without, and with too few examples",
         claim="SDSD explains grokking",
         source=EXPLANATION,
-        settings={"prime": 31, "embedding": 64, "hidden": 128, "steps": 6000, "share": 0.6, "few": 0.25,
-                  "weight_decay": 1.0, "learning_rate": 0.005, "batch": 64, "every": 50, "geometry_every": 10},
+        settings={
+            "prime": 31,
+            "embedding": 64,
+            "hidden": 128,
+            "steps": 6000,
+            "share": 0.6,
+            "few": 0.25,
+            "weight_decay": 1.0,
+            "learning_rate": 0.005,
+            "batch": 64,
+            "every": 50,
+            "geometry_every": 10,
+        },
         quick={"prime": 23, "embedding": 32, "steps": 1500, "share": 0.8, "learning_rate": 0.01, "every": 25},
         measure=measure,
         judge=judge,
         draw=draw,
         expected_seconds=100,
     ),
-)  # fmt: skip
+)

@@ -76,9 +76,7 @@ def _masked(config: Config, start: list[Tensor], masks: list[Tensor]) -> nn.Sequ
     return model
 
 
-def _train_to_prune(
-    config: Config, data: Digits, start: list[Tensor], masks: list[Tensor], seed: int
-) -> list[Tensor]:  # fmt: skip
+def _train_to_prune(config: Config, data: Digits, start: list[Tensor], masks: list[Tensor], seed: int) -> list[Tensor]:
     """The parameters after a round of training, which nobody watches."""
     model = _masked(config, start, masks)
     mask_gradients(model, masks)
@@ -92,17 +90,22 @@ def _train_to_prune(
     return [parameter.detach() for parameter in model.parameters()]
 
 
-def _watched(
-    config: Config, data: Digits, start: list[Tensor], masks: list[Tensor], batch: int, seed: int
-) -> Series:  # fmt: skip
+def _watched(config: Config, data: Digits, start: list[Tensor], masks: list[Tensor], batch: int, seed: int) -> Series:
     """The first steps of training from `start` under `masks`."""
     model = _masked(config, start, masks)
     watch = Watch(batch, every=config["every"], geometry_every=2, micro=batch // config["parts"], smoothing=0.98)
     return train(
-        model, (data.images, data.labels), _loss, torch.optim.SGD(model.parameters(), config["learning_rate"]), watch,
-        steps=config["steps"], batch_size=batch, masks=masks, seed=seed,
+        model,
+        (data.images, data.labels),
+        _loss,
+        torch.optim.SGD(model.parameters(), config["learning_rate"]),
+        watch,
+        steps=config["steps"],
+        batch_size=batch,
+        masks=masks,
+        seed=seed,
         evaluate=lambda: {"accuracy": evaluate(model, data.held_out_images, data.held_out_labels)[1]},
-    )  # fmt: skip
+    )
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -197,10 +200,17 @@ def draw(result: StudyResult) -> Any:
         steps = result.series[0]["arms"][TICKET][where]
         curves = {arm: mean_curve(column(result.series, "arms", arm, *path)) for arm in ARMS}
         draw_curves(
-            axes, steps["step"] if isinstance(steps, dict) else steps, {arm: each[0] for arm, each in curves.items()},
-            bands={arm: each[1] for arm, each in curves.items()}, colours=COLOURS, xlabel="training step",
-            ylabel=label, marker="o", log_y=path[-1] == "gamma_star", legend=legend,
-        )  # fmt: skip
+            axes,
+            steps["step"] if isinstance(steps, dict) else steps,
+            {arm: each[0] for arm, each in curves.items()},
+            bands={arm: each[1] for arm, each in curves.items()},
+            colours=COLOURS,
+            xlabel="training step",
+            ylabel=label,
+            marker="o",
+            log_y=path[-1] == "gamma_star",
+            legend=legend,
+        )
         if path[-1] != "accuracy":
             draw_level(axes, 1.0, "1", at=0.02)
         figures.set_title(axes, title)
@@ -214,8 +224,18 @@ STUDIES = (
         summary="iterative magnitude pruning on digits; the ticket beside another start, a random mask and the whole",
         claim="SDSD explains lottery tickets",
         source=EXPLANATION,
-        settings={"hidden": (128, 64), "rounds": 9, "keep": 0.8, "round_steps": 300, "steps": 60, "every": 5,
-                  "batch": 128, "small_batch": 16, "parts": 4, "learning_rate": 0.1},
+        settings={
+            "hidden": (128, 64),
+            "rounds": 9,
+            "keep": 0.8,
+            "round_steps": 300,
+            "steps": 60,
+            "every": 5,
+            "batch": 128,
+            "small_batch": 16,
+            "parts": 4,
+            "learning_rate": 0.1,
+        },
         quick={"hidden": (64, 32), "rounds": 5, "keep": 0.67, "round_steps": 150, "every": 20},
         measure=measure,
         judge=judge,
@@ -223,4 +243,4 @@ STUDIES = (
         expected_seconds=50,
         needs=("sklearn",),
     ),
-)  # fmt: skip
+)

@@ -40,9 +40,13 @@ def run_map(
     folder = prepare_output(out)
     neuron_map = NeuronMap.from_activations(activations, neuron_dim=neuron_dim, center=center, pairs=pairs)
     results = {
-        "study": "map", "source": source, "shape": list(activations.shape), "center": center,
-        "versions": versions(), **neuron_map.to_dict(),
-    }  # fmt: skip
+        "study": "map",
+        "source": source,
+        "shape": list(activations.shape),
+        "center": center,
+        "versions": versions(),
+        **neuron_map.to_dict(),
+    }
     written = [folder / "cosine.npy", folder / "results.json"]
     np.save(written[0], neuron_map.cosine.numpy())
     write_json(written[1], results)

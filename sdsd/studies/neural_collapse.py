@@ -51,17 +51,28 @@ def _train(config: Config, norm: bool, seed: int) -> Series:
     writers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     steps = config["epochs"] * (len(data[1]) // config["batch"])
     watch = Watch(
-        config["batch"], every=steps // config["looks"], geometry_every=4, micro=config["micro"],
-        smoothing=0.95, layers=tuple(pairwise(writers)),
-    )  # fmt: skip
+        config["batch"],
+        every=steps // config["looks"],
+        geometry_every=4,
+        micro=config["micro"],
+        smoothing=0.95,
+        layers=tuple(pairwise(writers)),
+    )
     optimizer = torch.optim.SGD(
         model.parameters(), config["learning_rate"], config["momentum"], weight_decay=config["weight_decay"]
     )
     return train(
-        model, data, _loss, optimizer, watch, steps=steps, batch_size=config["batch"], seed=seed,
+        model,
+        data,
+        _loss,
+        optimizer,
+        watch,
+        steps=steps,
+        batch_size=config["batch"],
+        seed=seed,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps + 1),
         evaluate=lambda: collapse(model, data),
-    )  # fmt: skip
+    )
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -166,10 +177,15 @@ def draw(result: StudyResult) -> Any:
     measures = {"NC1 within classes": "nc1", "NC2 angles": "nc2", "NC3 head": "nc3"}
     curves = {name: mean_curve([rows[key] for rows in runs]) for name, key in measures.items()}
     draw_curves(
-        axes[0], epochs, {name: each[0] for name, each in curves.items()},
-        bands={name: each[1] for name, each in curves.items()}, xlabel="epoch", ylabel="distance from collapse",
-        log_y=True, legend="best",
-    )  # fmt: skip
+        axes[0],
+        epochs,
+        {name: each[0] for name, each in curves.items()},
+        bands={name: each[1] for name, each in curves.items()},
+        xlabel="epoch",
+        ylabel="distance from collapse",
+        log_y=True,
+        legend="best",
+    )
     figures.set_title(axes[0], "Classes become the corners of a simplex")
     above = result.verdicts[1].verdict == "reproduced"
     colours = dict(zip(ARMS, (figures.BLUE, figures.ORANGE), strict=True))
@@ -184,10 +200,16 @@ def draw(result: StudyResult) -> Any:
     ):
         curves = {arm: mean_curve(column(result.series, "arms", arm, key)) for arm in ARMS}
         draw_curves(
-            place, epochs, {arm: each[0] for arm, each in curves.items()},
-            bands={arm: each[1] for arm, each in curves.items()}, colours=colours, xlabel="epoch", ylabel=label,
-            log_y=key == "nc1", legend="best" if key == "nc1" else "",
-        )  # fmt: skip
+            place,
+            epochs,
+            {arm: each[0] for arm, each in curves.items()},
+            bands={arm: each[1] for arm, each in curves.items()},
+            colours=colours,
+            xlabel="epoch",
+            ylabel=label,
+            log_y=key == "nc1",
+            legend="best" if key == "nc1" else "",
+        )
         figures.set_title(place, title)
     axes[2].set_ylim(bottom=0)
     draw_level(axes[2], 1.0, "Γ = 1")
@@ -200,8 +222,16 @@ STUDIES = (
         summary="digits learned far past zero error, with and without BatchNorm, Γ from micro-batches in train mode",
         claim="SDSD explains neural collapse",
         source=EXPLANATION,
-        settings={"hidden": (128, 64), "epochs": 100, "batch": 128, "micro": 64, "looks": 20, "learning_rate": 0.1,
-                  "momentum": 0.9, "weight_decay": 5e-3},
+        settings={
+            "hidden": (128, 64),
+            "epochs": 100,
+            "batch": 128,
+            "micro": 64,
+            "looks": 20,
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 5e-3,
+        },
         quick={"epochs": 30, "looks": 10},
         measure=measure,
         judge=judge,
@@ -209,4 +239,4 @@ STUDIES = (
         expected_seconds=40,
         needs=("sklearn",),
     ),
-)  # fmt: skip
+)

@@ -102,9 +102,12 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     rows: Series = {"geometry": {}}
     monitor = GammaMonitor(
-        model, mode="exact" if watch.micro == 1 else "micro", every=1 if batch_size else watch.every,
-        ema=watch.smoothing if batch_size else 0.0, population=len(data[1]),
-    )  # fmt: skip
+        model,
+        mode="exact" if watch.micro == 1 else "micro",
+        every=1 if batch_size else watch.every,
+        ema=watch.smoothing if batch_size else 0.0,
+        population=len(data[1]),
+    )
     with monitor:
         queue: list[Tensor] = []
         for step in range(steps + 1):
@@ -198,9 +201,16 @@ def geometry(
     if adaptive and not optimizer.state:
         return {**found, "gamma_star": math.nan, "expected_change": math.nan}
     curvature = curvature_gamma(
-        model, loss_fn, batch, learning_rate=rate, batch_size=watch.batch, samples_per_gradient=watch.micro,
-        probes=PROBES, precondition=optimizer if adaptive else None, population=len(data[1]),
-    )  # fmt: skip
+        model,
+        loss_fn,
+        batch,
+        learning_rate=rate,
+        batch_size=watch.batch,
+        samples_per_gradient=watch.micro,
+        probes=PROBES,
+        precondition=optimizer if adaptive else None,
+        population=len(data[1]),
+    )
     return {**found, "gamma_star": curvature.gamma_star, "expected_change": curvature.expected_change}
 
 

@@ -45,15 +45,22 @@ def measure_phase(config: Config, seed: int, progress: Progress) -> dict[str, An
     for place, k in enumerate(progress.each(STIFFNESSES, f"seed {seed}: finding where the loss turns")):
         # Every stiffness gets its own random numbers: a bowl looks the same at every k but for its scales.
         found = loss_sign_change(k, paths=config["paths"], seed=1000 * seed + place)
-        turns.append({
-            "stiffness": k, "gamma_h": found.gamma_h.value, "gamma_h_error": found.gamma_h.standard_error,
-            "gamma_seed": found.gamma_seed.value,
-        })  # fmt: skip
+        turns.append(
+            {
+                "stiffness": k,
+                "gamma_h": found.gamma_h.value,
+                "gamma_h_error": found.gamma_h.standard_error,
+                "gamma_seed": found.gamma_seed.value,
+            }
+        )
     axis = torch.logspace(-1, 1, config["grid"], dtype=torch.float64)
     diagram = phase_diagram(
-        axis, axis / 4, paths=config["paths_a_cell"], seed=seed,
+        axis,
+        axis / 4,
+        paths=config["paths_a_cell"],
+        seed=seed,
         progress=progress.bar(f"seed {seed}: filling the phase diagram"),
-    )  # fmt: skip
+    )
     names = ("stiffness", "diffusion", "growth", "standard_error", "gamma_h", "gamma_seed")
     return {"turns": turns, "diagram": {name: getattr(diagram, name).tolist() for name in names}}
 
@@ -89,9 +96,17 @@ def draw_phase(result: StudyResult) -> Any:
         for name, key in (("Γ_H", "gamma_h"), ("the document's Γ", "gamma_seed"))
     }
     draw_curves(
-        right, STIFFNESSES, curves, colours={"Γ_H": figures.INK, "the document's Γ": figures.ORANGE}, log_x=True,
-        log_y=True, marker="o", xlabel="stiffness k", ylabel="ratio at which the loss turns", legend="upper left",
-    )  # fmt: skip
+        right,
+        STIFFNESSES,
+        curves,
+        colours={"Γ_H": figures.INK, "the document's Γ": figures.ORANGE},
+        log_x=True,
+        log_y=True,
+        marker="o",
+        xlabel="stiffness k",
+        ylabel="ratio at which the loss turns",
+        legend="upper left",
+    )
     draw_level(right, 1.0, "what a transition at 1 would give", at=0.02)
     figures.set_title(right, "Paths turn at Γ_H = 1")
     return figure
@@ -109,12 +124,17 @@ def measure_multiplicative(config: Config, seed: int, progress: Progress) -> dic
         start = torch.ones(paths, 1)
         ran = simulate(*multiplicative_noise(k, sigma), start, step_size=step_size, steps=steps, every=steps, seed=seed)
         size = ran.states[-1, :, 0].abs()
-        points.append({
-            "gamma_h": ratio, "exact": math.log(mean_square_factor(k, sigma, step_size)) / step_size,
-            "mean_of_paths": size.square().mean().log().item() / time,
-            "typical": 2 * size.log().mean().item() / time, "typical_theory": -2 * decay_rate(k, sigma),
-            "converged": int((size < 0.1).sum()), "paths": paths,
-        })  # fmt: skip
+        points.append(
+            {
+                "gamma_h": ratio,
+                "exact": math.log(mean_square_factor(k, sigma, step_size)) / step_size,
+                "mean_of_paths": size.square().mean().log().item() / time,
+                "typical": 2 * size.log().mean().item() / time,
+                "typical_theory": -2 * decay_rate(k, sigma),
+                "converged": int((size < 0.1).sum()),
+                "paths": paths,
+            }
+        )
     return {"points": points}
 
 
@@ -122,9 +142,10 @@ def judge_multiplicative(result: StudyResult) -> list[Verdict]:
     points = result.pooled("points")
     below = [point for point in points if point["gamma_h"] < 1]
     share = fraction_interval(
-        int(sum(point["converged"] for point in below)), int(sum(point["paths"] for point in below)),
+        int(sum(point["converged"] for point in below)),
+        int(sum(point["paths"] for point in below)),
         "of paths below Γ_H = 1 have converged",
-    )  # fmt: skip
+    )
     edge = min(points, key=lambda point: abs(point["exact"]))
     worst = min(below, key=lambda point: point["mean_of_paths"] - point["exact"])
     found = Verdict(
@@ -150,15 +171,19 @@ def draw_multiplicative(result: StudyResult) -> Any:
 
     figure, axes = figures.new_figure(7.6, 4.6)
     draw_curves(
-        axes, ratios,
+        axes,
+        ratios,
         {
             "E[s²], exact": over_ratios("exact"),
             f"mean of s² over {points[0]['paths']:,.0f} paths": over_ratios("mean_of_paths"),
             "typical path": over_ratios("typical"),
         },
-        colours={"E[s²], exact": figures.INK, "typical path": figures.GREEN}, xlabel="Γ_H = 2k/σ²",
-        ylabel="growth rate", marker="o", legend="lower right",
-    )  # fmt: skip
+        colours={"E[s²], exact": figures.INK, "typical path": figures.GREEN},
+        xlabel="Γ_H = 2k/σ²",
+        ylabel="growth rate",
+        marker="o",
+        legend="lower right",
+    )
     draw_level(axes, 0.0, "grows ↑", at=0.98)
     draw_level(axes, 1.0, "Γ_H = 1", vertical=True, at=0.06)
     figures.set_title(axes, "The mean square turns at 1; paths converge everywhere")
@@ -193,9 +218,14 @@ def _inside(
     start[:, 0] = 1
     every = round(times[0] / step_size)
     ran = simulate(
-        *case, start, step_size=step_size, steps=round(times[-1] / step_size), every=every, seed=seed,
+        *case,
+        start,
+        step_size=step_size,
+        steps=round(times[-1] / step_size),
+        every=every,
+        seed=seed,
         progress=progress.bar(f"seed {seed}: following {paths:,} paths to t = {times[-1]}"),
-    )  # fmt: skip
+    )
     near = ran.states.norm(dim=2) < 3
     return {time: near[round(time / times[0])].double() for time in times}
 
@@ -237,18 +267,29 @@ def draw_well(result: StudyResult) -> Any:
     figure, (left, right) = figures.new_figure(10.6, 4.1, columns=2)
     curves = {f"t = {time}": [kept / count for kept in row] for time, row in zip((20, 200), by_diffusion, strict=True)}
     draw_curves(
-        left, DIFFUSIONS, curves, colours={"t = 20": figures.TEAL, "t = 200": figures.PURPLE}, xlabel="diffusion D",
-        ylabel="share of paths in the well", marker="o",
-    )  # fmt: skip
+        left,
+        DIFFUSIONS,
+        curves,
+        colours={"t = 20": figures.TEAL, "t = 200": figures.PURPLE},
+        xlabel="diffusion D",
+        ylabel="share of paths in the well",
+        marker="o",
+    )
     start = result.series[0]["at_start"]
     draw_level(left, 0.2 * start["gamma_h"], "Γ_H = 1 at the start", vertical=True, at=0.9)
     draw_level(left, 0.2 * start["gamma_seed"], "Γ = 1", vertical=True, colour=figures.ORANGE, at=0.12)
     left.set_ylim(0, 1.04)
     figures.set_title(left, "More noise empties the well …")
     draw_curves(
-        right, result.config["times"], {"D = 0.15": [kept / count for kept in by_time]}, xlabel="time",
-        ylabel="share of paths in the well", log_x=True, marker="o", legend="",
-    )  # fmt: skip
+        right,
+        result.config["times"],
+        {"D = 0.15": [kept / count for kept in by_time]},
+        xlabel="time",
+        ylabel="share of paths in the well",
+        log_x=True,
+        marker="o",
+        legend="",
+    )
     right.set_ylim(0, 1.04)
     figures.set_title(right, f"… and so does time (D = {SLOW:g})")
     return figure
@@ -279,10 +320,12 @@ def measure_conservation(config: Config, seed: int, progress: Progress) -> dict[
         r = (u[:-1] - u[1:]) / (step_size * v[:-1])
         identity = (q[1:] / (q[:-1] * (1 - (step_size * r) ** 2)) - 1).abs().max().item()
         runs[name] = {
-            "time": ran.times[look].tolist(), "mean_q": q.mean(1)[look].tolist(),
-            "mean_abs_q": q.abs().mean(1)[look].tolist(), "spread_q": q.std(1)[look].tolist(),
+            "time": ran.times[look].tolist(),
+            "mean_q": q.mean(1)[look].tolist(),
+            "mean_abs_q": q.abs().mean(1)[look].tolist(),
+            "spread_q": q.std(1)[look].tolist(),
             "identity_error": identity if name in ("gradient descent", "label noise") else None,
-        }  # fmt: skip
+        }
     return {"variants": runs}
 
 
@@ -323,16 +366,28 @@ def draw_conservation(result: StudyResult) -> Any:
     colours = dict(zip(VARIANTS, (figures.INK, figures.BLUE, figures.ORANGE, figures.GREEN), strict=True))
     times = runs["isotropic noise"]["time"]
     draw_curves(
-        left, times, {name: [max(q, 1e-4) for q in run["mean_abs_q"]] for name, run in runs.items()}, colours=colours,
-        xlabel="time", ylabel="mean of |Q|", log_y=True, legend="lower left",
-    )  # fmt: skip
+        left,
+        times,
+        {name: [max(q, 1e-4) for q in run["mean_abs_q"]] for name, run in runs.items()},
+        colours=colours,
+        xlabel="time",
+        ylabel="mean of |Q|",
+        log_y=True,
+        legend="lower left",
+    )
     figures.set_title(left, "What collapses the symmetry, and what does not")
     run = runs["isotropic noise"]
     band = tuple([m + sign * s for m, s in zip(run["mean_q"], run["spread_q"], strict=True)] for sign in (-1, 1))
     draw_curves(
-        right, times, {"isotropic noise": run["mean_q"]}, bands={"isotropic noise": (band[0], band[1])},
-        colours=colours, xlabel="time", ylabel="Q: mean ± standard deviation", legend="",
-    )  # fmt: skip
+        right,
+        times,
+        {"isotropic noise": run["mean_q"]},
+        bands={"isotropic noise": (band[0], band[1])},
+        colours=colours,
+        xlabel="time",
+        ylabel="Q: mean ± standard deviation",
+        legend="",
+    )
     draw_level(right, run["mean_q"][0], "at the start", at=0.98)
     figures.set_title(right, "Isotropic noise keeps the mean and spreads Q")
     return figure
@@ -372,8 +427,15 @@ STUDIES = (
         summary="paths that leave a saturating well, by diffusion and by time",
         claim="Learning dissolves below Γ = 1, at a phase transition",
         source=f"{SDSD} §4",
-        settings={"paths": 600, "step_size": 0.1, "times": (20, 200, 1000, 4000), "diffusion": DIFFUSIONS,
-                  "slow_diffusion": SLOW, "inside": 3.0, "start": 1.0},
+        settings={
+            "paths": 600,
+            "step_size": 0.1,
+            "times": (20, 200, 1000, 4000),
+            "diffusion": DIFFUSIONS,
+            "slow_diffusion": SLOW,
+            "inside": 3.0,
+            "start": 1.0,
+        },
         quick={"paths": 200, "step_size": 0.2, "times": (20, 200)},
         measure=measure_well,
         judge=judge_well,
@@ -385,12 +447,18 @@ STUDIES = (
         summary="u·v = 1: what gradient descent, noise and weight decay do to u² − v²",
         claim="Noise collapses symmetry to minimal norm (Proposition 1)",
         source=f"{SDSD} §2",
-        settings={"paths": 1000, "step_size": 0.05, "time": 100, "isotropic_diffusion": 0.01, "label_noise": 1.0,
-                  "weight_decay": 0.02},
+        settings={
+            "paths": 1000,
+            "step_size": 0.05,
+            "time": 100,
+            "isotropic_diffusion": 0.01,
+            "label_noise": 1.0,
+            "weight_decay": 0.02,
+        },
         quick={"paths": 100},
         measure=measure_conservation,
         judge=judge_conservation,
         draw=draw_conservation,
         expected_seconds=10,
     ),
-)  # fmt: skip
+)

@@ -149,9 +149,16 @@ def draw_orbit(result: StudyResult) -> Any:
     ):
         curves, bands = _bands(runs, key)
         draw_curves(
-            place, epochs, curves, bands=bands, colours=colours, xlabel="epoch", ylabel=unit, marker="o",
+            place,
+            epochs,
+            curves,
+            bands=bands,
+            colours=colours,
+            xlabel="epoch",
+            ylabel=unit,
+            marker="o",
             legend="lower left" if place is axes[0] else "",
-        )  # fmt: skip
+        )
         figures.set_title(place, title)
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(0, NEURONS * 1.05)
@@ -251,19 +258,32 @@ def draw_regulariser(result: StudyResult) -> Any:
     ):
         curve, band = over_strength(key)
         draw_curves(
-            place, strengths, {label: curve}, bands={label: band}, colours={label: colour}, log_x=True,
-            xlabel="strength of L_geom in the loss", ylabel=label, marker="o", legend="",
-        )  # fmt: skip
+            place,
+            strengths,
+            {label: curve},
+            bands={label: band},
+            colours={label: colour},
+            log_x=True,
+            xlabel="strength of L_geom in the loss",
+            ylabel=label,
+            marker="o",
+            legend="",
+        )
         place.set_xticks(strengths, [f"{strength:g}" for strength in tried])
         place.minorticks_off()
         figures.set_title(place, title)
     steps = result.series[0]["alone"]["step"]
     columns = list(zip(*(series["alone"]["accuracy"] for series in result.series), strict=True))
     draw_curves(
-        axes[2], steps, {"accuracy": [_mean(list(c)) for c in columns]},
+        axes[2],
+        steps,
+        {"accuracy": [_mean(list(c)) for c in columns]},
         bands={"accuracy": ([min(c) for c in columns], [max(c) for c in columns])},
-        colours={"accuracy": figures.RED}, xlabel="steps on L_geom alone", ylabel="held-out accuracy", legend="",
-    )  # fmt: skip
+        colours={"accuracy": figures.RED},
+        xlabel="steps on L_geom alone",
+        ylabel="held-out accuracy",
+        legend="",
+    )
     draw_level(axes[2], _mean(list(columns[0])), "as trained", at=0.98)
     figures.set_title(axes[2], "… and alone it unlearns")
     return figure
@@ -277,8 +297,14 @@ STUDIES = (
         summary="H_G, the literal orbit count and V while a network learns digits, with and without weight decay",
         claim="Learning lowers orbit entropy and realized volume",
         source=f"{SDSD} §1–3",
-        settings={**SHARED, "epochs": 60, "samples": 8192, "arms": ARMS, "angles": ANGLES,
-                  "cluster_angle": CLUSTER_ANGLE},
+        settings={
+            **SHARED,
+            "epochs": 60,
+            "samples": 8192,
+            "arms": ARMS,
+            "angles": ANGLES,
+            "cluster_angle": CLUSTER_ANGLE,
+        },
         quick={"epochs": 8, "samples": 1024},
         measure=measure_orbit,
         judge=judge_orbit,
@@ -291,8 +317,14 @@ STUDIES = (
         summary="L_geom beside cross-entropy, by strength, and L_geom alone",
         claim="Learning is the minimisation of H_G + λV",
         source=f"{SDSD} §1",
-        settings={**SHARED, "epochs": 20, "strengths": STRENGTHS, "lambda": LAMBDA, "alone_steps": 300,
-                  "alone_learning_rate": 1e-3},
+        settings={
+            **SHARED,
+            "epochs": 20,
+            "strengths": STRENGTHS,
+            "lambda": LAMBDA,
+            "alone_steps": 300,
+            "alone_learning_rate": 1e-3,
+        },
         quick={"epochs": 3, "strengths": STRENGTHS[::3], "alone_steps": 30},
         measure=measure_regulariser,
         judge=judge_regulariser,
@@ -300,4 +332,4 @@ STUDIES = (
         expected_seconds=100,
         needs=("sklearn",),
     ),
-)  # fmt: skip
+)

@@ -57,14 +57,19 @@ def draw_quotient(result: StudyResult) -> Any:
     figure, (left, right) = figures.new_figure(11.2, 4.2, columns=2, width_ratios=(1, 1.15))
     points = list(range(len(run["gammas"])))
     draw_curves(
-        left, points,
+        left,
+        points,
         {
             name: [value / run[key][0] for value in run[key]]
             for name, key in (("‖∇L‖²", "squared_gradients"), ("Γ", "gammas"), ("Γ of the quotient", "quotient_gammas"))
         },
-        colours={"Γ of the quotient": figures.INK}, log_y=True, marker="o", legend="best",
-        xlabel="points of one orbit (0: as trained)", ylabel="relative to the point as trained",
-    )  # fmt: skip
+        colours={"Γ of the quotient": figures.INK},
+        log_y=True,
+        marker="o",
+        legend="best",
+        xlabel="points of one orbit (0: as trained)",
+        ylabel="relative to the point as trained",
+    )
     left.set_xticks(points)
     figures.set_title(left, "Only Γ of the quotient stays")
     # Below 1e-12 a share is rounding in float64.
@@ -81,16 +86,22 @@ def measure_prediction(config: Config, seed: int, progress: Progress) -> dict[st
     points = []
     for rate in progress.each(config["learning_rates"], f"seed {seed}: training and looking ahead"):
         for point in gamma_star_experiment(learning_rates=(rate,), seed=seed, **sizes).points:
-            points.append({
-                "learning_rate": rate, "step": point.step, "measured": point.measured,
-                "measured_error": point.measured_error, "significant": point.significant,
-                "expected_change": point.stats.expected_change,
-                **{ratio: getattr(point.stats, ratio) for ratio in RATIOS},
-                "right": {
-                    "gamma_star": point.exact_is_right, "gamma_seed": point.seed_is_right,
-                    "gamma_seed_diffusion": point.seed_diffusion_is_right,
-                },
-            })  # fmt: skip
+            points.append(
+                {
+                    "learning_rate": rate,
+                    "step": point.step,
+                    "measured": point.measured,
+                    "measured_error": point.measured_error,
+                    "significant": point.significant,
+                    "expected_change": point.stats.expected_change,
+                    **{ratio: getattr(point.stats, ratio) for ratio in RATIOS},
+                    "right": {
+                        "gamma_star": point.exact_is_right,
+                        "gamma_seed": point.seed_is_right,
+                        "gamma_seed_diffusion": point.seed_diffusion_is_right,
+                    },
+                }
+            )
     return {"points": points}
 
 
@@ -174,8 +185,16 @@ STUDIES = (
         summary="which ratio foretells whether a step of SGD lowers the loss",
         claim="The loss falls iff Γ > 1",
         source=f"{SDSD} §4, §5",
-        settings={"learning_rates": RATES, "batch_size": 16, "label_noise": 0.2, "steps": 1500, "measurements": 14,
-                  "batches": 400, "probes": 64, "hidden": 32},
+        settings={
+            "learning_rates": RATES,
+            "batch_size": 16,
+            "label_noise": 0.2,
+            "steps": 1500,
+            "measurements": 14,
+            "batches": 400,
+            "probes": 64,
+            "hidden": 32,
+        },
         quick={"steps": 300, "measurements": 6, "batches": 100, "probes": 16, "hidden": 16},
         measure=measure_prediction,
         judge=judge_prediction,
@@ -183,4 +202,4 @@ STUDIES = (
         expected_seconds=80,
         needs=("sklearn",),
     ),
-)  # fmt: skip
+)

@@ -202,24 +202,35 @@ def draw_rank(result: StudyResult) -> Any:
     figure, (left, middle, right) = figures.new_figure(13.6, 4.2, columns=3)
     colours = {"rank-1 target": figures.BLUE, "full-rank target": figures.ORANGE}
     draw_curves(
-        left, steps,
+        left,
+        steps,
         {
             "rank-1 target": _over_seeds(result, "rank_one_fraction"),
             "full-rank target": _over_seeds(result, "full_rank_fraction"),
         },
-        colours=colours, log_x=True, marker="o", xlabel="steps", ylabel="share of starts at rank 1",
+        colours=colours,
+        log_x=True,
+        marker="o",
+        xlabel="steps",
+        ylabel="share of starts at rank 1",
         legend="upper left",
-    )  # fmt: skip
+    )
     share = published["rank_one"] / len(PUBLISHED_SEEDS)
     left.plot([PUBLISHED_STEPS], [share], "*", color=figures.INK, markersize=15)
     draw_level(left, share, "the published 84%", at=0.02)
     figures.set_title(left, "84% is where one stops")
     low, centre, high = zip(*result.series[0]["second_singular_value"], strict=True)
     draw_curves(
-        middle, steps, {"second singular value": [max(value, 1e-7) for value in centre]},
-        bands={"second singular value": ([max(value, 1e-7) for value in low], high)}, log_x=True, log_y=True,
-        xlabel="steps", ylabel="second singular value", legend="",
-    )  # fmt: skip
+        middle,
+        steps,
+        {"second singular value": [max(value, 1e-7) for value in centre]},
+        bands={"second singular value": ([max(value, 1e-7) for value in low], high)},
+        log_x=True,
+        log_y=True,
+        xlabel="steps",
+        ylabel="second singular value",
+        legend="",
+    )
     middle.set_ylim(1e-6, 0.05)
     draw_level(middle, 1e-3, "counted as rank 1 below", at=0.02)
     figures.set_title(middle, "It goes to zero in every run")
@@ -234,9 +245,11 @@ def measure_sensing(config: Config, seed: int, progress: Progress) -> dict[str, 
     """Matrix sensing: the effective rank that gradient descent finds, by the size of its start."""
     names = ("dim", "measurements", "rank", "problems", "steps", "learning_rate")
     found = sense(
-        config["scales"], **{name: config[name] for name in names}, seed=seed,
+        config["scales"],
+        **{name: config[name] for name in names},
+        seed=seed,
         progress=progress.bar(f"seed {seed}: {config['problems']} problems"),
-    )  # fmt: skip
+    )
     return {name: getattr(found, name).tolist() for name in ("effective_rank", "error", "residual")}
 
 
@@ -280,9 +293,17 @@ def draw_sensing(result: StudyResult) -> Any:
         low = [max(each.low if each.low is not None else each.value, each.value / 10) for each in intervals]
         high = [each.high if each.high is not None else each.value for each in intervals]
         draw_curves(
-            place, SCALES, {label: centre}, bands={label: (low, high)}, log_x=True, log_y=log_y, marker="o",
-            xlabel="size of the start", ylabel=label, legend="",
-        )  # fmt: skip
+            place,
+            SCALES,
+            {label: centre},
+            bands={label: (low, high)},
+            log_x=True,
+            log_y=log_y,
+            marker="o",
+            xlabel="size of the start",
+            ylabel=label,
+            legend="",
+        )
     left.set_ylim(0, 10)
     draw_level(left, 1.0, "rank of the target", at=0.98)
     figures.set_title(left, "Low rank, from small starts only")
@@ -308,8 +329,15 @@ STUDIES = (
         summary="the 84% experiment as published, and over steps, starts and targets",
         claim="84% of starts converge to rank 1: SGD compresses",
         source=f"{MOVES}, Implicit Rank Regularization",
-        settings={"target": PUBLISHED_TARGET, "full_rank_target": FULL_RANK, "starts": 1000, "steps": LOOKS,
-                  "learning_rate": 0.05, "scale": 0.1, "threshold": 1e-3},
+        settings={
+            "target": PUBLISHED_TARGET,
+            "full_rank_target": FULL_RANK,
+            "starts": 1000,
+            "steps": LOOKS,
+            "learning_rate": 0.05,
+            "scale": 0.1,
+            "threshold": 1e-3,
+        },
         quick={"starts": 200},
         measure=measure_rank,
         judge=judge_rank,
@@ -321,12 +349,19 @@ STUDIES = (
         summary="matrix sensing: effective rank by the size of the start",
         claim="Gradient descent prefers low rank",
         source=f"{MOVES}, Implicit Rank Regularization",
-        settings={"scales": SCALES, "dim": 10, "measurements": 40, "rank": 1, "problems": 8, "steps": 8000,
-                  "learning_rate": 0.02},
+        settings={
+            "scales": SCALES,
+            "dim": 10,
+            "measurements": 40,
+            "rank": 1,
+            "problems": 8,
+            "steps": 8000,
+            "learning_rate": 0.02,
+        },
         quick={"problems": 4, "steps": 2000},
         measure=measure_sensing,
         judge=judge_sensing,
         draw=draw_sensing,
         expected_seconds=10,
     ),
-)  # fmt: skip
+)

@@ -150,9 +150,15 @@ def gamma_star_experiment(
 
 
 def _look(
-    model: nn.Module, data: tuple[Tensor, Tensor], rate: float, step: int, batch_size: int, batches: int, probes: int,
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    rate: float,
+    step: int,
+    batch_size: int,
+    batches: int,
+    probes: int,
     generator: torch.Generator,
-) -> StepPrediction:  # fmt: skip
+) -> StepPrediction:
     count = len(data[1])
     stats = curvature_gamma(
         model, _loss, data, learning_rate=rate, batch_size=batch_size, population=count, probes=probes, seed=step
