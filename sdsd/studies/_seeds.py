@@ -14,6 +14,7 @@ import torch
 
 from ._files import plain, revive, versions, write_json
 from ._progress import Progress
+from ._settings import RESERVED
 from .demo import one_thread
 from .result import SCHEMA
 
@@ -33,7 +34,7 @@ class SeedFile:
     Attributes:
         folder: of the study.
         study: its name.
-        config: what the numbers depend on.
+        config: the settings, and whether the run is quick.
         seed: which repetition.
     """
 
@@ -73,9 +74,7 @@ class SeedFile:
         write_json(self.path, {**self._identity(), "seconds": found.seconds, "series": found.series})
 
 
-def measure_seed(
-    measure: Callable[[Mapping[str, Any], int, Progress], dict[str, Any]], file: SeedFile, progress: Progress
-) -> FinishedSeed:
+def measure_seed(measure: Callable[..., dict[str, Any]], file: SeedFile, progress: Progress) -> FinishedSeed:
     """Measure one seed and keep it. torch's random state is as before afterwards.
 
     What comes back went through JSON, so that a study judges the same numbers whether they are fresh or kept.
@@ -83,7 +82,8 @@ def measure_seed(
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(file.seed)
-        series = measure(file.config, file.seed, progress)
+        settings = {name: value for name, value in file.config.items() if name != RESERVED}
+        series = measure(file.seed, progress, **settings)
     try:
         series = json.loads(json.dumps(plain(series)))
     except TypeError as error:

@@ -7,7 +7,7 @@ the least-norm solution. Γ is measured on its way there, where given fractions 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -30,31 +30,43 @@ from .phenomena_training import (
     mean,
     mean_curve,
 )
-from .registry import Config, Study
+from .registry import Study
 from .result import StudyResult, Verdict, geometric_interval
 from .theory_functional import digits
 
 NOISY, CLEAN = "15% wrong labels", "no wrong labels"
-NOISE = {NOISY: 0.15, CLEAN: 0.0}
+ARMS = (NOISY, CLEAN)
 WIDTHS = (20, 50, 100, 150, 200, 250, 280, 300, 320, 350, 400, 500, 700, 1000, 2000)
-LEFT = (0.5, 0.1, 0.01)
+NOISE = {NOISY: 0.15, CLEAN: 0.0}
 HEADLINE = 0.1
+"""What is left of the loss where the verdict looks at Γ."""
 
 
-def measure(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure(
+    seed: int,
+    progress: Progress,
+    *,
+    samples: int = 300,
+    widths: Sequence[int] = WIDTHS,
+    noise: Mapping[str, float] = NOISE,
+    left: Sequence[float] = (0.5, HEADLINE, 0.01),
+    batch: int = 32,
+) -> dict[str, Any]:
     """Random features of every width, with and without wrong labels."""
-    arms: dict[str, Series] = {arm: {"geometry": {}} for arm in NOISE}
-    for width in progress.each(config["widths"], f"seed {seed}: random features, more and more"):
-        for arm, noise in NOISE.items():
-            found, shape = _fit(config, width, noise, seed)
-            for rows, values in ((arms[arm], found), (arms[arm]["geometry"], shape)):
+    arms: dict[str, Series] = {arm: {"geometry": {}} for arm in noise}
+    for width in progress.each(widths, f"seed {seed}: random features, more and more"):
+        for arm, share in noise.items():
+            numbers, shape = _fit(width, share, seed, count=samples, fractions=left, batch=batch)
+            for rows, values in ((arms[arm], numbers), (arms[arm]["geometry"], shape)):
                 for name, value in values.items():
                     rows.setdefault(name, []).append(value)
     return {"arms": arms}
 
 
-def _fit(config: Config, width: int, noise: float, seed: int) -> tuple[dict[str, Any], dict[str, float]]:
-    known, count = digits(seed), config["samples"]
+def _fit(
+    width: int, noise: float, seed: int, *, count: int, fractions: Sequence[float], batch: int
+) -> tuple[dict[str, Any], dict[str, float]]:
+    known = digits(seed)
     images, labels = torch.cat((known.images, known.held_out_images)), torch.cat((known.labels, known.held_out_labels))
     generator = torch.Generator().manual_seed(seed)
     wrong = torch.rand(count, generator=generator) < noise
@@ -82,20 +94,20 @@ def _fit(config: Config, width: int, noise: float, seed: int) -> tuple[dict[str,
     data = features[:count], targets
     gammas: list[float] = []
     shape: dict[str, float] = {}
-    for fraction in config["left"]:
+    for fraction in fractions:
         model[2].weight.data = weights(_time(left, fraction)).mT
-        gammas.append(gamma_of_batch(gamma_at(model[2], data, _loss, 1, population=count), config["batch"]))
+        gammas.append(gamma_of_batch(gamma_at(model[2], data, _loss, 1, population=count), batch))
         if fraction == HEADLINE:
-            watch = Watch(config["batch"], every=1, layers=(("0", "2"),), canonical=False, cap_samples=1024)
+            watch = Watch(batch, every=1, layers=(("0", "2"),), canonical=False, cap_samples=1024)
             optimizer = torch.optim.SGD(model[2].parameters(), count / s[0].item() ** 2)
             shape = geometry(model, (images[:count], targets), _loss, watch, optimizer)
-    found = {
+    numbers = {
         "test_error": (outputs.argmax(1) != labels)[count:].double().mean().item(),
         "train_error": (outputs[:count].argmax(1) != given).double().mean().item(),
         "norm": torch.linalg.norm(solution).item(),
         "gamma": gammas,
     }
-    return found, shape
+    return numbers, shape
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -111,18 +123,18 @@ def _time(left: Callable[[float], float], fraction: float) -> float:
     return math.exp(high)
 
 
-def _nearest(widths: list[int], wanted: float) -> int:
+def _nearest(widths: Sequence[int], wanted: float) -> int:
     return min(widths, key=lambda width: abs(math.log(width / wanted)))
 
 
-def _gammas(rows: Series, config: Config) -> list[float]:
+def _gammas(rows: Series, config: Mapping[str, Any]) -> list[float]:
     return [each[list(config["left"]).index(HEADLINE)] for each in rows["gamma"]]
 
 
 def judge(result: StudyResult) -> list[Verdict]:
     config, count = result.config, result.config["samples"]
     widths, batch = list(config["widths"]), config["batch"]
-    noisy, clean = (column(result.series, "arms", arm) for arm in NOISE)
+    noisy, clean = (column(result.series, "arms", arm) for arm in ARMS)
 
     def around(values: list[float]) -> tuple[float, float, float]:
         """At a third of n, at n and at the widest."""
@@ -196,7 +208,7 @@ def draw(result: StudyResult) -> Any:
         (axes[1], lambda rows: _gammas(rows, config), seen, f"Γ of {config['batch']} samples"),
         (axes[2], lambda rows: rows["geometry"]["entropy"], "H_G grows with the width", "H_G (nats)"),
     ):
-        curves = {arm: mean_curve([values(rows) for rows in column(result.series, "arms", arm)]) for arm in NOISE}
+        curves = {arm: mean_curve([values(rows) for rows in column(result.series, "arms", arm)]) for arm in ARMS}
         draw_curves(
             place,
             widths,
@@ -226,7 +238,6 @@ STUDIES = (
         summary="random features on digits, with and without wrong labels, gradient flow solved exactly, Γ on its way",
         claim="SDSD explains double descent",
         source=EXPLANATION,
-        settings={"samples": 300, "widths": WIDTHS, "noise": NOISE, "left": LEFT, "batch": 32},
         quick={"samples": 150, "widths": (20, 50, 100, 130, 150, 170, 250, 500, 1000)},
         measure=measure,
         judge=judge,

@@ -22,39 +22,39 @@ from .phenomena_training import (
     separation,
     train,
 )
-from .registry import Config, Study
+from .registry import Study
 from .result import StudyResult, Verdict, mean_interval
 from .theory_functional import digits
 
 LARGE, SMALL = "large", "small"
 
 
-def measure(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure(
+    seed: int,
+    progress: Progress,
+    *,
+    samples: int = 300,
+    hidden: int = 32,
+    steps: int = 1200,
+    every: int = 6,
+    geometry_every: int = 20,
+    batch: int = 64,
+    learning_rate: float = 0.3,
+    small_learning_rate: float = 0.05,
+) -> dict[str, Any]:
     """Full-batch descent from one start at a large and at a small learning rate."""
-    rates = {LARGE: config["learning_rate"], SMALL: config["small_learning_rate"]}
-    return {
-        "arms": {
-            arm: _descend(config, rates[arm], seed)
-            for arm in progress.each(list(rates), f"seed {seed}: descending at two learning rates")
-        }
-    }
-
-
-def _descend(config: Config, rate: float, seed: int) -> Series:
     known = digits(seed)
-    data = known.images[: config["samples"]], one_hot(known.labels[: config["samples"]], 10).float()
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(64, config["hidden"]), nn.Tanh(), nn.Linear(config["hidden"], 10))
-    probe = _Probe(model, data, rate, seed)
-    watch = Watch(
-        config["batch"],
-        every=config["every"],
-        geometry_every=config["geometry_every"],
-        layers=(("0", "2"),),
-        canonical=False,
-    )
-    optimizer = torch.optim.SGD(model.parameters(), rate)
-    return train(model, data, _loss, optimizer, watch, steps=config["steps"], evaluate=probe.look)
+    data = known.images[:samples], one_hot(known.labels[:samples], 10).float()
+    watch = Watch(batch, every=every, geometry_every=geometry_every, layers=(("0", "2"),), canonical=False)
+    rates = {LARGE: learning_rate, SMALL: small_learning_rate}
+    arms: dict[str, Series] = {}
+    for arm in progress.each(list(rates), f"seed {seed}: descending at two learning rates"):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, 10))
+        probe = _Probe(model, data, rates[arm], seed)
+        optimizer = torch.optim.SGD(model.parameters(), rates[arm])
+        arms[arm] = train(model, data, _loss, optimizer, watch, steps=steps, evaluate=probe.look)
+    return {"arms": arms}
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -227,16 +227,6 @@ STUDIES = (
         summary="full-batch gradient descent on digits at a large and a small rate, sharpness and Γ of every step",
         claim="SDSD explains the edge of stability",
         source=EXPLANATION,
-        settings={
-            "samples": 300,
-            "hidden": 32,
-            "steps": 1200,
-            "every": 6,
-            "geometry_every": 20,
-            "batch": 64,
-            "learning_rate": 0.3,
-            "small_learning_rate": 0.05,
-        },
         quick={"steps": 400, "every": 5, "geometry_every": 40},
         measure=measure,
         judge=judge,

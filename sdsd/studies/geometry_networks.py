@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,7 +36,7 @@ from .geometry_subject import (
     load_digits,
 )
 from .geometry_verdicts import DOCUMENT, compared_silhouettes, judge_network
-from .registry import Config, Study
+from .registry import Study
 from .result import StudyResult, Verdict
 
 COHORTS = ("near", "random", "far")
@@ -55,11 +54,11 @@ def _features(trunk: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
 # The networks
 
 
-def mnist_subject(config: Config, seed: int) -> Subject:
+def mnist_subject(seed: int, mapped: int, measured: int) -> Subject:
     """The hidden layer of a CNN that others trained on MNIST: mapped on some images, measured on others."""
     images, classes = pretrained.mnist()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    mapped, measured = order[: config["mapped"]], order[config["mapped"] : config["mapped"] + config["measured"]]
+    shown, held_out = order[:mapped], order[mapped : mapped + measured]
     model = pretrained.mnist_cnn()
 
     def head(network: pretrained.MnistCnn) -> nn.Module:
@@ -71,29 +70,28 @@ def mnist_subject(config: Config, seed: int) -> Subject:
     def control() -> tuple[nn.Module, list[Any]]:
         fresh = untrained(model, seed).eval()
         assert isinstance(fresh, pretrained.MnistCnn)
-        return head(fresh), [_features(trunk(fresh), images[mapped])]
+        return head(fresh), [_features(trunk(fresh), images[shown])]
 
-    held = [(_features(trunk(model), images[measured]), classes[measured])]
+    held = [(_features(trunk(model), images[held_out]), classes[held_out])]
     return Subject(
         "MNIST CNN",
         head(model),
         "fc_layers.0",
-        [_features(trunk(model), images[mapped])],
+        [_features(trunk(model), images[shown])],
         mean_loss(held, classification_loss),
         "loss",
         held[0][0][:1],
         {
             UNTRAINED: control,
-            SHUFFLED: lambda: (head(model), [_features(trunk(model), shuffled_pixels(images[mapped], seed))]),
+            SHUFFLED: lambda: (head(model), [_features(trunk(model), shuffled_pixels(images[shown], seed))]),
         },
         accuracy_on(held),
     )
 
 
-def efficientnet_subject(config: Config, seed: int) -> Subject:
+def efficientnet_subject(seed: int, mapped: int, measured: int) -> Subject:
     """The 1,280 channels before the classifier of EfficientNet-Lite0; no label is used."""
-    count = config["mapped"]
-    images = pretrained.photographs(count + config["measured"], seed=seed)
+    images = pretrained.photographs(mapped + measured, seed=seed)
     model = pretrained.efficientnet()
 
     def head(network: pretrained.EfficientNetLite0) -> nn.Module:
@@ -113,21 +111,21 @@ def efficientnet_subject(config: Config, seed: int) -> Subject:
     def control() -> tuple[nn.Module, list[Any]]:
         fresh = untrained(model, seed).eval()
         assert isinstance(fresh, pretrained.EfficientNetLite0)
-        return head(fresh), [_features(trunk(fresh), images[:count])]
+        return head(fresh), [_features(trunk(fresh), images[:mapped])]
 
-    found = _features(trunk(model), images)
+    features = _features(trunk(model), images)
     network = head(model)
     return Subject(
         "EfficientNet-Lite0",
         network,
         "_conv_head",
-        [found[:count]],
-        kl_to_untouched(network, [found[count:]]),
+        [features[:mapped]],
+        kl_to_untouched(network, [features[mapped:]]),
         "KL divergence",
-        found[:1],
+        features[:1],
         {
             UNTRAINED: control,
-            SHUFFLED: lambda: (network, [_features(trunk(model), shuffled_pixels(images[:count], seed))]),
+            SHUFFLED: lambda: (network, [_features(trunk(model), shuffled_pixels(images[:mapped], seed))]),
         },
     )
 
@@ -145,14 +143,13 @@ class MiniLmTail(nn.Module):
         return normalize(hidden.mean(1), dim=1)
 
 
-def minilm_subject(config: Config, seed: int) -> Subject:
+def minilm_subject(seed: int, *, layer: int, tokens: int, count: int, mapped: int, measured: int) -> Subject:
     """The 1,536 neurons of one feed-forward layer of MiniLM, on sentences cut to equal length: nothing is padded."""
-    first, length, count = config["layer"], config["tokens"], config["mapped"]
-    ids = pretrained.tokenize(pretrained.sentences(config["sentences"]), length)
+    ids = pretrained.tokenize(pretrained.sentences(count), tokens)
     ids = ids[(ids != 0).all(1)]
-    wanted = count + config["measured"]
+    wanted = mapped + measured
     if len(ids) < wanted:
-        raise ValueError(f"sentences: {len(ids)} have {length} tokens, {wanted} are wanted.")
+        raise ValueError(f"sentences: {len(ids)} have {tokens} tokens, {wanted} are wanted.")
     ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:wanted]]
     model = pretrained.minilm()
 
@@ -160,29 +157,29 @@ def minilm_subject(config: Config, seed: int) -> Subject:
     def before(network: pretrained.MiniLm, ids: Tensor) -> Tensor:
         x = network.words(ids) + network.positions.weight[: ids.shape[1]] + network.types.weight[0]
         x = network.norm(x)
-        for layer in list(network.layers)[:first]:
-            x = layer(x, (ids != 0)[:, None, None, :])
+        for block in list(network.layers)[:layer]:
+            x = block(x, (ids != 0)[:, None, None, :])
         return x
 
     def control() -> tuple[nn.Module, list[Any]]:
         fresh = untrained(model, seed).eval()
         assert isinstance(fresh, pretrained.MiniLm)
-        return MiniLmTail(fresh, first).eval(), [before(fresh, ids[:count])]
+        return MiniLmTail(fresh, layer).eval(), [before(fresh, ids[:mapped])]
 
     def mixed() -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        words = ids[:count, 1:-1].flatten()
+        words = ids[:mapped, 1:-1].flatten()
         order = torch.randperm(len(words), generator=generator)
-        return torch.cat((ids[:count, :1], words[order].reshape(count, -1), ids[:count, -1:]), 1)
+        return torch.cat((ids[:mapped, :1], words[order].reshape(mapped, -1), ids[:mapped, -1:]), 1)
 
-    network = MiniLmTail(model, first).eval()
+    network = MiniLmTail(model, layer).eval()
     hidden = before(model, ids)
     return Subject(
-        f"MiniLM, layer {first + 1} of {len(model.layers)}",
+        f"MiniLM, layer {layer + 1} of {len(model.layers)}",
         network,
-        f"layers.{first}.up",
-        [hidden[:count]],
-        cosine_to_untouched(network, [hidden[count:]]),
+        f"layers.{layer}.up",
+        [hidden[:mapped]],
+        cosine_to_untouched(network, [hidden[mapped:]]),
         "1 − cosine",
         hidden[:1],
         {UNTRAINED: control, "shuffled words": lambda: (network, [before(model, mixed())])},
@@ -201,20 +198,20 @@ class ResNetTail(nn.Module):
         return self.fc(self.pool(self.layer4["1"](x)).flatten(1))
 
 
-def resnet_subject(config: Config, seed: int) -> Subject:
+def resnet_subject(seed: int, data: str, training_epochs: int, measured: int) -> Subject:
     """The 512 channels inside the last block of ResNet18, trained on CIFAR-10 if its folder is named, else digits."""
-    if config["data"] == "digits":
+    if data == "digits":
         images, classes = load_digits(seed)
         images, training = images.reshape(-1, 1, 8, 8), 1347
     else:
-        images, classes = cifar10(Path(config["data"]))
+        images, classes = cifar10(Path(data))
         training = 50_000
     fresh = untrained(ResNet18(images.shape[1]), seed)
     batches = list(zip(images[:training].split(128), classes[:training].split(128), strict=True))
     train = sgd_training(batches, classification_loss, lr=0.05, weight_decay=5e-4)
-    model = trained(fresh, train, config["training epochs"], seed).eval()
+    model = trained(fresh, train, training_epochs, seed).eval()
     assert isinstance(model, ResNet18)
-    test = slice(training, training + config["measured"])
+    test = slice(training, training + measured)
 
     def control() -> tuple[nn.Module, list[Any]]:
         network = untrained(model, seed).eval()
@@ -224,7 +221,7 @@ def resnet_subject(config: Config, seed: int) -> Subject:
     features = _features(model.trunk, images[test])
     held = [(features, classes[test])]
     return Subject(
-        f"ResNet18 on {'digits' if config['data'] == 'digits' else 'CIFAR-10'}",
+        f"ResNet18 on {'digits' if data == 'digits' else 'CIFAR-10'}",
         ResNetTail(model).eval(),
         "layer4.1.conv1",
         [features],
@@ -242,20 +239,75 @@ def resnet_subject(config: Config, seed: int) -> Subject:
 # What a study does with them
 
 
-def mlp_subject(config: Config, seed: int) -> Subject:
-    """Nothing of it is a setting."""
-    return digits_mlp(seed)
+def _examine(
+    subject: Subject, seed: int, progress: Progress, pairs: int, random_pairings: int, epochs: int = 0
+) -> dict[str, Any]:
+    return Examination(subject, ArcConfig(seed, pairs, random_pairings, epochs), None, progress).run()
 
 
-def cnn_subject(config: Config, seed: int) -> Subject:
-    """Nothing of it is a setting."""
-    return digits_cnn(seed)
+def measure_mlp(
+    seed: int, progress: Progress, *, pairs: int = 50, random_pairings: int = 8, epochs: int = 5
+) -> dict[str, Any]:
+    """The second hidden layer of a perceptron."""
+    return _examine(digits_mlp(seed), seed, progress, pairs, random_pairings, epochs)
 
 
-def measure(subject: Callable[[Config, int], Subject], config: Config, seed: int, progress: Progress) -> dict[str, Any]:
-    """Examine what `subject` makes of the settings and the seed."""
-    settings = ArcConfig(seed, config["pairs"], config["random_pairings"], config["epochs"])
-    return Examination(subject(config, seed), settings, None, progress).run()
+def measure_cnn(
+    seed: int, progress: Progress, *, pairs: int = 50, random_pairings: int = 8, epochs: int = 5
+) -> dict[str, Any]:
+    """The last convolution of a CNN."""
+    return _examine(digits_cnn(seed), seed, progress, pairs, random_pairings, epochs)
+
+
+def measure_mnist(
+    seed: int,
+    progress: Progress,
+    *,
+    pairs: int = 50,
+    random_pairings: int = 8,
+    mapped: int = 2000,
+    measured: int = 1000,
+) -> dict[str, Any]:
+    """See `mnist_subject`."""
+    return _examine(mnist_subject(seed, mapped, measured), seed, progress, pairs, random_pairings)
+
+
+def measure_efficientnet(
+    seed: int, progress: Progress, *, pairs: int = 50, random_pairings: int = 8, mapped: int = 64, measured: int = 32
+) -> dict[str, Any]:
+    """See `efficientnet_subject`."""
+    return _examine(efficientnet_subject(seed, mapped, measured), seed, progress, pairs, random_pairings)
+
+
+def measure_minilm(
+    seed: int,
+    progress: Progress,
+    *,
+    layer: int,
+    pairs: int = 50,
+    random_pairings: int = 8,
+    tokens: int = 16,
+    sentences: int = 1300,
+    mapped: int = 256,
+    measured: int = 64,
+) -> dict[str, Any]:
+    """See `minilm_subject`."""
+    subject = minilm_subject(seed, layer=layer, tokens=tokens, count=sentences, mapped=mapped, measured=measured)
+    return _examine(subject, seed, progress, pairs, random_pairings)
+
+
+def measure_resnet(
+    seed: int,
+    progress: Progress,
+    *,
+    data: str,
+    pairs: int = 50,
+    random_pairings: int = 8,
+    training_epochs: int = 4,
+    measured: int = 450,
+) -> dict[str, Any]:
+    """See `resnet_subject`; `data` is "digits" or the folder of CIFAR-10."""
+    return _examine(resnet_subject(seed, data, training_epochs, measured), seed, progress, pairs, random_pairings)
 
 
 def _judge(result: StudyResult) -> list[Verdict]:
@@ -297,26 +349,22 @@ def draw_network(result: StudyResult) -> Any:
 def _study(
     name: str,
     what: str,
-    subject: Callable[[Config, int], Subject],
-    settings: dict[str, Any],
-    quick: dict[str, Any],
+    measure: Callable[..., dict[str, Any]],
+    quick: Mapping[str, Any],
     expected_seconds: float,
-    seeds: int,
-    judge: Callable[[StudyResult], list[Verdict]] = _judge,
+    **further: Any,
 ) -> Study:
     return Study(
-        name,
-        f"map, biopsy, consolidation and controls of {what}",
-        "Neurons that fire alike do the same job, and merging them is safe",
-        f"{DOCUMENT}, Phases I to IV",
-        {"pairs": 50, "random_pairings": 8, "epochs": 0, **settings},
-        {"pairs": 10, "random_pairings": 3, **quick},
-        partial(measure, subject),
-        judge,
-        draw_network,
-        expected_seconds,
-        seeds,
+        name=name,
+        summary=f"map, biopsy, consolidation and controls of {what}",
+        claim="Neurons that fire alike do the same job, and merging them is safe",
+        source=f"{DOCUMENT}, Phases I to IV",
+        measure=measure,
+        draw=draw_network,
+        expected_seconds=expected_seconds,
+        quick={"pairs": 10, "random_pairings": 3, **quick},
         needs=("sklearn",),
+        **{"judge": _judge, **further},
     )
 
 
@@ -324,59 +372,38 @@ STUDIES = (
     _study(
         "geometry-digits-mlp",
         "a perceptron that learned digits",
-        mlp_subject,
-        {"epochs": 5},
+        measure_mlp,
         {"epochs": 1, "pairs": 50},
         20,
-        5,
+        seeds=5,
     ),
-    _study(
-        "geometry-digits-cnn",
-        "a CNN that learned digits",
-        cnn_subject,
-        {"epochs": 5},
-        {"epochs": 1},
-        360,
-        5,
-    ),
-    _study(
-        "geometry-mnist",
-        "a CNN that others trained on MNIST",
-        mnist_subject,
-        {"mapped": 2000, "measured": 1000},
-        {"mapped": 500, "measured": 200},
-        40,
-        3,
-    ),
+    _study("geometry-digits-cnn", "a CNN that learned digits", measure_cnn, {"epochs": 1}, 360, seeds=5),
+    _study("geometry-mnist", "a CNN that others trained on MNIST", measure_mnist, {"mapped": 500, "measured": 200}, 40),
     _study(
         "geometry-efficientnet",
         "EfficientNet-Lite0, trained on ImageNet",
-        efficientnet_subject,
-        {"mapped": 64, "measured": 32},
+        measure_efficientnet,
         {"mapped": 16, "measured": 8},
         150,
-        3,
     ),
     *(
         _study(
             f"geometry-minilm-{layer + 1}",
             f"the feed-forward neurons of MiniLM's layer {layer + 1}",
-            minilm_subject,
-            {"layer": layer, "tokens": 16, "sentences": 1300, "mapped": 256, "measured": 64},
+            measure_minilm,
             {"mapped": 64, "measured": 16},
             seconds,
-            3,
+            settings={"layer": layer},
         )
         for layer, seconds in ((2, 450), (5, 140))
     ),
     _study(
         "geometry-resnet18",
         "the last block of ResNet18, on CIFAR-10 where there is one",
-        resnet_subject,
-        {"data": os.environ.get(CIFAR10, "digits"), "training epochs": 4, "measured": 450},
-        {"training epochs": 1},
+        measure_resnet,
+        {"training_epochs": 1},
         540,
-        3,
-        _judge_resnet,
+        settings={"data": os.environ.get(CIFAR10, "digits")},
+        judge=_judge_resnet,
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..report import figures
 from ..report.theory_figures import draw_curves, draw_level
 from ._progress import Progress
 from .phenomena_training import EXPLANATION, Batch, Series, Watch, column, judge_functional, mean, train
-from .registry import Config, Study
+from .registry import Study
 from .result import StudyResult, Verdict, geometric_interval, mean_interval
 
 GROKS, UNDECAYED, STARVED = "enough sums", "no weight decay", "too few sums"
@@ -21,36 +22,71 @@ ARMS = (GROKS, UNDECAYED, STARVED)
 LEARNED = 0.95
 
 
-def measure(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sums:
+    """Addition modulo a prime, and the network that learns it."""
+
+    prime: int
+    embedding: int
+    hidden: int
+    learning_rate: float
+
+    def model(self) -> nn.Sequential:
+        """The two numbers embedded, one hidden layer with ReLU, a class for each sum."""
+        return nn.Sequential(
+            nn.Embedding(self.prime, self.embedding),
+            nn.Flatten(),
+            nn.Linear(2 * self.embedding, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, self.prime),
+        )
+
+    def data(self, share: float, seed: int) -> tuple[Batch, Batch]:
+        """A `share` of all sums, drawn by `seed`, and the others."""
+        pairs = torch.cartesian_prod(torch.arange(self.prime), torch.arange(self.prime))
+        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
+        pairs, sums = pairs[order], (pairs.sum(1) % self.prime)[order]
+        count = round(share * len(pairs))
+        return (pairs[:count], sums[:count]), (pairs[count:], sums[count:])
+
+
+def measure(
+    seed: int,
+    progress: Progress,
+    *,
+    prime: int = 31,
+    embedding: int = 64,
+    hidden: int = 128,
+    steps: int = 6000,
+    share: float = 0.6,
+    few: float = 0.25,
+    weight_decay: float = 1.0,
+    learning_rate: float = 0.005,
+    batch: int = 64,
+    every: int = 50,
+    geometry_every: int = 10,
+) -> dict[str, Any]:
     """Train until test accuracy has been high for a while, and the controls as long."""
-    found: dict[str, Series] = {}
-    limit = config["steps"]
-    for arm in progress.each(ARMS, f"seed {seed}: adding modulo {config['prime']}"):
-        decay = 0.0 if arm == UNDECAYED else config["weight_decay"]
-        share = config["few"] if arm == STARVED else config["share"]
-        found[arm] = _train(config, decay, share, seed, limit)
+    sums = Sums(prime, embedding, hidden, learning_rate)
+    watch = Watch(batch, every=every, geometry_every=geometry_every, layers=(("2", "4"),))
+    arms: dict[str, Series] = {}
+    limit = steps
+    for arm in progress.each(ARMS, f"seed {seed}: adding modulo {prime}"):
+        data = sums.data(few if arm == STARVED else share, seed)
+        torch.manual_seed(seed)
+        arms[arm] = _train(sums, data, 0.0 if arm == UNDECAYED else weight_decay, watch, limit)
         if arm == GROKS:
-            limit = found[arm]["step"][-1]
-    return {"arms": found}
+            limit = arms[arm]["step"][-1]
+    return {"arms": arms}
 
 
-def _train(config: Config, decay: float, share: float, seed: int, steps: int) -> Series:
-    prime = config["prime"]
-    pairs = torch.cartesian_prod(torch.arange(prime), torch.arange(prime))
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
-    pairs, sums = pairs[order], (pairs.sum(1) % prime)[order]
-    count = round(share * len(pairs))
-    shown, hidden = (pairs[:count], sums[:count]), (pairs[count:], sums[count:])
-    torch.manual_seed(seed)
-    width, neurons = config["embedding"], config["hidden"]
-    model = nn.Sequential(
-        nn.Embedding(prime, width), nn.Flatten(), nn.Linear(2 * width, neurons), nn.ReLU(), nn.Linear(neurons, prime)
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), config["learning_rate"], weight_decay=decay)
-    watch = Watch(config["batch"], every=config["every"], geometry_every=config["geometry_every"], layers=(("2", "4"),))
+def _train(sums: Sums, data: tuple[Batch, Batch], decay: float, watch: Watch, steps: int) -> Series:
+    shown, held_out = data
+    model = sums.model()
+    optimizer = torch.optim.AdamW(model.parameters(), sums.learning_rate, weight_decay=decay)
 
     def evaluate() -> dict[str, float]:
-        return {"accuracy": _accuracy(model, shown), "test_accuracy": _accuracy(model, hidden)}
+        return {"accuracy": _accuracy(model, shown), "test_accuracy": _accuracy(model, held_out)}
 
     def settled(rows: Series) -> bool:
         step = first_step(rows, "test_accuracy", LEARNED)
@@ -200,19 +236,6 @@ STUDIES = (
         summary="addition modulo a prime, with weight decay, without, and with too few examples",
         claim="SDSD explains grokking",
         source=EXPLANATION,
-        settings={
-            "prime": 31,
-            "embedding": 64,
-            "hidden": 128,
-            "steps": 6000,
-            "share": 0.6,
-            "few": 0.25,
-            "weight_decay": 1.0,
-            "learning_rate": 0.005,
-            "batch": 64,
-            "every": 50,
-            "geometry_every": 10,
-        },
         quick={"prime": 23, "embedding": 32, "steps": 1500, "share": 0.8, "learning_rate": 0.01, "every": 25},
         measure=measure,
         judge=judge,

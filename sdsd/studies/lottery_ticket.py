@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .phenomena_training import (
     mean_curve,
     train,
 )
-from .registry import Config, Study
+from .registry import Study
 from .result import StudyResult, Verdict, mean_interval
 from .theory_functional import digits
 
@@ -34,78 +35,89 @@ CONTROLS = (REINITIALISED, RANDOM_MASK)
 COLOURS = dict(zip(ARMS, (figures.GREEN, figures.ORANGE, figures.RED, figures.MUTED, figures.TEAL), strict=True))
 
 
-def measure(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure(
+    seed: int,
+    progress: Progress,
+    *,
+    hidden: tuple[int, int] = (128, 64),
+    rounds: int = 9,
+    keep: float = 0.8,
+    round_steps: int = 300,
+    steps: int = 60,
+    every: int = 5,
+    batch: int = 128,
+    small_batch: int = 16,
+    parts: int = 4,
+    learning_rate: float = 0.1,
+) -> dict[str, Any]:
     """Iterative magnitude pruning with rewinding to the start, then the ticket beside its controls."""
     data = digits(seed)
-    start, other = (_network(config, offset + seed) for offset in (0, 1000))
+    start, other = (_start(hidden, offset + seed) for offset in (0, 1000))
     masks = [torch.ones_like(value) for value in start]
-    for _ in progress.each(range(config["rounds"]), f"seed {seed}: train, prune, rewind"):
-        trained = _train_to_prune(config, data, start, masks, seed)
-        masks = [_prune(value, mask, config["keep"]) for value, mask in zip(trained, masks, strict=True)]
+    for _ in progress.each(range(rounds), f"seed {seed}: train, prune, rewind"):
+        model = _masked(hidden, start, masks)
+        mask_gradients(model, masks)
+        _descend(model, data, seed, steps=round_steps, batch=batch, learning_rate=learning_rate)
+        masks = [_prune(value.detach(), mask, keep) for value, mask in zip(model.parameters(), masks, strict=True)]
     torch.manual_seed(2000 + seed)
     shuffled = [mask.flatten()[torch.randperm(mask.numel())].view_as(mask) for mask in masks]
     everything = [torch.ones_like(mask) for mask in masks]
     arms = {TICKET: (start, masks), REINITIALISED: (other, masks), RANDOM_MASK: (start, shuffled)}
     arms |= {DENSE: (start, everything), SMALL_BATCH: (start, masks)}
-    found = {
-        name: _watched(config, data, *arms[name], config["small_batch" if name == SMALL_BATCH else "batch"], seed)
-        for name in progress.each(ARMS, f"seed {seed}: the ticket and its controls")
-    }
+    series: dict[str, Series] = {}
+    for name in progress.each(ARMS, f"seed {seed}: the ticket and its controls"):
+        size = small_batch if name == SMALL_BATCH else batch
+        model = _masked(hidden, *arms[name])
+        series[name] = train(
+            model,
+            (data.images, data.labels),
+            _loss,
+            torch.optim.SGD(model.parameters(), learning_rate),
+            Watch(size, every=every, geometry_every=2, micro=size // parts, smoothing=0.98),
+            steps=steps,
+            batch_size=size,
+            masks=arms[name][1],
+            seed=seed,
+            evaluate=partial(_held_out, model, data),
+        )
     kept, weights = (sum(f(mask) for mask in masks if mask.ndim > 1) for f in (torch.count_nonzero, Tensor.numel))
-    return {"density": int(kept) / int(weights), "arms": found}
+    return {"density": int(kept) / int(weights), "arms": series}
 
 
-def _network(config: Config, seed: int) -> list[Tensor]:
-    """The parameters of a fresh network, weights as for ReLU (He et al. 2015)."""
-    torch.manual_seed(seed)
-    parameters = [parameter.detach() for parameter in _module(config).parameters()]
-    return [nn.init.kaiming_normal_(value) if value.ndim > 1 else value.zero_() for value in parameters]
-
-
-def _module(config: Config) -> nn.Sequential:
-    first, second = config["hidden"]
+def _module(hidden: tuple[int, int]) -> nn.Sequential:
+    first, second = hidden
     return nn.Sequential(nn.Linear(64, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 10))
 
 
-def _masked(config: Config, start: list[Tensor], masks: list[Tensor]) -> nn.Sequential:
+def _start(hidden: tuple[int, int], seed: int) -> list[Tensor]:
+    """The parameters of a fresh network, weights as for ReLU (He et al. 2015)."""
+    torch.manual_seed(seed)
+    parameters = [parameter.detach() for parameter in _module(hidden).parameters()]
+    return [nn.init.kaiming_normal_(value) if value.ndim > 1 else value.zero_() for value in parameters]
+
+
+def _masked(hidden: tuple[int, int], start: list[Tensor], masks: list[Tensor]) -> nn.Sequential:
     """A network at `start`, its pruned weights zero."""
-    model = _module(config)
+    model = _module(hidden)
     with torch.no_grad():
         for parameter, value, mask in zip(model.parameters(), start, masks, strict=True):
             parameter.copy_(value * mask)
     return model
 
 
-def _train_to_prune(config: Config, data: Digits, start: list[Tensor], masks: list[Tensor], seed: int) -> list[Tensor]:
-    """The parameters after a round of training, which nobody watches."""
-    model = _masked(config, start, masks)
-    mask_gradients(model, masks)
-    optimizer = torch.optim.SGD(model.parameters(), config["learning_rate"])
+def _descend(model: nn.Module, data: Digits, seed: int, *, steps: int, batch: int, learning_rate: float) -> None:
+    """A round of training, which nobody watches."""
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(config["round_steps"]):
-        chosen = torch.randint(len(data.labels), (config["batch"],), generator=generator)
+    for _ in range(steps):
+        chosen = torch.randint(len(data.labels), (batch,), generator=generator)
         optimizer.zero_grad()
         _loss(model, (data.images[chosen], data.labels[chosen])).backward()
         optimizer.step()
-    return [parameter.detach() for parameter in model.parameters()]
 
 
-def _watched(config: Config, data: Digits, start: list[Tensor], masks: list[Tensor], batch: int, seed: int) -> Series:
-    """The first steps of training from `start` under `masks`."""
-    model = _masked(config, start, masks)
-    watch = Watch(batch, every=config["every"], geometry_every=2, micro=batch // config["parts"], smoothing=0.98)
-    return train(
-        model,
-        (data.images, data.labels),
-        _loss,
-        torch.optim.SGD(model.parameters(), config["learning_rate"]),
-        watch,
-        steps=config["steps"],
-        batch_size=batch,
-        masks=masks,
-        seed=seed,
-        evaluate=lambda: {"accuracy": evaluate(model, data.held_out_images, data.held_out_labels)[1]},
-    )
+def _held_out(model: nn.Module, data: Digits) -> dict[str, float]:
+    return {"accuracy": evaluate(model, data.held_out_images, data.held_out_labels)[1]}
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -224,18 +236,6 @@ STUDIES = (
         summary="iterative magnitude pruning on digits; the ticket beside another start, a random mask and the whole",
         claim="SDSD explains lottery tickets",
         source=EXPLANATION,
-        settings={
-            "hidden": (128, 64),
-            "rounds": 9,
-            "keep": 0.8,
-            "round_steps": 300,
-            "steps": 60,
-            "every": 5,
-            "batch": 128,
-            "small_batch": 16,
-            "parts": 4,
-            "learning_rate": 0.1,
-        },
         quick={"hidden": (64, 32), "rounds": 5, "keep": 0.67, "round_steps": 150, "every": 20},
         measure=measure,
         judge=judge,

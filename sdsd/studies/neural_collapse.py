@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +26,7 @@ from .phenomena_training import (
     rank_correlation,
     train,
 )
-from .registry import Config, Study
+from .registry import Study
 from .result import StudyResult, Verdict, geometric_interval, mean_interval
 from .theory_functional import digits
 
@@ -33,46 +35,58 @@ ARMS = (WITH, WITHOUT)
 CLASSES = 10
 
 
-def measure(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure(
+    seed: int,
+    progress: Progress,
+    *,
+    hidden: Sequence[int] = (128, 64),
+    epochs: int = 100,
+    batch: int = 128,
+    micro: int = 64,
+    looks: int = 20,
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-3,
+) -> dict[str, Any]:
     """Train with and without BatchNorm, weight decay on, far past zero training error."""
-    arms = progress.each(ARMS, f"seed {seed}: training with and without BatchNorm")
-    return {"arms": {arm: _train(config, arm == WITH, seed) for arm in arms}}
-
-
-def _train(config: Config, norm: bool, seed: int) -> Series:
     known = digits(seed)
     data = known.images, known.labels
-    torch.manual_seed(seed)
-    widths = (64, *config["hidden"])
+    steps = epochs * (len(known.labels) // batch)
+    arms: dict[str, Series] = {}
+    for arm in progress.each(ARMS, f"seed {seed}: training with and without BatchNorm"):
+        torch.manual_seed(seed)
+        model = _network(hidden, norm=arm == WITH)
+        writers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        watch = Watch(
+            batch,
+            every=steps // looks,
+            geometry_every=4,
+            micro=micro,
+            smoothing=0.95,
+            layers=tuple(pairwise(writers)),
+        )
+        optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
+        arms[arm] = train(
+            model,
+            data,
+            _loss,
+            optimizer,
+            watch,
+            steps=steps,
+            batch_size=batch,
+            seed=seed,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps + 1),
+            evaluate=partial(collapse, model, data),
+        )
+    return {"arms": arms}
+
+
+def _network(hidden: Sequence[int], norm: bool) -> nn.Sequential:
+    widths = (64, *hidden)
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm else []), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
-    writers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    steps = config["epochs"] * (len(data[1]) // config["batch"])
-    watch = Watch(
-        config["batch"],
-        every=steps // config["looks"],
-        geometry_every=4,
-        micro=config["micro"],
-        smoothing=0.95,
-        layers=tuple(pairwise(writers)),
-    )
-    optimizer = torch.optim.SGD(
-        model.parameters(), config["learning_rate"], config["momentum"], weight_decay=config["weight_decay"]
-    )
-    return train(
-        model,
-        data,
-        _loss,
-        optimizer,
-        watch,
-        steps=steps,
-        batch_size=config["batch"],
-        seed=seed,
-        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps + 1),
-        evaluate=lambda: collapse(model, data),
-    )
+    return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -222,16 +236,6 @@ STUDIES = (
         summary="digits learned far past zero error, with and without BatchNorm, Γ from micro-batches in train mode",
         claim="SDSD explains neural collapse",
         source=EXPLANATION,
-        settings={
-            "hidden": (128, 64),
-            "epochs": 100,
-            "batch": 128,
-            "micro": 64,
-            "looks": 20,
-            "learning_rate": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-3,
-        },
         quick={"epochs": 30, "looks": 10},
         measure=measure,
         judge=judge,

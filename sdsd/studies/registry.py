@@ -2,9 +2,10 @@
 
 A study is data and three functions, an entry `Study` in its module's `STUDIES`; `catalogue` lists the modules.
 
-    measure(config, seed, progress)  → what one seed gave, in what JSON can hold
-    judge(result)                    → a `Verdict` for each claim, over all seeds
-    draw(result)                     → the figure
+    measure(seed, progress, *, …)  → what one seed gave, in what JSON can hold; its keyword-only parameters are the
+                                     settings of the study
+    judge(result)                  → a `Verdict` for each claim, over all seeds
+    draw(result)                   → the figure
 
 A finished seed is written to `seeds/` in the study's folder, and read instead of measured again as long as the study's
 settings and the versions of sdsd and torch are the same. docs/studies.md builds one.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from ._files import prepare_output, write_json, write_text
 from ._page import study_page
 from ._progress import Progress
 from ._seeds import SeedFile, measure_seed
+from ._settings import RESERVED, UNSET, check_names, settings_of
 from .result import StudyResult, Verdict
-
-Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class Study:
         summary: what it does, in a line.
         claim: the claim it tests, in a line.
         source: the document that makes the claim, and where.
-        settings: everything the numbers depend on but the seed, by name.
-        quick: those of the settings that `--quick` changes, to see in seconds that it works.
-        measure: does it for one seed, from (config, seed, progress): settings and `"quick"`, by name. What it returns
-            is kept as JSON: NaN comes back as None. torch runs on one thread, its generator seeded with `seed`.
+        measure: does it for one seed, from (seed, progress, *, settings). Its keyword-only parameters are everything
+            the numbers depend on but the seed. What it returns is kept as JSON: NaN comes back as None. torch runs on
+            one thread, its generator seeded with `seed`.
         judge: verdicts on the claims from a complete result.
         draw: the figure of a complete result.
         expected_seconds: for all seeds of a run that is not quick, on one core of a laptop.
+        settings: values that differ from the defaults of `measure`, where studies share one.
+        quick: values that `--quick` changes, to see in seconds that it works.
         seeds: how many repetitions it takes.
         quick_seeds: how many with `--quick`.
         needs: packages of the extra "report" it cannot run without, by import name.
@@ -55,12 +56,12 @@ class Study:
     summary: str
     claim: str
     source: str
-    settings: Mapping[str, Any]
-    quick: Mapping[str, Any]
-    measure: Callable[[Config, int, Progress], dict[str, Any]]
+    measure: Callable[..., dict[str, Any]]
     judge: Callable[[StudyResult], list[Verdict]]
     draw: Callable[[StudyResult], Any]
     expected_seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     quick_seeds: int = 1
     needs: tuple[str, ...] = ()
@@ -68,12 +69,16 @@ class Study:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
             raise ValueError(f"name: expected lower-case words joined by hyphens, got {self.name!r}.")
-        if strangers := set(self.quick) - set(self.settings):
-            raise ValueError(f"quick: expected names of settings, got {', '.join(sorted(strangers))} as well.")
+        known = settings_of(self.measure)
+        check_names(self.settings, known, "settings")
+        check_names(self.quick, known, "quick")
+        if missing := [name for name, value in {**known, **self.settings}.items() if value is UNSET]:
+            raise ValueError(f"settings: expected a value for {', '.join(map(repr, missing))}, which has no default.")
 
     def config(self, quick: bool = False) -> dict[str, Any]:
-        """The settings of a run."""
-        return {"quick": quick, **self.settings, **(self.quick if quick else {})}
+        """The settings of a run, as `measure` gets them, and whether it is a quick one."""
+        changed = self.quick if quick else {}
+        return {RESERVED: quick, **settings_of(self.measure), **self.settings, **changed}
 
     def seed_numbers(self, first: int = 0, count: int | None = None, quick: bool = False) -> tuple[int, ...]:
         """`count` seeds from `first` on; by default as many as the study wants."""

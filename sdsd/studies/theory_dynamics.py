@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,25 +27,29 @@ from ..theory.dynamics import (
     simulate,
 )
 from ._progress import Progress
-from .registry import Config, Study
-from .result import Measured, StudyResult, Verdict, fraction_interval, mean_interval
+from .registry import Study
+from .result import StudyResult, Verdict, fraction_interval, mean_interval
 from .theory_functional import SDSD
-
-STIFFNESSES = (0.2, 1.0, 5.0)
-SLOW = 0.15
-RATIOS = (0.4, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
-DIFFUSIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6)
-
 
 # --- where the loss turns
 
 
-def measure_phase(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_phase(
+    seed: int,
+    progress: Progress,
+    *,
+    stiffness: Sequence[float] = (0.2, 1.0, 5.0),
+    diffusion: float = 0.1,
+    dim: int = 4,
+    paths: int = 4000,
+    grid: int = 33,
+    paths_a_cell: int = 64,
+) -> dict[str, Any]:
     """In bowls of several stiffnesses: at which value of each ratio does the expected loss stop falling?"""
     turns = []
-    for place, k in enumerate(progress.each(STIFFNESSES, f"seed {seed}: finding where the loss turns")):
+    for place, k in enumerate(progress.each(stiffness, f"seed {seed}: finding where the loss turns")):
         # Every stiffness gets its own random numbers: a bowl looks the same at every k but for its scales.
-        found = loss_sign_change(k, paths=config["paths"], seed=1000 * seed + place)
+        found = loss_sign_change(k, diffusion, dim=dim, paths=paths, seed=1000 * seed + place)
         turns.append(
             {
                 "stiffness": k,
@@ -53,11 +58,12 @@ def measure_phase(config: Config, seed: int, progress: Progress) -> dict[str, An
                 "gamma_seed": found.gamma_seed.value,
             }
         )
-    axis = torch.logspace(-1, 1, config["grid"], dtype=torch.float64)
+    axis = torch.logspace(-1, 1, grid, dtype=torch.float64)
     diagram = phase_diagram(
         axis,
         axis / 4,
-        paths=config["paths_a_cell"],
+        dim=dim,
+        paths=paths_a_cell,
         seed=seed,
         progress=progress.bar(f"seed {seed}: filling the phase diagram"),
     )
@@ -66,9 +72,9 @@ def measure_phase(config: Config, seed: int, progress: Progress) -> dict[str, An
 
 
 def judge_phase(result: StudyResult) -> list[Verdict]:
-    turns = result.pooled("turns")
+    turns, bowls = result.pooled("turns"), result.config["stiffness"]
     off = {name: max(abs(turn[name] - 1) for turn in turns) for name in ("gamma_h", "gamma_seed")}
-    stiffest = [turn["gamma_seed"] for turn in turns if turn["stiffness"] == STIFFNESSES[-1]]
+    stiffest = [turn["gamma_seed"] for turn in turns if turn["stiffness"] == bowls[-1]]
     found = Verdict(
         claim="Γ = ‖∇L‖² / Tr D = 1 is the phase transition between a loss that falls and one that rises",
         source=f"{SDSD} §4",
@@ -76,10 +82,10 @@ def judge_phase(result: StudyResult) -> list[Verdict]:
         rule="refuted if in some bowl the loss turns at a Γ that is off 1 by over 0.5, while Γ_H is within 0.1 of 1 in "
         "all; not reproduced if neither decides",
         seed_figure="Γ = 1",
-        our_figure=mean_interval(stiffest, f"is Γ where the loss turns in a bowl of stiffness {STIFFNESSES[-1]:g}"),
+        our_figure=mean_interval(stiffest, f"is Γ where the loss turns in a bowl of stiffness {bowls[-1]:g}"),
         corrected="The loss turns at Γ_H = ‖∇L‖² / Tr(D H) = 1, with the Hessian H (measured "
         f"{mean_interval([turn['gamma_h'] for turn in turns])}). The document's Γ is then "
-        + ", ".join(f"{turn['gamma_seed']:.2f} for k = {turn['stiffness']:g}" for turn in turns[: len(STIFFNESSES)])
+        + ", ".join(f"{turn['gamma_seed']:.2f} for k = {turn['stiffness']:g}" for turn in turns[: len(bowls)])
         + ".",
     )
     return [found]
@@ -90,14 +96,14 @@ def draw_phase(result: StudyResult) -> Any:
     arrays = {name: np.array(values) for name, values in result.series[0]["diagram"].items()}
     del arrays["standard_error"]
     draw_phase_diagram(left, **arrays)
-    turns = result.pooled("turns")
+    turns, bowls = result.pooled("turns"), result.config["stiffness"]
     curves = {
-        name: [_mean([turn[key] for turn in turns if turn["stiffness"] == k]) for k in STIFFNESSES]
+        name: [_mean([turn[key] for turn in turns if turn["stiffness"] == k]) for k in bowls]
         for name, key in (("Γ_H", "gamma_h"), ("the document's Γ", "gamma_seed"))
     }
     draw_curves(
         right,
-        STIFFNESSES,
+        bowls,
         curves,
         colours={"Γ_H": figures.INK, "the document's Γ": figures.ORANGE},
         log_x=True,
@@ -115,22 +121,32 @@ def draw_phase(result: StudyResult) -> Any:
 # --- noise in proportion to the state
 
 
-def measure_multiplicative(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_multiplicative(
+    seed: int,
+    progress: Progress,
+    *,
+    stiffness: float = 1.0,
+    ratios: Sequence[float] = (0.4, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0),
+    paths: int = 4000,
+    step_size: float = 0.01,
+    time: float = 20.0,
+) -> dict[str, Any]:
     """E[s²] by its exact recursion, the mean over paths, and the typical path, on both sides of Γ_H = 1."""
-    k, step_size, time, paths = (config[name] for name in ("stiffness", "step_size", "time", "paths"))
     steps, points = round(time / step_size), []
-    for ratio in progress.each(RATIOS, f"seed {seed}: running paths at each Γ_H"):
-        sigma = math.sqrt(2 * k / ratio)
+    for ratio in progress.each(ratios, f"seed {seed}: running paths at each Γ_H"):
+        sigma = math.sqrt(2 * stiffness / ratio)
         start = torch.ones(paths, 1)
-        ran = simulate(*multiplicative_noise(k, sigma), start, step_size=step_size, steps=steps, every=steps, seed=seed)
+        ran = simulate(
+            *multiplicative_noise(stiffness, sigma), start, step_size=step_size, steps=steps, every=steps, seed=seed
+        )
         size = ran.states[-1, :, 0].abs()
         points.append(
             {
                 "gamma_h": ratio,
-                "exact": math.log(mean_square_factor(k, sigma, step_size)) / step_size,
+                "exact": math.log(mean_square_factor(stiffness, sigma, step_size)) / step_size,
                 "mean_of_paths": size.square().mean().log().item() / time,
                 "typical": 2 * size.log().mean().item() / time,
-                "typical_theory": -2 * decay_rate(k, sigma),
+                "typical_theory": -2 * decay_rate(stiffness, sigma),
                 "converged": int((size < 0.1).sum()),
                 "paths": paths,
             }
@@ -193,16 +209,47 @@ def draw_multiplicative(result: StudyResult) -> Any:
 # --- a well that ends
 
 
-def measure_well(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
-    """How many paths are still in a saturating well, by diffusion and by time."""
-    paths, step_size = config["paths"], config["step_size"]
-    each = torch.tensor(DIFFUSIONS).repeat_interleave(paths)
+EXAMPLE = 0.2
+"""The diffusion that the sentences about the well speak of."""
+
+
+def measure_well(
+    seed: int,
+    progress: Progress,
+    *,
+    paths: int = 600,
+    step_size: float = 0.1,
+    times: Sequence[int] = (20, 200, 1000, 4000),
+    diffusion: Sequence[float] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6),
+    slow_diffusion: float = 0.15,
+    inside: float = 3.0,
+    start: float = 1.0,
+) -> dict[str, Any]:
+    """How many paths are still in a saturating well, by diffusion at the first two times, and by time."""
+
+    def near_at(case: Case, count: int, looks: Sequence[int]) -> dict[int, Tensor]:
+        """Which of `count` paths are within the radius `inside` at each time; they start at the radius `start`."""
+        begin = torch.zeros(count, 2)
+        begin[:, 0] = start
+        ran = simulate(
+            *case,
+            begin,
+            step_size=step_size,
+            steps=round(looks[-1] / step_size),
+            every=round(looks[0] / step_size),
+            seed=seed,
+            progress=progress.bar(f"seed {seed}: following {count:,} paths to t = {looks[-1]}"),
+        )
+        near = ran.states.norm(dim=2) < inside
+        return {time: near[round(time / looks[0])].double() for time in looks}
+
+    each = torch.tensor(diffusion).repeat_interleave(paths)
     by_diffusion = {
-        str(time): near.view(len(DIFFUSIONS), paths).sum(1).tolist()
-        for time, near in _inside(saturating_well(each), len(each), step_size, (20, 200), seed, progress).items()
+        str(time): near.view(len(diffusion), paths).sum(1).tolist()
+        for time, near in near_at(saturating_well(each), len(each), times[:2]).items()
     }
-    over_time = _inside(saturating_well(SLOW), paths, step_size, config["times"], seed, progress)
-    terms = local_terms(*saturating_well(0.2), torch.tensor([[1.0, 0.0]]))
+    over_time = near_at(saturating_well(slow_diffusion), paths, times)
+    terms = local_terms(*saturating_well(EXAMPLE), torch.tensor([[start, 0.0]]))
     return {
         "by_diffusion": by_diffusion,
         "by_time": [int(near.sum()) for near in over_time.values()],
@@ -210,31 +257,11 @@ def measure_well(config: Config, seed: int, progress: Progress) -> dict[str, Any
     }
 
 
-def _inside(
-    case: Case, paths: int, step_size: float, times: Sequence[int], seed: int, progress: Progress
-) -> dict[int, Tensor]:
-    """Which paths are within radius 3 at each time; they start at radius 1."""
-    start = torch.zeros(paths, 2)
-    start[:, 0] = 1
-    every = round(times[0] / step_size)
-    ran = simulate(
-        *case,
-        start,
-        step_size=step_size,
-        steps=round(times[-1] / step_size),
-        every=every,
-        seed=seed,
-        progress=progress.bar(f"seed {seed}: following {paths:,} paths to t = {times[-1]}"),
-    )
-    near = ran.states.norm(dim=2) < 3
-    return {time: near[round(time / times[0])].double() for time in times}
-
-
 def _kept(result: StudyResult) -> tuple[list[list[int]], list[int], int]:
-    """Paths in the well by diffusion, at t = 20 and 200, by time at D = 0.15, and of how many, over all seeds."""
+    """Paths in the well by diffusion, at the first two times, by time at one, and of how many, over all seeds."""
     by_diffusion = [
         [sum(counts) for counts in zip(*(s["by_diffusion"][time] for s in result.series), strict=True)]
-        for time in ("20", "200")
+        for time in map(str, result.config["times"][:2])
     ]
     by_time = [sum(counts) for counts in zip(*(s["by_time"] for s in result.series), strict=True)]
     return by_diffusion, by_time, result.config["paths"] * len(result.seeds)
@@ -242,8 +269,9 @@ def _kept(result: StudyResult) -> tuple[list[list[int]], list[int], int]:
 
 def judge_well(result: StudyResult) -> list[Verdict]:
     (_, late), by_time, count = _kept(result)
-    at = {d: fraction_interval(kept, count) for d, kept in zip(DIFFUSIONS, late, strict=True)}
-    kept = {time: inside / count for time, inside in zip(result.config["times"], by_time, strict=True)}
+    config = result.config
+    at = {d: fraction_interval(kept, count) for d, kept in zip(config["diffusion"], late, strict=True)}
+    kept = {time: inside / count for time, inside in zip(config["times"], by_time, strict=True)}
     gamma_h = result.series[0]["at_start"]["gamma_h"]
     dissolves = at[0.1].value > 0.9 and at[0.4].value < 0.2
     slow = list(kept.values())
@@ -254,10 +282,12 @@ def judge_well(result: StudyResult) -> list[Verdict]:
         rule="not reproduced if the share of paths that stay does not fall from over 0.9 to below 0.2 between D = 0.1 "
         "and 0.4; direction only if, at one D, that share depends on when one looks by more than 0.1",
         seed_figure="a transition at Γ = 1",
-        our_figure=Measured(at[0.2].value, at[0.2].low, at[0.2].high, "of paths stay until t = 200 at D = 0.2"),
+        our_figure=replace(at[EXAMPLE], unit=f"of paths stay until t = {config['times'][1]} at D = {EXAMPLE:g}"),
         corrected=f"There is a crossover: {at[0.1].value:.2f}, {at[0.2].value:.2f}, {at[0.4].value:.2f} stay for "
         f"D = 0.1, 0.2, 0.4, at Γ_H = {gamma_h:.2g} for D = 0.2. It is an escape time and no "
-        "transition: at D = 0.15 " + ", ".join(f"{share:.2f} at t = {time}" for time, share in kept.items()) + ".",
+        f"transition: at D = {config['slow_diffusion']:g} "
+        + ", ".join(f"{share:.2f} at t = {time}" for time, share in kept.items())
+        + ".",
     )
     return [found]
 
@@ -265,25 +295,27 @@ def judge_well(result: StudyResult) -> list[Verdict]:
 def draw_well(result: StudyResult) -> Any:
     by_diffusion, by_time, count = _kept(result)
     figure, (left, right) = figures.new_figure(10.6, 4.1, columns=2)
-    curves = {f"t = {time}": [kept / count for kept in row] for time, row in zip((20, 200), by_diffusion, strict=True)}
+    config = result.config
+    early, late = (f"t = {time}" for time in config["times"][:2])
+    curves = {name: [k / count for k in row] for name, row in zip((early, late), by_diffusion, strict=True)}
     draw_curves(
         left,
-        DIFFUSIONS,
+        config["diffusion"],
         curves,
-        colours={"t = 20": figures.TEAL, "t = 200": figures.PURPLE},
+        colours={early: figures.TEAL, late: figures.PURPLE},
         xlabel="diffusion D",
         ylabel="share of paths in the well",
         marker="o",
     )
     start = result.series[0]["at_start"]
-    draw_level(left, 0.2 * start["gamma_h"], "Γ_H = 1 at the start", vertical=True, at=0.9)
-    draw_level(left, 0.2 * start["gamma_seed"], "Γ = 1", vertical=True, colour=figures.ORANGE, at=0.12)
+    draw_level(left, EXAMPLE * start["gamma_h"], "Γ_H = 1 at the start", vertical=True, at=0.9)
+    draw_level(left, EXAMPLE * start["gamma_seed"], "Γ = 1", vertical=True, colour=figures.ORANGE, at=0.12)
     left.set_ylim(0, 1.04)
     figures.set_title(left, "More noise empties the well …")
     draw_curves(
         right,
-        result.config["times"],
-        {"D = 0.15": [kept / count for kept in by_time]},
+        config["times"],
+        {f"D = {config['slow_diffusion']:g}": [kept / count for kept in by_time]},
         xlabel="time",
         ylabel="share of paths in the well",
         log_x=True,
@@ -291,30 +323,41 @@ def draw_well(result: StudyResult) -> Any:
         legend="",
     )
     right.set_ylim(0, 1.04)
-    figures.set_title(right, f"… and so does time (D = {SLOW:g})")
+    figures.set_title(right, f"… and so does time (D = {config['slow_diffusion']:g})")
     return figure
 
 
 # --- Proposition 1
 
 
-VARIANTS = {
-    "gradient descent": lambda eta: hyperbola(),
-    "isotropic noise": lambda eta: hyperbola("isotropic", 0.01),
-    "label noise": lambda eta: hyperbola("label", 1.0, learning_rate=eta),
-    "weight decay": lambda eta: hyperbola(weight_decay=0.02),
-}
+VARIANTS = ("gradient descent", "isotropic noise", "label noise", "weight decay")
 
 
-def measure_conservation(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_conservation(
+    seed: int,
+    progress: Progress,
+    *,
+    paths: int = 1000,
+    step_size: float = 0.05,
+    time: float = 100,
+    isotropic_diffusion: float = 0.01,
+    label_noise: float = 1.0,
+    weight_decay: float = 0.02,
+) -> dict[str, Any]:
     """Q = u² − v² on u·v = 1 under gradient descent, isotropic noise, label noise and weight decay."""
-    paths, step_size = config["paths"], config["step_size"]
-    steps = round(config["time"] / step_size)
+    cases = (
+        hyperbola(),
+        hyperbola("isotropic", isotropic_diffusion),
+        hyperbola("label", label_noise, learning_rate=step_size),
+        hyperbola(weight_decay=weight_decay),
+    )
+    steps = round(time / step_size)
     look = slice(None, None, max(1, steps // 50))
     runs: dict[str, dict[str, Any]] = {}
-    for name in progress.each(list(VARIANTS), f"seed {seed}: running each variant"):
+    variants = list(zip(VARIANTS, cases, strict=True))
+    for name, case in progress.each(variants, f"seed {seed}: running each variant"):
         start = torch.tensor([[2.0, 0.9]]).repeat(paths, 1)
-        ran = simulate(*VARIANTS[name](step_size), start, step_size=step_size, steps=steps, every=1, seed=seed)
+        ran = simulate(*case, start, step_size=step_size, steps=steps, every=1, seed=seed)
         q = imbalance(ran.states)
         u, v = ran.states.unbind(2)
         r = (u[:-1] - u[1:]) / (step_size * v[:-1])
@@ -403,7 +446,6 @@ STUDIES = (
         summary="where the loss stops falling in bowls, against Γ = 1 and Γ_H = 1; the phase diagram",
         claim="Γ = 1 separates learning from dissolving",
         source=f"{SDSD} §4",
-        settings={"stiffness": STIFFNESSES, "diffusion": 0.1, "dim": 4, "paths": 4000, "grid": 33, "paths_a_cell": 64},
         quick={"paths": 1000, "grid": 9, "paths_a_cell": 24},
         measure=measure_phase,
         judge=judge_phase,
@@ -415,7 +457,6 @@ STUDIES = (
         summary="noise in proportion to the state: exact mean square, sampled mean and typical path",
         claim="Convergence is almost sure iff Γ > 1",
         source=f"{SDSD} §4",
-        settings={"stiffness": 1.0, "ratios": RATIOS, "paths": 4000, "step_size": 0.01, "time": 20.0},
         quick={"paths": 500, "time": 10.0},
         measure=measure_multiplicative,
         judge=judge_multiplicative,
@@ -427,15 +468,6 @@ STUDIES = (
         summary="paths that leave a saturating well, by diffusion and by time",
         claim="Learning dissolves below Γ = 1, at a phase transition",
         source=f"{SDSD} §4",
-        settings={
-            "paths": 600,
-            "step_size": 0.1,
-            "times": (20, 200, 1000, 4000),
-            "diffusion": DIFFUSIONS,
-            "slow_diffusion": SLOW,
-            "inside": 3.0,
-            "start": 1.0,
-        },
         quick={"paths": 200, "step_size": 0.2, "times": (20, 200)},
         measure=measure_well,
         judge=judge_well,
@@ -447,14 +479,6 @@ STUDIES = (
         summary="u·v = 1: what gradient descent, noise and weight decay do to u² − v²",
         claim="Noise collapses symmetry to minimal norm (Proposition 1)",
         source=f"{SDSD} §2",
-        settings={
-            "paths": 1000,
-            "step_size": 0.05,
-            "time": 100,
-            "isotropic_diffusion": 0.01,
-            "label_noise": 1.0,
-            "weight_decay": 0.02,
-        },
         quick={"paths": 100},
         measure=measure_conservation,
         judge=judge_conservation,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,19 +17,37 @@ from ..report.theory_figures import draw_curves, draw_level
 from ..theory import geometric_functional, hidden_layers, log_orbit_count, orbit_entropy, realized_volume, symmetries
 from ._progress import Progress
 from .demo import DemoConfig, Digits, evaluate, load_digits
-from .registry import Config, Study
+from .registry import Study
 from .result import StudyResult, Verdict, mean_interval
 
 SDSD = "Symmetry-Driven Spatial Density (SDSD) Framework"
-NEURONS, LEARNING_RATE, MOMENTUM, BATCH = 128, 0.1, 0.9, 64
 ARMS = {"without weight decay": (0.0, False), "weight decay 0.005": (5e-3, False), "shuffled labels": (0.0, True)}
 """name → (weight decay, whether labels are drawn at random once)"""
 PLAIN, DECAYED, SHUFFLED = ARMS
-ANGLES = (45, 60, 75)
 HEADLINE = 60
-CLUSTER_ANGLE = 0.2
+"""The angle of V, in degrees, that the verdict speaks of."""
 STRENGTHS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-LAMBDA = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network with one hidden layer is trained on digits."""
+
+    neurons: int
+    batch: int
+    learning_rate: float
+    momentum: float
+    epochs: int
+
+    def start(self, seed: int, weight_decay: float = 0.0) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        """64 pixels, a hidden layer with ReLU, ten classes; and SGD with momentum."""
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, self.neurons), nn.ReLU(), nn.Linear(self.neurons, 10))
+        return model, torch.optim.SGD(model.parameters(), self.learning_rate, self.momentum, weight_decay=weight_decay)
+
+    def batches(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The indices of one epoch's batches."""
+        return torch.randperm(count, generator=generator).split(self.batch)
 
 
 def digits(seed: int) -> Digits:
@@ -35,50 +55,62 @@ def digits(seed: int) -> Digits:
     return load_digits(DemoConfig(seed=seed))
 
 
-def network() -> nn.Sequential:
-    """64 pixels, one hidden layer with ReLU, ten classes."""
-    return nn.Sequential(nn.Linear(64, NEURONS), nn.ReLU(), nn.Linear(NEURONS, 10))
-
-
-def batches(count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    return torch.randperm(count, generator=generator).split(BATCH)
-
-
-def geometry(model: nn.Module, samples: int, seed: int) -> dict[str, float]:
-    """H_G, the literal orbit count, and V at several angles with standard errors."""
-    (layer,) = hidden_layers(model)
-    found = {"entropy": orbit_entropy(layer.rows, layer.mass).item()}
-    found["orbit_count"] = log_orbit_count(layer.rows, CLUSTER_ANGLE)
-    for angle in ANGLES:
-        volume = realized_volume(layer.rows, math.radians(angle), samples, seed)
-        found[f"volume_{angle}"], found[f"volume_{angle}_error"] = volume.value, volume.standard_error
-    return found
-
-
-def measure_orbit(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_orbit(
+    seed: int,
+    progress: Progress,
+    *,
+    neurons: int = 128,
+    batch: int = 64,
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    epochs: int = 60,
+    samples: int = 8192,
+    arms: Mapping[str, tuple[float, bool]] = ARMS,
+    angles: Sequence[int] = (45, HEADLINE, 75),
+    cluster_angle: float = 0.2,
+) -> dict[str, Any]:
     """Train with and without weight decay, and on labels that mean nothing; measure H_G, H_orb and V along the way."""
-    looks = [epoch for epoch in (0, 1, 2, 4, 8, 15, 30, 45, 60) if epoch <= config["epochs"]]
-    arms = {}
-    for arm in progress.each(list(ARMS), f"seed {seed}: training with and without weight decay"):
-        arms[arm] = _train_and_measure(seed, *ARMS[arm], config["epochs"], looks, config["samples"])
-    return {"epoch": looks, "arms": arms}
+    recipe = Recipe(neurons, batch, learning_rate, momentum, epochs)
+    looks = [epoch for epoch in (0, 1, 2, 4, 8, 15, 30, 45, 60) if epoch <= epochs]
+
+    def geometry(model: nn.Module) -> dict[str, float]:
+        """H_G, the literal orbit count, and V at several angles with standard errors."""
+        (layer,) = hidden_layers(model)
+        numbers = {"entropy": orbit_entropy(layer.rows, layer.mass).item()}
+        numbers["orbit_count"] = log_orbit_count(layer.rows, cluster_angle)
+        for angle in angles:
+            volume = realized_volume(layer.rows, math.radians(angle), samples, seed)
+            numbers[f"volume_{angle}"], numbers[f"volume_{angle}_error"] = volume.value, volume.standard_error
+        return numbers
+
+    return {
+        "epoch": looks,
+        "arms": {
+            name: _train_and_measure(recipe, seed, *arms[name], looks, geometry)
+            for name in progress.each(list(arms), f"seed {seed}: training with and without weight decay")
+        },
+    }
 
 
 def _train_and_measure(
-    seed: int, decay: float, shuffled: bool, epochs: int, looks: list[int], samples: int
+    recipe: Recipe,
+    seed: int,
+    decay: float,
+    shuffled: bool,
+    looks: list[int],
+    geometry: Callable[[nn.Module], dict[str, float]],
 ) -> dict[str, list[float]]:
     data = digits(seed)
-    torch.manual_seed(seed)
-    model, draw = network(), torch.Generator().manual_seed(seed)
+    model, optimizer = recipe.start(seed, decay)
+    draw = torch.Generator().manual_seed(seed)
     labels = data.labels[torch.randperm(len(data.labels))] if shuffled else data.labels
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=decay)
     rows: dict[str, list[float]] = {}
-    for epoch in range(epochs + 1):
+    for epoch in range(recipe.epochs + 1):
         if epoch in looks:
             accuracy = evaluate(model, data.held_out_images, data.held_out_labels)[1]
-            for key, value in {**geometry(model, samples, seed), "accuracy": accuracy}.items():
+            for key, value in {**geometry(model), "accuracy": accuracy}.items():
                 rows.setdefault(key, []).append(value)
-        for chosen in batches(len(data.images), draw) if epoch < epochs else ():
+        for chosen in recipe.batches(len(data.images), draw) if epoch < recipe.epochs else ():
             optimizer.zero_grad()
             cross_entropy(model(data.images[chosen]), labels[chosen]).backward()
             optimizer.step()
@@ -161,60 +193,75 @@ def draw_orbit(result: StudyResult) -> Any:
         )
         figures.set_title(place, title)
     axes[0].set_ylim(bottom=0)
-    axes[1].set_ylim(0, NEURONS * 1.05)
+    axes[1].set_ylim(0, result.config["neurons"] * 1.05)
     axes[2].set_ylim(0, 1.1 * max(max(run[arm]["orbit_count"]) for run in runs for arm in ARMS))
     return figure
 
 
-def measure_regulariser(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_regulariser(
+    seed: int,
+    progress: Progress,
+    *,
+    neurons: int = 128,
+    batch: int = 64,
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    epochs: int = 20,
+    strengths: Sequence[float] = STRENGTHS,
+    volume_weight: float = 0.1,
+    alone_steps: int = 300,
+    alone_learning_rate: float = 1e-3,
+) -> dict[str, Any]:
     """Accuracy against the strength of L_geom in the loss; and L_geom alone, from a trained network on."""
-    found: dict[str, Any] = {"strength": list(config["strengths"])}
-    for strength in progress.each(config["strengths"], f"seed {seed}: training with cross-entropy + strength · L_geom"):
-        model, data = _train_regularised(seed, strength, config["epochs"])
-        for key, value in _measure(model, data).items():
-            found.setdefault(key, []).append(value)
-        if strength == 0:
-            found["alone"] = _minimise_alone(model, data, config["alone_steps"])
-    return found
-
-
-def _measure(model: nn.Module, data: Digits) -> dict[str, float]:
-    with torch.no_grad():
-        found = geometric_functional(model, LAMBDA)
-    accuracy = evaluate(model, data.held_out_images, data.held_out_labels)[1]
-    return {"accuracy": accuracy, "entropy": found.entropy.item(), "log_volume": found.volume.item()}
-
-
-def _train_regularised(seed: int, strength: float, epochs: int) -> tuple[nn.Module, Digits]:
+    recipe = Recipe(neurons, batch, learning_rate, momentum, epochs)
+    series: dict[str, Any] = {"strength": list(strengths)}
     data = digits(seed)
-    torch.manual_seed(seed)
-    model, draw = network(), torch.Generator().manual_seed(seed)
+    for strength in progress.each(strengths, f"seed {seed}: training with cross-entropy + strength · L_geom"):
+        model = _train_regularised(recipe, data, seed, strength, volume_weight)
+        for key, value in _look(model, data, volume_weight).items():
+            series.setdefault(key, []).append(value)
+        if strength == 0:
+            series["alone"] = _minimise_alone(model, data, volume_weight, alone_steps, alone_learning_rate)
+    return series
+
+
+def _look(model: nn.Module, data: Digits, volume_weight: float) -> dict[str, float]:
+    with torch.no_grad():
+        functional = geometric_functional(model, volume_weight)
+    accuracy = evaluate(model, data.held_out_images, data.held_out_labels)[1]
+    return {"accuracy": accuracy, "entropy": functional.entropy.item(), "log_volume": functional.volume.item()}
+
+
+def _train_regularised(recipe: Recipe, data: Digits, seed: int, strength: float, volume_weight: float) -> nn.Module:
+    model, optimizer = recipe.start(seed)
+    draw = torch.Generator().manual_seed(seed)
     structure = symmetries(model)
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM)
-    for _ in range(epochs):
-        for chosen in batches(len(data.images), draw):
+    for _ in range(recipe.epochs):
+        for chosen in recipe.batches(len(data.images), draw):
             optimizer.zero_grad()
             loss = cross_entropy(model(data.images[chosen]), data.labels[chosen])
             if strength:
-                loss = loss + strength * geometric_functional(structure, LAMBDA).value
+                loss = loss + strength * geometric_functional(structure, volume_weight).value
             loss.backward()
             optimizer.step()
-    return model, data
+    return model
 
 
-def _minimise_alone(trained: nn.Module, data: Digits, steps: int) -> dict[str, list[float]]:
+def _minimise_alone(
+    trained: nn.Module, data: Digits, volume_weight: float, steps: int, learning_rate: float
+) -> dict[str, list[float]]:
     """Adam on L_geom and nothing else."""
     model = copy.deepcopy(trained)
     structure = symmetries(model)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
     rows: dict[str, list[float]] = {"step": []}
     for step in range(steps + 1):
         if step % (steps // 10) == 0:
             rows["step"].append(step)
-            for key, value in _measure(model, data).items():
+            for key, value in _look(model, data, volume_weight).items():
                 rows.setdefault(key, []).append(value)
         optimizer.zero_grad()
-        geometric_functional(structure, LAMBDA).value.backward()
+        geometric_functional(structure, volume_weight).value.backward()
         optimizer.step()
     return rows
 
@@ -289,22 +336,12 @@ def draw_regulariser(result: StudyResult) -> Any:
     return figure
 
 
-SHARED = {"neurons": NEURONS, "batch": BATCH, "learning_rate": LEARNING_RATE, "momentum": MOMENTUM}
-
 STUDIES = (
     Study(
         name="orbit",
         summary="H_G, the literal orbit count and V while a network learns digits, with and without weight decay",
         claim="Learning lowers orbit entropy and realized volume",
         source=f"{SDSD} §1–3",
-        settings={
-            **SHARED,
-            "epochs": 60,
-            "samples": 8192,
-            "arms": ARMS,
-            "angles": ANGLES,
-            "cluster_angle": CLUSTER_ANGLE,
-        },
         quick={"epochs": 8, "samples": 1024},
         measure=measure_orbit,
         judge=judge_orbit,
@@ -317,14 +354,6 @@ STUDIES = (
         summary="L_geom beside cross-entropy, by strength, and L_geom alone",
         claim="Learning is the minimisation of H_G + λV",
         source=f"{SDSD} §1",
-        settings={
-            **SHARED,
-            "epochs": 20,
-            "strengths": STRENGTHS,
-            "lambda": LAMBDA,
-            "alone_steps": 300,
-            "alone_learning_rate": 1e-3,
-        },
         quick={"epochs": 3, "strengths": STRENGTHS[::3], "alone_steps": 30},
         measure=measure_regulariser,
         judge=judge_regulariser,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,17 @@ from ..report.theory_figures import draw_curves, draw_dots, draw_level
 from ..theory.experiments_curvature import gamma_star_experiment
 from ..theory.experiments_quotient import orbit_experiment
 from ._progress import Progress
-from .registry import Config, Study
+from .registry import Study
 from .result import StudyResult, Verdict, fraction_interval, geometric_interval
 from .theory_functional import SDSD
 
-RATES = (0.05, 0.2, 0.5)
 RATIOS = {"gamma_star": "Γ*", "gamma_seed": "Γ = C_α (§5)", "gamma_seed_diffusion": "Γ = ‖∇L‖²/Tr D (§4)"}
 
 
-def measure_quotient(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_quotient(seed: int, progress: Progress, *, hidden: int = 32, points: int = 12) -> dict[str, Any]:
     """One trained network, and random points that compute the same function."""
     progress.say(f"seed {seed}: walking along an orbit")
-    return orbit_experiment(seed=seed, hidden=config["hidden"], points=config["points"]).to_dict()
+    return orbit_experiment(seed=seed, hidden=hidden, points=points).to_dict()
 
 
 def _spread(values: list[float]) -> float:
@@ -80,12 +80,34 @@ def draw_quotient(result: StudyResult) -> Any:
     return figure
 
 
-def measure_prediction(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_prediction(
+    seed: int,
+    progress: Progress,
+    *,
+    learning_rates: Sequence[float] = (0.05, 0.2, 0.5),
+    batch_size: int = 16,
+    label_noise: float = 0.2,
+    steps: int = 1500,
+    measurements: int = 14,
+    batches: int = 400,
+    probes: int = 64,
+    hidden: int = 32,
+) -> dict[str, Any]:
     """SGD on digits with label noise: the sign of the expected change of the loss, foretold and measured."""
-    sizes = {name: config[name] for name in ("steps", "measurements", "batches", "probes", "hidden")}
     points = []
-    for rate in progress.each(config["learning_rates"], f"seed {seed}: training and looking ahead"):
-        for point in gamma_star_experiment(learning_rates=(rate,), seed=seed, **sizes).points:
+    for rate in progress.each(learning_rates, f"seed {seed}: training and looking ahead"):
+        run = gamma_star_experiment(
+            learning_rates=(rate,),
+            batch_size=batch_size,
+            label_noise=label_noise,
+            hidden=hidden,
+            steps=steps,
+            measurements=measurements,
+            batches=batches,
+            probes=probes,
+            seed=seed,
+        )
+        for point in run.points:
             points.append(
                 {
                     "learning_rate": rate,
@@ -172,7 +194,6 @@ STUDIES = (
         summary="gradient, Γ and Γ of the quotient at points that compute the same function",
         claim="Γ on S/G is free of the model's symmetries",
         source=f"{SDSD} §2, §4",
-        settings={"hidden": 32, "points": 12},
         quick={"hidden": 16, "points": 4},
         measure=measure_quotient,
         judge=judge_quotient,
@@ -185,16 +206,6 @@ STUDIES = (
         summary="which ratio foretells whether a step of SGD lowers the loss",
         claim="The loss falls iff Γ > 1",
         source=f"{SDSD} §4, §5",
-        settings={
-            "learning_rates": RATES,
-            "batch_size": 16,
-            "label_noise": 0.2,
-            "steps": 1500,
-            "measurements": 14,
-            "batches": 400,
-            "probes": 64,
-            "hidden": 32,
-        },
         quick={"steps": 300, "measurements": 6, "batches": 100, "probes": 16, "hidden": 16},
         measure=measure_prediction,
         judge=judge_prediction,

