@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ._extras import MissingExtraError
-from ._terminal import as_shown, spell_what_cannot_be_shown
+from .._extras import MissingExtraError
+from .._terminal import as_shown, spell_what_cannot_be_shown
 
 OK, FELL_SHORT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -138,7 +138,7 @@ class ShowVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         import torch
 
-        from . import __version__
+        from .. import __version__
 
         print(f"sdsd {__version__} (torch {torch.__version__}, Python {sys.version.split()[0]})")
         parser.exit()
@@ -216,12 +216,12 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
     demo_arguments,
 )
 def demo(arguments: argparse.Namespace) -> int:
-    from .studies.demo import DemoConfig, run_demo
+    from ..studies.demo import DemoConfig, run_demo
 
     config = DemoConfig(seed=arguments.seed, **({"epochs": arguments.epochs} if arguments.epochs else {}))
     result = run_demo(arguments.out, config, quiet=arguments.quiet)
     if not arguments.quiet:
-        from .studies.demo_report import summary_lines
+        from ..studies.demo_report import summary_lines
 
         print("\n" + "\n".join(summary_lines(result)))
     if result.interrupted:
@@ -278,8 +278,8 @@ def gamma_arguments(parser: argparse.ArgumentParser) -> None:
     gamma_arguments,
 )
 def gamma(arguments: argparse.Namespace) -> int:
-    from . import gamma_stats
-    from ._tensor_files import load_tensors
+    from .. import gamma_stats
+    from .._tensor_files import load_tensors
 
     scripts = [path for path in arguments.files if path.endswith(".py")]
     if scripts and len(arguments.files) > 1:
@@ -320,7 +320,7 @@ def check_gamma_options(arguments: argparse.Namespace, training: bool) -> None:
 
 
 def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
-    from .studies.train_file import UserCodeError, train_file
+    from ..studies.train_file import UserCodeError, train_file
 
     try:
         run = train_file(
@@ -351,7 +351,7 @@ def print_gamma(path: str, stats: Any) -> None:
 
 
 def print_gamma_table(stats: Any) -> None:
-    from .report.figures import plain_number
+    from ..report.figures import plain_number
 
     def bounds(interval: tuple[float, float] | None) -> str:
         return "–" if interval is None else " – ".join(map(plain_number, interval))
@@ -381,7 +381,7 @@ def is_finite(stats: Any) -> bool:
 
 def gamma_sentence(stats: Any) -> str:
     """What the total means, in words."""
-    from .report.figures import plain_number
+    from ..report.figures import plain_number
 
     if not is_finite(stats):
         return "The gradients hold NaN or infinity: no verdict."
@@ -420,9 +420,9 @@ def map_arguments(parser: argparse.ArgumentParser) -> None:
     map_arguments,
 )
 def map_activations(arguments: argparse.Namespace) -> int:
-    from ._tensor_files import load_tensor
-    from .studies._files import prepare_output
-    from .studies.map import run_map
+    from .._tensor_files import load_tensor
+    from ..studies._files import prepare_output
+    from ..studies.map import run_map
 
     activations = load_tensor(arguments.file, arguments.key)
     prepare_output(arguments.out)
@@ -521,11 +521,11 @@ def geometry_arguments(parser: argparse.ArgumentParser) -> None:
     geometry_arguments,
 )
 def geometry(arguments: argparse.Namespace) -> int:
-    from .studies.geometry import examine
-    from .studies.geometry_arc import ArcConfig
-    from .studies.geometry_file import subject_from_file
-    from .studies.geometry_subject import DIGITS
-    from .studies.train_file import UserCodeError
+    from ..studies.geometry import examine
+    from ..studies.geometry_arc import ArcConfig
+    from ..studies.geometry_file import subject_from_file
+    from ..studies.geometry_subject import DIGITS
+    from ..studies.train_file import UserCodeError
 
     if arguments.model is None and (arguments.layer or arguments.data):
         raise CommandLineError("--layer and --data belong to a network: pass --model FILE.py, too")
@@ -593,9 +593,9 @@ def theory(arguments: argparse.Namespace) -> int:
 
 def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
     """`sdsd study`, for all studies or those of a group."""
-    from .studies._progress import choose_progress
-    from .studies.catalogue import choose_studies, list_lines
-    from .studies.runner import Runner
+    from ..studies._progress import choose_progress
+    from ..studies.catalogue import choose_studies, list_lines
+    from ..studies.runner import Runner
 
     if arguments.list:
         print("\n".join(list_lines(group)))
@@ -641,10 +641,10 @@ def claims_arguments(parser: argparse.ArgumentParser) -> None:
     claims_arguments,
 )
 def claims(arguments: argparse.Namespace) -> int:
-    from .studies._progress import choose_progress
-    from .studies.catalogue import choose_studies
-    from .studies.claims import read_claims, write_claims
-    from .studies.runner import Runner
+    from ..studies._progress import choose_progress
+    from ..studies.catalogue import choose_studies
+    from ..studies.claims import read_claims, write_claims
+    from ..studies.runner import Runner
 
     out = arguments.out or Path("out/quick" if arguments.quick else "out/studies")
     docs = arguments.docs or (out if arguments.quick else Path("docs"))
@@ -675,13 +675,13 @@ def validate_arguments(parser: argparse.ArgumentParser) -> None:
     validate_arguments,
 )
 def validate(arguments: argparse.Namespace) -> int:
-    from . import validate as compare
+    from .. import validate as compare
 
     return OK if compare().ok else FELL_SHORT
 
 
 def print_json(value: Any) -> None:
-    from .studies._files import plain
+    from ..studies._files import plain
 
     print(json.dumps(plain(value), indent=1, ensure_ascii=False))
 
