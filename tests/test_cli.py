@@ -288,7 +288,7 @@ def test_our_own_faults_are_not_dressed_up(monkeypatch, gradients):
 
 
 def test_interrupt(capsys, monkeypatch, tmp_path):
-    demo = pytest.importorskip("sdsd.studies.demo")
+    demo = pytest.importorskip("sdsd.studies.demo.run")
 
     def interrupt(*_):
         raise KeyboardInterrupt

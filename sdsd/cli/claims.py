@@ -19,10 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..studies._progress import choose_progress
     from ..studies.catalogue import choose_studies
     from ..studies.claims import read_claims, write_claims
-    from ..studies.runner import Runner
+    from ..studies.engine import Runner, choose_progress
 
     out = arguments.out or Path("out/quick" if arguments.quick else "out/studies")
     docs = arguments.docs or (out if arguments.quick else Path("docs"))

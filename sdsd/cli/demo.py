@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = DemoConfig(seed=arguments.seed, **({"epochs": arguments.epochs} if arguments.epochs else {}))
     result = run_demo(arguments.out, config, quiet=arguments.quiet)
     if not arguments.quiet:
-        from ..studies.demo_report import summary_lines
+        from ..studies.demo import summary_lines
 
         print("\n" + "\n".join(summary_lines(result)))
     if result.interrupted:

@@ -53,10 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..studies.geometry import examine
-    from ..studies.geometry_arc import ArcConfig
-    from ..studies.geometry_file import subject_from_file
-    from ..studies.geometry_subject import DIGITS
+    from ..studies.geometry import DIGITS, ArcConfig, examine, subject_from_file
     from ..studies.train_file import UserCodeError
 
     if arguments.model is None and (arguments.layer or arguments.data):

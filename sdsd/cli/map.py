@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from .._tensor_files import load_tensor
-    from ..studies._files import prepare_output
+    from ..studies.engine import prepare_output
     from ..studies.map import run_map
 
     activations = load_tensor(arguments.file, arguments.key)

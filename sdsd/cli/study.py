@@ -29,9 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
     """`sdsd study`, for all studies or those of a group."""
-    from ..studies._progress import choose_progress
     from ..studies.catalogue import choose_studies, list_lines
-    from ..studies.runner import Runner
+    from ..studies.engine import Runner, choose_progress
 
     if arguments.list:
         print("\n".join(list_lines(group)))

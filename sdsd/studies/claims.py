@@ -16,10 +16,9 @@ from pathlib import Path
 from string import Template
 
 from ..report import html
-from ._files import versions, write_text
 from .catalogue import GROUPS
-from .result import VERDICTS, StudyResult, Verdict
-from .theory_selection import MOVES
+from .documents import MOVES
+from .engine import VERDICTS, StudyResult, Verdict, versions, write_text
 
 WITHOUT_A_STUDY = "without a study"
 MARKED = re.compile(r"(<!-- claims: ([a-z ]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL)

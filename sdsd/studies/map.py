@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..geometry import NeuronMap
 from ..report import figures
-from ._files import prepare_output, versions, write_json
+from .engine import prepare_output, versions, write_json
 
 
 @dataclass(frozen=True)

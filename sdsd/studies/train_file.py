@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..gamma import GammaMonitor, GammaStats
 from ..gamma.layers import UnsupportedError
-from ._display import GAMMA_COLUMNS, Display, Row, choose_display, table_row
+from .engine import GAMMA_COLUMNS, Display, Row, choose_display, table_row
 
 RUN_AS = "__sdsd__"
 DEFAULT_STEPS = 200

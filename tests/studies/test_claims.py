@@ -11,9 +11,8 @@ pytest.importorskip("matplotlib")
 
 from sdsd import cli
 from sdsd.studies import claims
-from sdsd.studies._progress import Progress
 from sdsd.studies.claims import UNTESTABLE, Claims, fill, new_page, read_claims, write_claims
-from sdsd.studies.registry import run_study
+from sdsd.studies.engine import Progress, run_study
 
 from .test_registry import MEASURED, toy
 

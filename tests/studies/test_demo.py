@@ -17,8 +17,9 @@ pytest.importorskip("rich")
 
 import sdsd
 from sdsd._extras import MissingExtraError
-from sdsd.studies import demo, demo_report
-from sdsd.studies._display import LiveTable, PlainLines, Quiet
+from sdsd.studies.demo import report as demo_report
+from sdsd.studies.demo import run as demo
+from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet
 
 TINY = demo.DemoConfig(epochs=2, hidden=(16, 12), pairs=3, random_pairings=2)
 

@@ -35,8 +35,8 @@ from sdsd.geometry import (
 )
 from sdsd.geometry.export import CLUSTER_COLOURS
 from sdsd.studies.geometry import examine
-from sdsd.studies.geometry_arc import ArcConfig, Examination, describe, weight_magnitudes
-from sdsd.studies.geometry_subject import (
+from sdsd.studies.geometry.arc import ArcConfig, Examination, describe, weight_magnitudes
+from sdsd.studies.geometry.subject import (
     SHUFFLED,
     TRAINED_SHUFFLED,
     UNTRAINED,
@@ -46,7 +46,7 @@ from sdsd.studies.geometry_subject import (
     digits_mlp,
     standard_controls,
 )
-from sdsd.studies.geometry_verdicts import judge_network
+from sdsd.studies.geometry.verdicts import judge_network
 from tests import browser
 
 CONFIG = ArcConfig(pairs=3, random_pairings=2, epochs=2)
@@ -160,7 +160,7 @@ def test_models_are_left_as_they_were():
 
 
 def _quiet():
-    from sdsd.studies._progress import Progress
+    from sdsd.studies.engine import Progress
 
     return Progress()
 

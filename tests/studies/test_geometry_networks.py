@@ -14,10 +14,11 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from sdsd.geometry import consumers, untrained
-from sdsd.studies import geometry_networks, pretrained
-from sdsd.studies._progress import Progress
 from sdsd.studies.catalogue import GROUPS
-from sdsd.studies.geometry_networks import (
+from sdsd.studies.engine import Progress, run_study
+from sdsd.studies.geometry import networks as geometry_networks
+from sdsd.studies.geometry import pretrained
+from sdsd.studies.geometry.networks import (
     STUDIES,
     MiniLmTail,
     efficientnet_subject,
@@ -25,8 +26,7 @@ from sdsd.studies.geometry_networks import (
     mnist_subject,
     resnet_subject,
 )
-from sdsd.studies.geometry_resnet import FILES, ResNet18, cifar10
-from sdsd.studies.registry import run_study
+from sdsd.studies.geometry.resnet import FILES, ResNet18, cifar10
 
 from .test_pretrained import needs
 

@@ -13,10 +13,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from sdsd.report import figures
-from sdsd.studies._progress import Progress
 from sdsd.studies.catalogue import GROUPS
-from sdsd.studies.phenomena_training import Watch, geometry, judge_functional, rank_correlation, separation, train
-from sdsd.studies.registry import run_study
+from sdsd.studies.engine import Progress, run_study
+from sdsd.studies.phenomena.training import Watch, geometry, judge_functional, rank_correlation, separation, train
 
 from .strict_json import strict_json
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdsd._extras import MissingExtraError
-from sdsd.studies import pretrained
+from sdsd.studies.geometry import pretrained
 
 
 def needs(*packages: str) -> None:

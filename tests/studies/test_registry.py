@@ -16,12 +16,21 @@ pytest.importorskip("matplotlib")
 
 from sdsd import cli
 from sdsd._extras import MissingExtraError
-from sdsd.studies import _progress, catalogue
-from sdsd.studies._progress import Progress
+from sdsd.studies import catalogue
 from sdsd.studies.catalogue import CATALOGUE, GROUPS, choose_studies
-from sdsd.studies.registry import Study, find_study, run_study
-from sdsd.studies.result import Measured, Verdict, fraction_interval, geometric_interval, mean_interval
-from sdsd.studies.runner import Runner
+from sdsd.studies.engine import (
+    Measured,
+    Progress,
+    Runner,
+    Study,
+    Verdict,
+    find_study,
+    fraction_interval,
+    geometric_interval,
+    mean_interval,
+    run_study,
+)
+from sdsd.studies.engine import progress as _progress
 
 from .strict_json import strict_json
 
@@ -95,7 +104,7 @@ def test_finished_seeds_are_not_measured_again(tmp_path):
 
 def test_another_version_is_measured_again(tmp_path, monkeypatch):
     run_study(toy(), tmp_path, Progress(), seeds=(0,))
-    monkeypatch.setattr("sdsd.studies._seeds.versions", lambda: {"sdsd": "99", "torch": "1"})
+    monkeypatch.setattr("sdsd.studies.engine.seeds.versions", lambda: {"sdsd": "99", "torch": "1"})
     run_study(toy(), tmp_path, Progress(), seeds=(0,))
     assert MEASURED == [0, 0]
 

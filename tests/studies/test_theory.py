@@ -10,9 +10,8 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from sdsd.studies._progress import Progress
 from sdsd.studies.catalogue import GROUPS
-from sdsd.studies.registry import run_study
+from sdsd.studies.engine import Progress, run_study
 
 from .strict_json import strict_json
 

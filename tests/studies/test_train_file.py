@@ -11,7 +11,7 @@ import torch
 import sdsd
 from sdsd import cli
 from sdsd.studies import train_file
-from sdsd.studies._display import Quiet
+from sdsd.studies.engine.display import Quiet
 
 SCRIPT = """
 import torch

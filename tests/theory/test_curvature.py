@@ -12,9 +12,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sdsd
+from sdsd.studies.theory.gamma_star_experiment import gamma_star_experiment
 from sdsd.theory import CurvatureObserver, curvature_gamma
 from sdsd.theory._hessian import Hessian, undisturbed
-from sdsd.theory.experiments_curvature import gamma_star_experiment
 
 
 def cross_entropy(model, batch):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import sdsd
-from sdsd.theory.experiments_quotient import orbit_experiment
+from sdsd.studies.theory.orbit_experiment import orbit_experiment
 from sdsd.theory.quotient import (
     canonicalize,
     horizontal,

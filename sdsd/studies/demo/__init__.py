@@ -1,0 +1,12 @@
+"""`sdsd demo`: train on real digits, watch signal and noise, map the neurons, merge near and far pairs.
+
+=============  ======================================================================================================
+`run.py`       `run_demo`: what is computed, and results.json
+`report.py`    its page, every sentence of which is computed
+=============  ======================================================================================================
+"""
+
+from .report import summary_lines
+from .run import DemoConfig, DemoResult, Digits, evaluate, load_digits, run_demo
+
+__all__ = ["DemoConfig", "DemoResult", "Digits", "evaluate", "load_digits", "run_demo", "summary_lines"]

@@ -1,0 +1,23 @@
+"""The claims of "Functional Geometry in Deep Neural Networks", on any network and on some that others trained.
+
+=================  ==================================================================================================
+`subject.py`       `Subject`: a network whose neurons are examined; those that learn digits; controls
+`file.py`          `subject_from_file`: a network that a user's Python file defines
+`arc.py`           `Examination`: map, biopsy, consolidation, controls, plasticity, each step kept
+`run.py`           `examine`: `sdsd geometry` for some subjects, and what it writes
+`report.py`        its page
+`verdicts.py`      what examinations say to the document's claims
+`networks.py`      the studies: a perceptron, CNNs, EfficientNet-Lite0, MiniLM, ResNet18
+`pretrained.py`    networks and data that come in Python packages
+`resnet.py`        ResNet18 for small images, and CIFAR-10 from a folder
+=================  ==================================================================================================
+"""
+
+from .arc import ArcConfig, Examination
+from .file import subject_from_file
+from .networks import STUDIES
+from .run import examine
+from .subject import DIGITS, Subject
+from .verdicts import judge_network
+
+__all__ = ["DIGITS", "STUDIES", "ArcConfig", "Examination", "Subject", "examine", "judge_network", "subject_from_file"]
