@@ -8,6 +8,7 @@
 `demo/`            `sdsd demo`
 `catalogue.py`     all studies by name and group
 `claims.py`        every claim beside what the studies found: `sdsd claims`
+`digits.py`        scikit-learn's digits, loaded and split
 `documents.py`     titles of the source documents
 `train_file.py`    `sdsd gamma FILE.py`: train what a user's file defines
 `map.py`           `sdsd map`: the neurons of saved activations

@@ -19,6 +19,7 @@ import sdsd
 from sdsd._extras import MissingExtraError
 from sdsd.studies.demo import report as demo_report
 from sdsd.studies.demo import run as demo
+from sdsd.studies.digits import split_digits
 from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet
 
 TINY = demo.DemoConfig(epochs=2, hidden=(16, 12), pairs=3, random_pairings=2)
@@ -129,7 +130,7 @@ def test_interrupt_in_mid_step_cuts_all_series_alike(tmp_path, monkeypatch):
     assert series["exact"]["step"] == [1, 12]
 
 
-@pytest.mark.parametrize("phase", ["load_digits", "map_last_hidden_layer", "merge_cohorts"])
+@pytest.mark.parametrize("phase", ["split_digits", "map_last_hidden_layer", "merge_cohorts"])
 def test_interrupt_in_other_phases(tmp_path, monkeypatch, phase):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -140,7 +141,7 @@ def test_interrupt_in_other_phases(tmp_path, monkeypatch, phase):
     assert result.interrupted
     results = strict_json(tmp_path / "results.json")
     assert results["merges"] is None
-    assert (results["training"] is None) == (phase == "load_digits")
+    assert (results["training"] is None) == (phase == "split_digits")
     assert (results["map"] is None) == (phase != "merge_cohorts")
     assert "was interrupted" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert demo_report.summary_lines(result)[-1].startswith("Report:")
@@ -167,7 +168,7 @@ def loss_of(network, images, labels):
 
 def test_true_noise_scale_against_one_backward_pass_an_image():
     config = demo.DemoConfig(hidden=(8,))
-    digits, network = demo.load_digits(config), demo.build_network(config).double()
+    digits, network = split_digits(config.seed, config.held_out), demo.build_network(config).double()
     images, labels = digits.images[:20].double(), digits.labels[:20]
     loss_of(network, images, labels).backward()
     before = [parameter.grad.clone() for parameter in network.parameters()]
@@ -181,7 +182,7 @@ def test_true_noise_scale_against_one_backward_pass_an_image():
 
 def test_smoothed_gamma_is_the_ratio_of_the_monitors_averages():
     config = demo.DemoConfig(hidden=(8,))
-    digits, network = demo.load_digits(config), demo.build_network(config)
+    digits, network = split_digits(config.seed, config.held_out), demo.build_network(config)
     found = []
     with sdsd.GammaMonitor(network, mode="exact", ema=0.9) as monitor:
         for start in (0, 20, 40):
@@ -203,7 +204,7 @@ def test_smoothed_gamma_is_the_ratio_of_the_monitors_averages():
 def test_the_monitor_leaves_training_as_it_was(finished):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TINY.seed)
-        digits, network = demo.load_digits(TINY), demo.build_network(TINY)
+        digits, network = split_digits(TINY.seed, TINY.held_out), demo.build_network(TINY)
     optimizer = torch.optim.SGD(network.parameters(), lr=TINY.learning_rate, momentum=TINY.momentum)
     draw = torch.Generator().manual_seed(TINY.seed + 1)
     losses = []

@@ -7,6 +7,6 @@
 """
 
 from .report import summary_lines
-from .run import DemoConfig, DemoResult, Digits, evaluate, load_digits, run_demo
+from .run import DemoConfig, run_demo
 
-__all__ = ["DemoConfig", "DemoResult", "Digits", "evaluate", "load_digits", "run_demo", "summary_lines"]
+__all__ = ["DemoConfig", "run_demo", "summary_lines"]

@@ -12,6 +12,7 @@ import torch
 
 from ...report import figures, html
 from ...report.figures import plain_number
+from ..digits import CENTRE, split_digits
 from ..engine import FigureBook, write_text
 
 if TYPE_CHECKING:
@@ -85,11 +86,9 @@ def lead_blocks(result: DemoResult, book: FigureBook) -> list[html.Block]:
 
 def digit_strip(config: dict[str, Any]) -> Any:
 
-    from .run import DemoConfig, load_digits
-
-    digits = load_digits(DemoConfig(**config))
+    digits = split_digits(config["seed"], config["held_out"])
     firsts = torch.stack([(digits.held_out_labels == label).nonzero()[0, 0] for label in range(10)])
-    return (digits.held_out_images[firsts] + 0.3).reshape(10, 8, 8).numpy()
+    return (digits.held_out_images[firsts] + CENTRE).reshape(10, 8, 8).numpy()
 
 
 def points(change: float) -> str:

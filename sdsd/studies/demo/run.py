@@ -19,12 +19,12 @@ from sdsd_kernels import checks
 
 from ... import GammaMonitor, GammaStats
 from ..._extras import require
-from ...geometry import NeuronMap
+from ...geometry import COHORTS, NeuronMap
 from ...geometry.merge import merge
+from ..digits import Digits, evaluate, split_digits
 from ..engine import GAMMA_COLUMNS, Display, choose_display, one_thread, prepare_output, table_row, versions, write_json
 
 HEADER = ("layer", *GAMMA_COLUMNS)
-COHORTS = ("near", "random", "far")
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,6 @@ class DemoResult:
     written: list[Path] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Digits:
-    """1,797 real handwritten digits, 8×8, shuffled and split."""
-
-    images: Tensor
-    labels: Tensor
-    held_out_images: Tensor
-    held_out_labels: Tensor
-
-
 def run_demo(
     out: str | Path, config: DemoConfig | None = None, *, quiet: bool = False, display: Display | None = None
 ) -> DemoResult:
@@ -100,7 +90,7 @@ def run_demo(
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(config.seed)
         try:
-            digits = load_digits(config)
+            digits = split_digits(config.seed, config.held_out)
             network = build_network(config)
             train(network, digits, config, display, results)
             display.say("Mapping the neurons of the last hidden layer …")
@@ -121,18 +111,6 @@ def run_demo(
 
     result.written += write_report(result)
     return result
-
-
-def load_digits(config: DemoConfig) -> Digits:
-    """scikit-learn's digits (installed with it, no download), pixels scaled to about −0.3 … 0.7."""
-    from sklearn.datasets import load_digits as load
-
-    pixels, classes = load(return_X_y=True)
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(config.seed))
-    images = (torch.from_numpy(pixels).float() / 16 - 0.3)[order]
-    labels = torch.from_numpy(classes).long()[order]
-    split = len(images) - config.held_out
-    return Digits(images[:split], labels[:split], images[split:], labels[split:])
 
 
 def build_network(config: DemoConfig) -> nn.Sequential:
@@ -171,13 +149,6 @@ def smoothed_gamma(stats: GammaStats) -> dict[str, tuple[float, float, float]]:
     }
     parts["whole network"] = stats.smoothed
     return {name: (part.gamma_unbiased, *(part.interval or (math.nan, math.nan))) for name, part in parts.items()}
-
-
-@torch.no_grad()
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """(mean loss, accuracy)."""
-    scores = network(images)
-    return cross_entropy(scores, labels).item(), (scores.argmax(1) == labels).double().mean().item()
 
 
 def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Display, results: dict[str, Any]) -> None:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ...geometry._measurements import Measurements, fingerprint
-from ...geometry._restore import evaluating
+from ...geometry import COHORTS, Measurements, evaluating, fingerprint
 from ...geometry.activations import LayerActivations, collect_activations
 from ...geometry.biopsy import Biopsy, Cohort, biopsy, mass_consolidation
 from ...geometry.consolidate import consolidate, remove_neurons
@@ -371,7 +370,7 @@ def _biopsy_numbers(measured: Biopsy) -> dict[str, Any]:
         }
 
     return {
-        **{name: cohort(getattr(measured, name)) for name in ("near", "random", "far")},
+        **{name: cohort(getattr(measured, name)) for name in COHORTS},
         "ratio": measured.ratio,
         "interval": measured.interval,
         "single ratio": measured.single_ratio,

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ...geometry import COHORTS
 from ...geometry.controls import shuffled_pixels, trained, untrained
 from ...geometry.plasticity import sgd_training
 from ...geometry.sensitivity import cosine_to_untouched, kl_to_untouched, mean_loss
 from ...report import figures, geometry_figures
+from ..digits import load_digits
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Progress, Study, StudyResult, Verdict
 from . import pretrained
@@ -34,11 +36,9 @@ from .subject import (
     classification_loss,
     digits_cnn,
     digits_mlp,
-    load_digits,
 )
 from .verdicts import compared_silhouettes, judge_network
 
-COHORTS = ("near", "random", "far")
 CIFAR10 = "SDSD_CIFAR10"
 """The environment variable that names the folder of CIFAR-10."""
 CHUNK = 32

@@ -7,13 +7,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...geometry.neuron_map import NeuronMap
+from ...geometry import COHORTS, NeuronMap
 from ...report import figures, geometry_figures, geometry_page, html
 from ...report.figures import plain_number
 from ...report.geometry_page import Claim, Claims, InteractiveMap
 from ..engine import FigureBook, StudyResult, Verdict, versions, write_text
 
-COHORTS = ("near", "random", "far")
 BEST = "nearest activations, averaged"
 
 

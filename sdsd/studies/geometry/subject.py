@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..._extras import require
 from ...geometry.activations import Forward
 from ...geometry.controls import Training, shuffled_pixels, trained, untrained
 from ...geometry.plasticity import sgd_training
 from ...geometry.sensitivity import Sensitivity, mean_loss
+from ..digits import load_digits
 
 Batches = list[Any]
 Control = Callable[[], tuple[nn.Module, Batches]]
@@ -184,11 +183,3 @@ def _digits_subject(
         accuracy_on(held_out),
         training(images, rate / 5),
     )
-
-
-def load_digits(seed: int) -> tuple[Tensor, Tensor]:
-    """1,797 handwritten digits in an order of the seed's; shapes: (1797, 64), (1797,)."""
-    datasets = require("sklearn.datasets", extra="report", purpose="the built-in digits")
-    pixels, classes = datasets.load_digits(return_X_y=True)
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))
-    return (torch.from_numpy(pixels).float() / 16 - 0.3)[order], torch.from_numpy(classes).long()[order]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from ...geometry import COHORTS
 from ...report.figures import plain_number
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Measured, Verdict, geometric_interval, mean_interval
@@ -120,9 +121,6 @@ def _judge_batch(runs: Sequence[Run]) -> Verdict:
         corrected=f"Mean |change of {runs[0]['measure']}|: near {plain_number(near)}, random {plain_number(random)}, "
         f"far {plain_number(far)}.",
     )
-
-
-COHORTS = ("near", "random", "far")
 
 
 def _judge_single(runs: Sequence[Run]) -> Verdict:

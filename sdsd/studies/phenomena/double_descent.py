@@ -17,9 +17,9 @@ from torch.nn.functional import mse_loss, one_hot
 
 from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
+from ..digits import split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval
-from ..theory import digits
 from .training import (
     Batch,
     Series,
@@ -64,7 +64,7 @@ def measure(
 def _fit(
     width: int, noise: float, seed: int, *, count: int, fractions: Sequence[float], batch: int
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    known = digits(seed)
+    known = split_digits(seed)
     images, labels = torch.cat((known.images, known.held_out_images)), torch.cat((known.labels, known.held_out_labels))
     generator = torch.Generator().manual_seed(seed)
     wrong = torch.rand(count, generator=generator) < noise

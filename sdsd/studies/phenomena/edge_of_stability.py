@@ -10,9 +10,9 @@ from torch.nn.functional import mse_loss, one_hot
 
 from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
+from ..digits import split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
-from ..theory import digits
 from .training import (
     Batch,
     Series,
@@ -41,7 +41,7 @@ def measure(
     small_learning_rate: float = 0.05,
 ) -> dict[str, Any]:
     """Full-batch descent from one start at a large and at a small learning rate."""
-    known = digits(seed)
+    known = split_digits(seed)
     data = known.images[:samples], one_hot(known.labels[:samples], 10).float()
     watch = Watch(batch, every=every, geometry_every=geometry_every, layers=(("0", "2"),), canonical=False)
     rates = {LARGE: learning_rate, SMALL: small_learning_rate}

@@ -11,10 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
-from ..demo import Digits, evaluate
+from ..digits import Digits, evaluate, split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
-from ..theory import digits
 from .training import (
     Batch,
     Series,
@@ -49,7 +48,7 @@ def measure(
     learning_rate: float = 0.1,
 ) -> dict[str, Any]:
     """Iterative magnitude pruning with rewinding to the start, then the ticket beside its controls."""
-    data = digits(seed)
+    data = split_digits(seed)
     start, other = (_start(hidden, offset + seed) for offset in (0, 1000))
     masks = [torch.ones_like(value) for value in start]
     for _ in progress.each(range(rounds), f"seed {seed}: train, prune, rewind"):

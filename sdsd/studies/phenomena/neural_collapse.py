@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
+from ..digits import split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
-from ..theory import digits
 from .training import (
     Batch,
     Series,
@@ -47,7 +47,7 @@ def measure(
     weight_decay: float = 5e-3,
 ) -> dict[str, Any]:
     """Train with and without BatchNorm, weight decay on, far past zero training error."""
-    known = digits(seed)
+    known = split_digits(seed)
     data = known.images, known.labels
     steps = epochs * (len(known.labels) // batch)
     arms: dict[str, Series] = {}

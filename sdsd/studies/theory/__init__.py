@@ -11,9 +11,8 @@
 """
 
 from . import dynamics, functional, quotient, selection
-from .functional import digits
 
 STUDIES = (*functional.STUDIES, *quotient.STUDIES, *dynamics.STUDIES, *selection.STUDIES)
 """In the order of `sdsd study --list`."""
 
-__all__ = ["STUDIES", "digits"]
+__all__ = ["STUDIES"]

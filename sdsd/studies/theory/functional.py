@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
 from ...theory import geometric_functional, hidden_layers, log_orbit_count, orbit_entropy, realized_volume, symmetries
-from ..demo import DemoConfig, Digits, evaluate, load_digits
+from ..digits import Digits, evaluate, split_digits
 from ..documents import SDSD
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
 
@@ -46,11 +46,6 @@ class Recipe:
     def batches(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The indices of one epoch's batches."""
         return torch.randperm(count, generator=generator).split(self.batch)
-
-
-def digits(seed: int) -> Digits:
-    """scikit-learn's digits, shuffled by `seed`, 450 held out."""
-    return load_digits(DemoConfig(seed=seed))
 
 
 def measure_orbit(
@@ -98,7 +93,7 @@ def _train_and_measure(
     looks: list[int],
     geometry: Callable[[nn.Module], dict[str, float]],
 ) -> dict[str, list[float]]:
-    data = digits(seed)
+    data = split_digits(seed)
     model, optimizer = recipe.start(seed, decay)
     draw = torch.Generator().manual_seed(seed)
     labels = data.labels[torch.randperm(len(data.labels))] if shuffled else data.labels
@@ -213,7 +208,7 @@ def measure_regulariser(
     """Accuracy against the strength of L_geom in the loss; and L_geom alone, from a trained network on."""
     recipe = Recipe(neurons, batch, learning_rate, momentum, epochs)
     series: dict[str, Any] = {"strength": list(strengths)}
-    data = digits(seed)
+    data = split_digits(seed)
     for strength in progress.each(strengths, f"seed {seed}: training with cross-entropy + strength · L_geom"):
         model = _train_regularised(recipe, data, seed, strength, volume_weight)
         for key, value in _look(model, data, volume_weight).items():

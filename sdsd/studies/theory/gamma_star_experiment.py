@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...theory._digits import some_digits
-from ...theory._hessian import gradient_rows
+from ...theory import gradient_rows
 from ...theory.curvature import CurvatureStats, curvature_gamma
+from ..digits import load_digits
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def gamma_star_experiment(
         ValueError: samples and labels of different number.
     """
     if samples is None or labels is None:
-        samples, labels = some_digits(512, seed)
+        samples, labels = load_digits(seed, 512, centre=0.0, dtype=torch.float64)
     if len(samples) != len(labels):
         raise ValueError(f"labels: expected one for each of the {len(samples)} samples, got {len(labels)}.")
     generator = torch.Generator().manual_seed(seed)

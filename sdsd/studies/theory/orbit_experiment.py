@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...gamma import gamma_stats
-from ...theory._digits import some_digits
-from ...theory._hessian import gradient_rows
+from ...theory import gradient_rows
 from ...theory.quotient import canonicalize, random_representative, symmetries, vertical_fraction
+from ..digits import load_digits
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def orbit_experiment(
         ValueError: samples and labels of different number.
     """
     if samples is None or labels is None:
-        samples, labels = some_digits(256, seed)
+        samples, labels = load_digits(seed, 256, centre=0.0, dtype=torch.float64)
     if len(samples) != len(labels):
         raise ValueError(f"labels: expected one for each of the {len(samples)} samples, got {len(labels)}.")
     data = (samples.double(), labels)
