@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..studies.catalogue import choose_studies
-    from ..studies.claims import read_claims, write_claims
-    from ..studies.engine import Runner, choose_progress
+    from ..studies import Runner, choose_progress, choose_studies, read_claims, write_claims
 
     out = arguments.out or Path("out/quick" if arguments.quick else "out/studies")
     docs = arguments.docs or (out if arguments.quick else Path("docs"))

@@ -17,12 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..studies.demo import DemoConfig, run_demo
+    from ..studies import DemoConfig, run_demo
 
     config = DemoConfig(seed=arguments.seed, **({"epochs": arguments.epochs} if arguments.epochs else {}))
     result = run_demo(arguments.out, config, quiet=arguments.quiet)
     if not arguments.quiet:
-        from ..studies.demo import summary_lines
+        from ..studies import summary_lines
 
         print("\n" + "\n".join(summary_lines(result)))
     if result.interrupted:

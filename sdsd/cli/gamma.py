@@ -92,7 +92,7 @@ def check_gamma_options(arguments: argparse.Namespace, training: bool) -> None:
 
 
 def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
-    from ..studies.train_file import UserCodeError, train_file
+    from ..studies import UserCodeError, train_file
 
     try:
         run = train_file(

@@ -53,13 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..studies.geometry import DIGITS, ArcConfig, examine, subject_from_file
-    from ..studies.train_file import UserCodeError
+    from ..studies import BUILT_IN_SUBJECTS, ArcConfig, UserCodeError, examine, subject_from_file
 
     if arguments.model is None and (arguments.layer or arguments.data):
         raise CommandLineError("--layer and --data belong to a network: pass --model FILE.py, too")
     config = ArcConfig(arguments.seed, arguments.pairs, epochs=PLASTICITY_EPOCHS if arguments.plasticity else 0)
-    subjects: list[Any] = [lambda make=make: make(arguments.seed) for make in DIGITS.values()]
+    subjects: list[Any] = [lambda make=make: make(arguments.seed) for make in BUILT_IN_SUBJECTS.values()]
     try:
         if arguments.model is not None:
             subjects = [

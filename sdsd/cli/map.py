@@ -28,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from .._tensor_files import load_tensor
-    from ..studies.engine import prepare_output
-    from ..studies.map import run_map
+    from ..studies import prepare_output, run_map
 
     activations = load_tensor(arguments.file, arguments.key)
     prepare_output(arguments.out)

@@ -29,8 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
     """`sdsd study`, for all studies or those of a group."""
-    from ..studies.catalogue import choose_studies, list_lines
-    from ..studies.engine import Runner, choose_progress
+    from ..studies import Runner, choose_progress, choose_studies, list_lines
 
     if arguments.list:
         print("\n".join(list_lines(group)))

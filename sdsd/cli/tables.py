@@ -25,6 +25,6 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_json(value: Any) -> None:
-    from ..studies.engine import plain
+    from ..studies import plain
 
     print(json.dumps(plain(value), indent=1, ensure_ascii=False))

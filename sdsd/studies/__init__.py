@@ -10,9 +10,40 @@
 `claims.py`        every claim beside what the studies found: `sdsd claims`
 `digits.py`        scikit-learn's digits, loaded and split
 `documents.py`     titles of the source documents
-`train_file.py`    `sdsd gamma FILE.py`: train what a user's file defines
+`script.py`         `sdsd gamma FILE.py`: run a user's file, train what it defines
 `map.py`           `sdsd map`: the neurons of saved activations
 =================  ==================================================================================================
 
 docs/studies.md builds a study.
 """
+
+from .catalogue import CATALOGUE, GROUPS, choose_studies, list_lines
+from .claims import read_claims, write_claims
+from .demo import DemoConfig, run_demo, summary_lines
+from .engine import Runner, choose_progress, plain, prepare_output
+from .geometry import BUILT_IN_SUBJECTS, ArcConfig, examine, subject_from_file
+from .map import run_map
+from .script import UserCodeError, train_file
+
+__all__ = [
+    "BUILT_IN_SUBJECTS",
+    "CATALOGUE",
+    "GROUPS",
+    "ArcConfig",
+    "DemoConfig",
+    "Runner",
+    "UserCodeError",
+    "choose_progress",
+    "choose_studies",
+    "examine",
+    "list_lines",
+    "plain",
+    "prepare_output",
+    "read_claims",
+    "run_demo",
+    "run_map",
+    "subject_from_file",
+    "summary_lines",
+    "train_file",
+    "write_claims",
+]

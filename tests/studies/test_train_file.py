@@ -10,8 +10,8 @@ import torch
 
 import sdsd
 from sdsd import cli
-from sdsd.studies import train_file
 from sdsd.studies.engine.display import Quiet
+from sdsd.studies.script import load_script
 
 SCRIPT = """
 import torch
@@ -62,7 +62,7 @@ def test_numbers_are_those_of_the_same_loop_by_hand(capsys, script):
     status, out, _ = run(capsys, "gamma", path, "--every", "2", "--population", "90", "--json")
     assert status == 0
     found = json.loads(out)
-    names = train_file.load_script(path)
+    names = load_script(path)
     stats = None
     with sdsd.GammaMonitor(names.model, every=2, population=90) as monitor:
         for step in range(7):
@@ -78,7 +78,7 @@ def test_numbers_are_those_of_the_same_loop_by_hand(capsys, script):
 
 
 def test_defaults(script):
-    found = train_file.load_script(script())
+    found = load_script(script())
     assert isinstance(found.optimizer, torch.optim.SGD)
     assert found.optimizer.defaults["lr"] == 0.01
     assert found.steps == 200
@@ -122,7 +122,7 @@ def test_what_the_file_raises_is_shown_as_its_own(capsys, script, extra, last):
     lines = err.splitlines()
     assert lines[0].startswith("Traceback")
     assert "train.py" in lines[1]
-    assert "train_file.py" not in err
+    assert "script.py" not in err
     assert "runpy" not in err
     assert last in lines[-1]
     assert lines[-1].startswith("error: ")
@@ -132,12 +132,12 @@ def test_syntax_errors(capsys, script):
     status, _, err = run(capsys, "gamma", script("model = = 1"))
     assert status == 2
     assert "SyntaxError" in err
-    assert "train_file.py" not in err
+    assert "script.py" not in err
 
 
 def test_a_loader_that_ends_ends_the_run(script):
     path = script(extra="\nloader = iter(loader)")
-    assert train_file.train_file(path, steps=100, quiet=True).steps == 5
+    assert script.train_file(path, steps=100, quiet=True).steps == 5
 
 
 class Interrupting(Quiet):
@@ -147,8 +147,8 @@ class Interrupting(Quiet):
 
 
 def test_an_interrupt_keeps_what_was_measured(script, monkeypatch, capsys):
-    assert train_file.train_file(script(), display=Interrupting()).measured == 3
-    monkeypatch.setattr(train_file, "choose_display", lambda quiet: Interrupting())
+    assert script.train_file(script(), display=Interrupting()).measured == 3
+    monkeypatch.setattr("sdsd.studies.script.choose_display", lambda quiet: Interrupting())
     status, out, _ = run(capsys, "gamma", script())
     assert status == 130
     assert "3 steps" in out

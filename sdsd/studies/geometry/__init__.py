@@ -17,7 +17,16 @@ from .arc import ArcConfig, Examination
 from .file import subject_from_file
 from .networks import STUDIES
 from .run import examine
-from .subject import DIGITS, Subject
+from .subject import BUILT_IN_SUBJECTS, Subject
 from .verdicts import judge_network
 
-__all__ = ["DIGITS", "STUDIES", "ArcConfig", "Examination", "Subject", "examine", "judge_network", "subject_from_file"]
+__all__ = [
+    "BUILT_IN_SUBJECTS",
+    "STUDIES",
+    "ArcConfig",
+    "Examination",
+    "Subject",
+    "examine",
+    "judge_network",
+    "subject_from_file",
+]

@@ -19,7 +19,7 @@ from ..._tensor_files import load_tensors
 from ...geometry.consumers import dense_layer
 from ...geometry.plasticity import sgd_training
 from ...geometry.sensitivity import kl_to_untouched, mean_loss
-from ..train_file import RUN_AS, UserCodeError, run_file, users_code
+from ..script import RUN_AS, UserCodeError, run_file, users_code
 from .subject import Subject, accuracy_on, classification_loss, example_of, standard_controls
 
 SAMPLES = 2048

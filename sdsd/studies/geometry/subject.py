@@ -151,7 +151,7 @@ def digits_cnn(seed: int = 0, epochs: int = CNN_EPOCHS) -> Subject:
     return _digits_subject("digits CNN", nn.Sequential(layers), "conv3", (1, 8, 8), seed, epochs, 0.05)
 
 
-DIGITS: dict[str, Callable[..., Subject]] = {"mlp": digits_mlp, "cnn": digits_cnn}
+BUILT_IN_SUBJECTS: dict[str, Callable[..., Subject]] = {"mlp": digits_mlp, "cnn": digits_cnn}
 
 
 def _digits_subject(
