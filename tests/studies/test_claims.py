@@ -14,7 +14,7 @@ from sdsd.studies import claims
 from sdsd.studies.claims import UNTESTABLE, Claims, fill, new_page, read_claims, write_claims
 from sdsd.studies.engine import Progress, run_study
 
-from .test_registry import MEASURED, toy
+from .engine.test_study import MEASURED, toy
 
 
 @pytest.fixture

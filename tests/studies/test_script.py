@@ -11,7 +11,7 @@ import torch
 import sdsd
 from sdsd import cli
 from sdsd.studies.engine.display import Quiet
-from sdsd.studies.script import load_script
+from sdsd.studies.script import load_script, train_file
 
 SCRIPT = """
 import torch
@@ -137,7 +137,7 @@ def test_syntax_errors(capsys, script):
 
 def test_a_loader_that_ends_ends_the_run(script):
     path = script(extra="\nloader = iter(loader)")
-    assert script.train_file(path, steps=100, quiet=True).steps == 5
+    assert train_file(path, steps=100, quiet=True).steps == 5
 
 
 class Interrupting(Quiet):
@@ -147,7 +147,7 @@ class Interrupting(Quiet):
 
 
 def test_an_interrupt_keeps_what_was_measured(script, monkeypatch, capsys):
-    assert script.train_file(script(), display=Interrupting()).measured == 3
+    assert train_file(script(), display=Interrupting()).measured == 3
     monkeypatch.setattr("sdsd.studies.script.choose_display", lambda quiet: Interrupting())
     status, out, _ = run(capsys, "gamma", script())
     assert status == 130

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 from sdsd.studies.catalogue import GROUPS
 from sdsd.studies.engine import Progress, run_study
 
-from .strict_json import strict_json
+from ..strict_json import strict_json
 
 THEORY = {study.name: study for study in GROUPS["theory"]}
 EXPECTED = {

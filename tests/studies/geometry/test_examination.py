@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import time
@@ -49,14 +48,9 @@ from sdsd.studies.geometry.subject import (
 from sdsd.studies.geometry.verdicts import judge_network
 from tests import browser
 
+from ..strict_json import strict_json
+
 CONFIG = ArcConfig(pairs=3, random_pairings=2, epochs=2)
-
-
-def strict_json(path: Path):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -541,7 +535,7 @@ def test_more_bad_input(capsys, script, tmp_path):
 
 def test_the_page_in_docs_says_what_runs(tmp_path, monkeypatch):
     """The second block of Python in docs/functional-geometry.md, on a small network of that shape."""
-    text = (Path(__file__).resolve().parents[2] / "docs" / "functional-geometry.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "functional-geometry.md").read_text(encoding="utf-8")
     _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     torch.manual_seed(0)
     layers = {"fc1": nn.Linear(6, 40), "relu": nn.ReLU()}

@@ -32,7 +32,7 @@ from sdsd.studies.engine import (
 )
 from sdsd.studies.engine import progress as _progress
 
-from .strict_json import strict_json
+from ..strict_json import strict_json
 
 MEASURED: list[int] = []
 """seeds that `measure` was called for"""

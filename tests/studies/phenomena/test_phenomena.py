@@ -17,7 +17,7 @@ from sdsd.studies.catalogue import GROUPS
 from sdsd.studies.engine import Progress, run_study
 from sdsd.studies.phenomena.training import Watch, geometry, judge_functional, rank_correlation, separation, train
 
-from .strict_json import strict_json
+from ..strict_json import strict_json
 
 PHENOMENA = {study.name: study for study in GROUPS["phenomena"]}
 

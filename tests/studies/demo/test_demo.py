@@ -22,19 +22,14 @@ from sdsd.studies.demo import run as demo
 from sdsd.studies.digits import split_digits
 from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet
 
+from ..strict_json import strict_json
+
 TINY = demo.DemoConfig(epochs=2, hidden=(16, 12), pairs=3, random_pairings=2)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return demo.run_demo(tmp_path_factory.mktemp("demo"), TINY, quiet=True)
-
-
-def strict_json(path):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def test_what_is_written(finished):
