@@ -28,7 +28,7 @@ def write_report(result: DemoResult) -> list[Path]:
         *merge_sections(result.results, book),
         settings_section(result.results),
     ]
-    if result.results["merges"]:
+    if result.results["merges"] and result.results["merges"]["pairs_in_a_cohort"]:
         overview(result, book)
     text = html.page(
         "What a small network learned, and how loud the noise was",
@@ -66,7 +66,7 @@ def lead_blocks(result: DemoResult, book: FigureBook) -> list[html.Block]:
             f"images: the noise scale at its lowest and at the end; the batch was {results['config']['batch_size']}",
         )
     )
-    if merges:
+    if merges and merges["pairs_in_a_cohort"]:
         together = {name: mean(merges["cohorts"][name]["together_accuracy_change"]) for name in ("near", "far")}
         size = merges["pairs_in_a_cohort"]
         cards.append((points(together["near"]), f"of accuracy after merging the {size} nearest pairs of neurons"))

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from sdsd_kernels import checks
 
 from ... import GammaMonitor, GammaStats
 from ..._extras import require
-from ...geometry import COHORTS, NeuronMap
-from ...geometry.merge import merge
+from ...geometry import COHORTS, NeuronMap, biopsy, merge
 from ..digits import Digits, evaluate, split_digits
 from ..engine import GAMMA_COLUMNS, Display, choose_display, one_thread, prepare_output, table_row, versions, write_json
 
@@ -249,46 +248,57 @@ def merge_cohorts(
     All cohorts are of the same size. Random cohorts come in several pairings; the first is also merged singly.
     """
     assert neuron_map is not None
-    layer = f"hidden{len(config.hidden)}"
-    images, labels = digits.held_out_images, digits.held_out_labels
+    layer, images, labels = f"hidden{len(config.hidden)}", digits.held_out_images, digits.held_out_labels
     loss_before, accuracy_before = evaluate(network, images, labels)
-
-    def cost(pairs: Iterable[tuple[int, int]]) -> tuple[float, float]:
-        with merge(network, layer, pairs):
-            loss, accuracy = evaluate(network, images, labels)
-        return loss - loss_before, accuracy - accuracy_before
-
-    live = neuron_map.alive.nonzero().flatten()
+    live = neuron_map.alive.nonzero().flatten().tolist()
     size = min(config.pairs, len(live) // 2)
-    shuffle = torch.Generator().manual_seed(config.seed + 2)
-    pairings = []
-    for _ in range(config.random_pairings):
-        picked = live[torch.randperm(len(live), generator=shuffle)][: 2 * size].reshape(-1, 2)
-        pairings.append([tuple(sorted(pair)) for pair in picked.tolist()])
-    cohorts = {
-        "near": [[pair[:2] for pair in neuron_map.nearest]],
-        "random": pairings,
-        "far": [[pair[:2] for pair in neuron_map.farthest]],
-    }
-    found: dict[str, Any] = {
+    merges: dict[str, Any] = {
         "layer": layer,
         "how": "mean",
         "pairs_in_a_cohort": size,
         "loss_before": loss_before,
         "accuracy_before": accuracy_before,
         "cohorts": {},
+        "restored_exactly": True,
     }
+    if not size:
+        return merges
+    seed = config.seed + 2
+    alone = biopsy(
+        network,
+        layer,
+        lambda model: evaluate(model, images, labels)[0],
+        size,
+        cosine=neuron_map.cosine,
+        alive=neuron_map.alive,
+        seed=seed,
+    )
+
+    def together(pairs: Iterable[tuple[int, int]]) -> tuple[float, float]:
+        with merge(network, layer, pairs):
+            loss, accuracy = evaluate(network, images, labels)
+        return loss - loss_before, accuracy - accuracy_before
+
     for name in COHORTS:
-        singles = [cost([pair])[0] for pair in cohorts[name][0]]
-        together = [cost(pairs) for pairs in cohorts[name]]
-        found["cohorts"][name] = {
+        cohort = getattr(alone, name)
+        pairings = [[(pair.first, pair.second) for pair in cohort.pairs]]
+        if name == "random":
+            pairings += random_pairings(live, size, config.random_pairings, seed)[1:]
+        costs = [together(pairs) for pairs in pairings]
+        merges["cohorts"][name] = {
             "pairs": [
-                {"first": i, "second": j, "cosine": neuron_map.cosine[i, j].item(), "loss_change": change}
-                for (i, j), change in zip(cohorts[name][0], singles, strict=True)
+                {"first": pair.first, "second": pair.second, "cosine": pair.cosine, "loss_change": change}
+                for pair, change in zip(cohort.pairs, cohort.loss_changes, strict=True)
             ],
-            "together_loss_change": [change for change, _ in together],
-            "together_accuracy_change": [change for _, change in together],
+            "together_loss_change": [change for change, _ in costs],
+            "together_accuracy_change": [change for _, change in costs],
         }
-    loss_after, _ = evaluate(network, images, labels)
-    found["restored_exactly"] = loss_after == loss_before
-    return found
+    merges["restored_exactly"] = evaluate(network, images, labels)[0] == loss_before
+    return merges
+
+
+def random_pairings(live: Sequence[int], size: int, count: int, seed: int) -> list[list[tuple[int, int]]]:
+    """`count` times `size` disjoint pairs of live neurons; the first time those that `biopsy` draws from this seed."""
+    shuffle = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(live), generator=shuffle)[: 2 * size].reshape(-1, 2) for _ in range(count)]
+    return [[(live[i], live[j]) if i < j else (live[j], live[i]) for i, j in order.tolist()] for order in orders]

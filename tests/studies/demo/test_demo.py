@@ -275,3 +275,53 @@ def test_live_table_shows_every_layer(monkeypatch):
     table.stop()
     for text in ("head", "3.3", "30 – 50", "drift", "whole network", "loss 0.5", "noise scale"):
         assert text in screen.getvalue()
+
+
+def test_the_first_random_pairing_is_the_one_merged_pair_by_pair():
+    live = [0, 2, 3, 5, 8, 9, 11]
+    pairings = demo.random_pairings(live, 3, 4, seed=7)
+    alive = torch.zeros(12, dtype=torch.bool)
+    alive[live] = True
+    drawn = sdsd.disjoint_pairs(None, 3, "random", cosine=torch.eye(12), alive=alive, seed=7)
+    assert pairings[0] == [(pair.first, pair.second) for pair in drawn]
+    assert len({tuple(pairing) for pairing in pairings}) == 4
+    for pairing in pairings:
+        assert len({neuron for pair in pairing for neuron in pair} & set(live)) == 6
+        assert all(first < second for first, second in pairing)
+
+
+def test_together_is_what_merging_the_cohort_costs(finished):
+    merges = finished.results["merges"]
+    digits = split_digits(TINY.seed, TINY.held_out)
+    network = demo.build_network(TINY)
+    assert merges["loss_before"] == finished.results["training"]["series"]["held_out_loss"][-1]
+    pairs = [(pair["first"], pair["second"]) for pair in merges["cohorts"]["far"]["pairs"]]
+    assert pairs == [pair[:2] for pair in finished.neuron_map.farthest]
+    neuron_map = sdsd.NeuronMap.from_activations(network[:-1](digits.held_out_images).detach(), pairs=3)
+    again = demo.merge_cohorts(network, digits, TINY, neuron_map)
+    before = loss_of(network, digits.held_out_images, digits.held_out_labels).item()
+    assert again["loss_before"] == pytest.approx(before, rel=1e-6)
+    for name in ("near", "random", "far"):
+        cohort = again["cohorts"][name]
+        with sdsd.merge(network, "hidden2", [(pair["first"], pair["second"]) for pair in cohort["pairs"]]):
+            after = loss_of(network, digits.held_out_images, digits.held_out_labels).item()
+        assert cohort["together_loss_change"][0] == pytest.approx(after - before, abs=1e-6)
+        for pair in cohort["pairs"]:
+            with sdsd.merge(network, "hidden2", [(pair["first"], pair["second"])]):
+                after = loss_of(network, digits.held_out_images, digits.held_out_labels).item()
+            assert pair["loss_change"] == pytest.approx(after - before, abs=1e-6)
+
+
+def test_a_layer_that_is_dead_has_nothing_to_merge(tmp_path, monkeypatch):
+    whole = demo.train
+
+    def train(network, *arguments):
+        whole(network, *arguments)
+        with torch.no_grad():
+            network.hidden2.bias.fill_(-1e3)
+
+    monkeypatch.setattr(demo, "train", train)
+    result = demo.run_demo(tmp_path, TINY, quiet=True)
+    merges = result.results["merges"]
+    assert (merges["pairs_in_a_cohort"], merges["cohorts"], merges["restored_exactly"]) == (0, {}, True)
+    assert "Can neurons that do the same job be merged?" not in (tmp_path / "report.html").read_text(encoding="utf-8")
