@@ -3,6 +3,9 @@
 =============  ======================================================================================================
 `run.py`       `run_demo`: what is computed, and results.json
 `report.py`    its page, every sentence of which is computed
+`noise.py`     of the page: signal and noise
+`neurons.py`   of the page: the map
+`merges.py`    of the page: what merging costs
 =============  ======================================================================================================
 """
 

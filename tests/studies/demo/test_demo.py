@@ -19,6 +19,8 @@ import sdsd
 from sdsd._extras import MissingExtraError
 from sdsd.studies.demo import report as demo_report
 from sdsd.studies.demo import run as demo
+from sdsd.studies.demo.merges import merge_facts, merge_sentence
+from sdsd.studies.demo.noise import noise_sentence
 from sdsd.studies.digits import split_digits
 from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet
 
@@ -215,7 +217,7 @@ def test_the_monitor_leaves_training_as_it_was(finished):
 
 def story(**changes):
     facts = {"lowest": 30.0, "lowest_step": 9, "last": 900.0, "ever_below": True, "above_from_step": 78}
-    return demo_report.noise_sentence({**facts, **changes}, 128, 330)
+    return noise_sentence({**facts, **changes}, 128, 330)
 
 
 def test_the_sentence_on_noise_follows_the_numbers():
@@ -239,7 +241,7 @@ def test_the_sentence_on_merges_follows_the_numbers(near, far, single_far, says)
     def cohort(single, together):
         return {"pairs": [{"loss_change": single}] * 3, "together_loss_change": together}
 
-    facts = demo_report.merge_facts(
+    facts = merge_facts(
         {
             "cohorts": {
                 "near": cohort(1e-3, [near]),
@@ -248,7 +250,7 @@ def test_the_sentence_on_merges_follows_the_numbers(near, far, single_far, says)
             }
         }
     )
-    assert says in demo_report.merge_sentence(facts, 3)
+    assert says in merge_sentence(facts, 3)
 
 
 def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
