@@ -7,7 +7,8 @@
 `run.py`           `examine`: `sdsd geometry` for some subjects, and what it writes
 `report.py`        its page
 `verdicts.py`      what examinations say to the document's claims
-`networks.py`      the studies: a perceptron, CNNs, EfficientNet-Lite0, MiniLM, ResNet18
+`studies.py`       the studies, one a network
+`networks.py`      what they examine: a CNN for MNIST, EfficientNet-Lite0, MiniLM, ResNet18
 `pretrained.py`    networks and data that come in Python packages
 `resnet.py`        ResNet18 for small images, and CIFAR-10 from a folder
 =================  ==================================================================================================
@@ -15,8 +16,8 @@
 
 from .arc import ArcConfig, Examination
 from .file import subject_from_file
-from .networks import STUDIES
 from .run import examine
+from .studies import STUDIES
 from .subject import BUILT_IN_SUBJECTS, Subject
 from .verdicts import judge_network
 

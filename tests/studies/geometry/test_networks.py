@@ -16,10 +16,9 @@ pytest.importorskip("sklearn")
 from sdsd.geometry import consumers, untrained
 from sdsd.studies.catalogue import GROUPS
 from sdsd.studies.engine import Progress, run_study
+from sdsd.studies.geometry import STUDIES, pretrained
 from sdsd.studies.geometry import networks as geometry_networks
-from sdsd.studies.geometry import pretrained
 from sdsd.studies.geometry.networks import (
-    STUDIES,
     MiniLmTail,
     efficientnet_subject,
     minilm_subject,
