@@ -39,7 +39,7 @@ def test_they_are_what_the_studies_found(groups, tmp_path):
     run_study(toy("three", interrupt_at=1), tmp_path / "three", Progress())
     found = read_claims(tmp_path)
     assert found.missing == ("two", "three")
-    first, *others = found.found
+    first, *others = found.claims
     assert (first.group, first.study, first.seeds) == ("theory", "one", 2)
     assert first.command == "sdsd study one --seeds 2"
     assert [first.verdict] == result.verdicts

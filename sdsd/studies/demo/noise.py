@@ -21,7 +21,14 @@ def training_sections(results: dict[str, Any], book: FigureBook) -> list[html.Se
 
     figure, (upper, lower) = figures.new_figure(7.6, 5.4, rows=2, height_ratios=[2.6, 1])
     figures.draw_noise_scale(
-        upper, steps, scales["estimate"], scales["low"], scales["high"], batch_size, exact["step"], exact["noise_scale"]
+        upper,
+        steps,
+        scales["estimate"],
+        low=scales["low"],
+        high=scales["high"],
+        batch_size=batch_size,
+        exact_steps=exact["step"],
+        exact=exact["noise_scale"],
     )
     upper.tick_params(labelbottom=False)
     figures.draw_accuracy(lower, steps, series["accuracy"])
@@ -82,11 +89,11 @@ def noise_scales(training: dict[str, Any], batch_size: int, layer: str = "whole 
     def invert(gamma: float) -> float:
         return math.nan if math.isnan(gamma) else batch_size / gamma if gamma > 0 else math.inf
 
-    found = training["series"]["layers"][layer]
+    bounds = training["series"]["layers"][layer]
     return {
-        "estimate": [invert(value) for value in found["gamma"]],
-        "low": [invert(value) for value in found["high"]],
-        "high": [invert(value) for value in found["low"]],
+        "estimate": [invert(value) for value in bounds["gamma"]],
+        "low": [invert(value) for value in bounds["high"]],
+        "high": [invert(value) for value in bounds["low"]],
     }
 
 

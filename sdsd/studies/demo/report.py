@@ -104,12 +104,12 @@ def overview(result: DemoResult, book: FigureBook) -> None:
     figures.draw_noise_scale(
         axes[0],
         series["step"],
-        scales["estimate"],
-        scales["low"],
-        scales["high"],
-        batch_size,
-        series["exact"]["step"],
-        series["exact"]["noise_scale"],
+        estimate=scales["estimate"],
+        low=scales["low"],
+        high=scales["high"],
+        batch_size=batch_size,
+        exact_steps=series["exact"]["step"],
+        exact=series["exact"]["noise_scale"],
     )
     axes[0].set_xlabel("training step")
     figures.set_title(axes[0], "Is the gradient signal or noise?")

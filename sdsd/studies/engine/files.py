@@ -68,10 +68,10 @@ def revive(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """What computed the numbers."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    used = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("sdsd", "torch", "numpy", "scikit-learn", "matplotlib"):
         try:
-            found[package] = metadata.version(package)
+            used[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return used

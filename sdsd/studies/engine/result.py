@@ -106,23 +106,23 @@ class StudyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As results.json has it."""
-        found = {"schema": SCHEMA, "study": self.study, "status": self.status, "config": self.config}
-        found |= {"seeds": self.seeds, "versions": versions(), "seconds": round(self.seconds, 1)}
-        return {**found, "series": self.series, "verdicts": list(map(asdict, self.verdicts)), "figures": self.figures}
+        facts = {"schema": SCHEMA, "study": self.study, "status": self.status, "config": self.config}
+        facts |= {"seeds": self.seeds, "versions": versions(), "seconds": round(self.seconds, 1)}
+        return {**facts, "series": self.series, "verdicts": list(map(asdict, self.verdicts)), "figures": self.figures}
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> StudyResult:
+    def from_dict(cls, facts: Mapping[str, Any]) -> StudyResult:
         """What `to_dict` gave, read from results.json.
 
         Raises:
             ValueError: another schema.
             KeyError, TypeError: no such dictionary.
         """
-        if found["schema"] != SCHEMA:
-            raise ValueError(f"schema: expected {SCHEMA}, got {found['schema']!r}")
+        if facts["schema"] != SCHEMA:
+            raise ValueError(f"schema: expected {SCHEMA}, got {facts['schema']!r}")
         names = ("study", "config", "seeds", "series", "status", "seconds", "figures")
-        verdicts = [Verdict(**{**each, "our_figure": _measured(each["our_figure"])}) for each in found["verdicts"]]
-        return cls(**{name: revive(found[name]) for name in names}, verdicts=verdicts)
+        verdicts = [Verdict(**{**each, "our_figure": _measured(each["our_figure"])}) for each in facts["verdicts"]]
+        return cls(**{name: revive(facts[name]) for name in names}, verdicts=verdicts)
 
     def summary_lines(self) -> list[str]:
         """Claim, both numbers, verdict and corrected statement of each verdict."""
@@ -140,8 +140,8 @@ class StudyResult:
         return lines
 
 
-def _measured(found: Mapping[str, Any] | None) -> Measured | None:
-    return None if found is None else Measured(**revive(found))
+def _measured(facts: Mapping[str, Any] | None) -> Measured | None:
+    return None if facts is None else Measured(**revive(facts))
 
 
 def mean_interval(values: Sequence[float], unit: str = "", level: float = 0.95) -> Measured:

@@ -61,17 +61,17 @@ class SeedFile:
             ValueError: the file is there and cannot be understood.
         """
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            return FinishedSeed(revive(found["series"]), float(found["seconds"]))
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            return FinishedSeed(revive(kept["series"]), float(kept["seconds"]))
         except FileNotFoundError:
             return None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path}: expected a finished seed of the study; delete the file.") from error
 
-    def write(self, found: FinishedSeed) -> None:
-        """Keep `found`."""
+    def write(self, finished: FinishedSeed) -> None:
+        """Keep `finished`."""
         self.path.parent.mkdir(exist_ok=True)
-        write_json(self.path, {**self._identity(), "seconds": found.seconds, "series": found.series})
+        write_json(self.path, {**self._identity(), "seconds": finished.seconds, "series": finished.series})
 
 
 def measure_seed(measure: Callable[..., dict[str, Any]], file: SeedFile, progress: Progress) -> FinishedSeed:
@@ -88,6 +88,6 @@ def measure_seed(measure: Callable[..., dict[str, Any]], file: SeedFile, progres
         series = json.loads(json.dumps(plain(series)))
     except TypeError as error:
         raise TypeError(f"study {file.study!r}: measure must return what JSON can hold, but {error}.") from error
-    found = FinishedSeed(revive(series), round(time.perf_counter() - started, 2))
-    file.write(found)
-    return found
+    finished = FinishedSeed(revive(series), round(time.perf_counter() - started, 2))
+    file.write(finished)
+    return finished

@@ -31,8 +31,8 @@ def settings_of(measure: Callable[..., Any]) -> dict[str, Any]:
     read = set(_names_read(measure.__code__))
     if unread := [name for name in settings if name not in read]:
         raise TypeError(
-            f"measure: {measure.__module__}.{measure.__name__} takes {', '.join(map(repr, unread))} and never reads it, so that it would be "
-            "listed as a setting without being one. Use it, or take it away."
+            f"measure: {measure.__module__}.{measure.__name__} takes {', '.join(map(repr, unread))} and never reads "
+            "it, so that it would be listed as a setting without being one. Use it, or take it away."
         )
     return settings
 

@@ -143,12 +143,12 @@ def run_study(
     try:
         for seed in study.seed_numbers(quick=quick) if seeds is None else seeds:
             file = SeedFile(folder, study.name, result.config, seed)
-            found = None if fresh else file.read()
-            if found is None:
-                found = measure_seed(study.measure, file, progress)
+            finished = None if fresh else file.read()
+            if finished is None:
+                finished = measure_seed(study.measure, file, progress)
             else:
                 progress.say(f"seed {seed}: finished earlier, in {file.path}")
-            result.add(seed, found.series, found.seconds)
+            result.add(seed, finished.series, finished.seconds)
         result.verdicts = study.judge(result)
         picture, page = f"{study.name}.png", "report.html"
         figure = study.draw(result)

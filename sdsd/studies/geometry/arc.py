@@ -74,7 +74,7 @@ class Notebook:
         self.folder = folder
         self.identity = identity
         self.steps: dict[str, Any] = {}
-        self.found: list[str] = []
+        self.resumed: list[str] = []
         path = self.path(".json")
         if path is not None and path.exists():
             try:
@@ -88,7 +88,7 @@ class Notebook:
     def step(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` gives, as JSON holds it; what was measured before is not measured again."""
         if name in self.steps:
-            self.found.append(name)
+            self.resumed.append(name)
         else:
             self.steps[name] = json.loads(json.dumps(plain(measure())))
             path = self.path(".json")
@@ -170,10 +170,10 @@ class Examination:
 
     def _collect(self, model: nn.Module, batches: list[Any], what: str) -> LayerActivations:
         bar = self.progress.bar(f"{self.subject.name}: {what}")
-        found = collect_activations(
+        collected = collect_activations(
             model, batches, self.subject.layer, forward=self.subject.forward, progress=bar, max_bytes=2**33
         )
-        return found[self.subject.layer]
+        return collected[self.subject.layer]
 
     # Biopsies
 
@@ -200,7 +200,7 @@ class Examination:
 
     def _biopsies(self) -> dict[str, Any]:
         """far, random and near pairs, by activations and by weights."""
-        found = {}
+        biopsies = {}
         for name, geometry in self._geometries().items():
             bar = self.progress.bar(f"{self.subject.name}: single merges, pairs by {name}")
             measured = biopsy(
@@ -213,14 +213,14 @@ class Examination:
                 **self._options(),
             )
             self._losses = measured.measurements
-            found[name] = _biopsy_numbers(measured)
-        return found
+            biopsies[name] = _biopsy_numbers(measured)
+        return biopsies
 
     # Consolidation
 
     def _consolidations(self) -> dict[str, Any]:
         """Many pairs merged at once: nearest by activations and by weights, and random ones."""
-        found = {}
+        consolidations = {}
         for name, geometry in self._geometries().items():
             bar = self.progress.bar(f"{self.subject.name}: pairs by {name} merged at once")
             measured = mass_consolidation(
@@ -233,14 +233,14 @@ class Examination:
                 **geometry,
                 **self._options(),
             )
-            found[name] = {
+            consolidations[name] = {
                 "pairs": len(measured.pairs),
                 "change": measured.geometry,
                 "random": list(measured.random),
                 "ratio": measured.ratio,
                 "interval": measured.interval,
             }
-        return found
+        return consolidations
 
     def _equal_size(self) -> dict[str, Any]:
         """The same number of neurons taken out of the network in different ways: what it costs, and what it saves.
@@ -265,18 +265,18 @@ class Examination:
             ),
             "smallest weights, pruned": lambda: remove_neurons(model, layer, smallest, example_input=example),
         }
-        found: dict[str, Any] = {"removed": count, "accuracy": self._accuracy(model), "ways": {}}
+        sizes: dict[str, Any] = {"removed": count, "accuracy": self._accuracy(model), "ways": {}}
         try:
             for name in self.progress.each(list(ways), f"{self.subject.name}: {count} neurons fewer"):
                 smaller, report = ways[name]()
-                found["ways"][name] = {
+                sizes["ways"][name] = {
                     "change": self._measured(smaller) - self.before,
                     "accuracy": self._accuracy(smaller),
                 }
-                found |= {"neurons": report.neurons, "parameters": report.parameters, "flops": report.flops}
+                sizes |= {"neurons": report.neurons, "parameters": report.parameters, "flops": report.flops}
         except ValueError as error:
             return {"removed": 0, "why not": str(error)}
-        return found
+        return sizes
 
     def _measured(self, model: nn.Module) -> float:
         with evaluating(model):
@@ -327,7 +327,7 @@ def describe(neuron_map: NeuronMap) -> dict[str, Any]:
 
     It is None with fewer than `LIVE` live neurons.
     """
-    found = neuron_map.to_dict()
+    facts = neuron_map.to_dict()
     live = neuron_map.alive.nonzero().flatten()
     names = (
         "taken_after",
@@ -341,8 +341,8 @@ def describe(neuron_map: NeuronMap) -> dict[str, Any]:
         "notes",
     )
     return {
-        **{name: found[name] for name in names},
-        "dead": len(found["dead"]),
+        **{name: facts[name] for name in names},
+        "dead": len(facts["dead"]),
         "compared": cluster(neuron_map.cosine[live][:, live], COMPARED).silhouette if len(live) >= LIVE else None,
         "points": neuron_map.points.astype(float).round(3).tolist(),
         "nearest": [[pair.first, pair.second, round(pair.cosine, 4)] for pair in neuron_map.nearest],
@@ -361,16 +361,16 @@ def _nearest(geometry: Mapping[str, Tensor], count: int) -> Sequence[NeuronPair]
 
 
 def _biopsy_numbers(measured: Biopsy) -> dict[str, Any]:
-    def cohort(found: Cohort) -> dict[str, Any]:
+    def numbers(cohort: Cohort) -> dict[str, Any]:
         return {
-            "cosine": round(fmean(pair.cosine for pair in found.pairs), 4),
-            "mean": found.mean,
-            "sd": found.std,
-            "changes": list(found.loss_changes),
+            "cosine": round(fmean(pair.cosine for pair in cohort.pairs), 4),
+            "mean": cohort.mean,
+            "sd": cohort.std,
+            "changes": list(cohort.loss_changes),
         }
 
     return {
-        **{name: cohort(getattr(measured, name)) for name in COHORTS},
+        **{name: numbers(getattr(measured, name)) for name in COHORTS},
         "ratio": measured.ratio,
         "interval": measured.interval,
         "single ratio": measured.single_ratio,

@@ -74,12 +74,12 @@ def subject_from_file(
         network,
         layer,
         batches,
-        sensitivity,
-        measure,
-        example_of(network, batches[0]),
-        standard_controls(network, batches, seed),
-        accuracy,
-        train,
+        sensitivity=sensitivity,
+        measure=measure,
+        example_input=example_of(network, batches[0]),
+        controls=standard_controls(network, batches, seed),
+        accuracy=accuracy,
+        train=train,
     )
 
 
@@ -101,8 +101,8 @@ def _model(path: Path, names: Mapping[str, Any], function: str) -> nn.Module:
 
 def _layers(model: nn.Module) -> str:
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    found = [name for name, module in model.named_modules() if name and isinstance(module, kinds)]
-    return f"Its Linear layers and convolutions: {', '.join(found[:12]) or 'none'}{', …' if len(found) > 12 else ''}."
+    names = [name for name, module in model.named_modules() if name and isinstance(module, kinds)]
+    return f"Its Linear layers and convolutions: {', '.join(names[:12]) or 'none'}{', …' if len(names) > 12 else ''}."
 
 
 def _loader_batches(path: Path, names: Mapping[str, Any], samples: int) -> list[Any]:
@@ -110,7 +110,7 @@ def _loader_batches(path: Path, names: Mapping[str, Any], samples: int) -> list[
     loader = names.get("loader")
     if not isinstance(loader, Iterable):
         raise ValueError(f"{path}: expected it to define loader, batches to iterate over; or pass --data FILE.")
-    found: list[Any] = []
+    batches: list[Any] = []
     with users_code(path):
         iterator = iter(loader)
     count = 0
@@ -119,11 +119,11 @@ def _loader_batches(path: Path, names: Mapping[str, Any], samples: int) -> list[
             batch = next(iterator, None)
         if batch is None:
             break
-        found.append(batch)
+        batches.append(batch)
         count += _size(batch)
-    if not found:
+    if not batches:
         raise ValueError(f"{path}: loader gave no batch. A generator is empty after its first reading; use a list.")
-    return found
+    return batches
 
 
 def _size(batch: Any) -> int:
@@ -133,8 +133,8 @@ def _size(batch: Any) -> int:
 
 def _data_batches(path: Path) -> list[Any]:
     """Batches (inputs, classes) or (inputs,) of a file of tensors."""
-    found = load_tensors(path)
-    tensors = found if isinstance(found, dict) else {"inputs": found}
+    loaded = load_tensors(path)
+    tensors = loaded if isinstance(loaded, dict) else {"inputs": loaded}
     classes = next((name for name in CLASS_NAMES if name in tensors), None)
     rest = [name for name in tensors if name != classes]
     if len(rest) != 1:

@@ -62,14 +62,14 @@ def mnist_subject(seed: int, mapped: int, measured: int) -> Subject:
         head(model),
         "fc_layers.0",
         [_features(trunk(model), images[shown])],
-        mean_loss(held, classification_loss),
-        "loss",
-        held[0][0][:1],
-        {
+        sensitivity=mean_loss(held, classification_loss),
+        measure="loss",
+        example_input=held[0][0][:1],
+        controls={
             UNTRAINED: control,
             SHUFFLED: lambda: (head(model), [_features(trunk(model), shuffled_pixels(images[shown], seed))]),
         },
-        accuracy_on(held),
+        accuracy=accuracy_on(held),
     )
 
 
@@ -104,10 +104,10 @@ def efficientnet_subject(seed: int, mapped: int, measured: int) -> Subject:
         network,
         "_conv_head",
         [features[:mapped]],
-        kl_to_untouched(network, [features[mapped:]]),
-        "KL divergence",
-        features[:1],
-        {
+        sensitivity=kl_to_untouched(network, [features[mapped:]]),
+        measure="KL divergence",
+        example_input=features[:1],
+        controls={
             UNTRAINED: control,
             SHUFFLED: lambda: (network, [_features(trunk(model), shuffled_pixels(images[:mapped], seed))]),
         },
@@ -163,10 +163,10 @@ def minilm_subject(seed: int, *, layer: int, tokens: int, count: int, mapped: in
         network,
         f"layers.{layer}.up",
         [hidden[:mapped]],
-        cosine_to_untouched(network, [hidden[mapped:]]),
-        "1 − cosine",
-        hidden[:1],
-        {UNTRAINED: control, "shuffled words": lambda: (network, [before(model, mixed())])},
+        sensitivity=cosine_to_untouched(network, [hidden[mapped:]]),
+        measure="1 − cosine",
+        example_input=hidden[:1],
+        controls={UNTRAINED: control, "shuffled words": lambda: (network, [before(model, mixed())])},
     )
 
 
@@ -209,12 +209,12 @@ def resnet_subject(seed: int, data: str, training_epochs: int, measured: int) ->
         ResNetTail(model).eval(),
         "layer4.1.conv1",
         [features],
-        mean_loss(held, classification_loss),
-        "loss",
-        features[:1],
-        {
+        sensitivity=mean_loss(held, classification_loss),
+        measure="loss",
+        example_input=features[:1],
+        controls={
             UNTRAINED: control,
             SHUFFLED: lambda: (ResNetTail(model).eval(), [_features(model.trunk, shuffled_pixels(images[test], seed))]),
         },
-        accuracy_on(held),
+        accuracy=accuracy_on(held),
     )

@@ -173,7 +173,7 @@ def photographs(crops: int = 64, size: int = 224, seed: int = 0) -> Tensor:
     datasets = require("sklearn.datasets", extra="studies", purpose="photographs()")
     images = [torch.tensor(image).permute(2, 0, 1).float() for image in datasets.load_sample_images().images]
     draw = torch.Generator().manual_seed(seed)
-    found = []
+    photos = []
     for index in range(crops):
         image = images[index % len(images)]
         height, width = image.shape[1:]
@@ -182,8 +182,8 @@ def photographs(crops: int = 64, size: int = 224, seed: int = 0) -> Tensor:
         left = int(torch.randint(0, width - side + 1, (), generator=draw))
         crop = image[None, :, top : top + side, left : left + side]
         crop = F.interpolate(crop, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        found.append(crop.flip(3) if torch.rand((), generator=draw) < 0.5 else crop)
-    return (torch.cat(found) - 127) / 128
+        photos.append(crop.flip(3) if torch.rand((), generator=draw) < 0.5 else crop)
+    return (torch.cat(photos) - 127) / 128
 
 
 # MiniLM (Wang et al. 2020, arXiv 2002.10957), as a sentence encoder: mean over tokens, normalised
@@ -281,14 +281,14 @@ def sentences(count: int = 512) -> list[str]:
     """English sentences of 40 to 200 letters from the language reference that comes with Python."""
     from pydoc_data.topics import topics
 
-    found: dict[str, None] = {}
+    kept: dict[str, None] = {}
     for name in sorted(topics):
         # Blocks of code are indented by more than the text.
         prose = " ".join(line.strip() for line in topics[name].splitlines() if not line.startswith("    "))
         for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"[*`_“”\"]", "", prose)):
             whole = re.match(r"[A-Z][a-z]*[ ,]", sentence) and sentence.endswith(".") and "  " not in sentence
             if whole and 40 <= len(sentence) <= 200:
-                found[sentence] = None
-    if count > len(found):
-        raise ValueError(f"count: there are {len(found)} sentences, {count} were asked for.")
-    return list(found)[:: len(found) // count][:count]
+                kept[sentence] = None
+    if count > len(kept):
+        raise ValueError(f"count: there are {len(kept)} sentences, {count} were asked for.")
+    return list(kept)[:: len(kept) // count][:count]

@@ -70,19 +70,19 @@ def _lead(result: StudyResult) -> list[html.Block]:
 
 
 def _cards(series: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
-    found = []
+    headlines = []
     ratio = (series.get("biopsy") or {}).get("activations", {}).get("ratio")
     if ratio:
-        found.append((f"{plain_number(ratio)} ×", f"as costly: a far pair against a near one{where}"))
+        headlines.append((f"{plain_number(ratio)} ×", f"as costly: a far pair against a near one{where}"))
     ratio = (series.get("consolidation") or {}).get("activations", {}).get("ratio")
     if ratio:
-        found.append((f"{plain_number(ratio)} ×", f"as costly: many random pairs at once against near ones{where}"))
+        headlines.append((f"{plain_number(ratio)} ×", f"as costly: many random pairs at once against near ones{where}"))
     size = series.get("equal size") or {}
     if BEST in size.get("ways", {}) and not where:
         before, after = size["neurons"]
         saved = 1 - size["parameters"][1] / size["parameters"][0]
-        found.append((f"{before} → {after}", f"neurons, {100 * saved:.0f}% fewer parameters in all{where}"))
-    return found
+        headlines.append((f"{before} → {after}", f"neurons, {100 * saved:.0f}% fewer parameters in all{where}"))
+    return headlines
 
 
 def _claims_section(result: StudyResult) -> html.Section:
@@ -145,10 +145,10 @@ def _network_sections(
 
 
 def _biopsy_section(series: Mapping[str, Any], book: FigureBook, stem: str, suffix: str) -> html.Section:
-    found, measure = series["biopsy"]["activations"], series["measure"]
-    count = len(found["near"]["changes"])
+    biopsied, measure = series["biopsy"]["activations"], series["measure"]
+    count = len(biopsied["near"]["changes"])
     figure, axes = figures.new_figure(5.2, 4.0)
-    figures.draw_merges(axes, {name: found[name]["changes"] for name in COHORTS}, series["seed"])
+    figures.draw_merges(axes, {name: biopsied[name]["changes"] for name in COHORTS}, series["seed"])
     axes.set_ylabel(f"|change of {measure}|")
     shown = [
         html.Figure(
@@ -186,8 +186,8 @@ def _biopsy_section(series: Mapping[str, Any], book: FigureBook, stem: str, suff
 
 
 def _biopsy_sentence(series: Mapping[str, Any]) -> str:
-    found = series["biopsy"]["activations"]
-    ratio, interval = found["ratio"], found["interval"]
+    biopsied = series["biopsy"]["activations"]
+    ratio, interval = biopsied["ratio"], biopsied["interval"]
     if ratio is None or interval is None:
         return f"Near merges do not change the {series['measure']} at all, so there is no ratio."
     sure = "more than" if interval[0] > 1 else "not clearly more than"
@@ -249,9 +249,9 @@ def _size_section(series: Mapping[str, Any], book: FigureBook, stem: str, suffix
 def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suffix: str) -> html.Section:
     maps = {
         "trained": series["map"],
-        **{name: found for name, found in series["controls"].items() if "points" in found},
+        **{name: drawn for name, drawn in series["controls"].items() if "points" in drawn},
     }
-    known = {name: [found["compared"]] for name, found in maps.items() if found["compared"] is not None}
+    known = {name: [drawn["compared"]] for name, drawn in maps.items() if drawn["compared"] is not None}
     blocks: list[html.Block] = [
         html.Text(
             "If the geometry is learned, it should not be there in a network that has learned nothing, or for inputs "
@@ -259,8 +259,8 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
         )
     ]
     figure, axes = figures.new_figure(2.9 * len(maps), 3.0, columns=len(maps))
-    for place, (name, found) in zip([axes] if len(maps) == 1 else axes, maps.items(), strict=True):
-        geometry_figures.draw_points(place, found["points"], found["clusters"])
+    for place, (name, drawn) in zip([axes] if len(maps) == 1 else axes, maps.items(), strict=True):
+        geometry_figures.draw_points(place, drawn["points"], drawn["clusters"])
         figures.set_title(place, name)
     blocks.append(html.Figure(book.add(figure, f"{stem}-controls"), "The first two directions of each map."))
     if known:
@@ -275,30 +275,30 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
     rows = [
         (
             name,
-            "–" if found["compared"] is None else f"{found['compared']:.3f}",
-            "–" if found["effective_rank"] is None else f"{found['effective_rank']:.1f}",
-            str(found["dead"]),
+            "–" if drawn["compared"] is None else f"{drawn['compared']:.3f}",
+            "–" if drawn["effective_rank"] is None else f"{drawn['effective_rank']:.1f}",
+            str(drawn["dead"]),
         )
-        for name, found in maps.items()
+        for name, drawn in maps.items()
     ]
     blocks.append(html.Table(("network", "silhouette", "effective rank", "dead neurons"), rows))
-    for name, found in series["controls"].items():
-        if "why not" in found:
-            blocks.append(html.Text(f"No control “{name}”: {found['why not']}"))
+    for name, drawn in series["controls"].items():
+        if "why not" in drawn:
+            blocks.append(html.Text(f"No control “{name}”: {drawn['why not']}"))
     return html.Section(f"Controls{suffix}", blocks)
 
 
 def _plasticity_section(series: Mapping[str, Any], book: FigureBook, stem: str, suffix: str) -> html.Section:
-    found = series["plasticity"]
-    curves = {name: found[name] for name in ("geometry", "random", "untouched")}
+    curves = {name: series["plasticity"][name] for name in ("geometry", "random", "untouched")}
+    best = {name: f"{100 * max(curve):.1f}%" for name, curve in curves.items()}
     figure, axes = figures.new_figure(7.6, 3.4)
     geometry_figures.draw_relearning(axes, curves)
     return html.Section(
         f"Training on{suffix}",
         [
             html.Note(
-                f"Merged by geometry and trained on, the network peaks at {100 * max(found['geometry']):.1f}%; merged "
-                f"at random, at {100 * max(found['random']):.1f}%; not merged, at {100 * max(found['untouched']):.1f}%."
+                f"Merged by geometry and trained on, the network peaks at {best['geometry']}; merged at random, at "
+                f"{best['random']}; not merged, at {best['untouched']}."
             ),
             html.Figure(book.add(figure, f"{stem}-plasticity"), "Accuracy after each epoch."),
         ],

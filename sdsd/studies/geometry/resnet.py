@@ -97,9 +97,9 @@ class _ArraysOnly(pickle.Unpickler):
 def _read(path: Path) -> dict[bytes, Any]:
     try:
         with path.open("rb") as file:
-            found = _ArraysOnly(file, encoding="bytes").load()
-        if found[b"data"].shape[1:] != (3072,) or len(found[b"labels"]) != len(found[b"data"]):
-            raise ValueError(f"shape {found[b'data'].shape}")
+            batch = _ArraysOnly(file, encoding="bytes").load()
+        if batch[b"data"].shape[1:] != (3072,) or len(batch[b"labels"]) != len(batch[b"data"]):
+            raise ValueError(f"shape {batch[b'data'].shape}")
     except (pickle.UnpicklingError, KeyError, TypeError, AttributeError, EOFError, ValueError) as error:
         raise ValueError(f"{path}: expected a batch of CIFAR-10, and it is something else ({error}).") from error
-    return found
+    return batch

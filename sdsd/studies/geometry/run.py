@@ -86,50 +86,51 @@ def examine(
         }
         config = ArcConfig(**settings)
     progress = progress or choose_progress(quiet)
-    found = GeometryResult(StudyResult("geometry", {"quick": quick, **asdict(config)}), folder)
+    examined = GeometryResult(StudyResult("geometry", {"quick": quick, **asdict(config)}), folder)
     started = time.perf_counter()
     try:
         with torch.random.fork_rng(devices=[]), one_thread():
             for subject in subjects:
-                _examine_one(subject, found, config, progress)
+                _examine_one(subject, examined, config, progress)
     except KeyboardInterrupt:
-        found.result.status = "interrupted"
+        examined.result.status = "interrupted"
     finally:
         progress.stop()
-    found.result.seconds = time.perf_counter() - started
-    write_json(folder / "results.json", found.result.to_dict())
-    found.written = [*write_report(found.result, found.maps, folder), folder / "results.json", *_map_files(found)]
-    return found
+    examined.result.seconds = time.perf_counter() - started
+    write_json(folder / "results.json", examined.result.to_dict())
+    report = write_report(examined.result, examined.maps, folder)
+    examined.written = [*report, folder / "results.json", *_map_files(examined)]
+    return examined
 
 
 def _examine_one(
-    subject: Subject | Callable[[], Subject], found: GeometryResult, config: ArcConfig, progress: Progress
+    subject: Subject | Callable[[], Subject], examined: GeometryResult, config: ArcConfig, progress: Progress
 ) -> None:
     """One network; what is finished when an interrupt comes is in the result."""
     if not isinstance(subject, Subject):
         progress.say("preparing the network …")
         subject = subject()
-    examination = Examination(subject, config, found.folder / KEPT, progress)
-    found.result.seeds = [config.seed]
-    found.result.series.append(examination.series)
+    examination = Examination(subject, config, examined.folder / KEPT, progress)
+    examined.result.seeds = [config.seed]
+    examined.result.series.append(examination.series)
     try:
         examination.run()
     finally:
         if examination.neuron_map is not None:
-            found.maps.append(examination.neuron_map)
+            examined.maps.append(examination.neuron_map)
         else:
-            found.result.series.remove(examination.series)
-        found.resumed += examination.notebook.found
-        found.result.verdicts += judge_network([examination.series])
+            examined.result.series.remove(examination.series)
+        examined.resumed += examination.notebook.resumed
+        examined.result.verdicts += judge_network([examination.series])
 
 
-def _map_files(found: GeometryResult) -> list[Path]:
+def _map_files(examined: GeometryResult) -> list[Path]:
     """The maps as point clouds and pictures."""
     written = []
-    for series, neuron_map in zip(found.result.series, found.maps, strict=True):
+    for series, neuron_map in zip(examined.result.series, examined.maps, strict=True):
         stem = file_name(series["network"])
-        written += [save_ply(neuron_map, found.folder / f"{stem}-map.ply")]
-        written += [save_png(neuron_map, found.folder / f"{stem}-map.png")]
+        written += [save_ply(neuron_map, examined.folder / f"{stem}-map.ply")]
+        written += [save_png(neuron_map, examined.folder / f"{stem}-map.png")]
     return written
 
 

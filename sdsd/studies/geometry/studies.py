@@ -100,11 +100,11 @@ def _judge(result: StudyResult) -> list[Verdict]:
 
 
 def _judge_resnet(result: StudyResult) -> list[Verdict]:
-    found = judge_network(result.series)
+    verdicts = judge_network(result.series)
     if result.config["data"] != "digits":
-        return found
+        return verdicts
     note = f" The document's network was trained on CIFAR-10; set {CIFAR10} to its folder to run that."
-    return [Verdict(**{**vars(verdict), "corrected": verdict.corrected + note}) for verdict in found]
+    return [Verdict(**{**vars(verdict), "corrected": verdict.corrected + note}) for verdict in verdicts]
 
 
 def draw_network(result: StudyResult) -> Any:

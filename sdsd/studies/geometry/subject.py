@@ -66,15 +66,15 @@ def standard_controls(
         seed: of fresh parameters and of the permutations.
         train_on: trains a fresh network on batches of shuffled inputs, and gives it.
     """
-    found: dict[str, Control] = {UNTRAINED: lambda: (untrained(model, seed), batches)}
+    controls: dict[str, Control] = {UNTRAINED: lambda: (untrained(model, seed), batches)}
     if all(_can_be_shuffled(_inputs(batch)) for batch in batches):
         shuffled = [
             _with_inputs(batch, shuffled_pixels(_inputs(batch), seed + index)) for index, batch in enumerate(batches)
         ]
-        found[SHUFFLED] = lambda: (model, shuffled)
+        controls[SHUFFLED] = lambda: (model, shuffled)
         if train_on is not None:
-            found[TRAINED_SHUFFLED] = lambda: (train_on(shuffled), shuffled)
-    return found
+            controls[TRAINED_SHUFFLED] = lambda: (train_on(shuffled), shuffled)
+    return controls
 
 
 def _inputs(batch: Any) -> Any:
@@ -136,7 +136,7 @@ def digits_mlp(seed: int = 0, epochs: int = MLP_EPOCHS) -> Subject:
             head=nn.Linear(128, 10),
         )
     )
-    return _digits_subject("digits MLP", network, "hidden2", (64,), seed, epochs, 0.1)
+    return _digits_subject("digits MLP", network, "hidden2", (64,), seed=seed, epochs=epochs, rate=0.1)
 
 
 def digits_cnn(seed: int = 0, epochs: int = CNN_EPOCHS) -> Subject:
@@ -148,14 +148,14 @@ def digits_cnn(seed: int = 0, epochs: int = CNN_EPOCHS) -> Subject:
         if number != 2:
             layers[f"pool{number}"] = nn.MaxPool2d(2)
     layers["flatten"], layers["head"] = nn.Flatten(), nn.Linear(128 * 4, 10)
-    return _digits_subject("digits CNN", nn.Sequential(layers), "conv3", (1, 8, 8), seed, epochs, 0.05)
+    return _digits_subject("digits CNN", nn.Sequential(layers), "conv3", (1, 8, 8), seed=seed, epochs=epochs, rate=0.05)
 
 
 BUILT_IN_SUBJECTS: dict[str, Callable[..., Subject]] = {"mlp": digits_mlp, "cnn": digits_cnn}
 
 
 def _digits_subject(
-    name: str, network: nn.Module, layer: str, shape: tuple[int, ...], seed: int, epochs: int, rate: float
+    name: str, network: nn.Module, layer: str, shape: tuple[int, ...], *, seed: int, epochs: int, rate: float
 ) -> Subject:
     """Trained on 1,347 digits; a merge costs what it adds to the loss over all 1,797."""
     images, classes = load_digits(seed)
@@ -174,12 +174,12 @@ def _digits_subject(
         model,
         layer,
         whole,
-        mean_loss(whole, classification_loss),
-        "loss",
-        images[:1],
-        standard_controls(
+        sensitivity=mean_loss(whole, classification_loss),
+        measure="loss",
+        example_input=images[:1],
+        controls=standard_controls(
             model, whole, seed, lambda shuffled: trained(fresh, training(shuffled[0][0]), epochs, seed).eval()
         ),
-        accuracy_on(held_out),
-        training(images, rate / 5),
+        accuracy=accuracy_on(held_out),
+        train=training(images, rate / 5),
     )

@@ -57,13 +57,13 @@ def judge_network(runs: Sequence[Run]) -> list[Verdict]:
 
 def _untestable(claim: str, source: str, seed_figure: str) -> Verdict:
     return Verdict(
-        claim,
-        source,
-        "untestable here",
-        "untestable here if a number that decides cannot be had with every seed",
-        seed_figure,
-        None,
-        "Where merges change nothing there is no ratio, and where a layer cannot shrink no smaller "
+        claim=claim,
+        source=source,
+        verdict="untestable here",
+        rule="untestable here if a number that decides cannot be had with every seed",
+        seed_figure=seed_figure,
+        our_figure=None,
+        corrected="Where merges change nothing there is no ratio, and where a layer cannot shrink no smaller "
         "network; see the numbers of this network.",
     )
 
@@ -146,12 +146,12 @@ def _judge_single(runs: Sequence[Run]) -> Verdict:
 
 
 def _judge_mass(runs: Sequence[Run]) -> Verdict:
-    found = [run["consolidation"]["activations"] for run in runs]
-    ours = over_seeds([each["ratio"] for each in found], "× random / geometry", found[0]["interval"])
+    merged = [run["consolidation"]["activations"] for run in runs]
+    ours = over_seeds([each["ratio"] for each in merged], "× random / geometry", merged[0]["interval"])
     if ours is None:
         return _untestable(MASS_CLAIM, f"{FUNCTIONAL_GEOMETRY}, Phase III", "1.8 × (0.681 / 0.376, one pairing)")
-    geometry = fmean(abs(each["change"]) for each in found)
-    random = fmean(fmean(map(abs, each["random"])) for each in found)
+    geometry = fmean(abs(each["change"]) for each in merged)
+    random = fmean(fmean(map(abs, each["random"])) for each in merged)
     return Verdict(
         claim=MASS_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Phase III",
@@ -159,8 +159,8 @@ def _judge_mass(runs: Sequence[Run]) -> Verdict:
         rule=RATIO_RULE,
         seed_figure="1.8 × (0.681 / 0.376, one pairing)",
         our_figure=ours,
-        corrected=f"{found[0]['pairs']} pairs: |change of {runs[0]['measure']}| {plain_number(geometry)} by geometry, "
-        f"{plain_number(random)} at random, over {len(found[0]['random'])} pairings.",
+        corrected=f"{merged[0]['pairs']} pairs: |change of {runs[0]['measure']}| {plain_number(geometry)} by geometry, "
+        f"{plain_number(random)} at random, over {len(merged[0]['random'])} pairings.",
     )
 
 
@@ -227,11 +227,11 @@ def compared_silhouettes(runs: Sequence[Run]) -> dict[str, list[float]]:
 
 
 def _figures_of_maps(runs: Sequence[Run], key: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    silhouettes: dict[str, list[float]] = {}
     for run in runs:
         for name, each in {"trained": run["map"], **run["controls"]}.items():
-            found.setdefault(name, []).extend([each[key]] if each.get(key) is not None else [])
-    return found
+            silhouettes.setdefault(name, []).extend([each[key]] if each.get(key) is not None else [])
+    return silhouettes
 
 
 def _judge_controls(runs: Sequence[Run]) -> Verdict:

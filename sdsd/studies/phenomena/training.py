@@ -190,15 +190,15 @@ def geometry(
     rate = optimizer.param_groups[0]["lr"]
     canonical = canonicalize(model, order=False) if watch.canonical else copy.deepcopy(model)
     layers = [(layer.rows.detach(), layer.mass.detach()) for layer in hidden_layers(canonical, watch.layers)]
-    found = {"entropy": sum(orbit_entropy(rows, mass).item() for rows, mass in layers)}
-    found["volume"] = sum(realized_volume(rows[mass > 0], ANGLE, watch.cap_samples).value for rows, mass in layers)
+    numbers = {"entropy": sum(orbit_entropy(rows, mass).item() for rows, mass in layers)}
+    numbers["volume"] = sum(realized_volume(rows[mass > 0], ANGLE, watch.cap_samples).value for rows, mass in layers)
     if masks is not None:
         mask_gradients(canonical, masks)
     at_canonical = gamma_at(canonical, batch, loss_fn, watch.micro, population=len(data[1]))
-    found["gamma_canonical"] = gamma_of_batch(at_canonical, watch.batch)
+    numbers["gamma_canonical"] = gamma_of_batch(at_canonical, watch.batch)
     adaptive = isinstance(optimizer, torch.optim.Adam)
     if adaptive and not optimizer.state:
-        return {**found, "gamma_star": math.nan, "expected_change": math.nan}
+        return {**numbers, "gamma_star": math.nan, "expected_change": math.nan}
     curvature = curvature_gamma(
         model,
         loss_fn,
@@ -210,7 +210,7 @@ def geometry(
         precondition=optimizer if adaptive else None,
         population=len(data[1]),
     )
-    return {**found, "gamma_star": curvature.gamma_star, "expected_change": curvature.expected_change}
+    return {**numbers, "gamma_star": curvature.gamma_star, "expected_change": curvature.expected_change}
 
 
 def gamma_at(model: nn.Module, batch: Batch, loss_fn: LossFunction, micro: int, population: int) -> GammaStats:
@@ -225,13 +225,13 @@ def gamma_at(model: nn.Module, batch: Batch, loss_fn: LossFunction, micro: int, 
 
 def column(result_series: Sequence[Mapping[str, Any]], *path: str) -> list[Any]:
     """What lies under `path` in each seed's series."""
-    found = []
+    values = []
     for series in result_series:
         value: Any = series
         for name in path:
             value = value[name]
-        found.append(value)
-    return found
+        values.append(value)
+    return values
 
 
 def mean_curve(

@@ -75,7 +75,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     conserved = min(left("gradient descent")) > 0.8 and drift < 5
     error = max(run[name]["identity_error"] for run in runs for name in ("gradient descent", "label noise"))
     verdict = "reproduced" if min(left("isotropic noise")) < 0.1 else ("direction only" if collapse else "refuted")
-    found = Verdict(
+    judged = Verdict(
         claim="Noise along symmetry orbits averages out, and only minimal-norm representatives survive",
         source=f"{SDSD} §2, Proposition 1",
         verdict=verdict if collapse and conserved else "not reproduced",
@@ -88,7 +88,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         f"(mean |Q| × {fmean(left('isotropic noise')):.1f}); label noise collapses it by ∏(1 − η²r²), which holds to "
         f"{error:.0e}; weight decay collapses it ({fmean(left('weight decay')):.2f} left).",
     )
-    return [found]
+    return [judged]
 
 
 def draw(result: StudyResult) -> Any:

@@ -140,11 +140,13 @@ def gamma_star_experiment(
         generator.manual_seed(seed)
         for step in range(steps + 1):
             if step in when:
-                points.append(_look(model, data, rate, step, batch_size, batches, probes, generator))
+                points.append(
+                    _look(model, data, rate, step, generator, batch_size=batch_size, batches=batches, probes=probes)
+                )
             chosen = torch.randperm(len(labels), generator=generator)[:batch_size]
-            found = torch.autograd.grad(_loss(model, (data[0][chosen], labels[chosen])), list(model.parameters()))
+            gradients = torch.autograd.grad(_loss(model, (data[0][chosen], labels[chosen])), list(model.parameters()))
             with torch.no_grad():
-                for parameter, gradient in zip(model.parameters(), found, strict=True):
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                     parameter.sub_(gradient, alpha=rate)
     return GammaStarResult(tuple(points))
 
@@ -154,10 +156,11 @@ def _look(
     data: tuple[Tensor, Tensor],
     rate: float,
     step: int,
+    generator: torch.Generator,
+    *,
     batch_size: int,
     batches: int,
     probes: int,
-    generator: torch.Generator,
 ) -> StepPrediction:
     count = len(data[1])
     stats = curvature_gamma(

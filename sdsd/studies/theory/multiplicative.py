@@ -64,7 +64,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     )
     edge = min(points, key=lambda point: abs(point["exact"]))
     worst = min(below, key=lambda point: point["mean_of_paths"] - point["exact"])
-    found = Verdict(
+    judged = Verdict(
         claim="Convergence is almost sure if and only if Γ > 1",
         source=f"{SDSD} §4, Lyapunov stability",
         verdict="refuted" if (share.low or 0) > 0.95 else "not reproduced",
@@ -75,7 +75,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         f"{edge['gamma_h']:g} is the mean square, by its exact recursion; a mean over {worst['paths']} paths misses it "
         f"(rate {worst['mean_of_paths']:+.2f} for {worst['exact']:+.2f} at Γ_H = {worst['gamma_h']:g}).",
     )
-    return [found]
+    return [judged]
 
 
 def draw(result: StudyResult) -> Any:

@@ -86,7 +86,7 @@ def orbit_experiment(
     before = model(data[0]).log_softmax(1)
     changes = [(member(data[0]).log_softmax(1) - before).abs().max().item() for member in (*members, *forms)]
     rows = [gradient_rows(member, _loss, data, 1) for member in members]
-    found = symmetries(model, softmax_head=True)
+    structure = symmetries(model, softmax_head=True)
     gradient = torch.autograd.grad(_loss(model, data), list(model.parameters()))
     return OrbitResult(
         output_change=max(changes),
@@ -96,10 +96,10 @@ def orbit_experiment(
         gammas=[gamma_stats(each).gamma for each in rows],
         quotient_gammas=[gamma_stats(gradient_rows(form, _loss, data, 1)).gamma for form in forms],
         vertical={
-            "gradient": vertical_fraction(found, gradient),
-            "Adam step": vertical_fraction(found, adam_step),
-            "isotropic noise": vertical_fraction(found, noise),
-            "weight decay": vertical_fraction(found, list(model.parameters())),
+            "gradient": vertical_fraction(structure, gradient),
+            "Adam step": vertical_fraction(structure, adam_step),
+            "isotropic noise": vertical_fraction(structure, noise),
+            "weight decay": vertical_fraction(structure, list(model.parameters())),
             "weight decay, canonical": vertical_fraction(forms[0], list(forms[0].parameters()), softmax_head=True),
         },
     )

@@ -34,13 +34,13 @@ def measure(
     turns = []
     for place, k in enumerate(progress.each(stiffness, f"seed {seed}: finding where the loss turns")):
         # Every stiffness gets its own random numbers: a bowl looks the same at every k but for its scales.
-        found = loss_sign_change(k, diffusion, dim=dim, paths=paths, seed=1000 * seed + place)
+        turn = loss_sign_change(k, diffusion, dim=dim, paths=paths, seed=1000 * seed + place)
         turns.append(
             {
                 "stiffness": k,
-                "gamma_h": found.gamma_h.value,
-                "gamma_h_error": found.gamma_h.standard_error,
-                "gamma_seed": found.gamma_seed.value,
+                "gamma_h": turn.gamma_h.value,
+                "gamma_h_error": turn.gamma_h.standard_error,
+                "gamma_seed": turn.gamma_seed.value,
             }
         )
     axis = torch.logspace(-1, 1, grid, dtype=torch.float64)
@@ -60,7 +60,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     turns, bowls = result.pooled("turns"), result.config["stiffness"]
     off = {name: max(abs(turn[name] - 1) for turn in turns) for name in ("gamma_h", "gamma_seed")}
     stiffest = [turn["gamma_seed"] for turn in turns if turn["stiffness"] == bowls[-1]]
-    found = Verdict(
+    judged = Verdict(
         claim="Γ = ‖∇L‖² / Tr D = 1 is the phase transition between a loss that falls and one that rises",
         source=f"{SDSD} §4",
         verdict="refuted" if off["gamma_seed"] > 0.5 and off["gamma_h"] < 0.1 else "not reproduced",
@@ -73,7 +73,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         + ", ".join(f"{turn['gamma_seed']:.2f} for k = {turn['stiffness']:g}" for turn in turns[: len(bowls)])
         + ".",
     )
-    return [found]
+    return [judged]
 
 
 def draw(result: StudyResult) -> Any:

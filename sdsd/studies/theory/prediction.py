@@ -71,7 +71,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         verdict = "not reproduced"
     else:
         verdict = "refuted" if best < star else "reproduced"
-    found = Verdict(
+    judged = Verdict(
         claim="The loss falls when Γ, signal over noise of the gradient, is above 1, and rises below",
         source=f"{SDSD} §4, §5",
         verdict=verdict,
@@ -82,7 +82,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         corrected=f"Γ* = (‖μ‖² − (η/2)μᵀHμ) / ((η/2)Tr(HΣ_B)) foretells {star} of {len(clear)} signs, Γ of §5 "
         f"{right['gamma_seed']}, Γ of §4 {right['gamma_seed_diffusion']}: the Hessian decides.",
     )
-    return [found]
+    return [judged]
 
 
 def draw(result: StudyResult) -> Any:

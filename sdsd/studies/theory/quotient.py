@@ -28,7 +28,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     still = max(_spread(run["quotient_gammas"]) - 1 for run in runs)
     vertical = {name: math.fsum(run["vertical"][name] for run in runs) / len(runs) for name in runs[0]["vertical"]}
     low, high = min(min(run["gammas"]) for run in runs), max(max(run["gammas"]) for run in runs)
-    found = Verdict(
+    judged = Verdict(
         claim="The gradient and Γ on the quotient S/G are properties of the function, free of its symmetries",
         source=f"{SDSD} §2, §4",
         verdict="direction only" if min(moved) > 2 and still < 1e-5 else "not reproduced",
@@ -41,7 +41,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         f"The projection matters for what is no gradient: vertical share {vertical['Adam step']:.3f} of an Adam step, "
         f"{vertical['weight decay']:.3f} of weight decay, {vertical['isotropic noise']:.3f} of isotropic noise.",
     )
-    return [found]
+    return [judged]
 
 
 def draw(result: StudyResult) -> Any:

@@ -99,7 +99,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         strength: fmean(list(column)) for strength, column in zip(result.config["strengths"], columns, strict=True)
     }
     best = max(gains, key=lambda strength: gains[strength])
-    found = Verdict(
+    judged = Verdict(
         claim="Intelligence emerges from minimising L_geom = H_G + λV, rather than purely from minimising the loss",
         source=f"{SDSD}, introduction and §1",
         verdict="refuted" if max(b - a for a, b in zip(start, end, strict=True)) < 0 else "not reproduced",
@@ -111,7 +111,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         + (f"strength {best:g} gives {gains[best]:.3f}, against" if best else "no strength does better than")
         + f" the {gains[0.0]:.3f} without.",
     )
-    return [found]
+    return [judged]
 
 
 def draw(result: StudyResult) -> Any:

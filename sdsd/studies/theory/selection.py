@@ -59,7 +59,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     share = fraction_interval(positive, count, "of starts end at (1, 1), the others at (−1, −1)")
     measured = [bound for run in runs for bound in run["contraction"]]
     unique = positive in (0, count)
-    found = Verdict(
+    judged = Verdict(
         claim="Where the loss is zero, V_sem = k Σ(w_i − w_j)² makes the system converge to the unique state of least "
         "V_sem, α = ½",
         source=f"{MOVES}, The Selection Principle",
@@ -73,7 +73,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         f"selected (sd {runs[0]['without_potential_sd']:.2f}). On u·v = 1 there are two minima, so selection is up to "
         "a sign, and V_sem there is ‖w‖² − 2: weight decay.",
     )
-    return [found]
+    return [judged]
 
 
 @figures.styled

@@ -55,7 +55,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         verdict = "not reproduced"
     else:
         verdict = "direction only" if high > 2 * low else "reproduced"
-    found = Verdict(
+    judged = Verdict(
         claim="Gradient descent has a geometric bias towards low rank, for random starts as they come",
         source=f"{MOVES}, Implicit Rank Regularization",
         verdict=verdict,
@@ -68,7 +68,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         + ", ".join(f"{mean:.2f} at {scale:g}" for mean, scale in zip(means, result.config["scales"], strict=True))
         + ".",
     )
-    return [found]
+    return [judged]
 
 
 def draw(result: StudyResult) -> Any:

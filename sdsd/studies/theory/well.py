@@ -86,7 +86,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     gamma_h = result.series[0]["at_start"]["gamma_h"]
     dissolves = at[0.1].value > 0.9 and at[0.4].value < 0.2
     slow = list(kept.values())
-    found = Verdict(
+    judged = Verdict(
         claim="Below Γ = 1 diffusion dominates and what was learned dissolves, at a phase transition",
         source=f"{SDSD} §4",
         verdict=("direction only" if slow[-1] < slow[0] - 0.1 else "reproduced") if dissolves else "not reproduced",
@@ -100,7 +100,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         + ", ".join(f"{share:.2f} at t = {time}" for time, share in kept.items())
         + ".",
     )
-    return [found]
+    return [judged]
 
 
 def draw(result: StudyResult) -> Any:

@@ -222,10 +222,10 @@ def test_a_stopped_run_goes_on(examined, tmp_path, stop_at):
 
 def test_other_settings_and_other_networks_stand_beside(examined):
     other = again_in(examined.folder, small(seed=1))
-    assert other.notebook.found == []
+    assert other.notebook.resumed == []
     assert other.before != examined.result.series[0]["before"]
-    assert again_in(examined.folder, small(), dataclasses.replace(CONFIG, pairs=2)).notebook.found == []
-    assert len(again_in(examined.folder, small()).notebook.found) == 6
+    assert again_in(examined.folder, small(), dataclasses.replace(CONFIG, pairs=2)).notebook.resumed == []
+    assert len(again_in(examined.folder, small()).notebook.resumed) == 6
 
 
 def test_damaged_notes_are_named(examined, tmp_path):
