@@ -28,6 +28,8 @@ WITH_TRITON = re.compile(r"(\w+_)?(kernel|config)\.py")
 """A folder's kernel.py may be spread over several <what>_kernel.py. No other file imports Triton, not even late."""
 
 
+MOST_LINES = 400
+MOST_POSITIONAL = 6
 BEHIND_DOORS = ("sdsd.studies", "sdsd.cli")
 """A file in these is imported from its own folder and those below it; others go through a folder's __init__."""
 
@@ -142,12 +144,28 @@ def door_violations(path: Path, root: Path) -> Iterator[str]:
             yield f"{where}: {target} is private to {folder}"
 
 
+def shape_violations(path: Path, root: Path) -> Iterator[str]:
+    """Long files, long rows of positional parameters, and lines kept from the formatter."""
+    where = path.relative_to(root)
+    if not f"{module_name(path, root)}.".startswith(tuple(f"{room}." for room in BEHIND_DOORS)):
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if len(lines) > MOST_LINES:
+        yield f"{where}: {len(lines)} lines; make it a folder, or two files"
+    yield from (f"{where}:{number}: the formatter wins" for number, line in enumerate(lines, 1) if "# fmt:" in line)
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            names = [each.arg for each in (*node.args.posonlyargs, *node.args.args) if each.arg not in ("self", "cls")]
+            if len(names) > MOST_POSITIONAL:
+                yield f"{where}:{node.lineno}: {node.name} has {len(names)} positional parameters; name the rest"
+
+
 def violations(root: Path) -> list[str]:
     """Every import under `root` that breaks a rule of the house, as "file:line: what is wrong"."""
     found = []
     public = exported(root)
     for path in sorted((root / "sdsd").rglob("*.py")):
-        found += [*room_violations(path, root), *door_violations(path, root)]
+        found += [*room_violations(path, root), *door_violations(path, root), *shape_violations(path, root)]
         for target, line, _, plain in imports(path, root):
             package, _, name = target.partition(".")
             if package == "sdsd_kernels" and name and (plain or name not in public):
@@ -233,6 +251,9 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ),
         ("sdsd/studies/digits.py", "from .engine.study import Study", "behind the door of sdsd.studies.engine"),
         ("sdsd/cli/demo.py", "def f():\n    from ..studies.digits import load", "behind the door of sdsd.studies"),
+        ("sdsd/studies/digits.py", "x = 1\n" * 401, "401 lines; make it a folder"),
+        ("sdsd/studies/digits.py", "def f(a, b, c, d, e, f, g): ...", "f has 7 positional parameters"),
+        ("sdsd/cli/demo.py", "x  = 1  # fmt: skip", "the formatter wins"),
         ("sdsd/__main__.py", "from .cli.parser import Parser", "behind the door of sdsd.cli"),
         (
             "sdsd/studies/digits.py",
