@@ -51,11 +51,10 @@ def check_names(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -
 
 
 def _names_read(code: CodeType) -> Iterator[str]:
-    """Local variables that a function loads, or that functions inside it see.
+    """Local variables that a function loads, be it to hand them to a function inside it.
 
     From Python 3.12 on, a name that a comprehension binds counts as well.
     """
-    yield from code.co_cellvars
     for instruction in dis.get_instructions(code):
         names = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
         if instruction.opname.startswith("STORE_FAST_LOAD"):
