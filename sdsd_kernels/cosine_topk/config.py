@@ -18,7 +18,7 @@ ONE_TERM = {
         (32, Tile(128, 128, 64, num_warps=8, num_stages=4, resident=1)),  # 23.6
     ),
     "sm_100": ((32, Tile(128, 128, 64, num_warps=8, num_stages=4, resident=1)),),  # compiled
-    "sm_80": ((32, Tile(64, 128, 32, num_warps=8, num_stages=2, resident=1)),),  # compiled; 3 stages spill
+    "sm_80": ((32, Tile(64, 128, 64, num_warps=8, num_stages=2, resident=1)),),  # compiled; 32 samples spill
     "hip": ((32, Tile(64, 128, 32, num_warps=8, num_stages=2, resident=1)),),  # compiled
     "interpreted": ((32, Tile(16, 32, 32, num_warps=4, num_stages=1, resident=1)),),
 }
