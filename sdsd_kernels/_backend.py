@@ -36,15 +36,10 @@ def triton_problem() -> str | None:
         wanted = ".".join(map(str, OLDEST_TRITON))
         return f"triton {version} is older than {wanted}, the oldest release the kernels are tested with"
     if interpreting() and found < (3, 6):
-        _let_interpreter_take_strides()
+        from ._interpreter_config import take_any_strides
+
+        take_any_strides()
     return None
-
-
-def _let_interpreter_take_strides() -> None:
-    """Triton 3.5's interpreter wants strides of descriptors to be multiples of 16 elements, where it means bytes."""
-    from triton.runtime import interpreter
-
-    interpreter.TensorDescHandle.validate = lambda handle: None
 
 
 def interpreting() -> bool:

@@ -86,8 +86,8 @@ def aot_cases() -> Iterator[AotCase]:
         yield make(F32, config.CHUNKED_FROM, False, thorough=True)
         yield make(F64, 32, False, thorough=True)
         yield make(F32, 32, False, table=True, thorough=others)
-        for dtype in (F32, BF16, F64):
-            yield make(dtype, 32, False, few=1024, thorough=others or dtype != BF16)
+        for rows, dtype in ((32, F32), (32, BF16), (32, F64), (config.TALL_FROM, F32), (config.TALL_FROM, BF16)):
+            yield make(dtype, rows, False, few=1024, thorough=others or dtype != BF16)
         yield make(BF16, 31, True, table=True, thorough=True)
         for tile in config.SAMPLES[F32]:
             yield make(F32, tile.rows - 1, True, thorough=tile.rows != 512)

@@ -57,25 +57,33 @@ CHUNKED = {
     F16: Stream(8, 512, False, 2),
 }
 SPREAD = {
-    F32: Stream(16, 128, True, 4, spread=True),
-    BF16: Stream(16, 256, True, 4, spread=True),
+    F32: Stream(16, 128, True, 4, spread=True),  # 512 × 65,536: 73 µs, against 101
+    BF16: Stream(16, 256, True, 4, spread=True),  # 512 × 65,536: 56 µs
     F16: Stream(16, 256, True, 4, spread=True),
-    F64: Stream(16, 64, True, 4, spread=True),
-}  # compiled
+    F64: Stream(16, 64, True, 4, spread=True),  # compiled
+}
+TALL_FROM = 2048
+TALL = {
+    F32: Stream(64, 32, True, 4, spread=True),  # 4096 × 16,384: 107 µs, 1.22 ×; spread 16 × 128 takes 186
+    BF16: Stream(64, 64, True, 8, spread=True),  # 4096 × 16,384: 75 µs, 1.71 ×; spread 16 × 256 takes 192
+    F16: Stream(64, 64, True, 8, spread=True),
+    F64: Stream(64, 16, True, 4, spread=True),  # compiled
+}
 FEW_BLOCKS = 2
 """Fewer column blocks a multiprocessor than this leave it waiting for memory: 4096 × 16,384 float32 took 7 ×."""
-MAX_STREAM_PROGRAMS = 2**16
-"""Programs of a launch at most, which write 1 MiB; where there are more column blocks, a program takes several."""
+STREAM_PROGRAMS = 32
+"""Programs a multiprocessor at most, which walk on by column blocks: 32 × 30M bfloat16 took .672 ms, 1.07 ×, with so
+many, and .784 with a program a block."""
 
 _HALF_SAMPLES = (
-    Samples(8, 256, 4, 3, 6),  # 8 × 60M: .544, 1.73 ×
-    Samples(16, 128, 2, 3, 8),  # compiled
-    Samples(32, 64, 2, 3, 8),  # 32 × 30M: .762, 1.21 ×; eight others 1.10 to 2.42
-    Samples(64, 64, 4, 4, 4),  # 64 × 16M: .929, 1.38 ×
-    Samples(128, 64, 4, 3, 2),  # 128 × 8M: .790, 1.18 ×
-    Samples(256, 64, 16, 3, 1),  # compiled
+    Samples(8, 128, 1, 3, 16),  # 8 × 60M: .357, 1.13 ×; four others 1.63 to 2.26
+    Samples(16, 128, 2, 3, 8),  # 16 × 30M: .466, 1.48 ×; 64 columns on one warp .352, 1.12 ×, which spill on sm_100
+    Samples(32, 64, 2, 3, 8),  # 32 × 30M: .750, 1.19 ×; twelve others 1.19 to 3.85
+    Samples(64, 32, 2, 3, 6),  # 64 × 16M: .869, 1.29 ×
+    Samples(128, 64, 4, 3, 2),  # 128 × 8M: .748, 1.11 ×
+    Samples(256, 64, 8, 3, 1),  # 256 × 4M: .773, 1.15 ×
     Samples(512, 32, 8, 3, 1),  # 512 × 2M: .846, 1.26 ×
-    Samples(1024, 16, 8, 3, 1),  # 1024 × 1M: 1.363, 2.03 ×
+    Samples(1024, 16, 8, 3, 1),  # 1024 × 1M: 1.362, 2.03 ×
 )
 SAMPLES = {
     F32: (
@@ -94,7 +102,7 @@ SAMPLES = {
         Samples(8, 128, 4, 3, 4),
         Samples(16, 64, 4, 3, 4),
         Samples(32, 32, 4, 3, 4),  # 32 × 15M: 1.338, 1.06 ×
-        Samples(64, 64, 8, 3, 1),
+        Samples(64, 32, 4, 3, 2),  # 64 × 4M: .800, 1.19 ×
         Samples(128, 32, 8, 3, 1),
         Samples(256, 16, 8, 3, 1),
         Samples(512, 16, 16, 2, 1),
@@ -103,10 +111,10 @@ SAMPLES = {
 }
 RESIDENT_ROWS = 1024
 """Most rows one tile holds; above it a column block is read twice."""
-_HALF_TWO_WALKS = Samples(32, 128, 4, 1, 3)
+_HALF_TWO_WALKS = Samples(64, 128, 8, 1, 2)  # 4096 × 250k: 4.040, 6.02 ×; with 4 warps, which spill, 3.894
 TWO_WALKS = {
-    F32: Samples(32, 64, 4, 1, 4),  # 4096 × 250k: 7.54, 5.61 ×, before warps kept sums of their own; compiled
-    BF16: _HALF_TWO_WALKS,  # compiled
+    F32: Samples(64, 128, 8, 1, 2),  # 4096 × 250k: 4.676, 3.48 ×; six others 3.80 to 4.51
+    BF16: _HALF_TWO_WALKS,
     F16: _HALF_TWO_WALKS,
     F64: Samples(32, 32, 4, 1, 4),  # compiled
 }
@@ -123,7 +131,9 @@ def stream_config(dtype: torch.dtype, n: int, record: DeviceRecord, count: int =
     slow = dtype != F64 and not record.fast_float64
     usual = CHUNKED[dtype] if slow or (dtype != F64 and n >= CHUNKED_FROM) else WIDE[dtype]
     few = 0 < count < FEW_BLOCKS * record.multiprocessors * usual.columns
-    return SPREAD[dtype] if few and not slow else usual
+    if not few or slow:
+        return usual
+    return TALL[dtype] if n >= TALL_FROM else SPREAD[dtype]
 
 
 def samples_config(dtype: torch.dtype, n: int) -> Samples:

@@ -78,7 +78,7 @@ def _columns_and_programs(
 ) -> tuple[int, int]:
     """Columns of a block, and the most programs a launch should have; `count` as in `moments_launch`."""
     if not per_sample:
-        return config.stream_config(dtype, n, record, count).columns, config.MAX_STREAM_PROGRAMS
+        return config.stream_config(dtype, n, record, count).columns, config.STREAM_PROGRAMS * record.multiprocessors
     tile = config.samples_config(dtype, n)
     bound = max(1, config.MAX_PARTIAL_ELEMENTS // row_width(n, True))
     return tile.columns, min(record.multiprocessors * tile.resident, bound)

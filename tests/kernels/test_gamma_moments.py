@@ -79,7 +79,9 @@ def rounding(backend: str, grads: Tensor, per_sample: bool) -> Rounding:
             return Rounding(U64, n, size, shifted=False)
         return Rounding(U32, n, (16 // grads.element_size(),), shifted=True)
     stream = config.stream_config(grads.dtype, n, record, grads[0].numel() if is_one_matrix(grads) else 0)
-    wide, rows = (config.samples_wide(grads.dtype, n, record), 32) if per_sample else (stream.wide, stream.rows)
+    wide, rows = stream.wide, stream.rows
+    if per_sample:
+        wide, rows = config.samples_wide(grads.dtype, n, record), config.TWO_WALKS[grads.dtype].rows
     return Rounding(U64, n, size, shifted=True) if wide else Rounding(U32, rows, (rows,), shifted=True)
 
 
@@ -363,7 +365,9 @@ def test_a_list_has_the_moments_of_each(per_sample, backend, device):
 @TRITON
 @pytest.mark.parametrize("shape", [(5, 2600), (1030, 140)], ids=str)
 def test_programs_that_take_several_blocks(shape, monkeypatch, device, fresh_plans):
-    monkeypatch.setattr(config, "MAX_STREAM_PROGRAMS", 2)
+    monkeypatch.setattr(config, "STREAM_PROGRAMS", 1)
+    record = dataclasses.replace(launch.device_record(device), multiprocessors=2)
+    monkeypatch.setattr(launch, "device_record", lambda device: record)
     monkeypatch.setattr(config, "MAX_PARTIAL_ELEMENTS", 2)
     grads, other = torch.randn(shape, device=device), torch.randn(shape[0], shape[1] // 2, device=device)
     assert_moments(grads, "triton")
@@ -479,6 +483,7 @@ def test_few_columns_are_spread_over_more_programs():
     wide = config.FEW_BLOCKS * SM_90.multiprocessors * config.WIDE[torch.float32].columns
     assert config.stream_config(torch.float32, 32, SM_90, wide - 1).spread
     assert not config.stream_config(torch.float32, 32, SM_90, wide).spread
+    assert config.stream_config(torch.float32, config.TALL_FROM, SM_90, 1000) is config.TALL[torch.float32]
     assert not config.stream_config(torch.float32, 32, SM_90).spread  # many matrices have programs enough
 
 
