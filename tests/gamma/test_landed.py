@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import sdsd
+from sdsd.gamma.uses import Pass
 from sdsd_kernels import available_backends
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -285,6 +286,20 @@ def test_a_gradient_that_something_changed_is_found():
     with pytest.raises(
         ValueError, match=r"does not prove itself(.|\n)*(norm.bias(.|\n)*out.weight|out.weight(.|\n)*norm.bias)"
     ):
+        monitor.step()
+
+
+def test_squares_that_were_lost_are_found(monkeypatch):
+    """Kernels that write elsewhere leave the gradients right, and noise that would be negative."""
+    elsewhere = lambda ledger, device: torch.zeros(len(ledger.rows), 64, dtype=torch.float64, device=device)  # noqa: E731
+    model, x, y = make("attention")
+    monitor = sdsd.GammaMonitor(model)
+    cross_entropy(model(x), y).backward()
+    assert monitor.step().noise > 0
+    model.zero_grad()
+    monkeypatch.setattr(Pass, "norms_on", elsewhere)
+    cross_entropy(model(x), y).backward()
+    with pytest.raises(ValueError, match="does not prove itself"):
         monitor.step()
 
 
