@@ -109,6 +109,8 @@ class Session:
         self.planned = measuring
         self.measuring = measuring and not self.pauses
         self.sizes: list[int] = []
+        for ledger in self.passes:
+            ledger.close()
         self.passes = []
         self.strangers.clear()
         self.stale, self.given_up = None, False
@@ -143,6 +145,7 @@ class Session:
             if name in _OF_A_STEP
         }
         probes = [(watcher, watcher.ran, watcher.probe.grad) for watcher in self.watchers]
+        self.passes = []  # those of now go on afterwards
         self.reset(True)
         try:
             yield
