@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...report import figures, html
 from ..engine import FigureBook
-
-if TYPE_CHECKING:
-    from .run import DemoResult
+from .config import DemoResult
 
 
 def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:

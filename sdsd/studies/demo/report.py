@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,12 +12,10 @@ from ...report import figures, html
 from ...report.figures import plain_number
 from ..digits import CENTRE, split_digits
 from ..engine import FigureBook, write_text
+from .config import DemoResult
 from .merges import merge_facts, merge_sections, merge_sentence, points, signed
 from .neurons import map_sections
 from .noise import noise_scales, noise_sentence, noise_story, training_sections
-
-if TYPE_CHECKING:
-    from .run import DemoResult
 
 
 def write_report(result: DemoResult) -> list[Path]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sdsd_kernels import checks
-
 from ... import GammaMonitor, GammaStats
 from ..._extras import require
 from ...geometry import COHORTS, NeuronMap, biopsy, merge
 from ..digits import Digits, evaluate, split_digits
 from ..engine import GAMMA_COLUMNS, Display, choose_display, one_thread, prepare_output, table_row, versions, write_json
+from .config import DemoConfig, DemoResult
+from .report import write_report
 
 HEADER = ("layer", *GAMMA_COLUMNS)
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Everything the numbers depend on, but the machine."""
-
-    seed: int = 0
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 0.2
-    momentum: float = 0.9
-    hidden: tuple[int, ...] = (128, 64)
-    held_out: int = 450
-    smoothing: float = 0.9
-    confidence: float = 0.95
-    pairs: int = 20
-    random_pairings: int = 8
-
-    def __post_init__(self) -> None:
-        checks.check_integer(self.epochs, "epochs", least=1)
-        checks.check_integer(self.seed, "seed", least=0)
-
-
-@dataclass
-class DemoResult:
-    """What a run found, finished or not."""
-
-    results: dict[str, Any]
-    folder: Path
-    interrupted: bool
-    neuron_map: NeuronMap | None = None
-    activations: Tensor | None = None
-    written: list[Path] = field(default_factory=list)
 
 
 def run_demo(
@@ -106,8 +73,6 @@ def run_demo(
     write_json(folder / "results.json", results)
     result.written.append(folder / "results.json")
     display.say("Drawing the report …")
-    from .report import write_report
-
     result.written += write_report(result)
     return result
 

@@ -1,7 +1,8 @@
 """How studies are run and what they leave: seed by seed, each kept, then judged, drawn and written.
 
 ===================  ================================================================================================
-`study.py`           `Study`, what one is; `run_study`, one run of it
+`study.py`           `Study`, what one is
+`run.py`             `run_study`, one run of it
 `settings.py`        the settings of a study are the keyword-only parameters of its `measure`
 `seeds.py`           one finished seed in a file of its own
 `runner.py`          `Runner`: several studies, their seeds on several processes
@@ -21,8 +22,9 @@ from .files import plain, prepare_output, versions, write_json, write_text
 from .page import duration
 from .progress import Progress, choose_progress
 from .result import VERDICTS, Measured, StudyResult, Verdict, fraction_interval, geometric_interval, mean_interval
+from .run import run_study
 from .runner import Runner
-from .study import Study, find_study, run_study
+from .study import Study, find_study
 from .threads import one_thread
 
 __all__ = [

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...report import html
 from .files import versions
 from .result import StudyResult, Verdict
-
-if TYPE_CHECKING:
-    from .study import Study
+from .study import Study
 
 
 def study_page(study: Study, result: StudyResult, svg: str) -> str:

@@ -13,8 +13,9 @@ from ..._extras import MissingExtraError
 from .files import prepare_output
 from .progress import Progress
 from .result import StudyResult
+from .run import run_study
 from .seeds import SeedFile, measure_seed
-from .study import Study, check_needs, run_study
+from .study import Study, check_needs
 
 
 @dataclass(frozen=True)
