@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     spell_what_cannot_be_shown(sys.stdout, sys.stderr)
     try:
         with warnings.catch_warnings():
+            # Of packages that others have to follow, and nothing that who types a command can change.
+            warnings.simplefilter("ignore", DeprecationWarning)
             warnings.showwarning = show_warning  # type: ignore[assignment]
             return run(arguments)
     except KeyboardInterrupt:
