@@ -335,6 +335,8 @@ def arrange(x: Tensor, track: Track, n: int, features: int) -> Tensor:
             f"expected the samples of a tensor of shape {tuple(x.shape)} before its last {features} dimensions, "
             f"got them along dimension {track.axis}; such a use cannot be arranged by sample"
         )
+    if leading <= 2 and track == (0, 1, 1):
+        return x if leading == 2 else x.unsqueeze(1)
     tail = x.shape[leading:]
     if track.outer == track.inner == 1:
         x = x.movedim(track.axis, 0)
