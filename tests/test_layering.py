@@ -144,6 +144,28 @@ def door_violations(path: Path, root: Path) -> Iterator[str]:
             yield f"{where}: {target} is private to {folder}"
 
 
+def circles(root: Path) -> Iterator[str]:
+    """Imports within a room that lead back to where they began, late ones too."""
+    ahead: dict[str, set[str]] = {}
+    for room in BEHIND_DOORS:
+        for path in sorted(root.joinpath(*room.split(".")).rglob("*.py")):
+            here, targets = module_name(path, root), [target for target, *_ in imports(path, root)]
+            modules = {target if is_module(target, root) else target.rpartition(".")[0] for target in targets}
+            ahead[here] = {module for module in modules if f"{module}.".startswith(f"{room}.")} - {here}
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> Iterator[str]:
+        if module in way:
+            yield f"a circle of imports: {' → '.join([*way[way.index(module) :], module])}"
+        elif module not in done:
+            for target in sorted(ahead.get(module, ())):
+                yield from visit(target, [*way, module])
+            done.add(module)
+
+    for module in ahead:
+        yield from visit(module, [])
+
+
 def shape_violations(path: Path, root: Path) -> Iterator[str]:
     """Long files, long rows of positional parameters, and lines kept from the formatter."""
     where = path.relative_to(root)
@@ -172,6 +194,7 @@ def violations(root: Path) -> list[str]:
                 found.append(f"{path.relative_to(root)}:{line}: {target} is not exported by sdsd_kernels/__init__.py")
             if package == "triton":
                 found.append(f"{path.relative_to(root)}:{line}: sdsd imports triton")
+    found += circles(root)
     for path in sorted((root / "sdsd_kernels").rglob("*.py")):
         for target, line, _, _ in imports(path, root):
             package = target.split(".")[0]
@@ -180,6 +203,13 @@ def violations(root: Path) -> list[str]:
             if package == "triton" and not WITH_TRITON.fullmatch(path.name):
                 found.append(f"{path.relative_to(root)}:{line}: only kernels and their configurations import triton")
     return found
+
+
+def test_circles_are_found(tmp_path):
+    files = {**SOUND, "sdsd/studies/engine/study.py": "def f():\n    from .page import draw"}
+    files["sdsd/studies/engine/page.py"] = "from .study import f"
+    (circle,) = violations(build(tmp_path, files))
+    assert circle.endswith("sdsd.studies.engine.study → sdsd.studies.engine.page → sdsd.studies.engine.study")
 
 
 def test_imports_run_downward_only():
