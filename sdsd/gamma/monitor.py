@@ -577,7 +577,7 @@ class GammaMonitor:
                 "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
                 "for. Call it outside of the graph, or capture without them."
             )
-        if exact and not captured and not self._prove(groups, squares):
+        if exact and not captured and not self._prove(groups, squares, n):
             squares, n = self._exact(groups)
             signal = self._gradient_squares(device)
         signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
@@ -701,7 +701,7 @@ class GammaMonitor:
             n = round(total.item())
         return squares, n
 
-    def _prove(self, groups: list[list[Pass]], squares: Tensor) -> bool:
+    def _prove(self, groups: list[list[Pass]], squares: Tensor, n: int) -> bool:
         """On a step whose turn it is: what arrived in .grad is what the samples measured add up to.
 
         Returns False where parameters had to be left out (strict=False).
@@ -735,7 +735,7 @@ class GammaMonitor:
             self._prover.direction(name, grad)
         differences = self._prover.differences(
             dict(zip(names, table[0] * unit, strict=True)), dict(zip(names, table[1] * unit**2, strict=True)),
-            gradients, dtypes,
+            gradients, dtypes, n,
         )  # fmt: skip
         if not differences:
             return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -134,3 +136,21 @@ def test_nodes_are_made_anew_on_another_stream(monkeypatch):
     held = list(monitor._session._operands.values())
     stream[0] = 8
     assert not set(kept()) & {id(operand) for operand in held}
+
+
+def test_nothing_holds_a_node_after_a_step():
+    """Not even a cycle that waits for the garbage collector: torch makes a new node where the old one is gone."""
+    model, ids = make(), torch.randint(0, 11, (4, 8))
+    monitor = sdsd.GammaMonitor(model)
+    gc.collect()
+    gc.disable()
+    try:
+        loss_of(model, ids).backward()
+        monitor.step()
+        for parameter in model.parameters():
+            torch.autograd.graph.get_gradient_edge(parameter).node.metadata["old"] = True
+        monitor._session._operands.clear()
+        nodes = [torch.autograd.graph.get_gradient_edge(parameter).node for parameter in model.parameters()]
+    finally:
+        gc.enable()
+    assert not any("old" in node.metadata for node in nodes)

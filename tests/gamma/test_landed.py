@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import sdsd
+from sdsd.gamma.uses import Pass
 from sdsd_kernels import available_backends
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -154,3 +156,177 @@ def test_squares_and_gradients(name):
         assert found[key] == pytest.approx(wanted[key], rel=2e-4), key
         torch.testing.assert_close(parameter.grad, own.grad, rtol=1e-4, atol=1e-6)
         assert lying(parameter.grad) == lying(own.grad)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+def assert_alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_paused_pass_is_the_models_own(name):
+    model, x, y = make(name)
+    cross_entropy(model(x), y).backward()
+    wanted = gradients(model)
+    monitor = sdsd.GammaMonitor(model)
+    loss = cross_entropy(model(x), y)
+    with monitor.paused():
+        loss.backward()
+    assert_alike(gradients(model), wanted)
+    cross_entropy(model(x), y).backward()
+    assert monitor.step() is not None
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions", "columns"])
+def test_a_gradient_that_is_differentiated(name):
+    """The penalty's gradient goes through every layer's backward pass, which has to be the layer's own then."""
+    model, x, y = make(name)
+
+    def penalty() -> None:
+        loss = cross_entropy(model(x), y)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        sum(g.square().sum() for g in torch.autograd.grad(loss, trained, create_graph=True)).backward()
+
+    penalty()
+    wanted = gradients(model)
+    monitor = sdsd.GammaMonitor(model)
+    with monitor.paused():
+        penalty()
+    assert_alike(gradients(model), wanted)
+    wanted = by_loop(model, cross_entropy, x, y)
+    cross_entropy(model(x), y).backward(create_graph=True)
+    found = squares(monitor.step())
+    for key, value in found.items():
+        assert value == pytest.approx(wanted[key], rel=2e-4), key
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions", "columns"])
+def test_two_passes_of_a_step_add_up(name):
+    model, x, y = make(name)
+    one, other = (by_loop(model, cross_entropy, x[k], y[k]) for k in (slice(0, 2), slice(2, 3)))
+    monitor = sdsd.GammaMonitor(model, loss_reduction="sum")
+    for part in (slice(0, 2), slice(2, 3)):
+        (cross_entropy(model(x[part]), y[part]) * len(y[part])).backward()
+    stats = monitor.step()
+    for key, each in stats.parameters.items():
+        own = (stats.n - 1) * each.noise + stats.n * each.signal  # Σ‖g_n‖² where .grad is the sum
+        assert own == pytest.approx(4 * one[key] + other[key], rel=2e-4), key
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints(reentrant):
+    model, x, y = make("attention")
+    wanted = by_loop(model, cross_entropy, x, y)
+    attend, final = model.attention.forward, model.final.forward
+    model.attention.forward = lambda h: checkpoint(attend, h, use_reentrant=reentrant)
+    model.final.forward = lambda h: checkpoint(final, h, use_reentrant=reentrant)
+    monitor = sdsd.GammaMonitor(model)
+    cross_entropy(model(x), y).backward()
+    found = squares(monitor.step())
+    for key, value in found.items():
+        assert value == pytest.approx(wanted[key], rel=2e-4), key
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_does_not_train_has_no_gradient(frozen):
+    model, x, y = make("attention")
+    for name, parameter in model.named_parameters():
+        if name.endswith(frozen) and "tokens" not in name:
+            parameter.requires_grad_(False)
+    wanted = by_loop(model, cross_entropy, x, y)
+    monitor = sdsd.GammaMonitor(model)
+    cross_entropy(model(x), y).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    found = squares(monitor.step())
+    assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}
+    for key, value in found.items():
+        assert value == pytest.approx(wanted[key], rel=2e-4), key
+
+
+@pytest.mark.parametrize("name", ["attention", "channels last"])
+def test_autocast(name):
+    """Gradients come in the parameter's dtype, and differ from autocast's own by the rounding that they are spared."""
+    model, x, y = make(name)
+    twin = copy.deepcopy(model)
+
+    def run(each: nn.Module) -> Tensor:
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+            out = each(x)
+        cross_entropy(out.float(), y).backward()
+        return out
+
+    monitor = sdsd.GammaMonitor(model)
+    assert torch.equal(run(model), run(twin))
+    exact = copy.deepcopy(twin)
+    exact.zero_grad()
+    cross_entropy(exact(x), y).backward()
+    for (key, own), plain, true in zip(
+        model.named_parameters(), twin.parameters(), exact.parameters(), strict=True
+    ):  # fmt: skip
+        assert own.grad.dtype == torch.float32
+        size = true.grad.norm()
+        assert (own.grad - plain.grad).norm() < 0.02 * size, key
+        assert (own.grad - true.grad).norm() < 0.1 * size + 1.05 * (plain.grad - true.grad).norm(), key
+    assert monitor.step().noise > 0
+
+
+def test_a_gradient_that_something_changed_is_found():
+    model, x, y = make("attention")
+    monitor = sdsd.GammaMonitor(model)
+    cross_entropy(model(x), y).backward()
+    model.out.weight.grad.add_(0.1)
+    model.norm.bias.grad.mul_(3)
+    with pytest.raises(
+        ValueError, match=r"does not prove itself(.|\n)*(norm.bias(.|\n)*out.weight|out.weight(.|\n)*norm.bias)"
+    ):
+        monitor.step()
+
+
+def test_squares_that_were_lost_are_found(monkeypatch):
+    """Kernels that write elsewhere leave the gradients right, and noise that would be negative."""
+    elsewhere = lambda ledger, device: torch.zeros(len(ledger.rows), 64, dtype=torch.float64, device=device)  # noqa: E731
+    model, x, y = make("attention")
+    monitor = sdsd.GammaMonitor(model)
+    cross_entropy(model(x), y).backward()
+    assert monitor.step().noise > 0
+    model.zero_grad()
+    monkeypatch.setattr(Pass, "norms_on", elsewhere)
+    cross_entropy(model(x), y).backward()
+    with pytest.raises(ValueError, match="does not prove itself"):
+        monitor.step()
+
+
+def test_one_pass_with_two_backward_passes_is_refused():
+    model, x, y = make("convolutions")
+    monitor = sdsd.GammaMonitor(model)
+    loss = cross_entropy(model(x), y)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    with pytest.raises(ValueError, match="several backward passes"):
+        monitor.step()
+
+
+def test_the_metric_of_an_optimizer(monkeypatch):
+    """Squares after a preconditioner take the general way; it has to be found here too."""
+    model, x, y = make("attention")
+    found = []
+    for backend in ("triton", "torch"):
+        monkeypatch.setenv("SDSD_BACKEND", backend)
+        each = copy.deepcopy(model)
+        optimizer = torch.optim.Adam(each.parameters(), lr=1e-3)
+        monitor = sdsd.GammaMonitor(each, precondition=optimizer)
+        for _ in range(3):
+            cross_entropy(each(x), y).backward()
+            stats = monitor.step()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(stats)
+    for name, one in found[0].parameters.items():
+        assert one.noise == pytest.approx(found[1].parameters[name].noise, rel=1e-2), name

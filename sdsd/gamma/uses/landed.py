@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..following import take_over
-from .operand import SAMPLES, executes
+from .operand import SAMPLES
 from .use import Use
 
 _weight_grad = torch.ops.sdsd.weight_grad_into.default
@@ -34,19 +34,21 @@ def bare_apply(function: type[torch.autograd.Function]) -> Any:
 
 
 def rows_of(use: Use) -> list[int] | None:
-    """The row of each operand's squares; None where they have to wait for other uses, or for a preconditioner."""
+    """The row of each operand's squares; None where they have to wait for other uses, or for a preconditioner.
+
+    Of a use that is `wanted` in this backward pass.
+    """
     ledger = use.mode.ledger
     if ledger.scaled:
         return None
     rows = []
     alone = len(ledger.peers) == 1
     for operand in use.operands:
-        leaves = operand.leaves
+        leaves = operand.reached
         if len(leaves) != 1:
             return None
         leaf = leaves[0]
-        shared = ledger.counts.get(leaf.name, 0) > 1 if alone else ledger.shared(leaf)
-        if shared or not executes(leaf.node):
+        if ledger.counts.get(leaf.name, 0) > 1 if alone else ledger.shared(leaf):
             return None
         rows.append(ledger.rows[leaf.name])
     return rows

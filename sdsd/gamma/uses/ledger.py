@@ -65,6 +65,12 @@ class Pass:
         self._owner: dict[str, object] = {}
         self._current: object = None
 
+    def close(self) -> None:
+        """Nothing is asked of this pass any more: let go of what leads back to it, and so of the nodes it held."""
+        self.peers = []
+        self._owner = {}
+        self._current = None
+
     def count(self, leaf: Leaf, uses: int = 1) -> None:
         self.counts[leaf.name] = self.counts.get(leaf.name, 0) + uses
 
