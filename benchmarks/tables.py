@@ -225,9 +225,8 @@ def best_and_worst(rows: Sequence[Row], peers: Sequence[str]) -> str:
     return f"{best:.2f} ({where_best}) to {worst:.2f} ({where_worst})"
 
 
-def overview(results: Path) -> str:
+def overview(folders: Iterable[Path]) -> str:
     """A row an op, a column a device: the best and the worst that was measured."""
-    folders = sorted(path for path in results.iterdir() if path.is_dir() and path.name != "local")
     columns: dict[str, dict[str, str]] = {}
     taken = []
     for folder in folders:
@@ -250,9 +249,9 @@ TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end table -->)", 
 
 
 def table_named(name: str, results: Path) -> str:
-    """The Markdown table "<device>/<op>"; "<op>" gives one for every device with results, "overview" a row an op."""
-    if name == "overview":
-        return overview(results)
+    """The Markdown table "<device>/<op>"; "<op>" gives one for every device, "overview:<device>,…" a row an op."""
+    if name.startswith("overview:"):
+        return overview(results / device for device in name.removeprefix("overview:").split(","))
     paths = sorted(results.glob(f"{name}.json" if "/" in name else f"*/{name}.json"))
     if not paths:
         return "No results are committed yet: `make bench BENCH_SAVE=1`."

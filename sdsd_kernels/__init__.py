@@ -22,7 +22,7 @@ function               reads                                      gives
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
 A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
-`checks` holds the checks on arguments that `sdsd` makes too.
+`checks` holds the checks on arguments that `sdsd` makes too, `gram_strips` the sums that its accumulator keeps.
 """
 
 from . import _checks as checks
@@ -35,6 +35,7 @@ from .cosine_pairs.disjoint import disjoint_pairs
 from .cosine_pairs.op import CosineHistogram, CosinePairs, cosine_histogram, cosine_pairs, cosine_row_sums
 from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
+from .gram_accumulate import strips as gram_strips
 from .gram_accumulate.op import gram_accumulate
 from .lookup_squares_into.op import lookup_squares_into
 from .scale_shift_grads.op import ScaleShiftGrads, scale_shift_grads
@@ -65,6 +66,7 @@ __all__ = [
     "disjoint_pairs",
     "gamma_moments",
     "gram_accumulate",
+    "gram_strips",
     "lookup_squares_into",
     "scale_shift_grads",
     "validate",

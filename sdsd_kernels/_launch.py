@@ -27,15 +27,17 @@ class Launch:
         self._compiled: Any = None
         self._run: Any = None
 
-    def __call__(self, *tensors: Any) -> None:
+    def __call__(self, *tensors: Any, grid: tuple[int, int, int] | None = None) -> None:
+        """`grid`: another than the settled one."""
+        grid = grid or self.grid
         compiled = self._compiled
         if compiled is None:
             # None from the interpreter, which has nothing to keep.
-            self._compiled = compiled = self.kernel[self.grid](*tensors, *self.settled, **self.options)
+            self._compiled = compiled = self.kernel[grid](*tensors, *self.settled, **self.options)
             self._run = getattr(compiled, "run", None)
             return
         stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
-        self._run(*self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors,
+        self._run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors,
                   *self.settled)  # fmt: skip
 
 

@@ -207,7 +207,7 @@ def test_the_overview_names_the_best_and_the_worst_case(rows, tmp_path):
     measured.append(replace(peer, shape=(8, 400), ratio_to_ours=0.01, status="wrong"))
     measured.append(replace(ours, shape=(8, 400), ratio_to_ours=1.0))
     harness.write_rows(measured, tmp_path / "cpu-x")
-    text = tables.table_named("overview", tmp_path)
+    text = tables.table_named("overview:cpu-x", tmp_path)
     (line,) = (line for line in text.splitlines() if "gamma_stats" in line)
     assert "| 0.25 (8 × 300 float32) to 2.00 (8 × 100 float32) |" in line
     (line,) = (line for line in text.splitlines() if "GammaMonitor" in line)

@@ -282,13 +282,13 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
 
 
 def test_our_own_faults_are_not_dressed_up(monkeypatch, gradients):
-    monkeypatch.setattr(cli, "print_gamma", lambda *_: [][1])
+    monkeypatch.setattr("sdsd.cli.gamma.print_gamma", lambda *_: [][1])
     with pytest.raises(IndexError):
         cli.main(["gamma", str(gradients[0])])
 
 
 def test_interrupt(capsys, monkeypatch, tmp_path):
-    demo = pytest.importorskip("sdsd.studies.demo")
+    demo = pytest.importorskip("sdsd.studies.demo.run")
 
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -222,7 +222,9 @@ class Session:
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track]]:
         """Find the batch size, and the inputs that carry samples."""
         axis = self.batch_dim
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > axis]
+        plain = not kwargs and all(isinstance(x, Tensor) for x in args)
+        leaves = args if plain else pytree.tree_leaves((args, kwargs))
+        tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]
         given = self.batch_size
         if not tensors:
             if given is not None or not self.exact:
@@ -345,6 +347,8 @@ class Session:
 
     def settle(self) -> None:
         """Square what backward passes left behind; accounts that nothing came from stay open."""
+        if not self.passes:
+            return
         with torch.no_grad():
             for group in self._groups():
                 if len(group) == 1:

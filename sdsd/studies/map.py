@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..geometry import NeuronMap
 from ..report import figures
-from ._files import prepare_output, versions, write_json
+from .engine import prepare_output, versions, write_json
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,13 @@ def run_map(
     folder = prepare_output(out)
     neuron_map = NeuronMap.from_activations(activations, neuron_dim=neuron_dim, center=center, pairs=pairs)
     results = {
-        "study": "map", "source": source, "shape": list(activations.shape), "center": center,
-        "versions": versions(), **neuron_map.to_dict(),
-    }  # fmt: skip
+        "study": "map",
+        "source": source,
+        "shape": list(activations.shape),
+        "center": center,
+        "versions": versions(),
+        **neuron_map.to_dict(),
+    }
     written = [folder / "cosine.npy", folder / "results.json"]
     np.save(written[0], neuron_map.cosine.numpy())
     write_json(written[1], results)

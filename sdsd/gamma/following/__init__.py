@@ -2,7 +2,8 @@
 
 A tensor is known by its `Track` (the dimension along which the samples lie), by `Summed` (a sum over samples, as a
 loss is), by `Part` (some of the samples, on their way to be put together again), by `Mixed` (it depends on samples that
-cannot be told apart any more), or by nothing: it does not depend on samples. `follow` takes what is known of a call's
+cannot be told apart any more), by `Rows` (rows that a mask
+chose, each of one sample), or by nothing: it does not depend on samples. `follow` takes what is known of a call's
 inputs to its outputs; it never decides by a size. What is known is kept in a `Tracks`, one for each forward pass.
 
 | module | what is inside |
@@ -16,6 +17,7 @@ inputs to its outputs; it never decides by a size. What is known is kept in a `T
 | `products` | matmul, einsum, linear, convolution, embedding, attention |
 | `layers` | norms, pools, resampling, recurrent layers, losses |
 | `sums` | what a sum over samples stays one under |
+| `rows` | rows chosen by a mask or an index, and their way back |
 | `independence` | a test on the spot for functions without a rule |
 | `bodies` | `COMPOSITE` functions, whose inside is followed |
 | `dispatch` | `follow` |
@@ -30,13 +32,17 @@ from .dispatch import follow, layers_of
 from .table import RULES, called, in_place
 from .tracks import (
     Mixed,
+    Owners,
     Part,
+    Rows,
     Summed,
     Track,
     Tracks,
     about_to_write,
     arrange,
+    batch_of,
     is_second,
+    rows_in_view,
     set_second,
     set_track,
     stated,
@@ -70,7 +76,7 @@ def by_shape(func: Any) -> bool:
 
 
 __all__ = [
-    "COMPOSITE", "ENTRYWISE", "PROPERTIES", "SHAPE_ONLY", "WRITING", "Mixed", "Part", "Summed", "Track", "Tracks",
-    "about_to_write", "arrange", "body", "by_shape", "follow", "is_second", "layers_of", "name_of", "set_second",
-    "set_track", "stated", "take_over", "track_of", "using",
+    "COMPOSITE", "ENTRYWISE", "PROPERTIES", "SHAPE_ONLY", "WRITING", "Mixed", "Owners", "Part", "Rows", "Summed",
+    "Track", "Tracks", "about_to_write", "arrange", "batch_of", "body", "by_shape", "follow", "is_second", "layers_of",
+    "name_of", "rows_in_view", "set_second", "set_track", "stated", "take_over", "track_of", "using",
 ]  # fmt: skip

@@ -12,16 +12,21 @@ from . import indexing, layers, products, reductions, shapes, tracks  # noqa: F4
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
 from .reductions import chosen
+from .rows import chosen as chosen_rows
+from .rows import on_rows
 from .shapes import expand, together, view
 from .sums import linear_in
 from .table import ALIASES, RULES, SECOND_ALLOWED, Call, name_of
 from .tracks import (
     Mixed,
+    Owners,
     Part,
+    Rows,
     Summed,
     Track,
     Verdict,
     as_constants,
+    batch_of,
     is_second,
     known,
     newly_mixed,
@@ -89,8 +94,14 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
                 state(rule, func, args, kwargs, out, None, n)
             return None
         anew = True
-        verdict = None
-        if not kinds <= SAMPLES_ALONE:
+        if Rows in kinds:
+            verdict = on_rows(rule, func, args, kwargs, n, verdicts)
+            if type(verdict) is Owners:
+                with batch_of(verdict):
+                    return follow(func, args, kwargs, out, len(verdict.samples))
+        else:
+            verdict = chosen_rows(rule, args, out, n)
+        if verdict is None and not kinds <= SAMPLES_ALONE:
             verdict, anew = apart(func, args, kwargs, out, inputs, verdicts)
         if verdict is None:
             verdict = decided(rule, func, args, kwargs, out, n, inputs, verdicts)
@@ -262,6 +273,8 @@ def state(
     for x, v in zip(outputs, verdicts, strict=True):
         if type(v) is Track and not fits(v, x, n):
             v = Mixed(f"{name_of(func)}, which broadcasts or drops samples into shape {tuple(x.shape)}")
+        if type(v) is Rows and not fits(v.track, x, len(v.owners.samples)):
+            v = Mixed(f"{name_of(func)}, which broadcasts or drops chosen rows into shape {tuple(x.shape)}")
         if x is target or any(x is g for g in given):
             v = set_written(x, track_of(x), v) or v
         elif rule is not fresh:  # Memory that a function out of sight may write into is not called a constant.

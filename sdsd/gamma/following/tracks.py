@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -53,7 +54,26 @@ class Part(NamedTuple):
     axis: int | None
 
 
-Verdict: TypeAlias = "Track | Mixed | Summed | Part | None"
+class Owners:
+    """The sample that each of some rows belongs to, which a mask or an index chose by what the samples hold.
+
+    samples: (rows,), whole numbers. size, inner: of the dimension that the rows were chosen from, as in `Track`.
+    """
+
+    __slots__ = ("inner", "samples", "size")
+
+    def __init__(self, samples: Tensor, size: int, inner: int) -> None:
+        self.samples, self.size, self.inner = samples, size, inner
+
+
+class Rows(NamedTuple):
+    """Rows that were chosen from the samples: where they lie, as the samples of a batch of rows would, and whose."""
+
+    track: Track
+    owners: Owners
+
+
+Verdict: TypeAlias = "Track | Mixed | Summed | Part | Rows | None"
 """Where the samples are; None for a tensor that does not depend on samples."""
 Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 
@@ -61,10 +81,12 @@ Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 class Tracks:
     """What one forward pass knows of its tensors."""
 
-    __slots__ = ("held", "written")
+    __slots__ = ("chosen", "held", "written")
 
     def __init__(self) -> None:
         self.held: dict[int, Entry] = {}
+        self.chosen: dict[int, tuple[weakref.ref[Tensor], int, Owners]] = {}
+        """Masks that rows were chosen by, and the version that they had."""
         self.written: dict[int, tuple[StorageWeakRef, Mixed | None]] = {}
 
 
@@ -72,6 +94,8 @@ _now = Tracks()
 _held, _written = _now.held, _now.written
 asked: set[int] | None = None
 """While a rule runs: the tensors it asked about."""
+through: Owners | None = None
+"""While a call on these rows is looked at: they are its samples."""
 
 
 def use(tracks: Tracks) -> Tracks:
@@ -103,12 +127,52 @@ def track_of(tensor: Tensor) -> Verdict:
     entry = _held.get(id(tensor))
     verdict = entry[1] if entry is not None and entry[0]() is tensor else None
     if _written and type(verdict) is not Mixed:
-        return _shared(tensor, verdict)
-    return verdict
+        verdict = _shared(tensor, verdict)
+    return verdict if through is None else _as_batch(verdict)
+
+
+def _as_batch(verdict: Verdict) -> Verdict:
+    return verdict.track if type(verdict) is Rows and verdict.owners is through else verdict
+
+
+@contextmanager
+def batch_of(owners: Owners) -> Iterator[None]:
+    """Inside, these rows are the samples: their verdict is a `Track`, and what carries them gets one of `Rows`."""
+    global through
+    before, through = through, owners
+    try:
+        yield
+    finally:
+        through = before
+
+
+def rows_in_view() -> Owners | None:
+    """The rows that are the samples of the call that is looked at now, or None."""
+    return through
+
+
+def chosen_by(mask: Tensor, n: int) -> Owners | None:
+    """Whose the rows are that a mask with samples chooses, by its values; None where these cannot be looked at."""
+    held = _now.chosen.get(id(mask))
+    if held is not None and held[0]() is mask and held[1] == mask._version:
+        return held[2]
+    track = track_of(mask)
+    if type(track) is not Track or (mask.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return None
+    samples = mask.detach().nonzero()[:, track.axis].div(track.inner, rounding_mode="floor") % n
+    owners = Owners(samples, mask.shape[track.axis], track.inner)
+    for _, _, other in _now.chosen.values():  # the same choice, made again
+        if (other.size, other.inner) == (owners.size, owners.inner) and torch.equal(other.samples, samples):
+            owners = other
+            break
+    _now.chosen[id(mask)] = (weakref.ref(mask), mask._version, owners)
+    return owners
 
 
 def set_track(tensor: Tensor, track: Verdict, second: bool = False) -> None:
     """State where `tensor` carries the samples, for this forward pass; None: it does not depend on them."""
+    if through is not None and type(track) is Track:
+        track = Rows(track, through)
     _held[id(tensor)] = (weakref.ref(tensor), track, second)
 
 
@@ -157,7 +221,9 @@ def known(tensor: Tensor) -> Verdict:
     entry = _held.get(id(tensor))
     if entry is not None and entry[0]() is tensor:
         verdict = entry[1]
-        return _shared(tensor, verdict) if _written and type(verdict) is not Mixed else verdict
+        if _written and type(verdict) is not Mixed:
+            verdict = _shared(tensor, verdict)
+        return verdict if through is None else _as_batch(verdict)
     if tensor.grad_fn is not None:
         return Mixed(f"{tensor.grad_fn.name()}, a function whose inside PyTorch does not show")
     return _shared(tensor, None) if _written else None
@@ -269,6 +335,8 @@ def arrange(x: Tensor, track: Track, n: int, features: int) -> Tensor:
             f"expected the samples of a tensor of shape {tuple(x.shape)} before its last {features} dimensions, "
             f"got them along dimension {track.axis}; such a use cannot be arranged by sample"
         )
+    if leading <= 2 and track == (0, 1, 1):
+        return x if leading == 2 else x.unsqueeze(1)
     tail = x.shape[leading:]
     if track.outer == track.inner == 1:
         x = x.movedim(track.axis, 0)

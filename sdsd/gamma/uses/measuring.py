@@ -19,9 +19,11 @@ from ..following import (
     WRITING,
     Mixed,
     Part,
+    Rows,
     Summed,
     Track,
     about_to_write,
+    batch_of,
     body,
     by_shape,
     follow,
@@ -142,6 +144,7 @@ class Measuring(TorchFunctionMode):
         sampled = False
         apart: Mixed | Summed | Part | None = None
         parameters: list[Tensor] = []
+        rows: list[Any] = []
         for tensor in _tensors(args[:1], {}) if _name(func) in SHAPE_ONLY else _tensors(args, kwargs):
             track = track_of(tensor)
             if track is None and tensor.requires_grad and tensor.grad_fn is not None and not stated(tensor):
@@ -154,6 +157,10 @@ class Measuring(TorchFunctionMode):
                 grad_fn = tensor.grad_fn
                 if grad_fn is not None and type(grad_fn).__name__ == "CheckpointFunctionBackward":
                     self._enter_reentrant(grad_fn)
+                rows.append(None)
+            elif isinstance(track, Rows):
+                sampled = True
+                rows.append(track.owners)
             else:
                 apart = track
         if torch._C._are_functorch_transforms_active():
@@ -181,7 +188,23 @@ class Measuring(TorchFunctionMode):
             if any(t.requires_grad for t in _tensors((out,), {})):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
+        if any(owners is not None for owners in rows):
+            return self._use_of_rows(func, args, kwargs, parameters, rows)
         return self._use(func, args, kwargs, parameters)
+
+    def _use_of_rows(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], owners: list[Any]) -> Any:
+        """An operation of chosen rows and parameters: that of a batch of rows, whose gradients are added by sample."""
+        if any(each is not owners[0] for each in owners):
+            out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)), args)
+            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "it meets rows chosen otherwise")
+            return out
+        n = self.ledger.n
+        self.ledger.n = len(owners[0].samples)
+        try:
+            with batch_of(owners[0]):
+                return self._use(func, args, kwargs, parameters)
+        finally:
+            self.ledger.n = n
 
     def _unseen(self, tensor: Tensor) -> Mixed | None:
         """Of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""

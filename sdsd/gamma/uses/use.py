@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..following import Track, track_of
+from ..following import Track, rows_in_view, track_of
+from .grouping import of_samples
 from .operand import Operand, leaves_of
 from .pieces import Piece
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 Measure = Callable[..., Iterable[tuple[int, Piece]]]
 """measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
+
+
+ROWS = "chosen rows"
+"""What `operands_of` calls hidden while rows are the samples: functions that find gradients and squares together, which
+ask it, know of whole samples alone."""
 
 
 class Saved:
@@ -60,11 +66,12 @@ class ChangedError(Exception):
 class Use:
     """One operation of one forward pass that joined samples with parameters."""
 
-    __slots__ = ("fired", "measure", "mode", "operands", "saved")
+    __slots__ = ("fired", "measure", "mode", "operands", "owners", "saved")
 
     def __init__(self, mode: Measuring, operands: list[Operand], measure: Measure | None, saved: Saved | None) -> None:
         self.mode, self.operands, self.measure, self.saved = mode, operands, measure, saved
         self.fired: int | None = None
+        self.owners = rows_in_view()
 
     @property
     def names(self) -> list[str]:
@@ -107,7 +114,10 @@ class Use:
             saved, self.saved = self.saved.load(), None
             ledger.begin(self, b.dtype)
             for index, piece in self.measure(b, *saved):
-                self.operands[index].deliver(ledger, piece)
+                operand = self.operands[index]
+                if self.owners is not None:
+                    piece = of_samples(piece, self.owners.samples, ledger.n, operand.base.shape, ledger.max_bytes)
+                operand.deliver(ledger, piece)
         except ChangedError:
             ledger.refuse(self.names, "what it was applied to was changed in place afterwards")
         except Exception as error:  # training goes on; the step says what happened
@@ -124,6 +134,8 @@ def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False
             operand = Operand(tensor, leaves, unexpanded)
             hidden = hidden or through
         found.append(operand)
+    if rows_in_view() is not None:
+        hidden = hidden or ROWS
     return found, hidden
 
 
@@ -163,6 +175,8 @@ def watch(
     if not out.requires_grad:
         return
     operands, hidden = operands_of(mode, tensors, unexpanded)
+    if hidden is ROWS:
+        hidden = None
     for operand in operands:
         if operand.leaves:
             break

@@ -19,6 +19,7 @@ from sdsd.gamma.following import (
     WRITING,
     Mixed,
     Part,
+    Rows,
     Summed,
     Track,
     Tracks,
@@ -126,6 +127,21 @@ def influence(before: Tensor, after: Tensor) -> Tensor:
     return ~near
 
 
+def check_rows(name: str, before: Tensor, verdict: Rows, after: Tensor, later: Any, sample: int) -> None:
+    """Rows of all other samples are, in their order, what they were, however many the changed sample has."""
+    if isinstance(later, Mixed):
+        return
+    assert isinstance(later, Rows), f"{name}: {verdict}, and {later} of another batch"
+    kept = [
+        x.movedim(rows.track.axis, 0).unflatten(0, (rows.track.outer, -1, rows.track.inner))[
+            :, rows.owners.samples != sample
+        ]
+        for x, rows in ((before, verdict), (after, later))
+    ]
+    assert kept[0].shape == kept[1].shape, f"{name}: sample {sample} adds rows to others"
+    assert not influence(*kept).any(), f"{name}: {verdict.track} of chosen rows, sample {sample} reaches others"
+
+
 def check(
     f: Callable[..., Any],
     inputs: Sequence[Tensor],
@@ -140,19 +156,22 @@ def check(
     _, recorder, verdicts = run(f, inputs, tracks, n)
     seen = recorder.seen
 
-    def again(samples: Sequence[int], way: str) -> list[Tensor]:
+    def again(samples: Sequence[int], way: str) -> list[tuple[Tensor, Any]]:
         given = list(inputs)
         for sample in samples:
             torch.manual_seed(11 + sample)
             given = [x if t is None else changed(x, t, sample, n, way) for x, t in zip(given, tracks, strict=True)]
         other = run(f, given, tracks, n)[1].seen
         assert len(other) == len(seen), "the program took another path"
-        return [after for _, after, _ in other]
+        return [(after, verdict) for _, after, verdict in other]
 
     for sample in sorted({0, n // 2, n - 1}):
         for way in ways:
-            for (name, before, verdict), after in zip(seen, again([sample], way), strict=True):
+            for (name, before, verdict), (after, later) in zip(seen, again([sample], way), strict=True):
                 if isinstance(verdict, (Mixed, Summed)) or name in UNWRITTEN or (verdict is None and name in BY_VALUE):
+                    continue
+                if isinstance(verdict, Rows):
+                    check_rows(name, before, verdict, after, later, sample)
                     continue
                 differs = influence(before, after)
                 if verdict is None:
@@ -171,6 +190,10 @@ def check(
         for k, (name, before, verdict) in enumerate(seen):
             if isinstance(verdict, Summed):
                 torch.testing.assert_close(
-                    both[k] + before, first[k] + last[k], rtol=1e-9, atol=1e-9, msg=f"{name}: no sum over samples"
+                    both[k][0] + before,
+                    first[k][0] + last[k][0],
+                    rtol=1e-9,
+                    atol=1e-9,
+                    msg=f"{name}: no sum over samples",
                 )
     return verdicts

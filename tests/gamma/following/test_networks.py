@@ -351,6 +351,7 @@ NETWORKS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "channel shuffle": (lambda: shuffled, "N 4 4 4"),
     "pixel shuffle": (lambda: modules(nn.Conv2d(4, 8, 1), nn.PixelShuffle(2), nn.Upsample(scale_factor=2)), "N 4 4 4"),
     "dense experts": (DenseExperts, "N T D"),
+    "experts": (Experts, "N T D"),
     "masked mean": (MaskedMean, "N T D"),
     "last token": (lambda: last_token, "N T D"),
     "mask of padding": (lambda: with_mask, "N T D"),
@@ -369,7 +370,6 @@ NETWORKS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
 MEETING: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "batch norm": (lambda: modules(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 2, 1)), "N 3 4"),
     "batch norm by hand": (lambda: batch_norm_by_hand, "N T D"),
-    "experts": (Experts, "N T D"),
     "contrastive": (lambda: contrastive, "N T D"),
     "momentum": (lambda: momentum, "N T D"),
     "centred": (lambda: lambda x: x - x.mean(0), "N T D"),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sdsd.gamma.following import Mixed, Summed, Track
+from sdsd.gamma.following import Mixed, Rows, Summed, Track
 
 from .oracle import check
 
@@ -404,9 +404,6 @@ MIXED = [
     Case("conv over samples", lambda x, w: F.conv1d(x, w, padding=1), ("2 c N", "6 c 3")),
     Case("flipped target", lambda x: x * x.flip(0), ("N T",)),
     Case("unique", lambda i: torch.unique(i), ("i:N T",)),
-    Case("nonzero", lambda m: (m & (A(m.shape[1]) > 0)).nonzero(), ("b:N T",)),
-    Case("masked rows", lambda x, m: x[m], ("N d", "b:N")),
-    Case("masked tokens", lambda x, m: x[m], ("N T d", "b:N T")),
     Case("bincount", lambda i: torch.bincount(i, minlength=3), ("i:N",)),
     Case("as_strided", lambda x: x.as_strided((1,), (1,)), ("N T",)),
     Case(
@@ -514,6 +511,22 @@ def test_followed_row_by_row(case: Case, s: Setting) -> None:
 @settings(FOLDED)
 def test_row_by_row_folded_is_never_wrong(case: Case, s: Setting) -> None:
     assert verdicts(case, s)
+
+
+CHOSEN = [
+    Case("nonzero", lambda m: (m & (A(m.shape[1]) > 0)).nonzero(), ("b:N T",)),
+    Case("where", lambda m: torch.where(m & (A(m.shape[1]) > 0)), ("b:N T",)),
+    Case("masked rows", lambda x, m: x[m], ("N d", "b:N")),
+    Case("masked tokens", lambda x, m: x[m], ("N T d", "b:N T")),
+]
+
+
+@named(CHOSEN)
+@settings([*SETTINGS, *FOLDED])
+def test_chosen(case: Case, s: Setting) -> None:
+    found = verdicts(case, s)
+    assert found
+    assert all(isinstance(v, Rows) for v in found)
 
 
 @named(MIXED)

@@ -17,6 +17,7 @@ from sdsd.gamma.following import (
     SHAPE_ONLY,
     Mixed,
     Part,
+    Rows,
     Summed,
     Track,
     Tracks,
@@ -436,4 +437,4 @@ def test_positions_where_all_is_chosen_are_constants() -> None:
         set_track(x, Track(0))
     with Recorder(4):
         assert track_of(full.nonzero()) is None
-        assert isinstance(track_of(part.nonzero()), Mixed)
+        assert isinstance(track_of(part.nonzero()), Rows)

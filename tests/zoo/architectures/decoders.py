@@ -24,11 +24,13 @@ def text(n: int, t: int) -> dict[str, Any]:
     return {"input_ids": tokens, "labels": tokens}
 
 
-def causal(config: str, model: str, sizes: Any = TEXT, tolerance: float = TOLERANCE, **settings: Any) -> Architecture:
+def causal(
+    config: str, model: str, sizes: Any = TEXT, tolerance: float = TOLERANCE, experts: str = "eager", **settings: Any
+) -> Architecture:
     def make() -> Any:
         made = getattr(transformers, model)(getattr(transformers, config)(**settings)).train()
         if "num_experts_per_tok" in settings:  # the kernel that is the default has no float64
-            made.set_experts_implementation("eager")
+            made.set_experts_implementation(experts)
         return made
 
     return Architecture(make, text, of_output, sizes, tolerance)
@@ -74,6 +76,15 @@ def of_embeddings(model: Any, batch: Any) -> Any:
     return (output.image_embeds - output.text_embeds).square().sum(1).mean()
 
 
+MIXTRAL: dict[str, Any] = {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
+DEEPSEEK: dict[str, Any] = {
+    **SMALL, "moe_intermediate_size": 12, "num_key_value_heads": 2, "n_routed_experts": 4, "n_group": 1,
+    "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+}  # fmt: skip
+BATCHED: dict[str, Any] = {"experts": "batched_mm"}
+"""The weights of every token's experts read by their index; "eager" runs each expert on the tokens that chose it."""
+
 # fmt: off
 MODELS = {
     "GPT-2": causal("GPT2Config", "GPT2LMHeadModel", vocab_size=31, n_embd=16, n_layer=2, n_head=2, n_positions=32),
@@ -112,15 +123,18 @@ MODELS = {
         "RecurrentGemmaConfig", "RecurrentGemmaForCausalLM", vocab_size=31, hidden_size=16, intermediate_size=24,
         num_hidden_layers=3, num_attention_heads=2, lru_width=16, attention_window_size=4, head_dim=8,
         pad_token_id=0, bos_token_id=1, eos_token_id=2),
-    "Mixtral": causal("MixtralConfig", "MixtralForCausalLM", **GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "Mixtral": causal("MixtralConfig", "MixtralForCausalLM", **MIXTRAL),
+    "Mixtral, experts batched": causal("MixtralConfig", "MixtralForCausalLM", **MIXTRAL, **BATCHED),
     "Qwen3-MoE": causal("Qwen3MoeConfig", "Qwen3MoeForCausalLM", **EXPERTS, num_experts=4),
+    "Qwen3-MoE, experts batched": causal(
+        "Qwen3MoeConfig", "Qwen3MoeForCausalLM", **EXPERTS, num_experts=4, **BATCHED),
     "OLMoE": causal("OlmoeConfig", "OlmoeForCausalLM", **SMALL, num_experts=4, num_experts_per_tok=2),
-    "GPT-OSS": causal("GptOssConfig", "GptOssForCausalLM", **GROUPED, num_local_experts=4, num_experts_per_tok=2,
-                      sliding_window=4),
-    "DeepSeek-V3": causal(
-        "DeepseekV3Config", "DeepseekV3ForCausalLM", **SMALL, moe_intermediate_size=12, num_key_value_heads=2,
-        n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1, q_lora_rank=8,
-        kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8),
+    "OLMoE, experts batched": causal(
+        "OlmoeConfig", "OlmoeForCausalLM", **SMALL, num_experts=4, num_experts_per_tok=2, **BATCHED),
+    "GPT-OSS": causal("GptOssConfig", "GptOssForCausalLM", **MIXTRAL, sliding_window=4),
+    "GPT-OSS, experts batched": causal("GptOssConfig", "GptOssForCausalLM", **MIXTRAL, sliding_window=4, **BATCHED),
+    "DeepSeek-V3": causal("DeepseekV3Config", "DeepseekV3ForCausalLM", **DEEPSEEK),
+    "DeepSeek-V3, experts batched": causal("DeepseekV3Config", "DeepseekV3ForCausalLM", **DEEPSEEK, **BATCHED),
     "LLaVA": Architecture(llava, images_and_text, of_output),
     "CLIP, embeddings": Architecture(clip, pairs, of_embeddings),
     "CLIP, contrastive loss": Architecture(

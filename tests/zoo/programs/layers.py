@@ -117,6 +117,13 @@ def unrolled_cell(m, x):
     return h
 
 
+def unrolled_memory(m, x):
+    state = None
+    for each in x.unbind(1):
+        state = m.cell(each, state)
+    return m.last(state[0] + state[1])
+
+
 SEQUENCES = numbers(N, 4, 8)
 RECURRENT = {
     "LSTM": layers(last_state(lambda: nn.LSTM(8, 5, batch_first=True)), batch=SEQUENCES, measured=False),
@@ -130,7 +137,12 @@ RECURRENT = {
         net(lambda m, x: m.cells(x.transpose(0, 1))[0].transpose(0, 1), cells=lambda: nn.LSTM(8, 5)),
         batch=SEQUENCES, measured=False,
     ),
-    "a GRU cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.GRUCell(8, 5)), batch=SEQUENCES, measured=False),
+    "a GRU cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.GRUCell(8, 5)), batch=SEQUENCES),
+    "a plain cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.RNNCell(8, 5, bias=False)), batch=SEQUENCES),
+    "an LSTM cell in a loop": layers(
+        net(unrolled_memory, cell=lambda: nn.LSTMCell(8, 5), last=lambda: nn.Linear(5, 3)), batch=SEQUENCES,
+        measured=False,
+    ),
     "a learned first state": layers(
         net(
             lambda m, x: m.cells(x, m.state.expand(-1, len(x), -1).contiguous())[0],
@@ -246,7 +258,6 @@ OTHER = {
             lambda m, x: in_a_loop(m, x), gate=lambda: nn.Linear(8, 3),
             experts=lambda: nn.ModuleList(nn.Linear(8, 8) for _ in range(3)),
         ),
-        measured=False,
     ),
     "a transformer with masks": layers(
         net(

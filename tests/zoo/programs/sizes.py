@@ -336,9 +336,9 @@ def weighted(m, x, mask):
 
 
 ROUTED: dict[str, Sized] = {
-    "chosen rows put back by masked_scatter": routed(scattered, False, first=layer, expert=layer, last=layer),
-    "chosen rows put back by assignment": routed(put_back, False, first=layer, expert=layer, last=layer),
-    "chosen rows put back by index_add": routed(added_back, False, first=layer, expert=layer, last=layer),
+    "chosen rows put back by masked_scatter": routed(scattered, True, first=layer, expert=layer, last=layer),
+    "chosen rows put back by assignment": routed(put_back, True, first=layer, expert=layer, last=layer),
+    "chosen rows put back by index_add": routed(added_back, True, first=layer, expert=layer, last=layer),
     "every expert on every row, weighted": routed(weighted, True, first=layer, expert=layer, last=layer),
     "a gather of one place a sample": routed(
         lambda m, x, mask: m.last(

@@ -52,7 +52,9 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     why = None
     if any(each is value for each in outputs for value in values if isinstance(value, Tensor)):
         why = f"torch's {name} changes its input in place"
-    elif any(name.startswith(each) for each in _RANDOM):
+    elif name == "lstm_cell":
+        why = "torch's lstm_cell gives two outputs, one of them computed from the other; use nn.LSTM"
+    elif any(name.startswith(each) for each in _RANDOM) and not name.endswith("_cell"):
         why = f"torch's {name} cannot be run again a sample at a time"
     elif [t._version for t in parameters] != before:
         why = f"torch's {name} changes it in place"
@@ -122,19 +124,29 @@ class _Pieces:
             yield index, Lazy(self.n, size + 8 * tensor.numel(), form)
 
     def _either(self, inputs: list[Tensor], cotangents: Tensor, which: int, start: int, stop: int) -> list[Tensor]:
-        """Gradients with operands that all samples share; or, where these do not fit, with a row for every sample."""
+        """Gradients with what all samples share; or, where that does not fit, with operands and constants by row."""
         try:
             return self._gradients(self.bases, inputs, cotangents, which)
         except Exception:
             rowed = [self._rows(t) for t in self.bases]
-            if not any(rowed):
+            constant = [
+                k
+                for k, value in enumerate(self.values)
+                if isinstance(value, Tensor) and k not in self.places and k not in self.sampled and self._rows(value)
+            ]
+            if not any(rowed) and not constant:
                 raise
         track = self.tracks[0]
         own = [
             _samples_first(t, track, self.n)[start:stop] if rows else t
             for t, rows in zip(self.bases, rowed, strict=True)
         ]
-        found = self._gradients(own, inputs, cotangents, which, rowed)
+        held, more = self.sampled, [_samples_first(self.values[k], track, self.n)[start:stop] for k in constant]
+        self.sampled = [*held, *constant]
+        try:
+            found = self._gradients(own, [*inputs, *more], cotangents, which, rowed)
+        finally:
+            self.sampled = held
         return [self._placed(g, t, start) if rows else g for g, t, rows in zip(found, self.bases, rowed, strict=True)]
 
     def _rows(self, tensor: Tensor) -> bool:

@@ -1,0 +1,158 @@
+"""Rows that a mask or an index chose by what the samples hold, as experts' are chosen, and their way back.
+
+`x[mask]`, `mask.nonzero()` and `torch.where(mask)` choose rows, whose owners are read off the mask. On rows of the same
+choice every other function works as on a batch of rows. `index_add`, `index_copy` and writes into brackets bring them
+back: right where every row goes to a place of its own sample, which its index says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import elementwise, indexing, reductions
+from .indexing import layout
+from .table import name_of
+from .tracks import Mixed, Owners, Rows, Track, Verdict, chosen_by, track_of
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def chosen(rule: Any, args: Sequence[Any], out: Any, n: int) -> Any:
+    """The verdict of a call that chooses rows by a mask with samples; None where it is none."""
+    if rule is indexing.getitem:
+        return _picked_by_mask(args[0], args[1], n) if len(args) > 1 and _is_mask(args[1]) and args[1].dim() else None
+    alone = rule is reductions.chosen or (rule is elementwise.where and len(args) == 1)
+    return _positions(args[0], out, n) if alone and args else None
+
+
+def _positions(mask: Tensor, out: Any, n: int) -> Any:
+    """nonzero, argwhere, torch.where(mask): positions of the places where the mask is true."""
+    owners = chosen_by(mask, n)
+    if owners is None or (isinstance(out, Tensor) and out.shape == (mask.numel(), mask.dim())):
+        return None
+    verdict = Rows(Track(0), owners)
+    return verdict if isinstance(out, Tensor) else [verdict] * len(out)
+
+
+def _picked_by_mask(x: Tensor, mask: Tensor, n: int) -> Verdict:
+    """x[mask]: the first dimensions of `x` become one, of the places where the mask is true."""
+    if track_of(x) is not None and track_of(x) != track_of(mask):
+        return None
+    owners = chosen_by(mask, n)
+    return None if owners is None else Rows(Track(0), owners)
+
+
+def on_rows(
+    rule: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], n: int, verdicts: Sequence[Verdict]
+) -> Verdict | Owners:
+    """The verdict of a call on chosen rows; their owners where it is a call on a batch of rows like any other."""
+    for verdict in verdicts:
+        if type(verdict) is Mixed:
+            return verdict
+    owners = {v.owners for v in verdicts if type(v) is Rows}
+    if len(owners) > 1:
+        return Mixed(f"{name_of(func)} of rows that were chosen in different ways")
+    (own,) = owners
+    if rule is indexing.getitem or (rule is indexing.index_select and len(args) == 3):
+        index = args[1] if len(args) == 2 else (*[slice(None)] * (args[1] % args[0].dim()), args[2])
+        picked = _picked(args[0], index, own, n)
+        if picked is not None:
+            return picked
+    if rule is indexing.index_write and len(args) > 2:
+        return _added(func, own, n, *args, **kwargs)
+    if rule is indexing.setitem:
+        return _written(args[0], args[1], args[2], own, n)
+    if rule is indexing.masked_scatter and len(args) == 3:
+        return _dealt(args[0], args[1], args[2], own, n)
+    if any(v is not None and type(v) is not Rows for v in verdicts):
+        return Mixed(f"{name_of(func)} of chosen rows and of whole samples")
+    return own
+
+
+def _belongs(index: Tensor, owners: Owners, size: int, inner: int, n: int) -> bool:
+    """Whether every position (rows,) along a dimension with samples is one of the row's own sample."""
+    if index.dim() != 1 or (index.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    samples = (index.detach() % size).div(inner, rounding_mode="floor") % n
+    return torch.equal(samples, owners.samples)
+
+
+def _rows_of(index: Any, owners: Owners) -> bool:
+    """Whether `index` is a position for each of the rows."""
+    return isinstance(index, Tensor) and track_of(index) == Rows(Track(0), owners) and index.dim() == 1
+
+
+def _picked(x: Tensor, index: Any, owners: Owners, n: int) -> Verdict:
+    """x[index] of whole samples, the index being rows: those of each row's own sample."""
+    track = track_of(x)
+    if type(track) is not Track:
+        return None
+    how = layout(x.dim(), index)
+    picked = [place.index for place in how.picked]
+    if not all(_rows_of(each, owners) or (track_of(each) is None and each.dim() < 2) for each in picked):
+        return Mixed("an index of chosen rows among others")
+    mine = [place for place in how.picked if place.dimension == track.axis and _rows_of(place.index, owners)]
+    if not mine or not _belongs(mine[0].index, owners, x.shape[track.axis], track.inner, n):
+        return Mixed("rows read at places of other samples")
+    return Rows(Track(how.start), owners)
+
+
+def _target(x: Tensor, dim: int, owners: Owners, n: int) -> Track | None:
+    """Where the samples of `x` lie, or will lie once rows are written into it along `dim`; None where not along it."""
+    track = track_of(x)
+    if type(track) is Track:
+        return track if track.axis == dim else None
+    if track is not None or x.shape[dim] != owners.size or owners.size % (n * owners.inner):
+        return None
+    return Track(dim, owners.size // (n * owners.inner), owners.inner)
+
+
+def _added(
+    func: Any, owners: Owners, n: int, input: Tensor, dim: int, index: Tensor, source: Any = None, *_: Any, **named: Any
+) -> Verdict:
+    """index_add, index_copy: rows back to whole samples."""
+    source = named.get("tensor", named.get("source", source))
+    dim %= input.dim()
+    target = _target(input, dim, owners, n)
+    whose = isinstance(source, Tensor) and track_of(source) in (None, Rows(Track(dim), owners))
+    if target is None or not whose or not _rows_of(index, owners):
+        return Mixed(f"{name_of(func)} of chosen rows")
+    if not _belongs(index, owners, input.shape[dim], target.inner, n):
+        return Mixed(f"{name_of(func)} of chosen rows to places of other samples")
+    return target
+
+
+def _written(input: Tensor, index: Any, value: Any, owners: Owners, n: int) -> Verdict:
+    """input[mask] = rows, input[rows] = rows."""
+    if isinstance(value, Tensor) and track_of(value) not in (None, Rows(Track(0), owners)):
+        return Mixed("chosen rows written elsewhere")
+    if _is_mask(index):
+        held = track_of(index)
+        if type(held) is not Track or chosen_by(index, n) is not owners or track_of(input) not in (None, held):
+            return Mixed("rows written where another mask says")
+        return held
+    how = layout(input.dim(), index)
+    positions = all(_rows_of(p.index, owners) or (track_of(p.index) is None and p.index.dim() < 2) for p in how.picked)
+    for place in how.picked if positions and not how.start else ():
+        target = _target(input, place.dimension, owners, n) if _rows_of(place.index, owners) else None
+        if target is not None and _belongs(place.index, owners, input.shape[target.axis], target.inner, n):
+            return target
+    return Mixed("chosen rows written to places of other samples")
+
+
+def _dealt(input: Tensor, mask: Tensor, source: Any, owners: Owners, n: int) -> Verdict:
+    """input.masked_scatter(mask, rows): entries of the rows one after another, where the mask is true."""
+    track = track_of(input)
+    right = type(track) is Track and track == track_of(mask) and mask.shape == input.shape
+    if right and isinstance(source, Tensor) and track_of(source) == Rows(Track(0), owners) and len(source):
+        assert type(track) is Track
+        places = mask.detach().nonzero()[:, track.axis].div(track.inner, rounding_mode="floor") % n
+        if len(places) == source.numel() and bool((places.view(len(source), -1) == owners.samples[:, None]).all()):
+            return track
+    return Mixed("masked_scatter of chosen rows to places of other samples")
