@@ -30,5 +30,5 @@ def aot_cases() -> Iterator[AotCase]:
         }  # fmt: skip
         yield AotCase(
             "add shares", add_shares_kernel, signature, {"BLOCK": SHARES}, target, {"num_warps": 4, "num_stages": 3},
-            attrs=aligned(signature, "shares", "square_norms"), thorough=True,
+            attrs=aligned(signature, "shares", "square_norms"),
         )  # fmt: skip
