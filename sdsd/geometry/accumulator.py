@@ -269,18 +269,26 @@ class GramAccumulator:
         samples = rows[0].numel()
         if samples == 0:
             return
+        if self._through_kernel() and not torch.is_inference_mode_enabled():
+            # Kernels know neither gradients nor autocast, and the context takes as long as their launches.
+            self._take(rows, samples, report)
+            return
         with plain_arithmetic(self.device):
             known = self._sums.nonfinite
-            if samples < self._part:
-                if self._sums.waiting + samples > self._part:
-                    self._settle()
-                self._sums = self._postponed(rows)
-                report(1, 1)
-            else:
-                self._settle()
-                self._commit(self._added(self._sums, rows, report))
+            self._take(rows, samples, report)
             if not self._through_kernel():
                 self._warn(known)
+
+    def _take(self, rows: Tensor, samples: int, report: Callable[[int, int], None]) -> None:
+        """Add samples, or let them wait."""
+        if samples < self._part:
+            if self._sums.waiting + samples > self._part:
+                self._settle()
+            self._sums = self._postponed(rows)
+            report(1, 1)
+        else:
+            self._settle()
+            self._commit(self._added(self._sums, rows, report))
 
     def merge(self, other: GramAccumulator) -> None:
         """Add what another accumulator has seen; `other` keeps it.
@@ -632,9 +640,14 @@ class GramAccumulator:
                 center=self.center,
                 precision=self.precision,
             )
-            exponent = sums.exponent if sums.scaled else torch.zeros_like(sums.exponent)
-            sums = replace(
-                sums, gram=out, mean=mean, exponent=exponent, samples=sums.samples + part[0].numel(), waiting=0
+            exponent = sums.exponent if sums.samples else torch.zeros_like(sums.exponent)
+            sums = _Sums(
+                out,
+                mean,
+                exponent,
+                sums.nonfinite,
+                sums.samples + part[0].numel(),
+                scaled=sums.scaled and sums.samples > 0,
             )
             report(number + 1, len(parts))
         return sums

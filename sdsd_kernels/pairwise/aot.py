@@ -177,9 +177,13 @@ def aot_cases() -> list[AotCase]:
             if dtype == torch.bfloat16:
                 long = neurons_of(least, config.LONG, dtype, record)
                 cases.append(triangle_case(record, long, "matrix", thorough=record.family != "sm_90"))
-                for other in (torch.bfloat16, torch.float16):
-                    adjacent = neurons_of(least, 4096, other, record, adjacent=other == torch.bfloat16)
-                    cases.append(triangle_case(record, adjacent, "matrix", thorough=record.family != "sm_90"))
+                for other, neurons, adjacent in (
+                    (torch.float16, least, False),
+                    (torch.float16, least, True),
+                    (torch.bfloat16, 4096, True),
+                ):
+                    made = neurons_of(neurons, 4096, other, record, adjacent=adjacent)
+                    cases.append(triangle_case(record, made, "matrix", thorough=record.family != "sm_90"))
             cases.append(_rectangle_case(record, dtype))
         few = neurons_of(64, 2**20, torch.float32, many)
         cases.append(triangle_case(many, few, "matrix", thorough=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_kernel import _tile_place, sum_places
+from .tile_kernel import _tile_place, store_twice, sum_places
 
 
 @triton.jit(do_not_specialize=["count", "samples"])
@@ -44,8 +44,8 @@ def expand_kernel(
     row_start, column_start = _tile_place(tl.program_id(0), neurons, GROUP, BLOCK, BLOCK)
     row = row_start + tl.arange(0, BLOCK)
     column = column_start + tl.arange(0, BLOCK)
-    mask = (row < neurons)[:, None] & (column < neurons)[None, :] & (row[:, None] <= column[None, :])
-    value = tl.load(sum_places(sum_ptr, row, column, row_start, neurons, STRIPS), mask=mask, other=0.0)
+    inside = (row < neurons)[:, None] & (column < neurons)[None, :]
+    value = tl.load(sum_places(sum_ptr, row, column, row_start, neurons, STRIPS), mask=inside, other=0.0)
     if shift_ptr is not None:
         down = tl.load(shift_ptr + row, mask=row < neurons, other=0.0)
         across = tl.load(shift_ptr + column, mask=column < neurons, other=0.0)
@@ -57,9 +57,10 @@ def expand_kernel(
     if COSINE:
         # NaN is neither above nor below.
         value = tl.where(value > 1.0, 1.0, tl.where(value < -1.0, -1.0, value))
-        itself = tl.where(down > 0, 1.0, down)
-        value = tl.where(row[:, None] == column[None, :], itself[:, None], value)
-    value = value.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + (row.to(tl.int64)[:, None] * neurons + column[None, :]), value, mask=mask)
-    mirrored = column.to(tl.int64)[:, None] * neurons + row[None, :]
-    tl.store(out_ptr + mirrored, tl.trans(value), mask=tl.trans(mask))
+    if row_start < column_start:
+        store_twice(value, row, column, inside, out_ptr, neurons)
+    else:
+        if COSINE:
+            itself = tl.where(down > 0, 1.0, down)
+            value = tl.where(row[:, None] == column[None, :], itself[:, None], value)
+        store_twice(value, row, column, inside & (row[:, None] <= column[None, :]), out_ptr, neurons)

@@ -221,17 +221,18 @@ def store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neuron
         inside = (row < neurons)[:, None] & (column < neurons)[None, :]
         if row_start + products.shape[0] <= column_start:
             # A mask that is known to be alike for neighbours lets a thread store 16 bytes at once.
-            _store_twice(cosine, row, column, inside, out_ptr, neurons)
+            store_twice(cosine, row, column, inside, out_ptr, neurons)
         elif row_start < column_start + COLUMNS:
             # 1 for a live neuron, else what stands for the inverse norm of one without direction: 0 or NaN.
             itself = tl.where(row_inverse > 0, 1.0, row_inverse)
             cosine = tl.where(row[:, None] == column[None, :], itself[:, None], cosine)
             # high·low + low·high of a pair and of its mirror image are added in another order: keep the upper one.
-            _store_twice(cosine, row, column, inside & (row[:, None] <= column[None, :]), out_ptr, neurons)
+            store_twice(cosine, row, column, inside & (row[:, None] <= column[None, :]), out_ptr, neurons)
 
 
 @triton.jit
-def _store_twice(cosine, row, column, mask, out_ptr, neurons):
+def store_twice(cosine, row, column, mask, out_ptr, neurons):
+    """A tile and its mirror image."""
     cosine = cosine.to(out_ptr.dtype.element_ty)
     place = row.to(tl.int64)[:, None] * neurons + column[None, :]
     tl.store(out_ptr + place, cosine, mask=mask)

@@ -372,6 +372,39 @@ def test_gradcheck(center, zero, device):
     assert torch.autograd.gradgradcheck(lambda x: cosine_matrix(x, neuron_dim=1, center=center), rest)
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_forward_mode(center, device):
+    x = (torch.randn(6, 5, device=device, dtype=torch.float64) + 0.5).requires_grad_()
+
+    def cosine(x: Tensor) -> Tensor:
+        return cosine_matrix(x, center=center)
+
+    assert torch.autograd.gradcheck(
+        cosine, x, check_forward_ad=True, check_backward_ad=False, check_undefined_grad=False
+    )
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_torch_func(center, backend, device):
+    """Gradients and directional derivatives of torch.func, beside those of float64."""
+    x = torch.randn(40, 12, device=device) + 0.5
+    direction = torch.randn_like(x)
+
+    def loss(x: Tensor, **options) -> Tensor:
+        return cosine_matrix(x, center=center, **options).triu(1).pow(3).sum()
+
+    exact = torch.func.grad(loss)(x.double())
+    found = torch.func.grad(lambda x: loss(x, backend=backend))(x)
+    assert relative_error(found, exact) < 64 * unit_roundoff(torch.float32)
+    eager = x.clone().requires_grad_()
+    loss(eager, backend=backend).backward()
+    assert torch.allclose(eager.grad, found, rtol=1e-5, atol=1e-7)
+    _, along = torch.func.jvp(lambda x: cosine_matrix(x, center=center, backend=backend), (x,), (direction,))
+    _, wanted = torch.func.jvp(lambda x: cosine_matrix(x, center=center), (x.double(),), (direction.double(),))
+    assert wanted.norm() > 0.1
+    assert relative_error(along, wanted) < 64 * unit_roundoff(torch.float32)
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 def test_gradient_at_every_scale(scale, backend, device):
     x = (torch.randn(60, 12, device=device) * scale).requires_grad_()
