@@ -61,4 +61,5 @@ def aot_cases() -> Iterator[AotCase]:
             parts = ("scale_part", "shift_part", "scale_grad", "shift_grad")
             types = dict.fromkeys(parts, "*fp32") | {"square_norms": "*fp64"}
             constants = {"BLOCK_N": block_n, "BLOCK_C": block_c}
-            yield _case(f"finish {block_n}x{block_c}", finish_kernel, target, types, constants, 4, thorough=True)
+            thorough = block_n != 64
+            yield _case(f"finish {block_n}x{block_c}", finish_kernel, target, types, constants, 4, thorough=thorough)

@@ -124,7 +124,7 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
     together = config.MOST_TOGETHER
     constants = {"BLOCK": config.FINISH_BLOCK // together, "RANGES": together, "SHARES": config.FINISH_BLOCK}
     constants |= {"BIAS_BLOCKS": 8, "BLOCK_N": 8, "BLOCK_C": 32}
-    yield _case("finish", finish_kernel, record, types, constants, 4, thorough=True)
+    yield _case("finish", finish_kernel, record, types, constants, 4)
     if not config.reads_boxes(record):
         return  # nothing is split
     block = {"a_c": 1, "b_c": 1, "ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
