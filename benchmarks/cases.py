@@ -51,7 +51,7 @@ class Case:
             neurons × samples for neuron_cosine_matrix, neuron_neighbors and neuron_pairs,
             samples × positions × inputs × outputs of a layer for weight_grad_stats, a convolution's too;
             the model's input for gamma_monitor (samples × positions × width for a transformer).
-        dtype: "float32", "bfloat16", …
+        dtype: "float32", "bfloat16", …; of gamma_monitor, what autocast multiplies in
         variant: what else sets the input apart, for example the layout.
         goals: what is wanted of it.
     """
@@ -308,25 +308,44 @@ OPACUS = "Opacus hooks"
 OPACUS_GHOST = "Opacus ghost norms"
 
 
-def _monitor(shape: tuple[int, ...], variant: str, time: float, memory: float) -> Case:
+def _monitor(shape: tuple[int, ...], variant: str, time: float, memory: float, dtype: str = "float32") -> Case:
+    """`memory`: of the peak, `time`: of the step; both hold on the CPU with one thread, on a GPU as it is."""
+    threads = 1 if dtype == "float32" else None
     goals = (
-        Goal(OURS, PLAIN_STEP, time, faster=False, threads=1),
-        Goal(OURS, PLAIN_STEP, memory, faster=False, threads=1, metric="memory"),
-        Goal(EVERY_TENTH, PLAIN_STEP, round(1 + (time - 1) / EVERY + 0.01, 4), faster=False, threads=1),
+        Goal(OURS, PLAIN_STEP, time, faster=False, threads=threads),
+        Goal(OURS, PLAIN_STEP, memory, faster=False, threads=threads, metric="memory"),
+        Goal(EVERY_TENTH, PLAIN_STEP, round(1 + (time - 1) / EVERY + 0.01, 4), faster=False, threads=threads),
     )
-    return Case("gamma_monitor", shape, variant=variant, goals=goals)
+    return Case("gamma_monitor", shape, dtype, variant, goals)
 
 
 MONITOR_CPU = (
-    _monitor((128, 784), "MLP", 1.10, 1.1),
+    _monitor((128, 784), "MLP", 1.08, 1.1),
     _monitor((64, 3, 32, 32), "CNN", 1.25, 1.25),
-    _monitor((16, 128, 256), "GPT, tied head", 1.10, 1.05),
-    _monitor((16, 128, 256), "GPT", 1.10, 1.05),
+    _monitor((16, 128, 256), "GPT, tied head", 1.05, 1.05),
+    _monitor((16, 128, 256), "GPT", 1.05, 1.05),
+)
+
+COMPILED_MODEL = "compiled"
+
+
+def _monitor_cuda(shape: tuple[int, ...], variant: str, time: float) -> Case:
+    """Trained in bfloat16 under autocast."""
+    return _monitor(shape, variant, time, 1.02, "bfloat16")
+
+
+MONITOR_CUDA = (
+    _monitor_cuda((8, 1024, 1024), "GPT of 8 layers", 1.05),
+    _monitor_cuda((256, 3, 32, 32), "CNN, channels last", 1.10),
+    _monitor_cuda((8, 1024, 2048), "GPT of 4 layers", 1.05),
+    _monitor_cuda((8, 1024, 1024), f"GPT of 8 layers, {COMPILED_MODEL}", 1.08),
+    _monitor_cuda((256, 3, 32, 32), f"CNN, channels last, {COMPILED_MODEL}", 1.05),
+    _monitor_cuda((8, 1024, 768), "GPT of 12 layers", 1.08),
 )
 
 CASES = {
     "cpu": GAMMA_CPU + COSINE_CPU + NEIGHBORS_CPU + PAIRS_CPU + ACCUMULATOR_CPU + WEIGHT_GRAD_CPU + MONITOR_CPU,
-    "cuda": GAMMA_CUDA + COSINE_CUDA + NEIGHBORS_CUDA + PAIRS_CUDA + ACCUMULATOR_CUDA + WEIGHT_GRAD_CUDA,
+    "cuda": GAMMA_CUDA + COSINE_CUDA + NEIGHBORS_CUDA + PAIRS_CUDA + ACCUMULATOR_CUDA + WEIGHT_GRAD_CUDA + MONITOR_CUDA,
 }
 
 

@@ -6,8 +6,21 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from .cases import (
+    ALL_AT_ONCE,
+    BARE_MATMUL,
+    FAISS,
+    NORMALISE_MATMUL,
+    OURS,
+    PLAIN_STEP,
+    PLAIN_WEIGHT_GRAD,
+    PRODUCTS_AND_TOPK,
+    PRODUCTS_BY_CHUNK,
+    READ_FLOOR,
+)
 from .harness import RESULTS, ROOT, Row, read_rows
 
 # Numbers for people
@@ -171,11 +184,74 @@ def markdown_summary(rows: Sequence[Row]) -> str:
     return f"{body}\n\n{first.device}; {used}; commit {taken}. Ratios above 1: sdsd is faster."
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of the overview: an op, and whom it is held against."""
+
+    op: str
+    name: str
+    against: str
+    peers: tuple[str, ...]
+    """By worth: of a case the first that was measured counts."""
+
+
+OVERVIEW = (
+    Line("gamma_stats", "`gamma_stats`", "one read of the gradients", (READ_FLOOR,)),
+    Line("gamma_monitor", "`GammaMonitor`", "the plain training step", (PLAIN_STEP,)),
+    Line("weight_grad_stats", "`weight_grad_stats`", "the weight gradient alone", (PLAIN_WEIGHT_GRAD,)),
+    Line("cosine_matrix", "`neuron_cosine_matrix`", "normalise, then matmul", (NORMALISE_MATMUL, BARE_MATMUL)),
+    Line("neuron_neighbors", "`neuron_neighbors`", "faiss; on a GPU matmul + topk", (FAISS, PRODUCTS_AND_TOPK)),
+    Line("neuron_pairs", "`neuron_pairs`, `cosine_histogram`", "matmul by chunks", (PRODUCTS_BY_CHUNK,)),
+    Line("gram_accumulator", "`GramAccumulator`", "one call with all samples", (ALL_AT_ONCE,)),
+)
+
+
+def best_and_worst(rows: Sequence[Row], peers: Sequence[str]) -> str:
+    """Our time over a peer's in the case where we do best, and where we do worst."""
+    found = []
+    for group in comparisons(rows):
+        ratios = {row.provider: row.ratio_to_ours for row in group if row.metric == "time" and row.status == "ok"}
+        known = next((ratios[peer] for peer in peers if ratios.get(peer)), None)
+        if known:
+            ours = next(row for row in group if row.provider == OURS)
+            threads = f"{ours.threads} thread{'s' * (ours.threads > 1)}" if ours.threads else ""
+            what = ", ".join(filter(None, (f"{shape_text(ours.shape)} {ours.dtype}", ours.variant, threads)))
+            found.append((1 / known, what))
+    if not found:
+        return "–"
+    (best, where_best), (worst, where_worst) = min(found), max(found)
+    if len(found) == 1:
+        return f"{best:.2f} ({where_best})"
+    return f"{best:.2f} ({where_best}) to {worst:.2f} ({where_worst})"
+
+
+def overview(folders: Iterable[Path]) -> str:
+    """A row an op, a column a device: the best and the worst that was measured."""
+    columns: dict[str, dict[str, str]] = {}
+    taken = []
+    for folder in folders:
+        rows = {
+            line.op: read_rows(folder / f"{line.op}.json") for line in OVERVIEW if (folder / f"{line.op}.json").exists()
+        }
+        if not rows:
+            continue
+        first = next(iter(rows.values()))[0]
+        columns[first.device] = {line.op: best_and_worst(rows.get(line.op, ()), line.peers) for line in OVERVIEW}
+        commits = ", ".join(sorted({row.commit for some in rows.values() for row in some}))
+        taken.append(f"{first.device}: torch {first.versions['torch']}, commits {commits}.")
+    header = ["", "time as a multiple of", *columns]
+    lines = [[line.name, line.against, *(column[line.op] for column in columns.values())] for line in OVERVIEW]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
+    return f"{body}\n\n{' '.join(taken)}"
+
+
 TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
 def table_named(name: str, results: Path) -> str:
-    """The Markdown table "<device>/<op>"; the name "<op>" alone gives one table for every device with results."""
+    """The Markdown table "<device>/<op>"; "<op>" gives one for every device, "overview:<device>,…" a row an op."""
+    if name.startswith("overview:"):
+        return overview(results / device for device in name.removeprefix("overview:").split(","))
     paths = sorted(results.glob(f"{name}.json" if "/" in name else f"*/{name}.json"))
     if not paths:
         return "No results are committed yet: `make bench BENCH_SAVE=1`."

@@ -3,6 +3,7 @@
 ==========================  ================================================================================
 `gamma_stats`               Γ, the gradient noise scale and error bars from per-sample or batch gradients
 `GammaMonitor`              the same for every parameter inside an ordinary training loop
+`GammaHistory`              what its measured steps gave: rows, a file that grows, a table, a picture
 `compute_gamma`             the same over batches of a data loader, as the seed document proposed it
 `recommend_batch`           the batch worth having, how far yours is from it, and None where the data cannot tell
 `neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
@@ -26,33 +27,87 @@
 ==========================  ================================================================================
 """
 
-from sdsd_kernels import validate
+from __future__ import annotations
 
-from .gamma import BatchRecommendation, GammaMonitor, GammaStats, compute_gamma, gamma_stats, recommend_batch
-from .geometry import (
-    GramAccumulator,
-    NeuronMap,
-    biopsy,
-    collect_activations,
-    consolidate,
-    consumers,
-    cosine_between,
-    cosine_histogram,
-    disjoint_pairs,
-    mass_consolidation,
-    merge,
-    neuron_cosine_matrix,
-    neuron_neighbors,
-    neuron_pairs,
-    plasticity,
-    row_sums,
-    sharded_cosine,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdsd_kernels import validate
+
+    from . import gamma as gamma
+    from . import geometry as geometry
+    from . import integrations as integrations
+    from . import report as report
+    from . import studies as studies
+    from . import theory as theory
+    from .gamma import (
+        BatchRecommendation,
+        GammaHistory,
+        GammaMonitor,
+        GammaStats,
+        compute_gamma,
+        gamma_stats,
+        recommend_batch,
+    )
+    from .geometry import (
+        GramAccumulator,
+        NeuronMap,
+        biopsy,
+        collect_activations,
+        consolidate,
+        consumers,
+        cosine_between,
+        cosine_histogram,
+        disjoint_pairs,
+        mass_consolidation,
+        merge,
+        neuron_cosine_matrix,
+        neuron_neighbors,
+        neuron_pairs,
+        plasticity,
+        row_sums,
+        sharded_cosine,
+    )
 
 __version__ = "0.1.0"
 
+_NAMES = {
+    "sdsd_kernels": ("validate",),
+    "sdsd.gamma": (
+        "BatchRecommendation",
+        "GammaHistory",
+        "GammaMonitor",
+        "GammaStats",
+        "compute_gamma",
+        "gamma_stats",
+        "recommend_batch",
+    ),
+    "sdsd.geometry": (
+        "GramAccumulator",
+        "NeuronMap",
+        "biopsy",
+        "collect_activations",
+        "consolidate",
+        "consumers",
+        "cosine_between",
+        "cosine_histogram",
+        "disjoint_pairs",
+        "mass_consolidation",
+        "merge",
+        "neuron_cosine_matrix",
+        "neuron_neighbors",
+        "neuron_pairs",
+        "plasticity",
+        "row_sums",
+        "sharded_cosine",
+    ),
+}
+_PACKAGES = ("gamma", "geometry", "integrations", "report", "studies", "theory")
+
 __all__ = [
     "BatchRecommendation",
+    "GammaHistory",
     "GammaMonitor",
     "GammaStats",
     "GramAccumulator",
@@ -77,3 +132,19 @@ __all__ = [
     "sharded_cosine",
     "validate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `sdsd --help` would otherwise wait seconds for torch."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"sdsd.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'sdsd' has no attribute {name!r}")
+    for module, names in _NAMES.items():
+        found = importlib.import_module(module)
+        globals().update({each: getattr(found, each) for each in names})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -28,5 +28,12 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             raise
         package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
         raise MissingExtraError(
-            f"{purpose} needs {package}, which is not installed. Install it with: pip install 'sdsd[{extra}]'"
+            f"{purpose} needs {package}, which is not installed. {how_to_install(package, extra)}"
         ) from error
+
+
+def how_to_install(package: str, extra: str) -> str:
+    """Commands that work while sdsd is on no package index."""
+    return (
+        f"Run: pip install {package}; or, in a checkout of sdsd, for everything of its kind: pip install '.[{extra}]'"
+    )

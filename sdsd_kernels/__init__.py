@@ -14,16 +14,20 @@ function               reads                                      gives
 `disjoint_pairs`       activations, or a cosine matrix            pairs that share no neuron: nearest, farthest …
 `weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
 `conv_…`               the same of a convolution                  the same
+`…weight_grad_into`    the same, and a tensor for the norms       gradients of weight and bias, norms in its rows
+`lookup_squares_into`  tokens, output gradients                   norm of an embedding's in a row of that tensor
+`scale_shift_grads`    a norm's inputs, output gradients          gradients of scale and shift, norms in such rows
 =====================  =========================================  ================================================
 
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
 A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
-`checks` holds the checks on arguments that `sdsd` makes too.
+`checks` holds the checks on arguments that `sdsd` makes too, `gram_strips` the sums that its accumulator keeps.
 """
 
 from . import _checks as checks
-from ._backend import BACKENDS, available_backends
+from ._backend import BACKENDS, available_backends, default_backend
+from ._launch import NORMS_WIDTH
 from ._validate import ValidationReport, validate
 from .cosine_between.op import cosine_between
 from .cosine_matrix.op import cosine_matrix
@@ -31,18 +35,26 @@ from .cosine_pairs.disjoint import disjoint_pairs
 from .cosine_pairs.op import CosineHistogram, CosinePairs, cosine_histogram, cosine_pairs, cosine_row_sums
 from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
+from .gram_accumulate import strips as gram_strips
 from .gram_accumulate.op import gram_accumulate
+from .lookup_squares_into.op import lookup_squares_into
+from .scale_shift_grads.op import ScaleShiftGrads, scale_shift_grads
+from .weight_grad_into.op import LayerGrads, conv_weight_grad_into, weight_grad_into
 from .weight_grad_stats.op import WeightGradStats, conv_weight_grad_stats, weight_grad_stats
 
 __all__ = [
     "BACKENDS",
+    "NORMS_WIDTH",
     "CosineHistogram",
     "CosinePairs",
     "GammaMoments",
+    "LayerGrads",
+    "ScaleShiftGrads",
     "ValidationReport",
     "WeightGradStats",
     "available_backends",
     "checks",
+    "conv_weight_grad_into",
     "conv_weight_grad_stats",
     "cosine_between",
     "cosine_histogram",
@@ -50,9 +62,14 @@ __all__ = [
     "cosine_pairs",
     "cosine_row_sums",
     "cosine_topk",
+    "default_backend",
     "disjoint_pairs",
     "gamma_moments",
     "gram_accumulate",
+    "gram_strips",
+    "lookup_squares_into",
+    "scale_shift_grads",
     "validate",
+    "weight_grad_into",
     "weight_grad_stats",
 ]

@@ -33,6 +33,7 @@ class AotCase:
         thorough: a case that is left to `make aot`. The test suite compiles the others, within two minutes: of each
             kernel and target the one that takes the most registers or shared memory, and of each instruction that
             sm_90 must show one.
+        most_stack: bytes of stack a program may use; 0 but where spilling was measured to be faster.
         attrs: what is known of an argument, as the compiler takes it: {(index,): [["tt.divisibility", 16]]}.
     """
 
@@ -48,6 +49,7 @@ class AotCase:
     expect_tma: bool = False
     expect_load_bits: int | None = None
     expect_ptx: tuple[str, ...] = ()
+    most_stack: int = 0
 
 
 def aligned(signature: Mapping[str, str], *names: str) -> dict[tuple[int, ...], list[list[Any]]]:

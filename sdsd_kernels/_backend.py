@@ -35,6 +35,10 @@ def triton_problem() -> str | None:
     if found < OLDEST_TRITON:
         wanted = ".".join(map(str, OLDEST_TRITON))
         return f"triton {version} is older than {wanted}, the oldest release the kernels are tested with"
+    if interpreting() and found < (3, 6):
+        from ._interpreter_config import take_any_strides
+
+        take_any_strides()
     return None
 
 
@@ -84,6 +88,11 @@ def choose_backend(requested: str | None, device: torch.device, *, kernel_lacks:
 # Reads the environment, so torch.compile settles it when it traces. This is what torch.compiler.assume_constant_result
 # does, which would import the compiler, and with it Triton, into every process.
 choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def default_backend(device: torch.device) -> str:
+    """The backend that a call without `backend=` takes for tensors on `device` that the kernels serve."""
+    return choose_backend(None, device)
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:

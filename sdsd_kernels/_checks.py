@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ZERO_POLICIES = ("zero", "nan", "raise")
 """What a neuron that is zero on every sample may get in its row and column of cosines; see `check_directions`."""
+
+PRECISIONS = ("float32", "fp16")
+RETIRED = {"tf32": "fp16", "bf16": "fp16", "bf16x3": "float32"}
+"""Precisions of earlier releases and what serves in their place: as exact or more so, and as fast or faster."""
 
 
 def check_float_tensor(value: Any, name: str) -> Tensor:
@@ -50,6 +55,21 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> str:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: expected one of {listed}, got {value!r}.")
     return str(value)
+
+
+def check_precision(value: Any) -> str:
+    """One of `PRECISIONS`; a DeprecationWarning for what used to be one, a ValueError for anything else."""
+    if value in PRECISIONS:
+        return str(value)
+    if isinstance(value, str) and value in RETIRED:
+        warnings.warn(
+            f"precision={value!r} is retired: {RETIRED[value]!r} serves in its place, which errs no more and takes no "
+            "longer. Pass that.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        return RETIRED[value]
+    return check_choice(value, "precision", PRECISIONS)
 
 
 def check_dtype(value: Any, name: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import harness, regressions, tables
-from benchmarks.cases import CASES, Case, Goal, cases_for
+from benchmarks.cases import CASES, OURS, READ_FLOOR, Case, Goal, cases_for
 
 CASE = Case(
     "stand_in",
@@ -195,12 +195,32 @@ def test_a_table_named_by_its_op_alone_has_every_device(rows, tmp_path):
     assert text.index("cpu-x;") < text.index("gpu-y;")
 
 
+def test_the_overview_names_the_best_and_the_worst_case(rows, tmp_path):
+    ours = replace(time_row(rows, OURS), op="gamma_stats", threads=None)
+    peer = replace(ours, provider=READ_FLOOR)
+    cases = {(8, 100): 0.5, (8, 200): 2.0, (8, 300): 4.0}
+    measured = [
+        replace(row, shape=shape, ratio_to_ours=1.0 if row is ours else factor)
+        for shape, factor in cases.items()
+        for row in (ours, peer)
+    ]
+    measured.append(replace(peer, shape=(8, 400), ratio_to_ours=0.01, status="wrong"))
+    measured.append(replace(ours, shape=(8, 400), ratio_to_ours=1.0))
+    harness.write_rows(measured, tmp_path / "cpu-x")
+    text = tables.table_named("overview:cpu-x", tmp_path)
+    (line,) = (line for line in text.splitlines() if "gamma_stats" in line)
+    assert "| 0.25 (8 × 300 float32) to 2.00 (8 × 100 float32) |" in line
+    (line,) = (line for line in text.splitlines() if "GammaMonitor" in line)
+    assert line.endswith("| – |")
+
+
 def test_committed_tables_match_committed_results():
     assert tables.main(["--check"]) == 0
 
 
 def committed_files():
-    found = [path for folder in harness.RESULTS.glob("*") for path in harness.result_files(folder)]
+    folders = [folder for folder in harness.RESULTS.glob("*") if folder.name != "local"]
+    found = [path for folder in folders for path in harness.result_files(folder)]
     assert found
     return found
 

@@ -66,6 +66,64 @@ def test_version(capsys):
     assert sdsd.__version__ in capsys.readouterr().out
 
 
+def test_help_does_not_wait_for_torch():
+    program = "import sys; from sdsd.cli import main; main([]); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "commands:" in done.stdout
+
+
+def test_an_output_that_is_not_unicode_spells_what_it_cannot_show(tmp_path):
+    np.save(tmp_path / "grads.npy", torch.randn(8, 5).numpy())
+
+    def told(encoding: str, *arguments: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdsd", *arguments], env=dict(os.environ, PYTHONIOENCODING=encoding),
+            capture_output=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
+        return done.stdout.decode(encoding).splitlines()
+
+    assert "Gamma, noise scale" in " ".join(told("cp1252", "--help"))
+    _, header, line, total, *_ = told("ascii", "gamma", "grads.npy")
+    assert header.split()[0] == "Gamma"
+    assert set(line) == {"-", " "}
+    assert [len(word) for word in line.split()][1:4] == [len("Gamma of one sample"), len("noise scale"), 12]
+    assert total.startswith("total")
+
+
+def test_an_option_without_a_command_is_refused(capsys):
+    assert "sdsd does not know '--jsn'. See: sdsd --help" in refused(capsys, "--jsn")
+    assert "Did you mean --version?" in refused(capsys, "--vesrion")
+
+
+def test_gradients_that_are_not_finite_are_said_in_one_line_and_in_the_status(capsys, tmp_path):
+    values = torch.randn(8, 5)
+    values[3, 2] = float("nan")
+    np.save(tmp_path / "grads.npy", values.numpy())
+    for more in ([], ["--json"]):
+        status, out, err = run(capsys, "gamma", tmp_path / "grads.npy", *more)
+        assert status == cli.FELL_SHORT
+        assert (
+            err == "warning: gradients hold NaN or infinity in: gradients. Their statistics, and the total, are NaN.\n"
+        )
+        assert "no verdict" in out or json.loads(out)[0]["gamma"] is None
+
+
+def test_names_of_the_package_are_there_at_first_use():
+    program = (
+        "import sys, sdsd\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(sdsd.__all__) <= set(dir(sdsd))\n"
+        "for name in (*sdsd.__all__, 'gamma', 'geometry', 'theory', 'integrations', 'report', 'studies'):\n"
+        "    getattr(sdsd, name)\n"
+        "try: sdsd.gama\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.strip() == "module 'sdsd' has no attribute 'gama'"
+
+
 def test_python_dash_m_runs_the_same_command():
     done = subprocess.run([sys.executable, "-m", "sdsd", "gama"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -141,6 +199,25 @@ def test_map_writes_the_matrix_and_names_dead_and_near(capsys, activations, tmp_
     assert results["nearest"][0]["first"] == 1
     assert (out_folder / "cosine_matrix.png").stat().st_size > 1000
     assert (out_folder / "neuron_map.png").stat().st_size > 1000
+    assert "drawNeuronMap" in (out_folder / "map.html").read_text(encoding="utf-8")
+
+
+def test_map_of_a_large_layer_is_a_sample_and_says_so(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("sdsd.geometry.neuron_map.MOST_PLACED", 30)
+    values = np.random.default_rng(0).standard_normal((60, 50), dtype=np.float32)
+    values[:, 7], values[3, 8] = 0, np.nan
+    np.save(tmp_path / "wide.npy", values)
+    status, out, _ = run(capsys, "map", tmp_path / "wide.npy", "--out", tmp_path / "out")
+    assert status == 0
+    assert "50 neurons, 48 alive, 1 dead, 1 with NaN or infinity" in out
+    assert "dead: 7\nNaN or infinity: 8\n" in out
+    assert "A random sample of 30 of the 48 live neurons is placed and grouped; pairs are of all." in out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(results["order"]) == len(results["points"]) == 30
+    assert len({pair[key] for pair in results["nearest"] for key in ("first", "second")} - set(results["order"])) > 0
+    assert (tmp_path / "out" / "neuron_map.png").exists()
+    assert "30 of 48 live neurons, a random sample" in (tmp_path / "out" / "map.html").read_text(encoding="utf-8")
 
 
 def test_map_along_another_dimension(capsys, activations, tmp_path):
@@ -194,8 +271,8 @@ def test_bad_files_end_in_one_line(capsys, gradients, activations, tmp_path):
 
 def test_missing_extra_ends_in_one_line(capsys, monkeypatch, activations, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    assert "pip install 'sdsd[report]'" in refused(capsys, "map", activations, "--out", tmp_path / "out")
-    assert "pip install 'sdsd[report]'" in refused(capsys, "demo", "--out", tmp_path / "out")
+    assert "pip install '.[report]'" in refused(capsys, "map", activations, "--out", tmp_path / "out")
+    assert "pip install '.[report]'" in refused(capsys, "demo", "--out", tmp_path / "out")
 
 
 def test_debug_shows_the_traceback(capsys, monkeypatch):
@@ -205,13 +282,13 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
 
 
 def test_our_own_faults_are_not_dressed_up(monkeypatch, gradients):
-    monkeypatch.setattr(cli, "print_gamma", lambda *_: [][1])
+    monkeypatch.setattr("sdsd.cli.gamma.print_gamma", lambda *_: [][1])
     with pytest.raises(IndexError):
         cli.main(["gamma", str(gradients[0])])
 
 
 def test_interrupt(capsys, monkeypatch, tmp_path):
-    demo = pytest.importorskip("sdsd.studies.demo")
+    demo = pytest.importorskip("sdsd.studies.demo.run")
 
     def interrupt(*_):
         raise KeyboardInterrupt

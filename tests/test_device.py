@@ -17,7 +17,7 @@ import torch
 from sdsd_kernels import _device
 from sdsd_kernels._backend import triton_problem
 from sdsd_kernels._device import RECORDS, DeviceRecord, Rates, device_record, find_record
-from sdsd_kernels.cosine_matrix import config, waves
+from sdsd_kernels.pairwise import config
 
 FAMILIES = {"sm_80", "sm_90", "sm_100", "hip", "interpreted"}
 
@@ -84,7 +84,10 @@ def test_a_card_is_known_by_its_properties(monkeypatch, hip, properties, name):
 
 # A new GPU is one record
 
-FOLDERS = ("cosine_matrix", "cosine_pairs", "cosine_topk", "gamma_moments", "gram_accumulate", "weight_grad_stats")
+FOLDERS = (
+    "cosine_pairs", "cosine_topk", "gamma_moments", "lookup_squares_into", "pairwise", "scale_shift_grads",
+    "weight_grad_stats",
+)  # fmt: skip
 """Folders with kernels."""
 
 
@@ -129,15 +132,16 @@ def test_a_new_card_is_compiled_for_as_its_family_is(new_card, folder):
     assert own == [replace(case, target=new_card.target, expect_mma=as_known[case.expect_mma]) for case in family]
 
 
-def test_a_new_card_is_planned_for_at_its_own_rates(new_card):
-    def problem(name: str) -> waves.Problem:
-        return waves.Problem(name, "native", 4096, 4096, 2, descriptor=True, dense=True, writes="cosine")
-
-    known, new = problem("sm_90"), problem(new_card.name)
-    assert new.count == 77
-    assert {plan.launch for plan in waves.candidates(new)} == {plan.launch for plan in waves.candidates(known)}
-    plan = waves.Plan("descriptor", config.DESCRIPTOR_LARGE)
-    assert waves.clocks(new, plan) != waves.clocks(known, plan)
+def test_a_new_card_gets_its_family_s_tiles_and_its_own_ranges(new_card):
+    known = RECORDS["sm_90"]
+    for neurons in (64, 4096, 20_000):
+        for three in (False, True):
+            tile = config.tile_of(new_card, neurons, 4096, three=three)
+            assert tile is config.tile_of(known, neurons, 4096, three=three)
+    # Fewer multiprocessors are filled by fewer ranges of samples.
+    assert new_card.multiprocessors < known.multiprocessors
+    few, many = (config.range_samples(36, 2**20, 512, tile, record) for record in (new_card, known))
+    assert few > many
 
 
 def test_shared_memory_is_held_against_the_records(new_card):

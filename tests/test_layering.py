@@ -28,6 +28,12 @@ WITH_TRITON = re.compile(r"(\w+_)?(kernel|config)\.py")
 """A folder's kernel.py may be spread over several <what>_kernel.py. No other file imports Triton, not even late."""
 
 
+MOST_LINES = 400
+MOST_POSITIONAL = 6
+BEHIND_DOORS = ("sdsd.studies", "sdsd.cli")
+"""A file in these is imported from its own folder and those below it; others go through a folder's __init__."""
+
+
 def module_name(path: Path, root: Path) -> str:
     parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -112,18 +118,83 @@ def room_violations(path: Path, root: Path) -> Iterator[str]:
             yield f"{where}: {here} (floor {FLOORS[here]}) imports {there} (floor {FLOORS.get(there)})"
 
 
+def is_module(name: str, root: Path) -> bool:
+    path = root.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or is_folder(name, root)
+
+
+def is_folder(name: str, root: Path) -> bool:
+    return root.joinpath(*name.split("."), "__init__.py").is_file()
+
+
+def door_violations(path: Path, root: Path) -> Iterator[str]:
+    """Imports that reach into another folder's files, or for another folder's private names."""
+    name = module_name(path, root)
+    here = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for target, line, _, _ in imports(path, root):
+        module = target if is_module(target, root) else target.rpartition(".")[0]
+        folder = module if is_folder(module, root) else module.rpartition(".")[0]
+        if f"{here}.".startswith(f"{folder}."):
+            continue
+        where = f"{path.relative_to(root)}:{line}"
+        if f"{module}.".startswith(tuple(f"{room}." for room in BEHIND_DOORS)) and module != folder:
+            yield f"{where}: {target} is behind the door of {folder}; export it in its __init__.py"
+        private = any(part.startswith("_") for part in target.split(".")[1:])
+        if f"{here}.".startswith(tuple(f"{room}." for room in BEHIND_DOORS)) and private:
+            yield f"{where}: {target} is private to {folder}"
+
+
+def circles(root: Path) -> Iterator[str]:
+    """Imports within a room that lead back to where they began, late ones too."""
+    ahead: dict[str, set[str]] = {}
+    for room in BEHIND_DOORS:
+        for path in sorted(root.joinpath(*room.split(".")).rglob("*.py")):
+            here, targets = module_name(path, root), [target for target, *_ in imports(path, root)]
+            modules = {target if is_module(target, root) else target.rpartition(".")[0] for target in targets}
+            ahead[here] = {module for module in modules if f"{module}.".startswith(f"{room}.")} - {here}
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> Iterator[str]:
+        if module in way:
+            yield f"a circle of imports: {' → '.join([*way[way.index(module) :], module])}"
+        elif module not in done:
+            for target in sorted(ahead.get(module, ())):
+                yield from visit(target, [*way, module])
+            done.add(module)
+
+    for module in ahead:
+        yield from visit(module, [])
+
+
+def shape_violations(path: Path, root: Path) -> Iterator[str]:
+    """Long files, long rows of positional parameters, and lines kept from the formatter."""
+    where = path.relative_to(root)
+    if not f"{module_name(path, root)}.".startswith(tuple(f"{room}." for room in BEHIND_DOORS)):
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if len(lines) > MOST_LINES:
+        yield f"{where}: {len(lines)} lines; make it a folder, or two files"
+    yield from (f"{where}:{number}: the formatter wins" for number, line in enumerate(lines, 1) if "# fmt:" in line)
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            names = [each.arg for each in (*node.args.posonlyargs, *node.args.args) if each.arg not in ("self", "cls")]
+            if len(names) > MOST_POSITIONAL:
+                yield f"{where}:{node.lineno}: {node.name} has {len(names)} positional parameters; name the rest"
+
+
 def violations(root: Path) -> list[str]:
     """Every import under `root` that breaks a rule of the house, as "file:line: what is wrong"."""
     found = []
     public = exported(root)
     for path in sorted((root / "sdsd").rglob("*.py")):
-        found += room_violations(path, root)
+        found += [*room_violations(path, root), *door_violations(path, root), *shape_violations(path, root)]
         for target, line, _, plain in imports(path, root):
             package, _, name = target.partition(".")
             if package == "sdsd_kernels" and name and (plain or name not in public):
                 found.append(f"{path.relative_to(root)}:{line}: {target} is not exported by sdsd_kernels/__init__.py")
             if package == "triton":
                 found.append(f"{path.relative_to(root)}:{line}: sdsd imports triton")
+    found += circles(root)
     for path in sorted((root / "sdsd_kernels").rglob("*.py")):
         for target, line, _, _ in imports(path, root):
             package = target.split(".")[0]
@@ -132,6 +203,13 @@ def violations(root: Path) -> list[str]:
             if package == "triton" and not WITH_TRITON.fullmatch(path.name):
                 found.append(f"{path.relative_to(root)}:{line}: only kernels and their configurations import triton")
     return found
+
+
+def test_circles_are_found(tmp_path):
+    files = {**SOUND, "sdsd/studies/engine/study.py": "def f():\n    from .page import draw"}
+    files["sdsd/studies/engine/page.py"] = "from .study import f"
+    (circle,) = violations(build(tmp_path, files))
+    assert circle.endswith("sdsd.studies.engine.study → sdsd.studies.engine.page → sdsd.studies.engine.study")
 
 
 def test_imports_run_downward_only():
@@ -144,12 +222,22 @@ SOUND = {
     ),
     "sdsd/__main__.py": "from .cli import main",
     "sdsd/_extras.py": "import importlib",
-    "sdsd/cli.py": "from sdsd import gamma_stats\nfrom .studies import demo\nfrom .report import page",
-    "sdsd/studies/__init__.py": "",
-    "sdsd/studies/demo.py": "from ..report import page\nfrom ..gamma import stats\nfrom .._extras import need",
+    "sdsd/cli/__init__.py": "from sdsd import gamma_stats\nfrom ..studies import demo\nfrom ..report import page",
+    "sdsd/cli/demo.py": "from . import parser\nfrom .._extras import need\ndef f():\n    from ..studies import load",
+    "sdsd/cli/parser.py": "",
+    "sdsd/studies/__init__.py": "from .demo import run_demo\nfrom .digits import load",
+    "sdsd/studies/digits.py": "def load(): ...",
+    "sdsd/studies/demo/__init__.py": "from .run import run_demo",
+    "sdsd/studies/demo/run.py": (
+        "from ...report import page\nfrom ...gamma import stats\nfrom ..._extras import need\n"
+        "from ..engine import Study\nfrom ..digits import load"
+    ),
+    "sdsd/studies/engine/__init__.py": "from .study import Study",
+    "sdsd/studies/engine/study.py": "from ..._extras import need",
     "sdsd/report/__init__.py": "from ..geometry import merge",
     "sdsd/theory/__init__.py": "from ..gamma import stats\nfrom ..geometry import merge",
     "sdsd/gamma/__init__.py": "",
+    "sdsd/gamma/_sums.py": "",
     "sdsd/gamma/stats.py": "import torch\nfrom sdsd_kernels import gamma_moments",
     "sdsd/geometry/__init__.py": "from . import merge",
     "sdsd/geometry/merge.py": "import sdsd_kernels",
@@ -184,7 +272,25 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ("sdsd/geometry/merge.py", "from sdsd import gamma_stats", "imports sdsd itself"),
         ("sdsd/theory/__init__.py", "from ..report import page", "theory (floor 3) imports report"),
         ("sdsd/report/__init__.py", "from ..studies import demo", "report (floor 3) imports studies"),
-        ("sdsd/studies/demo.py", "from .. import cli", "studies (floor 4) imports cli"),
+        ("sdsd/studies/digits.py", "from .. import cli", "studies (floor 4) imports cli"),
+        ("sdsd/studies/demo/run.py", "from ..engine.study import Study", "behind the door of sdsd.studies.engine"),
+        (
+            "sdsd/studies/demo/run.py",
+            "def f():\n    import sdsd.studies.engine.study",
+            "behind the door of sdsd.studies",
+        ),
+        ("sdsd/studies/digits.py", "from .engine.study import Study", "behind the door of sdsd.studies.engine"),
+        ("sdsd/cli/demo.py", "def f():\n    from ..studies.digits import load", "behind the door of sdsd.studies"),
+        ("sdsd/studies/digits.py", "x = 1\n" * 401, "401 lines; make it a folder"),
+        ("sdsd/studies/digits.py", "def f(a, b, c, d, e, f, g): ...", "f has 7 positional parameters"),
+        ("sdsd/cli/demo.py", "x  = 1  # fmt: skip", "the formatter wins"),
+        ("sdsd/__main__.py", "from .cli.parser import Parser", "behind the door of sdsd.cli"),
+        (
+            "sdsd/studies/digits.py",
+            "from ..gamma._sums import total",
+            "sdsd.gamma._sums.total is private to sdsd.gamma",
+        ),
+        ("sdsd/studies/digits.py", "from ..gamma.stats import _total", "is private to sdsd.gamma"),
         ("sdsd/integrations/__init__.py", "from ..studies import demo", "integrations (floor 4) imports studies"),
         ("sdsd/__init__.py", "from .studies import demo", "only inside a function"),
         ("sdsd/_extras.py", "from .gamma import stats", "a private helper of sdsd imports"),

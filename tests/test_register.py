@@ -20,9 +20,17 @@ from sdsd_kernels._register import Gradient, register
 KERNELS = Path(sdsd_kernels.__file__).parent
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 
+
+def norms() -> torch.Tensor:
+    return torch.zeros(2, sdsd_kernels.NORMS_WIDTH, dtype=torch.float64)
+
+
 CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
     "conv_weight_grad_stats": lambda x: sdsd_kernels.conv_weight_grad_stats(
         x.view(2, 2, 5, 6), x.view(2, 2, 5, 6) + 1, 3, padding=1, backend="torch"
+    ),
+    "conv_weight_grad_into": lambda x: sdsd_kernels.conv_weight_grad_into(
+        x.view(2, 2, 5, 6), x.view(2, 2, 5, 6) + 1, norms(), 0, 3, bias_row=1, padding=1, backend="torch"
     ),
     "cosine_between": lambda x: sdsd_kernels.cosine_between(x, x + 1),
     "cosine_histogram": lambda x: sdsd_kernels.cosine_histogram(x, 8, backend="torch"),
@@ -31,6 +39,13 @@ CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
     "cosine_topk": lambda x: sdsd_kernels.cosine_topk(x, 2, backend="torch"),
     "gamma_moments": lambda x: sdsd_kernels.gamma_moments(x, backend="torch"),
     "gram_accumulate": lambda x: sdsd_kernels.gram_accumulate(torch.zeros(6, 6), x, backend="torch"),
+    "lookup_squares_into": lambda x: sdsd_kernels.lookup_squares_into(
+        x[None], torch.arange(20, device=x.device)[None] % 3, norms(), 0, backend="torch"
+    ),
+    "scale_shift_grads": lambda x: tuple(
+        sdsd_kernels.scale_shift_grads(x[None], norms(), inputs=x[None] + 1, scale_row=0, shift_row=1, backend="torch")
+    ),
+    "weight_grad_into": lambda x: sdsd_kernels.weight_grad_into(x, x + 1, norms(), 0, bias_row=1, backend="torch"),
     "weight_grad_stats": lambda x: sdsd_kernels.weight_grad_stats(x, x + 1, backend="torch"),
 }
 """One call of the public function of every operator."""

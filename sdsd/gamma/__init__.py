@@ -12,6 +12,8 @@ file or folder       what is inside
 `layers/`            the same module by module, for code that torch.compile traces
 `proof.py`           what arrived in .grad is what was measured
 `check.py`           the monitor beside a loop over samples
+`history.py`         `GammaHistory`: the measured steps as rows, a file that grows, a table, a picture
+`plots.py`           those pictures
 `seed.py`            `compute_gamma`
 ===================  =================================================================================================
 
@@ -27,6 +29,7 @@ One measured step, from door to door::
                        proof: projections of .grad and of what was measured agree
 """
 
+from .history import GammaHistory
 from .monitor import GammaMonitor
 from .recommend import BatchRecommendation, recommend_batch
 from .seed import compute_gamma
@@ -34,6 +37,7 @@ from .stats import GammaStats, gamma_stats
 
 __all__ = [
     "BatchRecommendation",
+    "GammaHistory",
     "GammaMonitor",
     "GammaStats",
     "compute_gamma",

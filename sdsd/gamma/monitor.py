@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -18,9 +19,10 @@ from . import attachment
 from . import precondition as preconditioning
 from .averages import RunningAverages, Step, StepSource
 from .check import CheckedParameter, CheckReport, by_loop, untouched
+from .history import GammaHistory
 from .layers import Rule, UnsupportedError, Watcher, rule_for
 from .proof import Prover, max_eps
-from .session import Session
+from .session import Session, capturing
 from .stats import GammaStats, check_population, independent_count
 from .uses import Pass, wide
 
@@ -75,6 +77,7 @@ class GammaMonitor:
         strict: raise in `step` where a parameter's samples cannot be told apart, or a step does not prove itself; False
             leaves such parameters out from there on, with a warning, and `coverage` has None for them.
         max_bytes: bound on scratch memory for per-sample pieces (one sample's piece at least).
+        history: what keeps every measured step, a `GammaHistory` or the path of one's file; read as `monitor.history`.
         process_group: ranks that share a step; "auto" takes it from DDP or FSDP2; None measures this rank alone.
 
     Raises:
@@ -99,6 +102,7 @@ class GammaMonitor:
         parameters: Iterable[str] | None = None,
         strict: bool = True,
         max_bytes: int = 64 * 2**20,
+        history: GammaHistory | str | Path | None = None,
         process_group: Any = "auto",
     ) -> None:
         _check_arguments(every, mode, batch_dim, batch_size, loss_reduction, ema, confidence, max_bytes)
@@ -112,10 +116,15 @@ class GammaMonitor:
         self._session.exact = self._mode == "exact"
         self._attached: list[nn.Module] = []
         self._hooks: list[Any] = []
+        self._history = GammaHistory(history) if isinstance(history, (str, Path)) else history
         self._observers: list[Callable[[GammaMonitor, GammaStats], None]] = []
+        if self._history is not None:
+            self._observers.append(self._history)
         self._steps = 0
+        self._stats: GammaStats | None = None
         self._checked_reuse = 0
-        self._rows: tuple[list[int], Tensor] = ([], torch.empty(0, dtype=torch.long))
+        self._captured: Step | None = None
+        self._rows: dict[tuple[int, ...], Tensor] = {}
         self._names = _trainable(self._root, parameters)
         if not self._names:
             raise ValueError("model: expected at least one parameter that requires a gradient, got none to measure.")
@@ -129,7 +138,7 @@ class GammaMonitor:
             if self._mode == "micro":
                 raise ValueError("precondition: measured in exact mode only; leave it out or use mode='exact'.")
             self._auto = False
-            self._session.scale = self._scale
+            self._session.scale, self._session.scaled = self._scale, True
         self._coverage: dict[str, str | None] = {}
         self._prover = Prover()
         try:
@@ -215,6 +224,7 @@ class GammaMonitor:
         self._index = {name: row for row, name in enumerate(self._covered)}
         session = self._session
         session.parameters = self._measured_parameters()
+        session.rows = self._index
         session.root = self._root
         session.names = {id(parameter): name for name, parameter in session.parameters.items()}
         session.known = {id(parameter) for parameter in self._everything.values()}
@@ -254,6 +264,8 @@ class GammaMonitor:
     def detach(self) -> None:
         """Leave the model exactly as it was before the monitor came; calling it twice does no harm."""
         self._release()
+        if self._history is not None:
+            self._history.flush()
 
     def __enter__(self) -> GammaMonitor:
         return self
@@ -274,6 +286,50 @@ class GammaMonitor:
     def coverage(self) -> Mapping[str, str | None]:
         """Every parameter that trains → the rule that measures it; None for one that is left out (strict=False)."""
         return MappingProxyType(self._coverage)
+
+    @property
+    def stats(self) -> GammaStats:
+        """What the last measured step gave: on the steps between, which `every` leaves out, it stays.
+
+        Raises:
+            RuntimeError: no step has been measured yet.
+        """
+        if self._stats is None:
+            raise RuntimeError(
+                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a "
+                "step() that returns statistics; the first does, unless it is skipped with a warning."
+            )
+        return self._stats
+
+    @property
+    def smoothed(self) -> GammaStats:
+        """`stats.smoothed`: signal and noise of single samples, averaged over the measured steps so far.
+
+        Raises:
+            RuntimeError: no step has been measured yet.
+        """
+        found = self.stats.smoothed
+        assert found is not None
+        return found
+
+    @property
+    def steps(self) -> int:
+        """How many calls of `step` there were, measured or not; `load_state_dict` goes on from another's."""
+        return self._steps
+
+    @property
+    def history(self) -> GammaHistory:
+        """The rows of all measured steps.
+
+        Raises:
+            RuntimeError: none is kept.
+        """
+        if self._history is None:
+            raise RuntimeError(
+                "history: expected a monitor that keeps one. Pass history='run.jsonl', or history=sdsd.GammaHistory(), "
+                "to GammaMonitor."
+            )
+        return self._history
 
     def add_observer(self, observer: Callable[[GammaMonitor, GammaStats], None]) -> Callable[[], None]:
         """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again."""
@@ -439,7 +495,8 @@ class GammaMonitor:
 
         Returns:
             `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured
-            (by `every`, before the optimizer's first step with `precondition`, or with a warning for a single sample).
+            (by `every`, before the optimizer's first step with `precondition`, with a warning for a single sample, or
+            inside a CUDA graph: see `replayed`).
             Nothing is copied to the host before a value is read.
 
         Raises:
@@ -472,8 +529,7 @@ class GammaMonitor:
                 )
             self._plan_step()
         if stats is not None:
-            for observer in self._observers:
-                observer(self, stats)
+            self._tell(stats)
         return stats
 
     def _measure(self) -> tuple[GammaStats | None, int]:
@@ -515,7 +571,13 @@ class GammaMonitor:
         device = self._averages.device
         independent = independent_count(n, unit, self.population)
         signal = self._gradient_squares(device) if weighted is None else weighted.to(device)
-        if exact and not self._prove(groups, squares):
+        captured = capturing()
+        if captured and (self._world > 1 or (self.scaler is not None and self.scaler.is_enabled())):
+            raise RuntimeError(
+                "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
+                "for. Call it outside of the graph, or capture without them."
+            )
+        if exact and not captured and not self._prove(groups, squares, n):
             squares, n = self._exact(groups)
             signal = self._gradient_squares(device)
         signal, squares = self._reduce(signal, squares.to(device), own_sum=weighted is not None)
@@ -525,14 +587,21 @@ class GammaMonitor:
         elif self.loss_reduction == "sum":
             signal = signal * (self._world / (n * unit)) ** 2
         step = Step(torch.stack([signal, squares]), n, unit, independent)
-        samples = round(n * unit)
+        if captured:
+            self._captured = step
+            return None, count
+        return self._stats_of(step), count
+
+    def _stats_of(self, step: Step) -> GammaStats:
+        """The step's statistics, entered into the running averages."""
+        n, unit, samples = step.n, step.unit, round(step.n * step.unit)
         self._averages.update(step)
         source = self._averages.source(self._covered, independent_count(samples, 1, self.population))
         smoothed = GammaStats(
             source, n=samples, samples_per_gradient=1, batch_size=samples, population=self.population,
             confidence=self.confidence,
         )  # fmt: skip
-        stats = GammaStats(
+        return GammaStats(
             StepSource(self._covered, step),
             n=n,
             samples_per_gradient=int(unit) if unit == int(unit) else unit,
@@ -541,7 +610,39 @@ class GammaMonitor:
             confidence=None,
             smoothed=smoothed,
         )
-        return stats, count
+
+    def replayed(self) -> GammaStats:
+        """Statistics of the last replay of a CUDA graph that a measured step was captured into.
+
+        A `step()` inside `torch.cuda.graph(…)` measures nothing yet, and returns None; from then on every replay does::
+
+            with torch.cuda.graph(graph):
+                loss_fn(model(x), y).backward()
+                monitor.step()
+            for batch in batches:
+                x.copy_(batch)
+                graph.replay()
+                stats = monitor.replayed()
+
+        Take three or more measured steps on a side stream before, as any capture wants: these prove themselves, and a
+        captured one cannot. Nothing is copied to the host before a value is read.
+
+        Raises:
+            RuntimeError: no step was captured.
+        """
+        if self._captured is None:
+            raise RuntimeError(
+                "replayed: no step was captured. Call step() after the backward pass inside `with torch.cuda.graph(…)`."
+            )
+        # The next replay writes over the numbers of this one.
+        stats = self._stats_of(self._captured._replace(raw=self._captured.raw.clone()))
+        self._tell(stats)
+        return stats
+
+    def _tell(self, stats: GammaStats) -> None:
+        self._stats = stats
+        for observer in self._observers:
+            observer(self, stats)
 
     def _check_uses(self, groups: list[list[Pass]]) -> None:
         """Refuse by name, or leave out, what could not be followed; note what measured the rest."""
@@ -574,6 +675,11 @@ class GammaMonitor:
         squares = torch.zeros(len(self._covered), dtype=torch.float64, device=device)
         rows, parts = [], []
         for ledger in (ledger for group in groups for ledger in group):
+            for norms in ledger.norms.values():
+                sums = norms.sum(1)
+                if ledger.rows is not self._index:  # some were left out since
+                    sums = sums[[ledger.rows[name] for name in self._covered]]
+                squares += sums.to(device)
             for name, values in ledger.squares.items():
                 if name in self._index:
                     rows += [self._index[name]] * len(values)
@@ -595,7 +701,7 @@ class GammaMonitor:
             n = round(total.item())
         return squares, n
 
-    def _prove(self, groups: list[list[Pass]], squares: Tensor) -> bool:
+    def _prove(self, groups: list[list[Pass]], squares: Tensor, n: int) -> bool:
         """On a step whose turn it is: what arrived in .grad is what the samples measured add up to.
 
         Returns False where parameters had to be left out (strict=False).
@@ -629,7 +735,7 @@ class GammaMonitor:
             self._prover.direction(name, grad)
         differences = self._prover.differences(
             dict(zip(names, table[0] * unit, strict=True)), dict(zip(names, table[1] * unit**2, strict=True)),
-            gradients, dtypes,
+            gradients, dtypes, n,
         )  # fmt: skip
         if not differences:
             return True
@@ -654,9 +760,13 @@ class GammaMonitor:
 
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
-        if rows != self._rows[0]:
-            self._rows = (rows, torch.tensor(rows, device=self._averages.device))
-        return self._rows[1]
+        key = tuple(rows)
+        found = self._rows.get(key)
+        if found is None:
+            if len(self._rows) >= 16:
+                self._rows.clear()
+            found = self._rows[key] = torch.tensor(rows, device=self._averages.device)
+        return found
 
     def _check_reuse(self, watcher: Watcher, found: Tensor, passes: int) -> None:
         """In compiled code a layer cannot say that it ran twice; its probe can, for the price of a look at it."""
@@ -745,7 +855,7 @@ class GammaMonitor:
             squares = (
                 norms.square()
                 if len(rows) == len(squares)
-                else squares.index_put((torch.tensor(rows),), norms.square())
+                else squares.index_put((self._on_device(rows),), norms.square())
             )
         return squares
 
@@ -884,6 +994,8 @@ def _joined(values: list[Tensor], device: torch.device) -> Tensor:
     """0-dim tensors as one vector in float64 on `device`, without waiting for another device."""
     if all(value.device.type == "cpu" for value in values):
         return torch.tensor([value.item() for value in values], dtype=torch.float64, device=device)
+    if all(value.device == device and value.dtype == values[0].dtype for value in values):
+        return torch.stack(values).double()
     return torch.stack([value.to(device, torch.float64) for value in values])
 
 

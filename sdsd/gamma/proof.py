@@ -52,15 +52,18 @@ class Prover:
 
     def differences(
         self, measured: Mapping[str, Tensor], squares: Mapping[str, Tensor], gradients: Mapping[str, Tensor],
-        dtypes: Mapping[str, torch.dtype],
+        dtypes: Mapping[str, torch.dtype], samples: int,
     ) -> dict[str, float]:  # fmt: skip
         """Parameters whose gradient is not what was measured → the difference, relative to the gradient.
+
+        Of n contributions c_i to a gradient, ‖Σ c_i‖² ≤ n Σ‖c_i‖². Squares that are too small for that were lost.
 
         Args:
             measured: projections of the measured sum, in the unit of .grad.
             squares: Σ‖contribution‖² of the samples, in that unit.
             gradients: .grad.
             dtypes: the coarsest dtype on the way.
+            samples: n.
         """
         found = {}
         # A gradient that is rounding alone (a bias before a softmax, say) has no digits to compare.
@@ -75,6 +78,9 @@ class Prover:
             allowed = TOLERANCE.get(max_eps(dtypes.get(name), values.dtype), 1e-3)
             size = norm + math.sqrt(max(squares[name].item(), 0.0)) + 1e-3 * whole
             difference = abs(actual - measured[name].item())
+            most = math.sqrt(samples * max(squares[name].item(), 0.0))
+            if math.isfinite(norm) and norm > most + allowed * size:
+                difference = max(difference, norm - most)
             if math.isfinite(actual) and math.isfinite(size) and difference > allowed * size:
                 found[name] = difference / norm if norm else math.inf
         return found

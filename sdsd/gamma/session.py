@@ -50,12 +50,15 @@ class Session:
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
         self.square = False
+        self.scaled = False
         self.scale: Callable[[str], Tensor | None] = lambda name: None
         self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
         self.watchers: list[Watcher] = []
         self.names: dict[int, str] = {}
+        self.rows: dict[str, int] = {}
         self.known: set[int] = set()
         self._operands: dict[int, Operand] = {}
+        self._stream = 0
         self.calls: dict[Any, Any] = {}
         self.strangers: set[int] = set()
         self.sharded = False
@@ -106,6 +109,8 @@ class Session:
         self.planned = measuring
         self.measuring = measuring and not self.pauses
         self.sizes: list[int] = []
+        for ledger in self.passes:
+            ledger.close()
         self.passes = []
         self.strangers.clear()
         self.stale, self.given_up = None, False
@@ -140,6 +145,7 @@ class Session:
             if name in _OF_A_STEP
         }
         probes = [(watcher, watcher.ran, watcher.probe.grad) for watcher in self.watchers]
+        self.passes = []  # those of now go on afterwards
         self.reset(True)
         try:
             yield
@@ -162,7 +168,10 @@ class Session:
             return out
         self.settle()
         self._outer = None  # of a backward pass that an exception ended
-        ledger = Pass(self.batch, self.max_bytes, self.scale, self.directions)
+        if torch.cuda.is_initialized():
+            self._keep_to_stream()
+        directions = None if capturing() else self.directions
+        ledger = Pass(self.batch, self.max_bytes, self.scale, directions, self.rows, self.scaled)
         self._join(ledger)
         self.passes.append(ledger)
         if self.batch == 0:
@@ -181,6 +190,13 @@ class Session:
         for tensor in mode.outputs(out):
             tensor.register_hook(lambda grad: self._announce(grad))
         return out
+
+    def _keep_to_stream(self) -> None:
+        """Forget kept nodes on another stream: one that adds to .grad runs on the stream that it was made on."""
+        stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+        if stream != self._stream:
+            self._operands.clear()
+            self._stream = stream
 
     def _note_empty(self, ledger: Pass) -> None:
         if not self.pauses:
@@ -403,6 +419,11 @@ _OF_A_STEP = frozenset(
         "_outer", "_begun", "_open", "_marks", "_stepped",
     }
 )  # fmt: skip
+
+
+def capturing() -> bool:
+    """Whether what is launched now goes into a CUDA graph, and nothing is computed yet."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _trained(out: Any) -> Iterator[Tensor]:

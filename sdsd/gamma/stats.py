@@ -31,6 +31,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from types import MappingProxyType
 from typing import Any
 
@@ -372,6 +373,32 @@ class GammaStats:
             values["parameters"] = {name: stats.to_dict() for name, stats in self.parameters.items()}
         return values
 
+    def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
+        """Draw the noise scale of every parameter (the noisiest of more than 40) and in total, beside the batch size.
+
+        Args:
+            axes: matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from .plots import plot_stats
+
+        return plot_stats(self, axes)
+
+    def _repr_html_(self) -> str:
+        """The table that notebooks show."""
+        header, *lines = self._lines()
+        rows = [f"<tr><th></th>{''.join(f'<th>{escape(name)}</th>' for name in header[1:])}</tr>"]
+        rows += [
+            f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
+            for name, *values in lines
+        ]
+        return f"<table><caption>{escape(self._head())}</caption>{''.join(rows)}</table>"
+
     def __repr__(self) -> str:
         text = (
             f"GammaStats(n={self.n}, samples_per_gradient={self.samples_per_gradient}, "
@@ -385,13 +412,16 @@ class GammaStats:
     def __str__(self) -> str:
         lines = list(self._lines())
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        rows = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+        return "\n".join([self._head(), *(row.rstrip() for row in rows)])
+
+    def _head(self) -> str:
         head = f"{self.n} gradients of {self.samples_per_gradient:g} sample{'s'[: self.samples_per_gradient > 1]} each"
         if self.population is not None:
             head += f", of a population of {self.population}"
         if self.confidence is not None:
             head += f"; intervals at {self.confidence:.0%}; phase of a batch of {self.batch_size}"
-        rows = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
-        return "\n".join([head, *(row.rstrip() for row in rows)])
+        return head
 
     def _lines(self) -> Iterator[list[str]]:
         intervals = self.confidence is not None

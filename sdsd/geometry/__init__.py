@@ -1,8 +1,10 @@
 """Which neurons do the same job: their similarity, and what becomes of a network when they are merged."""
 
+from ._measurements import Measurements, fingerprint
+from ._restore import evaluating
 from .accumulator import GramAccumulator
 from .activations import LayerActivations, collect_activations
-from .biopsy import Biopsy, MassConsolidation, biopsy, mass_consolidation
+from .biopsy import COHORTS, Biopsy, MassConsolidation, biopsy, mass_consolidation
 from .consolidate import Consolidation, consolidate, remove_neurons
 from .consumers import Consumers, consumers
 from .controls import shuffled_pixels, trained, untrained, weight_cosine
@@ -16,12 +18,14 @@ from .sharded import sharded_cosine
 from .similarity import cosine_between, neuron_cosine_matrix
 
 __all__ = [
+    "COHORTS",
     "Biopsy",
     "Consolidation",
     "Consumers",
     "GramAccumulator",
     "LayerActivations",
     "MassConsolidation",
+    "Measurements",
     "NeuronMap",
     "NeuronNeighbors",
     "NeuronPairs",
@@ -34,6 +38,8 @@ __all__ = [
     "cosine_histogram",
     "cosine_to_untouched",
     "disjoint_pairs",
+    "evaluating",
+    "fingerprint",
     "kl_to_untouched",
     "mass_consolidation",
     "mean_loss",

@@ -33,7 +33,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sdsd_kernels import BACKENDS, checks, gram_accumulate
+from sdsd_kernels import BACKENDS, checks, gram_strips
 
 from ._activations import neurons_first, sample_parts
 from ._arithmetic import (
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 PART_SAMPLES, PART_ELEMENTS = 1024, 2**22
 """Samples that are converted, and whose products are added to T, together: at least 1,024, more up to 16 MiB in
 float32. Smaller updates wait for each other in a buffer: adding to T takes longer than the products of 64 samples."""
-STRIP = 256
+STRIP = gram_strips.STRIP
 """Rows of T that lie together, and are finished together."""
 BLOCK_COLUMNS = 512
 """Columns finished together. Transposed writes of 256 rows by 512 columns stay in the cache."""
@@ -65,7 +65,6 @@ TILE = 1024
 LEAF, LEAF_ROWS = 512, 128
 """A square on the diagonal of this side is computed in strips of so many rows, larger ones by halving."""
 SETTINGS = ("n", "center", "dtype")
-PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class _Sums:
         samples: how many are in `gram`.
         waiting: how many more wait in the buffer.
         peak: max |x| of every neuron among those that wait; None where none do.  # shape: (n,)
+        scaled: whether a neuron may have e_i other than 0; kernels leave all at 0.
     """
 
     gram: Tensor | None
@@ -89,6 +89,7 @@ class _Sums:
     samples: int = 0
     waiting: int = 0
     peak: Tensor | None = None
+    scaled: bool = True
 
 
 class _Triangle:
@@ -173,13 +174,13 @@ class GramAccumulator:
         dtype: torch.float32 | torch.float64, of products and of sums within a batch; sums over batches are float64.
             float32 takes float32, float16 and bfloat16 activations, float64 takes all.
         device: where activations come from and results go; None: the CPU.
-        precision: "float32" | "tf32" | "bf16x3" | "bf16", what factors may be rounded to by Triton kernels, as in
-            `neuron_cosine_matrix`.
+        precision: "float32" | "fp16", what factors may be rounded to by Triton kernels, as in `neuron_cosine_matrix`.
         max_bytes: bound on buffers beside the two triangles: waiting and converted samples, a tile of products. None
-            allows what 1,024 samples and a tile take. The kernels of a GPU need 4 n² more, which is not counted.
+            allows what 1,024 samples and a tile take, and kernels as much as a batch, which they take whole.
         backend: "triton" | "torch"; None takes SDSD_BACKEND, or Triton on a GPU and torch elsewhere.
         nonfinite: what an update with a NaN or an infinity does: "warn", naming the neurons, whose rows and columns
-            become NaN; or "raise" a ValueError that names them, without adding anything of the batch.
+            become NaN; or "raise" a ValueError that names them, without adding anything of the batch. Kernels do not
+            wait for a GPU to warn: the warning comes with the next result. "raise" waits.
 
     Raises:
         TypeError: a dtype other than these two, or n is no integer.
@@ -210,7 +211,7 @@ class GramAccumulator:
         n = checks.check_integer(n, "n", least=1, why="neuron")
         if dtype not in WINDOW:
             raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}. It is that of products.")
-        checks.check_choice(precision, "precision", PRECISIONS)
+        precision = checks.check_precision(precision)
         checks.check_choice(nonfinite, "nonfinite", ("warn", "raise"))
         if backend is not None:
             checks.check_choice(backend, "backend", BACKENDS)
@@ -236,7 +237,9 @@ class GramAccumulator:
     @property
     def nonfinite(self) -> Tensor:
         """True for neurons that had a NaN or an infinity; their rows and columns are NaN.  # shape: (n,)"""
-        return self._sums.nonfinite.clone()
+        with plain_arithmetic(self.device):
+            self._settled()
+            return self._sums.nonfinite.clone()
 
     def reset(self) -> None:
         """Forget all samples."""
@@ -266,17 +269,26 @@ class GramAccumulator:
         samples = rows[0].numel()
         if samples == 0:
             return
+        if self._through_kernel() and not torch.is_inference_mode_enabled():
+            # Kernels know neither gradients nor autocast, and the context takes as long as their launches.
+            self._take(rows, samples, report)
+            return
         with plain_arithmetic(self.device):
             known = self._sums.nonfinite
-            if samples < self._part:
-                if self._sums.waiting + samples > self._part:
-                    self._settle()
-                self._sums = self._postponed(rows)
-                report(1, 1)
-            else:
+            self._take(rows, samples, report)
+            if not self._through_kernel():
+                self._warn(known)
+
+    def _take(self, rows: Tensor, samples: int, report: Callable[[int, int], None]) -> None:
+        """Add samples, or let them wait."""
+        if samples < self._part:
+            if self._sums.waiting + samples > self._part:
                 self._settle()
-                self._commit(self._added(self._sums, rows, report))
-            self._warn(known)
+            self._sums = self._postponed(rows)
+            report(1, 1)
+        else:
+            self._settle()
+            self._commit(self._added(self._sums, rows, report))
 
     def merge(self, other: GramAccumulator) -> None:
         """Add what another accumulator has seen; `other` keeps it.
@@ -294,8 +306,8 @@ class GramAccumulator:
                     "accumulators with the same n, center and dtype can be merged."
                 )
         with plain_arithmetic(self.device):
-            self._settle()
-            other._settle()
+            self._settled()
+            other._settled()
             if other._sums.samples:
                 self._commit(self._merged(self._sums, other._sums))
 
@@ -317,7 +329,7 @@ class GramAccumulator:
         report = reporter(progress, "GramAccumulator.all_reduce")
         check_group(group)
         with plain_arithmetic(self.device):
-            self._settle()
+            self._settled()
             counts, rows = self._agreed(group)
             self._commit(self._reduced(self._sums, counts, rows, group, report))
 
@@ -424,7 +436,7 @@ class GramAccumulator:
         "exponent". Copies: later updates do not change it.
         """
         with plain_arithmetic(self.device):
-            self._settle()
+            self._settled()
             sums, packed = self._sums, None
             if sums.gram is not None:
                 packed = torch.cat([_packed(block) for _, block in self._blocks(sums.gram)])
@@ -457,6 +469,7 @@ class GramAccumulator:
                 mean=torch.zeros(self.n, dtype=torch.float64, device=self.device) if self.center else None,
                 exponent=torch.full((self.n,), UNSEEN, dtype=torch.int32, device=self.device),
                 nonfinite=torch.zeros(self.n, dtype=torch.bool, device=self.device),
+                scaled=False,
             )
 
     def _scratch_sizes(self, max_bytes: int | None) -> tuple[int, int, int]:
@@ -531,6 +544,10 @@ class GramAccumulator:
         sums, samples = self._sums, rows[0].numel()
         place = self._buffer[sums.waiting : sums.waiting + samples].T
         place.unflatten(1, rows.shape[1:]).copy_(rows)
+        if self._through_kernel():
+            if self.nonfinite_policy == "raise":
+                self._peaks(place, sums)
+            return replace(sums, waiting=sums.waiting + samples)
         peak, sums = self._peaks(place, sums)
         peak = peak if sums.peak is None else torch.maximum(peak, sums.peak)
         return replace(sums, waiting=sums.waiting + samples, peak=peak)
@@ -541,6 +558,16 @@ class GramAccumulator:
         if waiting:
             assert self._buffer is not None
             self._commit(self._added(self._sums, self._buffer[:waiting].T, reporter(False, "")))
+
+    def _settled(self) -> None:
+        """As `_settle`, and find out which neurons are not finite, where kernels have not looked."""
+        self._settle()
+        sums = self._sums
+        if sums.gram is not None and self._through_kernel():
+            # A sum cannot lose a NaN or an infinity.
+            known = sums.nonfinite
+            self._sums = replace(sums, nonfinite=known | ~self._triangle.diagonal(sums.gram).isfinite())
+            self._warn(known)
 
     def _commit(self, sums: _Sums) -> None:
         # The order matters: at no time may the spare buffer be the one that holds the sums.
@@ -561,6 +588,8 @@ class GramAccumulator:
 
     def _added(self, sums: _Sums, rows: Tensor, report: Callable[[int, int], None]) -> _Sums:
         """New sums with the samples of `rows` (n, …)."""
+        if self._through_kernel():
+            return self._added_by_kernel(sums, rows, report)
         out = self._fresh_gram()
         parts, tiles = sample_parts(rows, self._part), list(self._triangle.tiles(self._side))
         for number, part in enumerate(parts):
@@ -587,16 +616,52 @@ class GramAccumulator:
             torch.add(source, products[part], out=target)
 
     def _through_kernel(self) -> bool:
-        """Whether `gram_accumulate` makes the products, all in one (n, n) matrix, rather than tile by tile."""
-        chosen = self.backend == "triton" or (self.backend is None and self.device.type == "cuda")
-        return chosen and self.dtype == torch.float32
+        """Whether kernels take a batch whole, rather than tile by tile."""
+        return self.dtype == torch.float32 and gram_strips.served(self.device, self.backend)
+
+    def _added_by_kernel(self, sums: _Sums, rows: Tensor, report: Callable[[int, int], None]) -> _Sums:
+        """New sums with the samples of `rows` (n, …). Sums are float64, so neurons need no scale of their own."""
+        parts = sample_parts(rows, self._kernel_part(rows))
+        if self.nonfinite_policy == "raise":
+            for part in parts:
+                self._peaks(part.flatten(1), sums)
+        out = self._fresh_gram()
+        for number, part in enumerate(parts):
+            weight = None
+            if sums.scaled:
+                weight = power_of_two(-torch.where(sums.exponent == UNSEEN, 0, sums.exponent)).float()
+            mean = gram_strips.add_batch(
+                sums.gram,
+                part,
+                out,
+                weight=weight,
+                mean=sums.mean if sums.samples else None,
+                count=sums.samples,
+                center=self.center,
+                precision=self.precision,
+            )
+            exponent = sums.exponent if sums.samples else torch.zeros_like(sums.exponent)
+            sums = _Sums(
+                out,
+                mean,
+                exponent,
+                sums.nonfinite,
+                sums.samples + part[0].numel(),
+                scaled=sums.scaled and sums.samples > 0,
+            )
+            report(number + 1, len(parts))
+        return sums
+
+    def _kernel_part(self, rows: Tensor) -> int:
+        """Samples that kernels take together: all, or as many as `max_bytes` has room for."""
+        samples = rows[0].numel()
+        if self.max_bytes is None:
+            return samples
+        needed = gram_strips.batch_bytes(samples, self.n, rows.dtype, center=self.center)
+        return max(16, samples * self.max_bytes // max(needed, 1) // 16 * 16)
 
     def _products(self, a: Tensor) -> Callable[[slice, slice], Tensor]:
         """A function that gives a tile of a aᵀ, for `a` (n, samples); the next call may write over it."""
-        if self._through_kernel():
-            whole = torch.zeros((self.n, self.n), dtype=self.dtype, device=self.device)
-            gram_accumulate(whole, a, neuron_dim=0, precision=self.precision, backend=self.backend)
-            return lambda rows, columns: whole[rows, columns]
         scratch = torch.empty(min(self._side, self.n) ** 2, dtype=self.dtype, device=self.device)
 
         def tile(rows: slice, columns: slice) -> Tensor:
@@ -608,7 +673,7 @@ class GramAccumulator:
     def _prepared(self, part: Tensor, sums: _Sums) -> tuple[Tensor, Tensor | None, _Sums]:
         """A part (n, …) as scaled, centred rows (n, samples); the factor that old sums need; all of the new but T."""
         samples = part[0].numel()
-        plain = part.dim() == 2 and ((part.dtype == self.dtype and blas_reads(part)) or self._through_kernel())
+        plain = part.dim() == 2 and part.dtype == self.dtype and blas_reads(part)
         a = part if plain and not self.center else self._copied(part, extra=int(self.center))
         peak = sums.peak
         if peak is None:
@@ -738,7 +803,7 @@ class GramAccumulator:
         """√n μ, whose products turn centred sums into others; None where T is what is asked for.  # shape: (n,)"""
         if not self.samples:
             raise ValueError("GramAccumulator: expected at least one sample before a result, got none. Call update.")
-        self._settle()
+        self._settled()
         if center is None or bool(center) == self.center:
             return None
         self._need_center("center=True")
@@ -770,6 +835,10 @@ class GramAccumulator:
         self._spare = None  # makes room for the result
         assert self._sums.gram is not None
         out = torch.empty((self.n, self.n), dtype=dtype, device=self.device)
+        if self._through_kernel():
+            gram_strips.expand(self._sums.gram, factor, shift, out, cosine=bound is not None)
+            report(self.n, self.n)
+            return out
         for which, block in self._blocks(self._sums.gram):
             for left in range(which.start, self.n, BLOCK_COLUMNS):
                 columns = slice(left, min(left + BLOCK_COLUMNS, self.n))

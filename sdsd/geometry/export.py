@@ -59,7 +59,7 @@ def save_ply(neuron_map: NeuronMap, path: str | Path) -> Path:
             ("neuron", "i4"), ("cluster", "i4"), ("norm", "f4"),
         ],
     )  # fmt: skip
-    edges = np.array(_links(neuron_map), dtype=[("vertex1", "i4"), ("vertex2", "i4")])
+    edges = np.array(neuron_map.links(), dtype=[("vertex1", "i4"), ("vertex2", "i4")])
     elements = [plyfile.PlyElement.describe(vertices, "vertex"), plyfile.PlyElement.describe(edges, "edge")]
     path = Path(path)
     draft = path.with_name(path.name + ".part")
@@ -83,7 +83,7 @@ def save_png(neuron_map: NeuronMap, path: str | Path, *, dpi: int = 144) -> Path
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot(projection="3d")
     points, clusters = neuron_map.points, np.asarray(neuron_map.clusters, dtype=int)
-    for first, second in _links(neuron_map):
+    for first, second in neuron_map.links():
         axes.plot(*points[[first, second]].T, color="#1b2430", linewidth=1.0)
     sizes = (0.6 * np.asarray(_diameters(neuron_map))) ** 2
     for group in range(clusters.max() + 1 if len(clusters) else 0):
@@ -160,20 +160,18 @@ def title_of(neuron_map: NeuronMap) -> str:
 
 def summary_of(neuron_map: NeuronMap) -> str:
     """The map's figures in one line."""
-    live, dead = len(neuron_map.order), len(neuron_map.dead)
-    parts = [f"{live} neurons" + (f", {dead} dead and left out" if dead else "")]
+    placed, dead = len(neuron_map.order), len(neuron_map.dead)
+    live = len(neuron_map.alive) - dead
+    parts = [
+        (f"{placed} neurons" if placed == live else f"{placed} of {live} live neurons, a random sample")
+        + (f", {dead} dead and left out" if dead else "")
+    ]
     if neuron_map.silhouette is not None:
         parts.append(f"{len(set(neuron_map.clusters))} clusters, silhouette {neuron_map.silhouette:.2f}")
     if neuron_map.effective_rank is not None:
         parts.append(f"effective rank {neuron_map.effective_rank:.1f}")
     parts.append(f"distance ≈ 1 − cosine, stress {neuron_map.stress:.2f}")
     return " · ".join(parts)
-
-
-def _links(neuron_map: NeuronMap) -> list[tuple[int, int]]:
-    """The nearest pairs as positions in `points`."""
-    place = {neuron: position for position, neuron in enumerate(neuron_map.order)}
-    return [(place[pair.first], place[pair.second]) for pair in neuron_map.nearest]
 
 
 def _diameters(neuron_map: NeuronMap) -> list[float]:
@@ -210,7 +208,7 @@ def _plot_data(neuron_map: NeuronMap) -> dict[str, Any]:
                 "texts": texts,
             }
         )
-    return {"traces": traces, "links": [[points[first], points[second]] for first, second in _links(neuron_map)]}
+    return {"traces": traces, "links": [[points[first], points[second]] for first, second in neuron_map.links()]}
 
 
 PAGE = Template(

@@ -55,7 +55,7 @@ def neuron_neighbors(
         other: look for neighbours among these neurons, over the same samples in the same order, instead: those of
             another layer, or of another model. A neuron may then be its own neighbour.
         center: subtract each neuron's mean over samples first: Pearson's correlations.
-        precision: "float32" (accurate) | "tf32" | "bf16": what products may be rounded to on a GPU.
+        precision: "float32" | "fp16": what factors may be rounded to on a GPU, as in `neuron_cosine_matrix`.
         max_bytes: bound on the memory beyond activations and result; None takes what is fastest: 20 to 96 MiB on a
             CPU, about 1 GiB of a GPU.
         progress: True for a line on standard error, or a function called with (done, total).

@@ -27,6 +27,8 @@ FORMAT = 1
 ARRAYS = ("cosine", "norms", "alive", "order", "clusters", "points")
 PLAIN = ("layer", "taken_after", "samples", "silhouette", "stress", "effective_rank")
 PAIRS = 10
+MOST_PLACED = 5000
+"""Live neurons that are placed and grouped; of a larger layer a random sample is, for steps × n² grow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +45,10 @@ class NeuronMap:
         norms: of the activations; None for a map made from cosines alone.  # shape: (n,), float64
         alive: which neurons are on the map.  # shape: (n,), bool
         nearest, farthest: disjoint pairs of them, the most extreme first.
-        order: live neurons, cluster by cluster.
+        order: live neurons, cluster by cluster; of more than `MOST_PLACED` a random sample.
         clusters: the cluster of each neuron of `order`, counted from 0.
         silhouette: how well clusters are separated, −1 to 1; None for fewer than four live neurons.
-        points: one row a neuron of `order`, distances ≈ 1 − cosine.  # shape: (live, 3), float32
+        points: one row a neuron of `order`, distances ≈ 1 − cosine.  # shape: (len(order), 3), float32
         stress: Kruskal's stress-1 of the points, 0 for a faithful picture.
         effective_rank: exp of the entropy of the correlation matrix's eigenvalues; None where it is not known.
         notes: what a reader of the map should know, in sentences.
@@ -222,7 +224,11 @@ class NeuronMap:
         cosine = cosine.detach().cpu()
         alive = alive.bool().cpu() & (cosine.diagonal() > 0)
         live = alive.nonzero().flatten()
-        inside = cosine if len(live) == len(alive) else cosine[live][:, live]
+        placed = live
+        if len(live) > MOST_PLACED:
+            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))[:MOST_PLACED]
+            placed = live[drawn.sort().values]
+        inside = cosine if len(placed) == len(alive) else cosine[placed][:, placed]
         groups, embedding = cluster(inside, clusters, seed=seed), embed(inside, seed=seed)
         order = torch.tensor(groups.order, dtype=torch.long)
         count = min(pairs, len(live) // 2)
@@ -243,24 +249,29 @@ class NeuronMap:
             alive=alive,
             nearest=near,
             farthest=far,
-            order=tuple(live[order].tolist()),
+            order=tuple(placed[order].tolist()),
             clusters=tuple(groups.labels[position] for position in groups.order),
             silhouette=groups.silhouette,
             points=embedding.points[groups.order],
             stress=embedding.stress,
             effective_rank=rank,
-            notes=(*([note] if note else ()), *_notes(alive, embedding.method, groups.method)),
+            notes=(*([note] if note else ()), *_notes(alive, len(placed), embedding.method, groups.method)),
         )
 
     @property
     def dead(self) -> list[int]:
-        """Neurons that are not on the map."""
+        """Neurons that are never on the map: those that do not answer, or not with finite numbers."""
         return (~self.alive).nonzero().flatten().tolist()
 
-    def neighbours(self, count: int) -> tuple[Tensor, Tensor]:
-        """The nearest live neurons of each neuron of `order`, and their cosines, nearest first.  # shape: (live, count)
+    @property
+    def not_finite(self) -> list[int]:
+        """Those of `dead` that answer with NaN or infinity; [] for a map made without norms."""
+        return [] if self.norms is None else (~self.norms.isfinite()).nonzero().flatten().tolist()
 
-        `count` is cut to the number of other live neurons.
+    def neighbours(self, count: int) -> tuple[Tensor, Tensor]:
+        """The nearest neurons of each one in `order`, of those in it, and their cosines, nearest first.
+
+        `count` is cut to the number of others.  # shape: (len(order), count) each
         """
         order = torch.tensor(self.order, dtype=torch.long)
         count = min(count, max(len(order) - 1, 0))
@@ -271,6 +282,12 @@ class NeuronMap:
             cosines[top : top + BLOCK], nearest = rows.topk(count, 1)
             indices[top : top + BLOCK] = order[nearest]
         return indices, cosines
+
+    def links(self, most: int | None = None) -> list[tuple[int, int]]:
+        """The first `most` nearest pairs by their places in `order`, without those that a sample left out."""
+        place = {neuron: position for position, neuron in enumerate(self.order)}
+        pairs = [(pair.first, pair.second) for pair in self.nearest[:most]]
+        return [(place[first], place[second]) for first, second in pairs if first in place and second in place]
 
     def plane(self, *, seed: int = 0) -> Embedding:
         """The map in two dimensions, for a picture on paper; one row a neuron of `order`."""
@@ -285,6 +302,7 @@ class NeuronMap:
             "samples": self.samples,
             "neurons": len(self.alive),
             "dead": self.dead,
+            "not_finite": self.not_finite,
             "nearest": [pair._asdict() for pair in self.nearest],
             "farthest": [pair._asdict() for pair in self.farthest],
             "order": list(self.order),
@@ -297,7 +315,7 @@ class NeuronMap:
         }
 
     def __repr__(self) -> str:
-        known = [f"{len(self.order)} of {len(self.alive)} neurons alive", f"{len(set(self.clusters))} clusters"]
+        known = [f"{int(self.alive.sum())} of {len(self.alive)} neurons alive", f"{len(set(self.clusters))} clusters"]
         if self.silhouette is not None:
             known.append(f"silhouette {self.silhouette:.2f}")
         if self.effective_rank is not None:
@@ -384,8 +402,10 @@ class NeuronMap:
         return save_html(self, path)
 
 
-def _notes(alive: Tensor, embedded: str, grouped: str) -> Iterator[str]:
+def _notes(alive: Tensor, placed: int, embedded: str, grouped: str) -> Iterator[str]:
     live = int(alive.sum())
+    if placed < live:
+        yield f"A random sample of {placed:,} of the {live:,} live neurons is placed and grouped; pairs are of all."
     if live < 2:
         yield f"Only {live} of {len(alive)} neurons are alive: there is nothing to compare."
     if embedded == "short smacof":

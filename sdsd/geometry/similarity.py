@@ -41,11 +41,11 @@ def neuron_cosine_matrix(
         neuron_dim: the dimension that counts neurons; all others are samples. None means the last dimension for two
             and three dimensions and dimension 1 from four up. The output of Conv1d, (batch, channels, length), has
             three dimensions and needs neuron_dim=1.
-        precision: what factors may be rounded to by the kernels of a GPU, with the largest error, emulated, of a cosine
-            among 512 neurons of 4096 normal samples: "float32" (accurate, 2e-8) | "bf16x3" (3e-7, more for neurons
-            nearly parallel) | "tf32" | "fp16" (both 2e-5) | "bf16" (2e-4). Products of float16 and bfloat16
-            activations are exact at every setting unless they are centred. torch on any device, and so a CPU, always
-            computes in float32, or float64 for float64.
+        precision: what factors may be rounded to by the kernels of a GPU: "float32" (more accurate than torch's float32
+            product, at the price of tf32) | "fp16" (a third of the time, errors up to 2e-5 among 512 neurons of 4096
+            normal samples). Products of float16 and bfloat16 activations are exact at both unless they are centred.
+            torch on any device, and so a CPU, always computes in float32, or float64 for float64. "tf32", "bf16" and
+            "bf16x3" of earlier releases are taken with a warning.
         out_dtype: dtype of the result; None gives float64 for float64 and float32 for all others.
         zero: row and column of a neuron that is zero on every sample: "zero" | "nan" | "raise" (a ValueError).
         center: subtract each neuron's mean over samples first: Pearson's correlation.

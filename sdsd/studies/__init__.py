@@ -1,1 +1,49 @@
-"""Experiments that run from the command line, one file a study. Nothing but the command line imports them."""
+"""Experiments that run from the command line. Nothing but the command line imports them.
+
+=================  ==================================================================================================
+`engine/`          what a study is, and how one is run: seeds, results, verdicts, pages, progress
+`theory/`          studies of Γ, curvature, symmetries, dynamics, selection and rank
+`geometry/`        studies of neurons that do the same job; `sdsd geometry`
+`phenomena/`       grokking, neural collapse, lottery tickets, double descent, the edge of stability
+`demo/`            `sdsd demo`
+`catalogue.py`     all studies by name and group
+`claims.py`        every claim beside what the studies found: `sdsd claims`
+`digits.py`        scikit-learn's digits, loaded and split
+`documents.py`     titles of the source documents
+`script.py`         `sdsd gamma FILE.py`: run a user's file, train what it defines
+`map.py`           `sdsd map`: the neurons of saved activations
+=================  ==================================================================================================
+
+docs/studies.md builds a study.
+"""
+
+from .catalogue import CATALOGUE, GROUPS, choose_studies, list_lines
+from .claims import read_claims, write_claims
+from .demo import DemoConfig, run_demo, summary_lines
+from .engine import Runner, choose_progress, plain, prepare_output
+from .geometry import BUILT_IN_SUBJECTS, ArcConfig, examine, subject_from_file
+from .map import run_map
+from .script import UserCodeError, train_file
+
+__all__ = [
+    "BUILT_IN_SUBJECTS",
+    "CATALOGUE",
+    "GROUPS",
+    "ArcConfig",
+    "DemoConfig",
+    "Runner",
+    "UserCodeError",
+    "choose_progress",
+    "choose_studies",
+    "examine",
+    "list_lines",
+    "plain",
+    "prepare_output",
+    "read_claims",
+    "run_demo",
+    "run_map",
+    "subject_from_file",
+    "summary_lines",
+    "train_file",
+    "write_claims",
+]

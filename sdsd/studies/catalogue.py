@@ -1,39 +1,16 @@
-"""All studies. A new one is a module with `STUDIES`, listed here in its group."""
+"""All studies, group by group. A new one is a file with `STUDIES`, listed in the `__init__` of its group's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import (
-    double_descent,
-    edge_of_stability,
-    geometry_networks,
-    grokking,
-    lottery_ticket,
-    neural_collapse,
-    theory_dynamics,
-    theory_functional,
-    theory_quotient,
-    theory_selection,
-)
-from ._page import duration
-from .registry import Study, find_study
+from . import geometry, phenomena, theory
+from .engine import Study, duration, find_study
 
 GROUPS: dict[str, tuple[Study, ...]] = {
-    "theory": (
-        *theory_functional.STUDIES,
-        *theory_quotient.STUDIES,
-        *theory_dynamics.STUDIES,
-        *theory_selection.STUDIES,
-    ),
-    "geometry": geometry_networks.STUDIES,
-    "phenomena": (
-        *grokking.STUDIES,
-        *neural_collapse.STUDIES,
-        *lottery_ticket.STUDIES,
-        *double_descent.STUDIES,
-        *edge_of_stability.STUDIES,
-    ),
+    "theory": theory.STUDIES,
+    "geometry": geometry.STUDIES,
+    "phenomena": phenomena.STUDIES,
 }
 """Studies in the order of the list, under the name by which `sdsd study` runs a whole group."""
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from string import Template
 
 from ..report import html
-from ._files import versions, write_text
 from .catalogue import GROUPS
-from .result import VERDICTS, StudyResult, Verdict
-from .theory_selection import MOVES
+from .documents import MOVES
+from .engine import VERDICTS, StudyResult, Verdict, versions, write_text
 
 WITHOUT_A_STUDY = "without a study"
 MARKED = re.compile(r"(<!-- claims: ([a-z ]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL)
@@ -27,7 +26,15 @@ MARKED = re.compile(r"(<!-- claims: ([a-z ]+) -->\n).*?(<!-- end of claims -->)"
 
 def _untestable(claim: str, source: str, stated: str, why: str) -> Verdict:
     rule = "what the claim is about is not measured by any of the studies"
-    return Verdict(claim, f"{MOVES}, {source}", "untestable here", rule, stated, None, why)
+    return Verdict(
+        claim=claim,
+        source=f"{MOVES}, {source}",
+        verdict="untestable here",
+        rule=rule,
+        seed_figure=stated,
+        our_figure=None,
+        corrected=why,
+    )
 
 
 UNTESTABLE = (
@@ -84,12 +91,12 @@ class Claim:
 class Claims:
     """All claims, and the studies that have no complete results."""
 
-    found: tuple[Claim, ...]
+    claims: tuple[Claim, ...]
     missing: tuple[str, ...]
 
     def of(self, group: str) -> list[Claim]:
         """Those of one group."""
-        return [claim for claim in self.found if claim.group == group]
+        return [claim for claim in self.claims if claim.group == group]
 
 
 def read_claims(out: Path) -> Claims:
@@ -98,7 +105,7 @@ def read_claims(out: Path) -> Claims:
     Raises:
         ValueError: a results.json of another format.
     """
-    found, missing = [], []
+    claims, missing = [], []
     for group, studies in GROUPS.items():
         for study in studies:
             path = out / study.name / "results.json"
@@ -107,9 +114,9 @@ def read_claims(out: Path) -> Claims:
                 missing.append(study.name)
                 continue
             command = f"sdsd study {study.name} --seeds {len(result.seeds)}{' --quick' * result.config['quick']}"
-            found += [Claim(group, study.name, each, len(result.seeds), command) for each in result.verdicts]
-    found += [Claim(WITHOUT_A_STUDY, "", each) for each in UNTESTABLE]
-    return Claims(tuple(found), tuple(missing))
+            claims += [Claim(group, study.name, each, len(result.seeds), command) for each in result.verdicts]
+    claims += [Claim(WITHOUT_A_STUDY, "", each) for each in UNTESTABLE]
+    return Claims(tuple(claims), tuple(missing))
 
 
 def _read(path: Path) -> StudyResult:
@@ -147,7 +154,7 @@ def fill(text: str, claims: Claims) -> str:
         ValueError: a mark that names nothing.
     """
     parts = {group: _table(claims.of(group)) for group in groups()}
-    parts |= {"details": "\n".join(map(_details, claims.found)), "count": _count(claims)}
+    parts |= {"details": "\n".join(map(_details, claims.claims)), "count": _count(claims)}
 
     def part(match: re.Match[str]) -> str:
         if match[2] not in parts:
@@ -185,10 +192,10 @@ def _seeds(claim: Claim) -> str:
 
 
 def _count(claims: Claims) -> str:
-    numbers = Counter(claim.verdict.verdict for claim in claims.found)
+    numbers = Counter(claim.verdict.verdict for claim in claims.claims)
     text = ", ".join(f"{numbers[verdict]} {verdict}" for verdict in VERDICTS if numbers[verdict])
     absent = f" No results yet from: {', '.join(claims.missing)}." if claims.missing else ""
-    return f"{len(claims.found)} claims: {text}.{absent}"
+    return f"{len(claims.claims)} claims: {text}.{absent}"
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..geometry import NeuronMap
 from ..report import figures
-from ._files import prepare_output, versions, write_json
-from .plane_map import PlaneMap, map_neurons
+from .engine import prepare_output, versions, write_json
 
 
 @dataclass(frozen=True)
 class MapResult:
     """A map and the files that hold it."""
 
-    neuron_map: PlaneMap
+    neuron_map: NeuronMap
     results: dict[str, Any]
     written: list[Path]
 
@@ -32,17 +32,21 @@ def run_map(
     pairs: int = 10,
     source: str = "",
 ) -> MapResult:
-    """Map `activations` and write cosine.npy, results.json and the figures into `out`.
+    """Map `activations` and write cosine.npy, results.json, the figures and map.html into `out`.
 
     Raises:
         ValueError, TypeError: activations that are none, or `out` cannot be written.
     """
     folder = prepare_output(out)
-    neuron_map = map_neurons(activations, neuron_dim=neuron_dim, center=center, pairs=pairs)
+    neuron_map = NeuronMap.from_activations(activations, neuron_dim=neuron_dim, center=center, pairs=pairs)
     results = {
-        "study": "map", "source": source, "shape": list(activations.shape), "center": center,
-        "versions": versions(), **neuron_map.to_dict(),
-    }  # fmt: skip
+        "study": "map",
+        "source": source,
+        "shape": list(activations.shape),
+        "center": center,
+        "versions": versions(),
+        **neuron_map.to_dict(),
+    }
     written = [folder / "cosine.npy", folder / "results.json"]
     np.save(written[0], neuron_map.cosine.numpy())
     write_json(written[1], results)
@@ -51,21 +55,17 @@ def run_map(
     return MapResult(neuron_map, results, written)
 
 
-def draw(neuron_map: PlaneMap, folder: Path) -> list[Path]:
-    """The cosine matrix by cluster and, where there is one, the embedding in the plane."""
-    order, clusters = neuron_map.order, neuron_map.clusters
+def draw(neuron_map: NeuronMap, folder: Path) -> list[Path]:
+    """The cosine matrix by cluster, the map in the plane, and the page on which it can be turned."""
+    order, clusters = list(neuron_map.order), neuron_map.clusters
     matrix = neuron_map.cosine[order][:, order].numpy()
     changes = [place - 0.5 for place in range(1, len(order)) if clusters[place] != clusters[place - 1]]
     figure, axes = figures.new_figure(6.0, 5.4)
     figures.draw_cosine_matrix(axes, matrix, changes, float(matrix.min()))
     figures.set_title(axes, f"{len(order)} live neurons, ordered by cluster")
     figures.save_png(figure, folder / "cosine_matrix.png")
-    if neuron_map.points is None:
-        return [folder / "cosine_matrix.png"]
-    place = {neuron: position for position, neuron in enumerate(order)}
-    links = [(place[pair.first], place[pair.second]) for pair in neuron_map.nearest]
     figure, axes = figures.new_figure(6.0, 5.6)
-    figures.draw_neuron_map(axes, neuron_map.points, clusters, order, links)
+    figures.draw_neuron_map(axes, neuron_map.plane().points, clusters, order, neuron_map.links())
     figures.set_title(axes, "distance ≈ 1 − cosine; lines: nearest pairs")
     figures.save_png(figure, folder / "neuron_map.png")
-    return [folder / "cosine_matrix.png", folder / "neuron_map.png"]
+    return [folder / "cosine_matrix.png", folder / "neuron_map.png", neuron_map.save_html(folder / "map.html")]

@@ -1,5 +1,6 @@
 """The SDSD theory as code: every claim of the framework that a program can compute, its correction where it fails."""
 
+from ._hessian import gradient_rows
 from .curvature import CurvatureStats, curvature_gamma
 from .curvature_observer import CurvatureObserver
 from .dynamics import simulate
@@ -38,6 +39,7 @@ __all__ = [
     "curvature_gamma",
     "factorise",
     "geometric_functional",
+    "gradient_rows",
     "hidden_layers",
     "horizontal",
     "log_orbit_count",

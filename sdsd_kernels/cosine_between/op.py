@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._backend import choose_backend
 from .._checks import ZERO_POLICIES, check_choice, check_directions, check_max_bytes
 from .._cosine_blocks import block_sides, fill_cosines, prepare
 from .._register import register
 from .._rows import rows_of_both
+from ..pairwise.config import operand_bytes
 
 Progress = Callable[[int, int], None]
 
@@ -45,8 +47,9 @@ def cosine_between(
         zero: what a neuron that is zero on every sample gets in its row or column: "zero" | "nan" | "raise".
             A neuron with NaN keeps NaN where it meets one of zeros.
         center: subtract the mean of each neuron first, which makes the result Pearson's correlation.
-        max_bytes: bound on the memory beyond input and result; None takes what is fastest.
-        progress: called with (done, total) from time to time, in blocks, last with done == total.
+        max_bytes: bound on the memory beyond input and result; None takes what is fastest: on a GPU kernels that write
+            as much as both inputs, which blocks of torch do without.
+        progress: called with (done, total) from time to time, in blocks, last with done == total; blocks of torch then.
 
     Returns:
         (N, M), float64 for float64 and float32 for all others.
@@ -71,6 +74,14 @@ def cosine_between(
 def _compute(
     x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None, progress: Progress | None = None
 ) -> Tensor:
+    if progress is None and _kernels_serve(x, y, center, max_bytes):
+        from ..pairwise.launch import launch_cosine_between
+
+        cosine, *inverses = launch_cosine_between(x, y, center=center, zero=zero)
+        if zero == "raise":
+            for inverse_norm, name in zip(inverses, "xy", strict=True):
+                check_directions(inverse_norm, name, center=center)
+        return cosine
     left, right = prepare(x, center=center), prepare(y, center=center)
     if zero == "raise":
         check_directions(left.inverse_norm, "x", center=center)
@@ -89,6 +100,15 @@ def _compute(
         out[left.inverse_norm == 0] = torch.nan
         out[:, right.inverse_norm == 0] = torch.nan
     return out
+
+
+def _kernels_serve(x: Tensor, y: Tensor, center: bool, max_bytes: int | None) -> bool:
+    """Whether Triton does, and its halves of all neurons fit into `max_bytes`."""
+    if x.dtype == torch.float64 or choose_backend(None, x.device) != "triton":
+        return False
+    samples = x.shape[1] * x.shape[2]
+    needed = sum(operand_bytes(each.shape[0], samples, x.dtype, "float32", center=center) for each in (x, y))
+    return max_bytes is None or needed <= max_bytes
 
 
 def _fake(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:

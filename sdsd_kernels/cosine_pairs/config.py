@@ -1,50 +1,34 @@
-"""Launch configurations of the passes over the triangle of cosines, each with the reason for it.
+"""Launch configurations of the passes over the triangle of cosines, and what they take of memory.
 
-They rest on compiling ahead of time (registers, spills, shared memory, matrix instructions) and on counting tiles.
-None has been tuned on a GPU. Products are always accurate: 3×tf32 or ieee for float32, halves as they are.
+They rest on compiling ahead of time (no spill, shared memory within bounds), on counting tiles, and on what
+../pairwise/config.py knows of the products. None has been timed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ..pairwise.config import Tile
 
+GROUP = 8
+"""Tile rows that walk their columns together, so that they share the column panels they load."""
 
-@dataclass(frozen=True)
-class PairsConfig:
-    """One program: BLOCK_NEURONS² tiles, BLOCK_SAMPLES samples a step, GROUP tile rows side by side.
-
-    Tile rows of a group walk their columns together, so that they share the column panels they load.
-    """
-
-    block_neurons: int
-    block_samples: int
-    num_warps: int
-    num_stages: int
-    group: int = 8
-
-
-SMALL = PairsConfig(64, 32, num_warps=8, num_stages=3)
-"""8 warps: with 4, splitting float32 for 3×tf32 or placing pairs inside a tile takes more registers than there are."""
-SMALL_HIP = PairsConfig(64, 32, num_warps=8, num_stages=2)
-HALVES = PairsConfig(128, 32, num_warps=8, num_stages=3)
-HALVES_HIP = PairsConfig(128, 32, num_warps=8, num_stages=2)
-
-HISTOGRAM: dict[str, dict[str, PairsConfig]] = {
-    # Counting takes the registers that 3×tf32 would need for 128², on sm_90 by a hair; on sm_100 halves spill too.
-    "sm_80": {"tf32x3": SMALL, "native": HALVES},
-    "sm_90": {"tf32x3": SMALL, "native": HALVES},
-    "sm_100": {"tf32x3": SMALL, "native": SMALL},
-    "hip": {"ieee": SMALL_HIP, "native": HALVES_HIP},
+_SMALL = Tile(64, 64, 64, num_warps=8, num_stages=3, resident=1, group=GROUP)
+_LARGE = Tile(128, 128, 64, num_warps=8, num_stages=3, resident=1, group=GROUP)
+_AMPERE = Tile(64, 64, 32, num_warps=8, num_stages=2, resident=1, group=GROUP)
+_INTERPRETED = Tile(32, 32, 32, num_warps=4, num_stages=1, resident=1, group=GROUP)
+TILES: dict[str, dict[str, tuple[Tile, Tile]]] = {
+    kernel: {
+        "sm_90": (_LARGE, _LARGE) if kernel == "row_sums_kernel" else (_SMALL, _SMALL),
+        "sm_100": (_LARGE, _SMALL) if kernel == "row_sums_kernel" else (_SMALL, _SMALL),
+        "sm_80": (_AMPERE, _AMPERE),
+        "hip": (_AMPERE, _AMPERE),
+        "interpreted": (_INTERPRETED, _INTERPRETED),
+    }
+    for kernel in ("histogram_kernel", "row_sums_kernel", "past_threshold_kernel")
 }
-ROW_SUMS: dict[str, dict[str, PairsConfig]] = HISTOGRAM | {
-    "sm_100": {"tf32x3": SMALL, "native": HALVES},
-    # 246 registers; 32 samples a step spill where operands are scaled.
-    "sm_90": {"tf32x3": PairsConfig(128, 16, num_warps=8, num_stages=3), "native": HALVES},
-}
-"""By architecture and kind of product."""
-
-INTERPRETED = PairsConfig(32, 32, num_warps=4, num_stages=1, group=2)
-"""Small tiles, so that small shapes have several, of several groups."""
+"""By kernel and family: of one term and of three. Counting bins, and placing pairs inside a tile, takes the registers
+that tiles of 128² would need."""
+SMALLEST, LARGEST = 32, 128
+"""Neurons of the smallest and of the largest tile."""
 
 BAND = 64
 """Tile rows a launch: of 100,000 neurons they make 50,000 programs of 128², hundreds of waves."""
@@ -52,26 +36,13 @@ LEAST_BINS = 32
 """A histogram is spread over a warp."""
 MOST_BINS = 512
 """Counters live in registers, BINS / 32 a thread."""
+VECTORS = 32
+"""Bytes a neuron of vectors, of the result and its like."""
 
 
-def histogram(arch: str, dot: str, *, scale: bool) -> PairsConfig:
-    """With operands scaled on load, 128² spills on sm_90, for halves too."""
-    if arch == "interpreted":
-        return INTERPRETED
-    if scale:
-        return SMALL_HIP if arch == "hip" else SMALL
-    return HISTOGRAM[arch][dot]
-
-
-def row_sums(arch: str, dot: str) -> PairsConfig:
-    return INTERPRETED if arch == "interpreted" else ROW_SUMS[arch][dot]
-
-
-def past_threshold(arch: str) -> PairsConfig:
-    """64² for halves too: the places of 128² pairs spill."""
-    if arch == "interpreted":
-        return INTERPRETED
-    return SMALL_HIP if arch == "hip" else SMALL
+def tile(kernel: str, family: str, *, three: bool) -> Tile:
+    """The tile of a pass."""
+    return TILES[kernel][family][three]
 
 
 def chunk(tiles: int) -> int:
@@ -81,3 +52,14 @@ def chunk(tiles: int) -> int:
     Small matrices have shorter chunks, for enough programs: 2048 neurons make 272 with chunks of 2.
     """
     return max(1, min(16, tiles // 16))
+
+
+def row_sums_bytes(neurons: int, block: int) -> int:
+    """Bytes of the partial sums of one row of tiles."""
+    return 4 * (block * -(-neurons // block) + neurons)
+
+
+def pairs_bytes(neurons: int, block: int) -> int:
+    """Bytes of counters, offsets and vectors of the threshold pass."""
+    tiles = -(-neurons // block)
+    return neurons * -(-tiles // chunk(tiles)) * 12 + neurons * VECTORS

@@ -13,6 +13,7 @@ from .._backend import choose_backend
 from .._checks import check_choice, check_integer, check_max_bytes, check_number
 from .._register import register
 from .._rows import rows_of
+from ..pairwise.config import operand_bytes
 from . import config, cpu
 from .budget import TooManyPairsError
 
@@ -73,8 +74,8 @@ def cosine_histogram(
         bins: how many, of equal width on [−1, 1].
         neuron_dim: the dimension that counts neurons; all others are samples.
         center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
-        max_bytes: bound on scratch memory and result; None: none, and about 10 MiB (torch), or 16
-            bytes a neuron and a bin (Triton) are taken.
+        max_bytes: bound on scratch memory and result; None: none, and about 10 MiB (torch), or as much as the
+            input (Triton) is taken. Where that is more than max_bytes, torch serves.
         progress: called with (done, total) as the triangle is worked through.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 and at most
             512 bins.
@@ -91,7 +92,8 @@ def cosine_histogram(
     bins = check_integer(bins, "bins", least=1)
     max_bytes = check_max_bytes(max_bytes)
     lacks = f"the kernel has at most {config.MOST_BINS} bins" if bins > config.MOST_BINS else None
-    chosen = _backend(backend, rows, lacks)
+    # Counts, and the edges that are added to them. Tiles stay in registers.
+    chosen = _backend(backend, rows, bool(center), max_bytes, 16 * (bins + 1), lacks)
     if progress is None:
         counts, left_out = _histogram_operator(rows, bins, bool(center), max_bytes, chosen)
     else:
@@ -127,8 +129,8 @@ def cosine_row_sums(
         kind: "cosine" | "absolute" | "distance".
         neuron_dim: the dimension that counts neurons; all others are samples.
         center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
-        max_bytes: bound on scratch memory and result; None: none, and 10 MiB (torch), or 500 bytes a neuron and
-            more (Triton) are taken.
+        max_bytes: bound on scratch memory and result; None: none, and 10 MiB (torch), or as much as the input and
+            500 bytes a neuron (Triton) are taken. Where that is more than max_bytes, torch serves.
         progress: called with (done, total) as the triangle is worked through.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64.
 
@@ -148,7 +150,8 @@ def cosine_row_sums(
     rows = rows_of(activations, neuron_dim)
     check_choice(kind, "kind", ROW_SUMS)
     max_bytes = check_max_bytes(max_bytes)
-    chosen = _backend(backend, rows)
+    needed = config.row_sums_bytes(rows.shape[0], config.LARGEST) + config.VECTORS * rows.shape[0]
+    chosen = _backend(backend, rows, bool(center), max_bytes, needed)
     if progress is None:
         return _row_sums_operator(rows, kind, bool(center), max_bytes, chosen)
     return _row_sums(rows, kind, bool(center), max_bytes, chosen, progress)
@@ -180,7 +183,8 @@ def cosine_pairs(
         below: the largest cosine, in [−1, 1].
         neuron_dim: the dimension that counts neurons; all others are samples.
         center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
-        max_bytes: bound on the result, 20 bytes a pair (24 for float64), and on scratch memory together; None: 1 GiB.
+        max_bytes: bound on the result, 20 bytes a pair (24 for float64), and on scratch memory together; None: 1 GiB,
+            and for Triton as much as the input beside it. Where its halves take more than max_bytes, torch serves.
         progress: called with (done, total) as the triangle is worked through.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64.
 
@@ -198,13 +202,16 @@ def cosine_pairs(
     rows = rows_of(activations, neuron_dim)
     threshold = _check_threshold(above, below)
     max_bytes = check_max_bytes(max_bytes)
-    chosen = _backend(backend, rows)
+    chosen = _backend(backend, rows, bool(center), max_bytes, config.pairs_bytes(rows.shape[0], config.SMALLEST))
+    allowed = PAIRS_MAX_BYTES if max_bytes is None else max_bytes
     if chosen == "triton":
         from .kernel import launch_cosine_pairs as find
+
+        if max_bytes is None:
+            allowed += _operand_bytes(rows, bool(center))
     else:
         find = cpu.cosine_pairs_torch
     options: dict[str, Any] = {"center": bool(center), "progress": progress}
-    allowed = PAIRS_MAX_BYTES if max_bytes is None else max_bytes
     try:
         found = find(rows, threshold=threshold, above=above is not None, max_bytes=allowed, **options)
     except TooManyPairsError as error:
@@ -239,9 +246,20 @@ def _advice(
     return text + f", or use {name}={edge:g}, which leaves {few:,} at most."
 
 
-def _backend(requested: str | None, rows: Tensor, lacks: str | None = None) -> str:
+def _operand_bytes(rows: Tensor, center: bool) -> int:
+    return operand_bytes(rows.shape[0], rows.shape[1] * rows.shape[2], rows.dtype, "float32", center=center)
+
+
+def _backend(
+    requested: str | None, rows: Tensor, center: bool, max_bytes: int | None, beside: int, lacks: str | None = None
+) -> str:
+    """`beside`: bytes that a kernel takes at least, beside the halves of all neurons."""
     if rows.dtype == torch.float64:
         lacks = "the kernel has no float64"
+    elif max_bytes is not None and lacks is None:
+        needed = _operand_bytes(rows, center) + beside
+        if needed > max_bytes:
+            lacks = f"max_bytes={max_bytes:,} is less than the {needed:,} that its halves of all neurons take"
     return choose_backend(requested, rows.device, kernel_lacks=lacks)
 
 

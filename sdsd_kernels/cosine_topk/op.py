@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_choice, check_integer, check_max_bytes
+from .._checks import check_integer, check_max_bytes, check_precision
 from .._register import register
 from .._rows import rows_of, rows_of_both
-from .config import MOST_NEIGHBORS, PRECISIONS
+from ..pairwise.config import operand_bytes
+from .config import MOST_NEIGHBORS, lanes, list_bytes
 from .cpu import cosine_topk_torch
 
 Progress = Callable[[int, int], None]
@@ -49,10 +50,11 @@ def cosine_topk(
         other: look for neighbours among these neurons instead, over the same samples in the same order, in the same
             dtype and on the same device. No neuron is left out then, for none is compared with itself.
         farthest: the lowest cosines, lowest first, instead of the highest.
-        precision: what the products may be rounded to on a GPU: "float32" (accurate), "tf32" or "bf16".
+        precision: what the products may be rounded to on a GPU: "float32" or "fp16", as in `cosine_matrix`.
         center: subtract the mean of each neuron first, which makes cosines Pearson's correlations.
         max_bytes: bound on the memory beyond input and result; None takes what is fastest: 20 to 96 MiB on a CPU,
-            about 1 GiB of a GPU. The Triton kernel takes 60 bytes a neuron and k of a few partial results.
+            about 1 GiB of a GPU. The Triton kernel takes as much as the input and k of a few partial results; where
+            that is more than max_bytes, torch serves.
         progress: called with (done, total) from time to time, in units of equal work, last with done == total.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 and keeps at
             most 32 neighbours; torch serves beyond, on every device.
@@ -73,9 +75,10 @@ def cosine_topk(
     if other is not None:
         rows, others = rows_of_both(activations, other, neuron_dim, ("activations", "other"))
     k = _check_k(k, rows, others)
-    check_choice(precision, "precision", PRECISIONS)
+    precision = check_precision(precision)
     max_bytes = check_max_bytes(max_bytes)
-    chosen = choose_backend(backend, rows.device, kernel_lacks=_kernel_lacks(rows, k))
+    lacks = _kernel_lacks(rows, k) or _does_not_fit(rows, others, k, precision, bool(center), max_bytes)
+    chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
     settings = (k, bool(farthest), precision, bool(center), max_bytes, chosen)
     if progress is not None:
         return _compute(rows, others, *settings, progress=progress)
@@ -100,6 +103,21 @@ def _kernel_lacks(rows: Tensor, k: int) -> str | None:
     if k > MOST_NEIGHBORS:
         return f"the kernel keeps at most {MOST_NEIGHBORS} neighbours and k is {k}"
     return None
+
+
+def _does_not_fit(
+    rows: Tensor, others: Tensor | None, k: int, precision: str, center: bool, max_bytes: int | None
+) -> str | None:
+    """What the kernel would take more of than `max_bytes`: halves of all neurons, and a list for each."""
+    if max_bytes is None:
+        return None
+    samples = rows.shape[1] * rows.shape[2]
+    needed = list_bytes(rows.shape[0], lanes(k)) + sum(
+        operand_bytes(each.shape[0], samples, rows.dtype, precision, center=center)
+        for each in (rows, others)
+        if each is not None
+    )
+    return None if needed <= max_bytes else f"max_bytes={max_bytes:,} is less than the {needed:,} that its halves take"
 
 
 def _compute(

@@ -21,10 +21,10 @@ _TENSORS = ("x", "pieces", "owners", "partials")
 
 def _case(
     record: DeviceRecord, dtype: torch.dtype, n: int, per_sample: bool,
-    *, table: bool = False, thorough: bool = False,
+    *, table: bool = False, few: int = 0, thorough: bool = False,
 ) -> AotCase:  # fmt: skip
     """The launch for matrices of `dtype` as the compiler sees it, for a device like `record`."""
-    launch = moments_launch(dtype, n, per_sample, record, order="columns", aligned=table)
+    launch = moments_launch(dtype, n, per_sample, record, count=few, order="columns", aligned=table)
     function = launch.kernel
     names = [name for name in function.arg_names if name not in _TENSORS]
     settled = dict(zip(names, launch.settled, strict=True))
@@ -40,7 +40,7 @@ def _case(
         if signature[name] == "constexpr":
             constexprs.setdefault(name, settled[name])
     kind = {stream_kernel: "stream", samples_kernel: "samples", two_walks_kernel: "two walks"}[function]
-    tile = f"{settled['R']}x{settled['C']}"
+    tile = f"{settled['R']}x{settled['C']}{' spread' if settled.get('SPREAD') else ''}"
     accumulator = "float64" if settled["ACC"] == ELEMENTS[torch.float64] else "float32"
     return AotCase(
         name=f"{kind} {tile} {str(dtype).removeprefix('torch.')} in {accumulator}{' by table' if table else ''}",
@@ -86,6 +86,8 @@ def aot_cases() -> Iterator[AotCase]:
         yield make(F32, config.CHUNKED_FROM, False, thorough=True)
         yield make(F64, 32, False, thorough=True)
         yield make(F32, 32, False, table=True, thorough=others)
+        for rows, dtype in ((32, F32), (32, BF16), (32, F64), (config.TALL_FROM, F32), (config.TALL_FROM, BF16)):
+            yield make(dtype, rows, False, few=1024, thorough=others or dtype != BF16)
         yield make(BF16, 31, True, table=True, thorough=True)
         for tile in config.SAMPLES[F32]:
             yield make(F32, tile.rows - 1, True, thorough=tile.rows != 512)

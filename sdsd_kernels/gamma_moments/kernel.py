@@ -86,10 +86,32 @@ def _power_of_two(value):
 
 
 @triton.jit
-def _columns_of(base, columns, live, n, row_stride, column_stride, R: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr):
-    """Mean and Σd² of `columns` (C,) over n rows, float64; zero where not `live`."""
+def _columns_of(
+    base, columns, live, n, row_stride, column_stride,
+    R: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Mean and Σd² of `columns` (C,) over n rows, float64; zero where not `live`.
+
+    SPREAD: the rows of a tile lie in several warps, each of which keeps sums of its own until the end.
+    """
     pointers = base + columns * column_stride
-    if ACC == tl.float64:
+    if SPREAD:
+        shift = tl.load(pointers, mask=live, other=0.0).to(tl.float64)
+        totals = tl.zeros((R, C), tl.float64)
+        all_squares = tl.zeros((R, C), tl.float64)
+        for start in range(0, n, R):
+            rows = start + tl.arange(0, R)
+            held = (rows < n)[:, None]
+            tile = pointers[None, :] + rows.to(tl.int64)[:, None] * row_stride
+            x = tl.load(tile, mask=held & live[None, :], other=0.0)
+            d = tl.where(held, x.to(tl.float64) - shift[None, :], 0.0)
+            totals += d
+            all_squares += d * d
+        total = tl.sum(totals, 0)
+        left = total / n
+        mean = shift + left
+        squares = tl.sum(all_squares, 0) - total * left
+    elif ACC == tl.float64:
         shift = tl.load(pointers, mask=live, other=0.0).to(tl.float64)
         total = tl.zeros((C,), tl.float64)
         squares = tl.zeros((C,), tl.float64)
@@ -135,7 +157,7 @@ def stream_kernel(
     owners,  # (programs,) int32: the piece a program works on
     partials,  # (rows, 2) float64
     n, count, row_stride, column_stride,
-    ELEMENT: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    ELEMENT: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SPREAD: tl.constexpr,
     ORDER: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Signal and squares of this program's column blocks."""
@@ -146,7 +168,7 @@ def stream_kernel(
     noise = tl.zeros((), tl.float64)
     for block in range(first, tl.cdiv(count, C), step):
         columns = tl.cast(block, tl.int64) * C + tl.arange(0, C)
-        mean, squares = _columns_of(base, columns, columns < count, n, row_stride, column_stride, R, C, ACC)
+        mean, squares = _columns_of(base, columns, columns < count, n, row_stride, column_stride, R, C, ACC, SPREAD)
         signal += tl.sum(mean * mean, 0)
         noise += tl.sum(squares, 0)
     out = partials + _row(pieces, owners) * 2
@@ -318,7 +340,7 @@ def two_walks_kernel(
     for block in range(first, tl.cdiv(count, C), step):
         columns = tl.cast(block, tl.int64) * C + tl.arange(0, C)
         live = columns < count
-        mean, squares = _columns_of(base, columns, live, n, row_stride, column_stride, R, C, ACC)
+        mean, squares = _columns_of(base, columns, live, n, row_stride, column_stride, R, C, ACC, ACC == tl.float64)
         signal += tl.sum(mean * mean, 0)
         noise += tl.sum(squares, 0)
         started = block != first

@@ -54,9 +54,9 @@ def moments_launch(
     element = ELEMENTS[dtype]
     settled: tuple[Any, ...] = (n, count, row_stride, column_stride)
     if not per_sample:
-        chosen = config.stream_config(dtype, n, record)
+        chosen = config.stream_config(dtype, n, record, count)
         acc = ELEMENTS[torch.float64 if chosen.wide else torch.float32]
-        settled += (element, acc, chosen.rows, chosen.columns, order, aligned)
+        settled += (element, acc, chosen.rows, chosen.columns, chosen.spread, order, aligned)
         return Launch(stream_kernel, settled, chosen.num_warps)
     tile = config.samples_config(dtype, n)
     acc = ELEMENTS[torch.float64 if config.samples_wide(dtype, n, record) else torch.float32]
@@ -73,10 +73,12 @@ def finish_launch(rows: int, width: int) -> tuple[Launch, int]:
     return Launch(finish_kernel, (rows, width, tall, wide), num_warps), -(-width // wide)
 
 
-def _columns_and_programs(dtype: torch.dtype, n: int, per_sample: bool, record: DeviceRecord) -> tuple[int, int]:
-    """Columns of a block, and the most programs a launch should have."""
+def _columns_and_programs(
+    dtype: torch.dtype, n: int, per_sample: bool, record: DeviceRecord, count: int = 0
+) -> tuple[int, int]:
+    """Columns of a block, and the most programs a launch should have; `count` as in `moments_launch`."""
     if not per_sample:
-        return config.stream_config(dtype, n, record).columns, config.MAX_STREAM_PROGRAMS
+        return config.stream_config(dtype, n, record, count).columns, config.STREAM_PROGRAMS * record.multiprocessors
     tile = config.samples_config(dtype, n)
     bound = max(1, config.MAX_PARTIAL_ELEMENTS // row_width(n, True))
     return tile.columns, min(record.multiprocessors * tile.resident, bound)
@@ -97,7 +99,7 @@ def _plan_one(matrix: Tensor, per_sample: bool) -> _OneMatrix:
     n, count = matrix.shape
     row_stride, column_stride = matrix.stride()
     record = device_record(matrix.device)
-    columns, most = _columns_and_programs(matrix.dtype, n, per_sample, record)
+    columns, most = _columns_and_programs(matrix.dtype, n, per_sample, record, count)
     programs = min(-(-count // columns), most)
     width = row_width(n, per_sample)
     start = moments_launch(

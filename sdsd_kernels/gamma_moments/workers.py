@@ -93,12 +93,18 @@ def run_tasks(tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result
     errors: list[BaseException] = []
     remaining = iter(range(len(tasks)))
     at_work = min(threads, len(tasks))
+    asleep = at_work - 1
     stopped = False
     taking, finished = threading.Lock(), threading.Event()
 
     def take_part() -> None:
-        nonlocal at_work, stopped
+        nonlocal asleep, at_work, stopped
         try:
+            # One thread wakes the next. Two woken by the caller, before it waits, would often start on one core.
+            with taking:
+                more, asleep = asleep > 0, asleep - 1
+            if more:
+                pool.put(take_part)
             perform = start()
             while not stopped:
                 with taking:
@@ -117,8 +123,7 @@ def run_tasks(tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result
                 finished.set()
 
     try:
-        for _ in range(at_work):
-            pool.put(take_part)
+        pool.put(take_part)
         finished.wait()
     finally:
         stopped = True

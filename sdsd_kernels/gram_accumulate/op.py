@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_choice, check_device, check_float_tensor, check_neurons, check_shape
+from .._checks import check_device, check_float_tensor, check_neurons, check_precision, check_shape
 from .._register import register
 from .._rows import as_rows
-from ..cosine_matrix.config import SUM_PRECISIONS
 from .cpu import gram_accumulate_torch
 
 
@@ -52,8 +51,8 @@ def gram_accumulate(
         shift: (N,), subtracted from every sample of a neuron; float32, or float64 for float64 activations, so that
             what is subtracted is what was passed.
         scale: (N,), a factor for every neuron after the shift; dtype as of `shift`.
-        precision: what factors may be rounded to on a GPU: "float32" (accurate), "tf32", "bf16x3" or "bf16", as in
-            `cosine_matrix`. Halves multiply exactly at every setting unless they are shifted or scaled. Triton only.
+        precision: what factors may be rounded to on a GPU: "float32" or "fp16", as in `cosine_matrix`. Halves multiply
+            exactly at both unless they are shifted. Triton only.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 activations.
 
     Returns:
@@ -69,7 +68,7 @@ def gram_accumulate(
     """
     check_float_tensor(activations, "activations")
     neuron_dim = check_neurons(activations, neuron_dim)
-    check_choice(precision, "precision", SUM_PRECISIONS)
+    precision = check_precision(precision)
     neurons = activations.shape[neuron_dim]
     _check_gram(gram, activations, neurons)
     for name, vector in (("shift", shift), ("scale", scale)):
@@ -123,7 +122,7 @@ def _compute(
     gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
 ) -> None:
     if backend == "triton":
-        from .kernel import launch_gram_accumulate
+        from ..pairwise.launch import launch_gram_accumulate
 
         launch_gram_accumulate(gram, rows, shift, scale, precision=precision)
     else:

@@ -19,7 +19,7 @@ _STORED = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _FREE = {
     "samples", "samples_each", "height", "width", "out_height", "out_width", "group_d", "group_p", "taps", "kernel_w",
     "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "scale_h", "scale_w", "total_tap",
-    "positions", "tiles", "ranges", "count", "programs", "elements",
+    "positions", "tiles", "ranges", "count", "programs", "elements", "row", "bias_row", "splits",
 }  # fmt: skip
 """Numbers that need not be multiples of 16."""
 
@@ -47,7 +47,7 @@ def _case(
 def _boxes(
     record: DeviceRecord, tile: Tile, dtype: torch.dtype, kind: str = DIRECT, *, box: tuple[int, int] | None = None,
     strided: bool = False, sets: bool = False, flat: bool = False, scaled: bool = False, pointers: bool = False,
-    thorough: bool = False, variant: bool = False,
+    thorough: bool = False, most_stack: int = 0,
 ) -> AotCase:  # fmt: skip
     """`boxes_kernel` with one tile; `sets`: several groups a tile."""
     three = kind == THREE_TERMS
@@ -83,7 +83,7 @@ def _boxes(
     return _case(
         " ".join([*said, *(name for name, present in features.items() if present)]), boxes_kernel, record, types,
         constants, tile.num_warps, tile.num_stages, expect_mma=record.matrix_instruction, expect_tma=not pointers,
-        thorough=thorough, variant=variant,
+        thorough=thorough, most_stack=most_stack,
     )  # fmt: skip
 
 
@@ -120,11 +120,15 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
     constants = {"a_d": 1, "b_p": 1, "BLOCK_N": rows, "BLOCK_K": features}
     yield _case("rank1", rank1_kernel, record, pair, constants, 4, thorough=True)
     types = {"partial_ptr": "*fp32", "squares_ptr": "*fp64", "total_ptr": "*bf16", "square_norm_ptr": "*fp64"}
-    yield _case("finish", finish_kernel, record, types, {"BLOCK": config.FINISH_BLOCK}, 4, thorough=True)
+    types |= {"bias_part": "*fp32", "bias_total": "*bf16"}
+    together = config.MOST_TOGETHER
+    constants = {"BLOCK": config.FINISH_BLOCK // together, "RANGES": together, "SHARES": config.FINISH_BLOCK}
+    constants |= {"BIAS_BLOCKS": 8, "BLOCK_N": 8, "BLOCK_C": 32}
+    yield _case("finish", finish_kernel, record, types, constants, 4, thorough=True)
     if not config.reads_boxes(record):
         return  # nothing is split
     block = {"a_c": 1, "b_c": 1, "ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
-    types = dict.fromkeys(("a", "b", "largest_a", "largest_b", "factor_a", "factor_b"), "*fp32")
+    types = dict.fromkeys(("a", "b", "factor_a", "factor_b"), "*fp32") | {"largest": "*i32"}
     types |= dict.fromkeys(("high_a", "low_a", "high_b", "low_b"), "*fp16")
     yield _case("largest", largest_kernel, record, types, block, 4, thorough=True)
     yield _case("split", split_kernel, record, types, block, 4, thorough=True)
@@ -160,6 +164,7 @@ def aot_cases() -> Iterator[AotCase]:
                      thorough=not main)  # fmt: skip
         if main:
             yield _boxes(record, config.THREE[0], fp32, THREE_TERMS, thorough=True)
+            yield _boxes(record, config.WIDE[0], bf16, thorough=True, most_stack=192)
         yield _boxes(record, config.LINEAR[0], fp32, ONE_TERM, thorough=True)
         yield _boxes(record, config.THREE_NARROW[0], fp32, THREE_TERMS, box=(8, 8), strided=True, sets=True,
                      scaled=True, thorough=True)  # fmt: skip

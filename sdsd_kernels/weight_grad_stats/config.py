@@ -38,6 +38,10 @@ LINEAR = (
     Tile(128, 128, 64, num_warps=8, num_stages=5, rate=0.92),
     Tile(64, 128, 64, num_warps=4, num_stages=4, resident=2, rate=0.8),
 )
+# Two accumulators of this size do not fit the registers, but the total is touched once a sample. On an H100, N 8,
+# T 1024: 1024 → 3072 in 96 µs, with the first tile 114; 1024 → 4096 103, 118; 4096 → 1024 103, 118; 1024 → 32,768 773,
+# 892; N 16, 1024 → 4096 191, 222. Not for few tiles: 1024 → 1024 takes 36 µs with either.
+WIDE = (Tile(128, 256, 64, num_warps=8, num_stages=3, rate=1.17), *LINEAR)
 # Convolutions. 3 × 3: 256 × 8², 128 → 128 in .54 × plain, 64 × 14², 256 → 256 in .35; 1 × 1: 64 × 28²,
 # 512 → 128 in .96.
 BOXES = (Tile(64, 128, 64, num_warps=4, num_stages=4, resident=2),)
@@ -102,7 +106,9 @@ def tiles(
         return SCALED
     if narrow:
         return NARROW
-    return BOXES if boxes else LINEAR
+    if boxes:
+        return BOXES
+    return WIDE if record.family == "sm_90" else LINEAR
 
 
 def box_shape(block_t: int, height: int, width: int) -> tuple[int, int]:
@@ -119,6 +125,10 @@ def box_shape(block_t: int, height: int, width: int) -> tuple[int, int]:
             best, fewest = (box_h, box_w), count
         box_w //= 2
     return best
+
+
+ADDING_RANGES = 6.4
+"""Multiply-adds of one multiprocessor while one number of a range's weight gradient is written and read: 8 bytes."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,8 @@ def best_plan(
         boxes = -(-out_size[0] // box[0]) * -(-out_size[1] // box[1])
         programs = -(-count * ranges // record.multiprocessors)
         cost = programs * each * boxes * tile.block_t * tile.block_p * tile.block_d / tile.rate
+        if ranges > 1:
+            cost += ADDING_RANGES * ranges * sets * d * p * taps
         if best is None or cost < least:
             best, least = Plan(tile, box, count, each, ranges), cost
     assert best is not None
@@ -214,9 +226,11 @@ RANK1_BLOCK = (4, 256)
 """Samples of a program, and features at once."""
 SPLIT_BLOCK = (32, 64)
 """Rows and channels of a program that makes float16 parts: 128 bytes of a row are read and written together."""
-LARGEST_PROGRAMS = 64
-"""Programs that share the rows when the largest value of every channel is looked for; the next kernel reads as many."""
+LARGEST_PROGRAMS = 8
+"""Programs of a multiprocessor that share the rows when the largest value of every channel is looked for."""
 FINISH_BLOCK = 1024
+"""Numbers that a program of the last kernel adds up at once, of up to `MOST_TOGETHER` ranges."""
+MOST_TOGETHER = 16
 
 
 RATED_MULTIPROCESSORS = 132

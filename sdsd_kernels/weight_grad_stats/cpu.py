@@ -24,15 +24,22 @@ def weight_grad_stats(
     """Weight gradient (p, d) or None, and the square norm, of inputs (N, T, d) and output gradients (N, T, p)."""
     if method == "fused":
         return fused(inputs, output_grads, scale, weight_grad, dtype, max_bytes)
-    total = plain_weight_grad(inputs, output_grads).to(dtype) if weight_grad else None
+    total = plain_weight_grad(inputs, output_grads, inputs.dtype).to(dtype) if weight_grad else None
     if method == "gram":
         return total, gram(inputs, output_grads, max_bytes)
     return total, rank1(inputs[:, 0], output_grads[:, 0], scale, max_bytes)
 
 
-def plain_weight_grad(inputs: Tensor, output_grads: Tensor) -> Tensor:
-    """The product autograd takes for torch.nn.functional.linear, and so its bits; shape: (p, d)."""
-    return output_grads.reshape(-1, output_grads.shape[-1]).t() @ inputs.reshape(-1, inputs.shape[-1])
+def plain_weight_grad(inputs: Tensor, output_grads: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product autograd takes for torch.nn.functional.linear, and in the dtype of `inputs` its bits; shape: (p, d).
+
+    float32 of halves is written straight from the accumulator where torch can do that.
+    """
+    left = output_grads.reshape(-1, output_grads.shape[-1]).t()
+    right = inputs.reshape(-1, inputs.shape[-1])
+    if dtype == torch.float32 and inputs.dtype.itemsize == 2 and inputs.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

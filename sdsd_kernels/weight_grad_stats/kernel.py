@@ -35,6 +35,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..scale_shift_grads.kernel import finish_block
+
 
 @triton.jit
 def _place(p, d, taps, FLAT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr):
@@ -338,29 +340,41 @@ def _row_squares(x, row, samples, features, x_n, x_f, BLOCK_N: tl.constexpr, BLO
     return tl.sum(squares, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row", "bias_row"])
 def finish_kernel(
     partial_ptr,  # (ranges, elements) float32, or None where there is one range
     squares_ptr,  # (count,) float64
     total_ptr,  # (elements,)
-    square_norm_ptr,  # () float64
-    ranges, elements, count, BLOCK: tl.constexpr,
+    bias_part, bias_total,  # sums (N, splits, p) of output gradients and the bias' gradient (p,), or None
+    square_norm_ptr, row, bias_row,  # (rows, width) float64: entry (row, 0) is written, and the bias' row
+    ranges, elements, count, width, samples, splits, channels,
+    BLOCK: tl.constexpr, RANGES: tl.constexpr, SHARES: tl.constexpr,
+    BIAS_BLOCKS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The first program adds up the squares, the others the ranges."""
+    """The first program adds up the squares, the last BIAS_BLOCKS finish the bias, those between add up the ranges."""
+    own = tl.num_programs(0) - BIAS_BLOCKS
+    if bias_part is not None:
+        if tl.program_id(0) >= own:
+            norms = square_norm_ptr + bias_row * width
+            finish_block(
+                tl.program_id(0) - own, bias_part, bias_total, norms, samples, splits, channels, BLOCK_N, BLOCK_C
+            )
+            return
     if tl.program_id(0) == 0:
-        lanes = tl.arange(0, BLOCK)
-        squares = tl.zeros((BLOCK,), tl.float64)
-        for start in range(0, count, BLOCK):
+        lanes = tl.arange(0, SHARES)
+        squares = tl.zeros((SHARES,), tl.float64)
+        for start in range(0, count, SHARES):
             squares += tl.load(squares_ptr + start + lanes, mask=start + lanes < count, other=0.0)
-        tl.store(square_norm_ptr, tl.sum(squares, 0))
+        tl.store(square_norm_ptr + row * width, tl.sum(squares, 0))
     elif partial_ptr is not None:
         place = (tl.program_id(0) - 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        total = tl.zeros((BLOCK,), tl.float32)
-        for _ in range(0, ranges):
-            total += tl.load(partial_ptr + place, mask=place < elements, other=0.0)
-            partial_ptr += elements
-        place = (tl.program_id(0) - 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        tl.store(total_ptr + place, total.to(total_ptr.dtype.element_ty), mask=place < elements)
+        total = tl.zeros((RANGES, BLOCK), tl.float32)
+        for first in range(0, ranges, RANGES):
+            which = first + tl.arange(0, RANGES)
+            offsets = which.to(tl.int64)[:, None] * elements + place[None, :]
+            live = (which < ranges)[:, None] & (place < elements)[None, :]
+            total += tl.load(partial_ptr + offsets, mask=live, other=0.0)
+        tl.store(total_ptr + place, tl.sum(total, 0).to(total_ptr.dtype.element_ty), mask=place < elements)
 
 
 def descriptor(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
+from .._launch import NORMS_WIDTH, Launch, kept, on_device
+from ..scale_shift_grads.launch import Sums
 from . import config, layout
 from .geometry import LINEAR, Geometry
 from .kernel import (
@@ -24,44 +26,25 @@ from .layout import Copy, Layout
 from .split_kernel import largest_kernel, split_kernel
 
 
-class Launch:
-    """A kernel with all but its tensors settled; compiled by the first call, found in no cache after."""
-
-    __slots__ = ("_compiled", "grid", "kernel", "options", "settled")
-
-    def __init__(self, kernel: Any, grid: tuple[int, int, int], settled: dict[str, Any], **options: int) -> None:
-        self.kernel, self.grid, self.options = kernel, grid, options
-        self.settled = tuple(settled[name] for name in kernel.arg_names if name in settled)
-        self._compiled: Any = None
-
-    def __call__(self, *tensors: Any) -> None:
-        if self._compiled is None:
-            # None from the interpreter, which has nothing to keep.
-            self._compiled = self.kernel[self.grid](*tensors, *self.settled, **self.options)
-        else:
-            self._compiled[self.grid](*tensors, *self.settled)
-
-
 class Split(NamedTuple):
     """Two launches that make float16 parts of both tensors."""
 
     largest: Launch
     split: Launch
-    programs: int
     three: bool
     channels: tuple[int, int]
     elements: tuple[int, int]
 
     def __call__(self, a: Tensor, b: Tensor) -> tuple[Any, ...]:
         device = a.device
-        most = [torch.empty(self.programs, channels, device=device) for channels in self.channels]
-        factors = [torch.empty(channels, device=device) for channels in self.channels]
+        most = torch.zeros(sum(self.channels), dtype=torch.int32, device=device)
+        factors = [torch.empty(channels, dtype=torch.float32, device=device) for channels in self.channels]
         high = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
         low: list[Any] = [None, None]
         if self.three:
             low = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
-        self.largest(a, b, *most)
-        self.split(a, b, *most, high[0], low[0], high[1], low[1], *factors)
+        self.largest(a, b, most)
+        self.split(a, b, most, high[0], low[0], high[1], low[1], *factors)
         return high[0], low[0], high[1], low[1], *factors
 
 
@@ -81,33 +64,54 @@ class Fused(NamedTuple):
     """Shape and strides of the weight gradient, or None without one."""
     dtype: torch.dtype
     depthwise: bool
+    bias: Sums | None = None
 
-    def __call__(self, a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def __call__(
+        self, a: Tensor, b: Tensor, scale: Tensor | None = None, square_norms: Tensor | None = None, row: int = 0,
+        bias_row: int = -1,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:  # fmt: skip
         device = a.device
+        bias_part = bias_total = None
+        if self.bias is not None:
+            bias_part, bias_total = of_bias(self.bias, b, self.dtype)
         first, second = self.copies
         if first is not None:
             a = first.of(a)
         if second is not None:
             b = second.of(b)
-        squares = torch.empty(self.shares, dtype=torch.float64, device=device)
-        square_norm = torch.empty((), dtype=torch.float64, device=device)
+        if square_norms is None:
+            square_norms = torch.empty((), dtype=torch.float64, device=device)
+        squares = square_norms.new_empty(self.shares)
         total = partial = None
         target: Tensor = squares
         if self.total is not None:
             total = target = torch.empty_strided(*self.total, dtype=self.dtype, device=device)
             if self.ranges > 1:
-                partial = target = torch.empty(self.ranges, self.elements, device=device)
+                partial = target = torch.empty(self.ranges, self.elements, dtype=torch.float32, device=device)
         if self.depthwise:
             self.main(a, b, scale, target, squares)
         else:
             parts: tuple[Any, ...] = (a, None, b, None, None, None) if self.split is None else self.split(a, b)
-            operands = [pointed(*pair) for pair in zip(self.tensors, parts[:4], strict=True)]
-            self.main(*operands, *parts[4:], scale, target, squares)
-        self.finish(partial, squares, squares if total is None else total, square_norm)
-        return total, square_norm
+            of_a, of_a_low, of_b, of_b_low = self.tensors
+            a, a_low, b, b_low, *factors = parts
+            self.main(
+                pointed(of_a, a) if of_a is not None else a, pointed(of_a_low, a_low) if a_low is not None else None,
+                pointed(of_b, b) if of_b is not None else b, pointed(of_b_low, b_low) if b_low is not None else None,
+                *factors, scale, target, squares,
+            )  # fmt: skip
+        self.finish(
+            partial, squares, squares if total is None else total, bias_part, bias_total, square_norms, row, bias_row
+        )
+        return total, bias_total, square_norms
 
 
-_MAX_PLANS = 4096
+def of_bias(bias: Sums, grads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Sums of output gradients by sample, and memory for the bias' gradient."""
+    part = torch.empty(bias.part, dtype=torch.float32, device=grads.device)
+    bias.launch(grads, None, None, None, None, part)
+    return part, torch.empty(bias.part[2], dtype=dtype, device=grads.device)
+
+
 _plans: dict[tuple[Any, ...], Any] = {}
 
 
@@ -119,7 +123,7 @@ def launch_fused(
 
     Three dimensions are a linear layer's where `geometry` is LINEAR, and a convolution over one dimension otherwise.
     """
-    tf32 = inputs.dtype == torch.float32 and _tf32_allowed(geometry)
+    tf32 = inputs.dtype == torch.float32 and tf32_allowed(geometry)
     key = (
         inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
         inputs.data_ptr() % 16, output_grads.data_ptr() % 16, geometry, weight_grad, dtype, channels_last, max_bytes,
@@ -127,28 +131,15 @@ def launch_fused(
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
-        plan = _kept(key, plan_fused(
+        plan = kept(_plans, key, plan_fused(
             inputs, output_grads, scale, geometry, weight_grad, dtype, channels_last, max_bytes, tf32,
             device_record(inputs.device),
         ))  # fmt: skip
-    return _on_device(inputs, plan, inputs, output_grads, scale)
+    total, _, square_norm = on_device(inputs, plan, inputs, output_grads, scale)
+    return total, square_norm
 
 
-def _on_device(where: Tensor, call: Any, *arguments: Any) -> Any:
-    if where.device.type == "cuda" and where.device.index != torch.cuda.current_device():
-        with torch.cuda.device(where.device):
-            return call(*arguments)
-    return call(*arguments)
-
-
-def _kept(key: tuple[Any, ...], plan: Any) -> Any:
-    if len(_plans) >= _MAX_PLANS:
-        _plans.clear()
-    _plans[key] = plan
-    return plan
-
-
-def _tf32_allowed(geometry: Geometry) -> bool:
+def tf32_allowed(geometry: tuple[Any, ...]) -> bool:
     """Whether torch itself may round a float32 product's operands to tf32: by one setting for layers, one for cuDNN."""
     if geometry is LINEAR:
         return bool(torch.backends.cuda.matmul.allow_tf32)
@@ -157,9 +148,9 @@ def _tf32_allowed(geometry: Geometry) -> bool:
 
 def plan_fused(
     inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
-    dtype: torch.dtype, channels_last: bool, max_bytes: int, tf32: bool, record: DeviceRecord,
+    dtype: torch.dtype, channels_last: bool, max_bytes: int, tf32: bool, record: DeviceRecord, bias: Sums | None = None,
 ) -> Fused:  # fmt: skip
-    """What `launch_fused` does with tensors like these."""
+    """What is done with tensors like these; `bias`: where the bias' gradient is wanted too, how it is found."""
     linear = geometry is LINEAR
     a = layout.as_layout(inputs, linear)
     b = layout.as_layout(output_grads, linear)
@@ -186,6 +177,7 @@ def plan_fused(
     }  # fmt: skip
     common: dict[str, Any] = {
         "shares": 0, "elements": elements, "total": (shape, strides) if weight_grad else None, "dtype": dtype,
+        "bias": bias,
     }  # fmt: skip
     if group_d == 1 and groups > 1:
         return _plan_depthwise(a, b, known | {"p": outputs, "stride_h": stride[0], "stride_w": stride[1]}, common,
@@ -227,7 +219,7 @@ def plan_fused(
         if height % multiples[0] or width % multiples[1]:
             target = layout.packed(a, inputs.dtype.itemsize, multiples)
             a, first = target, layout.copy_into(target, a, inputs.dtype)
-        split, a, b = _plan_split(a, b, kind == config.THREE_TERMS)
+        split, a, b = _plan_split(a, b, kind == config.THREE_TERMS, record)
     if not pointers:
         held = inputs.dtype if split is None else torch.float16
         if viewed and stride != (1, 1):
@@ -251,9 +243,9 @@ def plan_fused(
         boxes_kernel, (plan.tiles, plan.ranges, 1), known, num_warps=tile.num_warps, num_stages=tile.num_stages
     )
     common["shares"] = plan.tiles * plan.ranges
+    finish = finish_launch(common["shares"], plan.ranges if weight_grad else 1, elements, bias)
     return Fused(
-        main, _finish(common["shares"], plan.ranges, elements, weight_grad), tensors, (first, second), split,
-        ranges=plan.ranges, depthwise=False, **common,
+        main, finish, tensors, (first, second), split, ranges=plan.ranges, depthwise=False, **common,
     )  # fmt: skip
 
 
@@ -296,13 +288,21 @@ def _precision(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:
     return "tf32" if tf32 else "tf32x3"
 
 
-def _finish(shares: int, ranges: int, elements: int, weight_grad: bool) -> Launch:
-    blocks = _cdiv(elements, config.FINISH_BLOCK) if weight_grad and ranges > 1 else 0
-    settled = {"ranges": ranges, "elements": elements, "count": shares, "BLOCK": config.FINISH_BLOCK}
-    return Launch(finish_kernel, (1 + blocks, 1, 1), settled, num_warps=4)
+def finish_launch(shares: int, ranges: int, elements: int, bias: Sums | None = None) -> Launch:
+    """Adds up shares of the square norm and, if there are several, `ranges` of the weight gradient; ends the bias."""
+    together = min(config.MOST_TOGETHER, 1 << (ranges - 1).bit_length())
+    block = config.FINISH_BLOCK // together
+    blocks = _cdiv(elements, block) if ranges > 1 else 0
+    none = {"samples": 0, "splits": 0, "channels": 0, "BLOCK_N": 1, "BLOCK_C": 1}
+    settled = {
+        "ranges": ranges, "elements": elements, "count": shares, "width": NORMS_WIDTH, "BLOCK": block,
+        "RANGES": together, "SHARES": config.FINISH_BLOCK, "BIAS_BLOCKS": 0 if bias is None else bias.blocks,
+        **(none if bias is None else bias.finish),
+    }  # fmt: skip
+    return Launch(finish_kernel, (1 + blocks + settled["BIAS_BLOCKS"], 1, 1), settled, num_warps=4)
 
 
-def _plan_split(a: Layout, b: Layout, three: bool) -> tuple[Split, Layout, Layout]:
+def _plan_split(a: Layout, b: Layout, three: bool, record: DeviceRecord) -> tuple[Split, Layout, Layout]:
     """The launches that make float16 parts, and how the parts lie."""
     settled: dict[str, Any] = {"ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
     parts = []
@@ -315,12 +315,12 @@ def _plan_split(a: Layout, b: Layout, three: bool) -> tuple[Split, Layout, Layou
         parts.append(part)
     blocks = _cdiv(max(settled["rows_a"], settled["rows_b"]), config.SPLIT_BLOCK[0])
     across = _cdiv(max(a.shape[3], b.shape[3]), config.SPLIT_BLOCK[1])
-    programs = min(blocks, config.LARGEST_PROGRAMS)
+    programs = min(blocks, config.LARGEST_PROGRAMS * record.multiprocessors)
     elements = tuple(part.shape[0] * part.strides[0] for part in parts)
     split = Split(
         Launch(largest_kernel, (programs, across, 2), settled, num_warps=4),
-        Launch(split_kernel, (blocks, across, 2), settled | {"programs": programs}, num_warps=4),
-        programs, three, (a.shape[3], b.shape[3]), (elements[0], elements[1]),
+        Launch(split_kernel, (blocks, across, 2), settled, num_warps=4),
+        three, (a.shape[3], b.shape[3]), (elements[0], elements[1]),
     )  # fmt: skip
     return split, parts[0], parts[1]
 
@@ -342,30 +342,38 @@ def _plan_depthwise(
     common["shares"] = programs * ranges
     return Fused(
         Launch(depthwise_kernel, (programs, ranges, 1), known, num_warps=chosen.num_warps),
-        _finish(common["shares"], ranges, common["elements"], common["total"] is not None),
+        finish_launch(common["shares"], ranges if common["total"] else 1, common["elements"], common["bias"]),
         (None, None, None, None), (None, None), None, ranges=ranges, depthwise=True, **common,
     )  # fmt: skip
 
 
 class Squares(NamedTuple):
-    """Squares alone, from tensors as they lie: "gram" or "rank1"."""
+    """Squares without the weight gradient, from tensors as they lie, by "gram" or "rank1"; and the bias' gradient."""
 
     main: Launch
     finish: Launch
     descriptors: tuple[Any, Any]
     shares: int
+    bias: Sums | None
+    dtype: torch.dtype
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        squares = torch.empty(self.shares, dtype=torch.float64, device=a.device)
-        square_norm = torch.empty((), dtype=torch.float64, device=a.device)
+    def __call__(
+        self, a: Tensor, b: Tensor, square_norms: Tensor | None = None, row: int = 0, bias_row: int = -1
+    ) -> tuple[Tensor | None, Tensor]:
+        bias_part = bias_total = None
+        if self.bias is not None:
+            bias_part, bias_total = of_bias(self.bias, b, self.dtype)
+        if square_norms is None:
+            square_norms = torch.empty((), dtype=torch.float64, device=a.device)
+        squares = square_norms.new_empty(self.shares)
         self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
-        self.finish(None, squares, squares, square_norm)
-        return square_norm
+        self.finish(None, squares, squares, bias_part, bias_total, square_norms, row, bias_row)
+        return bias_total, square_norms
 
 
 def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
     """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1"."""
-    tf32 = inputs.dtype == torch.float32 and _tf32_allowed(LINEAR)
+    tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR)
     key = (
         method, inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
         inputs.data_ptr() % 16, output_grads.data_ptr() % 16, tf32,
@@ -373,11 +381,13 @@ def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
     plan = _plans.get(key)
     if plan is None:
         make = plan_gram if method == "gram" else plan_rank1
-        plan = _kept(key, make(inputs, output_grads, tf32, device_record(inputs.device)))
-    return _on_device(inputs, plan, inputs, output_grads)
+        plan = kept(_plans, key, make(inputs, output_grads, tf32, device_record(inputs.device), inputs.dtype))
+    return on_device(inputs, plan, inputs, output_grads)[1]  # type: ignore[no-any-return]
 
 
-def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord) -> Squares:
+def plan_gram(
+    inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord, dtype: torch.dtype, bias: Sums | None = None
+) -> Squares:
     samples, positions, d = inputs.shape
     p = output_grads.shape[2]
     chosen = config.gram_config(record, inputs.dtype.itemsize, positions)
@@ -403,10 +413,14 @@ def plan_gram(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRe
     main = Launch(
         gram_kernel, (triangle, samples, 1), settled, num_warps=chosen.num_warps, num_stages=chosen.num_stages
     )
-    return Squares(main, _finish(triangle * samples, 1, 1, False), (descriptors[0], descriptors[1]), triangle * samples)
+    shares = triangle * samples
+    finish = finish_launch(shares, 1, 1, bias)
+    return Squares(main, finish, (descriptors[0], descriptors[1]), shares, bias, dtype)
 
 
-def plan_rank1(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord) -> Squares:
+def plan_rank1(
+    inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord, dtype: torch.dtype, bias: Sums | None = None
+) -> Squares:
     samples, _, d = inputs.shape
     rows, features = config.RANK1_BLOCK
     programs = _cdiv(samples, rows)
@@ -415,4 +429,4 @@ def plan_rank1(inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceR
         "b_n": output_grads.stride(0), "b_p": output_grads.stride(2), "BLOCK_N": rows, "BLOCK_K": features,
     }  # fmt: skip
     main = Launch(rank1_kernel, (programs, 1, 1), settled, num_warps=4)
-    return Squares(main, _finish(programs, 1, 1, False), (None, None), programs)
+    return Squares(main, finish_launch(programs, 1, 1, bias), (None, None), programs, bias, dtype)

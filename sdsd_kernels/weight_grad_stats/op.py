@@ -92,7 +92,7 @@ def weight_grad_stats(
         inputs, output_grads = inputs.unsqueeze(1), output_grads.unsqueeze(1)
     if scale is not None:
         scale = scale.detach()
-    chosen = choose_backend(backend, inputs.device, kernel_lacks=_lacks(inputs, scale))
+    chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks_kernel(inputs, scale))
     total, square_norm = _operator(
         inputs.detach(), output_grads.detach(), scale, bool(weight_grad), dtype or inputs.dtype, method, max_bytes,
         chosen,
@@ -160,12 +160,12 @@ def conv_weight_grad_stats(
         README.md in this folder.
     """
     space = inputs.ndim - 2 if isinstance(inputs, Tensor) else 0
-    known = _geometry(space, kernel_size, stride, padding, dilation, groups)
+    known = geometry_of(space, kernel_size, stride, padding, dilation, groups)
     if not torch.compiler.is_compiling():
         _check_once(_check_conv, (inputs, output_grads, scale), known, max_bytes, dtype)
     if scale is not None:
         scale = scale.detach()
-    lacks = _lacks(inputs, scale) or ("the kernel has no third dimension of space" if space == 3 else None)
+    lacks = lacks_kernel(inputs, scale) or ("the kernel has no third dimension of space" if space == 3 else None)
     chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks)
     total, square_norm = _conv_operator(
         inputs.detach(), output_grads.detach(), scale, known.kernel, known.stride, known.padding, known.dilation,
@@ -203,7 +203,17 @@ def _check_once(check: Any, tensors: tuple[Any, Any, Any], *rest: Any) -> None:
         _checked.add(key)
 
 
-def _geometry(space: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Geometry:
+def check_pair_once(inputs: Tensor, output_grads: Tensor, max_bytes: int, dtype: torch.dtype | None) -> None:
+    _check_once(_check, (inputs, output_grads, None), None, max_bytes, dtype)
+
+
+def check_conv_once(
+    inputs: Tensor, output_grads: Tensor, known: Geometry, max_bytes: int, dtype: torch.dtype | None
+) -> None:
+    _check_once(_check_conv, (inputs, output_grads, None), known, max_bytes, dtype)
+
+
+def geometry_of(space: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Geometry:
     """The same `Geometry` for the same arguments, looked at once; a trace looks each time."""
     arguments = (kernel_size, stride, padding, dilation, groups)
     if torch.compiler.is_compiling() or not all([type(value) in (int, tuple) for value in arguments]):  # noqa: C419
@@ -218,7 +228,7 @@ def _geometry(space: int, kernel_size: Any, stride: Any, padding: Any, dilation:
     return found
 
 
-def _lacks(inputs: Tensor, scale: Tensor | None) -> str | None:
+def lacks_kernel(inputs: Tensor, scale: Tensor | None) -> str | None:
     """What this call needs that the kernels do not offer."""
     if inputs.dtype == torch.float64:
         return "the kernel has no float64"
@@ -349,7 +359,7 @@ def _compute(
     elif backend == "triton" and scale is None:
         from .launch import launch_squares
 
-        total = cpu.plain_weight_grad(inputs, output_grads).to(dtype) if weight_grad else None
+        total = cpu.plain_weight_grad(inputs, output_grads, inputs.dtype).to(dtype) if weight_grad else None
         square_norm = launch_squares(inputs, output_grads, chosen)
     else:
         total, square_norm = cpu.weight_grad_stats(inputs, output_grads, scale, weight_grad, dtype, chosen, max_bytes)

@@ -36,37 +36,36 @@ def _largest(
         value = tl.abs(tl.load(pointers, mask=live[:, None] & held[None, :], other=0.0).to(tl.float32))
         # NaN and infinity stay what they are in float16 and have no say in the factor.
         found = tl.where((value < float("inf")) & (value > found), value, found)
-    tl.store(largest + tl.program_id(0) * channels + channel, tl.max(found, 0), mask=held)
+    # Of floats that are not negative the bits are in the same order; a maximum is the same in any.
+    tl.atomic_max(largest + channel, tl.max(found, 0).to(tl.int32, bitcast=True), mask=held)
 
 
 @triton.jit
 def largest_kernel(
-    a, b, largest_a, largest_b,  # (N, H, W, C), (N, H', W', P); (programs, C), (programs, P) float32
+    a, b, largest,  # (N, H, W, C), (N, H', W', P); (C + P,) int32, zero before: the bits of the largest magnitudes
     rows_a, height_a, width_a, channels_a, a_n, a_h, a_w, a_c,
     rows_b, height_b, width_b, channels_b, b_n, b_h, b_w, b_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The largest magnitude of every channel in every program's rows; the third grid dimension names the tensor."""
+    """The largest magnitude of every channel; the third grid dimension names the tensor."""
     if tl.program_id(2) == 0:
         if tl.program_id(1) * CHANNELS < channels_a:
-            _largest(a, largest_a, rows_a, height_a, width_a, channels_a, a_n, a_h, a_w, a_c, ROWS, CHANNELS)
+            _largest(a, largest, rows_a, height_a, width_a, channels_a, a_n, a_h, a_w, a_c, ROWS, CHANNELS)
     else:
         if tl.program_id(1) * CHANNELS < channels_b:
-            _largest(b, largest_b, rows_b, height_b, width_b, channels_b, b_n, b_h, b_w, b_c, ROWS, CHANNELS)
+            _largest(b, largest + channels_a, rows_b, height_b, width_b, channels_b, b_n, b_h, b_w, b_c, ROWS, CHANNELS)
 
 
 @triton.jit
 def _split(
-    x, largest, high, low, factor, programs, rows, height, width, channels, padded, x_n, x_h, x_w, x_c,
+    x, largest, high, low, factor, rows, height, width, channels, padded, x_n, x_h, x_w, x_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     held = channel < channels
-    most = tl.zeros((CHANNELS,), tl.float32)
-    for program in range(0, programs):
-        most = tl.maximum(most, tl.load(largest + program * channels + channel, mask=held, other=0.0))
+    most = tl.load(largest + channel, mask=held, other=0)
     # Exponents of float32 run from 1 to 254; 253 keeps the inverse normal.
-    exponent = tl.minimum(268 - ((most.to(tl.int32, bitcast=True) >> 23) & 0xFF), 253)
+    exponent = tl.minimum(268 - ((most >> 23) & 0xFF), 253)
     times = (exponent << 23).to(tl.float32, bitcast=True)
     if tl.program_id(0) == 0:
         tl.store(factor + channel, ((254 - exponent) << 23).to(tl.float32, bitcast=True), mask=held)
@@ -84,19 +83,18 @@ def _split(
 
 @triton.jit
 def split_kernel(
-    a, b, largest_a, largest_b,  # as in largest_kernel
+    a, b, largest,  # as in largest_kernel
     high_a, low_a, high_b, low_b,  # (N, H, W, padded) float16; low ones may be None
     factor_a, factor_b,  # (C,), (P,) float32: what brings products back
-    programs,
     rows_a, height_a, width_a, channels_a, padded_a, a_n, a_h, a_w, a_c,
     rows_b, height_b, width_b, channels_b, padded_b, b_n, b_h, b_w, b_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     if tl.program_id(2) == 0:
         if (tl.program_id(0) * ROWS < rows_a) & (tl.program_id(1) * CHANNELS < channels_a):
-            _split(a, largest_a, high_a, low_a, factor_a, programs, rows_a, height_a, width_a, channels_a, padded_a,
+            _split(a, largest, high_a, low_a, factor_a, rows_a, height_a, width_a, channels_a, padded_a,
                    a_n, a_h, a_w, a_c, ROWS, CHANNELS)  # fmt: skip
     else:
         if (tl.program_id(0) * ROWS < rows_b) & (tl.program_id(1) * CHANNELS < channels_b):
-            _split(b, largest_b, high_b, low_b, factor_b, programs, rows_b, height_b, width_b, channels_b, padded_b,
+            _split(b, largest + channels_a, high_b, low_b, factor_b, rows_b, height_b, width_b, channels_b, padded_b,
                    b_n, b_h, b_w, b_c, ROWS, CHANNELS)  # fmt: skip

@@ -35,11 +35,6 @@ SINGLE = 64 * torch.finfo(torch.float32).eps
 twice that in a square, and a factor of three for the order in which a machine adds."""
 
 
-SINGLE = 64 * torch.finfo(torch.float32).eps
-"""Gradients of these models are sums of about a hundred terms through a few layers: √100 units in the last place each,
-twice that in a square, and a factor of three for the order in which a machine adds."""
-
-
 def images(*shape):
     """N float64 samples; the same whenever and in whatever order they are asked for."""
     generator = torch.Generator().manual_seed(len(shape) + sum(shape))
@@ -1092,3 +1087,20 @@ def test_a_plain_dictionary_for_loggers():
     assert values["noise_scale"] == stats.noise_scale
     assert values["smoothed"]["interval"] == stats.smoothed.interval
     assert set(values["parameters"]) == {"weight", "bias"}
+
+
+def test_the_last_measured_step_stays_readable_between_measured_steps():
+    model = nn.Linear(3, 2)
+    monitor = sdsd.GammaMonitor(model, every=3)
+    for read in (lambda: monitor.stats, lambda: monitor.smoothed):
+        with pytest.raises(RuntimeError, match="none of the 0 so far"):
+            read()
+    measured = None
+    for step in range(7):
+        model.zero_grad()
+        model(torch.randn(4, 3)).square().sum().backward()
+        found = monitor.step()
+        assert (found is None) == (step % 3 != 0)
+        measured = found or measured
+        assert monitor.stats is measured
+        assert monitor.smoothed is measured.smoothed

@@ -535,7 +535,7 @@ def test_files_that_cannot_be_written(layer, tmp_path):
 )
 def test_missing_extras_are_named(layer, tmp_path, monkeypatch, package, call):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'sdsd\[report\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[report\]'"):
         call(layer, tmp_path / "map")
     assert not list(tmp_path.iterdir())
 

@@ -7,12 +7,24 @@ import torch
 from torch import Tensor
 
 from sdsd_kernels import _cosine_blocks
+from sdsd_kernels._backend import unusable
 from sdsd_kernels.cosine_between import op
 from sdsd_kernels.cosine_between.op import cosine_between
 from sdsd_kernels.cosine_between.reference import cosine_between_reference
 from tests.helpers import assert_within, cosine_error
 
 NAN, INF = float("nan"), float("inf")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
+
+
+@pytest.fixture(params=["torch", "triton"], autouse=True)
+def backend(request, device, monkeypatch) -> str:
+    """Everything by blocks of torch, and by the kernels where they serve."""
+    problem = unusable(request.param, device)
+    if problem:
+        pytest.skip(problem)
+    monkeypatch.setenv("SDSD_BACKEND", request.param)
+    return request.param
 
 
 def flat(x: Tensor, neuron_dim: int, center: bool) -> Tensor:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._checks import PRECISIONS
 from sdsd_kernels._rows import as_rows
-from sdsd_kernels.cosine_matrix import config, cpu
+from sdsd_kernels.cosine_matrix import cpu
 from sdsd_kernels.cosine_matrix.op import cosine_matrix
 from sdsd_kernels.cosine_matrix.reference import cosine_matrix_reference
 from tests.helpers import assert_within, cosine_error, relative_error, summation_error, unit_roundoff
@@ -44,30 +45,14 @@ def oracle(x: Tensor, neuron_dim: int = -1, center: bool = False) -> Tensor:
     return torch.where(torch.eye(len(rows), dtype=torch.bool) & (squares > 0), 1.0, cosine)
 
 
-def to_bfloat16(x: Tensor) -> Tensor:
-    """What the kernel makes of float32: bfloat16, rounded on a GPU and truncated by the interpreter; in float64."""
-    if torch.cuda.is_available():
-        return x.bfloat16().double()
-    return (x.contiguous().view(torch.int32) & -65536).view(torch.float32).double()
-
-
 def rounded_way(x: Tensor, precision: str) -> Tensor:
     """Cosines from products of factors rounded as `precision` says, and float64 but for that, whatever the machine."""
     rows = flat(x.detach().cpu().float())
     # Powers of two bring what float16 multiplies into its range.
     rows = torch.ldexp(rows, -torch.frexp(rows.abs().amax(1, keepdim=True)).exponent)
-    if precision == "float32":
-        products = rows.double() @ rows.double().T
-    elif precision == "bf16x3":
-        high = to_bfloat16(rows)
-        low = to_bfloat16((rows - high).float())
-        products = high @ high.T + high @ low.T + low @ high.T
-    else:
-        # tf32 keeps 10 bits of a factor's fraction, as float16 does.
-        rounded = to_bfloat16(rows) if precision == "bf16" else rows.half().double()
-        products = rounded @ rounded.T
+    rounded = rows.double() if precision == "float32" else rows.half().double()
     norms = rows.double().norm(dim=1)
-    return products / (norms[:, None] * norms[None, :])
+    return rounded @ rounded.T / (norms[:, None] * norms[None, :])
 
 
 def check_promises(cosine: Tensor, dead: Tensor | None = None) -> None:
@@ -163,7 +148,7 @@ def test_out_dtype_is_one_rounding(out_dtype, backend, device):
     check(cosine, x)
 
 
-@pytest.mark.parametrize("precision", config.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_precisions(precision, backend, device):
     x = torch.randn(100, 40, device=device)
     cosine = cosine_matrix(x, precision=precision, backend=backend)
@@ -171,7 +156,7 @@ def test_precisions(precision, backend, device):
     check_precision(cosine, x, precision)
 
 
-@pytest.mark.parametrize("precision", config.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("center", [False, True])
 def test_precisions_at_every_scale(precision, center, backend, device):
     x = torch.randn(70, 35, device=device) + 0.5
@@ -387,6 +372,39 @@ def test_gradcheck(center, zero, device):
     assert torch.autograd.gradgradcheck(lambda x: cosine_matrix(x, neuron_dim=1, center=center), rest)
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_forward_mode(center, device):
+    x = (torch.randn(6, 5, device=device, dtype=torch.float64) + 0.5).requires_grad_()
+
+    def cosine(x: Tensor) -> Tensor:
+        return cosine_matrix(x, center=center)
+
+    assert torch.autograd.gradcheck(
+        cosine, x, check_forward_ad=True, check_backward_ad=False, check_undefined_grad=False
+    )
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_torch_func(center, backend, device):
+    """Gradients and directional derivatives of torch.func, beside those of float64."""
+    x = torch.randn(40, 12, device=device) + 0.5
+    direction = torch.randn_like(x)
+
+    def loss(x: Tensor, **options) -> Tensor:
+        return cosine_matrix(x, center=center, **options).triu(1).pow(3).sum()
+
+    exact = torch.func.grad(loss)(x.double())
+    found = torch.func.grad(lambda x: loss(x, backend=backend))(x)
+    assert relative_error(found, exact) < 64 * unit_roundoff(torch.float32)
+    eager = x.clone().requires_grad_()
+    loss(eager, backend=backend).backward()
+    assert torch.allclose(eager.grad, found, rtol=1e-5, atol=1e-7)
+    _, along = torch.func.jvp(lambda x: cosine_matrix(x, center=center, backend=backend), (x,), (direction,))
+    _, wanted = torch.func.jvp(lambda x: cosine_matrix(x, center=center), (x.double(),), (direction.double(),))
+    assert wanted.norm() > 0.1
+    assert relative_error(along, wanted) < 64 * unit_roundoff(torch.float32)
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 def test_gradient_at_every_scale(scale, backend, device):
     x = (torch.randn(60, 12, device=device) * scale).requires_grad_()
@@ -462,7 +480,7 @@ def test_bad_activations(make, error, match):
         ({"neuron_dim": -3}, ValueError, "expected -2 to 1"),
         ({"neuron_dim": 1.0}, TypeError, "expected an int, got float"),
         ({"neuron_dim": True}, TypeError, "expected an int, got bool"),
-        ({"precision": "fp8"}, ValueError, "expected one of 'float32', 'tf32', 'bf16x3', 'bf16', 'fp16', got 'fp8'"),
+        ({"precision": "fp8"}, ValueError, "expected one of 'float32', 'fp16', got 'fp8'"),
         ({"zero": "ignore"}, ValueError, "expected one of 'zero', 'nan', 'raise', got 'ignore'"),
         ({"out_dtype": torch.int32}, TypeError, "out_dtype: expected one of"),
         ({"out_dtype": "float32"}, TypeError, "out_dtype: expected one of"),

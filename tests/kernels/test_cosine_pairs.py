@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd_kernels import cosine_histogram, cosine_pairs, cosine_row_sums
+from sdsd_kernels._aot import compiled_ahead
 from sdsd_kernels._backend import unusable
 from sdsd_kernels.cosine_pairs import config, cpu
 from sdsd_kernels.cosine_pairs.budget import most_pairs
@@ -27,6 +28,7 @@ from sdsd_kernels.cosine_pairs.reference import (
     cosine_pairs_reference,
     cosine_row_sums_reference,
 )
+from sdsd_kernels.pairwise.config import Tile
 from tests.helpers import assert_within, cosine_error, summation_error
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -371,7 +373,11 @@ def test_every_tile_belongs_to_one_program(kernel):
 def test_bands_and_chunks(band, chunk, kernel, monkeypatch):
     monkeypatch.setattr(config, "BAND", band)
     monkeypatch.setattr(config, "chunk", lambda tiles: chunk)
-    monkeypatch.setattr(config, "INTERPRETED", config.PairsConfig(16, 16, num_warps=4, num_stages=1, group=2))
+    monkeypatch.setattr(config, "tile", lambda *_, **__: Tile(16, 16, 16, num_warps=4, num_stages=1, resident=1))
+    monkeypatch.setattr(config, "GROUP", 2)
+    settings_of = kernel.product_settings
+    monkeypatch.setattr(kernel, "product_settings", lambda *args: settings_of(*args) | {"GROUP": 2})
+    monkeypatch.setattr(kernel, "_plans", {})
     check_calls(torch.randn(16, 75), backend="triton")
 
 
@@ -384,17 +390,15 @@ def test_a_second_pass_that_strays_is_noticed(kernel, monkeypatch):
         counts[counts.nonzero()[-1]] -= 1
         return counting(counts, *args, **options)
 
-    def with_a_tail(tensor, count, **options):
-        whole = torch.full((count + 8,), -7, dtype=options.get("dtype", tensor.dtype))
+    def with_a_tail(count, **options):
+        whole = torch.full((count + 8,), -7, dtype=options["dtype"])
         beyond.append(whole[count:])
         return whole[:count]
 
-    allocate = torch.Tensor.new_empty
+    allocate = torch.empty
     monkeypatch.setattr(torch, "cumsum", one_less)
     monkeypatch.setattr(
-        torch.Tensor,
-        "new_empty",
-        lambda tensor, *size, **options: (with_a_tail if size == (779,) else allocate)(tensor, *size, **options),
+        torch, "empty", lambda *size, **options: (with_a_tail if size == (779,) else allocate)(*size, **options)
     )
     with pytest.raises(AssertionError, match="other pairs than the first"):
         cosine_pairs(x, above=-1, backend="triton")
@@ -413,17 +417,13 @@ def test_aot_cases_cover_every_configuration():
     cases = importlib.import_module("sdsd_kernels.cosine_pairs.aot").aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
     shipped = {
-        (case.name.split(maxsplit=1)[0], case.target[1], case.constexprs["PRECISION"], case.constexprs["BLOCK_NEURONS"])
-        for case in cases
+        (case.function.__name__, case.target, case.constexprs["THREE"], case.constexprs["ROWS"]) for case in cases
     }
-    for arch, target in {"sm_80": 80, "sm_90": 90, "sm_100": 100, "hip": "gfx942"}.items():
-        for dot in config.HISTOGRAM[arch]:
-            for scale in (False, True):
-                size = config.histogram(arch, dot, scale=scale).block_neurons
-                assert ("histogram", target, dot, size) in shipped
-            assert ("row", target, dot, config.row_sums(arch, dot).block_neurons) in shipped
-            for name in ("count", "fill"):
-                assert (name, target, dot, config.past_threshold(arch).block_neurons) in shipped
+    for record in compiled_ahead():
+        for name, families in config.TILES.items():
+            for three, tile in enumerate(families[record.family]):
+                assert (name, record.target, bool(three), tile.rows) in shipped
+                assert config.SMALLEST <= tile.rows <= config.LARGEST
 
 
 # Memory, progress, interruption
@@ -591,27 +591,20 @@ def test_bad_activations_and_options(name, make, options, error, match):
         CALLS[name](make(), **options)
 
 
-def test_max_bytes_too_small_for_the_kernels(device):
-    if unusable("triton", device):
-        pytest.skip(unusable("triton", device))
-    x = torch.ones(3, 400, device=device)
-    for call in CALLS.values():
-        with pytest.raises(ValueError, match="max_bytes: expected at least .* got 1,000") as error:
-            call(x, max_bytes=1000, backend="triton")
-        needed = int(str(error.value).split("at least ")[1].split(" ")[0].replace(",", ""))
-        with pytest.raises(ValueError, match="max_bytes: expected at least"):
-            call(x, max_bytes=needed - 1, backend="triton")
-
-
-def test_the_least_bound_of_a_histogram_serves(device):
+@pytest.mark.parametrize("name", CALLS)
+def test_where_the_halves_do_not_fit_torch_serves(name, device):
     if unusable("triton", device):
         pytest.skip(unusable("triton", device))
     x = torch.randn(5, 40, device=device)
-    least = 16 * 40 + 16 * 9
-    bounded = cosine_histogram(x, 8, max_bytes=least, backend="triton")
-    assert torch.equal(bounded.counts, cosine_histogram(x, 8, backend="triton").counts)
-    with pytest.raises(ValueError, match=f"expected at least {least}"):
-        cosine_histogram(x, 8, max_bytes=least - 1, backend="triton")
+    call = CALLS[name]
+    with pytest.raises(ValueError, match="max_bytes=1,000 is less than the .* that its halves of all neurons") as error:
+        call(x, max_bytes=1000, backend="triton")
+    needed = int(str(error.value).split("less than the ")[1].split(" ")[0].replace(",", ""))
+    with pytest.raises(ValueError, match=f"max_bytes={needed - 1:,} is less than the {needed:,}"):
+        call(x, max_bytes=needed - 1, backend="triton")
+    beside = 20 * 780 if name == "pairs" else 0
+    bounded, free = call(x, max_bytes=needed + beside, backend="triton"), call(x, backend="triton")
+    assert all(map(torch.equal, bounded, free)) if isinstance(free, tuple) else torch.equal(bounded, free)
 
 
 @pytest.mark.parametrize(

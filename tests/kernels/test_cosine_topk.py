@@ -16,11 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from sdsd_kernels import _cosine_blocks
+from sdsd_kernels._aot import compiled_ahead
 from sdsd_kernels._backend import unusable
+from sdsd_kernels._checks import PRECISIONS
 from sdsd_kernels._device import INTERPRETED
 from sdsd_kernels.cosine_topk import config, cpu
 from sdsd_kernels.cosine_topk.op import cosine_topk
 from sdsd_kernels.cosine_topk.reference import cosine_topk_reference
+from sdsd_kernels.pairwise.config import Tile
 from tests.helpers import cosine_error
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
@@ -179,12 +182,11 @@ def test_float64(device):
     check((values, indices), wanted, 5, False, error)
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_precisions(precision, backend, device):
     x = torch.randn(40, 40, device=device)
-    rounded = {"float32": x, "tf32": x.half(), "bf16": x.bfloat16()}[precision].float()
+    rounded = x if precision == "float32" else x.half().float()
     error = (exact_scores(rounded) - exact_scores(x)).abs().nan_to_num(0).max().item()
-    # The interpreter converts float32 to bfloat16 by truncation, which errs twice as much as rounding.
     check(cosine_topk(x, 4, precision=precision, backend=backend), exact_scores(x), 4, False, 3 * error + near(x))
 
 
@@ -534,7 +536,8 @@ def test_any_number_of_splits(multiprocessors, device, monkeypatch):
     kernel = importlib.import_module("sdsd_kernels.cosine_topk.kernel")
     record = dataclasses.replace(INTERPRETED, multiprocessors=multiprocessors)
     monkeypatch.setattr(kernel, "device_record", lambda device: record)
-    monkeypatch.setattr(config, "INTERPRETED", config.TopKConfig(16, 16, 16, num_warps=4, num_stages=1))
+    monkeypatch.setattr(kernel, "_plans", {})
+    monkeypatch.setattr(config, "topk_tile", lambda *_: Tile(16, 16, 16, num_warps=4, num_stages=1, resident=1))
     x = signs(45, 9, seed=1)
     check(cosine_topk(x, 5, backend="triton"), exact_scores(x), 5, False, 0)
 
@@ -551,13 +554,27 @@ def test_lists_in_pieces(device, monkeypatch):
     problem = unusable("triton", device)
     if problem:
         pytest.skip(problem)
-    kernel = importlib.import_module("sdsd_kernels.cosine_topk.kernel")
-    monkeypatch.setattr(kernel, "MERGED_ROWS", 7)
+    monkeypatch.setattr(config, "MERGED_ROWS", 7)
     x = signs(20, 9, seed=1).to(device)
     check(cosine_topk(x, 3, backend="triton"), exact_scores(x), 3, False, 0)
-    with pytest.raises(ValueError, match="max_bytes: expected at least 2,[0-9]{3} .* lists of 20 neurons"):
+    with pytest.raises(ValueError, match=r"max_bytes=1,000 is less than the 3,\d{3} that its halves take"):
         cosine_topk(x, 3, max_bytes=1000, backend="triton")
     check(cosine_topk(x, 3, max_bytes=5000, backend="triton"), exact_scores(x), 3, False, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("others", [None, "alike", "neurons adjacent"])
+def test_operands_of_every_kind(dtype, others, device):
+    """Halves where they lie, or rewritten; two sets of neurons whose layouts differ."""
+    problem = unusable("triton", device)
+    if problem:
+        pytest.skip(problem)
+    x = torch.randn(32, 48, device=device).to(dtype).T.contiguous().T
+    other = None if others is None else torch.randn(32, 40, device=device).to(dtype)
+    if others == "alike":
+        other = other.T.contiguous().T
+    found = cosine_topk(x, 4, other=other, backend="triton")
+    check(found, exact_scores(x, other), 4, False, near(x, other))
 
 
 @pytest.mark.parametrize(("k", "lanes"), [(1, 4), (4, 4), (5, 8), (17, 32), (32, 32)])
@@ -579,15 +596,17 @@ def test_aot_cases_cover_every_configuration():
         pytest.skip("no Triton")
     cases = importlib.import_module("sdsd_kernels.cosine_topk.aot").aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
-    for configurations in config.LARGE.values():
-        for dot, choice in configurations.items():
-            assert any(
-                case.constexprs["PRECISION"] == dot
-                and case.constexprs["BLOCK_SAMPLES"] == choice.block_samples
-                and case.constexprs["LANES"] == config.lanes(config.MOST_NEIGHBORS)
-                and case.options == {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
-                for case in cases
-            )
+    for record in compiled_ahead():
+        for three, table in ((False, config.ONE_TERM), (True, config.THREE_TERMS)):
+            assert table[record.family][-1][0] == config.MOST_NEIGHBORS
+            for places, tile in table[record.family]:
+                assert any(
+                    case.target == record.target
+                    and (case.constexprs["THREE"], case.constexprs["LANES"]) == (three, places)
+                    and [case.constexprs[name] for name in ("ROWS", "COLUMNS", "SAMPLES")]
+                    == [tile.rows, tile.columns, tile.samples]
+                    for case in cases
+                )
 
 
 # torch.library and torch.compile
@@ -649,7 +668,7 @@ X = torch.ones(3, 6)
         (lambda: cosine_topk(X, 2.0), TypeError, "k: expected an int, got float"),
         (lambda: cosine_topk(X, True), TypeError, "k: expected an int, got bool"),
         (lambda: cosine_topk(X, 1, neuron_dim=2), ValueError, "expected -2 to 1"),
-        (lambda: cosine_topk(X, 1, precision="fp8"), ValueError, "expected one of 'float32', 'tf32', 'bf16'"),
+        (lambda: cosine_topk(X, 1, precision="fp8"), ValueError, "expected one of 'float32', 'fp16'"),
         (lambda: cosine_topk(X, 1, backend="cuda"), ValueError, "expected one of 'triton', 'torch', got 'cuda'"),
         (lambda: cosine_topk(X, 1, max_bytes=0), ValueError, "max_bytes: expected at least 1, got 0"),
         (lambda: cosine_topk(X, 1, max_bytes=1e6), TypeError, "max_bytes: expected an int or None, got float"),

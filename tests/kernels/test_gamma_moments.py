@@ -78,8 +78,10 @@ def rounding(backend: str, grads: Tensor, per_sample: bool) -> Rounding:
         if config.samples_wide(grads.dtype, n, record):
             return Rounding(U64, n, size, shifted=False)
         return Rounding(U32, n, (16 // grads.element_size(),), shifted=True)
-    stream = config.stream_config(grads.dtype, n, record)
-    wide, rows = (config.samples_wide(grads.dtype, n, record), 32) if per_sample else (stream.wide, stream.rows)
+    stream = config.stream_config(grads.dtype, n, record, grads[0].numel() if is_one_matrix(grads) else 0)
+    wide, rows = stream.wide, stream.rows
+    if per_sample:
+        wide, rows = config.samples_wide(grads.dtype, n, record), config.TWO_WALKS[grads.dtype].rows
     return Rounding(U64, n, size, shifted=True) if wide else Rounding(U32, rows, (rows,), shifted=True)
 
 
@@ -180,6 +182,15 @@ def test_shapes_and_dtypes(shape, dtype, backend, device):
 
 
 @TRITON
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_DTYPES, ids=str)
+def test_where_there_are_many_columns_for_every_multiprocessor(shape, dtype, device, monkeypatch, fresh_plans):
+    monkeypatch.setattr(config, "FEW_BLOCKS", 0)
+    grads = (torch.randn(shape) + 0.2).to(device, dtype)
+    assert not config.stream_config(dtype, shape[0], launch.device_record(device), shape[1]).spread
+    assert_within(gamma_moments(grads, backend="triton"), grads, rounding("triton", grads, False))
+
+
+@TRITON
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [(shape, torch.float32) for shape in ((2, 1), (5, 1030), (32, 300), (33, 200), (130, 70), (513, 37), (1100, 21))]
@@ -194,9 +205,10 @@ def test_where_float64_is_slow(shape, dtype, device, slow_float64):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_chunks_of_many_rows(dtype, device, monkeypatch, fresh_plans):
     monkeypatch.setattr(config, "CHUNKED_FROM", 70)
+    monkeypatch.setattr(config, "FEW_BLOCKS", 0)
     grads = (torch.randn(75, 1100) + 0.3).to(device, dtype)
     promise = rounding("triton", grads, False)
-    assert promise.unit == U32
+    assert promise.unit == (U32 if dtype == torch.float32 else U64)
     assert_within(gamma_moments(grads, backend="triton"), grads, promise)
 
 
@@ -353,7 +365,9 @@ def test_a_list_has_the_moments_of_each(per_sample, backend, device):
 @TRITON
 @pytest.mark.parametrize("shape", [(5, 2600), (1030, 140)], ids=str)
 def test_programs_that_take_several_blocks(shape, monkeypatch, device, fresh_plans):
-    monkeypatch.setattr(config, "MAX_STREAM_PROGRAMS", 2)
+    monkeypatch.setattr(config, "STREAM_PROGRAMS", 1)
+    record = dataclasses.replace(launch.device_record(device), multiprocessors=2)
+    monkeypatch.setattr(launch, "device_record", lambda device: record)
     monkeypatch.setattr(config, "MAX_PARTIAL_ELEMENTS", 2)
     grads, other = torch.randn(shape, device=device), torch.randn(shape[0], shape[1] // 2, device=device)
     assert_moments(grads, "triton")
@@ -462,6 +476,18 @@ def test_float64_is_used_where_it_is_fast():
     assert not config.stream_config(torch.float32, 32, SM_89).wide
     assert not config.stream_config(torch.float32, config.CHUNKED_FROM, SM_90).wide
     assert config.stream_config(torch.float64, config.CHUNKED_FROM, SM_89).wide
+    assert not config.stream_config(torch.float32, 32, SM_89, 1000).spread
+
+
+def test_few_columns_are_spread_over_more_programs():
+    wide = config.FEW_BLOCKS * SM_90.multiprocessors * config.WIDE[torch.float32].columns
+    assert config.stream_config(torch.float32, 32, SM_90, wide - 1).spread
+    assert not config.stream_config(torch.float32, 32, SM_90, wide).spread
+    assert config.stream_config(torch.float32, config.TALL_FROM, SM_90, 1000) is config.TALL[torch.float32]
+    assert not config.stream_config(torch.float32, 32, SM_90).spread  # many matrices have programs enough
+
+
+def test_products_of_samples_are_formed_in_float64_where_it_is_fast():
     assert config.samples_wide(torch.float32, 32, SM_90)
     assert not config.samples_wide(torch.float32, 32, SM_89)
     assert not config.samples_wide(torch.bfloat16, 32, SM_90)

@@ -137,13 +137,15 @@ def test_plans_are_found_by_everything_they_rest_on(monkeypatch, allow_tf32):
     assert len(launch._plans) == len(calls) + 2
 
 
-def test_compiled_kernels_are_kept():
-    """What the first call returns is called from then on, with all arguments in the kernel's order."""
+def test_compiled_kernels_are_kept(monkeypatch):
+    """What the first call returns is run from then on, on the current stream, with all arguments in their order."""
     log = []
 
     class Compiled:
-        def __getitem__(self, grid):
-            return lambda *arguments: log.append(("compiled", grid, arguments))
+        function, packed_metadata = "function", "metadata"
+
+        def run(self, *arguments):
+            log.append(("compiled", arguments))
 
     class Kernel:
         arg_names = ("x", "first", "SECOND")
@@ -151,12 +153,14 @@ def test_compiled_kernels_are_kept():
         def __getitem__(self, grid):
             return lambda *arguments, **options: log.append(("kernel", grid, arguments, options)) or Compiled()
 
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 5, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 70 + device, raising=False)
     started = launch.Launch(Kernel(), (3, 1, 1), {"SECOND": "two", "first": 1, "unknown": 0}, num_warps=4)
     for _ in range(2):
         started("tensor")
     assert log == [
         ("kernel", (3, 1, 1), ("tensor", 1, "two"), {"num_warps": 4}),
-        ("compiled", (3, 1, 1), ("tensor", 1, "two")),
+        ("compiled", (3, 1, 1, 75, "function", "metadata", None, None, None, "tensor", 1, "two")),
     ]
 
 
@@ -173,11 +177,12 @@ def test_the_current_device_is_that_of_the_inputs(monkeypatch):
         def __exit__(self, *_):
             log.append("out")
 
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch.cuda, "device", Guard)
     for index in (0, 1):
-        where = type("Claims", (), {"device": torch.device("cuda", index)})()
-        launch._on_device(where, lambda: log.append("launch"))
+        claims = {"device": torch.device("cuda", index), "is_cuda": True, "get_device": lambda self, index=index: index}
+        where = type("Claims", (), claims)()
+        launch.on_device(where, lambda: log.append("launch"))
     assert log == ["launch", torch.device("cuda", 1), "in", "launch", "out"]
 
 
@@ -190,10 +195,12 @@ def best(candidates, samples, out_size, d, p, taps=1, sets=1, record=H100, flat=
 
 MEASURED = {
     # samples, output size, d, p, taps: tile, box, ranges that were fastest
-    (16, (1, 1024), 1024, 4096, 1): ((128, 128, 128), (1, 128), 1),
-    (8, (1, 1024), 3072, 768, 1): ((64, 128, 64), (1, 64), 1),
-    (8, (1, 1000), 1024, 4096, 1): ((128, 128, 128), (1, 128), 1),
-    (8, (1, 1024), 768, 32_768, 1): ((128, 128, 128), (1, 128), 1),
+    (16, (1, 1024), 1024, 4096, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 1024, 4096, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 4096, 1024, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 1024, 3072, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 1024, 32_768, 1): ((128, 256, 64), (1, 64), 1),
+    (8, (1, 1024), 1024, 1024, 1): ((128, 128, 128), (1, 128), 2),
     (64, (1, 197), 384, 1536, 1): ((128, 128, 128), (1, 128), 3),
     (256, (8, 8), 128, 128, 9): ((64, 128, 64), (8, 8), 14),
     (64, (14, 14), 256, 256, 9): ((64, 128, 64), (4, 16), 3),
@@ -237,7 +244,8 @@ def test_tiles_fit_their_kind():
         record, kind,
         **{"itemsize": 2, "pointers": False, "flat": False, "boxes": False, "narrow": False, "scaled": False} | more,
     )  # fmt: skip
-    assert chosen() is chosen(ONE_TERM) is config.LINEAR
+    assert chosen() is chosen(ONE_TERM) is config.WIDE
+    assert chosen(record=RECORDS["sm_100"]) is config.LINEAR
     assert chosen(THREE_TERMS) is config.THREE
     assert chosen(THREE_TERMS, boxes=True) is chosen(THREE_TERMS, record=RECORDS["sm_100"]) is config.THREE_BOXES
     assert chosen(THREE_TERMS, scaled=True) is config.THREE_NARROW

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from sdsd_kernels.cosine_matrix.tile_kernel import _triangle_tile
+from sdsd_kernels.pairwise.tile_kernel import _triangle_tile
 
 
 @triton.jit

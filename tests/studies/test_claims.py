@@ -11,11 +11,10 @@ pytest.importorskip("matplotlib")
 
 from sdsd import cli
 from sdsd.studies import claims
-from sdsd.studies._progress import Progress
 from sdsd.studies.claims import UNTESTABLE, Claims, fill, new_page, read_claims, write_claims
-from sdsd.studies.registry import run_study
+from sdsd.studies.engine import Progress, run_study
 
-from .test_registry import MEASURED, toy
+from .engine.test_study import MEASURED, toy
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_they_are_what_the_studies_found(groups, tmp_path):
     run_study(toy("three", interrupt_at=1), tmp_path / "three", Progress())
     found = read_claims(tmp_path)
     assert found.missing == ("two", "three")
-    first, *others = found.found
+    first, *others = found.claims
     assert (first.group, first.study, first.seeds) == ("theory", "one", 2)
     assert first.command == "sdsd study one --seeds 2"
     assert [first.verdict] == result.verdicts

@@ -9,11 +9,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from sdsd.studies._progress import Progress
 from sdsd.studies.catalogue import CATALOGUE
 from sdsd.studies.claims import MARKED, UNTESTABLE, Claims, fill
-from sdsd.studies.registry import run_study
-from sdsd.studies.result import VERDICTS
+from sdsd.studies.engine import VERDICTS, Progress, run_study
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 

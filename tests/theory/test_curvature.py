@@ -14,7 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sdsd
 from sdsd.theory import CurvatureObserver, curvature_gamma
 from sdsd.theory._hessian import Hessian, undisturbed
-from sdsd.theory.experiments_curvature import gamma_star_experiment
 
 
 def cross_entropy(model, batch):
@@ -408,34 +407,6 @@ def test_the_report_says_what_to_do():
         model.theta.copy_(-torch.linalg.solve(model.matrix, x.mean(0)))
     text = str(curvature_gamma(model, mean_of_outputs, x[:10], **noisy))
     assert text.startswith("a step of 0.01 on 8 samples lowers or raises the loss, the samples cannot tell")
-
-
-# ---- real steps ------------------------------------------------------------------------------------------------------
-
-
-def test_gamma_star_foretells_real_steps_and_the_published_gamma_does_not():
-    """Digits with 20% label noise at three learning rates; the same experiment at full length is in the studies."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    right = {"gamma_star": 0, "gamma_seed": 0, "gamma_seed_diffusion": 0}
-    significant = 0
-    for seed in (0, 1):
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:200]
-        result = gamma_star_experiment(
-            torch.from_numpy(pixels)[order] / 16, torch.from_numpy(labels)[order], seed=seed, steps=800,
-            measurements=12, batches=150, probes=24,
-        )  # fmt: skip
-        assert len(result.points) == 36
-        assert {point.learning_rate for point in result.points} == {0.05, 0.2, 0.5}
-        assert any(point.measured > 0 for point in result.significant)
-        assert any(point.measured < 0 for point in result.significant)
-        significant += len(result.significant)
-        for ratio, count in result.right.items():
-            right[ratio] += count
-    assert significant >= 50
-    assert right["gamma_star"] >= 0.9 * significant
-    assert right["gamma_seed"] < 0.6 * significant
-    assert right["gamma_seed_diffusion"] < right["gamma_star"]
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 import sdsd
-from sdsd.theory.experiments_quotient import orbit_experiment
 from sdsd.theory.quotient import (
     canonicalize,
     horizontal,
@@ -329,22 +328,6 @@ def test_gamma_of_the_quotient_is_gamma_at_the_canonical_point():
     stats = quotient_gamma(model, samples, mean_loss, 32, confidence=0.95)
     assert stats.gamma == pytest.approx((rows.mean(0).square().sum() / rows.var(0).sum()).item(), rel=1e-9)
     assert stats.interval is not None
-
-
-def test_the_orbit_experiment_separates_what_moves_from_what_does_not():
-    x = torch.randn(40, 6).double()
-    result = orbit_experiment(x, (x[:, :3] + torch.randn(40, 3) / 2).argmax(1), hidden=8, points=4)
-    assert result.output_change < 1e-12
-    assert max(result.squared_gradients) > 2 * min(result.squared_gradients)
-    assert max(result.gammas) > 1.01 * min(result.gammas)
-    assert max(result.quotient_gammas) - min(result.quotient_gammas) < 1e-9 * max(result.quotient_gammas)
-    assert result.canonical_squared_norm < min(result.squared_norms)
-    assert result.vertical["gradient"] <= 1e-20
-    assert result.vertical["weight decay, canonical"] <= 1e-20
-    assert min(result.vertical[name] for name in ("Adam step", "isotropic noise", "weight decay")) > 1e-3
-    assert len(result.to_dict()["gammas"]) == 5
-    with pytest.raises(ValueError, match="labels: expected one for each of the 40 samples, got 3"):
-        orbit_experiment(x, torch.zeros(3, dtype=torch.long))
 
 
 # ---- what it finds, and what it says ---------------------------------------------------------------------------------

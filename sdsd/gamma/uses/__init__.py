@@ -8,6 +8,7 @@ file             what is inside
 `use.py`         one use: the hook on its output, what it saves for the backward pass
 `operand.py`     what a use reads: a parameter, or a tensor computed from parameters, and the way back to these
 `pieces.py`      gradients of the samples in the form they come in; their squares and their projection
+`landed.py`      uses whose gradients and squares come out of one kernel
 `convolutions.py` squares of a convolution's weight gradients
 `ledger.py`      one forward pass: counts of uses, squares, projections
 ===============  ======================================================================================================

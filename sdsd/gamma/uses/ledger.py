@@ -12,9 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sdsd_kernels import NORMS_WIDTH, default_backend
+
 from ..following import Track, Tracks
 from .operand import Leaf
-from .pieces import Piece, combine
+from .pieces import Piece, combine, project
+
+_SERVED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Pass:
@@ -27,13 +31,19 @@ class Pass:
         inputs: the model's inputs that carry samples, and where.
         tracks: where every tensor of the pass carries them.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
+        scaled: whether squares are taken after a preconditioner.
+        backends: device → what serves kernels there.
+        rows: parameter → its row in `norms`.
+        norms: device → (parameters, width) of shares of squares, which kernels wrote; see `landed.py`.
     """
 
     def __init__(
         self, n: int, max_bytes: int, scale: Callable[[str], Tensor | None],
-        directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None,
+        directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None, rows: dict[str, int], scaled: bool,
     ) -> None:  # fmt: skip
-        self.n, self.max_bytes, self.scale, self.directions = n, max_bytes, scale, directions
+        self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
+        self.backends: dict[torch.device, str] = {}
+        self.rows = rows
         self.inputs: list[tuple[Tensor, Track]] = []
         self.tracks = Tracks()
         self.counts: dict[str, int] = {}
@@ -47,6 +57,7 @@ class Pass:
         """Forget what backward passes gave so far: .grad was cleared."""
         self.tasks: set[int] = set()
         self.squares: dict[str, list[Tensor]] = {}
+        self.norms: dict[torch.device, Tensor] = {}
         self.kept: dict[str, list[Piece]] = {}
         self.projections: dict[str, list[Tensor]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
@@ -54,11 +65,19 @@ class Pass:
         self._owner: dict[str, object] = {}
         self._current: object = None
 
+    def close(self) -> None:
+        """Nothing is asked of this pass any more: let go of what leads back to it, and so of the nodes it held."""
+        self.peers = []
+        self._owner = {}
+        self._current = None
+
     def count(self, leaf: Leaf, uses: int = 1) -> None:
         self.counts[leaf.name] = self.counts.get(leaf.name, 0) + uses
 
     def shared(self, leaf: Leaf) -> bool:
         """Whether squares have to wait for other uses of the parameter."""
+        if len(self.peers) == 1:
+            return self.counts.get(leaf.name, 0) > 1
         return sum(peer.counts.get(leaf.name, 0) for peer in self.peers) > 1
 
     def refuse(self, names: list[str], reason: str) -> None:
@@ -76,18 +95,58 @@ class Pass:
     def receive(self, leaf: Leaf, piece: Piece, part: bool = False) -> None:
         """Take gradients of the parameter; `part`: of some of the samples, the others come in further calls."""
         name = leaf.name
-        known = self.dtypes.get(name)
-        if known is None or torch.finfo(self._dtype).eps > torch.finfo(known).eps:
-            self.dtypes[name] = self._dtype
+        self._note_dtype(name)
         if self.directions is not None:
             direction = self.directions(name, leaf.tensor)
             self.projections.setdefault(name, []).append(piece.projection(direction, self.max_bytes))
         if self.shared(leaf):
             self.kept.setdefault(name, []).append(piece)
             return
+        self._note_owner(name)
+        if not part and not self.scaled and piece.land(self, self.rows[name]):
+            self.squares.setdefault(name, [])
+            return
+        self.squares.setdefault(name, []).append(piece.squares(self.scale(name), self.max_bytes))
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether kernels take tensors such as `x`."""
+        device = x.device
+        backend = self.backends.get(device)
+        if backend is None:
+            backend = self.backends[device] = default_backend(device)
+        return backend == "triton" and x.dtype in _SERVED
+
+    def norms_on(self, device: torch.device) -> Tensor:
+        """Where kernels on `device` write squares: a row a parameter."""
+        found = self.norms.get(device)
+        if found is None:
+            found = torch.zeros(len(self.rows), NORMS_WIDTH, dtype=torch.float64, device=device)
+            self.norms[device] = found
+        return found
+
+    def land(self, leaf: Leaf, gradient: Tensor) -> None:
+        """A kernel found `gradient`, all of the parameter's, and wrote the squares of its samples into `norms`."""
+        name = leaf.name
+        if name in self.dtypes:
+            self._note_dtype(name)
+        else:
+            self.dtypes[name] = self._dtype
+        if self.directions is not None:
+            self.projections.setdefault(name, []).append(project(gradient, self.directions(name, leaf.tensor)))
+        if name in self.squares:
+            self._note_owner(name)
+        else:
+            self._owner[name] = self._current
+            self.squares[name] = []
+
+    def _note_dtype(self, name: str) -> None:
+        known = self.dtypes.get(name)
+        if known is None or torch.finfo(self._dtype).eps > torch.finfo(known).eps:
+            self.dtypes[name] = self._dtype
+
+    def _note_owner(self, name: str) -> None:
         if self._owner.setdefault(name, self._current) is not self._current:
             self.refuse([name], "another use of it turned up after the first had been squared")
-        self.squares.setdefault(name, []).append(piece.squares(self.scale(name), self.max_bytes))
 
     def settle(self) -> None:
         """Square what was kept; nothing of the graph is held any longer."""

@@ -144,8 +144,9 @@ class Operand:
             elif table.grad_fn is None:
                 gradients = piece.each(0, piece.n).reshape(piece.n, ids.numel(), -1)
                 tokens = ids.reshape(1, -1).expand(piece.n, -1)
-                # Asked of the values on the CPU alone, where nothing has to be waited for.
-                distinct = ids.device.type == "cpu" and ids.unique().numel() == ids.numel()
+                # Asked of the values on the CPU alone, where nothing has to be waited for, and of no kernel's.
+                asked = ids.device.type == "cpu" and not ledger.serves(gradients)
+                distinct = asked and ids.unique().numel() == ids.numel()
                 ledger.receive(leaves[0], Lookup(tokens, gradients, table.shape[0], padding, distinct))
             else:
                 self._pull(ledger, piece, leaves)

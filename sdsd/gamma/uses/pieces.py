@@ -7,7 +7,9 @@ the projection ⟨Σ g_n, u ⊗ v⟩ that proves the step, each in the cheapest 
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +17,12 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ..following import Track, arrange
+
+if TYPE_CHECKING:
+    from .ledger import Pass
+
+_scale_shift_grads = torch.ops.sdsd.scale_shift_grads.default
+_lookup_squares = torch.ops.sdsd.lookup_squares_into.default
 
 SAFE = (1e-20, 1e30)
 """Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""
@@ -72,6 +80,10 @@ class Piece(abc.ABC):
     bytes_each: int
     """Memory that one sample's gradient takes while it is formed."""
 
+    def land(self, ledger: Pass, row: int) -> bool:
+        """Σ_n ‖g_n‖² into a row of `ledger.norms` by a kernel; False where there is none, and nothing was done."""
+        return False
+
     @abc.abstractmethod
     def each(self, start: int, stop: int) -> Tensor:
         """Gradients of samples start … stop; shape: (stop − start, *operand.shape)."""
@@ -111,6 +123,31 @@ class Dense(Piece):
         if self.alone is not None and scale is None:
             return self.alone
         return sum_of_squares(self.gradients, scale)
+
+
+class Sums(Piece):
+    """g_n = Σ_t b_nt ∘ x_nt, (C,), of rows b (N, T, C) and x (N, T, C), or of b alone; x times `rstd` (N, T, 1)."""
+
+    def __init__(self, b: Tensor, x: Tensor | None = None, rstd: Tensor | None = None) -> None:
+        self.b, self.x, self.rstd = b, x, rstd
+        self.n = b.shape[0]
+        self.bytes_each = 8 * b[0].numel()
+
+    def each(self, start: int, stop: int) -> Tensor:
+        values = wide(self.b[start:stop])
+        if self.x is not None:
+            values = values * wide(self.x[start:stop])
+        if self.rstd is not None:
+            values = values * self.rstd[start:stop]
+        return values.sum(1)
+
+    def land(self, ledger: Pass, row: int) -> bool:
+        if not ledger.serves(self.b) or (self.x is not None and not ledger.serves(self.x)):
+            return False
+        rows = (-1, row) if self.x is None else (row, -1)
+        norms = ledger.norms_on(self.b.device)
+        _scale_shift_grads(self.b, self.x, None, self.rstd, norms, *rows, torch.float32, "triton")
+        return True
 
 
 class Lazy(Piece):
@@ -222,12 +259,29 @@ class Lookup(Piece):
     def __init__(
         self, tokens: Tensor, gradients: Tensor, rows: int, padding: int | None, distinct: bool = False
     ) -> None:
-        if padding is not None:
-            gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
-        self.tokens, self.gradients, self.rows, self.distinct = tokens, gradients, rows, distinct
+        self.tokens, self.rows, self.padding, self.distinct = tokens, rows, padding, distinct
+        self._given = gradients
         self.n = tokens.shape[0]
         self.bytes_each = 8 * rows * gradients.shape[-1]
-        self.factors = ("embedding", tokens, gradients)
+
+    @functools.cached_property
+    def gradients(self) -> Tensor:
+        """Zero where padding was read."""
+        if self.padding is None:
+            return self._given
+        return self._given.masked_fill((self.tokens == self.padding).unsqueeze(-1), 0.0)
+
+    @functools.cached_property
+    def factors(self) -> tuple[str, Tensor, Tensor]:  # type: ignore[override]
+        return "embedding", self.tokens, self.gradients
+
+    def land(self, ledger: Pass, row: int) -> bool:
+        given = self._given
+        if self.alone is not None or not ledger.serves(given):
+            return False
+        padding = -1 if self.padding is None else self.padding
+        _lookup_squares(given, self.tokens, ledger.norms_on(given.device), row, padding, "triton")
+        return True
 
     def each(self, start: int, stop: int) -> Tensor:
         part = wide(self.gradients[start:stop])

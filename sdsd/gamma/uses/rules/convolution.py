@@ -7,7 +7,6 @@ weight gradient, so it is computed in the place of the layer's own backward, not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
+from ..landed import bare_apply, followed, land_bias, land_convolution, rows_of
 from ..pieces import SAFE, Dense, Lazy, Piece
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -25,21 +25,20 @@ if TYPE_CHECKING:
 
 def convolution(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
     """torch.conv1d … conv3d and conv_transpose1d … conv_transpose3d."""
-    transposed = "transpose" in func.__name__
-    names = ("input", "weight", "bias", "stride", "padding") + (
-        ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
-    )
-    given = dict(zip(names, args, strict=False)) | kwargs
-    x, weight, bias = given["input"], given["weight"], given.get("bias")
+    transposed = func in _TRANSPOSED
+    if kwargs or len(args) < 3:
+        given = dict(zip(_NAMES[transposed], args, strict=False)) | kwargs
+        x, weight, bias = given["input"], given["weight"], given.get("bias")
+        rest = tuple(given.get(name, default) for name, default in _REST[transposed])
+    else:
+        x, weight, bias = args[:3]
+        rest = args[3:]
     track = track_of(x)
-    space = weight.ndim - 2
-    stride, dilation = (_each(given.get(name, 1), space) for name in ("stride", "dilation"))
-    padding = _padding(given.get("padding", 0), weight, dilation, space)
-    plain = isinstance(track, Track) and track.axis == 0 and x.ndim == space + 2 and padding is not None
-    if not plain or any(t is not None and track_of(t) is not None for t in (weight, bias)):
+    settings = _settings(rest, transposed, weight.shape[2:])
+    plain = isinstance(track, Track) and track.axis == 0 and x.ndim == weight.ndim and settings is not None
+    if not plain or track_of(weight) is not None or (bias is not None and track_of(bias) is not None):
         return any_operation(mode, func, args, kwargs, parameters)
-    output_padding = _each(given.get("output_padding", 0), space)
-    settings = (stride, padding, dilation, transposed, output_padding, given.get("groups", 1))
+    assert settings is not None
     assert isinstance(track, Track)
     leafs = weight.grad_fn is None and (bias is None or bias.grad_fn is None)
     if weight.requires_grad and leafs and (track.outer, track.inner) == (1, 1) and not x.is_complex():
@@ -61,17 +60,53 @@ def convolution(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: 
     return out
 
 
+_TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+_REST = (
+    (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)),
+    (("stride", 1), ("padding", 0), ("output_padding", 0), ("groups", 1), ("dilation", 1)),
+)
+"""Arguments after the bias, of a convolution and of a transposed one."""
+_NAMES = tuple(("input", "weight", "bias", *(name for name, _ in rest)) for rest in _REST)
+_known: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
+
+
+def _settings(rest: tuple[Any, ...], transposed: bool, kernel: torch.Size) -> tuple[Any, ...] | None:
+    """Stride, padding, dilation, transposed, output padding and groups, as torch's own operator takes them.
+
+    None where it takes no such padding. `rest`: what was given after the bias, read once for the same arguments.
+    """
+    key = (rest, transposed, kernel)
+    try:
+        if key in _known:
+            return _known[key]
+    except TypeError:  # lists
+        return _read(rest, transposed, kernel)
+    if len(_known) >= 1024:
+        _known.clear()
+    found = _known[key] = _read(rest, transposed, kernel)
+    return found
+
+
+def _read(rest: tuple[Any, ...], transposed: bool, kernel: torch.Size) -> tuple[Any, ...] | None:
+    given = dict(_REST[transposed]) | dict(zip((name for name, _ in _REST[transposed]), rest, strict=False))
+    space = len(kernel)
+    stride, dilation = (_each(given[name], space) for name in ("stride", "dilation"))
+    padding = _padding(given["padding"], kernel, dilation, space)
+    output_padding = _each(given.get("output_padding", 0), space)
+    return None if padding is None else (stride, padding, dilation, transposed, output_padding, given["groups"])
+
+
 def _each(value: Any, space: int) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * space if len(values) == 1 else values
 
 
-def _padding(value: Any, weight: Tensor, dilation: tuple[int, ...], space: int) -> tuple[int, ...] | None:
+def _padding(value: Any, kernel: torch.Size, dilation: tuple[int, ...], space: int) -> tuple[int, ...] | None:
     """Padding as numbers; None where "same" is uneven."""
     if value == "valid":
         return (0,) * space
     if value == "same":
-        both = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        both = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return None if any(total % 2 for total in both) else tuple(total // 2 for total in both)
     return _each(value, space)
 
@@ -98,24 +133,34 @@ def _joined(
         return None
     mode.note_checkpoint()
     use = register(mode, operands, "convolution")
-    device = x.device.type
-    a, w, c = x, weight, bias
-    half = torch.is_autocast_enabled(device)
-    if half:
-        dtype = torch.get_autocast_dtype(device)
-        a, w, c = a.to(dtype), w.to(dtype), c if c is None else c.to(dtype)
-    with torch.autocast(device, enabled=False) if half else nullcontext():
-        out: Tensor = _Joined.apply(a, w, c, use, settings)  # type: ignore[no-untyped-call]
-    mode._follow(func, args, kwargs, out)
+    given = x
+    cast = torch.is_autocast_enabled(x.device.type)
+    if cast:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    out: Tensor = _apply(x, weight, bias, use, settings, cast)
+    followed(out, given)
     return out
 
 
+_backward = torch.ops.aten.convolution_backward.default
+
+
 class _Joined(torch.autograd.Function):
+    """Under autocast parameters are cast inside: their gradients come in their own dtype, from the accumulator."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, settings: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, settings: Any, cast: bool
+    ) -> Tensor:
         ctx.use, ctx.settings = use, settings
-        return torch.ops.aten.convolution(x, weight, bias, *settings)
+        ctx.weight = None
+        if cast and weight.dtype != x.dtype:
+            # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
+            ctx.weight, weight = weight, weight.to(x.dtype)
+        if cast and bias is not None:
+            bias = bias.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        return torch.convolution(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -123,38 +168,46 @@ class _Joined(torch.autograd.Function):
         settings, use = ctx.settings, ctx.use
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         measured = use.wanted()
-        if torch.is_grad_enabled() or not measured:
+        differentiated = torch.is_grad_enabled()
+        if differentiated or not measured:
+            if differentiated and ctx.weight is not None:
+                weight = ctx.weight.to(x.dtype)
             sizes = [weight.shape[1] * settings[5] if settings[3] else weight.shape[0]]
-            found = torch.ops.aten.convolution_backward(
+            grad_x, grad_weight, grad_bias = _backward(
                 grad, x, weight, sizes, *settings, [need_x, need_weight, need_bias]
             )
             if measured:
                 with torch.no_grad():
                     _measure(use, x.detach(), grad.detach(), weight.detach(), settings)
-            return (
-                *(each if need else None for each, need in zip(found, (need_x, need_weight, need_bias), strict=True)),
-                None,
-                None,
+            grad_weight, grad_bias = (
+                each.to(use.operands[k].tensor.dtype) if need else None
+                for k, (each, need) in enumerate(((grad_weight, need_weight), (grad_bias, need_bias)))
             )
-        grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x)
-        return grad_x, grad_weight, grad_bias if need_bias else None, None, None
+        else:
+            grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x, True)
+        return grad_x if need_x else None, grad_weight, grad_bias if need_bias else None, None, None, None
+
+
+_apply = bare_apply(_Joined)
 
 
 def _measure(
-    use: Use, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool = False
+    use: Use, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool = False, wanted: bool = False
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Deliver the pieces; gradients of input, weight and bias."""
     ledger = use.mode.ledger
     ledger.begin(use, grad.dtype)
     leaf = use.operands[0].leaves[0]
+    if wanted and x.ndim < 5 and ledger.serves(grad):
+        places = rows_of(use)
+        if places is not None:
+            return _land(use, places, x, grad, weight, settings, need_x)
     scale, shared = ledger.scale(leaf.name), ledger.shared(leaf)
     by_products = not shared and scale is None and products_win(x, grad, weight, settings)
     together = shared or by_products
     grad_x = grad_weight = grad_bias = None
     if need_x or together:
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, [0], *settings, [need_x, together, False]
-        )
+        grad_x, grad_weight, _ = _backward(grad, x, weight, [0], *settings, [need_x, together, False])
     alone = None
     if by_products:
         alone = squares_by_products(grad, x, weight, settings, ledger.max_bytes)
@@ -172,7 +225,31 @@ def _measure(
         rows = grad.flatten(2).sum(2)
         grad_bias = rows.sum(0)
         use.operands[1].deliver(ledger, Dense(rows))
-    return grad_x, grad_weight, grad_bias
+        grad_bias = grad_bias.to(use.operands[1].tensor.dtype)
+    return grad_x, None if grad_weight is None else grad_weight.to(leaf.tensor.dtype), grad_bias
+
+
+def _land(
+    use: Use, rows: list[int], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Gradients of weight and bias by kernels that write the squares beside them; of the input by torch's own."""
+    stride, padding, dilation, transposed, _, groups = settings
+    if _channels_last(x) or _channels_last(weight):
+        # Where torch's own backward would convert them, once for the input's gradient and once for the weight's.
+        x, grad = x.contiguous(memory_format=torch.channels_last), grad.contiguous(memory_format=torch.channels_last)
+    grad_x = None
+    if need_x:
+        grad_x = _backward(grad, x, weight, [0], *settings, [True, False, False])[0]
+    geometry = (weight.shape[2:], stride, padding, dilation, groups)
+    last = _channels_last(use.operands[0].leaves[0].tensor)
+    if not transposed:
+        return grad_x, *land_convolution(use, rows, x, grad, geometry, last)
+    bias = land_bias(use, rows[1], grad.flatten(2).mT) if len(rows) > 1 else None
+    return grad_x, land_convolution(use, rows[:1], grad, x, geometry, last)[0], bias
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Weights(Lazy):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...following import Track, track_of
+from ...following import Track, arrange, track_of
 from ..operand import unexpanded_of
-from ..pieces import Dense, OwnRows, Piece, wide
+from ..pieces import Dense, OwnRows, Piece, Sums, wide
 from ..use import watch
 from .generic import any_operation
 
@@ -73,6 +73,12 @@ def combination(kind: str) -> Any:
 
         def measure(b: Tensor, other: Tensor | None, own: Tensor | None) -> Iterator[tuple[int, Piece]]:
             assert isinstance(track, Track)
+            if sign_of in ("add", "multiply") and shape == b.shape[-1:] and track.axis < b.ndim - 1:
+                whole = other is None or other.shape == b.shape
+                if whole and all(t is None or mode.ledger.serves(t) for t in (b, other)):
+                    rows = None if other is None else arrange(other, track, n, 1)
+                    yield 0, Sums(arrange(b, track, n, 1), rows)
+                    return
             if sign_of == "add" or (sign_of == "subtract" and place == 0):
                 values = b
             elif sign_of == "subtract":

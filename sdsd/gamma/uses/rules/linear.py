@@ -8,7 +8,6 @@ weights, the layer's own backward stays as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
+from ..landed import bare_apply, followed, land_bias, land_linear, rows_of
 from ..pieces import Dense, Piece, Product, one_position
 from ..use import Use, operands_of, register, watch
 from .generic import any_operation
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
     """F.linear(x, weight, bias)."""
-    x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
+    x, weight, bias = args if len(args) == 3 and not kwargs else _bind(("input", "weight", "bias"), args, kwargs)
     track = track_of(x)
     if not isinstance(track, Track) or track.axis == x.ndim - 1 or track_of(weight) is not None:
         return any_operation(mode, func, args, kwargs, parameters)
     trains = weight.requires_grad
-    if trains and weight.grad_fn is None and x.shape.numel() // x.shape[-1] != mode.ledger.n:
+    # Of one position a sample a CPU squares faster without the product, and kernels beside it.
+    if trains and weight.grad_fn is None and (mode.ledger.serves(x) or x.shape.numel() // x.shape[-1] != mode.ledger.n):
         out = _joined(mode, x, weight, bias, track)
         if out is not None:
             return out
@@ -98,7 +99,7 @@ def addmm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[T
         return any_operation(mode, func, args, kwargs, parameters)
     assert isinstance(track, Track)
     n = mode.ledger.n
-    if matrix.requires_grad and matrix.grad_fn is None and x.shape[0] != n:
+    if matrix.requires_grad and matrix.grad_fn is None and (x.shape[0] != n or mode.ledger.serves(x)):
         out = _joined(mode, x, matrix, bias, track, transposed=True)
         if out is not None:
             return out
@@ -150,33 +151,42 @@ def _joined(
     if hidden is not None or not operands[0].leaves:
         return None
     mode.note_checkpoint()
+    given = x
     kind = "linear (weight stored transposed)" if transposed else "linear"
     use = register(mode, operands, kind)
     device = x.device.type
-    a, w, c = x, weight, bias
-    half = torch.is_autocast_enabled(device)
-    if half:
-        dtype = torch.get_autocast_dtype(device)
-        a, w, c = a.to(dtype), w.to(dtype), c if c is None else c.to(dtype)
-    with torch.autocast(device, enabled=False) if half else nullcontext():
-        out: Tensor = _Joined.apply(a, w, c, use, track, mode.ledger.n, transposed)  # type: ignore[no-untyped-call]
-    # What follows is followed from the samples of x: a linear layer keeps the order of its rows.
-    mode._follow(F.linear, (x, weight), {}, out)
+    cast = torch.is_autocast_enabled(device)
+    if cast:
+        x = x.to(torch.get_autocast_dtype(device))
+    out: Tensor = _apply(x, weight, bias, use, track, mode.ledger.n, transposed, cast)
+    followed(out, given)
     return out
 
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
 class _Joined(torch.autograd.Function):
+    """Under autocast parameters are cast inside: their gradients come in their own dtype, from the accumulator."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, track: Track, n: int, transposed: bool
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, track: Track, n: int, transposed: bool,
+        cast: bool,
+    ) -> Tensor:  # fmt: skip
         ctx.use, ctx.track, ctx.n, ctx.transposed = use, track, n, transposed
+        ctx.weight = None
+        if cast and weight.dtype != x.dtype:
+            # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
+            ctx.weight, weight = weight, weight.to(x.dtype)
+        if cast and bias is not None:
+            bias = bias.to(x.dtype)
+        ctx.save_for_backward(x, weight)
         if transposed:
             return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
         y = F.linear(x, weight, bias)
         # A linear layer of more than two dimensions returns a view, which later in-place operations may not touch.
-        return y if y.ndim == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+        return y if y.ndim == 2 else _unsafe_view(y, y.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -184,48 +194,76 @@ class _Joined(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         use: Use = ctx.use
         measured = use.wanted()
-        b2, x2 = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (grad, x))
-        grad_x = None
+        differentiated = torch.is_grad_enabled()
+        if differentiated and ctx.weight is not None:
+            weight = ctx.weight.to(x.dtype)
+        b2 = grad if grad.ndim == 2 else grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_weight = grad_bias = None
         if need_x:
             grad_x = (b2.mm(weight.t()) if ctx.transposed else b2.mm(weight)).view(x.shape)
-        if torch.is_grad_enabled() or not measured:
+        if differentiated or not measured:
             # A gradient that is to be differentiated, or of a pass that is nobody's batch: the layer's own.
-            grad_weight = None
+            x2 = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
             if need_weight:
-                grad_weight = x2.t().mm(b2) if ctx.transposed else b2.t().mm(x2)
-            grad_bias = b2.sum(0) if need_bias else None
+                grad_weight = (x2.t().mm(b2) if ctx.transposed else b2.t().mm(x2)).to(_dtype_of(use, 0, x))
+            if need_bias:
+                grad_bias = b2.sum(0).to(_dtype_of(use, 1, x))
             if measured:
                 with torch.no_grad():
-                    _measure(ctx, use, x.detach(), grad.detach(), None)
-            return grad_x, grad_weight, grad_bias, None, None, None, None
-        grad_weight, grad_bias = _measure(ctx, use, x, grad, weight)
-        return grad_x, grad_weight, grad_bias if need_bias else None, None, None, None, None
+                    _measure(ctx, use, x.detach(), grad.detach(), False)
+        else:
+            grad_weight, grad_bias = _measure(ctx, use, x, grad, True)
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Deliver the pieces; the gradients of weight and bias where `weight` says that they are wanted."""
-    ledger, track, n = use.mode.ledger, ctx.track, ctx.n
+_apply = bare_apply(_Joined)
+
+
+def _dtype_of(use: Use, operand: int, x: Tensor) -> torch.dtype:
+    """Of a parameter; of a bias that does not train there is no operand, and no gradient."""
+    return use.operands[operand].tensor.dtype if operand < len(use.operands) else x.dtype
+
+
+def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Deliver the pieces; the gradients of weight and bias where they are `wanted`."""
+    ledger, n, operands = use.mode.ledger, ctx.n, use.operands
     ledger.begin(use, grad.dtype)
-    a, b = arrange(x, track, n, 1), arrange(grad, track, n, 1)
-    weight_leaf = use.operands[0].leaves[0]
+    a, b = _rows(x, ctx.track, n), _rows(grad, ctx.track, n)
+    if wanted and ledger.serves(b):
+        places = rows_of(use)
+        if places is not None:
+            if not ctx.transposed:
+                return land_linear(use, places, a, b)
+            bias = land_bias(use, places[1], b) if len(places) > 1 else None
+            return land_linear(use, places[:1], b, a)[0], bias
+    weight_leaf = operands[0].leaves[0]
     scale = ledger.scale(weight_leaf.name)
     shared = ledger.shared(weight_leaf)
     grad_weight = grad_bias = None
+    dtype = operands[0].tensor.dtype
     # Squares of a use among others: found with the gradient for a weight tied to a table, useless among linear uses.
-    if weight is not None and not (shared and (scale is not None or ctx.transposed)):
+    if wanted and not (shared and (scale is not None or ctx.transposed)):
         turned = scale.t() if scale is not None and ctx.transposed else scale
-        stats = weight_grad_stats(a, b, scale=turned)
+        stats = weight_grad_stats(a, b, scale=turned, dtype=dtype)
         assert stats.weight_grad is not None
         grad_weight = stats.weight_grad.t() if ctx.transposed else stats.weight_grad
         piece = Product(a, b, ctx.transposed, alone=stats.square_norm, total=grad_weight)
     else:
-        if weight is not None:
+        if wanted:
             left, right = (a, b) if ctx.transposed else (b, a)
-            grad_weight = left.flatten(0, 1).t().mm(right.flatten(0, 1))
+            grad_weight = left.flatten(0, 1).t().mm(right.flatten(0, 1)).to(dtype)
         piece = Product(a, b, ctx.transposed, total=grad_weight)
-    use.operands[0].deliver(ledger, piece)
-    if len(use.operands) > 1:
+    operands[0].deliver(ledger, piece)
+    if len(operands) > 1:
         rows = b.sum(1, dtype=_sum_dtype(b))
-        grad_bias = rows.sum(0).to(grad.dtype)
-        use.operands[1].deliver(ledger, Dense(rows))
+        grad_bias = rows.sum(0).to(operands[1].tensor.dtype)
+        operands[1].deliver(ledger, Dense(rows))
     return grad_weight, grad_bias
+
+
+def _rows(x: Tensor, track: Track, n: int) -> Tensor:
+    """`x` as (N, T, features)."""
+    return x if x.ndim == 3 and track == _PLAIN else arrange(x, track, n, 1)
+
+
+_PLAIN = Track(0)

@@ -1,20 +1,23 @@
 """Norms: a fixed function f of the samples, times a weight, plus a bias: g_n = Σ_t b ∘ f(x) and Σ_t b.
 
-The layer's own backward stays as it is; f is computed once more from the saved input.
+Where kernels serve, layer and group norm run as a function whose backward takes the input's gradient from torch's own
+and those of weight and bias, squares beside them, from `scale_shift_grads`. Elsewhere the layer's own backward stays as
+it is; f is computed once more from the saved input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...following import Track, arrange, track_of
-from ..pieces import Dense, Piece, wide
-from ..use import watch
+from ..landed import bare_apply, followed, land_norm, rows_of
+from ..pieces import Dense, Piece, Sums, wide
+from ..use import Use, operands_of, register, watch
 from .elementwise import gathered
 from .generic import any_operation
 
@@ -24,15 +27,21 @@ if TYPE_CHECKING:
 
 def _watch_scale(
     mode: Measuring, kind: str, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: torch.Size,
-    factor: Callable[[Tensor], Tensor],
+    factor: Callable[[Tensor], Tensor], rstd: Callable[[Tensor], Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Measure out = f(x) · weight + bias, with weight and bias broadcast as `shape`."""
+    """Measure out = f(x) · weight + bias, with weight and bias broadcast as `shape`.
+
+    `rstd`: where f(x) is x times a number a position, what computes that; shape: (…, 1).
+    """
     track, n = track_of(out), mode.ledger.n
     read = [t for t in (weight, bias) if t is not None and t.requires_grad]
     trains = weight is not None and weight.requires_grad
 
     def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
         assert isinstance(track, Track)
+        if rstd is not None and x is not None and mode.ledger.serves(b) and mode.ledger.serves(x):
+            yield 0, Sums(*(arrange(t, track, n, 1) for t in (b, x, rstd(wide(x)))))
+            return
         values = wide(b)
         if x is not None:
             found = gathered(values * factor(wide(x)), track, n, shape)
@@ -58,6 +67,10 @@ def layer_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     track = track_of(x)
     if not _free(track, len(shape), x) or any(t is not None and track_of(t) is not None for t in (weight, bias)):
         return any_operation(mode, func, args, kwargs, parameters)
+    if mode.ledger.serves(x):
+        joined = _joined(mode, func, args, kwargs, "layer norm", x, weight, bias, _Layer(tuple(shape), eps))
+        if joined is not None:
+            return joined
     if torch.is_autocast_enabled(x.device.type) or weight is None or not weight.requires_grad:
         out = mode.run(func, args, kwargs)
         _watch_scale(
@@ -90,7 +103,12 @@ def rms_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: lis
         return any_operation(mode, func, args, kwargs, parameters)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     out = mode.run(func, args, kwargs)
-    _watch_scale(mode, "RMS norm", out, x, weight, None, torch.Size(shape), lambda x: F.rms_norm(x, shape, eps=eps))
+    rstd = None
+    if len(shape) == 1:
+        rstd = lambda x: x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # noqa: E731
+    _watch_scale(
+        mode, "RMS norm", out, x, weight, None, torch.Size(shape), lambda x: F.rms_norm(x, shape, eps=eps), rstd
+    )
     return out
 
 
@@ -106,6 +124,10 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     given = [t for t in (weight, bias) if t is not None]
     if not isinstance(track, Track) or track.axis != 0 or any(track_of(t) is not None for t in given):
         return any_operation(mode, func, args, kwargs, parameters)
+    if mode.ledger.serves(x) and (track.outer, track.inner) == (1, 1):
+        joined = _joined(mode, func, args, kwargs, "group norm", x, weight, bias, _Group(groups, eps))
+        if joined is not None:
+            return joined
     alone = (track.outer, track.inner) == (1, 1) and x.is_contiguous() and weight is not None and weight.requires_grad
     if not alone or torch.is_autocast_enabled(x.device.type):
         out = mode.run(func, args, kwargs)
@@ -173,3 +195,158 @@ def _by_channel(
 
 def _bound(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
     return [args[k] if k < len(args) else kwargs.get(name) for k, name in enumerate(names)]
+
+
+_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+_group_norm_backward = torch.ops.aten.native_group_norm_backward.default
+
+
+class _Layer(NamedTuple):
+    """Layer norm over `shape`: what torch's operator takes, and how it lies as (N, T, C)."""
+
+    shape: tuple[int, ...]
+    eps: float
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(x, self.shape, weight, bias, self.eps)  # type: ignore[no-any-return]
+
+    def input_grad(
+        self, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
+    ) -> Tensor:
+        return _layer_norm_backward(  # type: ignore[no-any-return]
+            grad, x, self.shape, mean, rstd, weight, bias, [True, False, False]
+        )[0]
+
+    def rows(self, tensors: list[Tensor], track: Track, n: int) -> list[Tensor]:
+        """Output gradients, inputs, mean and rstd by sample."""
+        dims = len(self.shape)
+        return [arrange(t, track, n, dims).flatten(2) if dims > 1 else _by_sample(t, track, n) for t in tensors]
+
+
+class _Group(NamedTuple):
+    """Group norm with so many groups."""
+
+    groups: int
+    eps: float
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        n, c = x.shape[:2]
+        return torch.native_group_norm(x, weight, bias, n, c, x.numel() // (n * c), self.groups, self.eps)  # type: ignore[no-any-return]
+
+    def input_grad(
+        self, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
+    ) -> Tensor:
+        n, c = x.shape[:2]
+        return _group_norm_backward(  # type: ignore[no-any-return]
+            grad, x, mean, rstd, weight, n, c, x.numel() // (n * c), self.groups, [True, False, False]
+        )[0]
+
+    def rows(self, tensors: list[Tensor], track: Track, n: int) -> list[Tensor]:
+        grad, x, mean, rstd = tensors
+        if grad.ndim > 2:
+            grad, x = grad.flatten(2).mT, x.flatten(2).mT
+        else:
+            grad, x = grad.unsqueeze(1), x.unsqueeze(1)
+        return [grad, x, mean.unsqueeze(1), rstd.unsqueeze(1)]
+
+
+def _by_sample(x: Tensor, track: Track, n: int) -> Tensor:
+    """`x` (…, features) as (N, T, features)."""
+    return x if x.ndim == 3 and track == _PLAIN else arrange(x, track, n, 1)
+
+
+_PLAIN = Track(0)
+
+
+def _joined(
+    mode: Measuring, func: Any, args: Any, kwargs: Any, kind: str, x: Tensor, weight: Tensor | None,
+    bias: Tensor | None, norm: _Layer | _Group,
+) -> Tensor | None:  # fmt: skip
+    """The norm by a function whose backward finds gradients and squares together; None where it does not apply."""
+    if (
+        weight is None
+        or not weight.requires_grad
+        or any(t is not None and t.grad_fn is not None for t in (weight, bias))
+    ):
+        return None
+    read = [weight] if bias is None or not bias.requires_grad else [weight, bias]
+    operands, hidden = operands_of(mode, read)
+    if hidden is not None or any(len(operand.leaves) != 1 for operand in operands):
+        return None
+    mode.note_checkpoint()
+    use = register(mode, operands, kind)
+    given, device = x, x.device.type
+    if device != "cpu" and torch.is_autocast_enabled(device):
+        x = x.float()  # as autocast does with these norms, but for those on a CPU
+    if isinstance(norm, _Group):
+        # What F.group_norm does first.
+        x = x.contiguous(memory_format=torch.channels_last) if device == "cpu" and _last(x) else x.contiguous()
+    out: Tensor = _apply(x, weight, bias, use, track_of(given), norm)
+    followed(out, given)
+    return out
+
+
+def _last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, track: Track, norm: _Layer | _Group
+    ) -> Tensor:
+        out, mean, rstd = norm.forward(x, weight, bias)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.use, ctx.track, ctx.norm = use, track, norm
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        use, norm = ctx.use, ctx.norm
+        measured = use.wanted()
+        ledger = use.mode.ledger
+        rows = None
+        if measured:
+            ledger.begin(use, grad.dtype)
+            rows = None if torch.is_grad_enabled() else rows_of(use)
+        if rows is None:
+            found = _by_torch(norm, ctx.needs_input_grad[:3], grad, x, weight, bias)
+            if measured:
+                with torch.no_grad():
+                    _deliver(use, norm, ctx.track, [t.detach() for t in (grad, x, mean, rstd)])
+            return *found, None, None, None
+        grad_x = norm.input_grad(grad, x, weight, bias, mean, rstd) if ctx.needs_input_grad[0] else None
+        grads = land_norm(use, rows, *norm.rows([grad, x, mean, rstd], ctx.track, ledger.n))
+        shaped = [None if each is None else each.view(weight.shape) for each in grads]
+        return grad_x, *shaped, None, None, None
+
+
+_apply = bare_apply(_Joined)
+
+
+def _by_torch(
+    norm: _Layer | _Group, needed: tuple[bool, ...], grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> list[Tensor | None]:
+    """The layer's own gradients, which can be differentiated themselves where autograd is on."""
+    given: tuple[Tensor | None, ...] = (x, weight, bias)
+    further = torch.is_grad_enabled()
+    if not further:
+        given = tuple(
+            None if t is None else t.detach().requires_grad_(need) for t, need in zip(given, needed, strict=True)
+        )
+    with torch.enable_grad():
+        out = norm.forward(*given)[0]  # type: ignore[arg-type]
+        wanted = [t for t, need in zip(given, needed, strict=True) if need and t is not None]
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=further))
+    return [next(found) if need else None for need in needed]
+
+
+def _deliver(use: Use, norm: _Layer | _Group, track: Track, tensors: list[Tensor]) -> None:
+    """The pieces, formed: (N, C) numbers each."""
+    ledger = use.mode.ledger
+    b, x, mean, rstd = (wide(t) for t in norm.rows(tensors, track, ledger.n))
+    groups = mean.shape[2]
+    values = ((x.unflatten(2, (groups, -1)) - mean.unsqueeze(3)) * rstd.unsqueeze(3)).flatten(2)
+    for operand, each in zip(use.operands, (b * values, b), strict=False):
+        operand.deliver(ledger, Dense(each.sum(1).view(-1, *operand.base.shape)))

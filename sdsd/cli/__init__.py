@@ -1,0 +1,67 @@
+"""The `sdsd` command: what it does with a command line, and what it makes of errors.
+
+==================  ============================================================================================
+`parser.py`         what a command is; numbers, levels, and the nearest known word in an error
+`status.py`         exit codes, and the line that a command ends with
+`tables.py`         tables and JSON on the terminal
+the others          one file a command, with its `COMMAND`; it is known once it stands in `COMMANDS` here
+==================  ============================================================================================
+
+Nothing here imports torch before a command runs, so that `sdsd --help` does not wait for it. User errors end in one
+line and status 2; SDSD_DEBUG=1 shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from .._extras import MissingExtraError
+from .._terminal import spell_what_cannot_be_shown
+from . import claims, demo, gamma, geometry, map, study, theory, validate
+from .parser import CommandLineError, build_parser, check_command_name, unknown_words
+from .status import BAD_INPUT, FELL_SHORT, INTERRUPTED, OK, complain, show_warning
+
+__all__ = ["BAD_INPUT", "COMMANDS", "FELL_SHORT", "INTERRUPTED", "OK", "CommandLineError", "main"]
+
+COMMANDS = {
+    module.COMMAND.name: module.COMMAND for module in (demo, gamma, map, geometry, study, theory, claims, validate)
+}
+"""In the order of `sdsd --help`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (of the process by default) and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    spell_what_cannot_be_shown(sys.stdout, sys.stderr)
+    try:
+        with warnings.catch_warnings():
+            # Of packages that others have to follow, and nothing that who types a command can change.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.showwarning = show_warning  # type: ignore[assignment]
+            return run(arguments)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (ValueError, TypeError, OSError, MissingExtraError) as error:
+        if os.environ.get("SDSD_DEBUG") == "1":
+            traceback.print_exc()
+        return complain(" ".join(str(error).split()), BAD_INPUT)
+
+
+def run(arguments: list[str]) -> int:
+    parser, subparsers = build_parser(COMMANDS)
+    check_command_name(arguments, COMMANDS)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise CommandLineError(unknown_words(unknown, subparsers.get(known.command, parser)))
+    if known.command is None:
+        parser.print_help()
+        return OK
+    return COMMANDS[known.command].run(known)

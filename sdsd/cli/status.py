@@ -1,0 +1,31 @@
+"""Exit codes, and what a person reads when a command ends early."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol
+
+OK, FELL_SHORT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def complain(message: str, status: int) -> int:
+    """Say in one line why the command ends, and give back its exit status."""
+    print(f"error: {message}" if status == BAD_INPUT else message, file=sys.stderr)
+    return status
+
+
+class HasTraceback(Protocol):
+    """An error in the user's file."""
+
+    traceback: str
+
+
+def complain_of_users_code(error: HasTraceback) -> int:
+    """The traceback of the user's file, then the error in one line."""
+    print(error.traceback, end="", file=sys.stderr)
+    return complain(str(error), BAD_INPUT)
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """A warning in one line, without the line of our source that it comes from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

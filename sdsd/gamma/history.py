@@ -1,0 +1,220 @@
+"""`GammaHistory`: what the measured steps of a training run gave, as rows, a file that grows, a table, a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._extras import require
+from .stats import GammaStats
+
+if TYPE_CHECKING:
+    from .monitor import GammaMonitor
+
+WAITING = 64
+"""Measured steps whose numbers stay on their device: they are copied together, for a copy waits for the device."""
+TOTAL = "total"
+COLUMNS = (
+    "step", "parameter", "batch_size", "signal", "noise", "gamma", "gamma_unbiased", "noise_scale",
+    "smoothed_gamma", "smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase",
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+class GammaHistory(Sequence[Row]):
+    """The measured steps of a monitor, in order: a row for the total, and one for each parameter where asked for.
+
+    A row has
+
+    - `step`: which call of `monitor.step()`, from 1; `parameter`: its name, or "total"; `batch_size`, in samples;
+    - `signal`, `noise`, `gamma`, `gamma_unbiased`, `noise_scale` of the step's gradients, as in `GammaStats`;
+    - `smoothed_gamma`, `smoothed_noise_scale`, `noise_scale_low`, `noise_scale_high`, `phase`: the unbiased Γ of one
+      sample, the noise scale in samples with its interval, and the phase at `batch_size`, from the running averages.
+
+    With a path every row is a line of JSON there, NaN and infinity written as null beside "<column>_is": "nan" or
+    "inf". A file that is there already is gone on with: rows from the first step on that comes again, after a restart
+    from an older checkpoint, are replaced. Rows are written when `WAITING` steps have come, by `flush`, and when the
+    monitor is detached. Let one rank of several write.
+
+    Args:
+        path: the file, or None to keep rows in memory alone.
+        parameters: rows of parameters, too.
+
+    Raises:
+        ValueError: a file that holds something else than such rows.
+        OSError: a file that cannot be read or written.
+
+    Example:
+        >>> import torch, sdsd
+        >>> model = torch.nn.Linear(3, 2)
+        >>> monitor = sdsd.GammaMonitor(model, history=sdsd.GammaHistory())
+        >>> for _ in range(3):
+        ...     model(torch.randn(8, 3)).square().mean().backward()
+        ...     _ = monitor.step()
+        ...     model.zero_grad()
+        >>> [row["step"] for row in monitor.history]
+        [1, 2, 3]
+    """
+
+    def __init__(self, path: str | Path | None = None, *, parameters: bool = False) -> None:
+        self.path = None if path is None else Path(path)
+        self.parameters = parameters
+        self._waiting: list[tuple[int, GammaStats]] = []
+        self._rows: list[Row] = []
+        if self.path is not None and self.path.exists():
+            self._rows, whole = _read(self.path)
+            if not whole:
+                self._write_all()
+
+    def __call__(self, monitor: GammaMonitor, stats: GammaStats) -> None:
+        """Take a measured step: what `GammaMonitor.add_observer` calls."""
+        self.append(monitor.steps, stats)
+
+    def append(self, step: int, stats: GammaStats) -> None:
+        """Take the statistics of step number `step`; rows of it and of later steps, of an earlier run, are dropped."""
+        last = self._waiting[-1][0] if self._waiting else self._rows[-1]["step"] if self._rows else 0
+        if step <= last:
+            self.flush()
+            self._rows = [row for row in self._rows if row["step"] < step]
+            self._write_all()
+        self._waiting.append((step, stats))
+        if len(self._waiting) >= WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Copy the numbers of waiting steps from their device, and write their rows."""
+        waiting, self._waiting = self._waiting, []
+        fresh = [row for step, stats in waiting for row in self._rows_of(step, stats)]
+        if fresh and self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(_line(row) for row in fresh)
+        self._rows += fresh
+
+    def __len__(self) -> int:
+        self.flush()
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.flush()
+        return self._rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        self.flush()
+        return iter(self._rows)
+
+    def __repr__(self) -> str:
+        where = "" if self.path is None else f" in {self.path}"
+        return f"GammaHistory({len(self)} rows{where})"
+
+    def column(self, name: str, parameter: str = TOTAL) -> list[Any]:
+        """One column of the rows of one parameter, or of the total.
+
+        Raises:
+            ValueError: an unknown column, or a parameter that has no rows.
+        """
+        if name not in COLUMNS:
+            raise ValueError(f"name: expected one of {', '.join(COLUMNS)}, got {name!r}.")
+        values = [row[name] for row in self if row["parameter"] == parameter]
+        if not values and self._rows:
+            known = list(dict.fromkeys(row["parameter"] for row in self._rows))
+            hint = " Pass parameters=True to keep those of parameters." if known == [TOTAL] else ""
+            raise ValueError(f"parameter: expected one of {', '.join(known)}, got {parameter!r}.{hint}")
+        return values
+
+    def dataframe(self) -> Any:
+        """A pandas DataFrame, a line a row.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        pandas = require("pandas", extra="report", purpose="a DataFrame")
+        return pandas.DataFrame(list(self), columns=list(COLUMNS))
+
+    def save_csv(self, path: str | Path) -> Path:
+        """Write all rows as comma-separated values, under a line with the columns' names. Returns the path."""
+        path = Path(path)
+        draft = path.with_name(path.name + ".part")
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self)
+        os.replace(draft, path)
+        return path
+
+    def plot(self, parameter: str = TOTAL, *, axes: Any = None) -> tuple[Any, Any]:
+        """Draw the noise scale with its interval, and the batch size, over steps; both axes are in steps and samples.
+
+        Args:
+            parameter: whose; "total" for all together.
+            axes: matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ValueError: there is no row yet, or none of this parameter.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from .plots import plot_history
+
+        return plot_history(self, parameter, axes)
+
+    def _rows_of(self, step: int, stats: GammaStats) -> Iterator[Row]:
+        yield _row(step, TOTAL, stats)
+        if self.parameters:
+            for name, part in stats.parameters.items():
+                yield _row(step, name, part)
+
+    def _write_all(self) -> None:
+        if self.path is None:
+            return
+        draft = self.path.with_name(self.path.name + ".part")
+        draft.write_text("".join(map(_line, self._rows)), encoding="utf-8")
+        os.replace(draft, self.path)
+
+
+def _row(step: int, name: str, stats: GammaStats) -> Row:
+    smoothed = stats.smoothed
+    missing = (math.nan, math.nan)
+    low, high = missing if smoothed is None else smoothed.noise_scale_interval or missing
+    per_sample = math.nan if smoothed is None else smoothed.gamma_unbiased / smoothed.samples_per_gradient
+    values = (
+        step, name, stats.batch_size, stats.signal, stats.noise, stats.gamma, stats.gamma_unbiased, stats.noise_scale,
+        per_sample, math.nan if smoothed is None else smoothed.noise_scale, low, high,
+        None if smoothed is None else smoothed.phase,
+    )  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _line(row: Row) -> str:
+    plain = {}
+    for name, value in row.items():
+        plain[name] = value
+        if isinstance(value, float) and not math.isfinite(value):
+            plain |= {name: None, f"{name}_is": "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read(path: Path) -> tuple[list[Row], bool]:
+    """The rows of a file, and whether it was whole: a last line that was cut off is left out."""
+    rows: list[Row] = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            plain = json.loads(line)
+            rows.append(
+                {name: float(plain[f"{name}_is"]) if f"{name}_is" in plain else plain[name] for name in COLUMNS}
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and not line.endswith("\n"):
+                return rows, False
+            raise ValueError(
+                f"{path}, line {number}: expected a row of a GammaHistory, got {line.strip()[:60]!r} "
+                f"({type(error).__name__}: {error}). Name another file, or move this one away."
+            ) from error
+    return rows, True

@@ -1,0 +1,104 @@
+"""The page's part on the map: pairs, neurons on a plane, the cosine matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...report import figures, html
+from ..engine import FigureBook
+from .config import DemoResult
+
+
+def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
+    neuron_map, activations, facts = result.neuron_map, result.activations, result.results["map"]
+    if neuron_map is None or activations is None or not neuron_map.nearest:
+        return []
+    live, clusters = len(neuron_map.order), len(set(neuron_map.clusters))
+    blocks: list[html.Block] = [
+        html.Text(
+            f"Each of the {len(neuron_map.alive)} neurons of layer {facts['layer']} answers the "
+            f"{len(activations)} held-out digits with {len(activations)} numbers. Two neurons whose numbers point the "
+            f"same way (cosine near 1) do the same job; two that never fire together have cosine 0. "
+            f"{dead_sentence(neuron_map.dead)}"
+        )
+    ]
+    near, far = neuron_map.nearest[0], neuron_map.farthest[0]
+    figure, both = figures.new_figure(7.6, 3.3, columns=2)
+    for axes, pair, colour, name in (
+        (both[0], near, figures.GREEN, "nearest"),
+        (both[1], far, figures.ORANGE, "farthest"),
+    ):
+        first, second = activations[:, pair.first].numpy(), activations[:, pair.second].numpy()
+        figures.draw_pair_scatter(axes, first, second, (pair.first, pair.second), colour)
+        figures.set_title(axes, f"{name}: cosine {pair.cosine:.3f}")
+    blocks.append(
+        html.Figure(
+            book.add(figure, "pairs"),
+            "Each dot is one held-out digit, placed by what two neurons answer to it. "
+            + ("The nearest pair answers nearly in step" if near.cosine > 0.9 else "Left the pair most alike")
+            + ("; in the farthest, one is silent where the other speaks." if abs(far.cosine) < 0.02 else "."),
+            "Figure 3. Two neurons, the same digits.",
+        )
+    )
+    order = list(neuron_map.order)
+    figure, axes = figures.new_figure(4.7, 4.5)
+    norms = activations[:, order].norm(dim=0).numpy()
+    links, plane = neuron_map.links(10), neuron_map.plane()
+    figures.draw_neuron_map(axes, plane.points, neuron_map.clusters, order, links, norms)
+    drawn = [
+        html.Figure(
+            book.add(figure, "neuron_map"),
+            f"Every live neuron, placed so that distance is 1 − cosine as well as a plane allows (stress "
+            f"{plane.stress:.2f}; 0 would be exact). Colour: cluster. Size: how strongly it fires. "
+            f"Lines: the {len(links)} nearest pairs.",
+            "Figure 4. The map.",
+            narrow=True,
+        )
+    ]
+    matrix = neuron_map.cosine[order][:, order].numpy()
+    changes = [
+        position - 0.5
+        for position in range(1, live)
+        if neuron_map.clusters[position] != neuron_map.clusters[position - 1]
+    ]
+    figure, axes = figures.new_figure(4.7, 4.5)
+    figures.draw_cosine_matrix(axes, matrix, changes, float(matrix.min()))
+    drawn.append(
+        html.Figure(
+            book.add(figure, "cosine_matrix"),
+            f"The same {live} neurons, ordered by cluster: dark blocks on the diagonal are groups that fire together. "
+            f"{clusters} clusters{silhouette_words(neuron_map.silhouette)}.",
+            "Figure 5. The cosine matrix.",
+            narrow=True,
+        )
+    )
+    blocks.append(html.SideBySide(drawn))
+    rows = [
+        (str(index + 1), *cells(near_pair), *cells(far_pair))
+        for index, (near_pair, far_pair) in enumerate(
+            list(zip(neuron_map.nearest, neuron_map.farthest, strict=False))[:8]
+        )
+    ]
+    blocks.append(
+        html.Table(
+            ("", "nearest pair", "cosine", "farthest pair", "cosine"),
+            rows,
+            "Pairs are chosen greedily and share no neuron.",
+        )
+    )
+    return [html.Section("Which neurons do the same job?", blocks)]
+
+
+def dead_sentence(dead: list[int]) -> str:
+    if not dead:
+        return "None of them is dead."
+    listed = ", ".join(map(str, dead[:12])) + (" …" if len(dead) > 12 else "")
+    return f"{len(dead)} {'is' if len(dead) == 1 else 'are'} dead (never firing) and set aside: {listed}."
+
+
+def cells(pair: Any) -> tuple[str, str]:
+    return f"{pair.first} – {pair.second}", f"{pair.cosine:.3f}"
+
+
+def silhouette_words(silhouette: float | None) -> str:
+    return "" if silhouette is None else f", silhouette {silhouette:.2f} (1 would be perfectly separate, 0 none)"

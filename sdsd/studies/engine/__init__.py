@@ -1,0 +1,57 @@
+"""How studies are run and what they leave: seed by seed, each kept, then judged, drawn and written.
+
+===================  ================================================================================================
+`study.py`           `Study`, what one is
+`run.py`             `run_study`, one run of it
+`settings.py`        the settings of a study are the keyword-only parameters of its `measure`
+`seeds.py`           one finished seed in a file of its own
+`runner.py`          `Runner`: several studies, their seeds on several processes
+`result.py`          `StudyResult`, `Verdict`, `Measured`; intervals over seeds and over trials
+`page.py`            a study's page
+`figure_book.py`     `FigureBook`: the figures of a page as files and in it
+`progress.py`        bars, lines or nothing while a study runs
+`display.py`         a live table, lines or nothing while a network trains
+`files.py`           folders that can be written, files that are whole or absent, strict JSON, versions
+`threads.py`         one thread, so that numbers do not depend on how many there are
+===================  ================================================================================================
+"""
+
+from .display import GAMMA_COLUMNS, Display, Row, choose_display, table_row
+from .figure_book import FigureBook
+from .files import plain, prepare_output, versions, write_json, write_text
+from .page import duration
+from .progress import Progress, choose_progress
+from .result import VERDICTS, Measured, StudyResult, Verdict, fraction_interval, geometric_interval, mean_interval
+from .run import run_study
+from .runner import Runner
+from .study import Study, find_study
+from .threads import one_thread
+
+__all__ = [
+    "GAMMA_COLUMNS",
+    "VERDICTS",
+    "Display",
+    "FigureBook",
+    "Measured",
+    "Progress",
+    "Row",
+    "Runner",
+    "Study",
+    "StudyResult",
+    "Verdict",
+    "choose_display",
+    "choose_progress",
+    "duration",
+    "find_study",
+    "fraction_interval",
+    "geometric_interval",
+    "mean_interval",
+    "one_thread",
+    "plain",
+    "prepare_output",
+    "run_study",
+    "table_row",
+    "versions",
+    "write_json",
+    "write_text",
+]

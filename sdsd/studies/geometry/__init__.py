@@ -1,0 +1,33 @@
+"""The claims of "Functional Geometry in Deep Neural Networks", on any network and on some that others trained.
+
+=================  ==================================================================================================
+`subject.py`       `Subject`: a network whose neurons are examined; those that learn digits; controls
+`file.py`          `subject_from_file`: a network that a user's Python file defines
+`arc.py`           `Examination`: map, biopsy, consolidation, controls, plasticity, each step kept
+`run.py`           `examine`: `sdsd geometry` for some subjects, and what it writes
+`report.py`        its page
+`verdicts.py`      what examinations say to the document's claims
+`studies.py`       the studies, one a network
+`networks.py`      what they examine: a CNN for MNIST, EfficientNet-Lite0, MiniLM, ResNet18
+`pretrained.py`    networks and data that come in Python packages
+`resnet.py`        ResNet18 for small images, and CIFAR-10 from a folder
+=================  ==================================================================================================
+"""
+
+from .arc import ArcConfig, Examination
+from .file import subject_from_file
+from .run import examine
+from .studies import STUDIES
+from .subject import BUILT_IN_SUBJECTS, Subject
+from .verdicts import judge_network
+
+__all__ = [
+    "BUILT_IN_SUBJECTS",
+    "STUDIES",
+    "ArcConfig",
+    "Examination",
+    "Subject",
+    "examine",
+    "judge_network",
+    "subject_from_file",
+]

@@ -1,0 +1,1 @@
+"""Squared norms of the per-sample gradients of an embedding table."""

@@ -1,0 +1,188 @@
+"""GammaHistory: rows of measured steps in memory and in a file, and what is made of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import sdsd
+from sdsd._extras import MissingExtraError
+from sdsd.gamma import history as module
+
+
+def train(monitor, model, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    taken = []
+    for _ in range(steps):
+        model.zero_grad()
+        model(torch.randn(8, 3, generator=generator)).square().mean().backward()
+        taken.append(monitor.step())
+    return taken
+
+
+def monitored(**options):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    return sdsd.GammaMonitor(model, **options), model
+
+
+def test_a_row_a_measured_step():
+    monitor, model = monitored(every=2, history=sdsd.GammaHistory())
+    taken = train(monitor, model, 5)
+    assert [row["step"] for row in monitor.history] == [1, 3, 5]
+    for row, stats in zip(monitor.history, taken[::2], strict=True):
+        assert row["parameter"] == "total"
+        assert row["batch_size"] == 8
+        for name in ("signal", "noise", "gamma", "gamma_unbiased", "noise_scale"):
+            assert row[name] == getattr(stats, name)
+        smoothed = stats.smoothed
+        assert row["smoothed_noise_scale"] == smoothed.noise_scale
+        assert row["smoothed_gamma"] == smoothed.gamma_unbiased
+        assert row["phase"] == smoothed.phase
+        bounds = (row["noise_scale_low"], row["noise_scale_high"])
+        if smoothed.noise_scale_interval is None:
+            assert all(map(math.isnan, bounds))
+        else:
+            assert bounds == smoothed.noise_scale_interval
+    assert monitor.steps == 5
+
+
+def test_rows_of_parameters():
+    monitor, model = monitored(history=sdsd.GammaHistory(parameters=True))
+    taken = train(monitor, model, 3)
+    assert [row["parameter"] for row in monitor.history] == ["total", "weight", "bias"] * 3
+    assert monitor.history.column("noise", "bias") == [stats.parameters["bias"].noise for stats in taken]
+    with pytest.raises(ValueError, match="expected one of step, "):
+        monitor.history.column("nois")
+    with pytest.raises(ValueError, match="expected one of total, weight, bias, got 'head'"):
+        monitor.history.column("noise", "head")
+
+
+def test_numbers_stay_on_their_device_until_enough_have_come(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "WAITING", 3)
+    monitor, model = monitored(history=tmp_path / "run.jsonl")
+    train(monitor, model, 2)
+    assert not (tmp_path / "run.jsonl").exists()
+    train(monitor, model, 1)
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 3
+    train(monitor, model, 1)
+    monitor.detach()
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_file_is_gone_on_with_and_steps_that_come_again_are_replaced(tmp_path):
+    path = tmp_path / "run.jsonl"
+    whole, model = monitored(history=tmp_path / "whole.jsonl")
+    train(whole, model, 5, seed=1)
+    whole.detach()
+
+    first, model = monitored(history=path)
+    generator_steps = train(first, model, 3, seed=1)
+    assert generator_steps
+    state = first.state_dict()
+    train(first, model, 4, seed=9)  # ran on beyond the checkpoint, and was stopped
+    first.detach()
+    with path.open("a") as file:
+        file.write('{"step": 8, "par')  # in the middle of a line
+    assert len(sdsd.GammaHistory(path)) == 7
+    assert path.read_text().endswith("\n")
+
+    second, model = monitored(history=path)
+    second.load_state_dict(state)
+    batches = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        torch.randn(8, 3, generator=batches)
+    for _ in range(2):
+        model.zero_grad()
+        model(torch.randn(8, 3, generator=batches)).square().mean().backward()
+        second.step()
+    second.detach()
+    for row, wanted in zip(sdsd.GammaHistory(path), sdsd.GammaHistory(tmp_path / "whole.jsonl"), strict=True):
+        assert row == {
+            name: pytest.approx(value, rel=1e-9, nan_ok=True) if isinstance(value, float) else value
+            for name, value in wanted.items()
+        }
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello\nthere\n")
+    with pytest.raises(ValueError, match=r"notes.txt, line 1: expected a row of a GammaHistory, got 'hello'"):
+        sdsd.GammaHistory(tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "hello\nthere\n"
+
+
+def test_what_is_not_finite_is_null_with_a_word_and_comes_back(tmp_path):
+    monitor, model = monitored(history=tmp_path / "run.jsonl")
+    x = torch.tensor([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])
+    for _ in range(2):
+        model.zero_grad()
+        (model(x) * torch.tensor([[1.0, 1.0], [1.0, 1.0]])).sum(1).mean().backward()
+        monitor.step()
+    monitor.detach()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    values = [row["noise_scale_low"] for row in monitor.history]
+    assert math.isnan(values[0])
+    assert lines[0]["noise_scale_low"] is None
+    assert lines[0]["noise_scale_low_is"] == "nan"
+    read = list(sdsd.GammaHistory(tmp_path / "run.jsonl"))
+    assert [str(row) for row in read] == [str(row) for row in monitor.history]
+
+
+def test_tables(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    monitor, model = monitored(history=sdsd.GammaHistory())
+    train(monitor, model, 4)
+    frame = monitor.history.dataframe()
+    assert list(frame.columns) == list(module.COLUMNS)
+    assert frame["noise"].tolist() == monitor.history.column("noise")
+    path = monitor.history.save_csv(tmp_path / "run.csv")
+    with path.open(newline="") as file:
+        assert [float(row["noise"]) for row in csv.DictReader(file)] == monitor.history.column("noise")
+    assert pandas.read_csv(path)["step"].tolist() == [1, 2, 3, 4]
+
+
+def test_pictures_show_the_numbers():
+    pytest.importorskip("matplotlib")
+    monitor, model = monitored(history=sdsd.GammaHistory(parameters=True))
+    train(monitor, model, 20)
+    figure, axes = monitor.history.plot()
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    top = axes.get_ylim()[1]
+    assert drawn["noise scale"] == [min(value, top) for value in monitor.history.column("smoothed_noise_scale")]
+    assert drawn["batch size"] == [8] * 20
+    assert monitor.history.plot("bias", axes=axes) == (figure, axes)
+    figure, axes = monitor.smoothed.plot()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["weight", "bias", "total"]
+    with pytest.raises(ValueError, match="at least one measured step"):
+        sdsd.GammaHistory().plot()
+
+
+def test_without_extras_the_error_says_what_to_install(monkeypatch):
+    monitor, model = monitored(history=sdsd.GammaHistory())
+    train(monitor, model, 1)
+    for package, use in (("pandas", monitor.history.dataframe), ("matplotlib", monitor.history.plot)):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(MissingExtraError, match=f"pip install {package}"):
+            use()
+
+
+def test_a_monitor_without_one_says_how_to_keep_one():
+    monitor, _ = monitored()
+    with pytest.raises(RuntimeError, match=r"history='run.jsonl'"):
+        _ = monitor.history
+
+
+def test_notebooks_show_a_table():
+    monitor, model = monitored()
+    (stats,) = train(monitor, model, 1)
+    shown = stats._repr_html_()
+    assert shown.count("<tr>") == 4
+    assert f"<td>{stats.noise:.4g}</td>" in shown
+    named = sdsd.gamma_stats({"<b>": torch.randn(4, 3)})
+    assert "<b>" not in named._repr_html_()
