@@ -53,9 +53,11 @@ CHUNKED_FROM = 4096
 """Rows from which chunks pay in spite of fast float64: 4096 × 250k in a prototype took 1.447, 1.08 ×, against 1.59."""
 CHUNKED = {
     F32: Stream(8, 512, False),  # 4096 × 250k: 1.403, 1.04 ×; with 4 rows 1.725
-    BF16: Stream(8, 512, False, 2),  # 4096 × 250k: .885, 1.32 ×; with 4 rows 1.183
-    F16: Stream(8, 512, False, 2),
+    BF16: Stream(8, 256, True, 4, spread=True),  # 4096 × 250k: .847, 1.26 ×; chunks of 8 rows, which spill, .885
+    F16: Stream(8, 256, True, 4, spread=True),
 }
+# Merging is a fixed number of float64 operations a chunk, so where they are slow a chunk is as tall as registers allow.
+CHUNKED_SLOW_FLOAT64 = {F32: Stream(8, 512, False), BF16: Stream(8, 1024, False), F16: Stream(8, 1024, False)}
 SPREAD = {
     F32: Stream(16, 128, True, 4, spread=True),  # 512 × 65,536: 73 µs, against 101
     BF16: Stream(16, 256, True, 4, spread=True),  # 512 × 65,536: 56 µs
@@ -128,10 +130,11 @@ FINISH_SAMPLES = (64, 32, 4)
 
 def stream_config(dtype: torch.dtype, n: int, record: DeviceRecord, count: int = 0) -> Stream:
     """How signal and squares of N gradients are summed; `count`: columns of the only matrix, or 0."""
-    slow = dtype != F64 and not record.fast_float64
-    usual = CHUNKED[dtype] if slow or (dtype != F64 and n >= CHUNKED_FROM) else WIDE[dtype]
+    if dtype != F64 and not record.fast_float64:
+        return CHUNKED_SLOW_FLOAT64[dtype]
+    usual = CHUNKED[dtype] if dtype != F64 and n >= CHUNKED_FROM else WIDE[dtype]
     few = 0 < count < FEW_BLOCKS * record.multiprocessors * usual.columns
-    if not few or slow:
+    if not few:
         return usual
     return TALL[dtype] if n >= TALL_FROM else SPREAD[dtype]
 

@@ -12,7 +12,8 @@ from .._launch import NORMS_WIDTH, Launch, kept, on_device
 from .kernel import add_shares_kernel, lookup_kernel
 
 BLOCK = (32, 64)
-"""Positions and features at once. Not measured."""
+"""Positions and features at once. On an H200, 8 × 1024 × 1024 float32, with the sort: 144 µs for tokens of 32,768, 219
+for tokens of 50, 114 for each token once. Other blocks were not tried."""
 BLOCK_INTERPRETED = (4, 16)
 PROGRAMS = 8
 """Programs that a multiprocessor is to have, where features can be shared for it."""

@@ -150,7 +150,7 @@ def _rectangle_case(record: DeviceRecord, dtype: torch.dtype) -> AotCase:
         expect_mma=record.matrix_instruction,
         expect_tma=config.reads_boxes(record),
         expect_ptx=CLAMP if record.family != "hip" else (),
-        thorough=plan.left.three or record.family != "sm_90",
+        thorough=plan.left.three,
     )  # fmt: skip
 
 

@@ -115,23 +115,23 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
         "BLOCK_T": chosen.block_t,
     }  # fmt: skip
     types = pair | {"total_ptr": "*bf16"}
-    yield _case("depthwise", depthwise_kernel, record, types, constants, chosen.num_warps, thorough=True)
+    yield _case("depthwise", depthwise_kernel, record, types, constants, chosen.num_warps)
     rows, features = config.RANK1_BLOCK
     constants = {"a_d": 1, "b_p": 1, "BLOCK_N": rows, "BLOCK_K": features}
-    yield _case("rank1", rank1_kernel, record, pair, constants, 4, thorough=True)
+    yield _case("rank1", rank1_kernel, record, pair, constants, 4)
     types = {"partial_ptr": "*fp32", "squares_ptr": "*fp64", "total_ptr": "*bf16", "square_norm_ptr": "*fp64"}
     types |= {"bias_part": "*fp32", "bias_total": "*bf16"}
     together = config.MOST_TOGETHER
     constants = {"BLOCK": config.FINISH_BLOCK // together, "RANGES": together, "SHARES": config.FINISH_BLOCK}
     constants |= {"BIAS_BLOCKS": 8, "BLOCK_N": 8, "BLOCK_C": 32}
-    yield _case("finish", finish_kernel, record, types, constants, 4, thorough=True)
+    yield _case("finish", finish_kernel, record, types, constants, 4)
     if not config.reads_boxes(record):
         return  # nothing is split
     block = {"a_c": 1, "b_c": 1, "ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
     types = dict.fromkeys(("a", "b", "factor_a", "factor_b"), "*fp32") | {"largest": "*i32"}
     types |= dict.fromkeys(("high_a", "low_a", "high_b", "low_b"), "*fp16")
-    yield _case("largest", largest_kernel, record, types, block, 4, thorough=True)
-    yield _case("split", split_kernel, record, types, block, 4, thorough=True)
+    yield _case("largest", largest_kernel, record, types, block, 4)
+    yield _case("split", split_kernel, record, types, block, 4)
 
 
 def aot_cases() -> Iterator[AotCase]:
@@ -155,7 +155,7 @@ def aot_cases() -> Iterator[AotCase]:
             for dtype in (bf16, fp32):
                 yield _boxes(record, few, dtype, box=(2, few.block_t // 2), flat=True, scaled=True, pointers=True,
                              thorough=True)  # fmt: skip
-                yield _gram(record, dtype, 128, True, thorough=True)
+                yield _gram(record, dtype, 128, True, thorough=dtype == fp32)
             yield from _small(record)
             continue
         yield _boxes(record, config.THREE_BOXES[0], fp32, THREE_TERMS, box=(4, 16), strided=True, sets=True)
@@ -174,6 +174,6 @@ def aot_cases() -> Iterator[AotCase]:
         for dtype in (bf16, fp32):
             yield _boxes(record, config.FEW_CHANNELS[0], dtype, box=(4, 16), flat=True, scaled=True, pointers=True,
                          thorough=True)  # fmt: skip
-            yield _gram(record, dtype, 1024, False, thorough=not main or dtype == fp32)
+            yield _gram(record, dtype, 1024, False, thorough=dtype == fp32)
             yield _gram(record, dtype, 64, True, thorough=True)
         yield from _small(record)

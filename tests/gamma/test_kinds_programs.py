@@ -24,3 +24,8 @@ def test_measured(name):
 def test_strict_false_leaves_out_by_name_what_it_cannot_measure(name):
     verdict = judge(ALL[name], strict=False)
     assert verdict.sound, verdict.why
+
+
+def test_a_function_out_of_sight_is_named():
+    """Not only does the step not prove itself: what hides samples is known by their history."""
+    assert "whose inside PyTorch does not show" in judge(ALL["own functions: a script that mixes samples"]).why

@@ -303,6 +303,28 @@ def test_squares_that_were_lost_are_found(monkeypatch):
         monitor.step()
 
 
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.layer(torch.tanh(self.layer(x)))))
+
+
+def test_a_check_between_forward_and_backward_pass():
+    """The pass that waits goes on as it was: its uses of one parameter are still known to be several."""
+    model, x, y = Twice().to(DEVICE), torch.randn(3, 6, device=DEVICE), torch.randint(0, 5, (3,), device=DEVICE)
+    wanted = by_loop(model, cross_entropy, x, y)
+    monitor = sdsd.GammaMonitor(model)
+    loss = cross_entropy(model(x), y)
+    monitor.check(lambda model, batch: cross_entropy(model(batch[0]), batch[1]), (x, y))
+    loss.backward()
+    found = squares(monitor.step())
+    for key, value in found.items():
+        assert value == pytest.approx(wanted[key], rel=2e-4), key
+
+
 def test_one_pass_with_two_backward_passes_is_refused():
     model, x, y = make("convolutions")
     monitor = sdsd.GammaMonitor(model)

@@ -110,10 +110,16 @@ def elsewhere(x):
     return out
 
 
+def dealt_elsewhere(x):
+    mask = (x[:, 1:2] > 0).expand_as(x)
+    return x.masked_scatter(mask, x[x[:, 0] > 0])
+
+
 MIXING = {
     f.__name__: f
     for f in (
         together, sorted_rows, other_places, own_places, two_choices, first_rows, of_everybody, shared_mask, elsewhere,
+        dealt_elsewhere,
     )
 }  # fmt: skip
 SIGNS = torch.tensor([[1.0, -1], [1, 1], [-1, 1], [1, 1], [1, 1], [-1, -1]])
@@ -139,13 +145,11 @@ def test_owners_are_read_off_the_mask():
 def test_a_mask_that_changed_is_another_choice():
     def changed(x):
         mask = x[:, 0] > 0
-        rows = x[mask]
-        mask[:2] = False
-        mask[3:5] = True
-        out = torch.zeros_like(x)
-        out[mask] = rows[: int(mask.sum())]
+        rows, out = x[mask], torch.zeros_like(x)
+        mask.copy_(x[:, 1] > 0)
+        out[mask] = rows
         return out
 
     x = torch.randn(6, 5)
-    x[:, 0] = x[:, 0].abs() * SIGNS[:, 0]
+    x[:, :2] = x[:, :2].abs() * SIGNS
     assert isinstance(run(changed, [x], [Track(0)], 6)[2][0], Mixed)

@@ -283,10 +283,20 @@ FUNCTIONS = {
         lambda: Net(lambda m, x: m.last(Centred.apply(m.first(x))), first=nn.Linear(8, 8), last=nn.Linear(8, 3)),
         (X,), any_loss, hopeless=True,
     ),
+    "a script that mixes samples": Program(
+        lambda: Net(lambda m, x: m.last((h := m.first(x)) + centred_by_script(h)), first=nn.Linear(8, 8),
+                    last=nn.Linear(8, 3)),
+        (X,), any_loss, hopeless=True,
+    ),
     "samples without gradient beside parameters in a function": Program(
         lambda: Net(smuggled, a=parameter(8, 2), b=parameter(2, 8), last=nn.Linear(8, 3)), (X,), any_loss, hopeless=True
     ),
 }  # fmt: skip
+
+
+@torch.jit.script
+def centred_by_script(x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x - x.mean(0))
 
 
 def with_buffer(compute, **buffers):
@@ -561,6 +571,15 @@ def in_experts_of_sequences(m, x):
     return m.last(out * m.scale)
 
 
+def windows_chosen(m, x):
+    """Windows of each sequence, some of them through a layer that sees their positions."""
+    windows = x.unflatten(1, (2, 2))
+    mask = windows[..., 0].sum(-1) > -0.5
+    out = torch.zeros_like(windows)
+    out[mask] = torch.tanh(m.first(windows[mask]))
+    return m.last(out.flatten(1, 2))
+
+
 def looked_up_rows(m, ids):
     h = m.emb(ids)
     out = torch.zeros_like(h)
@@ -593,6 +612,7 @@ ROUTING = {
         in_experts_of_sequences, SEQUENCES, gate=linear(8, 2), first=linear(), experts=experts,
         norm=lambda: nn.LayerNorm(8), position=lambda: parameter(4, 8), scale=lambda: parameter(8), last=linear(8, 3),
     ),
+    "windows chosen": of(windows_chosen, SEQUENCES, first=linear(), last=linear(8, 3)),
     "rows looked up, two indices": of(
         looked_up_rows, IDS, emb=lambda: nn.Embedding(11, 8), first=linear(), last=linear(8, 3),
         tables=lambda: nn.ModuleList(nn.Embedding(11, 8) for _ in range(2)), scale=lambda: parameter(8),
@@ -817,6 +837,10 @@ BATCHES = {
     ),
     "a time step beside the input": of(
         timestep, (X, torch.arange(N)), first=linear(), time=linear(), last=linear(8, 3)
+    ),
+    "one looked-up row for all positions": of(
+        lambda m, ids: m.last(torch.tanh(m.emb(ids) + m.pos(torch.full((len(ids), 1), 3)))).mean(1), IDS,
+        emb=lambda: nn.Embedding(11, 8), pos=lambda: nn.Embedding(7, 8), last=linear(8, 3),
     ),
     "gated units": of(gated, SEQUENCES, up=linear(8, 12), down=linear(6, 8)),
     "a norm with one plus its weight": of(rms, SEQUENCES, weight=lambda: parameter(8), last=linear(8, 3)),
