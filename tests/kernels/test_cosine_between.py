@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -181,3 +183,11 @@ X = torch.ones(3, 6)
 def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_wide_tiles_are_stored_in_strips(backend, device, monkeypatch):
+    if backend == "torch" or device.type == "cuda":
+        pytest.skip("the interpreter's tiles are narrow, those of a GPU as wide as they are")
+    tile_kernel = importlib.import_module("sdsd_kernels.pairwise.tile_kernel")
+    monkeypatch.setattr(tile_kernel, "STRIP", tile_kernel.tl.constexpr(8))
+    check_call(torch.randn(40, 70), torch.randn(40, 75))

@@ -562,6 +562,16 @@ def test_lists_in_pieces(device, monkeypatch):
     check(cosine_topk(x, 3, max_bytes=5000, backend="triton"), exact_scores(x), 3, False, 0)
 
 
+def test_wide_tiles_are_offered_in_strips(device, monkeypatch):
+    problem = unusable("triton", device)
+    if problem or device.type == "cuda":
+        pytest.skip(problem or "tiles of a GPU are as wide as they are")
+    kernel = importlib.import_module("sdsd_kernels.cosine_topk.kernel")
+    monkeypatch.setattr(kernel, "STRIP", kernel.tl.constexpr(8))
+    x = signs(45, 9, seed=1)
+    check(cosine_topk(x, 5, backend="triton"), exact_scores(x), 5, False, 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("others", [None, "alike", "neurons adjacent"])
 def test_operands_of_every_kind(dtype, others, device):

@@ -84,6 +84,8 @@ def forced(monkeypatch: pytest.MonkeyPatch, way: Way) -> Way:
         return -(-samples // (way.ranges * tile.samples)) * tile.samples
 
     monkeypatch.setattr(config, "range_samples", length)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(config, "strip", lambda *_: 16)  # wide tiles in two strips
     if way.every is not None:
         monkeypatch.setattr(config, "sums_every", lambda *_, three, **__: 1 if three else way.every)
     if way.pointers:
