@@ -39,10 +39,13 @@ from sdsd_kernels.pairwise import launch
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
 
 SQUARE, WIDE = Tile(16, 16, 32, 4, 1, 1, group=2), Tile(16, 32, 32, 4, 1, 1, group=2)
+OF_THREE: dict[Tile, Tile] = {}
 if torch.cuda.is_available():
     # Tiles of 16 neurons are there for the interpreter; a GPU gets what is shipped for it.
     family = device_record(torch.device("cuda")).family
     SQUARE, WIDE = config.ONE_TERM[family][-1][1], config.ONE_TERM[family][0][1]
+    # Three terms read twice as much, for which shared memory has to do.
+    OF_THREE = {SQUARE: config.THREE_TERMS[family][-1][1], WIDE: config.THREE_TERMS[family][0][1]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,9 @@ def forced(monkeypatch: pytest.MonkeyPatch, way: Way) -> Way:
     for plans in (launch._matrices, launch._sums):
         plans.clear()
         monkeypatch.setattr(launch, "_matrices" if plans is launch._matrices else "_sums", {})
-    monkeypatch.setattr(config, "tile_of", lambda *_, **__: way.tile)
+    monkeypatch.setattr(
+        config, "tile_of", lambda *_, three, **__: OF_THREE.get(way.tile, way.tile) if three else way.tile
+    )
 
     def length(work: int, samples: int, neurons: int, tile: Tile, record: object) -> int:
         return -(-samples // (way.ranges * tile.samples)) * tile.samples
