@@ -1,7 +1,6 @@
 """What the kernels need to know of a GPU: one record each. A new GPU is one record more in `RECORDS`.
 
 `device_record` finds the record of a device; tests/aot.py compiles for those with `compile_ahead`.
-Rates are those of vendors' data sheets, divided by the clock; they rank plans and need not be exact.
 """
 
 from __future__ import annotations
@@ -10,18 +9,6 @@ import functools
 from dataclasses import dataclass, replace
 
 import torch
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Bytes and operations a clock, of the whole chip where nothing else is said."""
-
-    l2_bytes: float
-    memory_bytes: float
-    half_operations: int
-    """Of one multiprocessor, with float16 or bfloat16 operands."""
-    float_operations: int
-    """Of one multiprocessor, in float32 without rounding operands."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +33,28 @@ class DeviceRecord:
     """Whether float64 runs at a half or a third of the speed of float32, not at a 32nd or 64th of it."""
     target: tuple[str, int | str, int] | None
     """(backend, architecture, threads a warp), as Triton's GPUTarget takes them; None for the interpreter."""
-    rates: Rates
     compile_ahead: bool = False
     """Whether every kernel is compiled for it ahead of time by the tests."""
 
 
-_AMPERE = Rates(l2_bytes=5120, memory_bytes=1100, half_operations=2048, float_operations=128)
-_AMPERE_CONSUMER = Rates(l2_bytes=2048, memory_bytes=550, half_operations=1024, float_operations=256)
-_HOPPER = Rates(l2_bytes=5120, memory_bytes=1900, half_operations=4096, float_operations=256)
-_BLACKWELL = Rates(l2_bytes=10240, memory_bytes=4300, half_operations=8192, float_operations=256)
-_INSTINCT = Rates(l2_bytes=16384, memory_bytes=2500, half_operations=2048, float_operations=256)
-_RADEON = Rates(l2_bytes=2048, memory_bytes=400, half_operations=512, float_operations=256)
 _KIB = 1024
 
-SM_80 = DeviceRecord("sm_80", "sm_80", 108, 163 * _KIB, 65536, "HMMA", False, True, ("cuda", 80, 32), _AMPERE, True)
-SM_86 = DeviceRecord("sm_86", "sm_80", 84, 99 * _KIB, 65536, "HMMA", False, False, ("cuda", 86, 32), _AMPERE_CONSUMER)
-SM_89 = DeviceRecord("sm_89", "sm_80", 128, 99 * _KIB, 65536, "HMMA", False, False, ("cuda", 89, 32), _AMPERE_CONSUMER)
-SM_90 = DeviceRecord("sm_90", "sm_90", 132, 227 * _KIB, 65536, "HGMMA", True, True, ("cuda", 90, 32), _HOPPER, True)
-SM_100 = DeviceRecord(
-    "sm_100", "sm_100", 148, 227 * _KIB, 65536, "UTCHMMA", True, True, ("cuda", 100, 32), _BLACKWELL, True
-)
+SM_80 = DeviceRecord("sm_80", "sm_80", 108, 163 * _KIB, 65536, "HMMA", False, True, ("cuda", 80, 32), True)
+SM_86 = DeviceRecord("sm_86", "sm_80", 84, 99 * _KIB, 65536, "HMMA", False, False, ("cuda", 86, 32))
+SM_89 = DeviceRecord("sm_89", "sm_80", 128, 99 * _KIB, 65536, "HMMA", False, False, ("cuda", 89, 32))
+SM_90 = DeviceRecord("sm_90", "sm_90", 132, 227 * _KIB, 65536, "HGMMA", True, True, ("cuda", 90, 32), True)
+SM_100 = DeviceRecord("sm_100", "sm_100", 148, 227 * _KIB, 65536, "UTCHMMA", True, True, ("cuda", 100, 32), True)
 # The B300 gave up most of its float64 units.
-SM_103 = DeviceRecord("sm_103", "sm_100", 148, 227 * _KIB, 65536, "UTCHMMA", True, False, ("cuda", 103, 32), _BLACKWELL)
+SM_103 = DeviceRecord("sm_103", "sm_100", 148, 227 * _KIB, 65536, "UTCHMMA", True, False, ("cuda", 103, 32))
 # The shared memory and the matrix instructions of 8.x.
-SM_120 = DeviceRecord(
-    "sm_120", "sm_80", 170, 99 * _KIB, 65536, "HMMA", True, False, ("cuda", 120, 32), _AMPERE_CONSUMER
-)
-GFX90A = DeviceRecord("gfx90a", "hip", 104, 64 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx90a", 64), _INSTINCT)
-GFX942 = DeviceRecord(
-    "gfx942", "hip", 304, 64 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx942", 64), _INSTINCT, True
-)
-GFX950 = DeviceRecord("gfx950", "hip", 256, 160 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx950", 64), _INSTINCT)
-GFX1100 = DeviceRecord("gfx1100", "hip", 48, 64 * _KIB, 98304, "v_wmma", False, False, ("hip", "gfx1100", 32), _RADEON)
+SM_120 = DeviceRecord("sm_120", "sm_80", 170, 99 * _KIB, 65536, "HMMA", True, False, ("cuda", 120, 32))
+GFX90A = DeviceRecord("gfx90a", "hip", 104, 64 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx90a", 64))
+GFX942 = DeviceRecord("gfx942", "hip", 304, 64 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx942", 64), True)
+GFX950 = DeviceRecord("gfx950", "hip", 256, 160 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx950", 64))
+GFX1100 = DeviceRecord("gfx1100", "hip", 48, 64 * _KIB, 98304, "v_wmma", False, False, ("hip", "gfx1100", 32))
 INTERPRETED = DeviceRecord(
-    # Few multiprocessors and low rates, so that small shapes are split as large ones are on a GPU.
-    "interpreted", "interpreted", 8, 227 * _KIB, 65536, None, True, True, None, Rates(512, 128, 4096, 4096),
+    # Few multiprocessors, so that small shapes are split as large ones are on a GPU.
+    "interpreted", "interpreted", 8, 227 * _KIB, 65536, None, True, True, None,
 )  # fmt: skip
 
 RECORDS = {

@@ -16,7 +16,7 @@ import torch
 
 from sdsd_kernels import _device
 from sdsd_kernels._backend import triton_problem
-from sdsd_kernels._device import RECORDS, DeviceRecord, Rates, device_record, find_record
+from sdsd_kernels._device import RECORDS, DeviceRecord, device_record, find_record
 from sdsd_kernels.pairwise import config
 
 FAMILIES = {"sm_80", "sm_90", "sm_100", "hip", "interpreted"}
@@ -102,7 +102,7 @@ def new_card(monkeypatch) -> DeviceRecord:
     """A GPU nobody has built, with the configurations of the H100, as the only device of this machine."""
     card = replace(
         RECORDS["sm_90"], name="sm_95", multiprocessors=77, shared_bytes=99_000, matrix_instruction="QGMMA",
-        target=("cuda", 95, 32), rates=Rates(1e4, 1e3, 10**5, 10**3),
+        target=("cuda", 95, 32)
     )  # fmt: skip
     monkeypatch.setitem(RECORDS, card.name, card)
     properties = SimpleNamespace(major=9, minor=5, multi_processor_count=70)
