@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ma
 
 ROOT = harness.ROOT
 H100 = harness.RESULTS / "nvidia-h100"
+COMMITTED = (H100, harness.RESULTS / "nvidia-h200", harness.RESULTS / "cpu-amd-epyc")
 
 TESTS = """
 import os, time
@@ -309,7 +310,7 @@ def test_gigabyte_cases_get_more_time_and_all_of_them_fit():
 def stand_in(name: str, ratio: float = 2.0, status: str = "ok") -> list[harness.Row]:
     """The rows of a measured case, as a committed file has them."""
     op, shape, *_ = name.split(" ")
-    rows = [row for row in harness.read_folder(H100) if row.op == op]
+    rows = [row for folder in COMMITTED for row in harness.read_folder(folder) if row.op == op]
     case = [row for row in rows if row.same_case() == rows[0].same_case()]
     sizes = tuple(int(size) for size in shape.split("-")[0].split("x"))
     found = []
@@ -409,7 +410,11 @@ def finished(out: Path, rows: dict[str, list[harness.Row]], failed: int = 0, lef
 
 
 def h100_rows() -> dict[str, list[harness.Row]]:
-    rows = harness.read_folder(H100)
+    return rows_of(H100)
+
+
+def rows_of(folder: Path) -> dict[str, list[harness.Row]]:
+    rows = harness.read_folder(folder)
     found: dict[str, list[harness.Row]] = {}
     for row in rows:
         found.setdefault(f"{row.op} {row.shape} {row.dtype} {row.variant}", []).append(row)
@@ -420,18 +425,23 @@ def test_a_run_is_held_against_the_committed_results_of_its_device(tmp_path):
     same = gpu_summary.summarise(finished(tmp_path, h100_rows()))
     assert same.status == 0
     assert "0 worse" in same.text
-    assert re.search(r"32 × 30,000,000 float32\s+5.48 ms\s+4.36\s+4.36\n", same.text)
-    assert re.search(r"1,024 × 1,024 bfloat16 neurons first .* matmul: 0.03 MISSED; .* matmul: 0.17 MISSED", same.text)
+    assert re.search(r"32 × 30,000,000 float32\s+1.25 ms\s+1.00\s+1.00\n", same.text)
     slower = {
         item: [replace(row, ratio=None if row.ratio is None else 1.3 * row.ratio) for row in group]
         for item, group in h100_rows().items()
     }
     found = gpu_summary.summarise(finished(tmp_path, slower))
     assert found.status == 1
-    assert re.search(r"32 × 30,000,000 float32\s+5.48 ms\s+5.67\s+4.36\s+slower", found.text)
+    assert re.search(r"32 × 30,000,000 float32\s+1.25 ms\s+1.30\s+1.00\s+slower", found.text)
     elsewhere = gpu_summary.summarise(finished(tmp_path, h100_rows()), results=tmp_path / "none")
     assert "nothing to be held against" in elsewhere.text
     assert elsewhere.status == 0
+
+
+def test_a_missed_goal_shows(tmp_path):
+    rows = rows_of(harness.RESULTS / "nvidia-h200")
+    text = gpu_summary.summarise(finished(tmp_path, rows)).text
+    assert re.search(r"1,024 × 1,024 bfloat16 neurons first .* matmul: 0.09 MISSED; .* matmul: 0.44 MISSED", text)
 
 
 def test_what_was_left_out_shows_in_the_exit_status(tmp_path):

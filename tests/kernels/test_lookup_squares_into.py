@@ -54,7 +54,7 @@ def words(rows: int, *shape: int) -> Tensor:
 
 @pytest.mark.parametrize(("n", "t", "d"), [(1, 1, 1), (3, 9, 5), (2, 30, 20), (4, 16, 16), (2, 7, 70)])
 @pytest.mark.parametrize("rows", [1, 2, 5, 1000])
-def test_tokens_that_repeat(backend, n, t, d, rows):
+def test_matches_the_definition_where_tokens_repeat(backend, n, t, d, rows):
     check(batch(n, t, d), words(rows, n, t), backend=backend)
 
 

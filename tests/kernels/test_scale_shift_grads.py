@@ -92,13 +92,13 @@ SHAPES = [(1, 1, 1), (3, 7, 5), (2, 70, 33), (9, 3, 40), (2, 16, 600), (17, 2, 1
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_biases(backend, shape, dtype):
+def test_biases_match_the_definition(backend, shape, dtype):
     check(batch(*shape, dtype=dtype), backend=backend)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("parts", ["both", "mean", "rstd", "none"])
-def test_layer_norms(backend, shape, parts):
+def test_layer_norms_match_the_definition(backend, shape, parts):
     samples, positions, _ = shape
     mean = batch(samples, positions, 1) if parts in ("both", "mean") else None
     rstd = batch(samples, positions, 1).abs() if parts in ("both", "rstd") else None
@@ -107,7 +107,7 @@ def test_layer_norms(backend, shape, parts):
 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(("channels", "groups"), [(6, 2), (33, 3), (40, 40), (5, 1)])
-def test_group_norms(backend, channels, groups, channels_last):
+def test_group_norms_match_the_definition(backend, channels, groups, channels_last):
     def image() -> Tensor:
         if channels_last:
             return batch(3, 6, 7, channels).flatten(1, 2)
