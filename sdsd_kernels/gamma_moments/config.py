@@ -1,8 +1,8 @@
 """Launch configurations of the moments kernels, by dtype, N and device, each with what it rests on.
 
 Milliseconds are of these kernels on an H100 (read ceiling 3.09 TB/s), with "×" the multiple of the time that one read
-takes. "Compiled" marks what rests on ahead-of-time compilation alone: 16-byte loads, no spill, and at most 99 KiB of
-shared memory.
+takes; those of WIDE in float32 are of a program a block. "Compiled" marks what rests on ahead-of-time compilation alone:
+16-byte loads, no spill, and at most 99 KiB of shared memory.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,55 +13,13 @@ from sdsd_kernels import available_backends, gamma_moments
 if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
-from triton.runtime.interpreter import GridExecutor
-
 from sdsd_kernels.gamma_moments import launch
-
-
-class Calls:
-    """How many Python functions are called before each kernel launch; what a launch itself calls is not counted."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names: collections.Counter[str] = collections.Counter()
-        self.at_launch: list[int] = []
-        self._launching = False
-        monkeypatch.undo()  # conftest.py's poisoned memory takes calls of its own
-        # What a call of a launched kernel enters, in every version of Triton.
-        monkeypatch.setattr(GridExecutor, "__call__", self._counted(GridExecutor.__call__))
-
-    def _counted(self, run):
-        def counted(*arguments, **options):
-            self._launching = True
-            self.names.subtract([f"{__file__}:counted"])
-            self.at_launch.append(sum(self.names.values()))
-            try:
-                return run(*arguments, **options)
-            finally:
-                self._launching = False
-
-        return counted
-
-    def _event(self, frame, event: str, _) -> None:
-        if event == "call" and not self._launching:
-            self.names[f"{frame.f_code.co_filename}:{frame.f_code.co_name}"] += 1
-
-    def before_last_launch(self, call) -> int:
-        """Of the second call of its shape."""
-        call()
-        self.names.clear()
-        self.at_launch.clear()
-        before = sys.getprofile()
-        sys.setprofile(self._event)
-        try:
-            call()
-        finally:
-            sys.setprofile(before)
-        return self.at_launch[-1]
+from tests.kernels.calls import Calls
 
 
 @pytest.mark.parametrize("confidence", [None, 0.95])
 def test_one_matrix_takes_few_calls(monkeypatch, confidence):
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, left_out=())
     grads = torch.randn(32, 1000)
     count = calls.before_last_launch(lambda: sdsd.gamma_stats(grads, confidence=confidence, backend="triton"))
     assert len(calls.at_launch) == 2, "one launch, and one to finish"
@@ -71,7 +27,7 @@ def test_one_matrix_takes_few_calls(monkeypatch, confidence):
 
 
 def test_a_list_takes_few_calls_a_tensor(monkeypatch):
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, left_out=())
 
     def count(tensors: int) -> int:
         layers = {f"layer{k}": torch.randn(8, 16 + k) for k in range(tensors)}

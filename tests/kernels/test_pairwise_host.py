@@ -14,16 +14,9 @@ if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
 from sdsd_kernels.pairwise import launch
-from tests.kernels import test_gamma_moments_host
+from tests.kernels.calls import TRITON, Calls
 
-
-class Calls(test_gamma_moments_host.Calls):
-    """Without what Triton's interpreter does to start a kernel, which a compiled one does not."""
-
-    def _event(self, frame, event: str, argument) -> None:
-        place = frame.f_code.co_filename
-        if "/triton/" not in place and "importlib" not in place:
-            super()._event(frame, event, argument)
+LEFT_OUT = (TRITON, "<frozen importlib")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +28,7 @@ class Calls(test_gamma_moments_host.Calls):
     ],
 )
 def test_a_matrix_takes_few_calls(monkeypatch, dtype, center, launches):
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, left_out=LEFT_OUT)
     x = torch.randn(32, 48).to(dtype).T.contiguous().T
     count = calls.before_last_launch(lambda: sdsd.neuron_cosine_matrix(x, center=center, backend="triton"))
     assert len(calls.at_launch) == launches
@@ -43,7 +36,7 @@ def test_a_matrix_takes_few_calls(monkeypatch, dtype, center, launches):
 
 
 def test_an_update_takes_few_calls(monkeypatch):
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, left_out=LEFT_OUT)
     gram = sdsd.GramAccumulator(16, backend="triton")
     gram._part = 8
     x = torch.randn(32, 16).bfloat16().T.contiguous().T
@@ -54,7 +47,7 @@ def test_an_update_takes_few_calls(monkeypatch):
 
 
 def test_neighbours_take_few_calls(monkeypatch):
-    calls = Calls(monkeypatch)
+    calls = Calls(monkeypatch, left_out=LEFT_OUT)
     x = torch.randn(32, 48)
     count = calls.before_last_launch(lambda: sdsd.neuron_neighbors(x, 3, backend="triton"))
     assert len(calls.at_launch) == 3

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import os
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,59 +18,11 @@ from sdsd_kernels.weight_grad_stats.layout import Layout
 if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
-import triton
-from triton.runtime.interpreter import GridExecutor
-
 from sdsd_kernels.weight_grad_stats import launch
 from sdsd_kernels.weight_grad_stats.geometry import LINEAR
+from tests.kernels.calls import Calls
 
 H100 = RECORDS["sm_90"]
-TRITON = os.path.dirname(triton.__file__)
-
-
-class Calls:
-    """How many Python functions are called before each kernel launch; what a launch itself calls is not counted."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names: collections.Counter[str] = collections.Counter()
-        self.at_launch: list[int] = []
-        self._launching = False
-        # What a call of a launched kernel enters, in every version of Triton.
-        monkeypatch.setattr(GridExecutor, "__call__", self._counted(GridExecutor.__call__))
-        # Without conftest.py's poison, which takes calls of its own.
-        for name in ("empty", "empty_strided"):
-            monkeypatch.setattr(torch, name, getattr(torch._C._VariableFunctions, name))
-        monkeypatch.setattr(torch.Tensor, "new_empty", torch._C.TensorBase.new_empty)
-
-    def _counted(self, run):
-        def counted(*arguments, **options):
-            self._launching = True
-            self.names.subtract([f"{__file__}:counted"])
-            self.at_launch.append(sum(self.names.values()))
-            try:
-                return run(*arguments, **options)
-            finally:
-                self._launching = False
-
-        return counted
-
-    def _event(self, frame, event: str, _) -> None:
-        # What the interpreter does to make ready for a launch a compiled kernel does not.
-        if event == "call" and not self._launching and not frame.f_code.co_filename.startswith(TRITON):
-            self.names[f"{frame.f_code.co_filename}:{frame.f_code.co_name}"] += 1
-
-    def before_last_launch(self, call) -> int:
-        """Of the second call of its shape."""
-        call()
-        self.names.clear()
-        self.at_launch.clear()
-        before = sys.getprofile()
-        sys.setprofile(self._event)
-        try:
-            call()
-        finally:
-            sys.setprofile(before)
-        return self.at_launch[-1]
 
 
 @pytest.fixture

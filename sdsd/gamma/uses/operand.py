@@ -46,10 +46,6 @@ class Leaf:
         self.name, self.tensor, self.node = name, tensor, node
 
 
-class Hidden(Exception):  # noqa: N818
-    """A tensor that looks computed from parameters alone, and is not: samples went through an operation unseen."""
-
-
 class Names(Protocol):
     """What knows the measured parameters."""
 
