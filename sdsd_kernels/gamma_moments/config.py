@@ -1,7 +1,7 @@
 """Launch configurations of the moments kernels, by dtype, N and device, each with what it rests on.
 
 Milliseconds are of these kernels on an H100 (read ceiling 3.09 TB/s), with "×" the multiple of the time that one read
-takes; those of WIDE in float32 are of a program a block. "Compiled" marks what rests on ahead-of-time compilation alone:
+takes; those of WIDE in float32 are of a program a block. "Compiled" marks what rests on ahead-of-time compilation:
 16-byte loads, no spill, and at most 99 KiB of shared memory.
 """
 
