@@ -10,7 +10,7 @@ from ..geometry import NeuronMap
 from ..geometry.export import OFFLINE_POLICY, plot, plot_library, summary_of
 
 VERDICT_CLASSES = {
-    "reproduced": "holds", "direction only": "partly", "not reproduced": "fails", "no effect": "fails",
+    "reproduced": "holds", "direction only": "partly", "no effect": "fails",
     "opposite": "fails", "refuted": "fails", "inconclusive": "open", "untestable here": "open",
 }  # fmt: skip
 

@@ -1,27 +1,33 @@
-"""Every claim of the source documents beside what the studies found: tables in docs/, and one HTML page.
+"""Every claim of the source documents beside what the studies found.
 
-In a Markdown file of docs/ what stands between `<!-- claims: WHAT -->` and `<!-- end of claims -->` is written by
-`sdsd claims`; WHAT is a group of studies, "without a study", "details" or "count".
+A claim that several studies test, each on a network of its own, is one claim: its row pools the networks, each with the
+same weight, and the networks are the independent units of its interval. The p-values of the single networks are
+corrected for their number (Holm), and a network whose corrected p-value is above 0.05 is inconclusive.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 
-from ..report import html
 from .catalogue import GROUPS
 from .documents import MOVES
-from .engine import VERDICTS, StudyResult, Verdict, versions, write_text
+from .engine import (
+    SIGNIFICANT,
+    VERDICTS,
+    StudyResult,
+    Verdict,
+    geometric_interval,
+    holm,
+    mean_interval,
+)
 
 WITHOUT_A_STUDY = "without a study"
-MARKED = re.compile(r"(<!-- claims: ([a-z ]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL)
+DIRECTED = ("reproduced", "direction only", "opposite")
+"""Verdicts that say there is an effect."""
 
 
 def _untestable(claim: str, source: str, stated: str, why: str) -> Verdict:
@@ -78,6 +84,7 @@ class Claim:
         verdict: what was found.
         seeds: how many repetitions it rests on.
         command: repeats it; "" without a study.
+        corrected_p: the p-value, corrected for the networks that the claim was tested on; None where there is one.
     """
 
     group: str
@@ -85,6 +92,26 @@ class Claim:
     verdict: Verdict
     seeds: int = 0
     command: str = ""
+    corrected_p: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim, and every study that tests it.
+
+    Attributes:
+        verdict: what all of them say together; of one study, what it says.
+        claims: one for each study.
+    """
+
+    verdict: Verdict
+    claims: tuple[Claim, ...]
+
+    @property
+    def study(self) -> str:
+        """Its study, or how many networks there are."""
+        name = self.claims[0].study
+        return f"{len(self.claims)} networks" if len(self.claims) > 1 else f"`{name}`" if name else "–"
 
 
 @dataclass(frozen=True)
@@ -94,9 +121,66 @@ class Claims:
     claims: tuple[Claim, ...]
     missing: tuple[str, ...]
 
-    def of(self, group: str) -> list[Claim]:
-        """Those of one group."""
-        return [claim for claim in self.claims if claim.group == group]
+    def rows(self, group: str | None = None) -> list[Row]:
+        """Those of one group, or all; each claim once."""
+        together: dict[tuple[str, str], list[Claim]] = {}
+        for claim in self.claims:
+            if group in (None, claim.group):
+                together.setdefault((claim.group, claim.verdict.claim), []).append(claim)
+        return [Row(_pooled(each), tuple(each)) for each in together.values()]
+
+
+def _corrected(claims: Sequence[Claim]) -> list[Claim]:
+    """Claims with the p-values of each claim's networks corrected for their number."""
+    families: dict[tuple[str, str], list[int]] = {}
+    for place, claim in enumerate(claims):
+        figure = claim.verdict.our_figure
+        if claim.verdict.effect is not None and figure is not None and figure.p is not None:
+            families.setdefault((claim.group, claim.verdict.claim), []).append(place)
+    corrected = list(claims)
+    for places in families.values():
+        if len(places) > 1:
+            for place, p in zip(places, holm([_p(claims[place]) for place in places]), strict=True):
+                word = claims[place].verdict.verdict
+                if p > SIGNIFICANT and word in DIRECTED:
+                    word = "inconclusive"
+                verdict = replace(claims[place].verdict, verdict=word)
+                corrected[place] = replace(claims[place], verdict=verdict, corrected_p=p)
+    return corrected
+
+
+def _p(claim: Claim) -> float:
+    figure = claim.verdict.our_figure
+    assert figure is not None
+    assert figure.p is not None
+    return figure.p
+
+
+def _pooled(claims: Sequence[Claim]) -> Verdict:
+    """What the networks say together: an interval over networks, by the same effect."""
+    first = claims[0].verdict
+    if len(claims) == 1:
+        return first
+    effect, tested = first.effect, [claim.verdict for claim in claims if claim.verdict.effect is not None]
+    figures = [each.our_figure for each in tested if each.our_figure is not None]
+    words = Counter(claim.verdict.verdict for claim in claims)
+    counted = ", ".join(f"{words[word]} {word}" for word in VERDICTS if words[word])
+    if effect is None or len(figures) < 2:
+        return replace(first, our_figure=None, verdict="untestable here", corrected=f"Of {len(claims)}: {counted}.")
+    interval = geometric_interval if effect.ratio else mean_interval
+    ours = interval([figure.value for figure in figures], figures[0].unit, against=effect.nothing)
+    return replace(
+        first,
+        verdict=_word(effect.verdict(ours), words),
+        our_figure=ours,
+        corrected=f"Over {len(figures)} networks, each with the same weight. Single ones: {counted}.",
+    )
+
+
+def _word(pooled: str, words: Counter[str]) -> str:
+    """What half of the networks do not reproduce, or one of them contradicts, is not reproduced on all of them."""
+    most = 2 * words["reproduced"] >= sum(words.values())
+    return "direction only" if pooled == "reproduced" and (words["opposite"] or not most) else pooled
 
 
 def read_claims(out: Path) -> Claims:
@@ -105,7 +189,8 @@ def read_claims(out: Path) -> Claims:
     Raises:
         ValueError: a results.json of another format.
     """
-    claims, missing = [], []
+    claims: list[Claim] = []
+    missing = []
     for group, studies in GROUPS.items():
         for study in studies:
             path = out / study.name / "results.json"
@@ -116,7 +201,7 @@ def read_claims(out: Path) -> Claims:
             command = f"sdsd study {study.name} --seeds {len(result.seeds)}{' --quick' * result.config['quick']}"
             claims += [Claim(group, study.name, each, len(result.seeds), command) for each in result.verdicts]
     claims += [Claim(WITHOUT_A_STUDY, "", each) for each in UNTESTABLE]
-    return Claims(tuple(claims), tuple(missing))
+    return Claims(tuple(_corrected(claims)), tuple(missing))
 
 
 def _read(path: Path) -> StudyResult:
@@ -124,146 +209,6 @@ def _read(path: Path) -> StudyResult:
         return StudyResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected the results of a study ({error}); run the study again.") from error
-
-
-def write_claims(claims: Claims, docs: Path, page: Path) -> list[Path]:
-    """Fill the marked parts of docs/*.md, write claims.md there if it is new, and the HTML page; all that was written.
-
-    Raises:
-        ValueError: a mark that names nothing.
-    """
-    start = docs / "claims.md"
-    if not start.exists():
-        docs.mkdir(parents=True, exist_ok=True)
-        write_text(start, new_page())
-    written = []
-    for path in sorted(docs.glob("*.md")):
-        before = path.read_text(encoding="utf-8")
-        after = fill(before, claims)
-        if MARKED.search(before):
-            write_text(path, after)
-            written.append(path)
-    write_text(page, claims_page(claims))
-    return [*written, page]
-
-
-def fill(text: str, claims: Claims) -> str:
-    """`text` with its marked parts written anew.
-
-    Raises:
-        ValueError: a mark that names nothing.
-    """
-    parts = {group: _table(claims.of(group)) for group in groups()}
-    parts |= {"details": "\n".join(map(_details, claims.claims)), "count": _count(claims)}
-
-    def part(match: re.Match[str]) -> str:
-        if match[2] not in parts:
-            raise ValueError(f"claims: {match[2]!r} is none of {', '.join(parts)}.")
-        return f"{match[1]}{parts[match[2]]}\n{match[3]}"
-
-    return MARKED.sub(part, text)
-
-
-def _table(claims: Iterable[Claim]) -> str:
-    rows = ["| claim | there | here | verdict | study |", "|---|---|---|---|---|"]
-    for claim in claims:
-        verdict = claim.verdict
-        study = f"`{claim.study}`" if claim.study else "–"
-        cells = (verdict.claim, verdict.seed_figure, _ours(claim), f"**{verdict.verdict}**", study)
-        rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(rows)
-
-
-def _ours(claim: Claim) -> str:
-    return "–" if claim.verdict.our_figure is None else str(claim.verdict.our_figure)
-
-
-def _details(claim: Claim) -> str:
-    verdict = claim.verdict
-    lines = [f"**{verdict.claim}** – {verdict.verdict}", f"({verdict.source}.)", verdict.corrected]
-    lines += [f"What decides: {verdict.rule}."]
-    if claim.command:
-        lines += [f"{_seeds(claim)}: `{claim.command}`"]
-    return "\n".join(("- " if place == 0 else "  ") + line for place, line in enumerate(lines))
-
-
-def _seeds(claim: Claim) -> str:
-    return "1 seed" if claim.seeds == 1 else f"{claim.seeds} seeds"
-
-
-def _count(claims: Claims) -> str:
-    numbers = Counter(claim.verdict.verdict for claim in claims.claims)
-    text = ", ".join(f"{numbers[verdict]} {verdict}" for verdict in VERDICTS if numbers[verdict])
-    absent = f" No results yet from: {', '.join(claims.missing)}." if claims.missing else ""
-    return f"{len(claims.claims)} claims: {text}.{absent}"
-
-
-@dataclass(frozen=True)
-class ClaimTable:
-    """Claims with everything about them; text wraps, and the study's page is a link."""
-
-    claims: Sequence[Claim]
-
-    def html(self) -> str:
-        head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "there", "here", "verdict and why"))
-        rows = "".join(map(self._row, self.claims))
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        return f'<style>{STYLE}</style><div class="scroll claims">{table}</div>'
-
-    @staticmethod
-    def _row(claim: Claim) -> str:
-        verdict = claim.verdict
-        link = f'<a href="{escape(claim.study)}/report.html">{escape(claim.study)}</a>' if claim.study else ""
-        repeat = f"<br>{link}, {_seeds(claim)}: <code>{escape(claim.command)}</code>" if claim.command else ""
-        return (
-            f'<tr><th scope="row">{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small></th>'
-            f"<td>{escape(verdict.seed_figure)}</td><td>{escape(_ours(claim))}</td>"
-            f"<td><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
-            f"<br><small>What decides: {escape(verdict.rule)}.{repeat}</small></td></tr>"
-        )
-
-
-def claims_page(claims: Claims) -> str:
-    """claims.html, to lie beside the studies' folders."""
-    named = [group for group in groups() if claims.of(group)]
-    return html.page(
-        "Every claim, and what was found",
-        [html.Text(_count(claims))],
-        [html.Section(group.capitalize(), [ClaimTable(claims.of(group))]) for group in named],
-        " · ".join(f"{name} {version}" for name, version in versions().items()),
-    )
-
-
-STYLE = """
-main { max-width: 1180px; }
-.claims th, .claims td { white-space: normal; text-align: left; vertical-align: top; }
-.claims tbody th { min-width: 200px; } .claims td { min-width: 110px; } .claims td:last-child { min-width: 340px; }
-.claims small { color: var(--muted); }
-"""
-
-NEW_PAGE = Template(
-    """# Every claim, and what was found
-
-`sdsd claims` writes this page from the `results.json` of the studies: nothing in the tables is typed. An interval is
-over seeds, or over independent trials where the study has many; a verdict follows from a rule that was fixed before,
-and a claim that did not hold stands beside the statement that does.
-
-<!-- claims: count -->
-<!-- end of claims -->
-
-$tables
-## In words, and how to repeat it
-
-<!-- claims: details -->
-<!-- end of claims -->
-"""
-)
-
-
-def new_page() -> str:
-    """claims.md before it is filled."""
-    parts = (f"## {group.capitalize()}\n\n<!-- claims: {group} -->\n<!-- end of claims -->\n" for group in groups())
-    return NEW_PAGE.substitute(tables="\n".join(parts))
 
 
 def groups() -> tuple[str, ...]:
