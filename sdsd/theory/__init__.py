@@ -14,6 +14,7 @@ from .functional import (
     orbit_entropy,
     participation_ratio,
     realized_volume,
+    telling_angle,
 )
 from .quotient import (
     Symmetries,
@@ -55,6 +56,7 @@ __all__ = [
     "sense",
     "simulate",
     "symmetries",
+    "telling_angle",
     "vertical",
     "vertical_fraction",
 ]

@@ -92,7 +92,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             effect=EFFECT,
             corrected=f"Over {result.config['pairs']} random pairs of live neurons and their cost on held-out digits: "
             + ", ".join(f"{figure} for {way}" for way, figure in found.items())
-            + ". Near and far pairs are the ends of one scale; between them mass and the readers decide.",
+            + ".",
             **RULES["redundancy"].stated(),
         )
     ]
