@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import attachment
+from ..models import attach, compiling, is_attached, release
 from . import precondition as preconditioning
 from .averages import RunningAverages, Step, StepSource
 from .check import CheckedParameter, CheckReport, by_loop, untouched
@@ -154,7 +154,7 @@ class GammaMonitor:
 
     def _attach(self) -> None:
         canonical = {id(parameter): name for name, parameter in self._parameters.items()}
-        if attachment.is_attached(self._root):
+        if is_attached(self._root):
             raise ValueError("model: a GammaMonitor watches it already. Call detach() on that one first.")
         mixing: dict[str, str] = {}
         owners: dict[str, list[Watcher]] = {}
@@ -180,7 +180,7 @@ class GammaMonitor:
             is_root = module is self._root
             if not own and not is_root:
                 continue
-            if attachment.is_attached(module):
+            if is_attached(module):
                 raise ValueError(f"{name}: a GammaMonitor watches it already. Call detach() on that one first.")
             for full in own.values():
                 self._coverage[full] = (
@@ -193,7 +193,7 @@ class GammaMonitor:
             if isinstance(module, torch.jit.ScriptModule) and not is_root:
                 continue
             try:
-                attachment.attach(module, watcher)
+                attach(module, watcher)
             except (TypeError, AttributeError) as error:
                 if is_root:
                     raise ValueError(f"{name}: {type(module).__name__} cannot be watched ({error}).") from error
@@ -258,7 +258,7 @@ class GammaMonitor:
         for hook in self._hooks:
             hook.remove()
         for module in reversed(self._attached):
-            attachment.release(module)
+            release(module)
         self._hooks, self._attached = [], []
 
     def detach(self) -> None:
@@ -416,7 +416,7 @@ class GammaMonitor:
         Raises:
             RuntimeError: entered inside a function that torch.compile traces.
         """
-        if attachment.compiling():
+        if compiling():
             raise RuntimeError(
                 "paused() cannot be entered inside compiled code, which would not keep to its beginning and end. Put "
                 "the with block round the call of the compiled model or function."
@@ -887,7 +887,7 @@ class _RootWatcher(Watcher):
         session = self.session
         if not session.measuring:
             return plain(*args, **kwargs)
-        if attachment.compiling():
+        if compiling():
             session.begin_compiled(args, kwargs)
             return super().forward(module, plain, args, kwargs)
         if not torch.is_grad_enabled():

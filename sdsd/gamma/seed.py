@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from . import attachment
+from ..models import paused
 from .stats import GammaStats, gamma_stats
 
 
@@ -61,7 +61,7 @@ def compute_gamma(
     collected: dict[str, list[Tensor]] = {name: [] for name in trainable}
     size, odd, count = samples_per_gradient, [], 0
     try:
-        with attachment.paused(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with paused(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
             for batch in dataloader:
                 length = _batch_length(batch)
                 if size is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .attachment import compiled_parts, intercepted
+from ..models import compiled_parts, intercepted
 from .following import Track
 from .layers.base import UnsupportedError
 from .leftovers import Leftovers

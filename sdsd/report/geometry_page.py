@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ..geometry import NeuronMap
-from ..geometry.export import OFFLINE_POLICY, plot, plot_library, summary_of
+from ..geometry.map import OFFLINE_POLICY, plot, plot_library, summary_of
 
 VERDICT_CLASSES = {
     "reproduced": "holds", "direction only": "partly", "not reproduced": "fails", "refuted": "fails",

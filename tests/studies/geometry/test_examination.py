@@ -22,17 +22,9 @@ pytest.importorskip("plyfile")
 from matplotlib.image import imread
 
 from sdsd import cli
-from sdsd.geometry import (
-    GramAccumulator,
-    NeuronMap,
-    consolidate,
-    controls,
-    mean_loss,
-    merge,
-    sgd_training,
-    weight_cosine,
-)
-from sdsd.geometry.export import CLUSTER_COLOURS
+from sdsd.geometry import GramAccumulator, NeuronMap, mean_loss, sgd_training, weight_cosine
+from sdsd.geometry.map.export import CLUSTER_COLOURS
+from sdsd.geometry.merging import consolidate, controls, merge
 from sdsd.studies.geometry import examine
 from sdsd.studies.geometry.arc import ArcConfig, Examination, describe, weight_magnitudes
 from sdsd.studies.geometry.subject import (

@@ -1,0 +1,56 @@
+"""What becomes of a network when its neurons are merged or removed.
+
+===================  ===============================================================================================
+`consumers.py`       which layers read a layer's neurons, and what stands in the way
+`merge.py`           pairs merged inside a `with` block
+`consolidate.py`     the same for good: a smaller network
+`proof.py`           the smaller network beside the merged one
+`biopsy.py`          what merging near, random and far pairs does to the loss
+`pair_source.py`     where those pairs come from
+`measurements.py`    measurements that a later call resumes
+`sensitivity.py`     the losses they are measured by
+`plasticity.py`      whether a merged network learns on as well
+`controls.py`        networks and data that an effect must not survive
+===================  ===============================================================================================
+"""
+
+from .biopsy import COHORTS, Biopsy, Cohort, MassConsolidation, biopsy, mass_consolidation
+from .consolidate import Consolidation, consolidate, remove_neurons
+from .consumers import Consumers, consumers, dense_layer
+from .controls import Training, shuffled_pixels, trained, untrained, weight_cosine
+from .measurements import Measurements, fingerprint
+from .merge import merge, tensor_of
+from .plasticity import Plasticity, plasticity, sgd_training
+from .sensitivity import Sensitivity, cosine_to_untouched, kl_to_untouched, mean_loss, single_number
+
+__all__ = [
+    "COHORTS",
+    "Biopsy",
+    "Cohort",
+    "Consolidation",
+    "Consumers",
+    "MassConsolidation",
+    "Measurements",
+    "Plasticity",
+    "Sensitivity",
+    "Training",
+    "biopsy",
+    "consolidate",
+    "consumers",
+    "cosine_to_untouched",
+    "dense_layer",
+    "fingerprint",
+    "kl_to_untouched",
+    "mass_consolidation",
+    "mean_loss",
+    "merge",
+    "plasticity",
+    "remove_neurons",
+    "sgd_training",
+    "shuffled_pixels",
+    "single_number",
+    "tensor_of",
+    "trained",
+    "untrained",
+    "weight_cosine",
+]
