@@ -177,7 +177,7 @@ def test_kernels_take_whole_numbers_of_numpy(call):
 
 
 ELSEWHERE = {
-    "sdsd/gamma/monitor.py",
+    "sdsd/gamma/monitor/arguments.py",
     "sdsd/gamma/following/indexing.py",
     "sdsd/gamma/following/reductions.py",
     "sdsd/geometry/collect/padding.py",

@@ -20,9 +20,20 @@ WAITING = 64
 """Measured steps whose numbers stay on their device: they are copied together, for a copy waits for the device."""
 TOTAL = "total"
 COLUMNS = (
-    "step", "parameter", "batch_size", "signal", "noise", "gamma", "gamma_unbiased", "noise_scale",
-    "smoothed_gamma", "smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase",
-)  # fmt: skip
+    "step",
+    "parameter",
+    "batch_size",
+    "signal",
+    "noise",
+    "gamma",
+    "gamma_unbiased",
+    "noise_scale",
+    "smoothed_gamma",
+    "smoothed_noise_scale",
+    "noise_scale_low",
+    "noise_scale_high",
+    "phase",
+)
 Row = dict[str, Any]
 
 
@@ -184,10 +195,20 @@ def _row(step: int, name: str, stats: GammaStats) -> Row:
     low, high = missing if smoothed is None else smoothed.noise_scale_interval or missing
     per_sample = math.nan if smoothed is None else smoothed.gamma_unbiased / smoothed.samples_per_gradient
     values = (
-        step, name, stats.batch_size, stats.signal, stats.noise, stats.gamma, stats.gamma_unbiased, stats.noise_scale,
-        per_sample, math.nan if smoothed is None else smoothed.noise_scale, low, high,
+        step,
+        name,
+        stats.batch_size,
+        stats.signal,
+        stats.noise,
+        stats.gamma,
+        stats.gamma_unbiased,
+        stats.noise_scale,
+        per_sample,
+        math.nan if smoothed is None else smoothed.noise_scale,
+        low,
+        high,
         None if smoothed is None else smoothed.phase,
-    )  # fmt: skip
+    )
     return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..gamma import precondition as preconditioning
-from ..gamma.monitor import unwrap
+from ..models import unwrap
 from ._curvature_moments import Moments
 from ._hessian import Hessian, LossFunction, gradient_rows, length_of, undisturbed
 

@@ -201,9 +201,15 @@ def layers_of(x: Tensor) -> list[Tensor]:
 
 
 def decided(
-    rule: Any, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any, n: int, inputs: Sequence[Tensor],
+    rule: Any,
+    func: Any,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    out: Any,
+    n: int,
+    inputs: Sequence[Tensor],
     verdicts: Sequence[Verdict],
-) -> Any:  # fmt: skip
+) -> Any:
     """The rule's verdict; without a rule that of the trial of independence.
 
     Where a further input of the model does not lie as the samples do, it is a constant to what allows that.
@@ -224,9 +230,15 @@ def decided(
 
 
 def asked_of(
-    rule: Any, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any, n: int, inputs: Sequence[Tensor],
+    rule: Any,
+    func: Any,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    out: Any,
+    n: int,
+    inputs: Sequence[Tensor],
     verdicts: Sequence[Verdict],
-) -> Any:  # fmt: skip
+) -> Any:
     """What a rule says. One that did not ask where an argument carries its samples did not reckon with it: mixed."""
     named = {ALIASES.get(key, key): value for key, value in kwargs.items() if key != "out"} if kwargs else {}
     call = Call(func, args[0] if func in WRITERS else out, n)
@@ -259,9 +271,15 @@ def rule_of_overload(func: Any) -> Any:
 
 
 def state(
-    rule: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, verdict: Any, n: int,
+    rule: Any,
+    func: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    out: Any,
+    verdict: Any,
+    n: int,
     second: bool = False,
-) -> Mixed | None:  # fmt: skip
+) -> Mixed | None:
     """State the verdict of every output; `Mixed` if one of them is."""
     target = args[0] if args and isinstance(args[0], Tensor) else None
     outputs = list(tensors_in(target if func in WRITERS else out))

@@ -36,7 +36,11 @@ RULES: dict[Any, Any] = {
     **dict.fromkeys((torch.addmm, Tensor.addmm), linear.addmm),
     **dict.fromkeys(
         (
-            torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,
+            torch.conv1d,
+            torch.conv2d,
+            torch.conv3d,
+            torch.conv_transpose1d,
+            torch.conv_transpose2d,
             torch.conv_transpose3d,
         ),
         convolution.convolution,
@@ -51,24 +55,35 @@ RULES: dict[Any, Any] = {
     torch.prelu: elementwise.prelu,
     Tensor.prelu: elementwise.prelu,
     **dict.fromkeys((torch.add, Tensor.add, Tensor.add_, Tensor.__radd__, Tensor.__iadd__), _ADD),
-    **dict.fromkeys(
-        (torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.sub_, Tensor.__isub__), _SUBTRACT
-    ),
+    **dict.fromkeys((torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.sub_, Tensor.__isub__), _SUBTRACT),
     Tensor.__rsub__: elementwise.combination("subtract from"),
     **dict.fromkeys(
         (
-            torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__,
+            torch.mul,
+            torch.multiply,
+            Tensor.mul,
+            Tensor.multiply,
+            Tensor.__rmul__,
+            Tensor.mul_,
+            Tensor.__imul__,
         ),
         _MULTIPLY,
     ),
     **dict.fromkeys(
         (
-            torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide,
-            Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__,
+            torch.div,
+            torch.divide,
+            torch.true_divide,
+            Tensor.div,
+            Tensor.divide,
+            Tensor.true_divide,
+            Tensor.__truediv__,
+            Tensor.div_,
+            Tensor.__itruediv__,
         ),
         _DIVIDE,
     ),
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), recurrent.recurrent),
-}  # fmt: skip
+}
 
 __all__ = ["RULES", "any_operation"]

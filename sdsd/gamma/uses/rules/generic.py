@@ -81,12 +81,25 @@ class _Pieces:
     """Per-sample gradients of the operands of one operation."""
 
     def __init__(
-        self, func: Any, values: list[Any], structure: Any, places: list[int], bases: list[Tensor], sampled: list[int],
-        tracks: list[Track], n: int,
-    ) -> None:  # fmt: skip
+        self,
+        func: Any,
+        values: list[Any],
+        structure: Any,
+        places: list[int],
+        bases: list[Tensor],
+        sampled: list[int],
+        tracks: list[Track],
+        n: int,
+    ) -> None:
         self.func, self.structure, self.places, self.bases, self.sampled, self.tracks, self.n = (
-            func, structure, places, bases, sampled, tracks, n,
-        )  # fmt: skip
+            func,
+            structure,
+            places,
+            bases,
+            sampled,
+            tracks,
+            n,
+        )
         self.values = [value.detach() if isinstance(value, Tensor) else value for value in values]
         self.sizes = [self._sizes(values[place], base) for place, base in zip(places, bases, strict=True)]
         for k in sampled:
