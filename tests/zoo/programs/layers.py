@@ -141,7 +141,6 @@ RECURRENT = {
     "a plain cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.RNNCell(8, 5, bias=False)), batch=SEQUENCES),
     "an LSTM cell in a loop": layers(
         net(unrolled_memory, cell=lambda: nn.LSTMCell(8, 5), last=lambda: nn.Linear(5, 3)), batch=SEQUENCES,
-        measured=False,
     ),
     "a learned first state": layers(
         net(

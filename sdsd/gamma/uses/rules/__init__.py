@@ -9,7 +9,7 @@ file                 operations
 `norms.py`           layer norm, RMS norm, group norm, instance norm, batch norm in eval mode
 `elementwise.py`     + − × ÷ with a parameter, PReLU
 `attention.py`       attention with a mask of parameters
-`recurrent.py`       lstm, gru, rnn_tanh, rnn_relu
+`recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, lstm_cell
 `generic.py`         every other one, and writing into samples
 ===================  =================================================================================================
 
@@ -83,6 +83,7 @@ RULES: dict[Any, Any] = {
         ),
         _DIVIDE,
     ),
+    torch.lstm_cell: recurrent.lstm_cell,
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), recurrent.recurrent),
 }
 

@@ -53,7 +53,7 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     if any(each is value for each in outputs for value in values if isinstance(value, Tensor)):
         why = f"torch's {name} changes its input in place"
     elif name == "lstm_cell":
-        why = "torch's lstm_cell gives two outputs, one of them computed from the other; use nn.LSTM"
+        why = "torch's fused lstm_cell gives two outputs, one of them computed from the other; use nn.LSTM"
     elif any(name.startswith(each) for each in _RANDOM) and not name.endswith("_cell"):
         why = f"torch's {name} cannot be run again a sample at a time"
     elif [t._version for t in parameters] != before:

@@ -1,4 +1,7 @@
-"""torch.lstm, torch.gru and the plain recurrent layers: a sample at a time, with its own initial state."""
+"""torch.lstm, torch.gru and the plain recurrent layers: a sample at a time, with its own initial state.
+
+An LSTM cell by itself is followed through the operations that torch makes it of.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...following import Mixed, Track, track_of
 from ..operand import Operand, leaves_of
 from ..pieces import Lazy, Piece
 from ..use import watch
+from .generic import any_operation
 
 if TYPE_CHECKING:
     from ..measuring import Measuring
@@ -85,6 +90,30 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
 
         watch(mode, "recurrent", output, distinct, (x, *states), measure)
     return out
+
+
+def lstm_cell(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    """func(x, (h, c), weight_ih, weight_hh, bias_ih, bias_hh)."""
+    if args[0].device.type != "cpu":  # a fused kernel there, whose result its parts do not give to the bit
+        return any_operation(mode, func, args, kwargs, parameters)
+    with mode:
+        return _lstm_cell(*args, **kwargs)
+
+
+def _lstm_cell(
+    x: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The operations of torch's own, in its order."""
+    h, c = hx
+    gates = functional.linear(h, w_hh, b_hh) + functional.linear(x, w_ih, b_ih)
+    let_in, forget, cell, out = gates.chunk(4, 1)
+    c = torch.sigmoid(forget) * c + torch.sigmoid(let_in) * torch.tanh(cell)
+    return torch.sigmoid(out) * torch.tanh(c), c
 
 
 def _states(given: Any) -> tuple[Tensor, ...]:
