@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import indexing, layers, products, reductions, shapes, tracks  # noqa: F401  (they enter their rules)
+from . import (  # noqa: F401  (they enter their rules)
+    indexing,
+    layers,
+    occurring,
+    products,
+    reductions,
+    shapes,
+    tracks,
+)
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
 from .reductions import chosen
@@ -19,6 +27,8 @@ from .sums import linear_in
 from .table import ALIASES, RULES, SECOND_ALLOWED, Call, name_of
 from .tracks import (
     Mixed,
+    Named,
+    Occurring,
     Owners,
     Part,
     Rows,
@@ -89,12 +99,23 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
     verdict: Any = simple(inputs, verdicts, out) if rule is elementwise and own else None
     if verdict is None or not fits(verdict, out, n):
         kinds = {type(v) for v in verdicts}
+        if Named in kinds or (Occurring in kinds and occurring.indexes(func, args)):
+            named = [(x, v) for x, v in zip(inputs, verdicts, strict=True) if isinstance(v, (Named, Occurring))]
+            with as_constants(x for x, _ in named):
+                mixed = follow(func, args, kwargs, out, n)
+            occurring.name_outputs(out, named[0][1].reason)
+            return mixed
         if kinds <= NOTHING:
             if rule is not fresh or not own:
                 state(rule, func, args, kwargs, out, None, n)
             return None
         anew = True
-        if Rows in kinds:
+        verdict = occurring.found(rule, args, verdicts) if Mixed in kinds else None
+        if Occurring in kinds and Mixed not in kinds:
+            verdict = occurring.used(rule, func, args, inputs, out)
+        if verdict is not None:
+            anew = type(verdict) is Mixed
+        elif Rows in kinds:
             verdict = on_rows(rule, func, args, kwargs, n, verdicts)
             if type(verdict) is Owners:
                 with batch_of(verdict):

@@ -39,6 +39,26 @@ class Summed(NamedTuple):
     reason: str
 
 
+class Occurring(NamedTuple):
+    """Positions at which something occurs in any sample, as those of the experts that some token was sent to.
+
+    Looped over, each used as an index says what those samples meet that it occurs in, and brings nothing of one to
+    another. `reason` says where they were found, `one` whether this is one of them on its turn.
+    """
+
+    reason: str
+    one: bool = False
+
+
+class Named(NamedTuple):
+    """Read off constants or parameters at such a position: only rows chosen from the samples may meet it.
+
+    Samples that it does not occur in would meet it for no other reason than the others of their batch.
+    """
+
+    reason: str
+
+
 class Part(NamedTuple):
     """Piece `place` of `pieces` that a tensor with track `whole` was cut into along its samples.
 
@@ -73,7 +93,7 @@ class Rows(NamedTuple):
     owners: Owners
 
 
-Verdict: TypeAlias = "Track | Mixed | Summed | Part | Rows | None"
+Verdict: TypeAlias = "Track | Mixed | Summed | Occurring | Named | Part | Rows | None"
 """Where the samples are; None for a tensor that does not depend on samples."""
 Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 
@@ -209,7 +229,8 @@ def take_over(out: Tensor, source: Tensor) -> None:
 @contextmanager
 def as_constants(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Inside, `tensors` do not depend on samples."""
-    kept = {id(x): _held.pop(id(x)) for x in tensors if id(x) in _held}
+    kept = {id(x): _held[id(x)] for x in tensors if id(x) in _held}
+    _held.update({key: (tensor, None, False) for key, (tensor, _, _) in kept.items()})
     try:
         yield
     finally:

@@ -14,14 +14,18 @@ from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from ..following import (
     SHAPE_ONLY,
     Mixed,
+    Named,
+    Occurring,
     Part,
     Rows,
     Summed,
     Track,
     about_to_write,
+    as_constants,
     batch_of,
     body,
     follow,
+    indexes,
     layers_of,
     set_track,
     stated,
@@ -156,6 +160,7 @@ class Measuring(TorchFunctionMode):
         apart: Mixed | Summed | Part | None = None
         parameters: list[Tensor] = []
         rows: list[Any] = []
+        named: list[tuple[Tensor, Named]] = []
         for tensor in tensors_in(args[:1], {}) if name_of(func) in SHAPE_ONLY else tensors_in(args, kwargs):
             track = track_of(tensor)
             if track is None and tensor.requires_grad and tensor.grad_fn is not None and not stated(tensor):
@@ -172,6 +177,13 @@ class Measuring(TorchFunctionMode):
             elif isinstance(track, Rows):
                 sampled = True
                 rows.append(track.owners)
+            elif isinstance(track, Named):
+                named.append((tensor, track))
+                if tensor.requires_grad:
+                    parameters.append(tensor)
+            elif isinstance(track, Occurring):
+                if not indexes(func, args):
+                    apart = Mixed(track.reason)
             else:
                 apart = track
         if torch._C._are_functorch_transforms_active():
@@ -194,13 +206,16 @@ class Measuring(TorchFunctionMode):
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
             return self._follow(func, args, kwargs, func(*args, **kwargs))
+        if named and None in rows:
+            apart = Mixed(f"{named[0][1].reason}, and what belongs to that meets samples which it may not occur in")
         if apart is not None:
             out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
             if any(t.requires_grad for t in tensors_in((out,), {})):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
         if any(owners is not None for owners in rows):
-            return self._use_of_rows(func, args, kwargs, parameters, rows)
+            with as_constants(tensor for tensor, _ in named):
+                return self._use_of_rows(func, args, kwargs, parameters, rows)
         return self._use(func, args, kwargs, parameters)
 
     def _use_of_rows(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], owners: list[Any]) -> Any:
