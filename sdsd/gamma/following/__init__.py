@@ -32,6 +32,7 @@ import torch
 from .bodies import body, composite_functions
 from .dispatch import follow, layers_of
 from .occurring import indexes
+from .rows import sorted_offsets
 from .table import RULES, called, in_place
 from .tracks import (
     Mixed,
@@ -110,6 +111,7 @@ __all__ = [
     "rows_in_view",
     "set_second",
     "set_track",
+    "sorted_offsets",
     "stated",
     "take_over",
     "track_of",

@@ -21,7 +21,7 @@ from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
 from .reductions import chosen
 from .rows import chosen as chosen_rows
-from .rows import on_rows
+from .rows import on_rows, sorted_offsets
 from .shapes import expand, together, view
 from .sums import linear_in
 from .table import ALIASES, RULES, SECOND_ALLOWED, Call, name_of
@@ -105,6 +105,9 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
                 mixed = follow(func, args, kwargs, out, n)
             occurring.name_outputs(out, named[0][1].reason)
             return mixed
+        if func is torch._grouped_mm and Mixed in kinds and (offsets := sorted_offsets(args, kwargs)) is not None:
+            with as_constants([offsets]):
+                return follow(func, args, kwargs, out, n)
         if kinds <= NOTHING:
             if rule is not fresh or not own:
                 state(rule, func, args, kwargs, out, None, n)
@@ -121,7 +124,7 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
                 with batch_of(verdict):
                     return follow(func, args, kwargs, out, len(verdict.samples))
         else:
-            verdict = chosen_rows(rule, args, out, n)
+            verdict = chosen_rows(rule, func, args, out, n)
         if verdict is None and not kinds <= SAMPLES_ALONE:
             verdict, anew = apart(func, args, kwargs, out, inputs, verdicts)
         if verdict is None:

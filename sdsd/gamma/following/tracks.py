@@ -78,12 +78,13 @@ class Owners:
     """The sample that each of some rows belongs to, which a mask or an index chose by what the samples hold.
 
     samples: (rows,), whole numbers. size, inner: of the dimension that the rows were chosen from, as in `Track`.
+    order: (rows,), the whole numbers that the rows were sorted by, where they were.
     """
 
-    __slots__ = ("inner", "samples", "size")
+    __slots__ = ("inner", "order", "samples", "size")
 
-    def __init__(self, samples: Tensor, size: int, inner: int) -> None:
-        self.samples, self.size, self.inner = samples, size, inner
+    def __init__(self, samples: Tensor, size: int, inner: int, order: Tensor | None = None) -> None:
+        self.samples, self.size, self.inner, self.order = samples, size, inner, order
 
 
 class Rows(NamedTuple):

@@ -28,6 +28,7 @@ from ..following import (
     indexes,
     layers_of,
     set_track,
+    sorted_offsets,
     stated,
     track_of,
 )
@@ -206,6 +207,8 @@ class Measuring(TorchFunctionMode):
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
             return self._follow(func, args, kwargs, func(*args, **kwargs))
+        if func is torch._grouped_mm and isinstance(apart, Mixed) and sorted_offsets(args, kwargs) is not None:
+            apart = None
         if named and None in rows:
             apart = Mixed(f"{named[0][1].reason}, and what belongs to that meets samples which it may not occur in")
         if apart is not None:

@@ -5,6 +5,7 @@ file                 operations
 ===================  =================================================================================================
 `linear.py`          F.linear, matrix products of samples with a matrix, addmm
 `convolution.py`     conv1d … conv3d, transposed too
+`grouped.py`         _grouped_mm: rows sorted by expert
 `lookup.py`          embedding
 `norms.py`           layer norm, RMS norm, group norm, instance norm, batch norm in eval mode
 `elementwise.py`     + − × ÷ with a parameter, PReLU
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from . import attention, convolution, elementwise, linear, lookup, norms, recurrent
+from . import attention, convolution, elementwise, grouped, linear, lookup, norms, recurrent
 from .generic import any_operation
 
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = map(elementwise.combination, ("add", "subtract", "multiply", "divide"))
@@ -83,6 +84,7 @@ RULES: dict[Any, Any] = {
         ),
         _DIVIDE,
     ),
+    torch._grouped_mm: grouped.grouped_mm,
     torch.lstm_cell: recurrent.lstm_cell,
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), recurrent.recurrent),
 }
