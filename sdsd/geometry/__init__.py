@@ -5,6 +5,7 @@
 `gram/`             the same when activations come in batches, or lie on several machines
 `collect/`          what the neurons of a model answer
 `map/`              neurons as points in space, in clusters
+`comparing/`        two layers, or two networks, held beside each other
 `merging/`          who reads a neuron, and networks with fewer of them
 `arrays.py`         activations as calls take them, checked once
 `arithmetic.py`     what long sums share
@@ -13,6 +14,7 @@
 
 from ..models import evaluating
 from .collect import LayerActivations, collect_activations
+from .comparing import LayerComparison, LossBarrier, NeuronMatching, Similarity, loss_barrier
 from .cosines import (
     NeuronNeighbors,
     NeuronPairs,
@@ -59,12 +61,16 @@ __all__ = [
     "Consumers",
     "GramAccumulator",
     "LayerActivations",
+    "LayerComparison",
+    "LossBarrier",
     "MassConsolidation",
     "Measurements",
     "NeuronMap",
+    "NeuronMatching",
     "NeuronNeighbors",
     "NeuronPairs",
     "Plasticity",
+    "Similarity",
     "biopsy",
     "collect_activations",
     "consolidate",
@@ -76,6 +82,7 @@ __all__ = [
     "evaluating",
     "fingerprint",
     "kl_to_untouched",
+    "loss_barrier",
     "mass_consolidation",
     "mean_loss",
     "merge",

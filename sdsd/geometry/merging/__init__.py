@@ -21,7 +21,15 @@ from .controls import Training, shuffled_pixels, trained, untrained, weight_cosi
 from .measurements import Measurements, fingerprint
 from .merge import merge, tensor_of
 from .plasticity import Plasticity, plasticity, sgd_training
-from .sensitivity import Sensitivity, cosine_to_untouched, kl_to_untouched, mean_loss, single_number
+from .sensitivity import (
+    LossFunction,
+    Sensitivity,
+    as_sensitivity,
+    cosine_to_untouched,
+    kl_to_untouched,
+    mean_loss,
+    single_number,
+)
 
 __all__ = [
     "COHORTS",
@@ -29,11 +37,13 @@ __all__ = [
     "Cohort",
     "Consolidation",
     "Consumers",
+    "LossFunction",
     "MassConsolidation",
     "Measurements",
     "Plasticity",
     "Sensitivity",
     "Training",
+    "as_sensitivity",
     "biopsy",
     "consolidate",
     "consumers",
