@@ -5,8 +5,9 @@ v_i a_i + v_j a_j to what the readers get. With both activations replaced by the
 
     (v_i + v_j) (a_i + a_j) / 2 − v_i a_i − v_j a_j  =  −(a_i − a_j) (v_i − v_j) / 2
 
-so that the root mean square change over S samples is ‖a_i − a_j‖ ‖v_i − v_j‖ / (2 √S). Squares of both distances come
-from squared lengths and products, in float64: near pairs are what is asked for, and there these cancel.
+so that the root mean square change over S samples is ‖a_i − a_j‖ ‖v_i − v_j‖ / (2 √S). With j dropped and i standing
+in for it by least squares, v_i ← v_i + α v_j, α = ⟨a_i, a_j⟩ / ‖a_i‖², it is ‖a_j − α a_i‖ ‖v_j‖ / √S. Squares of
+distances come from squared lengths and products, in float64: near pairs are what is asked for, and there these cancel.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def merge_cost(
     outgoing: Tensor | np.ndarray,
     pairs: Tensor | None = None,
     *,
+    how: str = "mean",
     gram: Tensor | np.ndarray | None = None,
     samples: int | None = None,
     neuron_dim: int | None = None,
@@ -47,11 +49,12 @@ def merge_cost(
 ) -> Tensor:
     """How much merging two neurons changes what their readers get, foretold without a forward pass.
 
-        cost[i, j] = ‖a_i − a_j‖ ‖v_i − v_j‖ / (2 √S)        a: activations over S samples, v: outgoing weights
+        "mean", "act"    cost[i, j] = ‖a_i − a_j‖ ‖v_i − v_j‖ / (2 √S)        a: activations over S samples
+        "absorb"         cost[i, j] = ‖a_j‖ √(1 − cos²) ‖v_j‖ / √S            v: outgoing weights; i stays, j is dropped
 
-    The root mean square, over samples, of the change of the readers' outputs: exactly for how="act" and readers that
-    have one column a neuron. With several, the taps of a kernel or the positions of a flattened channel, as if what
-    positions answer were independent. About that for how="mean", whose neurons do not answer quite the mean of both.
+    The root mean square, over samples, of the change of the readers' outputs: exactly for "act" and "absorb", and
+    readers that have one column a neuron. With several, the taps of a kernel or the positions of a flattened channel,
+    as if what positions answer were independent. About that for "mean", where weights are averaged and not answers.
 
     With `outgoing_weights(…, loss=…)`, which weighs a change of the readers by the curvature of the loss, cost² / 2 is
     the rise of the loss to second order.
@@ -61,6 +64,7 @@ def merge_cost(
         outgoing: the weights that read each neuron, of all readers: `outgoing_weights` collects them.
             # shape: (neurons, weights)
         pairs: index pairs; None: all.  # shape: (k, 2)
+        how: "mean" | "act" | "absorb", as in `merge`.
         gram: instead of activations, sums Σ_s a_si a_sj, not centred: `GramAccumulator.gram()`.  # shape: (n, n)
         samples: with `gram`, how many were summed.
         neuron_dim: the dimension of `activations` that counts neurons.
@@ -82,7 +86,9 @@ def merge_cost(
                 [0.7071, 0.0000, 0.0000],
                 [0.5000, 0.0000, 0.0000]], dtype=torch.float64)
     """
-    costs = Costs(activations, outgoing, gram=gram, samples=samples, neuron_dim=neuron_dim, max_bytes=max_bytes)
+    costs = Costs(
+        activations, outgoing, how=how, gram=gram, samples=samples, neuron_dim=neuron_dim, max_bytes=max_bytes
+    )
     with plain_arithmetic(costs.device):
         if pairs is not None:
             return costs.of_pairs(*_checked_pairs(pairs, costs.count).to(costs.device).unbind(1)).sqrt_()
@@ -107,11 +113,13 @@ class Costs:
         activations: Tensor | np.ndarray | None,
         outgoing: Tensor | np.ndarray,
         *,
+        how: str = "mean",
         gram: Tensor | np.ndarray | None = None,
         samples: int | None = None,
         neuron_dim: int | None = None,
         max_bytes: int | None = None,
     ) -> None:
+        self.absorbed = checks.check_choice(how, "how", ("mean", "act", "absorb")) == "absorb"
         if (activations is None) == (gram is None):
             got = "neither" if gram is None else "both"
             raise ValueError(f"activations, gram: expected exactly one of them, got {got}.")
@@ -159,23 +167,53 @@ class Costs:
             yield slice(top, min(top + self.height, self.count))
 
     def of_rows(self, rows: slice) -> Tensor:
-        """Squared costs of some neurons with all.  # shape: (rows, n), float64"""
+        """Squared costs of some neurons, which stay where one is dropped, with all.  # shape: (rows, n), float64"""
+        if self.absorbed:
+            return self._dropping(self._products(rows), self.lengths[rows, None], slice(None))
         apart = _distances(self._products(rows), self.lengths[rows], self.lengths)
         products = self.outgoing[rows] @ self.outgoing.T
         apart.mul_(_distances(products, self.outgoing_lengths[rows], self.outgoing_lengths))
         return apart.div_(4 * self.samples)
 
+    def of_columns(self, columns: slice) -> Tensor:
+        """Squared costs of dropping some neurons, for which any other stands in.  # shape: (columns, n), float64"""
+        products = self._products(columns)
+        rest = self.lengths[columns, None] - torch.where(self.lengths == 0, 0.0, products.square_() / self.lengths)
+        return rest.clamp_min_(0).mul_(self.outgoing_lengths[columns, None]).div_(self.samples)
+
     def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
         """Squared costs of pairs, from differences where there are activations.  # shape: (pairs,), float64"""
-        weights = (self.outgoing[first] - self.outgoing[second]).square().sum(1)
+        products = self._products_of_pairs(first, second)
+        if self.absorbed and self.rows is None:
+            return self._dropping(products, self.lengths[first], second)
+        share = torch.ones_like(products)
+        weights, halves = (self.outgoing[first] - self.outgoing[second]).square().sum(1), 4
+        if self.absorbed:
+            share = torch.where(self.lengths[first] == 0, 0.0, products / self.lengths[first])
+            weights, halves = self.outgoing_lengths[second], 1
         if self.rows is None:
-            apart = self.lengths[first] + self.lengths[second] - 2 * self._products_of_pairs(first, second)
+            apart = self.lengths[first] + self.lengths[second] - 2 * products
         else:
             apart = torch.zeros_like(weights)
             for number, (i, j) in enumerate(torch.stack((first, second), 1).tolist()):
                 for part in self._parts():
-                    apart[number] += (self.rows[i, part].double() - self.rows[j, part].double()).square().sum()
-        return apart.clamp_min(0) * weights / (4 * self.samples)
+                    kept, dropped = self.rows[i, part].double(), self.rows[j, part].double()
+                    apart[number] += (dropped - share[number] * kept).square().sum()
+        return apart.clamp_min(0) * weights / (halves * self.samples)
+
+    def dropped_second(self, first: Tensor, second: Tensor) -> Tensor:
+        """Whether dropping the second of each pair costs no more than dropping the first.  # shape: (pairs,)"""
+        products = self._products_of_pairs(first, second)
+        one, other = (
+            self._dropping(products, self.lengths[kept], dropped)
+            for kept, dropped in ((first, second), (second, first))
+        )
+        return one <= other
+
+    def _dropping(self, products: Tensor, kept: Tensor, dropped: Tensor | slice) -> Tensor:
+        """Squared costs of dropping neurons for which others, of squared lengths `kept`, stand in."""
+        rest = self.lengths[dropped] - torch.where(kept == 0, 0.0, products.square() / kept)
+        return rest.clamp_min_(0).mul_(self.outgoing_lengths[dropped]).div_(self.samples)
 
     def cosines(self, first: Tensor, second: Tensor) -> Tensor:
         """Cosines of the activations of pairs.  # shape: (pairs,), float64"""
@@ -245,6 +283,9 @@ def chosen_by_cost(
             first, second = live[drawn.to(live.device)].view(-1, 2).sort(dim=1).values.T.contiguous()
         else:
             first, second = _greedy(costs, pairs, 1 if which == "nearest" else -1, free, report)
+        if costs.absorbed:
+            as_it_is = costs.dropped_second(first, second)
+            first, second = torch.where(as_it_is, first, second), torch.where(as_it_is, second, first)
         return Chosen(first, second, costs.cosines(first, second).to(costs.dtype))
 
 
@@ -285,7 +326,10 @@ def _greedy(
 
 def _candidates(costs: Costs, rows: slice, sign: int, free: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """sign × the best costs of some neurons with free ones above them, best first, and whose they are."""
-    found = costs.of_rows(rows).mul_(sign)
+    found = costs.of_rows(rows)
+    if costs.absorbed:  # whichever of the two is dropped at the lower cost
+        found = torch.minimum(found, costs.of_columns(rows))
+    found.mul_(sign)
     numbers = torch.arange(costs.count, device=costs.device)
     found.masked_fill_(~(free & free[rows][:, None] & (numbers > numbers[rows][:, None])), math.inf)
     best, which = found.sort(dim=1, stable=True)

@@ -105,6 +105,7 @@ def disjoint_pairs(
     which: str = "nearest",
     *,
     by: str = "cosine",
+    how: str = "mean",
     cosine: Tensor | None = None,
     outgoing: Tensor | np.ndarray | None = None,
     gram: Tensor | np.ndarray | None = None,
@@ -122,15 +123,17 @@ def disjoint_pairs(
     uniformly. The choice is that from the whole matrix of cosines, which is not stored. Cosines that differ by less
     than rounding may be taken in either order.
 
-    By "cost" the nearest pair is the one whose merge changes least what the readers get, ‖a_i − a_j‖ ‖v_i − v_j‖, and
-    the farthest the one whose merge changes most: see `merge_cost`. A cosine knows neither how loud two neurons are nor
-    what is made of them. Computed in float64, in blocks.
+    By "cost" the nearest pair is the one whose merge changes least what the readers get, and the farthest the one whose
+    merge changes most: see `merge_cost`. A cosine knows neither how loud two neurons are nor what is made of them.
+    Computed in float64, in blocks.
 
     Args:
         activations: as `neuron_cosine_matrix` takes them.
         pairs: how many.
         which: "nearest" | "farthest" | "random".
         by: "cosine" | "cost".
+        how: with by="cost", how they will be merged: "mean" | "act" | "absorb". To be absorbed, `second` is the neuron
+            whose loss costs less, also where it is the lower one.
         outgoing: with by="cost", the weights that read each neuron, as `outgoing_weights` collects them.
             # shape: (neurons, weights)
         gram: with by="cost", instead of activations: sums Σ_s a_si a_sj, not centred.  # shape: (neurons, neurons)
@@ -170,6 +173,7 @@ def disjoint_pairs(
         costs = Costs(
             activations,
             outgoing,
+            how=how,
             gram=gram,
             samples=None if gram is None else 1,
             neuron_dim=neuron_dim,

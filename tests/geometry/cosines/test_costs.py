@@ -83,6 +83,43 @@ def test_a_merge_changes_its_readers_by_exactly_its_cost():
         assert change.item() == pytest.approx(costs[i, j].item(), rel=1e-10)
 
 
+def absorbed(a, v, kept, dropped):
+    """‖a_j − α a_i‖ ‖v_j‖ / √S with α from least squares."""
+    share = torch.linalg.lstsq(a[:, [kept]], a[:, dropped]).solution
+    return ((a[:, dropped] - a[:, [kept]] @ share).norm() * v[dropped].norm() / math.sqrt(len(a))).item()
+
+
+def test_absorbing_a_neuron_changes_its_readers_by_exactly_its_cost():
+    model, x = mlp().double(), torch.randn(40, 5, dtype=torch.float64)
+    with torch.no_grad():
+        hidden, before = model[:4](x), model(x)
+    gram, outgoing = hidden.T @ hidden, outgoing_weights(model, "2")
+    costs = merge_cost(hidden, outgoing, how="absorb")
+    pairs = torch.tensor([[0, 1], [1, 0], [5, 2]])
+    for source in ({"activations": hidden}, {"activations": None, "gram": gram, "samples": 40}):
+        found = merge_cost(outgoing=outgoing, pairs=pairs, how="absorb", **source)
+        assert torch.allclose(found, costs[pairs[:, 0], pairs[:, 1]])
+    for i, j in pairs.tolist():
+        with torch.no_grad(), merge(model, "2", [(i, j)], "absorb", gram=gram):
+            change = (model(x) - before).square().sum(1).mean().sqrt()
+        assert change.item() == pytest.approx(costs[i, j].item(), rel=1e-9)
+        assert absorbed(hidden, outgoing, i, j) == pytest.approx(costs[i, j].item(), rel=1e-9)
+    assert costs[0, 1] != pytest.approx(costs[1, 0].item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("which", ["nearest", "farthest"])
+@pytest.mark.parametrize("height", [1, 256])
+def test_pairs_to_be_absorbed(which, height, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ROWS", height)
+    a, v = torch.randn(30, 16, dtype=torch.float64), torch.randn(16, 3, dtype=torch.float64)
+    both = torch.tensor([[absorbed(a, v, i, j) for j in range(16)] for i in range(16)])
+    wanted = greedy(torch.minimum(both, both.T), 8, which == "farthest", torch.ones(16, dtype=torch.bool))
+    found = list(disjoint_pairs(a, 8, which, by="cost", how="absorb", outgoing=v))
+    assert [tuple(sorted(pair[:2])) for pair in found] == wanted
+    assert all(both[kept, dropped] <= both[dropped, kept] for kept, dropped, _ in found)
+    assert any(kept > dropped for kept, dropped, _ in found)
+
+
 def test_outgoing_weights_of_every_reader_and_position():
     model = cnn()
     weights = outgoing_weights(model, "0", torch.rand(1, 2, 8, 8))
