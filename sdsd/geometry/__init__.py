@@ -5,6 +5,7 @@
 `gram/`             the same when activations come in batches, or lie on several machines
 `collect/`          what the neurons of a model answer
 `map/`              neurons as points in space, in clusters
+`comparing/`        two layers, or two networks, held beside each other
 `merging/`          who reads a neuron, and networks with fewer of them
 `arrays.py`         activations as calls take them, checked once
 `arithmetic.py`     what long sums share
@@ -13,12 +14,14 @@
 
 from ..models import evaluating
 from .collect import LayerActivations, collect_activations
+from .comparing import LayerComparison, LossBarrier, NeuronMatching, Similarity, loss_barrier
 from .cosines import (
     NeuronNeighbors,
     NeuronPairs,
     cosine_between,
     cosine_histogram,
     disjoint_pairs,
+    merge_cost,
     neuron_cosine_matrix,
     neuron_neighbors,
     neuron_pairs,
@@ -43,6 +46,7 @@ from .merging import (
     mass_consolidation,
     mean_loss,
     merge,
+    outgoing_weights,
     plasticity,
     remove_neurons,
     sgd_training,
@@ -59,12 +63,16 @@ __all__ = [
     "Consumers",
     "GramAccumulator",
     "LayerActivations",
+    "LayerComparison",
+    "LossBarrier",
     "MassConsolidation",
     "Measurements",
     "NeuronMap",
+    "NeuronMatching",
     "NeuronNeighbors",
     "NeuronPairs",
     "Plasticity",
+    "Similarity",
     "biopsy",
     "collect_activations",
     "consolidate",
@@ -76,12 +84,15 @@ __all__ = [
     "evaluating",
     "fingerprint",
     "kl_to_untouched",
+    "loss_barrier",
     "mass_consolidation",
     "mean_loss",
     "merge",
+    "merge_cost",
     "neuron_cosine_matrix",
     "neuron_neighbors",
     "neuron_pairs",
+    "outgoing_weights",
     "plasticity",
     "remove_neurons",
     "row_sums",

@@ -15,6 +15,7 @@ from .functional import (
     participation_ratio,
     realized_volume,
 )
+from .matching import ModelMatching, match_neurons
 from .quotient import (
     Symmetries,
     canonicalize,
@@ -33,6 +34,7 @@ __all__ = [
     "CurvatureObserver",
     "CurvatureStats",
     "GeometricFunctional",
+    "ModelMatching",
     "RealizedVolume",
     "Symmetries",
     "canonicalize",
@@ -44,6 +46,7 @@ __all__ = [
     "horizontal",
     "log_orbit_count",
     "log_volume",
+    "match_neurons",
     "orbit_entropy",
     "participation_ratio",
     "quotient_gamma",

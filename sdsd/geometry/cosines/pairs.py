@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sdsd_kernels import CosineHistogram, cosine_pairs, cosine_row_sums
+from sdsd_kernels import CosineHistogram, checks, cosine_pairs, cosine_row_sums
 from sdsd_kernels import cosine_histogram as _cosine_histogram
 from sdsd_kernels import disjoint_pairs as _disjoint_pairs
 
 from ..arithmetic import Progress, reporter
 from ..arrays import as_tensor
+from .costs import Costs, chosen_by_cost
 from .neighbours import NeuronPair
 
 if TYPE_CHECKING:
@@ -103,7 +104,11 @@ def disjoint_pairs(
     pairs: int = 50,
     which: str = "nearest",
     *,
+    by: str = "cosine",
+    how: str = "mean",
     cosine: Tensor | None = None,
+    outgoing: Tensor | np.ndarray | None = None,
+    gram: Tensor | np.ndarray | None = None,
     alive: Tensor | None = None,
     neuron_dim: int | None = None,
     center: bool = False,
@@ -118,10 +123,20 @@ def disjoint_pairs(
     uniformly. The choice is that from the whole matrix of cosines, which is not stored. Cosines that differ by less
     than rounding may be taken in either order.
 
+    By "cost" the nearest pair is the one whose merge changes least what the readers get, and the farthest the one whose
+    merge changes most: see `merge_cost`. A cosine knows neither how loud two neurons are nor what is made of them.
+    Computed in float64, in blocks.
+
     Args:
         activations: as `neuron_cosine_matrix` takes them.
         pairs: how many.
         which: "nearest" | "farthest" | "random".
+        by: "cosine" | "cost".
+        how: with by="cost", how they will be merged: "mean" | "act" | "absorb". To be absorbed, `second` is the neuron
+            whose loss costs less, also where it is the lower one.
+        outgoing: with by="cost", the weights that read each neuron, as `outgoing_weights` collects them.
+            # shape: (neurons, weights)
+        gram: with by="cost", instead of activations: sums Σ_s a_si a_sj, not centred.  # shape: (neurons, neurons)
         cosine: choose from this symmetric matrix instead of activations.  # shape: (neurons, neurons)
         alive: neurons that may be paired. Those that are zero on every sample, or have a NaN or an infinity, never
             are; in a matrix they are known by a diagonal that is not positive.  # shape: (neurons,), bool
@@ -136,9 +151,10 @@ def disjoint_pairs(
 
     Raises:
         TypeError: no tensor or array of floating-point numbers; pairs, seed or max_bytes that is no int.
-        ValueError: both or neither of activations and cosine; a matrix that is not square, or has a NaN between
-            neurons that may be paired; alive that is not one boolean a neuron; more pairs than half the neurons that
-            may be paired; an unknown `which`; max_bytes that is not enough; shapes as in `neuron_cosine_matrix`.
+        ValueError: both or neither of activations and cosine (by cost: gram); by="cost" without outgoing; a matrix that
+            is not square, or has a NaN between neurons that may be paired; alive that is not one boolean a neuron; more
+            pairs than half the neurons that may be paired; an unknown `which` or `by`; max_bytes that is not enough;
+            shapes as in `neuron_cosine_matrix`.
 
     Example:
         >>> import torch
@@ -146,6 +162,26 @@ def disjoint_pairs(
         >>> [(pair.first, pair.second) for pair in disjoint_pairs(activations, 2)]
         [(0, 1), (2, 3)]
     """
+    checks.check_choice(by, "by", ("cosine", "cost"))
+    if by == "cost":
+        if outgoing is None or cosine is not None or center:
+            got = "no outgoing" if outgoing is None else "cosine" if cosine is not None else "center=True"
+            raise ValueError(
+                'by="cost": expected outgoing=, from outgoing_weights, with activations or gram=, and neither cosine= '
+                f"nor center=True, got {got}."
+            )
+        costs = Costs(
+            activations,
+            outgoing,
+            how=how,
+            gram=gram,
+            samples=None if gram is None else 1,
+            neuron_dim=neuron_dim,
+            max_bytes=max_bytes,
+        )
+        return NeuronPairs(*chosen_by_cost(costs, pairs, which, alive=alive, seed=seed, progress=progress))
+    if by == "cosine" and (outgoing is not None or gram is not None):
+        raise ValueError('outgoing, gram: they go with by="cost".')
     if activations is not None:
         activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
     found = _disjoint_pairs(

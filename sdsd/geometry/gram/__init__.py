@@ -7,7 +7,7 @@
 ==================  ================================================================================================
 """
 
-from .accumulator import GramAccumulator
+from .accumulator import GramAccumulator, samples_together
 from .sharded import sharded_cosine
 
-__all__ = ["GramAccumulator", "sharded_cosine"]
+__all__ = ["GramAccumulator", "samples_together", "sharded_cosine"]

@@ -56,6 +56,13 @@ if TYPE_CHECKING:
 PART_SAMPLES, PART_ELEMENTS = 1024, 2**22
 """Samples that are converted, and whose products are added to T, together: at least 1,024, more up to 16 MiB in
 float32. Smaller updates wait for each other in a buffer: adding to T takes longer than the products of 64 samples."""
+
+
+def samples_together(n: int) -> int:
+    """How many samples of `n` neurons are summed in the dtype of products before float64 takes over, at least."""
+    return max(PART_SAMPLES, PART_ELEMENTS // n)
+
+
 STRIP = gram_strips.STRIP
 """Rows of T that lie together, and are finished together."""
 BLOCK_COLUMNS = 512
@@ -474,7 +481,7 @@ class GramAccumulator:
 
     def _scratch_sizes(self, max_bytes: int | None) -> tuple[int, int, int]:
         """Samples that wait, or are converted, together; rows of a block; side of a tile."""
-        part = max(PART_SAMPLES, PART_ELEMENTS // self.n)
+        part = samples_together(self.n)
         if max_bytes is None:
             return part, self._triangle.height, TILE
         max_bytes = checks.check_integer(max_bytes, "max_bytes", optional=True)

@@ -7,6 +7,7 @@
 `proof.py`           the smaller network beside the merged one
 `biopsy.py`          what merging near, random and far pairs does to the loss
 `pair_source.py`     where those pairs come from
+`cost.py`            the weights that read a layer's neurons, for what a merge costs
 `measurements.py`    measurements that a later call resumes
 `sensitivity.py`     the losses they are measured by
 `plasticity.py`      whether a merged network learns on as well
@@ -18,10 +19,19 @@ from .biopsy import COHORTS, Biopsy, Cohort, MassConsolidation, biopsy, mass_con
 from .consolidate import Consolidation, consolidate, remove_neurons
 from .consumers import Consumers, consumers, dense_layer
 from .controls import Training, shuffled_pixels, trained, untrained, weight_cosine
+from .cost import outgoing_weights
 from .measurements import Measurements, fingerprint
 from .merge import merge, tensor_of
 from .plasticity import Plasticity, plasticity, sgd_training
-from .sensitivity import Sensitivity, cosine_to_untouched, kl_to_untouched, mean_loss, single_number
+from .sensitivity import (
+    LossFunction,
+    Sensitivity,
+    as_sensitivity,
+    cosine_to_untouched,
+    kl_to_untouched,
+    mean_loss,
+    single_number,
+)
 
 __all__ = [
     "COHORTS",
@@ -29,11 +39,13 @@ __all__ = [
     "Cohort",
     "Consolidation",
     "Consumers",
+    "LossFunction",
     "MassConsolidation",
     "Measurements",
     "Plasticity",
     "Sensitivity",
     "Training",
+    "as_sensitivity",
     "biopsy",
     "consolidate",
     "consumers",
@@ -44,6 +56,7 @@ __all__ = [
     "mass_consolidation",
     "mean_loss",
     "merge",
+    "outgoing_weights",
     "plasticity",
     "remove_neurons",
     "sgd_training",

@@ -846,7 +846,7 @@ def test_memory_stays_within_two_triangles_and_max_bytes():
     script = """
 import torch
 from benchmarks.harness import peak_resident_growth
-from sdsd.geometry.accumulator import GramAccumulator
+from sdsd.geometry import GramAccumulator
 torch.set_num_threads(1)
 x = torch.randn(4000, 1500).half()
 def run():

@@ -28,6 +28,7 @@ EXPECTED = {
     "selection": ["direction only"],
     "rank": ["reproduced", "refuted", "direction only"],
     "sensing": ["direction only"],
+    "connectivity": ["reproduced"],
 }
 OUR_FIGURE = {
     "quotient": (2, 10_000),
@@ -39,6 +40,7 @@ OUR_FIGURE = {
     "selection": (0.3, 0.7),
     "rank": (0.84, 0.84),
     "sensing": (1, 2),
+    "connectivity": (0.1, 0.6),
 }
 
 
