@@ -15,6 +15,7 @@ from .functional import (
     participation_ratio,
     realized_volume,
 )
+from .learning_coefficient import LearningCoefficient, RefusedEstimateError, local_learning_coefficient
 from .quotient import (
     Symmetries,
     canonicalize,
@@ -28,12 +29,16 @@ from .quotient import (
 )
 from .rank import factorise, sense
 from .selection import select_on_hyperbola, select_on_line
+from .sharpness import Sharpness, sharpness
 
 __all__ = [
     "CurvatureObserver",
     "CurvatureStats",
     "GeometricFunctional",
+    "LearningCoefficient",
     "RealizedVolume",
+    "RefusedEstimateError",
+    "Sharpness",
     "Symmetries",
     "canonicalize",
     "curvature_gamma",
@@ -42,6 +47,7 @@ __all__ = [
     "gradient_rows",
     "hidden_layers",
     "horizontal",
+    "local_learning_coefficient",
     "log_orbit_count",
     "log_volume",
     "orbit_entropy",
@@ -53,6 +59,7 @@ __all__ = [
     "select_on_hyperbola",
     "select_on_line",
     "sense",
+    "sharpness",
     "simulate",
     "symmetries",
     "vertical",
