@@ -232,9 +232,7 @@ def local_learning_coefficient(
     if step_size is not None:
         checks.check_number(step_size, "step_size", "a number above 0, or None", above=0)
     elif burn_in < 100:
-        raise ValueError(
-            f"burn_in: expected at least 100 to adapt step_size in, got {burn_in}. Or give step_size."
-        )
+        raise ValueError(f"burn_in: expected at least 100 to adapt step_size in, got {burn_in}. Or give step_size.")
     if beta is not None:
         checks.check_number(beta, "beta", "a number above 0, or None", above=0)
     report = reporter(progress, "local_learning_coefficient")
