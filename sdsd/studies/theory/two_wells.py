@@ -113,8 +113,8 @@ def judge(result: StudyResult) -> list[Verdict]:
             our_figure=added,
             corrected=f"Of two wells of one depth and curvatures {config['wide']:g} and {config['narrow']:g} in the "
             f"plane, the wide one holds {langevin} of noisy paths at t = {config['end']:g}; equilibrium would be "
-            f"{gibbs:.3f}. Descent without any noise ends there for {descent} of the same starts: most of the preference "
-            "is where one starts, and the rest needs isotropic noise and time enough to cross.",
+            f"{gibbs:.3f}. Descent without any noise ends there for {descent} of the same starts: most of the "
+            "preference is where one starts, and the rest needs isotropic noise and time enough to cross.",
             effect=ADDED,
             **RULES["two-wells"].stated(),
         )
