@@ -38,7 +38,8 @@ def measure(
     start = torch.randn(least.shape, dtype=torch.float64, generator=draw)
     found: dict[str, Any] = {}
     for name in progress.each(OPTIMIZERS, f"seed {seed}: optimizers"):
-        w = _solved(name, matrix, target, start if "random start" in name else 0 * start, steps, learning_rates, draw)
+        begin = start if "random start" in name else 0 * start
+        w = _solved(name, matrix, target, begin, steps=steps, learning_rates=learning_rates, draw=draw)
         found[name] = {
             "norm": (w.norm(dim=1) / least.norm(dim=1))[:, 0].tolist(),
             "distance": ((w - least).norm(dim=1) / least.norm(dim=1))[:, 0].tolist(),
@@ -53,6 +54,7 @@ def _solved(
     matrix: Tensor,
     target: Tensor,
     start: Tensor,
+    *,
     steps: int,
     learning_rates: Mapping[str, float],
     draw: torch.Generator,
@@ -140,7 +142,7 @@ STUDIES = (
         summary="which solution of an underdetermined problem each optimizer finds",
         claim="SGD implicitly minimises some norm, and optimizers differ",
         source=SOURCE,
-        quick={"problems": 4, "steps": 3000},
+        quick={"problems": 4, "steps": 3000, "learning_rates": {"descent": 0.5, "adam": 0.01}},
         quick_seeds=3,
         measure=measure,
         judge=judge,

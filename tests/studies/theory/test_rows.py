@@ -65,7 +65,7 @@ def test_a_wide_network_starts_at_its_kernel():
 
 
 def test_descent_finds_the_least_norm_and_adam_another_solution():
-    found = least_norm.measure(0, Progress(), problems=3, steps=3000)
+    found = least_norm.measure(0, Progress(), problems=3, steps=3000, learning_rates={"descent": 0.5, "adam": 0.01})
     for name in ("gradient descent", "SGD", "momentum"):
         assert max(found[name]["distance"]) < 1e-4
     for name in ("Adam", "Adam, random start"):
