@@ -10,8 +10,8 @@ from ..geometry import NeuronMap
 from ..geometry.map import OFFLINE_POLICY, plot, plot_library, summary_of
 
 VERDICT_CLASSES = {
-    "reproduced": "holds", "direction only": "partly", "not reproduced": "fails", "refuted": "fails",
-    "untestable here": "open",
+    "reproduced": "holds", "direction only": "partly", "not reproduced": "fails", "no effect": "fails",
+    "opposite": "fails", "refuted": "fails", "inconclusive": "open", "untestable here": "open",
 }  # fmt: skip
 
 
