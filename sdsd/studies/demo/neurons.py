@@ -30,7 +30,7 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
     ):
         first, second = activations[:, pair.first].numpy(), activations[:, pair.second].numpy()
         figures.draw_pair_scatter(axes, first, second, (pair.first, pair.second), colour)
-        figures.set_title(axes, f"{name}: cosine {pair.cosine:.3f}")
+        figures.set_title(axes, figures.minus(f"{name}: cosine {pair.cosine:.3f}"))
     blocks.append(
         html.Figure(
             book.add(figure, "pairs"),
@@ -52,7 +52,6 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
             f"{plane.stress:.2f}; 0 would be exact). Colour: cluster. Size: how strongly it fires. "
             f"Lines: the {len(links)} nearest pairs.",
             "Figure 4. The map.",
-            narrow=True,
         )
     ]
     matrix = neuron_map.cosine[order][:, order].numpy()
@@ -69,7 +68,6 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
             f"The same {live} neurons, ordered by cluster: dark blocks on the diagonal are groups that fire together. "
             f"{clusters} clusters{silhouette_words(neuron_map.silhouette)}.",
             "Figure 5. The cosine matrix.",
-            narrow=True,
         )
     )
     blocks.append(html.SideBySide(drawn))
@@ -81,7 +79,7 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
     ]
     blocks.append(
         html.Table(
-            ("", "nearest pair", "cosine", "farthest pair", "cosine"),
+            ("", "nearest pair", "cosine of nearest", "farthest pair", "cosine of farthest"),
             rows,
             "Pairs are chosen greedily and share no neuron.",
         )
@@ -97,7 +95,7 @@ def dead_sentence(dead: list[int]) -> str:
 
 
 def cells(pair: Any) -> tuple[str, str]:
-    return f"{pair.first} – {pair.second}", f"{pair.cosine:.3f}"
+    return f"{pair.first} – {pair.second}", figures.minus(f"{pair.cosine:.3f}")
 
 
 def silhouette_words(silhouette: float | None) -> str:
