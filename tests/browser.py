@@ -117,9 +117,11 @@ class Browser:
             "[...document.querySelectorAll('h1, h2, p, th, td, figcaption, caption, .card, svg, .verdict, button, "
             "input, pre, .neuron-map, .legend')].filter((each) => {"
             " const box = each.getBoundingClientRect(), hidden = getComputedStyle(each).clipPath !== 'none'"
-            "   || each.closest('thead, .unseen') !== null;"
+            "   || each.closest('thead, .unseen, .js-plotly-plot, #js-plotly-tester') !== null;"
             " return box.width > 0 && !hidden && (box.left < -1 || box.right > innerWidth + 1"
-            "   || each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).overflowX !== 'visible'); })"
+            "   || each.scrollWidth > each.clientWidth + 1 && each.clientWidth > 0"
+            "     && (getComputedStyle(each).overflowX !== 'visible' || box.left + each.scrollWidth > innerWidth + 1));"
+            " })"
             ".map((each) => `${each.tagName} ${each.className.baseVal ?? each.className}: `"
             " + each.textContent.trim().slice(0, 40))"
         )

@@ -137,11 +137,11 @@ def to_panels(figure: Any, name: str) -> str:
     # Laid out once, so that hiding the neighbours of a panel moves nothing.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    panels = []
+    boxes, panels = _boxes(figure, columns), []
     for number, column in enumerate(columns):
         for axes in figure.axes:
             axes.set_visible(axes in column)
-        panels.append(f"<div>{to_svg(figure, f'{name}-{number}', bbox_inches=_box(figure, column))}</div>")
+        panels.append(f"<div>{to_svg(figure, f'{name}-{number}', bbox_inches=boxes[number])}</div>")
     for axes in figure.axes:
         axes.set_visible(True)
     return "".join(panels)
@@ -163,12 +163,18 @@ def _columns(figure: Any) -> list[list[Any]]:
     return found
 
 
-def _box(figure: Any, column: Sequence[Any]) -> Any:
-    """What the axes of a column cover, in inches."""
+def _boxes(figure: Any, columns: Sequence[Sequence[Any]]) -> list[Any]:
+    """What the axes of each column cover, in inches; all equally large, so that all are shown at one scale."""
     from matplotlib.transforms import Bbox
 
-    boxes = [axes.get_tightbbox(figure.canvas.get_renderer()) for axes in column]
-    return Bbox.union(boxes).transformed(figure.dpi_scale_trans.inverted()).padded(0.06)
+    renderer = figure.canvas.get_renderer()
+    covered = [
+        Bbox.union([axes.get_tightbbox(renderer) for axes in column]).transformed(figure.dpi_scale_trans.inverted())
+        for column in columns
+    ]
+    width = max(box.width for box in covered) + 0.12
+    bottom, top = min(box.y0 for box in covered) - 0.06, max(box.y1 for box in covered) + 0.06
+    return [Bbox.from_extents(box.x1 + 0.06 - width, bottom, box.x1 + 0.06, top) for box in covered]
 
 
 def plain_number(value: float) -> str:
@@ -345,22 +351,59 @@ def draw_neuron_map(
     pairs: Sequence[tuple[int, int]] = (),
     sizes: Sequence[float] | None = None,
     labels: bool = True,
+    legend: bool = True,
 ) -> None:
-    """Neurons as points in the plane, coloured by cluster; `pairs` (positions in `points`) are linked and named."""
+    """Neurons as points in the plane, coloured by cluster; `pairs` (positions in `points`) are linked and named.
+
+    A name that would lie on another is left out; the legend counts the neurons of each cluster.
+    """
     for first, second in pairs:
         axes.plot(*points[[first, second]].T, color=INK, linewidth=1.6, zorder=1)
     colours = [CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)] for cluster in clusters]
     area = 58.0 if sizes is None else 24 + 90 * np.asarray(sizes) / max(float(np.max(sizes)), 1e-30)
     axes.scatter(*points.T, s=area, c=colours, edgecolors=PAPER, linewidths=0.9, zorder=2)
-    for first, second in pairs if labels else ():
+    frame_map(axes)
+    if legend and clusters:
+        _cluster_legend(axes, clusters, bool(pairs))
+    if labels and pairs:
+        _name_pairs(axes, points, names, pairs)
+
+
+def _cluster_legend(axes: Any, clusters: Sequence[int], linked: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="none", markersize=6, markeredgewidth=0,
+               color=CLUSTER_COLOURS[group % len(CLUSTER_COLOURS)], label=f"{group} ({list(clusters).count(group)})")
+        for group in sorted(set(clusters))
+    ]  # fmt: skip
+    if linked:
+        handles.append(Line2D([], [], color=INK, linewidth=1.6, label="nearest pair"))
+    axes.legend(
+        handles=handles, title="cluster (neurons)", loc="upper center", bbox_to_anchor=(0.5, -0.01),
+        ncols=min(len(handles), 5), fontsize=8.5, title_fontsize=8.5, handletextpad=0.3, columnspacing=1.2,
+        borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _name_pairs(axes: Any, points: np.ndarray, names: Sequence[int], pairs: Sequence[tuple[int, int]]) -> None:
+    """Write the neurons' numbers beside the pairs' ends, each only where no earlier one stands."""
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()
+    taken: list[Any] = []
+    for first, second in pairs:
         outward = points[first] - points[second]
         outward = outward / max(float(np.linalg.norm(outward)), 1e-30)
         for position, way in ((first, outward), (second, -outward)):
-            axes.annotate(
+            label = axes.annotate(
                 str(names[position]), points[position], xytext=tuple(10.5 * way), textcoords="offset points",
                 ha="center", va="center", fontsize=7.5, color=MUTED,
             )  # fmt: skip
-    frame_map(axes)
+            box = label.get_window_extent(renderer)
+            if any(box.overlaps(other) for other in taken):
+                label.remove()
+            else:
+                taken.append(box)
 
 
 @styled

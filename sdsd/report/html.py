@@ -29,6 +29,10 @@ class Note:
         return f'<p class="note">{escape(self.text)}</p>'
 
 
+FIGURES = 16
+"""Characters up to which a headline is a figure, set large."""
+
+
 @dataclass(frozen=True)
 class Cards:
     """A row of headline numbers: (value, what it is)."""
@@ -37,7 +41,8 @@ class Cards:
 
     def html(self) -> str:
         inside = "".join(
-            f'<div class="card"><div class="value">{escape(value)}</div><div class="label">{escape(label)}</div></div>'
+            f'<div class="card"><div class="value{" words" if len(value) > FIGURES else ""}">{escape(value)}</div>'
+            f'<div class="label">{escape(label)}</div></div>'
             for value, label in self.cards
         )
         return f'<div class="cards">{inside}</div>'
@@ -113,6 +118,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "
         + "</tr>"
         for row in rows
     )
+    kind += " short" if len(header) <= 2 else ""
     words = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="table"><table role="table" class="{kind}">{words}<thead role="rowgroup"><tr role="row">{head}'
@@ -128,6 +134,16 @@ class Block(Protocol):
     """A part of a page."""
 
     def html(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    text: str
+
+    def html(self) -> str:
+        return f"<h3>{escape(self.text)}</h3>"
 
 
 @dataclass(frozen=True)
@@ -164,7 +180,7 @@ def page(title: str, lead: Sequence[Block], sections: Sequence[Section], footer:
 
 COLOURS = """
 :root { color-scheme: light dark; --paper: #ffffff; --surface: #f5f6f8; --ink: #1b2430; --muted: #5c6673;
-  --grid: #dde2e8; --accent: #2f6fde; }
+  --grid: #dde2e8; --accent: #2a65cc; }
 @media (prefers-color-scheme: dark) { :root { --paper: #12161c; --surface: #1b212a; --ink: #e6eaf0; --muted: #98a3b1;
   --grid: #323b47; --accent: #6ea0f5; } }
 """
@@ -178,6 +194,7 @@ main { max-width: 860px; margin: 0 auto; padding: 40px 24px 72px; }
 h1 { font-size: clamp(1.7rem, 4.6vw, 2.35rem); line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 16px;
   overflow-wrap: anywhere; }
 h2 { font-size: 1.35rem; line-height: 1.3; letter-spacing: -0.01em; margin: 56px 0 12px; }
+h3 { font-size: 1.08rem; margin: 32px 0 8px; }
 p { margin: 12px 0; max-width: 72ch; }
 main > p:first-of-type { font-size: 1.1rem; }
 a { color: var(--accent); }
@@ -191,6 +208,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans 
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 26px 0; }
 .card { background: var(--surface); border-radius: 10px; padding: 14px 16px; }
 .value { font-size: 1.55rem; font-weight: 650; line-height: 1.25; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+.value.words { font-size: 1.1rem; line-height: 1.4; letter-spacing: 0; }
 .label { color: var(--muted); font-size: 0.88rem; line-height: 1.4; margin-top: 4px; }
 figure { margin: 24px 0; }
 .canvas { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 16px 20px; }
@@ -210,19 +228,18 @@ th:first-child { padding-left: 0; font-weight: 500; }
 thead th { color: var(--muted); font-weight: 600; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; }
 .numbers td { white-space: nowrap; }
-.settings { width: auto; } .settings th { white-space: nowrap; padding-right: 24px; }
+.settings { width: auto; } .short th { overflow-wrap: break-word; padding-right: 24px; }
 footer { color: var(--muted); font-size: 0.85rem; border-top: 1px solid var(--grid); margin-top: 56px;
   padding-top: 16px; }
 @container (max-width: 600px) {
-  table:not(.settings), table:not(.settings) :is(tbody, tr, th, td, caption) { display: block; width: auto; }
-  table:not(.settings) thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-  table:not(.settings) tbody tr { background: var(--surface); border-radius: 10px; padding: 10px 14px;
+  table:not(.short), table:not(.short) :is(tbody, tr, th, td, caption) { display: block; width: auto; }
+  table:not(.short) thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  table:not(.short) tbody tr { background: var(--surface); border-radius: 10px; padding: 10px 14px;
     margin: 0 0 10px; }
-  table:not(.settings) tbody th { border: 0; padding: 0 0 4px; font-weight: 650; }
-  table:not(.settings) td { display: grid; grid-template-columns: minmax(6em, 42%) 1fr; gap: 12px; border: 0;
+  table:not(.short) tbody th { border: 0; padding: 0 0 4px; font-weight: 650; }
+  table:not(.short) td { display: grid; grid-template-columns: minmax(6em, 42%) 1fr; gap: 12px; border: 0;
     padding: 3px 0; text-align: left; white-space: normal; }
-  table:not(.settings) td::before { content: attr(data-label); color: var(--muted); }
-  .settings th { white-space: normal; }
+  table:not(.short) td::before { content: attr(data-label); color: var(--muted); }
 }
 @media (max-width: 620px) { main { padding: 24px 16px 48px; } .desk { display: none; } .phone { display: block; } }
 @media print { main { max-width: none; } section { break-inside: avoid; } }

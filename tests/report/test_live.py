@@ -25,7 +25,7 @@ from sdsd.report.live import LiveRun, LiveServer
 from sdsd.report.live import run as run_module
 from sdsd.report.live.file import HistoryFile
 from sdsd.report.live.server import POLICY
-from tests import browser
+from tests import axe, browser
 
 
 def lines(count: int, first: int = 1, names: int = 1, scale: float = 100.0) -> list[str]:
@@ -408,6 +408,19 @@ def test_the_page_says_when_nothing_answers_any_more(chromium, path):
     chromium.wait_for("document.querySelector('#state').textContent === 'ended'")
     assert "Start it again" in chromium.evaluate("document.querySelector('#note').textContent")
     assert not chromium.evaluate("document.querySelector('#run').hidden")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_while_it_waits_and_when_it_draws(chromium, server, path, dark):
+    if not axe.there():
+        pytest.skip(axe.MISSING)
+    chromium.show_as(400, dark=dark)
+    chromium.open(server.address)
+    chromium.wait_for("!document.querySelector('#note').hidden")
+    assert axe.violations(chromium) == []
+    path.write_text("".join(lines(30, names=3)))
+    chromium.wait_for("document.querySelectorAll('#parameters tr').length === 4")
+    assert axe.violations(chromium) == []
 
 
 @pytest.mark.parametrize("width", [400, 1400])

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...report import figures, html
 from ..engine import FigureBook
+from ..pairs import farthest_examples
 from .config import DemoResult
 
 
@@ -22,7 +23,8 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
             f"{dead_sentence(neuron_map.dead)}"
         )
     ]
-    near, far = neuron_map.nearest[0], neuron_map.farthest[0]
+    farthest = farthest_examples(neuron_map, len(neuron_map.nearest)) or neuron_map.farthest
+    near, far = neuron_map.nearest[0], farthest[0]
     figure, both = figures.new_figure(7.6, 3.3, columns=2)
     for axes, pair, colour, name in (
         (both[0], near, figures.GREEN, "nearest"),
@@ -73,15 +75,13 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
     blocks.append(html.SideBySide(drawn))
     rows = [
         (str(index + 1), *cells(near_pair), *cells(far_pair))
-        for index, (near_pair, far_pair) in enumerate(
-            list(zip(neuron_map.nearest, neuron_map.farthest, strict=False))[:8]
-        )
+        for index, (near_pair, far_pair) in enumerate(list(zip(neuron_map.nearest, farthest, strict=False))[:8])
     ]
     blocks.append(
         html.Table(
             ("", "nearest pair", "cosine of nearest", "farthest pair", "cosine of farthest"),
             rows,
-            "Pairs are chosen greedily and share no neuron.",
+            "Pairs are chosen greedily and share no neuron; neurons that hardly ever fire are in none of the farthest.",
         )
     )
     return [html.Section("Which neurons do the same job?", blocks)]

@@ -13,7 +13,7 @@ from ...report.figures import plain_number
 from ..digits import CENTRE, split_digits
 from ..engine import FigureBook, write_text
 from .config import HISTORY, DemoResult
-from .merges import merge_facts, merge_sections, merge_sentence, points, signed
+from .merges import example, merge_facts, merge_sections, merge_sentence, points, signed
 from .neurons import map_sections
 from .noise import noise_scales, noise_sentence, noise_story, training_sections
 
@@ -117,6 +117,7 @@ def overview(result: DemoResult, book: FigureBook) -> None:
         neuron_map.order,
         neuron_map.links(10),
         labels=False,
+        legend=False,
     )
     figures.set_title(axes[1], "Which neurons do the same job?")
     cohorts = results["merges"]["cohorts"]
@@ -160,7 +161,7 @@ def summary_lines(result: DemoResult) -> list[str]:
         lines.append(noise_sentence(story, config["batch_size"], series["step"][-1]))
     if merges and merges["pairs_in_a_cohort"]:
         for name, word in (("near", "nearest"), ("far", "farthest")):
-            pair = merges["cohorts"][name]["pairs"][0]
+            pair = example(merges["cohorts"][name])
             lines.append(
                 f"Merging the {word} pair, {pair['first']} and {pair['second']} (cosine {pair['cosine']:.3f}): "
                 f"loss {signed(pair['loss_change'])}."

@@ -20,6 +20,7 @@ from ..._extras import require
 from ...geometry import COHORTS, NeuronMap, biopsy, merge
 from ..digits import Digits, evaluate, split_digits
 from ..engine import GAMMA_COLUMNS, Display, choose_display, one_thread, prepare_output, table_row, versions, write_json
+from ..pairs import answering
 from .config import HISTORY, DemoConfig, DemoResult
 from .report import write_report
 
@@ -256,7 +257,10 @@ def merge_cohorts(
         if name == "random":
             pairings += random_pairings(live, size, config.random_pairings, seed)[1:]
         costs = [together(pairs) for pairs in pairings]
+        loud = answering(neuron_map)
+        told = [place for place, pair in enumerate(cohort.pairs) if loud[pair.first] and loud[pair.second]]
         merges["cohorts"][name] = {
+            "example": min(told, default=0),
             "pairs": [
                 {"first": pair.first, "second": pair.second, "cosine": pair.cosine, "loss_change": change}
                 for pair, change in zip(cohort.pairs, cohort.loss_changes, strict=True)

@@ -38,7 +38,7 @@ def _verdict_section(verdict: Verdict) -> html.Section:
 
 def _repeat_section(study: Study, result: StudyResult) -> html.Section:
     options = f" --seed {result.seeds[0]} --seeds {len(result.seeds)}{' --quick' if result.config['quick'] else ''}"
-    settings = [(name, _setting(value)) for name, value in result.config.items()]
+    settings = [(name.replace("_", " "), _setting(value)) for name, value in result.config.items()]
     return html.Section(
         "To repeat it",
         [
