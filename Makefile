@@ -30,7 +30,7 @@ demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/
 studies: $(VENV)/networks.stamp  ## every claim held against measurement: out/studies, docs/claims.md; 20 minutes (resumable, JOBS=2)
 	$(BIN)/sdsd claims --jobs $(JOBS)
 
-test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no GPU)
+test: $(VENV)/dev.stamp $(VENV)/axe.stamp  ## run the tests (kernels interpreted where there is no GPU)
 	$(BIN)/python -m pytest
 
 test-oldest:  ## test with the oldest releases claimed: Python 3.10, torch 2.9, Triton 3.5, NumPy 1.26 (in .venv-oldest)
@@ -83,6 +83,11 @@ $(VENV)/report.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/report.stamp
+
+# axe-core, which tests of pages look through; where there is no npm they say that they are skipped.
+$(VENV)/axe.stamp: $(VENV)/dev.stamp
+	@npm install --prefix $(VENV) --no-save --no-audit --no-fund --silent axe-core@4 || echo "no axe-core: no npm, or none from it"
+	@touch $@
 
 $(VENV)/integrations.stamp: $(VENV)/dev.stamp
 	$(INSTALL) -e '.[integrations]'
