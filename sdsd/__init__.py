@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         sharded_cosine,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "sdsd_kernels": ("validate",),

@@ -33,13 +33,14 @@ from .history import GammaHistory
 from .monitor import GammaMonitor
 from .recommend import BatchRecommendation, recommend_batch
 from .seed import compute_gamma
-from .stats import GammaStats, gamma_stats
+from .stats import GammaStats, Phase, gamma_stats
 
 __all__ = [
     "BatchRecommendation",
     "GammaHistory",
     "GammaMonitor",
     "GammaStats",
+    "Phase",
     "compute_gamma",
     "gamma_stats",
     "recommend_batch",

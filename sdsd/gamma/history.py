@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdsd_kernels import checks
+
 from .._extras import require
 from .stats import GammaStats
 
@@ -77,6 +79,7 @@ class GammaHistory(Sequence[Row]):
 
     def append(self, step: int, stats: GammaStats) -> None:
         """Take the statistics of step number `step`; rows of it and of later steps, of an earlier run, are dropped."""
+        step = checks.check_count(step, "step", least=0)
         last = self._waiting[-1][0] if self._waiting else self._rows[-1]["step"] if self._rows else 0
         if step <= last:
             self.flush()

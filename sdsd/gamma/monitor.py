@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from . import attachment
 from . import precondition as preconditioning
 from .averages import RunningAverages, Step, StepSource
@@ -105,7 +107,10 @@ class GammaMonitor:
         history: GammaHistory | str | Path | None = None,
         process_group: Any = "auto",
     ) -> None:
-        _check_arguments(every, mode, batch_dim, batch_size, loss_reduction, ema, confidence, max_bytes)
+        _check_arguments(mode, loss_reduction, ema, confidence)
+        every, max_bytes = checks.check_count(every, "every"), checks.check_count(max_bytes, "max_bytes")
+        batch_size = checks.check_count(batch_size, "batch_size", optional=True)
+        batch_dim = _check_dimension(batch_dim)
         self.population = check_population(population)
         self.model, self.every, self.ema, self.confidence = model, every, ema, confidence
         self.loss_reduction, self.scaler, self.strict = loss_reduction, scaler, strict
@@ -335,6 +340,13 @@ class GammaMonitor:
         """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again."""
         self._observers.append(observer)
         return lambda: self._observers.remove(observer)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "GammaMonitor: expected to stay with the model it watches, got a copy or a pickle of it. Save "
+            "monitor.state_dict() and load it into a new monitor of the other model. The model copies and pickles by "
+            "itself, unwatched; keep the monitor beside it and not among its attributes."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages and the step count, for a checkpoint."""
@@ -1058,15 +1070,14 @@ def _unscaled(scaler: Any) -> bool:
     return any(getattr(state.get("stage"), "name", "") == "UNSCALED" for state in scaler._per_optimizer_states.values())
 
 
-def _check_arguments(
-    every: int, mode: str, batch_dim: int, batch_size: int | None, loss_reduction: str, ema: float,
-    confidence: float, max_bytes: int,
-) -> None:  # fmt: skip
-    for name, value in (("every", every), ("batch_size", batch_size), ("max_bytes", max_bytes)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected a whole number, at least 1, got {value!r}.")
-    if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
+def _check_dimension(batch_dim: Any) -> int:
+    dimension = checks.whole_number(batch_dim)
+    if dimension is None or dimension < 0:
         raise ValueError(f"batch_dim: expected a dimension counted from the front, 0 or more, got {batch_dim!r}.")
+    return int(dimension)
+
+
+def _check_arguments(mode: str, loss_reduction: str, ema: float, confidence: float) -> None:
     for name, chosen, choices in (("mode", mode, MODES), ("loss_reduction", loss_reduction, ("mean", "sum"))):
         if chosen not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {chosen!r}.")

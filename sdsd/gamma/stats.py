@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ from torch import Tensor
 from sdsd_kernels import GammaMoments, checks, gamma_moments
 
 from .student import student_t_quantile
+
+Phase = Literal["drift", "critical", "diffusion"]
+"""What rules a batch: `GammaStats.phase`."""
 
 MIN_EFFECTIVE_DIMENSION = 10.0
 """Below this many effective directions of noise the interval's coverage is too low for a verdict (phase None)."""
@@ -324,7 +327,7 @@ class GammaStats:
         return self._source.table().degrees
 
     @property
-    def phase(self) -> str | None:
+    def phase(self) -> Phase | None:
         """What rules a batch of `batch_size`: "drift", "diffusion", or "critical" where the interval holds Γ_B = 1.
 
         Γ grows in proportion to the batch: Γ_B = Γ_U · batch_size / samples_per_gradient. None without an interval or

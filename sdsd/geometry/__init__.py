@@ -8,7 +8,7 @@ from .biopsy import COHORTS, Biopsy, MassConsolidation, biopsy, mass_consolidati
 from .consolidate import Consolidation, consolidate, remove_neurons
 from .consumers import Consumers, consumers
 from .controls import shuffled_pixels, trained, untrained, weight_cosine
-from .merge import merge
+from .merge import How, merge
 from .neighbours import NeuronNeighbors, neuron_neighbors
 from .neuron_map import NeuronMap
 from .pairs import NeuronPairs, cosine_histogram, disjoint_pairs, neuron_pairs, row_sums
@@ -23,6 +23,7 @@ __all__ = [
     "Consolidation",
     "Consumers",
     "GramAccumulator",
+    "How",
     "LayerActivations",
     "MassConsolidation",
     "Measurements",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ._proof import as_inputs, prove, zeroed
 from ._restore import evaluating, untouched
 from .consumers import Consumers, consumers, dense_layer
 from .merge import (
+    How,
     Merger,
     Pairs,
     absorption_from,
@@ -46,7 +47,7 @@ class Consolidation:
     """
 
     layer: str
-    how: str
+    how: How | Literal[""]
     pairs: tuple[tuple[int, int], ...]
     removed: tuple[int, ...]
     neurons: tuple[int, int]
@@ -74,7 +75,7 @@ def consolidate(
     model: nn.Module,
     layer: str,
     pairs: Pairs,
-    how: str = "mean",
+    how: How = "mean",
     *,
     remove: bool = True,
     inplace: bool = False,
@@ -301,7 +302,7 @@ def _sizes(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
 
 def _report(
     found: Consumers,
-    how: str,
+    how: How | Literal[""],
     pairs: list[tuple[int, int]],
     removed: list[int],
     before: tuple[int, int | None],

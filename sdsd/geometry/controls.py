@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from sdsd_kernels import cosine_matrix
+from sdsd_kernels import checks, cosine_matrix
 
 from ._neuron_flow import row_dim
 from .consumers import dense_layer
@@ -32,7 +32,7 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
     fresh = copy.deepcopy(model)
     kept: list[str] = []
     with torch.random.fork_rng(devices=cuda_devices(model)):
-        torch.manual_seed(seed)
+        torch.manual_seed(checks.check_integer(seed, "seed"))
         for name, module in fresh.named_modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
@@ -60,7 +60,7 @@ def trained(model: nn.Module, train: Training, epochs: int, seed: int = 0) -> nn
     """
     network = copy.deepcopy(model)
     with torch.random.fork_rng(devices=cuda_devices(model)):
-        torch.manual_seed(seed)
+        torch.manual_seed(checks.check_integer(seed, "seed"))
         for _ in itertools.islice(train(network), epochs):
             pass
     return network
@@ -84,7 +84,7 @@ def shuffled_pixels(images: Tensor, seed: int = 0) -> Tensor:
             "images without channels a dimension of 1: images.unsqueeze(1)."
         )
     flat = images.reshape(len(images), 1, -1) if images.ndim == 2 else images.flatten(2)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     order = torch.rand(len(images), 1, flat.shape[2], generator=generator).argsort(2)
     return flat.gather(2, order.expand_as(flat).to(images.device)).reshape(images.shape)
 

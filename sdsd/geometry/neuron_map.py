@@ -226,7 +226,7 @@ class NeuronMap:
         live = alive.nonzero().flatten()
         placed = live
         if len(live) > MOST_PLACED:
-            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))[:MOST_PLACED]
+            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(int(seed)))[:MOST_PLACED]
             placed = live[drawn.sort().values]
         inside = cosine if len(placed) == len(alive) else cosine[placed][:, placed]
         groups, embedding = cluster(inside, clusters, seed=seed), embed(inside, seed=seed)

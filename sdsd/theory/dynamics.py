@@ -116,7 +116,7 @@ def simulate(
     step_size = checks.check_number(step_size, "step_size", "a number above 0", above=0)
     steps, every = checks.check_integer(steps, "steps", least=0), checks.check_integer(every, "every", least=1)
     root = _root_function(diffusion, states.shape[1])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     kept, losses = [], []
     report = max(1, steps // 100)
     for step in range(steps + 1):

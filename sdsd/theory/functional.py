@@ -166,7 +166,7 @@ def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int 
     count, dim = centres.shape
     if dim < 2:
         raise ValueError("rows: expected at least two dimensions a row, got 1, where a sphere is two points.")
-    generator = torch.Generator(centres.device).manual_seed(seed)
+    generator = torch.Generator(centres.device).manual_seed(checks.check_integer(seed, "seed"))
     edge = math.cos(angle) - ROUNDING
     each = max(2, -(-samples // count))
     share = centres.new_zeros(count * each)

@@ -321,7 +321,7 @@ def random_representative(
     """
     checks.check_number(spread, "spread", "a finite number, 0 or more", least=0)
     found, point = _start(model, softmax_head, example_input, in_place)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
 
     def normal(shape: tuple[int, ...], like: Tensor) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
