@@ -141,3 +141,27 @@ def test_a_monitored_models_copy_is_watched_by_its_own_monitor():
     second_model(inputs).square().mean().backward()
     again, here = second.step(), first.step()
     assert (again.signal, again.noise) == (here.signal, here.noise)
+
+
+def test_functions_serve_four_threads_at_once():
+    activations = [torch.randn(200, 60 + 10 * k) for k in range(THREADS)]
+
+    def answers(x: torch.Tensor) -> list[Any]:
+        stats = sdsd.gamma_stats(x, confidence=0.9)
+        return [stats.signal, stats.noise, stats.interval, sdsd.neuron_cosine_matrix(x).tolist(),
+                sdsd.neuron_neighbors(x, k=3).values.tolist()]  # fmt: skip
+
+    alone = [answers(x) for x in activations]
+    together: list[list[Any]] = [[] for _ in activations]
+    barrier = threading.Barrier(THREADS, timeout=60)
+
+    def run(place: int) -> None:
+        barrier.wait()
+        together[place] = [answers(activations[place]) for _ in range(3)]
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [[expected] * 3 for expected in alone]
