@@ -337,7 +337,14 @@ class GammaMonitor:
         return self._history
 
     def add_observer(self, observer: Callable[[GammaMonitor, GammaStats], None]) -> Callable[[], None]:
-        """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again."""
+        """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again.
+
+        Args:
+            observer: a function of (monitor, stats), or a `GammaHistory` or `CurvatureObserver`.
+
+        Returns:
+            A function without arguments that takes the observer away again.
+        """
         self._observers.append(observer)
         return lambda: self._observers.remove(observer)
 
@@ -357,6 +364,9 @@ class GammaMonitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` of a monitor of the same parameters.
+
+        Args:
+            state: what `state_dict` of the other monitor returned.
 
         Raises:
             ValueError: other parameters than this monitor's, or another population: averages of both would be of

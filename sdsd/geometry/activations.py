@@ -87,6 +87,7 @@ class LayerActivations:
 
     @property
     def dead(self) -> list[int]:
+        """The neurons that are not `alive`."""
         return (~self.alive).nonzero().flatten().tolist()
 
 

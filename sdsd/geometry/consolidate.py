@@ -176,6 +176,9 @@ def remove_neurons(
 
     The smaller network computes what the whole one does with the columns of these neurons in their readers set to 0.
 
+    Args:
+        neurons: indices of rows of the layer, each once, not all.
+
     Raises:
         TypeError, ValueError: as `consolidate`; an index that is out of range or listed twice; removing all.
     """

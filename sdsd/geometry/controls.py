@@ -26,6 +26,9 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
         model: not changed.
         seed: of the fresh parameters; the global generators are left as they are.
 
+    Returns:
+        The copy, in the mode that the model is in.
+
     Raises:
         ValueError: parameters of a module without `reset_parameters` (a class token, say), which are named.
     """
@@ -57,6 +60,13 @@ def trained(model: nn.Module, train: Training, epochs: int, seed: int = 0) -> nn
         train: a generator function that trains and yields after each epoch; `sgd_training` makes one.
         epochs: how many.
         seed: of the global generators during training, which are put back.
+
+    Returns:
+        The trained copy, in the mode that `train` left it in.
+
+    Raises:
+        TypeError: `seed` is no int.
+        ValueError: `epochs` is no whole number, 0 or more.
     """
     network = copy.deepcopy(model)
     with torch.random.fork_rng(devices=cuda_devices(model)):
@@ -74,6 +84,9 @@ def shuffled_pixels(images: Tensor, seed: int = 0) -> Tensor:
     Args:
         images: (N, pixels), or (N, channels, height, width), or with more dimensions behind channels.
         seed: of the permutations.
+
+    Returns:
+        A new tensor of the same shape, dtype and device.
 
     Raises:
         ValueError: three dimensions, which may be channels or rows, or fewer than two.

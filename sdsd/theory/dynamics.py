@@ -107,6 +107,9 @@ def simulate(
         seed: same seed, same paths.
         progress: called about a hundred times over the run, and at its end.
 
+    Returns:
+        `Trajectory` of the states that were kept, the start among them.
+
     Raises:
         TypeError: start is no floating-point tensor; the potential does not depend on the states through autograd.
         ValueError: shapes or numbers out of range; a potential, gradient or D that is not finite, or a D that is not

@@ -91,6 +91,9 @@ def factorise(
         learning_rate, scale: of the updates, of the starts.
         progress: called with (updates done, updates in all).
 
+    Returns:
+        `Factorisation` at every one of `steps`.
+
     Raises:
         ValueError: no 2 × 2 target, no seeds, no steps, or a run that is not finite.
     """
@@ -158,6 +161,9 @@ def sense(
         steps, learning_rate: of the descent.
         seed: same seed, same problems.
         progress: called with (steps done, steps in all).
+
+    Returns:
+        `Sensing`, a row a scale and a column a problem.
 
     Raises:
         ValueError: a number out of range, or a run that is not finite.
