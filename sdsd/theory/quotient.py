@@ -140,7 +140,8 @@ def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: boo
           rescaling: 8 of 8 neurons, 0 → 2
           permutation: 8 neurons, 0
         not analysed
-          outputs of 2: taken as they are; if only a softmax (cross-entropy) sees them, softmax_head=True adds its translation
+          outputs of 2: taken as they are; if only a softmax (cross-entropy) sees them, softmax_head=True adds its \
+translation
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
