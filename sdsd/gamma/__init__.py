@@ -36,13 +36,14 @@ from .history import GammaHistory
 from .monitor import GammaMonitor
 from .recommend import BatchRecommendation, recommend_batch
 from .seed import compute_gamma
-from .stats import GammaStats
+from .stats import GammaStats, Phase
 
 __all__ = [
     "BatchRecommendation",
     "GammaHistory",
     "GammaMonitor",
     "GammaStats",
+    "Phase",
     "compute_gamma",
     "gamma_stats",
     "recommend_batch",

@@ -88,11 +88,25 @@ class BatchRecommendation:
         return low * self.tokens_per_sample, high * self.tokens_per_sample
 
     def steps_factor(self, batch_size: float | None = None) -> float | None:
-        """How many times the fewest steps such a batch takes to a loss: 1 + samples / batch_size (default: yours)."""
+        """How many times the fewest steps such a batch takes to a loss: 1 + samples / batch_size (default: yours).
+
+        Args:
+            batch_size: in samples; None: that of this recommendation.
+
+        Returns:
+            A float, at least 1; None where `samples` is None.
+        """
         return None if self.samples is None else 1 + self.samples / self._checked(batch_size)
 
     def samples_factor(self, batch_size: float | None = None) -> float | None:
-        """How many times the fewest samples such a batch takes to a loss: 1 + batch_size / samples."""
+        """How many times the fewest samples such a batch takes to a loss: 1 + batch_size / samples.
+
+        Args:
+            batch_size: in samples; None: that of this recommendation.
+
+        Returns:
+            A float, at least 1; None where `samples` is None.
+        """
         return None if self.samples is None else 1 + self._checked(batch_size) / self.samples
 
     def _checked(self, batch_size: float | None) -> float:

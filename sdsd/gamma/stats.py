@@ -9,10 +9,13 @@ import math
 from collections.abc import Iterator, Mapping
 from html import escape
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from .sources import HostSource, Row, Source, Table, independent_count
 from .student import student_t_quantile
+
+Phase = Literal["drift", "critical", "diffusion"]
+"""What rules a batch: `GammaStats.phase`."""
 
 MIN_EFFECTIVE_DIMENSION = 10.0
 """Below this many effective directions of noise the interval's coverage is too low for a verdict (phase None)."""
@@ -172,7 +175,7 @@ class GammaStats:
         return self._source.table().degrees
 
     @property
-    def phase(self) -> str | None:
+    def phase(self) -> Phase | None:
         """What rules a batch of `batch_size`: "drift", "diffusion", or "critical" where the interval holds Γ_B = 1.
 
         Γ grows in proportion to the batch: Γ_B = Γ_U · batch_size / samples_per_gradient. None without an interval or

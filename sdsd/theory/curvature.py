@@ -15,6 +15,7 @@ preconditioner P, ‖μ‖² becomes μᵀPμ, μᵀHμ becomes μᵀPHPμ and �
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -226,7 +227,12 @@ def curvature_gamma(
         (2, 4.5, 11.25)
     """
     root = unwrap(model)
-    _check(learning_rate, batch_size, samples_per_gradient, population, probes, chunk_size)
+    _check_learning_rate(learning_rate)
+    batch_size = checks.check_count(batch_size, "batch_size")
+    samples_per_gradient = checks.check_count(samples_per_gradient, "samples_per_gradient")
+    population = checks.check_count(population, "population", optional=True)
+    chunk_size = checks.check_count(chunk_size, "chunk_size", optional=True)
+    probes = _check_probes(probes)
     samples = length_of(batch)
     n = samples // samples_per_gradient
     if n < 2:
@@ -296,18 +302,13 @@ def _diagonal(model: nn.Module, precondition: Any) -> Tensor | None:
     return torch.cat([found[name].detach().double().flatten() for name in trainable])  # type: ignore[union-attr]
 
 
-def _check(
-    learning_rate: float, batch_size: int, samples_per_gradient: int, population: int | None, probes: int | None,
-    chunk_size: int | None,
-) -> None:  # fmt: skip
-    if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < math.inf):
-        raise ValueError(f"learning_rate: expected a positive, finite number, got {learning_rate!r}.")
-    for name, value in (
-        ("batch_size", batch_size),
-        ("samples_per_gradient", samples_per_gradient),
-        ("population", 1 if population is None else population),
-        ("chunk_size", 1 if chunk_size is None else chunk_size),
-    ):
-        checks.check_count(value, name)
-    if checks.check_count(probes, "probes", least=0, optional=True) == 1:
+def _check_learning_rate(value: Any) -> None:
+    if isinstance(value, bool) or not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
+        raise ValueError(f"learning_rate: expected a positive, finite number, got {value!r}.")
+
+
+def _check_probes(value: Any) -> int | None:
+    probes = checks.check_count(value, "probes", least=0, optional=True)
+    if probes == 1:
         raise ValueError(f"probes: expected 0 (sum over all gradients) or a number from 2 up, got {probes!r}.")
+    return None if probes is None else int(probes)

@@ -267,13 +267,13 @@ def asked_of(
     named = {ALIASES.get(key, key): value for key, value in kwargs.items() if key != "out"} if kwargs else {}
     call = Call(func, args[0] if func in WRITERS else out, n)
     asked: set[int] = set()
-    tracks.asked = asked
+    tracks.here.asked = asked
     try:
         verdict = rule(call, *args, **named)
     except Exception as error:  # Whatever the arguments were, training goes on.
         return call.mixed(f"with arguments that could not be read ({error})")
     finally:
-        tracks.asked = None
+        tracks.here.asked = None
     if rule in READS or rule is chosen or type(verdict) is Mixed:
         return verdict
     for x, v in zip(inputs, verdicts, strict=True):

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ...models import compiling, unwrap
 from ..history import GammaHistory
 from ..sources import check_population
 from ..stats import GammaStats
-from .arguments import AUTO_SWITCH, check_arguments
+from .arguments import AUTO_SWITCH, check_arguments, check_dimension
 from .attaching import Attachment
 from .averages import RunningAverages, Step, check_state, statistics
 from .check import CheckReport, beside_loop
@@ -104,7 +106,10 @@ class GammaMonitor:
         history: GammaHistory | str | Path | None = None,
         process_group: Any = "auto",
     ) -> None:
-        check_arguments(every, mode, batch_dim, batch_size, loss_reduction, ema, confidence, max_bytes)
+        check_arguments(mode, loss_reduction, ema, confidence)
+        every, max_bytes = checks.check_count(every, "every"), checks.check_count(max_bytes, "max_bytes")
+        batch_size = checks.check_count(batch_size, "batch_size", optional=True)
+        batch_dim = check_dimension(batch_dim)
         if precondition is not None and mode == "micro":
             raise ValueError("precondition: measured in exact mode only; leave it out or use mode='exact'.")
         self.population = check_population(population)
@@ -227,9 +232,23 @@ class GammaMonitor:
         return self._history
 
     def add_observer(self, observer: Observer) -> Callable[[], None]:
-        """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again."""
+        """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again.
+
+        Args:
+            observer: a function of (monitor, stats), or a `GammaHistory` or `CurvatureObserver`.
+
+        Returns:
+            A function without arguments that takes the observer away again.
+        """
         self._observers.append(observer)
         return lambda: self._observers.remove(observer)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "GammaMonitor: expected to stay with the model it watches, got a copy or a pickle of it. Save "
+            "monitor.state_dict() and load it into a new monitor of the other model. The model copies and pickles by "
+            "itself, unwatched; keep the monitor beside it and not among its attributes."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages and the step count, for a checkpoint."""
@@ -244,6 +263,9 @@ class GammaMonitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` of a monitor of the same parameters.
+
+        Args:
+            state: what `state_dict` of the other monitor returned.
 
         Raises:
             ValueError: other parameters than this monitor's, or another population: averages of both would be of

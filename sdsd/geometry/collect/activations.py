@@ -86,6 +86,7 @@ class LayerActivations:
 
     @property
     def dead(self) -> list[int]:
+        """The neurons that are not `alive`."""
         return (~self.alive).nonzero().flatten().tolist()
 
 

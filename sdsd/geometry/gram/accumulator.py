@@ -393,6 +393,12 @@ class GramAccumulator:
 
         Symmetric bit for bit; NaN in rows and columns of neurons that had a NaN or an infinity. `center` and errors as
         in `cosine_matrix`.
+
+        Args:
+            center: as in `cosine_matrix`.
+
+        Returns:
+            float64, on the device of the sums.  # shape: (n, n)
         """
         with plain_arithmetic(self.device):
             shift = self._shift(center)
@@ -401,6 +407,12 @@ class GramAccumulator:
 
     def covariance(self, correction: int = 1) -> Tensor:
         """`gram()` / (samples − correction), as torch.cov defines it.  # shape: (n, n), float64
+
+        Args:
+            correction: 1 divides by samples − 1, 0 by samples.
+
+        Returns:
+            float64, on the device of the sums.  # shape: (n, n)
 
         Raises:
             ValueError: the accumulator does not centre, or has seen no more samples than `correction`.
@@ -460,6 +472,9 @@ class GramAccumulator:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace what was accumulated by what `state_dict` returned, from any device.
+
+        Args:
+            state: what `state_dict` returned.
 
         Raises:
             ValueError: another n, center or dtype, or something that `state_dict` did not return; nothing changes then.

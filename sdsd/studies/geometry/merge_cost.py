@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...geometry import (
+    How,
     NeuronPairs,
     collect_activations,
     consolidate,
@@ -80,7 +81,7 @@ def measure(
                 changes.append(changed(model))
         return changes
 
-    def smaller(chosen: NeuronPairs, how: str = "mean") -> float:
+    def smaller(chosen: NeuronPairs, how: How = "mean") -> float:
         products = gram if how == "absorb" else None
         return _after(consolidate(model, layer, chosen, how, gram=products, example_input=example)[0], changed)
 
