@@ -22,7 +22,8 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
-from ..arithmetic import Progress, plain_arithmetic, reporter
+from ..._progress import Progress, reporter
+from ..arithmetic import plain_arithmetic
 from ..arrays import as_tensor, neurons_first
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from sdsd_kernels import CosineHistogram, checks, cosine_pairs, cosine_row_sums
 from sdsd_kernels import cosine_histogram as _cosine_histogram
 from sdsd_kernels import disjoint_pairs as _disjoint_pairs
 
-from ..arithmetic import Progress, reporter
+from ..._progress import Progress, reporter
 from ..arrays import as_tensor
 from .costs import Costs, chosen_by_cost
 from .neighbours import NeuronPair

@@ -35,16 +35,15 @@ from torch import Tensor
 
 from sdsd_kernels import BACKENDS, checks, gram_strips
 
+from ..._progress import Progress, reporter
 from ..arithmetic import (
     UNSEEN,
     WINDOW,
-    Progress,
     blas_reads,
     exponents_after,
     peaks,
     plain_arithmetic,
     power_of_two,
-    reporter,
 )
 from ..arrays import neurons_first, sample_parts
 from .ranks import check_alike, check_group, gathered

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
-from ..arithmetic import UNSEEN, Progress, blas_reads, exponents_after, peaks, plain_arithmetic, power_of_two, reporter
+from ..._progress import Progress, reporter
+from ..arithmetic import UNSEEN, blas_reads, exponents_after, peaks, plain_arithmetic, power_of_two
 from ..arrays import neurons_first
 from .ranks import check_alike, check_group, gathered
 

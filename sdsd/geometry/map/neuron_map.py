@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arithmetic import Progress
+from ..._progress import Progress
 from ..arrays import as_tensor
 from ..collect import MOST_BYTES, Forward, LayerActivations, Mask, collect_activations
 from ..cosines import NeuronPair, alive_from_norms, as_cosine, disjoint_pairs, neuron_cosine_matrix

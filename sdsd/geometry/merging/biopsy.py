@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._progress import Progress, reporter
 from ...models import evaluating, restored
-from ..arithmetic import Progress, reporter
 from ..cosines import NeuronPair
 from .consumers import consumers
 from .measurements import Measurements, fingerprint, resumed

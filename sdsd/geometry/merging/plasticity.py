@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._progress import Progress, reporter
 from ...models import evaluating
-from ..arithmetic import Progress, reporter
 from ..cosines import NeuronPair
 from .consolidate import consolidate
 from .controls import Training, cuda_devices

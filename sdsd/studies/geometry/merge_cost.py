@@ -101,12 +101,13 @@ def measure(
     weights = model.get_submodule(layer).weight
     assert isinstance(weights, Tensor)
     for count in progress.each(counts, f"seed {seed}: smaller networks"):
-        for way, by, how in (
+        ways: tuple[tuple[str, str, How], ...] = (
             ("cosine", "cosine", "mean"),
             ("cost", "cost", "mean"),
             ("absorb", "cost", "absorb"),
             ("curvature", "curvature", "absorb"),
-        ):
+        )
+        for way, by, how in ways:
             result["smaller"][way].append(smaller(nearest(by, count, how), how))
         result["smaller"]["random"].append(fmean(smaller(at_random(count, draw)) for draw in range(random_pairings)))
         smallest = weights.detach().flatten(1).abs().sum(1).topk(count, largest=False).indices.tolist()
