@@ -24,6 +24,7 @@ from .engine import (
     holm,
     mean_interval,
 )
+from .rules import RULES
 
 WITHOUT_A_STUDY = "without a study"
 DIRECTED = ("reproduced", "direction only", "opposite")
@@ -31,40 +32,18 @@ DIRECTED = ("reproduced", "direction only", "opposite")
 
 
 def _untestable(claim: str, source: str, stated: str, why: str) -> Verdict:
-    rule = "what the claim is about is not measured by any of the studies"
     return Verdict(
         claim=claim,
         source=f"{MOVES}, {source}",
         verdict="untestable here",
-        rule=rule,
         seed_figure=stated,
         our_figure=None,
         corrected=why,
+        **RULES["without a study"].stated(),
     )
 
 
 UNTESTABLE = (
-    _untestable(
-        "The volume of a basin falls with the Kolmogorov complexity of its function",
-        "The Entropic Selection Principle, 1",
-        "log V ∝ −K",
-        "Kolmogorov complexity cannot be computed, and a basin's volume changes when a network is rescaled into one "
-        "that computes the same function.",
-    ),
-    _untestable(
-        "SGD ends in a basin with a probability in proportion to its volume",
-        "The Entropic Selection Principle, 2",
-        "P ∝ V",
-        "The volumes of basins in thousands of dimensions are out of reach, and which basin is found depends on when "
-        "one looks: see the study well for how long paths stay in one.",
-    ),
-    _untestable(
-        "Generalization error is bounded by the square root of complexity over samples",
-        "The Entropic Selection Principle, 3",
-        "√(K/N)",
-        "Bounds of this form hold for a code that was fixed before the data; they say nothing about SGD without the "
-        "two claims before.",
-    ),
     _untestable(
         "Agency is what a system does on the flat part of its loss",
         "Abstract",
@@ -166,7 +145,8 @@ def _pooled(claims: Sequence[Claim]) -> Verdict:
     words = Counter(claim.verdict.verdict for claim in claims)
     counted = ", ".join(f"{words[word]} {word}" for word in VERDICTS if words[word])
     if effect is None or len(figures) < 2:
-        return replace(first, our_figure=None, verdict="untestable here", corrected=f"Of {len(claims)}: {counted}.")
+        word = first.verdict if len(words) == 1 else "inconclusive"
+        return replace(first, our_figure=None, verdict=word, corrected=f"Of {len(claims)}: {counted}.")
     interval = geometric_interval if effect.ratio else mean_interval
     ours = interval([figure.value for figure in figures], figures[0].unit, against=effect.nothing)
     return replace(

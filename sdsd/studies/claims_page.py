@@ -1,7 +1,7 @@
 """Claims as tables in docs/, and as one HTML page.
 
 In a Markdown file of docs/ what stands between `<!-- claims: WHAT -->` and `<!-- end of claims -->` is written by
-`sdsd claims`; WHAT is a group of studies, "without a study", "networks", "details", "rules" or "count".
+`sdsd claims`; WHAT is a group of studies, "without a study", "networks", "details", "rules", "count" or "in short".
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def fill(text: str, claims: Claims) -> str:
     """
     parts = {group: _table(claims.rows(group)) for group in groups()}
     parts |= {"details": "\n".join(map(_details, claims.rows())), "count": _count(claims)}
-    parts |= {"networks": _networks(claims.rows()), "rules": _rules()}
+    parts |= {"networks": _networks(claims.rows()), "rules": _rules(), "in short": _in_short(claims)}
 
     def part(match: re.Match[str]) -> str:
         if match[2] not in parts:
@@ -75,6 +75,19 @@ def _line(*cells: str) -> str:
 
 def _ours(verdict: Verdict) -> str:
     return "–" if verdict.our_figure is None else str(verdict.our_figure)
+
+
+def _in_short(claims: Claims) -> str:
+    """Claims under their verdicts."""
+    lines = []
+    for word in VERDICTS:
+        found = [row for row in claims.rows() if row.verdict.verdict == word]
+        if found:
+            lines += ["", f"## {word.capitalize()}", ""]
+        for row in found:
+            figure = "" if row.verdict.our_figure is None else f": {_ours(row.verdict)}"
+            lines.append(f"- {row.verdict.claim}{figure}" + (f" ({row.study})" if row.claims[0].study else ""))
+    return "\n".join(lines[1:])
 
 
 def _networks(rows: Iterable[Row]) -> str:
@@ -134,13 +147,11 @@ class ClaimTable:
     rows: Sequence[Row]
 
     def html(self) -> str:
-        head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "there", "here", "verdict and why"))
-        rows = "".join(map(self._row, self.rows))
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        return f'<style>{STYLE}</style><div class="scroll claims">{table}</div>'
+        header = ("claim", "there", "here", "verdict and why")
+        return f"<style>{STYLE}</style>" + html.table(header, list(map(self._row, self.rows)), kind="claims")
 
     @staticmethod
-    def _row(row: Row) -> str:
+    def _row(row: Row) -> list[str]:
         verdict = row.verdict
         named = [claim for claim in row.claims if claim.command]
         repeat = "".join(
@@ -149,12 +160,13 @@ class ClaimTable:
             f"<code>{escape(claim.command)}</code>"
             for claim in named
         )
-        return (
-            f'<tr><th scope="row">{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small></th>'
-            f"<td>{escape(verdict.seed_figure)}</td><td>{escape(_ours(verdict))}</td>"
-            f"<td><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
-            f"<br><small>What decides{_since(verdict)}: {escape(verdict.rule)}.{repeat}</small></td></tr>"
-        )
+        return [
+            f"{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small>",
+            escape(verdict.seed_figure),
+            escape(_ours(verdict)),
+            f"<div><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
+            f"<br><small>What decides{_since(verdict)}: {escape(verdict.rule)}.{repeat}</small></div>",
+        ]
 
 
 def claims_page(claims: Claims) -> str:
@@ -170,8 +182,8 @@ def claims_page(claims: Claims) -> str:
 
 STYLE = """
 main { max-width: 1180px; }
-.claims th, .claims td { white-space: normal; text-align: left; vertical-align: top; }
-.claims tbody th { min-width: 200px; } .claims td { min-width: 110px; } .claims td:last-child { min-width: 340px; }
+.claims :is(th, td) { vertical-align: top; }
+@container (min-width: 601px) { .claims th:first-child { width: 26%; } .claims th:last-child { width: 42%; } }
 .claims small { color: var(--muted); }
 """
 

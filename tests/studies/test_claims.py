@@ -70,6 +70,17 @@ def test_marked_parts_are_written_anew(groups, tmp_path):
         fill("<!-- claims: theroy -->\n<!-- end of claims -->", found)
 
 
+def test_in_short_each_claim_stands_once_under_its_verdict(groups, tmp_path):
+    for name in ("one", "two"):  # the same claim of two studies
+        run_study(groups[name], tmp_path / name, Progress(), quick=True)
+    text = fill("<!-- claims: in short -->\n<!-- end of claims -->", read_claims(tmp_path))
+    assert text.count("- c (2 networks)") == 1
+    assert text.index("## Refuted") < text.index("- c (")
+    assert text.count(f"- {UNTESTABLE[0].claim}\n") == 1
+    (tmp_path / "two" / "results.json").unlink()
+    assert "- c: 1 (`one`)" in fill(text, read_claims(tmp_path))
+
+
 def test_results_of_another_format_are_named(groups, tmp_path):
     run_study(groups["one"], tmp_path / "one", Progress(), quick=True)
     path = tmp_path / "one" / "results.json"
@@ -109,7 +120,7 @@ def test_the_command_runs_what_is_missing(capsys, monkeypatch, tmp_path):
     assert "written: out/studies/claims.html" in out
     text = (tmp_path / "docs/claims.md").read_text(encoding="utf-8")
     assert "No results" not in text
-    assert text.count("**refuted**") == 3
+    assert text.count("**refuted**") == 4  # two rows, for one and two make the same claim, and those two by themselves
     assert run(capsys, "claims", "--quick", "--quiet")[:2] == (0, "")
     assert "--quick" in (tmp_path / "out/quick/claims.md").read_text(encoding="utf-8")
     assert (tmp_path / "docs/claims.md").read_text(encoding="utf-8") == text
@@ -175,4 +186,4 @@ def test_every_rule_has_its_day():
     for name, rule in RULES.items():
         assert re.fullmatch(r"2026-\d\d-\d\d", rule.fixed), name
         assert len(rule.text) > 30, name
-        assert any(word in rule.text for word in ("reproduced", "refuted")), name
+        assert any(word in rule.text for word in ("reproduced", "refuted", "untestable")), name
