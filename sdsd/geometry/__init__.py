@@ -16,8 +16,11 @@ from ..models import evaluating
 from .collect import LayerActivations, collect_activations
 from .comparing import LayerComparison, LossBarrier, NeuronMatching, Similarity, loss_barrier
 from .cosines import (
+    ApproximateNeighbors,
+    CosineHistogram,
     NeuronNeighbors,
     NeuronPairs,
+    approximate_neighbors,
     cosine_between,
     cosine_histogram,
     disjoint_pairs,
@@ -58,9 +61,11 @@ from .merging import (
 
 __all__ = [
     "COHORTS",
+    "ApproximateNeighbors",
     "Biopsy",
     "Consolidation",
     "Consumers",
+    "CosineHistogram",
     "GramAccumulator",
     "LayerActivations",
     "LayerComparison",
@@ -73,6 +78,7 @@ __all__ = [
     "NeuronPairs",
     "Plasticity",
     "Similarity",
+    "approximate_neighbors",
     "biopsy",
     "collect_activations",
     "consolidate",

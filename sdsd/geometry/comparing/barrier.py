@@ -46,7 +46,7 @@ class LossBarrier:
         """The largest of `heights`: 0 where the loss nowhere lies above the line between its ends."""
         return max(self.heights)
 
-    def plot(self, axes: Any = None) -> tuple[Any, Any]:
+    def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
         """Draw the loss along the line; returns (figure, axes).
 
         Args:

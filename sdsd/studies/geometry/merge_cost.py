@@ -194,7 +194,7 @@ def draw(result: StudyResult) -> Any:
     right.set_yscale("log")
     right.set_xlabel(f"neurons fewer, of {runs[0]['neurons']}")
     right.set_ylabel("divergence (nats)")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="lower right", fontsize=8.5)
     figures.set_title(right, "Many at once, at equal size")
     return figure
 
