@@ -133,7 +133,9 @@ def approximate_neighbors(
         report(done, 2 * len(parts))
     if farthest:
         values.neg_()
-    recall, interval, checked = _recall(units, live, values, k, farthest, min(check, len(live)), seed)
+    recall, interval, checked = _recall(
+        units, live, values, k, farthest=farthest, check=min(check, len(live)), seed=seed
+    )
     result = ApproximateNeighbors(values.to(rows.device), indices.to(rows.device), recall, interval, checked)
     if progress is True:
         print(result)
@@ -173,7 +175,7 @@ def _without_self(found: Tensor, where: Tensor, live: Tensor, part: Tensor, k: i
 
 
 def _recall(
-    units: Tensor, live: Tensor, values: Tensor, k: int, farthest: bool, check: int, seed: int
+    units: Tensor, live: Tensor, values: Tensor, k: int, *, farthest: bool, check: int, seed: int
 ) -> tuple[float, tuple[float, float], int]:
     """How many of the true neighbours of a sample were found, by the cosines of the worst of them."""
     wanted = min(k, len(live) - 1)
