@@ -34,7 +34,14 @@ MOST_LINES = 400
 MOST_POSITIONAL = 6
 BEHIND_DOORS = ("sdsd.studies", "sdsd.cli", "sdsd.geometry", "sdsd.graphs", "sdsd.models")
 """A file in these is imported from its own folder and those below it; others go through a folder's __init__."""
-IN_SHAPE = ("sdsd.studies", "sdsd.cli", "sdsd.models", "sdsd.geometry.cosines")
+IN_SHAPE = (
+    "sdsd.studies",
+    "sdsd.cli",
+    "sdsd.models",
+    "sdsd.geometry.cosines",
+    "sdsd.geometry.gram",
+    "sdsd.geometry.comparing",
+)
 """Where the lengths of files and of rows of parameters are held."""
 
 

@@ -101,9 +101,14 @@ class LayerComparison:
         self.n = checks.check_integer(n, "n", least=1, why="neuron")
         self.m = checks.check_integer(m, "m", least=1, why="neuron")
         self._gram = GramAccumulator(
-            self.n + self.m, center=True, dtype=dtype, device=device, max_bytes=max_bytes, backend=backend,
+            self.n + self.m,
+            center=True,
+            dtype=dtype,
+            device=device,
+            max_bytes=max_bytes,
+            backend=backend,
             nonfinite="raise",
-        )  # fmt: skip
+        )
         self._lengths: _Lengths | None = None
         self._largest = 0
 
