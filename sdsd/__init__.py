@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     )
     from .theory import match_neurons
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "sdsd_kernels": ("validate",),

@@ -32,8 +32,12 @@ def plot_history(history: GammaHistory, parameter: str, axes: Any = None) -> tup
         steps,
         [bottom if math.isnan(value) else max(value, bottom) for value in low],
         [top if math.isnan(value) else min(value, top) for value in high],
-        where=[not math.isnan(value) for value in low], color=BLUE, alpha=0.2, linewidth=0, label="interval",
-    )  # fmt: skip
+        where=[not math.isnan(value) for value in low],
+        color=BLUE,
+        alpha=0.2,
+        linewidth=0,
+        label="interval",
+    )
     # What is infinite lies on the upper edge, so that a gap means that nothing was measured.
     axes.plot(steps, [min(value, top) for value in scale], color=BLUE, label="noise scale")
     axes.plot(steps, batch, color=ORANGE, linestyle=(0, (5, 2)), label="batch size")

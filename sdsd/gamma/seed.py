@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..models import paused
-from .stats import GammaStats, gamma_stats
+from .estimators import gamma_stats
+from .stats import GammaStats
 
 
 def compute_gamma(
@@ -100,7 +101,7 @@ def compute_gamma(
     stacked = {name: torch.stack(gradients) for name, gradients in collected.items()}
     return gamma_stats(
         stacked, samples_per_gradient=size, batch_size=size, population=population, confidence=confidence
-    )  # fmt: skip
+    )
 
 
 def _batch_length(batch: Any) -> int | None:

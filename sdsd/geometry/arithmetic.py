@@ -1,16 +1,12 @@
-"""What long calls share: plain arithmetic whatever surrounds them, powers of two that keep it in range, progress."""
+"""What long calls share: plain arithmetic whatever surrounds them, powers of two that keep it in range."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-
-Progress = bool | Callable[[int, int], None]
-"""What a long call takes as `progress`: False, True for a line on standard error, or a function (done, total)."""
 
 UNSEEN = -(2**20)
 """Exponent of a neuron that has been zero so far."""
@@ -80,21 +76,3 @@ def blas_reads(matrix: Tensor) -> bool:
     """Whether one of the two dimensions is adjacent in memory and the other does not overlap it."""
     (rows, columns), (down, across) = matrix.shape, matrix.stride()
     return (across == 1 and down >= columns) or (down == 1 and across >= rows)
-
-
-def reporter(progress: Progress, what: str) -> Callable[[int, int], None]:
-    """The function that a long call tells (done, total). TypeError for a `progress` that is neither."""
-    if progress is False:
-        return lambda done, total: None
-    if progress is True:
-        return lambda done, total: _print_line(what, done, total)
-    if not callable(progress):
-        raise TypeError(
-            f"progress: expected True, False or a function of (done, total), got {type(progress).__name__}."
-        )
-    return progress
-
-
-def _print_line(what: str, done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\r{what}: {done}/{total}", end=end, file=sys.stderr, flush=True)

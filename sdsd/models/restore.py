@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards every module is in the mode it was in."""
+    """Eval mode and no gradients inside; afterwards every module is in the mode it was in.
+
+    Args:
+        model: whose modules are switched.
+
+    Yields:
+        None.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -77,6 +77,15 @@ class _Loss(nn.Module):
 def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_per_gradient: int) -> Tensor:
     """One gradient for every `samples_per_gradient` samples; shape: (n, trainable parameters), in the model's dtype.
 
+    Args:
+        model: its parameters that train are differentiated; .grad is left alone.
+        loss_fn: (model, batch) → mean loss.
+        batch: a tensor, or a tuple, list or dict of tensors with the samples first.
+        samples_per_gradient: over how many samples each gradient is a mean; it divides the batch.
+
+    Returns:
+        The gradients, flattened and joined in the order of `model.parameters()`.  # shape: (n, parameters)
+
     Raises:
         ValueError: the samples do not divide evenly; BatchNorm in train mode with single samples.
     """

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._progress import Progress, reporter
 from ...models import evaluating
-from ..arithmetic import Progress, reporter
 from ..cosines import alive_from_norms, neuron_cosine_matrix
 from ..gram import GramAccumulator
 from .nonlinearity import Choice, Path, ReadersFollower, Reading, choose, path_name
@@ -86,6 +86,7 @@ class LayerActivations:
 
     @property
     def dead(self) -> list[int]:
+        """The neurons that are not `alive`."""
         return (~self.alive).nonzero().flatten().tolist()
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._drawing import figure_and_axes
+from ..._progress import Progress, reporter
 from ...models import evaluating
-from ..arithmetic import Progress, reporter
 from ..merging import LossFunction, Sensitivity, as_sensitivity, single_number
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

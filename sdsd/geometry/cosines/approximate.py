@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 from sdsd_kernels import checks
 
 from ..._extras import require
-from ..arithmetic import Progress, peaks, plain_arithmetic, reporter
+from ..._progress import Progress, reporter
+from ..arithmetic import peaks, plain_arithmetic
 from ..arrays import neurons_first
 from .neighbours import neuron_neighbors
 
@@ -114,6 +115,7 @@ def approximate_neighbors(
     if k >= count:
         raise ValueError(f"k: expected at most {count - 1} neighbours for {count} neurons, got {k}.")
     effort, check = checks.check_count(effort, "effort"), checks.check_count(check, "check")
+    seed = checks.check_integer(seed, "seed")
     report = reporter(progress, "approximate neighbours")
     with plain_arithmetic(rows.device):
         units = _unit_rows(rows, center)

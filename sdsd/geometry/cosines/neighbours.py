@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdsd_kernels import cosine_topk
 
-from ..arithmetic import Progress, reporter
+from ..._progress import Progress, reporter
 from ..arrays import as_tensor, neuron_dim_of_both
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from sdsd_kernels import cosine_histogram as _cosine_histogram
 from sdsd_kernels import disjoint_pairs as _disjoint_pairs
 
 from ..._drawing import figure_and_axes
-from ..arithmetic import Progress, reporter
+from ..._progress import Progress, reporter
 from ..arrays import as_tensor
 from .costs import Costs, chosen_by_cost
 from .neighbours import NeuronPair

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
-from ..arithmetic import Progress, plain_arithmetic, reporter
+from ..._progress import Progress, reporter
+from ..arithmetic import plain_arithmetic
 from .checkpoints import loaded, saved
 from .collectives import agreed, reduced
 from .layout import Plan

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..arithmetic import Progress, blas_reads, plain_arithmetic, reporter
+from ..._progress import Progress, reporter
+from ..arithmetic import blas_reads, plain_arithmetic
 from .ranks import check_group
 from .ring import OnBlock, Ring
 from .shards import Shard, agreed, checked, exchanged

@@ -197,7 +197,7 @@ def _leading(cosine: Tensor, count: int, seed: int) -> tuple[np.ndarray, np.ndar
         y = torch.cat([(1 - cosine[top : top + BLOCK]).square_() @ x for top in range(0, n, BLOCK)])
         return (y - y.mean(0)) / -2
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     x = torch.randn(n, min(count + SPARE, n), generator=generator, dtype=torch.float64).to(cosine.dtype)
     span = [torch.linalg.qr(x).Q]
     for _ in range(min(KRYLOV, n // x.shape[1]) - 1):

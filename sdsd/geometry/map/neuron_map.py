@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arithmetic import Progress
+from ..._progress import Progress
 from ..arrays import as_tensor
 from ..collect import MOST_BYTES, Forward, LayerActivations, Mask, collect_activations
 from ..cosines import NeuronPair, alive_from_norms, as_cosine, disjoint_pairs, neuron_cosine_matrix
@@ -188,6 +188,9 @@ class NeuronMap:
             correlation: for the effective rank: centred cosine.  # shape: (n, n)
             layer, pairs, clusters, method, seed: as in `from_model`.
 
+        Returns:
+            The map of neurons that are alive.
+
         Raises:
             TypeError: no tensors or arrays.
             ValueError: a matrix that is not square or not symmetric, or one of distances; norms, alive or correlation
@@ -235,7 +238,7 @@ class NeuronMap:
         live = alive.nonzero().flatten()
         placed = live
         if len(live) > MOST_PLACED:
-            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))[:MOST_PLACED]
+            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(int(seed)))[:MOST_PLACED]
             placed = live[drawn.sort().values]
         inside = cosine if len(placed) == len(alive) else cosine[placed][:, placed]
         groups, embedding = cluster(inside, clusters, seed=seed), embed(inside, method=method, seed=seed)
@@ -281,7 +284,11 @@ class NeuronMap:
     def neighbours(self, count: int) -> tuple[Tensor, Tensor]:
         """The nearest neurons of each one in `order`, of those in it, and their cosines, nearest first.
 
-        `count` is cut to the number of others.  # shape: (len(order), count) each
+        Args:
+            count: how many of each, cut to the number of others.
+
+        Returns:
+            (places in `order`, int64; cosines).  # shape: (len(order), count) each
         """
         order = torch.tensor(self.order, dtype=torch.long)
         count = min(count, max(len(order) - 1, 0))
@@ -294,13 +301,27 @@ class NeuronMap:
         return indices, cosines
 
     def links(self, most: int | None = None) -> list[tuple[int, int]]:
-        """The first `most` nearest pairs by their places in `order`, without those that a sample left out."""
+        """The first `most` nearest pairs by their places in `order`, without those that a sample left out.
+
+        Args:
+            most: how many pairs at most; None: all.
+
+        Returns:
+            (first, second) each, places in `order`.
+        """
         place = {neuron: position for position, neuron in enumerate(self.order)}
         pairs = [(pair.first, pair.second) for pair in self.nearest[:most]]
         return [(place[first], place[second]) for first, second in pairs if first in place and second in place]
 
     def plane(self, *, seed: int = 0) -> Embedding:
-        """The map in two dimensions, for a picture on paper; one row a neuron of `order`."""
+        """The map in two dimensions, for a picture on paper; one row a neuron of `order`.
+
+        Args:
+            seed: of the embedding.
+
+        Returns:
+            `Embedding` with points of shape (len(order), 2).
+        """
         order = torch.tensor(self.order, dtype=torch.long)
         return embed(self.cosine[order][:, order], 2, method=self.method, seed=seed)
 
@@ -352,6 +373,12 @@ class NeuronMap:
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write arrays to `path`.npz and everything else to `path`.json; both are whole or absent. Returns the paths.
 
+        Args:
+            path: of both files, without their suffixes.
+
+        Returns:
+            The paths of the arrays and of the rest.
+
         Raises:
             OSError: the files cannot be written.
         """
@@ -361,25 +388,53 @@ class NeuronMap:
     def load(cls, path: str | Path) -> NeuronMap:
         """Read what `save` wrote; nothing in the files is run.
 
+        Args:
+            path: as given to `save`.
+
+        Returns:
+            The map.
+
         Raises:
             ValueError: a file is missing, damaged, or something else.
         """
         return cls(**load_map(path))
 
     def save_ply(self, path: str | Path) -> Path:
-        """Write a point cloud for MeshLab, CloudCompare or Blender: see `export.save_ply`."""
+        """Write a point cloud for MeshLab, CloudCompare or Blender: see `export.save_ply`.
+
+        Args:
+            path: the file to write.
+
+        Returns:
+            The path.
+        """
         from .export import save_ply
 
         return save_ply(self, path)
 
     def save_png(self, path: str | Path, *, dpi: int = 144) -> Path:
-        """Draw the map in perspective: see `export.save_png`."""
+        """Draw the map in perspective: see `export.save_png`.
+
+        Args:
+            path: the file to write.
+            dpi: dots an inch.
+
+        Returns:
+            The path.
+        """
         from .export import save_png
 
         return save_png(self, path, dpi=dpi)
 
     def save_html(self, path: str | Path) -> Path:
-        """Write an interactive page that needs no network: see `export.save_html`."""
+        """Write an interactive page that needs no network: see `export.save_html`.
+
+        Args:
+            path: the file to write.
+
+        Returns:
+            The path.
+        """
         from .export import save_html
 
         return save_html(self, path)

@@ -21,7 +21,7 @@ from .consumers import Consumers, consumers, dense_layer
 from .controls import Training, shuffled_pixels, trained, untrained, weight_cosine
 from .cost import outgoing_weights
 from .measurements import Measurements, fingerprint
-from .merge import merge, tensor_of
+from .merge import How, merge, tensor_of
 from .plasticity import Plasticity, plasticity, sgd_training
 from .sensitivity import (
     LossFunction,
@@ -39,6 +39,7 @@ __all__ = [
     "Cohort",
     "Consolidation",
     "Consumers",
+    "How",
     "LossFunction",
     "MassConsolidation",
     "Measurements",

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._progress import Progress, reporter
 from ...models import evaluating, restored
-from ..arithmetic import Progress, reporter
 from ..cosines import NeuronPair
 from .consumers import consumers
 from .measurements import Measurements, fingerprint, resumed
-from .merge import Merger, absorption_from, applied
+from .merge import How, Merger, absorption_from, applied
 from .pair_source import PairSource
 from .sensitivity import LossFunction, Sensitivity, as_sensitivity, single_number
 
@@ -73,7 +73,7 @@ class Biopsy:
     """
 
     layer: str
-    how: str
+    how: How
     loss_before: float
     near: Cohort
     random: Cohort
@@ -111,7 +111,7 @@ class MassConsolidation:
     """
 
     layer: str
-    how: str
+    how: How
     loss_before: float
     pairs: tuple[NeuronPair, ...]
     geometry: float
@@ -137,7 +137,7 @@ def biopsy(
     loss: Sensitivity | tuple[Iterable[Any], LossFunction],
     pairs: int = 50,
     *,
-    how: str = "mean",
+    how: How = "mean",
     activations: Tensor | np.ndarray | None = None,
     cosine: Tensor | np.ndarray | None = None,
     alive: Tensor | np.ndarray | None = None,
@@ -223,7 +223,7 @@ def mass_consolidation(
     pairs: int = 50,
     *,
     random_pairings: int = 8,
-    how: str = "mean",
+    how: How = "mean",
     activations: Tensor | np.ndarray | None = None,
     cosine: Tensor | np.ndarray | None = None,
     alive: Tensor | np.ndarray | None = None,
@@ -331,7 +331,7 @@ def _ratio(
     tops, bottoms = (torch.tensor(list(values), dtype=torch.float64).abs() for values in (above, below))
     if bottoms.mean() == 0:
         return None, None
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     means = [
         values[torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)].mean(1)
         for values in (tops, bottoms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...graphs import LAYER_SIZES, NORM_SIZES, NORM_TENSORS, READER_SIZES, row_dim
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers, dense_layer
-from .merge import Merger, Pairs, absorption_from, added, apply, norm_tensors, reader_weight, refuse_shared
+from .merge import How, Merger, Pairs, absorption_from, added, apply, norm_tensors, reader_weight, refuse_shared
 from .proof import as_inputs, prove, zeroed
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Consolidation:
     """
 
     layer: str
-    how: str
+    how: How | Literal[""]
     pairs: tuple[tuple[int, int], ...]
     removed: tuple[int, ...]
     neurons: tuple[int, int]
@@ -65,7 +65,7 @@ def consolidate(
     model: nn.Module,
     layer: str,
     pairs: Pairs,
-    how: str = "mean",
+    how: How = "mean",
     *,
     remove: bool = True,
     inplace: bool = False,
@@ -165,6 +165,9 @@ def remove_neurons(
     """Take neurons out of the network without a substitute, as pruning does; arguments and results of `consolidate`.
 
     The smaller network computes what the whole one does with the columns of these neurons in their readers set to 0.
+
+    Args:
+        neurons: indices of rows of the layer, each once, not all.
 
     Raises:
         TypeError, ValueError: as `consolidate`; an index that is out of range or listed twice; removing all.
@@ -292,7 +295,7 @@ def _sizes(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
 
 def _report(
     found: Consumers,
-    how: str,
+    how: How | Literal[""],
     pairs: list[tuple[int, int]],
     removed: list[int],
     before: tuple[int, int | None],

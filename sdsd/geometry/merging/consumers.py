@@ -78,7 +78,12 @@ class Consumers:
             raise ValueError(f"Merging is not possible for layer {self.layer!r}:\n- {unknown}")
 
     def require(self, purpose: str, removal: bool) -> None:
-        """ValueError unless readers can be changed, and with `removal` neurons removed."""
+        """ValueError unless readers can be changed, and with `removal` neurons removed.
+
+        Args:
+            purpose: what for, in the error's words.
+            removal: whether neurons are to be removed, and not only merged.
+        """
         if not self.readers and not self.obstacles:
             raise ValueError(f"{purpose} needs a layer that reads {self.layer!r}, and none does.")
         if not (self.removable if removal else self.changeable):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from sdsd_kernels import cosine_matrix
+from sdsd_kernels import checks, cosine_matrix
 
 from ...graphs import row_dim
 from .consumers import dense_layer
@@ -26,13 +26,16 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
         model: not changed.
         seed: of the fresh parameters; the global generators are left as they are.
 
+    Returns:
+        The copy, in the mode that the model is in.
+
     Raises:
         ValueError: parameters of a module without `reset_parameters` (a class token, say), which are named.
     """
     fresh = copy.deepcopy(model)
     kept: list[str] = []
     with torch.random.fork_rng(devices=cuda_devices(model)):
-        torch.manual_seed(seed)
+        torch.manual_seed(checks.check_integer(seed, "seed"))
         for name, module in fresh.named_modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
@@ -57,10 +60,17 @@ def trained(model: nn.Module, train: Training, epochs: int, seed: int = 0) -> nn
         train: a generator function that trains and yields after each epoch; `sgd_training` makes one.
         epochs: how many.
         seed: of the global generators during training, which are put back.
+
+    Returns:
+        The trained copy, in the mode that `train` left it in.
+
+    Raises:
+        TypeError: `seed` is no int.
+        ValueError: `epochs` is no whole number, 0 or more.
     """
     network = copy.deepcopy(model)
     with torch.random.fork_rng(devices=cuda_devices(model)):
-        torch.manual_seed(seed)
+        torch.manual_seed(checks.check_integer(seed, "seed"))
         for _ in itertools.islice(train(network), epochs):
             pass
     return network
@@ -75,6 +85,9 @@ def shuffled_pixels(images: Tensor, seed: int = 0) -> Tensor:
         images: (N, pixels), or (N, channels, height, width), or with more dimensions behind channels.
         seed: of the permutations.
 
+    Returns:
+        A new tensor of the same shape, dtype and device.
+
     Raises:
         ValueError: three dimensions, which may be channels or rows, or fewer than two.
     """
@@ -84,7 +97,7 @@ def shuffled_pixels(images: Tensor, seed: int = 0) -> Tensor:
             "images without channels a dimension of 1: images.unsqueeze(1)."
         )
     flat = images.reshape(len(images), 1, -1) if images.ndim == 2 else images.flatten(2)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     order = torch.rand(len(images), 1, flat.shape[2], generator=generator).argsort(2)
     return flat.gather(2, order.expand_as(flat).to(images.device)).reshape(images.shape)
 

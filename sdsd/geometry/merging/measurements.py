@@ -37,15 +37,34 @@ class Measurements:
 
     @staticmethod
     def key(pairs: Iterable[Sequence[Any]]) -> Key:
+        """Pairs as what a loss is kept under: whatever their order.
+
+        Args:
+            pairs: (first, second, …) each.
+
+        Returns:
+            The pairs' numbers, sorted.
+        """
         return tuple(sorted((int(pair[0]), int(pair[1])) for pair in pairs))
 
     def add(self, key: Key, loss: float) -> None:
+        """Keep the loss with these pairs merged, and write it to the file where there is one.
+
+        Args:
+            key: what `key` made of the pairs.
+            loss: measured.
+        """
         self.losses[key] = loss
         if self.path is not None:
             _append(self.path, {"pairs": key, "loss": loss})
 
     def require_same(self, other: Measurements, where: str) -> None:
-        """ValueError unless `other` is of the same layer, network and loss."""
+        """ValueError unless `other` is of the same layer, network and loss.
+
+        Args:
+            other: measurements to go on with.
+            where: they come from, in the error's words.
+        """
         for name in ("layer", "how", "fingerprint"):
             if getattr(self, name) != getattr(other, name):
                 what = "other weights" if name == "fingerprint" else f"{name} {getattr(self, name)!r}"
@@ -86,7 +105,14 @@ def resumed(started: Measurements, resume: str | Path | Measurements | None) -> 
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers."""
+    """SHA-256 of all parameters and buffers.
+
+    Args:
+        model: on any device.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, torch.Tensor):

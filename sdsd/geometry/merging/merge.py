@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from .consumers import Consumers, consumers, dense_layer
 if TYPE_CHECKING:
     import numpy as np
 
-MERGES = ("mean", "act", "absorb")
+How = Literal["mean", "act", "absorb"]
+"""The rules by which two neurons become one; `merge` says what each does."""
+MERGES: tuple[How, ...] = get_args(How)
 Pairs = Iterable[Sequence[Any]] | Tensor
 """(first, second) neuron indices; what follows in an entry is ignored, so that `NeuronPair`s can be passed."""
 
@@ -29,7 +31,7 @@ def merge(
     model: nn.Module,
     layer: str,
     pairs: Pairs,
-    how: str = "mean",
+    how: How = "mean",
     *,
     activations: Tensor | np.ndarray | None = None,
     gram: Tensor | np.ndarray | None = None,
@@ -136,7 +138,7 @@ class Merger:
     """
 
     def __init__(
-        self, model: nn.Module, found: Consumers, how: str, absorption: Callable[[IndexPairs], Tensor] | None = None
+        self, model: nn.Module, found: Consumers, how: How, absorption: Callable[[IndexPairs], Tensor] | None = None
     ) -> None:
         check_how(how)
         if how == "mean":
@@ -296,7 +298,7 @@ def absorption_from(
     activations: Tensor | np.ndarray | None,
     gram: Tensor | np.ndarray | None,
     neuron_dim: int | None,
-    how: str,
+    how: How,
 ) -> Callable[[IndexPairs], Tensor] | None:
     """A function that gives ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩ of pairs, in float64; None where `how` needs none."""
     check_how(how)

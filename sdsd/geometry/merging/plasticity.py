@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._progress import Progress, reporter
 from ...models import evaluating
-from ..arithmetic import Progress, reporter
 from ..cosines import NeuronPair
 from .consolidate import consolidate
 from .controls import Training, cuda_devices
+from .merge import How
 from .pair_source import PairSource
 from .sensitivity import LossFunction, single_number
 
@@ -37,7 +38,7 @@ class Plasticity:
     """
 
     layer: str
-    how: str
+    how: How
     pairs: tuple[NeuronPair, ...]
     geometry: tuple[float, ...]
     random: tuple[float, ...]
@@ -64,7 +65,7 @@ def plasticity(
     pairs: int = 50,
     *,
     epochs: int = 5,
-    how: str = "mean",
+    how: How = "mean",
     activations: Tensor | np.ndarray | None = None,
     cosine: Tensor | None = None,
     alive: Tensor | None = None,
@@ -127,7 +128,7 @@ def _learning_curve(
     network: nn.Module, train: Training, accuracy: Callable[[nn.Module], Any], epochs: int, seed: int
 ) -> Iterator[float]:
     with torch.random.fork_rng(devices=cuda_devices(network)):
-        torch.manual_seed(seed)
+        torch.manual_seed(checks.check_integer(seed, "seed"))
         training = iter(train(network))
         for epoch in range(epochs):
             try:

@@ -26,6 +26,9 @@ def mean_loss(loader: Iterable[Any], loss_fn: LossFunction) -> Sensitivity:
         loader: any iterable of batches that can be read again and again, and gives the same samples each time.
         loss_fn: (model, batch) → the batch's mean loss.
 
+    Returns:
+        A function of a model that gives a float.
+
     Raises, when it is called:
         ValueError: a loader without a batch, or a loss that is no single number.
 
@@ -67,6 +70,9 @@ def kl_to_untouched(
         forward: (model, batch) → logits (…, classes); None: the model of a batch's first part, or of all parts of a
             batch that is a dict.
 
+    Returns:
+        A function of a model that gives a float, in nats, 0 for `model` as it was.
+
     Raises:
         ValueError: a loader without a batch.
     """
@@ -79,6 +85,9 @@ def cosine_to_untouched(
     """A function of a model: mean of 1 − cosine between its embeddings and those of `model` as it is now.
 
     Arguments and errors as in `kl_to_untouched`; `forward` gives embeddings (…, features).
+
+    Returns:
+        A function of a model that gives a float between 0 and 2, 0 for `model` as it was.
     """
     return _against_untouched(model, loader, forward, lambda before, now: 1 - cosine_similarity(before, now, dim=-1))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...geometry import (
+    How,
     NeuronPairs,
     collect_activations,
     consolidate,
@@ -80,7 +81,7 @@ def measure(
                 changes.append(changed(model))
         return changes
 
-    def smaller(chosen: NeuronPairs, how: str = "mean") -> float:
+    def smaller(chosen: NeuronPairs, how: How = "mean") -> float:
         products = gram if how == "absorb" else None
         return _after(consolidate(model, layer, chosen, how, gram=products, example_input=example)[0], changed)
 
@@ -100,12 +101,13 @@ def measure(
     weights = model.get_submodule(layer).weight
     assert isinstance(weights, Tensor)
     for count in progress.each(counts, f"seed {seed}: smaller networks"):
-        for way, by, how in (
+        ways: tuple[tuple[str, str, How], ...] = (
             ("cosine", "cosine", "mean"),
             ("cost", "cost", "mean"),
             ("absorb", "cost", "absorb"),
             ("curvature", "curvature", "absorb"),
-        ):
+        )
+        for way, by, how in ways:
             result["smaller"][way].append(smaller(nearest(by, count, how), how))
         result["smaller"]["random"].append(fmean(smaller(at_random(count, draw)) for draw in range(random_pairings)))
         smallest = weights.detach().flatten(1).abs().sum(1).topk(count, largest=False).indices.tolist()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .uses import project
+from ..uses import project
 
 FIRST, EVERY = 3, 50
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -51,9 +51,13 @@ class Prover:
         return self._directions[name]
 
     def differences(
-        self, measured: Mapping[str, Tensor], squares: Mapping[str, Tensor], gradients: Mapping[str, Tensor],
-        dtypes: Mapping[str, torch.dtype], samples: int,
-    ) -> dict[str, float]:  # fmt: skip
+        self,
+        measured: Mapping[str, Tensor],
+        squares: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        samples: int,
+    ) -> dict[str, float]:
         """Parameters whose gradient is not what was measured → the difference, relative to the gradient.
 
         Of n contributions c_i to a gradient, ‖Σ c_i‖² ≤ n Σ‖c_i‖². Squares that are too small for that were lost.

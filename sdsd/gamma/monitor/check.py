@@ -13,6 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..stats import GammaStats
+from .averages import StepSource
+from .meter import Meter
+from .parameters import Parameters
+from .session import Session
+
 
 @dataclass(frozen=True)
 class CheckedParameter:
@@ -61,6 +67,49 @@ class CheckReport:
         return "\n".join(lines)
 
 
+def beside_loop(
+    model: nn.Module,
+    meter: Meter,
+    session: Session,
+    parameters: Parameters,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batch: Any,
+) -> CheckReport:
+    """Measure one batch, then loop over its samples; everything is left as it was."""
+    scaler, meter.scaler = meter.scaler, None
+    proved = meter.prover.steps
+    try:
+        with untouched(parameters.root), session.apart():
+            for parameter in parameters.root.parameters():
+                parameter.grad = None
+            session.directions = None if session.sharded else meter.prover.direction
+            with torch.enable_grad():
+                loss = loss_fn(model, batch)
+                loss.backward()
+            with torch.no_grad():
+                step, _ = meter.measure()
+            n = session.batch or 0
+            if step is None:
+                raise ValueError(f"batch: expected at least 2 samples, got {n}.")
+            with session.paused(), torch.enable_grad():
+                rows, loss_by_loop = by_loop(
+                    parameters.root, parameters.measured(), loss_fn, batch, n, session.batch_dim
+                )
+    finally:
+        meter.scaler, meter.prover.steps = scaler, proved
+    stats = GammaStats(
+        StepSource(parameters.covered, step), n=n, samples_per_gradient=1, batch_size=n, confidence=None
+    ).parameters
+    return CheckReport(
+        tuple(
+            CheckedParameter(name, stats[name].signal, signal, stats[name].noise, noise)
+            for name, (signal, noise) in rows.items()
+        ),
+        loss.item() / (n if meter.reduction == "sum" else 1),
+        loss_by_loop,
+    )
+
+
 def slices(batch: Any, n: int, axis: int) -> Iterator[Any]:
     """The batch's samples, each a batch of one: every tensor with n entries along `axis` is cut."""
     leaves, structure = pytree.tree_flatten(batch)
@@ -95,9 +144,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def by_loop(
-    model: nn.Module, parameters: dict[str, nn.Parameter], loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any,
-    n: int, axis: int,
-) -> tuple[dict[str, tuple[float, float]], float]:  # fmt: skip
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batch: Any,
+    n: int,
+    axis: int,
+) -> tuple[dict[str, tuple[float, float]], float]:
     """Signal and noise of every parameter by one backward pass a sample, and the mean of the samples' losses."""
     total = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in parameters.items()}
     squares = dict.fromkeys(parameters, 0.0)

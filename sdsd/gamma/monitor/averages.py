@@ -17,13 +17,15 @@ them: a training step then pays for no arithmetic on small tensors, which costs 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .stats import Row, Source, Table
+from ..sources import Row, Source, Table, independent_count
+from ..stats import GammaStats
 
 HELD = 64
 """Steps that may wait to be worked in."""
@@ -124,12 +126,27 @@ class RunningAverages:
         self._waiting = []
 
 
+def check_state(state: Mapping[str, Any], covered: tuple[str, ...], population: int | None) -> None:
+    """Raise where a saved state is not of a monitor of these parameters and this population."""
+    missing = [key for key in ("averages", "steps", "mode", "parameters", "population") if key not in state]
+    if missing:
+        raise ValueError(f"state: expected what state_dict() gave, but {', '.join(missing)} is missing.")
+    if list(state["parameters"]) != list(covered):
+        differ = sorted(set(state["parameters"]) ^ set(covered))[:5]
+        raise ValueError(f"state: it is of other parameters than this monitor's (for example {', '.join(differ)}).")
+    if state["population"] != population:
+        raise ValueError(
+            f"state: its averages are of batches with population={state['population']}, this monitor's would be of "
+            f"population={population}. Give the monitor that one, or let it begin anew without this state."
+        )
+
+
 class AveragesSource(Source):
     """Host values of the running averages at one step."""
 
     def __init__(
         self, names: tuple[str, ...], independent: float, state: Tensor, waiting: list[Step], decay: float
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(names)
         self._independent = independent
         self._unsettled = (state, waiting, decay)
@@ -169,3 +186,27 @@ class StepSource(Source):
         signal, noise = (values[0].tolist() for values in _signal_and_noise(raw.unsqueeze(0), raw.new_tensor([n])))
         rows = [Row(m, v, None, None) for m, v in zip(signal, noise, strict=True)]
         return Table(rows[-1], tuple(rows[:-1]), degrees=math.nan)
+
+
+def statistics(
+    step: Step, averages: RunningAverages, names: tuple[str, ...], population: int | None, confidence: float
+) -> GammaStats:
+    """A step's statistics, with those of the steps so far as `smoothed`."""
+    unit, samples = step.unit, round(step.n * step.unit)
+    smoothed = GammaStats(
+        averages.source(names, independent_count(samples, 1, population)),
+        n=samples,
+        samples_per_gradient=1,
+        batch_size=samples,
+        population=population,
+        confidence=confidence,
+    )
+    return GammaStats(
+        StepSource(names, step),
+        n=step.n,
+        samples_per_gradient=int(unit) if unit == int(unit) else unit,
+        batch_size=samples,
+        population=population,
+        confidence=None,
+        smoothed=smoothed,
+    )

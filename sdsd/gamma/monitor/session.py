@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..models import compiled_parts, intercepted
-from .following import Track
-from .layers.base import UnsupportedError
+from ...models import compiled_parts, intercepted
+from ..following import Track
+from ..uses import Leaf, Measuring, Operand, Pass, carrying
+from .inputs import read_inputs
 from .leftovers import Leftovers
-from .uses import Leaf, Measuring, Operand, Pass, carrying
+from .refusals import refuse_uncounted
 
 if TYPE_CHECKING:
-    from .layers.base import Watcher
+    from ..layers import Watcher
+    from .parameters import Parameters
 
 
 class Session:
@@ -75,6 +77,14 @@ class Session:
         self.stale: str | None = None
         self.given_up = False
         self.reset()
+
+    def take(self, parameters: Parameters) -> None:
+        """Measure these parameters from now on."""
+        self.parameters = parameters.measured()
+        self.rows = parameters.index
+        self.root = parameters.root
+        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.known = {id(parameter) for parameter in parameters.everything.values()}
 
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""
@@ -154,8 +164,6 @@ class Session:
             for watcher, ran, grad in probes:
                 watcher.ran, watcher.probe.grad = ran, grad
 
-    # ---- forward ---------------------------------------------------------------------------------------------------
-
     def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The whole model's forward pass in eager mode: one batch."""
         if self._inside or torch._C._current_graph_task_id() != -1:
@@ -221,48 +229,17 @@ class Session:
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track]]:
         """Find the batch size, and the inputs that carry samples."""
-        axis = self.batch_dim
-        plain = not kwargs and all(isinstance(x, Tensor) for x in args)
-        leaves = args if plain else pytree.tree_leaves((args, kwargs))
-        tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]
-        given = self.batch_size
-        if not tensors:
-            if given is not None or not self.exact:
-                self.batch = given if given is not None else self.batch
-                return []
-            raise UnsupportedError(
-                f"expected an input tensor with a sample axis (dimension {axis}) to read the batch size from, found "
-                "none. Pass batch_size to the monitor."
-            )
-        # A square matrix before the others is a mask or a table of distances, not the samples.
-        first = next((x for x in tensors if x.ndim != 2 or x.shape[0] != x.shape[1]), tensors[0])
-        size = first.shape[axis]
-        inner = 1
-        if given is None:
-            self.batch = size
-        elif size > given and size % given == 0:
-            self.batch, inner = given, size // given
-        elif size > given and self.exact:
-            raise UnsupportedError(
-                f"the model's first input has {size} rows along dimension {axis}, no whole number for each of the "
-                f"{given} samples that batch_size announces. Pass the right batch_size."
-            )
-        else:
-            self.batch = min(size, given) if self.exact else given
-        self.square = first.ndim == 2 and first.shape[1 - axis] == self.batch if first.ndim == 2 and axis < 2 else False
-        carry = [(x, Track(axis, 1, x.shape[axis] // self.batch)) for x in tensors if self._carries(x, size, inner)]
-        return sorted(carry, key=lambda pair: pair[0] is not first)
-
-    def _carries(self, x: Tensor, size: int, inner: int) -> bool:
-        rows = x.shape[self.batch_dim]
-        return bool(self.batch) and (rows == size or (inner > 1 and rows == self.batch))
+        inputs = read_inputs(args, kwargs, self)
+        if inputs is None:  # none has a sample axis
+            self.batch = self.batch_size if self.batch_size is not None else self.batch
+            return []
+        self.batch, self.square = inputs.batch, inputs.square
+        return inputs.tracks
 
     def begin_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The whole model's forward pass in code that is being compiled: read the batch size."""
         if self.batch_size is None:
             self.read(args, kwargs)
-
-    # ---- backward --------------------------------------------------------------------------------------------------
 
     def enter_task(self, ledger: Pass | None = None) -> int:
         """The outermost backward pass that now runs; asks to be told when it is over."""
@@ -343,8 +320,6 @@ class Session:
             self.sizes.append(self.batch or 0)
         return None
 
-    # ---- the end of a pass -----------------------------------------------------------------------------------------
-
     def settle(self) -> None:
         """Square what backward passes left behind; accounts that nothing came from stay open."""
         if not self.passes:
@@ -387,38 +362,29 @@ class Session:
         """
         self.settle()
         groups = self._groups()
-        if self.given_up or any(ledger.open & self._open for group in groups for ledger in group):
-            raise UnsupportedError(
-                "a backward pass ended in an exception, and what it had added to .grad is still there. Clear the "
-                "gradients (optimizer.zero_grad()) after such an exception."
-            )
-        for group in groups:
-            if any(ledger.trouble == "repeated" for ledger in group) or any(len(ledger.tasks) > 1 for ledger in group):
-                raise UnsupportedError(
-                    "one forward pass was followed by several backward passes, and squares of their gradients do not "
-                    "add. Add the losses and call backward once, put the others into `with monitor.paused():`, or use "
-                    "mode='micro'."
-                )
-            if len(group) > 1 and (self.batch_size is None or len({ledger.n for ledger in group}) > 1):
-                raise UnsupportedError(
-                    f"the model ran forward {len(group)} times before one backward pass, so its samples cannot be told "
-                    "apart. Where the passes are of the same samples (pairs, as in SimCLR), pass batch_size to the "
-                    "monitor; else call backward after each forward pass, or use mode='micro'."
-                )
-        if self.stale is not None:
-            raise UnsupportedError(
-                f"{self.stale}: its .grad still held the gradient of the step before when a new batch was added to it. "
-                "Clear gradients after every step (optimizer.zero_grad())."
-            )
+        unfinished = self.given_up or any(ledger.open & self._open for group in groups for ledger in group)
+        refuse_uncounted(groups, unfinished=unfinished, same_samples=self.batch_size is not None, stale=self.stale)
         return groups
 
 
 _OF_A_STEP = frozenset(
     {
-        "planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch", "directions",
-        "_outer", "_begun", "_open", "_marks", "_stepped",
+        "planned",
+        "measuring",
+        "sizes",
+        "passes",
+        "strangers",
+        "stale",
+        "given_up",
+        "batch",
+        "directions",
+        "_outer",
+        "_begun",
+        "_open",
+        "_marks",
+        "_stepped",
     }
-)  # fmt: skip
+)
 
 
 def capturing() -> bool:
