@@ -47,10 +47,13 @@ class LossBarrier:
         return max(self.heights)
 
     def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
-        """Draw the loss along the line; returns (figure, axes).
+        """Draw the loss along the line.
 
         Args:
-            axes: matplotlib's, to draw into; None: a new figure.
+            axes: matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and the axes.
 
         Raises:
             MissingExtraError: matplotlib is not installed.

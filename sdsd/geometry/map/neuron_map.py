@@ -355,7 +355,13 @@ class NeuronMap:
         return f"NeuronMap({f'{self.layer!r}: ' if self.layer else ''}{', '.join(known)})"
 
     def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
-        """Draw the map in perspective, or its `plane` into given matplotlib axes that are flat; (figure, axes).
+        """Draw the map in perspective, or its `plane` into axes that are flat.
+
+        Args:
+            axes: matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and the axes.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
