@@ -104,8 +104,8 @@ def judge(result: StudyResult) -> list[Verdict]:
             corrected=f"At canonical representatives of the same loss, the basin with true labels is larger by "
             f"{replace(ours, unit='')} nats a parameter; by the typical ray {median}; as a share of a Gaussian "
             f"{gaussian}. Rays from a minimum bound a volume from below: of {result.config['directions']} the estimate "
-            f"rests on as few as {least:.1f}, and all that is sure is a share of at least e^{max(bounds):.0f} of the "
-            "Gaussian.",
+            f"rests on as few as {least:.1f}, and all that is sure is shares of at least e^{min(bounds):.0f} to "
+            f"e^{max(bounds):.0f} of the Gaussian.",
             effect=LARGER,
             **RULES["basin"].stated(),
         )

@@ -35,7 +35,7 @@ EXPECTED = {
     "basin": ["inconclusive"],
     "occam": ["direction only", "reproduced", "reproduced"],
     "least-norm": ["reproduced", "reproduced"],
-    "tangent-kernel": ["reproduced", "inconclusive"],
+    "tangent-kernel": ["reproduced", "reproduced"],
     "goldstone": ["reproduced"],
     "two-wells": ["reproduced"],
     "kakeya": ["inconclusive"],
