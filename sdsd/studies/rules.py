@@ -58,9 +58,11 @@ RULES: dict[str, Rule] = {
     ),
     "tangent-kernel: width": Rule(
         "the number is the power of the width with which the relative change of the kernel in training goes; "
-        "reproduced if its 95% interval lies below 0 and it is within a factor of 2 of −0.5; direction only if it is "
+        "reproduced if its 95% interval lies below 0 and it is within a factor of 2 of −1; direction only if it is "
         "another below 0; opposite if the interval lies above 0; inconclusive otherwise",
         fixed="2026-11-26",
+        replaced="−0.5 in the place of −1, for a few hours; that is the order of the first proven bound and of the "
+        "kernel's spread at the start, and the change in training is of the order of 1/width",
     ),
     "tangent-kernel: generalisation": Rule(
         "the number is the error on new data of regression with the first kernel of the narrowest network less that of "

@@ -106,7 +106,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     config = result.config
     return [
         Verdict(
-            claim="SGD with noise is an engine that maximises entropy: it settles in large basins, not small ones",
+            claim="Noisy descent is a diffusion that seeks large volumes: it settles in large basins, not small ones",
             source=f"{MOVES}, The Entropic Selection Principle, 2",
             verdict=word,
             seed_figure="exponentially more likely",
@@ -114,7 +114,8 @@ def judge(result: StudyResult) -> list[Verdict]:
             corrected=f"Of two wells of one depth and curvatures {config['wide']:g} and {config['narrow']:g} in the "
             f"plane, the wide one holds {langevin} of noisy paths at t = {config['end']:g}; equilibrium would be "
             f"{gibbs:.3f}. Descent without any noise ends there for {descent} of the same starts: most of the "
-            "preference is where one starts, and the rest needs isotropic noise and time enough to cross.",
+            "preference is where one starts, and the rest needs isotropic noise, which SGD's is not, and time "
+            "to cross.",
             effect=ADDED,
             **RULES["two-wells"].stated(),
         )
