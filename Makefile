@@ -15,7 +15,7 @@ VERSION_TESTS ?= tests/test_helpers.py tests/test_validate.py tests/kernels test
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo studies test test-oldest test-torch-2.11 test-integrations test-peers test-zoo bench lint aot gpu clean
+.PHONY: help demo studies docs test test-oldest test-torch-2.11 test-integrations test-peers test-zoo bench lint aot gpu clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -30,7 +30,11 @@ demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/
 studies: $(VENV)/networks.stamp  ## every claim held against measurement: out/studies, docs/claims.md; 20 minutes (resumable, JOBS=2)
 	$(BIN)/sdsd claims --jobs $(JOBS)
 
-test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no GPU)
+docs: $(VENV)/docs.stamp  ## build the site into out/site, its notebooks run and its links checked; a minute and a half
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/site
+	$(BIN)/python -m docs.check_site out/site
+
+test: $(VENV)/dev.stamp $(VENV)/axe.stamp  ## run the tests (kernels interpreted where there is no GPU)
 	$(BIN)/python -m pytest
 
 test-oldest:  ## test with the oldest releases claimed: Python 3.10, torch 2.9, Triton 3.5, NumPy 1.26 (in .venv-oldest)
@@ -67,7 +71,7 @@ gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing instal
 
 clean:  ## remove .venv, out/ and what tools leave behind
 	rm -rf $(VENV) .venv-* out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -rf benchmarks/results/local
+	rm -rf benchmarks/results/local docs/made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -84,8 +88,17 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/report.stamp
 
+# axe-core, which tests of pages look through; where there is no npm they say that they are skipped.
+$(VENV)/axe.stamp: $(VENV)/dev.stamp
+	@npm install --prefix $(VENV) --no-save --no-audit --no-fund --silent axe-core@4 || echo "no axe-core: no npm, or none from it"
+	@touch $@
+
 $(VENV)/integrations.stamp: $(VENV)/dev.stamp
 	$(INSTALL) -e '.[integrations]'
+	@touch $@
+
+$(VENV)/docs.stamp: constraints-docs.txt $(VENV)/report.stamp
+	$(INSTALL) -c constraints-docs.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/networks.stamp: networks.txt $(VENV)/dev.stamp

@@ -205,22 +205,21 @@ class ClaimTable:
     claims: Sequence[Claim]
 
     def html(self) -> str:
-        head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "there", "here", "verdict and why"))
-        rows = "".join(map(self._row, self.claims))
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        return f'<style>{STYLE}</style><div class="scroll claims">{table}</div>'
+        header = ("claim", "there", "here", "verdict and why")
+        return f"<style>{STYLE}</style>" + html.table(header, list(map(self._row, self.claims)), kind="claims")
 
     @staticmethod
-    def _row(claim: Claim) -> str:
+    def _row(claim: Claim) -> list[str]:
         verdict = claim.verdict
         link = f'<a href="{escape(claim.study)}/report.html">{escape(claim.study)}</a>' if claim.study else ""
         repeat = f"<br>{link}, {_seeds(claim)}: <code>{escape(claim.command)}</code>" if claim.command else ""
-        return (
-            f'<tr><th scope="row">{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small></th>'
-            f"<td>{escape(verdict.seed_figure)}</td><td>{escape(_ours(claim))}</td>"
-            f"<td><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
-            f"<br><small>What decides: {escape(verdict.rule)}.{repeat}</small></td></tr>"
-        )
+        return [
+            f"{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small>",
+            escape(verdict.seed_figure),
+            escape(_ours(claim)),
+            f"<div><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
+            f"<br><small>What decides: {escape(verdict.rule)}.{repeat}</small></div>",
+        ]
 
 
 def claims_page(claims: Claims) -> str:
@@ -236,8 +235,8 @@ def claims_page(claims: Claims) -> str:
 
 STYLE = """
 main { max-width: 1180px; }
-.claims th, .claims td { white-space: normal; text-align: left; vertical-align: top; }
-.claims tbody th { min-width: 200px; } .claims td { min-width: 110px; } .claims td:last-child { min-width: 340px; }
+.claims :is(th, td) { vertical-align: top; }
+@container (min-width: 601px) { .claims th:first-child { width: 26%; } .claims th:last-child { width: 42%; } }
 .claims small { color: var(--muted); }
 """
 

@@ -18,6 +18,7 @@ from .functional import (
     realized_volume,
 )
 from .learning_coefficient import LearningCoefficient, RefusedEstimateError, local_learning_coefficient
+from .matching import ModelMatching, match_neurons
 from .quotient import (
     Symmetries,
     canonicalize,
@@ -41,6 +42,7 @@ __all__ = [
     "DescriptionLength",
     "GeometricFunctional",
     "LearningCoefficient",
+    "ModelMatching",
     "RealizedVolume",
     "RefusedEstimateError",
     "Sharpness",
@@ -58,6 +60,7 @@ __all__ = [
     "local_learning_coefficient",
     "log_orbit_count",
     "log_volume",
+    "match_neurons",
     "orbit_entropy",
     "participation_ratio",
     "quotient_gamma",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdsd_kernels import checks
+
 from ._hessian import Hessian
 
 BLOCK_ELEMENTS = 2**22
@@ -84,7 +86,8 @@ class Moments:
     def _combined(self, probes: int, seed: int) -> Tensor:
         """P Σ ±dᵢ / √(n−1) with random signs: the covariance is PΣP; shape: (probes, parameters)."""
         n = len(self._rows)
-        signs = torch.randint(0, 2, (probes, n), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+        generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
+        signs = torch.randint(0, 2, (probes, n), generator=generator).double() * 2 - 1
         signs = signs.to(self._rows.device) / math.sqrt(n - 1)
         total = torch.zeros(probes, self._rows.shape[1], dtype=torch.float64, device=self._rows.device)
         for place, deviations in self._deviations():

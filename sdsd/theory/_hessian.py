@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from ..gamma import attachment
+from ..models import paused
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -25,7 +25,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
-        stack.enter_context(attachment.paused(model))
+        stack.enter_context(paused(model))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -76,6 +76,15 @@ class _Loss(nn.Module):
 
 def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_per_gradient: int) -> Tensor:
     """One gradient for every `samples_per_gradient` samples; shape: (n, trainable parameters), in the model's dtype.
+
+    Args:
+        model: its parameters that train are differentiated; .grad is left alone.
+        loss_fn: (model, batch) → mean loss.
+        batch: a tensor, or a tuple, list or dict of tensors with the samples first.
+        samples_per_gradient: over how many samples each gradient is a mean; it divides the batch.
+
+    Returns:
+        The gradients, flattened and joined in the order of `model.parameters()`.  # shape: (n, parameters)
 
     Raises:
         ValueError: the samples do not divide evenly; BatchNorm in train mode with single samples.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..gamma.monitor import unwrap
+from ..models import unwrap
 from . import quotient
 from ._hessian import Hessian, LossFunction, length_of, mean_loss
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from .._progress import Progress, reporter, sparing
 from ._hessian import LossFunction, undisturbed
 from ._landscape import Landscape, starting_point
-from ._progress import Progress, reporter
 
 STRETCH = 2**0.5
 """Between the radii at which a ray is looked at before the interval in which it leaves the basin is halved."""
@@ -128,7 +128,7 @@ def basin_volume(
         checks.check_number(prior_scale, "prior_scale", "a number above 0, or None", above=0)
     checks.check_count(directions, "directions", least=2)
     checks.check_count(probes, "probes", least=0)
-    report = reporter(progress, "basin_volume")
+    report = sparing(reporter(progress, "basin_volume"))
     landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
     d, device = len(landscape.start), landscape.start.device
     draw = torch.Generator().manual_seed(seed)

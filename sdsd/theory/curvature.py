@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..gamma import precondition as preconditioning
-from ..gamma.monitor import unwrap
+from ..models import unwrap
 from ._curvature_moments import Moments
 from ._hessian import Hessian, LossFunction, gradient_rows, length_of, undisturbed
 
@@ -226,7 +226,12 @@ def curvature_gamma(
         (2, 4.5, 11.25)
     """
     root = unwrap(model)
-    _check(learning_rate, batch_size, samples_per_gradient, population, probes, chunk_size)
+    learning_rate = checks.check_number(learning_rate, "learning_rate", "a positive, finite number", above=0)
+    batch_size = checks.check_count(batch_size, "batch_size")
+    samples_per_gradient = checks.check_count(samples_per_gradient, "samples_per_gradient")
+    population = checks.check_count(population, "population", optional=True)
+    chunk_size = checks.check_count(chunk_size, "chunk_size", optional=True)
+    probes = _check_probes(probes)
     samples = length_of(batch)
     n = samples // samples_per_gradient
     if n < 2:
@@ -296,18 +301,8 @@ def _diagonal(model: nn.Module, precondition: Any) -> Tensor | None:
     return torch.cat([found[name].detach().double().flatten() for name in trainable])  # type: ignore[union-attr]
 
 
-def _check(
-    learning_rate: float, batch_size: int, samples_per_gradient: int, population: int | None, probes: int | None,
-    chunk_size: int | None,
-) -> None:  # fmt: skip
-    if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < math.inf):
-        raise ValueError(f"learning_rate: expected a positive, finite number, got {learning_rate!r}.")
-    for name, value in (
-        ("batch_size", batch_size),
-        ("samples_per_gradient", samples_per_gradient),
-        ("population", 1 if population is None else population),
-        ("chunk_size", 1 if chunk_size is None else chunk_size),
-    ):
-        checks.check_count(value, name)
-    if checks.check_count(probes, "probes", least=0, optional=True) == 1:
+def _check_probes(value: Any) -> int | None:
+    probes = checks.check_count(value, "probes", least=0, optional=True)
+    if probes == 1:
         raise ValueError(f"probes: expected 0 (sum over all gradients) or a number from 2 up, got {probes!r}.")
+    return None if probes is None else int(probes)

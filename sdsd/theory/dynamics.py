@@ -107,6 +107,9 @@ def simulate(
         seed: same seed, same paths.
         progress: called about a hundred times over the run, and at its end.
 
+    Returns:
+        `Trajectory` of the states that were kept, the start among them.
+
     Raises:
         TypeError: start is no floating-point tensor; the potential does not depend on the states through autograd.
         ValueError: shapes or numbers out of range; a potential, gradient or D that is not finite, or a D that is not
@@ -116,7 +119,7 @@ def simulate(
     step_size = checks.check_number(step_size, "step_size", "a number above 0", above=0)
     steps, every = checks.check_integer(steps, "steps", least=0), checks.check_integer(every, "every", least=1)
     root = _root_function(diffusion, states.shape[1])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     kept, losses = [], []
     report = max(1, steps // 100)
     for step in range(steps + 1):

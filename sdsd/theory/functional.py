@@ -153,6 +153,9 @@ def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int 
         samples: points to draw, rounded up to a multiple of K, 2K at least; the error is at most ½ K/√samples.
         seed: same seed, same points (on the same kind of device).
 
+    Returns:
+        `RealizedVolume`: V and its standard error.
+
     Raises:
         TypeError: not a floating-point tensor.
         ValueError: wrong shape, an angle out of range, no sample, non-finite or only zero rows.
@@ -166,7 +169,7 @@ def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int 
     count, dim = centres.shape
     if dim < 2:
         raise ValueError("rows: expected at least two dimensions a row, got 1, where a sphere is two points.")
-    generator = torch.Generator(centres.device).manual_seed(seed)
+    generator = torch.Generator(centres.device).manual_seed(checks.check_integer(seed, "seed"))
     edge = math.cos(angle) - ROUNDING
     each = max(2, -(-samples // count))
     share = centres.new_zeros(count * each)
@@ -247,6 +250,9 @@ def hidden_layers(model: nn.Module | Symmetries, layers: Iterable[tuple[str, str
         layers: (name of the layer that writes the neurons, name of the layer that reads them), as in
             `model.named_modules()`. Whether scale may pass between the two is then the caller's word.
 
+    Returns:
+        One `NeuronLayer` a hidden layer, in the order of the model.
+
     Raises:
         ValueError: no hidden layer found; a norm that writes the neurons; an unknown name; layers whose sizes do not
             fit, or grouped convolutions as readers; a model that torch.fx cannot trace.
@@ -305,6 +311,9 @@ def geometric_functional(
             the whole result then carries no gradient.
         epsilon: for "log".
         angle, samples, seed: for "union".
+
+    Returns:
+        `GeometricFunctional`: the value and its parts, differentiable with "log".
 
     Raises:
         ValueError: λ negative or not finite, an unknown volume, and what `hidden_layers` and the parts raise.

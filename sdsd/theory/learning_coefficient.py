@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from .._progress import Progress, reporter, sparing
 from ..gamma.student import student_t_quantile
 from ._chains import effective_draws, split_r_hat
 from ._hessian import LossFunction, undisturbed
 from ._landscape import Landscape, starting_point
-from ._progress import Progress, reporter
 
 TARGET_ACCEPTANCE = 0.574
 """At which MALA moves fastest in many dimensions (Roberts and Rosenthal 1998)."""
@@ -235,7 +235,7 @@ def local_learning_coefficient(
         raise ValueError(f"burn_in: expected at least 100 to adapt step_size in, got {burn_in}. Or give step_size.")
     if beta is not None:
         checks.check_number(beta, "beta", "a number above 0, or None", above=0)
-    report = reporter(progress, "local_learning_coefficient")
+    report = sparing(reporter(progress, "local_learning_coefficient"))
     landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
     n = landscape.samples
     if beta is None:

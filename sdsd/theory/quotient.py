@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..gamma import GammaStats, compute_gamma
-from ..gamma.monitor import unwrap
+from ..models import unwrap
 from ._balance import balance
 from ._segments import Segment
 from ._symmetry_groups import Permutation, Point, Scaling, Translation, build
@@ -70,7 +70,11 @@ class Symmetries:
         return sum(math.prod(shape) for shape in shapes)
 
     def why_not_rescaled(self, layer: str) -> str:
-        """Why the neurons of `layer` cannot be rescaled."""
+        """Why the neurons of `layer` cannot be rescaled.
+
+        Returns:
+            The reason, in words.
+        """
         for segment in self._segments:
             if layer in segment.writers:
                 return f"its neurons cannot be rescaled: {next(iter(segment.no_scale), 'nothing reads them')}"
@@ -123,6 +127,9 @@ def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: boo
             to give (N, neurons).
         softmax_head: whether a softmax, and nothing else, sees the model's outputs (cross-entropy does), so that a
             shift of all classes does not count. A softmax layer at the end of the model is found in any case.
+
+    Returns:
+        `Symmetries`, which print as a list.
 
     Raises:
         ValueError: torch.fx cannot trace the model, or the model does not run on `example_input`.
@@ -194,7 +201,16 @@ def horizontal(model: nn.Module | Symmetries, vectors: Any, *, softmax_head: boo
 
 
 def vertical_fraction(model: nn.Module | Symmetries, vectors: Vectors, *, softmax_head: bool = False) -> float:
-    """‖vertical‖² / ‖vectors‖², the share of an update that leaves the function alone; NaN for an update of zero."""
+    """‖vertical‖² / ‖vectors‖², the share of an update that leaves the function alone; NaN for an update of zero.
+
+    Args:
+        model: or its `symmetries`, found once for many calls.
+        vectors: as in `vertical`.
+        softmax_head: as in `symmetries`.
+
+    Returns:
+        A float between 0 and 1.
+    """
     across, along = (
         sum(part.square().sum().item() for part in (parts.values() if isinstance(parts, dict) else parts))
         for parts in _split(model, vectors, softmax_head)
@@ -321,7 +337,7 @@ def random_representative(
     """
     checks.check_number(spread, "spread", "a finite number, 0 or more", least=0)
     found, point = _start(model, softmax_head, example_input, in_place)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
 
     def normal(shape: tuple[int, ...], like: Tensor) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
@@ -370,6 +386,13 @@ def quotient_gamma(
 
     Batches of one sample give it for per-sample gradients. Arguments as in `compute_gamma` and `canonicalize`; the
     model itself is left alone.
+
+    Args:
+        approximate, softmax_head, example_input: as in `canonicalize`.
+        others: as in `compute_gamma`.
+
+    Returns:
+        `GammaStats` at the canonical point.
 
     Raises:
         ValueError: as in `compute_gamma` and `canonicalize`.

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from .._progress import Progress, Report, reporter, sparing
 from ._hessian import LossFunction, undisturbed
 from ._landscape import Landscape, starting_point
-from ._progress import Progress, Report, reporter
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def sharpness(
     """
     checks.check_number(tolerance, "tolerance", "a number above 0", above=0)
     checks.check_count(most_products, "most_products", least=2)
-    report = reporter(progress, "sharpness")
+    report = sparing(reporter(progress, "sharpness"))
     landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
     draw = torch.Generator().manual_seed(seed)
     first = torch.randn(len(landscape.start), dtype=torch.float64, generator=draw).to(landscape.start.device)

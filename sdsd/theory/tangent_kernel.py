@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ..gamma.monitor import unwrap
+from ..models import unwrap
 from ._hessian import gradient_rows, length_of, undisturbed
 
 

@@ -11,6 +11,7 @@
 `phase.py`                   where the loss stops falling in bowls
 `multiplicative.py`          noise in proportion to the state
 `well.py`                    paths that leave a saturating well
+`connectivity.py`            the loss on the line between two networks, before and after their neurons are matched
 `conservation.py`            u·v = 1 under descent, noise and weight decay
 `selection.py`               what V_sem selects
 `rank.py`                    the 84% experiment
@@ -32,6 +33,7 @@
 
 from . import (
     basin,
+    connectivity,
     conservation,
     flatness,
     goldstone,
@@ -67,6 +69,7 @@ STUDIES = (
     *selection.STUDIES,
     *rank.STUDIES,
     *sensing.STUDIES,
+    *connectivity.STUDIES,
     *learning_coefficient.STUDIES,
     *flatness.STUDIES,
     *volume.STUDIES,
