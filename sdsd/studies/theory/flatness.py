@@ -107,7 +107,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=30,
+        expected_seconds=8,
         needs=("sklearn",),
     ),
 )

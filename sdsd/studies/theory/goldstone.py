@@ -105,6 +105,6 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=10,
+        expected_seconds=5,
     ),
 )

@@ -268,7 +268,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=90,
+        expected_seconds=60,
         needs=("sklearn",),
     ),
 )

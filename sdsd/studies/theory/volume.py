@@ -121,6 +121,6 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=70,
+        expected_seconds=20,
     ),
 )

@@ -162,6 +162,6 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=100,
+        expected_seconds=60,
     ),
 )
