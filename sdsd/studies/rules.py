@@ -43,8 +43,11 @@ RULES: dict[str, Rule] = {
     "basin": Rule(
         "the number is the difference of log V, true labels less random ones, in nats a parameter; reproduced if its "
         "95% interval lies above 0 and so does that of the share of a Gaussian; direction only if the latter does not; "
-        "opposite if it lies below 0; inconclusive otherwise",
+        "opposite if it lies below 0; inconclusive otherwise, and wherever an estimate rests on fewer than 10 "
+        "effective rays",
         fixed="2026-11-26",
+        replaced="the same without the last clause, for a few hours; estimates that rest on one ray are lower bounds, "
+        "whose difference is not that of volumes",
     ),
     "least-norm: SGD": Rule(
         "reproduced if descent, SGD and momentum from zero end within 1e-6 of the least-norm solution on every "

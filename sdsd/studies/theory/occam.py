@@ -160,7 +160,6 @@ def judge(result: StudyResult) -> list[Verdict]:
             corrected=f"Once no training error is left, training on makes the rounded network take {later}. "
             f"{'It is no minimum: w' if fewer else 'W'}ith weight decay {result.config['weight_decay']:g} networks of "
             f"the same labels take {decayed}.",
-            effect=LATER,
             **RULES["occam: trajectory"].stated(),
         ),
         Verdict(

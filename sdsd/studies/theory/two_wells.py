@@ -116,7 +116,6 @@ def judge(result: StudyResult) -> list[Verdict]:
             f"{gibbs:.3f}. Descent without any noise ends there for {descent} of the same starts: most of the "
             "preference is where one starts, and the rest needs isotropic noise, which SGD's is not, and time "
             "to cross.",
-            effect=ADDED,
             **RULES["two-wells"].stated(),
         )
     ]

@@ -75,7 +75,6 @@ def judge(result: StudyResult) -> list[Verdict]:
             f"size differ by orders of magnitude. {max(unseen)} classes were met by no network. Function by function, "
             f"among those met five times or more, the correlation is {of_functions}. Formula size stands in for "
             "Kolmogorov complexity, which cannot be computed; the volume is the share of random starts.",
-            effect=CORRELATION,
             **RULES["volume"].stated(),
         )
     ]
