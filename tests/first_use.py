@@ -43,10 +43,8 @@ def main() -> None:
 
     report = sdsd.validate(verbose=False)
     assert report.ok, report
-    python = ".".join(map(str, sys.version_info[:3]))
-    print(
-        f"sdsd {sdsd.__version__}, torch {torch.__version__}, Python {version}: {len(report.rows)} comparisons, all right"
-    )
+    versions = f"torch {torch.__version__}, Python {sys.version.split()[0]}"
+    print(f"sdsd {sdsd.__version__}, {versions}: {len(report.rows)} comparisons right")
 
 
 if __name__ == "__main__":
