@@ -275,9 +275,10 @@ def built(here: Path, folder: Path) -> Path:
 def wheel_alone(wheel: Path, version: str, command: str, folder: Path) -> None:
     """In an environment with nothing else the wheel installs, says its version and shows every help."""
     home = folder / f"env-{version}"
-    run([command, "-m", "venv", str(home)], folder)
+    run([command, "-m", "venv", "--without-pip", str(home)], folder)
     python = str(home / "bin" / "python")
-    run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], folder)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], folder)
     said = run([python, "-c", "import sdsd; print(sdsd.__version__)"], folder, without=("PYTHONPATH",)).strip()
     if f"-{said}-" not in wheel.name:
         raise FailedError(f"{wheel.name} says it is version {said}")
