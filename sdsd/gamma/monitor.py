@@ -538,7 +538,11 @@ class GammaMonitor:
         stats = None
         try:
             if measured:
-                stats, batches = self._measure()
+                if torch.autograd._profiler_enabled():
+                    with torch.profiler.record_function("GammaMonitor.step"):
+                        stats, batches = self._measure()
+                else:
+                    stats, batches = self._measure()
                 session.stepped()
         finally:
             self._steps += 1
