@@ -17,7 +17,7 @@ VERSION_TESTS ?= tests/test_helpers.py tests/test_validate.py tests/kernels test
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo studies docs test test-oldest test-torch-2.11 test-newest test-integrations test-peers test-zoo newcomer bench lint aot gpu clean
+.PHONY: help demo studies docs test test-oldest test-torch-2.11 test-newest test-integrations test-recipes test-peers test-zoo newcomer bench lint aot gpu clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ test-oldest test-torch-2.11 test-newest: test-%: .venv-%/stamp
 
 test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the real Lightning, transformers and TensorBoard
 	$(BIN)/python -m pytest tests/integrations
+
+test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSDP2, Accelerate, torchtitan's loop, DeepSpeed
+	.venv-recipes/bin/python -m pytest tests/integrations/test_recipes.py
 
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
@@ -114,6 +117,12 @@ $(VENV)/networks.stamp: networks.txt $(VENV)/dev.stamp
 	$(VERSION_PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --disable-pip-version-check -c constraints-$*.txt $(PIP_ARGS) \
 	  -e '.[report]' pytest hypothesis
+	@touch $@
+
+.venv-recipes/stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv .venv-recipes
+	.venv-recipes/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
+	  -e '.[recipes]' pytest hypothesis
 	@touch $@
 
 $(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python
