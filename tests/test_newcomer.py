@@ -73,5 +73,5 @@ def test_a_step_that_fails_is_in_the_status(monkeypatch, capsys):
 
 def test_this_python_is_at_hand():
     found = newcomer.pythons()
-    assert found["%d.%d" % sys.version_info[:2]] == sys.executable
+    assert found[f"{sys.version_info.major}.{sys.version_info.minor}"] == sys.executable
     assert all(tuple(map(int, version.split("."))) >= newcomer.OLDEST for version in found)
