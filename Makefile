@@ -36,7 +36,7 @@ docs: $(VENV)/docs.stamp  ## build the site into out/site, its notebooks run and
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/site
 	$(BIN)/python -m docs.check_site out/site
 
-test: $(VENV)/dev.stamp  ## run the tests (kernels interpreted where there is no GPU)
+test: $(VENV)/dev.stamp $(VENV)/axe.stamp  ## run the tests (kernels interpreted where there is no GPU)
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 test-oldest:  ## test with the oldest releases claimed: Python 3.10, torch 2.9, Triton 3.5, NumPy 1.26 (in .venv-oldest)
@@ -97,6 +97,11 @@ $(VENV)/report.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/report.stamp
+
+# axe-core, which tests of pages look through; where there is no npm they say that they are skipped.
+$(VENV)/axe.stamp: $(VENV)/dev.stamp
+	@npm install --prefix $(VENV) --no-save --no-audit --no-fund --silent axe-core@4 || echo "no axe-core: no npm, or none from it"
+	@touch $@
 
 $(VENV)/integrations.stamp: $(VENV)/dev.stamp
 	$(INSTALL) -e '.[integrations]'

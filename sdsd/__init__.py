@@ -13,6 +13,8 @@
 `cosine_histogram`          how the cosines of all pairs of neurons are distributed
 `row_sums`                  sums of cosines or distances to all other neurons: what filter pruning needs
 `cosine_between`            cosine similarity of the neurons of two layers, or of two models
+`match_neurons`             neurons of two layers or two models, one to one; a model in another's order
+`loss_barrier`              the loss along the straight line between two models
 `GramAccumulator`           the cosine matrix when activations come in batches, or lie on several machines
 `sharded_cosine`            the same when neurons are spread over several ranks
 `merge`                     pairs of neurons merged inside a `with` block, restored bit for bit
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         cosine_between,
         cosine_histogram,
         disjoint_pairs,
+        loss_barrier,
         mass_consolidation,
         merge,
         neuron_cosine_matrix,
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
         row_sums,
         sharded_cosine,
     )
+    from .theory import match_neurons
 
 __version__ = "0.2.0"
 
@@ -93,6 +97,7 @@ _NAMES = {
         "cosine_between",
         "cosine_histogram",
         "disjoint_pairs",
+        "loss_barrier",
         "mass_consolidation",
         "merge",
         "neuron_cosine_matrix",
@@ -102,6 +107,7 @@ _NAMES = {
         "row_sums",
         "sharded_cosine",
     ),
+    "sdsd.theory": ("match_neurons",),
 }
 _PACKAGES = ("gamma", "geometry", "integrations", "report", "studies", "theory")
 
@@ -121,7 +127,9 @@ __all__ = [
     "cosine_histogram",
     "disjoint_pairs",
     "gamma_stats",
+    "loss_barrier",
     "mass_consolidation",
+    "match_neurons",
     "merge",
     "neuron_cosine_matrix",
     "neuron_neighbors",

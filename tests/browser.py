@@ -18,8 +18,8 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader",
     "--no-first-run", "--disable-extensions", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--disable-dev-shm-usage", "--mute-audio", "--hide-scrollbars", "--remote-debugging-pipe",
-    # No name resolves, and what still connects meets a closed port.
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=http://127.0.0.1:9",
+    # No name resolves but this machine's own address, and what still connects meets a closed port.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--proxy-server=http://127.0.0.1:9",
 )  # fmt: skip
 
 
@@ -84,8 +84,9 @@ class Browser:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
 
-    def open(self, path: Path) -> None:
-        self.call("Page.navigate", url=path.resolve().as_uri())
+    def open(self, page: Path | str) -> None:
+        """Open a file, or an address on this machine."""
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait_for("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
@@ -103,6 +104,32 @@ class Browser:
     def screenshot(self, path: Path) -> Path:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
         return path
+
+    def show_as(self, width: int, *, dark: bool) -> None:
+        """Look at the page on a screen `width` pixels wide, in a light or dark setting."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def cut_off(self) -> list[str]:
+        """Texts and figures of the page that stand out of the screen to the left or right."""
+        return self.evaluate(
+            "[...document.querySelectorAll('h1, h2, p, th, td, figcaption, caption, .card, svg, .verdict, button, "
+            "input, pre, .neuron-map, .legend')].filter((each) => {"
+            " const box = each.getBoundingClientRect(), hidden = getComputedStyle(each).clipPath !== 'none'"
+            "   || each.closest('thead, .unseen, .js-plotly-plot, #js-plotly-tester') !== null;"
+            " return box.width > 0 && !hidden && (box.left < -1 || box.right > innerWidth + 1"
+            "   || each.scrollWidth > each.clientWidth + 1 && each.clientWidth > 0"
+            "     && (getComputedStyle(each).overflowX !== 'visible' || box.left + each.scrollWidth > innerWidth + 1));"
+            " })"
+            ".map((each) => `${each.tagName} ${each.className.baseVal ?? each.className}: `"
+            " + each.textContent.trim().slice(0, 40))"
+        )
+
+    def press(self, key: str, code: int) -> None:
+        """Press and release a key, for example ("Tab", 9)."""
+        for type_ in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=type_, key=key, code=key, windowsVirtualKeyCode=code)
 
     def move_mouse(self, x: float, y: float) -> None:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

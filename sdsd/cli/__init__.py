@@ -21,14 +21,15 @@ from collections.abc import Sequence
 
 from .._extras import MissingExtraError
 from .._terminal import spell_what_cannot_be_shown
-from . import claims, demo, gamma, geometry, map, study, theory, validate
+from . import claims, demo, gamma, geometry, map, study, theory, validate, watch
 from .parser import CommandLineError, build_parser, check_command_name, unknown_words
 from .status import BAD_INPUT, FELL_SHORT, INTERRUPTED, OK, complain, show_warning
 
 __all__ = ["BAD_INPUT", "COMMANDS", "FELL_SHORT", "INTERRUPTED", "OK", "CommandLineError", "main"]
 
 COMMANDS = {
-    module.COMMAND.name: module.COMMAND for module in (demo, gamma, map, geometry, study, theory, claims, validate)
+    module.COMMAND.name: module.COMMAND
+    for module in (demo, gamma, watch, map, geometry, study, theory, claims, validate)
 }
 """In the order of `sdsd --help`."""
 
@@ -64,4 +65,5 @@ def run(arguments: list[str]) -> int:
     if known.command is None:
         parser.print_help()
         return OK
+    known.words = arguments
     return COMMANDS[known.command].run(known)

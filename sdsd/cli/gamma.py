@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=positive_integer, metavar="N", help="steps to train a .py file (default: its steps, or 200)"
     )
     parser.add_argument("--every", type=positive_integer, metavar="K", help="measure each K-th step (default: 1)")
+    parser.add_argument(
+        "--history",
+        metavar="FILE.jsonl",
+        help="of a .py file: write every measured step there, in total and by parameter; sdsd watch draws it meanwhile",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -84,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_gamma_options(arguments: argparse.Namespace, training: bool) -> None:
-    for_training, for_tensors = ("steps", "every"), ("samples_per_gradient", "batch_size", "key")
+    for_training, for_tensors = ("steps", "every", "history"), ("samples_per_gradient", "batch_size", "key")
     for name in for_tensors if training else for_training:
         if getattr(arguments, name) is not None:
             kind = "saved gradients" if training else "a .py file that trains"
@@ -101,6 +106,7 @@ def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
             every=arguments.every or 1,
             confidence=arguments.confidence,
             population=arguments.population,
+            history=arguments.history,
             quiet=arguments.json,
         )
     except UserCodeError as error:
@@ -172,7 +178,8 @@ COMMAND = Command(
     "  sdsd gamma per_sample_grads.npz\n"
     "  sdsd gamma step_*.pt --batch-size 256 --json\n"
     "  sdsd gamma checkpoint.pt --key grads --samples-per-gradient 32\n"
-    "  sdsd gamma train.py --steps 500 --every 5",
+    "  sdsd gamma train.py --steps 500 --every 5\n"
+    "  sdsd gamma train.py --history run.jsonl",
     add_arguments,
     run,
 )

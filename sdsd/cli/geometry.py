@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
                     arguments.model, arguments.layer, arguments.data, samples=arguments.samples, seed=arguments.seed
                 )
             ]
-        examined = examine(subjects, arguments.out, config, quick=arguments.quick, quiet=arguments.quiet)
+        examined = examine(
+            subjects,
+            arguments.out,
+            config,
+            quick=arguments.quick,
+            quiet=arguments.quiet,
+            command=shlex.join(["sdsd", *arguments.words]),
+        )
     except UserCodeError as error:
         return complain_of_users_code(error)
     if not arguments.quiet:

@@ -106,6 +106,13 @@ def natural_number(text: str) -> int:
     return whole_number(text, 0)
 
 
+def port_number(text: str) -> int:
+    value = whole_number(text, 0)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return value
+
+
 def level(text: str) -> float:
     try:
         value = float(text)

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sdsd_kernels import checks
 
 from .._extras import require
+from .recommend import recommend_batch
 from .stats import GammaStats
 
 if TYPE_CHECKING:
@@ -20,11 +22,27 @@ if TYPE_CHECKING:
 
 WAITING = 64
 """Measured steps whose numbers stay on their device: they are copied together, for a copy waits for the device."""
+SECONDS = 5.0
+"""After which waiting steps are written to a file all the same, so that who watches it sees them."""
 TOTAL = "total"
 COLUMNS = (
-    "step", "parameter", "batch_size", "signal", "noise", "gamma", "gamma_unbiased", "noise_scale",
-    "smoothed_gamma", "smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase",
-)  # fmt: skip
+    "step",
+    "parameter",
+    "batch_size",
+    "signal",
+    "noise",
+    "gamma",
+    "gamma_unbiased",
+    "noise_scale",
+    "smoothed_gamma",
+    "smoothed_noise_scale",
+    "noise_scale_low",
+    "noise_scale_high",
+    "phase",
+    "recommended_batch",
+    "verdict",
+    "advice",
+)
 Row = dict[str, Any]
 
 
@@ -36,12 +54,14 @@ class GammaHistory(Sequence[Row]):
     - `step`: which call of `monitor.step()`, from 1; `parameter`: its name, or "total"; `batch_size`, in samples;
     - `signal`, `noise`, `gamma`, `gamma_unbiased`, `noise_scale` of the step's gradients, as in `GammaStats`;
     - `smoothed_gamma`, `smoothed_noise_scale`, `noise_scale_low`, `noise_scale_high`, `phase`: the unbiased Γ of one
-      sample, the noise scale in samples with its interval, and the phase at `batch_size`, from the running averages.
+      sample, the noise scale in samples with its interval, and the phase at `batch_size`, from the running averages;
+    - `recommended_batch` in samples and `verdict`, as `recommend_batch` gives them, None where the data cannot tell;
+      `advice`: its sentence, in rows of the total.
 
     With a path every row is a line of JSON there, NaN and infinity written as null beside "<column>_is": "nan" or
     "inf". A file that is there already is gone on with: rows from the first step on that comes again, after a restart
-    from an older checkpoint, are replaced. Rows are written when `WAITING` steps have come, by `flush`, and when the
-    monitor is detached. Let one rank of several write.
+    from an older checkpoint, are replaced. Rows are written when `WAITING` steps or `SECONDS` have passed, by `flush`,
+    and when the monitor is detached. Let one rank of several write. `sdsd watch` shows such a file while it grows.
 
     Args:
         path: the file, or None to keep rows in memory alone.
@@ -68,6 +88,7 @@ class GammaHistory(Sequence[Row]):
         self.parameters = parameters
         self._waiting: list[tuple[int, GammaStats]] = []
         self._rows: list[Row] = []
+        self._written = time.monotonic()
         if self.path is not None and self.path.exists():
             self._rows, whole = _read(self.path)
             if not whole:
@@ -95,7 +116,8 @@ class GammaHistory(Sequence[Row]):
             self._rows = [row for row in self._rows if row["step"] < step]
             self._write_all()
         self._waiting.append((step, stats))
-        if len(self._waiting) >= WAITING:
+        late = self.path is not None and time.monotonic() - self._written >= SECONDS
+        if late or len(self._waiting) >= WAITING:
             self.flush()
 
     def flush(self) -> None:
@@ -106,6 +128,7 @@ class GammaHistory(Sequence[Row]):
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(_line(row) for row in fresh)
         self._rows += fresh
+        self._written = time.monotonic()
 
     def __len__(self) -> int:
         self.flush()
@@ -212,11 +235,25 @@ def _row(step: int, name: str, stats: GammaStats) -> Row:
     missing = (math.nan, math.nan)
     low, high = missing if smoothed is None else smoothed.noise_scale_interval or missing
     per_sample = math.nan if smoothed is None else smoothed.gamma_unbiased / smoothed.samples_per_gradient
+    advice = None if smoothed is None or smoothed.confidence is None else recommend_batch(smoothed)
     values = (
-        step, name, stats.batch_size, stats.signal, stats.noise, stats.gamma, stats.gamma_unbiased, stats.noise_scale,
-        per_sample, math.nan if smoothed is None else smoothed.noise_scale, low, high,
+        step,
+        name,
+        stats.batch_size,
+        stats.signal,
+        stats.noise,
+        stats.gamma,
+        stats.gamma_unbiased,
+        stats.noise_scale,
+        per_sample,
+        math.nan if smoothed is None else smoothed.noise_scale,
+        low,
+        high,
         None if smoothed is None else smoothed.phase,
-    )  # fmt: skip
+        None if advice is None else advice.samples,
+        None if advice is None else advice.verdict,
+        None if advice is None or name != TOTAL else str(advice),
+    )
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -229,21 +266,33 @@ def _line(row: Row) -> str:
     return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def row_of_line(line: str) -> Row:
+    """The row that a line of a file holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        plain = json.loads(line)
+        row = {name: float(plain[f"{name}_is"]) if f"{name}_is" in plain else plain[name] for name in COLUMNS}
+        if type(row["step"]) is not int or not isinstance(row["parameter"], str):
+            raise TypeError("step and parameter are no whole number and text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected a row of a GammaHistory, got {line.strip()[:60]!r} ({type(error).__name__}: {error})."
+        ) from error
+    return row
+
+
 def _read(path: Path) -> tuple[list[Row], bool]:
     """The rows of a file, and whether it was whole: a last line that was cut off is left out."""
     rows: list[Row] = []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            plain = json.loads(line)
-            rows.append(
-                {name: float(plain[f"{name}_is"]) if f"{name}_is" in plain else plain[name] for name in COLUMNS}
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            rows.append(row_of_line(line))
+        except ValueError as error:
             if number == len(lines) and not line.endswith("\n"):
                 return rows, False
-            raise ValueError(
-                f"{path}, line {number}: expected a row of a GammaHistory, got {line.strip()[:60]!r} "
-                f"({type(error).__name__}: {error}). Name another file, or move this one away."
-            ) from error
+            raise ValueError(f"{path}, line {number}: {error} Name another file, or move this one away.") from error
     return rows, True

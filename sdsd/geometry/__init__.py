@@ -1,21 +1,61 @@
-"""Which neurons do the same job: their similarity, and what becomes of a network when they are merged."""
+"""Which neurons do the same job: their similarity, and what becomes of a network when they are merged.
 
-from ._measurements import Measurements, fingerprint
-from ._restore import evaluating
-from .accumulator import GramAccumulator
-from .activations import LayerActivations, collect_activations
-from .biopsy import COHORTS, Biopsy, MassConsolidation, biopsy, mass_consolidation
-from .consolidate import Consolidation, consolidate, remove_neurons
-from .consumers import Consumers, consumers
-from .controls import shuffled_pixels, trained, untrained, weight_cosine
-from .merge import How, merge
-from .neighbours import NeuronNeighbors, neuron_neighbors
-from .neuron_map import NeuronMap
-from .pairs import NeuronPairs, cosine_histogram, disjoint_pairs, neuron_pairs, row_sums
-from .plasticity import Plasticity, plasticity, sgd_training
-from .sensitivity import cosine_to_untouched, kl_to_untouched, mean_loss
-from .sharded import sharded_cosine
-from .similarity import cosine_between, neuron_cosine_matrix
+==================  ================================================================================================
+`cosines/`          similarity of the neurons in one tensor: matrix, neighbours, pairs, histogram, sums
+`gram/`             the same when activations come in batches, or lie on several machines
+`collect/`          what the neurons of a model answer
+`map/`              neurons as points in space, in clusters
+`comparing/`        two layers, or two networks, held beside each other
+`merging/`          who reads a neuron, and networks with fewer of them
+`arrays.py`         activations as calls take them, checked once
+`arithmetic.py`     what long sums share
+==================  ================================================================================================
+"""
+
+from ..models import evaluating
+from .collect import LayerActivations, collect_activations
+from .comparing import LayerComparison, LossBarrier, NeuronMatching, Similarity, loss_barrier
+from .cosines import (
+    NeuronNeighbors,
+    NeuronPairs,
+    cosine_between,
+    cosine_histogram,
+    disjoint_pairs,
+    merge_cost,
+    neuron_cosine_matrix,
+    neuron_neighbors,
+    neuron_pairs,
+    row_sums,
+)
+from .gram import GramAccumulator, sharded_cosine
+from .map import NeuronMap
+from .merging import (
+    COHORTS,
+    Biopsy,
+    Consolidation,
+    Consumers,
+    How,
+    MassConsolidation,
+    Measurements,
+    Plasticity,
+    biopsy,
+    consolidate,
+    consumers,
+    cosine_to_untouched,
+    fingerprint,
+    kl_to_untouched,
+    mass_consolidation,
+    mean_loss,
+    merge,
+    outgoing_weights,
+    plasticity,
+    remove_neurons,
+    sgd_training,
+    shuffled_pixels,
+    trained,
+    untrained,
+    weight_cosine,
+)
 
 __all__ = [
     "COHORTS",
@@ -25,12 +65,16 @@ __all__ = [
     "GramAccumulator",
     "How",
     "LayerActivations",
+    "LayerComparison",
+    "LossBarrier",
     "MassConsolidation",
     "Measurements",
     "NeuronMap",
+    "NeuronMatching",
     "NeuronNeighbors",
     "NeuronPairs",
     "Plasticity",
+    "Similarity",
     "biopsy",
     "collect_activations",
     "consolidate",
@@ -42,12 +86,15 @@ __all__ = [
     "evaluating",
     "fingerprint",
     "kl_to_untouched",
+    "loss_barrier",
     "mass_consolidation",
     "mean_loss",
     "merge",
+    "merge_cost",
     "neuron_cosine_matrix",
     "neuron_neighbors",
     "neuron_pairs",
+    "outgoing_weights",
     "plasticity",
     "remove_neurons",
     "row_sums",

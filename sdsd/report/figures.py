@@ -27,6 +27,7 @@ BEHIND_TEXT = {"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "n
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 
 STYLE: dict[Any, Any] = {
+    "axes.unicode_minus": True,
     "font.size": 10.5,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -96,13 +97,13 @@ def save_png(figure: Any, path: str | Path, dpi: int = 144) -> None:
         figure.savefig(path, dpi=dpi, facecolor=PAPER, metadata={"Software": None})
 
 
-def to_svg(figure: Any, name: str) -> str:
-    """`figure` as an <svg> element to put into a page; its identifiers start with `name`."""
+def to_svg(figure: Any, name: str, **options: Any) -> str:
+    """`figure` as an <svg> element to put into a page; its identifiers start with `name`; `options` of savefig."""
     import matplotlib
 
     buffer = StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, **options)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -112,6 +113,68 @@ def to_svg(figure: Any, name: str) -> str:
     for colour, variable in PAGE_COLOURS.items():
         text = text.replace(colour, variable)
     return text
+
+
+WIDE = 5.0
+"""Inches from which on a panel is drawn a second time for phones, `PHONE` wide, so that its text stays readable."""
+PHONE = 4.3
+
+
+def to_panels(figure: Any, name: str) -> str:
+    """`figure` as elements that a page sets side by side or one under the other: one for each column of its axes.
+
+    A wide panel comes twice, as class "desk" and redrawn narrower as class "phone"; a page shows one of them. The
+    figure's size and layout are not what they were afterwards: save it first.
+    """
+    columns = _columns(figure)
+    if len(columns) == 1:
+        wide = to_svg(figure, name)
+        width, height = figure.get_size_inches()
+        if width <= WIDE:
+            return f"<div>{wide}</div>"
+        figure.set_size_inches(PHONE, max(height * (1 if height < 2 else 0.9), PHONE / 6))
+        return f'<div class="desk">{wide}</div><div class="phone">{to_svg(figure, f"{name}-phone")}</div>'
+    # Laid out once, so that hiding the neighbours of a panel moves nothing.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    boxes, panels = _boxes(figure, columns), []
+    for number, column in enumerate(columns):
+        for axes in figure.axes:
+            axes.set_visible(axes in column)
+        panels.append(f"<div>{to_svg(figure, f'{name}-{number}', bbox_inches=boxes[number])}</div>")
+    for axes in figure.axes:
+        axes.set_visible(True)
+    return "".join(panels)
+
+
+def _columns(figure: Any) -> list[list[Any]]:
+    """The figure's axes by column of its grid; what stands in no grid, a colour bar, with what is left of it."""
+    columns: dict[int, list[Any]] = {}
+    for axes in figure.axes:
+        place = axes.get_subplotspec()
+        if place is not None:
+            columns.setdefault(place.colspan.start, []).append(axes)
+    found = [columns[start] for start in sorted(columns)]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        if axes.get_subplotspec() is None:
+            left = [column for column in found if column[0].get_position().x0 <= axes.get_position().x0]
+            (left or found)[-1].append(axes)
+    return found
+
+
+def _boxes(figure: Any, columns: Sequence[Sequence[Any]]) -> list[Any]:
+    """What the axes of each column cover, in inches; all equally large, so that all are shown at one scale."""
+    from matplotlib.transforms import Bbox
+
+    renderer = figure.canvas.get_renderer()
+    covered = [
+        Bbox.union([axes.get_tightbbox(renderer) for axes in column]).transformed(figure.dpi_scale_trans.inverted())
+        for column in columns
+    ]
+    width = max(box.width for box in covered) + 0.12
+    bottom, top = min(box.y0 for box in covered) - 0.06, max(box.y1 for box in covered) + 0.06
+    return [Bbox.from_extents(box.x1 + 0.06 - width, bottom, box.x1 + 0.06, top) for box in covered]
 
 
 def plain_number(value: float) -> str:
@@ -139,18 +202,36 @@ def set_title(axes: Any, text: str) -> None:
     axes.set_title(text)
 
 
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def log_axis(axis: Any, low: float, high: float) -> None:
-    """Ticks at 1, 3, 10, 30, … written as plain numbers, between `low` and `high`."""
+    """Ticks at powers of ten between `low` and `high`; at 1, 2 and 5 of each where there is at most one power."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1,) if len(decades) > 6 else (1, 3)
-    ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+    powers = [decade for decade in decades if low <= 10.0**decade <= high]
+    apart = -(-len(powers) // 7)
+    ticks = [10.0**power for power in powers[:: apart or 1]]
+    if len(ticks) < 2:
+        ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5) if low <= step * 10.0**decade <= high]
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.9f}".rstrip("0"))
-    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
     axis.set_minor_locator(NullLocator())
+
+
+def power_of_ten(value: float) -> str:
+    """A tick of a logarithmic axis: 0.01, 0.5, 20, 1,000, but 10⁻⁵, 2 · 10⁶."""
+    if 0.001 <= value < 1e5:
+        return f"{value:,.0f}" if value >= 1 else f"{value:.3f}".rstrip("0")
+    power = math.floor(math.log10(value) + 1e-9)
+    factor = round(value / 10.0**power)
+    return f"{f'{factor} · ' if factor > 1 else ''}10{str(power).translate(SUPERSCRIPTS)}"
+
+
+def minus(text: str) -> str:
+    """A number as text with the minus sign that is used throughout."""
+    return text.replace("-", "−")
 
 
 def _limits(values: Sequence[float], pad: float = 1.6) -> tuple[float, float]:
@@ -270,22 +351,59 @@ def draw_neuron_map(
     pairs: Sequence[tuple[int, int]] = (),
     sizes: Sequence[float] | None = None,
     labels: bool = True,
+    legend: bool = True,
 ) -> None:
-    """Neurons as points in the plane, coloured by cluster; `pairs` (positions in `points`) are linked and named."""
+    """Neurons as points in the plane, coloured by cluster; `pairs` (positions in `points`) are linked and named.
+
+    A name that would lie on another is left out; the legend counts the neurons of each cluster.
+    """
     for first, second in pairs:
         axes.plot(*points[[first, second]].T, color=INK, linewidth=1.6, zorder=1)
     colours = [CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)] for cluster in clusters]
     area = 58.0 if sizes is None else 24 + 90 * np.asarray(sizes) / max(float(np.max(sizes)), 1e-30)
     axes.scatter(*points.T, s=area, c=colours, edgecolors=PAPER, linewidths=0.9, zorder=2)
-    for first, second in pairs if labels else ():
+    frame_map(axes)
+    if legend and clusters:
+        _cluster_legend(axes, clusters, bool(pairs))
+    if labels and pairs:
+        _name_pairs(axes, points, names, pairs)
+
+
+def _cluster_legend(axes: Any, clusters: Sequence[int], linked: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="none", markersize=6, markeredgewidth=0,
+               color=CLUSTER_COLOURS[group % len(CLUSTER_COLOURS)], label=f"{group} ({list(clusters).count(group)})")
+        for group in sorted(set(clusters))
+    ]  # fmt: skip
+    if linked:
+        handles.append(Line2D([], [], color=INK, linewidth=1.6, label="nearest pair"))
+    axes.legend(
+        handles=handles, title="cluster (neurons)", loc="upper center", bbox_to_anchor=(0.5, -0.01),
+        ncols=min(len(handles), 5), fontsize=8.5, title_fontsize=8.5, handletextpad=0.3, columnspacing=1.2,
+        borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _name_pairs(axes: Any, points: np.ndarray, names: Sequence[int], pairs: Sequence[tuple[int, int]]) -> None:
+    """Write the neurons' numbers beside the pairs' ends, each only where no earlier one stands."""
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()
+    taken: list[Any] = []
+    for first, second in pairs:
         outward = points[first] - points[second]
         outward = outward / max(float(np.linalg.norm(outward)), 1e-30)
         for position, way in ((first, outward), (second, -outward)):
-            axes.annotate(
+            label = axes.annotate(
                 str(names[position]), points[position], xytext=tuple(10.5 * way), textcoords="offset points",
                 ha="center", va="center", fontsize=7.5, color=MUTED,
             )  # fmt: skip
-    frame_map(axes)
+            box = label.get_window_extent(renderer)
+            if any(box.overlaps(other) for other in taken):
+                label.remove()
+            else:
+                taken.append(box)
 
 
 @styled

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 
 from ..geometry import NeuronMap
-from ..geometry.export import OFFLINE_POLICY, plot, plot_library, summary_of
+from ..geometry.map import OFFLINE_POLICY, plot, plot_library, summary_of
+from .html import table
 
 VERDICT_CLASSES = {
-    "reproduced": "holds", "direction only": "partly", "not reproduced": "fails", "refuted": "fails",
-    "untestable here": "open",
+    "reproduced": "holds", "direction only": "partly", "not reproduced": "fails", "no effect": "fails",
+    "opposite": "fails", "refuted": "fails", "inconclusive": "open", "untestable here": "open",
+}  # fmt: skip
+
+
+BUTTONS = {
+    "left": "turn left", "right": "turn right", "up": "tilt up", "down": "tilt down", "nearer": "closer",
+    "farther": "farther",
 }  # fmt: skip
 
 
@@ -23,10 +31,14 @@ class InteractiveMap:
     name: str
 
     def html(self) -> str:
+        buttons = "".join(f'<button type="button" data-way="{way}">{words}</button>' for way, words in BUTTONS.items())
         return (
-            f'<figure class="wide">{plot(self.neuron_map, self.name, 520)}<figcaption>'
-            f"{escape(summary_of(self.neuron_map))}. Drag to turn, scroll to zoom, point at a neuron for its nearest "
-            "neighbours, click the legend to hide a cluster.</figcaption></figure>"
+            f'<figure>{plot(self.neuron_map, self.name, 520)}<div class="map-controls" id="{self.name}-controls">'
+            f'<label>Neuron <select><option value="">choose</option></select></label> {buttons}'
+            f'<output aria-live="polite"></output></div><script>mapControls("{self.name}")</script>'
+            f"<figcaption>{escape(summary_of(self.neuron_map))}. Drag to turn, scroll or pinch to zoom, point at a "
+            "neuron for its nearest neighbours or choose it below the map, click the legend to hide a cluster."
+            "</figcaption></figure>"
         )
 
 
@@ -49,36 +61,38 @@ class Claims:
     claims: Sequence[Claim]
 
     def html(self) -> str:
-        rows = "".join(
-            f'<tr><th scope="row">{escape(each.claim)}</th>'
-            f'<td><span class="verdict {VERDICT_CLASSES.get(each.verdict, "open")}" '
-            f'title="{escape(each.rule, quote=True)}">{escape(each.verdict)}</span></td>'
-            f"<td>{escape(each.there)}</td>"
-            f"<td>{escape(each.here)}<div>{escape(each.instead)}</div></td></tr>"
+        rows = [
+            [
+                escape(each.claim),
+                f'<span class="verdict {VERDICT_CLASSES.get(each.verdict, "open")}">{escape(each.verdict)}</span>',
+                escape(each.there),
+                f"<div>{escape(each.here)}<small>{escape(each.instead)}</small>"
+                f"<details><summary>what decides</summary><small>{escape(each.rule)}</small></details></div>",
+            ]
             for each in self.claims
-        )
-        return (
-            f'<div class="scroll"><table class="claims"><thead><tr><th scope="col">claim</th>'
-            f'<th scope="col">verdict</th><th scope="col">document</th><th scope="col">measured</th></tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>"
-        )
+        ]
+        return table(("claim", "verdict", "document", "measured"), rows, kind="claims")
 
 
 STYLE = """
-.claims th, .claims td { white-space: normal; text-align: left; vertical-align: top; }
-.claims tbody th { width: 32%; padding-right: 16px; }
-.claims td:nth-child(3) { width: 14%; }
-.claims td div { color: var(--muted); font-size: 0.88rem; line-height: 1.45; margin-top: 4px; }
-.verdict { display: inline-block; padding: 1px 10px; border-radius: 999px; font-weight: 600; font-size: 0.85rem;
-  white-space: nowrap; color: #fff; }
-.holds { background: #23875c; } .partly { background: #a9690b; } .fails { background: #c23f3e; }
-.open { background: #66707d; }
+.claims th:first-child { width: 32%; padding-right: 16px; }
+.claims td { vertical-align: top; } .claims tbody th { vertical-align: top; }
+.claims small { display: block; color: var(--muted); font-size: 0.88rem; line-height: 1.45; margin-top: 4px; }
+.claims summary { color: var(--accent); font-size: 0.88rem; margin-top: 4px; cursor: pointer; padding: 3px 0; }
+.verdict { display: inline-block; justify-self: start; padding: 1px 10px; border-radius: 999px; font-weight: 600;
+  font-size: 0.85rem; white-space: nowrap; color: #fff; }
+.holds { background: #1e7a52; } .partly { background: #965c06; } .fails { background: #b93a39; }
+.open { background: #5c6673; }
 .neuron-map { border: 1px solid var(--grid); border-radius: 10px; }
-@media (max-width: 620px) { .claims { min-width: 620px; } }
+.map-controls { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin-top: 10px; }
+.map-controls output { flex-basis: 100%; }
+.map-controls :is(button, select) { font: inherit; font-size: 0.9rem; color: var(--ink); background: var(--surface);
+  border: 1px solid var(--grid); border-radius: 8px; padding: 4px 10px; min-height: 32px; cursor: pointer; }
 """
 
 
 def head() -> str:
     """What the head of a page needs that holds these parts: a policy that fetches nothing, plotly.js, their style."""
     policy = f'<meta http-equiv="Content-Security-Policy" content="{OFFLINE_POLICY}">'
-    return f"{policy}\n<style>{STYLE}</style>\n{plot_library()}"
+    controls = resources.files(__package__).joinpath("map_controls.js").read_text(encoding="utf-8")
+    return f"{policy}\n<style>{STYLE}</style>\n{plot_library()}\n<script>{controls}</script>"

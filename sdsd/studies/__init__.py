@@ -9,6 +9,7 @@
 `catalogue.py`     all studies by name and group
 `claims.py`        every claim beside what the studies found: `sdsd claims`
 `digits.py`        scikit-learn's digits, loaded and split
+`rules.py`         the rules that decide verdicts, since when, and what they replaced
 `documents.py`     titles of the source documents
 `script.py`         `sdsd gamma FILE.py`: run a user's file, train what it defines
 `map.py`           `sdsd map`: the neurons of saved activations

@@ -1,7 +1,7 @@
 """Every claim of the source documents beside what the studies found: tables in docs/, and one HTML page.
 
 In a Markdown file of docs/ what stands between `<!-- claims: WHAT -->` and `<!-- end of claims -->` is written by
-`sdsd claims`; WHAT is a group of studies, "without a study", "details" or "count".
+`sdsd claims`; WHAT is a group of studies, "without a study", "details", "count" or "in short".
 """
 
 from __future__ import annotations
@@ -38,27 +38,6 @@ def _untestable(claim: str, source: str, stated: str, why: str) -> Verdict:
 
 
 UNTESTABLE = (
-    _untestable(
-        "The volume of a basin falls with the Kolmogorov complexity of its function",
-        "The Entropic Selection Principle, 1",
-        "log V ∝ −K",
-        "Kolmogorov complexity cannot be computed, and a basin's volume changes when a network is rescaled into one "
-        "that computes the same function.",
-    ),
-    _untestable(
-        "SGD ends in a basin with a probability in proportion to its volume",
-        "The Entropic Selection Principle, 2",
-        "P ∝ V",
-        "The volumes of basins in thousands of dimensions are out of reach, and which basin is found depends on when "
-        "one looks: see the study well for how long paths stay in one.",
-    ),
-    _untestable(
-        "Generalization error is bounded by the square root of complexity over samples",
-        "The Entropic Selection Principle, 3",
-        "√(K/N)",
-        "Bounds of this form hold for a code that was fixed before the data; they say nothing about SGD without the "
-        "two claims before.",
-    ),
     _untestable(
         "Agency is what a system does on the flat part of its loss",
         "Abstract",
@@ -154,7 +133,11 @@ def fill(text: str, claims: Claims) -> str:
         ValueError: a mark that names nothing.
     """
     parts = {group: _table(claims.of(group)) for group in groups()}
-    parts |= {"details": "\n".join(map(_details, claims.claims)), "count": _count(claims)}
+    parts |= {
+        "details": "\n".join(map(_details, claims.claims)),
+        "count": _count(claims),
+        "in short": _in_short(claims),
+    }
 
     def part(match: re.Match[str]) -> str:
         if match[2] not in parts:
@@ -172,6 +155,23 @@ def _table(claims: Iterable[Claim]) -> str:
         cells = (verdict.claim, verdict.seed_figure, _ours(claim), f"**{verdict.verdict}**", study)
         rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(rows)
+
+
+def _in_short(claims: Claims) -> str:
+    """Distinct claims under their verdicts, each once for all networks it was tried on."""
+    lines = []
+    for word in VERDICTS:
+        found: dict[str, list[Claim]] = {}
+        for claim in claims.claims:
+            if claim.verdict.verdict == word:
+                found.setdefault(claim.verdict.claim, []).append(claim)
+        if found:
+            lines += ["", f"## {word.capitalize()}", ""]
+        for text, same in found.items():
+            studies = ", ".join(f"`{claim.study}`" for claim in same if claim.study)
+            figure = f": {_ours(same[0])}" if len(same) == 1 and same[0].verdict.our_figure else ""
+            lines.append(f"- {text}{figure}" + (f" ({studies})" if studies else ""))
+    return "\n".join(lines[1:])
 
 
 def _ours(claim: Claim) -> str:
@@ -205,22 +205,21 @@ class ClaimTable:
     claims: Sequence[Claim]
 
     def html(self) -> str:
-        head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "there", "here", "verdict and why"))
-        rows = "".join(map(self._row, self.claims))
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        return f'<style>{STYLE}</style><div class="scroll claims">{table}</div>'
+        header = ("claim", "there", "here", "verdict and why")
+        return f"<style>{STYLE}</style>" + html.table(header, list(map(self._row, self.claims)), kind="claims")
 
     @staticmethod
-    def _row(claim: Claim) -> str:
+    def _row(claim: Claim) -> list[str]:
         verdict = claim.verdict
         link = f'<a href="{escape(claim.study)}/report.html">{escape(claim.study)}</a>' if claim.study else ""
         repeat = f"<br>{link}, {_seeds(claim)}: <code>{escape(claim.command)}</code>" if claim.command else ""
-        return (
-            f'<tr><th scope="row">{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small></th>'
-            f"<td>{escape(verdict.seed_figure)}</td><td>{escape(_ours(claim))}</td>"
-            f"<td><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
-            f"<br><small>What decides: {escape(verdict.rule)}.{repeat}</small></td></tr>"
-        )
+        return [
+            f"{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small>",
+            escape(verdict.seed_figure),
+            escape(_ours(claim)),
+            f"<div><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
+            f"<br><small>What decides: {escape(verdict.rule)}.{repeat}</small></div>",
+        ]
 
 
 def claims_page(claims: Claims) -> str:
@@ -236,8 +235,8 @@ def claims_page(claims: Claims) -> str:
 
 STYLE = """
 main { max-width: 1180px; }
-.claims th, .claims td { white-space: normal; text-align: left; vertical-align: top; }
-.claims tbody th { min-width: 200px; } .claims td { min-width: 110px; } .claims td:last-child { min-width: 340px; }
+.claims :is(th, td) { vertical-align: top; }
+@container (min-width: 601px) { .claims th:first-child { width: 26%; } .claims th:last-child { width: 42%; } }
 .claims small { color: var(--muted); }
 """
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ..gamma import GammaMonitor, GammaStats
+from ..gamma import GammaHistory, GammaMonitor, GammaStats
 from ..gamma.layers import UnsupportedError
 from .engine import GAMMA_COLUMNS, Display, Row, choose_display, table_row
 
@@ -74,22 +74,30 @@ def train_file(
     every: int = 1,
     confidence: float = 0.95,
     population: int | None = None,
+    history: str | Path | None = None,
     quiet: bool = False,
     display: Display | None = None,
 ) -> TrainingRun:
     """Train what `path` defines for `steps` steps; an interrupt (Ctrl-C) ends it early and keeps what was measured.
 
+    With `history` every measured step is written to that file, in total and by parameter (`GammaHistory`); what an
+    earlier run left there is replaced.
+
     Raises:
-        ValueError: no such file, a name is missing or of the wrong kind, no batches, a model the monitor refuses.
+        ValueError: no such file, `history` is a file of something else,
+            a name is missing or of the wrong kind, no batches, a model the monitor refuses.
         UserCodeError: the file, its loader or its loss raised.
     """
     path = Path(path)
+    kept = None if history is None else GammaHistory(history, parameters=True)
     script = load_script(path)
     total = steps or script.steps
     run = TrainingRun()
     display = display or choose_display(quiet)
     batches = endless(script.loader, path)
-    with GammaMonitor(script.model, every=every, ema=EMA, confidence=confidence, population=population) as monitor:
+    with GammaMonitor(
+        script.model, every=every, ema=EMA, confidence=confidence, population=population, history=kept
+    ) as monitor:
         display.start(total, ("parameter", *GAMMA_COLUMNS))
         try:
             for batch in batches:

@@ -15,7 +15,6 @@ preconditioner P, ‖μ‖² becomes μᵀPμ, μᵀHμ becomes μᵀPHPμ and �
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..gamma import precondition as preconditioning
-from ..gamma.monitor import unwrap
+from ..models import unwrap
 from ._curvature_moments import Moments
 from ._hessian import Hessian, LossFunction, gradient_rows, length_of, undisturbed
 
@@ -227,7 +226,7 @@ def curvature_gamma(
         (2, 4.5, 11.25)
     """
     root = unwrap(model)
-    _check_learning_rate(learning_rate)
+    learning_rate = checks.check_number(learning_rate, "learning_rate", "a positive, finite number", above=0)
     batch_size = checks.check_count(batch_size, "batch_size")
     samples_per_gradient = checks.check_count(samples_per_gradient, "samples_per_gradient")
     population = checks.check_count(population, "population", optional=True)
@@ -300,11 +299,6 @@ def _diagonal(model: nn.Module, precondition: Any) -> Tensor | None:
                 f"precondition: expected shape {tuple(trainable[name].shape)} for {name}, got {tuple(diagonal.shape)}."
             )
     return torch.cat([found[name].detach().double().flatten() for name in trainable])  # type: ignore[union-attr]
-
-
-def _check_learning_rate(value: Any) -> None:
-    if isinstance(value, bool) or not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
-        raise ValueError(f"learning_rate: expected a positive, finite number, got {value!r}.")
 
 
 def _check_probes(value: Any) -> int | None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..gamma import GammaStats, compute_gamma
-from ..gamma.monitor import unwrap
+from ..models import unwrap
 from ._balance import balance
 from ._segments import Segment
 from ._symmetry_groups import Permutation, Point, Scaling, Translation, build

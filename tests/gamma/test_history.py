@@ -66,6 +66,7 @@ def test_rows_of_parameters():
 
 def test_numbers_stay_on_their_device_until_enough_have_come(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "WAITING", 3)
+    monkeypatch.setattr(module, "SECONDS", math.inf)
     monitor, model = monitored(history=tmp_path / "run.jsonl")
     train(monitor, model, 2)
     assert not (tmp_path / "run.jsonl").exists()
@@ -74,6 +75,32 @@ def test_numbers_stay_on_their_device_until_enough_have_come(monkeypatch, tmp_pa
     train(monitor, model, 1)
     monitor.detach()
     assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 4
+
+
+def test_who_watches_a_slow_run_waits_seconds_and_not_64_steps(monkeypatch, tmp_path):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monitor, model = monitored(history=tmp_path / "run.jsonl")
+    for seconds, written in ((4.9, False), (0.2, True), (4.9, True)):
+        now[0] += seconds
+        train(monitor, model, 1)
+        assert (tmp_path / "run.jsonl").exists() == written
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 2
+    monitor.detach()
+
+
+def test_rows_carry_the_recommendation(tmp_path):
+    monitor, model = monitored(history=sdsd.GammaHistory(tmp_path / "run.jsonl", parameters=True))
+    taken = train(monitor, model, 25)
+    monitor.detach()
+    *_, total, weight, bias = sdsd.GammaHistory(tmp_path / "run.jsonl")
+    advice = sdsd.recommend_batch(taken[-1].smoothed)
+    assert (total["recommended_batch"], total["verdict"], total["advice"]) == (
+        advice.samples, advice.verdict, str(advice)
+    )  # fmt: skip
+    part = sdsd.recommend_batch(taken[-1].smoothed.parameters["weight"])
+    assert (weight["recommended_batch"], weight["verdict"], weight["advice"]) == (part.samples, part.verdict, None)
+    assert bias["parameter"] == "bias"
 
 
 def test_a_file_is_gone_on_with_and_steps_that_come_again_are_replaced(tmp_path):

@@ -29,10 +29,12 @@ class Balance(HTMLParser):
 
 def everything() -> str:
     evil = "<script>alert('&')</script>"
-    figure = html.Figure("<svg></svg>", evil, f'{evil}" onload="x', narrow=True)
+    figure = html.Figure("<svg></svg>", evil, f'{evil}" onload="x')
     blocks = [
         html.Text(evil),
         html.Note(evil),
+        html.Code(evil),
+        html.settings([(evil, evil)], evil),
         html.Cards([(evil, evil)]),
         figure,
         html.SideBySide([figure, figure]),

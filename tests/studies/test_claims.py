@@ -66,6 +66,17 @@ def test_marked_parts_are_written_anew(groups, tmp_path):
         fill("<!-- claims: theroy -->\n<!-- end of claims -->", found)
 
 
+def test_in_short_each_claim_stands_once_under_its_verdict(groups, tmp_path):
+    for name in ("one", "three"):  # the same claim of two studies
+        run_study(groups[name], tmp_path / name, Progress(), quick=True)
+    text = fill("<!-- claims: in short -->\n<!-- end of claims -->", read_claims(tmp_path))
+    assert text.count("- c (`one`, `three`)") == 1
+    assert text.index("## Refuted") < text.index("- c (")
+    assert text.count(f"- {UNTESTABLE[0].claim}\n") == 1
+    (tmp_path / "three" / "results.json").unlink()
+    assert "- c: 1 (`one`)" in fill(text, read_claims(tmp_path))
+
+
 def test_results_of_another_format_are_named(groups, tmp_path):
     run_study(groups["one"], tmp_path / "one", Progress(), quick=True)
     path = tmp_path / "one" / "results.json"

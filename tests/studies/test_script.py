@@ -10,6 +10,7 @@ import torch
 
 import sdsd
 from sdsd import cli
+from sdsd.report.live import LiveRun
 from sdsd.studies.engine.display import Quiet
 from sdsd.studies.script import load_script, train_file
 
@@ -135,6 +136,25 @@ def test_syntax_errors(capsys, script):
     assert "script.py" not in err
 
 
+def test_a_history_of_the_run_is_what_sdsd_watch_reads(capsys, script, tmp_path):
+    file = tmp_path / "run.jsonl"
+    status, _, _ = run(capsys, "gamma", script(), "--steps", "9", "--every", "2", "--history", file)
+    assert status == 0
+    history = sdsd.GammaHistory(file)
+    assert history.column("step") == [1, 3, 5, 7, 9]
+    assert history.column("step", "2.bias") == [1, 3, 5, 7, 9]
+    run(capsys, "gamma", script(), "--steps", "2", "--history", file)
+    assert sdsd.GammaHistory(file).column("step") == [1, 2]
+    live = LiveRun(file)
+    live.update()
+    assert [curve["name"] for curve in live.view()["curves"]] == ["total", "0.weight", "0.bias", "2.weight", "2.bias"]
+    (tmp_path / "notes.txt").write_text("not a history\n")
+    status, _, err = run(capsys, "gamma", script(), "--history", tmp_path / "notes.txt")
+    assert status == 2
+    assert "notes.txt, line 1: expected a row of a GammaHistory, got 'not a history'" in err
+    assert (tmp_path / "notes.txt").read_text() == "not a history\n"
+
+
 def test_a_loader_that_ends_ends_the_run(script):
     path = script(extra="\nloader = iter(loader)")
     assert train_file(path, steps=100, quiet=True).steps == 5
@@ -158,6 +178,7 @@ def test_options_that_do_not_fit(capsys, script, tmp_path):
     for arguments, message in (
         ((script(), "--key", "x"), "--key is for saved gradients"),
         (("a.npy", "--steps", "3"), "--steps is for a .py file"),
+        (("a.npy", "--history", "run.jsonl"), "--history is for a .py file"),
         ((script(), "a.npy"), "give it alone"),
         ((tmp_path / "none.py",), "there is no such file"),
     ):

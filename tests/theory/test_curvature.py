@@ -420,7 +420,7 @@ def test_errors_say_what_is_wrong():
         return curvature_gamma(model, loss_fn, batch, **{**good, **(changed or {})})
 
     for name, values in {
-        "learning_rate": (0, -1.0, math.inf, math.nan, "0.1"),
+        "learning_rate": (0, -1.0, math.inf, math.nan),
         "batch_size": (0, -2, 1.5, True),
         "samples_per_gradient": (0, 2.0),
         "population": (0, -5),

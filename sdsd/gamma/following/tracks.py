@@ -40,6 +40,26 @@ class Summed(NamedTuple):
     reason: str
 
 
+class Occurring(NamedTuple):
+    """Positions at which something occurs in any sample, as those of the experts that some token was sent to.
+
+    Looped over, each used as an index says what those samples meet that it occurs in, and brings nothing of one to
+    another. `reason` says where they were found, `one` whether this is one of them on its turn.
+    """
+
+    reason: str
+    one: bool = False
+
+
+class Named(NamedTuple):
+    """Read off constants or parameters at such a position: only rows chosen from the samples may meet it.
+
+    Samples that it does not occur in would meet it for no other reason than the others of their batch.
+    """
+
+    reason: str
+
+
 class Part(NamedTuple):
     """Piece `place` of `pieces` that a tensor with track `whole` was cut into along its samples.
 
@@ -59,12 +79,13 @@ class Owners:
     """The sample that each of some rows belongs to, which a mask or an index chose by what the samples hold.
 
     samples: (rows,), whole numbers. size, inner: of the dimension that the rows were chosen from, as in `Track`.
+    order: (rows,), the whole numbers that the rows were sorted by, where they were.
     """
 
-    __slots__ = ("inner", "samples", "size")
+    __slots__ = ("inner", "order", "samples", "size")
 
-    def __init__(self, samples: Tensor, size: int, inner: int) -> None:
-        self.samples, self.size, self.inner = samples, size, inner
+    def __init__(self, samples: Tensor, size: int, inner: int, order: Tensor | None = None) -> None:
+        self.samples, self.size, self.inner, self.order = samples, size, inner, order
 
 
 class Rows(NamedTuple):
@@ -74,7 +95,7 @@ class Rows(NamedTuple):
     owners: Owners
 
 
-Verdict: TypeAlias = "Track | Mixed | Summed | Part | Rows | None"
+Verdict: TypeAlias = "Track | Mixed | Summed | Occurring | Named | Part | Rows | None"
 """Where the samples are; None for a tensor that does not depend on samples."""
 Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 
@@ -221,7 +242,8 @@ def take_over(out: Tensor, source: Tensor) -> None:
 @contextmanager
 def as_constants(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Inside, `tensors` do not depend on samples."""
-    kept = {id(x): here.held.pop(id(x)) for x in tensors if id(x) in here.held}
+    kept = {id(x): here.held[id(x)] for x in tensors if id(x) in here.held}
+    here.held.update({key: (tensor, None, False) for key, (tensor, _, _) in kept.items()})
     try:
         yield
     finally:

@@ -167,9 +167,14 @@ def _alone(kind: str) -> frozenset[str]:
 
 
 def watch(
-    mode: Measuring, kind: str, out: Tensor, tensors: list[Tensor], saved: Iterable[Tensor | None], measure: Measure,
+    mode: Measuring,
+    kind: str,
+    out: Tensor,
+    tensors: list[Tensor],
+    saved: Iterable[Tensor | None],
+    measure: Measure,
     unexpanded: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure an operation with output `out` that read `tensors`, computed from parameters alone.
 
     `unexpanded`: the pieces are of what the tensors are expansions of. Where the samples of `out` cannot be told apart,

@@ -12,6 +12,9 @@ from sdsd_kernels import checks
 
 from ...geometry import NeuronMap
 
+HISTORY = "history.jsonl"
+"""Every measured step, in the demonstration's folder."""
+
 
 @dataclass(frozen=True)
 class DemoConfig:

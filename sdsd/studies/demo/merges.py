@@ -17,7 +17,7 @@ def merge_sections(results: dict[str, Any], book: FigureBook) -> list[html.Secti
         return []
     cohorts, size = merges["cohorts"], merges["pairs_in_a_cohort"]
     facts = merge_facts(merges)
-    near, far = cohorts["near"]["pairs"][0], cohorts["far"]["pairs"][0]
+    near, far = example(cohorts["near"]), example(cohorts["far"])
     figure, (left, right) = figures.new_figure(7.6, 3.7, columns=2, width_ratios=[1.15, 1])
     draw_merge_axes(left, right, cohorts, size)
     rows = [
@@ -39,15 +39,15 @@ def merge_sections(results: dict[str, Any], book: FigureBook) -> list[html.Secti
                     "To merge two neurons, both get the average of their incoming weights and biases, so that from "
                     "then on they compute the same; nothing else is touched, and nothing is retrained. "
                     f"Merging the nearest pair ({near['first']} and {near['second']}) changed the loss on held-out "
-                    f"digits by {signed(near['loss_change'])}; merging the farthest ({far['first']} and "
-                    f"{far['second']}) by {signed(far['loss_change'])}. One pair may be luck, so {size} near, {size} "
-                    f"far and {size} random pairs were merged, each singly and each cohort at once."
+                    f"digits by {signed(near['loss_change'])}; merging the farthest that both answer "
+                    f"({far['first']} and {far['second']}) by {signed(far['loss_change'])}. One pair may be luck, so "
+                    f"{size} near, {size} far and {size} random pairs were merged, each singly and each cohort at once."
                 ),
                 html.Figure(
                     book.add(figure, "merges"),
-                    "Left: each dot is one merge, the bar and the number below its cohort's median. "
-                    f"Right: all {size} pairs of a cohort merged at once; random pairs in {facts['random_count']} "
-                    "different pairings, with their mean.",
+                    "One pair at a time: each dot is one merge, the bar and the number below its cohort's median. "
+                    f"At once: all {size} pairs of a cohort; random pairs in {facts['random_count']} different "
+                    "pairings, with their mean.",
                     "Figure 6. What a merge costs.",
                 ),
                 html.Note(merge_sentence(facts, size)),
@@ -61,6 +61,11 @@ def merge_sections(results: dict[str, Any], book: FigureBook) -> list[html.Secti
             ],
         )
     ]
+
+
+def example(cohort: dict[str, Any]) -> dict[str, Any]:
+    """The first pair whose neurons both answer: a neuron that hardly ever fires is no example."""
+    return cohort["pairs"][cohort["example"]]
 
 
 def merge_facts(merges: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...report import figures, html
 from ..engine import FigureBook
+from ..pairs import farthest_examples
 from .config import DemoResult
 
 
@@ -22,7 +23,8 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
             f"{dead_sentence(neuron_map.dead)}"
         )
     ]
-    near, far = neuron_map.nearest[0], neuron_map.farthest[0]
+    farthest = farthest_examples(neuron_map, len(neuron_map.nearest)) or neuron_map.farthest
+    near, far = neuron_map.nearest[0], farthest[0]
     figure, both = figures.new_figure(7.6, 3.3, columns=2)
     for axes, pair, colour, name in (
         (both[0], near, figures.GREEN, "nearest"),
@@ -30,7 +32,7 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
     ):
         first, second = activations[:, pair.first].numpy(), activations[:, pair.second].numpy()
         figures.draw_pair_scatter(axes, first, second, (pair.first, pair.second), colour)
-        figures.set_title(axes, f"{name}: cosine {pair.cosine:.3f}")
+        figures.set_title(axes, figures.minus(f"{name}: cosine {pair.cosine:.3f}"))
     blocks.append(
         html.Figure(
             book.add(figure, "pairs"),
@@ -52,7 +54,6 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
             f"{plane.stress:.2f}; 0 would be exact). Colour: cluster. Size: how strongly it fires. "
             f"Lines: the {len(links)} nearest pairs.",
             "Figure 4. The map.",
-            narrow=True,
         )
     ]
     matrix = neuron_map.cosine[order][:, order].numpy()
@@ -69,21 +70,18 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
             f"The same {live} neurons, ordered by cluster: dark blocks on the diagonal are groups that fire together. "
             f"{clusters} clusters{silhouette_words(neuron_map.silhouette)}.",
             "Figure 5. The cosine matrix.",
-            narrow=True,
         )
     )
     blocks.append(html.SideBySide(drawn))
     rows = [
         (str(index + 1), *cells(near_pair), *cells(far_pair))
-        for index, (near_pair, far_pair) in enumerate(
-            list(zip(neuron_map.nearest, neuron_map.farthest, strict=False))[:8]
-        )
+        for index, (near_pair, far_pair) in enumerate(list(zip(neuron_map.nearest, farthest, strict=False))[:8])
     ]
     blocks.append(
         html.Table(
-            ("", "nearest pair", "cosine", "farthest pair", "cosine"),
+            ("", "nearest pair", "cosine of nearest", "farthest pair", "cosine of farthest"),
             rows,
-            "Pairs are chosen greedily and share no neuron.",
+            "Pairs are chosen greedily and share no neuron; neurons that hardly ever fire are in none of the farthest.",
         )
     )
     return [html.Section("Which neurons do the same job?", blocks)]
@@ -97,7 +95,7 @@ def dead_sentence(dead: list[int]) -> str:
 
 
 def cells(pair: Any) -> tuple[str, str]:
-    return f"{pair.first} – {pair.second}", f"{pair.cosine:.3f}"
+    return f"{pair.first} – {pair.second}", figures.minus(f"{pair.cosine:.3f}")
 
 
 def silhouette_words(silhouette: float | None) -> str:

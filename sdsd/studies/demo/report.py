@@ -12,8 +12,8 @@ from ...report import figures, html
 from ...report.figures import plain_number
 from ..digits import CENTRE, split_digits
 from ..engine import FigureBook, write_text
-from .config import DemoResult
-from .merges import merge_facts, merge_sections, merge_sentence, points, signed
+from .config import HISTORY, DemoResult
+from .merges import example, merge_facts, merge_sections, merge_sentence, points, signed
 from .neurons import map_sections
 from .noise import noise_scales, noise_sentence, noise_story, training_sections
 
@@ -25,7 +25,7 @@ def write_report(result: DemoResult) -> list[Path]:
         *training_sections(result.results, book),
         *map_sections(result, book),
         *merge_sections(result.results, book),
-        settings_section(result.results),
+        settings_section(result),
     ]
     if result.results["merges"] and result.results["merges"]["pairs_in_a_cohort"]:
         overview(result, book)
@@ -75,7 +75,7 @@ def lead_blocks(result: DemoResult, book: FigureBook) -> list[html.Block]:
     figures.draw_images(axes, digit_strip(results["config"]))
     blocks.append(
         html.Figure(
-            figures.to_svg(figure, "digits"),
+            figures.to_panels(figure, "digits"),
             f"Ten of the {training['held_out_images']} held-out digits, 8 × 8 grey pixels each; "
             f"{training['training_images']:,} others were trained on. They ship with scikit-learn.",
         )
@@ -84,7 +84,6 @@ def lead_blocks(result: DemoResult, book: FigureBook) -> list[html.Block]:
 
 
 def digit_strip(config: dict[str, Any]) -> Any:
-
     digits = split_digits(config["seed"], config["held_out"])
     firsts = torch.stack([(digits.held_out_labels == label).nonzero()[0, 0] for label in range(10)])
     return (digits.held_out_images[firsts] + CENTRE).reshape(10, 8, 8).numpy()
@@ -118,6 +117,7 @@ def overview(result: DemoResult, book: FigureBook) -> None:
         neuron_map.order,
         neuron_map.links(10),
         labels=False,
+        legend=False,
     )
     figures.set_title(axes[1], "Which neurons do the same job?")
     cohorts = results["merges"]["cohorts"]
@@ -126,17 +126,21 @@ def overview(result: DemoResult, book: FigureBook) -> None:
     book.save(figure, "overview", dpi=100)
 
 
-def settings_section(results: dict[str, Any]) -> html.Section:
+def settings_section(result: DemoResult) -> html.Section:
+    results = result.results
     config = {name.replace("_", " "): setting(value) for name, value in results["config"].items()}
     rows = [*config.items(), *((f"version: {name}", value) for name, value in results["versions"].items())]
     return html.Section(
         "How this was made",
         [
             html.Text(
-                f"The same seed gives the same numbers on the same machine. Run it again with: "
-                f"sdsd demo --seed {results['config']['seed']} --epochs {results['config']['epochs']}"
+                "The same seed gives the same numbers on the same machine. Run it again, or look at every step of it:"
             ),
-            html.Table(("setting", "value"), rows),
+            html.Code(
+                f"sdsd demo --seed {results['config']['seed']} --epochs {results['config']['epochs']}\n"
+                f"sdsd watch {result.folder / HISTORY}"
+            ),
+            html.settings(rows),
         ],
     )
 
@@ -157,7 +161,7 @@ def summary_lines(result: DemoResult) -> list[str]:
         lines.append(noise_sentence(story, config["batch_size"], series["step"][-1]))
     if merges and merges["pairs_in_a_cohort"]:
         for name, word in (("near", "nearest"), ("far", "farthest")):
-            pair = merges["cohorts"][name]["pairs"][0]
+            pair = example(merges["cohorts"][name])
             lines.append(
                 f"Merging the {word} pair, {pair['first']} and {pair['second']} (cosine {pair['cosine']:.3f}): "
                 f"loss {signed(pair['loss_change'])}."

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ... import GammaMonitor, GammaStats
+from ... import GammaHistory, GammaMonitor, GammaStats
 from ..._extras import require
 from ...geometry import COHORTS, NeuronMap, biopsy, merge
 from ..digits import Digits, evaluate, split_digits
 from ..engine import GAMMA_COLUMNS, Display, choose_display, one_thread, prepare_output, table_row, versions, write_json
-from .config import DemoConfig, DemoResult
+from ..pairs import answering
+from .config import HISTORY, DemoConfig, DemoResult
 from .report import write_report
 
 HEADER = ("layer", *GAMMA_COLUMNS)
@@ -29,7 +30,7 @@ HEADER = ("layer", *GAMMA_COLUMNS)
 def run_demo(
     out: str | Path, config: DemoConfig | None = None, *, quiet: bool = False, display: Display | None = None
 ) -> DemoResult:
-    """Run the demonstration and write report.html, results.json and figures into `out`.
+    """Run the demonstration and write report.html, results.json, history.jsonl and figures into `out`.
 
     An interrupt (Ctrl-C) ends the phase at hand; what was finished is written and marked as interrupted.
 
@@ -58,7 +59,7 @@ def run_demo(
         try:
             digits = split_digits(config.seed, config.held_out)
             network = build_network(config)
-            train(network, digits, config, display, results)
+            train(network, digits, config, display, result)
             display.say("Mapping the neurons of the last hidden layer …")
             map_last_hidden_layer(network, digits, config, result)
             display.say("Merging near, random and far pairs …")
@@ -115,7 +116,7 @@ def smoothed_gamma(stats: GammaStats) -> dict[str, tuple[float, float, float]]:
     return {name: (part.gamma_unbiased, *(part.interval or (math.nan, math.nan))) for name, part in parts.items()}
 
 
-def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Display, results: dict[str, Any]) -> None:
+def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Display, result: DemoResult) -> None:
     """Momentum SGD under a GammaMonitor: Γ of each step, smoothed; once an epoch the exact noise scale over all images.
 
     Batches are drawn with replacement, so that they are independent samples of the training gradient and the
@@ -132,7 +133,7 @@ def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Displ
         "layers": {},
         "exact": {"step": [], "noise_scale": []},
     }
-    results["training"] = {
+    result.results["training"] = {
         "training_images": count,
         "held_out_images": len(digits.held_out_images),
         "steps_planned": total,
@@ -146,7 +147,13 @@ def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Displ
         f"{len(digits.held_out_images)} digits held out."
     )
     display.start(total, HEADER)
-    with GammaMonitor(network, mode="exact", ema=config.smoothing, confidence=config.confidence) as monitor:
+    path = result.folder / HISTORY
+    path.unlink(missing_ok=True)
+    result.written.append(path)
+    history = GammaHistory(path, parameters=True)
+    with GammaMonitor(
+        network, mode="exact", ema=config.smoothing, confidence=config.confidence, history=history
+    ) as monitor:
         for step in range(1, total + 1):
             chosen = torch.randint(count, (config.batch_size,), generator=draw)
             if (step - 1) % steps_per_epoch == 0:
@@ -250,7 +257,10 @@ def merge_cohorts(
         if name == "random":
             pairings += random_pairings(live, size, config.random_pairings, seed)[1:]
         costs = [together(pairs) for pairs in pairings]
+        loud = answering(neuron_map)
+        told = [place for place, pair in enumerate(cohort.pairs) if loud[pair.first] and loud[pair.second]]
         merges["cohorts"][name] = {
+            "example": min(told, default=0),
             "pairs": [
                 {"first": pair.first, "second": pair.second, "cosine": pair.cosine, "loss_change": change}
                 for pair, change in zip(cohort.pairs, cohort.loss_changes, strict=True)

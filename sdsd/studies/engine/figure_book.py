@@ -1,4 +1,4 @@
-"""The figures of a page: a PNG each beside it, and the SVG in it."""
+"""The figures of a page: a PNG each beside it, and its panels in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...report import figures
 
 
 class FigureBook:
-    """Saves each figure as a PNG and hands back its SVG for the page."""
+    """Saves each figure as a PNG and hands back what the page shows of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -22,4 +22,4 @@ class FigureBook:
 
     def add(self, figure: Any, name: str) -> str:
         self.save(figure, name)
-        return figures.to_svg(figure, name)
+        return figures.to_panels(figure, name)

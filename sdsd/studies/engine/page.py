@@ -11,13 +11,13 @@ from .result import StudyResult, Verdict
 from .study import Study
 
 
-def study_page(study: Study, result: StudyResult, svg: str) -> str:
-    """report.html of a complete `result`, whose figure is `svg`."""
+def study_page(study: Study, result: StudyResult, panels: str) -> str:
+    """report.html of a complete `result`, whose figure is `panels` (`figures.to_panels`)."""
     title = study.name.replace("-", " ").capitalize()
     lead = [html.Text(f"{study.summary[0].upper()}{study.summary[1:]}."), html.Text(f"The claim: {study.claim}.")]
     return html.page(
         title,
-        [*lead, html.Figure(svg, f"{_how_many(result.seeds)}{', quick' if result.config['quick'] else ''}.")],
+        [*lead, html.Figure(panels, f"{_how_many(result.seeds)}{', quick' if result.config['quick'] else ''}.")],
         [*map(_verdict_section, result.verdicts), _repeat_section(study, result)],
         f"{study.source}. " + " · ".join(f"{name} {version}" for name, version in versions().items()),
     )
@@ -38,12 +38,13 @@ def _verdict_section(verdict: Verdict) -> html.Section:
 
 def _repeat_section(study: Study, result: StudyResult) -> html.Section:
     options = f" --seed {result.seeds[0]} --seeds {len(result.seeds)}{' --quick' if result.config['quick'] else ''}"
-    settings = [(name, _setting(value)) for name, value in result.config.items()]
+    settings = [(name.replace("_", " "), _setting(value)) for name, value in result.config.items()]
     return html.Section(
         "To repeat it",
         [
-            html.Text(f"sdsd study {study.name}{options} takes about {duration(result.seconds)}."),
-            html.Table(("setting", "value"), settings),
+            html.Text(f"This takes about {duration(result.seconds)}:"),
+            html.Code(f"sdsd study {study.name}{options}"),
+            html.settings(settings),
         ],
     )
 

@@ -61,7 +61,7 @@ def run_study(
         figure = study.draw(result)
         figures.save_png(figure, folder / picture)
         result.figures = [picture]
-        write_text(folder / page, study_page(study, result, figures.to_svg(figure, study.name)))
+        write_text(folder / page, study_page(study, result, figures.to_panels(figure, study.name)))
     except KeyboardInterrupt:
         result.status, result.verdicts, result.figures = "interrupted", [], []
     finally:

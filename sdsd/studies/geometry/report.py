@@ -16,8 +16,8 @@ from ..engine import FigureBook, StudyResult, Verdict, versions, write_text
 BEST = "nearest activations, averaged"
 
 
-def write_report(result: StudyResult, maps: Sequence[NeuronMap], folder: Path) -> list[Path]:
-    """report.html and a PNG of each of its figures; the paths, report first."""
+def write_report(result: StudyResult, maps: Sequence[NeuronMap], folder: Path, command: str = "") -> list[Path]:
+    """report.html and a PNG of each of its figures; the paths, report first. `command` is what repeats it."""
     book = FigureBook(folder)
     several = len(result.series) > 1
     sections = [
@@ -26,11 +26,11 @@ def write_report(result: StudyResult, maps: Sequence[NeuronMap], folder: Path) -
         for section in _network_sections(series, neuron_map, book, number, several)
     ]
     if result.verdicts:
-        sections.insert(0, _claims_section(result))
+        sections.append(_claims_section(result))
     text = html.page(
         _title(result),
         _lead(result),
-        [*sections, _settings_section(result)],
+        [*sections, _settings_section(result, command)],
         f"Made by sdsd geometry in {result.seconds:.0f} s. All numbers are in results.json beside this page. "
         + " · ".join(f"{name} {version}" for name, version in versions().items()),
         geometry_page.head(),
@@ -86,30 +86,27 @@ def _cards(series: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
 
 
 def _claims_section(result: StudyResult) -> html.Section:
-    """Grouped by network: verdicts come in the order of networks, each with the same claims at most once."""
-    claims, names = [], iter([series["network"] for series in result.series])
-    seen: set[str] = set()
-    name = next(names)
+    """A table for each network: verdicts come in the order of networks, each with the same claims at most once."""
+    tables: list[list[Claim]] = [[]]
     for verdict in result.verdicts:
-        if verdict.claim in seen:
-            seen, name = set(), next(names)
-        seen.add(verdict.claim)
-        claims.append(_claim(verdict, f"{name}: " if len(result.series) > 1 else ""))
+        if any(claim.claim == verdict.claim for claim in tables[-1]):
+            tables.append([])
+        tables[-1].append(_claim(verdict))
+    blocks: list[html.Block] = []
+    for series, claims in zip(result.series, tables, strict=False):
+        blocks += [html.Heading(f"{series['network']}, layer {series['layer']!r}"), Claims(claims)]
     return html.Section(
         f"The claims of the document, held against {'these networks' if len(result.series) > 1 else 'this network'}",
         [
-            html.Text(
-                "The claims are those of “Functional Geometry in Deep Neural Networks”, with its numbers. What decides "
-                "a verdict shows when you point at it."
-            ),
-            Claims(claims),
+            html.Text("The claims are those of “Functional Geometry in Deep Neural Networks”, with its numbers."),
+            *blocks,
         ],
     )
 
 
-def _claim(verdict: Verdict, prefix: str) -> Claim:
+def _claim(verdict: Verdict) -> Claim:
     here = "–" if verdict.our_figure is None else str(verdict.our_figure)
-    return Claim(prefix + verdict.claim, verdict.verdict, verdict.seed_figure, here, verdict.corrected, verdict.rule)
+    return Claim(verdict.claim, verdict.verdict, verdict.seed_figure, here, verdict.corrected, verdict.rule)
 
 
 def _network_sections(
@@ -208,7 +205,9 @@ def _cohort_table(series: Mapping[str, Any]) -> html.Table:
         for name in COHORTS:
             cohort = series["biopsy"][geometry][name]
             spread = "–" if cohort["sd"] is None else plain_number(cohort["sd"])
-            rows.append((f"{name}, {label}", f"{cohort['cosine']:.2f}", plain_number(cohort["mean"]), spread))
+            rows.append(
+                (f"{name}, {label}", figures.minus(f"{cohort['cosine']:.2f}"), plain_number(cohort["mean"]), spread)
+            )
     return html.Table(("pairs", "mean cosine", f"mean |change of {series['measure']}|", "sd"), rows)
 
 
@@ -275,7 +274,7 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
     rows = [
         (
             name,
-            "–" if drawn["compared"] is None else f"{drawn['compared']:.3f}",
+            "–" if drawn["compared"] is None else figures.minus(f"{drawn['compared']:.3f}"),
             "–" if drawn["effective_rank"] is None else f"{drawn['effective_rank']:.1f}",
             str(drawn["dead"]),
         )
@@ -305,6 +304,7 @@ def _plasticity_section(series: Mapping[str, Any], book: FigureBook, stem: str, 
     )
 
 
-def _settings_section(result: StudyResult) -> html.Section:
+def _settings_section(result: StudyResult, command: str) -> html.Section:
     rows = [(name.replace("_", " "), str(value)) for name, value in result.config.items()]
-    return html.Section("Settings", [html.Table(("setting", "value"), rows)])
+    blocks: list[html.Block] = [html.Text("The same command goes on from what is finished:"), html.Code(command)]
+    return html.Section("How this was made", [*(blocks if command else []), html.settings(rows)])

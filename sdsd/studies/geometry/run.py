@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from ..._extras import require
-from ...geometry.export import save_ply, save_png
-from ...geometry.neuron_map import NeuronMap
+from ...geometry.map import NeuronMap, save_ply, save_png
 from ..engine import Progress, StudyResult, choose_progress, one_thread, prepare_output, write_json
 from .arc import ArcConfig, Examination
 from .report import write_report
@@ -54,6 +53,7 @@ def examine(
     quick: bool = False,
     quiet: bool = False,
     progress: Progress | None = None,
+    command: str = "",
 ) -> GeometryResult:
     """Map, biopsy, consolidate, train on and control networks; write report.html, results.json, PNGs, PLYs to `out`.
 
@@ -67,6 +67,7 @@ def examine(
         quick: fewer pairs and pairings, to see that it works.
         quiet: say nothing.
         progress: shows how far it is; None: bars on a terminal, lines elsewhere.
+        command: what repeats it, for the report.
 
     Raises:
         ValueError, TypeError: `out` cannot be written; as `collect_activations`, `biopsy` and `consolidate` for
@@ -98,7 +99,7 @@ def examine(
         progress.stop()
     examined.result.seconds = time.perf_counter() - started
     write_json(folder / "results.json", examined.result.to_dict())
-    report = write_report(examined.result, examined.maps, folder)
+    report = write_report(examined.result, examined.maps, folder, command)
     examined.written = [*report, folder / "results.json", *_map_files(examined)]
     return examined
 

@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 def test_what_is_written(finished):
     names = {path.name for path in finished.written}
     figures = {"noise_scale", "layers", "pairs", "neuron_map", "cosine_matrix", "merges", "overview"}
-    assert names == {"report.html", "results.json"} | {f"{name}.png" for name in figures}
+    assert names == {"report.html", "results.json", "history.jsonl"} | {f"{name}.png" for name in figures}
     assert all(path.exists() for path in finished.written)
     assert not list(finished.folder.glob("*.part"))
     results = strict_json(finished.folder / "results.json")

@@ -22,17 +22,9 @@ pytest.importorskip("plyfile")
 from matplotlib.image import imread
 
 from sdsd import cli
-from sdsd.geometry import (
-    GramAccumulator,
-    NeuronMap,
-    consolidate,
-    controls,
-    mean_loss,
-    merge,
-    sgd_training,
-    weight_cosine,
-)
-from sdsd.geometry.export import CLUSTER_COLOURS
+from sdsd.geometry import GramAccumulator, NeuronMap, mean_loss, sgd_training, weight_cosine
+from sdsd.geometry.map.export import CLUSTER_COLOURS
+from sdsd.geometry.merging import consolidate, controls, merge
 from sdsd.studies.geometry import examine
 from sdsd.studies.geometry.arc import ArcConfig, Examination, describe, weight_magnitudes
 from sdsd.studies.geometry.subject import (
@@ -572,6 +564,12 @@ def test_the_page_in_a_browser(examined, tmp_path):
         assert sum(markers) == live
         assert len(drawn) == len(markers) + 1
         assert page.evaluate("document.querySelectorAll('.claims tbody tr').length") == 7
+        heads = page.evaluate("[...document.querySelectorAll('h2')].map((head) => head.textContent)")
+        assert [head.split(" – ")[0] for head in heads] == [
+            "The map", "What merging costs", "A smaller network", "Controls", "Training on",
+            "The claims of the document, held against this network", "How this was made",
+        ]  # fmt: skip
+        assert page.evaluate("document.querySelector('h3').textContent") == "small net, layer '0'"
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         place = page.evaluate(
             "(() => { const map = document.querySelector('#map0'); map.scrollIntoView();"

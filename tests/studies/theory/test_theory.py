@@ -28,6 +28,18 @@ EXPECTED = {
     "selection": ["direction only"],
     "rank": ["reproduced", "refuted", "direction only"],
     "sensing": ["direction only"],
+    "connectivity": ["reproduced"],
+    "learning-coefficient": ["reproduced"],
+    "flatness": ["reproduced"],
+    "volume": ["direction only"],
+    "volume-sgd": ["direction only"],
+    "basin": ["inconclusive"],
+    "occam": ["direction only", "reproduced", "reproduced"],
+    "least-norm": ["reproduced", "reproduced"],
+    "tangent-kernel": ["reproduced", "inconclusive"],
+    "goldstone": ["reproduced"],
+    "two-wells": ["reproduced"],
+    "kakeya": ["inconclusive"],
 }
 OUR_FIGURE = {
     "quotient": (2, 10_000),
@@ -39,6 +51,16 @@ OUR_FIGURE = {
     "selection": (0.3, 0.7),
     "rank": (0.84, 0.84),
     "sensing": (1, 2),
+    "connectivity": (0.1, 0.6),
+    "learning-coefficient": (0, 0.5),
+    "flatness": (3, 1000),
+    "volume": (-1, -0.7),
+    "volume-sgd": (0.2, 0.7),
+    "least-norm": (0, 1e-4),
+    "tangent-kernel": (-1, -0.3),
+    "goldstone": (0.9, 1.1),
+    "two-wells": (0.03, 0.1),
+    "kakeya": (0.8, 1.2),
 }
 
 

@@ -1,0 +1,13 @@
+"""What a model's neurons answer.
+
+===================  ===============================================================================================
+`activations.py`     `collect_activations`: layers by name or pattern, kept or summed
+`nonlinearity.py`    from a layer's output to what its readers get
+`padding.py`         which positions are padding, and no samples
+===================  ===============================================================================================
+"""
+
+from .activations import MOST_BYTES, Forward, LayerActivations, collect_activations
+from .padding import Mask
+
+__all__ = ["MOST_BYTES", "Forward", "LayerActivations", "Mask", "collect_activations"]

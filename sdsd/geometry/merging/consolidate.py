@@ -1,0 +1,309 @@
+"""Merging neurons for good: fewer rows in a layer, fewer columns in the layers that read it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...graphs import LAYER_SIZES, NORM_SIZES, NORM_TENSORS, READER_SIZES, row_dim
+from ...models import evaluating, untouched
+from .consumers import Consumers, consumers, dense_layer
+from .merge import How, Merger, Pairs, absorption_from, added, apply, norm_tensors, reader_weight, refuse_shared
+from .proof import as_inputs, prove, zeroed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Consolidation:
+    """What `consolidate` did. Each of the pairs of numbers is (before, after).
+
+    Attributes:
+        layer: name of the layer.
+        how: "mean" | "act" | "absorb"; "" where neurons were removed without merging.
+        pairs: the merged pairs.
+        removed: indices, in the old layer, of neurons that are gone.
+        neurons: of the layer.
+        parameters: of the whole model.
+        flops: of matrix products and convolutions in one forward pass over the example input, a multiplication and
+            an addition counting two; None without one.
+        compared: whether the smaller network was run beside the merged one, and agreed to rounding.
+    """
+
+    layer: str
+    how: How | Literal[""]
+    pairs: tuple[tuple[int, int], ...]
+    removed: tuple[int, ...]
+    neurons: tuple[int, int]
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None
+    compared: bool
+
+    def __str__(self) -> str:
+        done = f"{len(self.pairs)} pairs merged (how={self.how!r})" if self.how else "neurons removed"
+        flops = "not counted (pass example_input)" if self.flops is None else _change(self.flops)
+        return (
+            f"{self.layer!r}: {done}\n  neurons    {_change(self.neurons)}\n"
+            f"  parameters {_change(self.parameters)}\n  FLOPs      {flops}"
+            + ("\n  outputs    equal to the merged network's, to rounding" if self.compared else "")
+        )
+
+
+def _change(numbers: tuple[int, int]) -> str:
+    before, after = numbers
+    percent = f" (−{100 * (before - after) / before:.1f}%)" if after != before else ""
+    return f"{before:,} → {after:,}{percent}"
+
+
+def consolidate(
+    model: nn.Module,
+    layer: str,
+    pairs: Pairs,
+    how: How = "mean",
+    *,
+    remove: bool = True,
+    inplace: bool = False,
+    activations: Tensor | np.ndarray | None = None,
+    gram: Tensor | np.ndarray | None = None,
+    neuron_dim: int | None = None,
+    example_input: Any = None,
+    check: bool = True,
+) -> tuple[nn.Module, Consolidation]:
+    """Merge pairs (i, j) of neurons for good and take j out of the network.
+
+    The smaller network computes what `merge` makes the whole one compute, in eval mode and to rounding:
+
+        "mean"    row i becomes the average of both, and readers add o_j to o_i, for both neurons are the same
+        "absorb"  row i stays, and readers add o_j ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩ to o_i
+
+    "act" averages two activations that stay different, so nothing can be removed; use it with remove=False.
+
+    Before it is returned, both are run on the same inputs, in eval mode and as in training without dropout and with
+    running statistics, and compared: on `example_input` and on random numbers of its shapes, or without an example on
+    random numbers of a shape that the model is found to run on. They may differ by 64 times what one rounding error in
+    each weight of the layer and its readers does.
+
+    Args:
+        model: any model whose readers of `layer` are known (`consumers` prints them).
+        layer, pairs, how, activations, gram, neuron_dim: as in `merge`.
+        remove: False merges for good and keeps the shapes.
+        inplace: change `model` instead of a copy. An optimizer has to be made anew then: parameters are new tensors.
+            A call that fails leaves the model as it was.
+        example_input: as in `consumers`; with it FLOPs are counted, too.
+        check: False: do not compare.
+
+    Returns:
+        (model, `Consolidation`). The model is made of the same modules as before with fewer rows and columns, so
+        state_dict, torch.export, pickling and training work as before.
+
+    Raises:
+        TypeError, ValueError: as `merge`; removal where the neurons are read by something that cannot be cut, with
+            the place, the reason and what to do; a smaller network that computes something else than the merged one,
+            or does not run, with the first module where they part.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> smaller, report = consolidate(model, "0", [(0, 2), (1, 3)], example_input=torch.ones(1, 3))
+        >>> print(smaller)
+        Sequential(
+          (0): Linear(in_features=3, out_features=2, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=2, out_features=2, bias=True)
+        )
+        >>> print(report)
+        '0': 2 pairs merged (how='mean')
+          neurons    4 → 2 (−50.0%)
+          parameters 26 → 14 (−46.2%)
+          FLOPs      40 → 20 (−50.0%)
+          outputs    equal to the merged network's, to rounding
+    """
+    absorption = absorption_from(dense_layer(model, layer), activations, gram, neuron_dim, how)
+    found = consumers(model, layer, example_input)
+    if remove and how == "act":
+        raise ValueError(
+            "how: 'act' averages two activations that stay different, so neither neuron can be removed. Pass "
+            "remove=False, or how='mean' or 'absorb'."
+        )
+    if remove:
+        _require_cut(model, found)
+    merger = Merger(model, found, how, absorption)
+    checked = merger.checked(pairs)
+    listed = [(i, j) for i, j in torch.stack(checked, 1).tolist()]
+    sizes = _sizes(model, example_input)
+    edits = merger.edits(checked)
+    if not remove:
+        changed = model if inplace else _copied(model, found, sharing=False)
+        apply(Merger(changed, found, how, absorption).edits(checked))
+        return changed, _report(found, how, listed, [], sizes, sizes, False)
+    smaller = _copied(model, found, inplace)
+    apply(Merger(smaller, found, how, absorption).edits(checked))
+    if how == "mean":
+        for reader in found.readers:
+            apply(added(reader_weight(smaller, reader), reader, checked, torch.ones(len(listed), dtype=torch.float64)))
+    removed = [j for _, j in listed]
+    _cut(smaller, found, removed)
+    compared = check and prove(model, smaller, found, edits, example_input)
+    report = _report(found, how, listed, removed, sizes, _sizes(smaller, example_input), compared)
+    return _given_back(model, smaller, found, inplace), report
+
+
+def remove_neurons(
+    model: nn.Module,
+    layer: str,
+    neurons: Iterable[int],
+    *,
+    inplace: bool = False,
+    example_input: Any = None,
+    check: bool = True,
+) -> tuple[nn.Module, Consolidation]:
+    """Take neurons out of the network without a substitute, as pruning does; arguments and results of `consolidate`.
+
+    The smaller network computes what the whole one does with the columns of these neurons in their readers set to 0.
+
+    Args:
+        neurons: indices of rows of the layer, each once, not all.
+
+    Raises:
+        TypeError, ValueError: as `consolidate`; an index that is out of range or listed twice; removing all.
+    """
+    dense_layer(model, layer)
+    found = consumers(model, layer, example_input)
+    _require_cut(model, found)
+    removed = [int(neuron) for neuron in neurons]
+    bad = [neuron for neuron in removed if not 0 <= neuron < found.neurons]
+    if bad or len(set(removed)) < len(removed) or len(removed) >= found.neurons:
+        raise ValueError(
+            f"neurons: expected different indices from 0 to {found.neurons - 1}, and at least one neuron left, got "
+            f"{bad[0] if bad else f'{len(removed)} with {len(set(removed))} different ones'}."
+        )
+    sizes = _sizes(model, example_input)
+    smaller = _copied(model, found, inplace)
+    _cut(smaller, found, removed)
+    compared = check and prove(model, smaller, found, zeroed(model, found.readers, removed), example_input)
+    report = _report(found, "", [], removed, sizes, _sizes(smaller, example_input), compared)
+    return _given_back(model, smaller, found, inplace), report
+
+
+def _copied(model: nn.Module, found: Consumers, sharing: bool) -> nn.Module:
+    """A copy to be cut; with `sharing` it has every tensor that is not cut in common with the model."""
+    memo: dict[int, Any] = {}
+    if sharing:
+        cut = {
+            id(tensor)
+            for module, name, _ in _cut_tensors(model, found)
+            if (tensor := getattr(module, name)) is not None
+        }
+        memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in cut}
+    for module in model.modules():  # what pruning and weight norm compute before each call has a graph behind it
+        computed = [each for each in vars(module).values() if isinstance(each, Tensor) and not each.is_leaf]
+        memo.update({id(each): each.detach().clone() for each in computed})
+    return copy.deepcopy(model, memo)
+
+
+def _cut_tensors(model: nn.Module, found: Consumers) -> Iterator[tuple[nn.Module, str, tuple[str, ...]]]:
+    """What removal cuts: modules, names of their tensors, and of the attributes that say how many there are."""
+    layer = model.get_submodule(found.layer)
+    yield from ((layer, name, LAYER_SIZES) for name in ("weight", "bias"))
+    for norm in found.norms:
+        module = model.get_submodule(norm.name)
+        yield from ((module, name, NORM_SIZES) for name in NORM_TENSORS if hasattr(module, name))
+    yield from ((model.get_submodule(reader.name), "weight", READER_SIZES) for reader in found.readers)
+
+
+def _given_back(model: nn.Module, smaller: nn.Module, found: Consumers, inplace: bool) -> nn.Module:
+    """The smaller network; in place, the model with its tensors and sizes."""
+    if not inplace:
+        return smaller
+    for (module, name, sizes), (other, _, _) in zip(
+        _cut_tensors(model, found), _cut_tensors(smaller, found), strict=True
+    ):
+        setattr(module, name, getattr(other, name))
+        for size in sizes:
+            if hasattr(other, size):
+                setattr(module, size, getattr(other, size))
+    return model
+
+
+def _require_cut(model: nn.Module, found: Consumers) -> None:
+    found.require("Removing neurons", removal=True)
+    refuse_shared(model, [found.layer, *(touched.name for touched in (*found.norms, *found.readers))])
+
+
+def _cut(model: nn.Module, found: Consumers, removed: list[int]) -> None:
+    """Remove the entries of these neurons from the layer, from norms on the way and from readers."""
+    if not removed:
+        return
+    gone = torch.tensor(removed)
+    layer = model.get_submodule(found.layer)
+    keep = _kept(torch.arange(found.neurons), gone)
+    _select(layer, "weight", row_dim(layer), keep)
+    _select(layer, "bias", 0, keep)
+    _resize(layer, LAYER_SIZES, len(keep))
+    for norm in found.norms:
+        keep = _kept(norm.neurons, gone)
+        module = model.get_submodule(norm.name)
+        for name, _ in list(norm_tensors(model, norm)):
+            _select(module, name, norm.dim, keep)
+        _resize(module, NORM_SIZES, len(keep))
+    for reader in found.readers:
+        keep = _kept(reader.neurons, gone)
+        module = model.get_submodule(reader.name)
+        _select(module, "weight", reader.dim, keep)
+        _resize(module, READER_SIZES, len(keep))
+
+
+def _kept(neurons: Tensor, gone: Tensor) -> Tensor:
+    return (~torch.isin(neurons, gone)).nonzero().flatten()
+
+
+def _select(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
+    tensor = getattr(module, name)
+    if tensor is None:
+        return
+    fewer = tensor.detach().index_select(dim, keep.to(tensor.device)).contiguous()
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(fewer, requires_grad=tensor.requires_grad))
+    else:
+        setattr(module, name, fewer)
+
+
+def _resize(module: nn.Module, names: tuple[str, ...], size: int) -> None:
+    for name in names:
+        if hasattr(module, name):
+            setattr(module, name, size)
+
+
+def _sizes(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
+    """Parameters, and FLOPs of one forward pass where there is an example."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if example_input is None:
+        return parameters, None
+    from torch.utils.flop_counter import FlopCounterMode
+
+    arguments, named = as_inputs(example_input)
+    counter = FlopCounterMode(display=False)
+    with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter:
+        model(*arguments, **named)
+    return parameters, counter.get_total_flops()
+
+
+def _report(
+    found: Consumers,
+    how: How | Literal[""],
+    pairs: list[tuple[int, int]],
+    removed: list[int],
+    before: tuple[int, int | None],
+    after: tuple[int, int | None],
+    compared: bool,
+) -> Consolidation:
+    flops = None if before[1] is None or after[1] is None else (before[1], after[1])
+    neurons = (found.neurons, found.neurons - len(removed))
+    return Consolidation(
+        found.layer, how, tuple(pairs), tuple(removed), neurons, (before[0], after[0]), flops, compared
+    )
