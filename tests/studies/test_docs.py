@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from sdsd.studies.catalogue import CATALOGUE
-from sdsd.studies.claims import MARKED, UNTESTABLE, Claims, fill
+from sdsd.studies.claims import UNTESTABLE, Claims
+from sdsd.studies.claims_page import MARKED, fill
 from sdsd.studies.engine import VERDICTS, Progress, run_study
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
