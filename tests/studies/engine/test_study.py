@@ -81,7 +81,6 @@ def test_what_a_run_leaves(tmp_path):
         "seed": 1,
         "numbers": [1, 10],
         "nothing": None,
-        "nothing_is": "nan",
         "endless": None,
         "endless_is": "inf",
         "pair": [1, 2],
