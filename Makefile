@@ -40,7 +40,7 @@ test-torch-2.11:  ## test with torch 2.11, Triton 3.6, Python 3.12, as on the GP
 test-oldest test-torch-2.11: test-%: .venv-%/stamp
 	.venv-$*/bin/python -m pytest $(VERSION_TESTS)
 
-test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the real Lightning, transformers and TensorBoard
+test-integrations: $(VENV)/integrations.stamp  ## test with the real Lightning, transformers, TensorBoard, W&B, MLflow and trackio
 	$(BIN)/python -m pytest tests/integrations
 
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
