@@ -48,7 +48,7 @@ test-newest:  ## test with the newest torch that was tried, Python 3.12
 test-oldest test-torch-2.11 test-newest: test-%: .venv-%/stamp
 	.venv-$*/bin/python -m pytest $(VERSION_TESTS)
 
-test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the real Lightning, transformers and TensorBoard
+test-integrations: $(VENV)/integrations.stamp  ## test with the real Lightning, transformers, TensorBoard, W&B, MLflow and trackio
 	$(BIN)/python -m pytest tests/integrations
 
 test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSDP2, Accelerate, torchtitan's loop, DeepSpeed
