@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...graphs import LAYER_SIZES, NORM_SIZES, NORM_TENSORS, READER_SIZES, row_dim
+from ...graphs import READER, as_arguments, fit_sizes, sizes_of
 from ...models import evaluating, untouched
-from .consumers import Consumers, consumers, dense_layer
-from .merge import Merger, Pairs, absorption_from, added, apply, norm_tensors, reader_weight, refuse_shared
-from .proof import as_inputs, prove, zeroed
+from .consumers import Consumers, consumers
+from .merge import Merger, Pairs, absorption_from, added, apply, part_tensor
+from .proof import prove, zeroed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,15 +123,15 @@ def consolidate(
           FLOPs      40 → 20 (−50.0%)
           outputs    equal to the merged network's, to rounding
     """
-    absorption = absorption_from(dense_layer(model, layer), activations, gram, neuron_dim, how)
     found = consumers(model, layer, example_input)
+    absorption = absorption_from(model, found, activations, gram, neuron_dim, how)
     if remove and how == "act":
         raise ValueError(
             "how: 'act' averages two activations that stay different, so neither neuron can be removed. Pass "
             "remove=False, or how='mean' or 'absorb'."
         )
     if remove:
-        _require_cut(model, found)
+        found.require("Removing neurons", removal=True)
     merger = Merger(model, found, how, absorption)
     checked = merger.checked(pairs)
     listed = [(i, j) for i, j in torch.stack(checked, 1).tolist()]
@@ -144,8 +144,8 @@ def consolidate(
     smaller = _copied(model, found, inplace)
     apply(Merger(smaller, found, how, absorption).edits(checked))
     if how == "mean":
-        for reader in found.readers:
-            apply(added(reader_weight(smaller, reader), reader, checked, torch.ones(len(listed), dtype=torch.float64)))
+        for part in found.of(READER):
+            apply(added(part_tensor(smaller, part), part, checked, torch.ones(len(listed), dtype=torch.float64)))
     removed = [j for _, j in listed]
     _cut(smaller, found, removed)
     compared = check and prove(model, smaller, found, edits, example_input)
@@ -169,9 +169,8 @@ def remove_neurons(
     Raises:
         TypeError, ValueError: as `consolidate`; an index that is out of range or listed twice; removing all.
     """
-    dense_layer(model, layer)
     found = consumers(model, layer, example_input)
-    _require_cut(model, found)
+    found.require("Removing neurons", removal=True)
     removed = [int(neuron) for neuron in neurons]
     bad = [neuron for neuron in removed if not 0 <= neuron < found.neurons]
     if bad or len(set(removed)) < len(removed) or len(removed) >= found.neurons:
@@ -182,7 +181,7 @@ def remove_neurons(
     sizes = _sizes(model, example_input)
     smaller = _copied(model, found, inplace)
     _cut(smaller, found, removed)
-    compared = check and prove(model, smaller, found, zeroed(model, found.readers, removed), example_input)
+    compared = check and prove(model, smaller, found, zeroed(model, found, removed), example_input)
     report = _report(found, "", [], removed, sizes, _sizes(smaller, example_input), compared)
     return _given_back(model, smaller, found, inplace), report
 
@@ -191,11 +190,7 @@ def _copied(model: nn.Module, found: Consumers, sharing: bool) -> nn.Module:
     """A copy to be cut; with `sharing` it has every tensor that is not cut in common with the model."""
     memo: dict[int, Any] = {}
     if sharing:
-        cut = {
-            id(tensor)
-            for module, name, _ in _cut_tensors(model, found)
-            if (tensor := getattr(module, name)) is not None
-        }
+        cut = {id(part_tensor(model, part)) for part in found.parts}
         memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in cut}
     for module in model.modules():  # what pruning and weight norm compute before each call has a graph behind it
         computed = [each for each in vars(module).values() if isinstance(each, Tensor) and not each.is_leaf]
@@ -203,77 +198,66 @@ def _copied(model: nn.Module, found: Consumers, sharing: bool) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _cut_tensors(model: nn.Module, found: Consumers) -> Iterator[tuple[nn.Module, str, tuple[str, ...]]]:
-    """What removal cuts: modules, names of their tensors, and of the attributes that say how many there are."""
-    layer = model.get_submodule(found.layer)
-    yield from ((layer, name, LAYER_SIZES) for name in ("weight", "bias"))
-    for norm in found.norms:
-        module = model.get_submodule(norm.name)
-        yield from ((module, name, NORM_SIZES) for name in NORM_TENSORS if hasattr(module, name))
-    yield from ((model.get_submodule(reader.name), "weight", READER_SIZES) for reader in found.readers)
+def _holders(model: nn.Module, found: Consumers) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every place of a tensor that removal cuts: a tensor may have several names."""
+    cut = {id(part_tensor(model, part)) for part in found.parts}
+    for module in model.modules():
+        for name, tensor in _tensors_of(module).items():
+            if id(tensor) in cut:
+                yield module, name, tensor
 
 
 def _given_back(model: nn.Module, smaller: nn.Module, found: Consumers, inplace: bool) -> nn.Module:
     """The smaller network; in place, the model with its tensors and sizes."""
     if not inplace:
         return smaller
-    for (module, name, sizes), (other, _, _) in zip(
-        _cut_tensors(model, found), _cut_tensors(smaller, found), strict=True
-    ):
-        setattr(module, name, getattr(other, name))
-        for size in sizes:
-            if hasattr(other, size):
-                setattr(module, size, getattr(other, size))
+    others = dict(smaller.named_modules(remove_duplicate=False))
+    cut = {id(tensor) for _, _, tensor in _holders(model, found)}
+    sized = {attribute.module for attribute in found.attributes}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in cut]
+        for name in mine:
+            setattr(module, name, getattr(others[path], name))
+        if mine or path in sized:
+            for name, value in vars(others[path]).items():
+                if isinstance(value, (int, tuple)) and name != "training":
+                    setattr(module, name, value)
     return model
 
 
-def _require_cut(model: nn.Module, found: Consumers) -> None:
-    found.require("Removing neurons", removal=True)
-    refuse_shared(model, [found.layer, *(touched.name for touched in (*found.norms, *found.readers))])
-
-
 def _cut(model: nn.Module, found: Consumers, removed: list[int]) -> None:
-    """Remove the entries of these neurons from the layer, from norms on the way and from readers."""
+    """Remove the entries of these neurons from every tensor that has some, and from the sizes that modules state."""
     if not removed:
         return
     gone = torch.tensor(removed)
-    layer = model.get_submodule(found.layer)
-    keep = _kept(torch.arange(found.neurons), gone)
-    _select(layer, "weight", row_dim(layer), keep)
-    _select(layer, "bias", 0, keep)
-    _resize(layer, LAYER_SIZES, len(keep))
-    for norm in found.norms:
-        keep = _kept(norm.neurons, gone)
-        module = model.get_submodule(norm.name)
-        for name, _ in list(norm_tensors(model, norm)):
-            _select(module, name, norm.dim, keep)
-        _resize(module, NORM_SIZES, len(keep))
-    for reader in found.readers:
-        keep = _kept(reader.neurons, gone)
-        module = model.get_submodule(reader.name)
-        _select(module, "weight", reader.dim, keep)
-        _resize(module, READER_SIZES, len(keep))
+    holders = list(_holders(model, found))
+    modules = {id(module): module for module, _, _ in holders}
+    shapes = {
+        key: {name: tuple(each.shape) for name, each in _tensors_of(module).items()} for key, module in modules.items()
+    }
+    new: dict[int, Tensor] = {}
+    for part in found.parts:
+        tensor = part_tensor(model, part)
+        keep = (~torch.isin(part.units, gone)).nonzero().flatten()
+        new[id(tensor)] = new.get(id(tensor), tensor.detach()).index_select(part.dim, keep.to(tensor.device))
+    made: dict[int, Tensor] = {}
+    for module, name, tensor in holders:
+        fewer = new[id(tensor)].contiguous()
+        if isinstance(tensor, nn.Parameter):
+            fewer = nn.Parameter(fewer, requires_grad=tensor.requires_grad)
+        setattr(module, name, made.setdefault(id(tensor), fewer))
+    for key, module in modules.items():
+        fit_sizes(module, shapes[key])
+    for attribute in found.attributes:
+        module = model.get_submodule(attribute.module)
+        if attribute.name not in sizes_of(module):
+            left = int((~torch.isin(attribute.units, gone)).sum())
+            setattr(module, attribute.name, attribute.number * left // len(attribute.units))
 
 
-def _kept(neurons: Tensor, gone: Tensor) -> Tensor:
-    return (~torch.isin(neurons, gone)).nonzero().flatten()
-
-
-def _select(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
-    tensor = getattr(module, name)
-    if tensor is None:
-        return
-    fewer = tensor.detach().index_select(dim, keep.to(tensor.device)).contiguous()
-    if isinstance(tensor, nn.Parameter):
-        setattr(module, name, nn.Parameter(fewer, requires_grad=tensor.requires_grad))
-    else:
-        setattr(module, name, fewer)
-
-
-def _resize(module: nn.Module, names: tuple[str, ...], size: int) -> None:
-    for name in names:
-        if hasattr(module, name):
-            setattr(module, name, size)
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    stores = (module._parameters, module._buffers)
+    return {name: each for store in stores for name, each in store.items() if each is not None}
 
 
 def _sizes(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
@@ -283,7 +267,7 @@ def _sizes(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
         return parameters, None
     from torch.utils.flop_counter import FlopCounterMode
 
-    arguments, named = as_inputs(example_input)
+    arguments, named = as_arguments(example_input)
     counter = FlopCounterMode(display=False)
     with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter:
         model(*arguments, **named)
