@@ -11,6 +11,7 @@
 ==================  ================================================================================================
 """
 
+from ..graphs import register_layer
 from ..models import evaluating
 from .collect import LayerActivations, collect_activations
 from .cosines import (
@@ -29,16 +30,22 @@ from .map import NeuronMap
 from .merging import (
     COHORTS,
     Biopsy,
+    ConfigFit,
     Consolidation,
     Consumers,
+    LayerReport,
     MassConsolidation,
     Measurements,
+    ModelConsolidation,
     Plasticity,
     biopsy,
     consolidate,
+    consolidate_model,
     consumers,
     cosine_to_untouched,
     fingerprint,
+    fit_config,
+    group_activations,
     kl_to_untouched,
     mass_consolidation,
     mean_loss,
@@ -55,12 +62,15 @@ from .merging import (
 __all__ = [
     "COHORTS",
     "Biopsy",
+    "ConfigFit",
     "Consolidation",
     "Consumers",
     "GramAccumulator",
     "LayerActivations",
+    "LayerReport",
     "MassConsolidation",
     "Measurements",
+    "ModelConsolidation",
     "NeuronMap",
     "NeuronNeighbors",
     "NeuronPairs",
@@ -68,6 +78,7 @@ __all__ = [
     "biopsy",
     "collect_activations",
     "consolidate",
+    "consolidate_model",
     "consumers",
     "cosine_between",
     "cosine_histogram",
@@ -75,6 +86,8 @@ __all__ = [
     "disjoint_pairs",
     "evaluating",
     "fingerprint",
+    "fit_config",
+    "group_activations",
     "kl_to_untouched",
     "mass_consolidation",
     "mean_loss",
@@ -83,6 +96,7 @@ __all__ = [
     "neuron_neighbors",
     "neuron_pairs",
     "plasticity",
+    "register_layer",
     "remove_neurons",
     "row_sums",
     "sgd_training",

@@ -22,7 +22,7 @@ however its forward is written, so that one row of the vocabulary serves modules
 from .atoms import MERGING, READING, REMOVAL, Obstacle
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Part
 from .look import first_line, likely_inputs, look
-from .recording import IS_OUTPUT, as_arguments, outputs
+from .recording import IS_OUTPUT, as_arguments, listening, outputs
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -61,6 +61,7 @@ __all__ = [
     "first_line",
     "fit_sizes",
     "likely_inputs",
+    "listening",
     "look",
     "outputs",
     "register_layer",

@@ -78,7 +78,9 @@ def _signature(model: nn.Module) -> tuple[Any, ...]:
     """Changes with the modules, their settings and the shapes of their tensors, and not with the values of these."""
     return tuple(
         (
-            name, id(module), type(module),
+            name,
+            id(module),
+            type(module),
             tuple((key, id(each), tuple(each.shape)) for key, each in module._parameters.items() if each is not None),
             tuple((key, each.dtype, tuple(each.shape)) for key, each in module._buffers.items() if each is not None),
             tuple(
@@ -89,7 +91,7 @@ def _signature(model: nn.Module) -> tuple[Any, ...]:
             _config_of(module),
         )
         for name, module in model.named_modules(remove_duplicate=False)
-    )  # fmt: skip
+    )
 
 
 def _config_of(module: nn.Module) -> str:

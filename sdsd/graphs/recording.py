@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..models import evaluating, training_outside_torch, untouched
 from . import rules_layout, rules_products, rules_values
 from .atoms import READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .counts import Count, Origin
-from .values import Value
+from .values import Value, words
 from .walk import KEEP_SIZE, Walk
 
 __all__ = ["Recording", "as_arguments", "outputs", "record", "rules_layout", "rules_products", "rules_values"]
@@ -27,11 +28,12 @@ KEEP_THE_NUMBER = (
     "Store the number when the model is built (self.scale = …), so that it stays as it is, or merge without removal "
     "(remove=False)."
 )
-TAKE_SIZES = {
-    "view", "reshape", "expand", "repeat", "split", "split_with_sizes", "chunk", "narrow", "unflatten", "tensor_split",
-    "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty", "flatten", "tile", "slice",
-    "unsafe_chunk", "broadcast_to", "select", "index_select",
-}  # fmt: skip
+TAKE_SIZES = words(
+    """
+    view reshape expand repeat split split_with_sizes chunk narrow unflatten tensor_split zeros ones empty rand
+    randn new_zeros new_ones new_empty flatten tile slice unsafe_chunk broadcast_to select index_select
+    """
+)
 """Functions that take sizes for what they are; elsewhere a size is used as a number."""
 ALIGNED = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
 """Those whose sizes are the result's."""
@@ -55,12 +57,36 @@ def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,), {}
 
 
-def record(model: nn.Module, example_input: Any) -> Recording:
-    """Run the model in eval mode, and as in training without dropout and with running statistics.
+Heard = Callable[[str, int, Tensor, int], None]
+"""Called with a parameter, its axis, what it was multiplied by over that axis, and the dimension of that."""
 
-    Raises:
-        Whatever the model raises in eval mode. A model that does not run in training is recorded in eval mode alone.
-    """
+
+@contextmanager
+def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
+    """While the model runs inside, in the mode it is in, `heard` gets what each of its parameters multiplies."""
+    atoms, named, _, _ = _parameters(model)
+    axes = {
+        int(axis[0]): (next(iter(value.parameters)), dim, len(axis))
+        for value in named.values()
+        for dim, axis in enumerate(value.axes)
+        if isinstance(axis, np.ndarray) and len(axis)
+    }
+    walk = Walk(atoms, named)
+
+    def found(ids: Ids, tensor: Tensor, dim: int) -> None:
+        name, axis, length = axes.get(int(ids[0]), ("", 0, 0))
+        if length == len(ids) and int(ids[-1]) == int(ids[0]) + length - 1:
+            heard(name, axis, tensor, dim)
+
+    walk.heard = found
+    with _Operations(walk):
+        yield
+
+
+def _parameters(
+    model: nn.Module,
+) -> tuple[Atoms, dict[int, Value], dict[str, Value], dict[int, list[str]]]:
+    """Entries for every parameter and buffer, by the tensor's id and by name, and the names of each."""
     atoms = Atoms()
     named: dict[int, Value] = {}
     values: dict[str, Value] = {}
@@ -72,6 +98,16 @@ def record(model: nn.Module, example_input: Any) -> Recording:
             axes: list[Any] = [atoms.new(length, REAL) for length in tensor.shape]
             named[id(tensor)] = Value(axes, True, True, frozenset([name]), repr(name))
         values[name] = named[id(tensor)]
+    return atoms, named, values, names
+
+
+def record(model: nn.Module, example_input: Any) -> Recording:
+    """Run the model in eval mode, and as in training without dropout and with running statistics.
+
+    Raises:
+        Whatever the model raises in eval mode. A model that does not run in training is recorded in eval mode alone.
+    """
+    atoms, named, values, names = _parameters(model)
     walks: list[Walk] = []
     ran: set[str] = set()
     modes: tuple[tuple[bool, Callable[[nn.Module], AbstractContextManager[None]]], ...]
@@ -87,6 +123,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
                 raise
             continue  # it may need targets
         walks.append(walk)
+        walk.values = WeakIdKeyDictionary()
     atoms.settle()
     for walk in walks:
         _check_pieces(walk)

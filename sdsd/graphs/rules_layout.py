@@ -15,7 +15,7 @@ from .values import FREE, Axis, Value
 from .walk import KEEP_SIZE, Step, Walk, rule, tensors
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_as", "flatten", "unflatten")
+@rule("view _unsafe_view reshape _reshape_alias view_as flatten unflatten")
 def reshape(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
@@ -130,7 +130,7 @@ def _decide(walk: Walk, axes: list[Axis]) -> Ids | None:
     return None
 
 
-@rule("permute", "transpose", "t", "movedim", "swapaxes")
+@rule("permute transpose t movedim swapaxes")
 def permute(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -143,7 +143,7 @@ def permute(walk: Walk, step: Step) -> None:
     walk.give(step.out, [axes[k] for k in order], walk.value(given))
 
 
-@rule("squeeze", "unsqueeze")
+@rule("squeeze unsqueeze")
 def squeeze(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     kept = [axis for axis, length in zip(walk.axes(given), given.shape, strict=True) if length != 1]
@@ -151,7 +151,7 @@ def squeeze(walk: Walk, step: Step) -> None:
     walk.give(step.out, [None if length == 1 else next(axes) for length in step.out.shape], walk.value(given))
 
 
-@rule("expand", "expand_copy")
+@rule("expand expand_copy")
 def expand(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
@@ -165,7 +165,7 @@ def expand(walk: Walk, step: Step) -> None:
         walk.value(step.out).statistic = value.statistic
 
 
-@rule("repeat", "tile")
+@rule("repeat tile")
 def repeat(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     new = step.out.ndim - given.ndim
@@ -178,7 +178,7 @@ def repeat(walk: Walk, step: Step) -> None:
     walk.give(step.out, made, walk.value(given))
 
 
-@rule("select", "unbind", "unbind_copy")
+@rule("select unbind unbind_copy")
 def select(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", 0) % given.ndim
@@ -189,7 +189,7 @@ def select(walk: Walk, step: Step) -> None:
         walk.give(out, axes[:dim] + axes[dim + 1 :], walk.value(given))
 
 
-@rule("slice", "narrow")
+@rule("slice narrow")
 def slice_(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", 0) % given.ndim
@@ -203,7 +203,7 @@ def slice_(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given))
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "split_copy", "tensor_split")
+@rule("split split_with_sizes chunk unsafe_chunk unsafe_split split_copy tensor_split")
 def split(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2, "dim", 0) % given.ndim
@@ -218,7 +218,7 @@ def split(walk: Walk, step: Step) -> None:
         start += out.shape[dim]
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat concat concatenate")
 def cat(walk: Walk, step: Step) -> None:
     parts = [part for part in step.args[0] if part.shape != (0,)]
     if not parts:
@@ -232,10 +232,12 @@ def cat(walk: Walk, step: Step) -> None:
                 columns[k] = _alongside(walk, columns[k], axis)
     along = [walk.axes(part)[dim] for part in parts]
     if any(isinstance(axis, np.ndarray) for axis in along):
-        columns[dim] = np.concatenate([
-            axis if isinstance(axis, np.ndarray) else walk.atoms.new(part.shape[dim])
-            for axis, part in zip(along, parts, strict=True)
-        ])  # fmt: skip
+        columns[dim] = np.concatenate(
+            [
+                axis if isinstance(axis, np.ndarray) else walk.atoms.new(part.shape[dim])
+                for axis, part in zip(along, parts, strict=True)
+            ]
+        )
     else:
         columns[dim] = None
     walk.give(step.out, columns, together(walk, parts))
@@ -272,7 +274,7 @@ def flip(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given))
 
 
-@rule("constant_pad_nd", "pad")
+@rule("constant_pad_nd pad")
 def pad(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes, widths = walk.axes(given), step.args[1]
@@ -288,7 +290,7 @@ def pad(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given))
 
 
-@rule("index", "index_select", "gather", "take_along_dim")
+@rule("index index_select gather take_along_dim")
 def index(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)

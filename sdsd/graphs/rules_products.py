@@ -10,10 +10,10 @@ from torch import Tensor
 from .atoms import CHOOSE_ANOTHER, MERGING, Ids
 from .rules_layout import together
 from .values import Axis, Value
-from .walk import Step, Walk, rule, tensors
+from .walk import Factor, Step, Walk, rule, tensors
 
 
-@rule("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "addbmm", "_int_mm", "_scaled_mm", "vdot")
+@rule("mm addmm bmm baddbmm mv addmv dot linear addbmm _int_mm _scaled_mm vdot")
 def matrix_product(walk: Walk, step: Step) -> None:
     plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
     a, b = step.args[1:3] if plus is not None else step.args[:2]
@@ -25,7 +25,7 @@ def matrix_product(walk: Walk, step: Step) -> None:
     made: list[Axis] = []
     if a.ndim == 3:
         made.append(_batch(walk, a_axes[0], b_axes[0]))
-    walk.contract((a, a_axes[-1]), (b, b_axes[over]))
+    walk.contract(Factor(a, a.ndim - 1, a_axes[-1]), Factor(b, over, b_axes[over]))
     if a.ndim > 1:
         made.append(a_axes[-2])
         if not walk.value(b).static:
@@ -61,9 +61,11 @@ def _batch(walk: Walk, one: Axis, other: Axis) -> Axis:
 
 
 @rule(
-    "convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "miopen_convolution", "conv_depthwise3d",
-    "_conv_depthwise2d", "slow_conv3d", "conv2d", "thnn_conv2d",
-)  # fmt: skip
+    """
+    convolution _convolution cudnn_convolution mkldnn_convolution miopen_convolution conv_depthwise3d
+    _conv_depthwise2d slow_conv3d conv2d thnn_conv2d
+    """
+)
 def convolution(walk: Walk, step: Step) -> None:
     if step.name not in ("convolution", "_convolution"):
         walk.unknown(step)
@@ -75,7 +77,7 @@ def convolution(walk: Walk, step: Step) -> None:
     if transposed:
         out = _transposed(walk, (given, channels), (weight, kernel), groups)
     elif groups == 1:
-        walk.contract((given, channels), (weight, kernel[1]))
+        walk.contract(Factor(given, 1, channels), Factor(weight, 1, kernel[1]))
         out = kernel[0]
     else:
         out = _grouped(walk, (given, channels), (weight, kernel), groups)
@@ -103,9 +105,9 @@ def _grouped(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list
     if isinstance(channels, np.ndarray):
         parts = channels.reshape(groups, -1)
         _alike(walk, parts)
-        walk.contract((x, parts[0]), (weight, kernel[1]))
+        walk.contract(Factor(x, 1, parts[0]), Factor(weight, 1, kernel[1]))
     else:
-        walk.contract((x, None), (weight, kernel[1]))
+        walk.contract(Factor(x, 1, None), Factor(weight, 1, kernel[1]))
     return rows
 
 
@@ -113,7 +115,7 @@ def _transposed(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, l
     (x, channels), (weight, kernel) = given, weights
     out = kernel[1]
     if groups == 1:
-        walk.contract((x, channels), (weight, kernel[0]))
+        walk.contract(Factor(x, 1, channels), Factor(weight, 0, kernel[0]))
         return out
     for axis in (channels, *kernel[:2]):
         walk.mixed(axis, "a transposed convolution reads them in groups")
@@ -127,10 +129,12 @@ def _alike(walk: Walk, rows: Ids) -> None:
 
 
 @rule(
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
-)  # fmt: skip
+    """
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps
+    """
+)
 def attention(walk: Walk, step: Step) -> None:
     query, key, value = step.args[:3]
     q, k, v = (walk.axes(each) for each in (query, key, value))
@@ -152,3 +156,17 @@ def attention(walk: Walk, step: Step) -> None:
     for out in outs:
         same = out.ndim == 4 and out.shape[:3] == query.shape[:3] and out.shape[3] == value.shape[3]
         walk.give(out, [q[0], heads, None, v[3]] if same else [None] * out.ndim)
+
+
+@rule("_grouped_mm _scaled_grouped_mm")
+def grouped_product(walk: Walk, step: Step) -> None:
+    """Rows of one tensor, in groups, each by a matrix of its own: experts."""
+    rows, experts = step.args[0], step.args[1]
+    if rows.ndim != 2 or experts.ndim != 3:
+        walk.unknown(step)
+        return
+    given, weights = walk.axes(rows), walk.axes(experts)
+    walk.mixed(weights[0], "they are experts, and chosen by their places")
+    walk.contract(Factor(rows, 1, given[1]), Factor(experts, 1, weights[1]))
+    walk.writes(experts, weights[2])
+    walk.give(step.out, [given[0], weights[2]], together(walk, [rows, experts]))

@@ -11,22 +11,27 @@ from torch import Tensor
 
 from .atoms import READING, REMOVAL, Ids
 from .rules_layout import together
-from .values import FREE, Axis, Value
+from .values import FREE, Axis, Value, words
 from .walk import RULES, Step, Walk, rule, tensors
 
-LINEAR = {
-    "add", "sub", "rsub", "neg", "mul", "div", "clone", "_to_copy", "alias", "detach", "lift_fresh", "positive",
-    "contiguous", "copy", "lift", "_conj", "real", "view_as_real", "sum_to_size",
-}  # fmt: skip
+LINEAR = words(
+    """
+    add sub rsub neg mul div clone _to_copy alias detach lift_fresh positive contiguous copy lift _conj real
+    view_as_real sum_to_size
+    """
+)
 STATISTICS_ADVICE = "Merge without removal (remove=False), or choose a layer whose neurons are read before this norm."
 
 
 @rule(
-    "pointwise", "alias", "detach", "lift_fresh", "lift", "_to_copy", "clone", "contiguous", "_prelu_kernel", "fill",
-    "zero", "normal", "uniform", "bernoulli", "random", "exponential", "native_dropout", "rrelu_with_noise", "set_data",
-    "masked_fill", "where", "_conj", "resolve_conj", "nan_to_num", "bernoulli", "log_normal", "geometric", "cauchy",
-    "masked_scatter", "_fused_dropout", "isin", "trunc_normal", "detach_copy", "alias_copy", "_copy_from",
-)  # fmt: skip
+    """
+    pointwise hardswish log_sigmoid_forward floor_divide complex polar
+    alias detach lift_fresh lift _to_copy clone contiguous _prelu_kernel fill zero normal uniform
+    bernoulli random exponential native_dropout rrelu_with_noise set_data masked_fill where _conj resolve_conj
+    nan_to_num log_normal geometric cauchy masked_scatter _fused_dropout isin trunc_normal detach_copy
+    alias_copy _copy_from
+    """
+)
 def pointwise(walk: Walk, step: Step) -> None:
     everything = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
     outs = list(tensors(step.out))
@@ -85,7 +90,7 @@ def _still_statistic(walk: Walk, given: list[Tensor], statistic: Ids, out: Tenso
         walk.note(statistic, "'mean' mixes all neurons")
 
 
-@rule("_weight_norm_interface", "_weight_norm")
+@rule("_weight_norm_interface _weight_norm")
 def weight_norm(walk: Walk, step: Step) -> None:
     direction, size = step.args[0], step.args[1]
     dim = step.argument(2, "dim", 0) % direction.ndim
@@ -155,7 +160,7 @@ def _spread(walk: Walk, target: Tensor, static: bool) -> None:
             value.static = False
 
 
-@rule("index_put", "index_add", "scatter", "scatter_add", "scatter_reduce", "index_copy", "index_fill", "index_reduce")
+@rule("index_put index_add scatter scatter_add scatter_reduce index_copy index_fill index_reduce")
 def put(walk: Walk, step: Step) -> None:
     """Samples or positions are written by their places."""
     target = step.args[0]
@@ -190,9 +195,11 @@ def put(walk: Walk, step: Step) -> None:
 
 
 @rule(
-    "zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full",
-    "empty_strided", "new_empty_strided", "scalar_tensor",
-)  # fmt: skip
+    """
+    zeros ones empty full rand randn new_zeros new_ones new_empty new_full empty_strided new_empty_strided
+    scalar_tensor
+    """
+)
 def factory(walk: Walk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [FREE] * out.ndim, Value([], True, True))
@@ -200,12 +207,12 @@ def factory(walk: Walk, step: Step) -> None:
         walk.value(out).label = "a tensor made in the forward"
 
 
-@rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like")
+@rule("zeros_like ones_like empty_like full_like rand_like randn_like randint_like")
 def made_like(walk: Walk, step: Step) -> None:
     walk.give(step.out, walk.axes(step.args[0]), Value([], True, True))
 
 
-@rule("arange", "eye", "linspace", "logspace", "tril_indices", "triu_indices", "randperm", "randint", "one_hot")
+@rule("arange eye linspace logspace tril_indices triu_indices randperm randint one_hot")
 def counted(walk: Walk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [None] * out.ndim, Value([], True, True))
@@ -216,10 +223,11 @@ def counted(walk: Walk, step: Step) -> None:
 
 
 @rule(
-    "mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "logsumexp",
-    "prod", "max", "min", "argmax", "argmin", "any", "all", "median", "nansum", "nanmean", "aminmax", "mode", "dist",
-    "kthvalue", "count_nonzero",
-)  # fmt: skip
+    """
+    mean sum amax amin var std var_mean std_mean linalg_vector_norm norm logsumexp prod max min argmax argmin
+    any all median nansum nanmean aminmax mode dist kthvalue count_nonzero
+    """
+)
 def reduction(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     if step.name in ("max", "min") and len(step.args) > 1 and isinstance(step.args[1], Tensor):
@@ -255,7 +263,7 @@ def _as_statistic(walk: Walk, step: Step, axes: list[Axis], over: set[int]) -> I
     return axis if kept and isinstance(axis, np.ndarray) and not walk.atoms.inside(axis) else None
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp", "_safe_softmax")
+@rule("_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp _safe_softmax")
 def along(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -265,7 +273,7 @@ def along(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given), linear=False)
 
 
-@rule("topk", "sort", "argsort", "unique_dim", "cummax", "cummin")
+@rule("topk sort argsort unique_dim cummax cummin")
 def ordered(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2 if step.name == "topk" else 1, "dim", -1)
@@ -292,9 +300,11 @@ def glu(walk: Walk, step: Step) -> None:
 
 
 @rule(
-    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update",
-    "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_native_batch_norm_legit_functional",
-)  # fmt: skip
+    """
+    native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update
+    _native_batch_norm_legit_no_training _batch_norm_no_update _native_batch_norm_legit_functional
+    """
+)
 def batch_norm(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -307,7 +317,7 @@ def batch_norm(walk: Walk, step: Step) -> None:
         walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
 
 
-@rule("native_layer_norm", "_fused_rms_norm", "rms_norm", "layer_norm")
+@rule("native_layer_norm _fused_rms_norm rms_norm layer_norm")
 def layer_norm(walk: Walk, step: Step) -> None:
     given, shape = step.args[0], step.args[1]
     axes = walk.axes(given)
@@ -318,15 +328,17 @@ def layer_norm(walk: Walk, step: Step) -> None:
             axis = walk.followed(other, other.ndim - k)
             axes[-k] = walk.join(axes[-k], axis) if axis is not None or axes[-k] is not None else None
         walk.mixed(
-            axes[-k], f"{walk.name!r} takes its statistics over all neurons, which removing any would change",
-            REMOVAL, STATISTICS_ADVICE,
-        )  # fmt: skip
+            axes[-k],
+            f"{walk.name!r} takes its statistics over all neurons, which removing any would change",
+            REMOVAL,
+            STATISTICS_ADVICE,
+        )
     for out in tensors(step.out):
         same = out.shape == given.shape
         walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
 
 
-@rule("native_group_norm", "group_norm")
+@rule("native_group_norm group_norm")
 def group_norm(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -335,9 +347,11 @@ def group_norm(walk: Walk, step: Step) -> None:
     groups = step.argument(6, "group")
     if given.shape[1] != groups:
         walk.mixed(
-            axes[1], f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change",
-            REMOVAL, STATISTICS_ADVICE,
-        )  # fmt: skip
+            axes[1],
+            f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change",
+            REMOVAL,
+            STATISTICS_ADVICE,
+        )
     for out in tensors(step.out):
         same = out.shape == given.shape
         walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
@@ -359,8 +373,10 @@ def spatial(walk: Walk, step: Step) -> None:
 def _spatial_names() -> list[str]:
     names: list[Any] = [each.partition(".")[0] for each in torch._C._dispatch_get_all_op_names() if "aten::" in each]
     plain = {each.rpartition("::")[2] for each in names}
-    fitting = re.compile(r"(_?adaptive_)?(max|avg|fractional_max|lp)_pool\dd(_with_indices)?$|mkldnn_\w*pool\dd$|"
-                         r"_?upsample_\w+\dd(_aa)?$|(reflection|replication)_pad\dd$")  # fmt: skip
+    fitting = re.compile(
+        r"(_?adaptive_)?(max|avg|fractional_max|lp)_pool\dd(_with_indices)?$|mkldnn_\w*pool\dd$|"
+        r"_?upsample_\w+\dd(_aa)?$|(reflection|replication)_pad\dd$"
+    )
     return sorted(each for each in plain if fitting.match(each))
 
 

@@ -40,3 +40,8 @@ class Value:
     label: str = ""
     statistic: Ids | None = None
     written_in: bool = False
+
+
+def words(text: str) -> set[str]:
+    """Names apart by blanks."""
+    return set(text.split())

@@ -6,13 +6,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .values import words
+
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 DENSE = (nn.Linear, *CONVOLUTIONS)
 CHANNEL_NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
     nn.InstanceNorm3d,
-)  # fmt: skip
+)
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 MAKE_PERMANENT = (
     "Make it permanent first (torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)."
@@ -30,7 +37,7 @@ SIZES: dict[type[nn.Module] | str, dict[str, Size]] = {
     nn.PReLU: {"num_parameters": ("weight", 0)},
     **{kind: {"num_features": ("weight", 0)} for kind in CHANNEL_NORMS},
     "transformers.pytorch_utils.Conv1D": {"nx": ("weight", 0), "nf": ("weight", 1)},
-}  # fmt: skip
+}
 """Attributes that follow the shapes of a layer's tensors, by class or by the class's full name. Convolutions and norms
 over the last axes have rules of their own in `fit_sizes`."""
 
@@ -119,16 +126,16 @@ def computed_tensors(module: nn.Module) -> list[str]:
     return [name for name in names if name not in module._parameters and name not in module._buffers]
 
 
-PER_NEURON_NAMES = {
-    "relu", "leaky_relu", "rrelu", "relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
-    "logsigmoid", "log_sigmoid", "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "hardtanh",
-    "hardswish", "hardsigmoid", "threshold", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
-    "feature_dropout", "feature_alpha_dropout", "abs", "neg", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square",
-    "erf", "sin", "cos", "sign", "reciprocal", "clamp", "clamp_min", "clamp_max", "clip", "pow", "add", "sub", "rsub",
-    "mul", "div", "truediv", "true_divide", "maximum", "minimum", "where", "masked_fill", "addcmul", "lerp", "gt", "ge",
-    "lt", "le", "eq", "ne", "logical_not", "contiguous", "clone", "detach", "alias", "to", "to_copy", "type_as",
-    "float", "double", "half", "bfloat16", "requires_grad", "rand_like", "randn_like", "ones_like", "zeros_like",
-    "full_like", "empty_like",
-}  # fmt: skip
+PER_NEURON_NAMES = words(
+    """
+    relu leaky_relu rrelu relu6 elu selu celu gelu silu mish tanh sigmoid logsigmoid log_sigmoid softplus
+    softsign softshrink hardshrink tanhshrink hardtanh hardswish hardsigmoid threshold dropout dropout1d
+    dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout abs neg exp expm1 log log1p sqrt
+    rsqrt square erf sin cos sign reciprocal clamp clamp_min clamp_max clip pow add sub rsub mul div truediv
+    true_divide maximum minimum where masked_fill addcmul lerp gt ge lt le eq ne logical_not contiguous clone
+    detach alias to to_copy type_as float double half bfloat16 requires_grad rand_like randn_like ones_like
+    zeros_like full_like empty_like
+    """
+)
 """Functions and methods (without underscores at the ends) that give each entry from the same entry of their inputs."""
 IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")

@@ -37,6 +37,14 @@ class Written(NamedTuple):
     parameters: frozenset[str]
 
 
+class Factor(NamedTuple):
+    """A tensor of a product, the dimension that is summed over, and its entries."""
+
+    tensor: Tensor
+    dim: int
+    ids: Axis
+
+
 class Piece(NamedTuple):
     """Part of an axis, taken by its place."""
 
@@ -63,13 +71,15 @@ RULES: dict[str, Rule] = {}
 """The rule of each operation, by its name in torch.ops.aten; pointwise operations have none of their own."""
 
 
-KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach", "add", "mul", "rsqrt", "sqrt", "clamp_min"}
+KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
 """Operations without a row of their own, or that leave a mean over all neurons what it is."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
+    """The rule for operations of these names, apart by blanks."""
+
     def add(made: Rule) -> Rule:
-        for name in names:
+        for name in " ".join(names).split():
             RULES[name] = made
         return made
 
@@ -96,6 +106,7 @@ class Walk:
         self.pieces: list[Piece] = []
         self.linked: list[tuple[Origin, Ids, int]] = []
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
+        self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
         self.training = False
         self.sizes_written_in = True
@@ -208,10 +219,14 @@ class Walk:
 
     # ---- products ----------------------------------------------------------------------------------------------------
 
-    def contract(self, one: tuple[Tensor, Axis], other: tuple[Tensor, Axis]) -> None:
+    def contract(self, one: Factor, other: Factor) -> None:
         """A product is summed over an axis of both tensors."""
-        (a, a_ids), (b, b_ids) = one, other
+        (a, a_dim, a_ids), (b, b_dim, b_ids) = one, other
         a_value, b_value = self.value(a), self.value(b)
+        if self.heard is not None:
+            for (value, ids), (tensor, dim) in (((b_value, b_ids), (a, a_dim)), ((a_value, a_ids), (b, b_dim))):
+                if value.static and isinstance(ids, np.ndarray):
+                    self.heard(ids, tensor, dim)
         if not isinstance(a_ids, np.ndarray) or not isinstance(b_ids, np.ndarray):
             known, label = (a_ids, b_value.label) if isinstance(a_ids, np.ndarray) else (b_ids, a_value.label)
             self.mixed(known, f"{self.name!r} multiplies them by {label or 'what no layer writes'}")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ...graphs import READER, as_arguments, fit_sizes, sizes_of
+from ...graphs import READER, Attribute, as_arguments, fit_sizes, sizes_of
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
-from .merge import Merger, Pairs, absorption_from, added, apply, part_tensor
+from .merge import IndexPairs, Merger, Pairs, absorption_from, added, applied, apply, part_tensor
 from .proof import prove, zeroed
 
 if TYPE_CHECKING:
@@ -135,22 +135,30 @@ def consolidate(
     merger = Merger(model, found, how, absorption)
     checked = merger.checked(pairs)
     listed = [(i, j) for i, j in torch.stack(checked, 1).tolist()]
-    sizes = _sizes(model, example_input)
+    sizes = sizes_of_model(model, example_input)
     edits = merger.edits(checked)
     if not remove:
-        changed = model if inplace else _copied(model, found, sharing=False)
+        changed = model if inplace else copied(model, [found], sharing=False)
         apply(Merger(changed, found, how, absorption).edits(checked))
         return changed, _report(found, how, listed, [], sizes, sizes, False)
-    smaller = _copied(model, found, inplace)
-    apply(Merger(smaller, found, how, absorption).edits(checked))
-    if how == "mean":
-        for part in found.of(READER):
-            apply(added(part_tensor(smaller, part), part, checked, torch.ones(len(listed), dtype=torch.float64)))
+    smaller = copied(model, [found], inplace)
+    shrink(smaller, [(found, Merger(smaller, found, how, absorption), checked)])
+    compared = check and prove(model, smaller, found.parts, applied(edits), example_input)
     removed = [j for _, j in listed]
-    _cut(smaller, found, removed)
-    compared = check and prove(model, smaller, found, edits, example_input)
-    report = _report(found, how, listed, removed, sizes, _sizes(smaller, example_input), compared)
-    return _given_back(model, smaller, found, inplace), report
+    report = _report(found, how, listed, removed, sizes, sizes_of_model(smaller, example_input), compared)
+    return given_back(model, smaller, [found], inplace), report
+
+
+def shrink(smaller: nn.Module, merges: Sequence[tuple[Consumers, Merger, IndexPairs]]) -> None:
+    """Merge pairs in groups of a copy, then take every second neuron out."""
+    for _, merger, pairs in merges:
+        apply(merger.edits(pairs))
+    for found, merger, pairs in merges:
+        if merger.how == "mean":
+            ones = torch.ones(len(pairs.first), dtype=torch.float64)
+            for part in found.of(READER):
+                apply(added(part_tensor(smaller, part), part, pairs, ones))
+    cut(smaller, [(found, pairs.second.tolist()) for found, _, pairs in merges])
 
 
 def remove_neurons(
@@ -178,44 +186,44 @@ def remove_neurons(
             f"neurons: expected different indices from 0 to {found.neurons - 1}, and at least one neuron left, got "
             f"{bad[0] if bad else f'{len(removed)} with {len(set(removed))} different ones'}."
         )
-    sizes = _sizes(model, example_input)
-    smaller = _copied(model, found, inplace)
-    _cut(smaller, found, removed)
-    compared = check and prove(model, smaller, found, zeroed(model, found, removed), example_input)
-    report = _report(found, "", [], removed, sizes, _sizes(smaller, example_input), compared)
-    return _given_back(model, smaller, found, inplace), report
+    sizes = sizes_of_model(model, example_input)
+    smaller = copied(model, [found], inplace)
+    cut(smaller, [(found, removed)])
+    compared = check and prove(model, smaller, found.parts, applied(zeroed(model, found, removed)), example_input)
+    report = _report(found, "", [], removed, sizes, sizes_of_model(smaller, example_input), compared)
+    return given_back(model, smaller, [found], inplace), report
 
 
-def _copied(model: nn.Module, found: Consumers, sharing: bool) -> nn.Module:
+def copied(model: nn.Module, groups: Sequence[Consumers], sharing: bool) -> nn.Module:
     """A copy to be cut; with `sharing` it has every tensor that is not cut in common with the model."""
     memo: dict[int, Any] = {}
     if sharing:
-        cut = {id(part_tensor(model, part)) for part in found.parts}
-        memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in cut}
+        touched = {id(part_tensor(model, part)) for found in groups for part in found.parts}
+        memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in touched}
     for module in model.modules():  # what pruning and weight norm compute before each call has a graph behind it
         computed = [each for each in vars(module).values() if isinstance(each, Tensor) and not each.is_leaf]
         memo.update({id(each): each.detach().clone() for each in computed})
     return copy.deepcopy(model, memo)
 
 
-def _holders(model: nn.Module, found: Consumers) -> Iterator[tuple[nn.Module, str, Tensor]]:
+def _holders(model: nn.Module, groups: Sequence[Consumers]) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Every place of a tensor that removal cuts: a tensor may have several names."""
-    cut = {id(part_tensor(model, part)) for part in found.parts}
+    touched = {id(part_tensor(model, part)) for found in groups for part in found.parts}
     for module in model.modules():
         for name, tensor in _tensors_of(module).items():
-            if id(tensor) in cut:
+            if id(tensor) in touched:
                 yield module, name, tensor
 
 
-def _given_back(model: nn.Module, smaller: nn.Module, found: Consumers, inplace: bool) -> nn.Module:
+def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers], inplace: bool) -> nn.Module:
     """The smaller network; in place, the model with its tensors and sizes."""
     if not inplace:
         return smaller
     others = dict(smaller.named_modules(remove_duplicate=False))
-    cut = {id(tensor) for _, _, tensor in _holders(model, found)}
-    sized = {attribute.module for attribute in found.attributes}
+    touched = {id(tensor) for _, _, tensor in _holders(model, groups)}
+    sized = {attribute.module for found in groups for attribute in found.attributes}
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in cut]
+        mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in touched]
         for name in mine:
             setattr(module, name, getattr(others[path], name))
         if mine or path in sized:
@@ -225,33 +233,39 @@ def _given_back(model: nn.Module, smaller: nn.Module, found: Consumers, inplace:
     return model
 
 
-def _cut(model: nn.Module, found: Consumers, removed: list[int]) -> None:
+def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> None:
     """Remove the entries of these neurons from every tensor that has some, and from the sizes that modules state."""
-    if not removed:
-        return
-    gone = torch.tensor(removed)
-    holders = list(_holders(model, found))
+    groups = [found for found, removed in removals if removed]
+    holders = list(_holders(model, groups))
     modules = {id(module): module for module, _, _ in holders}
     shapes = {
         key: {name: tuple(each.shape) for name, each in _tensors_of(module).items()} for key, module in modules.items()
     }
-    new: dict[int, Tensor] = {}
-    for part in found.parts:
-        tensor = part_tensor(model, part)
-        keep = (~torch.isin(part.units, gone)).nonzero().flatten()
-        new[id(tensor)] = new.get(id(tensor), tensor.detach()).index_select(part.dim, keep.to(tensor.device))
+    kept: dict[tuple[int, int], Tensor] = {}
+    attributes: list[tuple[Attribute, int]] = []
+    for found, removed in removals:
+        gone = torch.tensor(removed, dtype=torch.long)
+        for part in found.parts if removed else ():
+            key, stays = (id(part_tensor(model, part)), part.dim), ~torch.isin(part.units, gone)
+            kept[key] = kept.get(key, stays) & stays
+        for attribute in found.attributes if removed else ():
+            attributes.append((attribute, int((~torch.isin(attribute.units, gone)).sum())))
     made: dict[int, Tensor] = {}
     for module, name, tensor in holders:
-        fewer = new[id(tensor)].contiguous()
-        if isinstance(tensor, nn.Parameter):
-            fewer = nn.Parameter(fewer, requires_grad=tensor.requires_grad)
-        setattr(module, name, made.setdefault(id(tensor), fewer))
-    for key, module in modules.items():
-        fit_sizes(module, shapes[key])
-    for attribute in found.attributes:
+        if id(tensor) not in made:
+            fewer = tensor.detach()
+            for (owner, dim), stays in kept.items():
+                if owner == id(tensor):
+                    fewer = fewer.index_select(dim, stays.nonzero().flatten().to(tensor.device))
+            fewer = fewer.contiguous()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(fewer, requires_grad=tensor.requires_grad) if is_parameter else fewer
+        setattr(module, name, made[id(tensor)])
+    for place, module in modules.items():
+        fit_sizes(module, shapes[place])
+    for attribute, left in attributes:
         module = model.get_submodule(attribute.module)
         if attribute.name not in sizes_of(module):
-            left = int((~torch.isin(attribute.units, gone)).sum())
             setattr(module, attribute.name, attribute.number * left // len(attribute.units))
 
 
@@ -260,7 +274,7 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: each for store in stores for name, each in store.items() if each is not None}
 
 
-def _sizes(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
+def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
     """Parameters, and FLOPs of one forward pass where there is an example."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if example_input is None:

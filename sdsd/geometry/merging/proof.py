@@ -7,13 +7,13 @@ its readers changed by one rounding error each, and the two networks may differ 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...graphs import READER, TIED, WRITER, as_arguments, likely_inputs, outputs
+from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, outputs
 from ...models import evaluating, training_outside_torch, untouched
 from ..arithmetic import plain_arithmetic
 from .consumers import Consumers
@@ -29,20 +29,26 @@ WHAT_TO_DO = (
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def prove(model: nn.Module, smaller: nn.Module, found: Consumers, edits: Sequence[Edit], example_input: Any) -> bool:
+def prove(
+    model: nn.Module,
+    smaller: nn.Module,
+    parts: Sequence[Part],
+    merged: AbstractContextManager[None],
+    example_input: Any,
+) -> bool:
     """Whether both could be compared; ValueError where they differ beyond rounding.
 
     Args:
-        model: the network; `edits` make it the merged one meanwhile. It is left as it was.
+        model: the network; inside `merged` it is the merged one. It is left as it was.
         smaller: what should compute the same.
-        found: of `model`.
+        parts: what was merged, and what reads it.
         example_input: None: inputs of a likely shape are tried; the proof is left out where the model runs on none.
     """
     compared = False
-    with applied(edits), untouched(model), untouched(smaller), _exact(model):
+    with merged, untouched(model), untouched(smaller), _exact(model):
         for inputs in _inputs(model, example_input):
             for mode in (evaluating, training_outside_torch):
-                compared |= _Comparison(model, smaller, found, inputs, mode).agree()
+                compared |= _Comparison(model, smaller, parts, inputs, mode).agree()
     return compared
 
 
@@ -50,9 +56,14 @@ class _Comparison:
     """Both networks on one input, in one mode."""
 
     def __init__(
-        self, model: nn.Module, smaller: nn.Module, found: Consumers, inputs: Inputs, mode: Callable[[nn.Module], Any]
+        self,
+        model: nn.Module,
+        smaller: nn.Module,
+        parts: Sequence[Part],
+        inputs: Inputs,
+        mode: Callable[[nn.Module], Any],
     ) -> None:
-        self.model, self.smaller, self.found, self.inputs, self.mode = model, smaller, found, inputs, mode
+        self.model, self.smaller, self.parts, self.inputs, self.mode = model, smaller, parts, inputs, mode
         self.where = "" if mode is evaluating else "in training, "
 
     def agree(self) -> bool:
@@ -100,7 +111,7 @@ class _Comparison:
             return list(_tensors(model(*arguments, **named)))
 
     def _run_rounded(self, merged: list[Tensor]) -> list[Tensor]:
-        parts = {part.name: part for part in (*self.found.of(WRITER), *self.found.of(READER))}
+        parts = {part.name: part for part in self.parts if part.role in (WRITER, READER, TIED)}
         generator = torch.Generator().manual_seed(SEED)
         edits = []
         for part in parts.values():
