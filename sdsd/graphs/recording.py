@@ -232,10 +232,11 @@ class _Sizes(TorchFunctionMode):
         plain = name.strip("_")
         counts = [each for each in _counts((*args, *named.values()), 3) if each.ids or each.origins]
         sized = [each for each in counts if each.ids]
+        known = sized if plain in ("getitem", "narrow", "slice") else counts
         takes = plain in TAKE_SIZES or (plain == "getitem" and self._own(args[0], sized))
         for each in sized if not takes else ():
             _used_as_number(self.walk, each, repr(plain))
-        before, self.walk.sizes_written_in = self.walk.sizes_written_in, not counts and plain != "chunk"
+        before, self.walk.sizes_written_in = self.walk.sizes_written_in, not known and plain != "chunk"
         try:
             out = func(*args, **named)
         finally:
@@ -287,8 +288,8 @@ class _Sizes(TorchFunctionMode):
             return
         for dim, size in enumerate(sizes):
             axis = self.walk.value(out).axes[dim]
-            if isinstance(size, Count):
-                axis = self.walk.followed(out, dim) if made and size.ids else axis
+            if isinstance(size, Count) and made and size.exact:
+                axis = self.walk.followed(out, dim)
             if not isinstance(axis, np.ndarray) or not isinstance(size, int) or int(size) < 2:
                 continue
             if isinstance(size, Count):

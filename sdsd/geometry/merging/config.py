@@ -137,7 +137,7 @@ def _step(
 EMPTY_FIELDS = ("n_inner", "ffn_dim", "intermediate_size", "mlp_dim")
 """Sizes that a configuration may leave out, to be computed from others."""
 KEPT_FIELDS = ("head_dim", "d_kv", "head_size", "key_value_dim", "kv_channels")
-"""The size of a head stays what it is: with another one and as many heads the shapes may fit, and the model be another."""
+"""The size of a head stays: with another one and as many heads the shapes may fit, and the model be another."""
 
 
 def _fields(config: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int | None]]:

@@ -261,7 +261,11 @@ def _rows(looks: list[Groups], model: nn.Module, module: nn.Module, layer: str) 
             return weight, row_dim(module)
         names = []
     else:
-        names = [f"{layer}.{name}" for name, each in module.named_parameters(recurse=False) if each.ndim > 1]
+        names = [
+            f"{layer}.{name}" if layer else name
+            for name, each in module.named_parameters(recurse=False)
+            if each.ndim > 1
+        ]
     found = [(name, dim) for name in names for dim in looks[0].rows_of(name)]
     if len(found) == 1:
         return found[0]

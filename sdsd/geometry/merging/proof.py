@@ -106,7 +106,8 @@ class _Comparison:
 
     def _run(self, model: nn.Module, seed: int = SEED) -> list[Tensor]:
         arguments, named = self.inputs
-        with self.mode(model), torch.random.fork_rng(_cuda_devices(model)):
+        # Norms that are not torch's own take statistics in training.
+        with untouched(model), self.mode(model), torch.random.fork_rng(_cuda_devices(model)):
             torch.manual_seed(seed)
             return list(_tensors(model(*arguments, **named)))
 

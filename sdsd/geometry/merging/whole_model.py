@@ -190,17 +190,18 @@ def _names(model: nn.Module, looks: list[Groups]) -> list[str]:
     """Layers by name, and parameters by name where a module multiplies by several."""
     names = []
     for path, module in model.named_modules():
+        inside = f"{path}." if path else ""
         if isinstance(module, DENSE):
-            if looks[0].used(f"{path}.weight"):
+            if looks[0].used(f"{inside}weight"):
                 names.append(path)
             continue
         own = {
-            f"{path}.{name}": looks[0].rows_of(f"{path}.{name}")
+            inside + name: looks[0].rows_of(inside + name)
             for name, each in module.named_parameters(recurse=False)
             if each.ndim > 1 and not isinstance(module, nn.Embedding)
         }
         written = [name for name, dims in own.items() if len(dims) == 1]
-        names += [path] if len(written) == 1 else written
+        names += [path] if len(written) == 1 and path else written
     return names
 
 
