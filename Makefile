@@ -46,8 +46,9 @@ test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the re
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
-test-zoo: $(ZOO)/stamp  ## the monitor on architectures people train, into docs/coverage.md (3 minutes)
+test-zoo: $(ZOO)/stamp  ## the monitor and functional geometry on architectures people train, into docs/coverage.md
 	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)
+	$(ZOO)/bin/python -m tests.zoo.geometry $(ZOO_ARGS)
 
 bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')
 	@mkdir -p benchmarks/results/local
@@ -109,5 +110,5 @@ $(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(ZOO)/stamp: pyproject.toml constraints-zoo.txt | $(BIN)/python
 	$(BIN)/python -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --disable-pip-version-check -c constraints-zoo.txt $(PIP_ARGS) \
-	  -e . torchvision transformers timm peft pytest
+	  -e '.[report]' torchvision transformers timm peft pytest
 	@touch $@

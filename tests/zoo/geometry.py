@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sdsd import geometry
-from sdsd.geometry import Consumers, consumers
-from sdsd.geometry.merging.whole_model import _groups as groups_of  # noqa: PLC2701
+from sdsd.geometry import Consumers
+from sdsd.geometry.merging.whole_model import _groups as groups_of
 from sdsd.graphs import outputs
 
 from .architectures.base import Architecture
@@ -64,7 +64,8 @@ pickle and state_dict → a training step → torch.export, and for transformers
 NORM, OUTPUT = "norm over all neurons", "the model's output"
 SHORT = (
     ("takes its statistics", NORM), ("the model's output", OUTPUT), ("looked up", "looked up by place"),
-    ("by their places", "taken by place"), ("softmax", "softmax over them"), ("the model's input", "joined with the input"),
+    ("by their places", "taken by place"), ("softmax", "softmax over them"),
+    ("the model's input", "joined with the input"),
     ("experts", "experts chosen by place"), ("written into", "size written in"), ("no rule", "no rule"),
     ("that the model computes", "multiplied by what the model computes"), ("mixes", "mixed"), ("orders", "ordered"),
 )  # fmt: skip
@@ -124,7 +125,8 @@ def _look(row: Row, architecture: Architecture) -> None:
     row.cut = len(cut)
     wanted = [g for g in found if not _is_attention(g) and _reason(g) not in (NORM, OUTPUT) and not _is_router(g)]
     row.wanted = (sum(g in cut for g in wanted), len(wanted))
-    able = [g for g in cut if g.neurons >= 6 and not _is_attention(g)] or [g for g in cut if g.neurons >= 4]
+    able = [g for g in cut if g.neurons >= 4]
+    able.sort(key=lambda g: (_is_attention(g), re.search(r"\.\d+\.", g.layer) is None, g.neurons < 6))
     if able:
         row.way = _one_way(model, able[0], batch, example, architecture)
 
@@ -219,7 +221,7 @@ def _exported(model: nn.Module, smaller: nn.Module, example: Any) -> str:
 
 def _round_trip(model: Any, group: Consumers, loader: list[Any], example: Any, run: Callable[..., Any]) -> str:
     """Layers named alike, cut to one size, saved and loaded."""
-    pattern = re.sub(r"\d+", "*", group.layer)
+    pattern = "*" + re.split(r"[.]\d+(?=[.])", group.layer)[-1]
     smaller, _ = geometry.consolidate_model(
         model, loader, pattern, budget=0.01, uniform=True, example_input=example, forward=run
     )
