@@ -57,8 +57,9 @@ test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSD
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
-test-zoo: $(ZOO)/stamp  ## the monitor on architectures people train, into docs/coverage.md (3 minutes)
+test-zoo: $(ZOO)/stamp  ## the monitor and functional geometry on architectures people train, into docs/coverage.md
 	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)
+	$(ZOO)/bin/python -m tests.zoo.geometry $(ZOO_ARGS)
 
 newcomer: $(VENV)/dev.stamp  ## all that a stranger does, in fresh clones and environments; gigabytes (NEWCOMER_ARGS=--quick: no)
 	$(BIN)/python -m tests.newcomer $(NEWCOMER_ARGS)
@@ -138,5 +139,5 @@ $(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(ZOO)/stamp: pyproject.toml constraints-zoo.txt | $(BIN)/python
 	$(BIN)/python -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --disable-pip-version-check -c constraints-zoo.txt $(PIP_ARGS) \
-	  -e . torchvision transformers timm peft pytest
+	  -e '.[report]' torchvision transformers timm peft pytest
 	@touch $@

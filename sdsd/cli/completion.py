@@ -62,10 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from . import COMMANDS
-
-    _, subparsers = build_parser(COMMANDS)
-    print(SCRIPTS[arguments.shell](COMMANDS, {name: options_of(each) for name, each in subparsers.items()}), end="")
+    _, subparsers = build_parser(arguments.commands)
+    print(
+        SCRIPTS[arguments.shell](arguments.commands, {name: options_of(each) for name, each in subparsers.items()}),
+        end="",
+    )
     return OK
 
 

@@ -12,6 +12,7 @@
 ==================  ================================================================================================
 """
 
+from ..graphs import register_layer
 from ..models import evaluating
 from .collect import LayerActivations, collect_activations
 from .comparing import LayerComparison, LossBarrier, NeuronMatching, Similarity, loss_barrier
@@ -35,17 +36,23 @@ from .map import NeuronMap
 from .merging import (
     COHORTS,
     Biopsy,
+    ConfigFit,
     Consolidation,
     Consumers,
     How,
+    LayerReport,
     MassConsolidation,
     Measurements,
+    ModelConsolidation,
     Plasticity,
     biopsy,
     consolidate,
+    consolidate_model,
     consumers,
     cosine_to_untouched,
     fingerprint,
+    fit_config,
+    group_activations,
     kl_to_untouched,
     mass_consolidation,
     mean_loss,
@@ -64,6 +71,7 @@ __all__ = [
     "COHORTS",
     "ApproximateNeighbors",
     "Biopsy",
+    "ConfigFit",
     "Consolidation",
     "Consumers",
     "CosineHistogram",
@@ -71,9 +79,11 @@ __all__ = [
     "How",
     "LayerActivations",
     "LayerComparison",
+    "LayerReport",
     "LossBarrier",
     "MassConsolidation",
     "Measurements",
+    "ModelConsolidation",
     "NeuronMap",
     "NeuronMatching",
     "NeuronNeighbors",
@@ -84,6 +94,7 @@ __all__ = [
     "biopsy",
     "collect_activations",
     "consolidate",
+    "consolidate_model",
     "consumers",
     "cosine_between",
     "cosine_histogram",
@@ -91,6 +102,8 @@ __all__ = [
     "disjoint_pairs",
     "evaluating",
     "fingerprint",
+    "fit_config",
+    "group_activations",
     "kl_to_untouched",
     "loss_barrier",
     "mass_consolidation",
@@ -102,6 +115,7 @@ __all__ = [
     "neuron_pairs",
     "outgoing_weights",
     "plasticity",
+    "register_layer",
     "remove_neurons",
     "row_sums",
     "sgd_training",
