@@ -197,7 +197,23 @@ def telling_angle(count: int, dim: int) -> float:
 
     Then V, as a share of K, is about ½ for directions that have nothing to do with each other, lower where they share,
     higher where they avoid each other: it has room both ways. K random caps of share σ cover (1 − (1 − σ)^K)/σ caps.
+
+    Args:
+        count: how many directions, K ≥ 1.
+        dim: of the space they lie in, at least 2.
+
+    Returns:
+        Radians, at most π/2, which it is where even half spheres overlap too little.
+
+    Raises:
+        ValueError: a count below 1 or a dimension below 2.
+
+    Example:
+        >>> round(math.degrees(telling_angle(512, 785)))
+        84
     """
+    count = checks.check_integer(count, "count", least=1)
+    dim = checks.check_integer(dim, "dim", least=2)
     low, high = 0.0, math.pi / 2
     if count < 2:
         return high

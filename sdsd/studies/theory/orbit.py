@@ -154,9 +154,9 @@ def judge(result: StudyResult) -> list[Verdict]:
                 seed_figure="a proposition, without a number",
                 our_figure=shares[first],
                 corrected=f"From {fmean([run[DECAYED][first][0] for run in runs]):.3g} it falls to {ends[DECAYED]:.3g} "
-                f"with weight decay 0.005 and to {ends[PLAIN]:.3g} without; under Adam, {result.config['adam_times']} "
-                f"times as long, to {ends[ADAM]:.3g}, and to {ends[MEMORISED]:.3g} on shuffled labels, of which it "
-                f"remembers {remembered:.0%}. The share of the "
+                f"with weight decay 0.005 and to {ends[PLAIN]:.3g} without; under Adam, "
+                f"{result.config['adam_times']} times as long, to {ends[ADAM]:.3g}, and to "
+                f"{ends[MEMORISED]:.3g} on shuffled labels, of which it remembers {remembered:.0%}. The share of the "
                 "fall with weight decay is "
                 + ", ".join(f"{shares[key].value:.2f} ({reading})" for key, reading in readings.items())
                 + f". The literal count of orbits, at an angle of {result.config['cluster_angle']:g}, falls by "
