@@ -52,6 +52,9 @@ class LossBarrier:
         Args:
             axes: matplotlib's, to draw into; None: a new figure.
 
+        Returns:
+            (figure, axes) of matplotlib.
+
         Raises:
             MissingExtraError: matplotlib is not installed.
         """

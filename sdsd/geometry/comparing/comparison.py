@@ -109,7 +109,14 @@ class LayerComparison:
 
     @classmethod
     def of(cls, x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, neuron_dim: int | None = None) -> LayerComparison:
-        """A comparison that has seen `x` and `y`, in float64 where they are; arguments and errors as in `update`."""
+        """A comparison that has seen `x` and `y`, in float64 where they are; arguments and errors as in `update`.
+
+        Args:
+            x, y, neuron_dim: as in `update`.
+
+        Returns:
+            `LayerComparison`.
+        """
         one, other = (neurons_first(each, neuron_dim) for each in (x, y))
         dtype = torch.float64 if one.dtype == torch.float64 else torch.float32
         comparison = cls(len(one), len(other), dtype=dtype, device=one.device)
@@ -174,6 +181,9 @@ class LayerComparison:
         With few samples for so many neurons it is too large: unrelated layers of n and m neurons come to about
         √(n m / ((S + n) (S + m))) rather than 0. `debiased` takes unbiased estimates of the three terms instead, which
         do not count a sample's product with itself; their ratio may be a little below 0.
+
+        Returns:
+            `Similarity`.
 
         Raises:
             ValueError: fewer than two samples, four where debiased; a layer that does not vary, or, debiased, whose
@@ -261,6 +271,9 @@ class LayerComparison:
 
     def match(self, *, center: bool = False) -> NeuronMatching:
         """Neurons of both layers one to one, with the largest sum of cosines; `center` takes correlations instead.
+
+        Returns:
+            `NeuronMatching`.
 
         Raises:
             ValueError: no samples.

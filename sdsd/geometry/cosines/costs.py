@@ -280,7 +280,7 @@ def chosen_by_cost(
         )
     with plain_arithmetic(costs.device):
         if which == "random":
-            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))[: 2 * pairs]
+            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(int(seed)))[: 2 * pairs]
             first, second = live[drawn.to(live.device)].view(-1, 2).sort(dim=1).values.T.contiguous()
         else:
             first, second = _greedy(costs, pairs, 1 if which == "nearest" else -1, free, report)
