@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .atoms import INNER, READING, Ids, Obstacle
+from .atoms import INNER, READING, REMOVAL, Ids, Obstacle
 from .counts import Origin
 from .recording import Recording
 from .walk import IN_TRAINING
@@ -149,7 +149,8 @@ class Groups:
                 reason = f"its units have different numbers of entries in {part.name!r}"
                 obstacles.append(Obstacle(repr(part.name), reason, "Choose another layer.", "merging"))
                 parts = [each for each in parts if each is not part]
-        return Group(len(units), torch.from_numpy(rows), tuple(parts), tuple(obstacles), self._attributes(order))
+        attributes, both = self._attributes(order)
+        return Group(len(units), torch.from_numpy(rows), tuple(parts), (*obstacles, *both), attributes)
 
     def _parts(self, units: Ids, order: dict[int, int]) -> list[Part]:
         hit = np.isin(self.all, units)
@@ -190,11 +191,18 @@ class Groups:
             ::-1
         ]
 
-    def _attributes(self, order: dict[int, int]) -> tuple[Attribute, ...]:
+    def _attributes(self, order: dict[int, int]) -> tuple[tuple[Attribute, ...], list[Obstacle]]:
+        """Numbers that say how many there are; an obstacle where one says as well how many others there are."""
         found: dict[Origin, Attribute] = {}
+        elsewhere: dict[Origin, str] = {}
         for walk in self.recording.walks:
             for (module, name), ids, number in walk.linked:
                 units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(ids)])
                 if bool((units >= 0).any()):
                     found.setdefault((module, name), Attribute(module, name, number, units))
-        return tuple(found.values())
+                else:
+                    elsewhere[module, name] = f"{name!r} of module {module!r}"
+        reason = "it is the size of these neurons and of others, which would not change"
+        advice = "Give the module a number for each, or merge without removal (remove=False)."
+        both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in found]
+        return tuple(found.values()), both

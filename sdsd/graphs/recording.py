@@ -30,8 +30,8 @@ KEEP_THE_NUMBER = (
 )
 TAKE_SIZES = words(
     """
-    view reshape expand repeat split split_with_sizes chunk narrow unflatten tensor_split zeros ones empty rand
-    randn new_zeros new_ones new_empty flatten tile slice unsafe_chunk broadcast_to select index_select
+    conv1d conv2d conv3d view reshape expand repeat split split_with_sizes chunk narrow unflatten tensor_split zeros
+    ones empty rand randn new_zeros new_ones new_empty flatten tile slice unsafe_chunk broadcast_to select index_select
     """
 )
 """Functions that take sizes for what they are; elsewhere a size is used as a number."""

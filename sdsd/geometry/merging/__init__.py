@@ -6,6 +6,7 @@
 `consolidate.py`     the same for good: a smaller network
 `whole_model.py`     the same for all layers of a model, by a threshold or to a budget
 `group_activations.py`  what the readers of a group get
+`experts.py`         experts of a mixture: how alike they are, two of them made one
 `config.py`          the configuration of a smaller Hugging Face model
 `proof.py`           the smaller network beside the merged one
 `biopsy.py`          what merging near, random and far pairs does to the loss
@@ -24,6 +25,7 @@ from .consolidate import Consolidation, consolidate, remove_neurons
 from .consumers import Consumers, consumers, dense_layer
 from .controls import Training, shuffled_pixels, trained, untrained, weight_cosine
 from .cost import outgoing_weights
+from .experts import consolidate_experts, expert_cosine, merge_experts
 from .group_activations import group_activations
 from .measurements import Measurements, fingerprint
 from .merge import How, merge, tensor_of
@@ -58,10 +60,12 @@ __all__ = [
     "as_sensitivity",
     "biopsy",
     "consolidate",
+    "consolidate_experts",
     "consolidate_model",
     "consumers",
     "cosine_to_untouched",
     "dense_layer",
+    "expert_cosine",
     "fingerprint",
     "fit_config",
     "group_activations",
@@ -69,6 +73,7 @@ __all__ = [
     "mass_consolidation",
     "mean_loss",
     "merge",
+    "merge_experts",
     "outgoing_weights",
     "plasticity",
     "remove_neurons",

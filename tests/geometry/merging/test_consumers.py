@@ -166,6 +166,21 @@ OBSTACLES = {
     "halves by their places": (
         lambda m, x: m.head(torch.cat([m.first(x)[..., 3:], m.first(x)[..., :3]], -1)), REMOVAL, "by their places"
     ),
+    "halves used apart": (
+        lambda m, x: m.head(torch.cat([(h := m.first(x).chunk(2, -1))[0], h[1].relu()], -1)), REMOVAL, "into pieces"
+    ),
+    "size of others": (
+        lambda m, x: m.head(m.first(x).view(len(x), 2, 3).transpose(1, 2).reshape(len(x), x.shape[-1])),
+        REMOVAL, "written into it",
+    ),
+    "the size of other neurons": (
+        lambda m, x: m.head(m.first(x).view(len(x), -1, 1).reshape(len(x), m.other(x).shape[-1])),
+        REMOVAL, "the size of other neurons",
+    ),
+    "a number for these and others": (
+        lambda m, x: m.head(m.first(x).view(6, 1, m.width)[:, 0]) + m.last(m.other(x).view(6, 1, m.width)[:, 0]),
+        REMOVAL, "and of others",
+    ),
     "one neuron": (lambda m, x: m.head(m.first(x)) + m.first(x)[:, 2:3], REMOVAL, "by their places"),
     "looked up": (lambda m, x: m.head(m.first(x)[:, torch.tensor([0, 2, 1, 3, 5, 4])]), READING, "looked up"),
     "sorted": (lambda m, x: m.head(m.first(x).sort(-1).values), READING, "orders the neurons"),
@@ -179,8 +194,9 @@ OBSTACLES = {
 @pytest.mark.parametrize("name", OBSTACLES)
 def test_what_cannot_be_followed_is_said(name):
     forward, blocks, says = OBSTACLES[name]
-    model = Forward(forward, first=linear(6, 6), other=linear(6, 6), head=linear(6, 4))
+    model = Forward(forward, first=linear(6, 6), other=linear(6, 6), head=linear(6, 4), last=linear(6, 4))
     model.masked = prune.random_unstructured(linear(6, 4), "weight", 0.4)
+    model.width = 6
     found = consumers(model, "first", torch.rand(6, 6))
     assert any(says in str(obstacle) and obstacle.blocks == blocks for obstacle in found.obstacles), found
     assert all(obstacle.where and obstacle.advice for obstacle in found.obstacles)

@@ -12,14 +12,17 @@ from torch.nn import functional
 
 from sdsd.geometry import (
     consolidate,
+    consolidate_experts,
     consolidate_model,
     consumers,
     cosine_to_untouched,
     evaluating,
+    expert_cosine,
     fit_config,
     group_activations,
     kl_to_untouched,
     merge,
+    merge_experts,
     neuron_cosine_matrix,
     register_layer,
     remove_neurons,
@@ -437,3 +440,67 @@ def test_hooks_that_a_forward_installs_are_taken_away():
     assert model.seen == {}
     model(x)
     assert model.seen == {"calls": [1]}
+
+
+class Stacked(Experts):
+    """Experts apart from their router, as in transformers."""
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        out = torch.zeros_like(hidden_states)
+        for expert in top_k_index.unique().tolist():
+            token, place = torch.where(top_k_index == expert)
+            gate, up = functional.linear(hidden_states[token], self.gate_up[expert]).chunk(2, -1)
+            made = functional.linear(functional.gelu(gate) * up, self.down[expert])
+            out.index_add_(0, token, made * top_k_weights[token, place, None])
+        return out
+
+
+class Mixture(nn.Module):
+    def __init__(self, listed: bool):
+        super().__init__()
+        self.listed, self.router, self.norm = listed, nn.Linear(5, 3), nn.LayerNorm(5)
+        each = (nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 5)) for _ in range(3))
+        self.experts = nn.ModuleList(each) if listed else Stacked()
+
+    def forward(self, x):
+        h = self.norm(x)
+        weights, chosen = self.router(h).softmax(-1).topk(2, -1)
+        if not self.listed:
+            return self.experts(h, chosen, weights)
+        out = torch.zeros_like(h)
+        for k, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == k)
+            out.index_add_(0, token, expert(h[token]) * weights[token, place, None])
+        return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("listed", [False, True])
+def test_experts_are_compared_on_the_same_tokens_and_merged(listed):
+    model, x = made(Mixture(listed)), tokens(30, 5)
+    h = model.norm(x)
+    if listed:
+        chosen = model.router(h).topk(2, -1).indices
+        h = torch.cat([h[(chosen == k).any(1)] for k in range(3)])
+        answers = [expert(h) for expert in model.experts]
+    else:
+        gated = [functional.linear(h, model.experts.gate_up[k]).chunk(2, -1) for k in range(3)]
+        answers = [(functional.gelu(a) * b) @ model.experts.down[k].T for k, (a, b) in enumerate(gated)]
+    wanted = neuron_cosine_matrix(torch.stack([each.flatten() for each in answers]), neuron_dim=0)
+    torch.testing.assert_close(expert_cosine(model, "experts", [x]), wanted)
+    before = model(x)
+    with merge_experts(model, "experts", [(0, 2)]):
+        inside = model(x)
+        cosine = expert_cosine(model, "experts", [x])
+    assert cosine[0, 2] == pytest.approx(1)
+    assert (inside - before).abs().max() > 1e-4
+    assert torch.equal(model(x), before)
+    forever = consolidate_experts(model, "experts", [(0, 2)])
+    assert torch.equal(forever(x), inside)
+    one = forever.experts[0][0].weight if listed else forever.experts.down[0]
+    first, third = (model.experts[k][0].weight if listed else model.experts.down[k] for k in (0, 2))
+    torch.testing.assert_close(one, (first + third) / 2)
+    with pytest.raises(TypeError, match="expected the name of an nn.ModuleList"):
+        expert_cosine(model, "router", [x])
+    with pytest.raises(ValueError, match="expected neurons from 0 to 2"):
+        merge_experts(model, "experts", [(0, 3)])
