@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._progress import Progress, reporter
 from ...models import evaluating, restored
-from ..arithmetic import Progress, reporter
 from ..collect import Forward, ModelCall
 from ..gram import GramAccumulator
 from .merge import Edit, Pairs, apply, checked_pairs
