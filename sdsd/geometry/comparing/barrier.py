@@ -55,6 +55,9 @@ class LossBarrier:
         Returns:
             The figure and the axes.
 
+        Returns:
+            (figure, axes) of matplotlib.
+
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
