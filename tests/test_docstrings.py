@@ -101,7 +101,7 @@ def missing(name: str, value: Any, others: dict[str, Any]) -> list[str]:
         fields = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else value._fields
         known = described(found.get("Attributes", "")) | described(found.get("Args", "")) | words_below(value)
         lacking += [f"a line on {field}" for field in fields if not field.startswith("_") and field not in known]
-    elif function is not object.__init__ and name.split(".")[-1] not in MADE_BY_US:
+    elif inspect.isfunction(function) and name.split(".")[-1] not in MADE_BY_US:
         parameters = [p for p in inspect.signature(function).parameters if p not in ("self", "cls")]
         arguments = made_of.get("Args", "")
         known = described(arguments) | set(re.findall(r"`(\w+)`", arguments))

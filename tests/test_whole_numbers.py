@@ -101,6 +101,16 @@ def layer_grads(function: Callable[..., Any], *arguments: Tensor, **options: Any
     return [function(*arguments, squares, **options), squares]
 
 
+def described() -> theory.DescriptionLength:
+    return theory.description_length(network(), batches()[0], loss_of_batch)
+
+
+def compared(n: int, m: int, max_bytes: int, neuron_dim: int) -> Any:
+    comparison = geometry.LayerComparison(n, m, max_bytes=max_bytes)
+    comparison.update(SPREAD, SPREAD.roll(1, 0), neuron_dim=neuron_dim)
+    return comparison.cka()
+
+
 def written(step: int) -> list[Any]:
     lines: list[Any] = []
 
@@ -219,6 +229,30 @@ CASES = [
          whole={"pairs": 3, "neuron_dim": 1, "seed": 2, "max_bytes": BYTES}),
     case(lambda neuron_dim: sdsd_kernels.gram_accumulate(torch.zeros(12, 12), SPREAD, neuron_dim=neuron_dim),
          whole={"neuron_dim": 1}, of="sdsd_kernels.gram_accumulate"),
+    case(lambda samples: described().bound(samples), whole={"samples": 100}, of="sdsd.DescriptionLength.bound"),
+    case(compared, whole={"n": 12, "m": 12, "max_bytes": BYTES, "neuron_dim": 1},
+         of="sdsd.LayerComparison sdsd.LayerComparison.update"),
+    case(lambda neuron_dim: geometry.LayerComparison.of(SPREAD, SPREAD.roll(1, 0), neuron_dim=neuron_dim).cka(),
+         whole={"neuron_dim": 1}, of="sdsd.LayerComparison.of"),
+    case(lambda **sizes: sdsd.match_neurons(SPREAD, SPREAD.roll(1, 0), **sizes),
+         whole={"neuron_dim": 1}, of="sdsd.match_neurons"),
+    case(lambda **sizes: sdsd.match_neurons(network(), network(), [draw(16, 6)], **sizes),
+         whole={"seed": 1, "max_batches": 2, "max_bytes": BYTES}, of="sdsd.match_neurons"),
+    case(lambda **sizes: geometry.merge_cost(SPREAD, draw(12, 3), **sizes),
+         whole={"max_bytes": BYTES, "neuron_dim": 1}, of="sdsd.merge_cost"),
+    case(lambda samples: geometry.merge_cost(None, draw(12, 3), gram=SPREAD.T @ SPREAD, samples=samples),
+         whole={"samples": 40}, of="sdsd.merge_cost"),
+    case(lambda points: geometry.loss_barrier(network(), network(), (batches(), loss_of_batch), points=points),
+         whole={"points": 3}, of="sdsd.loss_barrier"),
+    case(lambda output: theory.tangent_kernel(network(), draw(4, 6), output=output), whole={"output": 1},
+         of="sdsd.tangent_kernel"),
+    case(lambda **sizes: theory.sharpness(network(), batches()[0], loss_of_batch, tolerance=0.5, **sizes),
+         whole={"seed": 1, "most_products": 30}, of="sdsd.sharpness"),
+    case(lambda **sizes: theory.basin_volume(network(), batches()[0], loss_of_batch, prior_scale=1.0, **sizes),
+         whole={"directions": 3, "probes": 2, "seed": 1}, of="sdsd.basin_volume"),
+    case(lambda **sizes: theory.local_learning_coefficient(
+            network(), batches()[0], loss_of_batch, step_size=1e-5, **sizes).__dict__,
+         whole={"chains": 2, "draws": 20, "burn_in": 2, "seed": 1}, of="sdsd.local_learning_coefficient"),
 ]  # fmt: skip
 MADE_BY_US = ("NeuronMap", "GammaStats", "BatchRecommendation")
 """Records that nobody makes by hand."""
@@ -275,6 +309,8 @@ def public_functions() -> Iterator[tuple[str, Any]]:
         package = module.__name__.split(".")[0]
         for name in module.__all__:
             value = getattr(module, name)
+            if inspect.isclass(value) and issubclass(value, BaseException):
+                continue
             if inspect.isclass(value):
                 if name not in MADE_BY_US and not hasattr(value, "_fields") and not dataclasses.is_dataclass(value):
                     yield f"{package}.{name}", value

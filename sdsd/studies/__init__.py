@@ -14,6 +14,7 @@
 `documents.py`     titles of the source documents
 `script.py`         `sdsd gamma FILE.py`: run a user's file, train what it defines
 `map.py`           `sdsd map`: the neurons of saved activations
+`pairs.py`         pairs of neurons that serve as examples
 =================  ==================================================================================================
 
 docs/studies.md builds a study.
@@ -26,6 +27,7 @@ from .demo import DemoConfig, run_demo, summary_lines
 from .engine import Runner, choose_progress, plain, prepare_output
 from .geometry import BUILT_IN_SUBJECTS, ArcConfig, examine, subject_from_file
 from .map import run_map
+from .pairs import farthest_examples
 from .script import UserCodeError, train_file
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "choose_progress",
     "choose_studies",
     "examine",
+    "farthest_examples",
     "list_lines",
     "plain",
     "prepare_output",

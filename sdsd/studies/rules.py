@@ -274,8 +274,11 @@ RULES: dict[str, Rule] = {
     "basin": Rule(
         "the number is the difference of log V, true labels less random ones, in nats a parameter; reproduced if its "
         "95% interval lies above 0 and so does that of the share of a Gaussian; direction only if the latter does "
-        "not; opposite if it lies below 0; inconclusive otherwise",
+        "not; opposite if it lies below 0; inconclusive otherwise, and wherever an estimate rests on fewer than 10 "
+        "effective rays",
         fixed="2026-11-26",
+        replaced="the same without the last clause, for a few hours; estimates that rest on one ray are lower bounds, "
+        "whose difference is not that of volumes",
     ),
     "least-norm: SGD": Rule(
         "reproduced if descent, SGD and momentum from zero end within 1e-6 of the least-norm solution on every "
@@ -289,9 +292,11 @@ RULES: dict[str, Rule] = {
     ),
     "tangent-kernel: width": Rule(
         "the number is the power of the width with which the relative change of the kernel in training goes; "
-        "reproduced if its 95% interval lies below 0 and it is within a factor of 2 of −0.5; direction only if it is "
+        "reproduced if its 95% interval lies below 0 and it is within a factor of 2 of −1; direction only if it is "
         "another below 0; opposite if the interval lies above 0; inconclusive otherwise",
         fixed="2026-11-26",
+        replaced="−0.5 in the place of −1, for a few hours; that is the order of the first proven bound and of the "
+        "kernel's spread at the start, and the change in training is of the order of 1/width",
     ),
     "tangent-kernel: generalisation": Rule(
         "the number is the error on new data of regression with the first kernel of the narrowest network less that "

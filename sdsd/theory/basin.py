@@ -60,7 +60,17 @@ class BasinVolume:
     log_shares: Tensor = field(repr=False)
 
     def lower_bound(self, confidence: float = 0.95) -> float:
-        """What log V is at least, with this probability: `log_volume` + log(1 − confidence), by Markov's inequality."""
+        """What log V is at least, with this probability: `log_volume` + log(1 − confidence), by Markov's inequality.
+
+        Args:
+            confidence: between 0 and 1.
+
+        Returns:
+            In nats, as `log_volume`.
+
+        Raises:
+            ValueError: a confidence out of range.
+        """
         checks.check_number(confidence, "confidence", "a number between 0 and 1", above=0, below=1)
         return self.log_volume + math.log(1 - confidence)
 
@@ -109,6 +119,9 @@ def basin_volume(
         probes: random vectors for the Hessian's diagonal; 0 takes A = 1, so that rays are drawn as they come.
         seed, progress: as in `local_learning_coefficient`.
 
+    Returns:
+        `BasinVolume`.
+
     Raises:
         TypeError, ValueError: as `local_learning_coefficient`; a ray that never leaves the basin, without a prior.
 
@@ -126,12 +139,12 @@ def basin_volume(
     checks.check_number(threshold, "threshold", "a number above 0", above=0)
     if prior_scale is not None:
         checks.check_number(prior_scale, "prior_scale", "a number above 0, or None", above=0)
-    checks.check_count(directions, "directions", least=2)
-    checks.check_count(probes, "probes", least=0)
+    directions = checks.check_count(directions, "directions", least=2)
+    probes = checks.check_count(probes, "probes", least=0)
     report = sparing(reporter(progress, "basin_volume"))
     landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
     d, device = len(landscape.start), landscape.start.device
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     with undisturbed(landscape.model):
         loss = landscape.checked_loss()
         stretch = _stretch(landscape, probes, threshold, prior_scale, draw)

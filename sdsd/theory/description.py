@@ -47,6 +47,16 @@ class DescriptionLength:
     def bound(self, samples: int, confidence: float = 0.95) -> float:
         """√((K ln 2 + ln 1/δ) / 2N) for an error between 0 and 1: by how much, at most, it is larger on all data than
         on N independent samples; vacuous from 1 on.
+
+        Args:
+            samples: N, at least 1.
+            confidence: 1 − δ, between 0 and 1.
+
+        Returns:
+            A float, in units of the error.
+
+        Raises:
+            TypeError, ValueError: a number that is none, or out of range.
         """
         checks.check_count(samples, "samples")
         checks.check_number(confidence, "confidence", "a number between 0 and 1", above=0, below=1)
@@ -82,6 +92,9 @@ def description_length(
         model, data, loss_fn, canonicalize, softmax_head, example_input: as in `local_learning_coefficient`. `loss_fn`
             need not be differentiable: the share of errors makes K the bits of what the network answers.
         tolerance: ≥ 0, in units of the loss.
+
+    Returns:
+        `DescriptionLength`, with the rounded model.
 
     Raises:
         TypeError, ValueError: as `local_learning_coefficient`; a loss that no step keeps.

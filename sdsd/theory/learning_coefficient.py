@@ -98,6 +98,12 @@ class LearningCoefficient:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Student's interval round `value`, chains − 1 degrees of freedom.
 
+        Args:
+            level: between 0 and 1.
+
+        Returns:
+            (low, high).
+
         Raises:
             RefusedEstimateError: as `value`.
         """
@@ -246,7 +252,7 @@ def local_learning_coefficient(
         loss = landscape.checked_loss()
         ran = []
         for chain in range(chains):
-            draw = torch.Generator().manual_seed(seed * 1_000_003 + chain)
+            draw = torch.Generator().manual_seed(checks.check_integer(seed, "seed") * 1_000_003 + chain)
             sampler = _Chain(landscape, n * beta, gamma, step_size, draw)
             start = chain * (burn_in + draws)
 

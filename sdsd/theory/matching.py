@@ -236,7 +236,7 @@ class _Models:
         )
 
     def _by_weights(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
         for _ in range(MOST_SWEEPS):
             gained = False
             for place in torch.randperm(len(self.permutations), generator=generator).tolist():

@@ -69,6 +69,9 @@ def sharpness(
         seed: of the first vector.
         progress: as in `local_learning_coefficient`.
 
+    Returns:
+        `Sharpness`.
+
     Raises:
         TypeError, ValueError: as `local_learning_coefficient`.
         RuntimeError: the error is not below the tolerance after `most_products`.
@@ -87,7 +90,7 @@ def sharpness(
     checks.check_count(most_products, "most_products", least=2)
     report = sparing(reporter(progress, "sharpness"))
     landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     first = torch.randn(len(landscape.start), dtype=torch.float64, generator=draw).to(landscape.start.device)
     with undisturbed(landscape.model):
         loss = landscape.checked_loss()

@@ -72,6 +72,12 @@ def _answers(model: nn.Module, inputs: Any) -> Tensor:
 def kernel_change(before: Tensor, after: Tensor) -> float:
     """‖K' − K‖ / ‖K‖ of two tangent kernels on the same inputs (Frobenius norms): 0 where training is a kernel method.
 
+    Args:
+        before, after: tangent kernels of the same shape.
+
+    Returns:
+        A float, 0 or more.
+
     Raises:
         ValueError: kernels of different shape, or a first one of zeros.
     """

@@ -360,7 +360,11 @@ class GammaMonitor:
         passes, step, stats = 0, None, None
         try:
             if session.measuring:
-                step, passes = self._meter.measure()
+                if torch.autograd._profiler_enabled():
+                    with torch.profiler.record_function("GammaMonitor.step"):
+                        step, passes = self._meter.measure()
+                else:
+                    step, passes = self._meter.measure()
                 stats = None if step is None else self._stats_of(step)
                 session.stepped()
         finally:

@@ -1,4 +1,4 @@
-"""The built site in a real browser: python -m tests.site FOLDER
+"""The built site in a real browser: python -m tests.look_at_site FOLDER
 
 Every page is opened at the width of a desk and of a phone: no network is asked, nothing is complained of in the
 console, nothing is wider than the window, and the search finds what is there.
