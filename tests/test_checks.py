@@ -180,7 +180,7 @@ ELSEWHERE = {
     "sdsd/gamma/following/indexing.py",
     "sdsd/gamma/following/reductions.py",
     "sdsd/geometry/collect/padding.py",
-    "sdsd/geometry/merging/proof.py",
+    "sdsd/graphs/recording.py",
     "sdsd/graphs/rules_values.py",
     "sdsd/geometry/merging/sensitivity.py",
 }
