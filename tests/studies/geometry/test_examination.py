@@ -542,7 +542,7 @@ def test_more_bad_input(capsys, script, tmp_path):
 def test_the_page_in_docs_says_what_runs(tmp_path, monkeypatch):
     """The second block of Python in docs/functional-geometry.md, on a small network of that shape."""
     text = (Path(__file__).resolve().parents[3] / "docs" / "functional-geometry.md").read_text(encoding="utf-8")
-    _, code, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, code, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     torch.manual_seed(0)
     layers = {"fc1": nn.Linear(6, 40), "relu": nn.ReLU()}
     model = nn.Sequential()
