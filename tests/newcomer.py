@@ -68,9 +68,9 @@ class FailedError(Exception):
     """A step did not do what a stranger was promised."""
 
 
-def run(command: list[str], cwd: Path, *, without: tuple[str, ...] = (), minutes: float = 30, **extra: str) -> str:
-    """What a command prints; it has to succeed."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "SDSD_BACKEND", *without)}
+def run(command: list[str], cwd: Path, *, minutes: float = 30, **extra: str) -> str:
+    """What a command prints; it has to succeed. Of this checkout it sees nothing but what `extra` names."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "SDSD_BACKEND", "PYTHONPATH")}
     began = time.monotonic()
     print(f"    $ {' '.join(command).strip().splitlines()[0][:110]}", flush=True)
     done = subprocess.run(
@@ -207,12 +207,12 @@ def step_commands(folder: Path) -> None:
     prepare(folder, str(binaries / "python"))
     blocks = readme_blocks((here / "README.md").read_text(encoding="utf-8"))
     for block in blocks["python"]:
-        run([str(binaries / "python"), "-c", block], folder, without=("PYTHONPATH",))
+        run([str(binaries / "python"), "-c", block], folder)
     path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
     for block in blocks[""]:
         for line in typed(block):
             if line.startswith("sdsd "):
-                run(["bash", "-c", line], folder, PATH=path, without=("PYTHONPATH",))
+                run(["bash", "-c", line], folder, PATH=path)
             elif not line.startswith("make "):
                 raise FailedError(f"README: nothing here runs the line {line!r}")
     run([str(binaries / "python"), "-c", HISTORY], folder)
@@ -238,7 +238,7 @@ def step_wheel(folder: Path) -> None:
     python = str(folder / "full" / "bin" / "python")
     run([python, "-m", "pip", "install", "-q", "-c", str(here / "constraints.txt"), *pip_args(), str(wheel)], folder)
     shutil.copy(here / "tests" / "first_use.py", folder / "first_use.py")
-    run([python, "first_use.py"], folder, without=("PYTHONPATH",))
+    run([python, "first_use.py"], folder)
 
 
 def step_site(folder: Path) -> None:
@@ -279,11 +279,11 @@ def wheel_alone(wheel: Path, version: str, command: str, folder: Path) -> None:
     python = str(home / "bin" / "python")
     pip = [sys.executable, "-m", "pip", "--python", python]
     run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], folder)
-    said = run([python, "-c", "import sdsd; print(sdsd.__version__)"], folder, without=("PYTHONPATH",)).strip()
+    said = run([python, "-c", "import sdsd; print(sdsd.__version__)"], folder).strip()
     if f"-{said}-" not in wheel.name:
         raise FailedError(f"{wheel.name} says it is version {said}")
-    for name in commands_of(run([str(home / "bin" / "sdsd"), "--help"], folder, without=("PYTHONPATH",))):
-        run([str(home / "bin" / "sdsd"), name, "--help"], folder, without=("PYTHONPATH",))
+    for name in commands_of(run([str(home / "bin" / "sdsd"), "--help"], folder)):
+        run([str(home / "bin" / "sdsd"), name, "--help"], folder)
 
 
 def pip_args() -> list[str]:

@@ -65,5 +65,5 @@ def run(arguments: list[str]) -> int:
     if known.command is None:
         parser.print_help()
         return OK
-    known.words, known.commands = arguments, COMMANDS
+    known.words, known.commands, known.parsers = arguments, COMMANDS, subparsers
     return COMMANDS[known.command].run(known)

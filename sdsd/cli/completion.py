@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from .parser import Command, Parser, build_parser
+from .parser import Command, Parser
 from .status import OK
 
 Words = Mapping[str, Mapping[str, str]]
@@ -62,11 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _, subparsers = build_parser(arguments.commands)
-    print(
-        SCRIPTS[arguments.shell](arguments.commands, {name: options_of(each) for name, each in subparsers.items()}),
-        end="",
-    )
+    options = {name: options_of(parser) for name, parser in arguments.parsers.items()}
+    print(SCRIPTS[arguments.shell](arguments.commands, options), end="")
     return OK
 
 
@@ -117,7 +114,7 @@ SCRIPTS: dict[str, Callable[[Mapping[str, Command], Words], str]] = {"bash": bas
 COMMAND = Command(
     "completion",
     "a script that completes commands and options in bash, zsh or fish",
-    '  eval "$(sdsd completion bash)"\n  sdsd completion fish > ~/.config/fish/completions/sdsd.fish',
+    '  sdsd completion fish > ~/.config/fish/completions/sdsd.fish\n  eval "$(sdsd completion bash)"',
     add_arguments,
     run,
 )

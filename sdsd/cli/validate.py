@@ -32,11 +32,11 @@ def print_report(report: Any) -> None:
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for row in report.rows:
         groups.setdefault((row.op, row.backend, row.dtype), []).append(row)
-    table = []
-    for names, rows in groups.items():
-        worst = f"{max(map(share, rows)):.2f}".replace("inf", "∞")
-        table.append((*names, str(len(rows)), worst, word(all(row.ok for row in rows))))
-    print_table(("function", "backend", "dtype", "cases", "worst error / allowed", ""), table)
+    worst = [
+        (*names, str(len(rows)), f"{max(map(share, rows)):.2f}".replace("inf", "∞"), word(all(row.ok for row in rows)))
+        for names, rows in groups.items()
+    ]
+    print_table(("function", "backend", "dtype", "cases", "worst error / allowed", ""), worst)
     short = [row for row in report.rows if not row.ok]
     for row in short:
         print_text(

@@ -79,7 +79,7 @@ def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
             heard(name, axis, tensor, dim)
 
     walk.heard = found
-    with _Operations(walk):
+    with _Operations(walk), _Plain():
         yield
 
 
@@ -211,6 +211,13 @@ class _Operations(TorchDispatchMode):
         out = func(*args, **named)
         self.walk.step(func, args, named, out)
         return out
+
+
+class _Plain(TorchFunctionMode):
+    """Changes nothing; modules of torch.nn that see one run operation by operation, not as one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 class _Sizes(TorchFunctionMode):

@@ -162,6 +162,9 @@ OBSTACLES = {
     "numbers by place": (lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))), READING, "'arange'"),
     "the greatest of all": (lambda m, x: m.head(m.other(x) + m.first(x).amax(())), READING, "mixes all"),
     "a reader whose weight is computed": (lambda m, x: m.masked(m.first(x)), READING, "computed from"),
+    "a weight squared": (
+        lambda m, x: functional.linear(m.first(x), m.head.weight.square()), READING, "is computed from others"
+    ),
     "also the output": (lambda m, x: (m.head(m.first(x)), m.first(x)), READING, "the model's output"),
     "halves by their places": (
         lambda m, x: m.head(torch.cat([m.first(x)[..., 3:], m.first(x)[..., :3]], -1)), REMOVAL, "by their places"

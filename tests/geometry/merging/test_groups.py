@@ -53,6 +53,9 @@ COUPLED = {
     "recurrent": (lambda m, x: m.head(m.square(m.square(m.first(x).tanh()).tanh())), ["first", "square"], 6),
     "weight of its own making": (lambda m, x: functional.linear(m.first(x), m.head.weight * 2), ["first"], 6),
     "shuffled": (lambda m, x: m.head(m.first(x).view(len(x), 2, -1).transpose(1, 2).flatten(1)), ["first"], 3),
+    "shuffled by a number of the module": (
+        lambda m, x: m.head(m.first(x).view(len(x), m.two, -1).transpose(1, 2).flatten(1)), ["first"], 3
+    ),
     "gated linear unit": (lambda m, x: m.pair(functional.glu(m.first(x))), ["first"], 3),
     "added by place": (
         lambda m, x: m.head(torch.zeros_like(m.first(x)).index_add(0, torch.arange(len(x)), m.first(x))), ["first"], 6
@@ -75,7 +78,7 @@ def coupled(name: str) -> nn.Module:
         COUPLED[name][0], **parts, head=linear(6, 4), wide=linear(12, 4), pair=linear(3, 4), up=linear(2, 4),
         down=linear(6, 2),
     )  # fmt: skip
-    model.scale = nn.Parameter(torch.ones(6))
+    model.scale, model.two = nn.Parameter(torch.ones(6)), 2
     return scrambled(model).double()
 
 

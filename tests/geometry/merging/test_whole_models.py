@@ -249,6 +249,7 @@ def test_depthwise_grouped_and_excited_convolutions():
 def test_attention_of_torch_merges_and_says_why_it_is_not_cut():
     model = made(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True))
     x = tokens(3, 5, 8)
+    assert group_activations(model, [x], "linear1")["linear1"].samples == 15
     found = consumers(model, "self_attn.in_proj_weight", x)
     assert found.neurons == 2
     with pytest.raises(ValueError, match="takes the size of a head from embed_dim"):
