@@ -26,7 +26,8 @@ from ...geometry import (
 from ...report import figures, geometry_figures
 from ...report.figures import plain_number
 from ..documents import FUNCTIONAL_GEOMETRY
-from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
+from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
+from ..rules import RULES
 from .subject import BUILT_IN_SUBJECTS, TRAINING_IMAGES
 
 CHOICES = {"cosine": "by cosine", "cost": "by cost", "curvature": "by cost with curvature"}
@@ -149,7 +150,8 @@ def judge(result: StudyResult) -> list[Verdict]:
     gain = geometric_interval(
         [a / b for a, b in zip(near["cosine"], near["cost"], strict=True)], "× near pairs by cosine / by cost"
     )
-    low = gain.value if gain.low is None else gain.low
+    above_one = Effect(nothing=1.0)
+    first = above_one.verdict(gain)
     ranks = {by: mean_interval([run["correlation"][by] for run in runs]) for by in CHOICES}
     foretold = geometric_interval([run["foretold"] for run in runs])
     half = len(runs[0]["removed"]) // 2
@@ -158,30 +160,27 @@ def judge(result: StudyResult) -> list[Verdict]:
     pruned = geometric_interval(
         [a / b for a, b in zip(sizes["pruned"], sizes["absorb"], strict=True)], "× pruned / absorbed by cost"
     )
-    pruned_low = pruned.value if pruned.low is None else pruned.low
     beside = "; ".join(f"{label} {plain_number(fmean(sizes[way]))}" for way, label in WAYS.items())
     return [
         Verdict(
             claim="Which merges are cheap can be foretold: by ‖aᵢ − aⱼ‖ ‖vᵢ − vⱼ‖ better than by cosine",
             source=f"{FUNCTIONAL_GEOMETRY}, Status & Future Work",
-            verdict="not reproduced" if low <= 1 else "reproduced" if gain.value >= TWICE else "direction only",
-            rule="reproduced if the interval of the ratio lies above 1 and the ratio is at least 2; direction only if "
-            "the interval lies above 1; not reproduced otherwise",
+            verdict="direction only" if first == "reproduced" and gain.value < TWICE else first,
             seed_figure="left open (theoretical formalization)",
             our_figure=gain,
             corrected=f"Over random pairs the rank correlation with what a merge changes is {ranks['cosine']} for "
             f"1 − cosine, {ranks['cost']} for the cost and {ranks['curvature']} with curvature, whose foretold "
             f"divergence is {foretold} times the measured one.",
+            **RULES["merge-cost: foretold"].stated(),
         ),
         Verdict(
             claim="Neurons absorbed by foretold cost make a smaller network better than pruning does",
             source=f"{FUNCTIONAL_GEOMETRY}, Phase III",
-            verdict="reproduced" if pruned_low > 1 else "not reproduced",
-            rule=f"reproduced if the interval of the ratio, with {result.config['shares'][half]:.0%} of the neurons "
-            "removed, lies above 1; not reproduced otherwise",
+            verdict=above_one.verdict(pruned),
             seed_figure="outperforms naive approaches, of pairs by cosine",
             our_figure=pruned,
             corrected=f"With {removed} of {neurons} neurons removed the divergence (nats) is: {beside}.",
+            **RULES["merge-cost: smaller"].stated(),
         ),
     ]
 

@@ -15,7 +15,8 @@ from ...report.theory_figures import draw_curves
 from ...theory import canonicalize, match_neurons
 from ..digits import Digits, split_digits
 from ..documents import MOVES
-from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
+from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
+from ..rules import RULES
 
 WAYS = {
     "naive": "as they are",
@@ -24,6 +25,8 @@ WAYS = {
     "weights": "matched by weights",
 }
 """How the second network's neurons stand when the line is drawn."""
+REMAINING = 0.1
+"""Share of the barrier that may be left."""
 
 
 def measure(
@@ -84,8 +87,9 @@ def judge(result: StudyResult) -> list[Verdict]:
         "nats, barrier as they are less barrier matched by weights",
     )
     remaining = [series["barrier"]["weights"] / series["barrier"]["naive"] for series in result.series]
-    apart = (gains.value if gains.low is None else gains.low) > 0
-    verdict = "not reproduced" if not apart else "reproduced" if max(remaining) <= 0.1 else "direction only"
+    verdict = Effect(nothing=0.0).verdict(gains)
+    if verdict == "reproduced" and max(remaining) > REMAINING:
+        verdict = "direction only"
     held_out = {way: fmean(series["held_out_barrier"][way] for series in result.series) for way in WAYS}
     return [
         Verdict(
@@ -93,9 +97,6 @@ def judge(result: StudyResult) -> list[Verdict]:
             "valley",
             source=f"{MOVES}, Loss Landscape Geometry",
             verdict=verdict,
-            rule="reproduced if the interval of the barrier that matching by weights takes away lies above 0 and at "
-            "most a tenth of the barrier is left with every seed; direction only if the interval lies above 0; not "
-            "reproduced otherwise",
             seed_figure="a heading without figures",
             our_figure=gains,
             corrected="For these perceptrons yes, up to a permutation that has to be looked for: barriers are "
@@ -103,6 +104,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             + f" (on digits they have not seen {held_out['naive']:.2f}, {held_out['ordered']:.2f}, "
             f"{held_out['activations']:.3f} and {held_out['weights']:.3f}). Neurons put in order of their weight are "
             "not aligned.",
+            **RULES["connectivity"].stated(),
         )
     ]
 
