@@ -34,7 +34,7 @@ def test_the_code_of_a_page_runs(page, tmp_path):
     code = code_of(page)
     assert "import sdsd" in code
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    environment |= {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     # matplotlib and its parts warn of things to come while they are imported.
     environment["PYTHONWARNINGS"] = "error::UserWarning,error::RuntimeWarning"
     done = subprocess.run(
