@@ -48,7 +48,7 @@ test-newest:  ## test with the newest torch that was tried, Python 3.12
 test-oldest test-torch-2.11 test-newest: test-%: .venv-%/stamp
 	.venv-$*/bin/python -m pytest $(VERSION_TESTS)
 
-test-integrations: $(VENV)/integrations.stamp  ## test the callbacks with the real Lightning, transformers and TensorBoard
+test-integrations: $(VENV)/integrations.stamp  ## test with the real Lightning, transformers, TensorBoard, W&B, MLflow and trackio
 	$(BIN)/python -m pytest tests/integrations
 
 test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSDP2, Accelerate, torchtitan's loop, DeepSpeed
@@ -57,8 +57,9 @@ test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSD
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
-test-zoo: $(ZOO)/stamp  ## the monitor on architectures people train, into docs/coverage.md (3 minutes)
+test-zoo: $(ZOO)/stamp  ## the monitor and functional geometry on architectures people train, into docs/coverage.md
 	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)
+	$(ZOO)/bin/python -m tests.zoo.geometry $(ZOO_ARGS)
 
 newcomer: $(VENV)/dev.stamp  ## all that a stranger does, in fresh clones and environments; gigabytes (NEWCOMER_ARGS=--quick: no)
 	$(BIN)/python -m tests.newcomer $(NEWCOMER_ARGS)
@@ -138,5 +139,5 @@ $(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(ZOO)/stamp: pyproject.toml constraints-zoo.txt | $(BIN)/python
 	$(BIN)/python -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --disable-pip-version-check -c constraints-zoo.txt $(PIP_ARGS) \
-	  -e . torchvision transformers timm peft pytest
+	  -e '.[report]' torchvision transformers timm peft pytest
 	@touch $@

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         recommend_batch,
     )
     from .geometry import (
+        CosineHistogram,
         GramAccumulator,
         NeuronMap,
         biopsy,
@@ -88,6 +89,7 @@ _NAMES = {
         "recommend_batch",
     ),
     "sdsd.geometry": (
+        "CosineHistogram",
         "GramAccumulator",
         "NeuronMap",
         "biopsy",
@@ -113,6 +115,7 @@ _PACKAGES = ("gamma", "geometry", "integrations", "report", "studies", "theory")
 
 __all__ = [
     "BatchRecommendation",
+    "CosineHistogram",
     "GammaHistory",
     "GammaMonitor",
     "GammaStats",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import pickle
+import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +22,7 @@ from ._extras import require
 KNOWN_EXTENSIONS = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 ZIP_MAGIC = b"PK\x03\x04"
 NPY_MAGIC = b"\x93NUMPY"
+STANDARD_INPUT = "-"
 
 
 class TensorFileError(ValueError):
@@ -28,8 +33,8 @@ def load_tensors(path: str | Path, key: str | None = None) -> Tensor | dict[str,
     """Read a tensor, or a dictionary of tensors, from `path`.
 
     Args:
-        path: a .npy, .npz, .pt, .pth or .safetensors file. Nested dictionaries come back flat, names joined
-            by dots; entries that are no tensors (an epoch number, text) are left out.
+        path: a .npy, .npz, .pt, .pth or .safetensors file, or "-" for one on standard input. Nested dictionaries come
+            back flat, names joined by dots; entries that are no tensors (an epoch number, text) are left out.
         key: take only the entry of this name, or the group of entries whose names start with "key.".
 
     Returns:
@@ -40,6 +45,8 @@ def load_tensors(path: str | Path, key: str | None = None) -> Tensor | dict[str,
         MissingExtraError: a .safetensors file where the package safetensors is not installed.
     """
     path = Path(path)
+    if str(path) == STANDARD_INPUT:
+        return _load_standard_input(key)
     _check_readable(path)
     extension = path.suffix.lower()
     if extension == ".npy":
@@ -52,6 +59,30 @@ def load_tensors(path: str | Path, key: str | None = None) -> Tensor | dict[str,
         loaded = _load_torch(path)
     tensors = _only_tensors(path, loaded)
     return tensors if key is None else _select(path, tensors, key)
+
+
+def _load_standard_input(key: str | None) -> Tensor | dict[str, Tensor]:
+    """One file of a known kind, which its first bytes tell."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise TensorFileError("standard input: expected a tensor file, got a terminal. Pipe a file in, or name it.")
+    data = sys.stdin.buffer.read()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / f"input{_extension_of(data)}"
+        path.write_bytes(data)
+        try:
+            return load_tensors(path, key)
+        except TensorFileError as error:
+            raise TensorFileError(str(error).replace(str(path), "standard input")) from error
+
+
+def _extension_of(data: bytes) -> str:
+    if data.startswith(NPY_MAGIC):
+        return ".npy"
+    if data.startswith(ZIP_MAGIC):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if all(name.endswith(".npy") for name in archive.namelist()):
+                return ".npz"
+    return ".safetensors" if data[8:9] == b"{" else ".pt"
 
 
 def load_tensor(path: str | Path, key: str | None = None) -> Tensor:

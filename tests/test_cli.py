@@ -13,6 +13,7 @@ import torch
 
 import sdsd
 from sdsd import cli
+from sdsd_kernels._validate import ValidationReport, ValidationRow
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -56,7 +57,7 @@ def test_help_lists_the_commands_and_each_has_examples(capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])
         assert stop.value.code == 0
-        assert f"examples:\n  {'sdsd' if name != 'validate' else ''}" in capsys.readouterr().out
+        assert f"examples:\n  {'sdsd' if name not in ('validate', 'completion') else ''}" in capsys.readouterr().out
 
 
 def test_version(capsys):
@@ -181,7 +182,8 @@ def test_gamma_json_is_strict_where_nothing_is_known(capsys, tmp_path):
     status, out, _ = run(capsys, "gamma", tmp_path / "noise.npy", "--json")
     assert status == 0
     (found,) = json.loads(out, parse_constant=lambda constant: pytest.fail(constant))
-    assert found["noise_scale"] == "inf"
+    assert (found["noise_scale"], found["noise_scale_is"]) == (None, "inf")
+    assert '"inf"' not in out.replace('_is": "inf"', "")
 
 
 def test_map_writes_the_matrix_and_names_dead_and_near(capsys, activations, tmp_path):
@@ -305,7 +307,8 @@ def test_interrupt(capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
 def test_validate_reports_by_its_status(monkeypatch, ok, status):
-    monkeypatch.setattr(sdsd, "validate", lambda: type("Outcome", (), {"ok": ok})())
+    row = ValidationRow("gamma_moments", "torch", "noise", (2, 1), "float32", 1e-7 if ok else 1e-5, 1e-6)
+    monkeypatch.setattr(sdsd, "validate", lambda verbose: ValidationReport("cpu", (row,)))
     assert cli.main(["validate"]) == status
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from .._extras import MissingExtraError
 from .._terminal import spell_what_cannot_be_shown
-from . import claims, demo, gamma, geometry, map, study, theory, validate, watch
+from . import claims, completion, demo, gamma, geometry, map, study, theory, validate, watch
 from .parser import CommandLineError, build_parser, check_command_name, unknown_words
 from .status import BAD_INPUT, FELL_SHORT, INTERRUPTED, OK, complain, show_warning
 
@@ -29,7 +29,7 @@ __all__ = ["BAD_INPUT", "COMMANDS", "FELL_SHORT", "INTERRUPTED", "OK", "CommandL
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
-    for module in (demo, gamma, watch, map, geometry, study, theory, claims, validate)
+    for module in (demo, gamma, watch, map, geometry, study, theory, claims, validate, completion)
 }
 """In the order of `sdsd --help`."""
 
@@ -65,5 +65,5 @@ def run(arguments: list[str]) -> int:
     if known.command is None:
         parser.print_help()
         return OK
-    known.words = arguments
+    known.words, known.commands, known.parsers = arguments, COMMANDS, subparsers
     return COMMANDS[known.command].run(known)

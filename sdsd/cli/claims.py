@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .parser import Command, CommandLineError, positive_integer
 from .status import INTERRUPTED, OK, complain
+from .tables import wrapped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in write_claims(claims, docs, out / "claims.html"):
         progress.say(f"written: {path}")
     if claims.missing:
-        progress.say(f"no results yet from: {', '.join(claims.missing)}")
+        progress.say(wrapped(f"no results yet from: {', '.join(claims.missing)}"))
     return OK
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .parser import Command, natural_number, positive_integer
 from .status import INTERRUPTED, OK, complain
+from .tables import print_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         from ..studies import summary_lines
 
-        print("\n" + "\n".join(summary_lines(result)))
+        print_text("\n" + "\n".join(summary_lines(result)))
     if result.interrupted:
         kept = ", ".join(path.name for path in result.written if path.suffix != ".png")
         return complain(f"interrupted; kept in {result.folder}: {kept}", INTERRUPTED)

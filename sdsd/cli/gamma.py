@@ -6,9 +6,9 @@ import argparse
 import math
 from typing import Any
 
-from .parser import Command, CommandLineError, level, positive_integer
+from .parser import Command, CommandLineError, add_json, level, positive_integer
 from .status import FELL_SHORT, INTERRUPTED, OK, complain_of_users_code
-from .tables import print_json, print_table
+from .tables import print_json, print_table, print_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help=".npy, .npz, .pt, .pth or .safetensors: n gradients along dimension 0; or a .py file that defines model, "
-        "loader and loss(model, batch), and may define optimizer (default: SGD, lr 0.01) and steps: it is trained",
+        help=".npy, .npz, .pt, .pth or .safetensors, or - for one on standard input: n gradients along dimension 0; "
+        "or a .py file that defines model, loader and loss(model, batch), and may define optimizer (default: SGD, lr "
+        "0.01) and steps: it is trained",
     )
     parser.add_argument("--confidence", type=level, default=0.95, help="level of the intervals (default: 0.95)")
     parser.add_argument(
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl",
         help="of a .py file: write every measured step there, in total and by parameter; sdsd watch draws it meanwhile",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -116,14 +117,14 @@ def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
         stats = {} if run.stats is None else run.stats.to_dict()
         print_json({"file": path, "steps": run.steps, "measured": run.measured, **stats})
     elif smoothed is not None:
-        print(f"\n{path}: {run.steps} steps, {run.measured} measured; running averages over about {run.window}")
+        print_text(f"\n{path}: {run.steps} steps, {run.measured} measured; running averages over about {run.window}")
         print_gamma_table(smoothed)
     return INTERRUPTED if run.interrupted else OK
 
 
 def print_gamma(path: str, stats: Any) -> None:
     plural = "s" if stats.samples_per_gradient > 1 else ""
-    print(f"{path}: {stats.n} gradients, each the mean over {stats.samples_per_gradient} sample{plural}")
+    print_text(f"{path}: {stats.n} gradients, each the mean over {stats.samples_per_gradient} sample{plural}")
     print_gamma_table(stats)
 
 
@@ -149,7 +150,7 @@ def print_gamma_table(stats: Any) -> None:
             for name, part in rows
         ),
     )
-    print(gamma_sentence(stats) + "\n")
+    print_text(gamma_sentence(stats) + "\n")
 
 
 def is_finite(stats: Any) -> bool:

@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from .parser import Command, CommandLineError, natural_number, positive_integer
+from .parser import Command, CommandLineError, add_json, natural_number, positive_integer
 from .status import INTERRUPTED, OK, complain, complain_of_users_code
+from .tables import print_json, print_text, text_width
 
 PLASTICITY_EPOCHS = 5
 """As in the document."""
@@ -23,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layer", metavar="NAME", help="the Linear layer or convolution to examine")
     parser.add_argument(
-        "--data", metavar="FILE", help="inputs, and classes named y, if not from the file's loader: .npz, .pt, …"
+        "--data",
+        metavar="FILE",
+        help="inputs, and classes named y, if not from the file's loader: .npz, .pt, …, or - for standard input",
     )
     parser.add_argument(
         "--samples",
@@ -51,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder to write; a run that was stopped goes on from what it holds (default: out/geometry)",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,16 +76,18 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out,
             config,
             quick=arguments.quick,
-            quiet=arguments.quiet,
+            quiet=arguments.quiet or arguments.json,
             command=shlex.join(["sdsd", *arguments.words]),
         )
     except UserCodeError as error:
         return complain_of_users_code(error)
-    if not arguments.quiet:
+    if arguments.json:
+        print_json({**examined.result.to_dict(), "folder": examined.folder, "resumed": examined.resumed})
+    elif not arguments.quiet:
         if examined.resumed:
             print(f"{len(examined.resumed)} steps were finished by an earlier run")
-        print("\n".join(examined.result.summary_lines()))
-        print(f"written to {arguments.out}: {', '.join(path.name for path in examined.written)}")
+        print("\n".join(examined.result.summary_lines(text_width())))
+        print_text(f"written to {arguments.out}: {', '.join(path.name for path in examined.written)}")
     if examined.result.interrupted:
         return complain(f"interrupted; the same command goes on from what {arguments.out} holds", INTERRUPTED)
     return OK
@@ -92,7 +98,7 @@ COMMAND = Command(
     "map a layer's neurons, merge near, random and far pairs, shrink it, hold it against controls",
     "  sdsd geometry\n"
     "  sdsd geometry --model train.py --layer encoder.fc1\n"
-    "  sdsd geometry --model nets.py:resnet --layer layer4.0.conv1 --data images.npz --plasticity\n"
+    "  sdsd geometry --model nets.py:resnet --layer layer4.0.conv1 --data images.npz\n"
     "  sdsd geometry --quick --out out/try",
     add_arguments,
     run,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .parser import Command, positive_integer
+from .parser import Command, add_json, positive_integer
 from .status import OK
-from .tables import print_json, print_table
+from .tables import print_json, print_table, print_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a layer's activations: .npy, .npz, .pt, .pth or .safetensors")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a layer's activations: .npy, .npz, .pt, .pth or .safetensors, or - for standard input",
+    )
     parser.add_argument(
         "--neuron-dim",
         type=int,
@@ -23,12 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=positive_integer, default=10, help="how many pairs to list (default: 10)")
     parser.add_argument("--key", metavar="NAME", help="which entry of the file")
     parser.add_argument("--out", type=Path, default=Path("out/map"), help="folder to write (default: out/map)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from .._tensor_files import load_tensor
-    from ..studies import prepare_output, run_map
+    from ..report.figures import minus
+    from ..studies import farthest_examples, prepare_output, run_map
 
     activations = load_tensor(arguments.file, arguments.key)
     prepare_output(arguments.out)
@@ -53,28 +58,28 @@ def run(arguments: argparse.Namespace) -> int:
     if strange:
         counts.append(f"{len(strange)} with NaN or infinity")
     if neuron_map.silhouette is not None:
-        counts.append(f"{len(set(neuron_map.clusters))} clusters (silhouette {neuron_map.silhouette:.2f})")
-    print(f"{arguments.file}: {len(neuron_map.alive)} neurons, {', '.join(counts)}")
+        counts.append(f"{len(set(neuron_map.clusters))} clusters (silhouette {minus(f'{neuron_map.silhouette:.2f}')})")
+    print_text(f"{arguments.file}: {len(neuron_map.alive)} neurons, {', '.join(counts)}")
     for words, neurons in (("dead", dead), ("NaN or infinity", sorted(strange))):
         if neurons:
-            print(f"{words}: {', '.join(map(str, neurons[:20]))}{' …' if len(neurons) > 20 else ''}")
+            print_text(f"{words}: {', '.join(map(str, neurons[:20]))}{' …' if len(neurons) > 20 else ''}")
     for note in neuron_map.notes:
-        print(note)
-    pairs = zip(neuron_map.nearest, neuron_map.farthest, strict=False)
+        print_text(note)
+    pairs = zip(neuron_map.nearest, farthest_examples(neuron_map, arguments.k), strict=False)
     print_table(
         ("", "nearest", "cosine", "farthest", "cosine"),
         (
             (
                 str(index),
                 f"{near.first} – {near.second}",
-                f"{near.cosine:.4f}",
+                minus(f"{near.cosine:.4f}"),
                 f"{far.first} – {far.second}",
-                f"{far.cosine:.4f}",
+                minus(f"{far.cosine:.4f}"),
             )
             for index, (near, far) in enumerate(pairs, start=1)
         ),
     )
-    print(f"written to {arguments.out}: {', '.join(path.name for path in mapped.written)}")
+    print_text(f"written to {arguments.out}: {', '.join(path.name for path in mapped.written)}")
     return OK
 
 

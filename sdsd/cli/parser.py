@@ -33,6 +33,14 @@ class Command:
     run: Callable[[argparse.Namespace], int]
 
 
+class HelpText(argparse.RawDescriptionHelpFormatter):
+    """Examples stay as they are; what is said in words is wrapped."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = argparse.HelpFormatter._fill_text
+        return super()._fill_text(text, width, indent) if "\n" in text else fill(self, text, width, indent)
+
+
 def build_parser(commands: Mapping[str, Command]) -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(
         prog="sdsd",
@@ -49,7 +57,7 @@ def build_parser(commands: Mapping[str, Command]) -> tuple[Parser, dict[str, Par
             help=entry.summary,
             description=entry.summary[0].upper() + entry.summary[1:] + ".",
             epilog="examples:\n" + entry.examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpText,
             allow_abbrev=False,
         )
         entry.arguments(subparser)
@@ -86,6 +94,15 @@ def unknown_words(unknown: Sequence[str], parser: argparse.ArgumentParser) -> st
     near = difflib.get_close_matches(word.split("=")[0], options, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"See: {parser.prog} --help"
     return f"{parser.prog} does not know {word!r}. {hint}"
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json, the same for every command that has it."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print strict JSON alone: an infinite or missing number is null, and NAME_is beside it says which",
+    )
 
 
 def whole_number(text: str, least: int) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from .parser import Command, CommandLineError, natural_number, positive_integer
+from .parser import Command, CommandLineError, add_json, natural_number, positive_integer
 from .status import FELL_SHORT, INTERRUPTED, OK, complain
+from .tables import print_json, print_text, text_width
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what earlier runs have finished")
     parser.add_argument("--jobs", type=positive_integer, default=1, metavar="N", help="seeds measured at a time")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,15 +32,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
     """`sdsd study`, for all studies or those of a group."""
-    from ..studies import Runner, choose_progress, choose_studies, list_lines
+    from ..studies import GROUPS, Runner, choose_progress, choose_studies, list_lines
 
     if arguments.list:
-        print("\n".join(list_lines(group)))
+        if arguments.json:
+            groups = GROUPS if group is None else {group: GROUPS[group]}
+            print_json([list_entry(name, each) for name, studies in groups.items() for each in studies])
+        else:
+            print_text("\n".join(list_lines(group)))
         return OK
     if not arguments.names:
         raise CommandLineError(f"name a study, or all. See: sdsd {group or 'study'} --list")
     chosen = choose_studies(arguments.names, group)
-    progress = choose_progress(arguments.quiet)
+    progress = choose_progress(arguments.quiet or arguments.json)
     runner = Runner(
         arguments.out or Path("out/quick" if arguments.quick else "out/studies"),
         progress,
@@ -47,16 +54,26 @@ def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
         fresh=arguments.fresh,
         jobs=arguments.jobs,
     )
-    finished = 0
+    finished: list[dict[str, Any]] = []
+    interrupted = None
     for each, result in runner.run(chosen):
-        finished += 1
         folder = runner.folder(each)
+        finished.append({**result.to_dict(), "folder": folder})
         if result.interrupted:
             progress.say(f"{len(result.seeds)} of {each.name}'s seeds are finished and kept; the same command goes on.")
-            return complain(f"interrupted; kept in {folder}: results.json", INTERRUPTED)
+            interrupted = f"interrupted; kept in {folder}: results.json"
+            break
         written = ", ".join((*result.figures, "report.html", "results.json"))
-        progress.say("\n".join((*result.summary_lines(), f"written to {folder}: {written}\n")))
-    return OK if finished == len(chosen) else FELL_SHORT
+        progress.say("\n".join((*result.summary_lines(text_width()), f"written to {folder}: {written}\n")))
+    if arguments.json:
+        print_json(finished)
+    if interrupted is not None:
+        return complain(interrupted, INTERRUPTED)
+    return OK if len(finished) == len(chosen) else FELL_SHORT
+
+
+def list_entry(group: str, study: Any) -> dict[str, str]:
+    return {"name": study.name, "group": group, "summary": study.summary, "claim": study.claim, "source": study.source}
 
 
 COMMAND = Command(

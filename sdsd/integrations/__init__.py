@@ -5,6 +5,7 @@
 `sdsd.integrations.transformers.GammaCallback`    for the Trainer of Hugging Face
 `scalars`                                         a step's statistics as plain numbers, for any logger
 `write_scalars`                                   the same into a TensorBoard SummaryWriter
+`loggers`                                         a history's rows into TensorBoard, Weights & Biases, MLflow, trackio
 ================================================  ========================================================
 """
 

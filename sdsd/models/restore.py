@@ -46,20 +46,22 @@ def training_outside_torch(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-STORES = ("_parameters", "_buffers", "_modules")
-
-
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """For blocks that run a model and change no parameter: afterwards its buffers are as before, bit for bit, and so is
-    every attribute that a forward may set."""
+    every attribute that a forward may set, hooks and entries of dictionaries included."""
     attributes = [
-        (module, dict(vars(module)), [dict(vars(module)[store]) for store in STORES]) for module in model.modules()
+        (
+            module,
+            dict(vars(module)),
+            {name: dict(value) for name, value in vars(module).items() if isinstance(value, dict)},
+        )
+        for module in model.modules()
     ]
     held = [
         (tensor, tensor.detach().clone())
-        for _, _, (_, buffers, _) in attributes
-        for tensor in buffers.values()
+        for _, _, stores in attributes
+        for tensor in stores["_buffers"].values()
         if tensor is not None
     ]
     try:
@@ -68,7 +70,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module, before, stores in attributes:
             vars(module).clear()
             vars(module).update(before)
-            for store, entries in zip(STORES, stores, strict=True):
+            for store, entries in stores.items():
                 before[store].clear()
                 before[store].update(entries)
         with torch.no_grad():

@@ -7,23 +7,27 @@
 `phenomena/`       grokking, neural collapse, lottery tickets, double descent, the edge of stability
 `demo/`            `sdsd demo`
 `catalogue.py`     all studies by name and group
-`claims.py`        every claim beside what the studies found: `sdsd claims`
+`claims.py`        every claim beside what the studies found, networks pooled: `sdsd claims`
+`claims_page.py`   its tables and pages
 `digits.py`        scikit-learn's digits, loaded and split
 `rules.py`         the rules that decide verdicts, since when, and what they replaced
 `documents.py`     titles of the source documents
 `script.py`         `sdsd gamma FILE.py`: run a user's file, train what it defines
 `map.py`           `sdsd map`: the neurons of saved activations
+`pairs.py`         pairs of neurons that serve as examples
 =================  ==================================================================================================
 
 docs/studies.md builds a study.
 """
 
 from .catalogue import CATALOGUE, GROUPS, choose_studies, list_lines
-from .claims import read_claims, write_claims
+from .claims import read_claims
+from .claims_page import write_claims
 from .demo import DemoConfig, run_demo, summary_lines
 from .engine import Runner, choose_progress, plain, prepare_output
 from .geometry import BUILT_IN_SUBJECTS, ArcConfig, examine, subject_from_file
 from .map import run_map
+from .pairs import farthest_examples
 from .script import UserCodeError, train_file
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "choose_progress",
     "choose_studies",
     "examine",
+    "farthest_examples",
     "list_lines",
     "plain",
     "prepare_output",

@@ -16,6 +16,7 @@ from .functional import (
     orbit_entropy,
     participation_ratio,
     realized_volume,
+    telling_angle,
 )
 from .learning_coefficient import LearningCoefficient, RefusedEstimateError, local_learning_coefficient
 from .matching import ModelMatching, match_neurons
@@ -74,6 +75,7 @@ __all__ = [
     "simulate",
     "symmetries",
     "tangent_kernel",
+    "telling_angle",
     "vertical",
     "vertical_fraction",
 ]

@@ -54,6 +54,25 @@ def part_of(batch: Any, start: int, stop: int) -> Any:
     return pytree.tree_map(lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
 
 
+def reordered(batch: Any, order: list[int], size: int) -> Any:
+    """A batch with its parts of `size` samples each in another order."""
+    if order == sorted(order):
+        return batch
+    places = (torch.tensor(order)[:, None] * size + torch.arange(size)).flatten()
+    return pytree.tree_map(
+        lambda leaf: leaf[places.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
+    )
+
+
+def mixing_layers(model: nn.Module) -> list[str]:
+    """Layers that mix the samples of a batch: BatchNorm with the batch's own statistics."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+    ]
+
+
 def mean_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
     """`loss_fn(model, batch)`, checked to be one number."""
     loss = loss_fn(model, batch)
@@ -98,12 +117,7 @@ def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_p
         return torch.stack(
             [gradient(model, loss_fn, part_of(batch, start, start + samples_per_gradient)) for start in starts]
         )
-    mixing = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
-    ]
-    if mixing:
+    if mixing := mixing_layers(model):
         raise ValueError(
             f"model: {mixing[0]} is a BatchNorm in train mode, which mixes the samples, so a sample has no gradient of "
             "its own. Use samples_per_gradient > 1, or put it in eval mode."

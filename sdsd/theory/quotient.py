@@ -9,6 +9,12 @@ grow while its outgoing ones shrink, and a norm undoes the scale of what it read
     canonicalize        the representative of least norm, neurons in a fixed order
     quotient_gamma      Γ there, the same for every point of an orbit
 
+The orbit is that of the moves analysed, which `symmetries` prints, and Γ of the quotient is a property of that orbit,
+not of the function: points that other moves join have other numbers. Left out are, above all, mixing by invertible
+matrices: V W = (V M⁻¹)(M W) of adjacent linear layers, of values and output and of queries and keys in attention (of
+single scales along such a basis only the diagonal M are found, and only where the model's graph shows them), and of
+neurons that a ReLU never cuts. The study `quotient` measures what the first of these does to Γ.
+
 A gradient of an invariant loss is horizontal already, but its squared norm, and with it Γ, changes along the orbit: a
 gradient is long where weights are unbalanced. That is why Γ of the quotient is taken at one representative.
 """
@@ -243,11 +249,14 @@ def canonicalize(
 ) -> nn.Module:
     """The representative of least norm that computes the same function, its neurons ordered by weight.
 
-    Rescaling factors c = √(‖outgoing‖ / ‖incoming‖) are applied layer by layer, in sweeps, until they are 1: the norm
-    is convex in log c, so that this is its one minimum. A neuron without incoming or outgoing weight becomes zero on
-    both sides. Where only a norm reads a layer there is no least norm: there ‖(w, b)‖ = 1 (of each neuron before
-    BatchNorm, of the layer before LayerNorm), mean over neurons zero. Neurons are ordered by the squared norm of all
-    their entries, largest first; ties keep their order.
+    Neurons are rescaled until the weights each takes in are as long as those it gives out: ‖θ‖² is convex in the logs
+    of the factors, and Newton's method finds its one minimum. A neuron without incoming or outgoing weight becomes zero
+    on both sides. Where only a norm reads neurons there is no least norm, for they could shrink to nothing: there
+    ‖(w, b)‖ = 1 (of each neuron before BatchNorm, of the layer before LayerNorm), mean over neurons zero. That is a
+    convention, the same for all points of an orbit, and what is least then is ‖θ‖² less twice the log factors of these.
+    So ‖θ‖² never rises in a model without such neurons, and may in one with them: in a ResNet whose weights before
+    BatchNorm are shorter than 1 it does. Neurons are ordered by the squared norm of all their entries, largest first;
+    ties keep their order.
 
     The function stays to rounding: running statistics of a BatchNorm and eps of a LayerNorm, RMSNorm or one-group
     GroupNorm move along. Only BatchNorm in train mode changes, by the part of eps in its variance.
@@ -266,7 +275,7 @@ def canonicalize(
 
     Raises:
         ValueError: no symmetry is known, or parameters are not finite.
-        RuntimeError: the sweeps do not converge.
+        RuntimeError: Newton's method does not converge.
     """
     found, point = _start(model, softmax_head, example_input, in_place)
     for translation in found.translations:
@@ -383,6 +392,9 @@ def quotient_gamma(
     example_input: Any = None,
 ) -> GammaStats:
     """Γ_{S/G}: Γ at the canonical representative, the same for every point of the model's orbit.
+
+    The orbit under the moves that `symmetries` lists: moves that are not analysed give the same function another
+    number, see the module.
 
     Batches of one sample give it for per-sample gradients. Arguments as in `compute_gamma` and `canonicalize`; the
     model itself is left alone.

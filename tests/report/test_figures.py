@@ -85,3 +85,73 @@ def test_edge_cases_are_drawn(tmp_path):
     figures.draw_images(axes[1, 3], np.ones((2, 8, 8)))
     figures.save_png(figure, tmp_path / "all.png")
     assert (tmp_path / "all.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (2e-7, 0.3, ["10⁻⁶", "10⁻⁵", "10⁻⁴", "0.001", "0.01", "0.1"]),
+        (0.4, 3000, ["1", "10", "100", "1,000"]),
+        (4, 60, ["5", "10", "20", "50"]),
+        (3e6, 8e6, ["5 · 10⁶"]),
+        (1e-9, 1e9, ["10⁻⁹", "10⁻⁶", "0.001", "1", "1,000", "10⁶", "10⁹"]),
+    ],
+)
+def test_log_axes_have_powers_of_ten(low, high, ticks):
+    figure, axes = figures.new_figure(4, 3)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    figures.log_axis(axes.yaxis, low, high)
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ticks
+
+
+def drawn(svg: str) -> set[str]:
+    return {text for text in re.findall(r">([^<>]+)</text>", svg) if text.strip()}
+
+
+def test_a_panel_holds_its_own_axes_and_colour_bar_alone():
+    figure, (left, right) = figures.new_figure(8, 3, columns=2)
+    figures.draw_pair_scatter(left, np.arange(9), np.arange(9), (1, 2), figures.BLUE)
+    figures.draw_cosine_matrix(right, np.eye(5))
+    whole = drawn(figures.to_svg(figure, "whole"))
+    panels = figures.to_panels(figure, "f").split("<div>")[1:]
+    one, two = map(drawn, panels)
+    assert {"neuron 1", "neuron 2"} <= one
+    assert "cosine of activations" in two
+    assert not {"neuron 1", "cosine of activations"} & (one & two)
+    assert one | two == whole
+    sizes = [tuple(map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', panel).groups())) for panel in panels]
+    assert sizes[0] == pytest.approx(sizes[1])
+    assert len(set(re.findall(r'\bid="([^"]+)"', panels[0])) & set(re.findall(r'\bid="([^"]+)"', panels[1]))) == 0
+
+
+def test_a_wide_figure_comes_twice_and_a_narrow_one_once():
+    for width, count in ((7.6, 2), (4.7, 1)):
+        figure, axes = figures.new_figure(width, 3)
+        axes.plot([1, 2])
+        text = figures.to_panels(figure, "f")
+        assert text.count("<svg") == count
+        assert text.count('class="phone"') == count - 1
+    widths = [float(found) for found in re.findall(r'<svg[^>]*width="([\d.]+)pt"', text)]
+    assert widths == [pytest.approx(4.7 * 72)]
+
+
+def test_rows_of_one_column_stay_together():
+    figure, (upper, lower) = figures.new_figure(7.6, 5, rows=2)
+    upper.set_title("upper")
+    lower.set_title("lower")
+    assert all({"upper", "lower"} <= drawn(part) for part in figures.to_panels(figure, "f").split("<div ")[1:])
+
+
+def test_names_on_a_map_do_not_lie_on_one_another():
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.001, 0.0], [1.001, 0.0], [0.5, 1.0], [0.5, 0.5]])
+    figure, axes = figures.new_figure(4.7, 4.5)
+    names = [101, 102, 103, 104, 105, 106]
+    figures.draw_neuron_map(axes, points, [0, 0, 0, 1, 1, 1], names, [(0, 1), (2, 3), (4, 5)])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(two) for place, one in enumerate(boxes) for two in boxes[:place])
+    assert {text.get_text() for text in axes.texts} == {"101", "102", "105", "106"}
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["0 (3)", "1 (3)", "nearest pair"]

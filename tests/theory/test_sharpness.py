@@ -9,6 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from sdsd.theory import canonicalize, random_representative, sharpness
 
+from . import models
+
 DRAW = torch.Generator().manual_seed(1)
 INPUTS = torch.randn(200, 6, generator=DRAW, dtype=torch.float64)
 LABELS = (INPUTS[:, :3] + 0.5 * torch.randn(200, 3, generator=DRAW, dtype=torch.float64)).argmax(1)
@@ -69,6 +71,23 @@ def test_it_is_one_number_along_an_orbit_and_without_canonicalize_any(model):
     as_they_are = [sharpness(point, DATA, loss_of, canonicalize=False).value for point in points]
     assert max(as_they_are) > 3 * min(as_they_are)
     assert max(as_they_are) > 3 * reference
+
+
+@pytest.mark.parametrize("name", ["convolutional", "residual", "layer_norm"])
+def test_orbits_of_other_networks(name):
+    """With norms, residual adds and convolutions between, in eval mode."""
+    torch.manual_seed(0)
+    network = models.make(name).eval()
+    x = models.inputs(name, 20)
+
+    def square(model: nn.Module, batch: Tensor) -> Tensor:
+        return (model(batch) - 1).square().mean()
+
+    here, *others = (
+        sharpness(point, x, square, tolerance=1e-7, example_input=x, seed=1).value
+        for point in (network, *(random_representative(network, seed=seed, example_input=x) for seed in (0, 1)))
+    )
+    assert others == pytest.approx([here, here], rel=1e-5)
 
 
 def test_too_few_products(model):

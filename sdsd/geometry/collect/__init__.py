@@ -7,7 +7,15 @@
 ===================  ===============================================================================================
 """
 
-from .activations import MOST_BYTES, Forward, LayerActivations, collect_activations
-from .padding import Mask
+from .activations import MOST_BYTES, Forward, LayerActivations, ModelCall, collect_activations
+from .padding import Mask, Padding
 
-__all__ = ["MOST_BYTES", "Forward", "LayerActivations", "Mask", "collect_activations"]
+__all__ = [
+    "MOST_BYTES",
+    "Forward",
+    "LayerActivations",
+    "Mask",
+    "ModelCall",
+    "Padding",
+    "collect_activations",
+]

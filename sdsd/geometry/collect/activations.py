@@ -165,7 +165,7 @@ def collect_activations(
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
     max_batches = checks.check_count(max_batches, "max_batches", optional=True)
     chosen, named = select_layers(model, layers)
-    run = forward or _Call(model, device)
+    run = forward or ModelCall(model, device)
     collector = _Collector(chosen, named, keep, max_bytes, neuron_dim, Padding(mask))
     report = reporter(progress, "collecting activations")
     total = _length(loader, max_batches)
@@ -222,7 +222,7 @@ def _length(loader: Iterable[Any], max_batches: int | None) -> int | None:
     return length if max_batches is None else min(length, max_batches)
 
 
-class _Call:
+class ModelCall:
     """Calls the model on a batch as loaders give it."""
 
     def __init__(self, model: nn.Module, device: torch.device | str | None) -> None:

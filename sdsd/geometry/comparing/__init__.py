@@ -2,6 +2,7 @@
 
 ==================  ================================================================================================
 `comparison.py`     `LayerComparison`: CKA, Procrustes, RSA and cosines of two layers, from sums over batches
+`layer_sums.py`     those sums
 `matching.py`       which neuron of one layer is which of another
 `barrier.py`        the loss along the straight line between two networks
 ==================  ================================================================================================

@@ -46,11 +46,14 @@ class LossBarrier:
         """The largest of `heights`: 0 where the loss nowhere lies above the line between its ends."""
         return max(self.heights)
 
-    def plot(self, axes: Any = None) -> tuple[Any, Any]:
-        """Draw the loss along the line; returns (figure, axes).
+    def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
+        """Draw the loss along the line.
 
         Args:
-            axes: matplotlib's, to draw into; None: a new figure.
+            axes: matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and the axes.
 
         Returns:
             (figure, axes) of matplotlib.

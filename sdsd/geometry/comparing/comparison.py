@@ -1,19 +1,9 @@
-"""`LayerComparison`: how alike two layers are as a whole, from sums over batches of any size, in any order.
-
-With X (S × n) and Y (S × m) the centred activations of both layers on the same S samples, K = XXᵀ and L = YYᵀ their
-S × S products, which are never made, and k, l the diagonals of these, the squared lengths of samples:
-
-    Σ_st K_st L_st = ‖XᵀY‖_F²                a block of T = [X Y]ᵀ[X Y], which a `GramAccumulator` of n + m neurons sums
-    Σ_s k_s l_s,  Σ_s k_s²,  Σ_s l_s²        what is to be left out where the diagonals of K and L do not count
-
-Means are known at the end only. Squared lengths are therefore summed about the mean of the first batch, together with
-the vectors Σ_s k_s z_s and Σ_s l_s z_s, z = (x, y), that carry them over to the mean of all; in float64.
-"""
+"""`LayerComparison`: how alike two layers are as a whole, from sums over batches of any size, in any order."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,13 +14,11 @@ from sdsd_kernels import checks
 from ..arithmetic import plain_arithmetic
 from ..arrays import as_tensor, neurons_first
 from ..gram import GramAccumulator, samples_together
+from .layer_sums import DOUBLE, PAIRS, Facts, Lengths
 from .matching import NeuronMatching, match_by_cosine
 
 if TYPE_CHECKING:
     import numpy as np
-
-SUMMED = 2**22
-"""Values of both layers that are converted to float64 together (32 MiB), unless one sample has more."""
 
 
 @dataclass(frozen=True)
@@ -101,21 +89,29 @@ class LayerComparison:
         self.n = checks.check_integer(n, "n", least=1, why="neuron")
         self.m = checks.check_integer(m, "m", least=1, why="neuron")
         self._gram = GramAccumulator(
-            self.n + self.m, center=True, dtype=dtype, device=device, max_bytes=max_bytes, backend=backend,
+            self.n + self.m,
+            center=True,
+            dtype=dtype,
+            device=device,
+            max_bytes=max_bytes,
+            backend=backend,
             nonfinite="raise",
-        )  # fmt: skip
-        self._lengths: _Lengths | None = None
+        )
+        self._lengths: Lengths | None = None
         self._largest = 0
 
     @classmethod
     def of(cls, x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, neuron_dim: int | None = None) -> LayerComparison:
-        """A comparison that has seen `x` and `y`, in float64 where they are; arguments and errors as in `update`.
+        """A comparison that has seen `x` and `y`, in float64 where they are.
 
         Args:
             x, y, neuron_dim: as in `update`.
 
         Returns:
             `LayerComparison`.
+
+        Raises:
+            TypeError, ValueError: as `update`.
         """
         one, other = (neurons_first(each, neuron_dim) for each in (x, y))
         dtype = torch.float64 if one.dtype == torch.float64 else torch.float32
@@ -168,7 +164,7 @@ class LayerComparison:
                 f"x and {sum(i >= self.n for i in bad)} of y. Leave out the samples that hold them."
             )
         with plain_arithmetic(rows.device):
-            lengths = (self._lengths or _Lengths.about(rows, self.n)).with_samples(rows, self.n)
+            lengths = (self._lengths or Lengths.about(rows, self.n)).with_samples(rows, self.n)
         self._gram.update(rows, neuron_dim=0)
         self._lengths = lengths
         self._largest = max(self._largest, samples[0])
@@ -181,6 +177,9 @@ class LayerComparison:
         With few samples for so many neurons it is too large: unrelated layers of n and m neurons come to about
         √(n m / ((S + n) (S + m))) rather than 0. `debiased` takes unbiased estimates of the three terms instead, which
         do not count a sample's product with itself; their ratio may be a little below 0.
+
+        Args:
+            debiased: whether to take unbiased estimates.
 
         Returns:
             `Similarity`.
@@ -215,6 +214,9 @@ class LayerComparison:
         Squared Euclidean distances and Pearson's correlation, for these need no S × S matrix: with rank correlations or
         other distances the number is another.
 
+        Returns:
+            `Similarity`.
+
         Raises:
             ValueError: fewer than three samples; a layer in which all samples are equally far apart.
 
@@ -239,6 +241,9 @@ class LayerComparison:
         With both layers scaled to ‖·‖_F = 1, the squared distance after the best rotation is 2 − 2 × value, the angle
         arccos(value).
 
+        Returns:
+            `Similarity`.
+
         Raises:
             ValueError: fewer than two samples; a layer that does not vary.
 
@@ -262,15 +267,24 @@ class LayerComparison:
         return left @ right
 
     def cosine(self, *, center: bool = False) -> Tensor:
-        """Cosine of every neuron of the first layer with every one of the second, as `cosine_between`.  # shape: (n, m)
+        """Cosine of every neuron of the first layer with every one of the second, as `cosine_between` promises it.
+
+        Args:
+            center: take correlations instead.
+
+        Returns:
+            (n, m), in the dtype of products.
 
         Raises:
             ValueError: no samples.
         """
         return self._gram.cosine_matrix(center=center)[: self.n, self.n :].clone()
 
-    def match(self, *, center: bool = False) -> NeuronMatching:
-        """Neurons of both layers one to one, with the largest sum of cosines; `center` takes correlations instead.
+    def match(self, *, center: bool = True) -> NeuronMatching:
+        """Neurons of both layers one to one, with the largest sum of correlations, or cosines.
+
+        Args:
+            center: match correlations rather than cosines.
 
         Returns:
             `NeuronMatching`.
@@ -281,14 +295,14 @@ class LayerComparison:
         """
         return match_by_cosine(self.cosine(center=center))
 
-    def _facts(self, least: int) -> _Facts:
+    def _facts(self, least: int) -> Facts:
         if self.samples < least:
             raise ValueError(f"LayerComparison: expected at least {least} samples, got {self.samples}. Call update.")
         assert self._lengths is not None
         together = min(self.samples, max(self._largest, samples_together(self.n + self.m)))
         unit = torch.finfo(self._gram.dtype).eps / 2
         gram = self._gram.gram(center=True)
-        return _Facts.of(gram, self._lengths, self.n, (2 * math.sqrt(together) + 16) * unit)
+        return Facts.of(gram, self._lengths, self.n, (2 * math.sqrt(together) + 16) * unit)
 
     def _ratio(self, measure: str, terms: dict[str, tuple[float, float]]) -> Similarity:
         """terms["xy"] / √(terms["xx"] terms["yy"]), from values and what they may be off by."""
@@ -306,100 +320,3 @@ class LayerComparison:
                     f"{measure}: the {name} layer does not vary beyond rounding over {self.samples} samples. Add "
                     "samples on which it does."
                 )
-
-
-PAIRS = ("xx", "yy", "xy")
-DOUBLE = torch.finfo(torch.float64).eps
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    """Sums over samples of squared lengths k (of x) and l (of y), about a point near the mean; float64.
-
-    Attributes:
-        point: what values are taken about.  # shape: (n + m,)
-        count: samples.
-        total: Σ z.  # shape: (n + m,)
-        first: Σ k and Σ l.  # shape: (2,)
-        second: Σ k k, Σ k l and Σ l l as a matrix.  # shape: (2, 2)
-        weighted: Σ k z and Σ l z.  # shape: (2, n + m)
-    """
-
-    point: Tensor
-    count: int
-    total: Tensor
-    first: Tensor
-    second: Tensor
-    weighted: Tensor
-
-    @staticmethod
-    def about(rows: Tensor, n: int) -> _Lengths:
-        """Nothing summed yet, about the mean of `rows` (n + m, samples)."""
-        point = rows.mean(1, dtype=torch.float64)
-        zeros = point.new_zeros
-        return _Lengths(point, 0, zeros(len(point)), zeros(2), zeros(2, 2), zeros(2, len(point)))
-
-    def with_samples(self, rows: Tensor, n: int) -> _Lengths:
-        new = self
-        for part in rows.split(max(1, SUMMED // len(rows)), 1):
-            z = part.double() - self.point[:, None]
-            lengths = torch.stack([z[:n].square().sum(0), z[n:].square().sum(0)])
-            new = replace(
-                new,
-                count=new.count + part.shape[1],
-                total=new.total + z.sum(1),
-                first=new.first + lengths.sum(1),
-                second=new.second + lengths @ lengths.T,
-                weighted=new.weighted + lengths @ z.T,
-            )
-        return new
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What measures are made of, about the mean of all samples, by layer ("x", "y") or pair of layers ("xy").
-
-    Attributes:
-        cross: XᵀY.  # shape: (n, m)
-        trace: Σ k = ‖X‖_F² and Σ l.
-        square: ‖XᵀY‖_F², ‖XᵀX‖_F², ‖YᵀY‖_F².
-        lengths: Σ k l, Σ k², Σ l².
-        product_error: what an entry (i, j) of XᵀY may be off by, as a share of ‖x_i‖‖y_j‖.
-        square_error, length_error: what `square` and `lengths` may be off by.
-    """
-
-    cross: Tensor
-    trace: dict[str, float]
-    square: dict[str, float]
-    lengths: dict[str, float]
-    product_error: float
-    square_error: dict[str, float]
-    length_error: dict[str, float]
-
-    @staticmethod
-    def of(gram: Tensor, sums: _Lengths, n: int, product_error: float) -> _Facts:
-        parts = {"x": slice(0, n), "y": slice(n, len(gram))}
-        number = {"x": 0, "y": 1}
-        shift = sums.total / sums.count
-        moved = {name: shift[part].square().sum().item() for name, part in parts.items()}
-        about = {name: sums.first[number[name]].item() for name in parts}
-        trace = {name: about[name] - sums.count * moved[name] for name in parts}
-        square, lengths, square_error, length_error = {}, {}, {}, {}
-        for one, other in (("x", "x"), ("y", "y"), ("x", "y")):
-            block = gram[parts[one], parts[other]]
-            size = product_error * math.sqrt(trace[one] * trace[other])
-            square[one + other] = block.square().sum().item()
-            square_error[one + other] = 2 * math.sqrt(square[one + other]) * size + size * size
-            weighted = [
-                2 * (shift[parts[b]] @ sums.weighted[number[a], parts[b]]).item()
-                for a, b in ((one, other), (other, one))
-            ]
-            crossed = (shift[parts[one]] @ block @ shift[parts[other]]).item()
-            # Σ (k − 2 x·d + ‖d‖²)(l − 2 y·e + ‖e‖²) with (d, e) = shift, Σ x = S d and Σ x yᵀ = XᵀY + S d eᵀ.
-            raw = sums.second[number[one], number[other]].item()
-            further = moved[other] * about[one] + moved[one] * about[other] + 4 * crossed
-            lengths[one + other] = raw - sum(weighted) + further + sums.count * moved[one] * moved[other]
-            length_error[one + other] = 4 * size * math.sqrt(moved[one] * moved[other]) + 64 * DOUBLE * (
-                raw + abs(further)
-            )
-        return _Facts(gram[parts["x"], parts["y"]], trace, square, lengths, product_error, square_error, length_error)

@@ -4,21 +4,26 @@
 `similarity.py`    every pair of one layer, or of two
 `neighbours.py`    the nearest or farthest of each neuron; which neurons are alive
 `costs.py`         what merging two neurons does to their readers
+`approximate.py`   the nearest of each by approximate search, with its recall
 `pairs.py`         pairs past a threshold, pairs that share no neuron, histograms, sums over all others
 =================  =================================================================================================
 """
 
+from .approximate import ApproximateNeighbors, approximate_neighbors
 from .costs import merge_cost
 from .neighbours import NeuronNeighbors, NeuronPair, alive_from_norms, alive_neurons, neuron_neighbors
-from .pairs import NeuronPairs, cosine_histogram, disjoint_pairs, neuron_pairs, row_sums
+from .pairs import CosineHistogram, NeuronPairs, cosine_histogram, disjoint_pairs, neuron_pairs, row_sums
 from .similarity import as_cosine, cosine_between, neuron_cosine_matrix
 
 __all__ = [
+    "ApproximateNeighbors",
+    "CosineHistogram",
     "NeuronNeighbors",
     "NeuronPair",
     "NeuronPairs",
     "alive_from_norms",
     "alive_neurons",
+    "approximate_neighbors",
     "as_cosine",
     "cosine_between",
     "cosine_histogram",

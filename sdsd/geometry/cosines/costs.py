@@ -266,6 +266,7 @@ def chosen_by_cost(
     report = reporter(progress, "disjoint pairs by cost")
     pairs = checks.check_integer(pairs, "pairs", least=1)
     checks.check_choice(which, "which", ("nearest", "farthest", "random"))
+    seed = checks.check_integer(seed, "seed")
     free = costs.finite & (costs.lengths > 0)
     if alive is not None:
         if not isinstance(alive, Tensor) or alive.dtype != torch.bool or alive.shape != free.shape:
@@ -280,7 +281,9 @@ def chosen_by_cost(
         )
     with plain_arithmetic(costs.device):
         if which == "random":
-            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(int(seed)))[: 2 * pairs]
+            drawn = torch.randperm(
+                len(live), generator=torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
+            )[: 2 * pairs]
             first, second = live[drawn.to(live.device)].view(-1, 2).sort(dim=1).values.T.contiguous()
         else:
             first, second = _greedy(costs, pairs, 1 if which == "nearest" else -1, free, report)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sdsd_kernels import CosineHistogram, checks, cosine_pairs, cosine_row_sums
+from sdsd_kernels import CosineHistogram as _CosineHistogram
+from sdsd_kernels import checks, cosine_pairs, cosine_row_sums
 from sdsd_kernels import cosine_histogram as _cosine_histogram
 from sdsd_kernels import disjoint_pairs as _disjoint_pairs
 
+from ..._drawing import figure_and_axes
 from ..._progress import Progress, reporter
 from ..arrays import as_tensor
 from .costs import Costs, chosen_by_cost
@@ -41,6 +43,42 @@ class NeuronPairs:
     def __iter__(self) -> Iterator[NeuronPair]:
         columns = (column.tolist() for column in (self.first, self.second, self.cosine))
         return (NeuronPair(*pair) for pair in zip(*columns, strict=True))
+
+
+class CosineHistogram(_CosineHistogram):
+    """How the cosines of all pairs i < j of neurons are distributed.
+
+    Attributes:
+        counts: pairs in each bin; the last includes 1.  # shape: (bins,), int64
+        edges: of the bins, from −1 to 1.  # shape: (bins + 1,), float64
+        zero_pairs: pairs without a cosine, for a neuron is zero on every sample.  # shape: (), int64
+        nan_pairs: pairs without one, for a neuron has a NaN or an infinity.  # shape: (), int64
+    """
+
+    __slots__ = ()
+
+    def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
+        """Draw the histogram; pairs without a cosine are named in its title.
+
+        Args:
+            axes: matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        figure, axes = figure_and_axes(axes, 6.0, 3.6)
+        edges = self.edges.tolist()
+        axes.stairs(self.counts.tolist(), edges, fill=True)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_xlabel("cosine")
+        axes.set_ylabel("pairs of neurons")
+        without = int(self.zero_pairs) + int(self.nan_pairs)
+        left_out = f", {without:,} more without a cosine" if without else ""
+        axes.set_title(f"{int(self.counts.sum()):,} pairs{left_out}", loc="left", fontsize=10.5)
+        return figure, axes
 
 
 def neuron_pairs(
@@ -240,7 +278,7 @@ def cosine_histogram(
         tensor([0, 0, 0, 3])
     """
     activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
-    return _cosine_histogram(
+    found = _cosine_histogram(
         activations,
         bins,
         neuron_dim=neuron_dim,
@@ -249,6 +287,7 @@ def cosine_histogram(
         progress=_reporter(progress, "histogram of cosines"),
         backend=backend,
     )
+    return CosineHistogram(*found)
 
 
 def row_sums(

@@ -1,9 +1,10 @@
 """A layer's neurons as points in space.
 
 =================  =================================================================================================
-`neuron_map.py`    `NeuronMap`: collected, placed, clustered, saved
-`embedding.py`     multidimensional scaling, clusters, silhouette, effective rank
-`export.py`        PLY, PNG and a page to turn
+`neuron_map.py`    `NeuronMap`: collected, placed, clustered
+`embedding.py`     multidimensional scaling, UMAP, clusters, silhouette, effective rank
+`files.py`         saved, and read again
+`export.py`        pictures, PLY and a page to turn
 =================  =================================================================================================
 """
 

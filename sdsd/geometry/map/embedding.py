@@ -7,6 +7,7 @@ vectors.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from sdsd_kernels import checks
 
 from ..._extras import require
 
+METHODS = ("smacof", "umap")
 MOST_SMACOF = 2000
 """Up to here scikit-learn's SMACOF, with a few (n, n) matrices in float64; beyond, the same steps block by block."""
 STEPS = 500
@@ -47,7 +49,7 @@ class Embedding:
     Attributes:
         points: centred, long axis first.  # shape: (n, dimensions), float32
         stress: Kruskal's stress-1, √(Σ (shown − wanted)² / Σ wanted²) over distances; 0 is a faithful picture.
-        method: "smacof", or "short smacof" where a large layer ended it before it settled.
+        method: "smacof", "short smacof" where a large layer ended it before it settled, or "umap".
     """
 
     points: np.ndarray
@@ -72,22 +74,30 @@ class Clusters:
     method: str
 
 
-def embed(cosine: Tensor, dimensions: int = 3, *, seed: int = 0) -> Embedding:
-    """Place neurons so that distances are 1 − cosine as well as a few dimensions allow.
+def embed(cosine: Tensor, dimensions: int = 3, *, method: str = "smacof", seed: int = 0) -> Embedding:
+    """Place neurons so that distances are 1 − cosine as well as a few dimensions allow, or by UMAP.
 
     Classical scaling (the leading eigenvectors of −½ J D² J, D = 1 − cosine, J = I − 11ᵀ/n) gives the start, and
     SMACOF lowers the stress from there: scikit-learn's, or for more than `MOST_SMACOF` neurons the same steps without
     further (n, n) matrices. Steps × n² are bounded, so layers beyond some 5,000 neurons are placed less faithfully.
 
+    UMAP (McInnes et al. 2018) keeps neighbours together and pays for it in distances, which its picture does not show;
+    it is scaled so that they fit as well as a factor can make them, and the stress says how well that is.
+
     Args:
         cosine: of neurons that all have a direction.  # shape: (n, n)
         dimensions: of the points.
-        seed: of the vector that eigenvectors are found from.
+        method: "smacof" | "umap".
+        seed: of the vector that eigenvectors are found from, and of UMAP.
 
     Raises:
-        ValueError: a matrix that is not square, or holds a NaN; dimensions < 1.
-        MissingExtraError: scikit-learn is not installed.
+        ValueError: a matrix that is not square, or holds a NaN; dimensions < 1; an unknown method; too few neurons for
+            UMAP.
+        MissingExtraError: scikit-learn, or umap-learn for that method, is not installed.
     """
+    checks.check_choice(method, "method", METHODS)
+    if method == "umap":
+        return _by_umap(_checked(cosine), checks.check_count(dimensions, "dimensions"), seed)
     require("sklearn", extra="report", purpose="the neuron map")
     cosine = _checked(cosine)
     dimensions = checks.check_count(dimensions, "dimensions")
@@ -103,6 +113,26 @@ def embed(cosine: Tensor, dimensions: int = 3, *, seed: int = 0) -> Embedding:
             points = _smacof(points, cosine)
     points = _turned(points)
     return Embedding(points, _stress(points, cosine), method)
+
+
+def _by_umap(cosine: Tensor, dimensions: int, seed: int) -> Embedding:
+    umap = require("umap", extra="umap", purpose="placing neurons by UMAP")
+    n = len(cosine)
+    if n < dimensions + 3:
+        raise ValueError(
+            f'method="umap": expected at least {dimensions + 3} neurons that are alive, got {n}. Use method="smacof".'
+        )
+    distance = _distances(cosine, slice(0, n))
+    reducer = umap.UMAP(
+        n_components=dimensions, n_neighbors=min(15, n - 1), metric="precomputed", random_state=seed, n_jobs=1
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="using precomputed metric")
+        points = _turned(reducer.fit_transform(distance.numpy()))
+    shown = torch.cdist(torch.from_numpy(points), torch.from_numpy(points)).to(distance.dtype)
+    size = shown.square().sum()
+    points *= float((shown * distance).sum() / size) if size > 0 else 1.0
+    return Embedding(points, _stress(points, cosine), "umap")
 
 
 def _smacof(points: np.ndarray, cosine: Tensor) -> np.ndarray:

@@ -6,6 +6,9 @@ plyfile, matplotlib and plotly are imported when the first such file is written 
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import io
 import json
 import os
 from html import escape
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..._extras import require
+from ..._drawing import figure_and_axes
+from ..._extras import MissingExtraError, require
 
 if TYPE_CHECKING:
     from .neuron_map import NeuronMap
@@ -75,14 +79,20 @@ def save_png(neuron_map: NeuronMap, path: str | Path, *, dpi: int = 144) -> Path
         MissingExtraError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    require("matplotlib", extra="report", purpose="drawing the neuron map")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure, _ = draw(neuron_map)
+    figure.text(0.01, 0.01, summary_of(neuron_map), fontsize=8.5, color="#66707d")
+    path = Path(path)
+    figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None})
+    return path
 
-    figure = Figure(figsize=(6.4, 5.6), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot(projection="3d")
+
+def draw(neuron_map: NeuronMap, axes: Any = None) -> tuple[Any, Any]:
+    """The map in matplotlib axes: see `NeuronMap.plot`."""
+    figure, axes = figure_and_axes(axes, 6.4, 5.6, projection="3d")
+    deep = hasattr(axes, "get_zlim")
     points, clusters = neuron_map.points, np.asarray(neuron_map.clusters, dtype=int)
+    if not deep:
+        points = neuron_map.plane().points
     for first, second in neuron_map.links():
         axes.plot(*points[[first, second]].T, color="#1b2430", linewidth=1.0)
     sizes = (0.6 * np.asarray(_diameters(neuron_map))) ** 2
@@ -94,19 +104,35 @@ def save_png(neuron_map: NeuronMap, path: str | Path, *, dpi: int = 144) -> Path
         )  # fmt: skip
     if 1 < len(set(neuron_map.clusters)) <= len(CLUSTER_COLOURS):
         axes.legend(loc="upper left", fontsize=8, frameon=False)
-    if len(points):
+    if not deep:
+        axes.set_aspect("equal", adjustable="datalim")
+    elif len(points):
         axes.set_box_aspect(np.maximum(np.ptp(points, axis=0), 1e-3 * max(np.ptp(points), 1e-30)))
-    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis) if deep else ():
         axis.set_ticks_position("none")
         axis.set_ticklabels([])
         axis.set_pane_color((0.97, 0.973, 0.978, 1.0))
         axis.line.set_color(GRID)
         axis._axinfo["grid"]["color"] = GRID
     axes.set_title(title_of(neuron_map), fontsize=10.5, loc="left")
-    figure.text(0.01, 0.01, summary_of(neuron_map), fontsize=8.5, color="#66707d")
-    path = Path(path)
-    figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None})
-    return path
+    return figure, axes
+
+
+def notebook_view(neuron_map: NeuronMap) -> str:
+    """An element for notebooks: see `NeuronMap._repr_html_`."""
+    lines = [f"<b>{escape(title_of(neuron_map))}</b><br>{escape(summary_of(neuron_map))}"]
+    lines += [f"<br>{escape(note)}" for note in neuron_map.notes]
+    with contextlib.suppress(MissingExtraError):
+        figure, _ = draw(neuron_map)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=96, metadata={"Software": None})
+        image = base64.b64encode(picture.getvalue()).decode()
+        lines.append(f'<br><img alt="{escape(title_of(neuron_map), quote=True)}" src="data:image/png;base64,{image}">')
+    for name, pairs in (("nearest", neuron_map.nearest), ("farthest", neuron_map.farthest)):
+        cells = "".join(f"<td>{first} – {second}<br>{cosine:.3f}</td>" for first, second, cosine in pairs)
+        if cells:
+            lines.append(f"<table><tr><th>{name}</th>{cells}</tr></table>")
+    return f"<div>{''.join(lines)}</div>"
 
 
 def save_html(neuron_map: NeuronMap, path: str | Path) -> Path:
@@ -170,7 +196,8 @@ def summary_of(neuron_map: NeuronMap) -> str:
         parts.append(f"{len(set(neuron_map.clusters))} clusters, silhouette {neuron_map.silhouette:.2f}")
     if neuron_map.effective_rank is not None:
         parts.append(f"effective rank {neuron_map.effective_rank:.1f}")
-    parts.append(f"distance ≈ 1 − cosine, stress {neuron_map.stress:.2f}")
+    placed_by = "placed by UMAP" if neuron_map.method == "umap" else "distance ≈ 1 − cosine"
+    parts.append(f"{placed_by}, stress {neuron_map.stress:.2f}")
     return " · ".join(parts)
 
 

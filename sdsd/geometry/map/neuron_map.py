@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +16,8 @@ from ..arrays import as_tensor
 from ..collect import MOST_BYTES, Forward, LayerActivations, Mask, collect_activations
 from ..cosines import NeuronPair, alive_from_norms, as_cosine, disjoint_pairs, neuron_cosine_matrix
 from .embedding import BLOCK, Embedding, cluster, effective_rank, embed
+from .files import load_map, save_map
 
-FORMAT = 1
-ARRAYS = ("cosine", "norms", "alive", "order", "clusters", "points")
-PLAIN = ("layer", "taken_after", "samples", "silhouette", "stress", "effective_rank")
 PAIRS = 10
 MOST_PLACED = 5000
 """Live neurons that are placed and grouped; of a larger layer a random sample is, for steps × n² grow."""
@@ -48,6 +42,7 @@ class NeuronMap:
         silhouette: how well clusters are separated, −1 to 1; None for fewer than four live neurons.
         points: one row a neuron of `order`, distances ≈ 1 − cosine.  # shape: (len(order), 3), float32
         stress: Kruskal's stress-1 of the points, 0 for a faithful picture.
+        method: what placed them: "smacof" | "umap".
         effective_rank: exp of the entropy of the correlation matrix's eigenvalues; None where it is not known.
         notes: what a reader of the map should know, in sentences.
     """
@@ -67,6 +62,7 @@ class NeuronMap:
     stress: float
     effective_rank: float | None
     notes: tuple[str, ...] = ()
+    method: str = "smacof"
 
     @classmethod
     def from_model(
@@ -78,6 +74,7 @@ class NeuronMap:
         after_nonlinearity: bool | None = None,
         pairs: int = PAIRS,
         clusters: int | None = None,
+        method: str = "smacof",
         seed: int = 0,
         neuron_dim: int | None = None,
         max_bytes: int = MOST_BYTES,
@@ -94,13 +91,15 @@ class NeuronMap:
             pairs: how many nearest and farthest pairs to list.
             clusters: how many; None: the 2 to 10 with the best silhouette. Silhouettes of two maps compare only at the
                 same number.
+            method: what places neurons: "smacof", whose distances are 1 − cosine as well as can be, or "umap", which
+                keeps neighbours together and lets distances go.
             seed: of the embedding.
             model, loader, after_nonlinearity, neuron_dim, max_bytes, max_batches, device, forward, mask, progress: as
                 in `collect_activations`.
 
         Raises:
             TypeError, ValueError: as `collect_activations`; a pattern that matches several layers.
-            MissingExtraError: scikit-learn is not installed.
+            MissingExtraError: scikit-learn, or umap-learn for method="umap", is not installed.
 
         Example:
             >>> _ = torch.manual_seed(0)
@@ -115,7 +114,8 @@ class NeuronMap:
         )  # fmt: skip
         if len(found) > 1:
             raise ValueError(f"layer: expected a pattern that matches one layer, got {', '.join(found)}. Name one.")
-        return cls.from_activations(next(iter(found.values())), pairs=pairs, clusters=clusters, seed=seed)
+        only = next(iter(found.values()))
+        return cls.from_activations(only, pairs=pairs, clusters=clusters, method=method, seed=seed)
 
     @classmethod
     def from_activations(
@@ -127,6 +127,7 @@ class NeuronMap:
         layer: str = "",
         pairs: int = PAIRS,
         clusters: int | None = None,
+        method: str = "smacof",
         seed: int = 0,
     ) -> NeuronMap:
         """Map a layer from activations.
@@ -137,7 +138,7 @@ class NeuronMap:
             neuron_dim: as in `neuron_cosine_matrix`.
             center: map correlations instead of cosines.
             layer: its name, for titles.
-            pairs, clusters, seed: as in `from_model`.
+            pairs, clusters, method, seed: as in `from_model`.
 
         Raises:
             TypeError, ValueError: as `neuron_cosine_matrix`.
@@ -148,8 +149,9 @@ class NeuronMap:
             correlation = collected.cosine_matrix(center=True)
             return cls._made(
                 correlation if center else collected.cosine_matrix(), collected.norms(), collected.alive,
-                correlation, pairs, clusters, seed, collected.layer, collected.taken_after, collected.samples,
-                collected.note,
+                correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
+                layer=collected.layer, taken_after=collected.taken_after, samples=collected.samples,
+                note=collected.note,
             )  # fmt: skip
         tensor = as_tensor(activations)
         correlation = neuron_cosine_matrix(tensor, neuron_dim=neuron_dim, center=True)
@@ -158,7 +160,10 @@ class NeuronMap:
         rows = tensor.detach().movedim(dim, 0).flatten(1)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         alive = alive_from_norms(norms)
-        return cls._made(cosine, norms, alive, correlation, pairs, clusters, seed, layer, "", rows.shape[1])
+        return cls._made(
+            cosine, norms, alive, correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
+            layer=layer, samples=rows.shape[1],
+        )  # fmt: skip
 
     @classmethod
     def from_cosine(
@@ -171,6 +176,7 @@ class NeuronMap:
         layer: str = "",
         pairs: int = PAIRS,
         clusters: int | None = None,
+        method: str = "smacof",
         seed: int = 0,
     ) -> NeuronMap:
         """Map a layer from a cosine matrix, of weights for example, or of a `GramAccumulator`.
@@ -180,7 +186,7 @@ class NeuronMap:
             norms: of the neurons, which decide the size of points and who is dead.  # shape: (n,)
             alive: who is on the map; None: by norms, or else all that have a direction.  # shape: (n,), bool
             correlation: for the effective rank: centred cosine.  # shape: (n, n)
-            layer, pairs, clusters, seed: as in `from_model`.
+            layer, pairs, clusters, method, seed: as in `from_model`.
 
         Returns:
             The map of neurons that are alive.
@@ -205,7 +211,10 @@ class NeuronMap:
                 raise ValueError(f"{name}: expected shape {shape} for {n} neurons, got {tuple(value.shape)}.")
         if alive is None:
             alive = torch.ones(n, dtype=torch.bool) if norms is None else alive_from_norms(norms)
-        return cls._made(cosine, norms, alive, correlation, pairs, clusters, seed, layer, "", 0)
+        return cls._made(
+            cosine, norms, alive, correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
+            layer=layer,
+        )  # fmt: skip
 
     @classmethod
     def _made(
@@ -213,13 +222,15 @@ class NeuronMap:
         cosine: Tensor,
         norms: Tensor | None,
         alive: Tensor,
+        *,
         correlation: Tensor | None,
         pairs: int,
         clusters: int | None,
+        method: str,
         seed: int,
         layer: str,
-        taken_after: str,
-        samples: int,
+        taken_after: str = "",
+        samples: int = 0,
         note: str = "",
     ) -> NeuronMap:
         cosine = cosine.detach().cpu()
@@ -230,7 +241,7 @@ class NeuronMap:
             drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(int(seed)))[:MOST_PLACED]
             placed = live[drawn.sort().values]
         inside = cosine if len(placed) == len(alive) else cosine[placed][:, placed]
-        groups, embedding = cluster(inside, clusters, seed=seed), embed(inside, seed=seed)
+        groups, embedding = cluster(inside, clusters, seed=seed), embed(inside, method=method, seed=seed)
         order = torch.tensor(groups.order, dtype=torch.long)
         count = min(pairs, len(live) // 2)
         near, far = (
@@ -256,6 +267,7 @@ class NeuronMap:
             points=embedding.points[groups.order],
             stress=embedding.stress,
             effective_rank=rank,
+            method=method,
             notes=(*([note] if note else ()), *_notes(alive, len(placed), embedding.method, groups.method)),
         )
 
@@ -311,7 +323,7 @@ class NeuronMap:
             `Embedding` with points of shape (len(order), 2).
         """
         order = torch.tensor(self.order, dtype=torch.long)
-        return embed(self.cosine[order][:, order], 2, seed=seed)
+        return embed(self.cosine[order][:, order], 2, method=self.method, seed=seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the matrix, as plain values."""
@@ -330,6 +342,7 @@ class NeuronMap:
             "effective_rank": self.effective_rank,
             "points": self.points.tolist(),
             "stress": self.stress,
+            "method": self.method,
             "notes": list(self.notes),
         }
 
@@ -341,7 +354,27 @@ class NeuronMap:
             known.append(f"effective rank {self.effective_rank:.1f}")
         return f"NeuronMap({f'{self.layer!r}: ' if self.layer else ''}{', '.join(known)})"
 
-    # Files
+    def plot(self, *, axes: Any = None) -> tuple[Any, Any]:
+        """Draw the map in perspective, or its `plane` into axes that are flat.
+
+        Args:
+            axes: matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from .export import draw
+
+        return draw(self, axes)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the figures, extreme pairs and, with matplotlib, the picture."""
+        from .export import notebook_view
+
+        return notebook_view(self)
 
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write arrays to `path`.npz and everything else to `path`.json; both are whole or absent. Returns the paths.
@@ -355,23 +388,7 @@ class NeuronMap:
         Raises:
             OSError: the files cannot be written.
         """
-        arrays: dict[str, Any] = {
-            "cosine": self.cosine.numpy(),
-            "norms": np.zeros(0) if self.norms is None else self.norms.numpy(),
-            "alive": self.alive.numpy(),
-            "order": np.asarray(self.order, dtype=np.int64),
-            "clusters": np.asarray(self.clusters, dtype=np.int64),
-            "points": self.points,
-        }
-        rest = {name: value for name, value in self.to_dict().items() if name not in (*ARRAYS, "neurons", "dead")}
-        packed, text = io.BytesIO(), json.dumps({"sdsd": "neuron map", "format": FORMAT, **rest}, indent=1)
-        np.savez(packed, **arrays)
-        written = _with_suffixes(path)
-        for file, content in zip(written, (packed.getvalue(), text.encode()), strict=True):
-            draft = file.with_name(file.name + ".part")
-            draft.write_bytes(content)
-            os.replace(draft, file)
-        return written
+        return save_map(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronMap:
@@ -386,33 +403,7 @@ class NeuronMap:
         Raises:
             ValueError: a file is missing, damaged, or something else.
         """
-        arrays_path, text_path = _with_suffixes(path)
-        try:
-            facts = json.loads(text_path.read_text(encoding="utf-8"))
-            if not isinstance(facts, Mapping) or facts.get("sdsd") != "neuron map" or facts.get("format") != FORMAT:
-                raise ValueError(f"it does not say that it is a neuron map of format {FORMAT}")
-            with np.load(arrays_path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in ARRAYS}
-            rest: dict[str, Any] = {
-                name: tuple(NeuronPair(pair["first"], pair["second"], pair["cosine"]) for pair in facts[name])
-                for name in ("nearest", "farthest")
-            }
-            rest |= {name: facts[name] for name in PLAIN}
-            rest["notes"] = tuple(facts["notes"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path}: expected {arrays_path.name} and {text_path.name} as NeuronMap.save writes them, and could "
-                f"not read them: {error}. Save the map again."
-            ) from error
-        return cls(
-            cosine=torch.from_numpy(arrays["cosine"]),
-            norms=torch.from_numpy(arrays["norms"]) if arrays["norms"].size else None,
-            alive=torch.from_numpy(arrays["alive"]),
-            order=tuple(arrays["order"].tolist()),
-            clusters=tuple(arrays["clusters"].tolist()),
-            points=arrays["points"],
-            **rest,
-        )
+        return cls(**load_map(path))
 
     def save_ply(self, path: str | Path) -> Path:
         """Write a point cloud for MeshLab, CloudCompare or Blender: see `export.save_ply`.
@@ -461,13 +452,9 @@ def _notes(alive: Tensor, placed: int, embedded: str, grouped: str) -> Iterator[
         yield f"A random sample of {placed:,} of the {live:,} live neurons is placed and grouped; pairs are of all."
     if live < 2:
         yield f"Only {live} of {len(alive)} neurons are alive: there is nothing to compare."
+    if embedded == "umap":
+        yield "Placed by UMAP: neighbours are together, and distances between groups say little."
     if embedded == "short smacof":
         yield "A layer this large is placed by a bounded number of steps, so distances are less faithful."
     if grouped == "k-means":
         yield "A layer this large is grouped by k-means on its leading coordinates instead of a tree."
-
-
-def _with_suffixes(path: str | Path) -> tuple[Path, Path]:
-    path = Path(path)
-    stem = path.with_suffix("") if path.suffix in (".npz", ".json") else path
-    return stem.with_name(stem.name + ".npz"), stem.with_name(stem.name + ".json")

@@ -198,9 +198,10 @@ def biopsy(
         (2, True)
     """
     _check_statistics(confidence, seed)
-    source = PairSource(model, layer, activations, cosine, alive, neuron_dim)
-    absorption = absorption_from(source.layer, activations, gram, neuron_dim, how)
-    merger = Merger(model, consumers(model, layer, example_input), how, absorption)
+    readers = consumers(model, layer, example_input)
+    source = PairSource(model, readers, activations, cosine, alive, neuron_dim)
+    absorption = absorption_from(model, readers, activations, gram, neuron_dim, how)
+    merger = Merger(model, readers, how, absorption)
     chosen = {name: source.pairs(pairs, which, seed) for name, which in COHORTS.items()}
     report = reporter(progress, f"biopsy of {layer}")
     steps = [(name, pair) for name, cohort in chosen.items() for pair in cohort]
@@ -261,9 +262,10 @@ def mass_consolidation(
     """
     _check_statistics(confidence, seed)
     random_pairings = checks.check_count(random_pairings, "random_pairings", least=2)
-    source = PairSource(model, layer, activations, cosine, alive, neuron_dim)
-    absorption = absorption_from(source.layer, activations, gram, neuron_dim, how)
-    merger = Merger(model, consumers(model, layer, example_input), how, absorption)
+    readers = consumers(model, layer, example_input)
+    source = PairSource(model, readers, activations, cosine, alive, neuron_dim)
+    absorption = absorption_from(model, readers, activations, gram, neuron_dim, how)
+    merger = Merger(model, readers, how, absorption)
     near = source.pairs(pairs, "nearest", seed)
     pairings = [near, *(source.pairs(pairs, "random", seed + number) for number in range(random_pairings))]
     report = reporter(progress, f"consolidation of {layer}")

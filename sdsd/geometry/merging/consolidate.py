@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...graphs import LAYER_SIZES, NORM_SIZES, NORM_TENSORS, READER_SIZES, row_dim
+from ...graphs import READER, Attribute, as_arguments, fit_sizes, sizes_of
 from ...models import evaluating, untouched
-from .consumers import Consumers, consumers, dense_layer
-from .merge import How, Merger, Pairs, absorption_from, added, apply, norm_tensors, reader_weight, refuse_shared
-from .proof import as_inputs, prove, zeroed
+from .consumers import Consumers, consumers
+from .merge import How, IndexPairs, Merger, Pairs, absorption_from, added, applied, apply, part_tensor
+from .proof import prove, zeroed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,34 +123,42 @@ def consolidate(
           FLOPs      40 → 20 (−50.0%)
           outputs    equal to the merged network's, to rounding
     """
-    absorption = absorption_from(dense_layer(model, layer), activations, gram, neuron_dim, how)
     found = consumers(model, layer, example_input)
+    absorption = absorption_from(model, found, activations, gram, neuron_dim, how)
     if remove and how == "act":
         raise ValueError(
             "how: 'act' averages two activations that stay different, so neither neuron can be removed. Pass "
             "remove=False, or how='mean' or 'absorb'."
         )
     if remove:
-        _require_cut(model, found)
+        found.require("Removing neurons", removal=True)
     merger = Merger(model, found, how, absorption)
     checked = merger.checked(pairs)
     listed = [(i, j) for i, j in torch.stack(checked, 1).tolist()]
-    sizes = _sizes(model, example_input)
+    sizes = sizes_of_model(model, example_input)
     edits = merger.edits(checked)
     if not remove:
-        changed = model if inplace else _copied(model, found, sharing=False)
+        changed = model if inplace else copied(model, [found], sharing=False)
         apply(Merger(changed, found, how, absorption).edits(checked))
         return changed, _report(found, how, listed, [], sizes, sizes, False)
-    smaller = _copied(model, found, inplace)
-    apply(Merger(smaller, found, how, absorption).edits(checked))
-    if how == "mean":
-        for reader in found.readers:
-            apply(added(reader_weight(smaller, reader), reader, checked, torch.ones(len(listed), dtype=torch.float64)))
+    smaller = copied(model, [found], inplace)
+    shrink(smaller, [(found, Merger(smaller, found, how, absorption), checked)])
+    compared = check and prove(model, smaller, found.parts, applied(edits), example_input)
     removed = [j for _, j in listed]
-    _cut(smaller, found, removed)
-    compared = check and prove(model, smaller, found, edits, example_input)
-    report = _report(found, how, listed, removed, sizes, _sizes(smaller, example_input), compared)
-    return _given_back(model, smaller, found, inplace), report
+    report = _report(found, how, listed, removed, sizes, sizes_of_model(smaller, example_input), compared)
+    return given_back(model, smaller, [found], inplace), report
+
+
+def shrink(smaller: nn.Module, merges: Sequence[tuple[Consumers, Merger, IndexPairs]]) -> None:
+    """Merge pairs in groups of a copy, then take every second neuron out."""
+    for _, merger, pairs in merges:
+        apply(merger.edits(pairs))
+    for found, merger, pairs in merges:
+        if merger.how == "mean":
+            ones = torch.ones(len(pairs.first), dtype=torch.float64)
+            for part in found.of(READER):
+                apply(added(part_tensor(smaller, part), part, pairs, ones))
+    cut(smaller, [(found, pairs.second.tolist()) for found, _, pairs in merges])
 
 
 def remove_neurons(
@@ -172,9 +180,8 @@ def remove_neurons(
     Raises:
         TypeError, ValueError: as `consolidate`; an index that is out of range or listed twice; removing all.
     """
-    dense_layer(model, layer)
     found = consumers(model, layer, example_input)
-    _require_cut(model, found)
+    found.require("Removing neurons", removal=True)
     removed = [int(neuron) for neuron in neurons]
     bad = [neuron for neuron in removed if not 0 <= neuron < found.neurons]
     if bad or len(set(removed)) < len(removed) or len(removed) >= found.neurons:
@@ -182,111 +189,102 @@ def remove_neurons(
             f"neurons: expected different indices from 0 to {found.neurons - 1}, and at least one neuron left, got "
             f"{bad[0] if bad else f'{len(removed)} with {len(set(removed))} different ones'}."
         )
-    sizes = _sizes(model, example_input)
-    smaller = _copied(model, found, inplace)
-    _cut(smaller, found, removed)
-    compared = check and prove(model, smaller, found, zeroed(model, found.readers, removed), example_input)
-    report = _report(found, "", [], removed, sizes, _sizes(smaller, example_input), compared)
-    return _given_back(model, smaller, found, inplace), report
+    sizes = sizes_of_model(model, example_input)
+    smaller = copied(model, [found], inplace)
+    cut(smaller, [(found, removed)])
+    compared = check and prove(model, smaller, found.parts, applied(zeroed(model, found, removed)), example_input)
+    report = _report(found, "", [], removed, sizes, sizes_of_model(smaller, example_input), compared)
+    return given_back(model, smaller, [found], inplace), report
 
 
-def _copied(model: nn.Module, found: Consumers, sharing: bool) -> nn.Module:
+def copied(model: nn.Module, groups: Sequence[Consumers], sharing: bool) -> nn.Module:
     """A copy to be cut; with `sharing` it has every tensor that is not cut in common with the model."""
     memo: dict[int, Any] = {}
     if sharing:
-        cut = {
-            id(tensor)
-            for module, name, _ in _cut_tensors(model, found)
-            if (tensor := getattr(module, name)) is not None
-        }
-        memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in cut}
+        touched = {id(part_tensor(model, part)) for found in groups for part in found.parts}
+        memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in touched}
     for module in model.modules():  # what pruning and weight norm compute before each call has a graph behind it
         computed = [each for each in vars(module).values() if isinstance(each, Tensor) and not each.is_leaf]
         memo.update({id(each): each.detach().clone() for each in computed})
     return copy.deepcopy(model, memo)
 
 
-def _cut_tensors(model: nn.Module, found: Consumers) -> Iterator[tuple[nn.Module, str, tuple[str, ...]]]:
-    """What removal cuts: modules, names of their tensors, and of the attributes that say how many there are."""
-    layer = model.get_submodule(found.layer)
-    yield from ((layer, name, LAYER_SIZES) for name in ("weight", "bias"))
-    for norm in found.norms:
-        module = model.get_submodule(norm.name)
-        yield from ((module, name, NORM_SIZES) for name in NORM_TENSORS if hasattr(module, name))
-    yield from ((model.get_submodule(reader.name), "weight", READER_SIZES) for reader in found.readers)
+def _holders(model: nn.Module, groups: Sequence[Consumers]) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every place of a tensor that removal cuts: a tensor may have several names."""
+    touched = {id(part_tensor(model, part)) for found in groups for part in found.parts}
+    for module in model.modules():
+        for name, tensor in _tensors_of(module).items():
+            if id(tensor) in touched:
+                yield module, name, tensor
 
 
-def _given_back(model: nn.Module, smaller: nn.Module, found: Consumers, inplace: bool) -> nn.Module:
+def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers], inplace: bool) -> nn.Module:
     """The smaller network; in place, the model with its tensors and sizes."""
     if not inplace:
         return smaller
-    for (module, name, sizes), (other, _, _) in zip(
-        _cut_tensors(model, found), _cut_tensors(smaller, found), strict=True
-    ):
-        setattr(module, name, getattr(other, name))
-        for size in sizes:
-            if hasattr(other, size):
-                setattr(module, size, getattr(other, size))
+    others = dict(smaller.named_modules(remove_duplicate=False))
+    touched = {id(tensor) for _, _, tensor in _holders(model, groups)}
+    sized = {attribute.module for found in groups for attribute in found.attributes}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in touched]
+        for name in mine:
+            setattr(module, name, getattr(others[path], name))
+        if mine or path in sized:
+            for name, value in vars(others[path]).items():
+                if isinstance(value, (int, tuple)) and name != "training":
+                    setattr(module, name, value)
     return model
 
 
-def _require_cut(model: nn.Module, found: Consumers) -> None:
-    found.require("Removing neurons", removal=True)
-    refuse_shared(model, [found.layer, *(touched.name for touched in (*found.norms, *found.readers))])
+def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> None:
+    """Remove the entries of these neurons from every tensor that has some, and from the sizes that modules state."""
+    groups = [found for found, removed in removals if removed]
+    holders = list(_holders(model, groups))
+    modules = {id(module): module for module, _, _ in holders}
+    shapes = {
+        key: {name: tuple(each.shape) for name, each in _tensors_of(module).items()} for key, module in modules.items()
+    }
+    kept: dict[tuple[int, int], Tensor] = {}
+    attributes: list[tuple[Attribute, int]] = []
+    for found, removed in removals:
+        gone = torch.tensor(removed, dtype=torch.long)
+        for part in found.parts if removed else ():
+            key, stays = (id(part_tensor(model, part)), part.dim), ~torch.isin(part.units, gone)
+            kept[key] = kept.get(key, stays) & stays
+        for attribute in found.attributes if removed else ():
+            attributes.append((attribute, int((~torch.isin(attribute.units, gone)).sum())))
+    made: dict[int, Tensor] = {}
+    for module, name, tensor in holders:
+        if id(tensor) not in made:
+            fewer = tensor.detach()
+            for (owner, dim), stays in kept.items():
+                if owner == id(tensor):
+                    fewer = fewer.index_select(dim, stays.nonzero().flatten().to(tensor.device))
+            fewer = fewer.contiguous()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(fewer, requires_grad=tensor.requires_grad) if is_parameter else fewer
+        setattr(module, name, made[id(tensor)])
+    for place, module in modules.items():
+        fit_sizes(module, shapes[place])
+    for attribute, left in attributes:
+        module = model.get_submodule(attribute.module)
+        if attribute.name not in sizes_of(module):
+            setattr(module, attribute.name, attribute.number * left // len(attribute.units))
 
 
-def _cut(model: nn.Module, found: Consumers, removed: list[int]) -> None:
-    """Remove the entries of these neurons from the layer, from norms on the way and from readers."""
-    if not removed:
-        return
-    gone = torch.tensor(removed)
-    layer = model.get_submodule(found.layer)
-    keep = _kept(torch.arange(found.neurons), gone)
-    _select(layer, "weight", row_dim(layer), keep)
-    _select(layer, "bias", 0, keep)
-    _resize(layer, LAYER_SIZES, len(keep))
-    for norm in found.norms:
-        keep = _kept(norm.neurons, gone)
-        module = model.get_submodule(norm.name)
-        for name, _ in list(norm_tensors(model, norm)):
-            _select(module, name, norm.dim, keep)
-        _resize(module, NORM_SIZES, len(keep))
-    for reader in found.readers:
-        keep = _kept(reader.neurons, gone)
-        module = model.get_submodule(reader.name)
-        _select(module, "weight", reader.dim, keep)
-        _resize(module, READER_SIZES, len(keep))
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    stores = (module._parameters, module._buffers)
+    return {name: each for store in stores for name, each in store.items() if each is not None}
 
 
-def _kept(neurons: Tensor, gone: Tensor) -> Tensor:
-    return (~torch.isin(neurons, gone)).nonzero().flatten()
-
-
-def _select(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
-    tensor = getattr(module, name)
-    if tensor is None:
-        return
-    fewer = tensor.detach().index_select(dim, keep.to(tensor.device)).contiguous()
-    if isinstance(tensor, nn.Parameter):
-        setattr(module, name, nn.Parameter(fewer, requires_grad=tensor.requires_grad))
-    else:
-        setattr(module, name, fewer)
-
-
-def _resize(module: nn.Module, names: tuple[str, ...], size: int) -> None:
-    for name in names:
-        if hasattr(module, name):
-            setattr(module, name, size)
-
-
-def _sizes(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
+def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
     """Parameters, and FLOPs of one forward pass where there is an example."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if example_input is None:
         return parameters, None
     from torch.utils.flop_counter import FlopCounterMode
 
-    arguments, named = as_inputs(example_input)
+    arguments, named = as_arguments(example_input)
     counter = FlopCounterMode(display=False)
     with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter:
         model(*arguments, **named)

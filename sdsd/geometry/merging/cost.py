@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...graphs import Touched, spatial_dims
+from ...graphs import READER, Part, spatial_dims
 from ...models import evaluating
 from .consumers import consumers
-from .merge import reader_weight
+from .merge import part_tensor
 from .sensitivity import LossFunction
 
 
@@ -55,23 +55,25 @@ def outgoing_weights(
     """
     found = consumers(model, layer, example_input)
     found.require("outgoing_weights", removal=False)
-    roots = {} if loss is None else _roots(model, found.readers, *loss)
+    roots = {} if loss is None else _roots(model, {module_of(part) for part in found.of(READER)}, *loss)
     columns = []
-    for reader in found.readers:
-        weight = reader_weight(model, reader).detach().double()
-        entries = reader.entries(torch.arange(found.neurons)).to(weight.device)
-        each = weight.index_select(reader.dim, entries).movedim((reader.dim, 1 - reader.dim), (0, 1))
-        if reader.name in roots:
-            each = torch.einsum("no...,or->nr...", each, roots[reader.name])
+    for part in found.of(READER):
+        weight = part_tensor(model, part).detach().double()
+        entries = part.entries(torch.arange(found.neurons)).to(weight.device)
+        each = weight.index_select(part.dim, entries).movedim(part.dim, 0)
+        if module_of(part) in roots:
+            each = torch.einsum("no...,or->nr...", each, roots[module_of(part)])
         columns.append(each.reshape(found.neurons, -1))
     return torch.cat([each.to(columns[0].device) for each in columns], 1)
 
 
-def _roots(
-    model: nn.Module, readers: Iterable[Touched], loader: Iterable[Any], loss_fn: LossFunction
-) -> dict[str, Tensor]:
+def module_of(part: Part) -> str:
+    return part.name.rpartition(".")[0]
+
+
+def _roots(model: nn.Module, readers: Iterable[str], loader: Iterable[Any], loss_fn: LossFunction) -> dict[str, Tensor]:
     """For each reader a root R of F = R Rᵀ.  # shape: (outputs, outputs) each"""
-    modules = {reader.name: model.get_submodule(reader.name) for reader in readers}
+    modules = {name: model.get_submodule(name) for name in sorted(readers)}
     sums: dict[str, Tensor] = {}
     samples = 0
     with evaluating(model), torch.enable_grad(), ExitStack() as stack:

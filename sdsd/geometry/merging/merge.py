@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ...graphs import CONVOLUTIONS, MAKE_PERMANENT, NORM_TENSORS, Touched, computed_tensors, neuron_count, row_dim
+from ...graphs import BETWEEN, CONVOLUTIONS, MAKE_PERMANENT, READER, TIED, WRITER, Part, computed_tensors
 from ...models import restored
 from ..arrays import neurons_first
-from .consumers import Consumers, consumers, dense_layer
+from .consumers import Consumers, consumers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,8 +81,8 @@ def merge(
         >>> bool(hidden[0, 0] == hidden[0, 2]), bool((model[0].weight == before).all())
         (True, True)
     """
-    absorption = absorption_from(dense_layer(model, layer), activations, gram, neuron_dim, how)
-    merger = Merger(model, consumers(model, layer, example_input), how, absorption)
+    found = consumers(model, layer, example_input)
+    merger = Merger(model, found, how, absorption_from(model, found, activations, gram, neuron_dim, how))
     return _merged(merger, merger.checked(pairs))
 
 
@@ -146,64 +146,38 @@ class Merger:
         else:
             found.require(f"how={how!r}", removal=False)
         self.model, self.found, self.how, self.absorption = model, found, how, absorption
-        self.layer = model.get_submodule(found.layer)
-        changed = [found.layer, *(norm.name for norm in found.norms)] if how == "mean" else []
-        for norm in found.norms if how == "mean" else ():
-            computed = computed_tensors(model.get_submodule(norm.name))
-            if computed:
-                raise ValueError(
-                    f"layer: the {computed[0]} of {norm.name!r}, behind {found.layer!r}, is computed from other "
-                    f"tensors, so it cannot be averaged. {MAKE_PERMANENT}"
-                )
-        refuse_shared(model, changed or [reader.name for reader in found.readers])
+        refuse_tied(found)
+        if how == "mean":
+            refuse_computed(model, found)
 
     def checked(self, pairs: Pairs) -> IndexPairs:
         """ValueError or TypeError for pairs that cannot be merged."""
-        checked = checked_pairs(pairs, self.found.neurons)
-        groups = getattr(self.layer, "groups", 1)
-        if self.how == "mean" and groups > 1:
-            group = [which // (self.found.neurons // groups) for which in checked]
-            apart = (group[0] != group[1]).nonzero().flatten().tolist()
-            if apart:
-                i, j = checked.first[apart[0]].item(), checked.second[apart[0]].item()
-                raise ValueError(
-                    f"pairs: neurons {i} and {j} are in different groups of {self.found.layer!r} (groups={groups}) and "
-                    "read different inputs, so their weights have no mean. Use how='act' or how='absorb'."
-                )
-        return checked
+        return checked_pairs(pairs, self.found.neurons)
 
     def edits(self, pairs: IndexPairs) -> list[Edit]:
         """What to write where. `pairs` come from `checked`."""
         if self.how == "mean":
-            return [_averaged(tensor, touched, pairs) for tensor, touched in self._incoming()]
-        weights = [(reader_weight(self.model, reader), reader) for reader in self.found.readers]
+            return [
+                _averaged(part_tensor(self.model, part), part, pairs)
+                for part in self.found.parts
+                if part.role in (WRITER, BETWEEN)
+            ]
+        weights = [(part_tensor(self.model, part), part) for part in self.found.of(READER)]
         if self.how == "act":
-            return [_averaged(weight, reader, pairs) for weight, reader in weights]
+            return [_averaged(weight, part, pairs) for weight, part in weights]
         assert self.absorption is not None
         share = self.absorption(pairs)
-        return [edit for weight, reader in weights for edit in added(weight, reader, pairs, share)]
-
-    def _incoming(self) -> Iterator[tuple[Tensor, Touched]]:
-        """Tensors that hold entries for single neurons up to their readers, and where in them."""
-        own = torch.arange(self.found.neurons)
-        yield tensor_of(self.layer, "weight"), Touched("", "", row_dim(self.layer), own)
-        if self.layer.bias is not None:
-            yield tensor_of(self.layer, "bias"), Touched("", "", 0, own)
-        for norm in self.found.norms:
-            yield from ((tensor, norm) for _, tensor in norm_tensors(self.model, norm))
+        return [edit for weight, part in weights for edit in added(weight, part, pairs, share)]
 
 
 def check_how(how: str) -> None:
     checks.check_choice(how, "how", MERGES)
 
 
-def norm_tensors(model: nn.Module, norm: Touched) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a norm that have entries for single neurons, by name."""
-    module = model.get_submodule(norm.name)
-    for name in NORM_TENSORS:
-        tensor = getattr(module, name, None)
-        if tensor is not None:
-            yield name, tensor
+def part_tensor(model: nn.Module, part: Part) -> Tensor:
+    """The parameter or buffer of that name."""
+    holder, _, name = part.name.rpartition(".")
+    return tensor_of(model.get_submodule(holder), name)
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor:
@@ -212,11 +186,7 @@ def tensor_of(module: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def reader_weight(model: nn.Module, reader: Touched) -> Tensor:
-    return tensor_of(model.get_submodule(reader.name), "weight")
-
-
-def added(weight: Tensor, reader: Touched, pairs: IndexPairs, share: Tensor) -> list[Edit]:
+def added(weight: Tensor, reader: Part, pairs: IndexPairs, share: Tensor) -> list[Edit]:
     """o_i + share · o_j in the place of o_i, and 0 in that of o_j."""
     first, second = (reader.entries(which).to(weight.device) for which in pairs)
     times = share.repeat_interleave(len(first) // max(1, len(share))).to(weight.device)
@@ -229,7 +199,7 @@ def added(weight: Tensor, reader: Touched, pairs: IndexPairs, share: Tensor) -> 
     ]
 
 
-def _averaged(tensor: Tensor, touched: Touched, pairs: IndexPairs) -> Edit:
+def _averaged(tensor: Tensor, touched: Part, pairs: IndexPairs) -> Edit:
     dim = touched.dim
     first, second = (touched.entries(which).to(tensor.device) for which in pairs)
     halves = [tensor.detach().index_select(dim, which).double() / 2 for which in (first, second)]
@@ -237,20 +207,25 @@ def _averaged(tensor: Tensor, touched: Touched, pairs: IndexPairs) -> Edit:
     return Edit(tensor, dim, torch.cat((first, second)), torch.cat((average, average), dim))
 
 
-def refuse_shared(model: nn.Module, names: Iterable[str]) -> None:
-    """ValueError where a parameter of these modules belongs to another module as well."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for local, parameter in module._parameters.items():
-            owners.setdefault(id(parameter), []).append(f"{name}.{local}" if name else local)
-    for name in names:
-        for parameter in model.get_submodule(name)._parameters.values():
-            shared = owners.get(id(parameter), []) if parameter is not None else []
-            if len(shared) > 1:
-                raise ValueError(
-                    f"layer: {shared[0]!r} and {shared[1]!r} are one tensor, so changing one layer changes both. "
-                    "Untie them first (give one a copy), or choose another layer."
-                )
+def refuse_tied(found: Consumers) -> None:
+    """ValueError where an axis of one tensor both gives the neurons' values and reads them."""
+    for part in found.of(TIED):
+        raise ValueError(
+            f"layer: {part.name!r} writes the neurons of {found.layer!r} and reads them, as one tensor in two places, "
+            "so changing the one changes the other. Untie them first (give one a copy), or choose another layer."
+        )
+
+
+def refuse_computed(model: nn.Module, found: Consumers) -> None:
+    """ValueError where what would be averaged is computed from other tensors before each call."""
+    for part in found.parts:
+        holder = part.name.partition(".parametrizations")[0].rpartition(".")[0]
+        computed = computed_tensors(model.get_submodule(holder)) if part.role in (WRITER, BETWEEN) else []
+        if computed:
+            raise ValueError(
+                f"layer: the {computed[0]} of {holder!r}, behind {found.layer!r}, is computed from other tensors, so "
+                f"it cannot be averaged. {MAKE_PERMANENT}"
+            )
 
 
 def checked_pairs(pairs: Pairs, neurons: int) -> IndexPairs:
@@ -279,14 +254,18 @@ def checked_pairs(pairs: Pairs, neurons: int) -> IndexPairs:
     return IndexPairs(indices[:, 0], indices[:, 1])
 
 
-def layer_rows(layer: nn.Module, activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
-    """A view of the activations of a layer's neurons.  # shape: (neurons, …)"""
+def layer_rows(model: nn.Module, found: Consumers, activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
+    """The activations of a layer's neurons. Of neurons with several rows, these are samples.  # shape: (neurons, …)"""
     if neuron_dim is None:
-        neuron_dim = 1 if isinstance(layer, CONVOLUTIONS) else -1
+        holder = dict(model.named_modules(remove_duplicate=False)).get(found.layer)
+        neuron_dim = 1 if isinstance(holder, CONVOLUTIONS) else -1
     rows = neurons_first(activations, neuron_dim)
-    if rows.shape[0] != neuron_count(layer) or rows[0].numel() == 0:
+    if rows.shape[0] == len(found.rows) != found.neurons:
+        order = found.rows.argsort(stable=True).to(rows.device)
+        rows = rows.flatten(1)[order].reshape(found.neurons, -1)
+    if rows.shape[0] != found.neurons or rows[0].numel() == 0:
         raise ValueError(
-            f"activations: expected samples of {neuron_count(layer)} neurons, got {rows.shape[0]} neurons along "
+            f"activations: expected samples of {found.neurons} neurons, got {rows.shape[0]} neurons along "
             f"dimension {neuron_dim} and {rows[0].numel() if len(rows) else 0} samples. neuron_dim names the "
             "dimension that counts neurons."
         )
@@ -294,7 +273,8 @@ def layer_rows(layer: nn.Module, activations: Tensor | np.ndarray, neuron_dim: i
 
 
 def absorption_from(
-    layer: nn.Module,
+    model: nn.Module,
+    found: Consumers,
     activations: Tensor | np.ndarray | None,
     gram: Tensor | np.ndarray | None,
     neuron_dim: int | None,
@@ -304,7 +284,7 @@ def absorption_from(
     check_how(how)
     if how != "absorb":
         return None
-    neurons = neuron_count(layer)
+    neurons = found.neurons
     if gram is not None:
         products = torch.as_tensor(gram).detach()
         if tuple(products.shape) != (neurons, neurons) or not products.is_floating_point():
@@ -320,7 +300,7 @@ def absorption_from(
             "how='absorb' needs activations= or gram=: the share of j that i takes over is ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩. "
             "how='mean' and how='act' need neither."
         )
-    rows = layer_rows(layer, activations, neuron_dim)
+    rows = layer_rows(model, found, activations, neuron_dim)
 
     def shares(pairs: IndexPairs) -> Tensor:
         squares = torch.zeros(neurons, dtype=torch.float64)

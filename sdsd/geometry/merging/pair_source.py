@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ...graphs import neuron_count
 from ..arrays import as_tensor
 from ..cosines import NeuronPair, alive_neurons, as_cosine, disjoint_pairs
-from .consumers import dense_layer
+from .consumers import Consumers
 from .merge import layer_rows
 
 if TYPE_CHECKING:
@@ -25,20 +24,19 @@ class PairSource:
     def __init__(
         self,
         model: nn.Module,
-        layer: str,
+        found: Consumers,
         activations: Tensor | np.ndarray | None,
         cosine: Tensor | np.ndarray | None,
         alive: Tensor | np.ndarray | None,
         neuron_dim: int | None,
     ) -> None:
-        self.layer = dense_layer(model, layer)
-        neurons = neuron_count(self.layer)
+        neurons, layer = found.neurons, found.layer
         if (activations is None) == (cosine is None):
             raise ValueError(
                 f"activations, cosine: expected one of them, got {'neither' if cosine is None else 'both'}. Pairs are "
                 "chosen by the cosine of activations, or by a matrix such as weight_cosine(model, layer)."
             )
-        self.rows = None if activations is None else layer_rows(self.layer, activations, neuron_dim)
+        self.rows = None if activations is None else layer_rows(model, found, activations, neuron_dim)
         self.cosine = cosine = None if cosine is None else as_cosine(cosine)
         if self.rows is not None:
             able = alive_neurons(self.rows, 0).cpu()

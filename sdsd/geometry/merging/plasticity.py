@@ -16,6 +16,7 @@ from ..._progress import Progress, reporter
 from ...models import evaluating
 from ..cosines import NeuronPair
 from .consolidate import consolidate
+from .consumers import consumers
 from .controls import Training, cuda_devices
 from .merge import How
 from .pair_source import PairSource
@@ -107,7 +108,7 @@ def plasticity(
         3
     """
     epochs = checks.check_count(epochs, "epochs")
-    source = PairSource(model, layer, activations, cosine, alive, neuron_dim)
+    source = PairSource(model, consumers(model, layer, example_input), activations, cosine, alive, neuron_dim)
     chosen = [source.pairs(pairs, which, seed) for which in ("nearest", "random")]
     options = {"activations": activations, "gram": gram, "neuron_dim": neuron_dim, "example_input": example_input}
     copies = [consolidate(model, layer, pairing, how, remove=False, **options)[0] for pairing in chosen]

@@ -6,24 +6,20 @@ its readers changed by one rounding error each, and the two networks may differ 
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...graphs import CONVOLUTIONS, Touched, spatial_dims
+from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, outputs
 from ...models import evaluating, training_outside_torch, untouched
 from ..arithmetic import plain_arithmetic
 from .consumers import Consumers
-from .merge import Edit, applied
+from .merge import Edit, applied, part_tensor
 
 ROUNDINGS = 64
-SIZES = (32, 28, 224, 64, 16, 8)
-"""Widths of pictures, and lengths of sequences, to try where there is no example."""
 SEED = 0
 WHAT_TO_DO = (
     "Something in the model's forward depends on how many neurons there are. Merge without removal (remove=False), or "
@@ -33,27 +29,26 @@ WHAT_TO_DO = (
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def as_inputs(example_input: Any) -> Inputs:
-    """Positional and keyword arguments of the model."""
-    if isinstance(example_input, dict):
-        return (), example_input
-    return tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,), {}
-
-
-def prove(model: nn.Module, smaller: nn.Module, found: Consumers, edits: Sequence[Edit], example_input: Any) -> bool:
+def prove(
+    model: nn.Module,
+    smaller: nn.Module,
+    parts: Sequence[Part],
+    merged: AbstractContextManager[None],
+    example_input: Any,
+) -> bool:
     """Whether both could be compared; ValueError where they differ beyond rounding.
 
     Args:
-        model: the network; `edits` make it the merged one meanwhile. It is left as it was.
+        model: the network; inside `merged` it is the merged one. It is left as it was.
         smaller: what should compute the same.
-        found: of `model`.
+        parts: what was merged, and what reads it.
         example_input: None: inputs of a likely shape are tried; the proof is left out where the model runs on none.
     """
     compared = False
-    with applied(edits), untouched(model), untouched(smaller), _exact(model):
+    with merged, untouched(model), untouched(smaller), _exact(model):
         for inputs in _inputs(model, example_input):
             for mode in (evaluating, training_outside_torch):
-                compared |= _Comparison(model, smaller, found, inputs, mode).agree()
+                compared |= _Comparison(model, smaller, parts, inputs, mode).agree()
     return compared
 
 
@@ -61,9 +56,14 @@ class _Comparison:
     """Both networks on one input, in one mode."""
 
     def __init__(
-        self, model: nn.Module, smaller: nn.Module, found: Consumers, inputs: Inputs, mode: Callable[[nn.Module], Any]
+        self,
+        model: nn.Module,
+        smaller: nn.Module,
+        parts: Sequence[Part],
+        inputs: Inputs,
+        mode: Callable[[nn.Module], Any],
     ) -> None:
-        self.model, self.smaller, self.found, self.inputs, self.mode = model, smaller, found, inputs, mode
+        self.model, self.smaller, self.parts, self.inputs, self.mode = model, smaller, parts, inputs, mode
         self.where = "" if mode is evaluating else "in training, "
 
     def agree(self) -> bool:
@@ -106,17 +106,17 @@ class _Comparison:
 
     def _run(self, model: nn.Module, seed: int = SEED) -> list[Tensor]:
         arguments, named = self.inputs
-        with self.mode(model), torch.random.fork_rng(_cuda_devices(model)):
+        # Norms that are not torch's own take statistics in training.
+        with untouched(model), self.mode(model), torch.random.fork_rng(_cuda_devices(model)):
             torch.manual_seed(seed)
             return list(_tensors(model(*arguments, **named)))
 
     def _run_rounded(self, merged: list[Tensor]) -> list[Tensor]:
-        names = [self.found.layer, *(reader.name for reader in self.found.readers)]
+        parts = {part.name: part for part in self.parts if part.role in (WRITER, READER, TIED)}
         generator = torch.Generator().manual_seed(SEED)
         edits = []
-        for name in names:
-            weight = self.model.get_submodule(name).weight
-            assert isinstance(weight, Tensor)
+        for part in parts.values():
+            weight = part_tensor(self.model, part)
             epsilon = max([torch.finfo(weight.dtype).eps, *map(_epsilon, merged)])
             signs = torch.randint(2, weight.shape, generator=generator).double().to(weight.device) * 2 - 1
             changed = (weight.detach().double() * (1 + epsilon * signs)).to(weight.dtype)
@@ -163,9 +163,9 @@ class _Comparison:
 def _inputs(model: nn.Module, example_input: Any) -> Iterator[Inputs]:
     """The example and random numbers of its shapes; or what the model runs on, of a likely shape."""
     if example_input is None:
-        yield from _guessed(model)
+        yield from (((guess,), {}) for guess in likely_inputs(model))
         return
-    arguments, named = as_inputs(example_input)
+    arguments, named = as_arguments(example_input)
     yield arguments, named
     generator = torch.Generator().manual_seed(SEED)
 
@@ -178,59 +178,13 @@ def _inputs(model: nn.Module, example_input: Any) -> Iterator[Inputs]:
         yield tuple(map(random, arguments)), {name: random(value) for name, value in named.items()}
 
 
-def _guessed(model: nn.Module) -> Iterator[Inputs]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [each for each in parameters if each.default is inspect.Parameter.empty and each.kind in positional]
-    if len(required) != 1:
-        return
-    first = next((m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding, *CONVOLUTIONS))), None)
-    for guess in () if first is None else _likely(first):
-        try:
-            with evaluating(model), torch.random.fork_rng(_cuda_devices(model)):
-                model(guess)
-        except Exception:
-            continue
-        yield (guess,), {}
-        return
-
-
-def _likely(module: nn.Module) -> Iterator[Tensor]:
-    """Inputs that a model which begins with this module might take."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    generator = torch.Generator().manual_seed(SEED)
-    if isinstance(module, nn.Embedding):
-        yield torch.randint(module.num_embeddings, (2, 8), generator=generator).to(weight.device)
-        return
-    dims = spatial_dims(module)
-    if dims == 0:
-        width = module.in_features
-        shapes: list[tuple[Any, ...]] = [(4, width), *((2, length, width) for length in (3, 4, 8, 16))]
-    else:
-        shapes = [(2, module.in_channels, *[size] * dims) for size in (SIZES if dims < 3 else (16, 8))]
-    for shape in shapes:
-        yield torch.randn(shape, generator=generator).to(weight)
-
-
-def _tensors(output: Any, depth: int = 6) -> Iterator[Tensor]:
+def _tensors(output: Any) -> Iterator[Tensor]:
     """Every floating-point number in what a model gives, as tensors."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point() or output.is_complex():
-            yield output.detach()
-    elif isinstance(output, (int, float)) and not isinstance(output, bool):
-        yield torch.tensor(output, dtype=torch.float64)
-    elif depth > 0:
-        if isinstance(output, Mapping):
-            parts = list(output.values())
-        elif isinstance(output, (tuple, list)):
-            parts = list(output)
-        elif dataclasses.is_dataclass(output) or hasattr(output, "__dict__"):
-            parts = list(vars(output).values())
-        else:
-            parts = []
-        for part in parts:
-            yield from _tensors(part, depth - 1)
+    for each in outputs(output):
+        if not isinstance(each, Tensor):
+            yield torch.tensor(float(each), dtype=torch.float64)
+        elif each.is_floating_point() or each.is_complex():
+            yield each.detach()
 
 
 def _difference(one: Tensor, two: Tensor) -> float:
@@ -277,14 +231,13 @@ def _exact(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def zeroed(model: nn.Module, readers: Sequence[Touched], neurons: Sequence[int]) -> list[Edit]:
+def zeroed(model: nn.Module, found: Consumers, neurons: Sequence[int]) -> list[Edit]:
     """What makes readers blind for some neurons."""
     edits = []
-    for reader in readers:
-        weight = model.get_submodule(reader.name).weight
-        assert isinstance(weight, Tensor)
-        entries = reader.entries(torch.tensor(neurons, dtype=torch.long)).to(weight.device)
-        edits.append(
-            Edit(weight, reader.dim, entries, torch.zeros_like(weight.detach().index_select(reader.dim, entries)))
-        )
+    for part in found.parts:
+        if part.role in (READER, TIED):
+            weight = part_tensor(model, part)
+            entries = part.entries(torch.tensor(neurons, dtype=torch.long)).to(weight.device)
+            values = torch.zeros_like(weight.detach().index_select(part.dim, entries))
+            edits.append(Edit(weight, part.dim, entries, values))
     return edits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from ...graphs import outputs
 from ...models import evaluating
 
 Sensitivity = Callable[[nn.Module], Any]
@@ -67,8 +69,9 @@ def kl_to_untouched(
     Args:
         model: the untouched network.
         loader: as in `mean_loss`.
-        forward: (model, batch) → logits (…, classes); None: the model of a batch's first part, or of all parts of a
-            batch that is a dict.
+        forward: (model, batch) → logits (…, classes); None: the model of a batch's first part, or of the parts of a
+            batch that is a dict which the model's forward names. Of an output that is an object or a dictionary, its
+            logits, or its first floating-point tensor, are taken.
 
     Returns:
         A function of a model that gives a float, in nats, 0 for `model` as it was.
@@ -126,8 +129,24 @@ def _against_untouched(
 
 def _forward(model: nn.Module, batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        parameters = inspect.signature(model.forward).parameters
+        takes_any = any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+        output = model(**{name: value for name, value in batch.items() if takes_any or name in parameters})
+    else:
+        output = model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    return _tensor_of(output)
+
+
+def _tensor_of(output: Any) -> Tensor:
+    """The logits of an output that is an object or a dictionary, or its first tensor of floating-point numbers."""
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    for each in (named, *outputs(output)):
+        if isinstance(each, Tensor) and each.is_floating_point() and each.ndim > 0:
+            return each
+    raise TypeError(
+        f"forward: expected the model to give a tensor, or an object or dictionary with one, got "
+        f"{type(output).__name__}. Pass forward=lambda model, batch: …, which gives the logits."
+    )
 
 
 def as_sensitivity(loss: Sensitivity | tuple[Iterable[Any], LossFunction]) -> Sensitivity:

@@ -42,7 +42,6 @@ class HistoryFile:
         self._forget()
 
     def _forget(self) -> None:
-        self._identity: tuple[int, int] | None = None
         self._offset = self._lines = 0
         self._last = b""
 
@@ -57,16 +56,15 @@ class HistoryFile:
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
-            part.there, part.anew = False, self._identity is not None
+            part.there, part.anew = False, self._offset > 0
             self._forget()
             return part
         with file:
             facts = os.fstat(file.fileno())
-            identity = (facts.st_dev, facts.st_ino)
-            if self._identity is not None and not (identity == self._identity and self._goes_on(file)):
+            if not self._goes_on(file):
                 part.anew = True
                 self._forget()
-            self._identity, part.changed = identity, facts.st_mtime
+            part.changed = facts.st_mtime
             file.seek(self._offset)
             block = file.read(most)
         whole = block[: block.rfind(b"\n") + 1]

@@ -21,7 +21,7 @@
 from .display import GAMMA_COLUMNS, Display, Row, choose_display, table_row
 from .figure_book import FigureBook
 from .files import plain, prepare_output, versions, write_json, write_text
-from .judging import VERDICTS, Effect, Rule, holm
+from .judging import MATCH, SIGNIFICANT, VERDICTS, Effect, Rule, holm, unshown
 from .measured import Measured, fraction_interval, geometric_interval, mean_interval
 from .page import duration
 from .progress import Progress, choose_progress
@@ -33,6 +33,8 @@ from .threads import one_thread
 
 __all__ = [
     "GAMMA_COLUMNS",
+    "MATCH",
+    "SIGNIFICANT",
     "VERDICTS",
     "Display",
     "Effect",
@@ -58,6 +60,7 @@ __all__ = [
     "prepare_output",
     "run_study",
     "table_row",
+    "unshown",
     "versions",
     "write_json",
     "write_text",

@@ -11,6 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+FLAG = "_is"
+"""Ends the name of what says which number stands behind a null."""
+
 
 def prepare_output(out: str | Path) -> Path:
     """Create `out` and prove that a file can be written there.
@@ -45,25 +48,67 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` for strict JSON: NaN becomes null, the infinities "inf" and "-inf", tuples lists, paths text."""
+    """`value` for strict JSON: tuples become lists, paths text, and numbers that are not finite null with a flag.
+
+    Beside `name: null` stands `name_is`: "inf", "-inf" or "nan". Where `name` is a list, `name_is` has a flag for each
+    place with such a number: {"1": "inf"}, and {"0.1": "inf"} in a list of lists.
+    """
     if isinstance(value, dict):
-        return {str(name): plain(entry) for name, entry in value.items()}
+        plainly = {}
+        for name, entry in value.items():
+            plainly[str(name)] = plain(entry)
+            if flags := _flag(entry):
+                plainly[f"{name}{FLAG}"] = flags
+        return plainly
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+        return None
     if isinstance(value, Path):
         return str(value)
     return value
 
 
+def _flag(value: Any) -> Any:
+    """What a number that is not finite is; for a list, that of each such number by its place; else None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if not isinstance(value, (list, tuple)):
+        return None
+    flags: dict[str, str] = {}
+    for place, entry in enumerate(value):
+        found = _flag(entry)
+        if isinstance(found, dict):
+            flags |= {f"{place}.{inner}": flag for inner, flag in found.items()}
+        elif found:
+            flags[str(place)] = found
+    return flags or None
+
+
 def revive(value: Any) -> Any:
-    """What `plain` wrote as "inf" and "-inf" as numbers again; null, once NaN, stays None."""
-    if isinstance(value, dict):
-        return {name: revive(entry) for name, entry in value.items()}
+    """What `plain` wrote, with its infinite numbers; null, once NaN, stays None."""
     if isinstance(value, list):
         return [revive(entry) for entry in value]
-    return float(value) if value in ("inf", "-inf") else value
+    if not isinstance(value, dict):
+        return value
+    flags = {name: value[name] for name in value if name.endswith(FLAG) and name.removesuffix(FLAG) in value}
+    revived = {name: revive(entry) for name, entry in value.items() if name not in flags}
+    for name, flag in flags.items():
+        own = name.removesuffix(FLAG)
+        if not isinstance(flag, dict):
+            revived[own] = _number(flag)
+            continue
+        for place, inner in flag.items():
+            *way, last = map(int, place.split("."))
+            inside = revived[own]
+            for step in way:
+                inside = inside[step]
+            inside[last] = _number(inner)
+    return revived
+
+
+def _number(flag: str) -> float | None:
+    return None if flag == "nan" else float(flag)
 
 
 def versions() -> dict[str, str]:

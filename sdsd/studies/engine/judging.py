@@ -1,4 +1,4 @@
-"""What decides a verdict: rules that were fixed before the figures, and the words that follow from a number.
+"""What decides a verdict: rules with the day since which they stand, and the words that follow from a number.
 
 ==================  ===================================================================================================
 reproduced          the effect is there, and the number is the document's: at least half of it and at most twice
@@ -29,7 +29,6 @@ VERDICTS = (
     "opposite",
     "refuted",
     "untestable here",
-    "not reproduced",
 )
 MATCH = 2.0
 """A number matches the document's within this factor, both ways."""
@@ -133,6 +132,11 @@ class Effect:
             f"reproduced if the 95% interval lies {side} {self.nothing:g}{number}; opposite if it lies {other}{none}; "
             "inconclusive otherwise"
         )
+
+
+def unshown(shown: Sequence[bool]) -> str:
+    """The word where not every repetition shows what was claimed: "no effect" if none does, else "inconclusive"."""
+    return "inconclusive" if any(shown) else "no effect"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

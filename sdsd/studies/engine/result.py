@@ -108,8 +108,8 @@ class StudyResult:
         verdicts = [_verdict(each) for each in facts["verdicts"]]
         return cls(**{name: revive(facts[name]) for name in names}, verdicts=verdicts)
 
-    def summary_lines(self) -> list[str]:
-        """Claim, both numbers, verdict and corrected statement of each verdict."""
+    def summary_lines(self, width: int = 110) -> list[str]:
+        """Claim, both numbers, verdict and corrected statement of each verdict, in `width` columns."""
         lines = []
         for verdict in self.verdicts:
             for label, text in (
@@ -120,7 +120,7 @@ class StudyResult:
                 ("  rule", verdict.rule),
                 ("  instead", verdict.corrected),
             ):
-                lines += textwrap.wrap(text, 110, initial_indent=f"{label:<11}", subsequent_indent=" " * 11)
+                lines += textwrap.wrap(text, width, initial_indent=f"{label:<11}", subsequent_indent=" " * 11)
         return lines
 
 

@@ -8,6 +8,8 @@
 `report.py`        its page
 `verdicts.py`      what examinations say to the document's claims
 `studies.py`       the studies, one a network
+`after_merging.py` a network with room to learn, merged and trained on
+`redundancy.py`    what foretells the cost of merging a random pair
 `merge_cost.py`    the cost of a merge foretold, beside cosines and pruning
 `networks.py`      what they examine: a CNN for MNIST, EfficientNet-Lite0, MiniLM, ResNet18
 `pretrained.py`    networks and data that come in Python packages

@@ -72,6 +72,7 @@ def formula_sizes(classes: Tensor) -> Tensor:
     size = 1
     while bool((sizes < 0).any()):
         size += 1
+        assert size <= 4**inputs, "no function of n bits needs so many leaves"
         found = torch.zeros(last + 1, dtype=torch.bool)
         for left in range(1, size // 2 + 1):
             others = (sizes == size - left).nonzero().flatten()

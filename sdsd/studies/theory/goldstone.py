@@ -77,7 +77,6 @@ def judge(result: StudyResult) -> list[Verdict]:
             corrected=f"Along the orbit of u·v = 1 the variance of ½ log(u/v) grows with the power {along.value:.2f} "
             f"of time, to {rate} · D t; across it the variance of uv − 1 stays (power {across}, {height} · D). "
             "A mode that nothing holds is one along which isotropic noise selects nothing.",
-            effect=FREE,
             **RULES["goldstone"].stated(),
         )
     ]
@@ -105,6 +104,6 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=10,
+        expected_seconds=5,
     ),
 )

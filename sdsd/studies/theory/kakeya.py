@@ -171,6 +171,6 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=40,
+        expected_seconds=25,
     ),
 )

@@ -146,7 +146,8 @@ def judge(result: StudyResult) -> list[Verdict]:
         against=1,
     )
     trajectory = LATER.verdict(later)
-    if trajectory == "reproduced" and decayed.high is not None and decayed.high < 1:
+    fewer = decayed.high is not None and decayed.high < 1
+    if trajectory == "reproduced" and fewer:
         trajectory = "direction only"
     return [
         _bound_verdict(result),
@@ -156,9 +157,9 @@ def judge(result: StudyResult) -> list[Verdict]:
             verdict=trajectory,
             seed_figure="a conjecture, without a number",
             our_figure=later,
-            corrected=f"Once no training error is left, training on makes the rounded network take {later}. It is no "
-            f"minimum: with weight decay {result.config['weight_decay']:g} networks of the same labels take {decayed}.",
-            effect=LATER,
+            corrected=f"Once no training error is left, training on makes the rounded network take {later}. "
+            f"{'It is no minimum: w' if fewer else 'W'}ith weight decay {result.config['weight_decay']:g} networks of "
+            f"the same labels take {decayed}.",
             **RULES["occam: trajectory"].stated(),
         ),
         Verdict(
@@ -266,7 +267,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=90,
+        expected_seconds=60,
         needs=("sklearn",),
     ),
 )

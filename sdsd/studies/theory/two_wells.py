@@ -106,7 +106,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     config = result.config
     return [
         Verdict(
-            claim="SGD with noise is an engine that maximises entropy: it settles in large basins, not small ones",
+            claim="Noisy descent is a diffusion that seeks large volumes: it settles in large basins, not small ones",
             source=f"{MOVES}, The Entropic Selection Principle, 2",
             verdict=word,
             seed_figure="exponentially more likely",
@@ -114,8 +114,8 @@ def judge(result: StudyResult) -> list[Verdict]:
             corrected=f"Of two wells of one depth and curvatures {config['wide']:g} and {config['narrow']:g} in the "
             f"plane, the wide one holds {langevin} of noisy paths at t = {config['end']:g}; equilibrium would be "
             f"{gibbs:.3f}. Descent without any noise ends there for {descent} of the same starts: most of the "
-            "preference is where one starts, and the rest needs isotropic noise and time enough to cross.",
-            effect=ADDED,
+            "preference is where one starts, and the rest needs isotropic noise, which SGD's is not, and time "
+            "to cross.",
             **RULES["two-wells"].stated(),
         )
     ]
@@ -147,12 +147,12 @@ STUDIES = (
         summary="shares of a wide and a narrow well with noise and without",
         claim="SGD maximises entropy",
         source=f"{MOVES}, The Entropic Selection Principle, 2",
-        quick={"paths": 500, "step_size": 0.02, "end": 40.0},
+        quick={"paths": 300, "step_size": 0.008, "end": 60.0},
         quick_seeds=4,
         seeds=5,
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=40,
+        expected_seconds=45,
     ),
 )

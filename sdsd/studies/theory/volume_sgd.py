@@ -127,7 +127,6 @@ def judge(result: StudyResult) -> list[Verdict]:
                 for name in names
             )
             + f". Each network stopped when it first fitted; of {runs} at least {short} did.",
-            effect=CORRELATION,
             **RULES["volume-sgd"].stated(),
         )
     ]
@@ -162,6 +161,6 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=100,
+        expected_seconds=60,
     ),
 )

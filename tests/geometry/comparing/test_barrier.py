@@ -118,7 +118,7 @@ def test_the_picture():
     figure, axes = found.plot()
     assert axes.get_title(loc="left") == "Barrier 1.5"
     assert axes.lines[0].get_ydata().tolist() == [1.0, 3.0, 2.0]
-    assert found.plot(axes) == (figure, axes)
+    assert found.plot(axes=axes) == (figure, axes)
 
 
 def test_examples():

@@ -298,3 +298,18 @@ def test_too_many_pairs_say_what_to_do():
     x = torch.randn(20, 400)
     with pytest.raises(ValueError, match=r"above: [\d,]+ pairs have a cosine of at least -1.*use above="):
         neuron_pairs(x, above=-1, max_bytes=1_300_000)
+
+
+def test_the_picture_of_a_histogram():
+    pytest.importorskip("matplotlib")
+    x = torch.randn(10, 6)
+    x[:, 2] = 0
+    found = cosine_histogram(x, 8)
+    figure, axes = found.plot()
+    assert axes.get_title(loc="left") == "10 pairs, 5 more without a cosine"
+    heights, edges, _ = axes.patches[0].get_data()
+    assert heights.tolist() == found.counts.tolist()
+    assert edges.tolist() == found.edges.tolist()
+    assert found.plot(axes=axes) == (figure, axes)
+    counts, _, zero_pairs, _ = found
+    assert (int(counts.sum()), int(zero_pairs)) == (10, 5)

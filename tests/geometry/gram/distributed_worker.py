@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import sdsd
-from sdsd.geometry.gram import sharded
+from sdsd.geometry.gram import ring, shards
 
 N = 300
 SAMPLES = 24
@@ -179,7 +179,7 @@ def shares(rank: int, world: int) -> dict[str, Any]:
     """Operations of one rank, and whether transfers start before the products that hide them."""
     own = torch.randn(SAMPLES, EQUAL)
     events: list[str] = []
-    start, multiply = dist.batch_isend_irecv, sharded._Ring._cosines
+    start, multiply = dist.batch_isend_irecv, ring.Ring._cosines
 
     def starting(transfers: Any) -> Any:
         events.append("transfers")
@@ -195,9 +195,9 @@ def shares(rank: int, world: int) -> dict[str, Any]:
         multiplications[0] += a.shape[0] * a.shape[1] * b.shape[1]
         return mm(a, b, out=out)
 
-    dist.batch_isend_irecv, sharded._Ring._cosines, torch.mm = starting, multiplying, counting
+    dist.batch_isend_irecv, ring.Ring._cosines, torch.mm = starting, multiplying, counting
     sdsd.sharded_cosine(own)
-    dist.batch_isend_irecv, sharded._Ring._cosines, torch.mm = start, multiply, mm
+    dist.batch_isend_irecv, ring.Ring._cosines, torch.mm = start, multiply, mm
     return {"multiplications": multiplications[0], "events": events}
 
 
@@ -221,9 +221,9 @@ def in_part(rank: int, world: int) -> Any:
 def one_rank(rank: int, world: int, folder: Path) -> None:
     store = f"file://{folder}/store of {world}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=120))
-    sharded.PIECE = PIECE
+    shards.PIECE = PIECE
     found = {"shares": shares(rank, world), "accumulators": accumulators(rank, world)}
-    sharded.PIECE = 5
+    shards.PIECE = 5
     found["rings"] = rings(rank, world)
     found["in part"] = in_part(rank, world)
     torch.save(found, folder / f"{rank} of {world}.pt")

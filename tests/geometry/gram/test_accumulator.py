@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import doctest
 import importlib
 import io
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd.geometry import neuron_cosine_matrix
-from sdsd.geometry.gram import accumulator
+from sdsd.geometry.gram import accumulator, checkpoints, layout, results, sums
 from sdsd.geometry.gram.accumulator import GramAccumulator
 from sdsd_kernels._backend import unusable
 from tests.helpers import assert_within, cosine_error, summation_error, unit_roundoff
@@ -364,7 +365,7 @@ def test_kernels_add_a_batch_by_one_launch(kernels, device, monkeypatch):
     ):
         gram = GramAccumulator(32, center=center, max_bytes=10**6, **kernels)
         half = x[:200].to(dtype)
-        gram._part = 100
+        gram._plan = dataclasses.replace(gram._plan, part=100)
         gram.update(half)
         log.clear()
         gram.update(half)
@@ -726,13 +727,16 @@ def prepared(more: int = 5, center: bool = True) -> tuple[GramAccumulator, Tenso
     return gram, x[5:]
 
 
-def interrupt_at(line: int, call, file: str) -> bool:
-    """Run `call` and raise KeyboardInterrupt before the given line event of `file`; False if it ended before."""
+FILES = {module.__file__ for module in (accumulator, checkpoints, layout, results, sums)}
+
+
+def interrupt_at(line: int, call) -> bool:
+    """Run `call` and raise KeyboardInterrupt before the given line event of `FILES`; False if it ended before."""
     seen = 0
 
     def trace(frame, event, argument):
         nonlocal seen
-        if frame.f_code.co_filename != file:
+        if frame.f_code.co_filename not in FILES:
             return None
         if event == "line":
             seen += 1
@@ -754,7 +758,7 @@ def interrupt_at(line: int, call, file: str) -> bool:
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("samples", [5, 3])
 def test_an_interrupted_update_is_none_or_whole(center, samples):
-    """Every line of accumulator.py that an update runs is interrupted once. Five samples are two parts; three wait."""
+    """Every line of these files that an update runs is interrupted once. Five samples are two parts; three wait."""
     gram, more = prepared(samples, center)
     before = bits(copy.deepcopy(gram))
     gram.update(more)
@@ -762,7 +766,7 @@ def test_an_interrupted_update_is_none_or_whole(center, samples):
     line, seen = 1, set()
     while True:
         gram, more = prepared(samples, center)
-        if not interrupt_at(line, lambda gram=gram, more=more: gram.update(more), accumulator.__file__):
+        if not interrupt_at(line, lambda gram=gram, more=more: gram.update(more)):
             break
         whole = gram.samples == 5 + samples
         seen.add(whole)
@@ -794,7 +798,7 @@ def test_other_calls_are_none_or_whole(call):
     line = 1
     while True:
         gram, _ = prepared()
-        if not interrupt_at(line, lambda gram=gram: run(gram), accumulator.__file__):
+        if not interrupt_at(line, lambda gram=gram: run(gram)):
             break
         assert bits(gram) in (before, after), f"line event {line}"
         line += 1
@@ -868,7 +872,7 @@ def test_tiles_cover_the_triangle_once(n):
         if n // side > 60:
             continue
         count = torch.zeros(n, n, dtype=torch.int)
-        for rows, columns in accumulator._Triangle(n).tiles(side):
+        for rows, columns in layout.Triangle(n).tiles(side):
             assert rows.stop - rows.start <= side
             assert columns.stop - columns.start <= side
             count[rows, columns] += 1
@@ -879,7 +883,7 @@ def test_tiles_cover_the_triangle_once(n):
 def test_products_are_half_of_a_full_product_and_little_more(n):
     computed = sum(
         (rows.stop - rows.start) * (columns.stop - columns.start)
-        for rows, columns in accumulator._Triangle(n).tiles(accumulator.TILE)
+        for rows, columns in layout.Triangle(n).tiles(layout.TILE)
     )
     assert computed <= n * n * (0.5 + 64 / n)
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import sdsd
-from sdsd.geometry.gram.sharded import ring_jobs
+from sdsd.geometry.gram.ring import ring_jobs
 from tests.geometry.gram.distributed_worker import EQUAL, NEURONS, PIECE, RINGS, SAMPLES, N, neurons, streams
 from tests.geometry.gram.test_accumulator import check_promises, check_values
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Found(NamedTuple):

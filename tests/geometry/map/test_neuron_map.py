@@ -548,5 +548,85 @@ def test_in_words(layer):
     assert export.title_of(NeuronMap.from_cosine(torch.eye(2))) == "Neurons"
 
 
+def test_plots_into_a_new_figure_or_given_axes(layer):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure, axes = layer.plot()
+    assert axes in figure.axes
+    assert sum(len(each.get_offsets()) for each in axes.collections) == len(layer.order)
+    assert axes.get_title(loc="left") == "Neurons of layer 'hidden'"
+    flat, flat_axes = pyplot.subplots()
+    assert layer.plot(axes=flat_axes) == (flat, flat_axes)
+    drawn = np.concatenate([each.get_offsets() for each in flat_axes.collections])
+    plane = layer.plane().points
+    order = np.argsort(np.asarray(layer.clusters), kind="stable")
+    assert np.allclose(drawn, plane[order])
+    deep = pyplot.figure().add_subplot(projection="3d")
+    assert layer.plot(axes=deep)[1] is deep
+    assert not pyplot.figure().add_subplot().collections
+    pyplot.close("all")
+
+
+def test_notebooks_show_figures_pairs_and_a_picture(layer, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from sdsd.geometry import NeuronMap
+
+    named = NeuronMap.from_cosine(layer.cosine, alive=layer.alive, layer="<b>")
+    shown = named._repr_html_()
+    assert "&lt;b&gt;" in shown
+    assert "<b>&#x27;" not in shown
+    assert "data:image/png;base64,iVBOR" in shown
+    first, second, cosine = named.nearest[0]
+    assert f"{first} – {second}<br>{cosine:.3f}" in shown
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    without = named._repr_html_()
+    assert "<img" not in without
+    assert f"{first} – {second}" in without
+
+
+def test_maps_saved_before_there_was_a_choice_of_method(layer, tmp_path):
+    layer.save(tmp_path / "map")
+    text = tmp_path / "map.json"
+    facts = json.loads(text.read_text())
+    assert facts.pop("method") == "smacof"
+    text.write_text(json.dumps(facts))
+    assert type(layer).load(tmp_path / "map").method == "smacof"
+
+
+def test_umap_keeps_groups_together_and_says_what_its_distances_are(tmp_path):
+    pytest.importorskip("umap")
+    from sdsd.geometry import NeuronMap
+
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(100, 3, generator=generator)
+    x = directions.repeat_interleave(20, 1) + 0.3 * torch.randn(100, 60, generator=generator)
+    first, second = (NeuronMap.from_activations(x, method="umap", clusters=3, seed=1) for _ in range(2))
+    assert np.array_equal(first.points, second.points)
+    assert first.method == "umap"
+    assert any("UMAP" in note for note in first.notes)
+    groups = np.asarray(first.order) // 20
+    centres = np.stack([first.points[groups == group].mean(0) for group in range(3)])
+    nearest = np.linalg.norm(first.points[:, None] - centres, axis=2).argmin(1)
+    assert (nearest == groups).all()
+    # The best factor: no other makes the stress smaller.
+    wanted = 1 - first.cosine[list(first.order)][:, list(first.order)].numpy()
+    shown = np.linalg.norm(first.points[:, None] - first.points, axis=2)
+    stress = [np.linalg.norm(factor * shown - wanted) / np.linalg.norm(wanted) for factor in (0.98, 1, 1.02)]
+    assert stress[1] == pytest.approx(first.stress, rel=1e-3)
+    assert stress[1] <= min(stress)
+    first.save(tmp_path / "map")
+    assert NeuronMap.load(tmp_path / "map").method == "umap"
+    assert first.plane().method == "umap"
+
+
+def test_umap_where_it_is_not_or_cannot_be(monkeypatch):
+    from sdsd.geometry.map.embedding import embed
+
+    with pytest.raises(ValueError, match="method: expected one of 'smacof', 'umap', got 'tsne'"):
+        embed(torch.eye(10), method="tsne")
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(MissingExtraError, match=r"needs umap-learn.*pip install '\.\[umap\]'"):
+        embed(torch.eye(10), method="umap")
+
+
 def test_examples_in_docstrings():
     assert doctest.testmod(neuron_map).failed == 0

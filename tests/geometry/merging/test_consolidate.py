@@ -13,8 +13,8 @@ from torch import nn
 
 from sdsd.geometry.merging.consolidate import consolidate, remove_neurons
 from sdsd.geometry.merging.merge import merge
-from sdsd.graphs.neuron_flow import row_dim
-from tests.geometry.networks import CASES, Residual, cnn, mlp, scrambled
+from sdsd.graphs import row_dim
+from tests.geometry.networks import CASES, cnn, mlp, scrambled
 
 PAIRS = [(0, 3), (5, 1)]
 
@@ -190,18 +190,6 @@ def test_in_place_and_what_is_kept():
     assert "running_mean" in dict(model[1].named_buffers())
 
 
-def test_a_block_of_a_residual_network_shrinks_and_its_stream_does_not():
-    model, x = Residual(), torch.rand(4, 1, 6, 6)
-    with merge(model, "first", PAIRS):
-        wanted = model(x)
-    torch.testing.assert_close(consolidate(model, "first", PAIRS)[0](x), wanted)
-    before = copy.deepcopy(model.state_dict())
-    for layer in ("stem", "second"):
-        with pytest.raises(ValueError, match=f"Removing neurons is not possible for layer '{layer}':\n- node 'add"):
-            consolidate(model, layer, PAIRS, inplace=True)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
 def test_pruning_equals_a_network_without_the_readers_columns():
     case = CASES["cnn"]
     model, x = case.build().double(), case.input()
@@ -241,10 +229,16 @@ def test_norms_over_neurons_and_shared_weights_cannot_be_cut():
     with pytest.raises(ValueError, match="statistics over all neurons.*remove=False"):
         consolidate(model, "0", PAIRS)
     consolidate(model, "0", PAIRS, remove=False)
-    tied = mlp()
-    tied[2].weight = tied[0].weight = nn.Parameter(torch.rand(6, 6))
-    with pytest.raises(ValueError, match="are one tensor"):
-        consolidate(tied, "2", PAIRS)
+    tied = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9, bias=False), nn.Softmax(-1))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="writes the neurons of '0' and reads them, as one tensor"):
+        consolidate(tied, "0", PAIRS)
+    words = torch.randint(9, (3, 4))
+    smaller, _ = remove_neurons(tied, "0", [2, 4], example_input=words)
+    assert smaller[0].weight is smaller[1].weight
+    assert (smaller[0].embedding_dim, smaller[1].in_features) == (4, 4)
+    kept = tied[0].weight[:, [0, 1, 3, 5]]
+    torch.testing.assert_close(smaller(words), (kept[words] @ kept.T).softmax(-1))
 
 
 @pytest.mark.parametrize("neurons", [[6], [-1], [0, 0], range(6)])

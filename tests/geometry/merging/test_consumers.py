@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,46 +13,11 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import sdsd
+from sdsd.geometry.merging.consolidate import consolidate
 from sdsd.geometry.merging.consumers import Consumers, consumers
-from sdsd.graphs.neuron_flow import READING, REMOVAL, row_dim
-from tests.geometry.networks import scrambled
-
-
-class Forward(nn.Module):
-    """Modules by name, and a forward that a test writes."""
-
-    def __init__(self, forward, **modules: nn.Module) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.run = forward
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
-def reads_nothing_else(model: nn.Module, layer: str, x: torch.Tensor, example_input=None) -> Consumers:
-    """Assert, neuron by neuron, that readers read it by the columns found and that nothing else reads it."""
-    found = consumers(model, layer, example_input)
-    module = model.get_submodule(layer)
-    with torch.no_grad():
-        untouched = model(x)
-        for neuron in range(found.neurons):
-            kept = module.weight.clone(), module.bias.clone()
-            readers = [(model.get_submodule(reader.name).weight, reader) for reader in found.readers]
-            columns = [weight.clone() for weight, _ in readers]
-            module.weight.select(row_dim(module), neuron).add_(1.5)
-            module.bias[neuron] += 5
-            assert not torch.equal(model(x), untouched), f"neuron {neuron} is not read at all"
-            for weight, reader in readers:
-                weight.index_fill_(reader.dim, (reader.neurons == neuron).nonzero().flatten(), 0)
-            blind = model(x)
-            module.weight.copy_(kept[0])
-            module.bias.copy_(kept[1])
-            assert torch.equal(model(x), blind), f"neuron {neuron} is read by something else, too"
-            for (weight, _), before in zip(readers, columns, strict=True):
-                weight.copy_(before)
-    return found
+from sdsd.geometry.merging.merge import merge
+from sdsd.graphs import READING, REMOVAL
+from tests.geometry.networks import Forward, reads_nothing_else, scrambled
 
 
 def names(found: Consumers) -> list[str]:
@@ -127,21 +93,12 @@ MODELS = {
 }  # fmt: skip
 
 
-WITH_OR_WITHOUT_A_BATCH = ("view by batch size", "concatenated behind others")
-"""A convolution takes both, and these networks run on either."""
-
-
 @pytest.mark.parametrize("with_example", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_readers_and_only_they_read_the_neurons(name, with_example):
     build, layer, shape = MODELS[name]
     model = scrambled(build()).double()
     x = torch.rand(shape, dtype=torch.float64)
-    if name in WITH_OR_WITHOUT_A_BATCH and not with_example:
-        found = consumers(model, layer)
-        assert not found.changeable
-        assert "example_input" in str(found)
-        return
     found = reads_nothing_else(model, layer, x, x if with_example else None)
     assert found.removable
 
@@ -166,21 +123,15 @@ def test_shapes_from_an_example(name):
     forward, head = SHAPED[name]
     model = scrambled(Forward(forward, first=conv(1, 3, 3), head=head)).double()
     x = torch.rand(5, 1, 6, 6, dtype=torch.float64)
-    without = consumers(model, "first")
-    if name != "sum over a dimension counted from the first, slices":
-        assert not without.changeable
-        assert "example_input" in without.obstacles[0].advice
     found = reads_nothing_else(model, "first", x, x)
     assert found.changeable
     assert found.removable == (name != "written-in sizes")
 
 
-def test_a_model_torch_fx_cannot_trace_is_exported():
+def test_inside_a_module_of_torch():
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Flatten(), linear(24, 2))
     scrambled(model).double()
     x = torch.rand(5, 3, 8, dtype=torch.float64)
-    with pytest.raises(ValueError, match="torch.fx cannot trace .* Pass example_input"):
-        consumers(model, "0.linear1")
     model.train()
     modes = [module.training for module in model.modules()]
     found = consumers(model, "0.linear1", x)
@@ -191,73 +142,67 @@ def test_a_model_torch_fx_cannot_trace_is_exported():
     reads_nothing_else(model, "0.linear1", x, x)
     stream = consumers(model, "0.linear2", x)
     assert not stream.changeable
-    assert {norm.name for norm in stream.norms} == set()
-    with pytest.raises(ValueError, match="torch.export"):
+    assert {norm.name for norm in stream.norms} == {"0.norm1", "0.norm2"}
+    assert "joins the neurons with the model's input" in str(stream)
+    with pytest.raises(ValueError, match="the model does not run on it"):
         consumers(model, "0.linear1", x[:, :, :5])
 
 
 OBSTACLES = {
-    "residual": (lambda m, x: m.head(m.first(x).relu() + m.other(x)), READING, "'other'", []),
-    "gate": (lambda m, x: m.head(m.first(x) * m.other(x)), READING, "'other'", []),
-    "in place": (lambda m, x: m.head(m.first(x).add_(m.other(x))), READING, "'other'", []),
-    "forgotten result": (lambda m, x: forgotten_result(m, x), READING, "'other'", []),
-    "softmax": (lambda m, x: m.head(m.first(x).softmax(-1)), READING, "mixes all neurons", []),
-    "mean of neurons": (lambda m, x: m.head(m.other(x) + m.first(x).mean(-1, keepdim=True)), READING, "mixes", []),
+    "softmax": (lambda m, x: m.head(m.first(x).softmax(-1)), READING, "mixes all neurons"),
+    "mean of neurons": (lambda m, x: m.head(m.other(x) + m.first(x).mean(-1, keepdim=True)), READING, "mixes"),
+    "mean of neurons, given": (lambda m, x: (m.head(m.first(x)), m.first(x).mean(-1, keepdim=True)), READING, "mixes"),
     "pool over neurons": (
-        lambda m, x: m.other(x) + functional.avg_pool1d(m.first(x), 3).mean(), READING, "pools over", []
+        lambda m, x: m.other(x) + functional.avg_pool1d(m.first(x), 3).mean(), READING, "runs along the axis"
     ),
-    "padded neurons": (lambda m, x: m.head(functional.pad(m.first(x), (1, 1))[..., 1:7]), READING, "pads the axis", []),
-    "resized neurons": (
-        lambda m, x: m.head(functional.interpolate(m.first(x)[None], 6)[0]), READING, "", []
+    "padded neurons": (lambda m, x: m.head(functional.pad(m.first(x), (1, 1))[..., 1:7]), REMOVAL, "pads the axis"),
+    "resized neurons": (lambda m, x: m.head(functional.interpolate(m.first(x)[None], 6)[0]), READING, "runs along"),
+    "matrix": (lambda m, x: m.head(m.first(x) @ m.first(x).T @ x[:, :6]), READING, "that the model computes"),
+    "as a weight": (lambda m, x: m.head(functional.linear(m.other(x), m.first(x))), READING, "the model computes"),
+    "numbers by place": (lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))), READING, "'arange'"),
+    "the greatest of all": (lambda m, x: m.head(m.other(x) + m.first(x).amax(())), READING, "mixes all"),
+    "a reader whose weight is computed": (lambda m, x: m.masked(m.first(x)), READING, "computed from"),
+    "a weight squared": (
+        lambda m, x: functional.linear(m.first(x), m.head.weight.square()), READING, "is computed from others"
     ),
-    "halves": (lambda m, x: m.head(torch.cat(m.first(x).chunk(2, -1), -1)), READING, "no rule for 'chunk'", []),
-    "matrix": (lambda m, x: m.head(m.first(x) @ m.first(x).T @ x[:, :6]), READING, "no rule", []),
-    "as a weight": (lambda m, x: m.head(functional.linear(m.other(x), m.first(x))), READING, "no rule", []),
-    "numbers by place": (
-        lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))), READING, "'arange'", []
+    "also the output": (lambda m, x: (m.head(m.first(x)), m.first(x)), READING, "the model's output"),
+    "halves by their places": (
+        lambda m, x: m.head(torch.cat([m.first(x)[..., 3:], m.first(x)[..., :3]], -1)), REMOVAL, "by their places"
     ),
-    "an axis added at the end": (lambda m, x: m.first(x)[:, :, None] @ x[:, None], READING, "", []),
-    "the greatest of all": (lambda m, x: m.head(m.other(x) + m.first(x).amax(())), READING, "", []),
-    "a reader whose weight is computed": (lambda m, x: m.masked(m.first(x)), READING, "no rule for 'masked'", []),
-    "own parameter": (lambda m, x: m.head(m.first(x) * m.scale), REMOVAL, "'scale'", ["head"]),
-    "also the output": (lambda m, x: (m.head(m.first(x)), m.first(x)), READING, "the model's output", ["head"]),
-    "reader used elsewhere": (lambda m, x: m.head(m.first(x)) + m.head(m.other(x)), READING, "without these", ["head"]),
-    "two orders": (
-        lambda m, x: m.head(m.first(x)) + m.head(torch.cat([m.first(x)[..., 3:], m.first(x)[..., :3]], -1)),
-        READING, "", ["head"],
+    "halves used apart": (
+        lambda m, x: m.head(torch.cat([(h := m.first(x).chunk(2, -1))[0], h[1].relu()], -1)), REMOVAL, "into pieces"
     ),
-    "reads itself": (lambda m, x: m.head(m.square(m.square(m.first(x)))), READING, "its own neurons", ["head"]),
-    "weight of its own making": (
-        lambda m, x: functional.linear(m.first(x), m.head.weight * 2), READING, "no rule for 'linear'", []
+    "size of others": (
+        lambda m, x: m.head(m.first(x).view(len(x), 2, 3).transpose(1, 2).reshape(len(x), x.shape[-1])),
+        REMOVAL, "written into it",
     ),
-    "different neurons": (
-        lambda m, x: m.wide(torch.cat([m.first(x), m.other(x)], -1) + torch.cat([m.other(x), m.first(x)], -1)),
-        READING, "combines different neurons", [],
+    "the size of other neurons": (
+        lambda m, x: m.head(m.first(x).view(len(x), -1, 1).reshape(len(x), m.other(x).shape[-1])),
+        REMOVAL, "the size of other neurons",
     ),
+    "a number for these and others": (
+        lambda m, x: m.head(m.first(x).view(6, 1, m.width)[:, 0]) + m.last(m.other(x).view(6, 1, m.width)[:, 0]),
+        REMOVAL, "and of others",
+    ),
+    "one neuron": (lambda m, x: m.head(m.first(x)) + m.first(x)[:, 2:3], REMOVAL, "by their places"),
+    "looked up": (lambda m, x: m.head(m.first(x)[:, torch.tensor([0, 2, 1, 3, 5, 4])]), READING, "looked up"),
+    "sorted": (lambda m, x: m.head(m.first(x).sort(-1).values), READING, "orders the neurons"),
+    "running sum": (lambda m, x: m.head(m.first(x).cumsum(-1)), READING, "mixes"),
+    "rolled": (lambda m, x: m.head(m.first(x).roll(1, -1)), READING, "'roll'"),
+    "no rule": (lambda m, x: m.head(torch.fft.fft(m.first(x)).real), READING, "no rule for 'fft_r2c'"),
+    "with the input": (lambda m, x: m.head(m.first(x) + x), READING, "joins the neurons with the model's input"),
 }  # fmt: skip
 
 
-def forgotten_result(m, x):
-    hidden = m.first(x)
-    hidden.add_(m.other(x))
-    return m.head(hidden)
-
-
-@pytest.mark.parametrize("with_example", [False, True])
 @pytest.mark.parametrize("name", OBSTACLES)
-def test_what_cannot_be_followed_is_said(name, with_example):
-    forward, blocks, says, readers = OBSTACLES[name]
-    model = Forward(
-        forward, first=linear(6, 6), other=linear(6, 6), square=linear(6, 6), head=linear(6, 4), wide=linear(12, 4)
-    )
-    model.scale = nn.Parameter(torch.ones(6))
-    model.masked = prune.identity(linear(6, 4), "weight")
-    example = torch.rand(6, 6) if with_example else None
-    found = consumers(model, "square" if name == "reads itself" else "first", example)
-    assert any(says in str(obstacle) and obstacle.blocks == blocks for obstacle in found.obstacles)
+def test_what_cannot_be_followed_is_said(name):
+    forward, blocks, says = OBSTACLES[name]
+    model = Forward(forward, first=linear(6, 6), other=linear(6, 6), head=linear(6, 4), last=linear(6, 4))
+    model.masked = prune.random_unstructured(linear(6, 4), "weight", 0.4)
+    model.width = 6
+    found = consumers(model, "first", torch.rand(6, 6))
+    assert any(says in str(obstacle) and obstacle.blocks == blocks for obstacle in found.obstacles), found
     assert all(obstacle.where and obstacle.advice for obstacle in found.obstacles)
-    assert names(found) == readers
-    assert found.changeable == (blocks == REMOVAL)
     assert not found.removable
     assert says in str(found)
 
@@ -272,17 +217,6 @@ def test_norms_over_neurons_block_removal_only(norm, kind):
     assert found.changeable
     assert not found.removable
     assert "statistics" in str(found)
-
-
-def test_grouped_convolutions():
-    model = nn.Sequential(conv(1, 4, 1), conv(4, 4, 3, groups=2), conv(4, 2, 1))
-    found = consumers(model, "0")
-    assert not found.readers
-    assert "groups=2" in str(found)
-    found = consumers(model, "1")
-    assert names(found) == ["2"]
-    assert found.changeable
-    assert not found.removable
 
 
 def test_nothing_is_left_in_the_model():
@@ -329,23 +263,13 @@ def test_prints_what_it_found():
     ]
 
 
-def test_writing_into_the_neurons_is_an_obstacle():
-    def forward(m, x):
-        hidden = m.first(x).relu()
-        hidden[0] = 0
-        return m.head(hidden)
-
-    found = consumers(Forward(forward, first=linear(3, 4), head=linear(4, 2)), "first", torch.rand(5, 3))
-    assert not found.changeable
-
-
-class Branching(nn.Module):
+class Two(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.head = linear(3, 4), linear(4, 2)
+        self.first, self.head, self.other = linear(3, 4), linear(4, 2), linear(3, 4)
 
-    def forward(self, x):
-        return self.head(self.first(x)) if x.sum() > 0 else self.head(-self.first(x))
+    def forward(self, x, y):
+        return self.head(self.first(x) if x.sum() > 0 else self.other(y))
 
 
 @pytest.mark.parametrize(
@@ -359,8 +283,8 @@ class Branching(nn.Module):
         (nn.Sequential(nn.LazyLinear(2)), "0", None, ValueError, "Run the model once"),
         (nn.Sequential(nn.utils.parametrizations.weight_norm(linear(2, 2))), "0", None, ValueError, "parametris"),
         (Forward(lambda m, x: x, first=linear(2, 2)), "first", None, ValueError, "never called"),
-        (Branching(), "first", None, ValueError, "torch.fx cannot trace Branching"),
-        (Branching(), "first", torch.ones(1, 3), ValueError, "cannot be traced .torch.fx: .*torch.export"),
+        (Two(), "first", None, ValueError, "runs on no input of a likely shape. Pass example_input"),
+        (Two(), "other", (torch.ones(1, 3), torch.ones(1, 3)), ValueError, "never called"),
         (nn.Sequential(linear(2, 2)), "0", torch.ones(1, 3), ValueError, "does not run on it"),
     ],
 )
@@ -374,43 +298,83 @@ def test_example_in_the_docstring():
 
 
 class Cache:
-    """A class that torch.export does not know, as transformers' DynamicCache."""
+    """What transformers keep keys and values in."""
 
     def __init__(self, value):
         self.value = value
 
 
-class Cached(nn.Module):
+@dataclass
+class Result:
+    logits: torch.Tensor
+    cache: Cache
+    loss: torch.Tensor | None = None
+
+
+class Decoder(nn.Module):
+    """Branches on a value, takes keyword arguments, gives an object with a cache."""
+
     def __init__(self):
         super().__init__()
         self.first, self.head = linear(3, 4), linear(4, 2)
 
-    def forward(self, x, use_cache=True):
-        assert len(x)
-        found = self.head(self.first(x).relu())
-        return (found, Cache(x)) if use_cache else found
+    def forward(self, x=None, labels=None, use_cache=True):
+        hidden = self.first(x) if x.sum() > -100 else -self.first(x)
+        loss = None if labels is None else functional.cross_entropy(self.head(hidden.relu()), labels)
+        return Result(self.head(hidden.relu()), Cache(hidden) if use_cache else Cache(None), loss)
 
 
-class Wrapped(Cached):
-    def forward(self, x):
-        assert len(x)
-        return Result(self.head(self.first(x).relu()))
+@pytest.mark.parametrize(
+    "example",
+    [{"x": torch.rand(2, 3)}, {"x": torch.rand(2, 3), "labels": torch.tensor([0, 1])}, torch.rand(2, 3)],
+)
+def test_dictionaries_objects_caches_and_branches(example):
+    model = Decoder()
+    assert names(consumers(model, "first", example)) == ["head"]
+    smaller, report = consolidate(model, "first", [(0, 1)], example_input=example)
+    assert report.compared
+    assert smaller.first.out_features == 3
 
 
-class Result(Cache):
-    pass
+def test_what_depends_on_the_shape_is_asked_for():
+    model = Forward(lambda m, x: m.head(m.first(x).mean(1)), first=linear(3, 6), head=linear(6, 2))
+    found = consumers(model, "first", torch.rand(5, 4, 3))
+    assert found.removable
+    either = Forward(
+        lambda m, x: m.head(m.first(x)) if x.ndim == 2 else m.other(m.first(x)).sum(1),
+        first=linear(3, 6), head=linear(6, 2), other=linear(6, 2),
+    )  # fmt: skip
+    found = consumers(either, "first")
+    assert "Pass example_input" in str(found)
+    assert not found.changeable
+    with pytest.raises(ValueError, match="Pass example_input"), merge(either, "first", [(0, 1)]):
+        pass
+    assert names(consumers(either, "first", torch.rand(5, 3))) == ["head"]
 
 
-def test_advice_that_helps_where_torch_export_does_not_take_a_model():
-    x = torch.rand(2, 3)
-    for example in (x, {"x": x}):
-        with pytest.raises(ValueError, match="output holds a Cache.*use_cache=False") as error:
-            consumers(Cached(), "first", example)
-        assert "Pass an example_input" not in str(error.value)
-    assert names(consumers(Cached(), "first", {"x": x, "use_cache": False})) == ["head"]
-    with pytest.raises(ValueError, match="output holds a Result.*returns tensors only"):
-        consumers(Wrapped(), "first", x)
-    with pytest.raises(ValueError, match="does not run on this example_input"):
-        consumers(Cached(), "first", torch.rand(2, 5))
-    with pytest.raises(ValueError, match="does not branch on the values of tensors"):
-        consumers(Branching(), "first", torch.ones(1, 3))
+def test_a_model_is_recorded_once_while_it_is_unchanged(monkeypatch):
+    module = importlib.import_module("sdsd.graphs.look")
+    runs = []
+    record = module.record
+    monkeypatch.setattr(module, "record", lambda *arguments: runs.append(arguments) or record(*arguments))
+    model = nn.Sequential(linear(3, 4), nn.ReLU(), nn.Sequential(linear(4, 5), nn.ReLU()), linear(5, 2))
+    x = torch.rand(6, 3)
+    for layer in ("0", "2.0", "0"):
+        consumers(model, layer, x)
+    assert len(runs) == 1
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with merge(model, "0", [(0, 1)], example_input=x):
+        pass
+    assert len(runs) == 1
+    changes = [
+        lambda: setattr(model, "scale", 2), lambda: x.add_(1), lambda: model.__setitem__(1, nn.Tanh()),
+        lambda: setattr(model[2][0], "weight", nn.Parameter(torch.rand(5, 4))),
+    ]  # fmt: skip
+    for number, change in enumerate(changes):
+        change()
+        consumers(model, "0", x)
+        assert len(runs) == 2 + number
+    consolidate(model, "0", [(0, 1)], example_input=x, inplace=True)
+    consumers(model, "0", x)
+    assert len(runs) == 6

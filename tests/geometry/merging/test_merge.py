@@ -81,14 +81,15 @@ def test_mean_of_entries_of_a_flattened_norm():
         assert torch.allclose(model[2].running_var.double(), wanted, rtol=1e-7, atol=0)
 
 
-def test_mean_in_a_residual_network_needs_no_reader():
+def test_mean_in_a_residual_network_is_of_every_writer():
     model = Residual()
     before = state(model)
     with merge(model, "second", [(0, 1)]):
-        assert torch.equal(model.norm.weight[0], model.norm.weight[1])
-        assert torch.equal(model.stem.weight, before["stem.weight"])
-    with pytest.raises(ValueError, match="how='act' is not possible for layer 'second'"):
-        merge(model, "second", [(0, 1)], "act")
+        after = state(model)
+    for name in ("stem.weight", "stem.bias", "second.weight", "norm.weight", "norm.running_var"):
+        assert torch.allclose(after[name].double(), by_hand(before[name], [(0, 1)]), rtol=1e-6, atol=0), name
+    for name in ("first.weight", "first.bias", "head.weight"):
+        assert torch.equal(after[name], before[name])
 
 
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d])
@@ -322,17 +323,15 @@ def test_a_layer_whose_output_nothing_uses():
 
 def test_groups_and_shared_weights():
     model = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1))
-    with merge(model, "0", [(0, 1)]):
-        assert torch.equal(model[0].weight[0], model[0].weight[1])
-    with pytest.raises(ValueError, match="1 and 2 are in different groups of '0'"):
+    before = state(model)
+    with merge(model, "0", [(0, 1)]):  # neurons 0 and 2 go together, for every group has to keep as many
+        after = state(model)
+    assert torch.allclose(after["0.weight"].double(), by_hand(before["0.weight"], [(0, 1), (2, 3)]), rtol=1e-6)
+    with pytest.raises(ValueError, match="expected neurons from 0 to 1, got 2"):
         merge(model, "0", [(1, 2)])
-    with merge(model, "0", [(1, 2)], "act"):
-        assert torch.equal(model[1].weight[:, 1], model[1].weight[:, 2])
-    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    tied[2].weight = tied[0].weight
-    for how in ("mean", "act"):
-        with pytest.raises(ValueError, match="'0.weight' and '2.weight' are one tensor"):
-            merge(tied, "0", [(0, 1)], how)
+    alone = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
+    with pytest.raises(ValueError, match="each reads an input of its own"):
+        merge(alone, "0", [(1, 2)], example_input=torch.rand(2, 4, 5, 5))
 
 
 def test_example_in_the_docstring():

@@ -24,7 +24,10 @@ def test_slices_slid_over_each_other():
     for levels in (1, 3, 6):
         for overlap in (0.6, 0.8, 0.9):
             bound = 0.5 * (overlap ** (2 * levels) + 2 * (1 - overlap))
-            assert area(perron_tree(levels, overlap), 2**levels) <= bound + 1e-3
+            left = perron_tree(levels, overlap)
+            assert area(left, 2**levels) <= bound + 1e-3
+            # The triangle common to all, similar to the whole, has a base of overlap^levels, and no base sticks out.
+            assert (left.max() - left.min()).item() + 2.0**-levels == pytest.approx(overlap**levels)
     # Two halves of base ½ slid by 1 − α: similar triangles of total base α, less what they share.
     two = area(perron_tree(1, 0.8), 2)
     assert two == pytest.approx(0.5 * (0.8**2 + 2 * 0.2**2), abs=2e-3)
