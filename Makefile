@@ -11,17 +11,19 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 ZOO := .venv-zoo
 ZOO_ARGS ?=
+TEST_ARGS ?=
+NEWCOMER_ARGS ?=
 VERSION_TESTS ?= tests/test_helpers.py tests/test_validate.py tests/kernels tests/gamma tests/geometry tests/theory
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo studies test test-oldest test-torch-2.11 test-integrations test-peers test-zoo bench lint aot gpu clean
+.PHONY: help demo studies docs test test-oldest test-torch-2.11 test-newest test-integrations test-recipes test-peers test-zoo newcomer bench lint aot gpu clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
 	@echo "  PYTHON=python3.12   which Python makes .venv (3.10 or newer)"
-	@echo "  VERSION_PYTHON=...  which Python test-oldest and test-torch-2.11 take, where python3.10 or python3.12 has no name"
+	@echo "  VERSION_PYTHON=...  which Python test-oldest and its like take, where python3.10 or python3.12 has no name"
 	@echo "  PIP_ARGS='...'      options for pip, for example another package index"
 
 demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/demo/report.html
@@ -30,24 +32,37 @@ demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/
 studies: $(VENV)/networks.stamp  ## every claim held against measurement: out/studies, docs/claims.md; 20 minutes (resumable, JOBS=2)
 	$(BIN)/sdsd claims --jobs $(JOBS)
 
+docs: $(VENV)/docs.stamp  ## build the site into out/site, its notebooks run and its links checked; a minute and a half
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/site
+	$(BIN)/python -m docs.check_site out/site
+
 test: $(VENV)/dev.stamp $(VENV)/axe.stamp  ## run the tests (kernels interpreted where there is no GPU)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_ARGS)
 
 test-oldest:  ## test with the oldest releases claimed: Python 3.10, torch 2.9, Triton 3.5, NumPy 1.26 (in .venv-oldest)
 
 test-torch-2.11:  ## test with torch 2.11, Triton 3.6, Python 3.12, as on the GPU machine of the committed results
 
-test-oldest test-torch-2.11: test-%: .venv-%/stamp
+test-newest:  ## test with the newest torch that was tried, Python 3.12
+
+test-oldest test-torch-2.11 test-newest: test-%: .venv-%/stamp
 	.venv-$*/bin/python -m pytest $(VERSION_TESTS)
 
 test-integrations: $(VENV)/integrations.stamp  ## test with the real Lightning, transformers, TensorBoard, W&B, MLflow and trackio
 	$(BIN)/python -m pytest tests/integrations
 
+test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSDP2, Accelerate, torchtitan's loop, DeepSpeed
+	.venv-recipes/bin/python -m pytest tests/integrations/test_recipes.py
+
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
-test-zoo: $(ZOO)/stamp  ## the monitor on architectures people train, into docs/coverage.md (3 minutes)
+test-zoo: $(ZOO)/stamp  ## the monitor and functional geometry on architectures people train, into docs/coverage.md
 	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)
+	$(ZOO)/bin/python -m tests.zoo.geometry $(ZOO_ARGS)
+
+newcomer: $(VENV)/dev.stamp  ## all that a stranger does, in fresh clones and environments; gigabytes (NEWCOMER_ARGS=--quick: no)
+	$(BIN)/python -m tests.newcomer $(NEWCOMER_ARGS)
 
 bench: $(VENV)/dev.stamp  ## time and weigh against the peers (BENCH_SAVE=1 keeps the results, BENCH_ARGS='-k gamma')
 	@mkdir -p benchmarks/results/local
@@ -67,7 +82,7 @@ gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing instal
 
 clean:  ## remove .venv, out/ and what tools leave behind
 	rm -rf $(VENV) .venv-* out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -rf benchmarks/results/local
+	rm -rf benchmarks/results/local docs/made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -93,17 +108,27 @@ $(VENV)/integrations.stamp: $(VENV)/dev.stamp
 	$(INSTALL) -e '.[integrations]'
 	@touch $@
 
+$(VENV)/docs.stamp: constraints-docs.txt $(VENV)/report.stamp
+	$(INSTALL) -c constraints-docs.txt -e '.[docs]'
+	@touch $@
+
 $(VENV)/networks.stamp: networks.txt $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r networks.txt $(PIP_ARGS)
 	@touch $@
 
 # Versions by name, each in an environment of its own and with a Python that has wheels of all of them.
 .venv-oldest/stamp: VERSION_PYTHON ?= python3.10
-.venv-torch-2.11/stamp: VERSION_PYTHON ?= python3.12
-.venv-oldest/stamp .venv-torch-2.11/stamp: .venv-%/stamp: pyproject.toml constraints-%.txt
+.venv-torch-2.11/stamp .venv-newest/stamp: VERSION_PYTHON ?= python3.12
+.venv-oldest/stamp .venv-torch-2.11/stamp .venv-newest/stamp: .venv-%/stamp: pyproject.toml constraints-%.txt
 	$(VERSION_PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --disable-pip-version-check -c constraints-$*.txt $(PIP_ARGS) \
 	  -e '.[report]' pytest hypothesis
+	@touch $@
+
+.venv-recipes/stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv .venv-recipes
+	.venv-recipes/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
+	  -e '.[recipes]' pytest hypothesis
 	@touch $@
 
 $(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python
@@ -114,5 +139,5 @@ $(PEERS)/stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(ZOO)/stamp: pyproject.toml constraints-zoo.txt | $(BIN)/python
 	$(BIN)/python -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --disable-pip-version-check -c constraints-zoo.txt $(PIP_ARGS) \
-	  -e . torchvision transformers timm peft pytest
+	  -e '.[report]' torchvision transformers timm peft pytest
 	@touch $@

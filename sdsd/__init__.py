@@ -13,6 +13,8 @@
 `cosine_histogram`          how the cosines of all pairs of neurons are distributed
 `row_sums`                  sums of cosines or distances to all other neurons: what filter pruning needs
 `cosine_between`            cosine similarity of the neurons of two layers, or of two models
+`match_neurons`             neurons of two layers or two models, one to one; a model in another's order
+`loss_barrier`              the loss along the straight line between two models
 `GramAccumulator`           the cosine matrix when activations come in batches, or lie on several machines
 `sharded_cosine`            the same when neurons are spread over several ranks
 `merge`                     pairs of neurons merged inside a `with` block, restored bit for bit
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         recommend_batch,
     )
     from .geometry import (
+        CosineHistogram,
         GramAccumulator,
         NeuronMap,
         biopsy,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
         cosine_between,
         cosine_histogram,
         disjoint_pairs,
+        loss_barrier,
         mass_consolidation,
         merge,
         neuron_cosine_matrix,
@@ -69,8 +73,9 @@ if TYPE_CHECKING:
         row_sums,
         sharded_cosine,
     )
+    from .theory import match_neurons
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "sdsd_kernels": ("validate",),
@@ -84,6 +89,7 @@ _NAMES = {
         "recommend_batch",
     ),
     "sdsd.geometry": (
+        "CosineHistogram",
         "GramAccumulator",
         "NeuronMap",
         "biopsy",
@@ -93,6 +99,7 @@ _NAMES = {
         "cosine_between",
         "cosine_histogram",
         "disjoint_pairs",
+        "loss_barrier",
         "mass_consolidation",
         "merge",
         "neuron_cosine_matrix",
@@ -102,11 +109,13 @@ _NAMES = {
         "row_sums",
         "sharded_cosine",
     ),
+    "sdsd.theory": ("match_neurons",),
 }
 _PACKAGES = ("gamma", "geometry", "integrations", "report", "studies", "theory")
 
 __all__ = [
     "BatchRecommendation",
+    "CosineHistogram",
     "GammaHistory",
     "GammaMonitor",
     "GammaStats",
@@ -121,7 +130,9 @@ __all__ = [
     "cosine_histogram",
     "disjoint_pairs",
     "gamma_stats",
+    "loss_barrier",
     "mass_consolidation",
+    "match_neurons",
     "merge",
     "neuron_cosine_matrix",
     "neuron_neighbors",

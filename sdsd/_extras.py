@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+PACKAGES = {"sklearn": "scikit-learn", "umap": "umap-learn", "faiss": "faiss-cpu"}
+"""What brings a module that has another name."""
+
 
 class MissingExtraError(ImportError):
     """A package of one of the optional extras is needed and not installed."""
@@ -26,7 +29,9 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
+        package = {"sklearn": "scikit-learn", "umap": "umap-learn", "faiss": "faiss-cpu"}.get(
+            module.split(".")[0], module.split(".")[0]
+        )
         raise MissingExtraError(
             f"{purpose} needs {package}, which is not installed. {how_to_install(package, extra)}"
         ) from error

@@ -22,6 +22,20 @@ function               reads                                      gives
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
 A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
+
+One call, from its door to the launch::
+
+    cosine_matrix(x)    op.py: _checks.py, the choice of backend in _backend.py, then the operator
+                          torch.ops.sdsd.cosine_matrix, which _register.py made with its fake and its gradient
+      on a GPU          pairwise/launch.py: the plan of this shape and layout, by one look-up in _launch.py
+                          prepare_kernel.py: norms, and unit rows as halves
+                          kernel.py: the triangle of products, each tile stored twice
+      elsewhere         cpu.py: blocks of products, each stored twice
+    gamma_moments(g)    op.py → launch.py → kernel.py, a pass over the rows and one that adds up; elsewhere cpu.py,
+                          with a thread for each range of columns
+
+The engine in `pairwise/` belongs to no function: matrix, neighbours, pairs, histogram, sums and the accumulator differ
+in what they do with a tile.
 `checks` holds the checks on arguments that `sdsd` makes too, `gram_strips` the sums that its accumulator keeps.
 """
 

@@ -91,10 +91,27 @@ choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def default_backend(device: torch.device) -> str:
-    """The backend that a call without `backend=` takes for tensors on `device` that the kernels serve."""
+    """The backend that a call without `backend=` takes for tensors on `device` that the kernels serve.
+
+    Args:
+        device: of the tensors.
+
+    Returns:
+        "triton" or "torch"; what SDSD_BACKEND names, where it is set.
+
+    Raises:
+        ValueError: SDSD_BACKEND names no backend, or one that cannot serve here.
+    """
     return choose_backend(None, device)
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """Backends that can compute on `device` in this process, for example ("torch",)."""
+    """Backends that can compute on `device` in this process, for example ("torch",).
+
+    Args:
+        device: a device or its name.
+
+    Returns:
+        Some of `BACKENDS`.
+    """
     return tuple(backend for backend in BACKENDS if unusable(backend, torch.device(device)) is None)

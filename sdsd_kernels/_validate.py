@@ -54,7 +54,12 @@ class ValidationRow:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What `validate` found; prints as a table."""
+    """What `validate` found; prints as a table.
+
+    Attributes:
+        device: "cpu", or a GPU's name.
+        rows: one a comparison: function, backend, case, shape, dtype, error, bound.
+    """
 
     device: str
     rows: tuple[ValidationRow, ...]

@@ -177,14 +177,14 @@ def test_kernels_take_whole_numbers_of_numpy(call):
 
 
 ELSEWHERE = {
-    "sdsd/gamma/monitor.py",
     "sdsd/gamma/following/indexing.py",
     "sdsd/gamma/following/reductions.py",
-    "sdsd/geometry/_padding.py",
-    "sdsd/geometry/_proof.py",
-    "sdsd/geometry/sensitivity.py",
+    "sdsd/geometry/collect/padding.py",
+    "sdsd/graphs/recording.py",
+    "sdsd/graphs/rules_values.py",
+    "sdsd/geometry/merging/sensitivity.py",
 }
-"""Files that ask for themselves whether a value is a bool; all but the first look at what a user's code passed to torch
+"""Files that ask for themselves whether a value is a bool; they look at what a user's code passed to torch
 or gave back."""
 
 

@@ -57,7 +57,7 @@ def test_help_lists_the_commands_and_each_has_examples(capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])
         assert stop.value.code == 0
-        assert f"examples:\n  {'sdsd' if name != 'validate' else ''}" in capsys.readouterr().out
+        assert f"examples:\n  {'sdsd' if name not in ('validate', 'completion') else ''}" in capsys.readouterr().out
 
 
 def test_version(capsys):
@@ -206,7 +206,7 @@ def test_map_writes_the_matrix_and_names_dead_and_near(capsys, activations, tmp_
 
 def test_map_of_a_large_layer_is_a_sample_and_says_so(capsys, monkeypatch, tmp_path):
     pytest.importorskip("sklearn")
-    monkeypatch.setattr("sdsd.geometry.neuron_map.MOST_PLACED", 30)
+    monkeypatch.setattr("sdsd.geometry.map.neuron_map.MOST_PLACED", 30)
     values = np.random.default_rng(0).standard_normal((60, 50), dtype=np.float32)
     values[:, 7], values[3, 8] = 0, np.nan
     np.save(tmp_path / "wide.npy", values)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdsd_kernels import checks
+
 from .._extras import require
 from .recommend import recommend_batch
 from .stats import GammaStats
@@ -24,10 +26,23 @@ SECONDS = 5.0
 """After which waiting steps are written to a file all the same, so that who watches it sees them."""
 TOTAL = "total"
 COLUMNS = (
-    "step", "parameter", "batch_size", "signal", "noise", "gamma", "gamma_unbiased", "noise_scale",
-    "smoothed_gamma", "smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase",
-    "recommended_batch", "verdict", "advice",
-)  # fmt: skip
+    "step",
+    "parameter",
+    "batch_size",
+    "signal",
+    "noise",
+    "gamma",
+    "gamma_unbiased",
+    "noise_scale",
+    "smoothed_gamma",
+    "smoothed_noise_scale",
+    "noise_scale_low",
+    "noise_scale_high",
+    "phase",
+    "recommended_batch",
+    "verdict",
+    "advice",
+)
 Row = dict[str, Any]
 
 
@@ -84,7 +99,17 @@ class GammaHistory(Sequence[Row]):
         self.append(monitor.steps, stats)
 
     def append(self, step: int, stats: GammaStats) -> None:
-        """Take the statistics of step number `step`; rows of it and of later steps, of an earlier run, are dropped."""
+        """Take the statistics of step number `step`; rows of it and of later steps, of an earlier run, are dropped.
+
+        Args:
+            step: which step of the run, 0 or more.
+            stats: what the monitor gave for it.
+
+        Raises:
+            ValueError: no whole number.
+            OSError: the file cannot be written.
+        """
+        step = checks.check_count(step, "step", least=0)
         last = self._waiting[-1][0] if self._waiting else self._rows[-1]["step"] if self._rows else 0
         if step <= last:
             self.flush()
@@ -124,6 +149,13 @@ class GammaHistory(Sequence[Row]):
     def column(self, name: str, parameter: str = TOTAL) -> list[Any]:
         """One column of the rows of one parameter, or of the total.
 
+        Args:
+            name: one of `COLUMNS`.
+            parameter: a parameter's name, or "total".
+
+        Returns:
+            The values, oldest first.
+
         Raises:
             ValueError: an unknown column, or a parameter that has no rows.
         """
@@ -146,7 +178,17 @@ class GammaHistory(Sequence[Row]):
         return pandas.DataFrame(list(self), columns=list(COLUMNS))
 
     def save_csv(self, path: str | Path) -> Path:
-        """Write all rows as comma-separated values, under a line with the columns' names. Returns the path."""
+        """Write all rows as comma-separated values, under a line with the columns' names. Returns the path.
+
+        Args:
+            path: the file, which is written anew.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         path = Path(path)
         draft = path.with_name(path.name + ".part")
         with draft.open("w", encoding="utf-8", newline="") as file:
@@ -195,12 +237,23 @@ def _row(step: int, name: str, stats: GammaStats) -> Row:
     per_sample = math.nan if smoothed is None else smoothed.gamma_unbiased / smoothed.samples_per_gradient
     advice = None if smoothed is None or smoothed.confidence is None else recommend_batch(smoothed)
     values = (
-        step, name, stats.batch_size, stats.signal, stats.noise, stats.gamma, stats.gamma_unbiased, stats.noise_scale,
-        per_sample, math.nan if smoothed is None else smoothed.noise_scale, low, high,
+        step,
+        name,
+        stats.batch_size,
+        stats.signal,
+        stats.noise,
+        stats.gamma,
+        stats.gamma_unbiased,
+        stats.noise_scale,
+        per_sample,
+        math.nan if smoothed is None else smoothed.noise_scale,
+        low,
+        high,
         None if smoothed is None else smoothed.phase,
-        None if advice is None else advice.samples, None if advice is None else advice.verdict,
+        None if advice is None else advice.samples,
+        None if advice is None else advice.verdict,
         None if advice is None or name != TOTAL else str(advice),
-    )  # fmt: skip
+    )
     return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .._extras import require
+from .._drawing import figure_and_axes
 
 if TYPE_CHECKING:
     from .history import GammaHistory
@@ -14,19 +14,6 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#3b78e7", "#ee8a2c", "#66707d"
 MOST_NAMES = 40
 """Parameters in one picture: more cannot be read."""
-
-
-def figure_and_axes(axes: Any, width: float, height: float) -> tuple[Any, Any]:
-    """Given axes with their figure, or new ones that no display is needed for."""
-    require("matplotlib", extra="report", purpose="drawing")
-    if axes is not None:
-        return axes.figure, axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
 
 
 def plot_history(history: GammaHistory, parameter: str, axes: Any = None) -> tuple[Any, Any]:
@@ -45,8 +32,12 @@ def plot_history(history: GammaHistory, parameter: str, axes: Any = None) -> tup
         steps,
         [bottom if math.isnan(value) else max(value, bottom) for value in low],
         [top if math.isnan(value) else min(value, top) for value in high],
-        where=[not math.isnan(value) for value in low], color=BLUE, alpha=0.2, linewidth=0, label="interval",
-    )  # fmt: skip
+        where=[not math.isnan(value) for value in low],
+        color=BLUE,
+        alpha=0.2,
+        linewidth=0,
+        label="interval",
+    )
     # What is infinite lies on the upper edge, so that a gap means that nothing was measured.
     axes.plot(steps, [min(value, top) for value in scale], color=BLUE, label="noise scale")
     axes.plot(steps, batch, color=ORANGE, linestyle=(0, (5, 2)), label="batch size")

@@ -88,11 +88,25 @@ class BatchRecommendation:
         return low * self.tokens_per_sample, high * self.tokens_per_sample
 
     def steps_factor(self, batch_size: float | None = None) -> float | None:
-        """How many times the fewest steps such a batch takes to a loss: 1 + samples / batch_size (default: yours)."""
+        """How many times the fewest steps such a batch takes to a loss: 1 + samples / batch_size (default: yours).
+
+        Args:
+            batch_size: in samples; None: that of this recommendation.
+
+        Returns:
+            A float, at least 1; None where `samples` is None.
+        """
         return None if self.samples is None else 1 + self.samples / self._checked(batch_size)
 
     def samples_factor(self, batch_size: float | None = None) -> float | None:
-        """How many times the fewest samples such a batch takes to a loss: 1 + batch_size / samples."""
+        """How many times the fewest samples such a batch takes to a loss: 1 + batch_size / samples.
+
+        Args:
+            batch_size: in samples; None: that of this recommendation.
+
+        Returns:
+            A float, at least 1; None where `samples` is None.
+        """
         return None if self.samples is None else 1 + self._checked(batch_size) / self.samples
 
     def _checked(self, batch_size: float | None) -> float:
@@ -112,9 +126,11 @@ class BatchRecommendation:
             if self.verdict is None or self.ratio_interval is None:
                 return f"The data cannot tell which batch is worth having: {self.reason}."
             low, high = self.ratio_interval
-            how = f"is at least {low:.2g} times too large" if self.verdict == "too large" else (
-                f"can grow at least {1 / high:.2g} times"
-            )  # fmt: skip
+            how = (
+                f"is at least {low:.2g} times too large"
+                if self.verdict == "too large"
+                else (f"can grow at least {1 / high:.2g} times")
+            )
             return f"{yours} {how}. How far, the data cannot tell: {self.reason}."
         assert self.samples_interval is not None
         assert self.ratio is not None
@@ -132,9 +148,18 @@ class BatchRecommendation:
 
 
 _FIELDS = (
-    "batch_size", "samples", "samples_interval", "tokens_per_sample", "tokens", "tokens_interval", "ratio",
-    "ratio_interval", "verdict", "reason", "confidence",
-)  # fmt: skip
+    "batch_size",
+    "samples",
+    "samples_interval",
+    "tokens_per_sample",
+    "tokens",
+    "tokens_interval",
+    "ratio",
+    "ratio_interval",
+    "verdict",
+    "reason",
+    "confidence",
+)
 
 
 def recommend_batch(
@@ -202,9 +227,7 @@ def recommend_batch(
             reason = f"the interval, {_rounded(low)} to {_rounded(high)} samples, is wider than a factor of {widest:g}"
         else:
             samples = max(1.0, stats.noise_scale)
-        verdict = (
-            "too large" if high < batch else "can grow" if low > batch else "about right" if samples else None
-        )  # fmt: skip
+        verdict = "too large" if high < batch else "can grow" if low > batch else "about right" if samples else None
     return BatchRecommendation(batch, samples, bounds, verdict, reason, stats.confidence, tokens_per_sample)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from . import attachment
-from .stats import GammaStats, gamma_stats
+from ..models import paused
+from .estimators import gamma_stats
+from .stats import GammaStats
 
 
 def compute_gamma(
@@ -61,7 +62,7 @@ def compute_gamma(
     collected: dict[str, list[Tensor]] = {name: [] for name in trainable}
     size, odd, count = samples_per_gradient, [], 0
     try:
-        with attachment.paused(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with paused(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
             for batch in dataloader:
                 length = _batch_length(batch)
                 if size is None:
@@ -100,7 +101,7 @@ def compute_gamma(
     stacked = {name: torch.stack(gradients) for name, gradients in collected.items()}
     return gamma_stats(
         stacked, samples_per_gradient=size, batch_size=size, population=population, confidence=confidence
-    )  # fmt: skip
+    )
 
 
 def _batch_length(batch: Any) -> int | None:

@@ -52,6 +52,12 @@ def _plain(stats: GammaStats) -> dict[str, float]:
 
 
 def write_scalars(writer: Any, stats: GammaStats, step: int, prefix: str = "gamma/", **options: Any) -> None:
-    """Write `scalars(stats, prefix, **options)` into `writer`, a torch.utils.tensorboard.SummaryWriter, at `step`."""
+    """Write `scalars(stats, prefix, **options)` into `writer` at `step`.
+
+    Args:
+        writer: a torch.utils.tensorboard.SummaryWriter, or whatever has its `add_scalar`.
+        stats, prefix, options: as in `scalars`.
+        step: of the run.
+    """
     for name, value in scalars(stats, prefix, **options).items():
         writer.add_scalar(name, value, step)

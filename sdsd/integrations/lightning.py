@@ -14,7 +14,7 @@ from torch import nn
 
 from .._extras import MissingExtraError, require
 from ..gamma import GammaMonitor, GammaStats
-from ..gamma.monitor import clean, unwrap
+from ..models import clean, unwrap
 from . import scalars
 from ._attach import attach_monitor, refuse_deepspeed
 

@@ -8,11 +8,11 @@ from html import escape
 from importlib import resources
 
 from ..geometry import NeuronMap
-from ..geometry.export import OFFLINE_POLICY, plot, plot_library, summary_of
+from ..geometry.map import OFFLINE_POLICY, plot, plot_library, summary_of
 from .html import table
 
 VERDICT_CLASSES = {
-    "reproduced": "holds", "direction only": "partly", "not reproduced": "fails", "no effect": "fails",
+    "reproduced": "holds", "direction only": "partly", "no effect": "fails",
     "opposite": "fails", "refuted": "fails", "inconclusive": "open", "untestable here": "open",
 }  # fmt: skip
 

@@ -7,8 +7,10 @@
 `phenomena/`       grokking, neural collapse, lottery tickets, double descent, the edge of stability
 `demo/`            `sdsd demo`
 `catalogue.py`     all studies by name and group
-`claims.py`        every claim beside what the studies found: `sdsd claims`
+`claims.py`        every claim beside what the studies found, networks pooled: `sdsd claims`
+`claims_page.py`   its tables and pages
 `digits.py`        scikit-learn's digits, loaded and split
+`rules.py`         the rules that decide verdicts, since when, and what they replaced
 `documents.py`     titles of the source documents
 `script.py`         `sdsd gamma FILE.py`: run a user's file, train what it defines
 `map.py`           `sdsd map`: the neurons of saved activations
@@ -19,7 +21,8 @@ docs/studies.md builds a study.
 """
 
 from .catalogue import CATALOGUE, GROUPS, choose_studies, list_lines
-from .claims import read_claims, write_claims
+from .claims import read_claims
+from .claims_page import write_claims
 from .demo import DemoConfig, run_demo, summary_lines
 from .engine import Runner, choose_progress, plain, prepare_output
 from .geometry import BUILT_IN_SUBJECTS, ArcConfig, examine, subject_from_file

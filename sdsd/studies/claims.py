@@ -1,64 +1,49 @@
-"""Every claim of the source documents beside what the studies found: tables in docs/, and one HTML page.
+"""Every claim of the source documents beside what the studies found.
 
-In a Markdown file of docs/ what stands between `<!-- claims: WHAT -->` and `<!-- end of claims -->` is written by
-`sdsd claims`; WHAT is a group of studies, "without a study", "details" or "count".
+A claim that several studies test, each on a network of its own, is one claim: its row pools the networks, each with the
+same weight, and the networks are the independent units of its interval. The p-values of the single networks are
+corrected for their number (Holm), and a network whose corrected p-value is above 0.05 is inconclusive.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 
-from ..report import html
 from .catalogue import GROUPS
 from .documents import MOVES
-from .engine import VERDICTS, StudyResult, Verdict, versions, write_text
+from .engine import (
+    SIGNIFICANT,
+    VERDICTS,
+    StudyResult,
+    Verdict,
+    geometric_interval,
+    holm,
+    mean_interval,
+)
+from .rules import RULES
 
 WITHOUT_A_STUDY = "without a study"
-MARKED = re.compile(r"(<!-- claims: ([a-z ]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL)
+DIRECTED = ("reproduced", "direction only", "opposite")
+"""Verdicts that say there is an effect."""
 
 
 def _untestable(claim: str, source: str, stated: str, why: str) -> Verdict:
-    rule = "what the claim is about is not measured by any of the studies"
     return Verdict(
         claim=claim,
         source=f"{MOVES}, {source}",
         verdict="untestable here",
-        rule=rule,
         seed_figure=stated,
         our_figure=None,
         corrected=why,
+        **RULES["without a study"].stated(),
     )
 
 
 UNTESTABLE = (
-    _untestable(
-        "The volume of a basin falls with the Kolmogorov complexity of its function",
-        "The Entropic Selection Principle, 1",
-        "log V ∝ −K",
-        "Kolmogorov complexity cannot be computed, and a basin's volume changes when a network is rescaled into one "
-        "that computes the same function.",
-    ),
-    _untestable(
-        "SGD ends in a basin with a probability in proportion to its volume",
-        "The Entropic Selection Principle, 2",
-        "P ∝ V",
-        "The volumes of basins in thousands of dimensions are out of reach, and which basin is found depends on when "
-        "one looks: see the study well for how long paths stay in one.",
-    ),
-    _untestable(
-        "Generalization error is bounded by the square root of complexity over samples",
-        "The Entropic Selection Principle, 3",
-        "√(K/N)",
-        "Bounds of this form hold for a code that was fixed before the data; they say nothing about SGD without the "
-        "two claims before.",
-    ),
     _untestable(
         "Agency is what a system does on the flat part of its loss",
         "Abstract",
@@ -78,6 +63,7 @@ class Claim:
         verdict: what was found.
         seeds: how many repetitions it rests on.
         command: repeats it; "" without a study.
+        corrected_p: the p-value, corrected for the networks that the claim was tested on; None where there is one.
     """
 
     group: str
@@ -85,6 +71,26 @@ class Claim:
     verdict: Verdict
     seeds: int = 0
     command: str = ""
+    corrected_p: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim, and every study that tests it.
+
+    Attributes:
+        verdict: what all of them say together; of one study, what it says.
+        claims: one for each study.
+    """
+
+    verdict: Verdict
+    claims: tuple[Claim, ...]
+
+    @property
+    def study(self) -> str:
+        """Its study, or how many networks there are."""
+        name = self.claims[0].study
+        return f"{len(self.claims)} networks" if len(self.claims) > 1 else f"`{name}`" if name else "–"
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,67 @@ class Claims:
     claims: tuple[Claim, ...]
     missing: tuple[str, ...]
 
-    def of(self, group: str) -> list[Claim]:
-        """Those of one group."""
-        return [claim for claim in self.claims if claim.group == group]
+    def rows(self, group: str | None = None) -> list[Row]:
+        """Those of one group, or all; each claim once."""
+        together: dict[tuple[str, str], list[Claim]] = {}
+        for claim in self.claims:
+            if group in (None, claim.group):
+                together.setdefault((claim.group, claim.verdict.claim), []).append(claim)
+        return [Row(_pooled(each), tuple(each)) for each in together.values()]
+
+
+def _corrected(claims: Sequence[Claim]) -> list[Claim]:
+    """Claims with the p-values of each claim's networks corrected for their number."""
+    families: dict[tuple[str, str], list[int]] = {}
+    for place, claim in enumerate(claims):
+        figure = claim.verdict.our_figure
+        if claim.verdict.effect is not None and figure is not None and figure.p is not None:
+            families.setdefault((claim.group, claim.verdict.claim), []).append(place)
+    corrected = list(claims)
+    for places in families.values():
+        if len(places) > 1:
+            for place, p in zip(places, holm([_p(claims[place]) for place in places]), strict=True):
+                word = claims[place].verdict.verdict
+                if p > SIGNIFICANT and word in DIRECTED:
+                    word = "inconclusive"
+                verdict = replace(claims[place].verdict, verdict=word)
+                corrected[place] = replace(claims[place], verdict=verdict, corrected_p=p)
+    return corrected
+
+
+def _p(claim: Claim) -> float:
+    figure = claim.verdict.our_figure
+    assert figure is not None
+    assert figure.p is not None
+    return figure.p
+
+
+def _pooled(claims: Sequence[Claim]) -> Verdict:
+    """What the networks say together: an interval over networks, by the same effect."""
+    first = claims[0].verdict
+    if len(claims) == 1:
+        return first
+    effect, tested = first.effect, [claim.verdict for claim in claims if claim.verdict.effect is not None]
+    figures = [each.our_figure for each in tested if each.our_figure is not None]
+    words = Counter(claim.verdict.verdict for claim in claims)
+    counted = ", ".join(f"{words[word]} {word}" for word in VERDICTS if words[word])
+    if effect is None or len(figures) < 2:
+        word = first.verdict if len(words) == 1 else "inconclusive"
+        return replace(first, our_figure=None, verdict=word, corrected=f"Of {len(claims)}: {counted}.")
+    interval = geometric_interval if effect.ratio else mean_interval
+    ours = interval([figure.value for figure in figures], figures[0].unit, against=effect.nothing)
+    return replace(
+        first,
+        verdict=_word(effect.verdict(ours), words),
+        our_figure=ours,
+        corrected=f"Over {len(figures)} networks, each with the same weight. Single ones: {counted}.",
+    )
+
+
+def _word(pooled: str, words: Counter[str]) -> str:
+    """What half of the networks do not reproduce, or one of them contradicts, is not reproduced on all of them."""
+    most = 2 * words["reproduced"] >= sum(words.values())
+    return "direction only" if pooled == "reproduced" and (words["opposite"] or not most) else pooled
 
 
 def read_claims(out: Path) -> Claims:
@@ -105,7 +169,8 @@ def read_claims(out: Path) -> Claims:
     Raises:
         ValueError: a results.json of another format.
     """
-    claims, missing = [], []
+    claims: list[Claim] = []
+    missing = []
     for group, studies in GROUPS.items():
         for study in studies:
             path = out / study.name / "results.json"
@@ -116,7 +181,7 @@ def read_claims(out: Path) -> Claims:
             command = f"sdsd study {study.name} --seeds {len(result.seeds)}{' --quick' * result.config['quick']}"
             claims += [Claim(group, study.name, each, len(result.seeds), command) for each in result.verdicts]
     claims += [Claim(WITHOUT_A_STUDY, "", each) for each in UNTESTABLE]
-    return Claims(tuple(claims), tuple(missing))
+    return Claims(tuple(_corrected(claims)), tuple(missing))
 
 
 def _read(path: Path) -> StudyResult:
@@ -124,145 +189,6 @@ def _read(path: Path) -> StudyResult:
         return StudyResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected the results of a study ({error}); run the study again.") from error
-
-
-def write_claims(claims: Claims, docs: Path, page: Path) -> list[Path]:
-    """Fill the marked parts of docs/*.md, write claims.md there if it is new, and the HTML page; all that was written.
-
-    Raises:
-        ValueError: a mark that names nothing.
-    """
-    start = docs / "claims.md"
-    if not start.exists():
-        docs.mkdir(parents=True, exist_ok=True)
-        write_text(start, new_page())
-    written = []
-    for path in sorted(docs.glob("*.md")):
-        before = path.read_text(encoding="utf-8")
-        after = fill(before, claims)
-        if MARKED.search(before):
-            write_text(path, after)
-            written.append(path)
-    write_text(page, claims_page(claims))
-    return [*written, page]
-
-
-def fill(text: str, claims: Claims) -> str:
-    """`text` with its marked parts written anew.
-
-    Raises:
-        ValueError: a mark that names nothing.
-    """
-    parts = {group: _table(claims.of(group)) for group in groups()}
-    parts |= {"details": "\n".join(map(_details, claims.claims)), "count": _count(claims)}
-
-    def part(match: re.Match[str]) -> str:
-        if match[2] not in parts:
-            raise ValueError(f"claims: {match[2]!r} is none of {', '.join(parts)}.")
-        return f"{match[1]}{parts[match[2]]}\n{match[3]}"
-
-    return MARKED.sub(part, text)
-
-
-def _table(claims: Iterable[Claim]) -> str:
-    rows = ["| claim | there | here | verdict | study |", "|---|---|---|---|---|"]
-    for claim in claims:
-        verdict = claim.verdict
-        study = f"`{claim.study}`" if claim.study else "–"
-        cells = (verdict.claim, verdict.seed_figure, _ours(claim), f"**{verdict.verdict}**", study)
-        rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(rows)
-
-
-def _ours(claim: Claim) -> str:
-    return "–" if claim.verdict.our_figure is None else str(claim.verdict.our_figure)
-
-
-def _details(claim: Claim) -> str:
-    verdict = claim.verdict
-    lines = [f"**{verdict.claim}** – {verdict.verdict}", f"({verdict.source}.)", verdict.corrected]
-    lines += [f"What decides: {verdict.rule}."]
-    if claim.command:
-        lines += [f"{_seeds(claim)}: `{claim.command}`"]
-    return "\n".join(("- " if place == 0 else "  ") + line for place, line in enumerate(lines))
-
-
-def _seeds(claim: Claim) -> str:
-    return "1 seed" if claim.seeds == 1 else f"{claim.seeds} seeds"
-
-
-def _count(claims: Claims) -> str:
-    numbers = Counter(claim.verdict.verdict for claim in claims.claims)
-    text = ", ".join(f"{numbers[verdict]} {verdict}" for verdict in VERDICTS if numbers[verdict])
-    absent = f" No results yet from: {', '.join(claims.missing)}." if claims.missing else ""
-    return f"{len(claims.claims)} claims: {text}.{absent}"
-
-
-@dataclass(frozen=True)
-class ClaimTable:
-    """Claims with everything about them; text wraps, and the study's page is a link."""
-
-    claims: Sequence[Claim]
-
-    def html(self) -> str:
-        header = ("claim", "there", "here", "verdict and why")
-        return f"<style>{STYLE}</style>" + html.table(header, list(map(self._row, self.claims)), kind="claims")
-
-    @staticmethod
-    def _row(claim: Claim) -> list[str]:
-        verdict = claim.verdict
-        link = f'<a href="{escape(claim.study)}/report.html">{escape(claim.study)}</a>' if claim.study else ""
-        repeat = f"<br>{link}, {_seeds(claim)}: <code>{escape(claim.command)}</code>" if claim.command else ""
-        return [
-            f"{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small>",
-            escape(verdict.seed_figure),
-            escape(_ours(claim)),
-            f"<div><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
-            f"<br><small>What decides: {escape(verdict.rule)}.{repeat}</small></div>",
-        ]
-
-
-def claims_page(claims: Claims) -> str:
-    """claims.html, to lie beside the studies' folders."""
-    named = [group for group in groups() if claims.of(group)]
-    return html.page(
-        "Every claim, and what was found",
-        [html.Text(_count(claims))],
-        [html.Section(group.capitalize(), [ClaimTable(claims.of(group))]) for group in named],
-        " · ".join(f"{name} {version}" for name, version in versions().items()),
-    )
-
-
-STYLE = """
-main { max-width: 1180px; }
-.claims :is(th, td) { vertical-align: top; }
-@container (min-width: 601px) { .claims th:first-child { width: 26%; } .claims th:last-child { width: 42%; } }
-.claims small { color: var(--muted); }
-"""
-
-NEW_PAGE = Template(
-    """# Every claim, and what was found
-
-`sdsd claims` writes this page from the `results.json` of the studies: nothing in the tables is typed. An interval is
-over seeds, or over independent trials where the study has many; a verdict follows from a rule that was fixed before,
-and a claim that did not hold stands beside the statement that does.
-
-<!-- claims: count -->
-<!-- end of claims -->
-
-$tables
-## In words, and how to repeat it
-
-<!-- claims: details -->
-<!-- end of claims -->
-"""
-)
-
-
-def new_page() -> str:
-    """claims.md before it is filled."""
-    parts = (f"## {group.capitalize()}\n\n<!-- claims: {group} -->\n<!-- end of claims -->\n" for group in groups())
-    return NEW_PAGE.substitute(tables="\n".join(parts))
 
 
 def groups() -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ..gamma import GammaHistory, GammaMonitor, GammaStats
 from ..gamma.layers import UnsupportedError
 from .engine import GAMMA_COLUMNS, Display, Row, choose_display, table_row
@@ -151,7 +153,7 @@ def load_script(path: Path) -> Script:
             "a torch optimizer",
             optimizer is None or isinstance(optimizer, torch.optim.Optimizer),
         ),
-        ("steps", steps, "a whole number, at least 1", isinstance(steps, int) and steps >= 1),
+        ("steps", steps, "a whole number, at least 1", (checks.whole_number(steps) or 0) >= 1),
     ):
         if not good:
             raise ValueError(f"{path}: {name}: expected {kind}, got {type(value).__name__}.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from ..gamma import attachment
+from ..models import paused
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -25,7 +25,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
-        stack.enter_context(attachment.paused(model))
+        stack.enter_context(paused(model))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -54,6 +54,25 @@ def part_of(batch: Any, start: int, stop: int) -> Any:
     return pytree.tree_map(lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
 
 
+def reordered(batch: Any, order: list[int], size: int) -> Any:
+    """A batch with its parts of `size` samples each in another order."""
+    if order == sorted(order):
+        return batch
+    places = (torch.tensor(order)[:, None] * size + torch.arange(size)).flatten()
+    return pytree.tree_map(
+        lambda leaf: leaf[places.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
+    )
+
+
+def mixing_layers(model: nn.Module) -> list[str]:
+    """Layers that mix the samples of a batch: BatchNorm with the batch's own statistics."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+    ]
+
+
 def mean_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
     """`loss_fn(model, batch)`, checked to be one number."""
     loss = loss_fn(model, batch)
@@ -77,6 +96,15 @@ class _Loss(nn.Module):
 def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_per_gradient: int) -> Tensor:
     """One gradient for every `samples_per_gradient` samples; shape: (n, trainable parameters), in the model's dtype.
 
+    Args:
+        model: its parameters that train are differentiated; .grad is left alone.
+        loss_fn: (model, batch) → mean loss.
+        batch: a tensor, or a tuple, list or dict of tensors with the samples first.
+        samples_per_gradient: over how many samples each gradient is a mean; it divides the batch.
+
+    Returns:
+        The gradients, flattened and joined in the order of `model.parameters()`.  # shape: (n, parameters)
+
     Raises:
         ValueError: the samples do not divide evenly; BatchNorm in train mode with single samples.
     """
@@ -89,12 +117,7 @@ def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_p
         return torch.stack(
             [gradient(model, loss_fn, part_of(batch, start, start + samples_per_gradient)) for start in starts]
         )
-    mixing = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
-    ]
-    if mixing:
+    if mixing := mixing_layers(model):
         raise ValueError(
             f"model: {mixing[0]} is a BatchNorm in train mode, which mixes the samples, so a sample has no gradient of "
             "its own. Use samples_per_gradient > 1, or put it in eval mode."

@@ -230,6 +230,12 @@ class Permutation:
             entries = torch.arange(length).view(self.width, -1)[order] if by_neuron is None else by_neuron[:, order]
             store[part.name] = value.index_select(part.axis, entries.flatten().to(value.device))
 
+    def entries(self, part: Slice, point: Point) -> Tensor:
+        """All entries of each neuron in one parameter.  # shape: (width, entries)"""
+        value = point.values[part.name].movedim(part.axis, 0)
+        by_neuron = value.unflatten(0, (-1, self.width)).movedim(1, 0) if part.layout == "interleaved" else value
+        return by_neuron.reshape(self.width, -1)
+
     def keys(self, point: Point) -> Tensor:
         """Squared norm of all entries of each neuron, wherever the neurons of other layers stand; shape: (width,)."""
         keys = torch.zeros(self.width, dtype=torch.float64)

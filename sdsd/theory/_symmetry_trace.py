@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ..gamma.attachment import is_attached
+from ..models import is_attached
 from . import _graph_ops as ops
 from ._segments import MERGED, Edge, Norm, Segment, Slice
 

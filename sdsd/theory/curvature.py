@@ -10,13 +10,19 @@ the covariance of the step's batch gradient, D = (η/2)Σ_B:
 the second for one SGD step, to second order in η. Where the trace is positive the loss falls iff the ratio exceeds 1;
 elsewhere the ratio means nothing, and only the difference of both terms decides. For a step −η P g with a diagonal
 preconditioner P, ‖μ‖² becomes μᵀPμ, μᵀHμ becomes μᵀPHPμ and Σ_B becomes PΣ_BP.
+
+H and the gradients have to come from samples apart from each other. Where a network fits its samples, those with large
+gradients bend the loss most along just these gradients, so that a batch's own H gives too large a trace: 1.2 to 6 times
+too large at n = 64 on small networks that learned digits, worst late in training.
+
+From the same traces come the two noise scales of McCandlish et al. 2018 (arXiv:1812.06162), in samples, with Σ that of
+single samples: B_simple = Tr Σ / ‖μ‖² and, with the curvature, B_noise = Tr(HΣ) / μᵀHμ.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,147 +31,20 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..gamma import precondition as preconditioning
-from ..gamma.monitor import unwrap
-from ._curvature_moments import Moments
-from ._hessian import Hessian, LossFunction, gradient_rows, length_of, undisturbed
+from ..models import unwrap
+from ._curvature_moments import Fold, Group, Moments
+from ._gradient_rows import GradientRows
+from ._hessian import Hessian, LossFunction, length_of, mixing_layers, part_of, reordered, undisturbed
+from .curvature_stats import CurvatureStats
 
 EXACT_UP_TO = 128
 """Gradients whose curvature is summed one by one; more take PROBES random combinations of them."""
 PROBES = 32
-
-
-@dataclass(frozen=True)
-class CurvatureStats:
-    """Signal, noise and their curvature for a step with `learning_rate` on a batch of `batch_size` samples.
-
-    Attributes:
-        learning_rate, batch_size: η and B of the step in question.
-        n, samples_per_gradient: how many gradients were measured, each a mean over so many samples.
-        population: samples that batches are drawn from without replacement; None for unlimited ones.
-        signal: ‖μ‖² (preconditioned: μᵀPμ), unbiased; negative where noise hides it.
-        noise: Tr Σ_B (preconditioned: Tr PΣ_BP).
-        curvature_signal: μᵀHμ, unbiased.
-        curvature_noise: Tr(HΣ_B).
-        curvature_noise_error: standard error of `curvature_noise` from random probes; 0 where all were summed.
-        expected_change_error: standard error of `expected_change` over the samples, by the jackknife, which is rather
-            too large than too small; None with probes.
-    """
-
-    learning_rate: float
-    batch_size: int
-    n: int
-    samples_per_gradient: int
-    population: int | None
-    signal: float
-    noise: float
-    curvature_signal: float
-    curvature_noise: float
-    curvature_noise_error: float
-    expected_change_error: float | None
-
-    @property
-    def drift(self) -> float:
-        """‖μ‖², at which gradient flow lowers the loss per unit of time (η a step)."""
-        return self.signal
-
-    @property
-    def diffusion(self) -> float:
-        """Tr(DH) with D = (η/2)Σ_B: at which noise raises the loss; negative where it curves downwards."""
-        return self.learning_rate / 2 * self.curvature_noise
-
-    @property
-    def diffusion_seed(self) -> float:
-        """Tr D, which the framework's document puts in the place of Tr(DH)."""
-        return self.learning_rate / 2 * self.noise
-
-    @property
-    def lyapunov(self) -> float:
-        """diffusion − drift = dE[L]/dt along the stochastic differential equation."""
-        return self.diffusion - self.drift
-
-    @property
-    def lyapunov_seed(self) -> float:
-        """Tr D − ‖μ‖², the document's form of the same; right only for L = ½‖θ − θ*‖², where H = 1."""
-        return self.diffusion_seed - self.drift
-
-    @property
-    def expected_change(self) -> float:
-        """E[ΔL] of one step, to second order in the learning rate."""
-        return self.learning_rate * (self.lyapunov + self.learning_rate / 2 * self.curvature_signal)
-
-    @property
-    def lowers_loss(self) -> bool:
-        """Whether the step is expected to lower the loss."""
-        return self.expected_change < 0
-
-    @property
-    def gamma_seed(self) -> float:
-        """The document's Γ = C_α = ‖μ‖² / Tr Σ_B (§5), of the batch gradient."""
-        return _ratio(self.signal, self.noise)
-
-    @property
-    def gamma_seed_diffusion(self) -> float:
-        """The document's Γ = ‖μ‖² / Tr D (§4), which is 2/η times `gamma_seed`: the two thresholds are not one."""
-        return _ratio(self.drift, self.diffusion_seed)
-
-    @property
-    def gamma_h(self) -> float:
-        """Γ_H = drift / diffusion; NaN where diffusion is not positive."""
-        return _ratio(self.drift, self.diffusion)
-
-    @property
-    def gamma_star(self) -> float:
-        """Γ*, above 1 iff one step lowers the expected loss; NaN where diffusion is not positive."""
-        return _ratio(self.drift - self.learning_rate / 2 * self.curvature_signal, self.diffusion)
-
-    @property
-    def learning_rate_max(self) -> float:
-        """η beyond which a step raises the loss at this batch size; NaN where no η does, ≤ 0 where noise hides μ."""
-        return _ratio(2 * self.signal, self.curvature_signal + self.curvature_noise)
-
-    @property
-    def batch_size_min(self) -> float:
-        """Batch, in samples, below which a step raises the loss at this learning rate.
-
-        0 where noise does not raise it; NaN where even the full gradient would not lower it.
-        """
-        gain = self.drift - self.learning_rate / 2 * self.curvature_signal
-        rest = 0.0 if self.population is None else 1 / self.population
-        share = 1 / self.batch_size - rest  # Σ_B = share · Σ, Σ of single samples
-        if not gain > 0 or share <= 0:
-            return math.nan
-        return 1 / (share * gain / self.diffusion + rest) if self.diffusion > 0 else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """All attributes and properties as plain numbers, ready for a logger."""
-        return {**asdict(self), **{name: getattr(self, name) for name in _DERIVED}}
-
-    def __str__(self) -> str:
-        error, effect = self.expected_change_error, "lowers" if self.lowers_loss else "raises"
-        if error is not None and abs(self.expected_change) <= 2 * error:
-            effect = "lowers or raises"
-        unsure = ", the samples cannot tell" if " or " in effect else ""
-        spread = "" if error is None else f" ± {error:.2g}"
-        return "\n".join(
-            [
-                f"a step of {self.learning_rate:g} on {self.batch_size} samples {effect} the loss{unsure}: "
-                f"E[ΔL] = {self.expected_change:.4g}{spread}",
-                f"  drift ‖μ‖² {self.drift:.4g}   diffusion Tr(DH) {self.diffusion:.4g} "
-                f"(Tr D, without curvature: {self.diffusion_seed:.4g})",
-                f"  Γ* {self.gamma_star:.4g}   Γ_H {self.gamma_h:.4g}   Γ without curvature {self.gamma_seed:.4g}",
-                f"  largest learning rate {self.learning_rate_max:.4g}   smallest batch {self.batch_size_min:.4g}",
-            ]
-        )
-
-
-_DERIVED = (
-    "drift", "diffusion", "diffusion_seed", "lyapunov", "lyapunov_seed", "expected_change", "lowers_loss", "gamma_seed",
-    "gamma_seed_diffusion", "gamma_h", "gamma_star", "learning_rate_max", "batch_size_min",
-)  # fmt: skip
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator > 0 else math.nan
+GROUPS = 16
+"""Groups of samples, half of them in either half of a batch, which the error leaves out one by one."""
+BYTES_A_PARAMETER = 32
+"""What the rows and sums of one parameter take at least."""
+MOST_BYTES = 2**30
 
 
 def curvature_gamma(
@@ -181,6 +60,7 @@ def curvature_gamma(
     curvature_batch: Any = None,
     probes: int | None = None,
     chunk_size: int | None = None,
+    max_bytes: int | None = None,
     seed: int = 0,
 ) -> CurvatureStats:
     """Whether an SGD step of `learning_rate` on `batch_size` samples is expected to lower the loss, and by what margin.
@@ -189,15 +69,31 @@ def curvature_gamma(
 
         Tr(HΣ) = Σ dᵢᵀHdᵢ / (n−1)       μᵀHμ ≈ ḡᵀHḡ − Tr(HΣ)/n       ‖μ‖² ≈ ‖ḡ‖² − Tr Σ/n
 
-    All n products are taken up to 128 gradients; beyond that Tr(HΣ) is the mean of zᵀHz over 32 random sums
-    z = Σ ±dᵢ / √(n−1), with its standard error.
+    The two with H are taken in each half of the batch with the H of the other half, and averaged; they are unbiased.
+    Gradient i belongs to the half i mod 2 (for an odd n the first half has one more). Signal and noise, which need no
+    H, come from all gradients. Where `batch` is the whole `population`, nothing has to be independent, and H is that of
+    the batch; where it is a part of it, each half meets as much of its own H as the population would show it.
+
+    All n products are taken up to 128 gradients; beyond that Tr(HΣ) is, in each half, the mean of zᵀHz over 32 random
+    sums z = Σ ±dᵢ / √(n−1), with its standard error.
+
+    Intervals of `expected_change` held the truth in 0.97 of the cases with 64 samples, on three networks that learned
+    digits, after 1, 4 and 12 epochs. They need samples enough that no handful of them decides: where a network had
+    fitted its training set to a loss of 0.2 and below, 48 samples held it in 0.47 to 1, 0.87 on average.
+
+    Cost: n/2 + 1 products of the whole batch's Hessian with a vector (n + 1 where `batch` is the population or
+    `curvature_batch` is given, p + 1 with p probes), each two to three times a forward and backward pass, and n
+    gradients of single samples. Memory beyond the model: the gradients or, where they do not fit into `max_bytes`,
+    blocks of them, computed twice; some six vectors of all parameters in float64; and the graph of a sixteenth of the
+    batch, or of `chunk_size` samples if that is less.
 
     Args:
         model: in the mode it is to be measured in; parameters, .grad, buffers and random state stay as they are, and a
             GammaMonitor on it does not count these passes. Parameters that require no gradient are left out.
         loss_fn: (model, batch) → the batch's mean loss, as for `compute_gamma`.
-        batch: tensors (in any nesting of tuples, lists and dicts) with a common first dimension, at least 2 gradients'
-            worth of samples.
+        batch: tensors (in any nesting of tuples, lists and dicts) with a common first dimension, at least 4 gradients'
+            worth of samples; 2 where it is the whole population, or with `curvature_batch`. Samples are taken to be
+            independent of each other.
         learning_rate, batch_size: η and B of the step in question; B need not be the batch measured on.
         samples_per_gradient: 1 takes per-sample gradients; more, means over so many samples (needed for BatchNorm in
             train mode).
@@ -205,63 +101,169 @@ def curvature_gamma(
             them): variances and corrections are then of that finite population.
         precondition: an Adam, AdamW or RMSprop optimizer that has made a step, for P = 1 / (√v̂ + ε); or P itself, by
             parameter name. Momentum is not part of the step considered.
-        curvature_batch: samples to take H from; `batch` where None. Independent ones remove the (small) dependence of
-            H on the gradients.
+        curvature_batch: other samples, independent of `batch`, to take H from.
         probes: 0 to sum over all gradients however many, or a number of random probes, at least 2.
-        chunk_size: samples whose graph is kept at a time for the products; all where None.
+        chunk_size: samples whose graph is kept at a time for the products.
+        max_bytes: bound on what gradients and probes take together; None: 1 GiB, or 32 bytes a parameter if that is
+            more, which is the least.
         seed: of the probes' signs.
 
     Raises:
         TypeError: `precondition` of another kind.
-        ValueError: η or B not positive, fewer than two gradients, samples that do not divide evenly or differ in
-            number, a population smaller than what is drawn from it, a preconditioner of other shapes, a loss that is
-            no number, gradients that are not finite, BatchNorm in train mode with single samples.
+        ValueError: η or B not positive, too few gradients, samples that do not divide evenly or differ in number, a
+            population smaller than what is drawn from it, a preconditioner of other shapes, a loss that is no number,
+            gradients that are not finite, BatchNorm in train mode with single samples, too small a `max_bytes`.
 
     Example:
         >>> line = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.ones_(line.weight)
         >>> half_square = lambda model, x: (model(x) ** 2 / 2).mean()
-        >>> stats = curvature_gamma(line, half_square, torch.tensor([[1.0], [2.0]]), learning_rate=0.1, batch_size=1)
+        >>> x = torch.tensor([[1.0], [2.0]])
+        >>> stats = curvature_gamma(line, half_square, x, learning_rate=0.1, batch_size=1, curvature_batch=x)
         >>> stats.n, stats.noise, stats.curvature_noise  # gradients 1 and 4, H = 2.5
         (2, 4.5, 11.25)
     """
     root = unwrap(model)
-    _check(learning_rate, batch_size, samples_per_gradient, population, probes, chunk_size)
+    learning_rate = checks.check_number(learning_rate, "learning_rate", "a positive, finite number", above=0)
+    batch_size = checks.check_count(batch_size, "batch_size")
+    samples_per_gradient = checks.check_count(samples_per_gradient, "samples_per_gradient")
+    population = checks.check_count(population, "population", optional=True)
+    chunk_size = checks.check_count(chunk_size, "chunk_size", optional=True)
+    probes = _check_probes(probes)
     samples = length_of(batch)
     n = samples // samples_per_gradient
-    if n < 2:
-        raise ValueError(
-            f"batch: expected at least 2 gradients of {samples_per_gradient} samples, got {samples} samples."
-        )
+    crossed = curvature_batch is None and samples != population
+    _check_samples(samples, samples_per_gradient, crossed)
     if population is not None and population < max(samples, batch_size):
         raise ValueError(
             f"population: expected at least the {max(samples, batch_size)} samples drawn from it, got {population}."
         )
-    if not any(parameter.requires_grad for parameter in root.parameters()):
+    width = sum(parameter.numel() for parameter in root.parameters() if parameter.requires_grad)
+    if not width:
         raise ValueError("model: expected at least one parameter that requires a gradient, got none.")
     scale = _diagonal(root, precondition)
+    exact = probes == 0 or (probes is None and n <= EXACT_UP_TO)
+    probes = 0 if exact else probes or PROBES
+    most = _most_bytes(max_bytes, width)
+    row = width * next(p for p in root.parameters() if p.requires_grad).element_size()
+    if samples_per_gradient > 1 and mixing_layers(root):
+        chunk_size = samples_per_gradient  # as the gradients see the batch's statistics
+    seen = 0.0 if population is None else samples_per_gradient / population
     with undisturbed(root):
-        rows = gradient_rows(root, loss_fn, batch, samples_per_gradient)
-        if not bool(rows.isfinite().all()):
-            raise ValueError("batch: its gradients hold NaN or infinity, and so would everything computed from them.")
-        hessian = Hessian(root, loss_fn, batch if curvature_batch is None else curvature_batch, chunk_size)
-        exact = probes == 0 or (probes is None and n <= EXACT_UP_TO)
-        moments = Moments(rows, scale, hessian, 0 if exact else probes or PROBES, seed)
-    unseen = 1 / n if population is None else 1 / n - samples_per_gradient / population
+        order, bounds = _groups_of(n)
+        batch = reordered(batch, order, samples_per_gradient)
+        at_once = max(1, most // (4 * row))
+        rows = GradientRows(root, loss_fn, batch, samples_per_gradient, at_once, keep=n * row <= most // 2)
+        groups = [
+            _group(root, loss_fn, batch, start, stop, samples_per_gradient, chunk_size)
+            for start, stop in ([] if curvature_batch is not None else bounds)
+        ]
+        if curvature_batch is not None:
+            groups = _groups_apart(root, loss_fn, curvature_batch, chunk_size)
+        folds = _folds(n, groups, seen, crossed)
+        moments = Moments(
+            rows,
+            scale,
+            folds,
+            groups,
+            probes,
+            max(1, most // (BYTES_A_PARAMETER * width)),
+            checks.check_integer(seed, "seed"),
+        )
+    curvature, trace, trace_error = moments.curvature(seen)
     share = samples_per_gradient * (1 / batch_size - (0.0 if population is None else 1 / population))
+    error = moments.change_error(learning_rate, seen, share)
     return CurvatureStats(
         learning_rate=float(learning_rate),
         batch_size=batch_size,
         n=n,
         samples_per_gradient=samples_per_gradient,
         population=population,
-        signal=moments.plain.mean - unseen * moments.plain.trace,
+        signal=moments.plain.mean - (1 / n - seen) * moments.plain.trace,
         noise=share * moments.squared_trace,
-        curvature_signal=moments.curved.mean - unseen * moments.curved.trace,
-        curvature_noise=share * moments.curved.trace,
-        curvature_noise_error=share * moments.trace_error,
-        expected_change_error=moments.change_error(learning_rate, unseen, share),
+        curvature_signal=curvature,
+        curvature_noise=share * trace,
+        curvature_noise_error=share * trace_error,
+        expected_change_error=None if error is None else error[0],
+        degrees_of_freedom=None if error is None else error[1],
     )
+
+
+def _groups_of(n: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """The order of n gradients, group by group with those of the first half first, and where each group lies in it.
+
+    Gradient i belongs to group i mod `GROUPS`, and group g to half g mod 2.
+    """
+    count = min(GROUPS, n - n % 2)
+    numbers = [*range(0, count, 2), *range(1, count, 2)]
+    order: list[int] = []
+    bounds: list[tuple[int, int]] = []
+    for group in numbers:
+        start = len(order)
+        order += range(group, n, count)
+        bounds.append((start, len(order)))
+    return order, bounds
+
+
+def _group(
+    model: nn.Module, loss_fn: LossFunction, batch: Any, start: int, stop: int, size: int, chunk: int | None
+) -> Group:
+    """Gradients `start` to `stop`, of `size` samples each, as a group."""
+    part = part_of(batch, start * size, stop * size)
+    return Group(Hessian(model, loss_fn, part, chunk), (stop - start) * size, start, stop)
+
+
+def _groups_apart(model: nn.Module, loss_fn: LossFunction, batch: Any, chunk: int | None) -> list[Group]:
+    """Samples that H alone is taken from, as groups without gradients."""
+    samples = length_of(batch, "curvature_batch")
+    count = min(GROUPS, samples)
+    edges = [samples * place // count for place in range(count + 1)]
+    return [
+        Group(Hessian(model, loss_fn, part_of(batch, start, stop), chunk), stop - start, 0, 0)
+        for start, stop in pairwise(edges)
+    ]
+
+
+def _folds(n: int, groups: list[Group], seen: float, crossed: bool) -> list[Fold]:
+    """Which gradients meet the Hessian of which groups; `seen`: a gradient's part of the population."""
+    everything = tuple(range(len(groups)))
+    if not crossed:
+        return [Fold(0, n, ((1.0, everything),))]
+    halves = everything[: len(groups) // 2], everything[len(groups) // 2 :]
+    folds, start = [], 0
+    for own, other in (halves, halves[::-1]):
+        count = groups[own[-1]].stop - start
+        inside = count * seen  # how often a sample of the population's H is also one of the gradients'
+        parts = ((1.0 - inside, other), (inside, own)) if inside else ((1.0, other),)
+        folds.append(Fold(start, start + count, parts))
+        start += count
+    return folds
+
+
+def _most_bytes(max_bytes: int | None, width: int) -> int:
+    least = BYTES_A_PARAMETER * width
+    if max_bytes is None:
+        return max(MOST_BYTES, least)
+    if checks.check_count(max_bytes, "max_bytes") < least:
+        raise ValueError(
+            f"max_bytes: expected at least {least:,}, {BYTES_A_PARAMETER} bytes for each of {width:,} parameters, got "
+            f"{max_bytes:,}."
+        )
+    return max_bytes
+
+
+def _check_samples(samples: int, size: int, crossed: bool) -> None:
+    least = 4 if crossed else 2
+    if samples // size < least:
+        hint = (
+            " Two halves need two gradients each, for H must not come from the samples of the gradients. Give more, or "
+            "curvature_batch, or population where these samples are all there are."
+        )
+        raise ValueError(
+            f"batch: expected at least {least} gradients of {size} samples, got {samples} samples.{hint * crossed}"
+        )
+    if samples % size:
+        raise ValueError(f"batch: its {samples} samples do not divide into gradients of {size}.")
 
 
 def _diagonal(model: nn.Module, precondition: Any) -> Tensor | None:
@@ -296,18 +298,8 @@ def _diagonal(model: nn.Module, precondition: Any) -> Tensor | None:
     return torch.cat([found[name].detach().double().flatten() for name in trainable])  # type: ignore[union-attr]
 
 
-def _check(
-    learning_rate: float, batch_size: int, samples_per_gradient: int, population: int | None, probes: int | None,
-    chunk_size: int | None,
-) -> None:  # fmt: skip
-    if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < math.inf):
-        raise ValueError(f"learning_rate: expected a positive, finite number, got {learning_rate!r}.")
-    for name, value in (
-        ("batch_size", batch_size),
-        ("samples_per_gradient", samples_per_gradient),
-        ("population", 1 if population is None else population),
-        ("chunk_size", 1 if chunk_size is None else chunk_size),
-    ):
-        checks.check_count(value, name)
-    if checks.check_count(probes, "probes", least=0, optional=True) == 1:
+def _check_probes(value: Any) -> int | None:
+    probes = checks.check_count(value, "probes", least=0, optional=True)
+    if probes == 1:
         raise ValueError(f"probes: expected 0 (sum over all gradients) or a number from 2 up, got {probes!r}.")
+    return None if probes is None else int(probes)

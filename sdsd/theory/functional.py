@@ -8,9 +8,9 @@ the layer's mass, Σ p_j = 1:
 `orbit_entropy`           H_G: von Neumann entropy of M_ij = √(p_i p_j) cos_ij; smooth, in nats
 `log_orbit_count`         H_G to the letter: log of the size of the permutation orbit, log(n! / ∏ n_c!) / n
 `realized_volume`         V: share of the sphere that caps round û_j cover together, in caps, with its standard error
-`log_volume`              ½ log det(I + d/(nε²) Û Ûᵀ): a smooth surrogate of log V, in nats
+`log_volume`              ½ log det(I + d/(nε²) Û Ûᵀ): a smooth surrogate that orders like V, in nats a direction
 `participation_ratio`     1 / Tr M²: how many directions the mass is spread over
-`geometric_functional`    H_G + λV of a model, differentiable, to add to a loss
+`geometric_functional`    H_G + λ · (`log_volume`, the surrogate, or V) of a model; with the first, to add to a loss
 ========================  ==============================================================================================
 
 p_j does not change when a ReLU neuron's incoming weights grow by c and its outgoing ones shrink by c, and neither does
@@ -21,6 +21,7 @@ one entry of every row of the next layer. Take `canonicalize` first where the nu
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -123,6 +124,7 @@ class RealizedVolume:
         caps: how many caps, K.
         cap_share: the part of the sphere that one cap covers, σ.
         samples: how many points were drawn.
+        angle: the caps' angular radius in radians.
     """
 
     value: float
@@ -130,6 +132,7 @@ class RealizedVolume:
     caps: int
     cap_share: float
     samples: int
+    angle: float
 
     @property
     def most(self) -> float:
@@ -137,7 +140,7 @@ class RealizedVolume:
         return min(float(self.caps), 1 / self.cap_share if self.cap_share > 0 else math.inf)
 
 
-def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int = 0) -> RealizedVolume:
+def realized_volume(rows: Tensor, angle: float | None = None, samples: int = 16384, seed: int = 0) -> RealizedVolume:
     """V: how much of the sphere spherical caps of angular radius `angle` round the rows cover together.
 
         V = μ(∪E_i) / μ(E) = Σ_i E[1 / N(x)],    x uniform in E_i, N(x) = how many caps hold x
@@ -145,13 +148,19 @@ def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int 
     which is the union estimator of Karp and Luby (1983) with as many points in every cap: unbiased, and its error does
     not grow as caps get small. V is exactly 1 when all rows point one way, 2 for antipodes, n for n orthogonal rows and
     angle ≤ π/4. It is a count of directions at the resolution `angle`: another angle is another number. In many
-    dimensions a cap's points lie near its edge, and caps overlap little until their centres are much closer than that.
+    dimensions a cap's points lie near its edge, and caps overlap little until their centres are much closer than that:
+    caps of 60° round the neurons of real layers do not overlap at all, V is K whatever the layer has learned, and a
+    warning says so. `telling_angle` is an angle at which V can tell.
 
     Args:
         rows: one neuron a row, any scale; rows of zeros have no cap.  # shape: (n, d), d ≥ 2
-        angle: the caps' angular radius in radians, in (0, π/2].
+        angle: the caps' angular radius in radians, in (0, π/2]; None takes `telling_angle(K, d)`. V of layers of
+            different size is at different angles then; give one to compare them.
         samples: points to draw, rounded up to a multiple of K, 2K at least; the error is at most ½ K/√samples.
         seed: same seed, same points (on the same kind of device).
+
+    Returns:
+        `RealizedVolume`: V and its standard error.
 
     Raises:
         TypeError: not a floating-point tensor.
@@ -160,13 +169,16 @@ def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int 
     Source:
         Karp, Luby, "Monte-Carlo algorithms for enumeration and reliability problems", FOCS 1983.
     """
-    _check_angle(angle)
+    if angle is not None:
+        _check_angle(angle)
     samples = checks.check_integer(samples, "samples", least=1)
     centres = _unit(_live(rows, None)[0].detach())
     count, dim = centres.shape
     if dim < 2:
         raise ValueError("rows: expected at least two dimensions a row, got 1, where a sphere is two points.")
-    generator = torch.Generator(centres.device).manual_seed(seed)
+    if angle is None:
+        angle = telling_angle(count, dim)
+    generator = torch.Generator(centres.device).manual_seed(checks.check_integer(seed, "seed"))
     edge = math.cos(angle) - ROUNDING
     each = max(2, -(-samples // count))
     share = centres.new_zeros(count * each)
@@ -175,7 +187,61 @@ def realized_volume(rows: Tensor, angle: float, samples: int = 16384, seed: int 
         share[part] = 1 / (points @ centres.mT >= edge).sum(1).clamp_min(1).double()
     variance, mean = torch.var_mean(share.view(count, each), 1)
     error = math.sqrt(variance.sum().item() / each)
-    return RealizedVolume(mean.sum().item(), error, count, cap_share(dim, angle), count * each)
+    volume = RealizedVolume(mean.sum().item(), error, count, cap_share(dim, angle), count * each, angle)
+    _warn_if_blind(volume, dim)
+    return volume
+
+
+def telling_angle(count: int, dim: int) -> float:
+    """The angle at which caps round `count` random directions in `dim` ≥ 2 dimensions cover half of what they could.
+
+    Then V, as a share of K, is about ½ for directions that have nothing to do with each other, lower where they share,
+    higher where they avoid each other: it has room both ways. K random caps of share σ cover (1 − (1 − σ)^K)/σ caps.
+
+    Args:
+        count: how many directions, K ≥ 1.
+        dim: of the space they lie in, at least 2.
+
+    Returns:
+        Radians, at most π/2, which it is where even half spheres overlap too little.
+
+    Raises:
+        ValueError: a count below 1 or a dimension below 2.
+
+    Example:
+        >>> round(math.degrees(telling_angle(512, 785)))
+        84
+    """
+    count = checks.check_integer(count, "count", least=1)
+    dim = checks.check_integer(dim, "dim", least=2)
+    low, high = 0.0, math.pi / 2
+    if count < 2:
+        return high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _of_random(count, dim, middle) > 0.5 * count else (low, middle)
+    return high
+
+
+def _of_random(count: int, dim: int, angle: float) -> float:
+    """The expected V of caps round random directions."""
+    share = cap_share(dim, angle)
+    return -math.expm1(count * math.log1p(-share)) / share if share > 0 else float(count)
+
+
+BLIND = 0.99
+
+
+def _warn_if_blind(volume: RealizedVolume, dim: int) -> None:
+    if volume.caps < 2 or volume.value < BLIND * volume.caps:
+        return
+    if _of_random(volume.caps, dim, volume.angle) >= BLIND * volume.caps:
+        warnings.warn(
+            f"realized_volume: caps of {math.degrees(volume.angle):.0f}° round {volume.caps} directions in {dim} "
+            "dimensions do not overlap, nor would they round random ones, so V is their number and says nothing. "
+            f"angle=None takes {math.degrees(telling_angle(volume.caps, dim)):.0f}°.",
+            stacklevel=3,
+        )
 
 
 def cap_share(dim: int, angle: float) -> float:
@@ -188,10 +254,12 @@ def cap_share(dim: int, angle: float) -> float:
 
 
 def log_volume(rows: Tensor, epsilon: float = 0.5) -> Tensor:
-    """A smooth surrogate of log V, in nats: ½ log det(I + d/(nε²) Û Ûᵀ), Û the unit rows.
+    """A smooth surrogate of V, in nats a direction: ½ log det(I + d/(nε²) Û Ûᵀ), Û the unit rows.
 
-    The number of nats that code the n directions to within ε (Ma, Derksen, Hong, Wright 2007). It is not log V itself:
-    the two agree in what they order (copies of one direction low, orthogonal ones high), not in value.
+    What coding one of the directions to within ε takes; all n take n + d times that (Ma, Derksen, Hong, Wright 2007).
+    So it says how spread out the directions are, and not how many: 1,000 and 10,000 random ones give nearly the same.
+    It is neither V nor log V: they agree in what they order (copies of one direction low, orthogonal ones high), not
+    in value.
 
     Args:
         rows: one neuron a row, any scale; rows of zeros are left out.  # shape: (n, d)
@@ -247,6 +315,9 @@ def hidden_layers(model: nn.Module | Symmetries, layers: Iterable[tuple[str, str
         layers: (name of the layer that writes the neurons, name of the layer that reads them), as in
             `model.named_modules()`. Whether scale may pass between the two is then the caller's word.
 
+    Returns:
+        One `NeuronLayer` a hidden layer, in the order of the model.
+
     Raises:
         ValueError: no hidden layer found; a norm that writes the neurons; an unknown name; layers whose sizes do not
             fit, or grouped convolutions as readers; a model that torch.fx cannot trace.
@@ -288,11 +359,13 @@ def geometric_functional(
     volume: str = "log",
     layers: Sequence[tuple[str, str]] | None = None,
     epsilon: float = 0.5,
-    angle: float = math.pi / 3,
+    angle: float | None = None,
     samples: int = 16384,
     seed: int = 0,
 ) -> GeometricFunctional:
-    """L_geom = H_G + λV of the hidden layers, to watch or to add to a loss.
+    """L_geom = H_G + λ · volume of the hidden layers, to watch or to add to a loss.
+
+    The volume is by default the surrogate `log_volume`, which has a gradient; V itself, with volume="union", has none.
 
         loss = cross_entropy(model(x), y) + strength * geometric_functional(model, 0.1).value
 
@@ -300,11 +373,14 @@ def geometric_functional(
 
     Args:
         model, layers: see `hidden_layers`.
-        lam: λ ≥ 0, what a unit of volume costs in nats.
+        lam: λ ≥ 0, what a unit of volume costs in nats (a nat a direction with "log", a cap with "union").
         volume: "log" takes `log_volume`, which is differentiable; "union" takes `realized_volume`, which is not, and
             the whole result then carries no gradient.
         epsilon: for "log".
-        angle, samples, seed: for "union".
+        angle, samples, seed: for "union"; see `realized_volume`.
+
+    Returns:
+        `GeometricFunctional`: the value and its parts, differentiable with "log".
 
     Raises:
         ValueError: λ negative or not finite, an unknown volume, and what `hidden_layers` and the parts raise.

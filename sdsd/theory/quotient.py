@@ -9,6 +9,12 @@ grow while its outgoing ones shrink, and a norm undoes the scale of what it read
     canonicalize        the representative of least norm, neurons in a fixed order
     quotient_gamma      Γ there, the same for every point of an orbit
 
+The orbit is that of the moves analysed, which `symmetries` prints, and Γ of the quotient is a property of that orbit,
+not of the function: points that other moves join have other numbers. Left out are, above all, mixing by invertible
+matrices: V W = (V M⁻¹)(M W) of adjacent linear layers, of values and output and of queries and keys in attention (of
+single scales along such a basis only the diagonal M are found, and only where the model's graph shows them), and of
+neurons that a ReLU never cuts. The study `quotient` measures what the first of these does to Γ.
+
 A gradient of an invariant loss is horizontal already, but its squared norm, and with it Γ, changes along the orbit: a
 gradient is long where weights are unbalanced. That is why Γ of the quotient is taken at one representative.
 """
@@ -27,7 +33,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..gamma import GammaStats, compute_gamma
-from ..gamma.monitor import unwrap
+from ..models import unwrap
 from ._balance import balance
 from ._segments import Segment
 from ._symmetry_groups import Permutation, Point, Scaling, Translation, build
@@ -70,7 +76,11 @@ class Symmetries:
         return sum(math.prod(shape) for shape in shapes)
 
     def why_not_rescaled(self, layer: str) -> str:
-        """Why the neurons of `layer` cannot be rescaled."""
+        """Why the neurons of `layer` cannot be rescaled.
+
+        Returns:
+            The reason, in words.
+        """
         for segment in self._segments:
             if layer in segment.writers:
                 return f"its neurons cannot be rescaled: {next(iter(segment.no_scale), 'nothing reads them')}"
@@ -123,6 +133,9 @@ def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: boo
             to give (N, neurons).
         softmax_head: whether a softmax, and nothing else, sees the model's outputs (cross-entropy does), so that a
             shift of all classes does not count. A softmax layer at the end of the model is found in any case.
+
+    Returns:
+        `Symmetries`, which print as a list.
 
     Raises:
         ValueError: torch.fx cannot trace the model, or the model does not run on `example_input`.
@@ -194,7 +207,16 @@ def horizontal(model: nn.Module | Symmetries, vectors: Any, *, softmax_head: boo
 
 
 def vertical_fraction(model: nn.Module | Symmetries, vectors: Vectors, *, softmax_head: bool = False) -> float:
-    """‖vertical‖² / ‖vectors‖², the share of an update that leaves the function alone; NaN for an update of zero."""
+    """‖vertical‖² / ‖vectors‖², the share of an update that leaves the function alone; NaN for an update of zero.
+
+    Args:
+        model: or its `symmetries`, found once for many calls.
+        vectors: as in `vertical`.
+        softmax_head: as in `symmetries`.
+
+    Returns:
+        A float between 0 and 1.
+    """
     across, along = (
         sum(part.square().sum().item() for part in (parts.values() if isinstance(parts, dict) else parts))
         for parts in _split(model, vectors, softmax_head)
@@ -227,11 +249,14 @@ def canonicalize(
 ) -> nn.Module:
     """The representative of least norm that computes the same function, its neurons ordered by weight.
 
-    Rescaling factors c = √(‖outgoing‖ / ‖incoming‖) are applied layer by layer, in sweeps, until they are 1: the norm
-    is convex in log c, so that this is its one minimum. A neuron without incoming or outgoing weight becomes zero on
-    both sides. Where only a norm reads a layer there is no least norm: there ‖(w, b)‖ = 1 (of each neuron before
-    BatchNorm, of the layer before LayerNorm), mean over neurons zero. Neurons are ordered by the squared norm of all
-    their entries, largest first; ties keep their order.
+    Neurons are rescaled until the weights each takes in are as long as those it gives out: ‖θ‖² is convex in the logs
+    of the factors, and Newton's method finds its one minimum. A neuron without incoming or outgoing weight becomes zero
+    on both sides. Where only a norm reads neurons there is no least norm, for they could shrink to nothing: there
+    ‖(w, b)‖ = 1 (of each neuron before BatchNorm, of the layer before LayerNorm), mean over neurons zero. That is a
+    convention, the same for all points of an orbit, and what is least then is ‖θ‖² less twice the log factors of these.
+    So ‖θ‖² never rises in a model without such neurons, and may in one with them: in a ResNet whose weights before
+    BatchNorm are shorter than 1 it does. Neurons are ordered by the squared norm of all their entries, largest first;
+    ties keep their order.
 
     The function stays to rounding: running statistics of a BatchNorm and eps of a LayerNorm, RMSNorm or one-group
     GroupNorm move along. Only BatchNorm in train mode changes, by the part of eps in its variance.
@@ -250,7 +275,7 @@ def canonicalize(
 
     Raises:
         ValueError: no symmetry is known, or parameters are not finite.
-        RuntimeError: the sweeps do not converge.
+        RuntimeError: Newton's method does not converge.
     """
     found, point = _start(model, softmax_head, example_input, in_place)
     for translation in found.translations:
@@ -321,7 +346,7 @@ def random_representative(
     """
     checks.check_number(spread, "spread", "a finite number, 0 or more", least=0)
     found, point = _start(model, softmax_head, example_input, in_place)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
 
     def normal(shape: tuple[int, ...], like: Tensor) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
@@ -368,8 +393,18 @@ def quotient_gamma(
 ) -> GammaStats:
     """Γ_{S/G}: Γ at the canonical representative, the same for every point of the model's orbit.
 
+    The orbit under the moves that `symmetries` lists: moves that are not analysed give the same function another
+    number, see the module.
+
     Batches of one sample give it for per-sample gradients. Arguments as in `compute_gamma` and `canonicalize`; the
     model itself is left alone.
+
+    Args:
+        approximate, softmax_head, example_input: as in `canonicalize`.
+        others: as in `compute_gamma`.
+
+    Returns:
+        `GammaStats` at the canonical point.
 
     Raises:
         ValueError: as in `compute_gamma` and `canonicalize`.

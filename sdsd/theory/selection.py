@@ -51,6 +51,9 @@ def select_on_line(start: Tensor, k: float, learning_rate: float, steps: int) ->
         learning_rate: η > 0.
         steps: how many, ≥ 0.
 
+    Returns:
+        `Selection`: where each start ended, and its α.
+
     Raises:
         TypeError: start is no floating-point tensor.
         ValueError: a shape or number out of range; steps that diverge (kη or η not below ½).
@@ -72,6 +75,9 @@ def select_on_hyperbola(start: Tensor, k: float, learning_rate: float, steps: in
     changes and decides which.
 
     Arguments and errors as `select_on_line`.
+
+    Returns:
+        `Selection`: where each start ended, and its α.
     """
     _check(start, k, learning_rate, steps)
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import sdsd
-from sdsd.gamma import monitor as monitor_module
-from sdsd.gamma import session as session_module
+from sdsd.gamma.monitor import meter, session
 
 
 def make() -> nn.Module:
@@ -59,7 +58,7 @@ def capture(monkeypatch):
     """Switches the belief that launches go into a graph; on a CPU they run at once, as a replay would."""
 
     def switch(on: bool) -> None:
-        for module in (monitor_module, session_module):
+        for module in (meter, session):
             monkeypatch.setattr(module, "capturing", lambda: on)
 
     return switch
@@ -84,7 +83,7 @@ def test_a_captured_step_says_nothing_until_it_is_replayed(capture):
     assert (found.n, found.noise, found.signal) == (wanted.n, wanted.noise, wanted.signal)
     assert found.smoothed.noise == wanted.smoothed.noise
     # A replay writes over the captured numbers, and not over those that were given out.
-    monitor._captured.raw.mul_(4)
+    monitor._meter.captured.raw.mul_(4)
     again = monitor.replayed()
     assert again.signal == pytest.approx(4 * wanted.signal)
     assert found.signal == wanted.signal

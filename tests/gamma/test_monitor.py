@@ -834,8 +834,8 @@ class TestPreconditioning:
                         )
                         * D
                     )
-                    monitor._attach()
-                    monitor._plan_step()
+                    monitor._attachment.attach(monitor._parameters)
+                    monitor._begin_step()
                 optimizer.zero_grad()
                 mean_of_squares(model(x), y).backward()
                 stats = monitor.step()

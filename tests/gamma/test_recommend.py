@@ -14,9 +14,9 @@ from torch import nn
 
 import sdsd
 from sdsd.gamma import recommend
-from sdsd.gamma.averages import RunningAverages, Step
+from sdsd.gamma.monitor.averages import RunningAverages, Step
 from sdsd.gamma.recommend import MIN_DEGREES
-from sdsd.gamma.stats import HostSource, Row, Table
+from sdsd.gamma.sources import HostSource, Row, Table
 
 
 def made(gamma, half, *, batch=512, noise=3.0, degrees=400.0, dimension=None, confidence=0.95):

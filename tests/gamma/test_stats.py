@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 import sdsd
-from sdsd.gamma.stats import MomentsSource, standard_error
+from sdsd.gamma.sources import MomentsSource, standard_error
 
 
 def jackknife(G: np.ndarray) -> float:

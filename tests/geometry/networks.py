@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sdsd.geometry import Consumers, consumers
+
 
 def scrambled(model: nn.Module) -> nn.Module:
     """In eval mode, and no parameter or statistic left at 0 or 1, so that nothing cancels."""
@@ -91,3 +93,43 @@ CASES = {
     "depthwise": Case(separable, "0", (7, 2, 4, 4), 5, (7, 6, 4), 1),
     "tokens": Case(tokens, "0", (7, 4, 5), 3, (7, 4, 6), 2),
 }
+
+
+class Forward(nn.Module):
+    """Modules by name, and a forward that a test writes."""
+
+    def __init__(self, forward, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def reads_nothing_else(model: nn.Module, layer: str, x: Tensor, example_input: Tensor | None = None) -> Consumers:
+    """Assert, neuron by neuron, that readers read it by the columns found and that nothing else reads it."""
+    found = consumers(model, layer, example_input)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    readers = {part.name for part in found.of("reader")}
+    with torch.no_grad():
+        untouched = model(x)
+        for neuron in range(found.neurons):
+            before = {part.name: tensors[part.name].clone() for part in found.parts}
+            made = [part for part in found.parts if part.role != "reader" and part.name not in readers]
+            for part in made:
+                mine = (part.units == neuron).nonzero().flatten()
+                entries = tensors[part.name].index_select(part.dim, mine)
+                more = torch.full_like(entries, 5.0 if entries.ndim == 1 else 1.5)
+                tensors[part.name].index_add_(part.dim, mine, more)
+            assert not torch.equal(model(x), untouched), f"neuron {neuron} is not read at all"
+            for part in found.of("reader"):
+                tensors[part.name].index_fill_(part.dim, (part.units == neuron).nonzero().flatten(), 0)
+            blind = model(x)
+            for part in made:
+                tensors[part.name].copy_(before[part.name])
+            assert torch.equal(model(x), blind), f"neuron {neuron} is read by something else, too"
+            for part in found.parts:
+                tensors[part.name].copy_(before[part.name])
+    return found

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from sdsd.studies.catalogue import CATALOGUE
-from sdsd.studies.claims import MARKED, UNTESTABLE, Claims, fill
+from sdsd.studies.claims import UNTESTABLE, Claims
+from sdsd.studies.claims_page import MARKED, fill
 from sdsd.studies.engine import VERDICTS, Progress, run_study
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
@@ -41,3 +42,24 @@ def test_the_tables_are_of_studies_that_there_are():
         text = path.read_text(encoding="utf-8")
         assert len(MARKED.findall(text)) == text.count("<!-- claims:")
         fill(text, Claims((), ()))  # every mark names something
+
+
+def test_the_summary_says_what_the_claims_say():
+    """Every line of the executive summary is a claim of claims.md, under its verdict, with its figure."""
+    page = (DOCS / "claims.md").read_text(encoding="utf-8").replace(r"\|", "|")
+    rows = re.findall(r"^\| (.*) \| (.*?) \| \*\*(.*?)\*\* \| (.*?) \|$", page, re.MULTILINE)
+    known: dict[tuple[str, str], set[str]] = {}
+    for head, figure, word, _ in rows:
+        known.setdefault((head.rsplit(" | ", 1)[0], word), set()).add(figure)
+    verdict, lines = "", 0
+    for line in (DOCS / "executive-summary.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            verdict = line[3:].lower()
+        if not line.startswith("- "):
+            continue
+        lines += 1
+        claims = [claim for claim, word in known if word == verdict and line[2:].startswith(claim)]
+        assert claims, line
+        rest = line[2 + len(max(claims, key=len)) :].rsplit(" (`", 1)[0]
+        assert rest == "" or rest.removeprefix(": ") in known[max(claims, key=len), verdict], line
+    assert lines == len(known)

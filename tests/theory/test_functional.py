@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from sdsd.theory.functional import (
     orbit_entropy,
     participation_ratio,
     realized_volume,
+    telling_angle,
 )
 
 SHAPES = [(1, 1), (1, 5), (5, 1), (4, 7), (6, 6), (9, 4), (30, 8)]
@@ -467,3 +469,38 @@ def test_deep_networks_need_the_canonical_form():
     canonical = [geometric_functional(canonicalize(model), 0.2).value.item() for model in (deep, moved)]
     assert abs(raw[0] - raw[1]) > 1e-3
     assert canonical[0] == pytest.approx(canonical[1], abs=1e-9)
+
+
+def test_log_volume_is_a_number_for_each_direction():
+    """It says how spread out directions are, not how many; all n take n + d times it."""
+    torch.manual_seed(0)
+    few, many = (log_volume(torch.randn(count, 16).double()).item() for count in (1000, 10_000))
+    assert many == pytest.approx(few, rel=0.02)
+    rows = torch.nn.functional.normalize(torch.randn(6, 4).double(), dim=1)
+    whole = (6 + 4) / 2 * torch.logdet(torch.eye(4).double() + 4 / (6 * 0.25) * rows.T @ rows)
+    assert 10 * log_volume(rows).item() == pytest.approx(whole.item())
+
+
+@pytest.mark.parametrize(("count", "dim"), [(128, 65), (512, 785), (20, 3)])
+def test_at_the_telling_angle_random_directions_fill_half(count, dim):
+    torch.manual_seed(0)
+    angle = telling_angle(count, dim)
+    found = realized_volume(torch.randn(count, dim), angle)
+    assert 0 < angle < math.pi / 2
+    assert found.value / count == pytest.approx(0.5, abs=0.1)
+    copies = torch.randn(count // 4, dim).repeat(4, 1)
+    assert realized_volume(copies, angle).value < 0.8 * found.value
+    assert realized_volume(torch.randn(count, dim)).angle == angle
+
+
+def test_caps_that_cannot_tell_are_warned_of():
+    torch.manual_seed(0)
+    rows = torch.randn(64, 200)
+    with pytest.warns(UserWarning, match=r"caps of 60° round 64 directions in 200 dimensions .* angle=None takes 8\d°"):
+        blind = realized_volume(rows, math.pi / 3, samples=640)
+    assert (blind.value, blind.standard_error) == (64, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        realized_volume(rows)
+        realized_volume(rows[:4].repeat(16, 1), math.pi / 3, samples=640)  # copies tell even so
+        realized_volume(torch.eye(4), math.pi / 4)  # in few dimensions a cap is a good part of the sphere

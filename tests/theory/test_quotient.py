@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import sdsd
+from sdsd.theory import _balance
 from sdsd.theory.quotient import (
     canonicalize,
     horizontal,
@@ -202,6 +203,64 @@ def test_the_canonical_point_has_the_least_norm_of_the_orbit():
         for seed in range(5):
             near = random_representative(canonical, spread=0.01, seed=seed)
             assert squared_norm(near.parameters()) > least
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "odd_convolutions"])
+def test_without_norms_the_norm_never_rises(name):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = make(name)
+        for start in (model, random_representative(model, seed=seed), canonicalize(model)):
+            assert squared_norm(canonicalize(start).parameters()) <= squared_norm(start.parameters()) * (1 + 1e-12)
+
+
+def test_before_norms_what_is_least_is_the_norm_less_the_logs_of_the_factors():
+    """Weights before BatchNorm that are shorter than 1 are stretched to 1, so that ‖θ‖² itself can rise."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, eps=1e-30), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+
+    def least(network):
+        lengths = network[0].weight.square().sum(1) + network[0].bias.square()
+        return squared_norm(network.parameters()) - lengths.log().sum()
+
+    canonical = canonicalize(model, order=False)
+    for seed in range(5):
+        near = random_representative(canonical, spread=0.01, seed=seed, permute=False)
+        with torch.no_grad():  # the bias before a norm is not a factor: put it back
+            shift = near[0].bias.clone()
+            near[0].bias.sub_(shift)
+            near[1].running_mean.sub_(shift)
+        assert least(near) > least(canonical)
+    short = copy.deepcopy(canonical)
+    with torch.no_grad():
+        short[0].weight.mul_(0.1)
+        short[0].bias.mul_(0.1)
+        short[1].running_mean.mul_(0.1)
+        short[1].running_var.mul_(0.01)
+    x = torch.randn(9, 5).double()
+    assert torch.allclose(short(x), model(x))
+    assert squared_norm(canonicalize(short).parameters()) > squared_norm(short.parameters())
+
+
+def test_far_points_and_wide_layers_take_few_steps(monkeypatch):
+    """A layer's sums of squares are one matrix: counted are products with it, not sweeps over its entries."""
+    count = 0
+    original = _balance._Bent.sums
+
+    def counted(self, *weights):
+        nonlocal count
+        count += 1
+        return original(self, *weights)
+
+    monkeypatch.setattr(_balance._Bent, "sums", counted)
+    layers = [nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(100, 10)).double()
+    wanted = canonicalize(model)
+    count = 0
+    got = canonicalize(random_representative(model, spread=3.0))
+    assert count < 3000
+    for one, other in zip(wanted.parameters(), got.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-7, atol=1e-9)
 
 
 def test_balance_of_one_hidden_layer_is_the_closed_form():

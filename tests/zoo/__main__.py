@@ -18,6 +18,8 @@ if not torch.cuda.is_available():
 from . import runner
 
 LIBRARIES = ("torch", "torchvision", "transformers", "timm", "peft")
+GEOMETRY = "# Functional geometry"
+"""The heading of what `tests.zoo.geometry` writes into the same file."""
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
 
 
@@ -46,7 +48,10 @@ def main() -> int:
     rows = runner.run(chosen)
     place = options.table or (TABLE if len(chosen) == len(everything) else None)
     if place is not None:
-        place.write_text(runner.table(rows, {name: version(name) for name in LIBRARIES}))
+        before = place.read_text() if place.exists() else ""
+        geometry = before.partition(f"\n{GEOMETRY}\n")[2]
+        text = runner.table(rows, {name: version(name) for name in LIBRARIES})
+        place.write_text(f"{text}\n{GEOMETRY}\n{geometry}" if geometry else text)
         print(f"wrote {place}")
     bad = [row for row in rows if not row.good]
     for row in bad:

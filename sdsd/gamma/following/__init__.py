@@ -2,9 +2,10 @@
 
 A tensor is known by its `Track` (the dimension along which the samples lie), by `Summed` (a sum over samples, as a
 loss is), by `Part` (some of the samples, on their way to be put together again), by `Mixed` (it depends on samples that
-cannot be told apart any more), by `Rows` (rows that a mask
-chose, each of one sample), or by nothing: it does not depend on samples. `follow` takes what is known of a call's
-inputs to its outputs; it never decides by a size. What is known is kept in a `Tracks`, one for each forward pass.
+cannot be told apart any more), by `Rows` (rows that a mask chose, each of one sample), by `Occurring` (the names of
+what any sample was sent to) and `Named` (what was read under such a name), or by nothing: it depends on no sample.
+`follow` takes what is known of a call's inputs to its outputs; it never decides by a size. What is known is kept in a
+`Tracks`, one for each forward pass.
 
 | module | what is inside |
 |---|---|
@@ -18,6 +19,7 @@ inputs to its outputs; it never decides by a size. What is known is kept in a `T
 | `layers` | norms, pools, resampling, recurrent layers, losses |
 | `sums` | what a sum over samples stays one under |
 | `rows` | rows chosen by a mask or an index, and their way back |
+| `occurring` | which experts some token was sent to |
 | `independence` | a test on the spot for functions without a rule |
 | `bodies` | `COMPOSITE` functions, whose inside is followed |
 | `dispatch` | `follow` |
@@ -29,9 +31,13 @@ import torch
 
 from .bodies import body, composite_functions
 from .dispatch import follow, layers_of
+from .occurring import indexes
+from .rows import sorted_offsets
 from .table import RULES, called, in_place
 from .tracks import (
     Mixed,
+    Named,
+    Occurring,
     Owners,
     Part,
     Rows,
@@ -40,6 +46,7 @@ from .tracks import (
     Tracks,
     about_to_write,
     arrange,
+    as_constants,
     batch_of,
     is_second,
     rows_in_view,
@@ -76,7 +83,37 @@ def by_shape(func: Any) -> bool:
 
 
 __all__ = [
-    "COMPOSITE", "ENTRYWISE", "PROPERTIES", "SHAPE_ONLY", "WRITING", "Mixed", "Owners", "Part", "Rows", "Summed",
-    "Track", "Tracks", "about_to_write", "arrange", "batch_of", "body", "by_shape", "follow", "is_second", "layers_of",
-    "name_of", "rows_in_view", "set_second", "set_track", "stated", "take_over", "track_of", "using",
-]  # fmt: skip
+    "COMPOSITE",
+    "ENTRYWISE",
+    "PROPERTIES",
+    "SHAPE_ONLY",
+    "WRITING",
+    "Mixed",
+    "Named",
+    "Occurring",
+    "Owners",
+    "Part",
+    "Rows",
+    "Summed",
+    "Track",
+    "Tracks",
+    "about_to_write",
+    "arrange",
+    "as_constants",
+    "batch_of",
+    "body",
+    "by_shape",
+    "follow",
+    "indexes",
+    "is_second",
+    "layers_of",
+    "name_of",
+    "rows_in_view",
+    "set_second",
+    "set_track",
+    "sorted_offsets",
+    "stated",
+    "take_over",
+    "track_of",
+    "using",
+]

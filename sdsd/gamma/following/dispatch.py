@@ -8,17 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import indexing, layers, products, reductions, shapes, tracks  # noqa: F401  (they enter their rules)
+from . import (  # noqa: F401  (they enter their rules)
+    indexing,
+    layers,
+    occurring,
+    products,
+    reductions,
+    shapes,
+    tracks,
+)
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
 from .reductions import chosen
 from .rows import chosen as chosen_rows
-from .rows import on_rows
+from .rows import on_rows, sorted_offsets
 from .shapes import expand, together, view
 from .sums import linear_in
 from .table import ALIASES, RULES, SECOND_ALLOWED, Call, name_of
 from .tracks import (
     Mixed,
+    Named,
+    Occurring,
     Owners,
     Part,
     Rows,
@@ -89,18 +99,32 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
     verdict: Any = simple(inputs, verdicts, out) if rule is elementwise and own else None
     if verdict is None or not fits(verdict, out, n):
         kinds = {type(v) for v in verdicts}
+        if Named in kinds or (Occurring in kinds and occurring.indexes(func, args)):
+            named = [(x, v) for x, v in zip(inputs, verdicts, strict=True) if isinstance(v, (Named, Occurring))]
+            with as_constants(x for x, _ in named):
+                mixed = follow(func, args, kwargs, out, n)
+            occurring.name_outputs(out, named[0][1].reason)
+            return mixed
+        if func is torch._grouped_mm and Mixed in kinds and (offsets := sorted_offsets(args, kwargs)) is not None:
+            with as_constants([offsets]):
+                return follow(func, args, kwargs, out, n)
         if kinds <= NOTHING:
             if rule is not fresh or not own:
                 state(rule, func, args, kwargs, out, None, n)
             return None
         anew = True
-        if Rows in kinds:
+        verdict = occurring.found(rule, args, verdicts) if Mixed in kinds else None
+        if Occurring in kinds and Mixed not in kinds:
+            verdict = occurring.used(rule, func, args, inputs, out)
+        if verdict is not None:
+            anew = type(verdict) is Mixed
+        elif Rows in kinds:
             verdict = on_rows(rule, func, args, kwargs, n, verdicts)
             if type(verdict) is Owners:
                 with batch_of(verdict):
                     return follow(func, args, kwargs, out, len(verdict.samples))
         else:
-            verdict = chosen_rows(rule, args, out, n)
+            verdict = chosen_rows(rule, func, args, out, n)
         if verdict is None and not kinds <= SAMPLES_ALONE:
             verdict, anew = apart(func, args, kwargs, out, inputs, verdicts)
         if verdict is None:
@@ -201,9 +225,15 @@ def layers_of(x: Tensor) -> list[Tensor]:
 
 
 def decided(
-    rule: Any, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any, n: int, inputs: Sequence[Tensor],
+    rule: Any,
+    func: Any,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    out: Any,
+    n: int,
+    inputs: Sequence[Tensor],
     verdicts: Sequence[Verdict],
-) -> Any:  # fmt: skip
+) -> Any:
     """The rule's verdict; without a rule that of the trial of independence.
 
     Where a further input of the model does not lie as the samples do, it is a constant to what allows that.
@@ -224,20 +254,26 @@ def decided(
 
 
 def asked_of(
-    rule: Any, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any, n: int, inputs: Sequence[Tensor],
+    rule: Any,
+    func: Any,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    out: Any,
+    n: int,
+    inputs: Sequence[Tensor],
     verdicts: Sequence[Verdict],
-) -> Any:  # fmt: skip
+) -> Any:
     """What a rule says. One that did not ask where an argument carries its samples did not reckon with it: mixed."""
     named = {ALIASES.get(key, key): value for key, value in kwargs.items() if key != "out"} if kwargs else {}
     call = Call(func, args[0] if func in WRITERS else out, n)
     asked: set[int] = set()
-    tracks.asked = asked
+    tracks.here.asked = asked
     try:
         verdict = rule(call, *args, **named)
     except Exception as error:  # Whatever the arguments were, training goes on.
         return call.mixed(f"with arguments that could not be read ({error})")
     finally:
-        tracks.asked = None
+        tracks.here.asked = None
     if rule in READS or rule is chosen or type(verdict) is Mixed:
         return verdict
     for x, v in zip(inputs, verdicts, strict=True):
@@ -259,9 +295,15 @@ def rule_of_overload(func: Any) -> Any:
 
 
 def state(
-    rule: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, verdict: Any, n: int,
+    rule: Any,
+    func: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    out: Any,
+    verdict: Any,
+    n: int,
     second: bool = False,
-) -> Mixed | None:  # fmt: skip
+) -> Mixed | None:
     """State the verdict of every output; `Mixed` if one of them is."""
     target = args[0] if args and isinstance(args[0], Tensor) else None
     outputs = list(tensors_in(target if func in WRITERS else out))

@@ -229,6 +229,15 @@ def general_convolution(
     return convolved(call, input, weight, bias, groups, False)
 
 
+def grouped_product(call: Call, input: Tensor, mat2: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Verdict:
+    """torch._grouped_mm of rows (rows, d) and matrices (groups, d, p), parted at `offs`."""
+    track = track_of(input)
+    if isinstance(track, Track) and track.axis == 0 and input.dim() == 2 and mat2.dim() == 3:
+        others = [track_of(x) for x in (mat2, offs) if isinstance(x, Tensor)]
+        return call.agreed([track, *others]) if others == [None] * len(others) else call.over(input)
+    return call.mixed("of other than rows and matrices")
+
+
 def embedding(call: Call, input: Tensor, weight: Tensor, *settings: Any, **named: Any) -> Verdict:
     """Row `input[...]` of `weight`."""
     track = track_of(weight)
@@ -284,6 +293,7 @@ register("addr", rank_one, TORCH)
 register("addmm addmv baddbmm", added_product, TORCH)
 register("addbmm", summed_product, TORCH)
 register("outer ger", outer, TORCH)
+register("_grouped_mm", grouped_product, TORCH)
 register("linear", linear, FUNCTIONAL)
 register("bilinear", bilinear)
 register("einsum", einsum, TORCH)

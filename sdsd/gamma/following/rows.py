@@ -1,7 +1,8 @@
 """Rows that a mask or an index chose by what the samples hold, as experts' are chosen, and their way back.
 
-`x[mask]`, `mask.nonzero()` and `torch.where(mask)` choose rows, whose owners are read off the mask. On rows of the same
-choice every other function works as on a batch of rows. `index_add`, `index_copy` and writes into brackets bring them
+`x[mask]`, `mask.nonzero()` and `torch.where(mask)` choose rows, whose owners are read off the mask; sorting whole
+numbers, as those of experts, orders all rows. On rows of the same choice every other function works as on a batch of
+rows. `index_add`, `index_copy` and writes into brackets bring them
 back: right where every row goes to a place of its own sample, which its index says.
 """
 
@@ -16,17 +17,19 @@ from torch import Tensor
 from . import elementwise, indexing, reductions
 from .indexing import layout
 from .table import name_of
-from .tracks import Mixed, Owners, Rows, Track, Verdict, chosen_by, track_of
+from .tracks import Mixed, Owners, Rows, Track, Verdict, chosen_by, rows_in_view, track_of
 
 
 def _is_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
-def chosen(rule: Any, args: Sequence[Any], out: Any, n: int) -> Any:
-    """The verdict of a call that chooses rows by a mask with samples; None where it is none."""
+def chosen(rule: Any, func: Any, args: Sequence[Any], out: Any, n: int) -> Any:
+    """The verdict of a call that chooses rows by a mask with samples, or sorts them; None where it is none."""
     if rule is indexing.getitem:
         return _picked_by_mask(args[0], args[1], n) if len(args) > 1 and _is_mask(args[1]) and args[1].dim() else None
+    if rule in (reductions.sort, reductions.along) and name_of(func).split(".")[-1] in ("sort", "argsort"):
+        return _sorted(args[0], out, n) if len(args) == 1 else None
     alone = rule is reductions.chosen or (rule is elementwise.where and len(args) == 1)
     return _positions(args[0], out, n) if alone and args else None
 
@@ -38,6 +41,35 @@ def _positions(mask: Tensor, out: Any, n: int) -> Any:
         return None
     verdict = Rows(Track(0), owners)
     return verdict if isinstance(out, Tensor) else [verdict] * len(out)
+
+
+def _sorted(x: Tensor, out: Any, n: int) -> Any:
+    """sort and argsort of whole numbers (rows,), as those of the experts that tokens go to: the rows in their order."""
+    track = track_of(x)
+    if type(track) is not Track or x.dim() != 1 or x.is_floating_point() or x.dtype == torch.bool:
+        return None
+    indices = out if isinstance(out, Tensor) else out[1]
+    samples = indices.div(track.inner, rounding_mode="floor") % n
+    rows = Rows(Track(0), Owners(samples, x.shape[0], track.inner, x.detach()[indices]))
+    return rows if isinstance(out, Tensor) else [rows, rows]
+
+
+def sorted_offsets(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Where torch._grouped_mm(rows, matrices, offs) parts rows that were sorted by their group: `offs`; else None.
+
+    Then every row meets the matrix of its own number, whatever other samples there are.
+    """
+    offs = args[2] if len(args) > 2 else kwargs.get("offs")
+    rows, matrices = args[:2]
+    held = track_of(rows)
+    owners = held.owners if type(held) is Rows else rows_in_view()
+    if owners is None or owners.order is None or not isinstance(offs, Tensor) or offs.dim() != 1 or matrices.dim() != 3:
+        return None
+    if offs.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    numbers = torch.arange(len(offs), device=offs.device, dtype=owners.order.dtype)
+    counted = torch.searchsorted(owners.order, numbers, right=True)
+    return offs if len(offs) == matrices.shape[0] and torch.equal(counted, offs.to(counted.dtype)) else None
 
 
 def _picked_by_mask(x: Tensor, mask: Tensor, n: int) -> Verdict:
@@ -61,7 +93,7 @@ def on_rows(
     (own,) = owners
     if rule is indexing.getitem or (rule is indexing.index_select and len(args) == 3):
         index = args[1] if len(args) == 2 else (*[slice(None)] * (args[1] % args[0].dim()), args[2])
-        picked = _picked(args[0], index, own, n)
+        picked = _put_back(args[0], index, own, n) or _picked(args[0], index, own, n)
         if picked is not None:
             return picked
     if rule is indexing.index_write and len(args) > 2:
@@ -101,6 +133,22 @@ def _picked(x: Tensor, index: Any, owners: Owners, n: int) -> Verdict:
     if not mine or not _belongs(mine[0].index, owners, x.shape[track.axis], track.inner, n):
         return Mixed("rows read at places of other samples")
     return Rows(Track(how.start), owners)
+
+
+def _put_back(x: Tensor, index: Any, owners: Owners, n: int) -> Verdict:
+    """rows[index], the index being a row's number at each place of whole samples: right where it is that sample's."""
+    place = track_of(index) if isinstance(index, Tensor) else None
+    if (
+        type(place) is not Track
+        or index.dim() != 1
+        or index.is_floating_point()
+        or track_of(x) != Rows(Track(0), owners)
+    ):
+        return None
+    if index.is_cuda and torch.cuda.is_current_stream_capturing():
+        return Mixed("rows put back at places that are not read while a graph is captured")
+    samples = torch.arange(len(index), device=index.device).div(place.inner, rounding_mode="floor") % n
+    return place if torch.equal(owners.samples[index], samples) else Mixed("rows put back at places of other samples")
 
 
 def _target(x: Tensor, dim: int, owners: Owners, n: int) -> Track | None:

@@ -9,6 +9,7 @@ mixes samples, the memory is remembered for the rest of the pass, and every othe
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,26 @@ class Summed(NamedTuple):
     reason: str
 
 
+class Occurring(NamedTuple):
+    """Positions at which something occurs in any sample, as those of the experts that some token was sent to.
+
+    Looped over, each used as an index says what those samples meet that it occurs in, and brings nothing of one to
+    another. `reason` says where they were found, `one` whether this is one of them on its turn.
+    """
+
+    reason: str
+    one: bool = False
+
+
+class Named(NamedTuple):
+    """Read off constants or parameters at such a position: only rows chosen from the samples may meet it.
+
+    Samples that it does not occur in would meet it for no other reason than the others of their batch.
+    """
+
+    reason: str
+
+
 class Part(NamedTuple):
     """Piece `place` of `pieces` that a tensor with track `whole` was cut into along its samples.
 
@@ -58,12 +79,13 @@ class Owners:
     """The sample that each of some rows belongs to, which a mask or an index chose by what the samples hold.
 
     samples: (rows,), whole numbers. size, inner: of the dimension that the rows were chosen from, as in `Track`.
+    order: (rows,), the whole numbers that the rows were sorted by, where they were.
     """
 
-    __slots__ = ("inner", "samples", "size")
+    __slots__ = ("inner", "order", "samples", "size")
 
-    def __init__(self, samples: Tensor, size: int, inner: int) -> None:
-        self.samples, self.size, self.inner = samples, size, inner
+    def __init__(self, samples: Tensor, size: int, inner: int, order: Tensor | None = None) -> None:
+        self.samples, self.size, self.inner, self.order = samples, size, inner, order
 
 
 class Rows(NamedTuple):
@@ -73,7 +95,7 @@ class Rows(NamedTuple):
     owners: Owners
 
 
-Verdict: TypeAlias = "Track | Mixed | Summed | Part | Rows | None"
+Verdict: TypeAlias = "Track | Mixed | Summed | Occurring | Named | Part | Rows | None"
 """Where the samples are; None for a tensor that does not depend on samples."""
 Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 
@@ -90,19 +112,31 @@ class Tracks:
         self.written: dict[int, tuple[StorageWeakRef, Mixed | None]] = {}
 
 
-_now = Tracks()
-_held, _written = _now.held, _now.written
-asked: set[int] | None = None
-"""While a rule runs: the tensors it asked about."""
-through: Owners | None = None
-"""While a call on these rows is looked at: they are its samples."""
+class Here(threading.local):
+    """What is under way in this thread: models of several threads are followed side by side.
+
+    now: the account that is read and written; held, written: its tables.
+    asked: while a rule runs, the tensors it asked about.
+    through: while a call on these rows is looked at, they are its samples.
+    """
+
+    def __init__(self) -> None:
+        self.asked: set[int] | None = None
+        self.through: Owners | None = None
+        self.use(Tracks())
+
+    def use(self, tracks: Tracks) -> None:
+        self.now = tracks
+        self.held, self.written = tracks.held, tracks.written
+
+
+here = Here()
 
 
 def use(tracks: Tracks) -> Tracks:
     """Let `tracks` be the account that is read and written from now on; the one before it."""
-    global _now, _held, _written
-    before, _now = _now, tracks
-    _held, _written = tracks.held, tracks.written
+    before = here.now
+    here.use(tracks)
     return before
 
 
@@ -116,44 +150,43 @@ def using(tracks: Tracks) -> Iterator[Tracks]:
 
 
 def _entry(tensor: Tensor) -> Entry | None:
-    entry = _held.get(id(tensor))
+    entry = here.held.get(id(tensor))
     return entry if entry is not None and entry[0]() is tensor else None
 
 
 def track_of(tensor: Tensor) -> Verdict:
     """Where `tensor` carries the samples; None if it does not depend on them."""
-    if asked is not None:
-        asked.add(id(tensor))
-    entry = _held.get(id(tensor))
+    if here.asked is not None:
+        here.asked.add(id(tensor))
+    entry = here.held.get(id(tensor))
     verdict = entry[1] if entry is not None and entry[0]() is tensor else None
-    if _written and type(verdict) is not Mixed:
+    if here.written and type(verdict) is not Mixed:
         verdict = _shared(tensor, verdict)
-    return verdict if through is None else _as_batch(verdict)
+    return verdict if here.through is None else _as_batch(verdict)
 
 
 def _as_batch(verdict: Verdict) -> Verdict:
-    return verdict.track if type(verdict) is Rows and verdict.owners is through else verdict
+    return verdict.track if type(verdict) is Rows and verdict.owners is here.through else verdict
 
 
 @contextmanager
 def batch_of(owners: Owners) -> Iterator[None]:
     """Inside, these rows are the samples: their verdict is a `Track`, and what carries them gets one of `Rows`."""
-    global through
-    before, through = through, owners
+    before, here.through = here.through, owners
     try:
         yield
     finally:
-        through = before
+        here.through = before
 
 
 def rows_in_view() -> Owners | None:
     """The rows that are the samples of the call that is looked at now, or None."""
-    return through
+    return here.through
 
 
 def chosen_by(mask: Tensor, n: int) -> Owners | None:
     """Whose the rows are that a mask with samples chooses, by its values; None where these cannot be looked at."""
-    held = _now.chosen.get(id(mask))
+    held = here.now.chosen.get(id(mask))
     if held is not None and held[0]() is mask and held[1] == mask._version:
         return held[2]
     track = track_of(mask)
@@ -161,19 +194,19 @@ def chosen_by(mask: Tensor, n: int) -> Owners | None:
         return None
     samples = mask.detach().nonzero()[:, track.axis].div(track.inner, rounding_mode="floor") % n
     owners = Owners(samples, mask.shape[track.axis], track.inner)
-    for _, _, other in _now.chosen.values():  # the same choice, made again
+    for _, _, other in here.now.chosen.values():  # the same choice, made again
         if (other.size, other.inner) == (owners.size, owners.inner) and torch.equal(other.samples, samples):
             owners = other
             break
-    _now.chosen[id(mask)] = (weakref.ref(mask), mask._version, owners)
+    here.now.chosen[id(mask)] = (weakref.ref(mask), mask._version, owners)
     return owners
 
 
 def set_track(tensor: Tensor, track: Verdict, second: bool = False) -> None:
     """State where `tensor` carries the samples, for this forward pass; None: it does not depend on them."""
-    if through is not None and type(track) is Track:
-        track = Rows(track, through)
-    _held[id(tensor)] = (weakref.ref(tensor), track, second)
+    if here.through is not None and type(track) is Track:
+        track = Rows(track, here.through)
+    here.held[id(tensor)] = (weakref.ref(tensor), track, second)
 
 
 def stated(tensor: Tensor) -> bool:
@@ -209,24 +242,25 @@ def take_over(out: Tensor, source: Tensor) -> None:
 @contextmanager
 def as_constants(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Inside, `tensors` do not depend on samples."""
-    kept = {id(x): _held.pop(id(x)) for x in tensors if id(x) in _held}
+    kept = {id(x): here.held[id(x)] for x in tensors if id(x) in here.held}
+    here.held.update({key: (tensor, None, False) for key, (tensor, _, _) in kept.items()})
     try:
         yield
     finally:
-        _held.update(kept)
+        here.held.update(kept)
 
 
 def known(tensor: Tensor) -> Verdict:
     """As `track_of`, of an operand: one that has a history which no followed call wrote may depend on any sample."""
-    entry = _held.get(id(tensor))
+    entry = here.held.get(id(tensor))
     if entry is not None and entry[0]() is tensor:
         verdict = entry[1]
-        if _written and type(verdict) is not Mixed:
+        if here.written and type(verdict) is not Mixed:
             verdict = _shared(tensor, verdict)
-        return verdict if through is None else _as_batch(verdict)
+        return verdict if here.through is None else _as_batch(verdict)
     if tensor.grad_fn is not None:
         return Mixed(f"{tensor.grad_fn.name()}, a function whose inside PyTorch does not show")
-    return _shared(tensor, None) if _written else None
+    return _shared(tensor, None) if here.written else None
 
 
 def newly_mixed(tensor: Tensor) -> bool:
@@ -244,7 +278,7 @@ def _storage(tensor: Tensor) -> int | None:
 
 def _shared(tensor: Tensor, verdict: Verdict) -> Verdict:
     """The verdict of a tensor that may lie in memory that was written to through another one."""
-    held = _written.get(key) if (key := _storage(tensor)) is not None else None
+    held = here.written.get(key) if (key := _storage(tensor)) is not None else None
     if held is None:
         return verdict
     if held[1] is not None:
@@ -265,7 +299,7 @@ def set_written(tensor: Tensor, before: Verdict, after: Verdict) -> Mixed | None
     key = _storage(tensor)
     if key is None:
         return after if type(after) is Mixed else None
-    earlier = _written.get(key)
+    earlier = here.written.get(key)
     mixed = after if type(after) is Mixed else earlier[1] if earlier else None
     base = tensor._base
     if mixed is None and type(before) is Track:
@@ -276,7 +310,7 @@ def set_written(tensor: Tensor, before: Verdict, after: Verdict) -> Mixed | None
             mixed = Mixed("a write into a view whose samples cannot be found in the whole tensor")
         else:
             set_track(base, track)
-    _written[key] = (StorageWeakRef(tensor.untyped_storage()), mixed)
+    here.written[key] = (StorageWeakRef(tensor.untyped_storage()), mixed)
     return mixed
 
 

@@ -34,10 +34,18 @@ class AttentionRule(Rule):
         return self._attend(watcher, module, *args, **kwargs)
 
     def _attend(
-        self, watcher: Watcher, module: Any, query: Tensor, key: Tensor, value: Tensor,
-        key_padding_mask: Tensor | None = None, need_weights: bool = True, attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True, is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        self,
+        watcher: Watcher,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         axis = 0 if module.batch_first else 1
         n = watcher.session.batch
         if query.ndim != 3 or n is None or query.shape[axis] != n:
@@ -94,9 +102,15 @@ class AttentionRule(Rule):
 
     @staticmethod
     def _linear(
-        watcher: Watcher, x: Tensor, weight: Tensor, bias: Tensor | None, names: tuple[str, str], rows: slice,
-        plan: Plan, count: bool,
-    ) -> Tensor:  # fmt: skip
+        watcher: Watcher,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        names: tuple[str, str],
+        rows: slice,
+        plan: Plan,
+        count: bool,
+    ) -> Tensor:
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             half = torch.get_autocast_dtype(kind)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..attachment import compiling
+from ...models import compiling
 from ..uses import sum_of_squares
 
 if TYPE_CHECKING:
-    from ..session import Session
+    from ..monitor.session import Session
 
 
 Plan = tuple[int, int]

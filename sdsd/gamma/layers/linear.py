@@ -40,9 +40,16 @@ class LinearRule(Rule):
 
 
 def linear(
-    watcher: Watcher, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, names: tuple[str, str],
-    transposed: bool = False, probe: Tensor | None = None, rows: slice | None = None,
-) -> Tensor:  # fmt: skip
+    watcher: Watcher,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: Plan,
+    names: tuple[str, str],
+    transposed: bool = False,
+    probe: Tensor | None = None,
+    rows: slice | None = None,
+) -> Tensor:
     """x Wᵀ + b, measured.
 
     Args:

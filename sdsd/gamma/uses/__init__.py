@@ -4,6 +4,8 @@
 file             what is inside
 ===============  ======================================================================================================
 `measuring.py`   the mode that sees every torch call of a forward pass: follows samples, finds uses, hands them to rules
+`calls.py`       what sort a function of torch is of, what a call holds
+`checkpoints.py` second runs of checkpointed functions
 `rules/`         one rule an operation: what a sample's gradient is made of
 `use.py`         one use: the hook on its output, what it saves for the backward pass
 `operand.py`     what a use reads: a parameter, or a tensor computed from parameters, and the way back to these
@@ -15,12 +17,24 @@ file             what is inside
 """
 
 from .convolutions import by_samples, products_win, squares_by_products
-from .ledger import Pass
-from .measuring import Measuring, carrying
+from .ledger import Pass, carrying
+from .measuring import Measuring
 from .operand import Leaf, Operand
 from .pieces import chunks, combine, lookup_squares, project, sum_of_squares, wide
 
 __all__ = [
-    "Leaf", "Measuring", "Operand", "Pass", "by_samples", "carrying", "chunks", "combine", "lookup_squares",
-    "products_win", "project", "squares_by_products", "sum_of_squares", "wide",
-]  # fmt: skip
+    "Leaf",
+    "Measuring",
+    "Operand",
+    "Pass",
+    "by_samples",
+    "carrying",
+    "chunks",
+    "combine",
+    "lookup_squares",
+    "products_win",
+    "project",
+    "squares_by_products",
+    "sum_of_squares",
+    "wide",
+]

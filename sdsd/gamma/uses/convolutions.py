@@ -98,7 +98,16 @@ def per_sample_weight(grad: Tensor, x: Tensor, weight: Tensor, settings: tuple[A
     # Only the shape of the weight is looked at when its gradient alone is asked for.
     stand_in = weight.new_zeros(1).expand(shape)
     together = torch.ops.aten.convolution_backward(
-        grad.reshape(1, -1, *grad.shape[2:]), x.reshape(1, -1, *x.shape[2:]), stand_in, [0],
-        stride, padding, dilation, transposed, output_padding, n * groups, [False, True, False],
-    )[1]  # fmt: skip
+        grad.reshape(1, -1, *grad.shape[2:]),
+        x.reshape(1, -1, *x.shape[2:]),
+        stand_in,
+        [0],
+        stride,
+        padding,
+        dilation,
+        transposed,
+        output_padding,
+        n * groups,
+        [False, True, False],
+    )[1]
     return together.view(n, *weight.shape)

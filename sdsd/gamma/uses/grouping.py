@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
-from .pieces import Dense, Lookup, Piece, Product, chunks
+from .pieces import Dense, Lookup, Piece, Product, chunks, wide
 
 
 def of_samples(piece: Piece, owners: Tensor, n: int, shape: torch.Size, max_bytes: int) -> Piece:
@@ -20,6 +22,8 @@ def of_samples(piece: Piece, owners: Tensor, n: int, shape: torch.Size, max_byte
     if isinstance(piece, Lookup):
         tokens, gradients = _side_by_side([piece.tokens, piece.gradients], owners, n)
         return Lookup(tokens, gradients, piece.rows, None)
+    if isinstance(piece, ByGroup):
+        return SamplesByGroup(piece, owners, n, shape)
     total: Tensor | None = None
     for start, stop in chunks(piece.n, piece.bytes_each, max_bytes):
         each = piece.each(start, stop)
@@ -27,6 +31,61 @@ def of_samples(piece: Piece, owners: Tensor, n: int, shape: torch.Size, max_byte
             total = each.new_zeros(n, *shape)
         total.index_add_(0, owners[start:stop], each)
     return Dense(torch.zeros(n, *shape, device=owners.device) if total is None else total)
+
+
+class ByGroup(Piece):
+    """Rows a (R, d), b (R, p) in order of their group: row r's gradient is b_r a_rᵀ in matrix `group` of (G, p, d)."""
+
+    def __init__(self, a: Tensor, b: Tensor, ends: Tensor) -> None:
+        self.a, self.b, self.n = a, b, len(a)
+        bounds = [0, *ends.tolist()]
+        self.parts = list(itertools.pairwise(bounds))
+        self.bytes_each = 8 * len(self.parts) * a.shape[1] * b.shape[1]
+
+    def each(self, start: int, stop: int) -> Tensor:
+        a, b = wide(self.a[start:stop]), wide(self.b[start:stop])
+        rows = a.new_zeros(stop - start, len(self.parts), b.shape[1], a.shape[1])
+        for group, (first, last) in enumerate(self.parts):
+            here = slice(max(first - start, 0), max(last - start, 0))
+            rows[here, group] = b[here].unsqueeze(2) * a[here].unsqueeze(1)
+        return rows
+
+
+class SamplesByGroup(Piece):
+    """The same of samples: a `Product` a group, of the rows that each sample sent there."""
+
+    def __init__(self, rows: ByGroup, owners: Tensor, n: int, shape: torch.Size) -> None:
+        self.n, self.shape, self.bytes_each = n, shape, rows.bytes_each
+        self.products: dict[int, Product] = {}
+        for group, (first, last) in enumerate(rows.parts):
+            if last > first:
+                a, b = (x[first:last].unsqueeze(1) for x in (rows.a, rows.b))
+                a, b = _side_by_side([a, b], owners[first:last], n)
+                self.products[group] = Product(a, b)
+
+    def each(self, start: int, stop: int) -> Tensor:
+        formed = {group: product.each(start, stop) for group, product in self.products.items()}
+        total = next(iter(formed.values())).new_zeros(stop - start, *self.shape)
+        for group, part in formed.items():
+            total[:, group] = part
+        return total
+
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        return torch.stack(
+            [
+                product.squares(None if scale is None else scale[group], max_bytes)
+                for group, product in self.products.items()
+            ]
+        ).sum()
+
+    def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
+        u, v = direction
+        parts = []
+        for group, product in self.products.items():
+            matrix = v.view(self.shape[1:]).to(wide(product.a).dtype)
+            dots = ((wide(product.b) @ matrix) * wide(product.a)).sum(dtype=torch.float64)
+            parts.append(dots * u[group].double())
+        return torch.stack(parts).sum()
 
 
 def _side_by_side(tensors: list[Tensor], owners: Tensor, n: int) -> list[Tensor]:

@@ -59,9 +59,15 @@ def land_linear(use: Use, rows: list[int], inputs: Tensor, output_grads: Tensor)
     ledger, operands = use.mode.ledger, use.operands
     leaf, bias_row = operands[0].leaves[0], rows[1] if len(rows) > 1 else -1
     weight, bias = _weight_grad(
-        inputs, output_grads, ledger.norms_on(inputs.device), rows[0], bias_row, leaf.tensor.dtype, ledger.max_bytes,
+        inputs,
+        output_grads,
+        ledger.norms_on(inputs.device),
+        rows[0],
+        bias_row,
+        leaf.tensor.dtype,
+        ledger.max_bytes,
         "triton",
-    )  # fmt: skip
+    )
     ledger.land(leaf, weight)
     if bias_row < 0:
         return weight, None
@@ -76,9 +82,17 @@ def land_convolution(
     ledger, operands = use.mode.ledger, use.operands
     leaf, bias_row = operands[0].leaves[0], rows[1] if len(rows) > 1 else -1
     weight, bias = _conv_weight_grad(
-        inputs, output_grads, ledger.norms_on(inputs.device), rows[0], bias_row, *geometry, leaf.tensor.dtype,
-        channels_last, ledger.max_bytes, "triton",
-    )  # fmt: skip
+        inputs,
+        output_grads,
+        ledger.norms_on(inputs.device),
+        rows[0],
+        bias_row,
+        *geometry,
+        leaf.tensor.dtype,
+        channels_last,
+        ledger.max_bytes,
+        "triton",
+    )
     ledger.land(leaf, weight)
     if bias_row < 0:
         return weight, None

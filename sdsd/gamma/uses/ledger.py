@@ -7,14 +7,15 @@ more, for squares do not add.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from sdsd_kernels import NORMS_WIDTH, default_backend
 
-from ..following import Track, Tracks
+from ..following import Track, Tracks, set_track, using
 from .operand import Leaf
 from .pieces import Piece, combine, project
 
@@ -38,9 +39,14 @@ class Pass:
     """
 
     def __init__(
-        self, n: int, max_bytes: int, scale: Callable[[str], Tensor | None],
-        directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None, rows: dict[str, int], scaled: bool,
-    ) -> None:  # fmt: skip
+        self,
+        n: int,
+        max_bytes: int,
+        scale: Callable[[str], Tensor | None],
+        directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None,
+        rows: dict[str, int],
+        scaled: bool,
+    ) -> None:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
         self.rows = rows
@@ -158,3 +164,12 @@ class Pass:
                 self.refuse([name], "its uses saw batches of different size")
             else:
                 self.squares[name] = [combine(pieces, self.scale(name), self.max_bytes)]
+
+
+@contextmanager
+def carrying(ledger: Pass) -> Iterator[None]:
+    """Inside, the model's inputs say where they carry samples."""
+    with using(ledger.tracks):
+        for place, (tensor, track) in enumerate(ledger.inputs):
+            set_track(tensor, track, second=place > 0)
+        yield

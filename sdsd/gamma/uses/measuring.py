@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -13,32 +12,49 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from ..following import (
-    COMPOSITE,
-    PROPERTIES,
     SHAPE_ONLY,
-    WRITING,
     Mixed,
+    Named,
+    Occurring,
     Part,
     Rows,
     Summed,
     Track,
     about_to_write,
+    as_constants,
     batch_of,
     body,
-    by_shape,
     follow,
+    indexes,
     layers_of,
     set_track,
+    sorted_offsets,
     stated,
     track_of,
-    using,
+)
+from . import checkpoints
+from .calls import (
+    BY_FIRST,
+    CONSTANTS,
+    IS_COMPOSITE,
+    LOOKS_ONLY,
+    QUICK,
+    SEQUENCES,
+    SORTS,
+    WRITES,
+    deep_tensors,
+    expands,
+    name_of,
+    sort_of,
+    spread,
+    tensors_in,
 )
 from .ledger import Pass
 from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpanded_of
 from .rules import RULES, any_operation
 
 if TYPE_CHECKING:
-    from ..session import Session
+    from ..monitor.session import Session
 
 _NOTHING = object()
 MOST_CALLS = 20_000
@@ -64,14 +80,14 @@ class Measuring(TorchFunctionMode):
         self.call: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        how = _HOW.get(func)
+        how = SORTS.get(func)
         if how is None:
-            how = _how(func)
-        if how is _LOOKS_ONLY:
+            how = sort_of(func)
+        if how is LOOKS_ONLY:
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         if (
-            how not in _QUICK
+            how not in QUICK
             or "out" in kwargs
             or self.ledger.tracks.written
             or torch._C._are_functorch_transforms_active()
@@ -84,15 +100,15 @@ class Measuring(TorchFunctionMode):
             values = (*args, *kwargs.values())
             key.extend(kwargs)
         for value in values:
-            if type(value) in _SEQUENCES:
-                values = _spread(values)
+            if type(value) in SEQUENCES:
+                values = spread(values)
                 break
         held = self.ledger.tracks.held
         sampled = False
         parameters: list[Tensor] = []
         for value in values:
             if isinstance(value, Tensor):
-                if how is _BY_FIRST and len(key) > 1:
+                if how is BY_FIRST and len(key) > 1:
                     return self._any_call(func, args, kwargs, how)
                 entry = held.get(id(value))
                 if entry is None or entry[0]() is not value:
@@ -113,7 +129,7 @@ class Measuring(TorchFunctionMode):
                     else:
                         return self._any_call(func, args, kwargs, how)
                 key.append((track, value.shape))
-            elif type(value) in _CONSTANTS:
+            elif type(value) in CONSTANTS:
                 # True and 1 are equal, and mean different things.
                 key.append((bool, value) if type(value) is bool else value)
             else:
@@ -145,7 +161,8 @@ class Measuring(TorchFunctionMode):
         apart: Mixed | Summed | Part | None = None
         parameters: list[Tensor] = []
         rows: list[Any] = []
-        for tensor in _tensors(args[:1], {}) if _name(func) in SHAPE_ONLY else _tensors(args, kwargs):
+        named: list[tuple[Tensor, Named]] = []
+        for tensor in tensors_in(args[:1], {}) if name_of(func) in SHAPE_ONLY else tensors_in(args, kwargs):
             track = track_of(tensor)
             if track is None and tensor.requires_grad and tensor.grad_fn is not None and not stated(tensor):
                 track = self._unseen(tensor)
@@ -161,11 +178,18 @@ class Measuring(TorchFunctionMode):
             elif isinstance(track, Rows):
                 sampled = True
                 rows.append(track.owners)
+            elif isinstance(track, Named):
+                named.append((tensor, track))
+                if tensor.requires_grad:
+                    parameters.append(tensor)
+            elif isinstance(track, Occurring):
+                if not indexes(func, args):
+                    apart = Mixed(track.reason)
             else:
                 apart = track
         if torch._C._are_functorch_transforms_active():
             return self._transformed(func, args, kwargs)
-        if how is _WRITES and args:
+        if how is WRITES and args:
             about_to_write(args[0])
         if not sampled and apart is None:
             out = func(*args, **kwargs)
@@ -175,7 +199,7 @@ class Measuring(TorchFunctionMode):
             if parameters or not torch.is_grad_enabled():
                 follow(func, args, kwargs, out, self.ledger.n)
             return out
-        if how is _COMPOSITE:
+        if how is IS_COMPOSITE:
             with self:
                 return body(func)(*args, **kwargs)
         if not parameters:
@@ -183,13 +207,18 @@ class Measuring(TorchFunctionMode):
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
             return self._follow(func, args, kwargs, func(*args, **kwargs))
+        if func is torch._grouped_mm and isinstance(apart, Mixed) and sorted_offsets(args, kwargs) is not None:
+            apart = None
+        if named and None in rows:
+            apart = Mixed(f"{named[0][1].reason}, and what belongs to that meets samples which it may not occur in")
         if apart is not None:
             out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
-            if any(t.requires_grad for t in _tensors((out,), {})):
+            if any(t.requires_grad for t in tensors_in((out,), {})):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
         if any(owners is not None for owners in rows):
-            return self._use_of_rows(func, args, kwargs, parameters, rows)
+            with as_constants(tensor for tensor, _ in named):
+                return self._use_of_rows(func, args, kwargs, parameters, rows)
         return self._use(func, args, kwargs, parameters)
 
     def _use_of_rows(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], owners: list[Any]) -> Any:
@@ -216,7 +245,7 @@ class Measuring(TorchFunctionMode):
 
     def _transformed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
-        inputs = [layer for tensor in _tensors(args, kwargs) for layer in layers_of(tensor)]
+        inputs = [layer for tensor in tensors_in(args, kwargs) for layer in layers_of(tensor)]
         parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
         out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
         if parameters and any(track_of(t) is not None for t in inputs):
@@ -243,10 +272,10 @@ class Measuring(TorchFunctionMode):
             self.call = None
             kind = getattr(func, "__name__", str(func))
             track = Mixed(f"torch's {kind} could not be measured ({type(error).__name__}: {error})")
-            for tensor in _tensors((self.result,), {}):
+            for tensor in tensors_in((self.result,), {}):
                 set_track(tensor, track)
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
-            self._watch_mixing(list(_tensors((self.result,), {})), track)
+            self._watch_mixing(list(tensors_in((self.result,), {})), track)
             return self._marked(self.result, args)
 
     @staticmethod
@@ -255,7 +284,7 @@ class Measuring(TorchFunctionMode):
 
         Every history that samples are in leads back to such a place, or to an input that takes a gradient.
         """
-        for tensor in (out,) if isinstance(out, Tensor) else _tensors(args[:1] if out is None else (out,), {}):
+        for tensor in (out,) if isinstance(out, Tensor) else tensors_in(args[:1] if out is None else (out,), {}):
             for each in (tensor, tensor._base):  # a write into a view is in the history of the whole
                 if each is not None and each.grad_fn is not None:
                     each.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
@@ -278,10 +307,10 @@ class Measuring(TorchFunctionMode):
             mixed = follow(func, args, kwargs, out, self.ledger.n)
         except Exception as error:
             mixed = Mixed(f"torch's {getattr(func, '__name__', func)} with arguments that are not followed ({error})")
-            for tensor in [args[0]] if out is None and args else _tensors((out,), {}):
+            for tensor in [args[0]] if out is None and args else tensors_in((out,), {}):
                 set_track(tensor, mixed)
         if mixed is not None:
-            self._watch_mixing([args[0]] if out is None and args else list(_tensors((out,), {})), mixed)
+            self._watch_mixing([args[0]] if out is None and args else list(tensors_in((out,), {})), mixed)
         elif call is not None:
             self._remember(call, out)
         return out
@@ -334,7 +363,7 @@ class Measuring(TorchFunctionMode):
     @staticmethod
     def _note_source(func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if (func in _EXPANDING and isinstance(out, Tensor)) or (
-            func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and _expands(args[0], out)
+            func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and expands(args[0], out)
         ):
             expanded(out, unexpanded_of(args[0]))
         elif func is torch.nn.functional.embedding and isinstance(out, Tensor):
@@ -350,7 +379,7 @@ class Measuring(TorchFunctionMode):
 
         Its samples are taken to lie in its outputs as they do in its first input that carries some.
         """
-        carried = [(t, track_of(t)) for t in _deep_tensors((args, kwargs)) if track_of(t) is not None]
+        carried = [(t, track_of(t)) for t in deep_tensors((args, kwargs)) if track_of(t) is not None]
         for tensor, _ in carried:
             set_track(tensor, None)
         try:
@@ -361,7 +390,7 @@ class Measuring(TorchFunctionMode):
                 set_track(tensor, track)
         if carried:
             first, track = carried[0]
-            for tensor in _deep_tensors(out):
+            for tensor in deep_tensors(out):
                 fits = isinstance(track, Track) and tensor.ndim > track.axis
                 if fits and tensor.shape[track.axis] == first.shape[track.axis]:  # type: ignore[union-attr, index]
                     set_track(tensor, track)
@@ -372,184 +401,18 @@ class Measuring(TorchFunctionMode):
 
     def note_checkpoint(self) -> None:
         """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if hooks is None or not getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook"):
-            return
-        names = hooks[0].__code__.co_freevars
-        if "frame" not in names:
-            return
-        frame = hooks[0].__closure__[names.index("frame")].cell_contents  # type: ignore[index]
-        plain = frame.recompute_fn
-        if getattr(plain, "_sdsd_followed", False):
-            return
         session, ledger = self.session, self.ledger
-
-        def followed(*args: Any, **kwargs: Any) -> Any:
-            with carrying(ledger), Measuring(session, ledger, repeats=True):
-                return plain(*args, **kwargs)
-
-        followed._sdsd_followed = True  # type: ignore[attr-defined]
-        frame.recompute_fn = followed
+        checkpoints.follow_second_run(ledger, lambda: Measuring(session, ledger, repeats=True))
 
     def _enter_reentrant(self, node: Any) -> None:
         """A reentrant checkpoint runs its function again inside backward: let that run be measured."""
-        plain = node.run_function
-        if getattr(plain, "_sdsd_followed", False):
-            return
         session, ledger = self.session, self.ledger
-        inputs = list(node.inputs)
-        for place, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
-            inputs[place] = tensor
-        tracks = [track_of(each) if isinstance(each, Tensor) else None for each in inputs]
-
-        def followed(*args: Any) -> Any:
-            with carrying(ledger):
-                for each, track in zip(args, tracks, strict=True):
-                    if track is not None:
-                        set_track(each, track)
-                with Measuring(session, ledger, inside_backward=True):
-                    return plain(*args)
-
-        followed._sdsd_followed = True  # type: ignore[attr-defined]
-        node.run_function = followed
+        checkpoints.follow_reentrant(node, ledger, lambda: Measuring(session, ledger, inside_backward=True))
 
     def outputs(self, out: Any) -> Iterator[Tensor]:
         """Tensors in what the model returned that train, with what is behind them taken note of."""
-        for tensor in _deep_tensors(out):
+        for tensor in deep_tensors(out):
             if tensor.grad_fn is not None and type(tensor.grad_fn).__name__ == "CheckpointFunctionBackward":
                 self._enter_reentrant(tensor.grad_fn)
             if tensor.grad_fn is not None:
                 yield tensor
-
-
-@contextmanager
-def carrying(ledger: Pass) -> Iterator[None]:
-    """Inside, the model's inputs say where they carry samples."""
-    with using(ledger.tracks):
-        for place, (tensor, track) in enumerate(ledger.inputs):
-            set_track(tensor, track, second=place > 0)
-        yield
-
-
-_LOOKS = frozenset(
-    [
-        "size",
-        "dim",
-        "stride",
-        "numel",
-        "is_contiguous",
-        "element_size",
-        "storage_offset",
-        "data_ptr",
-        "get_device",
-        "is_floating_point",
-        "is_complex",
-        "nelement",
-        "ndimension",
-        "__len__",
-        "_set_grad_enabled",
-        "item",
-        "tolist",
-        "numpy",
-        "__bool__",
-        "__repr__",
-        "__hash__",
-        "__int__",
-        "__float__",
-        "__index__",
-        "register_hook",
-        "register_post_accumulate_grad_hook",
-        "retain_grad",
-        "backward",
-        "is_pinned",
-        "__contains__",
-        "__format__",
-        "is_inference",
-        "requires_grad_",
-        "has_names",
-        "is_nonzero",
-        "is_same_size",
-    ]
-)
-"""Functions that only look at a tensor, by name."""
-
-_LOOKS_ONLY, _WRITES, _COMPOSITE, _BY_SHAPE, _BY_FIRST, _BY_VALUE = (
-    "looks", "writes", "composite", "by shape", "by its first tensor's shape", "by value",
-)  # fmt: skip
-"""Sorts of functions; the last three say what decides where the output carries samples."""
-_QUICK = frozenset([_BY_SHAPE, _BY_FIRST])
-_HOW: dict[Any, str] = {}
-_SEQUENCES = frozenset([tuple, list, torch.Size, slice])
-_CONSTANTS = frozenset([
-    int, float, bool, str, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format, torch.layout,
-])  # fmt: skip
-
-
-def _name(func: Any) -> str:
-    return getattr(func, "__name__", "")
-
-
-def _how(func: Any) -> str:
-    """The sort of a function, kept from the first call on."""
-    name = _name(func)
-    if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
-        found = _LOOKS_ONLY
-    elif func in WRITING:
-        found = _WRITES
-    elif func in COMPOSITE:
-        found = _COMPOSITE
-    elif name in SHAPE_ONLY or func is Tensor.__getitem__:
-        found = _BY_FIRST
-    else:
-        found = _BY_SHAPE if by_shape(func) else _BY_VALUE
-    _HOW[func] = found
-    return found
-
-
-def _spread(values: Any) -> list[Any]:
-    """What nested sequences and slices hold, one after another, with their lengths before them."""
-    found: list[Any] = []
-    for value in values:
-        if type(value) is slice:
-            found += ("slice", value.start, value.stop, value.step)
-        elif type(value) in _SEQUENCES:
-            # A list as an index is not a tuple.
-            found += (type(value).__name__, len(value), *_spread(value))
-        else:
-            found.append(value)
-    return found
-
-
-def _expands(base: Tensor, out: Tensor) -> bool:
-    """Whether repeating `base` to `out` is what expanding it would be."""
-    sizes = [1] * (out.ndim - base.ndim) + list(base.shape)
-    return all(before in (1, after) for before, after in zip(sizes, out.shape, strict=True))
-
-
-def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:
-    for value in args:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value, {})
-    for value in kwargs.values():
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value, {})
-
-
-def _deep_tensors(value: Any) -> Iterator[Tensor]:
-    """Tensors in nested containers and in plain objects such as a ModelOutput."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _deep_tensors(each)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _deep_tensors(each)
-    elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module, Callable)):  # type: ignore[arg-type]
-        for each in vars(value).values():
-            if isinstance(each, (Tensor, dict, tuple, list)):
-                yield from _deep_tensors(each)

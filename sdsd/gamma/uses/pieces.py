@@ -154,9 +154,13 @@ class Lazy(Piece):
     """Gradients formed on request by `form(start, stop)`; `total` is their sum where it is at hand."""
 
     def __init__(
-        self, n: int, bytes_each: int, form: Callable[[int, int], Tensor], alone: Tensor | None = None,
+        self,
+        n: int,
+        bytes_each: int,
+        form: Callable[[int, int], Tensor],
+        alone: Tensor | None = None,
         total: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.n, self.bytes_each, self.form, self.alone, self.total = n, bytes_each, form, alone, total
 
     def each(self, start: int, stop: int) -> Tensor:

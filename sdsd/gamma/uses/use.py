@@ -100,7 +100,10 @@ class Use:
         """The gradient of the output has come."""
         if not self.wanted():
             return
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.autograd._profiler_enabled():
+            with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():
+                self._deliver(b)
+        elif torch.is_grad_enabled():  # create_graph=True
             with torch.no_grad():
                 self._deliver(b)
         else:
@@ -164,9 +167,14 @@ def _alone(kind: str) -> frozenset[str]:
 
 
 def watch(
-    mode: Measuring, kind: str, out: Tensor, tensors: list[Tensor], saved: Iterable[Tensor | None], measure: Measure,
+    mode: Measuring,
+    kind: str,
+    out: Tensor,
+    tensors: list[Tensor],
+    saved: Iterable[Tensor | None],
+    measure: Measure,
     unexpanded: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure an operation with output `out` that read `tensors`, computed from parameters alone.
 
     `unexpanded`: the pieces are of what the tensors are expansions of. Where the samples of `out` cannot be told apart,

@@ -6,7 +6,9 @@
 `settings.py`        the settings of a study are the keyword-only parameters of its `measure`
 `seeds.py`           one finished seed in a file of its own
 `runner.py`          `Runner`: several studies, their seeds on several processes
-`result.py`          `StudyResult`, `Verdict`, `Measured`; intervals over seeds and over trials
+`judging.py`         `Rule`, `Effect`: what decides a verdict, and its words; Holm's correction
+`measured.py`        `Measured`, a number with its interval over seeds or over trials
+`result.py`          `StudyResult`, `Verdict`
 `page.py`            a study's page
 `figure_book.py`     `FigureBook`: the figures of a page as files and in it
 `progress.py`        bars, lines or nothing while a study runs
@@ -19,9 +21,11 @@
 from .display import GAMMA_COLUMNS, Display, Row, choose_display, table_row
 from .figure_book import FigureBook
 from .files import plain, prepare_output, versions, write_json, write_text
+from .judging import MATCH, SIGNIFICANT, VERDICTS, Effect, Rule, holm, unshown
+from .measured import Measured, fraction_interval, geometric_interval, mean_interval
 from .page import duration
 from .progress import Progress, choose_progress
-from .result import VERDICTS, Measured, StudyResult, Verdict, fraction_interval, geometric_interval, mean_interval
+from .result import StudyResult, Verdict
 from .run import run_study
 from .runner import Runner
 from .study import Study, find_study
@@ -29,12 +33,16 @@ from .threads import one_thread
 
 __all__ = [
     "GAMMA_COLUMNS",
+    "MATCH",
+    "SIGNIFICANT",
     "VERDICTS",
     "Display",
+    "Effect",
     "FigureBook",
     "Measured",
     "Progress",
     "Row",
+    "Rule",
     "Runner",
     "Study",
     "StudyResult",
@@ -45,12 +53,14 @@ __all__ = [
     "find_study",
     "fraction_interval",
     "geometric_interval",
+    "holm",
     "mean_interval",
     "one_thread",
     "plain",
     "prepare_output",
     "run_study",
     "table_row",
+    "unshown",
     "versions",
     "write_json",
     "write_text",

@@ -2,7 +2,7 @@
 
 results.json holds a `StudyResult`:
 
-    schema      2
+    schema      3
     study       its name
     status      "complete" | "interrupted": then only the finished seeds are there, and no verdict
     config      everything the numbers depend on, but the seeds and the machine
@@ -16,38 +16,16 @@ results.json holds a `StudyResult`:
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sdsd_kernels import checks
-
-from ...gamma.student import student_t_quantile
-from ...report.figures import plain_number
 from .files import revive, versions
+from .judging import Effect, check_verdict
+from .measured import Measured
 
-SCHEMA = 2
-VERDICTS = ("reproduced", "direction only", "not reproduced", "refuted", "untestable here")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A number of ours, with its 95% interval where there is one; `unit` follows it in text."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    unit: str = ""
-
-    def __str__(self) -> str:
-        numbers = [self.value] if self.low is None or self.high is None else [self.value, self.low, self.high]
-        texts = list(map(plain_number, numbers))
-        if len(set(texts)) < len(set(numbers)):  # an interval narrower than plain numbers show
-            texts = [f"{number:.4g}".replace("-", "−") for number in numbers]
-        interval = f" [{texts[1]}, {texts[2]}]" if len(texts) > 1 else ""
-        return f"{texts[0]}{interval} {self.unit}".rstrip()
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -62,6 +40,9 @@ class Verdict:
         seed_figure: the document's number, or how it states the claim.
         our_figure: ours; None where there is nothing to measure.
         corrected: the statement that the measurement supports.
+        fixed, replaced: since when the rule stands, and what it took the place of; see `Rule`.
+        effect: what the claim says of `our_figure`, where its interval decides; then rows of one claim on several
+            networks can be pooled, and their p-values corrected for their number.
     """
 
     claim: str
@@ -71,9 +52,12 @@ class Verdict:
     seed_figure: str
     our_figure: Measured | None
     corrected: str
+    fixed: str = ""
+    replaced: str = ""
+    effect: Effect | None = None
 
     def __post_init__(self) -> None:
-        checks.check_choice(self.verdict, "verdict", VERDICTS)
+        check_verdict(self.verdict)
 
 
 @dataclass
@@ -121,7 +105,7 @@ class StudyResult:
         if facts["schema"] != SCHEMA:
             raise ValueError(f"schema: expected {SCHEMA}, got {facts['schema']!r}")
         names = ("study", "config", "seeds", "series", "status", "seconds", "figures")
-        verdicts = [Verdict(**{**each, "our_figure": _measured(each["our_figure"])}) for each in facts["verdicts"]]
+        verdicts = [_verdict(each) for each in facts["verdicts"]]
         return cls(**{name: revive(facts[name]) for name in names}, verdicts=verdicts)
 
     def summary_lines(self, width: int = 110) -> list[str]:
@@ -140,32 +124,12 @@ class StudyResult:
         return lines
 
 
-def _measured(facts: Mapping[str, Any] | None) -> Measured | None:
-    return None if facts is None else Measured(**revive(facts))
-
-
-def mean_interval(values: Sequence[float], unit: str = "", level: float = 0.95) -> Measured:
-    """Mean of independent values with Student's interval; without one for a single value."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return Measured(mean, unit=unit)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    half = student_t_quantile((1 + level) / 2, count - 1) * spread
-    return Measured(mean, mean - half, mean + half, unit)
-
-
-def geometric_interval(values: Sequence[float], unit: str = "", level: float = 0.95) -> Measured:
-    """Geometric mean of independent positive values, with Student's interval of their logarithms."""
-    logs = mean_interval([math.log(value) for value in values], level=level)
-    low, high = (None if bound is None else math.exp(bound) for bound in (logs.low, logs.high))
-    return Measured(math.exp(logs.value), low, high, unit)
-
-
-def fraction_interval(successes: int, count: int, unit: str = "", level: float = 0.95) -> Measured:
-    """A share of independent trials with Wilson's score interval (Wilson 1927)."""
-    z = student_t_quantile((1 + level) / 2, 1e7)
-    share = successes / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return Measured(share, max(0.0, centre - half), min(1.0, centre + half), unit)
+def _verdict(facts: Mapping[str, Any]) -> Verdict:
+    figure, effect = facts["our_figure"], facts["effect"]
+    return Verdict(
+        **{
+            **facts,
+            "our_figure": None if figure is None else Measured(**revive(figure)),
+            "effect": None if effect is None else Effect(**effect),
+        }
+    )

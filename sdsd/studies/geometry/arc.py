@@ -17,18 +17,23 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ...geometry import COHORTS, Measurements, evaluating, fingerprint
-from ...geometry.activations import LayerActivations, collect_activations
-from ...geometry.biopsy import Biopsy, Cohort, biopsy, mass_consolidation
-from ...geometry.consolidate import consolidate, remove_neurons
-from ...geometry.consumers import consumers, dense_layer
-from ...geometry.controls import weight_cosine
-from ...geometry.embedding import cluster
-from ...geometry.merge import tensor_of
-from ...geometry.neighbours import NeuronPair
-from ...geometry.neuron_map import NeuronMap
-from ...geometry.pairs import disjoint_pairs
-from ...geometry.plasticity import plasticity
-from ...geometry.sensitivity import single_number
+from ...geometry.collect import LayerActivations, collect_activations
+from ...geometry.cosines import NeuronPair, disjoint_pairs
+from ...geometry.map import NeuronMap, cluster
+from ...geometry.merging import (
+    Biopsy,
+    Cohort,
+    biopsy,
+    consolidate,
+    consumers,
+    dense_layer,
+    mass_consolidation,
+    plasticity,
+    remove_neurons,
+    single_number,
+    tensor_of,
+    weight_cosine,
+)
 from ..engine import Progress, plain, write_json
 from .subject import Subject
 

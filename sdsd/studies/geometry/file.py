@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._tensor_files import load_tensors
-from ...geometry.consumers import dense_layer
-from ...geometry.plasticity import sgd_training
-from ...geometry.sensitivity import kl_to_untouched, mean_loss
+from ...geometry.merging import dense_layer, kl_to_untouched, mean_loss, sgd_training
 from ..script import RUN_AS, UserCodeError, run_file, users_code
 from .subject import Subject, accuracy_on, classification_loss, example_of, standard_controls
 

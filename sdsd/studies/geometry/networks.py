@@ -15,9 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ...geometry.controls import shuffled_pixels, trained, untrained
-from ...geometry.plasticity import sgd_training
-from ...geometry.sensitivity import cosine_to_untouched, kl_to_untouched, mean_loss
+from ...geometry.merging import (
+    cosine_to_untouched,
+    kl_to_untouched,
+    mean_loss,
+    sgd_training,
+    shuffled_pixels,
+    trained,
+    untrained,
+)
 from ..digits import load_digits
 from . import pretrained
 from .resnet import ResNet18, cifar10

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from ..._extras import require
-from ...geometry.export import save_ply, save_png
-from ...geometry.neuron_map import NeuronMap
+from ...geometry.map import NeuronMap, save_ply, save_png
 from ..engine import Progress, StudyResult, choose_progress, one_thread, prepare_output, write_json
 from .arc import ArcConfig, Examination
 from .report import write_report

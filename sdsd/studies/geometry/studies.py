@@ -11,6 +11,7 @@ from ...geometry import COHORTS
 from ...report import figures, geometry_figures
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Progress, Study, StudyResult, Verdict
+from . import after_merging, redundancy
 from .arc import ArcConfig, Examination
 from .networks import efficientnet_subject, minilm_subject, mnist_subject, resnet_subject
 from .subject import (
@@ -191,4 +192,6 @@ STUDIES = (
         settings={"data": os.environ.get(CIFAR10, "digits")},
         judge=_judge_resnet,
     ),
+    *after_merging.STUDIES,
+    *redundancy.STUDIES,
 )

@@ -11,10 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ...geometry.activations import Forward
-from ...geometry.controls import Training, shuffled_pixels, trained, untrained
-from ...geometry.plasticity import sgd_training
-from ...geometry.sensitivity import Sensitivity, mean_loss
+from ...geometry.collect import Forward
+from ...geometry.merging import Sensitivity, Training, mean_loss, sgd_training, shuffled_pixels, trained, untrained
 from ..digits import load_digits
 
 Batches = list[Any]

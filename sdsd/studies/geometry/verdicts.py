@@ -14,31 +14,28 @@ from typing import Any
 from ...geometry import COHORTS
 from ...report.figures import plain_number
 from ..documents import FUNCTIONAL_GEOMETRY
-from ..engine import Measured, Verdict, geometric_interval, mean_interval
+from ..engine import MATCH, Measured, Rule, Verdict, geometric_interval, mean_interval
+from ..rules import EFFECTS, RULES
 
 Run = Mapping[str, Any]
 """What `Examination.run` gave."""
 
-RATIO_RULE = (
-    "reproduced if the interval lies above 1 and the ratio is at least half the document's; direction only if the "
-    "interval lies above 1; not reproduced otherwise"
+BATCH, SINGLE, MASS, WEIGHTS, PRUNING, CONTROLS, PLASTICITY = (
+    EFFECTS[f"geometry: {name}"] for name in ("batch", "single", "mass", "weights", "pruning", "controls", "plasticity")
 )
+UNTESTABLE = Rule("untestable here if a number that decides cannot be had with every seed", "2026-11-22")
 BATCH_CLAIM = "Merging a far pair of neurons costs about 5 times what merging a near pair costs (mean over a cohort)"
 SINGLE_CLAIM = "Merging the farthest pair costs about 14 times what merging the nearest costs"
 MASS_CLAIM = "Merging many near pairs at once is about 1.8 times as stable as merging as many random pairs"
 WEIGHTS_CLAIM = "It is the geometry of activations that predicts which neurons are redundant"
 PRUNING_CLAIM = "Compression informed by the manifold outperforms naive approaches"
 CONTROLS_CLAIM = "Learned activation manifolds differ sharply from untrained and pixel-shuffled controls"
-SEED_SINGLE, SEED_BATCH, SEED_MASS, SEED_PLASTICITY = 14.0, 5.0, 1.8, -2.1
 FEWEST = 3
 """Seeds that single pairs are judged on: one pair against one pair is noise."""
-WIDE = 10
+SEED_SINGLE, SEED_MASS = 14.0, 1.8
 SHARP = 1.5
 CLUSTERED = 0.05
 """Silhouettes below it are those of no clusters at all."""
-ALONE = "in a single run, whose spread nobody knows"
-SAME = 1.0
-"""Points of accuracy below which a difference is none."""
 
 
 def judge_network(runs: Sequence[Run]) -> list[Verdict]:
@@ -60,22 +57,12 @@ def _untestable(claim: str, source: str, seed_figure: str) -> Verdict:
         claim=claim,
         source=source,
         verdict="untestable here",
-        rule="untestable here if a number that decides cannot be had with every seed",
+        **UNTESTABLE.stated(),
         seed_figure=seed_figure,
         our_figure=None,
         corrected="Where merges change nothing there is no ratio, and where a layer cannot shrink no smaller "
         "network; see the numbers of this network.",
     )
-
-
-def _held(held: bool, runs: Sequence[Run]) -> str:
-    """For figures that have an interval over seeds alone: a single run shows a direction and no more."""
-    return "not reproduced" if not held else "reproduced" if len(runs) > 1 else "direction only"
-
-
-def _above_one(ours: Measured) -> bool:
-    """With the whole interval, where there is one."""
-    return (ours.value if ours.low is None else ours.low) > 1
 
 
 def over_seeds(values: Sequence[float | None], unit: str, interval: Sequence[float] | None = None) -> Measured | None:
@@ -86,14 +73,31 @@ def over_seeds(values: Sequence[float | None], unit: str, interval: Sequence[flo
     if len(known) == 1:
         low, high = (None, None) if interval is None else (float(interval[0]), float(interval[1]))
         return Measured(known[0], low, high, unit)
-    return geometric_interval(known, unit)
+    return geometric_interval(known, unit, against=1.0)
 
 
-def judge_ratio(ours: Measured, document: float) -> str:
-    """By `RATIO_RULE`."""
-    if ours.low is None or ours.low <= 1:
-        return "not reproduced"
-    return "reproduced" if ours.value >= document / 2 else "direction only"
+def relative(dear: float, cheap: float) -> float | None:
+    """(dear − cheap) / (dear + cheap) of two costs: −1 to 1, 0 where they are alike; None where both are 0."""
+    return (dear - cheap) / (dear + cheap) if dear + cheap > 0 else None
+
+
+def _relative_interval(pairs: Sequence[tuple[float, float]], unit: str) -> Measured | None:
+    """Mean of `relative` over independent pairs of costs; None where one is not defined."""
+    values = [relative(dear, cheap) for dear, cheap in pairs]
+    known = [value for value in values if value is not None]
+    return None if len(known) < len(values) or not known else mean_interval(known, unit, against=0.0)
+
+
+def _matching(word: str, pairs: Sequence[tuple[float, float]], document: float) -> str:
+    """`word`, unless the mean costs differ by another factor than about the document's."""
+    dear, cheap = (fmean(each) for each in zip(*pairs, strict=True))
+    matches = cheap > 0 and 1 / MATCH <= dear / cheap / document <= MATCH
+    return "direction only" if word == "reproduced" and not matches else word
+
+
+def _factor(pairs: Sequence[tuple[float, float]]) -> str:
+    dear, cheap = (fmean(each) for each in zip(*pairs, strict=True))
+    return f"{plain_number(dear / cheap)} ×" if cheap > 0 else "no factor"
 
 
 def _biopsy(runs: Sequence[Run], geometry: str, key: str) -> list[Any]:
@@ -114,60 +118,71 @@ def _judge_batch(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         claim=BATCH_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Phase II",
-        verdict=judge_ratio(ours, SEED_BATCH),
-        rule=RATIO_RULE,
+        verdict=BATCH.verdict(ours),
         seed_figure="5 × (0.0594 / 0.0119)",
         our_figure=ours,
+        effect=BATCH,
+        **RULES["geometry: batch"].stated(),
         corrected=f"Mean |change of {runs[0]['measure']}|: near {plain_number(near)}, random {plain_number(random)}, "
         f"far {plain_number(far)}.",
     )
 
 
 def _judge_single(runs: Sequence[Run]) -> Verdict:
-    values = _biopsy(runs, "activations", "single ratio")
-    ours = over_seeds(values, "× far / near, one pair each")
+    pairs = [
+        (
+            abs(run["biopsy"]["activations"]["far"]["changes"][0]),
+            abs(run["biopsy"]["activations"]["near"]["changes"][0]),
+        )
+        for run in runs
+    ]
+    ours = _relative_interval(pairs, "(far − near) / (far + near), one pair each")
     if ours is None:
         return _untestable(SINGLE_CLAIM, f"{FUNCTIONAL_GEOMETRY}, Phase II", "14 ×")
     few = len(runs) < FEWEST
-    spread = "" if few else f"It was {_range(values)} over {len(runs)} seeds. "
-    verdict = "untestable here" if few else judge_ratio(ours, SEED_SINGLE)
-    if verdict == "reproduced" and ours.low is not None and ours.high is not None and ours.high > WIDE * ours.low:
-        verdict = "direction only"
     return Verdict(
         claim=SINGLE_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Phase II",
-        verdict=verdict,
-        rule=f"untestable here with fewer than {FEWEST} seeds; {RATIO_RULE}; direction only, too, if the interval "
-        f"spans more than a factor of {WIDE}",
+        verdict="untestable here" if few else _matching(SINGLE.verdict(ours), pairs, SEED_SINGLE),
         seed_figure="14 ×",
         our_figure=ours,
-        corrected=f"{spread}One pair against one pair is too noisy to quote: read the cohorts.",
+        effect=None if few else SINGLE,
+        corrected=f"Mean costs differ by {_factor(pairs)} over {_seeds(runs)}. One pair against one pair is too "
+        "noisy to quote: read the cohorts.",
+        **RULES["geometry: single"].stated(),
     )
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    return "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
 
 
 def _judge_mass(runs: Sequence[Run]) -> Verdict:
     merged = [run["consolidation"]["activations"] for run in runs]
-    ours = over_seeds([each["ratio"] for each in merged], "× random / geometry", merged[0]["interval"])
+    pairs = [(fmean(map(abs, each["random"])), abs(each["change"])) for each in merged]
+    independent = pairs if len(runs) > 1 else [(abs(random), pairs[0][1]) for random in merged[0]["random"]]
+    ours = _relative_interval(independent, "(random − geometry) / (random + geometry)")
     if ours is None:
         return _untestable(MASS_CLAIM, f"{FUNCTIONAL_GEOMETRY}, Phase III", "1.8 × (0.681 / 0.376, one pairing)")
-    geometry = fmean(abs(each["change"]) for each in merged)
-    random = fmean(fmean(map(abs, each["random"])) for each in merged)
+    random, geometry = (fmean(each) for each in zip(*pairs, strict=True))
     return Verdict(
         claim=MASS_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Phase III",
-        verdict=judge_ratio(ours, SEED_MASS),
-        rule=RATIO_RULE,
+        verdict=_matching(MASS.verdict(ours), pairs, SEED_MASS),
         seed_figure="1.8 × (0.681 / 0.376, one pairing)",
         our_figure=ours,
+        effect=MASS,
         corrected=f"{merged[0]['pairs']} pairs: |change of {runs[0]['measure']}| {plain_number(geometry)} by geometry, "
-        f"{plain_number(random)} at random, over {len(merged[0]['random'])} pairings.",
+        f"{plain_number(random)} at random, over {len(merged[0]['random'])} pairings: {_factor(pairs)}.",
+        **RULES["geometry: mass"].stated(),
     )
 
 
 def _judge_weights(runs: Sequence[Run]) -> Verdict:
     """Is it the activations that know? Pairs by the cosine of weights have seen no data."""
-    pairs = [(run["biopsy"]["activations"]["ratio"], run["biopsy"]["weights"]["ratio"]) for run in runs]
-    ours = over_seeds([a / w if a and w else None for a, w in pairs], "× the far / near ratio of pairs by weights")
+    near = {name: [run["biopsy"][name]["near"]["mean"] for run in runs] for name in ("activations", "weights")}
+    ratios = [w / a if a else None for a, w in zip(near["activations"], near["weights"], strict=True)]
+    ours = over_seeds(ratios, "× near pairs by weights / by activations")
     if ours is None:
         return _untestable(WEIGHTS_CLAIM, f"{FUNCTIONAL_GEOMETRY}, Core Hypothesis", "implied")
     changes = [
@@ -185,13 +200,13 @@ def _judge_weights(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         claim=WEIGHTS_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Core Hypothesis",
-        verdict=_held(_above_one(ours), runs),
-        rule="reproduced if far / near by activations is larger than far / near by the cosine of incoming weights, "
-        f"with its interval; direction only if it is larger {ALONE}; not reproduced otherwise",
+        verdict=WEIGHTS.verdict(ours),
         seed_figure="implied",
         our_figure=ours,
-        corrected=f"far / near is {_range([a for a, _ in pairs])} by activations and {_range([w for _, w in pairs])} "
-        f"by weights.{at_once}",
+        effect=WEIGHTS,
+        corrected=f"One near pair merged costs {plain_number(fmean(near['activations']))} by activations and "
+        f"{plain_number(fmean(near['weights']))} by weights.{at_once}",
+        **RULES["geometry: weights"].stated(),
     )
 
 
@@ -203,16 +218,16 @@ def _judge_pruning(runs: Sequence[Run]) -> Verdict:
         [each[name] for each in ways]
         for name in ("nearest activations, averaged", "nearest activations, absorbed", "smallest weights, pruned")
     )
-    ours = over_seeds([p / m if m else None for p, m in zip(pruned, merged, strict=True)], "× pruned / merged")
+    ours = _relative_interval(list(zip(pruned, merged, strict=True)), "(pruned − merged) / (pruned + merged)")
     if ours is None:
         return _untestable(PRUNING_CLAIM, f"{FUNCTIONAL_GEOMETRY}, Key Findings", "stated")
     first = runs[0]["equal size"]
     return Verdict(
         claim=PRUNING_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Key Findings",
-        verdict=_held(_above_one(ours), runs),
-        rule="reproduced if pruning the smallest weights costs more than merging near pairs at equal size, with its "
-        f"interval; direction only if it costs more {ALONE}; not reproduced otherwise",
+        verdict=PRUNING.verdict(ours),
+        effect=PRUNING,
+        **RULES["geometry: pruning"].stated(),
         seed_figure="stated",
         our_figure=ours,
         corrected=f"{first['removed']} of {first['neurons'][0]} neurons fewer, mean |change of {runs[0]['measure']}|: "
@@ -244,8 +259,9 @@ def _judge_controls(runs: Sequence[Run]) -> Verdict:
         return _untestable(CONTROLS_CLAIM, f"{FUNCTIONAL_GEOMETRY}, Phase I", "differ sharply (pictures)")
     pairs = [(own, max(others)) for own, others in zip(trained, controls, strict=True)]
     differences = [own - other for own, other in pairs]
-    above = min(differences) > 0
-    sharp = above and all(own > SHARP * max(other, 0) for own, other in pairs) and min(trained) > CLUSTERED
+    sharp = all(own > SHARP * max(other, 0) for own, other in pairs) and min(trained) > CLUSTERED
+    ours = mean_interval(differences, "silhouette, trained less the closest control", against=0.0)
+    word = CONTROLS.verdict(ours)
     partly = [
         f" “{name}”: enough neurons were alive to compare in {len(values)} of {len(runs)} runs."
         for name, values in silhouettes.items()
@@ -254,12 +270,11 @@ def _judge_controls(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         claim=CONTROLS_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Phase I",
-        verdict=_held(sharp, runs) if sharp or not above else "direction only",
-        rule=f"reproduced if the silhouette of ten clusters is over {CLUSTERED} and over {SHARP} times that of every "
-        f"control, with every seed; direction only if it is above every control's, or is so {ALONE}; not reproduced "
-        "otherwise",
+        verdict="direction only" if word == "reproduced" and not sharp else word,
+        effect=CONTROLS,
+        **RULES["geometry: controls"].stated(),
         seed_figure="differ sharply (pictures)",
-        our_figure=mean_interval(differences, "silhouette, trained less the closest control"),
+        our_figure=ours,
         corrected=f"Silhouette {_listed(silhouettes)}; effective rank {_listed(ranks)}.{''.join(partly)}",
     )
 
@@ -270,17 +285,16 @@ def _listed(values: Mapping[str, Sequence[float]]) -> str:
 
 def _judge_plasticity(runs: Sequence[Run]) -> Verdict:
     points = [100 * run["plasticity"]["difference"] for run in runs]
-    ours = mean_interval(points, "points, geometry − random")
+    ours = mean_interval(points, "points, geometry − random", against=0.0)
     peaks = {name: [100 * max(run["plasticity"][name]) for run in runs] for name in ("geometry", "random", "untouched")}
     listed = ", ".join(f"{fmean(values):.1f}% {name}" for name, values in peaks.items())
-    lower = ours.value <= -SAME and (ours.high is None or ours.high < 0)
     return Verdict(
         claim="Trained on, a network merged by geometry peaks lower than one merged at random (84.7 against 86.8%)",
         source=f"{FUNCTIONAL_GEOMETRY}, Phase IV",
-        verdict=_held(lower, runs),
-        rule=f"reproduced if it peaks {SAME:g} point or more lower, and the interval lies below 0; direction only if "
-        f"it peaks so much lower {ALONE}; not reproduced otherwise",
-        seed_figure=f"{SEED_PLASTICITY} points",
+        verdict=PLASTICITY.verdict(ours),
+        effect=PLASTICITY,
+        seed_figure=f"{PLASTICITY.document:g} points".replace("-", "−"),
+        **RULES["geometry: plasticity"].stated(),
         our_figure=ours,
         corrected=f"Peak accuracy {listed}; the difference was {plain_number(median(points))} points in the median.",
     )

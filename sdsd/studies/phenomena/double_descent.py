@@ -19,8 +19,10 @@ from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
 from ..digits import split_digits
 from ..documents import EXPLANATION
-from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval
+from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, unshown
+from ..rules import RULES
 from .training import (
+    SHOWN,
     Batch,
     Series,
     Watch,
@@ -131,7 +133,7 @@ def _gammas(rows: Series, config: Mapping[str, Any]) -> list[float]:
 
 def judge(result: StudyResult) -> list[Verdict]:
     config, count = result.config, result.config["samples"]
-    widths, batch = list(config["widths"]), config["batch"]
+    widths = list(config["widths"])
     noisy, clean = (column(result.series, "arms", arm) for arm in ARMS)
 
     def around(values: list[float]) -> tuple[float, float, float]:
@@ -143,14 +145,17 @@ def judge(result: StudyResult) -> list[Verdict]:
     quiet = [around(rows["test_error"])[1] for rows in clean]
     bumps = [peak / max(narrow, wide) for narrow, peak, wide in errors]
     more = all(peak > other for (_, peak, _), other in zip(errors, quiet, strict=True))
-    shown = "not reproduced" if min(bumps) < 2 else "reproduced" if more else "direction only"
+    if min(bumps) < 2:
+        shown = unshown([bump >= 2 for bump in bumps])
+    else:
+        shown = "reproduced" if more else "direction only"
     gammas = [_gammas(rows, config) for rows in noisy]
     peaks = [widths[max(range(len(widths)), key=rows["test_error"].__getitem__)] for rows in noisy]
     dips = [widths[min(range(len(widths)), key=values.__getitem__)] for values in gammas]
     depths = [max(narrow, wide) / at for narrow, at, wide in map(around, gammas)]
     crosses = all(around(values)[1] < 1 < min(around(values)[0], around(values)[2]) for values in gammas)
     together = all(abs(math.log(dip / peak)) < math.log(1.25) for dip, peak in zip(dips, peaks, strict=True))
-    if shown == "not reproduced":
+    if shown not in SHOWN:
         held = "untestable here"
     else:
         held = "reproduced" if crosses else "direction only" if together else "refuted"
@@ -164,28 +169,23 @@ def judge(result: StudyResult) -> list[Verdict]:
             "labels raise the peak",
             source="Belkin, Hsu, Ma and Mandal 2019, arXiv:1812.11118",
             verdict=shown,
-            rule="reproduced if, with every seed and wrong labels, the error at as many features as samples is over "
-            "twice that at a third of them and at the most, and higher than without wrong labels; direction only if "
-            "wrong labels do not raise it; not reproduced otherwise",
             seed_figure="a peak at P = n",
             our_figure=geometric_interval(bumps, "times the larger error on either side"),
             corrected=f"Error {narrow:.2f} at P = n/3, {peak:.2f} at P = n = {count}, {wide:.2f} at P = "
             f"{widths[-1]:,}; {mean(quiet):.2f} at P = n without wrong labels.",
+            **RULES["double-descent"].stated(),
         ),
         Verdict(
             claim="SDSD explains double descent: the peak is a phase transition, where Γ crosses 1",
             source=EXPLANATION,
             verdict=held,
-            rule=f"with Γ of batches of {batch} when {HEADLINE:.0%} of the loss that can be got rid of is left: "
-            "reproduced if, with every seed, it is below 1 at the peak and above 1 at a third of its width and at the "
-            "largest; direction only if, with every seed, it is lowest at most 25% from the peak; refuted otherwise; "
-            "untestable here without a peak",
             seed_figure="Γ = 1 at the transition",
             our_figure=geometric_interval(depths, "times lower at P = n than on either side"),
             corrected=f"Γ is lowest at P = {_list(dips)}, the error highest at P = {_list(peaks)}; but Γ is between "
             f"{low:.1g} and {high:.1g} at all widths. What is left to learn at P = n lies in "
             "directions of little curvature, which gradients hardly show. H_G and V "
             + ("only grow with the width." if growing else "do not simply grow with the width."),
+            **RULES["double-descent: Γ"].stated(),
         ),
     ]
 

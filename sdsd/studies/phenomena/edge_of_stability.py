@@ -12,7 +12,8 @@ from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
 from ..digits import split_digits
 from ..documents import EXPLANATION
-from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
+from ..engine import Progress, Study, StudyResult, Verdict, mean_interval, unshown
+from ..rules import RULES
 from .training import (
     Batch,
     Series,
@@ -115,7 +116,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     fall = mean([rows["loss"][-1] / rows["loss"][0] for rows in large])
     at_edge = all(0.9 < value < 1.2 for value in edge) and min(rises) > 0.1 and fall < 0.5
     if not at_edge:
-        shown = "not reproduced"
+        shown = unshown([0.9 < value < 1.2 for value in edge])
     else:
         shown = "reproduced" if calm < 0.9 and calm_rises == 0 else "direction only"
     told = [separation(rows["gamma"], [change < 0 for change in rows["change"]]) for rows in large]
@@ -134,23 +135,17 @@ def judge(result: StudyResult) -> list[Verdict]:
             "the loss goes up and down and falls in the long run",
             source="Cohen et al. 2021, arXiv:2103.00065",
             verdict=shown,
-            rule="reproduced if, with every seed, η/2 times the sharpness is between 0.9 and 1.2 on average over the "
-            "second half, over a tenth of the steps raise the loss and it more than halves on average, while at the "
-            "small rate it stays below 0.9 and no step raises the loss; direction only if the small rate does not; "
-            "not reproduced otherwise",
             seed_figure="η/2 · sharpness just above 1",
             our_figure=mean_interval(edge, f"η/2 · sharpness at η = {rate:g}"),
             corrected=f"At η = {rate:g} {mean(rises):.0%} of the steps raise the loss, and yet it ends at {fall:.0%} "
             f"of where it began; at η = {result.config['small_learning_rate']:g} η/2 · sharpness is at most {calm:.2g} "
             f"and {calm_rises or 'no'} steps raise it.",
+            **RULES["edge-of-stability"].stated(),
         ),
         Verdict(
             claim="SDSD explains the edge of stability: a step with Γ > 1 converges, with Γ < 1 it dissolves",
             source=EXPLANATION,
             verdict=held,
-            rule="over pairs of a step that lowers the loss and one that raises it, how often the first has the larger "
-            "Γ, which no choice of batch or threshold changes: reproduced if 90% or more with every seed, direction "
-            "only if over 60% with every seed, refuted otherwise; untestable here without the phenomenon",
             seed_figure="Γ = 1 between convergence and dissolution",
             our_figure=mean_interval(told, "of such pairs in the order that Γ foretells") if at_edge else None,
             corrected="The edge is one of curvature, and a full-batch step has no noise that Γ could weigh. η/2 times "
@@ -158,6 +153,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             f"above 1 in {above:.0%} of all looks, whatever the step does."
             if at_edge
             else "Too few steps raise the loss to compare them with the others.",
+            **RULES["edge-of-stability: Γ"].stated(),
         ),
     ]
 

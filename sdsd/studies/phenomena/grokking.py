@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
 from ..documents import EXPLANATION
-from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
-from .training import Batch, Series, Watch, column, judge_functional, mean, train
+from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, unshown
+from ..rules import RULES
+from .training import SHOWN, Batch, Series, Watch, column, judge_functional, mean, train
 
 GROKS, UNDECAYED, STARVED = "enough sums", "no weight decay", "too few sums"
 ARMS = (GROKS, UNDECAYED, STARVED)
@@ -120,7 +121,9 @@ def judge(result: StudyResult) -> list[Verdict]:
     reached = {arm: max(max(rows["test_accuracy"]) for rows in each) for arm, each in controls.items()}
     late = [test / max(train, result.config["every"]) for test, train in zip(grokked, memorised, strict=True)]
     if math.inf in grokked or min(late) < 5:
-        shown = "not reproduced"
+        shown = unshown(
+            [test / max(train, 1) >= 5 and test < math.inf for test, train in zip(grokked, memorised, strict=True)]
+        )
     else:
         shown = "reproduced" if max(reached.values()) < LEARNED else "direction only"
     phenomenon = Verdict(
@@ -128,16 +131,14 @@ def judge(result: StudyResult) -> list[Verdict]:
         "and data suffice",
         source="Power et al. 2022, arXiv:2201.02177",
         verdict=shown,
-        rule=f"reproduced if, with every seed, test accuracy passes {LEARNED:.0%} at over 5 times the step at which "
-        "training accuracy does, and never without weight decay or with too few sums; direction only if a control "
-        "gets there too; not reproduced otherwise",
         seed_figure="validation accuracy rises about 1,000 times later",
         our_figure=geometric_interval(late, "times as many steps to understand as to memorise")
-        if shown != "not reproduced"
+        if shown in SHOWN
         else None,
         corrected="Test accuracy gets to "
         + ", ".join(f"{value:.0%} with {arm}" for arm, value in reached.items())
         + f"; otherwise past {LEARNED:.0%} after {', '.join(map(_steps, grokked))}.",
+        **RULES["grokking"].stated(),
     )
     return [phenomenon, _judge_gamma(result, memorised, grokked, shown), judge_functional("Grokking", runs, controls)]
 
@@ -162,7 +163,7 @@ def _judge_gamma(result: StudyResult, memorised: list[float], grokked: list[floa
     ]
     crosses = all(low < 1 < high and other < 1 for low, high, other in zip(before, at, others, strict=True))
     alone = all(high > max(low, other) for low, high, other in zip(before, at, others, strict=True))
-    if shown == "not reproduced":
+    if shown not in SHOWN:
         held = "untestable here"
     else:
         held = "reproduced" if crosses else "direction only" if alone else "refuted"
@@ -170,15 +171,12 @@ def _judge_gamma(result: StudyResult, memorised: list[float], grokked: list[floa
         claim="SDSD explains grokking: it is the phase transition at Γ = 1",
         source=EXPLANATION,
         verdict=held,
-        rule=f"with Γ of batches of {batch}, averaged from memorising half-way to understanding, and round "
-        "understanding: reproduced if, with every seed, it is below 1 and then above, and below 1 in the controls; "
-        "direction only if, with every seed, it is higher round understanding than before and than in the controls at "
-        "those steps; refuted otherwise; untestable here if nothing groks",
         seed_figure="Γ = 1 at the transition",
         our_figure=mean_interval(at, f"Γ of a batch of {batch} round understanding"),
         corrected=f"Γ is {mean(before):.2g} after memorising and {mean(at):.2g} round understanding, and "
         f"{mean(others):.2g} in a control at that time. It would take batches of {batch / mean(at):,.0f} to be 1, of "
         f"{result.config['prime'] ** 2} sums in all.",
+        **RULES["grokking: Γ"].stated(),
     )
 
 

@@ -15,7 +15,8 @@ from ...report import figures
 from ...report.theory_figures import draw_curves, draw_level
 from ..digits import split_digits
 from ..documents import EXPLANATION
-from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
+from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, unshown
+from ..rules import RULES
 from .training import (
     Batch,
     Series,
@@ -134,7 +135,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     if collapsed:
         shown = "reproduced" if min(behind) > 2 else "direction only"
     else:
-        shown = "not reproduced"
+        shown = unshown([value > 20 for value in fell])
     during = [[rows["gamma"][look] for look in _after_learning(rows)] for rows in runs]
     ways = [
         rank_correlation(gammas, [rows["nc1"][look] for look in _after_learning(rows)])
@@ -156,26 +157,22 @@ def judge(result: StudyResult) -> list[Verdict]:
             "and the head's rows turn to them",
             source="Papyan, Han and Donoho 2020, arXiv:2008.08186",
             verdict=shown,
-            rule="reproduced if, with every seed and BatchNorm, NC1 falls over 20-fold and NC2 and NC3 to under half, "
-            "while NC1 without BatchNorm ends at over twice that; direction only if it is as low without; not "
-            "reproduced otherwise",
             seed_figure="NC1, NC2, NC3 → 0",
             our_figure=geometric_interval(fell, "-fold fall of NC1"),
             corrected=", ".join(f"{key.upper()} {starts[key]:.2g} → {ends[key]:.2g}" for key in ends)
             + f"; without BatchNorm NC1 ends {mean(behind):.2g} times as high, with "
             f"{mean([rows['error'][-1] for rows in bare]):.1%} of the training data still wrong.",
+            **RULES["neural-collapse"].stated(),
         ),
         Verdict(
             claim="SDSD explains neural collapse: it happens where drift dominates diffusion, Γ > 1",
             source=EXPLANATION,
             verdict=held,
-            rule=f"reproduced if, with every seed, Γ of the batch trained on, {batch}, is above 1 on average from the "
-            "first look with under 1% training error on; direction only if it at least rises as NC1 falls (rank "
-            "correlation below −0.5 with every seed); refuted otherwise; untestable here without a collapse",
             seed_figure="Γ > 1, no batch size given",
             our_figure=mean_interval(levels, f"Γ of a batch of {batch} while it collapses"),
             corrected=f"Γ is {mean([rows['gamma'][0] for rows in runs]):.2g} at the start and {mean(levels):.2g} while "
             f"classes collapse; over that time its rank correlation with NC1 is {mean(ways):.2f}.",
+            **RULES["neural-collapse: Γ"].stated(),
         ),
         judge_functional("Neural collapse", runs, {WITHOUT: bare}),
     ]

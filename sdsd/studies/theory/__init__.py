@@ -11,16 +11,37 @@
 `phase.py`                   where the loss stops falling in bowls
 `multiplicative.py`          noise in proportion to the state
 `well.py`                    paths that leave a saturating well
+`connectivity.py`            the loss on the line between two networks, before and after their neurons are matched
 `conservation.py`            u·v = 1 under descent, noise and weight decay
 `selection.py`               what V_sem selects
 `rank.py`                    the 84% experiment
 `sensing.py`                 matrix sensing
+`learning_coefficient.py`    λ̂ with true and random labels, and along an orbit
+`flatness.py`                the top Hessian eigenvalue along an orbit
+`volume.py`                  volume of Boolean functions by formula size
+`volume_sgd.py`              where training arrives, by volume
+`boolean_experiment.py`      all functions of four bits, and networks that compute them
+`basin.py`                   volume of basins from random rays
+`occam.py`                   description length, and the bound √(K/N)
+`least_norm.py`              which solution of an underdetermined problem an optimizer finds
+`tangent_kernel.py`          how far training moves the tangent kernel
+`goldstone.py`               variance along and across an orbit
+`two_wells.py`               a wide and a narrow well
+`kakeya.py`                  segments of all directions, and strips of neurons
 ===========================  ========================================================================================
 """
 
 from . import (
+    basin,
+    connectivity,
     conservation,
+    flatness,
+    goldstone,
+    kakeya,
+    learning_coefficient,
+    least_norm,
     multiplicative,
+    occam,
     orbit,
     phase,
     prediction,
@@ -29,6 +50,10 @@ from . import (
     regulariser,
     selection,
     sensing,
+    tangent_kernel,
+    two_wells,
+    volume,
+    volume_sgd,
     well,
 )
 
@@ -44,6 +69,18 @@ STUDIES = (
     *selection.STUDIES,
     *rank.STUDIES,
     *sensing.STUDIES,
+    *connectivity.STUDIES,
+    *learning_coefficient.STUDIES,
+    *flatness.STUDIES,
+    *volume.STUDIES,
+    *volume_sgd.STUDIES,
+    *basin.STUDIES,
+    *occam.STUDIES,
+    *least_norm.STUDIES,
+    *tangent_kernel.STUDIES,
+    *goldstone.STUDIES,
+    *two_wells.STUDIES,
+    *kakeya.STUDIES,
 )
 """In the order of `sdsd study --list`."""
 

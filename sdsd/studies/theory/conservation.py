@@ -17,6 +17,7 @@ from ...theory.dynamics import (
 )
 from ..documents import SDSD
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
+from ..rules import RULES
 
 VARIANTS = ("gradient descent", "isotropic noise", "label noise", "weight decay")
 
@@ -78,15 +79,14 @@ def judge(result: StudyResult) -> list[Verdict]:
     judged = Verdict(
         claim="Noise along symmetry orbits averages out, and only minimal-norm representatives survive",
         source=f"{SDSD} §2, Proposition 1",
-        verdict=verdict if collapse and conserved else "not reproduced",
-        rule="reproduced if isotropic noise takes |Q| = |u² − v²| below a tenth; direction only if label noise and "
-        "weight decay do, while gradient descent and, on average, isotropic noise conserve Q",
+        verdict=verdict if collapse and conserved else "inconclusive",
         seed_figure="minimal norm as t → ∞, for any noise of mean zero",
         our_figure=mean_interval(left("label noise"), "of |Q| is left under label noise"),
         corrected="It depends on the noise. Gradient flow conserves Q, gradient descent nearly "
         f"({fmean(left('gradient descent')):.2f} left); isotropic noise conserves its mean and spreads it "
         f"(mean |Q| × {fmean(left('isotropic noise')):.1f}); label noise collapses it by ∏(1 − η²r²), which holds to "
         f"{error:.0e}; weight decay collapses it ({fmean(left('weight decay')):.2f} left).",
+        **RULES["conservation"].stated(),
     )
     return [judged]
 

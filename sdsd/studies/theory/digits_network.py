@@ -24,6 +24,11 @@ class Recipe:
         model = nn.Sequential(nn.Linear(64, self.neurons), nn.ReLU(), nn.Linear(self.neurons, 10))
         return model, torch.optim.SGD(model.parameters(), self.learning_rate, self.momentum, weight_decay=weight_decay)
 
+    def with_adam(self, seed: int, learning_rate: float) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        """The same network, and Adam, which gets it to remember labels that mean nothing."""
+        model, _ = self.start(seed)
+        return model, torch.optim.Adam(model.parameters(), learning_rate)
+
     def batches(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The indices of one epoch's batches."""
         return torch.randperm(count, generator=generator).split(self.batch)

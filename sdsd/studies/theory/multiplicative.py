@@ -19,6 +19,7 @@ from ...theory.dynamics import (
 )
 from ..documents import SDSD
 from ..engine import Progress, Study, StudyResult, Verdict, fraction_interval
+from ..rules import RULES
 
 
 def measure(
@@ -67,13 +68,17 @@ def judge(result: StudyResult) -> list[Verdict]:
     judged = Verdict(
         claim="Convergence is almost sure if and only if Γ > 1",
         source=f"{SDSD} §4, Lyapunov stability",
-        verdict="refuted" if (share.low or 0) > 0.95 else "not reproduced",
-        rule="refuted if over 95% of paths come within a tenth of their start at ratios below 1, by the lower bound",
+        verdict="refuted"
+        if (share.low or 0) > 0.95
+        else "reproduced"
+        if share.high is not None and share.high < 0.05
+        else "inconclusive",
         seed_figure="no path below Γ = 1, every path above",
         our_figure=share,
         corrected=f"Almost every path converges on both sides, at the rate k + σ²/2. What turns at Γ_H = "
         f"{edge['gamma_h']:g} is the mean square, by its exact recursion; a mean over {worst['paths']} paths misses it "
         f"(rate {worst['mean_of_paths']:+.2f} for {worst['exact']:+.2f} at Γ_H = {worst['gamma_h']:g}).",
+        **RULES["multiplicative"].stated(),
     )
     return [judged]
 

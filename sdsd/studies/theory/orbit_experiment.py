@@ -105,6 +105,37 @@ def orbit_experiment(
     )
 
 
+def mixing_experiment(
+    *, bottleneck: int = 12, hidden: int = 32, steps: int = 20, mixes: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """A move that the analysed symmetries leave out: adjacent linear layers V W = (V M⁻¹)(M W) for any invertible M.
+
+    Attention has the same freedom between values and output. Γ is taken at the canonical representative of each point.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    samples, labels = load_digits(seed, 256, centre=0.0, dtype=torch.float64)
+    data = (samples, labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        first, second = nn.Linear(64, bottleneck), nn.Linear(bottleneck, hidden)
+        model = nn.Sequential(first, second, nn.ReLU(), nn.Linear(hidden, 10)).double()
+        mixing = [torch.eye(bottleneck).double(), *torch.randn(mixes, bottleneck, bottleneck).double()]
+    _train(model, data, steps)
+    before, gammas, change = model(samples).log_softmax(1), [], 0.0
+    weights = [parameter.detach().clone() for parameter in (first.weight, first.bias, second.weight)]
+    for matrix in mixing:
+        with torch.no_grad():
+            first.weight.copy_(matrix @ weights[0])
+            first.bias.copy_(matrix @ weights[1])
+            second.weight.copy_(weights[2] @ torch.linalg.inv(matrix))
+        form = canonicalize(model, softmax_head=True)
+        change = max(change, (form(samples).log_softmax(1) - before).abs().max().item())
+        gammas.append(gamma_stats(gradient_rows(form, _loss, data, 1)).gamma)
+    return {"output_change": change, "gammas": gammas}
+
+
 def _network(features: int, hidden: int, classes: int) -> nn.Module:
     layers = [nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
     return nn.Sequential(*layers).double()

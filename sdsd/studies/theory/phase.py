@@ -17,6 +17,7 @@ from ...theory.dynamics import (
 )
 from ..documents import SDSD
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
+from ..rules import RULES
 
 
 def measure(
@@ -63,15 +64,18 @@ def judge(result: StudyResult) -> list[Verdict]:
     judged = Verdict(
         claim="Γ = ‖∇L‖² / Tr D = 1 is the phase transition between a loss that falls and one that rises",
         source=f"{SDSD} §4",
-        verdict="refuted" if off["gamma_seed"] > 0.5 and off["gamma_h"] < 0.1 else "not reproduced",
-        rule="refuted if in some bowl the loss turns at a Γ that is off 1 by over 0.5, while Γ_H is within 0.1 of 1 in "
-        "all; not reproduced if neither decides",
+        verdict="refuted"
+        if off["gamma_seed"] > 0.5 and off["gamma_h"] < 0.1
+        else "reproduced"
+        if off["gamma_seed"] < 0.1
+        else "inconclusive",
         seed_figure="Γ = 1",
         our_figure=mean_interval(stiffest, f"is Γ where the loss turns in a bowl of stiffness {bowls[-1]:g}"),
         corrected="The loss turns at Γ_H = ‖∇L‖² / Tr(D H) = 1, with the Hessian H (measured "
         f"{mean_interval([turn['gamma_h'] for turn in turns])}). The document's Γ is then "
         + ", ".join(f"{turn['gamma_seed']:.2f} for k = {turn['stiffness']:g}" for turn in turns[: len(bowls)])
         + ".",
+        **RULES["phase"].stated(),
     )
     return [judged]
 

@@ -13,6 +13,7 @@ from ...report.theory_figures import draw_curves, draw_level
 from ...theory.selection import select_on_hyperbola, select_on_line
 from ..documents import MOVES
 from ..engine import Progress, Study, StudyResult, Verdict, fraction_interval
+from ..rules import RULES
 
 
 def measure(
@@ -63,15 +64,14 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="Where the loss is zero, V_sem = k Σ(w_i − w_j)² makes the system converge to the unique state of least "
         "V_sem, α = ½",
         source=f"{MOVES}, The Selection Principle",
-        verdict=("reproduced" if unique else "direction only") if off < 1e-3 else "not reproduced",
-        rule="not reproduced if some start ends over 0.001 from α = ½; direction only if they end at more "
-        "than one state",
+        verdict=("reproduced" if unique else "direction only") if off < 1e-3 else "inconclusive",
         seed_figure="α = 0.5, one state",
         our_figure=share,
         corrected=f"α → ½ on both manifolds (within {off:.0e}); on w₁ + w₂ = 1 the distance shrinks by 1 − 4kη = "
         f"{contraction:g} a step (measured {min(measured):.6f} to {max(measured):.6f}), and without V_sem nothing is "
         f"selected (sd {runs[0]['without_potential_sd']:.2f}). On u·v = 1 there are two minima, so selection is up to "
         "a sign, and V_sem there is ‖w‖² − 2: weight decay.",
+        **RULES["selection"].stated(),
     )
     return [judged]
 

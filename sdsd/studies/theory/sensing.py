@@ -11,6 +11,7 @@ from ...report.theory_figures import draw_curves, draw_level
 from ...theory.rank import sense
 from ..documents import MOVES
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
+from ..rules import RULES
 
 
 def measure(
@@ -52,21 +53,20 @@ def judge(result: StudyResult) -> list[Verdict]:
     means = [math.fsum(values) / len(values) for values in ranks]
     low, high = means[0], means[-1]
     if low > 3:
-        verdict = "not reproduced"
+        verdict = "inconclusive"
     else:
         verdict = "direction only" if high > 2 * low else "reproduced"
     judged = Verdict(
         claim="Gradient descent has a geometric bias towards low rank, for random starts as they come",
         source=f"{MOVES}, Implicit Rank Regularization",
         verdict=verdict,
-        rule="not reproduced if the effective rank from the smallest start is over 3; direction only if a start of "
-        "ordinary size gives over twice that",
         seed_figure="84% to rank 1",
         our_figure=mean_interval(ranks[0], "effective rank from a start of size 0.001"),
         corrected="In matrix sensing, where the data allow every rank, the bias is real and comes from a small start: "
         "effective rank "
         + ", ".join(f"{mean:.2f} at {scale:g}" for mean, scale in zip(means, result.config["scales"], strict=True))
         + ".",
+        **RULES["sensing"].stated(),
     )
     return [judged]
 

@@ -75,7 +75,7 @@ def test_what_a_run_leaves(tmp_path):
     assert set(found) == {
         "schema", "study", "status", "config", "seeds", "versions", "seconds", "series", "verdicts", "figures",
     }  # fmt: skip
-    assert (found["schema"], found["study"], found["status"], found["seeds"]) == (2, "toy", "complete", [0, 1, 2])
+    assert (found["schema"], found["study"], found["status"], found["seeds"]) == (3, "toy", "complete", [0, 1, 2])
     assert found["config"] == {"quick": False, "size": 10, "interrupt_at": None}
     assert found["series"][1] == {
         "seed": 1,
@@ -86,7 +86,9 @@ def test_what_a_run_leaves(tmp_path):
         "pair": [1, 2],
     }
     (verdict,) = found["verdicts"]
-    assert set(verdict) == {"claim", "source", "verdict", "rule", "seed_figure", "our_figure", "corrected"}
+    assert set(verdict) == {
+        "claim", "source", "verdict", "rule", "fixed", "replaced", "seed_figure", "our_figure", "corrected", "effect",
+    }  # fmt: skip
     assert verdict["our_figure"]["value"] == 33
     assert result.series[2]["endless"] == math.inf
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -382,8 +384,8 @@ def test_the_list(capsys):
         assert f"  {study.name} " in out
         assert study.claim in out
     status, out, _ = run(capsys, "theory", "--list")
-    assert out.startswith("theory (11 studies, ")
-    assert len(out.splitlines()) == 12
+    assert out.startswith(f"theory ({len(GROUPS['theory'])} studies, ")
+    assert len(out.splitlines()) == len(GROUPS["theory"]) + 1
 
 
 @pytest.mark.usefixtures("toys")

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from sdsd.geometry import consumers, untrained
+from sdsd.geometry import untrained
+from sdsd.geometry.merging import consumers
 from sdsd.studies.catalogue import GROUPS
 from sdsd.studies.engine import Progress, run_study
 from sdsd.studies.geometry import STUDIES, pretrained

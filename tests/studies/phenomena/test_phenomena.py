@@ -15,6 +15,7 @@ pytest.importorskip("sklearn")
 from sdsd.report import figures
 from sdsd.studies.catalogue import GROUPS
 from sdsd.studies.engine import Progress, run_study
+from sdsd.studies.phenomena import lottery_ticket
 from sdsd.studies.phenomena.training import Watch, geometry, judge_functional, rank_correlation, separation, train
 
 from ..strict_json import strict_json
@@ -55,8 +56,11 @@ def test_a_ticket_learns_and_its_controls_do_not(run):
         assert 0.12 < series["density"] < 0.15
         ends = {arm: (rows["accuracy"][-1], rows["gamma"][-1]) for arm, rows in series["arms"].items()}
         for control in ("other start", "random mask"):
-            assert ends["ticket"][0] > ends[control][0] + 0.1
-            assert ends["ticket"][1] > 2 * ends[control][1]
+            assert ends["ticket"][0] > ends[control][0]
+            starved = f"{control}, as for the whole"
+            assert ends["ticket"][0] > ends[starved][0] + 0.1
+            assert ends["ticket"][1] > 2 * ends[starved][1]
+            assert ends[control][1] > ends[starved][1]  # what Γ told apart was also the size of the start
         assert ends["ticket, small batch"][1] < ends["ticket"][1] / 2
 
 
@@ -121,7 +125,9 @@ def test_without_the_phenomenon_nothing_is_said_of_its_explanation(run, name, pa
         rows = series["arms"][arm]
         rows[key] = [value] * len(rows[key])
     result.verdicts = study.judge(result)
-    assert [verdict.verdict for verdict in result.verdicts[:2]] == ["not reproduced", "untestable here"]
+    phenomenon, explanation = (verdict.verdict for verdict in result.verdicts[:2])
+    assert phenomenon == {"lottery-ticket": "opposite"}.get(name, "no effect")
+    assert explanation == "untestable here"
     assert not any("nan" in verdict.corrected.lower() or " inf" in verdict.corrected for verdict in result.verdicts)
     figures.save_png(study.draw(result), tmp_path / "figure.png")
 
@@ -240,3 +246,15 @@ def test_functional_verdict_needs_both_to_fall_more_than_in_controls():
     assert judge_functional("X", [run(3.0, 80.0), run(4.1, 80.0)], {"c": [run(3.9, 99.0)] * 2}).verdict == (
         "not reproduced"
     )
+
+
+def test_controls_of_the_ticket_start_as_large_as_their_connections_ask_for():
+    torch.manual_seed(0)
+    start = [torch.randn(50, 400), torch.zeros(50)]
+    mask = (torch.rand(50, 400) < 0.13).float()
+    scaled, bias = lottery_ticket._as_large_as_needed(start, [mask, torch.ones(50)])
+    inputs = torch.randn(400, 2000)
+    whole, starved, pruned = (weight @ inputs for weight in (start[0], start[0] * mask, scaled * mask))
+    assert pruned.std() == pytest.approx(whole.std().item(), rel=0.03)
+    assert starved.std() < 0.5 * whole.std()
+    assert torch.equal(bias, start[1])

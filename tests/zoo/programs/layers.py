@@ -124,8 +124,24 @@ def unrolled_memory(m, x):
     return m.last(state[0] + state[1])
 
 
+def along_rows(m, x):
+    """Every row of an image by itself, as Sequencer reads them."""
+    return m.cells(x.flatten(0, 1))[0].unflatten(0, x.shape[:2]).mean(1)
+
+
+def along_columns(m, x):
+    """Every column by itself, all samples' first columns before the second ones."""
+    columns = x.permute(2, 0, 1, 3)
+    return m.cells(columns.flatten(0, 1))[0].unflatten(0, columns.shape[:2]).mean(0)
+
+
 SEQUENCES = numbers(N, 4, 8)
+GRID = numbers(N, N, N, 8)
 RECURRENT = {
+    "an LSTM along the rows of an image": layers(
+        net(along_rows, cells=lambda: nn.LSTM(8, 5, batch_first=True, bidirectional=True)), batch=GRID
+    ),
+    "a GRU along its columns": layers(net(along_columns, cells=lambda: nn.GRU(8, 5, batch_first=True)), batch=GRID),
     "LSTM": layers(last_state(lambda: nn.LSTM(8, 5, batch_first=True)), batch=SEQUENCES, measured=False),
     "GRU, two layers": layers(all_states(lambda: nn.GRU(8, 5, 2, batch_first=True)), batch=SEQUENCES, measured=False),
     "RNN, T = N": layers(last_state(lambda: nn.RNN(8, 5, batch_first=True)), batch=numbers(N, N, 8), measured=False),
@@ -141,7 +157,6 @@ RECURRENT = {
     "a plain cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.RNNCell(8, 5, bias=False)), batch=SEQUENCES),
     "an LSTM cell in a loop": layers(
         net(unrolled_memory, cell=lambda: nn.LSTMCell(8, 5), last=lambda: nn.Linear(5, 3)), batch=SEQUENCES,
-        measured=False,
     ),
     "a learned first state": layers(
         net(

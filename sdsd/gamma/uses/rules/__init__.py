@@ -5,11 +5,12 @@ file                 operations
 ===================  =================================================================================================
 `linear.py`          F.linear, matrix products of samples with a matrix, addmm
 `convolution.py`     conv1d … conv3d, transposed too
+`grouped.py`         _grouped_mm: rows sorted by expert
 `lookup.py`          embedding
 `norms.py`           layer norm, RMS norm, group norm, instance norm, batch norm in eval mode
 `elementwise.py`     + − × ÷ with a parameter, PReLU
 `attention.py`       attention with a mask of parameters
-`recurrent.py`       lstm, gru, rnn_tanh, rnn_relu
+`recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, lstm_cell
 `generic.py`         every other one, and writing into samples
 ===================  =================================================================================================
 
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from . import attention, convolution, elementwise, linear, lookup, norms, recurrent
+from . import attention, convolution, elementwise, grouped, linear, lookup, norms, recurrent
 from .generic import any_operation
 
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = map(elementwise.combination, ("add", "subtract", "multiply", "divide"))
@@ -36,7 +37,11 @@ RULES: dict[Any, Any] = {
     **dict.fromkeys((torch.addmm, Tensor.addmm), linear.addmm),
     **dict.fromkeys(
         (
-            torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,
+            torch.conv1d,
+            torch.conv2d,
+            torch.conv3d,
+            torch.conv_transpose1d,
+            torch.conv_transpose2d,
             torch.conv_transpose3d,
         ),
         convolution.convolution,
@@ -51,24 +56,37 @@ RULES: dict[Any, Any] = {
     torch.prelu: elementwise.prelu,
     Tensor.prelu: elementwise.prelu,
     **dict.fromkeys((torch.add, Tensor.add, Tensor.add_, Tensor.__radd__, Tensor.__iadd__), _ADD),
-    **dict.fromkeys(
-        (torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.sub_, Tensor.__isub__), _SUBTRACT
-    ),
+    **dict.fromkeys((torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.sub_, Tensor.__isub__), _SUBTRACT),
     Tensor.__rsub__: elementwise.combination("subtract from"),
     **dict.fromkeys(
         (
-            torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__,
+            torch.mul,
+            torch.multiply,
+            Tensor.mul,
+            Tensor.multiply,
+            Tensor.__rmul__,
+            Tensor.mul_,
+            Tensor.__imul__,
         ),
         _MULTIPLY,
     ),
     **dict.fromkeys(
         (
-            torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide,
-            Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__,
+            torch.div,
+            torch.divide,
+            torch.true_divide,
+            Tensor.div,
+            Tensor.divide,
+            Tensor.true_divide,
+            Tensor.__truediv__,
+            Tensor.div_,
+            Tensor.__itruediv__,
         ),
         _DIVIDE,
     ),
+    torch._grouped_mm: grouped.grouped_mm,
+    torch.lstm_cell: recurrent.lstm_cell,
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), recurrent.recurrent),
-}  # fmt: skip
+}
 
 __all__ = ["RULES", "any_operation"]

@@ -53,7 +53,7 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     if any(each is value for each in outputs for value in values if isinstance(value, Tensor)):
         why = f"torch's {name} changes its input in place"
     elif name == "lstm_cell":
-        why = "torch's lstm_cell gives two outputs, one of them computed from the other; use nn.LSTM"
+        why = "torch's fused lstm_cell gives two outputs, one of them computed from the other; use nn.LSTM"
     elif any(name.startswith(each) for each in _RANDOM) and not name.endswith("_cell"):
         why = f"torch's {name} cannot be run again a sample at a time"
     elif [t._version for t in parameters] != before:
@@ -81,12 +81,25 @@ class _Pieces:
     """Per-sample gradients of the operands of one operation."""
 
     def __init__(
-        self, func: Any, values: list[Any], structure: Any, places: list[int], bases: list[Tensor], sampled: list[int],
-        tracks: list[Track], n: int,
-    ) -> None:  # fmt: skip
+        self,
+        func: Any,
+        values: list[Any],
+        structure: Any,
+        places: list[int],
+        bases: list[Tensor],
+        sampled: list[int],
+        tracks: list[Track],
+        n: int,
+    ) -> None:
         self.func, self.structure, self.places, self.bases, self.sampled, self.tracks, self.n = (
-            func, structure, places, bases, sampled, tracks, n,
-        )  # fmt: skip
+            func,
+            structure,
+            places,
+            bases,
+            sampled,
+            tracks,
+            n,
+        )
         self.values = [value.detach() if isinstance(value, Tensor) else value for value in values]
         self.sizes = [self._sizes(values[place], base) for place, base in zip(places, bases, strict=True)]
         for k in sampled:

@@ -171,9 +171,16 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, track: Track, n: int, transposed: bool,
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        use: Use,
+        track: Track,
+        n: int,
+        transposed: bool,
         cast: bool,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         ctx.use, ctx.track, ctx.n, ctx.transposed = use, track, n, transposed
         ctx.weight = None
         if cast and weight.dtype != x.dtype:

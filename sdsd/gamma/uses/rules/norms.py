@@ -26,9 +26,16 @@ if TYPE_CHECKING:
 
 
 def _watch_scale(
-    mode: Measuring, kind: str, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: torch.Size,
-    factor: Callable[[Tensor], Tensor], rstd: Callable[[Tensor], Tensor] | None = None,
-) -> None:  # fmt: skip
+    mode: Measuring,
+    kind: str,
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    shape: torch.Size,
+    factor: Callable[[Tensor], Tensor],
+    rstd: Callable[[Tensor], Tensor] | None = None,
+) -> None:
     """Measure out = f(x) · weight + bias, with weight and bias broadcast as `shape`.
 
     `rstd`: where f(x) is x times a number a position, what computes that; shape: (…, 1).
@@ -170,10 +177,20 @@ def batch_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
 
 
 def _by_channel(
-    mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], kind: str, x: Tensor,
-    mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None, own: bool,
+    mode: Measuring,
+    func: Any,
+    args: Any,
+    kwargs: Any,
+    parameters: list[Tensor],
+    kind: str,
+    x: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    own: bool,
     eps: float | None,
-) -> Any:  # fmt: skip
+) -> Any:
     track = track_of(x)
     eps = 1e-5 if eps is None else eps
     given = [t for t in (mean, variance, weight, bias) if t is not None]
@@ -259,9 +276,16 @@ _PLAIN = Track(0)
 
 
 def _joined(
-    mode: Measuring, func: Any, args: Any, kwargs: Any, kind: str, x: Tensor, weight: Tensor | None,
-    bias: Tensor | None, norm: _Layer | _Group,
-) -> Tensor | None:  # fmt: skip
+    mode: Measuring,
+    func: Any,
+    args: Any,
+    kwargs: Any,
+    kind: str,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    norm: _Layer | _Group,
+) -> Tensor | None:
     """The norm by a function whose backward finds gradients and squares together; None where it does not apply."""
     if (
         weight is None

@@ -1,4 +1,7 @@
-"""torch.lstm, torch.gru and the plain recurrent layers: a sample at a time, with its own initial state."""
+"""torch.lstm, torch.gru and the plain recurrent layers: a sample at a time, with its own initial state.
+
+An LSTM cell by itself is followed through the operations that torch makes it of.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...following import Mixed, Track, track_of
 from ..operand import Operand, leaves_of
 from ..pieces import Lazy, Piece
 from ..use import watch
+from .generic import any_operation
 
 if TYPE_CHECKING:
     from ..measuring import Measuring
@@ -30,7 +35,7 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
         why = "dropout between its layers draws other numbers when a sample runs again"
     elif any(t.requires_grad and track_of(t) is None for t in _states(args[1])):
         why = "its first state is computed from parameters"
-    elif not isinstance(track, Track) or (track.outer, track.inner) != (1, 1) or x.ndim != 3:
+    elif not isinstance(track, Track) or x.ndim != 3:
         why = "its samples do not lie along one dimension of its input"
     if why is not None:
         mode.lost([Operand(t, leaves_of(t, mode.session)[0]) for t in distinct], Mixed(f"a recurrent layer: {why}"))
@@ -49,6 +54,10 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
         result = func(x, states if several else states[0], all_weights, *settings)
         return result[which]
 
+    def own_rows(tensor: Tensor, dim: int, k: int) -> Tensor:
+        """Those of sample k along the batch dimension."""
+        return tensor.unflatten(dim, (track.outer, n, track.inner)).select(dim + 1, k).flatten(dim, dim + 1)
+
     # cuDNN's backward wants its own kind of forward; the plain implementation serves a single sample.
     for which, output in enumerate(out):
         where = axis if which == 0 else 1
@@ -66,9 +75,13 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
                         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                             own = [weights[place].clone().requires_grad_() for place in places]
                             one = forward(
-                                own, x.narrow(axis, k, 1), tuple(s.narrow(1, k, 1).contiguous() for s in states), which
+                                own,
+                                own_rows(x, axis, k),
+                                tuple(own_rows(s, 1, k).contiguous() for s in states),
+                                which,
                             )
-                            rows.append(torch.autograd.grad(one, own, b.narrow(where, k, 1), allow_unused=True))
+                            b_of_k = own_rows(b, where, k)
+                            rows.append(torch.autograd.grad(one, own, b_of_k, allow_unused=True))
                     formed[start, stop] = [
                         torch.stack([torch.zeros_like(weights[place]) if each is None else each for each in column])
                         for place, column in zip(places, zip(*rows, strict=True), strict=True)
@@ -85,6 +98,30 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
 
         watch(mode, "recurrent", output, distinct, (x, *states), measure)
     return out
+
+
+def lstm_cell(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    """func(x, (h, c), weight_ih, weight_hh, bias_ih, bias_hh)."""
+    if args[0].device.type != "cpu":  # a fused kernel there, whose result its parts do not give to the bit
+        return any_operation(mode, func, args, kwargs, parameters)
+    with mode:
+        return _lstm_cell(*args, **kwargs)
+
+
+def _lstm_cell(
+    x: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The operations of torch's own, in its order."""
+    h, c = hx
+    gates = functional.linear(h, w_hh, b_hh) + functional.linear(x, w_ih, b_ih)
+    let_in, forget, cell, out = gates.chunk(4, 1)
+    c = torch.sigmoid(forget) * c + torch.sigmoid(let_in) * torch.tanh(cell)
+    return torch.sigmoid(out) * torch.tanh(c), c
 
 
 def _states(given: Any) -> tuple[Tensor, ...]:

@@ -1,0 +1,29 @@
+"""Figures that need no display; matplotlib is imported when the first is drawn (the extra "report")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._extras import require
+
+
+def figure_and_axes(axes: Any, width: float, height: float, projection: str | None = None) -> tuple[Any, Any]:
+    """Given axes with their figure, or new ones that no display is needed for.
+
+    Args:
+        axes: matplotlib's, or None.
+        width, height: of a new figure, in inches.
+        projection: of new axes, "3d" for example.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require("matplotlib", extra="report", purpose="drawing")
+    if axes is not None:
+        return axes.figure, axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot(projection=projection)

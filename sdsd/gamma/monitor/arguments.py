@@ -1,0 +1,30 @@
+"""What `GammaMonitor` may be given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdsd_kernels import checks
+
+MODES = ("auto", "exact", "micro")
+AUTO_SWITCH = 4
+"""Backward passes in one step from which "auto" takes micro-batches for samples: as exact, and any layer works."""
+
+
+def check_arguments(mode: str, loss_reduction: str, ema: float, confidence: float) -> None:
+    """ValueError for an argument out of range."""
+    for name, chosen, choices in (("mode", mode, MODES), ("loss_reduction", loss_reduction, ("mean", "sum"))):
+        if chosen not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {chosen!r}.")
+    if not 0 <= ema < 1:
+        raise ValueError(f"ema: expected the weight of the past, 0 ≤ ema < 1, got {ema!r}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a level between 0 and 1, for example 0.95, got {confidence!r}.")
+
+
+def check_dimension(batch_dim: Any) -> int:
+    """`batch_dim` as an int, if it counts from the front."""
+    dimension = checks.whole_number(batch_dim)
+    if dimension is None or dimension < 0:
+        raise ValueError(f"batch_dim: expected a dimension counted from the front, 0 or more, got {batch_dim!r}.")
+    return int(dimension)

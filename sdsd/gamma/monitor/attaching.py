@@ -1,0 +1,157 @@
+"""A watcher on every module that owns a measured parameter, and on the model itself; all of it taken away again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...models import attach, clean, compiling, is_attached, release
+from ..layers import Rule, Watcher, rule_for
+from .micro import MicroBatches
+from .parameters import Parameters
+from .session import Session
+
+
+class Attachment:
+    """What a monitor put into a model."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._modules: list[nn.Module] = []
+        self._hooks: list[Any] = []
+
+    def attach(self, parameters: Parameters) -> MicroBatches | None:
+        """Watch the model, and note what measures each of its parameters.
+
+        Returns:
+            What takes the norms of whole backward passes, where these are the samples.
+
+        Raises:
+            ValueError: it is watched already, or cannot be; BatchNorm in train mode, where samples are told apart.
+        """
+        session, root = self._session, parameters.root
+        if is_attached(root):
+            raise ValueError("model: a GammaMonitor watches it already. Call detach() on that one first.")
+        if session.exact:
+            _refuse_mixing(root)
+        coverage: dict[str, str | None] = {}
+        owners: dict[str, list[Watcher]] = {}
+        for path, module, rule, own in _owners(parameters):
+            name = clean(path) or type(module).__name__
+            if is_attached(module):
+                raise ValueError(f"{name}: a GammaMonitor watches it already. Call detach() on that one first.")
+            for full in own.values():
+                coverage[full] = _covered_by(rule, session.exact)
+            watcher = self._watch(module, name, rule, own if session.exact else {}, is_root=module is root)
+            if watcher is not None:
+                for full in own.values():
+                    owners.setdefault(full, []).append(watcher)
+        for watchers in owners.values():
+            for watcher in watchers:
+                watcher.tied |= len(watchers) > 1
+        parameters.set_coverage(coverage)
+        session.take(parameters)
+        if session.exact:
+            return None
+        micro = MicroBatches(session, parameters.measured())
+        session.forget_micro = micro.clear
+        self._hooks = micro.hook()
+        return micro
+
+    def _watch(
+        self, module: nn.Module, name: str, rule: Rule | str, own: dict[str, str], *, is_root: bool
+    ) -> Watcher | None:
+        watcher = (_RootWatcher if is_root else Watcher)(self._session, module, name, rule, own)
+        watcher.prepare(next((p.device for p in module.parameters()), torch.device("cpu")))
+        if isinstance(module, torch.jit.ScriptModule) and not is_root:
+            return None
+        try:
+            attach(module, watcher)
+        except (TypeError, AttributeError) as error:
+            if is_root:
+                raise ValueError(f"{name}: {type(module).__name__} cannot be watched ({error}).") from error
+            return None  # a module of TorchScript, say: only compiled code needs its watcher
+        self._session.watchers.append(watcher)
+        self._modules.append(module)
+        return watcher
+
+    def release(self) -> None:
+        """Leave the model as it was; twice does no harm."""
+        for hook in self._hooks:
+            hook.remove()
+        for module in reversed(self._modules):
+            release(module)
+        self._hooks, self._modules = [], []
+
+
+Owner = tuple[str, nn.Module, Rule | str, dict[str, str]]
+"""A module's path, itself, its rule, and local name → name of the measured parameters that the rule is of."""
+
+
+def _owners(parameters: Parameters) -> list[Owner]:
+    """The modules that own measured parameters, and the root; those that a rule above measures are not among them."""
+    canonical = {id(parameter): name for name, parameter in parameters.chosen.items()}
+    measured_above: set[nn.Module] = set()
+    owners: list[Owner] = []
+    for path, module in parameters.root.named_modules():
+        if module in measured_above:
+            continue
+        rule = rule_for(module)
+        below = rule.children(module) if isinstance(rule, Rule) else ()
+        measured_above.update(module.get_submodule(child) for child in below)
+        own = {
+            local: canonical[id(parameter)]
+            for prefix, owner in [("", module), *((f"{child}.", module.get_submodule(child)) for child in below)]
+            for local, parameter in ((prefix + local, p) for local, p in owner.named_parameters(recurse=False))
+            if id(parameter) in canonical
+        }
+        if own or module is parameters.root:
+            owners.append((path, module, rule, own))
+    return owners
+
+
+def _covered_by(rule: Rule | str, exact: bool) -> str:
+    if not exact:
+        return "norm of each micro-batch's gradient"
+    return rule.name if isinstance(rule, Rule) else "at its operations"
+
+
+def _refuse_mixing(root: nn.Module) -> None:
+    mixing = [
+        f"  {clean(path) or type(module).__name__}: BatchNorm in train mode mixes the samples, so a sample has no "
+        "gradient of its own."
+        for path, module in root.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
+    if mixing:
+        listed = "\n".join(mixing)
+        raise ValueError(
+            f"model: no exact per-sample gradient for\n{listed}\nTake micro-batches for samples: "
+            "GammaMonitor(model, mode='micro') with two or more backward passes a step (gradient accumulation, or "
+            "several ranks). Or freeze the statistics: put the layers in eval mode before attaching, or replace "
+            "them by GroupNorm."
+        )
+
+
+class _RootWatcher(Watcher):
+    """Watches the whole model: each of its forward passes is a batch."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.idle = False
+
+    def forward(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        session = self.session
+        if not session.measuring:
+            return plain(*args, **kwargs)
+        if compiling():
+            session.begin_compiled(args, kwargs)
+            return super().forward(module, plain, args, kwargs)
+        if not torch.is_grad_enabled():
+            return plain(*args, **kwargs)
+        if session.sharded:
+            session.learn(module, self.names)
+        return session.forward(plain, args, kwargs)

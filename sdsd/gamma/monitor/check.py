@@ -1,0 +1,174 @@
+"""`GammaMonitor.check`: the monitor's numbers beside a loop over the samples of a batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..stats import GammaStats
+from .averages import StepSource
+from .meter import Meter
+from .parameters import Parameters
+from .session import Session
+
+
+@dataclass(frozen=True)
+class CheckedParameter:
+    """Signal and noise of one parameter, as measured and by the loop."""
+
+    name: str
+    signal: float
+    signal_by_loop: float
+    noise: float
+    noise_by_loop: float
+
+    @property
+    def difference(self) -> float:
+        """The larger of the two differences, relative to signal + noise of the loop."""
+        size = self.signal_by_loop + self.noise_by_loop
+        gap = max(abs(self.signal - self.signal_by_loop), abs(self.noise - self.noise_by_loop))
+        return gap / size if size else gap
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `GammaMonitor.check` found; `str` is a table."""
+
+    parameters: tuple[CheckedParameter, ...]
+    loss: float
+    loss_by_loop: float
+
+    @property
+    def difference(self) -> float:
+        """The largest relative difference over all parameters."""
+        return max((row.difference for row in self.parameters), default=0.0)
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.parameters)
+        lines = [f"{'':{width}}  {'signal':>11} {'by loop':>11} {'noise':>11} {'by loop':>11} {'difference':>11}"]
+        lines += [
+            f"{row.name:{width}}  {row.signal:11.4g} {row.signal_by_loop:11.4g} {row.noise:11.4g} "
+            f"{row.noise_by_loop:11.4g} {row.difference:11.1e}"
+            for row in self.parameters
+        ]
+        if abs(self.loss - self.loss_by_loop) > 1e-3 * abs(self.loss):
+            lines.append(
+                f"The loss of the batch, {self.loss:.6g}, is not the mean of the samples' losses, "
+                f"{self.loss_by_loop:.6g}: samples are weighted (by tokens, say), or the model is random or mixes them."
+            )
+        return "\n".join(lines)
+
+
+def beside_loop(
+    model: nn.Module,
+    meter: Meter,
+    session: Session,
+    parameters: Parameters,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batch: Any,
+) -> CheckReport:
+    """Measure one batch, then loop over its samples; everything is left as it was."""
+    scaler, meter.scaler = meter.scaler, None
+    proved = meter.prover.steps
+    try:
+        with untouched(parameters.root), session.apart():
+            for parameter in parameters.root.parameters():
+                parameter.grad = None
+            session.directions = None if session.sharded else meter.prover.direction
+            with torch.enable_grad():
+                loss = loss_fn(model, batch)
+                loss.backward()
+            with torch.no_grad():
+                step, _ = meter.measure()
+            n = session.batch or 0
+            if step is None:
+                raise ValueError(f"batch: expected at least 2 samples, got {n}.")
+            with session.paused(), torch.enable_grad():
+                rows, loss_by_loop = by_loop(
+                    parameters.root, parameters.measured(), loss_fn, batch, n, session.batch_dim
+                )
+    finally:
+        meter.scaler, meter.prover.steps = scaler, proved
+    stats = GammaStats(
+        StepSource(parameters.covered, step), n=n, samples_per_gradient=1, batch_size=n, confidence=None
+    ).parameters
+    return CheckReport(
+        tuple(
+            CheckedParameter(name, stats[name].signal, signal, stats[name].noise, noise)
+            for name, (signal, noise) in rows.items()
+        ),
+        loss.item() / (n if meter.reduction == "sum" else 1),
+        loss_by_loop,
+    )
+
+
+def slices(batch: Any, n: int, axis: int) -> Iterator[Any]:
+    """The batch's samples, each a batch of one: every tensor with n entries along `axis` is cut."""
+    leaves, structure = pytree.tree_flatten(batch)
+    for k in range(n):
+        cut = [
+            leaf.narrow(axis, k, 1) if isinstance(leaf, Tensor) and leaf.ndim > axis and leaf.shape[axis] == n else leaf
+            for leaf in leaves
+        ]
+        yield pytree.tree_unflatten(cut, structure)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Gradients, buffers and the streams of random numbers are afterwards what they were."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    streams = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    device = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        torch.set_rng_state(streams[0])
+        np.random.set_state(streams[1])
+        random.setstate(streams[2])
+        if device:
+            torch.cuda.set_rng_state_all(device)
+
+
+def by_loop(
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batch: Any,
+    n: int,
+    axis: int,
+) -> tuple[dict[str, tuple[float, float]], float]:
+    """Signal and noise of every parameter by one backward pass a sample, and the mean of the samples' losses."""
+    total = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in parameters.items()}
+    squares = dict.fromkeys(parameters, 0.0)
+    losses = 0.0
+    for sample in slices(batch, n, axis):
+        loss = loss_fn(model, sample)
+        losses += loss.item() / n
+        rows = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, row in zip(parameters, rows, strict=True):
+            if row is not None:
+                total[name] += row
+                squares[name] += torch.linalg.vector_norm(row.to(_wide(row))).item() ** 2
+    found = {}
+    for name in parameters:
+        signal = torch.linalg.vector_norm(total[name] / n).item() ** 2
+        found[name] = signal, (squares[name] - n * signal) / (n - 1)
+    return found, losses
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.complex128 if x.is_complex() else torch.float64

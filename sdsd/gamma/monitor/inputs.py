@@ -1,0 +1,65 @@
+"""A model's inputs: how many samples they are, and where these lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..following import Track
+from ..layers import UnsupportedError
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Inputs(NamedTuple):
+    """What one forward pass was given."""
+
+    batch: int
+    """Samples."""
+    square: bool
+    """Whether the first input is a square matrix of them, which could be a table of pairs."""
+    tracks: list[tuple[Tensor, Track]]
+    """Inputs that carry samples, the first one first."""
+
+
+def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> Inputs | None:
+    """The samples that `session.batch_dim` and `session.batch_size` announce; None without a tensor to read them from.
+
+    Raises:
+        UnsupportedError: no input with a sample axis, or rows that are no whole number for each sample.
+    """
+    axis, given, exact = session.batch_dim, session.batch_size, session.exact
+    plain = not kwargs and all(isinstance(x, Tensor) for x in args)
+    leaves = args if plain else pytree.tree_leaves((args, kwargs))
+    tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]
+    if not tensors:
+        if given is not None or not exact:
+            return None
+        raise UnsupportedError(
+            f"expected an input tensor with a sample axis (dimension {axis}) to read the batch size from, found "
+            "none. Pass batch_size to the monitor."
+        )
+    # A square matrix before the others is a mask or a table of distances, not the samples.
+    first = next((x for x in tensors if x.ndim != 2 or x.shape[0] != x.shape[1]), tensors[0])
+    size, inner = first.shape[axis], 1
+    if given is None:
+        batch = size
+    elif size > given and size % given == 0:
+        batch, inner = given, size // given
+    elif size > given and exact:
+        raise UnsupportedError(
+            f"the model's first input has {size} rows along dimension {axis}, no whole number for each of the "
+            f"{given} samples that batch_size announces. Pass the right batch_size."
+        )
+    else:
+        batch = min(size, given) if exact else given
+    square = first.ndim == 2 and axis < 2 and first.shape[1 - axis] == batch
+    carry = [
+        (x, Track(axis, 1, x.shape[axis] // batch))
+        for x in tensors
+        if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
+    ]
+    return Inputs(batch, square, sorted(carry, key=lambda pair: pair[0] is not first))

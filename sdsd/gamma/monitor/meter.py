@@ -1,0 +1,210 @@
+"""One step measured: what its passes left is summed, proved and joined over ranks."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layers import UnsupportedError
+from ..sources import independent_count
+from ..uses import Pass
+from .averages import Step
+from .micro import MicroBatches
+from .parameters import Parameters, by_reason
+from .proof import Prover, max_eps
+from .ranks import Ranks
+from .refusals import (
+    cannot_be_told_apart,
+    no_backward,
+    refuse_leftovers,
+    refuse_strangers,
+    refuse_unmeasured,
+    refused_uses,
+)
+from .session import Session, capturing
+from .sums import Sums
+
+
+class Meter:
+    """Reads a step off the session and the gradients.
+
+    Attributes:
+        micro: the norms of whole backward passes, where these are the samples.
+        reduction: "mean" | "sum": what the gradients of the samples make.
+        captured: the step that went into a CUDA graph, whose numbers each replay writes anew.
+        scaler: the GradScaler whose scale is divided out.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        parameters: Parameters,
+        ranks: Ranks,
+        sums: Sums,
+        *,
+        loss_reduction: str,
+        population: int | None,
+        scaler: Any,
+        strict: bool,
+    ) -> None:
+        self._session, self._parameters, self._ranks, self._sums = session, parameters, ranks, sums
+        self.reduction, self._population, self._strict = loss_reduction, population, strict
+        self.scaler = scaler
+        self.micro: MicroBatches | None = None
+        self.prover = Prover()
+        self.captured: Step | None = None
+
+    def begin_step(self, measuring: bool) -> None:
+        self._session.reset(measuring)
+        proving = self._session.exact and self.prover.due() and not self._ranks.sharded
+        self._session.directions = self.prover.direction if proving else None
+
+    def measure(self) -> tuple[Step | None, int]:
+        """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
+        session, parameters = self._session, self._parameters
+        refuse_leftovers(session)
+        refuse_strangers(session, parameters)
+        exact = session.exact
+        groups = session.batches() if exact else []
+        ledgers = [ledger for group in groups for ledger in group]
+        if exact:
+            self._leave_out_or_refuse(ledgers or session.passes)
+        passes = len(groups) or len(session.sizes)
+        if not passes:
+            raise no_backward(parameters)
+        unit, own_signal = 1.0, None
+        if exact:
+            squares = self._sums.of_samples(ledgers, passes)
+            n = sum(group[0].n for group in groups) if groups else sum(session.sizes)
+            if self._ranks.world > 1:
+                # Ranks may hold batches of different size; that is known to none of them alone.
+                n = self._ranks.total(n, parameters.device)
+        else:
+            assert self.micro is not None
+            squares, n, unit, own_signal = self.micro.collect(self._ranks.world, self.reduction)
+        if n < 2:
+            # The odd last batch of an epoch; stopping a run for it would be no help.
+            of_what = "sample" if exact else "micro-batch"
+            warnings.warn(
+                f"step skipped: it held {n} {of_what}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=4
+            )
+            return None, passes
+        refuse_unmeasured(session, parameters, ledgers)
+        signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
+        captured = capturing()
+        if captured and (self._ranks.world > 1 or self._scaling()):
+            raise RuntimeError(
+                "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
+                "for. Call it outside of the graph, or capture without them."
+            )
+        if exact and not captured and not self._prove(ledgers, squares, n):
+            squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
+        signal, squares = self._joined(signal, squares.to(parameters.device), own_sum=own_signal is not None)
+        if exact and self.reduction == "mean":
+            # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
+            squares = squares * (n / self._ranks.world) ** 2
+        elif self.reduction == "sum":
+            signal = signal * (self._ranks.world / (n * unit)) ** 2
+        step = Step(torch.stack([signal, squares]), n, unit, independent_count(n, unit, self._population))
+        if captured:
+            self.captured = step
+            return None, passes
+        return step, passes
+
+    def _scaling(self) -> bool:
+        return self.scaler is not None and bool(self.scaler.is_enabled())
+
+    def _leave_out_or_refuse(self, ledgers: list[Pass]) -> None:
+        refused = refused_uses(ledgers, self._parameters)
+        if refused and self._strict:
+            raise cannot_be_told_apart(refused)
+        if refused:
+            self._leave_out(refused)
+
+    def _leave_out(self, refused: dict[str, str]) -> None:
+        self._parameters.leave_out(refused)
+        self._session.take(self._parameters)
+        listed = by_reason(refused, most=len(refused))
+        warnings.warn(f"left out of Γ from here on:\n{listed}\nSee monitor.coverage.", stacklevel=6)
+
+    def _joined(self, signal: Tensor, squares: Tensor, own_sum: bool) -> tuple[Tensor, Tensor]:
+        """Add over ranks what each rank knows a part of, and take the loss scale out.
+
+        `own_sum`: the signal is of a sum of scaled gradients, which scaler.unscale_ did not touch.
+        """
+        if self._ranks.sharded:
+            squares, signal = self._ranks.add(torch.stack([squares, signal])).unbind()
+        else:
+            squares = self._ranks.add(squares)
+        if self._scaling():
+            inverse = 1.0 / self.scaler.get_scale() ** 2
+            squares = squares * inverse
+            if own_sum or not _unscaled(self.scaler):
+                signal = signal * inverse
+        return signal, squares
+
+    def _prove(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
+        """On a step whose turn it is: what arrived in .grad is what the samples measured add up to.
+
+        Returns False where parameters had to be left out (strict=False).
+        """
+        session, parameters, prover = self._session, self._parameters, self.prover
+        proving = session.directions is not None and bool(ledgers)
+        prover.stepped()
+        if not proving:
+            return True
+        zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
+        probed = {name for watcher in session.watchers if watcher.ran for name in watcher.names.values()}
+        names = [name for name in parameters.covered if name not in probed]
+        measured = [
+            sum((each.to(zero.device) for ledger in ledgers for each in ledger.projections.get(name, [])), zero)
+            for name in names
+        ]
+        of_each = squares[[parameters.index[name] for name in names]]
+        table = self._ranks.add(torch.stack([torch.stack(measured) if measured else of_each, of_each]))
+        unit = 1 / self._ranks.world
+        if self._scaling() and _unscaled(self.scaler):
+            unit /= self.scaler.get_scale()
+        dtypes: dict[str, torch.dtype] = {}
+        for ledger in ledgers:
+            for name, dtype in ledger.dtypes.items():
+                dtypes[name] = max_eps(dtypes.get(name), dtype)
+        gradients = {name: grad for name in names if (grad := parameters.chosen[name].grad) is not None}
+        for name, grad in gradients.items():
+            prover.direction(name, grad)
+        differences = prover.differences(
+            dict(zip(names, table[0] * unit, strict=True)),
+            dict(zip(names, table[1] * unit**2, strict=True)),
+            gradients,
+            dtypes,
+            n,
+        )
+        if not differences:
+            return True
+        prover.again()
+        if self._strict:
+            raise _unproved(differences)
+        why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
+        self._leave_out({name: why.format(difference) for name, difference in differences.items()})
+        return False
+
+
+def _unproved(differences: dict[str, float]) -> UnsupportedError:
+    shown = [f"{name} ({difference:.1%} of it)" for name, difference in list(differences.items())[:8]]
+    more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
+    return UnsupportedError(
+        "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
+        f"{', '.join(shown)}{more}.\nLikely reasons: the parameter is used outside the model's "
+        "forward pass (in the loss, in a penalty, tied by hand), an inner autograd.grad(create_graph=True), a "
+        "gradient that was not cleared, or changed by a hook or by clipping before step(). Compute penalties under "
+        "`with monitor.paused():` after step(), clear gradients after every step, or leave the parameter out with "
+        "parameters=…."
+    )
+
+
+def _unscaled(scaler: Any) -> bool:
+    """Whether scaler.unscale_(optimizer) ran in this step."""
+    return any(getattr(state.get("stage"), "name", "") == "UNSCALED" for state in scaler._per_optimizer_states.values())

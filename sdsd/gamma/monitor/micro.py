@@ -1,0 +1,92 @@
+"""Whole backward passes as the samples: their norms, and the mean gradient they make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import UnsupportedError
+from .session import Session
+
+
+class MicroBatches:
+    """Norms of what single backward passes add to .grad, taken where it arrives at the parameters.
+
+    With c_k what pass k adds, b_k its samples, B = Σ b_k, M passes: the loss of a micro-batch is a mean over its
+    samples divided by the same number in every pass (loss_reduction "mean", g_k = M c_k) or a sum (g_k = c_k / b_k).
+    ḡ = Σ b_k g_k / B, and in the unit of the mean size b̄ = B / M
+
+        Tr Var = (Σ (b_k / b̄) ‖g_k‖² − M ‖ḡ‖²) / (M − 1)
+
+    With means over micro-batches of one size, and with sums, ḡ is .grad up to a factor. Means over unequal ones need
+    Σ b_k c_k, one buffer of the parameters' size, made when the first odd micro-batch comes.
+    """
+
+    def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
+        self._session, self._parameters = session, list(parameters.values())
+        self.clear()
+
+    def clear(self) -> None:
+        self._norms: list[dict[int, Tensor]] = []
+        self._weighted: dict[int, Tensor] = {}
+
+    def hook(self) -> list[Any]:
+        return [
+            parameter.register_hook(lambda grad, row=row: self._arrived(row, grad))
+            for row, parameter in enumerate(self._parameters)
+        ]
+
+    def _arrived(self, row: int, grad: Tensor) -> None:
+        session = self._session
+        if not session.measuring:
+            return
+        session.backward_runs(grad)
+        wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        values = grad.coalesce().values() if grad.is_sparse else grad
+        before_this = session.sizes[:-1]
+        place = len(before_this)
+        while len(self._norms) <= place:
+            self._norms.append({})
+        self._norms[place][row] = torch.linalg.vector_norm(values, dtype=wide).double().square()
+        size, first = session.batch or 0, before_this[0] if before_this else session.batch
+        if row in self._weighted:
+            self._weighted[row].add_(grad, alpha=size)
+        elif any(each != size for each in before_this):
+            before = self._parameters[row].grad
+            earlier = torch.zeros_like(grad) if before is None else before.detach() * float(first or 0)
+            self._weighted[row] = earlier.add_(grad, alpha=size)
+
+    def collect(self, world: int, reduction: str) -> tuple[Tensor, int, float, Tensor | None]:
+        """Σ (b_k / b̄)‖g_k‖² of this rank, micro-batches of all ranks, b̄, and ‖ḡ‖² where .grad does not give it."""
+        sizes, norms, weighted = self._session.sizes, self._norms, self._weighted
+        self.clear()
+        if len(set(sizes)) > 1 and world > 1:
+            raise UnsupportedError(
+                f"micro-batches of unequal size on this rank ({sizes}): with several ranks they have to be equal. Drop "
+                "the odd last one, or use mode='exact'."
+            )
+        count, total = len(sizes), sum(sizes)
+        mean = total / count
+        device = self._parameters[0].device
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        squares = torch.zeros(len(self._parameters), dtype=torch.float64, device=device)
+        for size, each in zip(sizes, norms, strict=True):
+            factor = count**2 if reduction == "mean" else 1 / size**2
+            found = [each.get(row, zero).to(device) for row in range(len(self._parameters))]
+            squares += torch.stack(found) * (factor * size / mean)
+        own = None
+        if reduction == "mean" and len(set(sizes)) > 1:
+            parts = []
+            for row, parameter in enumerate(self._parameters):
+                if row in weighted:
+                    parts.append(torch.linalg.vector_norm(weighted[row]).double().to(device) * (count / total))
+                elif parameter.grad is not None:  # no odd micro-batch reached it
+                    parts.append(
+                        torch.linalg.vector_norm(parameter.grad).double().to(device) * (sizes[0] * count / total)
+                    )
+                else:
+                    parts.append(zero)
+            own = torch.stack(parts).square()
+        return squares, count * world, mean, own

@@ -1,0 +1,97 @@
+"""The proof of a step: what arrived in .grad is what the measured samples add up to.
+
+For every parameter one number is compared, the projection of both on a fixed direction u ⊗ v of random signs. A part of
+the gradient that was not measured changes it by about that part's norm; rounding changes it by rounding. On the first
+measured steps and on every fiftieth after them: for the price of one product of the gradient with a vector.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..uses import project
+
+FIRST, EVERY = 3, 50
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""By the coarsest dtype on the way, a multiple of the gradients' norm: far above rounding, far below a lost use."""
+
+
+class Prover:
+    """Directions of the projections, and whose turn it is."""
+
+    def __init__(self) -> None:
+        self._directions: dict[str, tuple[Tensor, Tensor]] = {}
+        self.steps = 0
+
+    def due(self) -> bool:
+        return self.steps < FIRST or self.steps % EVERY == 0
+
+    def stepped(self) -> None:
+        self.steps += 1
+
+    def again(self) -> None:
+        """Prove the next step: something changed."""
+        self.steps = 0
+
+    def direction(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """u over the first dimension, v over the others; signs from a generator of their own."""
+        if name not in self._directions or self._directions[name][0].device != parameter.device:
+            # By the name, so that all ranks take the same direction.
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            rows = parameter.shape[0] if parameter.ndim > 1 else 1
+            sizes = (rows, max(parameter.numel() // max(rows, 1), 1))
+            u, v = (torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1) for size in sizes)
+            self._directions[name] = u.to(parameter.device, torch.float32), v.to(parameter.device, torch.float32)
+        return self._directions[name]
+
+    def differences(
+        self,
+        measured: Mapping[str, Tensor],
+        squares: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        samples: int,
+    ) -> dict[str, float]:
+        """Parameters whose gradient is not what was measured → the difference, relative to the gradient.
+
+        Of n contributions c_i to a gradient, ‖Σ c_i‖² ≤ n Σ‖c_i‖². Squares that are too small for that were lost.
+
+        Args:
+            measured: projections of the measured sum, in the unit of .grad.
+            squares: Σ‖contribution‖² of the samples, in that unit.
+            gradients: .grad.
+            dtypes: the coarsest dtype on the way.
+            samples: n.
+        """
+        found = {}
+        # A gradient that is rounding alone (a bias before a softmax, say) has no digits to compare.
+        whole = math.sqrt(max(sum(value.item() for value in squares.values() if value.isfinite()), 0.0))
+        for name, gradient in gradients.items():
+            direction = self._directions.get(name)
+            if direction is None or name not in measured:
+                continue
+            values: Any = gradient.coalesce().to_dense() if gradient.is_sparse else gradient
+            actual = project(values, direction).item()
+            norm = torch.linalg.vector_norm(values).item()
+            allowed = TOLERANCE.get(max_eps(dtypes.get(name), values.dtype), 1e-3)
+            size = norm + math.sqrt(max(squares[name].item(), 0.0)) + 1e-3 * whole
+            difference = abs(actual - measured[name].item())
+            most = math.sqrt(samples * max(squares[name].item(), 0.0))
+            if math.isfinite(norm) and norm > most + allowed * size:
+                difference = max(difference, norm - most)
+            if math.isfinite(actual) and math.isfinite(size) and difference > allowed * size:
+                found[name] = difference / norm if norm else math.inf
+        return found
+
+
+def max_eps(one: torch.dtype | None, other: torch.dtype) -> torch.dtype:
+    """The coarser of two dtypes; complex ones count as their parts."""
+    parts = {torch.complex128: torch.float64, torch.complex64: torch.float32}
+    one, other = parts.get(one, one) if one is not None else None, parts.get(other, other)
+    return other if one is None or torch.finfo(other).eps >= torch.finfo(one).eps else one

@@ -1,0 +1,398 @@
+"""What happens between two calls of `GammaMonitor.step`: forward passes, backward passes, what they left behind.
+
+A batch is a forward pass of the model. Its account (`uses.Pass`) is opened when the model is called and settled at the
+next call or at the step, when its backward pass is certainly over. Nothing here depends on a backward pass ending well:
+one that an exception ended is seen by its task never having been finished.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ...models import compiled_parts, intercepted
+from ..following import Track
+from ..uses import Leaf, Measuring, Operand, Pass, carrying
+from .inputs import read_inputs
+from .leftovers import Leftovers
+from .refusals import refuse_uncounted
+
+if TYPE_CHECKING:
+    from ..layers import Watcher
+    from .parameters import Parameters
+
+
+class Session:
+    """State between two calls of `GammaMonitor.step`.
+
+    Attributes:
+        planned: whether this step is to be measured.
+        measuring: whether passes are measured now: in this step, and outside of `paused`.
+        exact: whether samples are told apart; else whole backward passes are the samples.
+        pauses: how many `paused` blocks are open.
+        leftovers: gradients that passes in such blocks added to .grad.
+        batch: samples of the last forward pass.
+        sizes: samples of each backward pass that compiled code, or micro-batches, told of.
+        passes: accounts of the forward passes since the last step.
+        calls: calls of torch, by what they look like → where their outputs carry samples.
+    """
+
+    def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
+        self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
+        self.rows_allowed = batch_size is not None
+        self.measuring = self.planned = True
+        self.exact = True
+        self.pauses = 0
+        self.leftovers = Leftovers()
+        self.batch: int | None = batch_size
+        self.square = False
+        self.scaled = False
+        self.scale: Callable[[str], Tensor | None] = lambda name: None
+        self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
+        self.watchers: list[Watcher] = []
+        self.names: dict[int, str] = {}
+        self.rows: dict[str, int] = {}
+        self.known: set[int] = set()
+        self._operands: dict[int, Operand] = {}
+        self._stream = 0
+        self.calls: dict[Any, Any] = {}
+        self.strangers: set[int] = set()
+        self.sharded = False
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.forget_micro: Callable[[], None] = lambda: None
+        self.root = nn.Module()
+        self.passes: list[Pass] = []
+        self._inside = False
+        self._marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self._outer: int | None = None
+        self._begun: set[int] = set()
+        self._open: set[int] = set()
+        self._stepped = False
+        self.stale: str | None = None
+        self.given_up = False
+        self.reset()
+
+    def take(self, parameters: Parameters) -> None:
+        """Measure these parameters from now on."""
+        self.parameters = parameters.measured()
+        self.rows = parameters.index
+        self.root = parameters.root
+        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.known = {id(parameter) for parameter in parameters.everything.values()}
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""
+        name = self.names.get(id(tensor))
+        if name is None and isinstance(tensor, nn.Parameter) and id(tensor) not in self.known:
+            self.strangers.add(id(tensor))
+        return name
+
+    def operand_of(self, parameter: Tensor) -> Operand | None:
+        """A measured parameter as what an operation reads; kept, for making it anew costs more than its use."""
+        key = id(parameter)
+        held = self._operands.get(key)
+        # Where .data changed its type or place, torch made a new node that adds to .grad.
+        if held is not None and key in self.names and held.dtype is parameter.dtype and held.device == parameter.device:
+            return held
+        name = self.name_of(parameter)
+        if name is None:
+            return None
+        leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
+        self._operands[key] = Operand(parameter, [leaf])
+        return self._operands[key]
+
+    def learn(self, module: nn.Module, names: dict[str, str]) -> None:
+        """FSDP puts whole parameters in the place of their shards while a module runs: note whose they are."""
+        for local, name in names.items():
+            parameter = module.get_parameter(local)
+            self.names[id(parameter)] = name
+            self.known.add(id(parameter))
+
+    def reset(self, measuring: bool = True) -> None:
+        """Begin a new step, measured or not."""
+        self.planned = measuring
+        self.measuring = measuring and not self.pauses
+        self.sizes: list[int] = []
+        for ledger in self.passes:
+            ledger.close()
+        self.passes = []
+        self.strangers.clear()
+        self.stale, self.given_up = None, False
+        self._outer = None
+        self._begun.clear()
+        self._open.clear()
+        for watcher in self.watchers:
+            watcher.ran, watcher.probe.grad = False, None
+
+    def stepped(self) -> None:
+        """Remember the gradients as a step left them: one that is still there, untouched, was not cleared."""
+        self._mark()
+        self._stepped = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forward and backward passes inside are not measured, graphs from before included."""
+        self.pauses += 1
+        self.measuring = False
+        try:
+            yield
+        finally:
+            self.pauses -= 1
+            self.measuring = self.planned and not self.pauses
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside, the session is as at the beginning of a measured step; afterwards it is what it was."""
+        kept = {
+            name: value.copy() if isinstance(value, (set, dict)) else list(value) if isinstance(value, list) else value
+            for name, value in vars(self).items()
+            if name in _OF_A_STEP
+        }
+        probes = [(watcher, watcher.ran, watcher.probe.grad) for watcher in self.watchers]
+        self.passes = []  # those of now go on afterwards
+        self.reset(True)
+        try:
+            yield
+        finally:
+            vars(self).update(kept)
+            for watcher, ran, grad in probes:
+                watcher.ran, watcher.probe.grad = ran, grad
+
+    def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The whole model's forward pass in eager mode: one batch."""
+        if self._inside or torch._C._current_graph_task_id() != -1:
+            return plain(*args, **kwargs)  # the model calls itself, or a checkpoint repeats it
+        tracks = self.read(args, kwargs)
+        if not self.exact or self.batch is None:
+            out = plain(*args, **kwargs)
+            for tensor in _trained(out):
+                tensor.register_hook(self._announce)
+            return out
+        self.settle()
+        self._outer = None  # of a backward pass that an exception ended
+        if torch.cuda.is_initialized():
+            self._keep_to_stream()
+        directions = None if capturing() else self.directions
+        ledger = Pass(self.batch, self.max_bytes, self.scale, directions, self.rows, self.scaled)
+        self._join(ledger)
+        self.passes.append(ledger)
+        if self.batch == 0:
+            out = plain(*args, **kwargs)
+            for tensor in _trained(out):
+                tensor.register_hook(lambda grad: self._note_empty(ledger))
+            return out
+        ledger.inputs = tracks
+        self._inside = True
+        mode = Measuring(self, ledger)
+        try:
+            with intercepted(compiled_parts(self.root), mode.through_compiled), carrying(ledger), mode:
+                out = plain(*args, **kwargs)
+        finally:
+            self._inside = False
+        for tensor in mode.outputs(out):
+            tensor.register_hook(lambda grad: self._announce(grad))
+        return out
+
+    def _keep_to_stream(self) -> None:
+        """Forget kept nodes on another stream: one that adds to .grad runs on the stream that it was made on."""
+        stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+        if stream != self._stream:
+            self._operands.clear()
+            self._stream = stream
+
+    def _note_empty(self, ledger: Pass) -> None:
+        if not self.pauses:
+            ledger.tasks.add(self.enter_task(ledger))
+
+    def _announce(self, grad: Tensor) -> None:
+        """The gradient of an output has come: the outermost backward pass begins."""
+        if not self.pauses and self._outer is None:
+            self._outer = torch._C._current_graph_task_id()
+            torch.autograd.Variable._execution_engine.queue_callback(self._outermost_over)
+
+    def _outermost_over(self) -> None:
+        self._outer = None
+
+    def _join(self, ledger: Pass) -> None:
+        """With batch_size given, passes that wait for one backward pass are of the same samples, side by side."""
+        if self.batch_size is not None:
+            waiting = [other for other in self.passes if not other.tasks and other.n == ledger.n]
+            peers = [*waiting, ledger]
+            for other in peers:
+                other.peers = peers
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track]]:
+        """Find the batch size, and the inputs that carry samples."""
+        inputs = read_inputs(args, kwargs, self)
+        if inputs is None:  # none has a sample axis
+            self.batch = self.batch_size if self.batch_size is not None else self.batch
+            return []
+        self.batch, self.square = inputs.batch, inputs.square
+        return inputs.tracks
+
+    def begin_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The whole model's forward pass in code that is being compiled: read the batch size."""
+        if self.batch_size is None:
+            self.read(args, kwargs)
+
+    def enter_task(self, ledger: Pass | None = None) -> int:
+        """The outermost backward pass that now runs; asks to be told when it is over."""
+        inner = torch._C._current_graph_task_id()
+        task = self._outer if self._outer is not None else inner
+        if task not in self._begun:
+            self._begun.add(task)
+            self._backward_begins()
+        if inner not in self._open:
+            self._open.add(inner)
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._backward_over(inner))
+        if ledger is not None:
+            ledger.open.add(inner)
+        return task
+
+    def _backward_begins(self) -> None:
+        """Before anything is added to .grad: was it cleared since it was last added to?"""
+        self.leftovers.forget_changed()
+        earlier = [ledger for ledger in self.passes if ledger.tasks]
+        if not earlier and not self.sizes and not self.given_up:
+            if self._stepped and self._unchanged():
+                self.stale = next(name for name in self._marks if self._same(name))
+            return
+        if self._cleared():
+            self.given_up, self.stale = False, None
+            for ledger in earlier:
+                ledger.clear()
+                ledger.open.clear()
+            self.sizes.clear()
+            self.forget_micro()
+        elif any(ledger.open & self._open for ledger in earlier):
+            self.given_up = True
+
+    def _backward_over(self, task: int) -> None:
+        self._open.discard(task)
+        self.leftovers.follow()
+        self._mark()
+
+    def _mark(self) -> None:
+        self._marks = {
+            name: (weakref.ref(p.grad), p.grad._version) for name, p in self.parameters.items() if p.grad is not None
+        }
+
+    def _same(self, name: str) -> bool:
+        reference, version = self._marks[name]
+        grad = self.parameters[name].grad
+        return grad is not None and grad is reference() and grad._version == version
+
+    def _unchanged(self) -> bool:
+        name = next(iter(self._marks), None)
+        grad = None if name is None else self.parameters[name].grad
+        return name is not None and grad is not None and self._same(name) and bool(grad.any())
+
+    def _cleared(self) -> bool:
+        """Whether .grad no longer holds what earlier passes added. Looks at values only where somebody wrote to it."""
+        for name in self._marks or self.parameters:
+            grad = self.parameters[name].grad
+            if grad is None:
+                continue
+            if name in self._marks and self._same(name):
+                return False
+            local = grad.to_local() if hasattr(grad, "to_local") else grad
+            return not bool(local.any())
+        return True
+
+    def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
+        """A hook of compiled code, or of a parameter in micro mode, fires: a backward pass is under way.
+
+        Returns what a probe's gradient is to be replaced with: zeros while paused.
+        """
+        if self.pauses:
+            return None if gradient is None else torch.zeros_like(gradient)
+        inner = torch._C._current_graph_task_id()
+        task = self._outer if self._outer is not None else inner
+        new = task not in self._begun
+        self.enter_task()
+        if new:
+            self.sizes.append(self.batch or 0)
+        return None
+
+    def settle(self) -> None:
+        """Square what backward passes left behind; accounts that nothing came from stay open."""
+        if not self.passes:
+            return
+        with torch.no_grad():
+            for group in self._groups():
+                if len(group) == 1:
+                    group[0].settle()
+                else:
+                    self._settle_together(group)
+
+    def _groups(self) -> list[list[Pass]]:
+        """Passes that gradients came from, those of one backward pass together."""
+        groups: list[list[Pass]] = []
+        for ledger in self.passes:
+            if not ledger.tasks:
+                continue
+            for group in groups:
+                if any(ledger.tasks & other.tasks for other in group):
+                    group.append(ledger)
+                    break
+            else:
+                groups.append([ledger])
+        return groups
+
+    def _settle_together(self, group: list[Pass]) -> None:
+        """Passes of one backward pass, of the same samples: their uses add before they are squared."""
+        first = group[0]
+        for other in group[1:]:
+            for name, pieces in other.kept.items():
+                first.kept.setdefault(name, []).extend(pieces)
+            other.kept = {}
+        first.settle()
+
+    def batches(self) -> list[list[Pass]]:
+        """The batches of this step, settled.
+
+        Raises:
+            UnsupportedError: passes whose samples cannot be counted; the message says why, and what to do.
+        """
+        self.settle()
+        groups = self._groups()
+        unfinished = self.given_up or any(ledger.open & self._open for group in groups for ledger in group)
+        refuse_uncounted(groups, unfinished=unfinished, same_samples=self.batch_size is not None, stale=self.stale)
+        return groups
+
+
+_OF_A_STEP = frozenset(
+    {
+        "planned",
+        "measuring",
+        "sizes",
+        "passes",
+        "strangers",
+        "stale",
+        "given_up",
+        "batch",
+        "directions",
+        "_outer",
+        "_begun",
+        "_open",
+        "_marks",
+        "_stepped",
+    }
+)
+
+
+def capturing() -> bool:
+    """Whether what is launched now goes into a CUDA graph, and nothing is computed yet."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _trained(out: Any) -> Iterator[Tensor]:
+    for tensor in pytree.tree_leaves(out):
+        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+            yield tensor

@@ -1,0 +1,102 @@
+"""Σ‖contribution‖² of the samples and ‖.grad‖², one number a parameter, without waiting for a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..layers import UnsupportedError, Watcher
+from ..uses import Pass, wide
+from .metric import Metric
+from .parameters import Parameters
+from .session import Session
+
+
+class Sums:
+    """Vectors of one float64 number a covered parameter."""
+
+    def __init__(self, session: Session, parameters: Parameters, metric: Metric) -> None:
+        self._session, self._parameters, self._metric = session, parameters, metric
+        self._looked_for_reuse = 0
+        self._rows: dict[tuple[int, ...], Tensor] = {}
+
+    def of_samples(self, ledgers: list[Pass], passes: int) -> Tensor:
+        """Σ‖contribution‖² of this rank's samples to each gradient; shape: (parameters,)."""
+        parameters, device = self._parameters, self._parameters.device
+        squares = torch.zeros(len(parameters.covered), dtype=torch.float64, device=device)
+        rows: list[int] = []
+        parts: list[Tensor] = []
+        for ledger in ledgers:
+            for norms in ledger.norms.values():
+                sums = norms.sum(1)
+                if ledger.rows is not parameters.index:  # some were left out since
+                    sums = sums[[ledger.rows[name] for name in parameters.covered]]
+                squares += sums.to(device)
+            for name, values in ledger.squares.items():
+                if name in parameters.index:
+                    rows += [parameters.index[name]] * len(values)
+                    parts += values
+        for watcher in self._session.watchers:
+            probed = watcher.probe.grad
+            if probed is None or not watcher.names:
+                continue
+            self._refuse_reuse(watcher, probed, passes)
+            parts += probed[:-1]
+            rows += [parameters.index[name] for name in watcher.names.values()]
+        if parts:
+            squares.index_add_(0, self._on_device(rows), _joined(parts, device))
+        return squares
+
+    def of_gradients(self) -> Tensor:
+        """‖.grad‖² of each; shape: (parameters,)."""
+        parameters, device = self._parameters, self._parameters.device
+        rows, grads = [], []
+        for row, name in enumerate(parameters.covered):
+            grad = parameters.chosen[name].grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                grad = grad.coalesce().values()
+            if hasattr(grad, "to_local"):
+                grad = grad.to_local()
+            scale = self._metric.scale(name) if self._session.exact else None
+            if scale is not None:
+                grad = grad * (scale.to_local() if hasattr(scale, "to_local") else scale)
+            rows.append(row)
+            grads.append(wide(grad))
+        squares = torch.zeros(len(parameters.covered), dtype=torch.float64, device=device)
+        if not grads:
+            return squares
+        norms = _joined(list(torch._foreach_norm(grads)), device).square()
+        return norms if len(rows) == len(squares) else squares.index_put((self._on_device(rows),), norms)
+
+    def _on_device(self, rows: list[int]) -> Tensor:
+        """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
+        key = tuple(rows)
+        kept = self._rows.get(key)
+        if kept is None:
+            if len(self._rows) >= 16:
+                self._rows.clear()
+            kept = self._rows[key] = torch.tensor(rows, device=self._parameters.device)
+        return kept
+
+    def _refuse_reuse(self, watcher: Watcher, probed: Tensor, passes: int) -> None:
+        """In compiled code a layer cannot say that it ran twice; its probe can, for the price of a look at it."""
+        if self._looked_for_reuse > 3 * len(self._session.watchers):
+            return
+        self._looked_for_reuse += 1
+        uses = probed[-1].item()
+        if uses > passes:
+            raise UnsupportedError(
+                f"{watcher.name}: ran {uses / passes:g} times in one compiled forward pass, and "
+                "squares of single uses do not add. Use mode='micro', or leave this part of the model uncompiled."
+            )
+
+
+def _joined(values: list[Tensor], device: torch.device) -> Tensor:
+    """0-dim tensors as one vector in float64 on `device`, without waiting for another device."""
+    if all(value.device.type == "cpu" for value in values):
+        return torch.tensor([value.item() for value in values], dtype=torch.float64, device=device)
+    if all(value.device == device and value.dtype == values[0].dtype for value in values):
+        return torch.stack(values).double()
+    return torch.stack([value.to(device, torch.float64) for value in values])

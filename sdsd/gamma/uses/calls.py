@@ -1,0 +1,150 @@
+"""Calls of torch as the mode meets them: what sort a function is of, what a call holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..following import COMPOSITE, PROPERTIES, SHAPE_ONLY, WRITING, by_shape
+
+_LOOKS = frozenset(
+    [
+        "size",
+        "dim",
+        "stride",
+        "numel",
+        "is_contiguous",
+        "element_size",
+        "storage_offset",
+        "data_ptr",
+        "get_device",
+        "is_floating_point",
+        "is_complex",
+        "nelement",
+        "ndimension",
+        "__len__",
+        "_set_grad_enabled",
+        "item",
+        "tolist",
+        "numpy",
+        "__bool__",
+        "__repr__",
+        "__hash__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "register_hook",
+        "register_post_accumulate_grad_hook",
+        "retain_grad",
+        "backward",
+        "is_pinned",
+        "__contains__",
+        "__format__",
+        "is_inference",
+        "requires_grad_",
+        "has_names",
+        "is_nonzero",
+        "is_same_size",
+    ]
+)
+"""Functions that only look at a tensor, by name."""
+
+LOOKS_ONLY, WRITES, IS_COMPOSITE, BY_SHAPE, BY_FIRST, BY_VALUE = (
+    "looks",
+    "writes",
+    "composite",
+    "by shape",
+    "by its first tensor's shape",
+    "by value",
+)
+"""Sorts of functions; the last three say what decides where the output carries samples."""
+QUICK = frozenset([BY_SHAPE, BY_FIRST])
+SORTS: dict[Any, str] = {}
+SEQUENCES = frozenset([tuple, list, torch.Size, slice])
+CONSTANTS = frozenset(
+    [
+        int,
+        float,
+        bool,
+        str,
+        type(None),
+        type(Ellipsis),
+        torch.dtype,
+        torch.device,
+        torch.memory_format,
+        torch.layout,
+    ]
+)
+
+
+def name_of(func: Any) -> str:
+    return getattr(func, "__name__", "")
+
+
+def sort_of(func: Any) -> str:
+    """The sort of a function, kept from the first call on."""
+    name = name_of(func)
+    if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
+        found = LOOKS_ONLY
+    elif func in WRITING:
+        found = WRITES
+    elif func in COMPOSITE:
+        found = IS_COMPOSITE
+    elif name in SHAPE_ONLY or func is Tensor.__getitem__:
+        found = BY_FIRST
+    else:
+        found = BY_SHAPE if by_shape(func) else BY_VALUE
+    SORTS[func] = found
+    return found
+
+
+def spread(values: Any) -> list[Any]:
+    """What nested sequences and slices hold, one after another, with their lengths before them."""
+    found: list[Any] = []
+    for value in values:
+        if type(value) is slice:
+            found += ("slice", value.start, value.stop, value.step)
+        elif type(value) in SEQUENCES:
+            # A list as an index is not a tuple.
+            found += (type(value).__name__, len(value), *spread(value))
+        else:
+            found.append(value)
+    return found
+
+
+def expands(base: Tensor, out: Tensor) -> bool:
+    """Whether repeating `base` to `out` is what expanding it would be."""
+    sizes = [1] * (out.ndim - base.ndim) + list(base.shape)
+    return all(before in (1, after) for before, after in zip(sizes, out.shape, strict=True))
+
+
+def tensors_in(args: Any, kwargs: Any) -> Iterator[Tensor]:
+    for value in args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from tensors_in(value, {})
+    for value in kwargs.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from tensors_in(value, {})
+
+
+def deep_tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested containers and in plain objects such as a ModelOutput."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from deep_tensors(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from deep_tensors(each)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module, Callable)):  # type: ignore[arg-type]
+        for each in vars(value).values():
+            if isinstance(each, (Tensor, dict, tuple, list)):
+                yield from deep_tensors(each)

@@ -1,0 +1,59 @@
+"""Checkpoints run their function twice; the second time, inside the backward pass, it is followed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..following import set_track, track_of
+from .ledger import Pass, carrying
+
+Mode = Callable[[], AbstractContextManager[Any]]
+"""Makes what is on while a second run is followed."""
+
+
+def follow_second_run(ledger: Pass, mode: Mode) -> None:
+    """Called inside a non-reentrant checkpoint's first run; elsewhere it does nothing."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is None or not getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook"):
+        return
+    names = hooks[0].__code__.co_freevars
+    if "frame" not in names:
+        return
+    frame = hooks[0].__closure__[names.index("frame")].cell_contents  # type: ignore[index]
+    plain = frame.recompute_fn
+    if getattr(plain, "_sdsd_followed", False):
+        return
+
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        with carrying(ledger), mode():
+            return plain(*args, **kwargs)
+
+    followed._sdsd_followed = True  # type: ignore[attr-defined]
+    frame.recompute_fn = followed
+
+
+def follow_reentrant(node: Any, ledger: Pass, mode: Mode) -> None:
+    """Let the function that the node of a reentrant checkpoint runs again be measured there."""
+    plain = node.run_function
+    if getattr(plain, "_sdsd_followed", False):
+        return
+    inputs = list(node.inputs)
+    for place, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
+        inputs[place] = tensor
+    tracks = [track_of(each) if isinstance(each, Tensor) else None for each in inputs]
+
+    def followed(*args: Any) -> Any:
+        with carrying(ledger):
+            for each, track in zip(args, tracks, strict=True):
+                if track is not None:
+                    set_track(each, track)
+            with mode():
+                return plain(*args)
+
+    followed._sdsd_followed = True  # type: ignore[attr-defined]
+    node.run_function = followed

@@ -1,0 +1,77 @@
+"""Activations as calls take them, checked once: neurons first, samples behind."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdsd_kernels import checks
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def neurons_first(activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
+    """A view (neurons, …) of activations as `neuron_cosine_matrix` takes them; there may be no samples.
+
+    Raises:
+        TypeError: no tensor or array, or not a dense one of a supported floating-point dtype.
+        ValueError: fewer than two dimensions, or neuron_dim out of range.
+    """
+    activations = checks.check_float_tensor(as_tensor(activations), "activations")
+    checks.check_integer(neuron_dim, "neuron_dim", optional=True)
+    if neuron_dim is None:
+        neuron_dim = 1 if activations.ndim >= 4 else -1
+    neuron_dim = checks.check_neurons(activations, neuron_dim, samples=False)
+    return activations.detach().movedim(neuron_dim, 0)
+
+
+def sample_parts(rows: Tensor, most: int) -> list[Tensor]:
+    """Cut `rows` (neurons, …) into views of at most `most` samples each."""
+    samples = rows[0].numel()
+    if samples <= most:
+        return [rows]
+    try:
+        return list(rows.view(rows.shape[0], samples).split(most, 1))
+    except RuntimeError:  # samples with several strides
+        inner = samples // rows.shape[1]
+    if inner <= most:
+        return list(rows.split(most // inner, 1))
+    return [part for each in rows.unbind(1) for part in sample_parts(each, most)]
+
+
+def neuron_dim_of_both(x: Tensor, y: Tensor | None, neuron_dim: int | None) -> tuple[Tensor, Tensor | None, int]:
+    """Both tensors and their dimension of neurons; neurons are moved to the front where the default differs."""
+    if neuron_dim is not None:
+        return x, y, neuron_dim
+    of_x, of_y = (1 if part is not None and part.dim() >= 4 else -1 for part in (x, y))
+    if y is None or of_x == of_y:
+        return x, y, of_x
+    return x.movedim(of_x, 0), y.movedim(of_y, 0), 0
+
+
+def as_tensor(activations: Tensor | np.ndarray, name: str = "activations") -> Tensor:
+    """A tensor over the same memory where torch can share it."""
+    if isinstance(activations, Tensor):
+        return activations
+    if type(activations).__module__.split(".")[0] != "numpy" or not hasattr(activations, "__array_interface__"):
+        raise TypeError(
+            f"{name}: expected a torch.Tensor or a NumPy array, got {type(activations).__name__}. "
+            f"Convert it first, for example with torch.as_tensor({name})."
+        )
+    try:
+        with warnings.catch_warnings():
+            # Read-only arrays (memory maps) are fine: nothing here writes to its input.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.as_tensor(activations)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: expected an array of floating-point numbers, got dtype {activations.dtype}. "
+            f"Pass {name}.astype('float32')."
+        ) from error
+    except ValueError:
+        # Negative strides.
+        return torch.from_numpy(activations.copy())

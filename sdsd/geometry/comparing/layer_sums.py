@@ -1,0 +1,117 @@
+"""What two layers are compared by, from sums over samples.
+
+With X (S × n) and Y (S × m) the centred activations of both layers on the same S samples, K = XXᵀ and L = YYᵀ their
+S × S products, which are never made, and k, l the diagonals of these, the squared lengths of samples:
+
+    Σ_st K_st L_st = ‖XᵀY‖_F²                a block of T = [X Y]ᵀ[X Y], which a `GramAccumulator` of n + m neurons sums
+    Σ_s k_s l_s,  Σ_s k_s²,  Σ_s l_s²        what is to be left out where the diagonals of K and L do not count
+
+Means are known at the end only. Squared lengths are therefore summed about the mean of the first batch, together with
+the vectors Σ_s k_s z_s and Σ_s l_s z_s, z = (x, y), that carry them over to the mean of all; in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+SUMMED = 2**22
+"""Values of both layers that are converted to float64 together (32 MiB), unless one sample has more."""
+PAIRS = ("xx", "yy", "xy")
+DOUBLE = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sums over samples of squared lengths k (of x) and l (of y), about a point near the mean; float64.
+
+    Attributes:
+        point: what values are taken about.  # shape: (n + m,)
+        count: samples.
+        total: Σ z.  # shape: (n + m,)
+        first: Σ k and Σ l.  # shape: (2,)
+        second: Σ k k, Σ k l and Σ l l as a matrix.  # shape: (2, 2)
+        weighted: Σ k z and Σ l z.  # shape: (2, n + m)
+    """
+
+    point: Tensor
+    count: int
+    total: Tensor
+    first: Tensor
+    second: Tensor
+    weighted: Tensor
+
+    @staticmethod
+    def about(rows: Tensor, n: int) -> Lengths:
+        """Nothing summed yet, about the mean of `rows` (n + m, samples)."""
+        point = rows.mean(1, dtype=torch.float64)
+        zeros = point.new_zeros
+        return Lengths(point, 0, zeros(len(point)), zeros(2), zeros(2, 2), zeros(2, len(point)))
+
+    def with_samples(self, rows: Tensor, n: int) -> Lengths:
+        new = self
+        for part in rows.split(max(1, SUMMED // len(rows)), 1):
+            z = part.double() - self.point[:, None]
+            lengths = torch.stack([z[:n].square().sum(0), z[n:].square().sum(0)])
+            new = replace(
+                new,
+                count=new.count + part.shape[1],
+                total=new.total + z.sum(1),
+                first=new.first + lengths.sum(1),
+                second=new.second + lengths @ lengths.T,
+                weighted=new.weighted + lengths @ z.T,
+            )
+        return new
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What measures are made of, about the mean of all samples, by layer ("x", "y") or pair of layers ("xy").
+
+    Attributes:
+        cross: XᵀY.  # shape: (n, m)
+        trace: Σ k = ‖X‖_F² and Σ l.
+        square: ‖XᵀY‖_F², ‖XᵀX‖_F², ‖YᵀY‖_F².
+        lengths: Σ k l, Σ k², Σ l².
+        product_error: what an entry (i, j) of XᵀY may be off by, as a share of ‖x_i‖‖y_j‖.
+        square_error, length_error: what `square` and `lengths` may be off by.
+    """
+
+    cross: Tensor
+    trace: dict[str, float]
+    square: dict[str, float]
+    lengths: dict[str, float]
+    product_error: float
+    square_error: dict[str, float]
+    length_error: dict[str, float]
+
+    @staticmethod
+    def of(gram: Tensor, sums: Lengths, n: int, product_error: float) -> Facts:
+        parts = {"x": slice(0, n), "y": slice(n, len(gram))}
+        number = {"x": 0, "y": 1}
+        shift = sums.total / sums.count
+        moved = {name: shift[part].square().sum().item() for name, part in parts.items()}
+        about = {name: sums.first[number[name]].item() for name in parts}
+        trace = {name: about[name] - sums.count * moved[name] for name in parts}
+        square, lengths, square_error, length_error = {}, {}, {}, {}
+        for one, other in (("x", "x"), ("y", "y"), ("x", "y")):
+            block = gram[parts[one], parts[other]]
+            size = product_error * math.sqrt(trace[one] * trace[other])
+            square[one + other] = block.square().sum().item()
+            square_error[one + other] = 2 * math.sqrt(square[one + other]) * size + size * size
+            weighted = [
+                2 * (shift[parts[b]] @ sums.weighted[number[a], parts[b]]).item()
+                for a, b in ((one, other), (other, one))
+            ]
+            crossed = (shift[parts[one]] @ block @ shift[parts[other]]).item()
+            # Σ (k − 2 x·d + ‖d‖²)(l − 2 y·e + ‖e‖²) with (d, e) = shift, Σ x = S d and Σ x yᵀ = XᵀY + S d eᵀ.
+            raw = sums.second[number[one], number[other]].item()
+            further = moved[other] * about[one] + moved[one] * about[other] + 4 * crossed
+            lengths[one + other] = raw - sum(weighted) + further + sums.count * moved[one] * moved[other]
+            length_error[one + other] = 4 * size * math.sqrt(moved[one] * moved[other]) + 64 * DOUBLE * (
+                raw + abs(further)
+            )
+        return Facts(gram[parts["x"], parts["y"]], trace, square, lengths, product_error, square_error, length_error)

@@ -1,0 +1,358 @@
+"""What merging two neurons does to their readers, foretold from activations and outgoing weights.
+
+Neurons i and j with activations a and outgoing weights v (the columns of all layers that read them) add
+v_i a_i + v_j a_j to what the readers get. With both activations replaced by their mean, sample for sample,
+
+    (v_i + v_j) (a_i + a_j) / 2 − v_i a_i − v_j a_j  =  −(a_i − a_j) (v_i − v_j) / 2
+
+so that the root mean square change over S samples is ‖a_i − a_j‖ ‖v_i − v_j‖ / (2 √S). With j dropped and i standing
+in for it by least squares, v_i ← v_i + α v_j, α = ⟨a_i, a_j⟩ / ‖a_i‖², it is ‖a_j − α a_i‖ ‖v_j‖ / √S. Squares of
+distances come from squared lengths and products, in float64: near pairs are what is asked for, and there these cancel.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdsd_kernels import checks
+
+from ..._progress import Progress, reporter
+from ..arithmetic import plain_arithmetic
+from ..arrays import as_tensor, neurons_first
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BLOCK_ROWS = 256
+"""Neurons whose costs with all others are computed together."""
+BLOCK_ELEMENTS = 2**22
+"""Activations of all neurons that are converted to float64 together (32 MiB), unless one sample has more."""
+CANDIDATES = 32
+"""Cheapest partners kept for every neuron; a neuron whose partners are all taken is computed anew."""
+
+
+def merge_cost(
+    activations: Tensor | np.ndarray | None,
+    outgoing: Tensor | np.ndarray,
+    pairs: Tensor | None = None,
+    *,
+    how: str = "mean",
+    gram: Tensor | np.ndarray | None = None,
+    samples: int | None = None,
+    neuron_dim: int | None = None,
+    max_bytes: int | None = None,
+) -> Tensor:
+    """How much merging two neurons changes what their readers get, foretold without a forward pass.
+
+        "mean", "act"    cost[i, j] = ‖a_i − a_j‖ ‖v_i − v_j‖ / (2 √S)        a: activations over S samples
+        "absorb"         cost[i, j] = ‖a_j‖ √(1 − cos²) ‖v_j‖ / √S            v: outgoing weights; i stays, j is dropped
+
+    The root mean square, over samples, of the change of the readers' outputs: exactly for "act" and "absorb", and
+    readers that have one column a neuron. With several, the taps of a kernel or the positions of a flattened channel,
+    as if what positions answer were independent. About that for "mean", where weights are averaged and not answers.
+
+    With `outgoing_weights(…, loss=…)`, which weighs a change of the readers by the curvature of the loss, cost² / 2 is
+    the rise of the loss to second order.
+
+    Args:
+        activations: what the readers get of the neurons, as `neuron_cosine_matrix` takes them; or None, with `gram`.
+        outgoing: the weights that read each neuron, of all readers: `outgoing_weights` collects them.
+            # shape: (neurons, weights)
+        pairs: index pairs; None: all.  # shape: (k, 2)
+        how: "mean" | "act" | "absorb", as in `merge`.
+        gram: instead of activations, sums Σ_s a_si a_sj, not centred: `GramAccumulator.gram()`.  # shape: (n, n)
+        samples: with `gram`, how many were summed.
+        neuron_dim: the dimension of `activations` that counts neurons.
+        max_bytes: bound on memory beyond activations and result; None takes what is fastest.
+
+    Returns:
+        (k,), or (n, n) with a diagonal of 0; float64, on the device of `activations`. NaN with a neuron that is not
+        finite.
+
+    Raises:
+        TypeError: no tensors or arrays of floating-point numbers; pairs that are no integers.
+        ValueError: both or neither of activations and gram; other numbers of neurons; gram without samples; an index
+            out of range; max_bytes that is not enough for one neuron.
+
+    Example:
+        >>> a = torch.tensor([[1.0, 1.0, 0.0], [1.0, 3.0, 2.0]])  # two samples, three neurons
+        >>> merge_cost(a, torch.tensor([[1.0], [2.0], [2.0]]))
+        tensor([[0.0000, 0.7071, 0.5000],
+                [0.7071, 0.0000, 0.0000],
+                [0.5000, 0.0000, 0.0000]], dtype=torch.float64)
+    """
+    costs = Costs(
+        activations, outgoing, how=how, gram=gram, samples=samples, neuron_dim=neuron_dim, max_bytes=max_bytes
+    )
+    with plain_arithmetic(costs.device):
+        if pairs is not None:
+            return costs.of_pairs(*_checked_pairs(pairs, costs.count).to(costs.device).unbind(1)).sqrt_()
+        result = torch.cat([costs.of_rows(rows) for rows in costs.blocks()]).sqrt_()
+        result.fill_diagonal_(0).masked_fill_((~costs.finite)[:, None] | ~costs.finite, math.nan)
+    return result
+
+
+class Chosen(NamedTuple):
+    """Pairs in the order of choice; shapes: (pairs,) each."""
+
+    first: Tensor
+    second: Tensor
+    cosine: Tensor
+
+
+class Costs:
+    """Squared costs of pairs of neurons, computed when they are asked for; errors as `merge_cost` lists them."""
+
+    def __init__(
+        self,
+        activations: Tensor | np.ndarray | None,
+        outgoing: Tensor | np.ndarray,
+        *,
+        how: str = "mean",
+        gram: Tensor | np.ndarray | None = None,
+        samples: int | None = None,
+        neuron_dim: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.absorbed = checks.check_choice(how, "how", ("mean", "act", "absorb")) == "absorb"
+        if (activations is None) == (gram is None):
+            got = "neither" if gram is None else "both"
+            raise ValueError(f"activations, gram: expected exactly one of them, got {got}.")
+        checks.check_max_bytes(max_bytes)
+        self.rows = self.gram = None
+        if activations is not None:
+            rows = neurons_first(activations, neuron_dim)
+            if not math.prod(rows.shape[1:]):
+                raise ValueError(f"activations: expected at least one sample, got shape {tuple(activations.shape)}.")
+            self.rows = rows.flatten(1)
+            self.dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+            self.count, self.samples = self.rows.shape
+            self.device = self.rows.device
+        else:
+            self.gram = checks.check_float_tensor(as_tensor(gram, "gram"), "gram").detach()  # type: ignore[arg-type]
+            if self.gram.ndim != 2 or self.gram.shape[0] != self.gram.shape[1]:
+                raise ValueError(f"gram: expected a square (n, n) matrix, got shape {tuple(self.gram.shape)}.")
+            self.samples = checks.check_integer(samples, "samples", least=1, why="sample")
+            self.count, self.device, self.dtype = len(self.gram), self.gram.device, torch.float64
+        weights = checks.check_float_tensor(as_tensor(outgoing, "outgoing"), "outgoing").detach()
+        if weights.ndim != 2 or len(weights) != self.count:
+            raise ValueError(
+                f"outgoing: expected ({self.count}, weights), the weights that read each neuron, got shape "
+                f"{tuple(weights.shape)}. outgoing_weights(model, layer) collects them."
+            )
+        self.outgoing = weights.to(self.device, torch.float64)
+        self.height, self.step = min(BLOCK_ROWS, self.count), max(1, BLOCK_ELEMENTS // self.count)
+        if max_bytes is not None:
+            # Costs, products, what is sorted and where it stood, of a row; one sample in two copies; and candidates.
+            row, sample, kept = 6 * 8 * self.count, 2 * 8 * self.count, self.count * (16 * CANDIDATES + 64)
+            left = max_bytes - kept
+            if left < 2 * row:
+                raise ValueError(
+                    f"max_bytes: expected at least {kept + 2 * row:,} for blocks of one of {self.count} neurons, got "
+                    f"{max_bytes:,}. Allow more, or leave max_bytes out."
+                )
+            self.height, self.step = min(self.height, left // 2 // row), min(self.step, left // 2 // sample)
+        with plain_arithmetic(self.device):
+            self.lengths = self._squared_lengths()
+            self.outgoing_lengths = self.outgoing.square().sum(1)
+        self.finite = self.lengths.isfinite() & self.outgoing_lengths.isfinite()
+
+    def blocks(self) -> Iterator[slice]:
+        for top in range(0, self.count, self.height):
+            yield slice(top, min(top + self.height, self.count))
+
+    def of_rows(self, rows: slice) -> Tensor:
+        """Squared costs of some neurons, which stay where one is dropped, with all.  # shape: (rows, n), float64"""
+        if self.absorbed:
+            return self._dropping(self._products(rows), self.lengths[rows, None], slice(None))
+        apart = _distances(self._products(rows), self.lengths[rows], self.lengths)
+        products = self.outgoing[rows] @ self.outgoing.T
+        apart.mul_(_distances(products, self.outgoing_lengths[rows], self.outgoing_lengths))
+        return apart.div_(4 * self.samples)
+
+    def of_columns(self, columns: slice) -> Tensor:
+        """Squared costs of dropping some neurons, for which any other stands in.  # shape: (columns, n), float64"""
+        products = self._products(columns)
+        rest = self.lengths[columns, None] - torch.where(self.lengths == 0, 0.0, products.square_() / self.lengths)
+        return rest.clamp_min_(0).mul_(self.outgoing_lengths[columns, None]).div_(self.samples)
+
+    def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
+        """Squared costs of pairs, from differences where there are activations.  # shape: (pairs,), float64"""
+        products = self._products_of_pairs(first, second)
+        if self.absorbed and self.rows is None:
+            return self._dropping(products, self.lengths[first], second)
+        share = torch.ones_like(products)
+        weights, halves = (self.outgoing[first] - self.outgoing[second]).square().sum(1), 4
+        if self.absorbed:
+            share = torch.where(self.lengths[first] == 0, 0.0, products / self.lengths[first])
+            weights, halves = self.outgoing_lengths[second], 1
+        if self.rows is None:
+            apart = self.lengths[first] + self.lengths[second] - 2 * products
+        else:
+            apart = torch.zeros_like(weights)
+            for number, (i, j) in enumerate(torch.stack((first, second), 1).tolist()):
+                for part in self._parts():
+                    kept, dropped = self.rows[i, part].double(), self.rows[j, part].double()
+                    apart[number] += (dropped - share[number] * kept).square().sum()
+        return apart.clamp_min(0) * weights / (halves * self.samples)
+
+    def dropped_second(self, first: Tensor, second: Tensor) -> Tensor:
+        """Whether dropping the second of each pair costs no more than dropping the first.  # shape: (pairs,)"""
+        products = self._products_of_pairs(first, second)
+        one, other = (
+            self._dropping(products, self.lengths[kept], dropped)
+            for kept, dropped in ((first, second), (second, first))
+        )
+        return one <= other
+
+    def _dropping(self, products: Tensor, kept: Tensor, dropped: Tensor | slice) -> Tensor:
+        """Squared costs of dropping neurons for which others, of squared lengths `kept`, stand in."""
+        rest = self.lengths[dropped] - torch.where(kept == 0, 0.0, products.square() / kept)
+        return rest.clamp_min_(0).mul_(self.outgoing_lengths[dropped]).div_(self.samples)
+
+    def cosines(self, first: Tensor, second: Tensor) -> Tensor:
+        """Cosines of the activations of pairs.  # shape: (pairs,), float64"""
+        norms = (self.lengths[first] * self.lengths[second]).sqrt()
+        return (self._products_of_pairs(first, second) / norms).clamp(-1, 1)
+
+    def _squared_lengths(self) -> Tensor:
+        if self.gram is not None:
+            return self.gram.diagonal().double()
+        assert self.rows is not None
+        total = torch.zeros(self.count, dtype=torch.float64, device=self.device)
+        for part in self._parts():
+            total += self.rows[:, part].double().square().sum(1)
+        return total
+
+    def _parts(self) -> Iterator[slice]:
+        return (slice(start, start + self.step) for start in range(0, self.samples, self.step))
+
+    def _products(self, rows: slice) -> Tensor:
+        if self.gram is not None:
+            return self.gram[rows].to(torch.float64, copy=True)
+        assert self.rows is not None
+        total = torch.zeros(rows.stop - rows.start, self.count, dtype=torch.float64, device=self.device)
+        for part in self._parts():
+            values = self.rows[:, part].double()
+            total.addmm_(values[rows], values.T)
+        return total
+
+    def _products_of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.gram is not None:
+            return self.gram[first, second].double()
+        assert self.rows is not None
+        total = torch.zeros(len(first), dtype=torch.float64, device=self.device)
+        for number, (i, j) in enumerate(torch.stack((first, second), 1).tolist()):
+            for part in self._parts():
+                total[number] += self.rows[i, part].double() @ self.rows[j, part].double()
+        return total
+
+
+def chosen_by_cost(
+    costs: Costs, pairs: int, which: str, *, alive: Tensor | None, seed: int, progress: Progress
+) -> Chosen:
+    """Disjoint pairs, greedily the one with the least cost ("nearest"), or the greatest, among the neurons left.
+
+    `CANDIDATES` partners are kept for every neuron, the best of those above it; a heap holds every neuron with its best
+    partner that is free. The outcome is that of the greedy choice from the whole matrix. Arguments and errors as in
+    `disjoint_pairs`.
+    """
+    report = reporter(progress, "disjoint pairs by cost")
+    pairs = checks.check_integer(pairs, "pairs", least=1)
+    checks.check_choice(which, "which", ("nearest", "farthest", "random"))
+    seed = checks.check_integer(seed, "seed")
+    free = costs.finite & (costs.lengths > 0)
+    if alive is not None:
+        if not isinstance(alive, Tensor) or alive.dtype != torch.bool or alive.shape != free.shape:
+            got = f"{alive.dtype} of shape {tuple(alive.shape)}" if isinstance(alive, Tensor) else type(alive).__name__
+            raise ValueError(f"alive: expected {costs.count} booleans, one a neuron, got {got}.")
+        free &= alive.to(free.device)
+    live = free.nonzero().flatten()
+    if pairs > len(live) // 2:
+        raise ValueError(
+            f"pairs: expected at most {len(live) // 2}, for {len(live)} of {costs.count} neurons may be paired and no "
+            f"neuron is in two pairs; got {pairs}. Ask for fewer, or give more neurons."
+        )
+    with plain_arithmetic(costs.device):
+        if which == "random":
+            drawn = torch.randperm(
+                len(live), generator=torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
+            )[: 2 * pairs]
+            first, second = live[drawn.to(live.device)].view(-1, 2).sort(dim=1).values.T.contiguous()
+        else:
+            first, second = _greedy(costs, pairs, 1 if which == "nearest" else -1, free, report)
+        if costs.absorbed:
+            as_it_is = costs.dropped_second(first, second)
+            first, second = torch.where(as_it_is, first, second), torch.where(as_it_is, second, first)
+        return Chosen(first, second, costs.cosines(first, second).to(costs.dtype))
+
+
+def _greedy(
+    costs: Costs, pairs: int, sign: int, free: Tensor, report: Callable[[int, int], None]
+) -> tuple[Tensor, Tensor]:
+    width = min(CANDIDATES, costs.count)
+    scores = torch.empty(costs.count, width, dtype=torch.float64)
+    partners = torch.empty(costs.count, width, dtype=torch.long)
+    blocks = list(costs.blocks())
+    for done, rows in enumerate(blocks, 1):
+        scores[rows], partners[rows] = _candidates(costs, rows, sign, free, width)
+        report(done, len(blocks) + pairs)
+    open_neurons = free.cpu()
+    heap = [(float(scores[i, 0]), i, int(partners[i, 0])) for i in open_neurons.nonzero().flatten().tolist()]
+    heap = [entry for entry in heap if entry[0] < math.inf]
+    heapq.heapify(heap)
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < pairs:
+        _, i, j = heapq.heappop(heap)
+        if not open_neurons[i]:
+            continue
+        if open_neurons[j]:
+            open_neurons[i] = open_neurons[j] = False
+            chosen.append((i, j))
+            report(len(blocks) + len(chosen), len(blocks) + pairs)
+            continue
+        left = (open_neurons[partners[i]] & (scores[i] < math.inf)).nonzero().flatten()
+        if not len(left) and scores[i, -1] < math.inf:  # there are others, that were no candidates
+            row = slice(i, i + 1)
+            scores[row], partners[row] = _candidates(costs, row, sign, open_neurons.to(costs.device), width)
+            left = (scores[i] < math.inf).nonzero().flatten()
+        if len(left):
+            heapq.heappush(heap, (float(scores[i, left[0]]), i, int(partners[i, left[0]])))
+    first, second = torch.tensor(chosen, device=costs.device).unbind(1)
+    return first.contiguous(), second.contiguous()
+
+
+def _candidates(costs: Costs, rows: slice, sign: int, free: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """sign × the best costs of some neurons with free ones above them, best first, and whose they are."""
+    found = costs.of_rows(rows)
+    if costs.absorbed:  # whichever of the two is dropped at the lower cost
+        found = torch.minimum(found, costs.of_columns(rows))
+    found.mul_(sign)
+    numbers = torch.arange(costs.count, device=costs.device)
+    found.masked_fill_(~(free & free[rows][:, None] & (numbers > numbers[rows][:, None])), math.inf)
+    best, which = found.sort(dim=1, stable=True)
+    return best[:, :width].cpu(), which[:, :width].cpu()
+
+
+def _distances(products: Tensor, of_rows: Tensor, of_all: Tensor) -> Tensor:
+    """‖x_i‖² + ‖x_j‖² − 2 ⟨x_i, x_j⟩, no less than 0, in the memory of `products`."""
+    return products.mul_(-2).add_(of_rows[:, None]).add_(of_all).clamp_min_(0)
+
+
+def _checked_pairs(pairs: Tensor, count: int) -> Tensor:
+    if not isinstance(pairs, Tensor) or pairs.is_floating_point() or pairs.dtype == torch.bool:
+        got = pairs.dtype if isinstance(pairs, Tensor) else type(pairs).__name__
+        raise TypeError(f"pairs: expected a tensor of integers, got {got}.")
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"pairs: expected shape (k, 2), got {tuple(pairs.shape)}.")
+    if pairs.numel() and not 0 <= int(pairs.min()) <= int(pairs.max()) < count:
+        raise ValueError(
+            f"pairs: expected neurons from 0 to {count - 1}, got {int(pairs.min())} to {int(pairs.max())}."
+        )
+    return pairs.long()

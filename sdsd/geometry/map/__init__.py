@@ -1,0 +1,24 @@
+"""A layer's neurons as points in space.
+
+=================  =================================================================================================
+`neuron_map.py`    `NeuronMap`: collected, placed, clustered
+`embedding.py`     multidimensional scaling, UMAP, clusters, silhouette, effective rank
+`files.py`         saved, and read again
+`export.py`        pictures, PLY and a page to turn
+=================  =================================================================================================
+"""
+
+from .embedding import cluster
+from .export import OFFLINE_POLICY, plot, plot_library, save_ply, save_png, summary_of
+from .neuron_map import NeuronMap
+
+__all__ = [
+    "OFFLINE_POLICY",
+    "NeuronMap",
+    "cluster",
+    "plot",
+    "plot_library",
+    "save_ply",
+    "save_png",
+    "summary_of",
+]

@@ -1,0 +1,116 @@
+"""What a finding about geometry is held against: networks and pairs in which it should not show."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sdsd_kernels import checks, cosine_matrix
+
+from ...graphs import row_dim
+from .consumers import dense_layer
+from .merge import tensor_of
+
+Training = Callable[[nn.Module], Iterable[object]]
+"""A generator function: it trains the model it is given and yields after each epoch."""
+
+
+def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy of the model with fresh parameters, as its modules initialise themselves.
+
+    Args:
+        model: not changed.
+        seed: of the fresh parameters; the global generators are left as they are.
+
+    Returns:
+        The copy, in the mode that the model is in.
+
+    Raises:
+        ValueError: parameters of a module without `reset_parameters` (a class token, say), which are named.
+    """
+    fresh = copy.deepcopy(model)
+    kept: list[str] = []
+    with torch.random.fork_rng(devices=cuda_devices(model)):
+        torch.manual_seed(checks.check_integer(seed, "seed"))
+        for name, module in fresh.named_modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+            else:
+                kept += [f"{name}.{local}".lstrip(".") for local, _ in module.named_parameters(recurse=False)]
+    if kept:
+        raise ValueError(
+            f"model: {', '.join(map(repr, kept[:5]))} belong to modules without reset_parameters. Give them one, or "
+            "build an untrained model yourself."
+        )
+    return fresh
+
+
+def trained(model: nn.Module, train: Training, epochs: int, seed: int = 0) -> nn.Module:
+    """A copy of the model, trained for some epochs; the same seed gives the same network.
+
+    Trained from `untrained(model)` on `shuffled_pixels`, it is the control that has seen everything but the images.
+
+    Args:
+        model: not changed.
+        train: a generator function that trains and yields after each epoch; `sgd_training` makes one.
+        epochs: how many.
+        seed: of the global generators during training, which are put back.
+
+    Returns:
+        The trained copy, in the mode that `train` left it in.
+
+    Raises:
+        TypeError: `seed` is no int.
+        ValueError: `epochs` is no whole number, 0 or more.
+    """
+    network = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=cuda_devices(model)):
+        torch.manual_seed(checks.check_integer(seed, "seed"))
+        for _ in itertools.islice(train(network), epochs):
+            pass
+    return network
+
+
+def shuffled_pixels(images: Tensor, seed: int = 0) -> Tensor:
+    """The images with their pixels in random order, another order for each image, one for all channels of an image.
+
+    What is left of an image is the distribution of its pixels.
+
+    Args:
+        images: (N, pixels), or (N, channels, height, width), or with more dimensions behind channels.
+        seed: of the permutations.
+
+    Returns:
+        A new tensor of the same shape, dtype and device.
+
+    Raises:
+        ValueError: three dimensions, which may be channels or rows, or fewer than two.
+    """
+    if images.ndim < 2 or images.ndim == 3:
+        raise ValueError(
+            f"images: expected (N, pixels) or (N, channels, height, width), got shape {tuple(images.shape)}. Give "
+            "images without channels a dimension of 1: images.unsqueeze(1)."
+        )
+    flat = images.reshape(len(images), 1, -1) if images.ndim == 2 else images.flatten(2)
+    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
+    order = torch.rand(len(images), 1, flat.shape[2], generator=generator).argsort(2)
+    return flat.gather(2, order.expand_as(flat).to(images.device)).reshape(images.shape)
+
+
+def weight_cosine(model: nn.Module, layer: str) -> Tensor:
+    """Cosine of the incoming weights of every pair of neurons: geometry that has seen no data.  # shape: (n, n)
+
+    Raises:
+        TypeError, ValueError: as `consumers`, for the layer.
+    """
+    module = dense_layer(model, layer)
+    return cosine_matrix(tensor_of(module, "weight").detach(), neuron_dim=row_dim(module))
+
+
+def cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -1,0 +1,119 @@
+"""The weights that read a layer's neurons, as `merge_cost` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...graphs import READER, Part, spatial_dims
+from ...models import evaluating
+from .consumers import consumers
+from .merge import part_tensor
+from .sensitivity import LossFunction
+
+
+def outgoing_weights(
+    model: nn.Module,
+    layer: str,
+    example_input: Any = None,
+    *,
+    loss: tuple[Iterable[Any], LossFunction] | None = None,
+) -> Tensor:
+    """All weights that read each neuron of a layer, those of all its readers side by side.
+
+    With `loss` a change of the readers' outputs weighs as the loss makes it weigh: with F = E[Σ g gᵀ], g the gradient
+    of a sample's loss with respect to a reader's output and the sum over positions, columns v become F^½ v, so that
+
+        ½ merge_cost² ≈ ½ E[δᵀ F δ]        δ the change of the readers' outputs
+
+    is the rise of the loss to second order, with the empirical Fisher matrix in the place of the curvature, and
+    positions taken as independent of each other.
+
+    Args:
+        model: left as it was.
+        layer: name of an nn.Linear or convolution.
+        example_input: as in `consumers`.
+        loss: (loader, loss_fn), the loss a mean over samples, as in `biopsy`; a forward and a backward pass a batch, in
+            eval mode.
+
+    Returns:
+        float64, on the device of the readers.  # shape: (neurons, weights)
+
+    Raises:
+        TypeError: as `consumers`.
+        ValueError: as `consumers`; readers that are not all known; a loader without a batch; a reader whose output the
+            loss does not depend on.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
+        >>> outgoing_weights(model, "0", torch.rand(1, 1, 5, 5)).shape
+        torch.Size([8, 90])
+    """
+    found = consumers(model, layer, example_input)
+    found.require("outgoing_weights", removal=False)
+    roots = {} if loss is None else _roots(model, {module_of(part) for part in found.of(READER)}, *loss)
+    columns = []
+    for part in found.of(READER):
+        weight = part_tensor(model, part).detach().double()
+        entries = part.entries(torch.arange(found.neurons)).to(weight.device)
+        each = weight.index_select(part.dim, entries).movedim(part.dim, 0)
+        if module_of(part) in roots:
+            each = torch.einsum("no...,or->nr...", each, roots[module_of(part)])
+        columns.append(each.reshape(found.neurons, -1))
+    return torch.cat([each.to(columns[0].device) for each in columns], 1)
+
+
+def module_of(part: Part) -> str:
+    return part.name.rpartition(".")[0]
+
+
+def _roots(model: nn.Module, readers: Iterable[str], loader: Iterable[Any], loss_fn: LossFunction) -> dict[str, Tensor]:
+    """For each reader a root R of F = R Rᵀ.  # shape: (outputs, outputs) each"""
+    modules = {name: model.get_submodule(name) for name in sorted(readers)}
+    sums: dict[str, Tensor] = {}
+    samples = 0
+    with evaluating(model), torch.enable_grad(), ExitStack() as stack:
+        seen: dict[str, list[Tensor]] = {name: [] for name in modules}
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(_added_zero(seen[name])).remove)
+        for batch in loader:
+            for zeros in seen.values():
+                zeros.clear()
+            value = loss_fn(model, batch)
+            flat = [(name, zero) for name, zeros in seen.items() for zero in zeros]
+            size = flat[0][1].shape[0] if flat else 0
+            gradients = torch.autograd.grad(value, [zero for _, zero in flat], allow_unused=True)
+            for (name, _), gradient in zip(flat, gradients, strict=True):
+                if gradient is None:
+                    continue
+                axis = -1 - spatial_dims(modules[name])
+                rows = gradient.detach().movedim(axis, -1).reshape(-1, gradient.shape[axis]).double() * size
+                sums[name] = sums.get(name, 0) + rows.T @ rows
+            samples += size
+    missing = [name for name in modules if name not in sums]
+    if missing:
+        raise ValueError(
+            f"loss: expected a loss over at least one batch that depends on {missing[0]!r}, which reads the layer, got "
+            "none. Pass (loader, loss_fn) that runs the whole model; a generator is empty after its first reading."
+        )
+    return {name: _root(total / samples) for name, total in sums.items()}
+
+
+def _added_zero(seen: list[Tensor]) -> Any:
+    """A hook that adds zeros, whose gradient is that of the output, also where no parameter trains."""
+
+    def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        zero = torch.zeros_like(output, requires_grad=True)
+        seen.append(zero)
+        return output + zero
+
+    return hook
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp_min(0).sqrt()

@@ -1,0 +1,168 @@
+"""What the readers of a group of neurons get, or what its members answer: samples of neurons, heads, channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdsd_kernels import checks
+
+from ..._progress import Progress, reporter
+from ...graphs import CONVOLUTIONS, READER, listening
+from ...models import evaluating
+from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding
+from ..gram import GramAccumulator
+from .consumers import Consumers, consumers
+
+READERS, MEMBERS = "readers", "members"
+
+
+def group_activations(
+    model: nn.Module,
+    loader: Iterable[Any],
+    layers: str | Sequence[str],
+    *,
+    of: str = READERS,
+    example_input: Any = None,
+    max_batches: int | None = None,
+    forward: Forward | None = None,
+    mask: Mask = None,
+    progress: Progress = False,
+) -> dict[str, LayerActivations]:
+    """Collect what the neurons of groups answer, as sums of products: gated neurons, channels of a stream, heads.
+
+    A neuron with several entries, a head of 64 features for example, is compared by all of them: each entry of each
+    position is a sample.
+
+    Args:
+        model: any module; it runs in eval mode, and is left as it was.
+        loader: as in `collect_activations`.
+        layers: names as in `consumers`; each stands for its group.
+        of: "readers": what the first reader of the group multiplies, behind norms, gates and sums: for heads, their
+            outputs. "members": the outputs of all layers that write the group, one behind the other.
+        example_input: as in `consumers`; None: the first batch.
+        max_batches, forward, mask: as in `collect_activations`. A mask leaves out positions of what has them in front.
+        progress: True for a line on standard error, or a function called with (batches done, batches in all).
+
+    Returns:
+        layer name → `LayerActivations`, whose `gram()` is what merge(…, how="absorb", gram=…) takes.
+
+    Raises:
+        TypeError, ValueError: as `consumers` and `collect_activations`; a group without a reader; "members" where a
+            layer that writes is no Linear layer or convolution; a reader that a batch does not reach.
+    """
+    checks.check_choice(of, "of", (READERS, MEMBERS))
+    run = forward or ModelCall(model, None)
+    if example_input is None and forward is None:
+        example_input = example_of(model, loader)
+    names = [layers] if isinstance(layers, str) else list(layers)
+    groups = [consumers(model, name, example_input) for name in names]
+    return collect_groups(model, loader, groups, run, of, max_batches, Padding(mask), progress)
+
+
+def example_of(model: nn.Module, loader: Iterable[Any]) -> Any:
+    """The first batch of a loader, as the model is called on it."""
+    call = ModelCall(model, None)
+    batch = next(iter(loader), None)
+    if isinstance(batch, (tuple, list)) and batch:
+        batch = batch[0]
+    if isinstance(batch, Mapping):
+        return {name: batch[name] for name in batch if call.takes_any or name in call.names}
+    return batch
+
+
+def collect_groups(
+    model: nn.Module,
+    loader: Iterable[Any],
+    groups: Sequence[Consumers],
+    run: Callable[[nn.Module, Any], Any],
+    of: str,
+    max_batches: int | None,
+    padding: Padding,
+    progress: Progress,
+) -> dict[str, LayerActivations]:
+    """`group_activations` of groups that are known."""
+    stores = [_Store(model, found, of, padding) for found in groups]
+    report = reporter(progress, "activations of groups")
+    done = 0
+    with evaluating(model):
+        for batch in loader:
+            padding.start(batch, done)
+            with _hearing(model, stores, of):
+                run(model, batch)
+            done += 1
+            report(done, max_batches or done)
+            if done == max_batches:
+                break
+    return {found.layer: store.finished(done) for found, store in zip(groups, stores, strict=True)}
+
+
+@contextmanager
+def _hearing(model: nn.Module, stores: Sequence[_Store], of: str) -> Iterator[None]:
+    if of == READERS:
+        wanted: dict[tuple[str, int], list[_Store]] = {}
+        for store in stores:
+            wanted.setdefault(store.place, []).append(store)
+
+        def heard(name: str, axis: int, tensor: Tensor, dim: int) -> None:
+            for store in wanted.get((name, axis), ()):
+                store.add(tensor, dim)
+
+        with listening(model, heard):
+            yield
+        return
+    with ExitStack() as stack:
+        for store in stores:
+            for place, writer in enumerate(store.found.writers):
+                module = model.get_submodule(writer.name)
+                dim = -(len(module.kernel_size) + 1) if isinstance(module, CONVOLUTIONS) else -1  # type: ignore[arg-type]
+
+                def keep(_module: nn.Module, _inputs: Any, output: Tensor, store=store, place=place, dim=dim) -> None:  # type: ignore[no-untyped-def]
+                    store.add(output, dim % output.ndim, place)
+
+                stack.callback(module.register_forward_hook(keep).remove)
+        yield
+
+
+class _Store:
+    """Sums of one group."""
+
+    def __init__(self, model: nn.Module, found: Consumers, of: str, padding: Padding) -> None:
+        self.found, self.padding = found, padding
+        readers = found.of(READER)
+        if of == READERS and not readers:
+            raise ValueError(f"layers: nothing that is known reads {found.layer!r}. Pass of='members'.\n{found}")
+        self.place = (readers[0].name, readers[0].dim) if of == READERS else ("", 0)
+        units = [readers[0].units] if of == READERS else [writer.neurons for writer in found.writers]
+        if of == MEMBERS:
+            wrong = [
+                w.name for w in found.writers if not isinstance(model.get_submodule(w.name), (nn.Linear, *CONVOLUTIONS))
+            ]
+            if wrong:
+                raise ValueError(f"of: 'members' needs layers with an output of their own; {wrong[0]!r} is none.")
+        self.orders = [each.argsort(stable=True)[int((each < 0).sum()) :] for each in units]
+        self.what = self.place[0].rpartition(".")[0] if of == READERS else ", ".join(w.name for w in found.writers)
+        self.samples = 0
+        self.sums: GramAccumulator | None = None
+
+    def add(self, tensor: Tensor, dim: int, place: int = 0) -> None:
+        order = self.orders[place].to(tensor.device)
+        rows, last = self.padding.without(tensor.detach(), dim, f"layer {self.found.layer!r}")
+        picked = rows.movedim(last, 0).index_select(0, order)  # shape: (neurons × entries, …)
+        picked = picked.reshape(self.found.neurons, -1)
+        if self.sums is None:
+            dtype = torch.float64 if picked.dtype == torch.float64 else torch.float32
+            self.sums = GramAccumulator(self.found.neurons, center=True, dtype=dtype, device=picked.device)
+        self.samples += picked.shape[1]
+        self.sums.update(picked, neuron_dim=0)
+
+    def finished(self, batches: int) -> LayerActivations:
+        if self.sums is None:
+            raise ValueError(
+                f"layers: what reads {self.found.layer!r} did not run in {batches} batches. Pass more of them."
+            )
+        return LayerActivations(self.found.layer, f"read by {self.what}", self.found.neurons, self.samples, self.sums)

@@ -1,0 +1,208 @@
+"""Neurons that have to go together, and every tensor that has entries of theirs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .atoms import INNER, READING, REMOVAL, Ids, Obstacle
+from .counts import Origin
+from .recording import Recording
+from .walk import IN_TRAINING
+
+WRITER, BETWEEN, READER, TIED = "writer", "between", "reader", "writer and reader"
+
+
+class Part(NamedTuple):
+    """A tensor with entries for single units.
+
+    Entry k of axis `dim` belongs to unit `units[k]`, or to something else where that is −1.
+    """
+
+    name: str
+    dim: int
+    units: Tensor
+    role: str  # WRITER: rows that give the values; BETWEEN: entries for values on the way; READER: columns; or TIED
+
+    def entries(self, which: Tensor) -> Tensor:
+        """The entries of the units `which`, in their order.  # shape: (len(which) × entries a unit,)"""
+        others = int((self.units < 0).sum())
+        count = int(self.units.max()) + 1
+        return self.units.argsort(stable=True)[others:].reshape(count, -1)[which].flatten()
+
+    @property
+    def each(self) -> int:
+        """Entries a unit."""
+        return int((self.units >= 0).sum()) // (int(self.units.max()) + 1)
+
+
+class Attribute(NamedTuple):
+    """A number that a module holds, which says how long an axis is."""
+
+    module: str
+    name: str
+    number: int
+    units: Tensor  # of the entries of that axis, −1 for others
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The units of an axis of a parameter: neurons, channels, heads.
+
+    Attributes:
+        units: how many.
+        rows: the unit of each entry of that axis.
+        parts: tensors with entries of theirs.
+        obstacles: what stands in the way.
+        attributes: numbers that change with them.
+    """
+
+    units: int
+    rows: Tensor
+    parts: tuple[Part, ...]
+    obstacles: tuple[Obstacle, ...]
+    attributes: tuple[Attribute, ...]
+
+
+class Groups:
+    """Groups of one recording."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording, self.atoms = recording, recording.atoms
+        self.axes: list[tuple[str, int, Ids]] = []
+        seen: set[int] = set()
+        for name, value in recording.values.items():
+            if id(value) not in seen:
+                seen.add(id(value))
+                self.axes += [(name, dim, axis) for dim, axis in enumerate(value.axes) if isinstance(axis, np.ndarray)]
+        sizes = [len(ids) for _, _, ids in self.axes]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.all = self.atoms.roots(np.concatenate([ids for _, _, ids in self.axes] or [np.zeros(0, np.int64)]))
+
+    @functools.cached_property
+    def _notes(self) -> tuple[Ids, Ids]:
+        """Roots of all that was noted, and the note of each."""
+        notes = self.atoms.notes
+        numbers = np.repeat(np.arange(len(notes)), [len(ids) for ids, _ in notes]) if notes else np.zeros(0, np.int64)
+        return self.atoms.roots(np.concatenate([ids for ids, _ in notes] or [np.zeros(0, np.int64)])), numbers
+
+    @functools.cached_property
+    def _reads(self) -> dict[str, list[tuple[Ids, bool, str]]]:
+        found: dict[str, list[tuple[Ids, bool, str]]] = {}
+        for walk in self.recording.walks:
+            for ids, names, linear, where in walk.reads:
+                for name in names:
+                    found.setdefault(name, []).append((ids, linear, where))
+        return found
+
+    @functools.cached_property
+    def _written(self) -> dict[str, list[Ids]]:
+        found: dict[str, list[Ids]] = {}
+        for walk in self.recording.walks:
+            for ids, names in walk.written:
+                for name in names:
+                    found.setdefault(name, []).append(ids)
+        return found
+
+    def canonical(self, name: str) -> str:
+        """The name under which a tensor with several names is listed."""
+        value = self.recording.values[name]
+        return next(each for each, other in self.recording.values.items() if other is value)
+
+    def used(self, name: str) -> bool:
+        """Whether the parameter was a factor of a product, or looked up."""
+        return self.canonical(name) in self._written or self.canonical(name) in self._reads
+
+    def rows_of(self, name: str) -> list[int]:
+        """The axes of a parameter that a product gives on."""
+        name = self.canonical(name)
+        found = []
+        for dim, axis in enumerate(self.recording.values[name].axes):
+            if isinstance(axis, np.ndarray):
+                mine = set(self.atoms.roots(axis).tolist())
+                if any(mine & set(self.atoms.roots(ids).tolist()) for ids in self._written.get(name, [])):
+                    found.append(dim)
+        return found
+
+    def of(self, name: str, dim: int) -> Group:
+        """The group of an axis of a parameter."""
+        axis = self.recording.values[name].axes[dim]
+        assert isinstance(axis, np.ndarray)
+        roots = self.atoms.roots(axis)
+        units, first = np.unique(roots, return_index=True)
+        units = units[np.argsort(first)]
+        order = {int(root): k for k, root in enumerate(units)}
+        rows = np.array([order[int(root)] for root in roots])
+        parts, obstacles = self._parts(units, order), self._obstacles(units)
+        per_unit = np.bincount(rows)
+        if (per_unit != per_unit[0]).any():
+            reason = "its neurons are coupled in sets of different sizes"
+            obstacles.append(Obstacle(repr(name), reason, "Choose another layer.", "merging"))
+        for part in parts:
+            counts = np.bincount(part.units[part.units >= 0].numpy(), minlength=len(units))
+            if (counts != counts[0]).any():
+                reason = f"its units have different numbers of entries in {part.name!r}"
+                obstacles.append(Obstacle(repr(part.name), reason, "Choose another layer.", "merging"))
+                parts = [each for each in parts if each is not part]
+        attributes, both = self._attributes(order)
+        return Group(len(units), torch.from_numpy(rows), tuple(parts), (*obstacles, *both), attributes)
+
+    def _parts(self, units: Ids, order: dict[int, int]) -> list[Part]:
+        hit = np.isin(self.all, units)
+        places = np.unique(np.searchsorted(self.starts, hit.nonzero()[0], side="right") - 1)
+        parts = []
+        for place in places.tolist():
+            name, dim, ids = self.axes[place]
+            roots = self.all[self.starts[place] : self.starts[place + 1]]
+            mine = torch.tensor([order.get(int(root), -1) for root in roots])
+            parts.append(Part(name, dim, mine, self._role(name, ids)))
+        return parts
+
+    def _role(self, name: str, axis: Ids) -> str:
+        """What an axis of a tensor is for: its own entries say, or, where it was computed with, those it goes with."""
+        reads = [ids for ids, _, _ in self._reads.get(name, [])]
+        for entries in (lambda ids: ids, self.atoms.roots):
+            mine = entries(axis)
+            read = any(np.isin(entries(ids), mine).any() for ids in reads)
+            written = any(np.isin(entries(ids), mine).any() for ids in self._written.get(name, []))
+            if read or written:
+                return TIED if read and written else READER if read else WRITER
+        return BETWEEN
+
+    def _obstacles(self, units: Ids) -> list[Obstacle]:
+        roots, numbers = self._notes
+        hit = np.unique(numbers[np.isin(roots, units)])
+        found = [self.atoms.notes[int(k)][1] for k in hit]
+        if bool((self.atoms.flags[units] & INNER).any()):
+            found.append(Obstacle("its neurons", "they are places inside a head", "Choose another layer.", READING))
+        for name, reads in self._reads.items():
+            computed = [(ids, where) for ids, linear, where in reads if not linear]
+            where = next((where for ids, where in computed if np.isin(self.atoms.roots(ids), units).any()), None)
+            if where is not None:
+                reason = f"a weight that reads them is computed from others, as from {name!r}"
+                advice = "Make it permanent first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
+                found.append(Obstacle(where, reason, advice, READING))
+        return list({(each.where.removesuffix(IN_TRAINING), each.reason): each for each in reversed(found)}.values())[
+            ::-1
+        ]
+
+    def _attributes(self, order: dict[int, int]) -> tuple[tuple[Attribute, ...], list[Obstacle]]:
+        """Numbers that say how many there are; an obstacle where one says as well how many others there are."""
+        found: dict[Origin, Attribute] = {}
+        elsewhere: dict[Origin, str] = {}
+        for walk in self.recording.walks:
+            for (module, name), ids, number in walk.linked:
+                units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(ids)])
+                if bool((units >= 0).any()):
+                    found.setdefault((module, name), Attribute(module, name, number, units))
+                else:
+                    elsewhere[module, name] = f"{name!r} of module {module!r}"
+        reason = "it is the size of these neurons and of others, which would not change"
+        advice = "Give the module a number for each, or merge without removal (remove=False)."
+        both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in found]
+        return tuple(found.values()), both

@@ -1,0 +1,159 @@
+"""One recording a model, kept while the model is as it was."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import evaluating, untouched
+from .groups import Groups
+from .recording import as_arguments, record
+from .vocabulary import CONVOLUTIONS, spatial_dims
+
+SIZES = (8, 16, 28, 32, 64, 224)
+"""Widths of pictures, and lengths of sequences, to try where there is no example."""
+SEED = 0
+
+_kept: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any, list[Groups]]] = weakref.WeakKeyDictionary()
+
+
+def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
+    """What running the model says about the entries of its parameters.
+
+    Args:
+        model: any model; it is left as it was.
+        example_input: a tensor, a tuple of positional or a dictionary of keyword arguments. None: everything of a
+            likely shape that the model runs on, each recorded.
+
+    Returns:
+        One for the example; without one, one for each input that the model ran on. They are kept, and given again as
+        long as the model has the same modules, settings, parameters and the same example.
+
+    Raises:
+        ValueError: the model does not run on `example_input`, or on nothing that was tried.
+    """
+    key = (_signature(model), _signature_of_example(example_input))
+    kept = _kept.get(model)
+    if kept is not None and kept[0] == key:
+        return kept[2]
+    if example_input is None:
+        found = [Groups(record(model, each)) for each in likely_inputs(model)]
+        if not found:
+            raise ValueError(
+                f"model: {type(model).__name__} runs on no input of a likely shape. Pass example_input, an input the "
+                "model runs on."
+            )
+    else:
+        try:
+            found = [Groups(record(model, example_input))]
+        except Exception as error:
+            arguments, named = as_arguments(example_input)
+            try:
+                with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]):
+                    model(*arguments, **named)
+            except Exception:
+                raise ValueError(
+                    f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
+                ) from error
+            raise ValueError(
+                f"model: {type(model).__name__} runs, but what it does cannot be followed ({type(error).__name__}: "
+                f"{first_line(error)}). Pass a part of the model."
+            ) from error
+    _kept[model] = (key, example_input, found)
+    return found
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, cut to 160 characters."""
+    line = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return line if len(line) <= 160 else line[:159] + "…"
+
+
+def _signature(model: nn.Module) -> tuple[Any, ...]:
+    """Changes with the modules, their settings and the shapes of their tensors, and not with the values of these."""
+    return tuple(
+        (
+            name,
+            id(module),
+            type(module),
+            tuple((key, id(each), tuple(each.shape)) for key, each in module._parameters.items() if each is not None),
+            tuple((key, each.dtype, tuple(each.shape)) for key, each in module._buffers.items() if each is not None),
+            tuple(
+                (key, value if isinstance(value, (int, float, str)) else id(value))
+                for key, value in vars(module).items()
+                if key != "training" and not key.startswith("_")
+            ),
+            _config_of(module),
+        )
+        for name, module in model.named_modules(remove_duplicate=False)
+    )
+
+
+def _config_of(module: nn.Module) -> str:
+    config = getattr(module, "config", None)
+    return repr(sorted(vars(config).items(), key=lambda item: item[0])) if hasattr(config, "__dict__") else ""
+
+
+def _signature_of_example(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return id(value), value._version, tuple(value.shape), value.dtype
+    if isinstance(value, Mapping):
+        return tuple((name, _signature_of_example(part)) for name, part in value.items())
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_signature_of_example, value))
+    return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
+
+
+# ---- inputs, where there is no example -------------------------------------------------------------------------------
+
+
+def likely_inputs(model: nn.Module) -> Iterator[Tensor]:
+    """Inputs of likely shapes that the model runs on; none where it has to be given more than one."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [each for each in parameters if each.default is inspect.Parameter.empty and each.kind in positional]
+    several = any(each.kind == inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    if len(required) > 1 or (not required and not several and len(parameters) == 0):
+        return
+    first = next((m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding, *CONVOLUTIONS))), None)
+    if first is None:
+        return
+    found = False
+    for guesses in _likely(first):
+        for guess in guesses:
+            try:
+                with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]):
+                    model(guess)
+            except Exception:
+                continue
+            found = True
+            yield guess
+        if found:
+            return
+
+
+def _likely(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Inputs that a model which begins with this module might take; the next set where it takes none of one."""
+    weight = next(module.parameters())
+    generator = torch.Generator().manual_seed(SEED)
+    if isinstance(module, nn.Embedding):
+        yield [torch.randint(module.num_embeddings, (2, 8), generator=generator).to(weight.device)]
+        return
+
+    def made(*shapes: tuple[Any, ...]) -> list[Tensor]:
+        return [torch.randn(shape, generator=generator).to(weight) for shape in shapes]
+
+    dims = spatial_dims(module)
+    if dims == 0:
+        width = module.in_features
+        yield made((4, width), (2, 5, width))
+        for length in (3, 4, 7, 8, 16):
+            yield made((2, length, width))
+        return
+    for sizes in (SIZES if dims < 3 else (8, 16), range(1, 65 if dims < 3 else 17)):
+        yield made(*((*batch, module.in_channels, *[size] * dims) for batch in ((2,), ()) for size in sizes))

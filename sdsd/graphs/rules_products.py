@@ -1,0 +1,172 @@
+"""Products of matrices, convolutions and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .atoms import CHOOSE_ANOTHER, MERGING, Ids
+from .rules_layout import together
+from .values import Axis, Value
+from .walk import Factor, Step, Walk, rule, tensors
+
+
+@rule("mm addmm bmm baddbmm mv addmv dot linear addbmm _int_mm _scaled_mm vdot")
+def matrix_product(walk: Walk, step: Step) -> None:
+    plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
+    a, b = step.args[1:3] if plus is not None else step.args[:2]
+    if step.name in ("linear", "addbmm"):
+        walk.unknown(step)
+        return
+    a_axes, b_axes = walk.axes(a), walk.axes(b)
+    over = b.ndim - 2 if b.ndim > 1 else 0
+    made: list[Axis] = []
+    if a.ndim == 3:
+        made.append(_batch(walk, a_axes[0], b_axes[0]))
+    walk.contract(Factor(a, a.ndim - 1, a_axes[-1]), Factor(b, over, b_axes[over]))
+    if a.ndim > 1:
+        made.append(a_axes[-2])
+        if not walk.value(b).static:
+            walk.writes(a, a_axes[-2])
+    if b.ndim > 1:
+        made.append(b_axes[-1])
+        if not walk.value(a).static:
+            walk.writes(b, b_axes[-1])
+    if plus is not None:
+        for k in range(1, plus.ndim + 1):
+            if plus.shape[-k] == step.out.shape[-k] > 1:
+                axis = walk.followed(plus, plus.ndim - k)
+                if axis is not None or made[-k] is not None:
+                    made[-k] = walk.join(made[-k], axis)
+    value = together(walk, [a, b])
+    if plus is not None:
+        value.static = value.static and walk.value(plus).static
+    walk.give(step.out, made, value)
+
+
+def _batch(walk: Walk, one: Axis, other: Axis) -> Axis:
+    """The axis of a batch of products: of samples, or of heads, or of both."""
+    for axis in (one, other):
+        if isinstance(axis, np.ndarray):
+            walk.atoms.counts_units(axis)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        walk.atoms.unite(one, other)
+        return one
+    known = one if isinstance(one, np.ndarray) else other
+    if isinstance(known, np.ndarray):
+        walk.mixed(known, f"{walk.name!r} multiplies them by what no layer writes")
+    return known if isinstance(known, np.ndarray) else None
+
+
+@rule(
+    """
+    convolution _convolution cudnn_convolution mkldnn_convolution miopen_convolution conv_depthwise3d
+    _conv_depthwise2d slow_conv3d conv2d thnn_conv2d
+    """
+)
+def convolution(walk: Walk, step: Step) -> None:
+    if step.name not in ("convolution", "_convolution"):
+        walk.unknown(step)
+        return
+    given, weight, bias = step.args[0], step.args[1], step.args[2]
+    transposed, groups = step.args[6], step.args[8]
+    axes, kernel = walk.axes(given), walk.axes(weight)
+    channels = axes[1]
+    if transposed:
+        out = _transposed(walk, (given, channels), (weight, kernel), groups)
+    elif groups == 1:
+        walk.contract(Factor(given, 1, channels), Factor(weight, 1, kernel[1]))
+        out = kernel[0]
+    else:
+        out = _grouped(walk, (given, channels), (weight, kernel), groups)
+    walk.writes(weight, out)
+    if bias is not None and isinstance(out, np.ndarray) and bias.shape[0] > 1:
+        out = walk.join(out, walk.followed(bias, 0))
+    for kernel_axis in kernel[2:]:
+        walk.note(kernel_axis, "they are places of a kernel")
+    walk.give(step.out, [axes[0], out, *[None] * (step.out.ndim - 2)], Value([], walk.value(given).static, False))
+
+
+def _grouped(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list[Axis]], groups: int) -> Axis:
+    (x, channels), (weight, kernel) = given, weights
+    rows = kernel[0]
+    if weight.shape[1] == 1:  # depthwise: every channel by itself
+        times = weight.shape[0] // groups
+        if isinstance(rows, np.ndarray):
+            if isinstance(channels, np.ndarray):
+                walk.atoms.unite(np.repeat(channels, times), rows)
+            else:
+                walk.note(rows, "each reads an input of its own", CHOOSE_ANOTHER, MERGING)
+        return rows
+    if isinstance(rows, np.ndarray):
+        _alike(walk, rows.reshape(groups, -1))
+    if isinstance(channels, np.ndarray):
+        parts = channels.reshape(groups, -1)
+        _alike(walk, parts)
+        walk.contract(Factor(x, 1, parts[0]), Factor(weight, 1, kernel[1]))
+    else:
+        walk.contract(Factor(x, 1, None), Factor(weight, 1, kernel[1]))
+    return rows
+
+
+def _transposed(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list[Axis]], groups: int) -> Axis:
+    (x, channels), (weight, kernel) = given, weights
+    out = kernel[1]
+    if groups == 1:
+        walk.contract(Factor(x, 1, channels), Factor(weight, 0, kernel[0]))
+        return out
+    for axis in (channels, *kernel[:2]):
+        walk.mixed(axis, "a transposed convolution reads them in groups")
+    return np.tile(out, groups) if isinstance(out, np.ndarray) else None
+
+
+def _alike(walk: Walk, rows: Ids) -> None:
+    """Every group has to lose the same places."""
+    for row in rows[1:]:
+        walk.atoms.unite(rows[0], row)
+
+
+@rule(
+    """
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps
+    """
+)
+def attention(walk: Walk, step: Step) -> None:
+    query, key, value = step.args[:3]
+    q, k, v = (walk.axes(each) for each in (query, key, value))
+    heads = q[1]
+    for other in (k[1], v[1]):
+        if isinstance(other, np.ndarray) and isinstance(heads, np.ndarray) and len(other) < len(heads):
+            other = np.repeat(other, len(heads) // len(other))
+        heads = _batch(walk, heads, other)
+    for axis in (q[3], k[3]):
+        walk.mixed(axis, "attention multiplies queries by keys")
+    if isinstance(q[3], np.ndarray) and isinstance(k[3], np.ndarray):
+        walk.atoms.unite(q[3], k[3])
+    for bias in tensors((*step.args[3:], *step.kwargs.values())):
+        if bias.ndim == 4 and bias.shape[1] == query.shape[1] > 1:
+            axis = walk.followed(bias, 1)
+            if axis is not None or heads is not None:
+                walk.join(heads, axis)
+    outs: list[Any] = list(tensors(step.out))
+    for out in outs:
+        same = out.ndim == 4 and out.shape[:3] == query.shape[:3] and out.shape[3] == value.shape[3]
+        walk.give(out, [q[0], heads, None, v[3]] if same else [None] * out.ndim)
+
+
+@rule("_grouped_mm _scaled_grouped_mm")
+def grouped_product(walk: Walk, step: Step) -> None:
+    """Rows of one tensor, in groups, each by a matrix of its own: experts."""
+    rows, experts = step.args[0], step.args[1]
+    if rows.ndim != 2 or experts.ndim != 3:
+        walk.unknown(step)
+        return
+    given, weights = walk.axes(rows), walk.axes(experts)
+    walk.mixed(weights[0], "they are experts, and chosen by their places")
+    walk.contract(Factor(rows, 1, given[1]), Factor(experts, 1, weights[1]))
+    walk.writes(experts, weights[2])
+    walk.give(step.out, [given[0], weights[2]], together(walk, [rows, experts]))

@@ -1,0 +1,383 @@
+"""Operations that compute with each entry by itself, and those that sum over entries."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .atoms import READING, REMOVAL, Ids
+from .rules_layout import together
+from .values import FREE, Axis, Value, words
+from .walk import RULES, Step, Walk, rule, tensors
+
+LINEAR = words(
+    """
+    add sub rsub neg mul div clone _to_copy alias detach lift_fresh positive contiguous copy lift _conj real
+    view_as_real sum_to_size
+    """
+)
+STATISTICS_ADVICE = "Merge without removal (remove=False), or choose a layer whose neurons are read before this norm."
+
+
+@rule(
+    """
+    pointwise hardswish log_sigmoid_forward floor_divide complex polar
+    alias detach lift_fresh lift _to_copy clone contiguous _prelu_kernel fill zero normal uniform
+    bernoulli random exponential native_dropout rrelu_with_noise set_data masked_fill where _conj resolve_conj
+    nan_to_num log_normal geometric cauchy masked_scatter _fused_dropout isin trunc_normal detach_copy
+    alias_copy _copy_from
+    """
+)
+def pointwise(walk: Walk, step: Step) -> None:
+    everything = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
+    outs = list(tensors(step.out))
+    if not everything or not outs:
+        return
+    out = outs[0]
+    given = [each for each in everything if walk.value(each).statistic is None]
+    statistics = [walk.value(each).statistic for each in everything if walk.value(each).statistic is not None]
+    if statistics and not _has_neurons(walk, given, statistics[0], out):  # type: ignore[arg-type]
+        _still_statistic(walk, given, statistics[0], out)  # type: ignore[arg-type]
+        return
+    axes: list[Axis] = [FREE] * out.ndim
+    known = [False] * out.ndim
+    owner: list[Tensor | None] = [None] * out.ndim
+    for tensor in given:
+        shift = out.ndim - tensor.ndim
+        for dim, axis in enumerate(walk.value(tensor).axes):
+            place = dim + shift
+            if place < 0 or tensor.shape[dim] == 1 != out.shape[place]:
+                continue
+            if out.shape[place] == 1:
+                axes[place] = None if not isinstance(axis, np.ndarray) else axis
+                known[place] = True
+                continue
+            if known[place]:
+                axes[place] = _joined(walk, (owner[place], axes[place]), (tensor, axis))
+            else:
+                axes[place] = axis
+            if owner[place] is None or not isinstance(axis, np.ndarray):
+                owner[place] = tensor
+            known[place] = True
+    for one in outs:
+        if one.shape == out.shape:
+            walk.give(one, axes, _result(walk, step, given))
+
+
+def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -> bool:
+    """Whether a mean over all neurons comes back to them, as in a norm."""
+    roots = walk.atoms.roots(statistic)
+    for tensor in given:
+        for dim, axis in enumerate(walk.value(tensor).axes):
+            if tensor.shape[dim] != out.shape[dim + out.ndim - tensor.ndim] or not isinstance(axis, np.ndarray):
+                continue
+            if len(axis) == len(roots) and np.array_equal(walk.atoms.roots(axis), roots):
+                reason = "a norm takes its statistics over all neurons, which removing any would change"
+                walk.mixed(axis, reason, REMOVAL, STATISTICS_ADVICE)
+                return True
+    return False
+
+
+def _still_statistic(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -> None:
+    walk.give(out, [None] * out.ndim)
+    if all(each.numel() == 1 for each in given):
+        walk.value(out).statistic = statistic
+    else:
+        walk.note(statistic, "'mean' mixes all neurons")
+
+
+@rule("_weight_norm_interface _weight_norm")
+def weight_norm(walk: Walk, step: Step) -> None:
+    direction, size = step.args[0], step.args[1]
+    dim = step.argument(2, "dim", 0) % direction.ndim
+    axes = walk.axes(direction)
+    for k, axis in enumerate(axes):
+        if k == dim:
+            walk.join(axis, walk.followed(size, size.ndim - direction.ndim + k))
+        else:
+            walk.mixed(axis, "the norm of a weight is taken over them", REMOVAL)
+    for out in tensors(step.out):
+        same = out.shape == direction.shape
+        walk.give(out, axes if same else [None] * out.ndim, together(walk, [direction, size]), linear=False)
+
+
+def _joined(walk: Walk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Axis]) -> Axis:
+    (a, a_axis), (b, b_axis) = one, other
+    if a_axis is None and b_axis is None:
+        return None
+    for tensor, axis, another in ((a, a_axis, b_axis), (b, b_axis, a_axis)):
+        if axis is FREE and tensor is not None and walk.value(tensor).written_in and isinstance(another, np.ndarray):
+            dim = [k for k, each in enumerate(walk.value(tensor).axes) if each is FREE]
+            for k in dim:
+                if tensor.shape[k] == len(another):
+                    walk.atoms.unite(walk.followed(tensor, k), another)  # type: ignore[arg-type]
+    unknown = a if a_axis is None else b if b_axis is None else None
+    label = walk.value(unknown).label if unknown is not None else ""
+    return walk.join(a_axis, b_axis, label)
+
+
+def _result(walk: Walk, step: Step, given: list[Tensor]) -> Value:
+    made = together(walk, given)
+    with_parameters = sum(bool(walk.value(each).parameters) for each in given)
+    if step.name not in LINEAR or (step.name in ("mul", "div") and with_parameters > 1):
+        made.linear = False
+    if step.name == "div" and len(given) > 1 and walk.value(given[1]).parameters:
+        made.linear = False
+    if step.name in ("mul", "div") and any(each.ndim > 0 and each.numel() > 1 for each in given[1:]):
+        made.linear = False
+    return made
+
+
+@rule("copy")
+def copy_(walk: Walk, step: Step) -> None:
+    """One tensor is written into another, which keeps its entries."""
+    target, source = step.args[0], step.args[1]
+    shift = target.ndim - source.ndim
+    for dim in range(source.ndim):
+        if source.shape[dim] == target.shape[dim + shift] > 1:
+            one, other = walk.followed(target, dim + shift), walk.followed(source, dim)
+            if one is not None or other is not None:
+                walk.join(one, other)
+    written = walk.value(target)
+    if id(target) not in walk.named:
+        written.static = written.static and walk.value(source).static
+        written.linear = written.linear and walk.value(source).linear
+        written.parameters |= walk.value(source).parameters
+        _spread(walk, target, written.static)
+
+
+def _spread(walk: Walk, target: Tensor, static: bool) -> None:
+    """What shares memory with a tensor that was written is no more static than what was written."""
+    if static:
+        return
+    place = target.untyped_storage().data_ptr()
+    for tensor, value in list(walk.values.items()):
+        if value.static and tensor.untyped_storage().data_ptr() == place:
+            value.static = False
+
+
+@rule("index_put index_add scatter scatter_add scatter_reduce index_copy index_fill index_reduce")
+def put(walk: Walk, step: Step) -> None:
+    """Samples or positions are written by their places."""
+    target = step.args[0]
+    axes = list(walk.value(target).axes)
+    if step.name == "index_put":
+        dims = [k for k, each in enumerate(step.args[1]) if each is not None]
+        source = step.args[2] if isinstance(step.args[2], Tensor) else None
+    else:
+        dims = [step.args[1] % max(1, target.ndim)]
+        source = step.args[3] if len(step.args) > 3 and isinstance(step.args[3], Tensor) else None
+    for dim in dims:
+        if isinstance(axes[dim], np.ndarray):
+            walk.mixed(axes[dim], "some of them are written by their places")
+        axes[dim] = None
+    if source is not None and source.ndim == target.ndim:
+        for k in range(target.ndim):
+            if k not in dims and source.shape[k] == target.shape[k] > 1:
+                axis = walk.followed(source, k)
+                axes[k] = axis if axes[k] is FREE else None if axes[k] is None is axis else walk.join(axes[k], axis)
+    elif source is not None and source.ndim > 0:
+        for k in range(1, source.ndim + 1):
+            if k <= target.ndim and source.shape[-k] == target.shape[-k] > 1 and target.ndim - k not in dims:
+                axis = walk.followed(source, source.ndim - k)
+                if axis is not None or axes[-k] is not None:
+                    axes[-k] = walk.join(axes[-k], axis)
+    if step.out is target and id(target) not in walk.named:
+        walk.value(target).axes = axes
+        walk.value(target).static = False
+        _spread(walk, target, False)
+    else:
+        walk.give(step.out, axes)
+
+
+@rule(
+    """
+    zeros ones empty full rand randn new_zeros new_ones new_empty new_full empty_strided new_empty_strided
+    scalar_tensor
+    """
+)
+def factory(walk: Walk, step: Step) -> None:
+    for out in tensors(step.out):
+        walk.give(out, [FREE] * out.ndim, Value([], True, True))
+        walk.value(out).written_in = walk.sizes_written_in
+        walk.value(out).label = "a tensor made in the forward"
+
+
+@rule("zeros_like ones_like empty_like full_like rand_like randn_like randint_like")
+def made_like(walk: Walk, step: Step) -> None:
+    walk.give(step.out, walk.axes(step.args[0]), Value([], True, True))
+
+
+@rule("arange eye linspace logspace tril_indices triu_indices randperm randint one_hot")
+def counted(walk: Walk, step: Step) -> None:
+    for out in tensors(step.out):
+        walk.give(out, [None] * out.ndim, Value([], True, True))
+        walk.value(out).label = f"the numbers of {walk.name!r}"
+
+
+# ---- sums ------------------------------------------------------------------------------------------------------------
+
+
+@rule(
+    """
+    mean sum amax amin var std var_mean std_mean linalg_vector_norm norm logsumexp prod max min argmax argmin
+    any all median nansum nanmean aminmax mode dist kthvalue count_nonzero
+    """
+)
+def reduction(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    if step.name in ("max", "min") and len(step.args) > 1 and isinstance(step.args[1], Tensor):
+        RULES["pointwise"](walk, step)
+        return
+    place = 2 if step.name in ("linalg_vector_norm", "norm", "kthvalue") else 1
+    dims = step.argument(place, "dim")
+    whole = dims is None or dims == [] or isinstance(dims, bool) or "dim" not in str(step.func._schema)
+    listed = range(given.ndim) if whole else [dims] if isinstance(dims, int) else dims
+    over = {dim % max(1, given.ndim) for dim in listed}
+    axes = walk.axes(given)
+    value = walk.value(given)
+    blocks = REMOVAL if value.static else READING
+    what = f"a weight of theirs is summed up by {walk.name!r}" if value.static else f"{walk.name!r} mixes all neurons"
+    statistic = _as_statistic(walk, step, axes, over) if not value.static else None
+    for dim in over:
+        if given.ndim and given.shape[dim] > 1 and statistic is None:
+            walk.mixed(axes[dim], what, blocks)
+    for out in tensors(step.out):
+        kept = out.ndim == given.ndim
+        made = [None if k in over else axis for k, axis in enumerate(axes) if kept or k not in over]
+        walk.give(out, made if len(made) == out.ndim else [None] * out.ndim, value, linear=False)
+        if statistic is not None:
+            walk.value(out).statistic = statistic
+
+
+def _as_statistic(walk: Walk, step: Step, axes: list[Axis], over: set[int]) -> Ids | None:
+    """The neurons of a mean over them that keeps its place, which a norm may divide by."""
+    if step.name not in ("mean", "var", "linalg_vector_norm") or len(over) != 1:
+        return None
+    axis = axes[next(iter(over))]
+    kept = step.out.ndim == step.args[0].ndim and step.out.shape != step.args[0].shape
+    return axis if kept and isinstance(axis, np.ndarray) and not walk.atoms.inside(axis) else None
+
+
+@rule("_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp _safe_softmax")
+def along(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    axes = walk.axes(given)
+    if given.ndim:
+        dim = step.argument(1, "dim", -1)
+        walk.mixed(axes[dim], f"{walk.name!r} mixes all neurons")
+    walk.give(step.out, axes, walk.value(given), linear=False)
+
+
+@rule("topk sort argsort unique_dim cummax cummin")
+def ordered(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    dim = step.argument(2 if step.name == "topk" else 1, "dim", -1)
+    axes = walk.axes(given)
+    walk.mixed(axes[dim if isinstance(dim, int) else -1], f"{walk.name!r} orders the neurons")
+    axes[dim if isinstance(dim, int) else -1] = None
+    for out in tensors(step.out):
+        walk.give(out, axes, walk.value(given), linear=False)
+
+
+@rule("glu")
+def glu(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    dim = step.argument(1, "dim", -1) % given.ndim
+    axes = walk.axes(given)
+    axis = axes[dim]
+    if isinstance(axis, np.ndarray):
+        walk.atoms.unite(*np.split(axis, 2))
+        axes[dim] = axis[: len(axis) // 2]
+    walk.give(step.out, axes)
+
+
+# ---- norms -----------------------------------------------------------------------------------------------------------
+
+
+@rule(
+    """
+    native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update
+    _native_batch_norm_legit_no_training _batch_norm_no_update _native_batch_norm_legit_functional
+    """
+)
+def batch_norm(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    axes = walk.axes(given)
+    for other in tensors(step.args[1:5]):
+        if other.ndim == 1 and given.ndim > 1 and given.shape[1] > 1:
+            axis = walk.followed(other, 0)
+            if axis is not None or axes[1] is not None:
+                axes[1] = walk.join(axes[1], axis)
+    for out in tensors(step.out):
+        walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
+
+
+@rule("native_layer_norm _fused_rms_norm rms_norm layer_norm")
+def layer_norm(walk: Walk, step: Step) -> None:
+    given, shape = step.args[0], step.args[1]
+    axes = walk.axes(given)
+    for k in range(1, len(shape) + 1):
+        if given.shape[-k] == 1:
+            continue
+        for other in tensors(step.args[2:4]):
+            axis = walk.followed(other, other.ndim - k)
+            axes[-k] = walk.join(axes[-k], axis) if axis is not None or axes[-k] is not None else None
+        walk.mixed(
+            axes[-k],
+            f"{walk.name!r} takes its statistics over all neurons, which removing any would change",
+            REMOVAL,
+            STATISTICS_ADVICE,
+        )
+    for out in tensors(step.out):
+        same = out.shape == given.shape
+        walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
+
+
+@rule("native_group_norm group_norm")
+def group_norm(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    axes = walk.axes(given)
+    for other in tensors(step.args[1:3]):
+        axes[1] = walk.join(axes[1], walk.followed(other, 0))
+    groups = step.argument(6, "group")
+    if given.shape[1] != groups:
+        walk.mixed(
+            axes[1],
+            f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change",
+            REMOVAL,
+            STATISTICS_ADVICE,
+        )
+    for out in tensors(step.out):
+        same = out.shape == given.shape
+        walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def spatial(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    axes = walk.axes(given)
+    size = int(found[1]) if (found := re.search(r"(\d)d", step.name)) else 2
+    for axis in axes[given.ndim - size :]:
+        walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
+    for out in tensors(step.out):
+        walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
+
+
+def _spatial_names() -> list[str]:
+    names: list[Any] = [each.partition(".")[0] for each in torch._C._dispatch_get_all_op_names() if "aten::" in each]
+    plain = {each.rpartition("::")[2] for each in names}
+    fitting = re.compile(
+        r"(_?adaptive_)?(max|avg|fractional_max|lp)_pool\dd(_with_indices)?$|mkldnn_\w*pool\dd$|"
+        r"_?upsample_\w+\dd(_aa)?$|(reflection|replication)_pad\dd$"
+    )
+    return sorted(each for each in plain if fitting.match(each))
+
+
+rule(*_spatial_names())(spatial)

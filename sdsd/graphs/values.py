@@ -1,0 +1,47 @@
+"""What is known of a tensor while a model runs: the entries of its axes, and what it was made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .atoms import Ids
+
+
+class _Free:
+    """An axis of a tensor that is made with whatever size is asked for: zeros, for example."""
+
+    def __repr__(self) -> str:
+        return "FREE"
+
+
+FREE = _Free()
+Axis = Ids | _Free | None
+"""The entries of an axis; None where it is not followed: samples, positions, pixels."""
+
+
+@dataclass
+class Value:
+    """What is known of a tensor.
+
+    Attributes:
+        axes: one for each dimension.
+        static: it was computed from parameters, buffers and constants alone.
+        linear: each entry is a sum of entries of its parameters, times numbers.
+        parameters: names of parameters and buffers a static tensor was computed from.
+        label: what it is called in messages; "" where it has no name.
+        statistic: entries that it holds a mean over, as norms of the last axis take; it is one number for all of them.
+        written_in: an axis that is FREE has its size written into the model's forward.
+    """
+
+    axes: list[Axis]
+    static: bool = False
+    linear: bool = False
+    parameters: frozenset[str] = frozenset()
+    label: str = ""
+    statistic: Ids | None = None
+    written_in: bool = False
+
+
+def words(text: str) -> set[str]:
+    """Names apart by blanks."""
+    return set(text.split())

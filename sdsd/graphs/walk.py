@@ -1,0 +1,255 @@
+"""What becomes of the neurons while a model runs: every operation that torch carries out, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
+from .counts import Origin
+from .values import FREE, Axis, Value
+
+IN_TRAINING = ", in training"
+KEEP_SIZE = (
+    "Write x.flatten(1), or -1 for that size, or a size of a tensor or of self, in the model's forward, or merge "
+    "without removal (remove=False)."
+)
+
+
+class Read(NamedTuple):
+    """A product with a tensor of the model, over one of its axes."""
+
+    ids: Ids
+    parameters: frozenset[str]
+    linear: bool
+    where: str
+
+
+class Written(NamedTuple):
+    """Axes of parameters that a product, a convolution or a lookup gives on."""
+
+    ids: Ids
+    parameters: frozenset[str]
+
+
+class Factor(NamedTuple):
+    """A tensor of a product, the dimension that is summed over, and its entries."""
+
+    tensor: Tensor
+    dim: int
+    ids: Axis
+
+
+class Piece(NamedTuple):
+    """Part of an axis, taken by its place."""
+
+    whole: Ids
+    part: Ids
+    obstacle: Obstacle
+
+
+class Step(NamedTuple):
+    """One operation of torch."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+
+Rule = Callable[["Walk", Step], None]
+RULES: dict[str, Rule] = {}
+"""The rule of each operation, by its name in torch.ops.aten; pointwise operations have none of their own."""
+
+
+KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
+"""Operations without a row of their own, or that leave a mean over all neurons what it is."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """The rule for operations of these names, apart by blanks."""
+
+    def add(made: Rule) -> Rule:
+        for name in " ".join(names).split():
+            RULES[name] = made
+        return made
+
+    return add
+
+
+def tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors among arguments or results."""
+    for value in values if isinstance(values, (tuple, list)) else (values,):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from tensors(value)
+
+
+class Walk:
+    """Values of the tensors of one run, and what it says about the entries of parameters."""
+
+    def __init__(self, atoms: Atoms, named: dict[int, Value]) -> None:
+        self.atoms, self.named = atoms, named
+        self.values: Any = WeakIdKeyDictionary()
+        self.reads: list[Read] = []
+        self.written: list[Written] = []
+        self.pieces: list[Piece] = []
+        self.linked: list[tuple[Origin, Ids, int]] = []
+        self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
+        self.heard: Callable[[Ids, Tensor, int], None] | None = None
+        self.module = ""
+        self.training = False
+        self.sizes_written_in = True
+
+    # ---- values ------------------------------------------------------------------------------------------------------
+
+    def value(self, tensor: Tensor) -> Value:
+        found = self.named.get(id(tensor)) or self.values.get(tensor)
+        if found is None:  # a constant that the forward holds
+            found = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
+            self.values[tensor] = found
+        return found  # type: ignore[no-any-return]
+
+    def give(self, tensor: Any, axes: Iterable[Axis], like: Value | None = None, linear: bool = True) -> None:
+        """Note what a result is; static where `like` is, and linear where both are."""
+        if not isinstance(tensor, Tensor) or id(tensor) in self.named:
+            return
+        made = Value(list(axes))
+        if like is not None:
+            made.static, made.parameters = like.static, like.parameters
+            made.linear = like.linear and linear
+        assert len(made.axes) == tensor.ndim, (made.axes, tensor.shape)
+        self.values[tensor] = made
+
+    def followed(self, tensor: Tensor, dim: int) -> Ids | None:
+        """The entries of an axis. A free one gets entries of its own, which views of it share."""
+        value = self.value(tensor)
+        axis = value.axes[dim]
+        if axis is FREE:
+            axis = value.axes[dim] = self.atoms.new(tensor.shape[dim])
+            if value.written_in:
+                self.note(axis, f"a tensor is made with the size {len(axis)} written into it", KEEP_SIZE, REMOVAL)
+        return axis  # type: ignore[return-value]
+
+    def axes(self, tensor: Tensor) -> list[Axis]:
+        return [self.followed(tensor, dim) for dim in range(tensor.ndim)]
+
+    # ---- what happens to entries -------------------------------------------------------------------------------------
+
+    def where(self, name: str) -> str:
+        inside = f"{name!r} in module {self.module!r}" if self.module else f"{name!r} in the model's own forward"
+        return inside + IN_TRAINING if self.training else inside
+
+    def note(self, ids: Axis, reason: str, advice: str = CHOOSE_ANOTHER, blocks: str = READING, name: str = "") -> None:
+        if isinstance(ids, np.ndarray):
+            self.atoms.note(ids, Obstacle(self.where(name or self.name), reason, advice, blocks))
+
+    name = "forward"
+
+    def mixed(self, ids: Axis, reason: str, blocks: str = READING, advice: str = CHOOSE_ANOTHER) -> None:
+        """Single entries cannot be taken out of this axis."""
+        if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
+            self.note(ids, reason, advice, blocks)
+
+    def join(self, one: Axis, other: Axis, who: str = "") -> Axis:
+        """Both axes of the same entries; what the result has."""
+        if one is FREE or other is FREE:
+            return other if one is FREE else one
+        if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+            self.atoms.unite(one, other)
+            return one
+        known = one if isinstance(one, np.ndarray) else other
+        self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}")
+        return known
+
+    def cut_apart(self, whole: Axis, part: Axis, reason: str) -> None:
+        """Some entries are taken by their places; allowed where removal leaves the same share of them."""
+        if not isinstance(whole, np.ndarray) or self.atoms.inside(whole):
+            return
+        if self.sizes_written_in or not isinstance(part, np.ndarray):
+            self.note(whole, reason, KEEP_SIZE, REMOVAL)
+            return
+        self.pieces.append(Piece(whole, part, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)))
+
+    # ---- one operation after the other -------------------------------------------------------------------------------
+
+    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        name = func._schema.name.rpartition("::")[2]
+        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        self.name = plain.strip("_")
+        made = Step(plain, func, args, kwargs, out)
+        found = RULES.get(plain)
+        pointwise = found is None and torch.Tag.pointwise in func.tags
+        if not pointwise and plain not in KEEP_STATISTICS:
+            self.lose_statistics((*args, *kwargs.values()))
+        if found is not None:
+            found(self, made)
+        elif pointwise:
+            RULES["pointwise"](self, made)
+        else:
+            self.unknown(made)
+
+    def lose_statistics(self, values: Any) -> None:
+        """A number computed from all neurons goes where it does not come back to them."""
+        for tensor in tensors(values):
+            found = None if id(tensor) in self.named else self.values.get(tensor)
+            if found is not None and found.statistic is not None:
+                self.note(found.statistic, "'mean' mixes all neurons", name="mean")
+
+    def unknown(self, step: Step) -> None:
+        given = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
+        for tensor in given:
+            for dim in range(tensor.ndim):
+                self.mixed(self.followed(tensor, dim), f"there is no rule for {self.name!r}")
+        static = all(self.value(each).static for each in given)
+        names = frozenset[str]().union(*(self.value(each).parameters for each in given))
+        for tensor in tensors(step.out):
+            self.give(tensor, [None] * tensor.ndim, Value([], static and bool(given), False, names))
+            self.value(tensor).label = f"what {self.name!r} gives, for which there is no rule"
+
+    # ---- products ----------------------------------------------------------------------------------------------------
+
+    def contract(self, one: Factor, other: Factor) -> None:
+        """A product is summed over an axis of both tensors."""
+        (a, a_dim, a_ids), (b, b_dim, b_ids) = one, other
+        a_value, b_value = self.value(a), self.value(b)
+        if self.heard is not None:
+            for (value, ids), (tensor, dim) in (((b_value, b_ids), (a, a_dim)), ((a_value, a_ids), (b, b_dim))):
+                if value.static and isinstance(ids, np.ndarray):
+                    self.heard(ids, tensor, dim)
+        if not isinstance(a_ids, np.ndarray) or not isinstance(b_ids, np.ndarray):
+            known, label = (a_ids, b_value.label) if isinstance(a_ids, np.ndarray) else (b_ids, a_value.label)
+            self.mixed(known, f"{self.name!r} multiplies them by {label or 'what no layer writes'}")
+            return
+        self.atoms.unite(a_ids, b_ids)
+        static = [(value, ids) for value, ids in ((a_value, a_ids), (b_value, b_ids)) if value.static]
+        if len(static) == 1:
+            weight, ids = static[0]
+            if not self.atoms.inside(a_ids):
+                self.reads.append(Read(ids, weight.parameters, weight.linear, self.where(self.name)))
+        elif not static:
+            self.mixed(a_ids, f"{self.name!r} multiplies them by a tensor that the model computes")
+        else:
+            self.mixed(a_ids, "they are summed over inside a weight that is computed from others")
+
+    def writes(self, weight: Tensor, ids: Axis) -> None:
+        value = self.value(weight)
+        if value.static and isinstance(ids, np.ndarray):
+            self.written.append(Written(ids, value.parameters))
+
+    def most_real(self, axes: list[Axis]) -> Ids | None:
+        """Of several axes that become one, that whose entries are units."""
+        known = [axis for axis in axes if isinstance(axis, np.ndarray)]
+        outer = [axis for axis in known if not self.atoms.has(axis, 2)] or known
+        real = [axis for axis in outer if self.atoms.has(axis, REAL)] or outer
+        return real[0] if len(real) == 1 else None

@@ -1,0 +1,108 @@
+"""A model as it was: its tensors and its modes put back, whatever happened in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; afterwards every module is in the mode it was in.
+
+    Args:
+        model: whose modules are switched.
+
+    Yields:
+        None.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def training_outside_torch(model: nn.Module) -> Iterator[None]:
+    """Every module in training but those of torch.nn that contain no other, so that nothing is dropped and no
+    statistics are taken; no gradients. Afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            of_torch = type(module).__module__.startswith("torch.nn.")
+            module.training = not of_torch or any(module.children())
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """For blocks that run a model and change no parameter: afterwards its buffers are as before, bit for bit, and so is
+    every attribute that a forward may set, hooks and entries of dictionaries included."""
+    attributes = [
+        (
+            module,
+            dict(vars(module)),
+            {name: dict(value) for name, value in vars(module).items() if isinstance(value, dict)},
+        )
+        for module in model.modules()
+    ]
+    held = [
+        (tensor, tensor.detach().clone())
+        for _, _, stores in attributes
+        for tensor in stores["_buffers"].values()
+        if tensor is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, before, stores in attributes:
+            vars(module).clear()
+            vars(module).update(before)
+            for store, entries in stores.items():
+                before[store].clear()
+                before[store].update(entries)
+        with torch.no_grad():
+            for tensor, copy in held:
+                if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
+                    tensor.copy_(copy)
+                else:
+                    tensor.data = copy
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards parameters, buffers, requires_grad and modes are as before, bit for bit; copies wait meanwhile."""
+    modes = [(module, module.training) for module in model.modules()]
+    held: list[tuple[dict[str, Any], str, Tensor, Tensor, bool]] = [
+        (store, name, tensor, tensor.detach().clone(), tensor.requires_grad)
+        for module in model.modules()
+        for store in (module._parameters, module._buffers)
+        for name, tensor in store.items()
+        if tensor is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for store, name, tensor, copy, requires_grad in held:
+                store[name] = tensor
+                if (tensor.dtype, tensor.device, tensor.shape) == (copy.dtype, copy.device, copy.shape):
+                    tensor.copy_(copy)
+                else:
+                    tensor.data = copy
+                if tensor.requires_grad != requires_grad:
+                    tensor.requires_grad_(requires_grad)
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,89 @@
+"""The neural tangent kernel of a network as it is, and how far training moves it.
+
+In the limit of infinite width, scaled for it, the kernel K(x, x') = ∇f(x)·∇f(x') stays as it was at the start, and
+training is regression with that kernel (Jacot, Gabriel and Hongler, "Neural Tangent Kernel", arXiv 1806.07572). How far
+a given network is from that is what the kernel moves: the part of learning that no fixed kernel has.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdsd_kernels import checks
+
+from ..models import unwrap
+from ._hessian import gradient_rows, length_of, undisturbed
+
+
+def tangent_kernel(model: nn.Module, inputs: Any, *, output: int | None = None) -> Tensor:
+    """K_ij = ∇f(x_i)·∇f(x_j) over the trainable parameters, where f is one output, or summed over all outputs.
+
+    All gradients are kept at a time: samples × parameters in the model's dtype, output after output.
+
+    Args:
+        model: gives (samples, …) for `inputs`; nothing in it changes. BatchNorm has to be in eval mode.
+        inputs: a batch: a tensor, or tensors in any nesting, passed to the model as one argument; a tuple as several.
+        output: which of a sample's outputs, flattened; None sums the kernels of all.
+
+    Returns:
+        float64; shape: (samples, samples).
+
+    Raises:
+        ValueError: an output that there is not, gradients that are not finite, BatchNorm in train mode.
+
+    Example:
+        >>> line = nn.Linear(1, 1)
+        >>> tangent_kernel(line, torch.tensor([[1.0], [2.0]]))
+        tensor([[2., 3.],
+                [3., 5.]], dtype=torch.float64)
+    """
+    root = unwrap(model)
+    samples = length_of(inputs, "inputs")
+    with undisturbed(root):
+        with torch.no_grad():
+            shape = _answers(root, inputs).shape
+        count = math.prod(shape[1:])
+        if shape[0] != samples:
+            raise ValueError(f"model: expected an answer for each of the {samples} samples, got shape {tuple(shape)}.")
+        if output is not None:
+            checks.check_integer(output, "output", least=0, most=count - 1)
+        kernel = torch.zeros(samples, samples, dtype=torch.float64)
+        for place in range(count) if output is None else (output,):
+
+            def one(model: nn.Module, batch: Any, place: int = place) -> Tensor:
+                return _answers(model, batch).flatten(1)[:, place].sum()
+
+            rows = gradient_rows(root, one, inputs, 1).double()
+            kernel += (rows @ rows.mT).cpu()
+    if not bool(kernel.isfinite().all()):
+        raise ValueError("inputs: their gradients hold NaN or infinity, and so would the kernel.")
+    return kernel
+
+
+def _answers(model: nn.Module, inputs: Any) -> Tensor:
+    found: Tensor = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return found
+
+
+def kernel_change(before: Tensor, after: Tensor) -> float:
+    """‖K' − K‖ / ‖K‖ of two tangent kernels on the same inputs (Frobenius norms): 0 where training is a kernel method.
+
+    Args:
+        before, after: tangent kernels of the same shape.
+
+    Returns:
+        A float, 0 or more.
+
+    Raises:
+        ValueError: kernels of different shape, or a first one of zeros.
+    """
+    if before.ndim != 2 or before.shape != after.shape:
+        raise ValueError(f"after: expected shape {tuple(before.shape)}, got {tuple(after.shape)}.")
+    size = before.double().norm().item()
+    if not size > 0:
+        raise ValueError("before: expected a kernel that is not zero; no parameter moves these outputs.")
+    return (after.double() - before.double()).norm().item() / size

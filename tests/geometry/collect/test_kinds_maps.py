@@ -1,0 +1,276 @@
+"""Maps show what the readers of a layer get, however its activation is written, or say that they do not."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sdsd.geometry.collect.activations import collect_activations
+from sdsd.geometry.map.neuron_map import NeuronMap
+
+
+class Net(nn.Module):
+    """A layer "a", something between, and a reader "b"."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(16, 16), nn.Linear(16, 4), nn.Linear(16, 16)
+        self.norm, self.bias, self.scale = (
+            nn.LayerNorm(16),
+            nn.Parameter(torch.randn(16)),
+            nn.Parameter(torch.randn(16)),
+        )
+        self.between = between
+
+    def forward(self, x):
+        return self.b(self.between(self, x, self.a(x)))
+
+
+def written_into(h, value):
+    h[h < 0] = value
+    return h
+
+
+def added_in_place(h, x):
+    h += x
+    return h
+
+
+TAKEN = {
+    "swish": lambda m, x, h: h * torch.sigmoid(h),
+    "swish, turned round": lambda m, x, h: torch.sigmoid(h) * h,
+    "quick GELU": lambda m, x, h: h * torch.sigmoid(1.702 * h),
+    "mish": lambda m, x, h: h * torch.tanh(functional.softplus(h)),
+    "squared ReLU": lambda m, x, h: h.relu().square(),
+    "power": lambda m, x, h: torch.pow(h.relu(), 2),
+    "GELU by tanh": lambda m, x, h: 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))),
+    "GELU by erf": lambda m, x, h: h * 0.5 * (1.0 + torch.erf(h / math.sqrt(2.0))),
+    "hard swish": lambda m, x, h: h * functional.relu6(h + 3) / 6,
+    "view": lambda m, x, h: h.view(-1, 4, 4).relu().view(-1, 16),
+    "reshape and transpose": lambda m, x, h: h.reshape(-1, 2, 8).transpose(1, 2).tanh().transpose(1, 2).flatten(1),
+    "transposed": lambda m, x, h: h.T.relu().T,
+    "unsqueezed": lambda m, x, h: h.unsqueeze(0).relu().squeeze(0),
+    "divided": lambda m, x, h: (h / 3).relu(),
+    "divided afterwards": lambda m, x, h: h.relu() / m.scale,
+    "bias added": lambda m, x, h: (h + m.bias).relu(),
+    "maximum": lambda m, x, h: torch.maximum(h, torch.zeros_like(h)),
+    "maximum of a number": lambda m, x, h: torch.maximum(h, torch.tensor(0.0)),
+    "maximum of part": lambda m, x, h: torch.maximum(h, 0.2 * h),
+    "where": lambda m, x, h: torch.where(h > 0, h, torch.zeros_like(h)),
+    "where, leaky": lambda m, x, h: torch.where(h > 0, h, 0.1 * h),
+    "times a comparison": lambda m, x, h: h * (h > 0),
+    "masked": lambda m, x, h: h.masked_fill(h < 0, 0.0),
+    "clamp by keyword": lambda m, x, h: torch.clamp(input=h, min=0),
+    "half of h + |h|": lambda m, x, h: (h + h.abs()) / 2,
+    "norm before": lambda m, x, h: m.norm(h).relu(),
+    "norm afterwards": lambda m, x, h: m.norm(h.relu()),
+    "norm of the residual": lambda m, x, h: m.norm(h.relu() + x),
+    "gated": lambda m, x, h: functional.silu(h) * m.c(x),
+    "gate by": lambda m, x, h: functional.silu(m.c(x)) * h,
+    "residual": lambda m, x, h: (h + x).relu(),
+    "residual in place": lambda m, x, h: added_in_place(h, x).relu(),
+    "all in place": lambda m, x, h: added_in_place(h, x).relu_(),
+    "ReLU in place of a view": lambda m, x, h: (functional.relu(h.view(-1), inplace=True), h)[1],
+    "residual behind": lambda m, x, h: x + h.relu(),
+    "exponential": lambda m, x, h: torch.exp(-h.abs()),
+    "dropout, cast": lambda m, x, h: functional.dropout(h.double().relu(), 0.5, m.training).float(),
+    "clone": lambda m, x, h: h.clone().relu_(),
+    "written into": lambda m, x, h: written_into(h, 0.0),
+}
+SAID = {
+    "residual without a nonlinearity": (lambda m, x, h: h + x, "add"),
+    "residual in place without one": (lambda m, x, h: added_in_place(h, x), "add"),
+    "norm without one": (lambda m, x, h: m.norm(h), "layer_norm"),
+    "scaled by place": (lambda m, x, h: h * m.scale + m.bias, "mul → add"),
+    "softmax": (lambda m, x, h: h.softmax(-1), "softmax"),
+    "halves": (lambda m, x, h: torch.cat(h.chunk(2, -1), -1).relu(), "chunk"),
+    "two signs": (lambda m, x, h: (torch.cat([h.relu(), (-h).relu()], -1))[:, :16], "several ways"),
+    "turned round": (lambda m, x, h: h.flip(-1).relu(), "flip"),
+    "two readers": (lambda m, x, h: m.c(h.relu()) + m.c(h.tanh()), "several ways"),
+}
+
+
+def cosine(values):
+    unit = functional.normalize(values.double(), dim=0)
+    return unit.T @ unit
+
+
+def inputs_of(model, x):
+    seen = []
+    handle = model.b.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach().clone()))
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_the_reader_gets_is_taken(name, keep):
+    model, x = Net(TAKEN[name]), torch.randn(300, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = collect_activations(model, [x[:200], x[200:]], "a", keep=keep)["a"]
+    wanted = inputs_of(model.eval(), x)
+    assert found.taken_after != "output"
+    assert found.note == ""
+    assert found.samples == 300
+    assert (found.cosine_matrix().double() - cosine(wanted)).abs().max() < 1e-5
+    if keep:
+        torch.testing.assert_close(found.values, wanted, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_where_it_is_not_the_map_says_so(name):
+    between, says = SAID[name]
+    model, x = Net(between), torch.randn(300, 16)
+    with pytest.warns(RuntimeWarning, match=f"map of 'a' is of its own output.*{says}"):
+        found = collect_activations(model, [x], "a")["a"]
+    assert found.taken_after == "output"
+    with torch.no_grad():
+        assert (found.cosine_matrix().double() - cosine(model.a(x))).abs().max() < 1e-5
+    with pytest.warns(RuntimeWarning):
+        drawn = NeuronMap.from_model(model, "a", [x])
+    assert found.note in drawn.notes
+    with pytest.raises(ValueError, match="saw none behind 'a'"):
+        collect_activations(model, [x], "a", after_nonlinearity=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert collect_activations(model, [x], "a", after_nonlinearity=False)["a"].note == ""
+
+
+def test_a_network_with_nothing_to_say_is_silent():
+    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = collect_activations(model, [torch.randn(9, 16)], ["0", "3"])
+    assert [each.taken_after for each in found.values()] == ["relu", "output"]
+
+
+def test_the_first_readers_of_a_stream_count():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.last = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            x = (self.one(x) + x).relu()
+            return self.last((self.two(x) + x).relu())
+
+    model, x = Block(), torch.randn(200, 16)
+    found = collect_activations(model, [x], "one", keep=True)["one"]
+    with torch.no_grad():
+        torch.testing.assert_close(found.values, (model.one(x) + x).relu())
+    assert found.taken_after == "relu"
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Flatten(2)])
+def test_poolings_and_layouts_behind_are_left_out_and_those_before_are_not(pool):
+    conv, x = nn.Conv2d(3, 5, 3), torch.randn(4, 3, 8, 8)
+    behind = collect_activations(nn.Sequential(conv, nn.ReLU(), pool), [x], "0", keep=True)["0"]
+    before = collect_activations(nn.Sequential(conv, pool, nn.ReLU()), [x], "0", keep=True)["0"]
+    with torch.no_grad():
+        rows = conv(x).relu().movedim(1, -1).flatten(0, 2)
+        pooled = pool(conv(x)).relu().movedim(1, -1).flatten(0, -2)
+    assert torch.equal(behind.values, rows)
+    assert torch.equal(before.values, pooled)
+
+
+# Padding
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.a, self.b, self.pool = nn.Embedding(50, 16), nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 8)
+
+    def forward(self, input_ids, attention_mask=None, flat=False, lengths=None):
+        h = self.e(input_ids)
+        h = self.b(self.a(h.flatten(0, 1) if flat else h).relu())
+        return self.pool((h if flat else h[:, 0]).tanh())
+
+
+def padded(side="right"):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 50, (6, 9), generator=generator)
+    lengths = torch.tensor([9, 4, 1, 6, 2, 9])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    if side == "left":
+        mask = mask.flip(1)
+    return ids * mask, mask
+
+
+def by_hand(model, ids, mask):
+    with torch.no_grad():
+        return model.a(model.e(ids)).relu()[mask > 0]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.float32])
+@pytest.mark.parametrize("flat", [False, True])
+def test_padding_is_no_sample(side, dtype, flat):
+    model, (ids, mask) = Encoder(), padded(side)
+    wanted = by_hand(model, ids, mask)
+    batch = {"input_ids": ids, "attention_mask": mask.to(dtype), "flat": flat}
+    for keep in (False, True):
+        found = collect_activations(model, [batch], "a", keep=keep)["a"]
+        assert found.samples == len(wanted) == int(mask.sum())
+        assert (found.cosine_matrix().double() - cosine(wanted)).abs().max() < 1e-5
+    own = collect_activations(model, [batch], "a", keep=True, after_nonlinearity=False)["a"]
+    assert own.samples == len(wanted)
+    drawn = NeuronMap.from_model(model, "a", [batch])
+    assert drawn.samples == len(wanted)
+    everything = collect_activations(model, [batch], "a", mask=False)["a"]
+    assert everything.samples == 54
+
+
+def test_masks_by_name_and_by_function():
+    model, (ids, mask) = Encoder(), padded()
+    wanted = by_hand(model, ids, mask)
+    named = collect_activations(model, [{"input_ids": ids, "kept": mask}], "a", mask="kept", keep=True)["a"]
+    called = collect_activations(model, [(ids, None)], "a", mask=lambda batch: batch[0] > 0, keep=True)["a"]
+    assert torch.equal(named.values, wanted)
+    assert torch.equal(called.values, wanted)
+    assert NeuronMap.from_model(model, "a", [(ids, None)], mask=lambda batch: batch[0] > 0).samples == len(wanted)
+
+
+def test_a_layer_without_positions_is_taken_whole_unless_a_mask_was_asked_for():
+    model, (ids, mask) = Encoder(), padded()
+    batch = {"input_ids": ids, "attention_mask": mask}
+    assert collect_activations(model, [batch], "pool")["pool"].samples == 6
+    with pytest.raises(ValueError, match=r"expected an output with the \(6, 9\) positions .* got shape \(6, 8\)"):
+        collect_activations(model, [batch], "pool", mask="attention_mask")
+
+
+def test_nothing_behind_a_mask_may_be_nan():
+    class Blind(Encoder):
+        def forward(self, input_ids, attention_mask):
+            h = self.a(self.e(input_ids)).masked_fill(attention_mask[..., None] == 0, float("nan"))
+            return self.b(h.relu())
+
+    ids, mask = padded()
+    found = collect_activations(Blind(), [{"input_ids": ids, "attention_mask": mask}], "a")["a"]
+    assert found.samples == int(mask.sum())
+
+
+@pytest.mark.parametrize(
+    ("mask", "batch", "error", "says"),
+    [
+        (True, {}, TypeError, "name of an entry of the batches, a function"),
+        (3, {}, TypeError, "got int"),
+        ("kept", {}, ValueError, "an entry 'kept', got input_ids"),
+        (lambda batch: None, {}, ValueError, "batch 0: expected a tensor .*, got NoneType"),
+        (lambda batch: torch.ones(2, 2, 2), {}, ValueError, r"got shape \(2, 2, 2\)"),
+        (lambda batch: torch.zeros(6, 9), {}, ValueError, "batch 0: every position is padding"),
+        (lambda batch: torch.ones(3, 2), {}, ValueError, r"expected an output with the \(3, 2\) positions"),
+    ],
+)
+def test_bad_masks(mask, batch, error, says):
+    with pytest.raises(error, match=says):
+        collect_activations(Encoder(), [{"input_ids": padded()[0], **batch}], "a", mask=mask)

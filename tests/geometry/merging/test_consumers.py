@@ -1,0 +1,380 @@
+"""Who reads a layer's neurons: against what the model computes when a neuron is disturbed, and what cannot be said."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import prune
+
+import sdsd
+from sdsd.geometry.merging.consolidate import consolidate
+from sdsd.geometry.merging.consumers import Consumers, consumers
+from sdsd.geometry.merging.merge import merge
+from sdsd.graphs import READING, REMOVAL
+from tests.geometry.networks import Forward, reads_nothing_else, scrambled
+
+
+def names(found: Consumers) -> list[str]:
+    return [reader.name for reader in found.readers]
+
+
+conv, linear = nn.Conv2d, nn.Linear
+MODELS = {
+    "mlp": (lambda: nn.Sequential(linear(5, 6), nn.ReLU(), nn.Dropout(), linear(6, 3)), "0", (7, 5)),
+    "tokens": (lambda: nn.Sequential(linear(5, 6), nn.GELU(), nn.Flatten(), linear(24, 3)), "0", (7, 4, 5)),
+    "conv, norm, pool, flatten": (
+        lambda: nn.Sequential(
+            conv(2, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.MaxPool2d(2), nn.Flatten(), nn.BatchNorm1d(36),
+            linear(36, 3),
+        ),
+        "0", (7, 2, 8, 8),
+    ),
+    "transposed": (
+        lambda: nn.Sequential(nn.ConvTranspose1d(2, 4, 3), nn.Tanh(), nn.ConvTranspose1d(4, 2, 3)), "0", (7, 2, 5)
+    ),
+    "depthwise": (
+        lambda: nn.Sequential(conv(1, 4, 1), nn.ReLU6(), conv(4, 4, 3, groups=4), nn.BatchNorm2d(4), conv(4, 2, 1)),
+        "0", (3, 1, 5, 5),
+    ),
+    "3d": (lambda: nn.Sequential(nn.Conv3d(1, 3, 2), nn.InstanceNorm3d(3, affine=True), nn.Conv3d(3, 2, 2)), "0",
+           (2, 1, 5, 5, 5)),
+    "view by batch size": (
+        lambda: Forward(
+            lambda m, x: m.head(functional.relu(m.first(x)).view(x.size(0), -1)),
+            first=conv(1, 3, 3), head=linear(48, 2),
+        ),
+        "first", (5, 1, 6, 6),
+    ),
+    "written-out swish, mean over pixels": (
+        lambda: Forward(
+            lambda m, x: m.head((m.first(x) * torch.sigmoid(1.7 * m.first(x)) / x.shape[2]).mean((2, 3))),
+            first=conv(1, 3, 3), head=linear(3, 2),
+        ),
+        "first", (5, 1, 6, 6),
+    ),
+    "channels last": (
+        lambda: Forward(
+            lambda m, x: m.head(m.first(x).permute(0, 2, 3, 1).square().transpose(1, 2)),
+            first=conv(1, 3, 3), head=linear(3, 2),
+        ),
+        "first", (5, 1, 6, 6),
+    ),
+    "functions instead of modules": (
+        lambda: Forward(
+            lambda m, x: m.head(
+                functional.max_pool2d(functional.batch_norm(
+                    m.first(x), m.norm.running_mean, m.norm.running_var, m.norm.weight, m.norm.bias
+                ), 2).permute(dims=(0, 2, 3, 1))
+            ),
+            first=conv(1, 3, 3), norm=nn.BatchNorm2d(3), head=linear(3, 2),
+        ),
+        "first", (5, 1, 6, 6),
+    ),
+    "concatenated behind others": (
+        lambda: Forward(
+            lambda m, x: m.head(torch.cat(tensors=[m.other(x), functional.relu(m.first(x)), m.first(x).neg()], axis=1)),
+            first=conv(1, 3, 3), other=conv(1, 2, 3), head=conv(8, 2, 1),
+        ),
+        "first", (5, 1, 6, 6),
+    ),
+    "read twice, mixed along tokens": (
+        lambda: Forward(
+            lambda m, x: m.one(m.mix(m.first(x).transpose(-1, -2)).transpose(-1, -2)) + m.two(m.first(x).tanh()),
+            first=linear(5, 6), mix=linear(4, 4), one=linear(6, 2), two=linear(6, 2),
+        ),
+        "first", (7, 4, 5),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_readers_and_only_they_read_the_neurons(name, with_example):
+    build, layer, shape = MODELS[name]
+    model = scrambled(build()).double()
+    x = torch.rand(shape, dtype=torch.float64)
+    found = reads_nothing_else(model, layer, x, x if with_example else None)
+    assert found.removable
+
+
+SHAPED = {
+    "squeeze and unsqueeze": (
+        lambda m, x: m.head(functional.adaptive_avg_pool2d(m.first(x), 1).squeeze(-1).unsqueeze(1).squeeze(3)[:, 0]),
+        linear(3, 2),
+    ),
+    "reshape with a split elsewhere": (
+        lambda m, x: m.head(m.first(x).reshape(5, -1, 2, 2, 4).mean(2).flatten(1)), linear(24, 2)
+    ),
+    "sum over a dimension counted from the first, slices": (
+        lambda m, x: m.head(m.first(x)[:, :, 1:, 0].sum(2)), linear(3, 2)
+    ),
+    "written-in sizes": (lambda m, x: m.head(m.first(x).view(-1, 48)), linear(48, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_shapes_from_an_example(name):
+    forward, head = SHAPED[name]
+    model = scrambled(Forward(forward, first=conv(1, 3, 3), head=head)).double()
+    x = torch.rand(5, 1, 6, 6, dtype=torch.float64)
+    found = reads_nothing_else(model, "first", x, x)
+    assert found.changeable
+    assert found.removable == (name != "written-in sizes")
+
+
+def test_inside_a_module_of_torch():
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Flatten(), linear(24, 2))
+    scrambled(model).double()
+    x = torch.rand(5, 3, 8, dtype=torch.float64)
+    model.train()
+    modes = [module.training for module in model.modules()]
+    found = consumers(model, "0.linear1", x)
+    assert [module.training for module in model.modules()] == modes
+    assert names(found) == ["0.linear2"]
+    assert found.removable
+    model.eval()
+    reads_nothing_else(model, "0.linear1", x, x)
+    stream = consumers(model, "0.linear2", x)
+    assert not stream.changeable
+    assert {norm.name for norm in stream.norms} == {"0.norm1", "0.norm2"}
+    assert "joins the neurons with the model's input" in str(stream)
+    with pytest.raises(ValueError, match="the model does not run on it"):
+        consumers(model, "0.linear1", x[:, :, :5])
+
+
+OBSTACLES = {
+    "softmax": (lambda m, x: m.head(m.first(x).softmax(-1)), READING, "mixes all neurons"),
+    "mean of neurons": (lambda m, x: m.head(m.other(x) + m.first(x).mean(-1, keepdim=True)), READING, "mixes"),
+    "mean of neurons, given": (lambda m, x: (m.head(m.first(x)), m.first(x).mean(-1, keepdim=True)), READING, "mixes"),
+    "pool over neurons": (
+        lambda m, x: m.other(x) + functional.avg_pool1d(m.first(x), 3).mean(), READING, "runs along the axis"
+    ),
+    "padded neurons": (lambda m, x: m.head(functional.pad(m.first(x), (1, 1))[..., 1:7]), REMOVAL, "pads the axis"),
+    "resized neurons": (lambda m, x: m.head(functional.interpolate(m.first(x)[None], 6)[0]), READING, "runs along"),
+    "matrix": (lambda m, x: m.head(m.first(x) @ m.first(x).T @ x[:, :6]), READING, "that the model computes"),
+    "as a weight": (lambda m, x: m.head(functional.linear(m.other(x), m.first(x))), READING, "the model computes"),
+    "numbers by place": (lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))), READING, "'arange'"),
+    "the greatest of all": (lambda m, x: m.head(m.other(x) + m.first(x).amax(())), READING, "mixes all"),
+    "a reader whose weight is computed": (lambda m, x: m.masked(m.first(x)), READING, "computed from"),
+    "a weight squared": (
+        lambda m, x: functional.linear(m.first(x), m.head.weight.square()), READING, "is computed from others"
+    ),
+    "also the output": (lambda m, x: (m.head(m.first(x)), m.first(x)), READING, "the model's output"),
+    "halves by their places": (
+        lambda m, x: m.head(torch.cat([m.first(x)[..., 3:], m.first(x)[..., :3]], -1)), REMOVAL, "by their places"
+    ),
+    "halves used apart": (
+        lambda m, x: m.head(torch.cat([(h := m.first(x).chunk(2, -1))[0], h[1].relu()], -1)), REMOVAL, "into pieces"
+    ),
+    "size of others": (
+        lambda m, x: m.head(m.first(x).view(len(x), 2, 3).transpose(1, 2).reshape(len(x), x.shape[-1])),
+        REMOVAL, "written into it",
+    ),
+    "the size of other neurons": (
+        lambda m, x: m.head(m.first(x).view(len(x), -1, 1).reshape(len(x), m.other(x).shape[-1])),
+        REMOVAL, "the size of other neurons",
+    ),
+    "a number for these and others": (
+        lambda m, x: m.head(m.first(x).view(6, 1, m.width)[:, 0]) + m.last(m.other(x).view(6, 1, m.width)[:, 0]),
+        REMOVAL, "and of others",
+    ),
+    "one neuron": (lambda m, x: m.head(m.first(x)) + m.first(x)[:, 2:3], REMOVAL, "by their places"),
+    "looked up": (lambda m, x: m.head(m.first(x)[:, torch.tensor([0, 2, 1, 3, 5, 4])]), READING, "looked up"),
+    "sorted": (lambda m, x: m.head(m.first(x).sort(-1).values), READING, "orders the neurons"),
+    "running sum": (lambda m, x: m.head(m.first(x).cumsum(-1)), READING, "mixes"),
+    "rolled": (lambda m, x: m.head(m.first(x).roll(1, -1)), READING, "'roll'"),
+    "no rule": (lambda m, x: m.head(torch.fft.fft(m.first(x)).real), READING, "no rule for 'fft_r2c'"),
+    "with the input": (lambda m, x: m.head(m.first(x) + x), READING, "joins the neurons with the model's input"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_cannot_be_followed_is_said(name):
+    forward, blocks, says = OBSTACLES[name]
+    model = Forward(forward, first=linear(6, 6), other=linear(6, 6), head=linear(6, 4), last=linear(6, 4))
+    model.masked = prune.random_unstructured(linear(6, 4), "weight", 0.4)
+    model.width = 6
+    found = consumers(model, "first", torch.rand(6, 6))
+    assert any(says in str(obstacle) and obstacle.blocks == blocks for obstacle in found.obstacles), found
+    assert all(obstacle.where and obstacle.advice for obstacle in found.obstacles)
+    assert not found.removable
+    assert says in str(found)
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [(nn.LayerNorm(4), "LayerNorm"), (nn.GroupNorm(2, 4), "GroupNorm"), (nn.RMSNorm(4), "RMSNorm")],
+)
+def test_norms_over_neurons_block_removal_only(norm, kind):
+    found = consumers(nn.Sequential(linear(3, 4), norm, linear(4, 2)), "0")
+    assert [norm.kind for norm in found.norms] == [kind]
+    assert found.changeable
+    assert not found.removable
+    assert "statistics" in str(found)
+
+
+def test_nothing_is_left_in_the_model():
+    model = Forward(lambda m, x: m.head(m.first(x) * torch.tensor([2.0])), first=linear(3, 4), head=linear(4, 2))
+    model.train()
+    attributes, state = set(vars(model)), {k: v.clone() for k, v in model.state_dict().items()}
+    for example in (None, torch.ones(1, 3)):
+        random = torch.get_rng_state()
+        assert names(consumers(model, "first", example)) == ["head"]
+        assert torch.equal(torch.get_rng_state(), random)
+    assert set(vars(model)) == attributes
+    assert model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    batch_norm = nn.Sequential(linear(3, 4), nn.BatchNorm1d(4), linear(4, 2))
+    consumers(batch_norm, "0", torch.rand(5, 3))
+    assert batch_norm[1].num_batches_tracked == 0
+
+
+def test_a_monitored_model_is_followed_as_any_other():
+    model = nn.Sequential(linear(3, 4), nn.LayerNorm(4), nn.ReLU(), linear(4, 2))
+    with sdsd.GammaMonitor(model):
+        found = consumers(model, "0")
+    assert names(found) == ["3"]
+    assert [norm.kind for norm in found.norms] == ["LayerNorm"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_traced_as_in_eval_mode_and_as_in_training(training):
+    model = Forward(
+        lambda m, x: m.head(m.first(x)) if not m.training else m.other(m.first(x)),
+        first=linear(3, 4), head=linear(4, 2), other=linear(4, 2),
+    ).train(training)  # fmt: skip
+    assert names(consumers(model, "first")) == ["head", "other"]
+    assert all(module.training == training for module in model.modules())
+
+
+def test_prints_what_it_found():
+    assert str(consumers(MODELS["conv, norm, pool, flatten"][0](), "0")).splitlines() == [
+        "'0' (Conv2d, 4 neurons)",
+        "  through '1' (BatchNorm2d)",
+        "  through '2' (PReLU)",
+        "  through '5' (BatchNorm1d)",
+        "  read by '6' (Linear), 9 columns a neuron",
+    ]
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head, self.other = linear(3, 4), linear(4, 2), linear(3, 4)
+
+    def forward(self, x, y):
+        return self.head(self.first(x) if x.sum() > 0 else self.other(y))
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "example", "error", "says"),
+    [
+        (nn.Sequential(linear(2, 2)), "00", None, ValueError, "no layer '00'. Did you mean '0'"),
+        (nn.Sequential(nn.ReLU()), "fc", None, ValueError, "convolutions: none"),
+        (nn.Sequential(linear(2, 2), nn.ReLU()), "1", None, TypeError, "'1', which is ReLU"),
+        (nn.Sequential(linear(2, 2)), 0, None, TypeError, "expected the name of a layer, a str, got int"),
+        (lambda x: x, "0", None, TypeError, "expected an nn.Module, got function"),
+        (nn.Sequential(nn.LazyLinear(2)), "0", None, ValueError, "Run the model once"),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(linear(2, 2))), "0", None, ValueError, "parametris"),
+        (Forward(lambda m, x: x, first=linear(2, 2)), "first", None, ValueError, "never called"),
+        (Two(), "first", None, ValueError, "runs on no input of a likely shape. Pass example_input"),
+        (Two(), "other", (torch.ones(1, 3), torch.ones(1, 3)), ValueError, "never called"),
+        (nn.Sequential(linear(2, 2)), "0", torch.ones(1, 3), ValueError, "does not run on it"),
+    ],
+)
+def test_bad_input(model, layer, example, error, says):
+    with pytest.raises(error, match=says):
+        consumers(model, layer, example)
+
+
+def test_example_in_the_docstring():
+    assert doctest.testmod(importlib.import_module("sdsd.geometry.merging.consumers")).failed == 0
+
+
+class Cache:
+    """What transformers keep keys and values in."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+@dataclass
+class Result:
+    logits: torch.Tensor
+    cache: Cache
+    loss: torch.Tensor | None = None
+
+
+class Decoder(nn.Module):
+    """Branches on a value, takes keyword arguments, gives an object with a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = linear(3, 4), linear(4, 2)
+
+    def forward(self, x=None, labels=None, use_cache=True):
+        hidden = self.first(x) if x.sum() > -100 else -self.first(x)
+        loss = None if labels is None else functional.cross_entropy(self.head(hidden.relu()), labels)
+        return Result(self.head(hidden.relu()), Cache(hidden) if use_cache else Cache(None), loss)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [{"x": torch.rand(2, 3)}, {"x": torch.rand(2, 3), "labels": torch.tensor([0, 1])}, torch.rand(2, 3)],
+)
+def test_dictionaries_objects_caches_and_branches(example):
+    model = Decoder()
+    assert names(consumers(model, "first", example)) == ["head"]
+    smaller, report = consolidate(model, "first", [(0, 1)], example_input=example)
+    assert report.compared
+    assert smaller.first.out_features == 3
+
+
+def test_what_depends_on_the_shape_is_asked_for():
+    model = Forward(lambda m, x: m.head(m.first(x).mean(1)), first=linear(3, 6), head=linear(6, 2))
+    found = consumers(model, "first", torch.rand(5, 4, 3))
+    assert found.removable
+    either = Forward(
+        lambda m, x: m.head(m.first(x)) if x.ndim == 2 else m.other(m.first(x)).sum(1),
+        first=linear(3, 6), head=linear(6, 2), other=linear(6, 2),
+    )  # fmt: skip
+    found = consumers(either, "first")
+    assert "Pass example_input" in str(found)
+    assert not found.changeable
+    with pytest.raises(ValueError, match="Pass example_input"), merge(either, "first", [(0, 1)]):
+        pass
+    assert names(consumers(either, "first", torch.rand(5, 3))) == ["head"]
+
+
+def test_a_model_is_recorded_once_while_it_is_unchanged(monkeypatch):
+    module = importlib.import_module("sdsd.graphs.look")
+    runs = []
+    record = module.record
+    monkeypatch.setattr(module, "record", lambda *arguments: runs.append(arguments) or record(*arguments))
+    model = nn.Sequential(linear(3, 4), nn.ReLU(), nn.Sequential(linear(4, 5), nn.ReLU()), linear(5, 2))
+    x = torch.rand(6, 3)
+    for layer in ("0", "2.0", "0"):
+        consumers(model, layer, x)
+    assert len(runs) == 1
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with merge(model, "0", [(0, 1)], example_input=x):
+        pass
+    assert len(runs) == 1
+    changes = [
+        lambda: setattr(model, "scale", 2), lambda: x.add_(1), lambda: model.__setitem__(1, nn.Tanh()),
+        lambda: setattr(model[2][0], "weight", nn.Parameter(torch.rand(5, 4))),
+    ]  # fmt: skip
+    for number, change in enumerate(changes):
+        change()
+        consumers(model, "0", x)
+        assert len(runs) == 2 + number
+    consolidate(model, "0", [(0, 1)], example_input=x, inplace=True)
+    consumers(model, "0", x)
+    assert len(runs) == 6

@@ -1,0 +1,48 @@
+"""Two studies of merges, small: training on after one, and what foretells the cost of one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+from sdsd.studies.catalogue import CATALOGUE
+from sdsd.studies.engine import Measured, Progress, run_study
+from sdsd.studies.geometry import after_merging, redundancy
+
+
+def test_a_network_with_room_to_learn_is_merged_and_trained_on(tmp_path):
+    result = run_study(CATALOGUE["after-merging"], tmp_path, Progress(), quick=True)
+    assert (tmp_path / "after-merging.png").stat().st_size > 10_000
+    for series in result.series:
+        assert series["before"] < 0.95  # away from the ceiling
+        assert [len(series[name]) for name in after_merging.WAYS] == [3, 3, 3]
+    (verdict,) = result.verdicts
+    assert verdict.verdict.split()[0] in verdict.rule
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [((0.1, -0.3, 0.5), "reproduced"), ((1.5, 0.2, 2.8), "refuted"), ((0.5, -0.5, 1.5), "inconclusive")],
+)
+def test_a_gain_of_a_point_refutes_the_negative_result(interval, word):
+    assert after_merging._word(Measured(*interval)) == word
+    assert after_merging._word(Measured(0.1)) == "inconclusive"
+
+
+def test_readers_and_mass_foretell_the_cost_better_than_the_angle(tmp_path):
+    result = run_study(CATALOGUE["redundancy"], tmp_path, Progress(), seeds=(0, 1), quick=True)
+    found = redundancy.correlations(result)
+    assert min(found[redundancy.PRODUCT]) > max(found[redundancy.ANGLE])
+    assert min(found[redundancy.PRODUCT]) > 0.2
+
+
+def test_what_is_known_of_a_pair_before_it_is_merged():
+    activations, readers = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    known = redundancy._foretold(activations, readers, torch.tensor([[0, 1]]))
+    assert known[redundancy.ANGLE] == [1.0]
+    assert known[redundancy.MASS] == [1 * 3 + 2 * 4]
+    assert known[redundancy.PRODUCT] == pytest.approx([5**0.5 * 5])
+    assert redundancy.correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0]) == pytest.approx(0.5)
