@@ -20,6 +20,7 @@ EFFECTS = {
     "geometry: controls": Effect(nothing=0.0, negligible=0.02),
     "geometry: plasticity": Effect(nothing=0.0, document=-2.1, above=False, negligible=1.0),
     "redundancy": Effect(nothing=0.0, negligible=0.1),
+    "merge-cost": Effect(nothing=1.0, negligible=1.25),
 }
 """What claims say of a number whose interval decides; see `Effect`."""
 
@@ -272,8 +273,8 @@ RULES: dict[str, Rule] = {
     ),
     "basin": Rule(
         "the number is the difference of log V, true labels less random ones, in nats a parameter; reproduced if its "
-        "95% interval lies above 0 and so does that of the share of a Gaussian; direction only if the latter does not; "
-        "opposite if it lies below 0; inconclusive otherwise, and wherever an estimate rests on fewer than 10 "
+        "95% interval lies above 0 and so does that of the share of a Gaussian; direction only if the latter does "
+        "not; opposite if it lies below 0; inconclusive otherwise, and wherever an estimate rests on fewer than 10 "
         "effective rays",
         fixed="2026-11-26",
         replaced="the same without the last clause, for a few hours; estimates that rest on one ray are lower bounds, "
@@ -298,33 +299,33 @@ RULES: dict[str, Rule] = {
         "kernel's spread at the start, and the change in training is of the order of 1/width",
     ),
     "tangent-kernel: generalisation": Rule(
-        "the number is the error on new data of regression with the first kernel of the narrowest network less that of "
-        "the network itself, as a share of the variance; reproduced if its 95% interval lies above 0; opposite if it "
-        "lies below; no effect if it lies within 0.02 of 0; inconclusive otherwise",
+        "the number is the error on new data of regression with the first kernel of the narrowest network less that "
+        "of the network itself, as a share of the variance; reproduced if its 95% interval lies above 0; opposite if "
+        "it lies below; no effect if it lies within 0.02 of 0; inconclusive otherwise",
         fixed="2026-11-26",
     ),
     "goldstone": Rule(
-        "the number is the power of time with which the variance along the orbit grows; reproduced if its 95% interval "
-        "lies above 0, it is within a factor of 2 of 1, and the power across the orbit is within 0.1 of 0; direction "
-        "only if one of the two is another; opposite if the interval lies below 0; inconclusive otherwise",
+        "the number is the power of time with which the variance along the orbit grows; reproduced if its 95% "
+        "interval lies above 0, it is within a factor of 2 of 1, and the power across the orbit is within 0.1 of 0; "
+        "direction only if one of the two is another; opposite if the interval lies below 0; inconclusive otherwise",
         fixed="2026-11-26",
     ),
     "two-wells": Rule(
-        "the number is the share of noisy paths in the wide well less that of descent from the same starts; reproduced "
-        "if its 95% interval lies above 0 and that of the noisy share holds the share at equilibrium; direction only "
-        "if it does not; opposite if the interval lies below 0; no effect if it lies within 0.01 of 0; inconclusive "
-        "otherwise",
+        "the number is the share of noisy paths in the wide well less that of descent from the same starts; "
+        "reproduced if its 95% interval lies above 0 and that of the noisy share holds the share at equilibrium; "
+        "direction only if it does not; opposite if the interval lies below 0; no effect if it lies within 0.01 of 0; "
+        "inconclusive otherwise",
         fixed="2026-11-26",
     ),
     "flatness": Rule(
-        "reproduced if the 95% interval of the factor by which the top eigenvalue moves over an orbit lies above 1; no "
-        "effect if it lies within 1.1 × of 1; inconclusive otherwise",
+        "reproduced if the 95% interval of the factor by which the top eigenvalue moves over an orbit lies above 1; "
+        "no effect if it lies within 1.1 × of 1; inconclusive otherwise",
         fixed="2026-11-26",
     ),
     "learning-coefficient": Rule(
-        "the number is λ̂ with true labels over λ̂ with random ones, both canonical and not refused; reproduced if its "
-        "95% interval lies below 1; opposite if it lies above; no effect if it lies within 1.1 × of 1; inconclusive "
-        "otherwise",
+        "the number is λ̂ with true labels over λ̂ with random ones, both canonical and not refused; reproduced if "
+        "its 95% interval lies below 1; opposite if it lies above; no effect if it lies within 1.1 × of 1; "
+        "inconclusive otherwise",
         fixed="2026-11-26",
     ),
     "kakeya": Rule(

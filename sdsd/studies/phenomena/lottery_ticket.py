@@ -261,7 +261,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=50,
+        expected_seconds=65,
         needs=("sklearn",),
     ),
 )

@@ -228,7 +228,7 @@ STUDIES = (
         measure=measure,
         judge=judge,
         draw=draw,
-        expected_seconds=50,
+        expected_seconds=120,
         needs=("sklearn",),
     ),
 )
