@@ -19,7 +19,7 @@ NETWORKS = {
     "geometry-resnet18": "ResNet18 on CIFAR-10",
 }
 """Studies of one claim each in another network, and what the table calls it."""
-ROW = re.compile(r"^\| (.+?) \| (.+?) \| (.+?) \| \*\*(.+?)\*\* \| `(.+?)` \|$", re.M)
+ROW = re.compile(r"^\| (.+?) \| `(.+?)` \| (.+?) \| (.+?) \| \*\*(.+?)\*\* \|$", re.M)
 
 
 def write(docs: Path) -> list[Path]:
@@ -55,22 +55,21 @@ def _moved_readme(text: str) -> str:
     return text.replace("](../../docs/", "](../../")
 
 
-def rows(text: str) -> Iterator[tuple[str, str, str, str, str]]:
-    """claim, the source's value, the measured one, verdict and study of every row of the tables of docs/claims.md."""
-    for match in ROW.finditer(text):
-        claim, there, here, verdict, study = match.groups()
-        yield claim, there, here, verdict, study
+def rows(text: str) -> Iterator[tuple[str, str, str, str]]:
+    """claim, study, what was found and verdict, of every row of "Network by network" in docs/claims.md."""
+    for claim, study, here, _, verdict in ROW.findall(text):
+        yield claim, study, here, verdict
 
 
 def claims_by_network(text: str) -> str:
     """A claim a row, a network a column, a verdict and its number in each cell."""
     table: dict[str, dict[str, str]] = {}
-    for claim, _, here, verdict, study in rows(text):
+    for claim, study, here, verdict in rows(text):
         if study in NETWORKS:
             table.setdefault(claim, {})[study] = f"**{verdict}** {here.partition(']')[0]}]"
     if not table:
         raise ValueError(
-            "docs/claims.md: expected rows '| claim | there | here | **verdict** | `study` |' of the geometry studies, "
+            "docs/claims.md: expected rows '| claim | `study` | here | p | **verdict** |' of the geometry studies, "
             f"found none of {', '.join(NETWORKS)}. `sdsd claims` writes them."
         )
     used = [study for study in NETWORKS if any(study in cells for cells in table.values())]
@@ -81,7 +80,7 @@ def claims_by_network(text: str) -> str:
         "",
         "# Claims × networks",
         "",
-        "The claims about neurons, measured in every network it was tried in: the verdict, and what was found with",
+        "The claims about neurons, measured in every network they were tried in: the verdict, and what was found with",
         "its interval over seeds. Units, the published numbers and the rules that decide are in",
         "[the list of claims](../claims.md), which this table is made from.",
         "",

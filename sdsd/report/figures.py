@@ -77,7 +77,16 @@ def styled(draw: Drawing) -> Drawing:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Any, Any]:
-    """A figure of `width` × `height` inches and its axes (one, or an array), in the house style."""
+    """A figure of `width` × `height` inches and its axes (one, or an array), in the house style.
+
+    Args:
+        width, height: in inches.
+        rows, columns: of axes.
+        grid: matplotlib's `gridspec_kw`.
+
+    Returns:
+        (figure, axes).
+    """
     matplotlib = require("matplotlib", extra="report", purpose="drawing figures")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -90,7 +99,13 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
 
 
 def save_png(figure: Any, path: str | Path, dpi: int = 144) -> None:
-    """Write `figure` as a PNG on white."""
+    """Write `figure` as a PNG on white.
+
+    Args:
+        figure: matplotlib's.
+        path: the file to write.
+        dpi: dots an inch.
+    """
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -98,7 +113,16 @@ def save_png(figure: Any, path: str | Path, dpi: int = 144) -> None:
 
 
 def to_svg(figure: Any, name: str, **options: Any) -> str:
-    """`figure` as an <svg> element to put into a page; its identifiers start with `name`; `options` of savefig."""
+    """`figure` as an <svg> element to put into a page; its identifiers start with `name`; `options` of savefig.
+
+    Args:
+        figure: matplotlib's.
+        name: what identifiers on the page start with.
+        options: further arguments of savefig.
+
+    Returns:
+        The element, as text.
+    """
     import matplotlib
 
     buffer = StringIO()
@@ -125,6 +149,13 @@ def to_panels(figure: Any, name: str) -> str:
 
     A wide panel comes twice, as class "desk" and redrawn narrower as class "phone"; a page shows one of them. The
     figure's size and layout are not what they were afterwards: save it first.
+
+    Args:
+        figure: matplotlib's.
+        name: what identifiers on the page start with.
+
+    Returns:
+        HTML.
     """
     columns = _columns(figure)
     if len(columns) == 1:
@@ -178,7 +209,14 @@ def _boxes(figure: Any, columns: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 def plain_number(value: float) -> str:
-    """A number as people write it on an axis or in a table: 0.06, 4.1, 36, 4,600, 2.1 million."""
+    """A number as people write it on an axis or in a table: 0.06, 4.1, 36, 4,600, 2.1 million.
+
+    Args:
+        value: any number.
+
+    Returns:
+        Text without an exponent, where people write none.
+    """
     if math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -252,7 +290,15 @@ def draw_noise_scale(
     exact_steps: Sequence[int] = (),
     exact: Sequence[float] = (),
 ) -> None:
-    """Noise scale over training with its interval, the exact values as dots, and the batch size as a line."""
+    """Noise scale over training with its interval, the exact values as dots, and the batch size as a line.
+
+    Args:
+        axes: matplotlib's, to draw into.
+        steps: of the measurements.
+        estimate, low, high: noise scale and its interval, in samples, one a step.
+        batch_size: in samples.
+        exact_steps, exact: where the exact value is known, and what it is.
+    """
     bottom, top = _limits([*estimate, *exact, batch_size], pad=2.2)
     axes.set_yscale("log")
     axes.set_ylim(bottom, top)
@@ -286,7 +332,13 @@ def draw_noise_scale(
 
 @styled
 def draw_accuracy(axes: Any, steps: Sequence[int], accuracy: Sequence[float]) -> None:
-    """Held-out accuracy over training."""
+    """Held-out accuracy over training.
+
+    Args:
+        axes: matplotlib's, to draw into.
+        steps: of the measurements.
+        accuracy: between 0 and 1, one a step.
+    """
     axes.plot(steps, [100 * value for value in accuracy], color=GREEN)
     axes.set_ylim(0, 102)
     axes.set_yticks([0, 25, 50, 75, 100])
@@ -301,7 +353,14 @@ def draw_accuracy(axes: Any, steps: Sequence[int], accuracy: Sequence[float]) ->
 
 @styled
 def draw_layer_gamma(axes: Any, steps: Sequence[int], layers: Mapping[str, Sequence[float]], batch_size: int) -> None:
-    """Γ at the batch size used, one line a layer, on a log axis with the line Γ = 1."""
+    """Γ at the batch size used, one line a layer, on a log axis with the line Γ = 1.
+
+    Args:
+        axes: matplotlib's, to draw into.
+        steps: of the measurements.
+        layers: name → Γ, one a step.
+        batch_size: in samples.
+    """
     everything = [value for values in layers.values() for value in values]
     bottom, top = _limits([*everything, 1.0], pad=1.5)
     bottom = max(bottom, 1e-3)
@@ -356,6 +415,14 @@ def draw_neuron_map(
     """Neurons as points in the plane, coloured by cluster; `pairs` (positions in `points`) are linked and named.
 
     A name that would lie on another is left out; the legend counts the neurons of each cluster.
+
+    Args:
+        axes: matplotlib's, to draw into.
+        points: one row a neuron.  # shape: (n, 2)
+        clusters, names: of each neuron.
+        pairs: (first, second) each, as rows of `points`.
+        sizes: of the points; None: all alike.
+        labels, legend: whether they are drawn.
     """
     for first, second in pairs:
         axes.plot(*points[[first, second]].T, color=INK, linewidth=1.6, zorder=1)
@@ -408,7 +475,14 @@ def _name_pairs(axes: Any, points: np.ndarray, names: Sequence[int], pairs: Sequ
 
 @styled
 def draw_cosine_matrix(axes: Any, cosine: np.ndarray, boundaries: Sequence[float] = (), lowest: float = 0.0) -> None:
-    """The cosine matrix in the order given, with cluster boundaries; the colour scale starts at `lowest`."""
+    """The cosine matrix in the order given, with cluster boundaries; the colour scale starts at `lowest`.
+
+    Args:
+        axes: matplotlib's, to draw into.
+        cosine: of every pair.  # shape: (n, n)
+        boundaries: where clusters end, in neurons.
+        lowest: the cosine at the dark end of the scale.
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
     if lowest < 0:
@@ -432,7 +506,14 @@ def draw_cosine_matrix(axes: Any, cosine: np.ndarray, boundaries: Sequence[float
 
 @styled
 def draw_pair_scatter(axes: Any, first: np.ndarray, second: np.ndarray, names: tuple[int, int], colour: str) -> None:
-    """What two neurons say about the same images, one against the other."""
+    """What two neurons say about the same images, one against the other.
+
+    Args:
+        axes: matplotlib's, to draw into.
+        first, second: the neurons' activations, one a sample.
+        names: their numbers.
+        colour: any of matplotlib's.
+    """
     axes.scatter(first, second, s=14, color=colour, alpha=0.55, linewidths=0)
     axes.set_xlabel(f"neuron {names[0]}")
     axes.set_ylabel(f"neuron {names[1]}")
@@ -442,7 +523,13 @@ def draw_pair_scatter(axes: Any, first: np.ndarray, second: np.ndarray, names: t
 
 @styled
 def draw_merges(axes: Any, cohorts: Mapping[str, Sequence[float]], seed: int = 0) -> None:
-    """|loss change| of each single merge, one strip a cohort, on a log axis, with its median as a bar."""
+    """|loss change| of each single merge, one strip a cohort, on a log axis, with its median as a bar.
+
+    Args:
+        axes: matplotlib's, to draw into.
+        cohorts: name → changes of the loss, one a merge.
+        seed: of the sideways spread of points.
+    """
     jitter = np.random.default_rng(seed)
     sizes = [abs(value) for values in cohorts.values() for value in values if value]
     bottom, top = _limits(sizes, pad=1.8)
@@ -468,7 +555,12 @@ def draw_merges(axes: Any, cohorts: Mapping[str, Sequence[float]], seed: int = 0
 
 @styled
 def draw_batch_merges(axes: Any, cohorts: Mapping[str, Sequence[float]]) -> None:
-    """Loss change when a whole cohort is merged at once: a dot for each cohort, several for random pairings."""
+    """Loss change when a whole cohort is merged at once: a dot for each cohort, several for random pairings.
+
+    Args:
+        axes: matplotlib's, to draw into.
+        cohorts: name → changes of the loss.
+    """
     everything = [value for values in cohorts.values() for value in values]
     low, high = min([0.0, *everything]), max([0.0, *everything])
     room = (high - low) or 1.0

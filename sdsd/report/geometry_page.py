@@ -75,7 +75,8 @@ class Claims:
 
 
 STYLE = """
-.claims th:first-child { width: 32%; padding-right: 16px; }
+@container (min-width: 601px) { .claims th:first-child { width: 30%; padding-right: 16px; }
+  .claims :is(th, td):nth-child(3) { width: 16%; } }
 .claims td { vertical-align: top; } .claims tbody th { vertical-align: top; }
 .claims small { display: block; color: var(--muted); font-size: 0.88rem; line-height: 1.45; margin-top: 4px; }
 .claims summary { color: var(--accent); font-size: 0.88rem; margin-top: 4px; cursor: pointer; padding: 3px 0; }

@@ -223,12 +223,12 @@ figcaption strong { color: var(--ink); }
 table { border-collapse: collapse; width: 100%; font-size: 0.93rem; font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; color: var(--muted); font-size: 0.92rem; padding-top: 8px; }
 th, td { padding: 7px 12px; border-bottom: 1px solid var(--grid); text-align: left; vertical-align: baseline;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 th:first-child { padding-left: 0; font-weight: 500; }
 thead th { color: var(--muted); font-weight: 600; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; }
 .numbers td { white-space: nowrap; }
-.settings { width: auto; } .short th { overflow-wrap: break-word; padding-right: 24px; }
+.settings { width: auto; } .settings th { padding-right: 24px; } .settings td { overflow-wrap: anywhere; }
 footer { color: var(--muted); font-size: 0.85rem; border-top: 1px solid var(--grid); margin-top: 56px;
   padding-top: 16px; }
 @container (max-width: 600px) {
@@ -238,7 +238,7 @@ footer { color: var(--muted); font-size: 0.85rem; border-top: 1px solid var(--gr
     margin: 0 0 10px; }
   table:not(.short) tbody th { border: 0; padding: 0 0 4px; font-weight: 650; }
   table:not(.short) td { display: grid; grid-template-columns: minmax(6em, 42%) 1fr; gap: 12px; border: 0;
-    padding: 3px 0; text-align: left; white-space: normal; }
+    padding: 3px 0; text-align: left; white-space: normal; overflow-wrap: anywhere; }
   table:not(.short) td::before { content: attr(data-label); color: var(--muted); }
 }
 @media (max-width: 620px) { main { padding: 24px 16px 48px; } .desk { display: none; } .phone { display: block; } }

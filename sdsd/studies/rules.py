@@ -335,18 +335,23 @@ RULES: dict[str, Rule] = {
         fixed="2026-11-26",
     ),
     "connectivity": Rule(
-        "reproduced if the interval of the barrier that matching by weights takes away lies above 0 and at most a "
-        "tenth of the barrier is left with every seed; direction only if the interval alone lies above 0; opposite if "
-        "it lies below 0; inconclusive otherwise",
-        REVISED,
+        "reproduced if the 95% interval of the barrier that matching by weights takes away lies above 0 and at most a "
+        "tenth of the barrier is left with every seed; direction only if more is left; opposite if the interval lies "
+        "below 0; inconclusive otherwise",
+        fixed="2026-11-26",
+        replaced="nothing; written after a first look at three pairs of such networks",
     ),
     "merge-cost: foretold": Rule(
-        f"{EFFECTS['merge-cost'].rule()}; direction only, too, if the ratio is below 2",
-        REVISED,
+        "reproduced if the 95% interval of the ratio of near costs, by cosine over by cost, lies above 1 and the ratio "
+        "is at least 2; direction only if it is less; opposite if the interval lies below 1; inconclusive otherwise",
+        fixed="2026-11-26",
+        replaced="nothing; written after a first look at three networks, by their loss",
     ),
-    "merge-cost: pruning": Rule(
-        f"with a quarter of the neurons removed: {EFFECTS['merge-cost'].rule()}",
-        REVISED,
+    "merge-cost: smaller": Rule(
+        "reproduced if the 95% interval of the ratio, pruned by weight over absorbed by cost, with a quarter of the "
+        "neurons removed, lies above 1; opposite if it lies below 1; inconclusive otherwise",
+        fixed="2026-11-26",
+        replaced="nothing; written after a first look at two networks of each kind, by their loss",
     ),
 }
 """name of the study, or "study: what of it" → rule."""

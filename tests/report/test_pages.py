@@ -185,6 +185,19 @@ def test_rows_are_cards_on_a_phone_and_keep_their_meaning(opened):
     assert page.evaluate(f"getComputedStyle({row}).display") == "table-row"
 
 
+def test_words_are_not_broken_and_claims_have_the_width_of_their_card(opened):
+    page = opened(1400)
+    heads = page.evaluate(
+        "[...document.querySelectorAll('thead th')].filter((head) => !head.textContent.includes(' '))"
+        ".map((head) => head.getBoundingClientRect().height)"
+    )
+    assert max(heads) < 45  # two lines have 50
+    page = opened(400)
+    card, claim = ("document.querySelector('.claims tbody tr')", "document.querySelector('.claims tbody th')")
+    widths = [page.evaluate(f"{each}.getBoundingClientRect().width") for each in (card, claim)]
+    assert widths[1] > 0.85 * widths[0]
+
+
 def test_keyboard_and_touch_reach_what_pointing_shows(opened):
     page = opened(400)
     focus = "document.activeElement"

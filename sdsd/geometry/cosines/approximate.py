@@ -183,7 +183,7 @@ def _recall(
     wanted = min(k, len(live) - 1)
     if wanted < 1:
         return 1.0, (0.0, 1.0), 0
-    drawn = live[torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))[:check]]
+    drawn = live[torch.randperm(len(live), generator=torch.Generator().manual_seed(int(seed)))[:check]]
     everyone = units[live]
     exact = neuron_neighbors(units[drawn], wanted + 1, farthest, other=everyone, neuron_dim=0)
     own = live[exact.indices] == drawn[:, None]

@@ -63,6 +63,7 @@ class Consumers:
         parts: every tensor with entries for single neurons, by its name: what writes them, changes them, reads them.
         obstacles: what stands in the way of changing readers, or of removing neurons: where, why, what to do.
         attributes: numbers that modules hold and that change with the number of neurons.
+        kinds: name → class of modules.
     """
 
     layer: str
@@ -75,6 +76,14 @@ class Consumers:
     kinds: dict[str, str]  # of modules, by name
 
     def of(self, role: str) -> tuple[Part, ...]:
+        """The parts that play this role.
+
+        Args:
+            role: as in `Part.role`.
+
+        Returns:
+            Some of `parts`, in their order.
+        """
         return tuple(part for part in self.parts if part.role == role)
 
     @property

@@ -75,6 +75,9 @@ def merge_experts(model: nn.Module, experts: str, pairs: Pairs) -> AbstractConte
         model, experts: as in `expert_cosine`.
         pairs: as in `merge`.
 
+    Returns:
+        A context manager that gives the model.
+
     Raises:
         TypeError, ValueError: as `expert_cosine` and `merge`; experts of different shapes.
     """
@@ -82,7 +85,15 @@ def merge_experts(model: nn.Module, experts: str, pairs: Pairs) -> AbstractConte
 
 
 def consolidate_experts(model: nn.Module, experts: str, pairs: Pairs, *, inplace: bool = False) -> nn.Module:
-    """The same for good, in a copy unless `inplace`; the number of experts stays what it is."""
+    """The same for good, in a copy unless `inplace`; the number of experts stays what it is.
+
+    Args:
+        model, experts, pairs: as in `merge_experts`.
+        inplace: change the model itself.
+
+    Returns:
+        The merged model.
+    """
     changed = model if inplace else copy.deepcopy(model)
     apply(_edits(changed, experts, pairs))
     return changed

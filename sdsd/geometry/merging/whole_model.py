@@ -29,7 +29,8 @@ class LayerReport:
     """One layer of `ModelConsolidation`.
 
     Attributes:
-        layer: its name; other layers that write the same neurons are in `writers`.
+        layer: its name.
+        writers: layers that write the same neurons.
         neurons: (before, after).
         pairs: what was merged.
         cosine: mean of the pairs' cosines; None without pairs.

@@ -15,7 +15,7 @@ from ...report.theory_figures import draw_curves
 from ...theory import canonicalize, match_neurons
 from ..digits import Digits, split_digits
 from ..documents import MOVES
-from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
+from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES
 
 WAYS = {
@@ -25,6 +25,8 @@ WAYS = {
     "weights": "matched by weights",
 }
 """How the second network's neurons stand when the line is drawn."""
+REMAINING = 0.1
+"""Share of the barrier that may be left."""
 
 
 def measure(
@@ -85,11 +87,9 @@ def judge(result: StudyResult) -> list[Verdict]:
         "nats, barrier as they are less barrier matched by weights",
     )
     remaining = [series["barrier"]["weights"] / series["barrier"]["naive"] for series in result.series]
-    apart = (gains.value if gains.low is None else gains.low) > 0
-    if apart:
-        verdict = "reproduced" if max(remaining) <= 0.1 else "direction only"
-    else:
-        verdict = "opposite" if gains.high is not None and gains.high < 0 else "inconclusive"
+    verdict = Effect(nothing=0.0).verdict(gains)
+    if verdict == "reproduced" and max(remaining) > REMAINING:
+        verdict = "direction only"
     held_out = {way: fmean(series["held_out_barrier"][way] for series in result.series) for way in WAYS}
     return [
         Verdict(

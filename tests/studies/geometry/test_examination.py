@@ -229,19 +229,19 @@ def test_damaged_notes_are_named(examined, tmp_path):
 
 
 def test_what_a_layer_cannot_do_is_said(tmp_path):
-    class Joined(nn.Module):
+    class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second, self.head = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 3)
+            self.first, self.norm, self.head = nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(16, 3)
 
         def forward(self, x):
-            return self.head(torch.relu(self.first(x)) + torch.relu(self.second(x)))
+            return self.head(self.norm(torch.relu(self.first(x))))
 
     torch.manual_seed(0)
     batches = data()
-    subject = Subject("joined", Joined(), "first", batches, mean_loss(batches, classification_loss))
+    subject = Subject("normed", Normed(), "first", batches, mean_loss(batches, classification_loss))
     found = examine([subject], tmp_path, CONFIG, quiet=True).result
-    assert "add" in found.series[0]["equal size"]["why not"]
+    assert "statistics over all neurons" in found.series[0]["equal size"]["why not"]
     assert "This layer cannot shrink by itself" in (tmp_path / "report.html").read_text(encoding="utf-8")
     (verdict,) = [verdict.verdict for verdict in found.verdicts if "outperforms naive" in verdict.claim]
     assert verdict == "untestable here"
@@ -491,7 +491,7 @@ def test_without_classes_what_the_untouched_network_says_decides(capsys, script,
         (("--layer", "O"), {}, "Did you mean"),
         ((), {}, "name the layer to examine. Its Linear layers and convolutions: 0, 2"),
         (("--layer", "2"), {}, "Choose a layer before it"),
-        (("--layer", "1"), {}, "expected an nn.Linear or a convolution"),
+        (("--layer", "1"), {}, "expected an nn.Linear, a convolution or another layer"),
         (("--layer", "0"), {"model = ": "network = "}, "expected it to define model"),
         (("--layer", "0"), {"loader = ": "batches = "}, "expected it to define loader"),
         (("--layer", "0"), {"loader = ": "loader = iter(())  #"}, "loader gave no batch"),
@@ -542,7 +542,7 @@ def test_more_bad_input(capsys, script, tmp_path):
 def test_the_page_in_docs_says_what_runs(tmp_path, monkeypatch):
     """The second block of Python in docs/functional-geometry.md, on a small network of that shape."""
     text = (Path(__file__).resolve().parents[3] / "docs" / "functional-geometry.md").read_text(encoding="utf-8")
-    _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, code, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     torch.manual_seed(0)
     layers = {"fc1": nn.Linear(6, 40), "relu": nn.ReLU()}
     model = nn.Sequential()
