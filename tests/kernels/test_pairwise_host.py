@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_matrix_takes_few_calls(monkeypatch, dtype, center, launches):
 def test_an_update_takes_few_calls(monkeypatch):
     calls = Calls(monkeypatch, left_out=LEFT_OUT)
     gram = sdsd.GramAccumulator(16, backend="triton")
-    gram._part = 8
+    gram._plan = dataclasses.replace(gram._plan, part=8)
     x = torch.randn(32, 16).bfloat16().T.contiguous().T
     gram.update(x)
     count = calls.before_last_launch(lambda: gram.update(x))

@@ -860,7 +860,7 @@ def run():
     return gram
 print(peak_resident_growth(run))
 """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
     triangle = 8 * (1500 * 1500 / 2 + 1500 * 128)
     assert int(done.stdout.splitlines()[-1]) <= 2 * triangle + 2**22 + 2**21
