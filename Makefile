@@ -29,7 +29,7 @@ help:  ## list these targets
 demo: $(VENV)/report.stamp  ## train on real digits, map the neurons, write out/demo/report.html
 	$(BIN)/sdsd demo --out out/demo
 
-studies: $(VENV)/networks.stamp  ## every claim held against measurement: out/studies, docs/claims.md; 20 minutes (resumable, JOBS=2)
+studies: $(VENV)/networks.stamp  ## every claim held against measurement: out/studies, docs/claims.md; half an hour or more (resumable, JOBS=2)
 	$(BIN)/sdsd claims --jobs $(JOBS)
 
 docs: $(VENV)/docs.stamp  ## build the site into out/site, its notebooks run and its links checked; a minute and a half
