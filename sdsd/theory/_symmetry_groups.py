@@ -224,6 +224,8 @@ class Permutation:
         """Neuron order[k] moves to place k; shape: (width,), on the CPU."""
         for part in self.parts:
             store = point.values if part.name in point.values else point.buffers
+            if part.name not in store:  # statistics of a norm that is in no other group of moves
+                store[part.name] = _wide(point.model.get_buffer(part.name))
             value = store[part.name]
             length = value.shape[part.axis]
             by_neuron = torch.arange(length).view(-1, self.width) if part.layout == "interleaved" else None

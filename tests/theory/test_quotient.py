@@ -186,6 +186,17 @@ def test_before_batch_norm_each_neuron_has_norm_one_and_no_bias():
     assert canonical.stem.weight.dtype == torch.float64
 
 
+def test_statistics_of_a_norm_between_curved_functions_change_places_with_its_neurons():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model(torch.randn(64, 6, dtype=torch.float64) * 3 + 1)
+    model.eval()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    first, second = canonicalize(model), canonicalize(random_representative(model))
+    torch.testing.assert_close(first(x), model(x))
+    torch.testing.assert_close(first.state_dict(), second.state_dict())
+
+
 def test_in_train_mode_batch_norm_moves_by_its_eps_only():
     model = make("convolutional")
     x = inputs("convolutional", 32)
