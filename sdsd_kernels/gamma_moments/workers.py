@@ -89,6 +89,9 @@ def run_tasks(tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result
     pool = _pool(threads) if threads > 1 else None
     if pool is None:
         return list(map(start(), tasks))
+    # What threads of the pool may still refer to when this call is over holds no tensor: one that is freed in such a
+    # thread while the interpreter shuts down aborts the process.
+    job: list[tuple[Sequence[Task], Callable[[], Callable[[Task], Result]]]] = [(tasks, start)]
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
     remaining = iter(range(len(tasks)))
@@ -99,23 +102,26 @@ def run_tasks(tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result
 
     def take_part() -> None:
         nonlocal asleep, at_work, stopped
+        todo = begin = perform = None
         try:
             # One thread wakes the next. Two woken by the caller, before it waits, would often start on one core.
             with taking:
                 more, asleep = asleep > 0, asleep - 1
             if more:
                 pool.put(take_part)
-            perform = start()
+            todo, begin = job[0]
+            perform = begin()
             while not stopped:
                 with taking:
                     index = next(remaining, None)
                 if index is None:
                     break
-                results[index] = perform(tasks[index])
+                results[index] = perform(todo[index])
         except BaseException as error:
             stopped = True
             errors.append(error)
         finally:
+            todo = begin = perform = None
             with taking:
                 at_work -= 1
                 last = at_work == 0
@@ -128,6 +134,9 @@ def run_tasks(tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result
     finally:
         stopped = True
         finished.wait()
+        job.clear()
     if errors:
-        raise errors[0]
-    return [results[index] for index in range(len(tasks))]
+        raise errors.pop(0)
+    in_order = [results[index] for index in range(len(tasks))]
+    results.clear()
+    return in_order
