@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -228,7 +229,10 @@ class TestThreads:
             assert in_new_thread(torch.get_num_threads) == 2
             assert_right(torch.randn(32, 30_000))
 
-    def test_an_interrupt_waits_for_no_more_than_the_tasks_at_hand(self):
+    def test_an_interrupt_waits_for_no_more_than_the_tasks_at_hand(self, request):
+        # A shell lets what it runs in the background ignore the signal.
+        request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         performed = []
 
         def start():
