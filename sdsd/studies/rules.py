@@ -342,14 +342,12 @@ RULES: dict[str, Rule] = {
         replaced="nothing; written after a first look at three pairs of such networks",
     ),
     "merge-cost: foretold": Rule(
-        "reproduced if the 95% interval of the ratio of near costs, by cosine over by cost, lies above 1 and the ratio "
-        "is at least 2; direction only if it is less; opposite if the interval lies below 1; inconclusive otherwise",
+        f"{EFFECTS['merge-cost'].rule()}; direction only, too, if the ratio is below 2",
         fixed="2026-11-26",
         replaced="nothing; written after a first look at three networks, by their loss",
     ),
-    "merge-cost: smaller": Rule(
-        "reproduced if the 95% interval of the ratio, pruned by weight over absorbed by cost, with a quarter of the "
-        "neurons removed, lies above 1; opposite if it lies below 1; inconclusive otherwise",
+    "merge-cost: pruning": Rule(
+        f"with a quarter of the neurons removed: {EFFECTS['merge-cost'].rule()}",
         fixed="2026-11-26",
         replaced="nothing; written after a first look at two networks of each kind, by their loss",
     ),

@@ -26,8 +26,8 @@ from ...geometry import (
 from ...report import figures, geometry_figures
 from ...report.figures import plain_number
 from ..documents import FUNCTIONAL_GEOMETRY
-from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
-from ..rules import RULES
+from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
+from ..rules import EFFECTS, RULES
 from .subject import BUILT_IN_SUBJECTS, TRAINING_IMAGES
 
 CHOICES = {"cosine": "by cosine", "cost": "by cost", "curvature": "by cost with curvature"}
@@ -44,6 +44,7 @@ WAYS = {
 """How a smaller network is made. Pruned are neurons with the least ‖w‖₁ (Li et al. 2017), or the least ‖w‖² + ‖v‖² of
 incoming and outgoing weights, as Torch-Pruning's group magnitude (Fang et al. 2023) has it."""
 TWICE = 2.0
+ABOVE = EFFECTS["merge-cost"]
 
 
 def measure(
@@ -148,39 +149,44 @@ def judge(result: StudyResult) -> list[Verdict]:
     runs = result.series
     near = {by: [fmean(run["near"][by]) for run in runs] for by in CHOICES}
     gain = geometric_interval(
-        [a / b for a, b in zip(near["cosine"], near["cost"], strict=True)], "× near pairs by cosine / by cost"
+        [a / b for a, b in zip(near["cosine"], near["cost"], strict=True)],
+        "× near pairs by cosine / by cost",
+        against=1.0,
     )
-    above_one = Effect(nothing=1.0)
-    first = above_one.verdict(gain)
+    foretells = ABOVE.verdict(gain)
     ranks = {by: mean_interval([run["correlation"][by] for run in runs]) for by in CHOICES}
     foretold = geometric_interval([run["foretold"] for run in runs])
     half = len(runs[0]["removed"]) // 2
     removed, neurons = runs[0]["removed"][half], runs[0]["neurons"]
     sizes = {way: [run["smaller"][way][half] for run in runs] for way in WAYS}
     pruned = geometric_interval(
-        [a / b for a, b in zip(sizes["pruned"], sizes["absorb"], strict=True)], "× pruned / absorbed by cost"
+        [a / b for a, b in zip(sizes["pruned"], sizes["absorb"], strict=True)],
+        "× pruned / absorbed by cost",
+        against=1.0,
     )
     beside = "; ".join(f"{label} {plain_number(fmean(sizes[way]))}" for way, label in WAYS.items())
     return [
         Verdict(
             claim="Which merges are cheap can be foretold: by ‖aᵢ − aⱼ‖ ‖vᵢ − vⱼ‖ better than by cosine",
             source=f"{FUNCTIONAL_GEOMETRY}, Status & Future Work",
-            verdict="direction only" if first == "reproduced" and gain.value < TWICE else first,
+            verdict="direction only" if foretells == "reproduced" and gain.value < TWICE else foretells,
+            effect=ABOVE,
+            **RULES["merge-cost: foretold"].stated(),
             seed_figure="left open (theoretical formalization)",
             our_figure=gain,
             corrected=f"Over random pairs the rank correlation with what a merge changes is {ranks['cosine']} for "
             f"1 − cosine, {ranks['cost']} for the cost and {ranks['curvature']} with curvature, whose foretold "
             f"divergence is {foretold} times the measured one.",
-            **RULES["merge-cost: foretold"].stated(),
         ),
         Verdict(
             claim="Neurons absorbed by foretold cost make a smaller network better than pruning does",
             source=f"{FUNCTIONAL_GEOMETRY}, Phase III",
-            verdict=above_one.verdict(pruned),
+            verdict=ABOVE.verdict(pruned),
+            effect=ABOVE,
+            **RULES["merge-cost: pruning"].stated(),
             seed_figure="outperforms naive approaches, of pairs by cosine",
             our_figure=pruned,
             corrected=f"With {removed} of {neurons} neurons removed the divergence (nats) is: {beside}.",
-            **RULES["merge-cost: smaller"].stated(),
         ),
     ]
 
