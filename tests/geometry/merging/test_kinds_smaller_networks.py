@@ -1,6 +1,7 @@
 """Networks whose smaller one would compute something else: refused with the place, or right, with and without example.
 
-Each network is consolidated as torch.fx traces it and as torch.export does, in eval mode and in training mode.
+Each network is consolidated with a plain forward and with one that looks at its input, in eval mode and in training
+mode.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Net(nn.Module):
         return self.run(self, x, self.a(x).relu())
 
 
-class Exported(Net):
-    """The same, but torch.fx cannot trace it."""
+class Looking(Net):
+    """The same with a look at its input, which symbolic tracing cannot follow."""
 
     def forward(self, x):
         assert len(x)
@@ -135,7 +136,7 @@ def smaller_is_merged(model, layer, x, example):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kind", [Net, Exported])
+@pytest.mark.parametrize("kind", [Net, Looking])
 @pytest.mark.parametrize("name", {**SIZES_AS_NUMBERS, **COMPUTED_WEIGHTS})
 def test_what_would_compute_something_else_is_refused(name, kind, training):
     model = built(kind, {**SIZES_AS_NUMBERS, **COMPUTED_WEIGHTS}[name]).train(training)
@@ -162,7 +163,7 @@ def test_it_is_refused_before_anything_is_cut(name):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kind", [Net, Exported])
+@pytest.mark.parametrize("kind", [Net, Looking])
 @pytest.mark.parametrize("name", RIGHT_AS_THEY_ARE)
 def test_what_computes_the_same_is_not(name, kind, training):
     model, x = built(kind, RIGHT_AS_THEY_ARE[name]).train(training), torch.randn(8, 16)
@@ -179,14 +180,14 @@ UNSEEN = {
 
 
 def test_a_head_that_runs_in_training_shrinks():
-    for kind in (Net, Exported):
+    for kind in (Net, Looking):
         model, x = built(kind, RIGHT_AS_THEY_ARE["head in training"]), torch.randn(8, 16)
         assert consolidate(model, "a", PAIRS, example_input=x)[0].aux.in_features == 10
 
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_check_false_is_for_those_who_know_better(name):
-    model, x = built(Exported, UNSEEN[name]), torch.randn(8, 16)
+    model, x = built(Looking, UNSEEN[name]), torch.randn(8, 16)
     with pytest.raises(ValueError, match="differ by up to .* They part first in the model's own forward"):
         consolidate(model, "a", PAIRS, example_input=x)
     smaller, report = consolidate(model, "a", PAIRS, example_input=x, check=False)
