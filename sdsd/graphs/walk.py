@@ -104,7 +104,9 @@ class Walk:
         self.reads: list[Read] = []
         self.written: list[Written] = []
         self.pieces: list[Piece] = []
-        self.linked: list[tuple[Origin, Ids, int]] = []
+        self.chunks: list[list[Piece]] = []  # those of one axis, all as long
+        self.linked: list[tuple[Origin, Ids]] = []
+        self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
