@@ -204,6 +204,9 @@ class Groups:
                     found.setdefault((module, name), Attribute(module, name, units))
                 else:
                     elsewhere[module, name] = f"{name!r} of module {module!r}"
+        for dividend, divisor in {each for walk in walks for each in walk.quotients}:
+            if dividend in found and divisor not in found and divisor not in elsewhere:
+                found[divisor] = Attribute(*divisor, found[dividend].units)
         reason = "it is the size of these neurons and of others, which would not change"
         advice = "Give the module a number for each, or merge without removal (remove=False)."
         both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in found]

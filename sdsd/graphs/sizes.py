@@ -62,6 +62,8 @@ class Sizes(TorchFunctionMode):
             out = func(*args, **named)
         finally:
             self.walk.sizes_written_in = before
+        if plain in TAKE_SIZES:
+            self.walk.quotients += [each for count in counts for each in count.quotients]
         if plain in ALIGNED:
             self._align(plain, args, named, out)
         elif plain in ("split", "unsafe_split") and isinstance(out, (tuple, list)):

@@ -107,6 +107,7 @@ class Walk:
         self.chunks: list[list[Piece]] = []  # those of one axis, all as long
         self.linked: list[tuple[Origin, Ids]] = []
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
+        self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
