@@ -20,6 +20,7 @@ from .atoms import READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .counts import Count, Origin
 from .values import Value, words
 from .walk import KEEP_SIZE, Walk
+from .writes import parameters_kept
 
 __all__ = ["Recording", "as_arguments", "outputs", "record", "rules_layout", "rules_products", "rules_values"]
 
@@ -126,7 +127,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
         walk.values = WeakIdKeyDictionary()
     atoms.settle()
     for walk in walks:
-        _check_pieces(walk)
+        walk.settle()
     return Recording(atoms, values, names, walks, ran)
 
 
@@ -142,6 +143,7 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
     with ExitStack() as stack:
         stack.enter_context(_module_names(model, walk, ran))
         stack.enter_context(_counting(model, walk))
+        stack.enter_context(parameters_kept(model, walk.written_into))
         stack.enter_context(_Operations(walk))
         stack.enter_context(_Sizes(walk))
         given = model(*arguments, **named)
@@ -183,20 +185,6 @@ def outputs(given: Any, depth: int = 6) -> Iterator[Any]:
             parts = []
         for part in parts:
             yield from outputs(part, depth - 1)
-
-
-def _check_pieces(walk: Walk) -> None:
-    """Pieces of an axis keep their share of it if every unit has its share in them."""
-    for whole, part, obstacle in walk.pieces:
-        units, counts = np.unique(walk.atoms.roots(whole), return_counts=True)
-        inside = dict(zip(*np.unique(walk.atoms.roots(part), return_counts=True), strict=True))
-        share = len(part) / len(whole)
-        if any(inside.get(unit, 0) != count * share for unit, count in zip(units, counts, strict=True)):
-            walk.atoms.note(whole, obstacle)
-    for ids, axis, obstacle in walk.same_size:
-        if not np.array_equal(np.sort(walk.atoms.roots(ids)), np.sort(walk.atoms.roots(axis))):
-            walk.atoms.note(ids, obstacle)
-            walk.atoms.note(axis, obstacle)
 
 
 class _Operations(TorchDispatchMode):
