@@ -20,7 +20,8 @@ from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .counts import Count
 from .sizes import Sizes, counting, used_as_number
 from .values import Value
-from .walk import Piece, Walk
+from .walk import Walk
+from .writes import parameters_kept
 
 __all__ = ["Recording", "as_arguments", "outputs", "record", "rules_layout", "rules_products", "rules_values"]
 
@@ -113,7 +114,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
         walk.values = WeakIdKeyDictionary()
     atoms.settle()
     for walk in walks:
-        _check_pieces(walk)
+        walk.settle()
     return Recording(atoms, values, names, walks, ran)
 
 
@@ -129,6 +130,7 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
     with ExitStack() as stack:
         stack.enter_context(_module_names(model, walk, ran))
         stack.enter_context(counting(model, walk))
+        stack.enter_context(parameters_kept(model, walk.written_into))
         stack.enter_context(_Operations(walk))
         stack.enter_context(Sizes(walk))
         given = model(*arguments, **named)
@@ -170,39 +172,6 @@ def outputs(given: Any, depth: int = 6) -> Iterator[Any]:
             parts = []
         for part in parts:
             yield from outputs(part, depth - 1)
-
-
-def _check_pieces(walk: Walk) -> None:
-    """Pieces of an axis keep their share of it if every unit has its share in them."""
-    _couple_equal_pieces(walk)
-    for piece in walk.pieces:
-        if not _in_proportion(walk, piece):
-            walk.atoms.note(piece.whole, piece.obstacle)
-    for ids, axis, obstacle in walk.same_size:
-        if not np.array_equal(np.sort(walk.atoms.roots(ids)), np.sort(walk.atoms.roots(axis))):
-            walk.atoms.note(ids, obstacle)
-            walk.atoms.note(axis, obstacle)
-
-
-def _in_proportion(walk: Walk, piece: Piece) -> bool:
-    units, counts = np.unique(walk.atoms.roots(piece.whole), return_counts=True)
-    inside = dict(zip(*np.unique(walk.atoms.roots(piece.part), return_counts=True), strict=True))
-    share = len(piece.part) / len(piece.whole)
-    return all(inside.get(unit, 0) == count * share for unit, count in zip(units, counts, strict=True))
-
-
-def _couple_equal_pieces(walk: Walk) -> None:
-    """Where an axis is cut into equal pieces that have different units, what has the same place in each goes together,
-    so that the pieces stay equal."""
-    changed = True
-    while changed:
-        changed = False
-        for first, *others in walk.chunks:
-            if all(_in_proportion(walk, piece) for piece in (first, *others)):
-                continue
-            for piece in others:
-                changed |= not np.array_equal(walk.atoms.roots(first.part), walk.atoms.roots(piece.part))
-                walk.atoms.unite(first.part, piece.part)
 
 
 class _Operations(TorchDispatchMode):

@@ -162,6 +162,21 @@ def attention(walk: Walk, step: Step) -> None:
         walk.give(out, [q[0], heads, None, v[3]] if same else [None] * out.ndim)
 
 
+@rule("mkldnn_rnn_layer")
+def recurrent_layer(walk: Walk, step: Step) -> None:
+    """An LSTM: its inputs are read by one matrix, and everything else stays as it is."""
+    given, weight, *others = step.args[:7]
+    inputs, columns = walk.axes(given)[-1], walk.axes(weight)[1]
+    walk.contract(Factor(given, given.ndim - 1, inputs), Factor(weight, 1, columns))
+    walk.mixed(walk.axes(weight)[0], "they are gates")
+    for other in tensors(others):
+        for axis in walk.axes(other):
+            walk.mixed(axis, "a recurrent layer keeps them")
+    for out in tensors(step.out):
+        walk.give(out, [None] * out.ndim)
+        walk.value(out).label = "what a recurrent layer gives"
+
+
 @rule("_grouped_mm _scaled_grouped_mm")
 def grouped_product(walk: Walk, step: Step) -> None:
     """Rows of one tensor, in groups, each by a matrix of its own: experts."""
