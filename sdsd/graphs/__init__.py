@@ -22,7 +22,7 @@ however its forward is written, so that one row of the vocabulary serves modules
 """
 
 from .atoms import MERGING, READING, REMOVAL, Obstacle
-from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Part
+from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
 from .look import first_line, likely_inputs, look
 from .recording import IS_OUTPUT, as_arguments, listening, outputs
 from .vocabulary import (
@@ -56,6 +56,7 @@ __all__ = [
     "Attribute",
     "Group",
     "Groups",
+    "Norm",
     "Obstacle",
     "Part",
     "as_arguments",

@@ -29,6 +29,7 @@ class Obstacle(NamedTuple):
     reason: str
     advice: str
     blocks: str  # "merging": nothing can be done; "reading": neither readers nor size; "removal": only size
+    norm: str | None = None  # the module that takes statistics over all neurons, where that is the reason
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}. {self.advice}"

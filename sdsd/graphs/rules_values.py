@@ -20,7 +20,10 @@ LINEAR = words(
     view_as_real sum_to_size
     """
 )
-STATISTICS_ADVICE = "Merge without removal (remove=False), or choose a layer whose neurons are read before this norm."
+STATISTICS_ADVICE = (
+    "Pass norms='repeat' to consolidate, so that the norm goes on to see merged neurons as often as there were, merge "
+    "without removal (remove=False), or choose a layer whose neurons are read before this norm."
+)
 
 
 @rule(
@@ -77,7 +80,7 @@ def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -
                 continue
             if len(axis) == len(roots) and np.array_equal(walk.atoms.roots(axis), roots):
                 reason = "a norm takes its statistics over all neurons, which removing any would change"
-                walk.mixed(axis, reason, REMOVAL, STATISTICS_ADVICE)
+                walk.statistics(axis, reason, STATISTICS_ADVICE)
                 return True
     return False
 
@@ -327,12 +330,8 @@ def layer_norm(walk: Walk, step: Step) -> None:
         for other in tensors(step.args[2:4]):
             axis = walk.followed(other, other.ndim - k)
             axes[-k] = walk.join(axes[-k], axis) if axis is not None or axes[-k] is not None else None
-        walk.mixed(
-            axes[-k],
-            f"{walk.name!r} takes its statistics over all neurons, which removing any would change",
-            REMOVAL,
-            STATISTICS_ADVICE,
-        )
+        reason = f"{walk.name!r} takes its statistics over all neurons, which removing any would change"
+        walk.statistics(axes[-k], reason, STATISTICS_ADVICE)
     for out in tensors(step.out):
         same = out.shape == given.shape
         walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
@@ -346,12 +345,8 @@ def group_norm(walk: Walk, step: Step) -> None:
         axes[1] = walk.join(axes[1], walk.followed(other, 0))
     groups = step.argument(6, "group")
     if given.shape[1] != groups:
-        walk.mixed(
-            axes[1],
-            f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change",
-            REMOVAL,
-            STATISTICS_ADVICE,
-        )
+        reason = f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change"
+        walk.statistics(axes[1], reason, STATISTICS_ADVICE)
     for out in tensors(step.out):
         same = out.shape == given.shape
         walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)

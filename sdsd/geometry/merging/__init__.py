@@ -4,6 +4,7 @@
 `consumers.py`       which layers read a layer's neurons, and what stands in the way
 `merge.py`           pairs merged inside a `with` block
 `consolidate.py`     the same for good: a smaller network
+`norms.py`           norms over all neurons, where some were merged for good
 `whole_model.py`     the same for all layers of a model, by a threshold or to a budget
 `group_activations.py`  what the readers of a group get
 `experts.py`         experts of a mixture: how alike they are, two of them made one
@@ -29,6 +30,7 @@ from .experts import consolidate_experts, expert_cosine, merge_experts
 from .group_activations import group_activations
 from .measurements import Measurements, fingerprint
 from .merge import How, merge, tensor_of
+from .norms import RepeatedNorm
 from .plasticity import Plasticity, plasticity, sgd_training
 from .sensitivity import (
     LossFunction,
@@ -55,6 +57,7 @@ __all__ = [
     "Measurements",
     "ModelConsolidation",
     "Plasticity",
+    "RepeatedNorm",
     "Sensitivity",
     "Training",
     "as_sensitivity",
