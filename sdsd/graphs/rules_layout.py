@@ -151,6 +151,19 @@ def squeeze(walk: Walk, step: Step) -> None:
     walk.give(step.out, [None if length == 1 else next(axes) for length in step.out.shape], walk.value(given))
 
 
+@rule("as_strided")
+def as_strided(walk: Walk, step: Step) -> None:
+    """What pooling to one entry does: axes of length 1 come and go, the others stay where they lie in memory."""
+    given: Tensor = step.args[0]
+    (before, after) = (
+        [(n, stride) for n, stride in zip(each.shape, each.stride(), strict=True) if n != 1] for each in (given, step.out)
+    )
+    if before != after or step.out.storage_offset() != given.storage_offset():
+        walk.unknown(step)
+        return
+    squeeze(walk, step)
+
+
 @rule("expand expand_copy")
 def expand(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
