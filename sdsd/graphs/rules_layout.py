@@ -156,7 +156,8 @@ def as_strided(walk: Walk, step: Step) -> None:
     """What pooling to one entry does: axes of length 1 come and go, the others stay where they lie in memory."""
     given: Tensor = step.args[0]
     (before, after) = (
-        [(n, stride) for n, stride in zip(each.shape, each.stride(), strict=True) if n != 1] for each in (given, step.out)
+        [(n, stride) for n, stride in zip(each.shape, each.stride(), strict=True) if n != 1]
+        for each in (given, step.out)
     )
     if before != after or step.out.storage_offset() != given.storage_offset():
         walk.unknown(step)

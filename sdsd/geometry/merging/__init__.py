@@ -8,6 +8,7 @@
 `whole_model.py`     the same for all layers of a model, by a threshold or to a budget
 `group_activations.py`  what the readers of a group get
 `experts.py`         experts of a mixture: how alike they are, two of them made one
+`expert_removal.py`  experts taken out, with their rows of the router
 `config.py`          the configuration of a smaller Hugging Face model
 `proof.py`           the smaller network beside the merged one
 `biopsy.py`          what merging near, random and far pairs does to the loss
@@ -26,6 +27,7 @@ from .consolidate import Consolidation, consolidate, remove_neurons
 from .consumers import Consumers, consumers, dense_layer
 from .controls import Training, shuffled_pixels, trained, untrained, weight_cosine
 from .cost import outgoing_weights
+from .expert_removal import remove_experts
 from .experts import consolidate_experts, expert_cosine, merge_experts
 from .group_activations import group_activations
 from .measurements import Measurements, fingerprint
@@ -79,6 +81,7 @@ __all__ = [
     "merge_experts",
     "outgoing_weights",
     "plasticity",
+    "remove_experts",
     "remove_neurons",
     "sgd_training",
     "shuffled_pixels",
