@@ -153,16 +153,11 @@ def squeeze(walk: Walk, step: Step) -> None:
 
 @rule("as_strided")
 def as_strided(walk: Walk, step: Step) -> None:
-    """What pooling to one entry does: axes of length 1 come and go, the others stay where they lie in memory."""
+    """What pooling to one entry does, in place: axes of length 1 get other strides, and nothing moves."""
     given: Tensor = step.args[0]
-    (before, after) = (
-        [(n, stride) for n, stride in zip(each.shape, each.stride(), strict=True) if n != 1]
-        for each in (given, step.out)
-    )
-    if before != after or step.out.storage_offset() != given.storage_offset():
+    in_place = step.out is given and len(walk.value(given).axes) == given.ndim
+    if not in_place or not given.squeeze().is_contiguous():
         walk.unknown(step)
-        return
-    squeeze(walk, step)
 
 
 @rule("expand expand_copy")
