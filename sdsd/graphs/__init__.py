@@ -11,7 +11,8 @@ however its forward is written, so that one row of the vocabulary serves modules
 `sizes.py`            where those go while a model runs
 `walk.py`             one operation after the other, and the table of rules
 `rules_layout.py`     rules for what moves entries about: views, concatenations, pieces, lookups
-`rules_values.py`     rules for elementwise operations, sums, norms, poolings; a new operation is one name in a row
+`rules_values.py`     rules for elementwise operations, sums, norms; a new operation is one name in a row
+`rules_pictures.py`   rules for poolings, resizing, channels that become pixels
 `rules_products.py`   rules for matrix products, convolutions, attention
 `recording.py`        running a model and noting all of this
 `writes.py`           parameters that a forward writes into, put back

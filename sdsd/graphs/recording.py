@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..models import evaluating, training_outside_torch, untouched
-from . import rules_layout, rules_products, rules_values
+from . import rules_layout, rules_pictures, rules_products, rules_values
 from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .counts import Count
 from .sizes import Sizes, counting, used_as_number
@@ -23,7 +23,16 @@ from .values import Value
 from .walk import Normed, Walk
 from .writes import parameters_kept
 
-__all__ = ["Recording", "as_arguments", "outputs", "record", "rules_layout", "rules_products", "rules_values"]
+__all__ = [
+    "Recording",
+    "as_arguments",
+    "outputs",
+    "record",
+    "rules_layout",
+    "rules_pictures",
+    "rules_products",
+    "rules_values",
+]
 
 IS_OUTPUT = "its neurons are the model's output"
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from .atoms import READING, REMOVAL, Ids
@@ -350,29 +346,3 @@ def group_norm(walk: Walk, step: Step) -> None:
     for out in tensors(step.out):
         same = out.shape == given.shape
         walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
-
-
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-def spatial(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    size = int(found[1]) if (found := re.search(r"(\d)d", step.name)) else 2
-    for axis in axes[given.ndim - size :]:
-        walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
-    for out in tensors(step.out):
-        walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
-
-
-def _spatial_names() -> list[str]:
-    names: list[Any] = [each.partition(".")[0] for each in torch._C._dispatch_get_all_op_names() if "aten::" in each]
-    plain = {each.rpartition("::")[2] for each in names}
-    fitting = re.compile(
-        r"(_?adaptive_)?(max|avg|fractional_max|lp)_pool\dd(_with_indices)?$|mkldnn_\w*pool\dd$|"
-        r"_?upsample_\w+\dd(_aa)?$|(reflection|replication)_pad\dd$"
-    )
-    return sorted(each for each in plain if fitting.match(each))
-
-
-rule(*_spatial_names())(spatial)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sdsd_kernels import checks
+
 from ...graphs import WRITER, Part, fit_sizes
 from .consolidate import copied
 from .experts import count_of, holder_of
@@ -85,15 +87,10 @@ def remove_experts(
 
 
 def _checked(removed: Iterable[int], count: int) -> list[int]:
-    gone = list(removed)
-    if any(isinstance(each, bool) or not hasattr(each, "__index__") for each in gone):
-        raise TypeError(f"removed: expected indices of experts, whole numbers, got {gone!r}.")
-    gone = [int(each) for each in gone]
-    bad = [each for each in gone if not 0 <= each < count]
-    if bad or len(set(gone)) < len(gone) or not gone or len(gone) >= count:
-        raise ValueError(
-            f"removed: expected different experts from 0 to {count - 1}, at least one and not all, got {gone!r}."
-        )
+    why = f"for {count} experts"
+    gone = [checks.check_integer(each, "removed", least=0, most=count - 1, why=why) for each in removed]
+    if len(set(gone)) < len(gone) or not gone or len(gone) >= count:
+        raise ValueError(f"removed: expected different experts, at least one and not all {count}, got {gone!r}.")
     return gone
 
 

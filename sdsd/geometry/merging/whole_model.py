@@ -133,7 +133,7 @@ def consolidate_model(
     if budget is not None:
         checks.check_number(budget, "budget", "a share of the parameters, between 0 and 1", above=0, below=1)
     checks.check_choice(how, "how", ("mean", "absorb"))
-    if not isinstance(uniform, bool):
+    if uniform not in (False, True):
         checks.check_choice(uniform, "uniform", ("share",))
     if example_input is None:
         example_input = example_of(model, loader)

@@ -111,11 +111,11 @@ def test_without_an_expert_tokens_go_to_those_that_come_next(gone, listed, inpla
 @pytest.mark.parametrize(
     ("experts", "removed", "options", "error", "says"),
     [
-        ("layers.0.experts", [3], {}, ValueError, "different experts from 0 to 2"),
+        ("layers.0.experts", [3], {}, ValueError, "expected 0 to 2 for 3 experts"),
         ("layers.0.experts", [1, 1], {}, ValueError, "different experts"),
         ("layers.0.experts", [], {}, ValueError, "at least one"),
         ("layers.0.experts", [0, 1], {}, ValueError, "sends every token to 2 experts, and 1 would be left"),
-        ("layers.0.experts", [0.5], {}, TypeError, "whole numbers"),
+        ("layers.0.experts", [0.5], {}, TypeError, "expected an int"),
         ("layers.0.experts", [0], {"router": "layers.0.experts"}, ValueError, "a weight of 3 rows"),
         ("layers.0.gate", [0], {}, TypeError, "expected the name of an nn.ModuleList"),
     ],
