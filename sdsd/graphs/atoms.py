@@ -109,6 +109,13 @@ class Atoms:
             one = int(self.parents[one])
         return one
 
+    def kept(self) -> tuple[Ids, npt.NDArray[np.int8]]:
+        """What goes together now, for `put_back`."""
+        return self.parents.copy(), self.flags.copy()
+
+    def put_back(self, kept: tuple[Ids, npt.NDArray[np.int8]]) -> None:
+        self.parents, self.flags = kept
+
     def mark(self, ids: Ids, flag: int) -> None:
         self.flags[self.roots(ids)] |= flag
 

@@ -40,8 +40,12 @@ def pointwise(walk: Walk, step: Step) -> None:
     given = [each for each in everything if walk.value(each).statistic is None]
     statistics = [walk.value(each).statistic for each in everything if walk.value(each).statistic is not None]
     if statistics and not _has_neurons(walk, given, statistics[0], out):  # type: ignore[arg-type]
-        _still_statistic(walk, given, statistics[0], out)  # type: ignore[arg-type]
-        return
+        if all(each.numel() == 1 for each in given):
+            walk.give(out, [None] * out.ndim)
+            walk.value(out).statistic = statistics[0]
+            return
+        walk.note(statistics[0], "'mean' mixes all neurons")  # type: ignore[arg-type]
+        given = everything
     axes: list[Axis] = [FREE] * out.ndim
     known = [False] * out.ndim
     owner: list[Tensor | None] = [None] * out.ndim
@@ -79,14 +83,6 @@ def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -
                 walk.statistics(axis, reason, STATISTICS_ADVICE)
                 return True
     return False
-
-
-def _still_statistic(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -> None:
-    walk.give(out, [None] * out.ndim)
-    if all(each.numel() == 1 for each in given):
-        walk.value(out).statistic = statistic
-    else:
-        walk.note(statistic, "'mean' mixes all neurons")
 
 
 @rule("_weight_norm_interface _weight_norm")

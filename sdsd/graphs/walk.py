@@ -312,11 +312,24 @@ class Walk:
 
     def _couple_chunks(self) -> None:
         """Where an axis is cut into equal pieces that have different units, what has the same place in each goes
-        together, so that the pieces stay equal."""
+        together, so that the pieces stay equal; unless that makes one unit of all of them."""
+        able = self.chunks
+        while able:
+            kept = self.atoms.kept()
+            self._couple(able)
+            roots = [set(self.atoms.roots(chunk[0].whole).tolist()) for chunk in able]
+            single = set[int]().union(*(each for each in roots if len(each) == 1))
+            left = [chunk for chunk, each in zip(able, roots, strict=True) if not each & single]
+            if len(left) == len(able):
+                return
+            self.atoms.put_back(kept)
+            able = left
+
+    def _couple(self, chunks: list[list[Piece]]) -> None:
         changed = True
         while changed:
             changed = False
-            for first, *others in self.chunks:
+            for first, *others in chunks:
                 if all(self._in_proportion(piece) for piece in (first, *others)):
                     continue
                 for piece in others:

@@ -178,6 +178,14 @@ def test_shuffled_channels_go_in_sets_of_which_every_half_has_as_many(blocks, un
     torch.testing.assert_close(smaller(x), model(x), rtol=1e-12, atol=1e-12)
 
 
+@torch.no_grad()
+def test_shuffles_that_would_make_one_unit_of_all_channels_leave_them_apart():
+    found = consumers(Shuffling(4), "stem", torch.rand(2, 1, 3, 3, dtype=torch.float64))
+    assert found.neurons > 1
+    assert "into pieces" in str(found)
+    assert not found.removable
+
+
 class Pooled(nn.Module):
     """torch pools what is transposed by means and strides."""
 
@@ -201,3 +209,41 @@ def test_strides_of_pooling_are_followed_and_others_refused():
     assert smaller.head.in_features == 5
     with pytest.raises(ValueError, match="no rule for 'as_strided'"):
         remove_neurons(Strided(), "first", [2], example_input=x)
+
+
+GATED = {
+    "as another": (lambda h, g: h * g.expand_as(h), ""),
+    "to a shape": (lambda h, g: h * g.expand(h.shape), ""),
+    "mean of others": (lambda h, g: h + torch.cat((g, 2 * g), 1).mean(-1, keepdim=True), ""),
+    "to a number": (lambda h, g: h * g.expand(4, 6), "size 6 written into it"),
+    "summed up": (lambda h, g: h * g.expand(h.shape).sum(-1, keepdim=True), "the size of other neurons"),
+    "beside others": (lambda h, g: torch.cat((h, g.expand(h.shape)), -1)[:, :6] * h, "taken by their places"),
+    "normalised": (lambda h, g: h * g.expand(h.shape).softmax(-1), "mixes all neurons"),
+}
+
+
+class Gated(nn.Module):
+    """One number for each sample, expanded over the neurons."""
+
+    def __init__(self, joined):
+        super().__init__()
+        self.joined, self.first, self.gate, self.head = joined, nn.Linear(5, 6), nn.Linear(5, 1), nn.Linear(6, 3)
+        scrambled(self).double()
+
+    def forward(self, x):
+        return self.head(self.joined(self.first(x), self.gate(x)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", GATED)
+def test_what_is_expanded_over_neurons_goes_with_them_unless_something_counts_it(name):
+    joined, says = GATED[name]
+    model, x = Gated(joined), torch.rand(4, 5, dtype=torch.float64)
+    if says:
+        with pytest.raises(ValueError, match=says):
+            remove_neurons(model, "first", [1], example_input=x)
+        return
+    smaller, report = remove_neurons(model, "first", [1], example_input=x)
+    model.head.weight[:, 1] = 0
+    assert report.compared
+    torch.testing.assert_close(smaller(x), model(x), rtol=1e-12, atol=1e-12)
