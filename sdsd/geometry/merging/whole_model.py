@@ -111,8 +111,9 @@ def consolidate_model(
         budget: merge the most similar pairs of all layers until the model has lost this share of its parameters, or
             there are no more pairs. At most half of a layer's neurons go. With `above` as well, whichever ends first.
         uniform: layers with as many neurons and the same last part of their names lose equally many, the mean of what
-            they would lose, so that one number in a configuration can say it; see `fit_config`. "share": layers with
-            the same last part of their names lose the same share, whatever their sizes, as one mlp_ratio says it.
+            they would lose and at least one if any does, so that one number in a configuration can say it; see
+            `fit_config`. "share": layers with the same last part of their names lose the same share, whatever their
+            sizes, as one mlp_ratio says it.
         how: "mean" | "absorb", as in `consolidate`.
         example_input: as in `consumers`; None: the first batch.
         max_batches, forward, mask: as in `collect_activations`.
@@ -251,7 +252,8 @@ def _evened(
     for sizes in kinds.values():
         able = {name: [(i, j, cosine) for cosine, layer, i, j in candidates if layer == name] for name in sizes}
         parts = math.gcd(*sizes.values())  # of a layer; one of them is the least that all can lose
-        wanted = round(parts * fmean(len(chosen[name]) / size for name, size in sizes.items()))
+        mean = parts * fmean(len(chosen[name]) / size for name, size in sizes.items())
+        wanted = max(round(mean), int(mean > 0))
         count = min([wanted, *(len(able[name]) * parts // size for name, size in sizes.items())])
         evened |= {name: pairs[: count * sizes[name] // parts] for name, pairs in able.items()}
     return evened

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdsd.geometry import RepeatedNorm, consolidate, consumers, evaluating, merge
+from sdsd.geometry import RepeatedNorm, consolidate, consumers, evaluating, fit_config, merge
 from tests.geometry.networks import scrambled
 
 PAIRS = [(0, 3), (7, 5)]
@@ -116,6 +116,13 @@ def test_what_the_norm_sees_is_what_it_saw():
     mean = (values * counts).sum(-1, keepdim=True) / 8
     variance = ((values - mean) ** 2 * counts).sum(-1, keepdim=True) / 8
     torch.testing.assert_close(given, (values - mean) / (variance + 1e-5).sqrt(), rtol=1e-12, atol=1e-12)
+
+
+def test_no_configuration_builds_it():
+    model, x = stream("LayerNorm")
+    smaller, _ = consolidate(model, "embed", PAIRS, norms="repeat", example_input=x)
+    smaller.config = object()
+    assert "'first' is a RepeatedNorm" in fit_config(smaller).why
 
 
 class Inside(Stream):
