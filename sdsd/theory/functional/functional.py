@@ -31,9 +31,8 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks, cosine_matrix
 
-from ..gamma.student import incomplete_beta
-from ._segments import Slice
-from .quotient import Symmetries, symmetries
+from ...gamma.student import incomplete_beta
+from ..quotient import Slice, Symmetries, symmetries
 
 VOLUMES = ("log", "union")
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

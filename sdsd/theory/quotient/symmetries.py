@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ..gamma import GammaStats, compute_gamma
-from ..models import unwrap
-from ._balance import balance
-from ._segments import Segment
-from ._symmetry_groups import Permutation, Point, Scaling, Translation, build
-from ._symmetry_trace import trace
-from ._tangents import Span, checked_vectors
+from ...gamma import GammaStats, compute_gamma
+from ...models import unwrap
+from .balance import balance
+from .groups import Permutation, Point, Scaling, Translation, build
+from .segments import Segment
+from .tangents import Span, checked_vectors
+from .trace import trace
 
 
 @dataclass(frozen=True)
