@@ -25,7 +25,7 @@ from sdsd.theory.functional import (
     realized_volume,
     telling_angle,
 )
-from sdsd.theory.functional import functional as caps
+from sdsd.theory.functional import volume as caps
 
 SHAPES = [(1, 1), (1, 5), (5, 1), (4, 7), (6, 6), (9, 4), (30, 8)]
 
