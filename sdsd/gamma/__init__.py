@@ -15,7 +15,7 @@ file or folder     what is inside
 `history.py`       `GammaHistory`: the measured steps as rows, a file that grows, a table, a picture
 `plots.py`         those pictures
 `recommend.py`     `recommend_batch`
-`seed.py`          `compute_gamma`
+`published.py`     `compute_gamma`
 =================  ===================================================================================================
 
 One measured step, from door to door::
@@ -34,8 +34,8 @@ One measured step, from door to door::
 from .estimators import gamma_stats
 from .history import GammaHistory
 from .monitor import GammaMonitor
+from .published import compute_gamma
 from .recommend import BatchRecommendation, recommend_batch
-from .seed import compute_gamma
 from .stats import GammaStats, Phase
 
 __all__ = [

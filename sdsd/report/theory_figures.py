@@ -102,14 +102,14 @@ def draw_phase_diagram(
     diffusion: np.ndarray,
     growth: np.ndarray,
     gamma_h: np.ndarray,
-    gamma_seed: np.ndarray,
+    gamma_published: np.ndarray,
 ) -> None:
     """The measured growth of the loss over (stiffness, diffusion), and the lines on which each ratio is 1.
 
     Args:
         stiffness, diffusion: the axes.  # shape: (a,), (b,)
         growth: log of the loss at the end over the loss at the start.  # shape: (a, b)
-        gamma_h, gamma_seed: at the start.  # shape: (a, b)
+        gamma_h, gamma_published: at the start.  # shape: (a, b)
     """
     from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 
@@ -122,7 +122,7 @@ def draw_phase_diagram(
     )
     for values, colour, style, text in (
         (gamma_h, INK, "-", "Γ_H = 1"),
-        (gamma_seed, ORANGE, (0, (5, 2)), "the document's Γ = 1"),
+        (gamma_published, ORANGE, (0, (5, 2)), "the document's Γ = 1"),
     ):
         axes.contour(
             stiffness, diffusion, np.log(values.T), levels=[0.0], colors=colour, linestyles=[style], linewidths=2.4

@@ -84,7 +84,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "calls verified",
             source=f"{FUNCTIONAL_GEOMETRY}, Phase IV",
             verdict=_word(ours),
-            seed_figure="no gain (84.7 against 86.8%)",
+            published="no gain (84.7 against 86.8%)",
             our_figure=ours,
             corrected=f"From {sum(before) / len(before):.1f}% peak accuracy is "
             + ", ".join(f"{value:.1f}% {name}" for name, value in means.items())

@@ -172,7 +172,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             verdict="direction only" if foretells == "reproduced" and gain.value < TWICE else foretells,
             effect=ABOVE,
             **RULES["merge-cost: foretold"].stated(),
-            seed_figure="left open (theoretical formalization)",
+            published="left open (theoretical formalization)",
             our_figure=gain,
             corrected=f"Over random pairs the rank correlation with what a merge changes is {ranks['cosine']} for "
             f"1 − cosine, {ranks['cost']} for the cost and {ranks['curvature']} with curvature, whose foretold "
@@ -184,7 +184,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             verdict=ABOVE.verdict(pruned),
             effect=ABOVE,
             **RULES["merge-cost: pruning"].stated(),
-            seed_figure="outperforms naive approaches, of pairs by cosine",
+            published="outperforms naive approaches, of pairs by cosine",
             our_figure=pruned,
             corrected=f"With {removed} of {neurons} neurons removed the divergence (nats) is: {beside}.",
         ),

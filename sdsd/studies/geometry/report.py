@@ -106,7 +106,7 @@ def _claims_section(result: StudyResult) -> html.Section:
 
 def _claim(verdict: Verdict) -> Claim:
     here = "–" if verdict.our_figure is None else str(verdict.our_figure)
-    return Claim(verdict.claim, verdict.verdict, verdict.seed_figure, here, verdict.corrected, verdict.rule)
+    return Claim(verdict.claim, verdict.verdict, verdict.published, here, verdict.corrected, verdict.rule)
 
 
 def _network_sections(

@@ -97,7 +97,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "valley",
             source=f"{MOVES}, Loss Landscape Geometry",
             verdict=verdict,
-            seed_figure="a heading without figures",
+            published="a heading without figures",
             our_figure=gains,
             corrected="For these perceptrons yes, up to a permutation that has to be looked for: barriers are "
             + "; ".join(f"{barriers[way]} {label}" for way, label in WAYS.items())

@@ -118,7 +118,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="What is learned from structured data is less complex than what is memorised",
             source=f"{MOVES}, The Conjecture",
             verdict="inconclusive" if ours is None else LESS.verdict(ours),
-            seed_figure="flatness implies simplicity",
+            published="flatness implies simplicity",
             our_figure=ours,
             corrected=f"The local learning coefficient with true labels is {ours if ours else 'refused'}, both at "
             f"canonical representatives (mean losses {losses['canonical']:.2g} and {losses['random labels']:.2g}). "

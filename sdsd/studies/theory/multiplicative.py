@@ -73,7 +73,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         else "reproduced"
         if share.high is not None and share.high < 0.05
         else "inconclusive",
-        seed_figure="no path below Γ = 1, every path above",
+        published="no path below Γ = 1, every path above",
         our_figure=share,
         corrected=f"Almost every path converges on both sides, at the rate k + σ²/2. What turns at Γ_H = "
         f"{edge['gamma_h']:g} is the mean square, by its exact recursion; a mean over {worst['paths']} paths misses it "

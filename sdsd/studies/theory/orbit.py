@@ -151,7 +151,7 @@ def judge(result: StudyResult) -> list[Verdict]:
                 claim=f"Learning itself lowers the {what}",
                 source=f"{SDSD} §{section}",
                 verdict=_word(fell, list(shares.values()), remembered),
-                seed_figure="a proposition, without a number",
+                published="a proposition, without a number",
                 our_figure=shares[first],
                 corrected=f"From {fmean([run[DECAYED][first][0] for run in runs]):.3g} it falls to {ends[DECAYED]:.3g} "
                 f"with weight decay 0.005 and to {ends[PLAIN]:.3g} without; under Adam, "

@@ -93,7 +93,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="84% of random starts of an overparameterised linear model converge to rank 1",
             source=source,
             verdict="reproduced" if published["rank_one"] == 42 else "inconclusive",
-            seed_figure="84%",
+            published="84%",
             our_figure=ours,
             corrected=f"The number stands for one number of steps, {over_steps} ({starts:,} starts), and for one "
             f"threshold of what counts as zero: {counts}.",
@@ -103,7 +103,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="So SGD implicitly compresses: it prefers low rank",
             source=source,
             verdict="refuted" if artefact else "untestable here",
-            seed_figure="84% to rank 1",
+            published="84% to rank 1",
             our_figure=fraction_interval(round(fractions[10_000] * starts), starts, "at rank 1 after 10,000 steps"),
             corrected="Every exact solution has the target's rank, so nothing is left to prefer: the share is how many "
             f"runs have come close by the time one stops, and {full:.0%} for a target of rank 2.",
@@ -113,7 +113,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Even rank-2 solutions show an 80-fold imbalance between components",
             source=source,
             verdict=IMBALANCE.verdict(imbalance),
-            seed_figure="80 ×",
+            published="80 ×",
             our_figure=imbalance,
             effect=IMBALANCE,
             corrected=f"Mean {math.fsum(ranked) / len(ranked):.0f}, median {float(np.median(ranked)):.0f}: a few "

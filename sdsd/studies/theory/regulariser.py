@@ -105,7 +105,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="Intelligence emerges from minimising L_geom = H_G + λV, rather than purely from minimising the loss",
         source=f"{SDSD}, introduction and §1",
         verdict="refuted" if max(gained) < 0 else "reproduced" if min(gained) > 0 else "inconclusive",
-        seed_figure="the Learning Functional, without a number",
+        published="the Learning Functional, without a number",
         our_figure=change,
         corrected=f"L_geom is a regulariser, no learning rule. Alone it takes accuracy from {fmean(start):.3f} to "
         f"{fmean(end):.3f}. Beside cross-entropy "

@@ -118,7 +118,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim=CLAIM,
             source=f"{MOVES}, The Entropic Selection Principle, 2",
             verdict=word,
-            seed_figure="P ∝ V",
+            published="P ∝ V",
             our_figure=ours,
             corrected="What fills more of parameter space is found more often, but not in proportion: frequencies of "
             + ", ".join(
