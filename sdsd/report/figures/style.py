@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from .._extras import require
+from ..._extras import require
 
 INK, MUTED, GRID, PAPER = "#1b2430", "#66707d", "#dde2e8", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE, RED, TEAL = "#3b78e7", "#ee8a2c", "#2fa572", "#9467d4", "#df5452", "#2ba3b8"
