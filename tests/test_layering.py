@@ -39,9 +39,16 @@ IN_SHAPE = (
     "sdsd.cli",
     "sdsd.models",
     "sdsd.graphs",
+    "sdsd.geometry.comparing",
     "sdsd.geometry.cosines",
     "sdsd.geometry.gram",
-    "sdsd.geometry.comparing",
+    "sdsd.geometry.merging",
+    "sdsd.integrations",
+    "sdsd.report",
+    "sdsd.theory.curvature",
+    "sdsd.theory.dynamics",
+    "sdsd.theory.functional",
+    "sdsd.theory.landscape",
 )
 """Where the lengths of files and of rows of parameters are held."""
 

@@ -26,9 +26,18 @@ Log = Callable[[Mapping[str, float], int], None]
 """Called with the scalars of a step, by name, and its number."""
 
 SCALARS = (
-    "batch_size", "signal", "noise", "gamma", "gamma_unbiased", "noise_scale", "smoothed_gamma", "smoothed_noise_scale",
-    "noise_scale_low", "noise_scale_high", "recommended_batch",
-)  # fmt: skip
+    "batch_size",
+    "signal",
+    "noise",
+    "gamma",
+    "gamma_unbiased",
+    "noise_scale",
+    "smoothed_gamma",
+    "smoothed_noise_scale",
+    "noise_scale_low",
+    "noise_scale_high",
+    "recommended_batch",
+)
 """Columns of a history that are numbers."""
 NOT_IN_MLFLOW = re.compile(r"[^\w\-. :/]", re.ASCII)
 

@@ -12,15 +12,24 @@ from ..geometry.map import OFFLINE_POLICY, plot, plot_library, summary_of
 from .html import table
 
 VERDICT_CLASSES = {
-    "reproduced": "holds", "direction only": "partly", "no effect": "fails",
-    "opposite": "fails", "refuted": "fails", "inconclusive": "open", "untestable here": "open",
-}  # fmt: skip
+    "reproduced": "holds",
+    "direction only": "partly",
+    "no effect": "fails",
+    "opposite": "fails",
+    "refuted": "fails",
+    "inconclusive": "open",
+    "untestable here": "open",
+}
 
 
 BUTTONS = {
-    "left": "turn left", "right": "turn right", "up": "tilt up", "down": "tilt down", "nearer": "closer",
+    "left": "turn left",
+    "right": "turn right",
+    "up": "tilt up",
+    "down": "tilt down",
+    "nearer": "closer",
     "farther": "farther",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,17 @@ def draw_level(
     across = axes.transAxes.inverted().transform(axes.transData.transform((value, value)))[0] if vertical else at
     right = across > 0.5
     axes.annotate(
-        text, (value, at) if vertical else (at, value), xycoords=blended,
-        xytext=(-5 if right else 5, 0) if vertical else (0, 4), textcoords="offset points",
-        ha="right" if right else "left", va="top" if vertical else "bottom", color=colour, fontsize=9.5,
+        text,
+        (value, at) if vertical else (at, value),
+        xycoords=blended,
+        xytext=(-5 if right else 5, 0) if vertical else (0, 4),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="top" if vertical else "bottom",
+        color=colour,
+        fontsize=9.5,
         bbox=BEHIND_TEXT,
-    )  # fmt: skip
+    )
 
 
 @styled
@@ -82,9 +88,14 @@ def draw_dots(
         axes.plot([position, position], [low, high], color=colour, linewidth=2.4, solid_capstyle="round", zorder=3)
         axes.plot([position], [value], "o", color=colour, markersize=8, markeredgewidth=0, zorder=4)
         axes.annotate(
-            plain_number(value), (position, value), xytext=(10, 0), textcoords="offset points", va="center",
-            color=INK, fontsize=9.5,
-        )  # fmt: skip
+            plain_number(value),
+            (position, value),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            fontsize=9.5,
+        )
     axes.set_xlim(-0.5, len(rows) - 0.35)
     axes.set_xticks(range(len(rows)), list(rows))
     axes.tick_params(axis="x", labelcolor=INK, length=0, pad=6)

@@ -29,6 +29,7 @@ def draw_neuron_map(
     names: Sequence[int],
     pairs: Sequence[tuple[int, int]] = (),
     sizes: Sequence[float] | None = None,
+    *,
     labels: bool = True,
     legend: bool = True,
 ) -> None:
@@ -60,17 +61,32 @@ def _cluster_legend(axes: Any, clusters: Sequence[int], linked: bool) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], marker="o", linestyle="none", markersize=6, markeredgewidth=0,
-               color=CLUSTER_COLOURS[group % len(CLUSTER_COLOURS)], label=f"{group} ({list(clusters).count(group)})")
+        Line2D(
+            [],
+            [],
+            marker="o",
+            linestyle="none",
+            markersize=6,
+            markeredgewidth=0,
+            color=CLUSTER_COLOURS[group % len(CLUSTER_COLOURS)],
+            label=f"{group} ({list(clusters).count(group)})",
+        )
         for group in sorted(set(clusters))
-    ]  # fmt: skip
+    ]
     if linked:
         handles.append(Line2D([], [], color=INK, linewidth=1.6, label="nearest pair"))
     axes.legend(
-        handles=handles, title="cluster (neurons)", loc="upper center", bbox_to_anchor=(0.5, -0.01),
-        ncols=min(len(handles), 5), fontsize=8.5, title_fontsize=8.5, handletextpad=0.3, columnspacing=1.2,
+        handles=handles,
+        title="cluster (neurons)",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.01),
+        ncols=min(len(handles), 5),
+        fontsize=8.5,
+        title_fontsize=8.5,
+        handletextpad=0.3,
+        columnspacing=1.2,
         borderaxespad=0.2,
-    )  # fmt: skip
+    )
 
 
 def _name_pairs(axes: Any, points: np.ndarray, names: Sequence[int], pairs: Sequence[tuple[int, int]]) -> None:
@@ -83,9 +99,15 @@ def _name_pairs(axes: Any, points: np.ndarray, names: Sequence[int], pairs: Sequ
         outward = outward / max(float(np.linalg.norm(outward)), 1e-30)
         for position, way in ((first, outward), (second, -outward)):
             label = axes.annotate(
-                str(names[position]), points[position], xytext=tuple(10.5 * way), textcoords="offset points",
-                ha="center", va="center", fontsize=7.5, color=MUTED,
-            )  # fmt: skip
+                str(names[position]),
+                points[position],
+                xytext=tuple(10.5 * way),
+                textcoords="offset points",
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color=MUTED,
+            )
             box = label.get_window_extent(renderer)
             if any(box.overlaps(other) for other in taken):
                 label.remove()

@@ -18,6 +18,7 @@ def draw_noise_scale(
     low: Sequence[float],
     high: Sequence[float],
     batch_size: int,
+    *,
     exact_steps: Sequence[int] = (),
     exact: Sequence[float] = (),
 ) -> None:
@@ -39,9 +40,15 @@ def draw_noise_scale(
 
     known = [not math.isnan(a) for a in low]
     axes.fill_between(
-        steps, clipped(low, top), clipped(high, top), where=known, color=BLUE, alpha=0.2, linewidth=0,
+        steps,
+        clipped(low, top),
+        clipped(high, top),
+        where=known,
+        color=BLUE,
+        alpha=0.2,
+        linewidth=0,
         label="95% interval",
-    )  # fmt: skip
+    )
     axes.plot(
         steps, [value if 0 < value < math.inf else math.nan for value in estimate], color=BLUE, label="from the batches"
     )
@@ -53,9 +60,16 @@ def draw_noise_scale(
     span = max(steps) if len(steps) else 1
     axes.set_xlim(0, span * 1.01)
     axes.annotate(
-        f"batch size {batch_size}", (span, batch_size), xytext=(-2, 5), textcoords="offset points",
-        color=ORANGE, ha="right", va="bottom", fontweight="bold", bbox=BEHIND_TEXT,
-    )  # fmt: skip
+        f"batch size {batch_size}",
+        (span, batch_size),
+        xytext=(-2, 5),
+        textcoords="offset points",
+        color=ORANGE,
+        ha="right",
+        va="bottom",
+        fontweight="bold",
+        bbox=BEHIND_TEXT,
+    )
     axes.set_ylabel("noise scale (images)")
     axes.legend(loc="upper left", fontsize=9.5, borderaxespad=0.2, handlelength=1.6)
     log_axis(axes.yaxis, bottom, top)
@@ -77,9 +91,15 @@ def draw_accuracy(axes: Any, steps: Sequence[int], accuracy: Sequence[float]) ->
     axes.set_xlabel("training step")
     if accuracy:
         axes.annotate(
-            f"{100 * accuracy[-1]:.1f}%", (steps[-1], 100 * accuracy[-1]), xytext=(-2, -8),
-            textcoords="offset points", ha="right", va="top", color=GREEN, fontweight="bold",
-        )  # fmt: skip
+            f"{100 * accuracy[-1]:.1f}%",
+            (steps[-1], 100 * accuracy[-1]),
+            xytext=(-2, -8),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=GREEN,
+            fontweight="bold",
+        )
 
 
 @styled
@@ -106,13 +126,29 @@ def draw_layer_gamma(axes: Any, steps: Sequence[int], layers: Mapping[str, Seque
     inside = (0.99, 1.0)
     blended = axes.get_yaxis_transform()
     axes.annotate(
-        "more signal than noise ↑", inside, xycoords=blended, xytext=(0, 4), textcoords="offset points",
-        ha="right", va="bottom", color=MUTED, fontsize=9.5, bbox=BEHIND_TEXT,
-    )  # fmt: skip
+        "more signal than noise ↑",
+        inside,
+        xycoords=blended,
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color=MUTED,
+        fontsize=9.5,
+        bbox=BEHIND_TEXT,
+    )
     axes.annotate(
-        "more noise than signal ↓", inside, xycoords=blended, xytext=(0, -5), textcoords="offset points",
-        ha="right", va="top", color=MUTED, fontsize=9.5, bbox=BEHIND_TEXT,
-    )  # fmt: skip
+        "more noise than signal ↓",
+        inside,
+        xycoords=blended,
+        xytext=(0, -5),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=MUTED,
+        fontsize=9.5,
+        bbox=BEHIND_TEXT,
+    )
     axes.set_ylabel(f"Γ of a batch of {batch_size}")
     axes.set_xlabel("training step")
     axes.legend(

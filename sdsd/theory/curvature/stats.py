@@ -159,10 +159,22 @@ class CurvatureStats:
 
 
 _DERIVED = (
-    "drift", "diffusion", "diffusion_published", "lyapunov", "lyapunov_published", "expected_change",
-    "lowers_loss", "gamma_published", "gamma_published_diffusion", "gamma_h", "gamma_star",
-    "b_simple", "b_noise", "learning_rate_max", "batch_size_min",
-)  # fmt: skip
+    "drift",
+    "diffusion",
+    "diffusion_published",
+    "lyapunov",
+    "lyapunov_published",
+    "expected_change",
+    "lowers_loss",
+    "gamma_published",
+    "gamma_published_diffusion",
+    "gamma_h",
+    "gamma_star",
+    "b_simple",
+    "b_noise",
+    "learning_rate_max",
+    "batch_size_min",
+)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -194,6 +194,10 @@ def phase_diagram(
     shape = (len(stiffness), len(diffusion), paths)
     ratio = (ran.losses[-1] / ran.losses[0]).view(shape)
     return PhaseDiagram(
-        stiffness, diffusion, ratio.mean(2).log(), ratio.std(2) / math.sqrt(paths) / ratio.mean(2),
-        terms.gamma_h.view(shape)[..., 0], terms.gamma_published.view(shape)[..., 0],
-    )  # fmt: skip
+        stiffness,
+        diffusion,
+        ratio.mean(2).log(),
+        ratio.std(2) / math.sqrt(paths) / ratio.mean(2),
+        terms.gamma_h.view(shape)[..., 0],
+        terms.gamma_published.view(shape)[..., 0],
+    )

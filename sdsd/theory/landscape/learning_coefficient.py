@@ -260,9 +260,7 @@ def local_learning_coefficient(
                 report(before + step, chains * (burn_in + draws))
 
             ran.append(sampler.run(burn_in, draws, tell))
-    losses = torch.stack([each.losses for each in ran])
-    distances = torch.stack([each.squared_distances for each in ran])
-    return _summary(landscape, loss, n, beta, gamma, canonicalize, ran, losses, distances)
+    return _summary(landscape, ran, loss=loss, n=n, beta=beta, gamma=gamma, canonical=canonicalize)
 
 
 @dataclass(frozen=True)
@@ -335,9 +333,10 @@ class _Chain:
 
 
 def _summary(
-    landscape: Landscape, loss: float, n: int, beta: float, gamma: float, canonical: bool, ran: list[_Ran],
-    losses: Tensor, distances: Tensor,
-) -> LearningCoefficient:  # fmt: skip
+    landscape: Landscape, ran: list[_Ran], *, loss: float, n: int, beta: float, gamma: float, canonical: bool
+) -> LearningCoefficient:
+    losses = torch.stack([each.losses for each in ran])
+    distances = torch.stack([each.squared_distances for each in ran])
     scaled = n * beta * (losses - loss)
     worth = effective_draws(scaled)
     between = scaled.mean(1).std().item() / math.sqrt(len(ran))
