@@ -32,6 +32,8 @@ WITH_TRITON = re.compile(r"(\w+_)?(kernel|config)\.py")
 
 MOST_LINES = 400
 MOST_POSITIONAL = 6
+DEEPEST = 12
+"""Folders of `sdsd`, and files of `sdsd_kernels`, each of which imports from the next."""
 BEHIND_DOORS = ("sdsd.studies", "sdsd.cli", "sdsd.geometry", "sdsd.graphs", "sdsd.models")
 """A file in these is imported from its own folder and those below it; others go through a folder's __init__."""
 IN_SHAPE = (
@@ -201,6 +203,106 @@ def circles(root: Path) -> Iterator[str]:
 
     for module in ahead:
         yield from visit(module, [])
+
+
+def maker(target: str, root: Path) -> str:
+    """The file that makes what is imported: a door is looked through, for it only hands out what its files make."""
+    folder, _, name = target.rpartition(".")
+    if is_folder(folder, root):
+        tree = ast.parse(root.joinpath(*folder.split("."), "__init__.py").read_text(encoding="utf-8"))
+        for node in tree.body:
+            for alias in node.names if isinstance(node, ast.ImportFrom) and node.level == 1 else ():
+                if name == (alias.asname or alias.name):
+                    inside = ".".join(filter(None, [folder, node.module]))
+                    return f"{inside}.{alias.name}" if node.module is None else maker(f"{inside}.{alias.name}", root)
+    return target if is_module(target, root) else folder
+
+
+def arrows(package: str, root: Path) -> dict[str, set[str]]:
+    """File → files of any package that it imports from when it is imported itself; doors have no arrows."""
+    ahead: dict[str, set[str]] = {}
+    for path in sorted((root / package).rglob("*.py")):
+        if path.name != "__init__.py":
+            targets = [each.target for each in imports(path, root) if each.at_import]
+            ours = [target for target in targets if target.split(".")[0] in ("sdsd", "sdsd_kernels")]
+            ahead[module_name(path, root)] = {maker(target, root) for target in ours}
+    return ahead
+
+
+def between_folders(root: Path) -> dict[str, set[str]]:
+    """The arrows of `sdsd` between folders. A folder and one below it that lean on each other count as one."""
+
+    def folder_of(module: str) -> str:
+        if module.split(".")[0] != "sdsd":
+            return module.split(".")[0]
+        folder = module if is_folder(module, root) else module.rpartition(".")[0]
+        return module if folder == "sdsd" else folder
+
+    ahead: dict[str, set[str]] = {}
+    for here, targets in arrows("sdsd", root).items():
+        ahead.setdefault(folder_of(here), set()).update(map(folder_of, targets))
+    joined = {
+        inner: outer
+        for inner in ahead
+        for outer in ahead
+        if inner.startswith(f"{outer}.") and inner in ahead[outer] and outer in ahead[inner]
+    }
+    together: dict[str, set[str]] = {}
+    for here, targets in ahead.items():
+        together.setdefault(joined.get(here, here), set()).update(joined.get(each, each) for each in targets)
+    return {here: targets - {here} for here, targets in together.items()}
+
+
+def deepest(ahead: dict[str, set[str]]) -> list[str]:
+    """The longest chain of arrows.
+
+    Raises:
+        ValueError: arrows that run in a circle.
+    """
+    longest: dict[str, list[str]] = {}
+
+    def visit(here: str, way: tuple[str, ...]) -> list[str]:
+        if here in way:
+            raise ValueError(f"a circle of imports: {' → '.join([*way[way.index(here) :], here])}")
+        if here not in longest:
+            ways = [visit(each, (*way, here)) for each in sorted(ahead.get(here, ()))]
+            longest[here] = [here, *max(ways, key=len, default=[])]
+        return longest[here]
+
+    return max((visit(here, ()) for here in sorted(ahead)), key=len)
+
+
+def test_chains_of_imports_are_short():
+    folders = deepest(between_folders(ROOT))
+    assert len(folders) <= DEEPEST, " → ".join(folders)
+    files = deepest(
+        {
+            here: {each for each in targets if each.startswith("sdsd_kernels.")}
+            for here, targets in arrows("sdsd_kernels", ROOT).items()
+        }
+    )
+    assert len(files) <= DEEPEST, " → ".join(files)
+
+
+def test_deep_chains_and_circles_of_folders_are_found(tmp_path):
+    files = {f"sdsd/geometry/f{k}/g.py": f"from ..f{k + 1} import x" for k in range(12)}
+    files |= {f"sdsd/geometry/f{k}/__init__.py": "from .g import x" for k in range(13)}
+    files |= {"sdsd/geometry/f12/g.py": "def x():\n    from ...models import y", "sdsd/geometry/__init__.py": ""}
+    root = build(tmp_path, {**SOUND, **files})
+    assert deepest(between_folders(root)) == [f"sdsd.geometry.f{k}" for k in range(13)]
+    build(root, {"sdsd/geometry/f12/g.py": "from ..f0 import x"})
+    with pytest.raises(ValueError, match="f11 → sdsd.geometry.f12 → sdsd.geometry.f0"):
+        deepest(between_folders(root))
+
+
+def test_a_door_is_looked_through(tmp_path):
+    files = {"sdsd/report/__init__.py": "from ..geometry import merge\nx = merge"}
+    files["sdsd/report/page.py"] = "from ..geometry import merge\nfrom ..theory import a as b"
+    files["sdsd/theory/__init__.py"] = "from .one import two as a"
+    files["sdsd/theory/one.py"] = "two = 2"
+    root = build(tmp_path, {**SOUND, **files})
+    assert arrows("sdsd", root)["sdsd.report.page"] == {"sdsd.geometry.merging.merge", "sdsd.theory.one"}
+    assert between_folders(root)["sdsd.report"] == {"sdsd.geometry.merging", "sdsd.theory"}
 
 
 def shape_violations(path: Path, root: Path) -> Iterator[str]:

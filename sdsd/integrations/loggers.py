@@ -20,24 +20,12 @@ from itertools import groupby
 from typing import Any
 
 from .._extras import require
-from ..gamma.history import TOTAL, Row
+from ..gamma.history import COLUMNS, TOTAL, Row
 
 Log = Callable[[Mapping[str, float], int], None]
 """Called with the scalars of a step, by name, and its number."""
 
-SCALARS = (
-    "batch_size",
-    "signal",
-    "noise",
-    "gamma",
-    "gamma_unbiased",
-    "noise_scale",
-    "smoothed_gamma",
-    "smoothed_noise_scale",
-    "noise_scale_low",
-    "noise_scale_high",
-    "recommended_batch",
-)
+SCALARS = tuple(name for name in COLUMNS if name not in ("step", "parameter", "phase", "verdict", "advice"))
 """Columns of a history that are numbers."""
 NOT_IN_MLFLOW = re.compile(r"[^\w\-. :/]", re.ASCII)
 
