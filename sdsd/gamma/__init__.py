@@ -6,7 +6,6 @@ file or folder     what is inside
 `estimators.py`    `gamma_stats`: the formulas, and where they come from
 `stats.py`         `GammaStats`: estimates, intervals, phases
 `sources.py`       the numbers behind one, on the device until they are read
-`student.py`       Student's t
 `monitor/`         `GammaMonitor`: attaching, steps, ranks, averages, proofs
 `following/`       which dimension of which tensor carries the samples
 `uses/`            parameters measured at the operations that read them
@@ -31,6 +30,8 @@ One measured step, from door to door::
                        → averages → GammaStats
 """
 
+from . import history as history
+from . import precondition as precondition
 from .estimators import gamma_stats
 from .history import GammaHistory
 from .monitor import GammaMonitor

@@ -11,9 +11,13 @@ matplotlib is imported when the first figure is made (the extra "report").
 `training.py`       signal, noise and accuracy over steps
 `neurons.py`        neurons on a plane, their cosines, and what they answer
 `merges.py`         what merging pairs costs
+`examined.py`       an examined network: its map, costs of merges, silhouettes beside those of controls
+`curves.py`         curves with bands, reference lines, dots with intervals, the phase diagram
 ==================  ================================================================================================
 """
 
+from .curves import draw_curves, draw_dots, draw_level, draw_phase_diagram
+from .examined import draw_costs, draw_points, draw_relearning, draw_silhouettes
 from .merges import draw_batch_merges, draw_merges
 from .neurons import draw_cosine_matrix, draw_images, draw_neuron_map, draw_pair_scatter, frame_map
 from .numbers import log_axis, minus, plain_number, power_of_ten
@@ -56,12 +60,20 @@ __all__ = [
     "draw_accuracy",
     "draw_batch_merges",
     "draw_cosine_matrix",
+    "draw_costs",
+    "draw_curves",
+    "draw_dots",
     "draw_images",
     "draw_layer_gamma",
+    "draw_level",
     "draw_merges",
     "draw_neuron_map",
     "draw_noise_scale",
     "draw_pair_scatter",
+    "draw_phase_diagram",
+    "draw_points",
+    "draw_relearning",
+    "draw_silhouettes",
     "frame_map",
     "log_axis",
     "minus",

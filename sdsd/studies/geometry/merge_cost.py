@@ -23,7 +23,7 @@ from ...geometry import (
     outgoing_weights,
     remove_neurons,
 )
-from ...report import figures, geometry_figures
+from ...report import figures
 from ...report.figures import plain_number
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
@@ -195,7 +195,7 @@ def draw(result: StudyResult) -> Any:
     figure, (left, right) = figures.new_figure(11.8, 4.3, columns=2)
     runs = result.series
     costs = {label: [fmean(run["near"][by]) for run in runs] for by, label in CHOICES.items()}
-    geometry_figures.draw_costs(left, costs, CHOICES["cost"], "divergence (nats), mean over near pairs")
+    figures.draw_costs(left, costs, CHOICES["cost"], "divergence (nats), mean over near pairs")
     figures.set_title(left, "One near pair merged")
     for (way, label), colour in zip(WAYS.items(), figures.CLUSTER_COLOURS, strict=False):
         values = [

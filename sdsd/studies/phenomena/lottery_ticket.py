@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..digits import Digits, evaluate, split_digits
 from ..documents import EXPLANATION
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from ...geometry import loss_barrier
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory import canonicalize, match_neurons
 from ..digits import Digits, split_digits
 from ..documents import MOVES

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory.dynamics import (
     hyperbola,
     imbalance,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory.dynamics import hyperbola, simulate
 from ..documents import SDSD
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..documents import SDSD
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval
 from ..rules import RULES

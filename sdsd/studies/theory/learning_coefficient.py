@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_dots
+from ...report.figures import draw_dots
 from ...theory import LearningCoefficient, local_learning_coefficient, random_representative
 from ..digits import load_digits
 from ..documents import MOVES

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_dots
+from ...report.figures import draw_dots
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
 from ..rules import RULES

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_level
+from ...report.figures import draw_level
 from ...theory import description_length
 from ..digits import load_digits
 from ..documents import MOVES

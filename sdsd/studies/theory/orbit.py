@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory import hidden_layers, log_orbit_count, orbit_entropy, realized_volume
 from ..digits import evaluate, split_digits
 from ..documents import SDSD

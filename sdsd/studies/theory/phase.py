@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level, draw_phase_diagram
+from ...report.figures import draw_curves, draw_level, draw_phase_diagram
 from ...theory.dynamics import (
     loss_sign_change,
     phase_diagram,

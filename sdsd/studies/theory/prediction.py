@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...report import figures
-from ...report.theory_figures import draw_level
+from ...report.figures import draw_level
 from ..documents import SDSD
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_dots
+from ...report.figures import draw_curves, draw_dots
 from ..documents import SDSD
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval
 from ..rules import RULES

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory import geometric_functional, symmetries
 from ..digits import Digits, evaluate, split_digits
 from ..documents import SDSD

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
-from ...theory.selection import select_on_hyperbola, select_on_line
+from ...report.figures import draw_curves, draw_level
+from ...theory import select_on_hyperbola, select_on_line
 from ..documents import MOVES
 from ..engine import Progress, Study, StudyResult, Verdict, fraction_interval
 from ..rules import RULES

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
-from ...theory.rank import sense
+from ...report.figures import draw_curves, draw_level
+from ...theory import sense
 from ..documents import MOVES
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory import kernel_change, tangent_kernel
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory.dynamics import simulate
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, fraction_interval, mean_interval
 from ..rules import RULES

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_level
+from ...report.figures import draw_level
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._drawing import BLUE, ORANGE, figure_and_axes
 from ..._progress import Progress, reporter, sparing
-from ...gamma.student import student_t_quantile
+from ..._student_t import student_t_quantile
 from ..derivatives import LossFunction, undisturbed
 from .chains import effective_draws, split_r_hat
 from .landscape import Landscape, starting_point
@@ -146,8 +147,6 @@ class LearningCoefficient:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from ...gamma.plots import BLUE, ORANGE, figure_and_axes
-
         figure, axes = figure_and_axes(axes, 7.2, 3.6)
         for chain in self.samples * self.beta * (self.losses - self.loss):
             axes.plot(chain.tolist(), color=BLUE, alpha=0.35, linewidth=0.8)

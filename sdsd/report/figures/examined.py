@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from . import figures
-from .figures import BLUE, CLUSTER_COLOURS, COHORT_COLOURS, INK, MUTED, plain_number, styled
+from .neurons import frame_map
+from .numbers import plain_number
+from .style import BLUE, CLUSTER_COLOURS, COHORT_COLOURS, INK, MUTED, PAPER, styled
 
 GREY = COHORT_COLOURS["random"]
 
@@ -21,8 +22,8 @@ def draw_points(axes: Any, points: Sequence[Sequence[float]], clusters: Sequence
     flat = np.asarray(points, dtype=float)[:, :2]
     size = float(np.clip(9000 / len(flat), 5, 60))
     colours = [CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)] for cluster in clusters]
-    axes.scatter(*flat.T, s=size, c=colours, edgecolors=figures.PAPER, linewidths=0.4, alpha=0.9)
-    figures.frame_map(axes)
+    axes.scatter(*flat.T, s=size, c=colours, edgecolors=PAPER, linewidths=0.4, alpha=0.9)
+    frame_map(axes)
 
 
 @styled

@@ -1,4 +1,4 @@
-"""What the figures of the theory's experiments share: curves with bands, reference lines, the phase diagram."""
+"""Curves with bands, reference lines, dots with intervals, and the phase diagram."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .figures import BEHIND_TEXT, BLUE, CLUSTER_COLOURS, INK, MUTED, ORANGE, log_axis, plain_number, styled
+from .numbers import log_axis, plain_number
+from .style import BEHIND_TEXT, BLUE, CLUSTER_COLOURS, INK, MUTED, ORANGE, styled
 
 Bounds = tuple[Sequence[float], Sequence[float]]
 
