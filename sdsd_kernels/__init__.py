@@ -30,7 +30,7 @@ One call, from its door to the launch::
       on a GPU          pairwise/launch.py: the plan of this shape and layout, by one look-up in _launch.py
                           prepare_kernel.py: norms, and unit rows as halves
                           kernel.py: the triangle of products, each tile stored twice
-      elsewhere         cpu.py: blocks of products, each stored twice
+      elsewhere         cpu.py: half of the products by pairwise/products.py, scaled and stored twice
     gamma_moments(g)    op.py → launch.py → kernel.py, a pass over the rows and one that adds up; elsewhere cpu.py,
                           with a thread for each range of columns
 
