@@ -21,6 +21,7 @@ EFFECTS = {
     "geometry: plasticity": Effect(nothing=0.0, document=-2.1, above=False, negligible=1.0),
     "redundancy": Effect(nothing=0.0, negligible=0.1),
     "merge-cost": Effect(nothing=1.0, negligible=1.25),
+    "removal": Effect(nothing=1.0, negligible=1.25),
 }
 """What claims say of a number whose interval decides; see `Effect`."""
 
@@ -160,6 +161,13 @@ RULES: dict[str, Rule] = {
         REVISED,
     ),
     "redundancy": Rule("of the rank correlation: " + EFFECTS["redundancy"].rule(), REVISED),
+    "removal": Rule(
+        "of far / near by averaging pairs over far / near by taking one neuron of a pair out: "
+        f"{EFFECTS['removal'].rule()}; direction only, too, if the 95% interval of far / near by taking out lies above "
+        "1, so that it tells near from far as well",
+        "2026-11-27",
+        "nothing; the document says that the first attempt failed and that neurons were to be removed, and no more",
+    ),
     "grokking": Rule(
         "reproduced if, with every seed, test accuracy passes 95% at over 5 times the step at which training accuracy "
         "does, and never without weight decay or with too few sums; direction only if a control gets there too; no "
