@@ -15,6 +15,7 @@ file or folder     what is inside
 `history.py`       `GammaHistory`: the measured steps as rows, a file that grows, a table, a picture
 `plots.py`         those pictures
 `recommend.py`     `recommend_batch`
+`averaging.py`     `averaging_lag`: whether a running average may be read as of now
 `seed.py`          `compute_gamma`
 =================  ===================================================================================================
 
@@ -31,6 +32,7 @@ One measured step, from door to door::
                        → averages → GammaStats
 """
 
+from .averaging import AveragingLag, averaging_lag
 from .estimators import gamma_stats
 from .history import GammaHistory
 from .monitor import GammaMonitor
@@ -39,11 +41,13 @@ from .seed import compute_gamma
 from .stats import GammaStats, Phase
 
 __all__ = [
+    "AveragingLag",
     "BatchRecommendation",
     "GammaHistory",
     "GammaMonitor",
     "GammaStats",
     "Phase",
+    "averaging_lag",
     "compute_gamma",
     "gamma_stats",
     "recommend_batch",

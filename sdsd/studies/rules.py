@@ -65,6 +65,14 @@ RULES: dict[str, Rule] = {
         "the share of all signs, which a constant answer gets for the more frequent one; points of a run as "
         "independent",
     ),
+    "averaging": Rule(
+        "over looks at networks that learn, one share a seed: reproduced if the 95% interval of the share of 95% "
+        "intervals that hold the present Γ lies above 0.9; direction only if it lies below, while at every simulated "
+        "drift under a tenth of all averages is called short enough by `averaging_lag` and misses, by the upper bound; "
+        "refuted if at some drift it is more, by the lower bound; inconclusive otherwise",
+        "2026-11-27",
+        "nothing; written after a first look at simulated averages",
+    ),
     "phase": Rule(
         "refuted if in some bowl the loss turns at a Γ that is off 1 by over 0.5, while Γ_H is within 0.1 of 1 in "
         "all; reproduced if Γ is within 0.1 of 1 in all; inconclusive otherwise",

@@ -8,6 +8,7 @@
 `orbit_experiment.py`        a trained network and random points of its orbit
 `prediction.py`              which ratio foretells whether a step lowers the loss
 `gamma_star_experiment.py`   expected and measured change of the loss along runs of SGD
+`averaging.py`               how often the interval of a running average holds the present Γ
 `phase.py`                   where the loss stops falling in bowls
 `multiplicative.py`          noise in proportion to the state
 `well.py`                    paths that leave a saturating well
@@ -32,6 +33,7 @@
 """
 
 from . import (
+    averaging,
     basin,
     connectivity,
     conservation,
@@ -62,6 +64,7 @@ STUDIES = (
     *regulariser.STUDIES,
     *quotient.STUDIES,
     *prediction.STUDIES,
+    *averaging.STUDIES,
     *phase.STUDIES,
     *multiplicative.STUDIES,
     *well.STUDIES,
