@@ -193,10 +193,12 @@ RULES: dict[str, Rule] = {
     "collapse of H_G and V": Rule(
         "reproduced if, with every seed, H_G and V both fall by over 5% from start to end, and by a larger part than "
         "in every control; direction only if H_G falls by that much; opposite if it rises by that much with every "
-        "seed; no effect if it stays within 5% with every seed; inconclusive otherwise",
-        REVISED,
-        "2026-11-22, until 15:40: any fall of both was reproduced, as which grokking then stood; after those figures "
-        "had been seen, a fall had to be 5%, and all else was “not reproduced”",
+        "seed; no effect if it stays within 5% with every seed; inconclusive otherwise; V at the angle at which caps "
+        "round as many random directions cover half of what they could",
+        "2026-11-27",
+        "the same with V at 60°, where caps round neurons of these layers hardly overlap, so that V was their number "
+        "and could not fall; until 2026-11-26 all but a fall of 5% was “not reproduced”, and on 2026-11-22, until "
+        "15:40, any fall of both was reproduced, as which grokking then stood",
     ),
     "neural-collapse": Rule(
         "reproduced if, with every seed and BatchNorm, NC1 falls over 20-fold and NC2 and NC3 to under half, while "
