@@ -194,8 +194,9 @@ def judge(result: StudyResult) -> list[Verdict]:
             "far log Γ moves in one memory of ema / (1 − ema) steps, hold the present value: "
             + "; ".join(f"{_said(points, move)} at {move:g}".replace("-", "−") for move in result.config["moves"])
             + f". `averaging_lag` tells from two averages which are short enough; those that it calls so and that miss "
-            f"are at most {worst.value:.2f} of all at one drift. While networks learn it calls them {found}, and too "
-            f"long at {len(known) - len(short)}.",
+            f"are at most {worst.value:.2f} of all at one drift. While networks learn it calls them {found}, too long "
+            f"at {len(known) - len(short)}, and cannot tell at the others: too little signal, or no average that is "
+            "old enough.",
             **RULES["averaging"].stated(),
         )
     ]
