@@ -178,10 +178,10 @@ RULES: dict[str, Rule] = {
     ),
     "grokking": Rule(
         "reproduced if, with every seed, test accuracy passes 95% at over 5 times the step at which training accuracy "
-        "does, and never without weight decay or with too few sums; direction only if a control gets there too; no "
-        "effect if it does so with no seed; inconclusive otherwise",
-        REVISED,
-        WORDS,
+        "does, and never without weight decay or with too few sums, in three times as many steps; direction only if a "
+        "control gets there too; no effect if it does so with no seed; inconclusive otherwise",
+        "2026-11-27",
+        "the same with memorising seen every 50 steps only, and controls that stopped with the run",
     ),
     "grokking: Γ": Rule(
         "with Γ of the batches, averaged from memorising half-way to understanding, and round understanding: "
