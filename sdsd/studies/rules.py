@@ -21,6 +21,7 @@ EFFECTS = {
     "geometry: plasticity": Effect(nothing=0.0, document=-2.1, above=False, negligible=1.0),
     "redundancy": Effect(nothing=0.0, negligible=0.1),
     "merge-cost": Effect(nothing=1.0, negligible=1.25),
+    "copies": Effect(nothing=1.0, negligible=1.05),
     "removal": Effect(nothing=1.0, negligible=1.25),
 }
 """What claims say of a number whose interval decides; see `Effect`."""
@@ -41,6 +42,15 @@ RULES: dict[str, Rule] = {
         REVISED,
         "shuffled labels under SGD, which left 75 to 82% of them wrong; a share of over 0.5 on average; H_G by mass "
         "and V at 60° only",
+    ),
+    "copies: V": Rule(
+        f"of V with half of the neurons replaced by copies of the others over V as trained: {EFFECTS['copies'].rule()}",
+        "2026-11-27",
+    ),
+    "copies: loss": Rule(
+        "refuted if at every state, whatever its V, the loss varies by less than 1e-9 of itself along the orbit; "
+        "inconclusive otherwise",
+        "2026-11-27",
     ),
     "regulariser": Rule(
         "refuted if minimising L_geom alone, from a trained network on, costs accuracy with every seed; reproduced if "

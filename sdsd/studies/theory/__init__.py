@@ -2,6 +2,7 @@
 
 ===========================  ========================================================================================
 `orbit.py`                   H_G, the literal orbit count and V while a network learns digits
+`copies.py`                  what copies of neurons do to V, and the loss along an orbit
 `regulariser.py`             L_geom beside cross-entropy, and alone
 `digits_network.py`          how the two above train
 `quotient.py`                gradient, Γ and Γ of the quotient along an orbit
@@ -37,6 +38,7 @@ from . import (
     basin,
     connectivity,
     conservation,
+    copies,
     flatness,
     goldstone,
     kakeya,
@@ -61,6 +63,7 @@ from . import (
 
 STUDIES = (
     *orbit.STUDIES,
+    *copies.STUDIES,
     *regulariser.STUDIES,
     *quotient.STUDIES,
     *prediction.STUDIES,
