@@ -90,10 +90,12 @@ RULES: dict[str, Rule] = {
         WORDS,
     ),
     "multiplicative": Rule(
-        "refuted if over 95% of paths come within a tenth of their start at ratios below 1, by the lower bound; "
-        "reproduced if under 5% do, by the upper bound; inconclusive otherwise",
-        REVISED,
-        "the same without an outcome that reproduces it",
+        "refuted if over 95% of paths come within a tenth of their start at ratios below 1, by the lower bound, or if "
+        "under 5% of those that start at Γ = 100 with additive noise come within a hundredth of it, by the upper; "
+        "reproduced if the first are under 5% and the second over 95%, by the other bounds; inconclusive otherwise",
+        "2026-11-27",
+        "the same for ratios below 1 alone, which is half of the claim; before 2026-11-26 without an outcome that "
+        "reproduces it",
     ),
     "well": Rule(
         "reproduced if the share of paths that stay falls from over 0.9 to below 0.2 between D = 0.1 and 0.4, and "

@@ -92,7 +92,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             effect=EFFECT,
             seed_figure="a step of a proof, without a number",
             our_figure=replaced,
-            corrected=f"Copies fill no room: as many more neurons that are copies leave V at {wider} of itself, and "
+            corrected=f"Copies fill no room: half as many neurons more, all copies, leave V at {wider} of itself, and "
             "copies in the place of other neurons lower it. V is low where neurons are redundant.",
             **RULES["copies: V"].stated(),
         ),
@@ -102,8 +102,8 @@ def judge(result: StudyResult) -> list[Verdict]:
             verdict="refuted" if max(spreads) < CONSTANT else "inconclusive",
             seed_figure="a step of a proof, without a number",
             our_figure=mean_interval(by_seed, "of the loss is the most by which it varies over an orbit"),
-            corrected=f"Along an orbit the function is the same, and so is the loss, whatever V is (here {min(volumes):.0f} "
-            f"to {max(volumes):.0f}). What lowers V is weight decay: see `orbit`.",
+            corrected=f"Along an orbit the function is the same, and so is the loss, whatever V is (here "
+            f"{min(volumes):.0f} to {max(volumes):.0f}). What lowers V is weight decay: see `orbit`.",
             **RULES["copies: loss"].stated(),
         ),
     ]
