@@ -180,6 +180,13 @@ RULES: dict[str, Rule] = {
         "below a gain of 1 point; refuted if it lies above 0 and the gain is a point or more; inconclusive otherwise",
         REVISED,
     ),
+    "after-merging: speed": Rule(
+        "reproduced if the 95% interval of what pairs merged at once cost, random less by geometry over their sum, "
+        "lies above 0, and that of the mean accuracy over the epochs after it, by geometry less at random, within 1 "
+        "point of 0; no effect if the first lies within 0.1 of 0; refuted if the second lies beyond a point; "
+        "inconclusive otherwise",
+        "2026-11-27",
+    ),
     "redundancy": Rule("of the rank correlation: " + EFFECTS["redundancy"].rule(), REVISED),
     "removal": Rule(
         "of far / near by averaging pairs over far / near by taking one neuron of a pair out: "

@@ -126,9 +126,9 @@ def judge(result: StudyResult) -> list[Verdict]:
             seed_figure="failed; neither figures nor a reason",
             our_figure=ours,
             corrected=f"Far / near is {apart['removed']} with one neuron of the pair taken out, {apart['absorbed']} "
-            f"with its partner standing in, {apart['averaged']} averaged. Over random pairs the rank correlation of what "
-            f"taking a neuron out costs is {carried} with what it carries, ‖a‖ ‖v‖, and {angle} with 1 − cos to its "
-            "partner.",
+            f"with its partner standing in, {apart['averaged']} averaged. Over random pairs the rank correlation of "
+            f"what taking a neuron out costs is {carried} with what it carries, ‖a‖ ‖v‖, and {angle} with 1 − cos to "
+            "its partner.",
         )
     ]
 

@@ -91,9 +91,9 @@ def judge(result: StudyResult) -> list[Verdict]:
         corrected=f"Almost every path converges on both sides, at the rate k + σ²/2. What turns at Γ_H = "
         f"{edge['gamma_h']:g} is the mean square, by its exact recursion; a mean over {worst['paths']} paths misses it "
         f"(rate {worst['mean_of_paths']:+.2f} for {worst['exact']:+.2f} at Γ_H = {worst['gamma_h']:g}). Nor is Γ > 1 "
-        f"enough: of paths in a bowl with additive noise that start at Γ = {result.config['additive_ratio']:g}, {above} are "
-        f"within a hundredth of their start at t = {result.config['additive_time']:g}, for there Γ falls with the way "
-        "that is left.",
+        f"enough: of paths in a bowl with additive noise that start at Γ = {result.config['additive_ratio']:g}, "
+        f"{above} are within a hundredth of their start at t = {result.config['additive_time']:g}, for there Γ falls "
+        "with the way that is left.",
         **RULES["multiplicative"].stated(),
     )
     return [judged]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +17,7 @@ from ...report.theory_figures import draw_curves, draw_level
 from ...theory import geometric_functional, symmetries
 from ..digits import Digits, evaluate, split_digits
 from ..documents import SDSD
-from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
+from ..engine import Measured, Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES
 from .digits_network import Recipe
 
@@ -36,8 +37,12 @@ def measure(
     volume_weight: float = 0.1,
     alone_steps: int = 300,
     alone_learning_rate: float = 1e-3,
+    wrong: float = 0.2,
+    wrong_strengths: Sequence[float] = (0.0, 0.1, 0.3, 1.0),
+    weight_decays: Sequence[float] = (5e-3, 1e-2, 2e-2),
 ) -> dict[str, Any]:
-    """Accuracy against the strength of L_geom in the loss; and L_geom alone, from a trained network on."""
+    """Accuracy against the strength of L_geom in the loss; L_geom alone, from a trained network on; and with a share of
+    labels drawn at random, where a regulariser has something to do, L_geom beside weight decay."""
     recipe = Recipe(neurons, batch, learning_rate, momentum, epochs)
     series: dict[str, Any] = {"strength": list(strengths)}
     data = split_digits(seed)
@@ -47,6 +52,17 @@ def measure(
             series.setdefault(key, []).append(value)
         if strength == 0:
             series["alone"] = _minimise_alone(model, data, volume_weight, alone_steps, alone_learning_rate)
+    draw = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(10, data.labels.shape, generator=draw)
+    given = torch.where(torch.rand(len(data.labels), generator=draw) < wrong, drawn, data.labels)
+    noisy = replace(data, labels=given)
+    series["wrong"] = {"strength": {}, "decay": {}}
+    for strength in progress.each(wrong_strengths, f"seed {seed}: the same with {wrong:.0%} of the labels drawn anew"):
+        model = _train_regularised(recipe, noisy, seed, strength, volume_weight)
+        series["wrong"]["strength"][str(strength)] = _look(model, data, volume_weight)["accuracy"]
+    for decay in weight_decays:
+        model = _train_regularised(recipe, noisy, seed, 0.0, volume_weight, decay)
+        series["wrong"]["decay"][str(decay)] = _look(model, data, volume_weight)["accuracy"]
     return series
 
 
@@ -57,8 +73,10 @@ def _look(model: nn.Module, data: Digits, volume_weight: float) -> dict[str, flo
     return {"accuracy": accuracy, "entropy": functional.entropy.item(), "log_volume": functional.volume.item()}
 
 
-def _train_regularised(recipe: Recipe, data: Digits, seed: int, strength: float, volume_weight: float) -> nn.Module:
-    model, optimizer = recipe.start(seed)
+def _train_regularised(
+    recipe: Recipe, data: Digits, seed: int, strength: float, volume_weight: float, decay: float = 0.0
+) -> nn.Module:
+    model, optimizer = recipe.start(seed, decay)
     draw = torch.Generator().manual_seed(seed)
     structure = symmetries(model)
     for _ in range(recipe.epochs):
@@ -110,10 +128,28 @@ def judge(result: StudyResult) -> list[Verdict]:
         corrected=f"L_geom is a regulariser, no learning rule. Alone it takes accuracy from {fmean(start):.3f} to "
         f"{fmean(end):.3f}. Beside cross-entropy "
         + (f"strength {best:g} gives {gains[best]:.3f}, against" if best else "no strength does better than")
-        + f" the {gains[0.0]:.3f} without.",
+        + f" the {gains[0.0]:.3f} without. With {result.config['wrong']:.0%} of the labels drawn anew "
+        + _with_wrong_labels(result),
         **RULES["regulariser"].stated(),
     )
     return [judged]
+
+
+def _with_wrong_labels(result: StudyResult) -> str:
+    """What the best strength and the best weight decay gain over neither, in points of held-out accuracy."""
+    runs = [series["wrong"] for series in result.series]
+    bare = [run["strength"]["0.0"] for run in runs]
+
+    def best(kind: str) -> tuple[str, Measured]:
+        means = {name: fmean(run[kind][name] for run in runs) for name in runs[0][kind] if name != "0.0"}
+        name = max(means, key=lambda name: means[name])
+        return name, mean_interval([100 * (run[kind][name] - b) for run, b in zip(runs, bare, strict=True)])
+
+    (strength, by_functional), (decay, by_decay) = best("strength"), best("decay")
+    return (
+        f"strength {strength} gains {by_functional} points on the {100 * fmean(bare):.1f}% without, and weight decay "
+        f"{decay} gains {by_decay}: each the best of those tried."
+    )
 
 
 def draw(result: StudyResult) -> Any:
@@ -168,7 +204,7 @@ STUDIES = (
         summary="L_geom beside cross-entropy, by strength, and L_geom alone",
         claim="Learning is the minimisation of H_G + λV",
         source=f"{SDSD} §1",
-        quick={"epochs": 3, "strengths": STRENGTHS[::3], "alone_steps": 30},
+        quick={"epochs": 3, "strengths": STRENGTHS[::3], "alone_steps": 30, "wrong_strengths": (0.0, 0.1)},
         measure=measure,
         judge=judge,
         draw=draw,
