@@ -71,8 +71,9 @@ def test_classes_collapse_and_less_so_without_batchnorm(run):
         collapsed, bare = series["arms"]["BatchNorm"], series["arms"]["no BatchNorm"]
         assert collapsed["nc1"][-1] < collapsed["nc1"][0] / 8
         assert collapsed["nc1"][-1] < bare["nc1"][-1]
-        for key in ("nc2", "nc3"):
+        for key in ("nc2", "nc3", "norms"):
             assert collapsed[key][-1] < collapsed[key][0] / 2
+        assert collapsed["nc4"][-1] <= 0.01 < collapsed["nc4"][0]
         assert collapsed["gamma"][-1] < 1 < collapsed["gamma_published"][0]
 
 
@@ -106,6 +107,8 @@ def test_addition_is_understood_long_after_it_is_memorised(run):
     for series in result.series:
         assert max(series["arms"]["no weight decay"]["test_accuracy"]) < 0.5
         assert max(series["arms"]["too few sums"]["test_accuracy"]) < 0.5
+        assert max(series["later"].values()) < 0.5
+        assert 0 < series["memorised"] < 100
 
 
 @pytest.mark.parametrize(
