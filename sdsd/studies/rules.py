@@ -53,10 +53,10 @@ RULES: dict[str, Rule] = {
         "2026-11-27",
     ),
     "regulariser": Rule(
-        "refuted if minimising L_geom alone, from a trained network on, costs accuracy with every seed; reproduced if "
-        "it gains with every seed; inconclusive otherwise",
-        REVISED,
-        "the same without an outcome that reproduces it",
+        "refuted if minimising L_geom alone, from a trained network on, costs accuracy with every seed and every λ "
+        "tried; reproduced if it gains with all; inconclusive otherwise",
+        "2026-11-27",
+        "the same with one λ; before 2026-11-26 without an outcome that reproduces it",
     ),
     "quotient": Rule(
         "reproduced if Γ at the canonical point stays within 1e-5 over all moves tried that keep the function; "
