@@ -39,11 +39,13 @@ def measure(
     alone_steps: int = 300,
     alone_learning_rate: float = 1e-3,
     wrong: float = 0.2,
+    wrong_images: int = 600,
+    wrong_epochs: int = 100,
     wrong_strengths: Sequence[float] = (0.0, 0.1, 0.3, 1.0),
     weight_decays: Sequence[float] = (5e-3, 1e-2, 2e-2),
 ) -> dict[str, Any]:
-    """Accuracy against the strength of L_geom in the loss; L_geom alone, from a trained network on; and with a share of
-    labels drawn at random, where a regulariser has something to do, L_geom beside weight decay."""
+    """Accuracy against the strength of L_geom in the loss; L_geom alone, from a trained network on; and with few
+    images and a share of labels drawn at random, where a regulariser has something to do, L_geom beside weight decay."""
     recipe = Recipe(neurons, batch, learning_rate, momentum, epochs)
     series: dict[str, Any] = {"strength": list(strengths)}
     data = split_digits(seed)
@@ -60,13 +62,14 @@ def measure(
     draw = torch.Generator().manual_seed(seed)
     drawn = torch.randint(10, data.labels.shape, generator=draw)
     given = torch.where(torch.rand(len(data.labels), generator=draw) < wrong, drawn, data.labels)
-    noisy = replace(data, labels=given)
+    noisy = replace(data, images=data.images[:wrong_images], labels=given[:wrong_images])
+    longer = replace(recipe, epochs=wrong_epochs)
     series["wrong"] = {"strength": {}, "decay": {}}
     for strength in progress.each(wrong_strengths, f"seed {seed}: the same with {wrong:.0%} of the labels drawn anew"):
-        model = _train_regularised(recipe, noisy, seed, strength, volume_weight)
+        model = _train_regularised(longer, noisy, seed, strength, volume_weight)
         series["wrong"]["strength"][str(strength)] = _look(model, data, volume_weight)["accuracy"]
     for decay in weight_decays:
-        model = _train_regularised(recipe, noisy, seed, 0.0, volume_weight, decay)
+        model = _train_regularised(longer, noisy, seed, 0.0, volume_weight, decay)
         series["wrong"]["decay"][str(decay)] = _look(model, data, volume_weight)["accuracy"]
     return series
 
@@ -139,8 +142,8 @@ def judge(result: StudyResult) -> list[Verdict]:
         + ", ".join(f"to {fmean(ends):.3f} at λ = {float(weight):g}" for weight, ends in elsewhere.items())
         + "). Beside cross-entropy "
         + (f"strength {best:g} gives {gains[best]:.3f}, against" if best else "no strength does better than")
-        + f" the {gains[0.0]:.3f} without. With {result.config['wrong']:.0%} of the labels drawn anew "
-        + _with_wrong_labels(result),
+        + f" the {gains[0.0]:.3f} without. On {result.config['wrong_images']} images, {result.config['wrong']:.0%} "
+        "of their labels drawn anew, " + _with_wrong_labels(result),
         **RULES["regulariser"].stated(),
     )
     return [judged]
@@ -215,7 +218,13 @@ STUDIES = (
         summary="L_geom beside cross-entropy, by strength, and L_geom alone",
         claim="Learning is the minimisation of H_G + λV",
         source=f"{SDSD} §1",
-        quick={"epochs": 3, "strengths": STRENGTHS[::3], "alone_steps": 30, "wrong_strengths": (0.0, 0.1)},
+        quick={
+            "epochs": 3,
+            "strengths": STRENGTHS[::3],
+            "alone_steps": 30,
+            "wrong_strengths": (0.0, 0.3),
+            "wrong_epochs": 30,
+        },
         measure=measure,
         judge=judge,
         draw=draw,
