@@ -45,7 +45,7 @@ def measure(
     weight_decays: Sequence[float] = (5e-3, 1e-2, 2e-2),
 ) -> dict[str, Any]:
     """Accuracy against the strength of L_geom in the loss; L_geom alone, from a trained network on; and with few
-    images and a share of labels drawn at random, where a regulariser has something to do, L_geom beside weight decay."""
+    images and a share of labels drawn at random, where there is something to regularise, L_geom beside weight decay."""
     recipe = Recipe(neurons, batch, learning_rate, momentum, epochs)
     series: dict[str, Any] = {"strength": list(strengths)}
     data = split_digits(seed)
