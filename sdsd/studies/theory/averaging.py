@@ -56,7 +56,7 @@ def measure(
     ]
     looks = []
     for number in progress.each(range(networks), f"seed {seed}: networks that learn digits"):
-        looks += _train(networks * seed + number, hidden, learning_rate, batch, steps, every, emas)
+        looks += _train(networks * seed + number, hidden, learning_rate, batch, steps, every=every, emas=emas)
     return {"simulated": simulated, "looks": looks}
 
 
@@ -116,7 +116,7 @@ def _gradients(gamma: float, runs: int, dim: int, batch: int) -> Tensor:
 
 
 def _train(
-    seed: int, hidden: int, learning_rate: float, batch: int, steps: int, every: int, emas: Sequence[float]
+    seed: int, hidden: int, learning_rate: float, batch: int, steps: int, *, every: int, emas: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Looks at a network under SGD: whether intervals hold Γ of all digits at these weights; what the rule says."""
     images, labels = load_digits(seed)
