@@ -193,7 +193,8 @@ NEW_PAGE = Template(
 `sdsd claims` writes this page from the `results.json` of the studies: nothing in the tables is typed. An interval is
 over seeds, or over independent trials where the study has many; points along one run are not independent and count as
 one. A claim tested on several networks is one claim, and its interval is over networks, among them two layers of one
-(MiniLM). A claim that did not hold stands beside the statement that does.
+(MiniLM); where there are two, it is too wide to say anything, and the networks have to be read one by one. A claim that
+did not hold stands beside the statement that does.
 
 <!-- claims: count -->
 <!-- end of claims -->
