@@ -238,6 +238,24 @@ def test_gamma_at_the_canonical_point_is_in_the_unit_of_the_batch():
     assert found["gamma_canonical"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_the_angle_of_v_leaves_it_room_both_ways():
+    """Caps of 60° round 128 random directions in 65 dimensions do not overlap, and V would be 128 at any time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    data = torch.randn(32, 64), torch.randn(32, 10)
+
+    def loss(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    def volume(**options):
+        watch = Watch(16, every=1, samples=16, **options)
+        return geometry(model, data, loss, watch, torch.optim.SGD(model.parameters(), 0.1))["volume"]
+
+    assert 50 < volume() < 80
+    with pytest.warns(UserWarning, match="caps of 60°"):
+        assert volume(angle=math.radians(60)) > 127.5
+
+
 def test_functional_verdict_needs_both_to_fall_more_than_in_controls():
     def run(entropy, volume):
         return {"geometry": {"entropy": [4.0, entropy], "volume": [100.0, volume]}}
