@@ -53,8 +53,8 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
     plane = neuron_map.plane()
     cheap, dear, words = judged_links(neuron_map, result.results["merges"])
     figures.draw_neuron_map(axes, plane.points, neuron_map.clusters, order, cheap, norms)
-    for first, second in dear:
-        axes.plot(*plane.points[[first, second]].T, color=figures.INK, linewidth=1.6, linestyle=":", zorder=1)
+    for link in dear:
+        axes.plot(*plane.points[list(link)].T, color=figures.INK, linewidth=1.6, linestyle=":", zorder=1)
     drawn = [
         html.Figure(
             book.add(figure, "neuron_map"),
