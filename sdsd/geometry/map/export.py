@@ -112,7 +112,9 @@ def draw(neuron_map: NeuronMap, axes: Any = None) -> tuple[Any, Any]:
             linewidths=0.6, label=f"cluster {group}",
         )  # fmt: skip
     if 1 < len(set(neuron_map.clusters)) <= len(CLUSTER_COLOURS):
-        axes.legend(loc="upper left", fontsize=8, frameon=False)
+        # In the plane beside the neurons; in space the corners are free.
+        place = {} if deep else {"bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
+        axes.legend(loc="upper left", fontsize=8, frameon=False, **place)
     if not deep:
         axes.set_aspect("equal", adjustable="datalim")
     elif len(points):
