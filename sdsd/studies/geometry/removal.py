@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...geometry import collect_activations, disjoint_pairs, evaluating, merge, outgoing_weights
 from ...geometry.merging import single_number
-from ...report import figures, geometry_figures
+from ...report import figures
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Measured, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
 from ..rules import EFFECTS, RULES
@@ -142,7 +142,7 @@ def draw(result: StudyResult) -> Any:
     measure = result.series[0]["measure"]
     for axes, name in ((left, "near"), (right, "far")):
         costs = {label: [fmean(run[name][way]) for run in result.series] for way, label in WAYS.items()}
-        geometry_figures.draw_costs(axes, costs, WAYS["averaged"], f"|change of {measure}|, mean over pairs")
+        figures.draw_costs(axes, costs, WAYS["averaged"], f"|change of {measure}|, mean over pairs")
         figures.set_title(axes, f"{name.capitalize()} pairs")
     return figure
 

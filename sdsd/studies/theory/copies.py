@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ...report import figures, geometry_figures
+from ...report import figures
 from ...theory import hidden_layers, random_representative, realized_volume, telling_angle
 from ..digits import evaluate, split_digits
 from ..documents import SDSD
@@ -113,7 +113,7 @@ def draw(result: StudyResult) -> Any:
     figure, axes = figures.new_figure(7.6, 3.4)
     states = result.pooled("states")
     volumes = {kind: [state["volume"][kind] for state in states] for kind in (BEFORE, WIDER, REPLACED)}
-    geometry_figures.draw_costs(axes, volumes, BEFORE, "V (caps)")
+    figures.draw_costs(axes, volumes, BEFORE, "V (caps)")
     figures.set_title(axes, "Copies of neurons fill no room")
     return figure
 
