@@ -157,14 +157,15 @@ def consolidate(
     if not remove:
         changed = model if inplace else copied(model, [found], sharing=False)
         apply(Merger(changed, found, how, absorption).edits(checked))
-        return changed, _report(found, how, listed, [], sizes, sizes, False)
+        return changed, _report(found, how, listed, [], before=sizes, after=sizes, compared=False)
     smaller = copied(model, [found], inplace)
     shrink(smaller, [(fewer, Merger(smaller, found, how, absorption), checked)])
     if fewer is not found:
         repeat_norms(smaller, found, checked)
     compared = check and prove(model, smaller, found.parts, applied(edits), example_input)
     removed = [j for _, j in listed]
-    report = _report(found, how, listed, removed, sizes, sizes_of_model(smaller, example_input), compared)
+    after = sizes_of_model(smaller, example_input)
+    report = _report(found, how, listed, removed, before=sizes, after=after, compared=compared)
     return given_back(model, smaller, [found], inplace), report
 
 
@@ -212,7 +213,8 @@ def remove_neurons(
     smaller = copied(model, [found], inplace)
     cut(smaller, [(found, removed)])
     compared = check and prove(model, smaller, found.parts, applied(zeroed(model, found, removed)), example_input)
-    report = _report(found, "", [], removed, sizes, sizes_of_model(smaller, example_input), compared)
+    after = sizes_of_model(smaller, example_input)
+    report = _report(found, "", [], removed, before=sizes, after=after, compared=compared)
     return given_back(model, smaller, [found], inplace), report
 
 
@@ -330,6 +332,7 @@ def _report(
     how: How | Literal[""],
     pairs: list[tuple[int, int]],
     removed: list[int],
+    *,
     before: tuple[int, int | None],
     after: tuple[int, int | None],
     compared: bool,
