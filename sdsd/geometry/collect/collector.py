@@ -125,6 +125,8 @@ class Collector:
         if value.numel() == 0:
             raise ValueError(f"{where}: expected samples, got shape {tuple(value.shape)}. Leave empty batches out.")
         value, dim = self.padding.without(value, dim, where)
+        if self.padding.left_in:
+            self.notes.setdefault(name, f"layer {name!r} {self.padding.left_in}")
         if value.numel() == 0:
             return
         _check_finite(value, dim, where)
