@@ -1,6 +1,6 @@
 """Blocks of the cosine matrix in torch, for calls that never hold the whole of it.
 
-    C[i, j] = (a_i · b_j) · (r_i r_j),    a_i = (x_i − mean_i) · s_i,    r_i = 1 / ‖a_i‖
+    C[i, j] = (a_i · b_j) · (r_i r_j),    a_i = x_i · s_i − mean_i,    r_i = 1 / ‖a_i‖
 
 `prepare` reads the neurons once: their means if the call centres, their norms, and the powers of two s_i that bring
 neurons out of range back into it. `block_sides` chooses how large a block may be. `fill_cosines` writes one block into
@@ -23,6 +23,9 @@ from .cosine_matrix.cpu import (
     _product,
     _transposed,
     _upper_products,
+    far_exponents,
+    scales_of,
+    shifted,
 )
 
 SAMPLES_AT_ONCE = 1024
@@ -44,7 +47,7 @@ class Neurons:
     Attributes:
         rows: as they lie in memory.  # shape: (N, OUTER, INNER)
         dtype: of products and cosines: float64 or float32.
-        mean: subtracted from every neuron, or None.  # shape: (N,)
+        mean: subtracted from every scaled neuron, or None.  # shape: (N,)
         scale: powers of two that keep products in range, or None where all are 1.  # shape: (N,)
         inverse_norm: of the centred, scaled neuron; 0 for one that is zero, NaN for one with a NaN or an infinity.
             # shape: (N,)
@@ -71,20 +74,21 @@ class Neurons:
 def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = None) -> Neurons:
     """Read `rows` (N, OUTER, INNER) for means, scales and norms. `dtype` None: float64 for float64, else float32."""
     dtype = dtype or (torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    mean = _means(rows, dtype) if center else None
+    mean = _means(rows, dtype, None) if center else None
     # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
     square = _squares(rows, dtype, mean, None)
     smallest, largest = SQUARES[dtype]
     suspicious = ~((square >= smallest) & (square <= largest))
     scale = None
     if bool(suspicious.any()):
-        peak = _peaks(rows, dtype, mean)
+        far = None if mean is None else far_exponents(_peaks(rows, dtype, None, None))
+        nearer = None if far is None else torch.ldexp(torch.ones_like(square, dtype=dtype), -far)
+        if nearer is not None:
+            mean = _means(rows, dtype, nearer)
+        peak = _peaks(rows, dtype, nearer, mean)
         alive = peak.isfinite() & (peak > 0)
-        if bool((suspicious & alive).any()):
-            # frexp puts the mantissa in [1/2, 1); the bounds keep the scale itself a normal number.
-            bound = 126 if dtype == torch.float32 else 1022
-            exponent = torch.frexp(torch.where(suspicious & alive, peak, 0.5)).exponent.clamp(-bound, bound)
-            scale = torch.ldexp(torch.ones_like(peak), -exponent)
+        if nearer is not None or bool((suspicious & alive).any()):
+            scale, mean = scales_of(torch.where(suspicious & alive, peak, 0.5), far, mean)
             square = _squares(rows, dtype, mean, scale)
         square = torch.where(peak.isfinite(), square, torch.nan)
     inverse_norm = square.rsqrt().to(dtype)
@@ -233,18 +237,13 @@ def _sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]
 
 
 def _converted(chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
-    """(chunk − mean) · scale as a matrix (neurons, samples) in `dtype`, neurons or samples adjacent as in the chunk."""
+    """chunk · scale − mean as a matrix (neurons, samples) in `dtype`, neurons or samples adjacent as in the chunk."""
     neurons, outer, inner = chunk.shape
     if chunk.stride(0) < chunk.stride(2):
         copy = chunk.new_empty((outer, inner, neurons), dtype=dtype).permute(2, 0, 1)
     else:
         copy = chunk.new_empty((neurons, outer, inner), dtype=dtype)
-    copy.copy_(chunk)
-    if mean is not None:
-        copy.sub_(mean[:, None, None])
-    if scale is not None:
-        copy.mul_(scale[:, None, None])
-    return copy.flatten(1)
+    return shifted(copy.copy_(chunk), scale, mean).flatten(1)
 
 
 def _pieces(
@@ -269,26 +268,28 @@ def _pieces(
             )
 
 
-def _means(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean of every neuron. Sums of x − x_0 are as small as the spread, and a constant neuron's mean is exactly x_0."""
+def _means(rows: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
+    """Mean of every neuron, of x · scale. Sums of x − x_0 are as small as the spread, and a constant neuron's mean is
+    exactly x_0."""
     first = rows[:, 0, 0].to(dtype)
+    first = first if scale is None else first * scale
     total = torch.zeros_like(first, dtype=torch.float64)
-    for which, piece in _pieces(rows, dtype, first, None):
+    for which, piece in _pieces(rows, dtype, first, scale):
         total[which] += piece.sum(1, dtype=torch.float64)
     return first + (total / (rows.shape[1] * rows.shape[2])).to(dtype)
 
 
 def _squares(rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
-    """‖(x − mean) · scale‖² of every neuron, in float64."""
+    """‖x · scale − mean‖² of every neuron, in float64."""
     square = rows.new_zeros(rows.shape[0], dtype=torch.float64)
     for which, piece in _pieces(rows, dtype, mean, scale):
         square[which] += piece.double().square_().sum(1)
     return square
 
 
-def _peaks(rows: Tensor, dtype: torch.dtype, mean: Tensor | None) -> Tensor:
-    """max |x − mean| of every neuron; NaN if it has one."""
+def _peaks(rows: Tensor, dtype: torch.dtype, scale: Tensor | None, mean: Tensor | None) -> Tensor:
+    """max |x · scale − mean| of every neuron; NaN if it has one."""
     peak = rows.new_zeros(rows.shape[0], dtype=dtype)
-    for which, piece in _pieces(rows, dtype, mean, None):
+    for which, piece in _pieces(rows, dtype, mean, scale):
         peak[which] = torch.maximum(peak[which], piece.abs_().amax(1))
     return peak

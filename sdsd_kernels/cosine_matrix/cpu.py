@@ -35,13 +35,16 @@ SMALL = 2**14
 
 SQUARES = {torch.float32: (2.0**-80, 2.0**120), torch.float64: (2.0**-800, 2.0**1000)}
 """Range of ‖x‖² in which no product that matters is subnormal and r_i r_j is normal."""
+FAR = {torch.float32: 64, torch.float64: 512}
+"""Neurons beyond 2^±this are brought nearer to 1 by as much before their means are taken: sums of larger ones, and
+differences, leave the range of the dtype, and means of subnormal ones have few digits."""
 
 
 def cosine_matrix_torch(rows: Tensor, *, out_dtype: torch.dtype, zero: str, center: bool) -> tuple[Tensor, Tensor]:
     """Cosine matrix of `rows` (N, OUTER, INNER) and its inverse norms (N,): 0 or NaN for a neuron without direction."""
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     gram = rows.new_empty((rows.shape[0],) * 2, dtype=dtype)
-    mean = _means(rows, dtype) if center else None
+    mean = _means(rows, dtype, None) if center else None
     with _exact_float32():
         if mean is None and _multiplies_in_place(rows, dtype):
             for number, part in enumerate(rows[:, 0].split(SUMMED, 1)):
@@ -119,33 +122,58 @@ def _converted(chunk: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _upper_products_by_chunk(rows: Tensor, out: Tensor, mean: Tensor | None, scale: Tensor | None) -> None:
-    """out = a aᵀ on and above the diagonal, with a = (rows − mean) · scale made a chunk at a time."""
+    """out = a aᵀ on and above the diagonal, with a = rows · scale − mean made a chunk at a time."""
     for number, chunk in enumerate(_chunks(rows)):
-        a = _converted(chunk, out.dtype)
-        if mean is not None:
-            a.sub_(mean[:, None, None])
-        if scale is not None:
-            a.mul_(scale[:, None, None])
+        a = shifted(_converted(chunk, out.dtype), scale, mean)
         _upper_products(a.flatten(1), out, accumulate=number > 0)
 
 
-def _means(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean of every neuron. Sums of x − x_0 are as small as the spread, and a constant neuron's mean is exactly x_0."""
+def shifted(values: Tensor, scale: Tensor | None, mean: Tensor | None) -> Tensor:
+    """values · scale − mean of neurons in front, in place. Scales are powers of two, so that this order rounds as the
+    other does, and numbers near the ends of the range do not leave it."""
+    if scale is not None:
+        values.mul_(scale[:, None, None])
+    return values if mean is None else values.sub_(mean[:, None, None])
+
+
+def far_exponents(peak: Tensor) -> Tensor | None:
+    """By how many powers of two neurons with these peaks are divided before their means are taken; None: by none."""
+    far = FAR[peak.dtype]
+    exponent = torch.where((peak > 2.0**far) & peak.isfinite(), far, 0)
+    exponent = torch.where((peak < 2.0**-far) & (peak > 0), -far, exponent)
+    return exponent if bool(exponent.any()) else None
+
+
+def scales_of(peak: Tensor, far: Tensor | None, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Powers of two that bring neurons near 1, and their means times these.
+
+    Args:
+        peak, mean: of neurons that were divided by 2^far.
+    """
+    # frexp puts the mantissa in [1/2, 1); the bounds keep the scale itself a normal number.
+    bound = 126 if peak.dtype == torch.float32 else 1022
+    exponent = torch.frexp(peak).exponent
+    exponent = (exponent if far is None else exponent + far).clamp(-bound, bound)
+    scale = torch.ldexp(torch.ones_like(peak), -exponent)
+    return scale, None if mean is None else torch.ldexp(mean, (0 if far is None else far) - exponent)
+
+
+def _means(rows: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
+    """Mean of every neuron, of x · scale. Sums of x − x_0 are as small as the spread, and a constant neuron's mean is
+    exactly x_0."""
     first = rows[:, 0, 0].to(dtype)
+    first = first if scale is None else first * scale
     total = torch.zeros_like(first)
     for chunk in _chunks(rows):
-        total += _converted(chunk, dtype).sub_(first[:, None, None]).sum((1, 2))
+        total += shifted(_converted(chunk, dtype), scale, first).sum((1, 2))
     return first + total / (rows.shape[1] * rows.shape[2])
 
 
-def _peaks(rows: Tensor, dtype: torch.dtype, mean: Tensor | None) -> Tensor:
-    """max |x − mean| of every neuron; NaN if it has one."""
+def _peaks(rows: Tensor, dtype: torch.dtype, scale: Tensor | None, mean: Tensor | None) -> Tensor:
+    """max |x · scale − mean| of every neuron; NaN if it has one."""
     peak = rows.new_zeros(rows.shape[0], dtype=dtype)
     for chunk in _chunks(rows):
-        a = _converted(chunk, dtype)
-        if mean is not None:
-            a.sub_(mean[:, None, None])
-        peak = torch.maximum(peak, a.abs_().amax((1, 2)))
+        peak = torch.maximum(peak, shifted(_converted(chunk, dtype), scale, mean).abs_().amax((1, 2)))
     return peak
 
 
@@ -157,13 +185,15 @@ def _inverse_norms(rows: Tensor, gram: Tensor, mean: Tensor | None, zero: str) -
     suspicious = ~((square >= smallest) & (square <= largest))
     if not bool(suspicious.any()):
         return square.sqrt_().reciprocal_()
-    peak = _peaks(rows, gram.dtype, mean)
+    far = None if mean is None else far_exponents(_peaks(rows, gram.dtype, None, None))
+    nearer = None if far is None else torch.ldexp(torch.ones_like(square), -far)
+    if nearer is not None:
+        mean = _means(rows, gram.dtype, nearer)
+    peak = _peaks(rows, gram.dtype, nearer, mean)
     alive = peak.isfinite() & (peak > 0)
     if bool((suspicious & alive).any()):
-        # frexp puts the mantissa in [1/2, 1); the bounds keep the scale itself a normal number.
-        bound = 126 if gram.dtype == torch.float32 else 1022
-        exponent = torch.frexp(torch.where(alive, peak, 1.0)).exponent.clamp(-bound, bound)
-        _upper_products_by_chunk(rows, gram, mean, torch.ldexp(torch.ones_like(peak), -exponent))
+        scale, scaled_mean = scales_of(torch.where(alive, peak, 1.0), far, mean)
+        _upper_products_by_chunk(rows, gram, scaled_mean, scale)
         square = gram.diagonal().clone()
     inverse_norm = square.sqrt_().reciprocal_()
     inverse_norm[peak == 0] = float("nan") if zero == "nan" else 0.0
