@@ -159,8 +159,10 @@ def expand(walk: Walk, step: Step) -> None:
     new = step.out.ndim - given.ndim
     made: list[Axis] = [None] * new
     for axis, length, wide in zip(axes, given.shape, step.out.shape[new:], strict=True):
-        made.append(axis if length == wide else None)
+        made.append(axis if length == wide else FREE)  # the same for all, however many there are
     walk.give(step.out, made, value)
+    if step.out is not given and id(given) not in walk.named:
+        walk.value(step.out).written_in = walk.sizes_written_in
     if step.out is not given and id(given) not in walk.named:
         walk.value(step.out).statistic = value.statistic
 
@@ -211,7 +213,7 @@ def split(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2, "dim", 0) % given.ndim
     axes = walk.axes(given)
-    start = 0
+    start, before = 0, len(walk.pieces)
     for out in step.out:
         axis = axes[dim]
         piece = axis[start : start + out.shape[dim]] if isinstance(axis, np.ndarray) else axis
@@ -219,6 +221,9 @@ def split(walk: Walk, step: Step) -> None:
             walk.cut_apart(axis, piece, f"{walk.name!r} cuts them into pieces")
         walk.give(out, [*axes[:dim], piece, *axes[dim + 1 :]], walk.value(given))
         start += out.shape[dim]
+    pieces = walk.pieces[before:]
+    if len(pieces) > 1 and all(len(piece.part) == len(pieces[0].part) for piece in pieces):
+        walk.chunks.append(pieces)
 
 
 @rule("cat concat concatenate")

@@ -106,8 +106,11 @@ class Walk:
         self.reads: list[Read] = []
         self.written: list[Written] = []
         self.pieces: list[Piece] = []
+        self.chunks: list[list[Piece]] = []  # those of one axis, all as long
         self.blocks: list[Piece] = []
-        self.linked: list[tuple[Origin, Ids, int]] = []
+        self.linked: list[tuple[Origin, Ids]] = []
+        self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
+        self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
@@ -274,12 +277,10 @@ class Walk:
 
     def settle(self) -> None:
         """After everything has run: pieces of an axis keep their share of it if every unit has its share in them."""
-        for whole, part, obstacle in self.pieces:
-            units, counts = np.unique(self.atoms.roots(whole), return_counts=True)
-            inside = dict(zip(*np.unique(self.atoms.roots(part), return_counts=True), strict=True))
-            share = len(part) / len(whole)
-            if any(inside.get(unit, 0) != count * share for unit, count in zip(units, counts, strict=True)):
-                self.atoms.note(whole, obstacle)
+        self._couple_chunks()
+        for piece in self.pieces:
+            if not self._in_proportion(piece):
+                self.atoms.note(piece.whole, piece.obstacle)
         for whole, blocks, obstacle in self.blocks:
             roots = self.atoms.roots(blocks)
             if (roots != roots[:, :1]).any():
@@ -288,3 +289,22 @@ class Walk:
             if not np.array_equal(np.sort(self.atoms.roots(ids)), np.sort(self.atoms.roots(axis))):
                 self.atoms.note(ids, obstacle)
                 self.atoms.note(axis, obstacle)
+
+    def _in_proportion(self, piece: Piece) -> bool:
+        units, counts = np.unique(self.atoms.roots(piece.whole), return_counts=True)
+        inside = dict(zip(*np.unique(self.atoms.roots(piece.part), return_counts=True), strict=True))
+        share = len(piece.part) / len(piece.whole)
+        return all(inside.get(unit, 0) == count * share for unit, count in zip(units, counts, strict=True))
+
+    def _couple_chunks(self) -> None:
+        """Where an axis is cut into equal pieces that have different units, what has the same place in each goes
+        together, so that the pieces stay equal."""
+        changed = True
+        while changed:
+            changed = False
+            for first, *others in self.chunks:
+                if all(self._in_proportion(piece) for piece in (first, *others)):
+                    continue
+                for piece in others:
+                    changed |= not np.array_equal(self.atoms.roots(first.part), self.atoms.roots(piece.part))
+                    self.atoms.unite(first.part, piece.part)

@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ..gamma import precondition as preconditioning
-from ..models import unwrap
-from ._curvature_moments import Fold, Group, Moments
-from ._gradient_rows import GradientRows
-from ._hessian import Hessian, LossFunction, length_of, mixing_layers, part_of, reordered, undisturbed
-from .curvature_stats import CurvatureStats
+from ...gamma import precondition as preconditioning
+from ...models import unwrap
+from ..derivatives import Hessian, LossFunction, length_of, mixing_layers, part_of, reordered, undisturbed
+from .moments import Fold, Group, Moments
+from .rows import GradientRows
+from .stats import CurvatureStats
 
 EXACT_UP_TO = 128
 """Gradients whose curvature is summed one by one; more take PROBES random combinations of them."""

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._segments import Domain, Norm, Segment, Slice
-from ._symmetry_trace import Trace
+from .segments import Domain, Norm, Segment, Slice
+from .trace import Trace
 
 
 class Point:

@@ -9,10 +9,10 @@ import torch
 
 from sdsd_kernels import checks
 
-from ..gamma import GammaMonitor, GammaStats
-from ..gamma import precondition as preconditioning
-from ._hessian import LossFunction
-from .curvature import CurvatureStats, curvature_gamma
+from ...gamma import GammaMonitor, GammaStats
+from ...gamma import precondition as preconditioning
+from ..derivatives import LossFunction
+from .gamma import CurvatureStats, curvature_gamma
 
 
 class CurvatureObserver:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._gradient_rows import GradientRows
-from ._hessian import Hessian
+from ..derivatives import Hessian
+from .rows import GradientRows
 
 BLOCK_ELEMENTS = 2**22
 """Gradients are centred in float64 so many numbers at a time."""

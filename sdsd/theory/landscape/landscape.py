@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import unwrap
-from . import quotient
-from ._hessian import Hessian, LossFunction, length_of, mean_loss
+from ...models import unwrap
+from .. import quotient
+from ..derivatives import Hessian, LossFunction, length_of, mean_loss
 
 
 class Landscape:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ..geometry import NeuronMatching, collect_activations, cosine_between
-from ..geometry.collect import MOST_BYTES
-from ..geometry.comparing import best_order, check_alike, match_by_cosine
-from ..models import evaluating, untouched
-from ._symmetry_groups import Permutation, Point
-from .quotient import symmetries
+from ...geometry import NeuronMatching, collect_activations, cosine_between
+from ...geometry.collect import MOST_BYTES
+from ...geometry.comparing import best_order, check_alike, match_by_cosine
+from ...models import evaluating, untouched
+from .groups import Permutation, Point
+from .symmetries import symmetries
 
 Progress = bool | Callable[[int, int], None]
 MOST_SWEEPS = 100

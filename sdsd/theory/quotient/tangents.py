@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._symmetry_groups import Scaling, Translation
+from .groups import Scaling, Translation
 
 TOLERANCE = 1e-13
 """Of the Gram system's residual, in the norm of its diagonal."""

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from .._progress import Progress, reporter, sparing
-from ._hessian import LossFunction, undisturbed
-from ._landscape import Landscape, starting_point
+from ..._progress import Progress, reporter, sparing
+from ..derivatives import LossFunction, undisturbed
+from .landscape import Landscape, starting_point
 
 STRETCH = 2**0.5
 """Between the radii at which a ray is looked at before the interval in which it leaves the basin is halved."""

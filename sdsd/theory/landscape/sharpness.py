@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from .._progress import Progress, Report, reporter, sparing
-from ._hessian import LossFunction, undisturbed
-from ._landscape import Landscape, starting_point
+from ..._progress import Progress, Report, reporter, sparing
+from ..derivatives import LossFunction, undisturbed
+from .landscape import Landscape, starting_point
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._hessian import LossFunction, gradient_rows, length_of, part_of
+from ..derivatives import LossFunction, gradient_rows, length_of, part_of
 
 
 class GradientRows:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ._hessian import LossFunction, undisturbed
-from ._landscape import Landscape, starting_point
+from ..derivatives import LossFunction, undisturbed
+from .landscape import Landscape, starting_point
 
 EXPONENTS = tuple(place / 4 for place in range(12, -81, -1))
 """Exponents e of the steps tried: 2^e root mean squares of a tensor, from coarse to fine."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..gamma.student import student_t_quantile
+from ...gamma.student import student_t_quantile
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from .._progress import Progress, reporter, sparing
-from ..gamma.student import student_t_quantile
-from ._chains import effective_draws, split_r_hat
-from ._hessian import LossFunction, undisturbed
-from ._landscape import Landscape, starting_point
+from ..._progress import Progress, reporter, sparing
+from ...gamma.student import student_t_quantile
+from ..derivatives import LossFunction, undisturbed
+from .chains import effective_draws, split_r_hat
+from .landscape import Landscape, starting_point
 
 TARGET_ACCEPTANCE = 0.574
 """At which MALA moves fastest in many dimensions (Roberts and Rosenthal 1998)."""
@@ -146,7 +146,7 @@ class LearningCoefficient:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from ..gamma.plots import BLUE, ORANGE, figure_and_axes
+        from ...gamma.plots import BLUE, ORANGE, figure_and_axes
 
         figure, axes = figure_and_axes(axes, 7.2, 3.6)
         for chain in self.samples * self.beta * (self.losses - self.loss):

@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ..models import is_attached
-from . import _graph_ops as ops
-from ._segments import MERGED, Edge, Norm, Segment, Slice
+from ...models import is_attached
+from . import graph_ops as ops
+from .segments import MERGED, Edge, Norm, Segment, Slice
 
 TRY_SHAPES = "pass example_input if this is wrong"
 

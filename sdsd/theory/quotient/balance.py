@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._segments import Slice
-from ._symmetry_groups import Point, Scaling
+from .groups import Point, Scaling
+from .segments import Slice
 
 STEPS = 500
 """Newton's; some tens are the rule."""
