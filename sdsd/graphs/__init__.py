@@ -22,7 +22,7 @@ however its forward is written, so that one row of the vocabulary serves modules
 from .atoms import MERGING, READING, REMOVAL, Obstacle
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Part
 from .look import first_line, likely_inputs, look
-from .recording import IS_OUTPUT, as_arguments, listening, outputs
+from .recording import IS_OUTPUT, as_arguments, follow, listening, outputs
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -60,6 +60,7 @@ __all__ = [
     "computed_tensors",
     "first_line",
     "fit_sizes",
+    "follow",
     "likely_inputs",
     "listening",
     "look",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from .counts import Count, Origin
 from .values import Value, words
 from .walk import KEEP_SIZE, Walk
 
-__all__ = ["Recording", "as_arguments", "outputs", "record", "rules_layout", "rules_products", "rules_values"]
+__all__ = ["Recording", "as_arguments", "follow", "outputs", "record", "rules_layout", "rules_products", "rules_values"]
 
 IS_OUTPUT = "its neurons are the model's output"
 KEEP_THE_NUMBER = (
@@ -81,6 +81,30 @@ def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
     walk.heard = found
     with _Operations(walk), _Plain():
         yield
+
+
+class Listener(Protocol):
+    """What `follow` tells of every operation that torch carries out."""
+
+    module: str  # the name of the module that runs
+
+    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """One operation."""
+
+
+def follow(model: nn.Module, example_input: Any, listener: Listener) -> Any:
+    """Run the model once, in eval mode, and let `listener` see every operation; the model is left as it was.
+
+    Returns:
+        What the model gives.
+
+    Raises:
+        Whatever the model raises.
+    """
+    arguments, named = as_arguments(example_input)
+    with untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
+        with _module_names(model, listener, set()), _Operations(listener), _Plain():
+            return model(*arguments, **named)
 
 
 def _parameters(
@@ -202,7 +226,7 @@ def _check_pieces(walk: Walk) -> None:
 class _Operations(TorchDispatchMode):
     """Tells the walk of every operation."""
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: Listener) -> None:
         super().__init__()
         self.walk = walk
 
@@ -336,7 +360,7 @@ def _used_as_number(walk: Walk, count: Count, how: str) -> None:
 
 
 @contextmanager
-def _module_names(model: nn.Module, walk: Walk, ran: set[str]) -> Iterator[None]:
+def _module_names(model: nn.Module, walk: Listener, ran: set[str]) -> Iterator[None]:
     """Keeps `walk.module` at the name of the module that runs."""
     names = {id(module): name for name, module in model.named_modules()}
     inside: list[str] = []

@@ -18,21 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._segments import Domain, Norm, Segment, Slice
-from ._symmetry_trace import Trace
+from ._segments import Norm, Segment, Slice, Trace
 
 
 class Point:
     """Parameters and norm statistics of a model in float64, to be moved along its orbit and written back once."""
 
-    def __init__(self, model: nn.Module, norms: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, norms: Iterable[tuple[str, str]]) -> None:
         self.model = model
         self.values = {name: _wide(parameter) for name, parameter in model.named_parameters()}
         self.buffers: dict[str, Tensor] = {}
         self.eps: dict[str, float] = {}
-        for name in norms:
+        self.attributes = dict(norms)
+        for name, attribute in norms:
             module: Any = model.get_submodule(name)
-            self.eps[name] = torch.finfo(next(model.parameters()).dtype).eps if module.eps is None else module.eps
+            eps = getattr(module, attribute)
+            self.eps[name] = torch.finfo(next(model.parameters()).dtype).eps if eps is None else eps
             if keeps_statistics(module):
                 self.buffers[f"{name}.running_mean"] = _wide(module.running_mean)
                 self.buffers[f"{name}.running_var"] = _wide(module.running_var)
@@ -46,7 +47,7 @@ class Point:
             targets[name].copy_(value)
         for name, eps in self.eps.items():
             if eps != self._eps_before[name]:
-                self.model.get_submodule(name).eps = eps  # type: ignore[assignment]
+                setattr(self.model.get_submodule(name), self.attributes[name], eps)
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -57,6 +58,19 @@ def _wide(value: Tensor) -> Tensor:
 def _over_axis(value: Tensor, axis: int) -> Tensor:
     """Sums over all axes but one; shape: (length of `axis`,)."""
     return value.movedim(axis, 0).flatten(1).sum(1) if value.ndim > 1 else value
+
+
+def _of_units(coefficients: Tensor, units: Tensor, otherwise: float) -> Tensor:
+    """The coefficient of each entry's unit; `otherwise` for entries of none."""
+    padded = torch.cat([coefficients, coefficients.new_full((1, *coefficients.shape[1:]), otherwise)])
+    return padded[units.to(coefficients.device)]
+
+
+def _add_up(sums: Tensor, units: Tensor, entries: Tensor) -> None:
+    """Add entries to the sums of their units."""
+    padded = sums.new_zeros(len(sums) + 1, *sums.shape[1:])
+    padded.index_add_(0, (units % len(padded)).to(sums.device), entries)
+    sums.add_(padded[:-1])
 
 
 def keeps_statistics(module: nn.Module) -> bool:
@@ -88,18 +102,9 @@ class Move:
     groups: int
     norms: tuple[Norm, ...]
 
-    def blocks(self, part: Slice, value: Tensor) -> Tensor:
-        """The group of every entry of the axis of `part`; shape: (length of the axis,)."""
-        neurons = part.neurons(value.shape[part.axis], self.width)
-        return (neurons * self.groups // self.width).to(value.device)
-
-    def per_neuron(self, coefficients: Tensor) -> Tensor:
-        """Each neuron's coefficient; shape: (width,)."""
-        return coefficients.repeat_interleave(self.width // self.groups)
-
     def has_tangent(self, model: nn.Module) -> bool:
         """Whether parameters alone can move along it: not before a norm in eval mode."""
-        return not any(frozen(model.get_submodule(norm.name)) for norm in self.norms)
+        return not any(norm.name and frozen(model.get_submodule(norm.name)) for norm in self.norms)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,11 @@ class Scaling(Move):
 
     def exact(self, model: nn.Module) -> bool:
         """Whether the function can stay: eps or the running statistics of every norm move along."""
-        return self.groups == 1 or all(keeps_statistics(model.get_submodule(norm.name)) for norm in self.norms)
+        return all(
+            bool(norm.name)
+            and (keeps_statistics(model.get_submodule(norm.name)) or bool((norm.units == 0).all() and self.groups == 1))
+            for norm in self.norms
+        )
 
     def shape(self, values: Mapping[str, Tensor]) -> tuple[int, ...]:
         """Shape of the coefficients."""
@@ -135,7 +144,7 @@ class Scaling(Move):
         for sign, parts in ((1, self.incoming), (-1, self.outgoing)):
             for part in parts:
                 value = values[part.name]
-                into[part.name].addcmul_(value, self.along(part, value, coefficients), value=sign)
+                into[part.name].addcmul_(value, self.along(part, value, coefficients, 0.0), value=sign)
 
     def rescale(self, point: Point, factors: Tensor) -> None:
         """Move the point by `factors` > 0; shape: (groups,)."""
@@ -145,8 +154,8 @@ class Scaling(Move):
         for part in self.outgoing:
             value = point.values[part.name]
             value.div_(self.along(part, value, factors))
-        each = self.per_neuron(factors)
         for norm in self.norms:
+            each = _of_units(factors, norm.units, 1.0)
             eps, variance = point.eps[norm.name], point.buffers.get(f"{norm.name}.running_var")
             if variance is not None:
                 point.buffers[f"{norm.name}.running_mean"].mul_(each)
@@ -162,14 +171,14 @@ class Scaling(Move):
         sums = torch.zeros(self.groups, dtype=torch.float64, device=right[self.incoming[0].name].device)
         for part in parts:
             product = left[part.name] * right[part.name]
-            sums.index_add_(0, self.blocks(part, product), _over_axis(product, part.axis))
+            _add_up(sums, part.units, _over_axis(product, part.axis))
         return sums
 
-    def along(self, part: Slice, value: Tensor, coefficients: Tensor) -> Tensor:
-        """Coefficients laid along the axis of `part`, ready to broadcast over `value`."""
+    def along(self, part: Slice, value: Tensor, coefficients: Tensor, otherwise: float = 1.0) -> Tensor:
+        """Coefficients laid along the axis of `part`, ready to broadcast over `value`; `otherwise` for no unit."""
         shape = [1] * value.ndim
         shape[part.axis] = -1
-        return coefficients[self.blocks(part, value)].view(shape)
+        return _of_units(coefficients, part.units, otherwise).view(shape)
 
 
 @dataclass(frozen=True)
@@ -188,12 +197,13 @@ class Translation(Move):
         """Inner products with the tangents: sums over the neurons of each group."""
         vector = vectors[self.part.name]
         sums = torch.zeros(self.shape(values), dtype=torch.float64, device=vector.device)
-        return sums.index_add_(0, self.blocks(self.part, vector), vector.movedim(self.part.axis, 0))
+        _add_up(sums, self.part.units, vector.movedim(self.part.axis, 0))
+        return sums
 
     def lift(self, coefficients: Tensor, values: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
         """Add Σ coefficient × tangent to `into`."""
         target = into[self.part.name]
-        target.movedim(self.part.axis, 0).add_(coefficients[self.blocks(self.part, target)])
+        target.movedim(self.part.axis, 0).add_(_of_units(coefficients, self.part.units, 0.0))
 
     def shift(self, point: Point, coefficients: Tensor) -> None:
         """Move the point; a running mean that sees the bias moves along."""
@@ -201,7 +211,104 @@ class Translation(Move):
         for norm in self.norms:
             mean = point.buffers.get(f"{norm.name}.running_mean")
             if mean is not None:
-                mean.add_(self.per_neuron(coefficients), alpha=norm.offsets.get(self.part.name, 0.0))
+                mean.add_(_of_units(coefficients, norm.units, 0.0), alpha=norm.offsets.get(self.part.name, 0.0))
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Neurons that any invertible matrix M may mix: V W = (V M⁻¹)(M W).
+
+    Attributes:
+        layers: the layers that write them.
+        readers: the layers that read them.
+        sets: neurons, a row each set that mixes within itself: a head, or a whole layer.  # shape: (sets, d), int64
+        incoming, outgoing: all entries that write and read them.
+        width: how many neurons.
+    """
+
+    layers: tuple[str, ...]
+    readers: tuple[str, ...]
+    sets: Tensor
+    incoming: tuple[Slice, ...]
+    outgoing: tuple[Slice, ...]
+    width: int
+
+    def has_tangent(self, model: nn.Module) -> bool:
+        """Parameters alone move along it."""
+        return True
+
+    def shape(self, values: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """Shape of the coefficients: a matrix each set."""
+        count, size = self.sets.shape
+        return count, size, size
+
+    def matrices(self, parts: tuple[Slice, ...], values: Mapping[str, Tensor]) -> Tensor:
+        """All entries of each neuron in some parts.  # shape: (sets, d, entries)"""
+        return torch.cat([self._rows(part, values[part.name]).flatten(2) for part in parts], dim=2)
+
+    def _rows(self, part: Slice, value: Tensor) -> Tensor:
+        return value.movedim(part.axis, 0)[self._entries(part, value)]
+
+    def _entries(self, part: Slice, value: Tensor) -> Tensor:
+        return part.entries(self.width)[self.sets].to(value.device)
+
+    def add(self, parts: tuple[Slice, ...], rows: Tensor, into: Mapping[str, Tensor], *, replace: bool = False) -> None:
+        """Add the entries of each neuron, laid out as by `matrices`, to tensors, or put them in their place."""
+        start = 0
+        for part in parts:
+            target = into[part.name]
+            places = self._entries(part, target)
+            shape = (*places.shape, *target.movedim(part.axis, 0).shape[1:])
+            size = math.prod(shape[2:])
+            piece = rows[..., start : start + size].reshape(shape)
+            start += size
+            moved = target.movedim(part.axis, 0)
+            moved[places.flatten()] = (0 if replace else moved[places.flatten()]) + piece.flatten(0, 2)
+
+    def project(self, vectors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensor:
+        """Inner products with the tangents (X A, −B X), A incoming and B outgoing; shape: (sets, d, d)."""
+        taken = self.matrices(self.incoming, vectors) @ self.matrices(self.incoming, values).mT
+        given = self.matrices(self.outgoing, values) @ self.matrices(self.outgoing, vectors).mT
+        return taken - given
+
+    def lift(self, coefficients: Tensor, values: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
+        """Add Σ coefficient × tangent to `into`."""
+        self.add(self.incoming, coefficients @ self.matrices(self.incoming, values), into)
+        self.add(self.outgoing, -coefficients.mT @ self.matrices(self.outgoing, values), into)
+
+    def diagonal(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Squared lengths of the tangents: of row j of A, and of row i of Bᵀ.  # shape: (sets, d, d)"""
+        taken = self.matrices(self.incoming, values).square().sum(2)
+        given = self.matrices(self.outgoing, values).square().sum(2)
+        return taken[:, None, :] + given[:, :, None]
+
+    def mix(self, point: Point, matrices: Tensor) -> None:
+        """Move the point by invertible matrices.  # shape: (sets, d, d)"""
+        taken = matrices @ self.matrices(self.incoming, point.values)
+        given = torch.linalg.solve(matrices.mT, self.matrices(self.outgoing, point.values))
+        self.add(self.incoming, taken, point.values, replace=True)
+        self.add(self.outgoing, given, point.values, replace=True)
+
+    def balance(self, point: Point) -> None:
+        """Go to the least norm: with B A = U S Wᵀ, A becomes √S Wᵀ and B becomes U √S.
+
+        The largest entry of each row of A is made positive, so that the point is one even where signs are free.
+        """
+        taken, given = (self.matrices(parts, point.values) for parts in (self.incoming, self.outgoing))
+        left, inner_left = torch.linalg.qr(given.mT)  # B = left · inner_left
+        right, inner_right = torch.linalg.qr(taken.mT)
+        u, s, wh = torch.linalg.svd(inner_left @ inner_right.mT, full_matrices=False)
+        root = s.sqrt()
+        new_taken, new_given = (wh @ right.mT) * root[..., None], (left @ u).mT * root[..., None]
+        lead = new_taken.gather(2, new_taken.abs().argmax(2, keepdim=True))
+        sign = torch.where(lead < 0, -1.0, 1.0)
+        self.add(self.incoming, _padded(sign * new_taken, taken), point.values, replace=True)
+        self.add(self.outgoing, _padded(sign * new_given, given), point.values, replace=True)
+
+
+def _padded(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows of zeros below, where there are fewer singular values than neurons."""
+    return nn.functional.pad(rows, (0, 0, 0, like.shape[1] - rows.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -227,16 +334,15 @@ class Permutation:
             if part.name not in store:  # statistics of a norm that is in no other group of moves
                 store[part.name] = _wide(point.model.get_buffer(part.name))
             value = store[part.name]
-            length = value.shape[part.axis]
-            by_neuron = torch.arange(length).view(-1, self.width) if part.layout == "interleaved" else None
-            entries = torch.arange(length).view(self.width, -1)[order] if by_neuron is None else by_neuron[:, order]
-            store[part.name] = value.index_select(part.axis, entries.flatten().to(value.device))
+            entries = part.entries(self.width)
+            places = torch.arange(value.shape[part.axis])
+            places[entries.flatten()] = entries[order].flatten()
+            store[part.name] = value.index_select(part.axis, places.to(value.device))
 
     def entries(self, part: Slice, point: Point) -> Tensor:
         """All entries of each neuron in one parameter.  # shape: (width, entries)"""
         value = point.values[part.name].movedim(part.axis, 0)
-        by_neuron = value.unflatten(0, (-1, self.width)).movedim(1, 0) if part.layout == "interleaved" else value
-        return by_neuron.reshape(self.width, -1)
+        return value[part.entries(self.width).to(value.device)].reshape(self.width, -1)
 
     def keys(self, point: Point) -> Tensor:
         """Squared norm of all entries of each neuron, wherever the neurons of other layers stand; shape: (width,)."""
@@ -244,35 +350,32 @@ class Permutation:
         for part in self.parts:
             if part.name in point.values:
                 entries = _over_axis(point.values[part.name].square(), part.axis).cpu()
-                keys.index_add_(0, part.neurons(len(entries), self.width), entries)
+                _add_up(keys, part.units, entries)
         return keys
 
 
-def build(trace: Trace) -> tuple[list[Scaling], list[Translation], list[Permutation], list[str]]:
+def build(trace: Trace) -> tuple[list[Scaling], list[Translation], list[Permutation], list[Mixing], list[str]]:
     """The symmetries of a trace, and what was not analysed."""
     scalings: list[Scaling] = []
     translations: list[Translation] = []
+    mixings: list[Mixing] = []
     notes = list(trace.notes)
     for segment in trace.segments:
-        if segment.incoming and segment.width is not None:
-            scalings += _scalings(segment, segment.width)
-            translations += _translations(segment, segment.width)
-            notes += _notes(segment)
+        scalings += _scalings(segment)
+        translations += _translations(segment)
+        mixings += _mixings(segment)
+        notes += _notes(segment)
     if trace.untouched:
         notes.append(f"no rule reaches these parameters: {', '.join(trace.untouched)}")
-    return scalings, translations, _permutations(trace.segments), list(dict.fromkeys(notes))
-
-
-def _groups(segment: Segment, width: int) -> int:
-    """Into how many runs of equal length, each inside one group of every norm, the neurons fall at least."""
-    return math.gcd(width, *(norm.groups for norm in segment.norms))
+    permutations = [Permutation(each.writers, each.width, each.run, each.parts) for each in trace.orders]
+    return scalings, translations, permutations, mixings, list(dict.fromkeys(notes))
 
 
 def _kinds(segment: Segment) -> str:
     return " and ".join(sorted({norm.kind for norm in segment.norms}))
 
 
-def _scalings(segment: Segment, width: int) -> list[Scaling]:
+def _scalings(segment: Segment) -> list[Scaling]:
     if segment.no_scale or not (segment.outgoing or segment.norms):
         return []
     return [
@@ -280,8 +383,8 @@ def _scalings(segment: Segment, width: int) -> list[Scaling]:
             "rescaling" if segment.outgoing else f"scale before {_kinds(segment)}",
             tuple(segment.writers),
             tuple(segment.readers),
-            width,
-            _groups(segment, width),
+            segment.width,
+            segment.count,
             tuple(segment.norms),
             tuple(segment.incoming),
             tuple(segment.outgoing),
@@ -289,7 +392,7 @@ def _scalings(segment: Segment, width: int) -> list[Scaling]:
     ]
 
 
-def _translations(segment: Segment, width: int) -> list[Translation]:
+def _translations(segment: Segment) -> list[Translation]:
     if segment.no_shift or not segment.norms:
         return []
     kinds, parts = {norm.kind for norm in segment.norms}, list(segment.biases)
@@ -300,27 +403,30 @@ def _translations(segment: Segment, width: int) -> list[Translation]:
     kind = "softmax-head translation" if kinds == {"softmax"} else f"translation before {_kinds(segment)}"
     norms = tuple(norm for norm in segment.norms if norm.name)
     return [
-        Translation(kind, (part.name,), (), width, _groups(segment, width), norms, part)
-        for part in dict.fromkeys(parts)
+        Translation(kind, (part.name,), (), segment.width, segment.count, norms, part)
+        for part in {part.key: part for part in parts}.values()
+        if all(torch.equal(_each(norm.units, segment.count), _each(part.units, segment.count)) for norm in segment.norms)
     ]
 
 
-def _permutations(segments: list[Segment]) -> list[Permutation]:
-    members: dict[Domain, list[Segment]] = {}
-    for segment in segments:
-        members.setdefault(segment.domain, []).append(segment)
-    found = []
-    for domain, those in members.items():
-        parts = [part for segment in those for part in (*segment.incoming, *segment.outgoing)]
-        widths = {segment.width for segment in those if segment.incoming}
-        if domain.fixed or len(widths) != 1:
-            continue
-        width = widths.pop() or 0
-        run = math.gcd(width, *(width // groups for groups in domain.groups))
-        writers = tuple(dict.fromkeys(writer for segment in those for writer in segment.writers))
-        if run > 1:
-            found.append(Permutation(writers, width, run, tuple(dict.fromkeys((*parts, *domain.extras)))))
-    return found
+def _each(units: Tensor, count: int) -> Tensor:
+    """How many entries each unit has."""
+    return torch.bincount(units[units >= 0], minlength=count)
+
+
+def _mixings(segment: Segment) -> list[Mixing]:
+    if segment.blocks is None:
+        return []
+    return [
+        Mixing(
+            tuple(segment.writers),
+            tuple(segment.readers),
+            segment.blocks,
+            tuple(segment.incoming),
+            tuple(segment.outgoing),
+            segment.count,
+        )
+    ]
 
 
 def _notes(segment: Segment) -> list[str]:
@@ -334,10 +440,8 @@ def _notes(segment: Segment) -> list[str]:
             "softmax_head=True adds its translation"
         ]
     if segment.no_scale:
-        what = "neither rescaled nor permuted" if segment.domain.fixed else "not rescaled"
+        what = "neither rescaled nor permuted" if segment.no_order else "not rescaled"
         reasons = list(dict.fromkeys(segment.no_scale))
         more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
         return [f"{who}: {what}, for {'; '.join(reasons[:3])}{more}"]
-    if segment.outgoing and not segment.bent and (segment.matrices or segment.kernels):
-        return [f"{who}: no activation follows, so any invertible map of them would do; only scale and order are used"]
     return []

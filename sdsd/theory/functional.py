@@ -496,7 +496,7 @@ def _rescalable_layers(found: Symmetries) -> list[NeuronLayer]:
                 f"model: a norm stands between the weights and the activation of {name!r} and has a scale of its own. "
                 f"Name the hidden layers to measure: {HINT}."
             )
-        rows, out = (_by_neuron(parameters, parts, scaling.width) for parts in (scaling.incoming, scaling.outgoing))
+        rows, out = (_by_neuron(parameters, parts, scaling.groups) for parts in (scaling.incoming, scaling.outgoing))
         mass = torch.linalg.vector_norm(rows, dim=1) * torch.linalg.vector_norm(out, dim=1)
         layers.append(NeuronLayer(name, rows, mass))
     if not layers:
@@ -508,13 +508,12 @@ def _rescalable_layers(found: Symmetries) -> list[NeuronLayer]:
     return layers
 
 
-def _by_neuron(parameters: dict[str, nn.Parameter], parts: Iterable[Slice], width: int) -> Tensor:
-    """All entries of `parts` that belong to each neuron; shape: (width, entries)."""
+def _by_neuron(parameters: dict[str, nn.Parameter], parts: Iterable[Slice], groups: int) -> Tensor:
+    """All entries of `parts` that belong to each neuron; shape: (groups, entries)."""
     columns = []
     for part in parts:
         entries = parameters[part.name].movedim(part.axis, 0)
-        neurons = part.neurons(len(entries), width).to(entries.device)
-        columns.append(entries[neurons.argsort(stable=True)].reshape(width, -1))
+        columns.append(entries[part.entries(groups).to(entries.device)].reshape(groups, -1))
     return torch.cat(columns, 1)
 
 

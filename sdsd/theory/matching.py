@@ -51,7 +51,7 @@ class ModelMatching:
     not_analysed: tuple[str, ...]
     _permutations: tuple[Permutation, ...]
     _model: nn.Module
-    _norms: tuple[str, ...]
+    _norms: tuple[tuple[str, str], ...]
     _example: Any
 
     def apply(self, model: nn.Module, *, example_input: Any = None, check: bool = True) -> nn.Module:
@@ -212,8 +212,8 @@ class _Models:
         self.permutations = self.found.permutations
         if not self.permutations:
             raise ValueError(f"other: no neurons of it are known to be able to change places.\n{self.found}")
-        names = (norm.name for segment in self.found._segments for norm in segment.norms if norm.name)
-        self.norms = tuple(dict.fromkeys(names))
+        norms = (norm for segment in self.found._segments for norm in segment.norms if norm.name)
+        self.norms = tuple(dict.fromkeys((norm.name, norm.eps) for norm in norms))
         self.fixed, self.point = Point(one, ()), Point(moved, self.norms)
 
     def match(self, center: bool, max_bytes: int | None, seed: int, progress: Progress) -> ModelMatching:

@@ -36,7 +36,7 @@ from ..gamma import GammaStats, compute_gamma
 from ..models import unwrap
 from ._balance import balance
 from ._segments import Segment
-from ._symmetry_groups import Permutation, Point, Scaling, Translation, build
+from ._symmetry_groups import Mixing, Permutation, Point, Scaling, Translation, build
 from ._symmetry_trace import trace
 from ._tangents import Span, checked_vectors
 
@@ -53,6 +53,8 @@ class Symmetries:
         scalings: rescaling of neurons, and scale before a norm.
         translations: adding one vector to all neurons before a norm or a softmax.
         permutations: neurons that can change places.
+        mixings: neurons that any invertible matrix may mix: between adjacent linear layers, of values and output and of
+            queries and keys in the heads of attention. `scalings` has their scales as well.
         not_analysed: what was left alone, and why.
     """
 
@@ -60,14 +62,15 @@ class Symmetries:
     scalings: tuple[Scaling, ...]
     translations: tuple[Translation, ...]
     permutations: tuple[Permutation, ...]
+    mixings: tuple[Mixing, ...]
     not_analysed: tuple[str, ...]
     _segments: tuple[Segment, ...]
 
     @property
-    def norms(self) -> tuple[str, ...]:
-        """Names of the norms that move along."""
-        names = (norm.name for move in (*self.scalings, *self.translations) for norm in move.norms)
-        return tuple(dict.fromkeys(names))
+    def norms(self) -> tuple[tuple[str, str], ...]:
+        """Names of the norms that move along, and of the attributes that hold their eps."""
+        norms = (norm for move in (*self.scalings, *self.translations) for norm in move.norms)
+        return tuple(dict.fromkeys((norm.name, norm.eps) for norm in norms if norm.name))
 
     @property
     def tangents(self) -> int:
@@ -87,7 +90,9 @@ class Symmetries:
         return "it is no layer that a rule knows"
 
     def _span(self) -> Span:
-        moves: list[Scaling | Translation] = [*self.scalings, *self.translations]
+        mixed = {part.key for mixing in self.mixings for part in mixing.incoming}
+        scalings = [each for each in self.scalings if not {part.key for part in each.incoming} <= mixed]
+        moves: list[Scaling | Translation | Mixing] = [*scalings, *self.translations, *self.mixings]
         moves = [move for move in moves if move.has_tangent(self.model)]
         values = {name: parameter.detach().double() for name, parameter in self.model.named_parameters()}
         return Span(moves, values)
@@ -107,6 +112,10 @@ class Symmetries:
         for translation in self.translations:
             note = "" if translation.has_tangent(self.model) else " (norm in eval mode: moves with its statistics only)"
             lines.append(f"  {translation.kind}: {', '.join(translation.layers)}{note}")
+        for mixing in self.mixings:
+            sets, size = mixing.sets.shape
+            where = ", ".join(mixing.layers) + " → " + ", ".join(mixing.readers)
+            lines.append(f"  mixing by any invertible matrix: {sets} set(s) of {size} neurons, {where}")
         for permutation in self.permutations:
             within = "" if permutation.run == permutation.width else f" within runs of {permutation.run}"
             lines.append(f"  permutation: {permutation.width} neurons{within}, {', '.join(permutation.layers)}")
@@ -153,9 +162,15 @@ translation
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
     root = unwrap(model)
     found = trace(root, example_input, softmax_head)
-    scalings, translations, permutations, notes = build(found)
+    scalings, translations, permutations, mixings, notes = build(found)
     return Symmetries(
-        root, tuple(scalings), tuple(translations), tuple(permutations), tuple(notes), tuple(found.segments)
+        root,
+        tuple(scalings),
+        tuple(translations),
+        tuple(permutations),
+        tuple(mixings),
+        tuple(notes),
+        tuple(found.segments),
     )
 
 
@@ -279,7 +294,7 @@ def canonicalize(
     """
     found, point = _start(model, softmax_head, example_input, in_place)
     for translation in found.translations:
-        size = translation.width // translation.groups
+        size = translation.part.neurons // translation.groups
         translation.shift(point, -translation.project(point.values, point.values) / size)
     balance([scaling for scaling in found.scalings if approximate or scaling.exact(found.model)], point)
     for permutation in found.permutations if order else ():
