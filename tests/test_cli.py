@@ -206,7 +206,7 @@ def test_map_writes_the_matrix_and_names_dead_and_near(capsys, activations, tmp_
 
 def test_map_of_a_large_layer_is_a_sample_and_says_so(capsys, monkeypatch, tmp_path):
     pytest.importorskip("sklearn")
-    monkeypatch.setattr("sdsd.geometry.map.neuron_map.MOST_PLACED", 30)
+    monkeypatch.setattr("sdsd.geometry.map.placing.MOST_PLACED", 30)
     values = np.random.default_rng(0).standard_normal((60, 50), dtype=np.float32)
     values[:, 7], values[3, 8] = 0, np.nan
     np.save(tmp_path / "wide.npy", values)

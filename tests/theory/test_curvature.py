@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sdsd
-from sdsd.theory import CurvatureObserver, _gradient_rows, curvature_gamma
-from sdsd.theory._hessian import Hessian, undisturbed
+from sdsd.theory import CurvatureObserver, curvature_gamma
+from sdsd.theory.curvature import rows as gradient_rows
+from sdsd.theory.derivatives import Hessian, undisturbed
 
 
 def cross_entropy(model, batch):
@@ -405,14 +406,14 @@ def test_memory_is_bounded_and_numbers_stay_the_same(monkeypatch):
     model = nn.Sequential(nn.Linear(3, 40), nn.Dropout(0.3), nn.Tanh(), nn.Linear(40, 3)).double()
     batch, width = samples(22), 283
     held = []
-    original = _gradient_rows.gradient_rows
+    original = gradient_rows.gradient_rows
 
     def counted(*arguments):
         rows = original(*arguments)
         held.append(len(rows))
         return rows
 
-    monkeypatch.setattr(_gradient_rows, "gradient_rows", counted)
+    monkeypatch.setattr(gradient_rows, "gradient_rows", counted)
     arguments = {"learning_rate": 0.1, "batch_size": 4}
     model.eval()
     plain = curvature_gamma(model, cross_entropy, batch, **arguments)

@@ -224,14 +224,16 @@ def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers]
         return smaller
     others = dict(smaller.named_modules(remove_duplicate=False))
     touched = {id(tensor) for _, _, tensor in _holders(model, groups)}
-    sized = {attribute.module for found in groups for attribute in found.attributes}
+    attributes = [attribute for found in groups for attribute in found.attributes]
+    sized = {attribute.module for attribute in attributes}
+    configured = {(each.module, each.name.rpartition(".")[0]) for each in attributes}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in touched]
         for name in mine:
             setattr(module, name, getattr(others[path], name))
         if mine or path in sized:
             for name, value in vars(others[path]).items():
-                if isinstance(value, (int, tuple)) and name != "training":
+                if (isinstance(value, (int, tuple)) and name != "training") or (path, name) in configured:
                     setattr(module, name, value)
     return model
 
@@ -269,7 +271,16 @@ def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> No
     for attribute, left in attributes:
         module = model.get_submodule(attribute.module)
         if attribute.name not in sizes_of(module):
-            setattr(module, attribute.name, attribute.number * left // len(attribute.units))
+            _fit_attribute(module, attribute, left)
+
+
+def _fit_attribute(module: Any, attribute: Attribute, left: int) -> None:
+    """The number in proportion; a configuration becomes the module's own, for others share it."""
+    owner, _, name = attribute.name.rpartition(".")
+    if owner:
+        setattr(module, owner, copy.copy(getattr(module, owner)))
+        module = getattr(module, owner)
+    setattr(module, name, getattr(module, name) * left // len(attribute.units))
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

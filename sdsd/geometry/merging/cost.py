@@ -44,7 +44,7 @@ def outgoing_weights(
         float64, on the device of the readers.  # shape: (neurons, weights)
 
     Raises:
-        TypeError: as `consumers`.
+        TypeError: as `consumers`; readers with complex weights.
         ValueError: as `consumers`; readers that are not all known; a loader without a batch; a reader whose output the
             loss does not depend on.
 
@@ -58,7 +58,10 @@ def outgoing_weights(
     roots = {} if loss is None else _roots(model, {module_of(part) for part in found.of(READER)}, *loss)
     columns = []
     for part in found.of(READER):
-        weight = part_tensor(model, part).detach().double()
+        weight = part_tensor(model, part).detach()
+        if weight.is_complex():
+            raise TypeError(f"layer: expected readers with real weights, got {part.name!r} of {weight.dtype}.")
+        weight = weight.double()
         entries = part.entries(torch.arange(found.neurons)).to(weight.device)
         each = weight.index_select(part.dim, entries).movedim(part.dim, 0)
         if module_of(part) in roots:
