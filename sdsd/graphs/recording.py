@@ -23,7 +23,17 @@ from .values import Value
 from .walk import Walk
 from .writes import parameters_kept
 
-__all__ = ["Recording", "as_arguments", "follow", "outputs", "record", "rules_layout", "rules_products", "rules_values"]
+__all__ = [
+    "Recording",
+    "as_arguments",
+    "call_of",
+    "follow",
+    "outputs",
+    "record",
+    "rules_layout",
+    "rules_products",
+    "rules_values",
+]
 
 IS_OUTPUT = "its neurons are the model's output"
 
@@ -38,8 +48,17 @@ class Recording(NamedTuple):
     ran: set[str]  # modules that were called
 
 
+class Call(NamedTuple):
+    """An example of both kinds: positional and keyword arguments."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model."""
+    if isinstance(example_input, Call):
+        return example_input
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     return tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,), {}
@@ -90,9 +109,28 @@ def follow(model: nn.Module, example_input: Any, listener: Listener) -> Any:
         Whatever the model raises.
     """
     arguments, named = as_arguments(example_input)
-    with untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
-        with _module_names(model, listener, set()), _Operations(listener), _Plain():
-            return model(*arguments, **named)
+    with ExitStack() as stack:
+        for kept in (untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model))):
+            stack.enter_context(kept)
+        for seen in (_module_names(model, listener, set()), _Operations(listener), _Plain()):
+            stack.enter_context(seen)
+        return model(*arguments, **named)
+
+
+def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
+    """How `use` calls `model` first; None where it calls something else of it, or fails."""
+    found: list[Call] = []
+    hook = model.register_forward_pre_hook(
+        lambda _module, args, kwargs: found.append(Call(args, dict(kwargs))), with_kwargs=True
+    )
+    try:
+        with untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
+            use()
+    except Exception:
+        return None  # whoever asked runs it again, and is told
+    finally:
+        hook.remove()
+    return found[0] if found else None
 
 
 def _parameters(

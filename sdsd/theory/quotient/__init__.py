@@ -40,13 +40,14 @@ from .canonical import canonicalize, quotient_gamma, random_representative, resc
 from .matching import ModelMatching, match_neurons
 from .projection import horizontal, vertical, vertical_fraction
 from .segments import Slice
-from .symmetries import Symmetries, symmetries
+from .symmetries import Symmetries, example_for, symmetries
 
 __all__ = [
     "ModelMatching",
     "Slice",
     "Symmetries",
     "canonicalize",
+    "example_for",
     "horizontal",
     "match_neurons",
     "quotient_gamma",

@@ -1,8 +1,8 @@
 """Channels: the entries of a model's tensors that a scale, a shift or a change of places can move.
 
 Whatever writes neurons (a matrix, a kernel, a table, the γ of a norm, a parameter that is added) makes a channel of
-each. Operations tie channels to one another: as large (an addition), inversely (a product that is summed over them), in the
-same order. And they hold some still. What is left free is a symmetry.
+each. Operations tie channels to one another: as large (an addition), inversely (a product that is summed over them),
+in the same order. And they hold some still. What is left free is a symmetry.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...graphs.atoms import Atoms, Ids
+from ...graphs import Atoms, Ids
 
 MATRIX, KERNEL, SCALE, BIAS, READ, EXTRA = "matrices", "kernels", "scales", "biases", "outgoing", "extras"
 """What a tensor of the model is to channels: it writes them, reads them, or only follows their order."""

@@ -49,6 +49,7 @@ class Move:
         readers: the layers that read them.
         width, groups: how many neurons, and groups of them that move as one.
         norms: norms that read them.
+        bent: a function of single neurons, a pool or the like lies between writers and readers.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Move:
     width: int
     groups: int
     norms: tuple[Norm, ...]
+    bent: bool
 
     def has_tangent(self, model: nn.Module) -> bool:
         """Whether parameters alone can move along it: not before a norm in eval mode."""
@@ -176,12 +178,14 @@ class Permutation:
 
     Attributes:
         layers: the layers that write them.
+        readers: the layers that read them.
         width: how many there are.
         run: they change places within runs of so many: the width, or the size of a group under GroupNorm.
         parts: all parameters and buffers that have to follow.
     """
 
     layers: tuple[str, ...]
+    readers: tuple[str, ...]
     width: int
     run: int
     parts: tuple[Slice, ...]
@@ -226,7 +230,7 @@ def build(trace: Trace) -> tuple[list[Scaling], list[Translation], list[Permutat
         notes += _notes(segment)
     if trace.untouched:
         notes.append(f"no rule reaches these parameters: {', '.join(trace.untouched)}")
-    permutations = [Permutation(each.writers, each.width, each.run, each.parts) for each in trace.orders]
+    permutations = [Permutation(each.writers, each.readers, each.width, each.run, each.parts) for each in trace.orders]
     return scalings, translations, permutations, mixings, list(dict.fromkeys(notes))
 
 
@@ -245,6 +249,7 @@ def _scalings(segment: Segment) -> list[Scaling]:
             segment.width,
             segment.count,
             tuple(segment.norms),
+            segment.bent,
             tuple(segment.incoming),
             tuple(segment.outgoing),
         )
@@ -262,7 +267,7 @@ def _translations(segment: Segment) -> list[Translation]:
     kind = "softmax-head translation" if kinds == {"softmax"} else f"translation before {_kinds(segment)}"
     norms = tuple(norm for norm in segment.norms if norm.name)
     return [
-        Translation(kind, (part.name,), (), segment.width, segment.count, norms, part)
+        Translation(kind, (part.name,), (), segment.width, segment.count, norms, segment.bent, part)
         for part in {part.key: part for part in parts}.values()
         if all(
             torch.equal(_each(norm.units, segment.count), _each(part.units, segment.count)) for norm in segment.norms

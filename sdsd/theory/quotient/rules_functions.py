@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ...graphs.rules_values import _spatial_names
-from ...graphs.walk import tensors
+from ...graphs import spatial_names, tensors
 from .channels import EXTRA, MATRIX, NormUse, Seen, compact, spread, unique, varies
 from .rules_sums import by_place, of_two, times
 from .walk import TRY_SHAPES, ChannelWalk, Step, rule
@@ -159,7 +158,7 @@ def pool(walk: ChannelWalk, step: Step) -> None:
             walk.give(out, Seen(ids.expand(out.shape), power=seen.power, statistic=seen.statistic))
 
 
-rule(*_spatial_names())(pool)
+rule(*spatial_names())(pool)
 
 
 @rule("_softmax _log_softmax softmax log_softmax _safe_softmax")

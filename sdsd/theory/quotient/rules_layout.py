@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...graphs.walk import tensors
+from ...graphs import tensors
 from .channels import Seen, spread, unique, varies
 from .walk import ChannelWalk, Step, rule
 

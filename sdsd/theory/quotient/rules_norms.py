@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...graphs.walk import tensors
+from ...graphs import tensors
 from .channels import BIAS, EXTRA, SCALE, NormUse, Seen, compact, renamed, unique, varies
 from .rules_products import apart
 from .walk import TRY_SHAPES, ChannelWalk, Step, eps_of, kind_of, rule

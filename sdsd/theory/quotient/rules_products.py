@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...graphs.walk import tensors
+from ...graphs import tensors
 from .channels import KERNEL, MATRIX, READ, Seen, compact, unique, varies
 from .rules_sums import added, biased
 from .walk import ChannelWalk, Step, rule

@@ -184,8 +184,7 @@ def _gamma(walk: ChannelWalk, given: Seen, weight: Seen, shape: tuple[int, ...])
     walk.laid(after, weight, shape)
     walk.channels.places.unite(known, made)
     walk.channels.keep_shift(known, f"{label} multiplies them")
-    for each in (known, made):
-        walk.channels.bend(each)
+    walk.channels.bend(known)
     return Seen(after, offsets={})
 
 

@@ -71,6 +71,7 @@ class Segment:
     no_shift: list[str] = field(default_factory=list)  # why adding a constant to a neuron is seen
     no_order: list[str] = field(default_factory=list)  # why they cannot change places
     is_output: bool = False
+    bent: bool = False  # by a function of single neurons, a pool or the like between writers and readers
     blocks: Tensor | None = None  # units that any invertible matrix may mix, a row a set of them
 
     @property
@@ -91,13 +92,14 @@ class Order:
     Attributes:
         width: how many.
         run: they change places within runs of so many.
-        writers: the layers that write them.
+        writers, readers: the layers that write and read them.
         parts: every tensor that has entries of theirs.
     """
 
     width: int
     run: int
     writers: tuple[str, ...]
+    readers: tuple[str, ...]
     parts: tuple[Slice, ...]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from ...graphs import call_of, likely_inputs
 from ...models import unwrap
 from .groups import Permutation, Scaling, Translation, build
 from .mixing import Mixing
@@ -150,3 +153,17 @@ translation
         tuple(notes),
         tuple(found.segments),
     )
+
+
+def example_for(model: nn.Module, data: Iterable[Any], loss_fn: Callable[[nn.Module, Any], Any]) -> Any:
+    """An input for `symmetries`, where nothing of a likely shape is one: how `loss_fn` calls the model on a batch.
+
+    Returns:
+        None where the model runs on something of a likely shape, or where `loss_fn` does not call it.
+    """
+    root = unwrap(model)
+    if next(likely_inputs(root), None) is not None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        batch = next(iter(data), None)
+    return call_of(root, lambda: loss_fn(root, batch))

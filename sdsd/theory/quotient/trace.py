@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...graphs import first_line, follow, likely_inputs, outputs
-from ...graphs.atoms import Ids
+from ...graphs import Ids, first_line, follow, likely_inputs, outputs
 from ...models import is_attached
 from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
 from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, compact, unique, varies
@@ -166,7 +165,11 @@ class _Finish:
             segments.append(segment)
             members.append(np.flatnonzero(number[self.unit] >= 0))
         self._reasons(segments, members)
+        bent = np.zeros(self.channels.count, bool)
+        for ids in self.channels.bent:
+            bent[ids] = True
         for segment, mine in zip(segments, members, strict=True):
+            segment.bent = bool(bent[mine].any())
             segment.blocks = self._blocks(segment, mine)
         return segments, members
 
@@ -249,10 +252,7 @@ class _Finish:
 
     def _blocks(self, segment: Segment, mine: Ids) -> Tensor | None:
         """Units that pass nothing but what is the same for all of them, in sets that do not mix with one another."""
-        bent = np.zeros(self.channels.count, bool)
-        for ids in self.channels.bent:
-            bent[ids] = True
-        if segment.no_scale or segment.norms or not segment.outgoing or segment.scales or bent[mine].any():
+        if segment.no_scale or segment.norms or not segment.outgoing or segment.scales or segment.bent:
             return None
         units, where = np.unique(self.unit[mine], return_inverse=True)
         labels: list[list[int]] = [[] for _ in units]
@@ -316,4 +316,7 @@ class _Finish:
         mine.sort(key=place)
         parts = [Slice(use.name, use.axis, torch.from_numpy(units)) for use, units in mine]
         writers = dict.fromkeys(use.layer for use, _ in mine if use.role in WRITING)
-        return Order(len(units), run, tuple(writers), tuple({part.key: part for part in parts}.values()))
+        readers = dict.fromkeys(use.layer for use, _ in mine if use.role == READ)
+        return Order(
+            len(units), run, tuple(writers), tuple(readers), tuple({part.key: part for part in parts}.values())
+        )

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...graphs.atoms import Ids
-from ...graphs.walk import Step, tensors
+from ...graphs import Ids, Step, tensors
 from .channels import KERNEL, READ, Channels, Seen, Use, compact, unique, varies
 
 Rule = Callable[["ChannelWalk", Step], None]
