@@ -110,9 +110,9 @@ def mixing_experiment(
 ) -> dict[str, Any]:
     """Two ways to mix neurons that keep the function, with Γ at the canonical representative of each point.
 
-    Adjacent linear layers, V W = (V M⁻¹)(M W) for any invertible M, are analysed: attention has the same freedom between
-    values and output. Two neurons that a ReLU cuts on no sample can be mixed as well, by M with entries above 0, and
-    that is not: it depends on the data.
+    Adjacent linear layers, V W = (V M⁻¹)(M W) for any invertible M, are analysed: attention has the same freedom
+    between values and output. Two neurons that a ReLU cuts on no sample can be mixed as well, by M with entries above
+    0, and that is not: it depends on the data.
 
     Returns:
         "output_change", the largest of a log-probability; "gammas" and "uncut_gammas" of the two ways, the network as
@@ -128,17 +128,18 @@ def mixing_experiment(
         first, second = nn.Linear(64, bottleneck), nn.Linear(bottleneck, hidden)
         model = nn.Sequential(first, second, nn.ReLU(), nn.Linear(hidden, 10)).double()
         mixing = [torch.eye(bottleneck).double(), *torch.randn(mixes, bottleneck, bottleneck).double()]
-        uncut = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10)).double()
+        inside, outside = nn.Linear(64, hidden), nn.Linear(hidden, 10)
+        uncut = nn.Sequential(inside, nn.ReLU(), outside).double()
         positive = [torch.eye(2).double(), *(torch.eye(2) + torch.rand(mixes, 2, 2)).double()]
     _train(model, data, steps)
     with torch.no_grad():
-        uncut[0].bias[:2] += 10.0
+        inside.bias[:2] += 10.0
     _train(uncut, data, steps)
-    assert bool((uncut[0](samples)[:, :2] > 0).all()), "no sample cuts the two neurons"
+    assert bool((inside(samples)[:, :2] > 0).all()), "no sample cuts the two neurons"
     change, found = 0.0, {}
     for name, network, matrices, pair in (
         ("gammas", model, mixing, (first, second)),
-        ("uncut_gammas", uncut, positive, (uncut[0], uncut[2])),
+        ("uncut_gammas", uncut, positive, (inside, outside)),
     ):
         before, gammas = network(samples).log_softmax(1), []
         taken, bias, given = (each.detach().clone() for each in (pair[0].weight, pair[0].bias, pair[1].weight))
