@@ -107,9 +107,15 @@ def _run_own(arguments: argparse.Namespace) -> int:
     try:
         for name in dict.fromkeys(names):
             result = run_own(
-                name, arguments.model, out, progress, layer=arguments.layer, samples=arguments.samples or 256,
-                seed=arguments.seed, quick=arguments.quick,
-            )  # fmt: skip
+                name,
+                arguments.model,
+                out,
+                progress,
+                layer=arguments.layer,
+                samples=arguments.samples or 256,
+                seed=arguments.seed,
+                quick=arguments.quick,
+            )
             finished.append({**result.to_dict(), "folder": out / name})
             progress.say("\n".join((f"{name}, {arguments.model}", *(f"  {line}" for line in result.lines))))
             progress.say(f"written to {out / name}: {', '.join(result.written)}\n")

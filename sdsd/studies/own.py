@@ -38,10 +38,10 @@ from ..theory import (
     vertical_fraction,
 )
 from ..theory.quotient import example_for
+from .catalogue import CATALOGUE
 from .engine import Progress, StudyResult, find_study, plain, prepare_output, versions, write_json
 from .geometry import subject_from_file
 from .script import DEFAULT_LEARNING_RATE, Script, load_script, users_code
-from .theory import flatness, quotient
 
 SCHEMA = 1
 LINES = 12
@@ -363,8 +363,7 @@ def run_own(
     result = OwnResult(name, str(path), numbers, lines)
     folder = prepare_output(out / name)
     if name in ("quotient", "flatness"):
-        draw = (quotient if name == "quotient" else flatness).draw
-        figures.save_png(draw(StudyResult(name, {}, [seed], [numbers])), folder / f"{name}.png")
+        figures.save_png(CATALOGUE[name].draw(StudyResult(name, {}, [seed], [numbers])), folder / f"{name}.png")
         result.written.append(f"{name}.png")
     write_json(folder / "results.json", result.to_dict())
     result.written.append("results.json")

@@ -165,7 +165,7 @@ class _Finish:
             segments.append(segment)
             members.append(np.flatnonzero(number[self.unit] >= 0))
         self._reasons(segments, members)
-        bent = np.zeros(self.channels.count, bool)
+        bent = np.zeros(self.channels.count, dtype=np.bool_)
         for ids in self.channels.bent:
             bent[ids] = True
         for segment, mine in zip(segments, members, strict=True):
