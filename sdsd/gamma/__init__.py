@@ -40,7 +40,7 @@ kinds of use, refusals and arguments::
 
 from . import history as history
 from . import precondition as precondition
-from .averaging import AveragingLag, averaging_lag
+from .averaging import APART, AveragingLag, averaging_lag
 from .estimators import gamma_stats
 from .history import GammaHistory
 from .monitor import GammaMonitor
@@ -49,6 +49,7 @@ from .recommend import BatchRecommendation, recommend_batch
 from .stats import GammaStats, Phase
 
 __all__ = [
+    "APART",
     "AveragingLag",
     "BatchRecommendation",
     "GammaHistory",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,10 +34,9 @@ from ...geometry.merging import (
     tensor_of,
     weight_cosine,
 )
-from ..engine import Progress, plain, write_json
+from ..engine import LOGGER, Progress, plain, write_json
 from .subject import Subject
 
-LOGGER = logging.getLogger("sdsd.studies")
 HOW = "mean"
 COMPARED = 10
 """Clusters at which silhouettes are compared: those of two maps say something only at the same number."""

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ...gamma import GammaMonitor, GammaStats, averaging_lag
-from ...gamma.averaging import APART
-from ...gamma.monitor.averages import RunningAverages, Step
+from ...gamma import APART, GammaMonitor, GammaStats, averaging_lag
+from ...gamma.monitor import RunningAverages, Step
 from ...report import figures
 from ...report.figures import draw_curves, draw_level
 from ..digits import load_digits
