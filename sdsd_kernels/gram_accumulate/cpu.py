@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cosine_matrix.cpu import _chunks, _converted, _exact_float32, _multiplies_in_place, _upper_products
+from ..cosine_matrix.cpu import SUMMED, _chunks, _converted, _exact_float32, _multiplies_in_place, _upper_products
 
 PANEL_ELEMENTS = 2**22
 """Bound on float32 products that wait to be added to a float64 sum (16 MiB), unless one row already exceeds it."""
@@ -16,7 +16,8 @@ def gram_accumulate_torch(gram: Tensor, rows: Tensor, shift: Tensor | None, scal
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     with _exact_float32():
         if shift is None and scale is None and _multiplies_in_place(rows, dtype):
-            _add_products(rows[:, 0], gram)
+            for part in rows[:, 0].split(SUMMED, 1):
+                _add_products(part, gram)
             return
         for chunk in _chunks(rows):
             a = _converted(chunk, dtype)
