@@ -32,6 +32,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
     from .theory import match_neurons
 
 __version__ = "0.2.0"
+
+# Events go to whoever listens, and nobody is told who does not (docs/faq.md).
+logging.getLogger("sdsd").addHandler(logging.NullHandler())
 
 _NAMES = {
     "sdsd_kernels": ("validate",),

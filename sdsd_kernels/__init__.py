@@ -30,7 +30,7 @@ One call, from its door to the launch; these functions, in this order, are the w
       on a GPU          pairwise/launch.launch_cosine_matrix   the plan of this shape and layout, by one look-up
                         pairwise/launch._cosine_matrix       norms, and unit rows as halves; then the triangle of
                                                              products, each tile stored twice
-      elsewhere         cosine_matrix/cpu.cosine_matrix_torch  blocks of products, each stored twice
+      elsewhere         cosine_matrix/cpu.cosine_matrix_torch  half of the products, scaled and stored twice
     gamma_moments(g)    gamma_moments/op.gamma_moments, gamma_moments/op._compute
       on a GPU          gamma_moments/launch.launch_gamma_moments   then kernel.py: a pass over the rows, one that adds
       elsewhere         gamma_moments/cpu.gamma_moments      a thread for each range of columns

@@ -141,6 +141,8 @@ CASES = [
          whole={"n_samples": 2, "samples_per_gradient": 16, "population": 400}),
     case(lambda batch_size: sdsd.recommend_batch(sdsd.gamma_stats(TARGET, confidence=0.9), batch_size=batch_size),
          whole={"batch_size": 32}, of="sdsd.recommend_batch"),
+    case(sdsd.gamma.averaging_lag, *2 * (sdsd.gamma_stats(1 + draw(8, 20), confidence=0.9),), ema=0.9,
+         whole={"steps": 99}),
     case(accumulated, whole={"n": 9, "max_bytes": BYTES, "neuron_dim": 1, "correction": 1},
          of="sdsd.GramAccumulator sdsd.GramAccumulator.update sdsd.GramAccumulator.covariance"),
     case(sdsd.NeuronMap.from_activations, SPREAD,

@@ -15,6 +15,7 @@ file or folder     what is inside
 `plots.py`         those pictures
 `recommend.py`     `recommend_batch`
 `published.py`     `compute_gamma`
+`averaging.py`     `averaging_lag`: whether a running average may be read as of now
 =================  ===================================================================================================
 
 One measured step, from door to door. Who reads these functions in this order has followed it; the rest are other
@@ -39,6 +40,7 @@ kinds of use, refusals and arguments::
 
 from . import history as history
 from . import precondition as precondition
+from .averaging import AveragingLag, averaging_lag
 from .estimators import gamma_stats
 from .history import GammaHistory
 from .monitor import GammaMonitor
@@ -47,11 +49,13 @@ from .recommend import BatchRecommendation, recommend_batch
 from .stats import GammaStats, Phase
 
 __all__ = [
+    "AveragingLag",
     "BatchRecommendation",
     "GammaHistory",
     "GammaMonitor",
     "GammaStats",
     "Phase",
+    "averaging_lag",
     "compute_gamma",
     "gamma_stats",
     "recommend_batch",

@@ -207,7 +207,7 @@ def _cohort_table(series: Mapping[str, Any]) -> html.Table:
             rows.append(
                 (f"{name}, {label}", figures.minus(f"{cohort['cosine']:.2f}"), plain_number(cohort["mean"]), spread)
             )
-    return html.Table(("pairs", "mean cosine", f"mean |change of {series['measure']}|", "sd"), rows)
+    return html.Table(("pairs", "mean cosine", f"mean |change of {series['measure']}|", "standard deviation"), rows)
 
 
 def _size_section(series: Mapping[str, Any], book: FigureBook, stem: str, suffix: str) -> html.Section:

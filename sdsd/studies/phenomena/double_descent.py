@@ -17,6 +17,7 @@ from torch.nn.functional import mse_loss, one_hot
 
 from ...report import figures
 from ...report.figures import draw_curves, draw_level
+from ...theory import telling_angle
 from ..digits import split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, unshown
@@ -98,7 +99,8 @@ def _fit(
         model[2].weight.data = weights(_time(left, fraction)).mT
         gammas.append(gamma_of_batch(gamma_at(model[2], data, _loss, 1, population=count), batch))
         if fraction == HEADLINE:
-            watch = Watch(batch, every=1, layers=(("0", "2"),), canonical=False, cap_samples=1024)
+            angle = telling_angle(count, 65)  # one for all widths, that of the peak
+            watch = Watch(batch, every=1, layers=(("0", "2"),), canonical=False, angle=angle)
             optimizer = torch.optim.SGD(model[2].parameters(), count / s[0].item() ** 2)
             shape = geometry(model, (images[:count], targets), _loss, watch, optimizer)
     numbers = {
