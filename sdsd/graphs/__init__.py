@@ -21,10 +21,11 @@ however its forward is written, so that one row of the vocabulary serves modules
 ====================  ==============================================================================================
 """
 
-from .atoms import MERGING, READING, REMOVAL, Obstacle
+from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Part
 from .look import first_line, likely_inputs, look
-from .recording import IS_OUTPUT, as_arguments, listening, outputs
+from .recording import IS_OUTPUT, as_arguments, call_of, follow, listening, outputs
+from .rules_values import spatial_names
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -38,6 +39,7 @@ from .vocabulary import (
     sizes_of,
     spatial_dims,
 )
+from .walk import Step, tensors
 
 __all__ = [
     "BETWEEN",
@@ -53,15 +55,20 @@ __all__ = [
     "REMOVAL",
     "TIED",
     "WRITER",
+    "Atoms",
     "Attribute",
     "Group",
     "Groups",
+    "Ids",
     "Obstacle",
     "Part",
+    "Step",
     "as_arguments",
+    "call_of",
     "computed_tensors",
     "first_line",
     "fit_sizes",
+    "follow",
     "likely_inputs",
     "listening",
     "look",
@@ -70,4 +77,6 @@ __all__ = [
     "row_dim",
     "sizes_of",
     "spatial_dims",
+    "spatial_names",
+    "tensors",
 ]

@@ -19,7 +19,11 @@ def gram_accumulate_torch(gram: Tensor, rows: Tensor, shift: Tensor | None, scal
         if shift is None and scale is None and multiplies_in_place(rows, dtype):
             _add_products(rows[:, 0], gram)
             return
-        for a in chunks(rows, dtype, shift, scale):
+        for a in chunks(rows, dtype, None, None):
+            if shift is not None:
+                a.sub_(shift[:, None])
+            if scale is not None:
+                a.mul_(scale[:, None])
             _add_products(a, gram)
 
 
