@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..models import evaluating, training_outside_torch, untouched
-from . import rules_layout, rules_products, rules_values
+from . import rules_layout, rules_pictures, rules_products, rules_values
 from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .counts import Count
 from .sizes import Sizes, counting, used_as_number
 from .values import Value
-from .walk import Walk
+from .walk import Normed, Walk
 from .writes import parameters_kept
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "outputs",
     "record",
     "rules_layout",
+    "rules_pictures",
     "rules_products",
     "rules_values",
 ]
@@ -208,6 +209,14 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
             used_as_number(walk, each, "what the model gives")
 
 
+def _normed(walk: Walk, given: tuple[Any, ...], output: Any) -> Normed | None:
+    """The call of a norm; None where it does not take one tensor and give one of its shape."""
+    before = given[0] if given else None
+    if not isinstance(before, Tensor) or not isinstance(output, Tensor) or before.shape != output.shape:
+        return None
+    return Normed(list(walk.value(before).axes), list(walk.value(output).axes))
+
+
 def _inputs(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -268,9 +277,11 @@ def _module_names(model: nn.Module, walk: Listener, ran: set[str]) -> Iterator[N
         walk.module = inside[-1]
         ran.add(walk.module)
 
-    def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def leave(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         if inside:
-            inside.pop()
+            name = inside.pop()
+            if name in walk.norms:
+                walk.norms[name].append(_normed(walk, given, output))
         walk.module = inside[-1] if inside else ""
 
     hooks = (
