@@ -38,9 +38,10 @@ kinds of use, refusals and arguments::
                       monitor/averages.statistics             → GammaStats
 """
 
+from . import averaging as averaging
 from . import history as history
 from . import precondition as precondition
-from .averaging import APART, AveragingLag, averaging_lag
+from .averaging import AveragingLag, averaging_lag
 from .estimators import gamma_stats
 from .history import GammaHistory
 from .monitor import GammaMonitor
@@ -49,7 +50,6 @@ from .recommend import BatchRecommendation, recommend_batch
 from .stats import GammaStats, Phase
 
 __all__ = [
-    "APART",
     "AveragingLag",
     "BatchRecommendation",
     "GammaHistory",

@@ -160,8 +160,6 @@ class Examination:
             self.series["plasticity"] = self.notebook.step("plasticity", self._plasticity)
         return self.series
 
-    # The map
-
     def _mapped(self) -> dict[str, Any]:
         self.neuron_map = self._kept_map(
             "-map", lambda: NeuronMap.from_activations(self.collected(), seed=self.config.seed)
@@ -191,8 +189,6 @@ class Examination:
             model, batches, self.subject.layer, forward=self.subject.forward, progress=bar, max_bytes=2**33
         )
         return collected[self.subject.layer]
-
-    # Biopsies
 
     def _pairs(self) -> int:
         assert self.neuron_map is not None
@@ -232,8 +228,6 @@ class Examination:
             self._losses = measured.measurements
             biopsies[name] = _biopsy_numbers(measured)
         return biopsies
-
-    # Consolidation
 
     def _consolidations(self) -> dict[str, Any]:
         """Many pairs merged at once: nearest by activations and by weights, and random ones."""
@@ -304,8 +298,6 @@ class Examination:
             return None
         with evaluating(model):
             return single_number(self.subject.accuracy(model), "accuracy")
-
-    # Controls and plasticity
 
     def _control(self, name: str) -> dict[str, Any]:
         """The map of a network, or of data, in which the geometry should not show."""

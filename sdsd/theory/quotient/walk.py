@@ -212,8 +212,14 @@ class ChannelWalk:
         for dim in reversed(range(tensor.ndim)):
             axis = self.axis_along(seen, dim)
             if axis is not None:
-                made = self.write(seen, axis, dim, (*tensor.shape[:dim], *tensor.shape[dim + 1 :], tensor.shape[dim]),
-                                  KERNEL, self.taken(seen))  # fmt: skip
+                made = self.write(
+                    seen,
+                    axis,
+                    dim,
+                    (*tensor.shape[:dim], *tensor.shape[dim + 1 :], tensor.shape[dim]),
+                    KERNEL,
+                    self.taken(seen),
+                )
                 assert made.ids is not None
                 return Seen(made.ids.movedim(-1, dim))
         self.outside.add(seen.name)
