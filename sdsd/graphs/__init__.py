@@ -8,11 +8,13 @@ however its forward is written, so that one row of the vocabulary serves modules
 `atoms.py`            entries of axes, those that go together (union-find), and what stands in the way
 `values.py`           what is known of a tensor
 `counts.py`           sizes as numbers that know what they count
+`sizes.py`            where those go while a model runs
 `walk.py`             one operation after the other, and the table of rules
 `rules_layout.py`     rules for what moves entries about: views, concatenations, pieces, lookups
 `rules_values.py`     rules for elementwise operations, sums, norms, poolings; a new operation is one name in a row
 `rules_products.py`   rules for matrix products, convolutions, attention
 `recording.py`        running a model and noting all of this
+`writes.py`           parameters that a forward writes into, put back
 `groups.py`           the units of a layer, and every tensor that has entries of theirs
 `look.py`             one recording a model, kept while the model is as it was
 `vocabulary.py`       which attribute of a layer holds which size, a row a class; names of functions

@@ -138,8 +138,7 @@ class Atoms:
     def inside(self, ids: Ids) -> bool:
         """What happens to this axis leaves no single entry of it removable: if it is one of several that an axis was
         cut into, the units are along another. False where it is none."""
-        if self.has(ids, INNER):
-            return True
+        inside = self.has(ids, INNER)
         found = self._in_open(ids)
         for split, k in found:
             split.inside.add(k)
@@ -147,7 +146,7 @@ class Atoms:
             rest = [place for place in range(len(split.factors)) if place not in split.inside]
             if len(rest) == 1:
                 self.choose(split, rest[0])
-        return bool(found)
+        return inside or bool(found)
 
     def counts_units(self, ids: Ids) -> None:
         """This axis counts units, as that of the heads in a batch of matrix products."""

@@ -46,7 +46,6 @@ class Attribute(NamedTuple):
 
     module: str
     name: str
-    number: int
     units: Tensor  # of the entries of that axis, −1 for others
 
 
@@ -195,13 +194,19 @@ class Groups:
         """Numbers that say how many there are; an obstacle where one says as well how many others there are."""
         found: dict[Origin, Attribute] = {}
         elsewhere: dict[Origin, str] = {}
-        for walk in self.recording.walks:
-            for (module, name), ids, number in walk.linked:
+        walks = self.recording.walks
+        firm = {origin for walk in walks for origin, _ in walk.linked}
+        for walk in walks:
+            placed = [(origin, ids) for origin, ids in walk.placed if origin not in firm]
+            for (module, name), ids in (*walk.linked, *placed):
                 units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(ids)])
                 if bool((units >= 0).any()):
-                    found.setdefault((module, name), Attribute(module, name, number, units))
+                    found.setdefault((module, name), Attribute(module, name, units))
                 else:
                     elsewhere[module, name] = f"{name!r} of module {module!r}"
+        for dividend, divisor in {each for walk in walks for each in walk.quotients}:
+            if dividend in found and divisor not in found and divisor not in elsewhere:
+                found[divisor] = Attribute(*divisor, found[dividend].units)
         reason = "it is the size of these neurons and of others, which would not change"
         advice = "Give the module a number for each, or merge without removal (remove=False)."
         both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in found]

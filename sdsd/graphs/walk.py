@@ -20,6 +20,8 @@ KEEP_SIZE = (
     "without removal (remove=False)."
 )
 
+WRITE_ONCE = "Write into it once, outside of the forward, and take the line out, or choose another layer."
+
 
 class Read(NamedTuple):
     """A product with a tensor of the model, over one of its axes."""
@@ -104,7 +106,11 @@ class Walk:
         self.reads: list[Read] = []
         self.written: list[Written] = []
         self.pieces: list[Piece] = []
-        self.linked: list[tuple[Origin, Ids, int]] = []
+        self.chunks: list[list[Piece]] = []  # those of one axis, all as long
+        self.blocks: list[Piece] = []
+        self.linked: list[tuple[Origin, Ids]] = []
+        self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
+        self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
@@ -181,6 +187,18 @@ class Walk:
             return
         self.pieces.append(Piece(whole, part, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)))
 
+    def written_into(self, parameter: Tensor) -> None:
+        """The forward changes a parameter, so that cut or merged it would be changed in another way."""
+        value = self.value(parameter)
+        for axis in value.axes:
+            self.note(axis, f"the forward writes into {value.label}", WRITE_ONCE, name="a write in place")
+
+    def every(self, whole: Ids, stride: int, reason: str) -> None:
+        """Every `stride`th entry is taken; allowed where those beside each other go together."""
+        if not self.atoms.inside(whole):
+            obstacle = Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)
+            self.blocks.append(Piece(whole, whole.reshape(-1, stride), obstacle))
+
     # ---- one operation after the other -------------------------------------------------------------------------------
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -233,8 +251,9 @@ class Walk:
             return
         self.atoms.unite(a_ids, b_ids)
         static = [(value, ids) for value, ids in ((a_value, a_ids), (b_value, b_ids)) if value.static]
-        if len(static) == 1:
-            weight, ids = static[0]
+        weights = [(value, ids) for value, ids in static if value.parameters] if len(static) == 2 else static
+        if len(weights) == 1:
+            weight, ids = weights[0]
             if not self.atoms.inside(a_ids):
                 self.reads.append(Read(ids, weight.parameters, weight.linear, self.where(self.name)))
         elif not static:
@@ -253,3 +272,39 @@ class Walk:
         outer = [axis for axis in known if not self.atoms.has(axis, 2)] or known
         real = [axis for axis in outer if self.atoms.has(axis, REAL)] or outer
         return real[0] if len(real) == 1 else None
+
+    # ---- at the end --------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """After everything has run: pieces of an axis keep their share of it if every unit has its share in them."""
+        self._couple_chunks()
+        for piece in self.pieces:
+            if not self._in_proportion(piece):
+                self.atoms.note(piece.whole, piece.obstacle)
+        for whole, blocks, obstacle in self.blocks:
+            roots = self.atoms.roots(blocks)
+            if (roots != roots[:, :1]).any():
+                self.atoms.note(whole, obstacle)
+        for ids, axis, obstacle in self.same_size:
+            if not np.array_equal(np.sort(self.atoms.roots(ids)), np.sort(self.atoms.roots(axis))):
+                self.atoms.note(ids, obstacle)
+                self.atoms.note(axis, obstacle)
+
+    def _in_proportion(self, piece: Piece) -> bool:
+        units, counts = np.unique(self.atoms.roots(piece.whole), return_counts=True)
+        inside = dict(zip(*np.unique(self.atoms.roots(piece.part), return_counts=True), strict=True))
+        share = len(piece.part) / len(piece.whole)
+        return all(inside.get(unit, 0) == count * share for unit, count in zip(units, counts, strict=True))
+
+    def _couple_chunks(self) -> None:
+        """Where an axis is cut into equal pieces that have different units, what has the same place in each goes
+        together, so that the pieces stay equal."""
+        changed = True
+        while changed:
+            changed = False
+            for first, *others in self.chunks:
+                if all(self._in_proportion(piece) for piece in (first, *others)):
+                    continue
+                for piece in others:
+                    changed |= not np.array_equal(self.atoms.roots(first.part), self.atoms.roots(piece.part))
+                    self.atoms.unite(first.part, piece.part)

@@ -65,7 +65,7 @@ def _table(rows: Iterable[Row]) -> str:
     lines = ["| claim | there | here | verdict | study |", "|---|---|---|---|---|"]
     for row in rows:
         verdict = row.verdict
-        lines += [_line(verdict.claim, verdict.seed_figure, _ours(verdict), f"**{verdict.verdict}**", row.study)]
+        lines += [_line(verdict.claim, verdict.published, _ours(verdict), f"**{verdict.verdict}**", row.study)]
     return "\n".join(lines)
 
 
@@ -162,7 +162,7 @@ class ClaimTable:
         )
         return [
             f"{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small>",
-            escape(verdict.seed_figure),
+            escape(verdict.published),
             escape(_ours(verdict)),
             f"<div><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
             f"<br><small>What decides{_since(verdict)}: {escape(verdict.rule)}.{repeat}</small></div>",

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import sdsd
-from sdsd.theory import _balance
+from sdsd.theory.quotient import balance as balancing
 from sdsd.theory.quotient import (
     canonicalize,
     horizontal,
@@ -256,14 +256,14 @@ def test_before_norms_what_is_least_is_the_norm_less_the_logs_of_the_factors():
 def test_far_points_and_wide_layers_take_few_steps(monkeypatch):
     """A layer's sums of squares are one matrix: counted are products with it, not sweeps over its entries."""
     count = 0
-    original = _balance._Bent.sums
+    original = balancing._Bent.sums
 
     def counted(self, *weights):
         nonlocal count
         count += 1
         return original(self, *weights)
 
-    monkeypatch.setattr(_balance._Bent, "sums", counted)
+    monkeypatch.setattr(balancing._Bent, "sums", counted)
     layers = [nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Linear(100, 10)).double()
     wanted = canonicalize(model)

@@ -17,6 +17,15 @@
 `plasticity.py`      whether a merged network learns on as well
 `controls.py`        networks and data that an effect must not survive
 ===================  ===============================================================================================
+
+One biopsy, in the order to read it::
+
+    biopsy(model, …)    biopsy.biopsy
+                        consumers.consumers                  which layers read the neurons
+                        pair_source.PairSource.pairs         near, random and far pairs
+                        biopsy._Measure.__call__             one merge: what it does to the loss
+                        merge.Merger.edits, merge.applied    weights as they are when the pair is one, and back again
+                        biopsy._ratio                        far over near, with its interval
 """
 
 from .biopsy import COHORTS, Biopsy, Cohort, MassConsolidation, biopsy, mass_consolidation

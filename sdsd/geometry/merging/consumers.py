@@ -231,9 +231,15 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     obstacles += _of_modules(modules, group.parts)
     kinds = {name: type(each).__name__ for name, each in modules.items()}
     return Consumers(
-        layer, type(module).__name__, group.units, group.rows, group.parts, tuple(dict.fromkeys(obstacles)),
-        group.attributes, kinds,
-    )  # fmt: skip
+        layer,
+        type(module).__name__,
+        group.units,
+        group.rows,
+        group.parts,
+        tuple(dict.fromkeys(obstacles)),
+        group.attributes,
+        kinds,
+    )
 
 
 def _same(one: Group, other: Group) -> bool:

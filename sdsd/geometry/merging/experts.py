@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..._progress import Progress, reporter
 from ...models import evaluating, restored
+from ..arithmetic import widened
 from ..collect import Forward, ModelCall
 from ..gram import GramAccumulator
 from .merge import Edit, Pairs, apply, checked_pairs
@@ -117,11 +118,11 @@ def _edits(model: nn.Module, experts: str, pairs: Pairs) -> list[Edit]:
             if {name: each.shape for name, each in one.items()} != {name: each.shape for name, each in other.items()}:
                 raise ValueError(f"pairs: experts {i} and {j} of {experts!r} have parameters of different shapes.")
             for name, tensor in one.items():
-                mean = ((tensor.detach().double() + other[name].detach().double()) / 2).to(tensor.dtype)
+                mean = ((widened(tensor.detach()) + widened(other[name].detach())) / 2).to(tensor.dtype)
                 edits += [_whole(each, mean) for each in (tensor, other[name])]
         return edits
     for tensor in holder.parameters(recurse=False):
-        first, second = (tensor.detach()[which.to(tensor.device)].double() for which in checked)
+        first, second = (widened(tensor.detach()[which.to(tensor.device)]) for which in checked)
         mean = ((first + second) / 2).to(tensor.dtype)
         edits.append(Edit(tensor, 0, both.to(tensor.device), torch.cat((mean, mean))))
     return edits

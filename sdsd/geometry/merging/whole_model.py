@@ -138,7 +138,9 @@ def consolidate_model(
     if not able:
         raise ValueError("layers: none of the layers can be cut.\n" + "\n".join(str(found) for found in groups[:5]))
     run = forward or ModelCall(model, None)
-    answers = collect_groups(model, loader, able, run, READERS, max_batches, Padding(mask), progress)
+    answers = collect_groups(
+        model, loader, able, run, READERS, max_batches=max_batches, padding=Padding(mask), progress=progress
+    )
     chosen = _choose(model, able, answers, above, budget, uniform)
     merges = []
     for found in able:
@@ -258,9 +260,14 @@ def _row(model: nn.Module, found: Consumers, pairs: list[tuple[int, int, float]]
     refused = "" if found.removable else str(found.obstacles[0] if found.obstacles else "nothing reads it")
     writers = tuple(writer.name for writer in found.writers if writer.name != found.layer)
     return LayerReport(
-        found.layer, writers, (found.neurons, found.neurons - len(pairs)), tuple((i, j) for i, j, _ in pairs),
-        fmean(pair[2] for pair in pairs) if pairs else None, round(_cost(model, found) * len(pairs)), refused,
-    )  # fmt: skip
+        found.layer,
+        writers,
+        (found.neurons, found.neurons - len(pairs)),
+        tuple((i, j) for i, j, _ in pairs),
+        fmean(pair[2] for pair in pairs) if pairs else None,
+        round(_cost(model, found) * len(pairs)),
+        refused,
+    )
 
 
 __all__ = ["LayerReport", "ModelConsolidation", "consolidate_model"]

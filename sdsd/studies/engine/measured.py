@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...gamma.student import incomplete_beta, student_t_quantile
+from ..._student_t import incomplete_beta, student_t_quantile
 from ...report.figures import plain_number
 
 

@@ -99,7 +99,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "calls verified",
             source=f"{FUNCTIONAL_GEOMETRY}, Phase IV",
             verdict=_word(ours),
-            seed_figure="no gain (84.7 against 86.8%)",
+            published="no gain (84.7 against 86.8%)",
             our_figure=ours,
             corrected=f"From {sum(before) / len(before):.1f}% peak accuracy is "
             + ", ".join(f"{value:.1f}% {name}" for name, value in means.items())
@@ -123,7 +123,7 @@ def _judge_speed(result: StudyResult) -> Verdict:
         claim="Geometry encodes stability, not learning speed",
         source=f"{FUNCTIONAL_GEOMETRY}, Key Findings, 7",
         verdict=_speed_word(stability, ours),
-        seed_figure="to be determined",
+        published="to be determined",
         our_figure=ours,
         corrected=f"Merging {result.config['pairs']} pairs at once costs {plain_number(fmean(costs['geometry']))} of "
         f"held-out loss by geometry and {plain_number(fmean(costs['random']))} at random: (random − geometry) / "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -37,6 +38,7 @@ from ...geometry.merging import (
 from ..engine import Progress, plain, write_json
 from .subject import Subject
 
+LOGGER = logging.getLogger("sdsd.studies")
 HOW = "mean"
 COMPARED = 10
 """Clusters at which silhouettes are compared: those of two maps say something only at the same number."""
@@ -94,6 +96,7 @@ class Notebook:
         """What `measure` gives, as JSON holds it; what was measured before is not measured again."""
         if name in self.steps:
             self.resumed.append(name)
+            LOGGER.info("step %s: finished earlier, read from %s", name, self.path(".json"))
         else:
             self.steps[name] = json.loads(json.dumps(plain(measure())))
             path = self.path(".json")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...geometry import collect_activations, disjoint_pairs, evaluating, merge, outgoing_weights
 from ...geometry.merging import single_number
-from ...report import figures, geometry_figures
+from ...report import figures
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Measured, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
 from ..rules import EFFECTS, RULES
@@ -123,7 +123,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             verdict="direction only" if word == "reproduced" and _tells(apart["removed"]) else word,
             effect=EFFECT,
             **RULES["removal"].stated(),
-            seed_figure="failed; neither figures nor a reason",
+            published="failed; neither figures nor a reason",
             our_figure=ours,
             corrected=f"Far / near is {apart['removed']} with one neuron of the pair taken out, {apart['absorbed']} "
             f"with its partner standing in, {apart['averaged']} averaged. Over random pairs the rank correlation of "
@@ -142,7 +142,7 @@ def draw(result: StudyResult) -> Any:
     measure = result.series[0]["measure"]
     for axes, name in ((left, "near"), (right, "far")):
         costs = {label: [fmean(run[name][way]) for run in result.series] for way, label in WAYS.items()}
-        geometry_figures.draw_costs(axes, costs, WAYS["averaged"], f"|change of {measure}|, mean over pairs")
+        figures.draw_costs(axes, costs, WAYS["averaged"], f"|change of {measure}|, mean over pairs")
         figures.set_title(axes, f"{name.capitalize()} pairs")
     return figure
 

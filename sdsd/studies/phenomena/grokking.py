@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, unshown
 from ..rules import RULES
@@ -168,7 +168,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         "and data suffice",
         source="Power et al. 2022, arXiv:2201.02177",
         verdict=shown,
-        seed_figure="validation accuracy rises about 1,000 times later",
+        published="validation accuracy rises about 1,000 times later",
         our_figure=geometric_interval(late, "times as many steps to understand as to memorise")
         if shown in SHOWN
         else None,
@@ -210,7 +210,7 @@ def _judge_gamma(result: StudyResult, memorised: list[float], grokked: list[floa
         claim="SDSD explains grokking: it is the phase transition at Γ = 1",
         source=EXPLANATION,
         verdict=held,
-        seed_figure="Γ = 1 at the transition",
+        published="Γ = 1 at the transition",
         our_figure=mean_interval(at, f"Γ of a batch of {batch} round understanding"),
         corrected=f"Γ is {mean(before):.2g} after memorising and {mean(at):.2g} round understanding, and "
         f"{mean(others):.2g} in a control at that time. It would take batches of {batch / mean(at):,.0f} to be 1, of "

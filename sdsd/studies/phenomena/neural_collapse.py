@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..digits import split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, unshown
@@ -162,7 +162,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "and the head's rows turn to them",
             source="Papyan, Han and Donoho 2020, arXiv:2008.08186",
             verdict=shown,
-            seed_figure="NC1, NC2, NC3 → 0",
+            published="NC1, NC2, NC3 → 0",
             our_figure=geometric_interval(fell, "-fold fall of NC1"),
             corrected=", ".join(f"{names[key]} {starts[key]:.2g} → {ends[key]:.2g}" for key in ends)
             + f"; without BatchNorm NC1 ends {mean(behind):.2g} times as high, with "
@@ -173,7 +173,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="SDSD explains neural collapse: it happens where drift dominates diffusion, Γ > 1",
             source=EXPLANATION,
             verdict=held,
-            seed_figure="Γ > 1, no batch size given",
+            published="Γ > 1, no batch size given",
             our_figure=mean_interval(levels, f"Γ of a batch of {batch} while it collapses"),
             corrected=f"Γ is {mean([rows['gamma'][0] for rows in runs]):.2g} at the start and {mean(levels):.2g} while "
             f"classes collapse; over that time its rank correlation with NC1 is {mean(ways):.2f}.",

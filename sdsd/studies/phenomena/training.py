@@ -285,7 +285,7 @@ def judge_functional(phenomenon: str, runs: Sequence[Series], controls: Mapping[
         claim=f"{phenomenon} is a collapse of symmetry and volume: H_G and V fall",
         source=f"{SDSD}, introduction and §2–3",
         verdict=verdict,
-        seed_figure="a proposition, without a number",
+        published="a proposition, without a number",
         our_figure=mean_interval(entropies, "of H_G is lost"),
         corrected=f"H_G and V fall {', '.join(described)}.",
         **RULES["collapse of H_G and V"].stated(),

@@ -15,7 +15,7 @@ from ...gamma import GammaMonitor, GammaStats, averaging_lag
 from ...gamma.averaging import APART
 from ...gamma.monitor.averages import RunningAverages, Step
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..digits import load_digits
 from ..documents import SDSD
 from ..engine import Measured, Progress, Study, StudyResult, Verdict, fraction_interval, mean_interval
@@ -188,7 +188,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Γ can be monitored along SGD, by averages over the steps that are made",
             source=f"{SDSD} §5, Monitoring Γ during SGD",
             verdict=_word(everywhere, worst),
-            seed_figure="a procedure, without error bars",
+            published="a procedure, without error bars",
             our_figure=everywhere,
             corrected=f"An average is of the past: {by_ema} while small networks learn. Of simulated averages, by how "
             "far log Γ moves in one memory of ema / (1 − ema) steps, hold the present value: "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ...report import figures, geometry_figures
+from ...report import figures
 from ...theory import hidden_layers, random_representative, realized_volume, telling_angle
 from ..digits import evaluate, split_digits
 from ..documents import SDSD
@@ -90,7 +90,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             source=f"{SDSD} §3, sketch of Proposition 2, 3",
             verdict=EFFECT.verdict(replaced),
             effect=EFFECT,
-            seed_figure="a step of a proof, without a number",
+            published="a step of a proof, without a number",
             our_figure=replaced,
             corrected=f"Copies fill no room: half as many neurons more, all copies, leave V at {wider} of itself, and "
             "copies in the place of other neurons lower it. V is low where neurons are redundant.",
@@ -100,7 +100,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="States of larger volume have a loss that varies more along symmetry orbits, by which V falls",
             source=f"{SDSD} §3, sketch of Proposition 2, 4",
             verdict="refuted" if max(spreads) < CONSTANT else "inconclusive",
-            seed_figure="a step of a proof, without a number",
+            published="a step of a proof, without a number",
             our_figure=mean_interval(by_seed, "of the loss is the most by which it varies over an orbit"),
             corrected=f"Along an orbit the function is the same, and so is the loss, whatever V is (here "
             f"{min(volumes):.0f} to {max(volumes):.0f}). What lowers V is weight decay: see `orbit`.",
@@ -113,7 +113,7 @@ def draw(result: StudyResult) -> Any:
     figure, axes = figures.new_figure(7.6, 3.4)
     states = result.pooled("states")
     volumes = {kind: [state["volume"][kind] for state in states] for kind in (BEFORE, WIDER, REPLACED)}
-    geometry_figures.draw_costs(axes, volumes, BEFORE, "V (caps)")
+    figures.draw_costs(axes, volumes, BEFORE, "V (caps)")
     figures.set_title(axes, "Copies of neurons fill no room")
     return figure
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory.dynamics import (
     decay_rate,
     mean_square_factor,
@@ -86,7 +86,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="Convergence is almost sure if and only if Γ > 1",
         source=f"{SDSD} §4, Lyapunov stability",
         verdict=_word(share, above),
-        seed_figure="no path below Γ = 1, every path above",
+        published="no path below Γ = 1, every path above",
         our_figure=share,
         corrected=f"Almost every path converges on both sides, at the rate k + σ²/2. What turns at Γ_H = "
         f"{edge['gamma_h']:g} is the mean square, by its exact recursion; a mean over {worst['paths']} paths misses it "

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory import hidden_layers, log_orbit_count, orbit_entropy, realized_volume
 from ..digits import evaluate, split_digits
 from ..documents import SDSD
@@ -156,7 +156,7 @@ def judge(result: StudyResult) -> list[Verdict]:
                 claim=f"Learning itself lowers the {what}",
                 source=f"{SDSD} §{section}",
                 verdict=_word(fell, list(shares.values()), remembered),
-                seed_figure="a proposition, without a number",
+                published="a proposition, without a number",
                 our_figure=shares[first],
                 corrected=f"From {fmean([run[DECAYED][first][0] for run in runs]):.3g} it falls to {ends[DECAYED]:.3g} "
                 f"with weight decay 0.005 and to {ends[PLAIN]:.3g} without; under Adam, "

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory import geometric_functional, symmetries
 from ..digits import Digits, evaluate, split_digits
 from ..documents import SDSD
@@ -135,7 +135,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="Intelligence emerges from minimising L_geom = H_G + λV, rather than purely from minimising the loss",
         source=f"{SDSD}, introduction and §1",
         verdict="refuted" if max(every) < 0 else "reproduced" if min(every) > 0 else "inconclusive",
-        seed_figure="the Learning Functional, without a number",
+        published="the Learning Functional, without a number",
         our_figure=change,
         corrected=f"L_geom is a regulariser, no learning rule. Alone it takes accuracy from {fmean(start):.3f} to "
         f"{fmean(end):.3f} (λ = {result.config['volume_weight']:g}; "

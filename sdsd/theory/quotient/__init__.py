@@ -1,0 +1,54 @@
+"""The quotient S/G: which moves of the parameters leave the function alone, and what is left without them.
+
+Many points of parameter space compute one function: neurons can change places, a ReLU neuron's incoming weights can
+grow while its outgoing ones shrink, and a norm undoes the scale of what it reads ("Symmetry-Driven Spatial Density"
+§2–4 take states up to such moves, S/G). Here
+
+    symmetries          finds the moves in a model, and says what it did not analyse
+    horizontal          the part of an update that moves the function; vertical, the part that does not
+    canonicalize        the representative of least norm, neurons in a fixed order
+    quotient_gamma      Γ there, the same for every point of an orbit
+
+The orbit is that of the moves analysed, which `symmetries` prints, and Γ of the quotient is a property of that orbit,
+not of the function: points that other moves join have other numbers. Left out are, above all, mixing by invertible
+matrices: V W = (V M⁻¹)(M W) of adjacent linear layers, of values and output and of queries and keys in attention (of
+single scales along such a basis only the diagonal M are found, and only where the model's graph shows them), and of
+neurons that a ReLU never cuts. The study `quotient` measures what the first of these does to Γ.
+
+A gradient of an invariant loss is horizontal already, but its squared norm, and with it Γ, changes along the orbit: a
+gradient is long where weights are unbalanced. That is why Γ of the quotient is taken at one representative.
+
+==================  ================================================================================================
+`symmetries.py`     `symmetries`: the moves of a model
+`projection.py`     `horizontal`, `vertical`: the parts of an update
+`canonical.py`      `canonicalize`, `rescale`, `random_representative`: other points of the orbit; `quotient_gamma`
+`matching.py`       `match_neurons`: neurons of two layers, or of two models, one to one
+`trace.py`          the walk over a model's graph
+`graph_ops.py`      what a node of that graph is
+`segments.py`       what the walk finds: which axes of which parameters run over the neurons of a layer
+`groups.py`         the symmetries these give rise to, and how they act on a `Point`
+`balance.py`        the point of least norm
+`tangents.py`       the span of all tangents, and the projection onto it
+==================  ================================================================================================
+"""
+
+from .canonical import canonicalize, quotient_gamma, random_representative, rescale
+from .matching import ModelMatching, match_neurons
+from .projection import horizontal, vertical, vertical_fraction
+from .segments import Slice
+from .symmetries import Symmetries, symmetries
+
+__all__ = [
+    "ModelMatching",
+    "Slice",
+    "Symmetries",
+    "canonicalize",
+    "horizontal",
+    "match_neurons",
+    "quotient_gamma",
+    "random_representative",
+    "rescale",
+    "symmetries",
+    "vertical",
+    "vertical_fraction",
+]
