@@ -60,11 +60,12 @@ RULES: dict[str, Rule] = {
     ),
     "quotient": Rule(
         "reproduced if Γ at the canonical point stays within 1e-5 over all moves tried that keep the function; "
-        "direction only if it does over those that are analysed (scales, shifts, permutations) and moves by over 1% "
-        "when adjacent linear layers are mixed; refuted if it moves over the analysed ones, while ‖∇L‖² does by over "
-        "a factor of 2; inconclusive otherwise",
-        REVISED,
-        "reproduced if ‖∇L‖² moved by less than 2, which no network would do",
+        "direction only if it does over those that are analysed (scales, shifts, permutations, mixing of adjacent "
+        "linear layers) and moves by over 1% when neurons are mixed that a ReLU cuts on no sample; refuted if it moves "
+        "over the analysed ones, while ‖∇L‖² does by over a factor of 2; inconclusive otherwise",
+        "2026-11-27",
+        "adjacent linear layers, which are analysed now, as the move that is not; before 2026-11-26: reproduced if "
+        "‖∇L‖² moved by less than 2, which no network would do",
     ),
     "prediction": Rule(
         "of the steps whose mean effect is three standard errors from zero, the mean of the share of falling and of "

@@ -25,6 +25,7 @@ from ...graphs import (
     Attribute,
     Group,
     Groups,
+    Norm,
     Obstacle,
     Part,
     computed_tensors,
@@ -64,6 +65,7 @@ class Consumers:
         obstacles: what stands in the way of changing readers, or of removing neurons: where, why, what to do.
         attributes: numbers that modules hold and that change with the number of neurons.
         kinds: name → class of modules.
+        statistics: norms that take mean or variance over the neurons.
     """
 
     layer: str
@@ -74,6 +76,7 @@ class Consumers:
     obstacles: tuple[Obstacle, ...]
     attributes: tuple[Attribute, ...]
     kinds: dict[str, str]  # of modules, by name
+    statistics: tuple[Norm, ...] = ()
 
     def of(self, role: str) -> tuple[Part, ...]:
         """The parts that play this role.
@@ -239,6 +242,7 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
         tuple(dict.fromkeys(obstacles)),
         group.attributes,
         kinds,
+        group.norms,
     )
 
 
