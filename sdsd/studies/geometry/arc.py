@@ -313,7 +313,7 @@ class Examination:
             return NeuronMap.from_activations(collected, seed=self.config.seed, pairs=0)
 
         if name not in self.control_maps:
-            self.control_maps[name] = self._kept_map(f"-control-{name.replace(' ', '-')}", drawn)
+            self.control_maps[name] = self._kept_map(f"-{name.replace(' ', '-')}-map", drawn)
         return self.control_maps[name]
 
     def _plasticity(self) -> dict[str, Any]:
