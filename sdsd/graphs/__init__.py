@@ -22,10 +22,11 @@ however its forward is written, so that one row of the vocabulary serves modules
 ====================  ==============================================================================================
 """
 
-from .atoms import MERGING, READING, REMOVAL, Obstacle
+from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
 from .look import first_line, likely_inputs, look
-from .recording import IS_OUTPUT, as_arguments, listening, outputs
+from .recording import IS_OUTPUT, as_arguments, call_of, follow, listening, outputs
+from .rules_pictures import spatial_names
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -39,6 +40,7 @@ from .vocabulary import (
     sizes_of,
     spatial_dims,
 )
+from .walk import Step, tensors
 
 __all__ = [
     "BETWEEN",
@@ -54,16 +56,21 @@ __all__ = [
     "REMOVAL",
     "TIED",
     "WRITER",
+    "Atoms",
     "Attribute",
     "Group",
     "Groups",
+    "Ids",
     "Norm",
     "Obstacle",
     "Part",
+    "Step",
     "as_arguments",
+    "call_of",
     "computed_tensors",
     "first_line",
     "fit_sizes",
+    "follow",
     "likely_inputs",
     "listening",
     "look",
@@ -72,4 +79,6 @@ __all__ = [
     "row_dim",
     "sizes_of",
     "spatial_dims",
+    "spatial_names",
+    "tensors",
 ]

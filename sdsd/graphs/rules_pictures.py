@@ -23,7 +23,8 @@ def spatial(walk: Walk, step: Step) -> None:
         walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
 
 
-def _spatial_names() -> list[str]:
+def spatial_names() -> list[str]:
+    """Operations that pool, pad or resize pictures, by their names in torch.ops.aten."""
     names: list[Any] = [each.partition(".")[0] for each in torch._C._dispatch_get_all_op_names() if "aten::" in each]
     plain = {each.rpartition("::")[2] for each in names}
     fitting = re.compile(
@@ -33,7 +34,7 @@ def _spatial_names() -> list[str]:
     return sorted(each for each in plain if fitting.match(each))
 
 
-rule(*_spatial_names())(spatial)
+rule(*spatial_names())(spatial)
 
 
 @rule("as_strided")

@@ -12,13 +12,13 @@ FIRST, REVISED = "2026-11-22", "2026-11-26"
 WORDS = "the same with “not reproduced” for what is inconclusive now"
 
 EFFECTS = {
-    "geometry: batch": Effect(nothing=1.0, document=5.0, negligible=1.25),
+    "geometry: batch": Effect(nothing=1.0, published=5.0, negligible=1.25),
     "geometry: single": Effect(nothing=0.0, negligible=0.1),
     "geometry: mass": Effect(nothing=0.0, negligible=0.1),
     "geometry: weights": Effect(nothing=1.0, negligible=1.25),
     "geometry: pruning": Effect(nothing=0.0, negligible=0.1),
     "geometry: controls": Effect(nothing=0.0, negligible=0.02),
-    "geometry: plasticity": Effect(nothing=0.0, document=-2.1, above=False, negligible=1.0),
+    "geometry: plasticity": Effect(nothing=0.0, published=-2.1, above=False, negligible=1.0),
     "redundancy": Effect(nothing=0.0, negligible=0.1),
     "merge-cost": Effect(nothing=1.0, negligible=1.25),
     "copies": Effect(nothing=1.0, negligible=1.05),
@@ -60,11 +60,12 @@ RULES: dict[str, Rule] = {
     ),
     "quotient": Rule(
         "reproduced if Γ at the canonical point stays within 1e-5 over all moves tried that keep the function; "
-        "direction only if it does over those that are analysed (scales, shifts, permutations) and moves by over 1% "
-        "when adjacent linear layers are mixed; refuted if it moves over the analysed ones, while ‖∇L‖² does by over "
-        "a factor of 2; inconclusive otherwise",
-        REVISED,
-        "reproduced if ‖∇L‖² moved by less than 2, which no network would do",
+        "direction only if it does over those that are analysed (scales, shifts, permutations, mixing of adjacent "
+        "linear layers) and moves by over 1% when neurons are mixed that a ReLU cuts on no sample; refuted if it moves "
+        "over the analysed ones, while ‖∇L‖² does by over a factor of 2; inconclusive otherwise",
+        "2026-11-27",
+        "adjacent linear layers, which are analysed now, as the move that is not; before 2026-11-26: reproduced if "
+        "‖∇L‖² moved by less than 2, which no network would do",
     ),
     "prediction": Rule(
         "of the steps whose mean effect is three standard errors from zero, the mean of the share of falling and of "

@@ -1,6 +1,6 @@
 """Blocks of the cosine matrix in torch, for calls that never hold the whole of it.
 
-    C[i, j] = (a_i · b_j) · (r_i r_j),    a_i = (x_i − mean_i) · s_i,    r_i = 1 / ‖a_i‖
+    C[i, j] = (a_i · b_j) · (r_i r_j),    a_i = x_i · s_i − mean_i,    r_i = 1 / ‖a_i‖
 
 `prepare` reads the neurons once: their means if the call centres, their norms, and the powers of two s_i that bring
 neurons out of range back into it. `block_sides` chooses how large a block may be. `fill_cosines` writes one block into
@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from .products import SUMMED, exact_float32, multiplies_in_place, product, transposed, upper_products
-from .reading import PASS_ELEMENTS, SQUARES, converted, means, peaks, powers_of_two, sample_slices, squares
+from .reading import (
+    PASS_ELEMENTS,
+    SQUARES,
+    brought_nearer,
+    converted,
+    means,
+    peaks,
+    sample_slices,
+    scales_of,
+    squares,
+)
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
@@ -34,7 +44,7 @@ class Neurons:
     Attributes:
         rows: as they lie in memory.  # shape: (N, OUTER, INNER)
         dtype: of products and cosines: float64 or float32.
-        mean: subtracted from every neuron, or None.  # shape: (N,)
+        mean: subtracted from every scaled neuron, or None.  # shape: (N,)
         scale: powers of two that keep products in range, or None where all are 1.  # shape: (N,)
         inverse_norm: of the centred, scaled neuron; 0 for one that is zero, NaN for one with a NaN or an infinity.
             # shape: (N,)
@@ -61,17 +71,18 @@ class Neurons:
 def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = None) -> Neurons:
     """Read `rows` (N, OUTER, INNER) for means, scales and norms. `dtype` None: float64 for float64, else float32."""
     dtype = dtype or (torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    mean = means(rows, dtype) if center else None
+    mean = means(rows, dtype, None) if center else None
     # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
     square = squares(rows, dtype, mean, None)
     smallest, largest = SQUARES[dtype]
     suspicious = ~((square >= smallest) & (square <= largest))
     scale = None
     if bool(suspicious.any()):
-        peak = peaks(rows, dtype, mean)
+        far, nearer, mean = brought_nearer(rows, mean)
+        peak = peaks(rows, dtype, nearer, mean)
         alive = peak.isfinite() & (peak > 0)
-        if bool((suspicious & alive).any()):
-            scale = powers_of_two(peak, suspicious & alive)
+        if nearer is not None or bool((suspicious & alive).any()):
+            scale, mean = scales_of(torch.where(suspicious & alive, peak, 0.5), far, mean)
             square = squares(rows, dtype, mean, scale)
         square = torch.where(peak.isfinite(), square, torch.nan)
     inverse_norm = square.rsqrt().to(dtype)
@@ -167,7 +178,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, on_diagonal: bool, *, accumulat
 
 
 def panel(neurons: Neurons, which: slice, part: tuple[slice, slice]) -> Tensor:
-    """(x − mean) · scale of some neurons over some samples, in the dtype of the products."""
+    """x · scale − mean of some neurons over some samples, in the dtype of the products."""
     mean = None if neurons.mean is None else neurons.mean[which]
     scale = None if neurons.scale is None else neurons.scale[which]
     return converted(neurons.rows[which, part[0], part[1]], neurons.dtype, mean, scale)

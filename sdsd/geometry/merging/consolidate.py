@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from sdsd_kernels import checks
 from ...graphs import READER, Attribute, as_arguments, fit_sizes, sizes_of
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
+from .cost import foretold_change, products_of
 from .merge import How, IndexPairs, Merger, Pairs, absorption_from, added, applied, apply, part_tensor
 from .norms import REPEAT, Norms, RepeatedNorm, refuse_across_groups, repeat_norms, with_norms_apart
 from .proof import prove, zeroed
@@ -37,6 +38,8 @@ class Consolidation:
         flops: of matrix products and convolutions in one forward pass over the example input, a multiplication and
             an addition counting two; None without one.
         compared: whether the smaller network was run beside the merged one, and agreed to rounding.
+        foretold: root mean square change of what the readers get, over what they get, from activations or gram alone,
+            as `merge_cost` foretells it; None where neither was given.
     """
 
     layer: str
@@ -47,6 +50,7 @@ class Consolidation:
     parameters: tuple[int, int]
     flops: tuple[int, int] | None
     compared: bool
+    foretold: float | None = None
 
     def __str__(self) -> str:
         done = f"{len(self.pairs)} pairs merged (how={self.how!r})" if self.how else "neurons removed"
@@ -54,6 +58,11 @@ class Consolidation:
         return (
             f"{self.layer!r}: {done}\n  neurons    {_change(self.neurons)}\n"
             f"  parameters {_change(self.parameters)}\n  FLOPs      {flops}"
+            + (
+                ""
+                if self.foretold is None
+                else f"\n  readers    get {self.foretold:.2%} else, foretold (root mean square)"
+            )
             + ("\n  outputs    equal to the merged network's, to rounding" if self.compared else "")
         )
 
@@ -95,7 +104,8 @@ def consolidate(
 
     Args:
         model: any model whose readers of `layer` are known (`consumers` prints them).
-        layer, pairs, how, activations, gram, neuron_dim: as in `merge`.
+        layer, pairs, how, activations, gram, neuron_dim: as in `merge`. With activations or gram the report says what
+            the readers will get other than now, whatever `how`.
         remove: False merges for good and keeps the shapes.
         norms: what becomes of norms over all neurons, as LayerNorm over a residual stream. "refuse": their mean and
             variance would be others, so nothing is removed. "repeat", for how="mean": each becomes a `RepeatedNorm`,
@@ -154,10 +164,13 @@ def consolidate(
     if fewer is not found:
         refuse_across_groups(model, found, checked)
     edits = merger.edits(checked)
+    known = products_of(model, found, activations, gram, neuron_dim)
+    foretold = None if known is None else foretold_change(model, found, checked, how, known)
     if not remove:
         changed = model if inplace else copied(model, [found], sharing=False)
         apply(Merger(changed, found, how, absorption).edits(checked))
-        return changed, _report(found, how, listed, [], before=sizes, after=sizes, compared=False)
+        report = _report(found, how, listed, [], before=sizes, after=sizes, compared=False)
+        return changed, replace(report, foretold=foretold)
     smaller = copied(model, [found], inplace)
     shrink(smaller, [(fewer, Merger(smaller, found, how, absorption), checked)])
     if fewer is not found:
@@ -166,7 +179,7 @@ def consolidate(
     removed = [j for _, j in listed]
     after = sizes_of_model(smaller, example_input)
     report = _report(found, how, listed, removed, before=sizes, after=after, compared=compared)
-    return given_back(model, smaller, [found], inplace), report
+    return given_back(model, smaller, [found], inplace), replace(report, foretold=foretold)
 
 
 def shrink(smaller: nn.Module, merges: Sequence[tuple[Consumers, Merger, IndexPairs]]) -> None:

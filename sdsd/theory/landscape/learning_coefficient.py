@@ -30,7 +30,7 @@ from ..._progress import Progress, reporter, sparing
 from ..._student_t import student_t_quantile
 from ..derivatives import LossFunction, undisturbed
 from .chains import effective_draws, split_r_hat
-from .landscape import Landscape, starting_point
+from .landscape import Landscape, landscape_at
 
 TARGET_ACCEPTANCE = 0.574
 """At which MALA moves fastest in many dimensions (Roberts and Rosenthal 1998)."""
@@ -241,7 +241,7 @@ def local_learning_coefficient(
     if beta is not None:
         checks.check_number(beta, "beta", "a number above 0, or None", above=0)
     report = sparing(reporter(progress, "local_learning_coefficient"))
-    landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
+    landscape = landscape_at(model, loss_fn, data, canonicalize, softmax_head, example_input)
     n = landscape.samples
     if beta is None:
         if n < 3:
