@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -279,7 +279,7 @@ class Measuring(TorchFunctionMode):
             for tensor in tensors_in((self.result,), {}):
                 set_track(tensor, track)
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
-            self._watch_mixing(list(tensors_in((self.result,), {})), track, True)
+            self._watch_mixing(list(tensors_in((self.result,), {})), track)
             return self._marked(self.result, args)
         finally:
             self.result = _NOTHING  # the graph holds this mode: with its output in here, neither would ever be freed
@@ -317,7 +317,9 @@ class Measuring(TorchFunctionMode):
                 set_track(tensor, mixed)
         if mixed is not None:
             written = bool(args) and (out is None or out is args[0])
-            self._watch_mixing([args[0]] if written else list(tensors_in((out,), {})), mixed, written)
+            tensors = [args[0]] if written else list(tensors_in((out,), {}))
+            seen = {id(base) for t in tensors_in(args, kwargs) for base in (t, t._base)} if not written else set()
+            self._watch_mixing(tensors, mixed, seen)
         elif call is not None:
             self._remember(call, out)
         return out
@@ -332,15 +334,18 @@ class Measuring(TorchFunctionMode):
                     self.session.calls.clear()
                 self.session.calls[call] = tracks[0] if type(out) is Tensor else tracks
 
-    def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed, written: bool) -> None:
-        """Samples mix here: where a gradient comes back through it, no row before it is one sample's alone."""
+    def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed, seen: Collection[int] = ()) -> None:
+        """Samples mix here: where a gradient comes back through it, no row before it is one sample's alone.
+
+        seen: ids of tensors that were there before, and that a view of them says nothing of.
+        """
         if self.repeats:
             return
         ledger, before = self.ledger, list(self.ledger.counts)
         for tensor in tensors:
-            # A write into a view comes back through the whole tensor.
-            for each in (tensor, tensor._base if written else None) if isinstance(tensor, Tensor) else ():
-                if each is not None and each.grad_fn is not None:
+            # After a write into a view gradients come back through the whole tensor.
+            for each in (tensor, tensor._base) if isinstance(tensor, Tensor) else ():
+                if each is not None and each.grad_fn is not None and (each is tensor or id(each) not in seen):
                     each.register_hook(lambda grad: ledger.mixes(before, mixed.reason))
 
     def lost(self, operands: list[Operand], track: Any) -> None:
