@@ -206,7 +206,7 @@ def test_map_writes_the_matrix_and_names_dead_and_near(capsys, activations, tmp_
 
 def test_map_of_a_large_layer_is_a_sample_and_says_so(capsys, monkeypatch, tmp_path):
     pytest.importorskip("sklearn")
-    monkeypatch.setattr("sdsd.geometry.map.neuron_map.MOST_PLACED", 30)
+    monkeypatch.setattr("sdsd.geometry.map.placing.MOST_PLACED", 30)
     values = np.random.default_rng(0).standard_normal((60, 50), dtype=np.float32)
     values[:, 7], values[3, 8] = 0, np.nan
     np.save(tmp_path / "wide.npy", values)
@@ -303,6 +303,26 @@ def test_interrupt(capsys, monkeypatch, tmp_path):
     status, _, err = run(capsys, "demo", "--out", tmp_path, "--quiet")
     assert status == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("before", "status", "said"),
+    [
+        # Ctrl-C while the command is still being imported, and while the process ends.
+        ("import builtins; real = builtins.__import__\n"
+         "def late(name, globals=None, *more):\n"
+         "    if name == 'parser' and globals['__name__'] == 'sdsd.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+         "    return real(name, globals, *more)\n"
+         "builtins.__import__ = late", cli.INTERRUPTED, "interrupted\n"),
+        ("import atexit; atexit.register(os.kill, os.getpid(), signal.SIGINT)", 0, ""),
+    ],
+)  # fmt: skip
+def test_an_interrupt_at_the_edges_of_the_process(before, status, said):
+    program = (
+        f"import os, signal, sys; sys.argv = ['sdsd', '--help']\n{before}\nfrom sdsd.__main__ import start; start()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, said)
 
 
 @pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])

@@ -36,6 +36,11 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """In float64, complex numbers in complex128."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent in float64, exactly, for integers; no less than 2^-1022."""
     return ((exponent.long().clamp(-1022, 1023) + 1023) << 52).view(torch.float64)

@@ -29,6 +29,7 @@ class Obstacle(NamedTuple):
     reason: str
     advice: str
     blocks: str  # "merging": nothing can be done; "reading": neither readers nor size; "removal": only size
+    norm: str | None = None  # the module that takes statistics over all neurons, where that is the reason
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}. {self.advice}"
@@ -108,6 +109,13 @@ class Atoms:
             one = int(self.parents[one])
         return one
 
+    def kept(self) -> tuple[Ids, npt.NDArray[np.int8]]:
+        """What goes together now, for `put_back`."""
+        return self.parents.copy(), self.flags.copy()
+
+    def put_back(self, kept: tuple[Ids, npt.NDArray[np.int8]]) -> None:
+        self.parents, self.flags = kept
+
     def mark(self, ids: Ids, flag: int) -> None:
         self.flags[self.roots(ids)] |= flag
 
@@ -138,8 +146,7 @@ class Atoms:
     def inside(self, ids: Ids) -> bool:
         """What happens to this axis leaves no single entry of it removable: if it is one of several that an axis was
         cut into, the units are along another. False where it is none."""
-        if self.has(ids, INNER):
-            return True
+        inside = self.has(ids, INNER)
         found = self._in_open(ids)
         for split, k in found:
             split.inside.add(k)
@@ -147,7 +154,7 @@ class Atoms:
             rest = [place for place in range(len(split.factors)) if place not in split.inside]
             if len(rest) == 1:
                 self.choose(split, rest[0])
-        return bool(found)
+        return inside or bool(found)
 
     def counts_units(self, ids: Ids) -> None:
         """This axis counts units, as that of the heads in a batch of matrix products."""

@@ -23,19 +23,25 @@ class Count(int):
     origins: tuple[Origin, ...]
     note: Note
     exact: bool
+    quotients: tuple[tuple[Origin, Origin], ...]
+    """Of which numbers it is a quotient, the dividend first."""
 
     def __new__(
         cls, value: int, note: Note, ids: tuple[Ids, ...] = (), origins: tuple[Origin, ...] = (), exact: bool = True
     ) -> Count:
         made = super().__new__(cls, value)
-        made.ids, made.origins, made.note, made.exact = ids, origins, note, exact
+        made.ids, made.origins, made.note, made.exact, made.quotients = ids, origins, note, exact, ()
         return made
 
     def _derived(self, value: Any, other: Any) -> Any:
         if type(value) is not int:
             return value
-        more: tuple[Any, ...] = (other.ids, other.origins) if isinstance(other, Count) else ((), ())
-        return Count(value, self.note, (*self.ids, *more[0]), (*self.origins, *more[1]), False)
+        more: tuple[Any, ...] = (
+            (other.ids, other.origins, other.quotients) if isinstance(other, Count) else ((), (), ())
+        )
+        made = Count(value, self.note, (*self.ids, *more[0]), (*self.origins, *more[1]), False)
+        made.quotients = (*self.quotients, *more[2])
+        return made
 
     def _used(self, value: Any, how: str) -> Any:
         if value is not NotImplemented:
@@ -59,7 +65,10 @@ def _counted(name: str) -> Callable[[Count, Any], Any]:
     def counted(self: Count, other: Any) -> Any:
         if isinstance(other, float) and with_float is not None:
             return self._used(with_float(float(int(self)), other), "the model's forward")
-        return self._derived(operation(int(self), _plain(other)), other)
+        made = self._derived(operation(int(self), _plain(other)), other)
+        if name == "__floordiv__" and isinstance(made, Count) and isinstance(other, Count):
+            made.quotients += tuple((one, two) for one in self.origins for two in other.origins)
+        return made
 
     return counted
 

@@ -14,6 +14,7 @@ from ..models import evaluating, untouched
 from .groups import Groups
 from .recording import as_arguments, record
 from .vocabulary import CONVOLUTIONS, spatial_dims
+from .writes import parameters_kept
 
 SIZES = (8, 16, 28, 32, 64, 224)
 """Widths of pictures, and lengths of sequences, to try where there is no example."""
@@ -127,7 +128,7 @@ def likely_inputs(model: nn.Module) -> Iterator[Tensor]:
     for guesses in _likely(first):
         for guess in guesses:
             try:
-                with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]):
+                with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), parameters_kept(model):
                     model(guess)
             except Exception:
                 continue

@@ -159,8 +159,10 @@ def expand(walk: Walk, step: Step) -> None:
     new = step.out.ndim - given.ndim
     made: list[Axis] = [None] * new
     for axis, length, wide in zip(axes, given.shape, step.out.shape[new:], strict=True):
-        made.append(axis if length == wide else None)
+        made.append(axis if length == wide else FREE)  # the same for all, however many there are
     walk.give(step.out, made, value)
+    if step.out is not given and id(given) not in walk.named:
+        walk.value(step.out).written_in = walk.sizes_written_in
     if step.out is not given and id(given) not in walk.named:
         walk.value(step.out).statistic = value.statistic
 
@@ -199,7 +201,10 @@ def slice_(walk: Walk, step: Step) -> None:
         start, stride = step.argument(2, "start", 0) or 0, step.argument(4, "step", 1)
         start = max(0, start + len(axis)) if start < 0 else start
         axes[dim] = axis[start : start + stride * step.out.shape[dim] : stride]
-        walk.cut_apart(axis, axes[dim], "some of them are taken by their places")
+        if stride > 1 and start < stride and len(axis) % stride == 0 and len(axes[dim]) == len(axis) // stride:
+            walk.every(axis, stride, f"one in {stride} of them is taken")
+        else:
+            walk.cut_apart(axis, axes[dim], "some of them are taken by their places")
     walk.give(step.out, axes, walk.value(given))
 
 
@@ -208,7 +213,7 @@ def split(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2, "dim", 0) % given.ndim
     axes = walk.axes(given)
-    start = 0
+    start, before = 0, len(walk.pieces)
     for out in step.out:
         axis = axes[dim]
         piece = axis[start : start + out.shape[dim]] if isinstance(axis, np.ndarray) else axis
@@ -216,6 +221,9 @@ def split(walk: Walk, step: Step) -> None:
             walk.cut_apart(axis, piece, f"{walk.name!r} cuts them into pieces")
         walk.give(out, [*axes[:dim], piece, *axes[dim + 1 :]], walk.value(given))
         start += out.shape[dim]
+    pieces = walk.pieces[before:]
+    if len(pieces) > 1 and all(len(piece.part) == len(pieces[0].part) for piece in pieces):
+        walk.chunks.append(pieces)
 
 
 @rule("cat concat concatenate")
@@ -334,6 +342,27 @@ def embedding(walk: Walk, step: Step) -> None:
     walk.give(step.out, made, Value([], walk.value(indices).static, value.linear, value.parameters))
 
 
+@rule("_embedding_bag _embedding_bag_forward_only")
+def embedding_bag(walk: Walk, step: Step) -> None:
+    weight = step.args[0]
+    rows, columns = walk.axes(weight)
+    walk.mixed(rows, "they are looked up by their places")
+    walk.writes(weight, columns)
+    out, *others = step.out
+    walk.give(out, [None, columns])
+    for other in others:
+        walk.give(other, [None] * other.ndim)
+
+
+@rule("channel_shuffle native_channel_shuffle")
+def channel_shuffle(walk: Walk, step: Step) -> None:
+    given, groups = step.args[0], step.args[1]
+    batch, channels, *places = walk.axes(given)
+    length = given.shape[1]
+    cut = reshaped(walk, [channels], (length,), (groups, length // groups))
+    walk.give(step.out, [batch, *reshaped(walk, cut[::-1], (length // groups, groups), (length,)), *places])
+
+
 @rule("roll")
 def roll(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
@@ -342,25 +371,3 @@ def roll(walk: Walk, step: Step) -> None:
     for dim in [dims] if isinstance(dims, int) else dims:
         walk.mixed(axes[dim], f"{walk.name!r} moves them by a number of places")
     walk.give(step.out, axes, walk.value(given))
-
-
-@rule("pixel_shuffle")
-def pixel_shuffle(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    channels, times = axes[-3], step.args[1] ** 2
-    made: Axis = None
-    if isinstance(channels, np.ndarray):
-        parts = walk.atoms.split(channels.reshape(-1, times))
-        walk.atoms.choose(parts, 0)
-        made = parts.factors[0]
-    walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes, times = walk.axes(given), step.args[1] ** 2
-    channels = axes[-3]
-    made = np.repeat(channels, times) if isinstance(channels, np.ndarray) else None
-    walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))

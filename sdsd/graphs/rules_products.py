@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .atoms import CHOOSE_ANOTHER, MERGING, Ids
+from .atoms import CHOOSE_ANOTHER, INNER, MERGING, Ids
 from .rules_layout import together
 from .values import Axis, Value
 from .walk import Factor, Step, Walk, rule, tensors
@@ -139,12 +139,16 @@ def attention(walk: Walk, step: Step) -> None:
     query, key, value = step.args[:3]
     q, k, v = (walk.axes(each) for each in (query, key, value))
     heads = q[1]
-    for other in (k[1], v[1]):
+    for given, other in ((key, k[1]), (value, v[1])):
+        if given.shape[1] == 1 < query.shape[1]:
+            continue  # one head of keys and values for all
         if isinstance(other, np.ndarray) and isinstance(heads, np.ndarray) and len(other) < len(heads):
             other = np.repeat(other, len(heads) // len(other))
         heads = _batch(walk, heads, other)
     for axis in (q[3], k[3]):
         walk.mixed(axis, "attention multiplies queries by keys")
+    if isinstance(heads, np.ndarray) and isinstance(v[3], np.ndarray) and not walk.atoms.inside(v[3]):
+        walk.atoms.mark(v[3], INNER)
     if isinstance(q[3], np.ndarray) and isinstance(k[3], np.ndarray):
         walk.atoms.unite(q[3], k[3])
     for bias in tensors((*step.args[3:], *step.kwargs.values())):
@@ -156,6 +160,21 @@ def attention(walk: Walk, step: Step) -> None:
     for out in outs:
         same = out.ndim == 4 and out.shape[:3] == query.shape[:3] and out.shape[3] == value.shape[3]
         walk.give(out, [q[0], heads, None, v[3]] if same else [None] * out.ndim)
+
+
+@rule("mkldnn_rnn_layer")
+def recurrent_layer(walk: Walk, step: Step) -> None:
+    """An LSTM: its inputs are read by one matrix, and everything else stays as it is."""
+    given, weight, *others = step.args[:7]
+    inputs, columns = walk.axes(given)[-1], walk.axes(weight)[1]
+    walk.contract(Factor(given, given.ndim - 1, inputs), Factor(weight, 1, columns))
+    walk.mixed(walk.axes(weight)[0], "they are gates")
+    for other in tensors(others):
+        for axis in walk.axes(other):
+            walk.mixed(axis, "a recurrent layer keeps them")
+    for out in tensors(step.out):
+        walk.give(out, [None] * out.ndim)
+        walk.value(out).label = "what a recurrent layer gives"
 
 
 @rule("_grouped_mm _scaled_grouped_mm")

@@ -34,6 +34,8 @@ SIZES: dict[type[nn.Module] | str, dict[str, Size]] = {
     nn.Embedding: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
     nn.EmbeddingBag: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
     nn.GroupNorm: {"num_channels": ("weight", 0)},
+    nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
+    nn.RNNCellBase: {"input_size": ("weight_ih", 1)},
     nn.PReLU: {"num_parameters": ("weight", 0)},
     **{kind: {"num_features": ("weight", 0)} for kind in CHANNEL_NORMS},
     "transformers.pytorch_utils.Conv1D": {"nx": ("weight", 0), "nf": ("weight", 1)},

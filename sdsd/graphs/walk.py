@@ -20,6 +20,8 @@ KEEP_SIZE = (
     "without removal (remove=False)."
 )
 
+WRITE_ONCE = "Write into it once, outside of the forward, and take the line out, or choose another layer."
+
 
 class Read(NamedTuple):
     """A product with a tensor of the model, over one of its axes."""
@@ -51,6 +53,13 @@ class Piece(NamedTuple):
     whole: Ids
     part: Ids
     obstacle: Obstacle
+
+
+class Normed(NamedTuple):
+    """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it."""
+
+    before: list[Axis]
+    after: list[Axis]
 
 
 class Step(NamedTuple):
@@ -104,8 +113,13 @@ class Walk:
         self.reads: list[Read] = []
         self.written: list[Written] = []
         self.pieces: list[Piece] = []
-        self.linked: list[tuple[Origin, Ids, int]] = []
+        self.chunks: list[list[Piece]] = []  # those of one axis, all as long
+        self.blocks: list[Piece] = []
+        self.linked: list[tuple[Origin, Ids]] = []
+        self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
+        self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
+        self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
         self.training = False
@@ -161,6 +175,22 @@ class Walk:
         if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
             self.note(ids, reason, advice, blocks)
 
+    def statistics(self, ids: Axis, reason: str, advice: str) -> None:
+        """A norm takes its statistics over all entries of this axis."""
+        if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
+            self.atoms.note(ids, Obstacle(self.where(self.name), reason, advice, REMOVAL, self.module))
+            self.norms.setdefault(self.module, [])
+
+    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        """A module has run; of norms the call is noted, None where it did not take and give one tensor of a shape."""
+        if name not in self.norms:
+            return
+        before = given[0] if given else None
+        if isinstance(before, Tensor) and isinstance(output, Tensor) and before.shape == output.shape:
+            self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes)))
+        else:
+            self.norms[name].append(None)
+
     def join(self, one: Axis, other: Axis, who: str = "") -> Axis:
         """Both axes of the same entries; what the result has."""
         if one is FREE or other is FREE:
@@ -180,6 +210,18 @@ class Walk:
             self.note(whole, reason, KEEP_SIZE, REMOVAL)
             return
         self.pieces.append(Piece(whole, part, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)))
+
+    def written_into(self, parameter: Tensor) -> None:
+        """The forward changes a parameter, so that cut or merged it would be changed in another way."""
+        value = self.value(parameter)
+        for axis in value.axes:
+            self.note(axis, f"the forward writes into {value.label}", WRITE_ONCE, name="a write in place")
+
+    def every(self, whole: Ids, stride: int, reason: str) -> None:
+        """Every `stride`th entry is taken; allowed where those beside each other go together."""
+        if not self.atoms.inside(whole):
+            obstacle = Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)
+            self.blocks.append(Piece(whole, whole.reshape(-1, stride), obstacle))
 
     # ---- one operation after the other -------------------------------------------------------------------------------
 
@@ -233,8 +275,9 @@ class Walk:
             return
         self.atoms.unite(a_ids, b_ids)
         static = [(value, ids) for value, ids in ((a_value, a_ids), (b_value, b_ids)) if value.static]
-        if len(static) == 1:
-            weight, ids = static[0]
+        weights = [(value, ids) for value, ids in static if value.parameters] if len(static) == 2 else static
+        if len(weights) == 1:
+            weight, ids = weights[0]
             if not self.atoms.inside(a_ids):
                 self.reads.append(Read(ids, weight.parameters, weight.linear, self.where(self.name)))
         elif not static:
@@ -253,3 +296,52 @@ class Walk:
         outer = [axis for axis in known if not self.atoms.has(axis, 2)] or known
         real = [axis for axis in outer if self.atoms.has(axis, REAL)] or outer
         return real[0] if len(real) == 1 else None
+
+    # ---- at the end --------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """After everything has run: pieces of an axis keep their share of it if every unit has its share in them."""
+        self._couple_chunks()
+        for piece in self.pieces:
+            if not self._in_proportion(piece):
+                self.atoms.note(piece.whole, piece.obstacle)
+        for whole, blocks, obstacle in self.blocks:
+            roots = self.atoms.roots(blocks)
+            if (roots != roots[:, :1]).any():
+                self.atoms.note(whole, obstacle)
+        for ids, axis, obstacle in self.same_size:
+            if not np.array_equal(np.sort(self.atoms.roots(ids)), np.sort(self.atoms.roots(axis))):
+                self.atoms.note(ids, obstacle)
+                self.atoms.note(axis, obstacle)
+
+    def _in_proportion(self, piece: Piece) -> bool:
+        units, counts = np.unique(self.atoms.roots(piece.whole), return_counts=True)
+        inside = dict(zip(*np.unique(self.atoms.roots(piece.part), return_counts=True), strict=True))
+        share = len(piece.part) / len(piece.whole)
+        return all(inside.get(unit, 0) == count * share for unit, count in zip(units, counts, strict=True))
+
+    def _couple_chunks(self) -> None:
+        """Where an axis is cut into equal pieces that have different units, what has the same place in each goes
+        together, so that the pieces stay equal; unless that makes one unit of all of them."""
+        able = self.chunks
+        while able:
+            kept = self.atoms.kept()
+            self._couple(able)
+            roots = [set(self.atoms.roots(chunk[0].whole).tolist()) for chunk in able]
+            single = set[int]().union(*(each for each in roots if len(each) == 1))
+            left = [chunk for chunk, each in zip(able, roots, strict=True) if not each & single]
+            if len(left) == len(able):
+                return
+            self.atoms.put_back(kept)
+            able = left
+
+    def _couple(self, chunks: list[list[Piece]]) -> None:
+        changed = True
+        while changed:
+            changed = False
+            for first, *others in chunks:
+                if all(self._in_proportion(piece) for piece in (first, *others)):
+                    continue
+                for piece in others:
+                    changed |= not np.array_equal(self.atoms.roots(first.part), self.atoms.roots(piece.part))
+                    self.atoms.unite(first.part, piece.part)

@@ -1,10 +1,21 @@
-"""The SDSD theory as code: every claim of the framework that a program can compute, its correction where it fails."""
+"""The SDSD theory as code: every claim of the framework that a program can compute, its correction where it fails.
 
-from ._hessian import gradient_rows
-from .basin import BasinVolume, basin_volume
-from .curvature import CurvatureStats, curvature_gamma
-from .curvature_observer import CurvatureObserver
-from .description import DescriptionLength, description_length
+===================  ================================================================================================
+`quotient/`          symmetries of a model, the canonical point, Γ there; two models' neurons one to one
+`functional/`        H_G + λV: symmetry redundancy, and the volume that a layer's directions fill
+`curvature/`         Γ_H and the critical Γ*: signal and noise with the Hessian kept
+`landscape/`         how much room a minimum has: sharpness, basin, description length, learning coefficient
+`dynamics/`          stochastic gradient flow in potentials where what it does is known
+`derivatives.py`     gradients of samples, Hessian-vector products
+`tangent_kernel.py`  the neural tangent kernel, and how far training moves it
+`rank.py`            `factorise` and `sense`: whether gradient descent finds the lowest rank
+`selection.py`       two toy models: what a second potential picks where the loss is flat
+===================  ================================================================================================
+"""
+
+from . import rank as rank
+from .curvature import CurvatureObserver, CurvatureStats, curvature_gamma
+from .derivatives import gradient_rows
 from .dynamics import simulate
 from .functional import (
     GeometricFunctional,
@@ -18,12 +29,23 @@ from .functional import (
     realized_volume,
     telling_angle,
 )
-from .learning_coefficient import LearningCoefficient, RefusedEstimateError, local_learning_coefficient
-from .matching import ModelMatching, match_neurons
+from .landscape import (
+    BasinVolume,
+    DescriptionLength,
+    LearningCoefficient,
+    RefusedEstimateError,
+    Sharpness,
+    basin_volume,
+    description_length,
+    local_learning_coefficient,
+    sharpness,
+)
 from .quotient import (
+    ModelMatching,
     Symmetries,
     canonicalize,
     horizontal,
+    match_neurons,
     quotient_gamma,
     random_representative,
     rescale,
@@ -33,7 +55,6 @@ from .quotient import (
 )
 from .rank import factorise, sense
 from .selection import select_on_hyperbola, select_on_line
-from .sharpness import Sharpness, sharpness
 from .tangent_kernel import kernel_change, tangent_kernel
 
 __all__ = [

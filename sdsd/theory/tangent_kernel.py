@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..models import unwrap
-from ._hessian import gradient_rows, length_of, undisturbed
+from .derivatives import gradient_rows, length_of, undisturbed
 
 
 def tangent_kernel(model: nn.Module, inputs: Any, *, output: int | None = None) -> Tensor:

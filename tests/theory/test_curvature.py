@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sdsd
-from sdsd.theory import CurvatureObserver, _gradient_rows, curvature_gamma
-from sdsd.theory._hessian import Hessian, undisturbed
+from sdsd.theory import CurvatureObserver, curvature_gamma
+from sdsd.theory.curvature import rows as gradient_rows
+from sdsd.theory.derivatives import Hessian, undisturbed
 
 
 def cross_entropy(model, batch):
@@ -124,14 +125,14 @@ def test_every_number_equals_its_definition_with_an_explicit_hessian(size, popul
         "curvature_noise_error": torch.tensor(0.0),
         "drift": signal,
         "diffusion": rate / 2 * trace,
-        "diffusion_seed": rate / 2 * noise,
+        "diffusion_published": rate / 2 * noise,
         "lyapunov": rate / 2 * trace - signal,
-        "lyapunov_seed": rate / 2 * noise - signal,
+        "lyapunov_published": rate / 2 * noise - signal,
         "expected_change": -rate * signal + rate**2 / 2 * (curved + trace),
         "gamma_h": signal / (rate / 2 * trace),
         "gamma_star": (signal - rate / 2 * curved) / (rate / 2 * trace),
-        "gamma_seed": signal / noise,
-        "gamma_seed_diffusion": signal / (rate / 2 * noise),
+        "gamma_published": signal / noise,
+        "gamma_published_diffusion": signal / (rate / 2 * noise),
         "learning_rate_max": 2 * signal / (curved + trace),
         "b_simple": size * (P @ covariance @ P).trace() / signal,
         "b_noise": size / share * trace / curved,
@@ -222,9 +223,9 @@ def test_the_published_form_is_right_where_the_traces_agree(stiffness):
     """For H = k the exact threshold Γ_H = 1 is the published ratio at k (Ornstein–Uhlenbeck bowls)."""
     model, x = Bowl(stiffness * torch.eye(3).double(), torch.randn(3).double()), torch.randn(20, 3).double()
     stats = curvature_gamma(model, mean_of_outputs, x, learning_rate=0.1, batch_size=2, curvature_batch=x)
-    assert stats.gamma_seed_diffusion == pytest.approx(stiffness * stats.gamma_h)
-    assert stats.gamma_seed_diffusion == pytest.approx(2 / 0.1 * stats.gamma_seed)
-    assert (stats.lyapunov == pytest.approx(stats.lyapunov_seed)) == (stiffness == 1)
+    assert stats.gamma_published_diffusion == pytest.approx(stiffness * stats.gamma_h)
+    assert stats.gamma_published_diffusion == pytest.approx(2 / 0.1 * stats.gamma_published)
+    assert (stats.lyapunov == pytest.approx(stats.lyapunov_published)) == (stiffness == 1)
     assert stats.b_noise == pytest.approx(stats.b_simple)  # one curvature in all directions
 
 
@@ -405,14 +406,14 @@ def test_memory_is_bounded_and_numbers_stay_the_same(monkeypatch):
     model = nn.Sequential(nn.Linear(3, 40), nn.Dropout(0.3), nn.Tanh(), nn.Linear(40, 3)).double()
     batch, width = samples(22), 283
     held = []
-    original = _gradient_rows.gradient_rows
+    original = gradient_rows.gradient_rows
 
     def counted(*arguments):
         rows = original(*arguments)
         held.append(len(rows))
         return rows
 
-    monkeypatch.setattr(_gradient_rows, "gradient_rows", counted)
+    monkeypatch.setattr(gradient_rows, "gradient_rows", counted)
     arguments = {"learning_rate": 0.1, "batch_size": 4}
     model.eval()
     plain = curvature_gamma(model, cross_entropy, batch, **arguments)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdsd.theory import description_length, random_representative
-from sdsd.theory.description import code_length
+from sdsd.theory.landscape.description import code_length
 
 
 def test_the_code_is_that_of_sequential_prediction():

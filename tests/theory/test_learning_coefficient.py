@@ -18,7 +18,7 @@ from sdsd.theory import (
     local_learning_coefficient,
     random_representative,
 )
-from sdsd.theory._chains import effective_draws, split_r_hat
+from sdsd.theory.landscape.chains import effective_draws, split_r_hat
 
 SAMPLES = torch.zeros(1000)
 

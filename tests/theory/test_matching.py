@@ -12,7 +12,7 @@ from torch import nn
 
 import sdsd
 from sdsd.theory import match_neurons, random_representative, symmetries
-from sdsd.theory import matching as module
+from sdsd.theory.quotient import matching as module
 from tests.theory.models import MODELS, make
 from tests.theory.models import inputs as batch
 

@@ -19,7 +19,7 @@ from ...models import compiling
 from ..uses import sum_of_squares
 
 if TYPE_CHECKING:
-    from ..monitor.session import Session
+    from ..monitor import Session
 
 
 Plan = tuple[int, int]

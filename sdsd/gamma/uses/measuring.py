@@ -54,7 +54,7 @@ from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpande
 from .rules import RULES, any_operation
 
 if TYPE_CHECKING:
-    from ..monitor.session import Session
+    from ..monitor import Session
 
 _NOTHING = object()
 MOST_CALLS = 20_000

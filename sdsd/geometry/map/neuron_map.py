@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from ..._progress import Progress
 from ..arrays import as_tensor
 from ..collect import MOST_BYTES, Forward, LayerActivations, Mask, collect_activations
-from ..cosines import NeuronPair, alive_from_norms, as_cosine, disjoint_pairs, neuron_cosine_matrix
-from .embedding import BLOCK, Embedding, cluster, effective_rank, embed
+from ..cosines import NeuronPair, alive_from_norms, as_cosine, neuron_cosine_matrix
+from .embedding import BLOCK, Embedding, embed
 from .files import load_map, save_map
+from .placing import placed_neurons
 
 PAIRS = 10
-MOST_PLACED = 5000
-"""Live neurons that are placed and grouped; of a larger layer a random sample is, for steps × n² grow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +36,7 @@ class NeuronMap:
         norms: of the activations; None for a map made from cosines alone.  # shape: (n,), float64
         alive: which neurons are on the map.  # shape: (n,), bool
         nearest, farthest: disjoint pairs of them, the most extreme first.
-        order: live neurons, cluster by cluster; of more than `MOST_PLACED` a random sample.
+        order: live neurons, cluster by cluster; of more than 5,000 a random sample.
         clusters: the cluster of each neuron of `order`, counted from 0.
         silhouette: how well clusters are separated, −1 to 1; None for fewer than four live neurons.
         points: one row a neuron of `order`, distances ≈ 1 − cosine.  # shape: (len(order), 3), float32
@@ -147,12 +146,12 @@ class NeuronMap:
         if isinstance(activations, LayerActivations):
             collected = activations
             correlation = collected.cosine_matrix(center=True)
-            return cls._made(
+            return cls(**placed_neurons(
                 correlation if center else collected.cosine_matrix(), collected.norms(), collected.alive,
                 correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
                 layer=collected.layer, taken_after=collected.taken_after, samples=collected.samples,
                 note=collected.note,
-            )  # fmt: skip
+            ))  # fmt: skip
         tensor = as_tensor(activations)
         correlation = neuron_cosine_matrix(tensor, neuron_dim=neuron_dim, center=True)
         cosine = correlation if center else neuron_cosine_matrix(tensor, neuron_dim=neuron_dim)
@@ -160,10 +159,10 @@ class NeuronMap:
         rows = tensor.detach().movedim(dim, 0).flatten(1)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         alive = alive_from_norms(norms)
-        return cls._made(
+        return cls(**placed_neurons(
             cosine, norms, alive, correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
             layer=layer, samples=rows.shape[1],
-        )  # fmt: skip
+        ))  # fmt: skip
 
     @classmethod
     def from_cosine(
@@ -211,65 +210,10 @@ class NeuronMap:
                 raise ValueError(f"{name}: expected shape {shape} for {n} neurons, got {tuple(value.shape)}.")
         if alive is None:
             alive = torch.ones(n, dtype=torch.bool) if norms is None else alive_from_norms(norms)
-        return cls._made(
+        return cls(**placed_neurons(
             cosine, norms, alive, correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
             layer=layer,
-        )  # fmt: skip
-
-    @classmethod
-    def _made(
-        cls,
-        cosine: Tensor,
-        norms: Tensor | None,
-        alive: Tensor,
-        *,
-        correlation: Tensor | None,
-        pairs: int,
-        clusters: int | None,
-        method: str,
-        seed: int,
-        layer: str,
-        taken_after: str = "",
-        samples: int = 0,
-        note: str = "",
-    ) -> NeuronMap:
-        cosine = cosine.detach().cpu()
-        alive = alive.bool().cpu() & (cosine.diagonal() > 0)
-        live = alive.nonzero().flatten()
-        placed = live
-        if len(live) > MOST_PLACED:
-            drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(int(seed)))[:MOST_PLACED]
-            placed = live[drawn.sort().values]
-        inside = cosine if len(placed) == len(alive) else cosine[placed][:, placed]
-        groups, embedding = cluster(inside, clusters, seed=seed), embed(inside, method=method, seed=seed)
-        order = torch.tensor(groups.order, dtype=torch.long)
-        count = min(pairs, len(live) // 2)
-        near, far = (
-            tuple(disjoint_pairs(cosine=cosine, alive=alive, pairs=count, which=which)) if count else ()
-            for which in ("nearest", "farthest")
-        )
-        rank = None
-        if correlation is not None:
-            correlation = correlation.detach().cpu()
-            rank = effective_rank(correlation if len(live) == len(alive) else correlation[live][:, live])
-        return cls(
-            layer=layer,
-            taken_after=taken_after,
-            samples=samples,
-            cosine=cosine,
-            norms=None if norms is None else norms.detach().double().cpu(),
-            alive=alive,
-            nearest=near,
-            farthest=far,
-            order=tuple(placed[order].tolist()),
-            clusters=tuple(groups.labels[position] for position in groups.order),
-            silhouette=groups.silhouette,
-            points=embedding.points[groups.order],
-            stress=embedding.stress,
-            effective_rank=rank,
-            method=method,
-            notes=(*([note] if note else ()), *_notes(alive, len(placed), embedding.method, groups.method)),
-        )
+        ))  # fmt: skip
 
     @property
     def dead(self) -> list[int]:
@@ -444,17 +388,3 @@ class NeuronMap:
         from .export import save_html
 
         return save_html(self, path)
-
-
-def _notes(alive: Tensor, placed: int, embedded: str, grouped: str) -> Iterator[str]:
-    live = int(alive.sum())
-    if placed < live:
-        yield f"A random sample of {placed:,} of the {live:,} live neurons is placed and grouped; pairs are of all."
-    if live < 2:
-        yield f"Only {live} of {len(alive)} neurons are alive: there is nothing to compare."
-    if embedded == "umap":
-        yield "Placed by UMAP: neighbours are together, and distances between groups say little."
-    if embedded == "short smacof":
-        yield "A layer this large is placed by a bounded number of steps, so distances are less faithful."
-    if grouped == "k-means":
-        yield "A layer this large is grouped by k-means on its leading coordinates instead of a tree."

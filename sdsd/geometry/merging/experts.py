@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..._progress import Progress, reporter
 from ...models import evaluating, restored
+from ..arithmetic import widened
 from ..collect import Forward, ModelCall
 from ..gram import GramAccumulator
 from .merge import Edit, Pairs, apply, checked_pairs
@@ -43,7 +44,7 @@ def expert_cosine(
         TypeError: no such module, or one that holds its experts in another way.
         ValueError: experts that no batch reaches.
     """
-    holder = _holder(model, experts)
+    holder = holder_of(model, experts)
     run, report = forward or ModelCall(model, None), reporter(progress, f"experts of {experts}")
     sums: GramAccumulator | None = None
     done = 0
@@ -51,7 +52,7 @@ def expert_cosine(
         for batch in loader:
             tokens = _tokens(model, holder, run, batch)
             if tokens is not None:
-                answers = torch.stack([_answer(holder, k, tokens).flatten() for k in range(_count(holder))])
+                answers = torch.stack([_answer(holder, k, tokens).flatten() for k in range(count_of(holder))])
                 if sums is None:
                     dtype = torch.float64 if answers.dtype == torch.float64 else torch.float32
                     sums = GramAccumulator(len(answers), dtype=dtype, device=answers.device)
@@ -107,8 +108,8 @@ def _merged(model: nn.Module, edits: list[Edit]) -> Iterator[nn.Module]:
 
 
 def _edits(model: nn.Module, experts: str, pairs: Pairs) -> list[Edit]:
-    holder = _holder(model, experts)
-    checked = checked_pairs(pairs, _count(holder))
+    holder = holder_of(model, experts)
+    checked = checked_pairs(pairs, count_of(holder))
     both = torch.cat(checked)
     edits = []
     if isinstance(holder, nn.ModuleList):
@@ -117,11 +118,11 @@ def _edits(model: nn.Module, experts: str, pairs: Pairs) -> list[Edit]:
             if {name: each.shape for name, each in one.items()} != {name: each.shape for name, each in other.items()}:
                 raise ValueError(f"pairs: experts {i} and {j} of {experts!r} have parameters of different shapes.")
             for name, tensor in one.items():
-                mean = ((tensor.detach().double() + other[name].detach().double()) / 2).to(tensor.dtype)
+                mean = ((widened(tensor.detach()) + widened(other[name].detach())) / 2).to(tensor.dtype)
                 edits += [_whole(each, mean) for each in (tensor, other[name])]
         return edits
     for tensor in holder.parameters(recurse=False):
-        first, second = (tensor.detach()[which.to(tensor.device)].double() for which in checked)
+        first, second = (widened(tensor.detach()[which.to(tensor.device)]) for which in checked)
         mean = ((first + second) / 2).to(tensor.dtype)
         edits.append(Edit(tensor, 0, both.to(tensor.device), torch.cat((mean, mean))))
     return edits
@@ -131,7 +132,8 @@ def _whole(tensor: Tensor, values: Tensor) -> Edit:
     return Edit(tensor, 0, torch.arange(len(tensor), device=tensor.device), values)
 
 
-def _holder(model: nn.Module, experts: str) -> nn.Module:
+def holder_of(model: nn.Module, experts: str) -> nn.Module:
+    """The module that holds the experts; TypeError for any other."""
     modules = dict(model.named_modules(remove_duplicate=False))
     holder = modules.get(experts)
     stacked = holder is not None and any(each.ndim == 3 for each in holder.parameters(recurse=False))
@@ -150,7 +152,8 @@ def _holder(model: nn.Module, experts: str) -> nn.Module:
     return holder
 
 
-def _count(holder: nn.Module) -> int:
+def count_of(holder: nn.Module) -> int:
+    """How many experts it holds."""
     if isinstance(holder, nn.ModuleList):
         return len(holder)
     return next(len(each) for each in holder.parameters(recurse=False) if each.ndim == 3)

@@ -14,6 +14,7 @@ from sdsd_kernels import checks
 
 from ...graphs import BETWEEN, CONVOLUTIONS, MAKE_PERMANENT, READER, TIED, WRITER, Part, computed_tensors
 from ...models import restored
+from ..arithmetic import widened
 from ..arrays import neurons_first
 from .consumers import Consumers, consumers
 
@@ -191,7 +192,7 @@ def added(weight: Tensor, reader: Part, pairs: IndexPairs, share: Tensor) -> lis
     first, second = (reader.entries(which).to(weight.device) for which in pairs)
     times = share.repeat_interleave(len(first) // max(1, len(share))).to(weight.device)
     shape = [-1 if dim == reader.dim else 1 for dim in range(weight.ndim)]
-    kept, dropped = (weight.detach().index_select(reader.dim, which).double() for which in (first, second))
+    kept, dropped = (widened(weight.detach().index_select(reader.dim, which)) for which in (first, second))
     total = (kept + dropped * times.reshape(shape)).to(weight.dtype)
     return [
         Edit(weight, reader.dim, first, total),
@@ -202,7 +203,13 @@ def added(weight: Tensor, reader: Part, pairs: IndexPairs, share: Tensor) -> lis
 def _averaged(tensor: Tensor, touched: Part, pairs: IndexPairs) -> Edit:
     dim = touched.dim
     first, second = (touched.entries(which).to(tensor.device) for which in pairs)
-    halves = [tensor.detach().index_select(dim, which).double() / 2 for which in (first, second)]
+    both = [tensor.detach().index_select(dim, which) for which in (first, second)]
+    if not (tensor.is_floating_point() or tensor.is_complex()) and not torch.equal(*both):
+        raise ValueError(
+            f"pairs: the entries of {touched.name!r} are {tensor.dtype}, which has no averages, and differ between the "
+            "neurons of a pair. Merge neurons whose entries agree, or by how='absorb', which leaves them."
+        )
+    halves = [widened(each) / 2 for each in both]
     average = (halves[0] + halves[1]).to(tensor.dtype)
     return Edit(tensor, dim, torch.cat((first, second)), torch.cat((average, average), dim))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, outputs
 from ...models import evaluating, training_outside_torch, untouched
-from ..arithmetic import plain_arithmetic
+from ..arithmetic import plain_arithmetic, widened
 from .consumers import Consumers
 from .merge import Edit, applied, part_tensor
 
@@ -119,7 +119,7 @@ class _Comparison:
             weight = part_tensor(self.model, part)
             epsilon = max([torch.finfo(weight.dtype).eps, *map(_epsilon, merged)])
             signs = torch.randint(2, weight.shape, generator=generator).double().to(weight.device) * 2 - 1
-            changed = (weight.detach().double() * (1 + epsilon * signs)).to(weight.dtype)
+            changed = (widened(weight.detach()) * (1 + epsilon * signs)).to(weight.dtype)
             edits.append(Edit(weight, 0, torch.arange(len(weight), device=weight.device), changed))
         with applied(edits):
             return self._run(self.model)
@@ -191,7 +191,7 @@ def _difference(one: Tensor, two: Tensor) -> float:
     """max |one − two|; infinite where one has a NaN or an infinity that the other has not."""
     if one.numel() == 0:
         return 0.0
-    one, two = (each.to(torch.complex128 if each.is_complex() else torch.float64) for each in (one, two))
+    one, two = widened(one), widened(two)
     same = (one == two) | (one.isnan() & two.isnan())
     difference = torch.where(same, 0.0, (one - two).abs())
     return torch.where(difference.isfinite(), difference, torch.inf).max().item()

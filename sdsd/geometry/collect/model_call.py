@@ -1,0 +1,68 @@
+"""A model called on batches as loaders give them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[[nn.Module, Any], Any]
+"""(model, batch) → anything: runs the model on a batch."""
+
+
+class ModelCall:
+    """Calls the model on a batch as loaders give it."""
+
+    def __init__(self, model: nn.Module, device: torch.device | str | None) -> None:
+        if device is None:
+            first = next(model.parameters(), next(model.buffers(), None))
+            device = "cpu" if first is None else first.device
+        self.device = torch.device(device)
+        parameters = inspect.signature(model.forward).parameters.values()
+        self.takes_any = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        self.names = [parameter.name for parameter in parameters]
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        if isinstance(batch, Mapping):
+            known = {name: self._moved(batch[name]) for name in batch if self.takes_any or name in self.names}
+            if not known:
+                raise TypeError(
+                    f"loader: expected dicts with entries that the model's forward names ({', '.join(self.names)}), "
+                    f"got {', '.join(map(str, batch))}. Pass forward=lambda model, batch: model(batch[…])."
+                )
+            return model(**known)
+        inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(inputs, Tensor):
+            raise TypeError(
+                f"loader: expected batches that are a tensor, a tuple that starts with one, or a dict, got "
+                f"{type(batch).__name__}{f' of {type(inputs).__name__}' if inputs is not batch else ''}. Pass "
+                "forward=lambda model, batch: … for other batches."
+            )
+        return model(inputs.to(self.device))
+
+    def _moved(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+
+def _shape_of(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return str(tuple(batch.shape))
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{name} {_shape_of(value)}" for name, value in batch.items())
+    return _shape_of(batch[0]) if isinstance(batch, (tuple, list)) and batch else type(batch).__name__
+
+
+def run_batch(model: nn.Module, batch: Any, run: Forward, number: int) -> Any:
+    """What the model gives for a batch; ValueError where it does not run on it."""
+    try:
+        return run(model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"batch {number}: expected inputs that the model runs on, got shape {_shape_of(batch)}, and the model "
+            f"raised {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,222 @@
+"""What becomes of sizes that a model's forward asks for: where they go, and which numbers of modules they follow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .atoms import REMOVAL, Ids, Obstacle
+from .counts import Count, Origin
+from .values import FREE, words
+from .walk import KEEP_SIZE, Walk
+
+KEEP_THE_NUMBER = (
+    "Store the number when the model is built (self.scale = …), so that it stays as it is, or merge without removal "
+    "(remove=False)."
+)
+TAKE_SIZES = words(
+    """
+    conv1d conv2d conv3d view reshape expand repeat split split_with_sizes chunk narrow unflatten tensor_split zeros
+    ones empty rand randn new_zeros new_ones new_empty flatten tile slice unsafe_chunk broadcast_to select index_select
+    """
+)
+"""Functions that take sizes for what they are; elsewhere a size is used as a number."""
+HAVE_NO_SIZE = {"chunk", "expand_as", "matmul", "broadcast_tensors"}
+"""Functions that expand or cut by what they are given, whatever its size."""
+ALIGNED = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
+"""Those whose sizes are the result's."""
+MODULE_SIZES = ("out_features", "in_features", "out_channels", "in_channels", "num_features", "num_parameters")
+
+
+class Sizes(TorchFunctionMode):
+    """Hands sizes out as `Count`s, and sees where they go."""
+
+    def __init__(self, walk: Walk) -> None:
+        super().__init__()
+        self.walk = walk
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            if getattr(getattr(func, "__self__", None), "__name__", "") == "shape":
+                return torch.Size(self._count(args[0], dim) for dim in range(args[0].ndim))
+            return func(*args, **named)
+        if name in ("size", "__len__", "numel", "nelement") and isinstance(args[0], Tensor):
+            return self._size(func, name, args, named)
+        plain = name.strip("_")
+        counts = [each for each in _counts((*args, *named.values()), 3) if each.ids or each.origins]
+        sized = [each for each in counts if each.ids]
+        by_place = plain in ("getitem", "narrow", "slice")
+        known = sized if by_place and not _bounds_are_counts(args[1:]) else counts
+        takes = plain in TAKE_SIZES or (plain == "getitem" and self._own(args[0], sized))
+        for each in sized if not takes else ():
+            used_as_number(self.walk, each, repr(plain))
+        before, self.walk.sizes_written_in = self.walk.sizes_written_in, not known and plain not in HAVE_NO_SIZE
+        try:
+            out = func(*args, **named)
+        finally:
+            self.walk.sizes_written_in = before
+        if plain in TAKE_SIZES:
+            self.walk.quotients += [each for count in counts for each in count.quotients]
+        if plain in ALIGNED:
+            self._align(plain, args, named, out)
+        elif plain in ("split", "unsafe_split") and isinstance(out, (tuple, list)):
+            self._link_pieces(args, named, out)
+        elif by_place and known and isinstance(out, Tensor):
+            self._link_place(args[0], known, out)
+        return out
+
+    def _count(self, tensor: Tensor, dim: int) -> int:
+        axis = self.walk.followed(tensor, dim)
+        length = tensor.shape[dim]
+        return Count(length, self._note, (axis,)) if isinstance(axis, np.ndarray) else length
+
+    def _note(self, count: Count, how: str) -> None:
+        used_as_number(self.walk, count, how)
+
+    def _size(self, func: Any, name: str, args: Any, named: Any) -> Any:
+        tensor = args[0]
+        dim = args[1] if len(args) > 1 else named.get("dim")
+        if name == "size" and dim is None:
+            return torch.Size(self._count(tensor, each) for each in range(tensor.ndim))
+        if name == "size":
+            return self._count(tensor, dim % tensor.ndim)
+        if name == "__len__":  # Python hands it on as a plain number
+            if id(tensor) in self.walk.named:
+                used_as_number(self.walk, Count(len(tensor), self._note, (self.walk.axes(tensor)[0],)), "'len'")  # type: ignore[arg-type]
+            return tensor.shape[0]
+        ids = [axis for axis in self.walk.axes(tensor) if isinstance(axis, np.ndarray)]
+        length = func(*args, **named)
+        return Count(length, self._note, tuple(ids), exact=False) if ids else length
+
+    def _own(self, tensor: Any, counts: list[Count]) -> bool:
+        """Whether the sizes are of the tensor that is sliced."""
+        if not isinstance(tensor, Tensor):
+            return False
+        own = [axis for axis in self.walk.value(tensor).axes if isinstance(axis, np.ndarray)]
+        return all(any(np.array_equal(ids, axis) for axis in own) for count in counts for ids in count.ids)
+
+    def _align(self, name: str, args: Any, named: Any, out: Any) -> None:
+        made = name in ("zeros", "ones", "empty", "rand", "randn")
+        sizes = args if made else args[1:]
+        if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+            sizes = tuple(sizes[0])
+        if not sizes:
+            sizes = tuple(named.get("size", named.get("shape", ())))
+        if not isinstance(out, Tensor) or len(sizes) != out.ndim:
+            return
+        for dim, size in enumerate(sizes):
+            axis = self.walk.value(out).axes[dim]
+            if isinstance(size, Count) and (made or axis is FREE) and size.exact:
+                axis = self.walk.followed(out, dim)
+            if not isinstance(axis, np.ndarray) or not isinstance(size, int) or int(size) < 2:
+                continue
+            if isinstance(size, Count):
+                for origin in size.origins if size.exact else ():
+                    self.walk.linked.append((origin, axis))
+                if size.exact and size.ids and len(size.ids[0]) == len(axis):
+                    reason = f"{name!r} gives them the size of other neurons"
+                    obstacle = Obstacle(self.walk.where(name), reason, KEEP_SIZE, REMOVAL)
+                    self.walk.same_size.append((size.ids[0], axis, obstacle))
+            elif name != "expand":
+                self.walk.mixed(axis, f"{name!r} has the size {size} written into it", REMOVAL, KEEP_SIZE)
+
+    def _link_pieces(self, args: Any, named: Any, out: Any) -> None:
+        size = args[1] if len(args) > 1 else named.get("split_size_or_sections", named.get("split_size"))
+        sizes = size if isinstance(size, (tuple, list)) else [size] * len(out)
+        dim = args[2] if len(args) > 2 else named.get("dim", 0)
+        for each, piece in zip(sizes, out, strict=False):
+            axis = self.walk.value(piece).axes[dim]
+            if isinstance(each, Count) and isinstance(axis, np.ndarray):
+                self.walk.linked += [(origin, axis) for origin in each.origins]
+
+    def _link_place(self, whole: Any, counts: list[Count], out: Tensor) -> None:
+        """Numbers that say where a piece begins or ends."""
+        if not isinstance(whole, Tensor) or whole.ndim != out.ndim:
+            return
+        shorter = [k for k in range(out.ndim) if out.shape[k] != whole.shape[k]]
+        axis = self.walk.value(out).axes[shorter[0]] if len(shorter) == 1 else None
+        if isinstance(axis, np.ndarray):
+            for each in counts:
+                self.walk.placed += [(origin, axis) for origin in each.origins]
+
+
+def _bounds_are_counts(values: Any) -> bool:
+    """Whether no place is written into a slice as a plain number."""
+    for value in values:
+        if isinstance(value, tuple) and not _bounds_are_counts(value):
+            return False
+        if isinstance(value, slice):
+            bounds = [each for each in (value.start, value.stop) if each is not None]
+            if value.step is not None or not all(isinstance(each, Count) or each == 0 for each in bounds):
+                return False
+    return True
+
+
+def _counts(values: Any, depth: int) -> Iterator[Count]:
+    for value in values:
+        if isinstance(value, Count):
+            yield value
+        elif isinstance(value, slice):
+            yield from _counts((value.start, value.stop, value.step), depth)
+        elif depth and isinstance(value, (tuple, list)):
+            yield from _counts(value, depth - 1)
+
+
+def used_as_number(walk: Walk, count: Count, how: str) -> None:
+    for ids in count.ids:
+        reason = f"{how} uses the number of neurons, which would change"
+        walk.mixed(ids, reason, REMOVAL, KEEP_THE_NUMBER)
+
+
+@contextmanager
+def counting(model: nn.Module, walk: Walk) -> Iterator[None]:
+    """Whole numbers that modules and their configurations hold become `Count`s meanwhile."""
+
+    def note(count: Count, how: str) -> None:
+        used_as_number(walk, count, how)
+
+    held: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name, module in model.named_modules():
+            store = vars(module)
+            for attribute, number in list(store.items()):
+                if attribute == "config" and hasattr(number, "to_dict"):
+                    held.append((store, attribute, number))
+                    store[attribute] = copy.copy(number)
+                    sizes = [(key, each) for key, each in vars(number).items() if type(each) is int and each > 1]
+                    for key, each in sizes:
+                        vars(store[attribute])[key] = Count(each, note, origins=((name, f"config.{key}"),))
+                if type(number) is not int or number < 2:
+                    continue
+                held.append((store, attribute, number))
+                ids = _ids_of(module, attribute, walk)
+                origins: tuple[Origin, ...] = () if ids else ((name, attribute),)
+                store[attribute] = Count(number, note, ids, origins)
+        yield
+    finally:
+        for store, attribute, number in held:
+            store[attribute] = number
+
+
+def _ids_of(module: nn.Module, attribute: str, walk: Walk) -> tuple[Ids, ...]:
+    """The entries that a size of a layer counts."""
+    if attribute not in MODULE_SIZES:
+        return ()
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or id(weight) not in walk.named:
+        return ()
+    transposed = "Transpose" in type(module).__name__
+    first = attribute in ("out_features", "num_features", "num_parameters") or attribute == (
+        "in_channels" if transposed else "out_channels"
+    )
+    axis = walk.named[id(weight)].axes[0 if first or weight.ndim == 1 else 1]
+    return (axis,) if isinstance(axis, np.ndarray) and len(axis) == vars(module)[attribute] else ()

@@ -1,0 +1,325 @@
+"""The symmetries that are left when a model has run: channels put together to segments of neurons."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...graphs import Ids, first_line, follow, likely_inputs, outputs
+from ...models import is_attached
+from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
+from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, compact, unique, varies
+from .segments import Norm, Order, Segment, Slice, Trace
+from .walk import ChannelWalk
+
+RULE_MODULES = (rules_functions, rules_layout, rules_norms, rules_products, rules_sums)
+"""Whose import fills the table of rules."""
+
+
+def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = False) -> Trace:
+    """Run `model` once on an example and put together what can move.
+
+    Raises:
+        ValueError: the model does not run on `example_input`, or, without one, on nothing of a likely shape.
+    """
+    watched = any(is_attached(module) for module in model.modules())
+    run = copy.deepcopy(model) if watched else model
+    if example_input is None:
+        example_input = next(likely_inputs(run), None)
+        if example_input is None:
+            raise ValueError(
+                f"model: {type(model).__name__} runs on no input of a likely shape. Pass example_input, an input the "
+                "model runs on: a tensor, a tuple of arguments or a dictionary of keyword arguments."
+            )
+    walk = ChannelWalk(run)
+    try:
+        given = follow(run, example_input, walk)
+    except Exception as error:
+        raise ValueError(
+            f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
+        ) from None
+    _outputs(walk, given, softmax_head)
+    return _Finish(walk, dict(model.named_parameters())).trace()
+
+
+def _outputs(walk: ChannelWalk, given: Any, softmax_head: bool) -> None:
+    why, channels = "they are the model's outputs", walk.channels
+    for each in outputs(given):
+        ids = walk.seen(each).ids
+        if walk.seen(each).is_parameter:
+            walk.outside.add(walk.seen(each).name)
+        if ids is None:
+            continue
+        known = unique(ids)
+        channels.outputs.append(known)
+        channels.hold(known, why)
+        channels.keep_place(known, why)
+        if softmax_head and not any(varies(ids, dim) for dim in range(ids.ndim - 1)):
+            channels.norms.append(NormUse("", "softmax", compact(ids)[0], {}, ""))
+        else:
+            channels.keep_shift(known, why)
+
+
+class _Finish:
+    """Puts channels together: what scales as one is a unit, and units of one kind a segment."""
+
+    def __init__(self, walk: ChannelWalk, parameters: dict[str, nn.Parameter]) -> None:
+        self.walk, self.channels, self.parameters = walk, walk.channels, parameters
+        self._keep_what_is_shared()
+        everything = np.arange(self.channels.count)
+        plus, minus = (self.channels.signs.roots(2 * everything + k) for k in (0, 1))
+        self.unit = np.minimum(plus, minus)  # of each channel, named by a node of it
+        self.sign = np.where(plus <= minus, 1, -1)
+        self.held = plus == minus
+        self.place = self.channels.places.roots(everything)
+
+    def trace(self) -> Trace:
+        self.segments, self.members = self._segments()
+        used = {use.name for use in self.channels.uses}
+        untouched = [name for name in self.parameters if name not in used]
+        return Trace(self.segments, self._orders(), self.channels.notes, untouched)
+
+    # ---- what may not move after all ---------------------------------------------------------------------------------
+
+    def _keep_what_is_shared(self) -> None:
+        by_name: dict[str, list[Use]] = {}
+        for use in self.channels.uses:
+            by_name.setdefault(use.name, []).append(use)
+        for name, uses in by_name.items():
+            calls = {use.call: use.taken for use in uses}
+            why = self._why_not(name, calls, {use.axis for use in uses})
+            if not why and self._overlap(list(calls.values())):
+                why = self._tie_calls(f"{name} is used {len(calls)} times", uses, calls)
+            for use in uses if why else ():
+                self.channels.fix(use.channels, why)
+        norms = [norm.name for norm in self.channels.norms if norm.name]
+        for norm in self.channels.norms:
+            ids = norm.channels
+            if norms.count(norm.name) > 1:
+                self.channels.fix(ids, f"{norm.name!r} is used {norms.count(norm.name)} times")
+            if norm.kind == "softmax" and len(ids) > 1:
+                self.channels.signs.unite(2 * ids[1:], np.full(len(ids) - 1, 2 * ids[0]))
+
+    def _why_not(self, name: str, calls: dict[int, tuple[Ids, ...]], axes: set[int]) -> str:
+        taken = list(calls.values())
+        if name in self.parameters and not self.parameters[name].requires_grad:
+            return f"{name} does not train"
+        if name in self.walk.outside:
+            return f"{name!r} is used outside a layer"
+        shape = self.walk.model_tensor(name).shape
+        for axis in axes:
+            if len(np.unique(np.concatenate([each[axis] for each in taken]))) < shape[axis]:
+                return f"only a part of {name} is used on the example"
+        return ""
+
+    @staticmethod
+    def _overlap(taken: list[tuple[Ids, ...]]) -> bool:
+        """Whether some entries of a parameter are used more than once."""
+        return any(
+            all(np.intersect1d(mine, theirs).size for mine, theirs in zip(one, other, strict=True))
+            for k, one in enumerate(taken)
+            for other in taken[:k]
+        )
+
+    def _tie_calls(self, why: str, uses: list[Use], calls: dict[int, tuple[Ids, ...]]) -> str:
+        """Entries that several calls share move as all of these need; why they cannot, if that is not to be said."""
+        first, *others = calls.values()
+        same = all(np.array_equal(mine, theirs) for each in others for mine, theirs in zip(first, each, strict=True))
+        by_axis: dict[int, dict[int, Use]] = {}
+        for use in uses:
+            if use.call in by_axis.setdefault(use.axis, {}) or not same:
+                return why
+            by_axis[use.axis][use.call] = use
+        for those in by_axis.values():
+            mine = list(those.values())
+            for use in mine:
+                self.channels.keep_shift(use.channels, why)
+                self.channels.bend(use.channels)
+                if len(those) < len(calls):
+                    self.channels.fix(use.channels, why)
+                elif use is not mine[0]:
+                    inverse = (use.role in WRITING) != (mine[0].role in WRITING)
+                    both = (torch.from_numpy(each.channels) for each in (mine[0], use))
+                    self.channels.tie(*both, inverse=inverse, why=why)
+        return ""
+
+    # ---- segments ----------------------------------------------------------------------------------------------------
+
+    def _segments(self) -> tuple[list[Segment], list[Ids]]:
+        """Segments in the order of their first channels, and the channels of each."""
+        found: dict[Any, list[int]] = {}
+        signatures = self._signatures(self.unit, self.sign, self.channels.norms)
+        first = {unit: channel for channel, unit in reversed(list(enumerate(self.unit.tolist())))}
+        for unit in sorted(signatures, key=first.__getitem__):
+            found.setdefault(signatures[unit], []).append(unit)
+        segments, members = [], []
+        for units in sorted(found.values(), key=lambda units: first[units[0]]):
+            number = np.full(len(self.channels.signs.parents), -1)
+            number[units] = np.arange(len(units))
+            segment = self._segment(number[self.unit], len(units))
+            segments.append(segment)
+            members.append(np.flatnonzero(number[self.unit] >= 0))
+        self._reasons(segments, members)
+        bent = np.zeros(self.channels.count, dtype=np.bool_)
+        for ids in self.channels.bent:
+            bent[ids] = True
+        for segment, mine in zip(segments, members, strict=True):
+            segment.bent = bool(bent[mine].any())
+            segment.blocks = self._blocks(segment, mine)
+        return segments, members
+
+    def _signatures(self, of: Ids, sign: Ids | None, norms: Iterable[NormUse]) -> dict[int, Any]:
+        """For each unit that something writes: what writes and reads it, and how often."""
+        rows = []
+        for number, use in enumerate(self.channels.uses):
+            ids = use.channels[use.channels > 0]
+            code = 4 * number + 2 * (use.role in WRITING) + (0 if sign is None else sign[ids] > 0)
+            rows.append(np.stack([of[ids], np.broadcast_to(code, ids.shape)]))
+        for number, norm in enumerate(norms):
+            ids = norm.channels[norm.channels > 0]
+            rows.append(np.stack([of[ids], np.full(len(ids), -1 - number)]))
+        if not rows:
+            return {}
+        known, counts = np.unique(np.concatenate(rows, axis=1), axis=1, return_counts=True)
+        result: dict[int, list[tuple[int, int]]] = {}
+        written = set()
+        for unit, code, times in zip(known[0].tolist(), known[1].tolist(), counts.tolist(), strict=True):
+            result.setdefault(unit, []).append((code, times))
+            if code >= 0 and code & 2:
+                written.add(unit)
+        return {unit: self._without_sign(codes) for unit, codes in result.items() if unit in written}
+
+    @staticmethod
+    def _without_sign(codes: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Units that differ in the sign of all they have are of one kind."""
+        flip = not next(code & 1 for code, _ in codes if code >= 0)
+        return tuple((code ^ flip if code >= 0 else code, times) for code, times in codes)
+
+    def _segment(self, unit: Ids, count: int) -> Segment:
+        """The segment whose channels have a unit ≥ 0."""
+        segment = Segment(count)
+        lead = np.zeros(count)  # the sign of each unit's first writer
+        lists = {name: getattr(segment, name) for name in (*WRITING, READ)}
+        known_parts: set[Any] = set()
+        for use in self.channels.uses:
+            units = np.where(use.channels > 0, unit[use.channels], -1)
+            mine, signs = units >= 0, self.sign[use.channels]
+            if not mine.any() or use.role not in lists:
+                continue
+            if use.role in WRITING:
+                known, first = np.unique(units[mine], return_index=True)
+                lead[known] = np.where(lead[known] == 0, signs[mine][first], lead[known])
+            alike = signs == np.where(mine, lead[units], 0)
+            for part, writes in ((mine & alike, use.role in WRITING), (mine & ~alike, use.role not in WRITING)):
+                if not part.any():
+                    continue
+                role = use.role if (use.role in WRITING) == writes else MATRIX if writes else READ
+                made = Slice(use.name, use.axis, torch.from_numpy(np.where(part, units, -1)))
+                if made.key not in known_parts:
+                    known_parts.add(made.key)
+                    lists[role].append(made)
+                names = segment.writers if writes else segment.readers
+                if use.layer not in names:
+                    names.append(use.layer)
+        for norm in self.channels.norms:
+            units = np.where(norm.channels > 0, unit[norm.channels], -1)
+            if (units >= 0).any():
+                segment.norms.append(Norm(norm.name, norm.kind, torch.from_numpy(units), norm.offsets, norm.eps))
+        return segment
+
+    def _reasons(self, segments: list[Segment], members: list[Ids]) -> None:
+        owner = self.owner = np.full(self.channels.count, -1)
+        for number, mine in enumerate(members):
+            owner[mine] = number
+        for notes, name in (
+            (self.channels.held, "no_scale"),
+            (self.channels.still, "no_shift"),
+            (self.channels.fixed, "no_order"),
+        ):
+            for ids, why in notes:
+                for number in np.unique(owner[ids]).tolist():
+                    if number >= 0:
+                        getattr(segments[number], name).append(why)
+        for ids in self.channels.outputs:
+            for number in np.unique(owner[ids]).tolist():
+                if number >= 0:
+                    segments[number].is_output = True
+        for segment, mine in zip(segments, members, strict=True):
+            if self.held[mine].any() and not segment.no_scale:
+                segment.no_scale.append("they are tied to neurons that cannot be")
+
+    def _blocks(self, segment: Segment, mine: Ids) -> Tensor | None:
+        """Units that pass nothing but what is the same for all of them, in sets that do not mix with one another."""
+        if segment.no_scale or segment.norms or not segment.outgoing or segment.scales or segment.bent:
+            return None
+        units, where = np.unique(self.unit[mine], return_inverse=True)
+        labels: list[list[int]] = [[] for _ in units]
+        for place, label in zip(where.tolist(), self.channels.labels[mine].tolist(), strict=True):
+            labels[place].append(label)
+        first = [int(mine[where == k][0]) for k in range(len(units))] if len(units) < 4096 else None
+        sets: dict[tuple[int, ...], list[int]] = {}
+        order = range(len(units)) if first is None else sorted(range(len(units)), key=first.__getitem__)
+        for number, place in enumerate(order):
+            sets.setdefault(tuple(sorted(labels[place])), []).append(number)
+        sizes = {len(each) for each in sets.values()}
+        if len(sizes) != 1 or sizes == {1}:
+            return None
+        for part in (*segment.incoming, *segment.outgoing):
+            if len(np.unique(np.bincount(part.units[part.units >= 0].numpy(), minlength=segment.count))) != 1:
+                return None
+        return torch.tensor(list(sets.values()))
+
+    # ---- orders ------------------------------------------------------------------------------------------------------
+
+    def _orders(self) -> list[Order]:
+        signatures = self._signatures(self.place, None, ())
+        bad = {unit for ids, _ in self.channels.fixed for unit in self.place[ids].tolist()}
+        for use in self.channels.uses:
+            ids = np.unique(use.channels[use.channels > 0])
+            units, counts = np.unique(self.place[ids], return_counts=True)
+            bad |= set(units[counts > 1].tolist())
+        first = {unit: channel for channel, unit in reversed(list(enumerate(self.place.tolist())))}
+        labels: dict[int, list[int]] = {}
+        for unit, label in zip(self.place.tolist(), self.channels.labels.tolist(), strict=True):
+            labels.setdefault(unit, []).append(label)
+        kinds: dict[Any, list[int]] = {}
+        for unit in sorted(signatures, key=first.__getitem__):
+            if unit not in bad:
+                kinds.setdefault(signatures[unit], []).append(unit)
+        found = []
+        for alike in kinds.values():
+            runs: dict[tuple[int, ...], list[int]] = {}
+            for unit in alike:
+                runs.setdefault(tuple(sorted(labels[unit])), []).append(unit)
+            sizes = {len(run) for run in runs.values()}
+            if len(sizes) == 1:
+                found.append(([unit for run in runs.values() for unit in run], sizes.pop()))
+            else:
+                found += [(each, len(each)) for each in runs.values()]
+        found.sort(key=lambda each: first[each[0][0]])
+        return [self._order(alike, run) for alike, run in found if run > 1]
+
+    def _order(self, units: list[int], run: int) -> Order:
+        number = np.full(len(self.channels.places.parents), -1)
+        number[units] = np.arange(len(units))
+        unit = number[self.place]
+        mine = [(use, np.where(use.channels > 0, unit[use.channels], -1)) for use in self.channels.uses]
+        mine = [(use, units) for use, units in mine if (units >= 0).any()]
+        roles = (*WRITING, READ, EXTRA)
+
+        def place(pair: tuple[Use, Ids]) -> tuple[bool, int, int]:
+            use, units = pair
+            return use.role == EXTRA, int(self.owner[use.channels[units >= 0]].max()), roles.index(use.role)
+
+        mine.sort(key=place)
+        parts = [Slice(use.name, use.axis, torch.from_numpy(units)) for use, units in mine]
+        writers = dict.fromkeys(use.layer for use, _ in mine if use.role in WRITING)
+        readers = dict.fromkeys(use.layer for use, _ in mine if use.role == READ)
+        return Order(
+            len(units), run, tuple(writers), tuple(readers), tuple({part.key: part for part in parts}.values())
+        )

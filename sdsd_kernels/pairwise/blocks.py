@@ -1,0 +1,221 @@
+"""Blocks of the cosine matrix in torch, for calls that never hold the whole of it.
+
+    C[i, j] = (a_i · b_j) · (r_i r_j),    a_i = x_i · s_i − mean_i,    r_i = 1 / ‖a_i‖
+
+`prepare` reads the neurons once: their means if the call centres, their norms, and the powers of two s_i that bring
+neurons out of range back into it. `block_sides` chooses how large a block may be. `fill_cosines` writes one block into
+a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuron has one, 1 on the diagonal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .products import SUMMED, exact_float32, multiplies_in_place, product, transposed, upper_products
+from .reading import (
+    PASS_ELEMENTS,
+    SQUARES,
+    brought_nearer,
+    converted,
+    means,
+    peaks,
+    sample_slices,
+    scales_of,
+    squares,
+)
+
+SAMPLES_AT_ONCE = 1024
+"""Samples of a panel converted together; more make the products no faster."""
+FINISH_ELEMENTS = 2**17
+"""Products scaled together: half a MiB stays in the cache. 2**15 is as fast on one thread, but too little for two."""
+MIRROR_ROWS = 256
+"""Rows of a strip that is mirrored at the diagonal."""
+SMALLEST_SIDE = 64
+"""Blocks get no smaller than this: below it a product takes longer to start than to compute."""
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Neurons that have been read once and are ready for products.
+
+    Attributes:
+        rows: as they lie in memory.  # shape: (N, OUTER, INNER)
+        dtype: of products and cosines: float64 or float32.
+        mean: subtracted from every scaled neuron, or None.  # shape: (N,)
+        scale: powers of two that keep products in range, or None where all are 1.  # shape: (N,)
+        inverse_norm: of the centred, scaled neuron; 0 for one that is zero, NaN for one with a NaN or an infinity.
+            # shape: (N,)
+    """
+
+    rows: Tensor
+    dtype: torch.dtype
+    mean: Tensor | None
+    scale: Tensor | None
+    inverse_norm: Tensor
+
+    @property
+    def directed(self) -> Tensor:
+        """Whether a neuron has a direction, so that it can have neighbours.  # shape: (N,)"""
+        return self.inverse_norm > 0
+
+    @property
+    def converts(self) -> bool:
+        """Whether products need a converted copy of a panel."""
+        changed = self.mean is not None or self.scale is not None
+        return changed or not multiplies_in_place(self.rows, self.dtype)
+
+
+def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = None) -> Neurons:
+    """Read `rows` (N, OUTER, INNER) for means, scales and norms. `dtype` None: float64 for float64, else float32."""
+    dtype = dtype or (torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    mean = means(rows, dtype, None) if center else None
+    # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
+    square = squares(rows, dtype, mean, None)
+    smallest, largest = SQUARES[dtype]
+    suspicious = ~((square >= smallest) & (square <= largest))
+    scale = None
+    if bool(suspicious.any()):
+        far, nearer, mean = brought_nearer(rows, mean)
+        peak = peaks(rows, dtype, nearer, mean)
+        alive = peak.isfinite() & (peak > 0)
+        if nearer is not None or bool((suspicious & alive).any()):
+            scale, mean = scales_of(torch.where(suspicious & alive, peak, 0.5), far, mean)
+            square = squares(rows, dtype, mean, scale)
+        square = torch.where(peak.isfinite(), square, torch.nan)
+    inverse_norm = square.rsqrt().to(dtype)
+    return Neurons(rows, dtype, mean, scale, torch.where(square == 0, 0.0, inverse_norm))
+
+
+def block_sides(
+    left: Neurons,
+    right: Neurons,
+    *,
+    preferred: tuple[int, int],
+    pair_bytes: int,
+    fixed_bytes: int = 0,
+    whole_rows: bool = False,
+    max_bytes: int | None = None,
+) -> tuple[int, int]:
+    """Rows and columns of a block: `preferred`, or as much smaller as `max_bytes` asks for.
+
+    Args:
+        left: the neurons of the rows.
+        right: the neurons of the columns.
+        preferred: the fastest block; blocks are no larger than the matrix.
+        pair_bytes: what the caller allocates for a pair of neurons in a block, the cosine included.
+        fixed_bytes: what it allocates whatever the block.
+        whole_rows: keep all columns of `preferred` and take fewer rows, down to one.
+        max_bytes: bound on all of it, on converted panels, and on what `prepare` took; None: none.
+
+    Raises:
+        ValueError: even the smallest block, SMALLEST_SIDE squared or one whole row, takes more.
+    """
+    sides = [min(preferred[0], left.rows.shape[0]), min(preferred[1], right.rows.shape[0])]
+    smallest = 1 if whole_rows else SMALLEST_SIDE
+    while max_bytes is not None:
+        block_bytes = fixed_bytes + sides[0] * sides[1] * pair_bytes + _panel_bytes(left, right, sides)
+        needed = max(block_bytes, _prepare_bytes(left.rows), _prepare_bytes(right.rows))
+        if needed <= max_bytes:
+            break
+        longer = 0 if whole_rows or sides[0] > sides[1] else 1
+        if sides[longer] <= smallest:
+            raise ValueError(
+                f"max_bytes: expected at least {needed:,} for this input, which one block of {sides[0]} × {sides[1]} "
+                f"neurons takes, got {max_bytes:,}. Allow more, or leave max_bytes out."
+            )
+        sides[longer] = max(smallest, sides[longer] // 2)
+    return sides[0], sides[1]
+
+
+def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
+    """Write C[row:, column:] of `left` against `right` into `out`, as much of it as `out` holds.
+
+    Where `left is right`, the diagonal is exactly 1 (0 or NaN for a neuron without direction), and a block that starts
+    on the diagonal (row == column) is symmetric bit for bit. Two blocks that are mirror images may differ in the last
+    bit, so a symmetric matrix is taken from the blocks on one side of the diagonal.
+    """
+    rows, columns = out.shape
+    with exact_float32():
+        _fill_products(out, left, row, right, column)
+    row_inverse = left.inverse_norm[row : row + rows, None]
+    column_inverse = right.inverse_norm[None, column : column + columns]
+    step = max(1, FINISH_ELEMENTS // columns) if out.device.type == "cpu" else rows
+    for top in range(0, rows, step):
+        # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
+        out[top : top + step].mul_(row_inverse[top : top + step] * column_inverse).clamp_(-1, 1)
+    if left is right:
+        _settle_diagonal(out, left.inverse_norm, row, column)
+
+
+def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
+    rows, columns = out.shape
+    on_diagonal = left is right and row == column
+    if not left.converts and not right.converts:
+        a, b = left.rows[row : row + rows, 0], right.rows[column : column + columns, 0]
+        for number, parts in enumerate(zip(a.split(SUMMED, 1), b.split(SUMMED, 1), strict=True)):
+            _multiply(*parts, out, on_diagonal, accumulate=number > 0)
+        return
+    for number, part in enumerate(sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
+        a = panel(left, slice(row, row + rows), part)
+        b = a if on_diagonal and rows == columns else panel(right, slice(column, column + columns), part)
+        _multiply(a, b, out, on_diagonal, accumulate=number > 0)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, on_diagonal: bool, *, accumulate: bool) -> None:
+    """out (+)= a bᵀ; of a block that starts on the diagonal only what is not below it, where that is cheaper."""
+    if not on_diagonal or out.device.type != "cpu":
+        product(a, b, out, accumulate)
+        return
+    side = min(out.shape)
+    upper_products(a[:side], out[:side, :side], accumulate=accumulate)
+    if side < out.shape[1]:
+        product(a, b[side:], out[:, side:], accumulate)
+    if side < out.shape[0]:
+        product(a[side:], b, out[side:], accumulate)
+
+
+def panel(neurons: Neurons, which: slice, part: tuple[slice, slice]) -> Tensor:
+    """x · scale − mean of some neurons over some samples, in the dtype of the products."""
+    mean = None if neurons.mean is None else neurons.mean[which]
+    scale = None if neurons.scale is None else neurons.scale[which]
+    return converted(neurons.rows[which, part[0], part[1]], neurons.dtype, mean, scale)
+
+
+def _panel_bytes(left: Neurons, right: Neurons, sides: list[int]) -> int:
+    if not left.converts and not right.converts:
+        return 0
+    samples = left.rows.shape[1] * left.rows.shape[2]
+    return sum(sides) * min(samples, SAMPLES_AT_ONCE) * left.dtype.itemsize
+
+
+def _settle_diagonal(out: Tensor, inverse_norm: Tensor, row: int, column: int) -> None:
+    """Exact values where a neuron meets itself, and a symmetric block where it starts on the diagonal."""
+    first = max(row, column)
+    last = min(row + out.shape[0], column + out.shape[1])
+    if first >= last:
+        return
+    square = out[first - row : last - row, first - column : last - column]
+    inverse_norm = inverse_norm[first:last]
+    square.diagonal().copy_(torch.where(inverse_norm > 0, 1.0, inverse_norm))
+    if row == column:
+        _mirror(square)
+
+
+def _mirror(square: Tensor) -> None:
+    """Copy what is above the diagonal to below it, a strip at a time, which keeps the copies small."""
+    for top in range(0, len(square), MIRROR_ROWS):
+        strip = square[top : top + MIRROR_ROWS]
+        bottom = top + len(strip)
+        corner = strip[:, top:bottom]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        if bottom < len(square):
+            square[bottom:, top:bottom] = transposed(strip[:, bottom:].contiguous())
+
+
+def _prepare_bytes(rows: Tensor) -> int:
+    """Bound on what `prepare` allocates, its result included."""
+    neurons = rows.shape[0]
+    return 20 * min(rows.numel(), max(PASS_ELEMENTS, neurons)) + 64 * neurons
