@@ -205,10 +205,11 @@ def watch(
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     """The tensor through which the gradient of `out` comes, and how to cut it out of that one's.
 
-    After a write into a view gradients come through the tensor that it is a view of.
+    Of a view, as einsum returns, that is what it is a view of: once somebody writes into the view, or another of the
+    same memory, no gradient comes through the view itself any more.
     """
     base = out._base
-    if base is None or not base.is_contiguous() or base.grad_fn is None or "CopySlices" not in base.grad_fn.name():
+    if base is None or base.grad_fn is None or not base.is_contiguous():
         return out, None
     shape, strides, offset = out.shape, out.stride(), out.storage_offset() - base.storage_offset()
     return base, lambda grad: grad.contiguous().as_strided(shape, strides, offset)
