@@ -215,6 +215,16 @@ class Walk:
 
     # ---- one operation after the other -------------------------------------------------------------------------------
 
+    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        """Keep the call of a norm; None where it does not take one tensor and give one of its shape."""
+        if name not in self.norms:
+            return
+        before = given[0] if given else None
+        if not isinstance(before, Tensor) or not isinstance(output, Tensor) or before.shape != output.shape:
+            self.norms[name].append(None)
+        else:
+            self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes)))
+
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         name = func._schema.name.rpartition("::")[2]
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name

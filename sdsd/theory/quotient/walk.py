@@ -85,6 +85,9 @@ class ChannelWalk:
                 return f"{self.module!r} ({kind.__name__})"
         return f"{op!r} in {self.module!r}" if self.module else repr(op)
 
+    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        """Nothing is known of modules but their operations."""
+
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation of torch."""
         name = func._schema.name.rpartition("::")[2]
