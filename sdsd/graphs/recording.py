@@ -100,7 +100,7 @@ class Listener(Protocol):
         """One operation."""
 
     def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
-        """The forward of the module called `name` is over: what it was given, and gave."""
+        """A module has run: its name, what it took, and what it gave."""
 
 
 def follow(model: nn.Module, example_input: Any, listener: Listener) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,10 +34,9 @@ from ...geometry.merging import (
     tensor_of,
     weight_cosine,
 )
-from ..engine import Progress, plain, write_json
+from ..engine import LOGGER, Progress, plain, write_json
 from .subject import Subject
 
-LOGGER = logging.getLogger("sdsd.studies")
 HOW = "mean"
 COMPARED = 10
 """Clusters at which silhouettes are compared: those of two maps say something only at the same number."""
@@ -315,7 +313,7 @@ class Examination:
             return NeuronMap.from_activations(collected, seed=self.config.seed, pairs=0)
 
         if name not in self.control_maps:
-            self.control_maps[name] = self._kept_map(f"-control-{name.replace(' ', '-')}", drawn)
+            self.control_maps[name] = self._kept_map(f"-{name.replace(' ', '-')}-map", drawn)
         return self.control_maps[name]
 
     def _plasticity(self) -> dict[str, Any]:

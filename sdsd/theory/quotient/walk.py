@@ -86,7 +86,7 @@ class ChannelWalk:
         return f"{op!r} in {self.module!r}" if self.module else repr(op)
 
     def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
-        """Nothing is known of modules but their operations."""
+        """A module has run: nothing here rests on where one ends."""
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation of torch."""
