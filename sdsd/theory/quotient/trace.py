@@ -93,6 +93,8 @@ class _Finish:
         for name, uses in by_name.items():
             calls = {use.call: use.taken for use in uses}
             why = self._why_not(name, calls, {use.axis for use in uses})
+            if name not in self.parameters and any(use.role != EXTRA for use in uses):
+                why = f"{name} does not train"
             for use in uses if why else ():
                 self.channels.fix(use.channels, why)
             for axis in {use.axis for use in uses} if len(calls) > 1 else ():
@@ -118,7 +120,7 @@ class _Finish:
         return ""
 
     def _tie_calls(self, why: str, uses: list[Use], calls: dict[int, tuple[Ids, ...]]) -> None:
-        """An entry of an axis that several calls use moves as all of these need, whatever parts of other axes they take.
+        """An entry of an axis that several calls use moves as all of these need, whatever they take of other axes.
 
         A call with no channels there, or several, or with other entries of the axis than another, holds all still.
         """
@@ -213,8 +215,8 @@ class _Finish:
                     continue
                 role = use.role if (use.role in WRITING) == writes else MATRIX if writes else READ
                 made = Slice(use.name, use.axis, torch.from_numpy(np.where(part, units, -1)))
-                if made.key not in known_parts:
-                    known_parts.add(made.key)
+                if (writes, made.key) not in known_parts:
+                    known_parts.add((writes, made.key))
                     lists[role].append(made)
                 names = segment.writers if writes else segment.readers
                 if use.layer not in names:
