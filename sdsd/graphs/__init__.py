@@ -11,7 +11,8 @@ however its forward is written, so that one row of the vocabulary serves modules
 `sizes.py`            where those go while a model runs
 `walk.py`             one operation after the other, and the table of rules
 `rules_layout.py`     rules for what moves entries about: views, concatenations, pieces, lookups
-`rules_values.py`     rules for elementwise operations, sums, norms, poolings; a new operation is one name in a row
+`rules_values.py`     rules for elementwise operations, sums, norms; a new operation is one name in a row
+`rules_pictures.py`   rules for poolings, resizing, channels that become pixels
 `rules_products.py`   rules for matrix products, convolutions, attention
 `recording.py`        running a model and noting all of this
 `writes.py`           parameters that a forward writes into, put back
@@ -22,10 +23,10 @@ however its forward is written, so that one row of the vocabulary serves modules
 """
 
 from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
-from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Part
+from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
 from .look import first_line, likely_inputs, look
 from .recording import IS_OUTPUT, as_arguments, call_of, follow, listening, outputs
-from .rules_values import spatial_names
+from .rules_pictures import spatial_names
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -60,6 +61,7 @@ __all__ = [
     "Group",
     "Groups",
     "Ids",
+    "Norm",
     "Obstacle",
     "Part",
     "Step",

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..models import evaluating, training_outside_torch, untouched
-from . import rules_layout, rules_products, rules_values
+from . import rules_layout, rules_pictures, rules_products, rules_values
 from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .counts import Count
 from .sizes import Sizes, counting, used_as_number
@@ -31,6 +31,7 @@ __all__ = [
     "outputs",
     "record",
     "rules_layout",
+    "rules_pictures",
     "rules_products",
     "rules_values",
 ]
@@ -97,6 +98,9 @@ class Listener(Protocol):
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation."""
+
+    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        """A module has run: its name, what it took, and what it gave."""
 
 
 def follow(model: nn.Module, example_input: Any, listener: Listener) -> Any:
@@ -268,9 +272,9 @@ def _module_names(model: nn.Module, walk: Listener, ran: set[str]) -> Iterator[N
         walk.module = inside[-1]
         ran.add(walk.module)
 
-    def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def leave(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         if inside:
-            inside.pop()
+            walk.left(inside.pop(), given, output)
         walk.module = inside[-1] if inside else ""
 
     hooks = (

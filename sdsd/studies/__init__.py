@@ -18,7 +18,9 @@
 `pairs.py`         pairs of neurons that serve as examples
 =================  ==================================================================================================
 
-docs/studies.md builds a study.
+One study, in the order to read it: `engine/run.run_study` runs what `engine/study.Study` describes,
+`engine/seeds.measure_seed` one seed of it; then its own `measure`, `judge` and `draw`, such as
+`theory/selection.measure`. docs/studies.md builds a study.
 """
 
 from .catalogue import CATALOGUE, GROUPS, choose_studies, list_lines

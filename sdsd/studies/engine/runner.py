@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ..._extras import MissingExtraError
 from .files import prepare_output
-from .progress import Progress
+from .progress import LOGGER, Progress
 from .result import StudyResult
 from .run import run_study
-from .seeds import SeedFile, measure_seed
+from .seeds import SeedFile, log_measured, measure_seed
 from .study import Study, check_needs
 
 
@@ -68,6 +68,7 @@ class Runner:
                 if len(studies) == 1:
                     raise
                 self.progress.say(f"{study.name} is left out: {error}\n")
+                LOGGER.warning("%s is left out: %s", study.name, error)
                 continue
             yield study, result
             if result.interrupted:
@@ -89,7 +90,9 @@ class Runner:
                 file = names[future]
                 # What misses a package is left for `run`, which knows whether to go on without it.
                 if not isinstance(future.exception(), MissingExtraError):
-                    self.progress.say(f"{file.study}, seed {file.seed}: {future.result().seconds:.0f} s")
+                    seconds = future.result().seconds
+                    self.progress.say(f"{file.study}, seed {file.seed}: {seconds:.0f} s")
+                    log_measured(file, seconds)
                 advance(done, len(missing))
         finally:
             self.progress.stop()

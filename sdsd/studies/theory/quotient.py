@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_dots
+from ...report.figures import draw_curves, draw_dots
 from ..documents import SDSD
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval
 from ..rules import RULES
@@ -35,7 +35,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="The gradient and Γ on the quotient S/G are properties of the function, free of its symmetries",
         source=f"{SDSD} §2, §4",
         verdict=_word(min(moved), still, mixed.value - 1),
-        seed_figure="no procedure is given",
+        published="no procedure is given",
         our_figure=geometric_interval(moved, "is the factor by which ‖∇L‖² moves over an orbit"),
         corrected=f"A gradient is horizontal (vertical share {vertical['gradient']:.0e}), yet its length and Γ change "
         f"along the orbit (Γ from {low:.3f} to {high:.3f}). Γ at the point of least norm stays (within {still:.0e}) "

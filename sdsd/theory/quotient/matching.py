@@ -271,11 +271,16 @@ class _Models:
         names = list(dict.fromkeys(name for permutation in self.permutations for name in permutation.layers))
         answers = [
             collect_activations(
-                model, self.batches, names, after_nonlinearity=False, keep=True, progress=progress,
+                model,
+                self.batches,
+                names,
+                after_nonlinearity=False,
+                keep=True,
+                progress=progress,
                 max_bytes=MOST_BYTES if max_bytes is None else max_bytes,
             )
             for model in (self.one, self.other)
-        ]  # fmt: skip
+        ]
         for place, permutation in enumerate(self.permutations):
             scores = torch.zeros(permutation.width, permutation.width, dtype=torch.float64)
             for name in permutation.layers:
