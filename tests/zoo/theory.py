@@ -95,6 +95,9 @@ class _Dtypes:
         """One operation."""
         self.single |= any(each.dtype == torch.float32 for each in pytree.tree_leaves(out) if isinstance(each, Tensor))
 
+    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        """A module is done."""
+
 
 def _rounds(model: nn.Module, example: Any) -> bool:
     """Whether a model in float64 goes through float32, as norms of Llama and its kin do."""
