@@ -57,9 +57,10 @@ test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSD
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
-test-zoo: $(ZOO)/stamp  ## the monitor and functional geometry on architectures people train, into docs/coverage.md
+test-zoo: $(ZOO)/stamp  ## monitor, functional geometry and symmetries on architectures people train; docs/coverage.md
 	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)
 	$(ZOO)/bin/python -m tests.zoo.geometry $(ZOO_ARGS)
+	$(ZOO)/bin/python -m tests.zoo.theory $(ZOO_ARGS)
 
 newcomer: $(VENV)/dev.stamp  ## all that a stranger does, in fresh clones and environments; gigabytes (NEWCOMER_ARGS=--quick: no)
 	$(BIN)/python -m tests.newcomer $(NEWCOMER_ARGS)
