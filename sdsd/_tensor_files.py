@@ -158,7 +158,10 @@ def _load_npz(path: Path, key: str | None) -> dict[str, np.ndarray]:
         if "pickle" in str(error).lower():
             raise _needs_code(path, "an array of Python objects") from error
         raise _damaged(path, "a NumPy archive") from error
-    return found if named else {name: array for name, array in found.items() if array.dtype.kind not in "SU"}
+    if named:
+        return found
+    # Members that are no arrays come as bytes.
+    return {name: each for name, each in found.items() if isinstance(each, np.ndarray) and each.dtype.kind not in "SU"}
 
 
 def _entries(names: Sequence[str], key: str, most: int = 8) -> str:

@@ -73,5 +73,5 @@ def as_tensor(activations: Tensor | np.ndarray, name: str = "activations") -> Te
             f"Pass {name}.astype('float32')."
         ) from error
     except ValueError:
-        # Negative strides.
-        return torch.from_numpy(activations.copy())
+        # Negative strides, or the bytes of a number in another order than this machine's.
+        return torch.from_numpy(activations.astype(activations.dtype.newbyteorder("="), order="C"))

@@ -11,9 +11,14 @@ from ..geometry.map import HINT, MAP_STYLE, OFFLINE_POLICY, plot, plot_library, 
 from .html import table
 
 VERDICT_CLASSES = {
-    "reproduced": "holds", "direction only": "partly", "no effect": "fails",
-    "opposite": "fails", "refuted": "fails", "inconclusive": "open", "untestable here": "open",
-}  # fmt: skip
+    "reproduced": "holds",
+    "direction only": "partly",
+    "no effect": "fails",
+    "opposite": "fails",
+    "refuted": "fails",
+    "inconclusive": "open",
+    "untestable here": "open",
+}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .._checks import (
 )
 from .._register import Gradient, is_transformed, register
 from .._rows import as_rows
+from ..pairwise.reading import FAR
 from .cpu import cosine_matrix_torch
 
 
@@ -126,7 +127,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, N
 def _directions(rows: Tensor, center: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """u (N, SAMPLES), zero for a neuron without direction; which have one (N, 1); ‖x_i‖ as a product of two (N, 1)."""
     x = rows.flatten(1).to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    times = torch.ones((), dtype=x.dtype, device=x.device)
     if center:
+        # Differences of larger numbers could leave the range.
+        far = FAR[x.dtype]
+        times = torch.where(x.detach().abs().amax(1, keepdim=True) > 2.0**far, 2.0**-far, times)
+        x = x * times
         x = x - x[:, :1]
         x = x - x.mean(1, keepdim=True)
     peak = x.detach().abs().amax(1, keepdim=True)
@@ -135,7 +141,7 @@ def _directions(rows: Tensor, center: bool) -> tuple[Tensor, Tensor, tuple[Tenso
     # Dividing by the peak first keeps squares in range, as the forward pass does.
     u = torch.where(live, x / peak, 0.0)
     norm = torch.where(live, u.square().sum(1, keepdim=True), 1.0).sqrt()
-    return u / norm, live, (norm, peak)
+    return u / norm, live, (norm, peak / times)
 
 
 class _Transformed(torch.autograd.Function):

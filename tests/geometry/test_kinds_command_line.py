@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -34,6 +37,30 @@ def test_data_the_model_does_not_run_on(tmp_path, capfd, name):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert "the model raised" in error or "the model does not run on it" in error
+
+
+@pytest.mark.parametrize(
+    ("loader", "says"),
+    [
+        ("[(torch.randn(5, 20), torch.full((5,), 9))]", "batch 0: expected classes from 0 to 3, .* got 9"),
+        ("[(torch.randn(5, 20), torch.tensor([0, 1, 2, 3, -1]))]", "batch 0: expected classes from 0 to 3, .* got -1"),
+        ("[{'foo': torch.randn(5, 20)}]", "got one sample of a dict with no entry that its forward names"),
+    ],
+)
+def test_classes_and_entries_that_the_model_does_not_have(tmp_path, capfd, loader, says):
+    path = tmp_path / "file.py"
+    path.write_text(f"import torch\nfrom torch import nn\n{MLP}loader = {loader}\n")
+    status = main(["geometry", "--model", str(path), "--layer", "0", "--quick", "--out", str(tmp_path / "out")])
+    error = capfd.readouterr().err
+    assert (status, error.count("\n")) == (2, 1)
+    assert re.search(says, error)
+
+
+def test_an_archive_with_a_member_that_is_no_array(tmp_path, capfd):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("readme.txt", "words")
+    assert main(["map", str(tmp_path / "a.npz"), "--out", str(tmp_path / "out")]) == 2
+    assert "expected at least one tensor" in capfd.readouterr().err
 
 
 def test_data_from_a_file_that_the_model_does_not_run_on(tmp_path, capfd):

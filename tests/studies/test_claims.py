@@ -65,7 +65,7 @@ def test_marked_parts_are_written_anew(groups, tmp_path):
     assert "No results yet from: two, three." in whole
     assert "1 seed: `sdsd study one --seeds 1 --quick`" in whole
     for verdict in UNTESTABLE:
-        assert f"| {verdict.claim} | {verdict.seed_figure} | – | **untestable here** | – |" in whole
+        assert f"| {verdict.claim} | {verdict.published} | – | **untestable here** | – |" in whole
     with pytest.raises(ValueError, match="claims: 'theroy' is none of theory, other, without a study, details"):
         fill("<!-- claims: theroy -->\n<!-- end of claims -->", found)
 
@@ -128,7 +128,7 @@ def test_the_command_runs_what_is_missing(capsys, monkeypatch, tmp_path):
 
 def on_networks(tmp_path, monkeypatch, ratios, *, document=5.0):
     """Claims of one study a network, each with the ratios of its seeds."""
-    effect = Effect(nothing=1.0, document=document, negligible=1.25)
+    effect = Effect(nothing=1.0, published=document, negligible=1.25)
 
     def judge(result):
         ours = geometric_interval(ratios[result.study], "×", against=1.0)

@@ -7,6 +7,8 @@
 `model_call.py`         a model called on batches as loaders give them
 `collector.py`          values taken out of forward passes, a store a layer
 `nonlinearity.py`       from a layer's output to what its readers get
+`choice.py`             which of the values on the way is taken
+`function_names.py`     what functions of torch do to the values of neurons, by name
 `padding.py`            which positions are padding, and no samples
 ======================  ============================================================================================
 """

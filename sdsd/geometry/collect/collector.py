@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...graphs import outputs
+from ...models import untouched
 from ..gram import GramAccumulator
+from .choice import Choice, Path, Reading, choose, path_name
 from .layer_activations import LayerActivations
 from .model_call import Forward, run_batch
-from .nonlinearity import Choice, Path, ReadersFollower, Reading, choose, path_name
+from .nonlinearity import ReadersFollower
 from .padding import Padding
 
 OUTPUT = "output"
@@ -46,8 +49,15 @@ class Collector:
     def look_for_nonlinearities(self, model: nn.Module, batch: Any, run: Forward, required: bool) -> None:
         """Run a batch once and note what the readers of each layer get."""
         follower = ReadersFollower()
-        with self._following(follower, set(self.chosen)):
-            run_batch(model, batch, run, 0)
+        devices = list({each.device for each in (*model.parameters(), *model.buffers()) if each.device.type == "cuda"})
+        with untouched(model), torch.random.fork_rng(devices), self._following(follower, set(self.chosen)):
+            given: list[Any] = []
+            hook = model.register_forward_hook(lambda _module, _inputs, output: given.append(output))
+            try:
+                given.append(run_batch(model, batch, run, 0))
+            finally:
+                hook.remove()
+            follower.given_back(outputs(given))
         seen: dict[str, list[Reading]] = {}
         for reading in follower.readings:
             seen.setdefault(reading.layer, []).append(reading)
@@ -115,6 +125,8 @@ class Collector:
         if value.numel() == 0:
             raise ValueError(f"{where}: expected samples, got shape {tuple(value.shape)}. Leave empty batches out.")
         value, dim = self.padding.without(value, dim, where)
+        if self.padding.left_in:
+            self.notes.setdefault(name, f"layer {name!r} {self.padding.left_in}")
         if value.numel() == 0:
             return
         _check_finite(value, dim, where)

@@ -55,9 +55,10 @@ def _shape_of(batch: Any) -> str:
     return _shape_of(batch[0]) if isinstance(batch, (tuple, list)) and batch else type(batch).__name__
 
 
-def run_batch(model: nn.Module, batch: Any, run: Forward, number: int) -> None:
+def run_batch(model: nn.Module, batch: Any, run: Forward, number: int) -> Any:
+    """What the model gives for a batch; ValueError where it does not run on it."""
     try:
-        run(model, batch)
+        return run(model, batch)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

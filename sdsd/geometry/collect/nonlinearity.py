@@ -7,8 +7,7 @@ a path. Where something else reads the tensor (a Linear layer, a convolution, a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,111 +16,28 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...graphs import IN_PLACE_OPERATORS, PER_NEURON_NAMES
-
-NONLINEARITIES = {
-    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
-    "hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink",
-    "threshold", "logsigmoid", "log_sigmoid", "clamp", "clamp_min",
-}  # fmt: skip
-"""Functions of one neuron's value by name, without the underscore of those that work in place."""
-AFFINE = {
-    "add", "sub", "mul", "div", "neg", "lerp", "addcmul", "masked_fill", "batch_norm", "layer_norm", "group_norm",
-    "instance_norm", "rms_norm",
-}  # fmt: skip
-"""What, by itself, makes no nonlinearity of what it reads."""
-NORMS = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"}
-UNCHANGED = {
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout",
-    "contiguous", "clone", "detach", "alias", "to", "to_copy", "type_as", "float", "double", "half", "bfloat16",
-    "requires_grad", "data", "cpu", "cuda",
-}  # fmt: skip
-POOLINGS = {
-    f"{kind}_pool{size}d"
-    for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg", "fractional_max")
-    for size in (1, 2, 3)
-}
-RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
-ELEMENTWISE = PER_NEURON_NAMES | NONLINEARITIES | {
-    "fmax", "fmin", "clamp_max", "addcdiv", "xlogy", "nan_to_num", "isnan", "isfinite", "isinf", "logical_and",
-    "logical_or", "bitwise_and", "bitwise_or", "bitwise_not", "ceil", "floor", "round", "trunc", "tan", "sinh", "cosh",
-    "exp2", "log2", "log10", "erfc", "float_power", "remainder", "copysign", "hypot", "atan", "atan2", "setitem",
-}  # fmt: skip
-NO_VALUES = {
-    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
-    "new_empty", "new_full", "new_tensor", "expand_as",
-}  # fmt: skip
-SUMMARIES = {
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "any",
-    "all",
-    "std",
-    "var",
-    "norm",
-    "vector_norm",
-    "logsumexp",
-}
-"""What puts positions or neurons together: what it makes is not followed, and no reader as a layer is one."""
-READERS = {
-    "linear", "bilinear", "matmul", "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "einsum", "inner",
-    "tensordot", "scaled_dot_product_attention", "multi_head_attention_forward", "rnn_tanh", "rnn_relu", "lstm", "gru",
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
-}  # fmt: skip
-OTHER_NAMES = {
-    "radd": "add", "rmul": "mul", "rsub": "sub", "rtruediv": "div", "rdiv": "div", "truediv": "div", "divide": "div",
-    "true_divide": "div", "multiply": "mul", "subtract": "sub", "rpow": "pow", "rmatmul": "matmul", "negative": "neg",
-    "absolute": "abs", "clip": "clamp", "greater": "gt", "and": "logical_and", "or": "logical_or",
-    "invert": "bitwise_not",
-}  # fmt: skip
-
-
-class Step(NamedTuple):
-    """One function on a path."""
-
-    name: str
-    settings: str  # numbers it was given
-    curved: bool
-
-
-Path = tuple[Step, ...]
-
-
-def is_curved(path: Path) -> bool:
-    """Whether there is a nonlinearity on it."""
-    return any(step.curved for step in path)
-
-
-def path_name(path: Path) -> str:
-    """From the first activation on: "relu", "sigmoid → mul"."""
-    names = [step.name for step in path]
-    first = next((place for place, name in enumerate(names) if name in NONLINEARITIES), None)
-    if first is None:
-        first = next((place for place, step in enumerate(path) if step.curved), 0)
-    listed = names[first:]
-    return " → ".join(listed if len(listed) <= 5 else [*listed[:2], "…", *listed[-2:]])
-
-
-@dataclass(eq=False)
-class Reading:
-    """One call of a layer whose output is followed, and what was seen of it."""
-
-    layer: str
-    made: dict[Path, None] = field(default_factory=dict)
-    used: set[Path] = field(default_factory=set)
-    read: dict[Path, None] = field(default_factory=dict)
-    elsewhere: dict[Path, str] = field(default_factory=dict)  # paths read by what is not followed, and by what
-    taken: bool = False
+from .choice import Path, Reading, Step
+from .function_names import (
+    AFFINE,
+    ELEMENTWISE,
+    LEAVES_TORCH,
+    MOVES,
+    NO_VALUES,
+    NORMS,
+    POOLINGS,
+    READERS,
+    RESHAPES,
+    SUMMARIES,
+    UNCHANGED,
+    name_of,
+)
 
 
 class _Followed(NamedTuple):
     reading: Reading
     path: Path
     undo: tuple[tuple[str, tuple[int, ...]], ...]  # what brings the layout of the layer's output back, last first
+    moved: str = ""  # the first of MOVES on the way, behind which nothing is taken
 
 
 def original_layout(value: Tensor, undo: tuple[tuple[str, tuple[int, ...]], ...]) -> Tensor:
@@ -138,6 +54,7 @@ class ReadersFollower(TorchFunctionMode):
         self.made = made
         self.readings: list[Reading] = []
         self.followed: Any = WeakIdKeyDictionary()  # tensor → what it is of
+        self.versions: Any = WeakIdKeyDictionary()  # tensor → how often it had been written when it was followed
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def follow(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -152,25 +69,38 @@ class ReadersFollower(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
         sources = [each for each in _tensors((*args, *named.values())) if each in self.followed]
+        for source in sources:
+            self._check_version(source)
         result = func(*args, **named)
         if sources:
             self._saw(func, sources, args, named, result)
         return result
 
     def _saw(self, func: Any, sources: list[Tensor], args: Any, named: Any, result: Any) -> None:
-        name = _name(func)
+        name = name_of(func)
         if name in NO_VALUES:
             return
-        if name == "setitem" and args[0] in self.followed:
-            self._changed_in_place(args[0], Step("setitem", "", True))
+        if name in ("setitem", "copy"):
+            self._filled(name, args[0], sources)
+            return
+        if name in ("max", "min") and len(args) + len(named) > 1 and len(sources[0].shape) == len(_shape(result)):
+            name = f"{name}imum"
+        if name in MOVES:
+            items = [each._replace(moved=each.moved or name) for source in sources for each in self.followed[source]]
+            for made in _tensors(result if isinstance(result, (tuple, list)) else (result,)):
+                if made not in self.followed:
+                    self._follow(made, items, again=False)
             return
         if not isinstance(result, Tensor):
-            if any(isinstance(part, Tensor) for part in (result if isinstance(result, (tuple, list)) else ())):
+            inside = result if isinstance(result, (tuple, list)) else ()
+            if name in LEAVES_TORCH or any(isinstance(part, Tensor) for part in inside):
                 self._read_by(name, sources)
             return
         if name in NORMS or name in POOLINGS:
             sources = [source for source in sources if source is (args[0] if args else named.get("input"))]
-        if name in UNCHANGED or name in POOLINGS:
+        if name == "einsum" and not _sums(args[0], sources[0], args[1:]):
+            self._read_by(name, sources, layer=False)
+        elif name in UNCHANGED or name in POOLINGS:
             if result not in self.followed:
                 self._follow(result, [each for source in sources for each in self.followed[source]], again=False)
         elif name in ELEMENTWISE or name in NORMS:
@@ -193,6 +123,10 @@ class ReadersFollower(TorchFunctionMode):
         joined: dict[Reading, _Followed] = {}
         for source in sources:
             for each in self.followed[source]:
+                if each.moved:
+                    if not in_place:
+                        each.reading.elsewhere.setdefault(each.path, each.moved)
+                    continue
                 if source.shape != result.shape:
                     each.reading.read[each.path] = None  # spread over a larger tensor: read as it is
                     continue
@@ -202,74 +136,65 @@ class ReadersFollower(TorchFunctionMode):
         new = [each._replace(path=(*each.path, step)) for each in joined.values()]
         if in_place:
             self._changed_in_place(result, step)
-        self._follow(result, new)
+        if new:
+            self._follow(result, new)
 
     def _changed_in_place(self, target: Tensor, step: Step) -> None:
         """Tensors that share memory with one that is written are other values now."""
         place = target.untyped_storage().data_ptr()
-        for tensor, items in list(self.followed.items()):
-            if tensor.untyped_storage().data_ptr() == place:
-                for each in items:
-                    each.reading.used.add(each.path)
-                self._follow(tensor, [each._replace(path=(*each.path, step)) for each in items])
+        sharing = [
+            (tensor, items)
+            for tensor, items in list(self.followed.items())
+            if tensor.untyped_storage().data_ptr() == place
+        ]
+        whole = {each.reading for _, items in sharing for each in items if not each.moved}
+        for tensor, items in sharing:
+            for each in items:
+                each.reading.used.add(each.path)
+                if each.reading not in whole:
+                    each.reading.elsewhere.setdefault(each.path, each.moved)
+            kept = [each._replace(path=(*each.path, step)) for each in items if each.reading in whole]
+            self._follow(tensor, kept)
 
-    def _read_by(self, name: str, sources: list[Tensor]) -> None:
+    def _filled(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
+        """Something is written into a tensor by its places."""
+        held = self.followed.get(target, [])
+        if any(not each.moved for each in held):
+            self._changed_in_place(target, Step(name, "", True))
+        else:
+            others = [each for source in sources if source is not target for each in self.followed[source]]
+            self._follow(target, [*held, *(each._replace(moved=each.moved or name) for each in others)], again=False)
+
+    def _read_by(self, name: str, sources: list[Tensor], layer: bool = True) -> None:
         for source in sources:
             for each in self.followed[source]:
-                if name in READERS:
+                if name in READERS and layer:
                     each.reading.read[each.path] = None
-                elif name not in SUMMARIES:
-                    each.reading.elsewhere.setdefault(each.path, name)
+                elif name in SUMMARIES and not each.moved:
+                    each.reading.summed = True
+                else:
+                    each.reading.elsewhere.setdefault(each.path, each.moved or name)
+
+    def given_back(self, values: Iterable[Any]) -> None:
+        """Note what the model gives."""
+        for value in values:
+            for each in self.followed.get(value, ()) if isinstance(value, Tensor) else ():
+                each.reading.given_back = True
+
+    def _check_version(self, tensor: Tensor) -> None:
+        if self.versions.get(tensor) != _version(tensor):
+            for each in self.followed[tensor]:
+                each.reading.written = True
 
     def _follow(self, tensor: Tensor, items: list[_Followed], again: bool = True) -> None:
+        self.versions[tensor] = _version(tensor)  # first, for a mode that is on is told of this look as well
         self.followed[tensor] = items
         for each in items if again else ():
+            if each.moved:
+                continue
             each.reading.made[each.path] = None
             if self.made is not None:
                 self.made(each.reading, each.path, partial(original_layout, tensor, each.undo))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is taken of a layer: the value at the end of `path`, or its own output where that is None."""
-
-    path: Path | None
-    note: str = ""
-
-
-def choose(layer: str, readings: list[Reading]) -> Choice:
-    """What the readers of a layer get, if it is one value behind a nonlinearity."""
-    read = list(dict.fromkeys(path for reading in readings for path in reading.read))
-    elsewhere = {path: name for reading in readings for path, name in reading.elsewhere.items()}
-    ends = [
-        path for reading in readings for path in reading.made if path not in reading.used and path not in reading.read
-    ]
-    candidates = read or list(elsewhere) or list(dict.fromkeys(ends))
-    own = f"the map of {layer!r} is of its own output"
-    if not candidates:
-        return Choice(None)
-    shortest = min(candidates, key=len)
-    others = [path for path in candidates if path[: len(shortest)] != shortest]
-    if others:
-        listed = sorted({_listed(path) for path in candidates}, key=len)
-        more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-        return Choice(None, f"{own}, for its readers get it in several ways: {'; '.join(listed[:3])}{more}")
-    if is_curved(shortest):
-        return Choice(shortest)
-    if read and shortest:
-        return Choice(None, f"{own}, and its readers get that {_listed(shortest)}")
-    if not read and elsewhere:
-        behind = f" {_listed(shortest)}" if shortest else ""
-        return Choice(
-            None, f"{own}{behind and ', and its readers get that' + behind}, which {elsewhere[shortest]!r} reads; "
-            "behind that it is not followed, and what readers get may differ",
-        )  # fmt: skip
-    return Choice(None)
-
-
-def _listed(path: Path) -> str:
-    names = [step.name for step in path]
-    return f"after {' → '.join(names if len(names) <= 6 else [*names[:3], '…', *names[-2:]])}" if names else "as it is"
 
 
 def _joined(one: Path, other: Path) -> Path:
@@ -280,13 +205,22 @@ def _joined(one: Path, other: Path) -> Path:
     return (*one, *other[common:])
 
 
-def _name(func: Any) -> str:
-    name = getattr(func, "__name__", "")
-    if name == "__get__":
-        name = getattr(getattr(func, "__self__", None), "__name__", "")
-    name = name.strip("_")
-    name = name[1:] if name in IN_PLACE_OPERATORS or name in ("ipow", "iand", "ior") else name
-    return OTHER_NAMES.get(name, name)
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _shape(result: Any) -> tuple[int, ...]:
+    return tuple(result.shape) if isinstance(result, Tensor) else ()
+
+
+def _sums(equation: Any, followed: Tensor, operands: Any) -> bool:
+    """Whether an einsum sums over something of this operand, as a layer does that reads it."""
+    if not isinstance(equation, str) or "->" not in equation:
+        return True
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    given = operands[0] if len(operands) == 1 and isinstance(operands[0], (tuple, list)) else operands
+    mine = [term for term, operand in zip(inputs.split(","), given, strict=False) if operand is followed]
+    return any(set(term) - set(output) for term in mine)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ATTENTION_MASK = "attention_mask"
+DROPS = -5000.0
+"""Numbers below are added to scores to drop a position; those above, such as distances, are not."""
 
-Mask = str | Callable[[Any], Tensor] | bool | None
+Mask = str | Callable[[Any], Any] | bool | None
 """What `collect_activations` takes as `mask`."""
 
 
@@ -24,6 +27,7 @@ class Padding:
             )
         self.mask = mask
         self.kept: Tensor | None = None
+        self.left_in = ""  # why padding may be among the samples that `without` gave last
 
     def start(self, batch: Any, number: int) -> None:
         """Find the mask of a batch."""
@@ -39,17 +43,22 @@ class Padding:
             if found is None and self.mask is not None:
                 got = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
                 raise ValueError(f"mask: expected batches that are dicts with an entry {name!r}, got {got}.")
-            if self.mask is None and not (isinstance(found, Tensor) and found.ndim == 2):
-                return  # no mask of positions: one of pairs of them, for example
-        if not isinstance(found, Tensor) or found.ndim not in (1, 2) or found.numel() == 0:
-            got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"mask: batch {number}: expected a tensor (batch, positions), got {got}.")
-        self.kept = found.detach() > 0
+        if found is None and self.mask is None:
+            return
+        try:
+            found = torch.as_tensor(found).detach()
+        except (TypeError, ValueError, RuntimeError):
+            got = type(found).__name__
+            raise ValueError(f"mask: batch {number}: expected a tensor (batch, positions), got {got}.") from None
+        if self.mask is None and found.ndim < 2:
+            return  # a number a sample, no mask of positions
+        self.kept = kept_positions(found, number)
         if not bool(self.kept.any()):
             raise ValueError(f"mask: batch {number}: every position is padding. Leave such batches out.")
 
     def without(self, value: Tensor, dim: int, where: str) -> tuple[Tensor, int]:
         """The samples of an output whose dimension `dim` counts neurons, and that dimension."""
+        self.left_in = ""
         if self.kept is None:
             return value, dim
         rows = value.movedim(dim, -1)
@@ -61,4 +70,48 @@ class Padding:
                 f"mask: {where}: expected an output with the {tuple(self.kept.shape)} positions of the mask in front, "
                 f"got shape {tuple(value.shape)}. Collect this layer apart, with mask=False."
             )
+        if rows.ndim > 2 and rows.shape[0] == self.kept.shape[0] and not bool(self.kept.all()):
+            self.left_in = (
+                f"has outputs of shape {tuple(value.shape)} where {ATTENTION_MASK} has the positions "
+                f"{tuple(self.kept.shape)}, so padding is among its samples; pass mask=, a function of the batch"
+            )
         return value, dim
+
+
+def kept_positions(mask: Tensor, number: int) -> Tensor:
+    """Where a mask has samples, whatever form it has: of positions, or of what each position attends to.
+
+    Args:
+        mask: (positions,), (batch, positions), (batch, queries, keys) or (batch, heads, queries, keys); true or
+            positive where there is a sample, or numbers added to scores, large and negative where there is none.
+        number: of the batch, for errors.
+
+    Returns:
+        True where there is a sample.  # shape: (positions,) or (batch, positions)
+    """
+    if not 1 <= mask.ndim <= 4 or mask.numel() == 0 or mask.is_complex():
+        raise ValueError(
+            f"mask: batch {number}: expected a tensor (batch, positions), got shape {tuple(mask.shape)} of "
+            f"{mask.dtype}."
+        )
+    if mask.is_floating_point() and bool(mask.isnan().any()):
+        raise ValueError(f"mask: batch {number}: expected numbers, got a NaN.")
+    added = mask.is_floating_point() and bool((mask <= 0).all()) and bool((mask < DROPS).any())
+    kept = mask > DROPS if added or (mask.ndim > 2 and bool((mask < 0).any())) else mask > 0
+    if mask.ndim < 3:
+        return kept
+    if mask.ndim == 4:
+        kept = kept.any(1)
+    queries, keys = kept.shape[1:]
+    if queries == 1:
+        return kept[:, 0]
+    if queries != keys:
+        raise ValueError(
+            f"mask: batch {number}: expected as many queries as keys, or one, got {queries} and {keys} in a mask of "
+            f"shape {tuple(mask.shape)}. Pass mask=, a function batch → (batch, positions), or mask=False."
+        )
+    # A position attends to itself. Rows of padding may attend to everything, so that their softmax is finite.
+    everything = kept.all(2)
+    everything[:, -1] = False
+    freed = everything & ~kept.all(2).all(1, keepdim=True)
+    return kept.diagonal(dim1=1, dim2=2) & ~freed

@@ -26,13 +26,26 @@ if TYPE_CHECKING:
     from .neuron_map import NeuronMap
 
 CLUSTER_COLOURS = (
-    "#3b78e7", "#ee8a2c", "#2fa572", "#9467d4", "#df5452", "#2ba3b8", "#b8923a", "#d765a8", "#7f8c9b", "#6d8f3c",
-)  # fmt: skip
+    "#3b78e7",
+    "#ee8a2c",
+    "#2fa572",
+    "#9467d4",
+    "#df5452",
+    "#2ba3b8",
+    "#b8923a",
+    "#d765a8",
+    "#7f8c9b",
+    "#6d8f3c",
+)
 GRID = "#dde2e8"
 BUTTONS = {
-    "left": "turn left", "right": "turn right", "up": "tilt up", "down": "tilt down", "nearer": "closer",
+    "left": "turn left",
+    "right": "turn right",
+    "up": "tilt up",
+    "down": "tilt down",
+    "nearer": "closer",
     "farther": "farther",
-}  # fmt: skip
+}
 """Ways to look at a map (map_controls.js), and what stands on their buttons."""
 HINT = (
     "Drag to turn, scroll or pinch to zoom, point at a neuron for its nearest neighbours or choose it below the map, "
@@ -68,10 +81,13 @@ def save_ply(neuron_map: NeuronMap, path: str | Path) -> Path:
             )
         ],
         dtype=[
-            *((name, "f4") for name in "xyz"), *((name, "u1") for name in ("red", "green", "blue")),
-            ("neuron", "i4"), ("cluster", "i4"), ("norm", "f4"),
+            *((name, "f4") for name in "xyz"),
+            *((name, "u1") for name in ("red", "green", "blue")),
+            ("neuron", "i4"),
+            ("cluster", "i4"),
+            ("norm", "f4"),
         ],
-    )  # fmt: skip
+    )
     edges = np.array(neuron_map.links(), dtype=[("vertex1", "i4"), ("vertex2", "i4")])
     elements = [plyfile.PlyElement.describe(vertices, "vertex"), plyfile.PlyElement.describe(edges, "edge")]
     path = Path(path)
@@ -108,9 +124,13 @@ def draw(neuron_map: NeuronMap, axes: Any = None) -> tuple[Any, Any]:
     for group in range(clusters.max() + 1 if len(clusters) else 0):
         here = clusters == group
         axes.scatter(
-            *points[here].T, s=sizes[here], color=CLUSTER_COLOURS[group % len(CLUSTER_COLOURS)], edgecolors="white",
-            linewidths=0.6, label=f"cluster {group}",
-        )  # fmt: skip
+            *points[here].T,
+            s=sizes[here],
+            color=CLUSTER_COLOURS[group % len(CLUSTER_COLOURS)],
+            edgecolors="white",
+            linewidths=0.6,
+            label=f"cluster {group}",
+        )
     if 1 < len(set(neuron_map.clusters)) <= len(CLUSTER_COLOURS):
         # In the plane beside the neurons; in space the corners are free.
         place = {} if deep else {"bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
@@ -158,9 +178,15 @@ def save_html(neuron_map: NeuronMap, path: str | Path) -> Path:
     """
     notes = "".join(f"<p>{escape(note)}</p>" for note in neuron_map.notes)
     text = PAGE.substitute(
-        policy=OFFLINE_POLICY, title=escape(title_of(neuron_map)), summary=escape(summary_of(neuron_map)), notes=notes,
-        library=plot_library(), style=MAP_STYLE, plot=plot(neuron_map, "map"), hint=HINT,
-    )  # fmt: skip
+        policy=OFFLINE_POLICY,
+        title=escape(title_of(neuron_map)),
+        summary=escape(summary_of(neuron_map)),
+        notes=notes,
+        library=plot_library(),
+        style=MAP_STYLE,
+        plot=plot(neuron_map, "map"),
+        hint=HINT,
+    )
     path = Path(path)
     draft = path.with_name(path.name + ".part")
     draft.write_text(text, encoding="utf-8")

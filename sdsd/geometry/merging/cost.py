@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ...graphs import READER, Part, spatial_dims
 from ...models import evaluating
-from .consumers import consumers
-from .merge import part_tensor
+from .consumers import Consumers, consumers
+from .merge import IndexPairs, layer_rows, part_tensor
 from .sensitivity import LossFunction
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SAMPLES = 2**14
+"""Samples of which products are taken together."""
+TINY = torch.finfo(torch.float64).tiny
 
 
 def outgoing_weights(
@@ -68,6 +75,58 @@ def outgoing_weights(
             each = torch.einsum("no...,or->nr...", each, roots[module_of(part)])
         columns.append(each.reshape(found.neurons, -1))
     return torch.cat([each.to(columns[0].device) for each in columns], 1)
+
+
+def products_of(
+    model: nn.Module,
+    found: Consumers,
+    activations: Tensor | np.ndarray | None,
+    gram: Tensor | np.ndarray | None,
+    neuron_dim: int | None,
+) -> Tensor | None:
+    """Σ_s a_si a_sj of a layer's neurons, float64 on the CPU; None where nothing is known of them."""
+    if gram is not None:
+        return torch.as_tensor(gram).detach().double().cpu()
+    if activations is None:
+        return None
+    rows = layer_rows(model, found, activations, neuron_dim).flatten(1)
+    products = torch.zeros(found.neurons, found.neurons, dtype=torch.float64)
+    for part in rows.split(SAMPLES, 1):
+        wide = part.double().cpu()
+        products += wide @ wide.T
+    return products
+
+
+def foretold_change(model: nn.Module, found: Consumers, pairs: IndexPairs, how: str, products: Tensor) -> float | None:
+    """√(tr ΔᵀGΔ / tr VᵀGV): what merging changes in what the readers get, over what they get, both root mean squares.
+
+    V are outgoing weights, Δ what the merge changes in them with activations as they are, G products of activations:
+    exactly for "act" and "absorb" and readers with one column a neuron; see `merge_cost`. None for complex weights.
+    """
+    parts = [(part_tensor(model, part).detach(), part) for part in found.of(READER)]
+    if any(weight.is_complex() for weight, _ in parts):
+        return None
+    outgoing = _columns(found, parts)
+    first, second = outgoing[pairs.first], outgoing[pairs.second]
+    if how == "absorb":
+        share = products[pairs.first, pairs.second] / products.diagonal()[pairs.first].clamp_min(TINY)
+        change = torch.cat((share[:, None] * second, -second))
+    else:
+        change = torch.cat((second - first, first - second)) / 2
+    both = torch.cat(pairs)
+    changed = ((products[both][:, both] @ change) * change).sum().clamp_min(0)
+    whole = ((products @ outgoing) * outgoing).sum()
+    return float((changed / whole).sqrt()) if bool(whole > 0) else 0.0
+
+
+def _columns(found: Consumers, parts: list[tuple[Tensor, Part]]) -> Tensor:
+    """The weights of all readers side by side, float64 on the CPU.  # shape: (neurons, weights)"""
+    columns = []
+    for weight, part in parts:
+        entries = part.entries(torch.arange(found.neurons)).to(weight.device)
+        each = weight.index_select(part.dim, entries).movedim(part.dim, 0)
+        columns.append(each.reshape(found.neurons, -1).double().cpu())
+    return torch.cat(columns, 1)
 
 
 def module_of(part: Part) -> str:

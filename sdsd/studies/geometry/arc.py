@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,10 +34,9 @@ from ...geometry.merging import (
     tensor_of,
     weight_cosine,
 )
-from ..engine import Progress, plain, write_json
+from ..engine import LOGGER, Progress, plain, write_json
 from .subject import Subject
 
-LOGGER = logging.getLogger("sdsd.studies")
 HOW = "mean"
 COMPARED = 10
 """Clusters at which silhouettes are compared: those of two maps say something only at the same number."""
@@ -112,6 +110,7 @@ class Examination:
     Attributes:
         series: results of finished steps, as results.json has them; see the methods.
         neuron_map: of the layer, once it is drawn.
+        control_maps: of the controls that could be drawn, by name.
     """
 
     def __init__(self, subject: Subject, config: ArcConfig, folder: Path | None, progress: Progress) -> None:
@@ -133,6 +132,7 @@ class Examination:
             },
         )
         self.neuron_map: NeuronMap | None = None
+        self.control_maps: dict[str, NeuronMap] = {}
         self._collected: LayerActivations | None = None
         self._losses: Measurements | None = None
         self.series: dict[str, Any] = {
@@ -152,23 +152,30 @@ class Examination:
         self.series["equal size"] = self.notebook.step("equal size", self._equal_size)
         self.series["controls"] = {}
         for name in self.subject.controls:
-            self.series["controls"][name] = self.notebook.step(name, partial(self._control, name))
+            found = self.notebook.step(name, partial(self._control, name))
+            self.series["controls"][name] = found
+            if "why not" not in found:
+                self._control_map(name)
         if self.config.epochs and self.subject.train is not None and self.subject.accuracy is not None:
             self.series["plasticity"] = self.notebook.step("plasticity", self._plasticity)
         return self.series
 
-    # The map
-
     def _mapped(self) -> dict[str, Any]:
-        path = self.notebook.path("-map")
-        if path is not None and path.with_suffix(".json").exists() and path.with_suffix(".npz").exists():
-            self.neuron_map = NeuronMap.load(path)
-        else:
-            self.neuron_map = NeuronMap.from_activations(self.collected(), seed=self.config.seed)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.neuron_map.save(path)
+        self.neuron_map = self._kept_map(
+            "-map", lambda: NeuronMap.from_activations(self.collected(), seed=self.config.seed)
+        )
         return describe(self.neuron_map)
+
+    def _kept_map(self, ending: str, draw: Callable[[], NeuronMap]) -> NeuronMap:
+        """A map from its file, or drawn and put there."""
+        path = self.notebook.path(ending)
+        if path is not None and path.with_suffix(".json").exists() and path.with_suffix(".npz").exists():
+            return NeuronMap.load(path)
+        drawn = draw()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawn.save(path)
+        return drawn
 
     def collected(self) -> LayerActivations:
         """Sums over the data, collected when they are first asked for."""
@@ -182,8 +189,6 @@ class Examination:
             model, batches, self.subject.layer, forward=self.subject.forward, progress=bar, max_bytes=2**33
         )
         return collected[self.subject.layer]
-
-    # Biopsies
 
     def _pairs(self) -> int:
         assert self.neuron_map is not None
@@ -223,8 +228,6 @@ class Examination:
             self._losses = measured.measurements
             biopsies[name] = _biopsy_numbers(measured)
         return biopsies
-
-    # Consolidation
 
     def _consolidations(self) -> dict[str, Any]:
         """Many pairs merged at once: nearest by activations and by weights, and random ones."""
@@ -296,19 +299,22 @@ class Examination:
         with evaluating(model):
             return single_number(self.subject.accuracy(model), "accuracy")
 
-    # Controls and plasticity
-
     def _control(self, name: str) -> dict[str, Any]:
         """The map of a network, or of data, in which the geometry should not show."""
         try:
-            model, batches = self.subject.controls[name]()
-            return describe(
-                NeuronMap.from_activations(
-                    self._collect(model, batches, f"control, {name}"), seed=self.config.seed, pairs=0
-                )
-            )
+            return describe(self._control_map(name))
         except ValueError as error:
             return {"why not": str(error)}
+
+    def _control_map(self, name: str) -> NeuronMap:
+        def drawn() -> NeuronMap:
+            model, batches = self.subject.controls[name]()
+            collected = self._collect(model, batches, f"control, {name}")
+            return NeuronMap.from_activations(collected, seed=self.config.seed, pairs=0)
+
+        if name not in self.control_maps:
+            self.control_maps[name] = self._kept_map(f"-{name.replace(' ', '-')}-map", drawn)
+        return self.control_maps[name]
 
     def _plasticity(self) -> dict[str, Any]:
         assert self.subject.train is not None

@@ -23,6 +23,8 @@ from .subject import Subject, accuracy_on, classification_loss, example_of, stan
 SAMPLES = 2048
 BATCH = 256
 CLASS_NAMES = ("y", "labels", "label", "targets", "target", "classes")
+IGNORED = -100
+"""The class that torch's cross-entropy leaves out."""
 TRAINING_RATE = 0.01
 
 
@@ -59,6 +61,7 @@ def subject_from_file(
     if loss is not None:
         sensitivity, measure = mean_loss(batches, _guarded(path, loss)), "loss"
     elif classified and _gives_classes(network, batches[0]):
+        _check_classes(network, batches)
         loss = classification_loss
         sensitivity, measure = mean_loss(batches, loss), "loss"
     else:
@@ -171,7 +174,7 @@ def check_runs(model: nn.Module, batch: Any, where: str) -> None:
             ", ".join(f"{name} {_shape(value)}" for name, value in inputs.items())
             if isinstance(inputs, dict)
             else (_shape(inputs))
-        )
+        ) or "a dict with no entry that its forward names"
         raise ValueError(
             f"{where}: expected inputs that the model runs on, got one sample of {got}, and the model raised "
             f"{type(error).__name__}: {error}"
@@ -187,6 +190,19 @@ def _gives_classes(model: nn.Module, batch: Any) -> bool:
     check_runs(model, batch, "batch 0")
     output = model(batch[0][:1])
     return isinstance(output, Tensor) and output.ndim == 2
+
+
+@torch.no_grad()
+def _check_classes(model: nn.Module, batches: list[Any]) -> None:
+    """ValueError for classes that the model has no output for."""
+    outputs = model(batches[0][0][:1]).shape[1]
+    for number, (_, classes) in enumerate(batches):
+        wrong = classes[((classes < 0) | (classes >= outputs)) & (classes != IGNORED)]
+        if len(wrong):
+            raise ValueError(
+                f"batch {number}: expected classes from 0 to {outputs - 1}, for the model has {outputs} outputs, got "
+                f"{int(wrong[0])}. Define a loss in the model's file if the second part of a batch is something else."
+            )
 
 
 def _guarded(path: Path, loss: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:

@@ -37,6 +37,12 @@ def written_into(h, value):
     return h
 
 
+def filled(target, h):
+    for start in (0, 8):
+        target[:, start : start + 8] = h[:, start : start + 8].relu()
+    return target
+
+
 def added_in_place(h, x):
     h += x
     return h
@@ -61,6 +67,13 @@ TAKEN = {
     "bias added": lambda m, x, h: (h + m.bias).relu(),
     "maximum": lambda m, x, h: torch.maximum(h, torch.zeros_like(h)),
     "maximum of a number": lambda m, x, h: torch.maximum(h, torch.tensor(0.0)),
+    "max of two": lambda m, x, h: torch.max(h, torch.zeros_like(h)),
+    "max of two as a method": lambda m, x, h: h.max(torch.zeros_like(h)),
+    "half of it in place": lambda m, x, h: (h[:, :8].relu_(), h)[1],
+    "its pieces in place": lambda m, x, h: ([piece.relu_() for piece in h.chunk(2, -1)], h)[1],
+    "a part of a copy in place": lambda m, x, h: (lambda c: (c[:, :8].relu_(), c)[1])(h.clone()),
+    "pieces put together again": lambda m, x, h: torch.cat(h.relu().chunk(2, -1), -1),
+    "filled into a buffer": lambda m, x, h: torch.empty_like(h).copy_(h.relu()),
     "maximum of part": lambda m, x, h: torch.maximum(h, 0.2 * h),
     "where": lambda m, x, h: torch.where(h > 0, h, torch.zeros_like(h)),
     "where, leaky": lambda m, x, h: torch.where(h > 0, h, 0.1 * h),
@@ -92,6 +105,13 @@ SAID = {
     "halves": (lambda m, x, h: torch.cat(h.chunk(2, -1), -1).relu(), "chunk"),
     "two signs": (lambda m, x, h: (torch.cat([h.relu(), (-h).relu()], -1))[:, :16], "several ways"),
     "turned round": (lambda m, x, h: h.flip(-1).relu(), "flip"),
+    "read as it is and after": (lambda m, x, h: h.relu() + m.c(h), "several ways: as it is; after relu"),
+    "scaled by einsum": (lambda m, x, h: torch.einsum("bn,n->bn", h, m.scale).relu(), "einsum"),
+    "through NumPy": (lambda m, x, h: torch.from_numpy(h.detach().numpy().clip(0)), "numpy"),
+    "through vmap": (lambda m, x, h: torch.vmap(torch.relu)(h), "nothing was seen that reads it"),
+    "mean behind a norm": (lambda m, x, h: m.norm(h).view(-1, 1, 16).mean(1), "its readers get that after layer_norm"),
+    "larger of two layers": (lambda m, x, h: torch.stack([h, m.c(x)]).amax(0), "stack"),
+    "piece by piece into a buffer": (lambda m, x, h: filled(torch.empty_like(h), h), "getitem"),
     "two readers": (lambda m, x, h: m.c(h.relu()) + m.c(h.tanh()), "several ways"),
 }
 
@@ -143,6 +163,66 @@ def test_where_it_is_not_the_map_says_so(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert collect_activations(model, [x], "a", after_nonlinearity=False)["a"].note == ""
+
+
+WITH_A_WORD = {
+    "cumulated": (lambda m, x, h: h.relu().cumsum(-1), "after relu, which 'cumsum' reads"),
+    "normalised": (lambda m, x, h: functional.normalize(h.relu(), dim=-1), "after relu, which 'normalize' reads"),
+    "gated by itself": (
+        lambda m, x, h: h.relu() * m.c(h.relu()).sigmoid(), "after relu, as its first readers get it; .* relu → mul"),
+    "put together, then bent": (
+        lambda m, x, h: torch.cat(h.relu().chunk(2, -1), -1).tanh(), "after relu, which 'chunk' reads"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_A_WORD)
+def test_an_activation_that_readers_do_not_get_as_it_is_comes_with_a_word(name):
+    between, says = WITH_A_WORD[name]
+    model, x = Net(between), torch.randn(300, 16)
+    with pytest.warns(RuntimeWarning, match=f"map of 'a' is of its output {says}"):
+        found = collect_activations(model, [x], "a", keep=True)["a"]
+    assert found.taken_after == "relu"
+    assert found.note
+    with torch.no_grad():
+        torch.testing.assert_close(found.values, model.a(x).relu())
+
+
+def test_a_layer_that_is_the_output_is_silent_and_one_that_nothing_reads_is_not():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.unread = nn.Linear(16, 8), nn.Linear(8, 4), nn.Linear(16, 8)
+
+        def forward(self, x):
+            self.unread(x)
+            return {"logits": [self.b(self.a(x).relu())]}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collect_activations(Model(), [torch.randn(9, 16)], ["a", "b"])
+    with pytest.warns(RuntimeWarning, match="'unread' is of its own output, and nothing was seen that reads it"):
+        collect_activations(Model(), [torch.randn(9, 16)], "*")
+
+
+def test_looking_costs_no_random_number_and_changes_no_buffer():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 8), nn.Linear(8, 4)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.b((self.a(x) + torch.randn(8)).relu())
+
+    model, batches = Noisy(), [torch.randn(9, 16) for _ in range(3)]
+    values = []
+    for after in (None, False):
+        torch.manual_seed(3)
+        collect_activations(model, batches, "a", after_nonlinearity=after)
+        values.append(torch.rand(3))
+    torch.testing.assert_close(*values)
+    assert int(model.calls) == 6
 
 
 def test_a_network_with_nothing_to_say_is_silent():
@@ -230,6 +310,69 @@ def test_padding_is_no_sample(side, dtype, flat):
     assert everything.samples == 54
 
 
+def _causal(kept, allowed_to_padding=False):
+    square = kept[:, None, :] & torch.ones(kept.shape[1], kept.shape[1], dtype=torch.bool).tril()
+    if allowed_to_padding:  # as scaled_dot_product_attention needs rows that attend to something
+        square = torch.where(square.any(2, keepdim=True), square, True)
+    return square[:, None]
+
+
+def _scores(kept):
+    return torch.where(kept, 0.0, torch.finfo(torch.float32).min)
+
+
+FORMS = {
+    "added": _scores,
+    "added, infinite": lambda kept: torch.where(kept, 0.0, -torch.inf),
+    "added in half": lambda kept: _scores(kept).half(),
+    "NumPy": lambda kept: kept.numpy(),
+    "a list": lambda kept: kept.long().tolist(),
+    "numbers of packed texts": lambda kept: kept * torch.arange(1, len(kept) + 1)[:, None],
+    "keys": lambda kept: kept[:, None, None],
+    "keys, added": lambda kept: _scores(kept)[:, None, None],
+    "pairs": lambda kept: kept[:, None, :] & kept[:, :, None],
+    "pairs of all heads": lambda kept: kept[:, None, None].expand(-1, 3, kept.shape[1], -1),
+    "causal": _causal,
+    "causal, added": lambda kept: _scores(_causal(kept)),
+    "causal, rows of padding freed": lambda kept: _causal(kept, True),
+    "window": lambda kept: _causal(kept) & torch.ones(kept.shape[1], kept.shape[1], dtype=torch.bool).triu(-1),
+}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", FORMS)
+def test_masks_of_every_form(name, side):
+    model, ids = Encoder(), torch.randint(1, 50, (6, 9))
+    kept = torch.arange(9) < torch.tensor([9, 1, 4, 8, 9, 2])[:, None]
+    kept = kept.flip(1) if side == "left" else kept
+
+    def forward(model, batch):
+        return model(batch["input_ids"])
+
+    batch = {"input_ids": ids, "attention_mask": FORMS[name](kept)}
+    found = collect_activations(model, [batch], "a", keep=True, forward=forward)["a"]
+    with torch.no_grad():
+        torch.testing.assert_close(found.values, model.a(model.e(ids)).relu()[kept])
+
+
+def test_other_positions_than_those_of_the_mask_are_noted():
+    class Strided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv1d(3, 8, 2, stride=2), nn.Linear(8, 2)
+
+        def forward(self, x, attention_mask):
+            return self.b(self.a(x).relu().transpose(1, 2))
+
+    batch = {"x": torch.randn(4, 3, 10), "attention_mask": torch.ones(4, 10)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collect_activations(Strided(), [batch], "a")
+    batch["attention_mask"][0, 5:] = 0
+    with pytest.warns(RuntimeWarning, match=r"'a' has outputs of shape \(4, 8, 5\) where attention_mask .*\(4, 10\)"):
+        assert collect_activations(Strided(), [batch], "a")["a"].samples == 20
+
+
 def test_masks_by_name_and_by_function():
     model, (ids, mask) = Encoder(), padded()
     wanted = by_hand(model, ids, mask)
@@ -266,7 +409,10 @@ def test_nothing_behind_a_mask_may_be_nan():
         (3, {}, TypeError, "got int"),
         ("kept", {}, ValueError, "an entry 'kept', got input_ids"),
         (lambda batch: None, {}, ValueError, "batch 0: expected a tensor .*, got NoneType"),
-        (lambda batch: torch.ones(2, 2, 2), {}, ValueError, r"got shape \(2, 2, 2\)"),
+        (lambda batch: torch.ones(1, 2, 2, 2, 2), {}, ValueError, r"got shape \(1, 2, 2, 2, 2\)"),
+        (lambda batch: torch.ones(2, 2, 3), {}, ValueError, "as many queries as keys, or one, got 2 and 3"),
+        (lambda batch: torch.full((6, 9), torch.nan), {}, ValueError, "expected numbers, got a NaN"),
+        (lambda batch: torch.ones(6, 9, dtype=torch.cfloat), {}, ValueError, "of torch.complex64"),
         (lambda batch: torch.zeros(6, 9), {}, ValueError, "batch 0: every position is padding"),
         (lambda batch: torch.ones(3, 2), {}, ValueError, r"expected an output with the \(3, 2\) positions"),
     ],

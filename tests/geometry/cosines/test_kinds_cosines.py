@@ -1,4 +1,4 @@
-"""Matrices of cosines as NumPy users pass them, and what is no such matrix."""
+"""Matrices of cosines as NumPy users pass them, what is no such matrix, and correlations at the ends of a dtype."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from sdsd import neuron_cosine_matrix
+from sdsd import GramAccumulator, neuron_cosine_matrix, neuron_neighbors, neuron_pairs
 from sdsd.geometry import NeuronMap, mass_consolidation
 from sdsd.geometry.merging import biopsy
 
@@ -67,3 +68,61 @@ def test_dead_neurons_and_nan_are_part_of_such_a_matrix():
     cosine[5], cosine[:, 5] = torch.nan, torch.nan
     assert sorted(NeuronMap.from_cosine(cosine).order) == [0, 1, 2, 4, 6, 7]
     assert NeuronMap.from_cosine(torch.zeros(4, 4)).order == ()
+
+
+def correlation(values):
+    exact = values.numpy().astype(np.longdouble)
+    exact = exact / np.abs(exact).max(0)
+    exact = exact - exact.mean(0)
+    unit = exact / np.sqrt((exact * exact).sum(0))
+    return (unit.T @ unit).astype(np.float64)
+
+
+ENDS = {
+    "float32, both signs": (torch.float32, 3.3e38, lambda u: 2 * u - 1),
+    "float32, positive": (torch.float32, 3.3e38, lambda u: u),
+    "float32, far from 0": (torch.float32, 3.3e38, lambda u: 1 - u / 10),
+    "float32, two samples": (torch.float32, 3.3e38, lambda u: (2 * u - 1)[:2]),
+    "float32, subnormal": (torch.float32, 1e-41, lambda u: u),
+    "float32, from end to end": (torch.float32, 3.3e38, lambda u: u * 10.0 ** torch.linspace(0, -79, 7).double()),
+    "float64, both signs": (torch.float64, 1.7e308, lambda u: 2 * u - 1),
+    "float64, far from 0": (torch.float64, 1.7e308, lambda u: 1 - u / 10),
+    "float64, subnormal": (torch.float64, 1e-312, lambda u: u),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_correlations_at_the_ends_of_the_range(name):
+    dtype, top, shape = ENDS[name]
+    uniform = torch.rand(300, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values = (shape(uniform) * top).to(dtype)
+    assert bool(values.isfinite().all())
+    wanted = torch.from_numpy(correlation(values))
+    sums = GramAccumulator(7, center=True, dtype=dtype)
+    for part in values.split(37):
+        sums.update(part)
+    for found in (neuron_cosine_matrix(values, center=True), sums.cosine_matrix(center=True)):
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+    others = wanted - 9 * torch.eye(7)
+    nearest = neuron_neighbors(values, 1, center=True).values.double().flatten()
+    torch.testing.assert_close(nearest, others.amax(1), rtol=0, atol=1e-6)
+    assert len(neuron_pairs(values, above=-0.5, center=True)) == int((others.triu(1) > -0.5).triu(1).sum())
+
+
+@pytest.mark.parametrize("top", [1e38, 1.0])
+def test_the_gradient_of_a_correlation_of_huge_activations_is_finite(top):
+    values = ((torch.rand(20, 5, generator=torch.Generator().manual_seed(0)) * 6 - 3) * top).requires_grad_()
+    weight = torch.rand(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (found,) = torch.autograd.grad((neuron_cosine_matrix(values, center=True) * weight).sum(), values)
+    exact = (values.detach().double() / top).requires_grad_()
+    unit = functional.normalize(exact - exact.mean(0), dim=0)
+    (wanted,) = torch.autograd.grad((unit.T @ unit * weight).sum(), exact)
+    torch.testing.assert_close(found.double() * top, wanted, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">f8", "<f8", ">f2"])
+def test_arrays_in_any_order_of_bytes(dtype):
+    values = np.random.default_rng(0).standard_normal((50, 4))
+    native = values.astype(dtype).astype(dtype[1:])
+    torch.testing.assert_close(neuron_cosine_matrix(values.astype(dtype)), neuron_cosine_matrix(native))
+    torch.testing.assert_close(neuron_cosine_matrix(values.astype(dtype)[::-1]), neuron_cosine_matrix(native))
