@@ -49,6 +49,7 @@ html_theme = "furo"
 html_title = f"SDSD {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["access.js"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_search_summary = False  # it fetches pages, which a browser does not do for files

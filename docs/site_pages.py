@@ -50,7 +50,7 @@ def _moved(text: str) -> str:
 
 
 def _moved_readme(text: str) -> str:
-    text = re.sub(r"\[([^\]]+)\]\(\.\./_\w+\.py\)", r"\1", text)
+    text = re.sub(r"\[([^\]]+)\]\(\.\./[\w/]+\.py\)", r"\1", text)
     text = re.sub(r"\]\(\.\./(\w+)/README\.md", r"](\1.md", text)
     return text.replace("](../../docs/", "](../../")
 

@@ -1,7 +1,7 @@
 """The built site in a real browser: python -m tests.look_at_site FOLDER
 
 Every page is opened at the width of a desk and of a phone: no network is asked, nothing is complained of in the
-console, nothing is wider than the window, and the search finds what is there.
+console, nothing is wider than the window, axe finds nothing where it is installed, and the search finds what is there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests import axe
 from tests.browser import Browser, executable
 
 WIDTHS = (1400, 400)
@@ -30,6 +31,8 @@ def look(site: Path) -> list[str]:
                 wider = browser.evaluate("document.documentElement.scrollWidth - window.innerWidth")
                 if wider > 0:
                     found.append(f"{page.relative_to(site)}: {wider} pixels wider than a window of {width}")
+                if axe.there():
+                    found += [f"{page.relative_to(site)} at {width}: {each}" for each in axe.violations(browser)]
             browser.call("Page.navigate", url=f"{(site / 'search.html').resolve().as_uri()}?q={SOUGHT}")
             browser.wait_for("document.querySelectorAll('#search-results li a').length > 0", timeout=20)
             found += [
@@ -43,6 +46,8 @@ def main() -> int:
     if executable() is None:
         print("no Chromium or Chrome is here (CHROME names one): the site was not looked at")
         return 2
+    if not axe.there():
+        print(f"without axe: {axe.MISSING}")
     found = look(Path(sys.argv[1]))
     print(*found, sep="\n")
     print(f"{len(found)} things to stumble over")

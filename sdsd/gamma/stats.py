@@ -243,7 +243,7 @@ class GammaStats:
     def _repr_html_(self) -> str:
         """The table that notebooks show."""
         header, *lines = self._lines()
-        rows = [f"<tr><th></th>{''.join(f'<th>{escape(name)}</th>' for name in header[1:])}</tr>"]
+        rows = [f"<tr><th>parameter</th>{''.join(f'<th>{escape(name)}</th>' for name in header[1:])}</tr>"]
         rows += [
             f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
             for name, *values in lines
