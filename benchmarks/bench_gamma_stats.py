@@ -1,4 +1,4 @@
-"""gamma_stats against the seed's formula, torch.var_mean, torch.compile of the formula, and the read floor."""
+"""gamma_stats against the published formula, torch.var_mean, torch.compile of the formula, and the read floor."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .cases import (
     COMPILED,
     CORE_BUSY,
     OURS,
+    PUBLISHED_FORMULA,
     READ_FLOOR,
-    SEED_FORMULA,
     WITH_CONFIDENCE,
     Case,
     cases_for,
@@ -43,7 +43,7 @@ def ours(grads: Tensor, confidence: float | None) -> sdsd.GammaStats:
     return stats
 
 
-def seed_formula(grads: Tensor) -> Tensor:
+def published_formula(grads: Tensor) -> Tensor:
     mean = grads.mean(0)
     return (mean**2).sum() / (grads.var(0).sum() + 1e-10)
 
@@ -66,7 +66,7 @@ def compiled_formula(grads: Tensor) -> Provider:
     if grads.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         return Unavailable("torch.compile needs a C++ compiler, and this machine has none")
     torch._dynamo.reset()
-    compiled = torch.compile(seed_formula, dynamic=False)
+    compiled = torch.compile(published_formula, dynamic=False)
     return lambda: compiled(grads)
 
 
@@ -150,7 +150,7 @@ def prepare(case: Case, device: torch.device) -> Comparison:
         providers = {
             OURS: lambda: ours(grads, None),
             WITH_CONFIDENCE: lambda: ours(grads, 0.95),
-            SEED_FORMULA: lambda: seed_formula(grads),
+            PUBLISHED_FORMULA: lambda: published_formula(grads),
             "torch.var_mean": lambda: var_mean(grads),
             COMPILED: compiled_formula(grads),
             READ_FLOOR: read_floor(grads),

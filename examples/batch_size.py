@@ -160,7 +160,8 @@ def draw(readings: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path)
     known = [r for r in readings if r["true"] is not None]
     figures.draw_noise_scale(
         left, [r["step"] for r in shown], [r["smoothed"] for r in shown], [r["interval"][0] for r in shown],
-        [r["interval"][1] for r in shown], BATCH, [r["step"] for r in known], [r["true"] for r in known],
+        [r["interval"][1] for r in shown], BATCH, exact_steps=[r["step"] for r in known],
+        exact=[r["true"] for r in known],
     )  # fmt: skip
     left.set_xlabel("training step")
     figures.set_title(left, "The noise scale while it learns")

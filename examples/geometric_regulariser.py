@@ -68,13 +68,13 @@ def measure(model: nn.Module, split: Split) -> tuple[float, float, float]:
 
 
 def draw(rows: dict[float, list[tuple[float, float, float]]], path: Path) -> None:
-    from sdsd.report import figures, theory_figures
+    from sdsd.report import figures
 
     figure, (left, right) = figures.new_figure(10.4, 4.0, columns=2)
     shown = [strength or min(filter(None, rows)) / 3 for strength in rows]
     for axes, place, name in ((left, 0, "held-out accuracy"), (right, 1, "H_G (nats)")):
         columns = [[run[place] for run in runs] for runs in rows.values()]
-        theory_figures.draw_curves(
+        figures.draw_curves(
             axes, shown, {name: [statistics.mean(c) for c in columns]},
             bands={name: ([min(c) for c in columns], [max(c) for c in columns])},
             log_x=True, marker="o", xlabel="strength of L_geom (leftmost: none)", ylabel=name, legend="",

@@ -4,7 +4,7 @@
 `gamma_stats`               Γ, the gradient noise scale and error bars from per-sample or batch gradients
 `GammaMonitor`              the same for every parameter inside an ordinary training loop
 `GammaHistory`              what its measured steps gave: rows, a file that grows, a table, a picture
-`compute_gamma`             the same over batches of a data loader, as the seed document proposed it
+`compute_gamma`             the same over batches of a data loader, as the first source document proposed it
 `recommend_batch`           the batch worth having, how far yours is from it, and None where the data cannot tell
 `neuron_cosine_matrix`      cosine similarity of every pair of neurons, from their activations
 `neuron_neighbors`          the k nearest or farthest neurons of each, without that matrix
@@ -32,6 +32,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
     from .theory import match_neurons
 
 __version__ = "0.2.0"
+
+# Events go to whoever listens, and nobody is told who does not (docs/faq.md).
+logging.getLogger("sdsd").addHandler(logging.NullHandler())
 
 _NAMES = {
     "sdsd_kernels": ("validate",),

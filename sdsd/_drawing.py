@@ -6,6 +6,8 @@ from typing import Any
 
 from ._extras import require
 
+BLUE, ORANGE, GREY = "#3b78e7", "#ee8a2c", "#66707d"
+
 
 def figure_and_axes(axes: Any, width: float, height: float, projection: str | None = None) -> tuple[Any, Any]:
     """Given axes with their figure, or new ones that no display is needed for.

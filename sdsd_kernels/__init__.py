@@ -23,16 +23,18 @@ Each lives in a folder of its own: `op.py` is what a call meets first (checks, c
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
 A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
 
-One call, from its door to the launch::
+One call, from its door to the launch; these functions, in this order, are the way::
 
-    cosine_matrix(x)    op.py: _checks.py, the choice of backend in _backend.py, then the operator
-                          torch.ops.sdsd.cosine_matrix, which _register.py made with its fake and its gradient
-      on a GPU          pairwise/launch.py: the plan of this shape and layout, by one look-up in _launch.py
-                          prepare_kernel.py: norms, and unit rows as halves
-                          kernel.py: the triangle of products, each tile stored twice
-      elsewhere         cpu.py: blocks of products, each stored twice
-    gamma_moments(g)    op.py → launch.py → kernel.py, a pass over the rows and one that adds up; elsewhere cpu.py,
-                          with a thread for each range of columns
+    cosine_matrix(x)    cosine_matrix/op.cosine_matrix       checks, the choice of backend, then the operator
+                        cosine_matrix/op._compute            torch.ops.sdsd.cosine_matrix, which _register.py made
+      on a GPU          pairwise/launch.launch_cosine_matrix   the plan of this shape and layout, by one look-up
+                        pairwise/launch._cosine_matrix       norms, and unit rows as halves; then the triangle of
+                                                             products, each tile stored twice
+      elsewhere         cosine_matrix/cpu.cosine_matrix_torch  half of the products, scaled and stored twice
+    gamma_moments(g)    gamma_moments/op.gamma_moments, gamma_moments/op._compute
+      on a GPU          gamma_moments/launch.launch_gamma_moments   then kernel.py: a pass over the rows, one that adds
+      elsewhere         gamma_moments/cpu.gamma_moments      a thread for each range of columns
+                        gamma_moments/cpu.Blocks.sums_of_pieces, gamma_moments/cpu.Blocks._sums
 
 The engine in `pairwise/` belongs to no function: matrix, neighbours, pairs, histogram, sums and the accumulator differ
 in what they do with a tile.

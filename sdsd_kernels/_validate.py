@@ -7,6 +7,7 @@ independent (Higham & Mary 2019, SIAM J. Sci. Comput. 41). Σ|a_k b_k| is the de
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ from .gram_accumulate.op import gram_accumulate
 from .gram_accumulate.reference import gram_accumulate_reference
 from .weight_grad_stats.op import weight_grad_stats
 from .weight_grad_stats.reference import weight_grad_stats_reference
+
+# Of the same name as the call, below the logger that all of sdsd speaks through.
+LOGGER = logging.getLogger("sdsd.validate")
+LOGGER.addHandler(logging.NullHandler())
 
 GAMMA_SHAPES = ((2, 1), (3, 7), (33, 700), (128, 130), (600, 40))
 COSINE_SHAPES = ((1, 5), (2, 3), (17, 130), (70, 33), (130, 257))
@@ -69,6 +74,14 @@ class ValidationReport:
         """Whether there was something to compare and every comparison is within its bound."""
         return bool(self.rows) and all(row.ok for row in self.rows)
 
+    @property
+    def summary(self) -> str:
+        """How much was compared, with what, and how many comparisons fall short."""
+        backends = ", ".join(sorted({row.backend for row in self.rows}))
+        failed = sum(not row.ok for row in self.rows)
+        outcome = f"{failed} fall short" if failed else "all within bounds"
+        return f"{len(self.rows)} comparisons on {self.device}, backends: {backends}; {outcome}"
+
     def __str__(self) -> str:
         lines = [("function", "backend", "case", "shape", "dtype", "error", "allowed", "")]
         for row in self.rows:
@@ -79,10 +92,7 @@ class ValidationReport:
             )
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-        backends = ", ".join(sorted({row.backend for row in self.rows}))
-        failed = sum(not row.ok for row in self.rows)
-        summary = f"{len(self.rows)} comparisons on {self.device}, backends: {backends}; "
-        return f"{table}\n{summary}" + (f"{failed} fall short" if failed else "all within bounds")
+        return f"{table}\n{self.summary}"
 
 
 def validate(device: str | torch.device | None = None, *, verbose: bool = True) -> ValidationReport:
@@ -108,9 +118,20 @@ def validate(device: str | torch.device | None = None, *, verbose: bool = True) 
             *_weight_grad_rows(place, generator),
         )
     report = ValidationReport(str(place), rows)
+    log(report)
     if verbose:
         print(report)
     return report
+
+
+def log(report: ValidationReport) -> None:
+    """What falls short as warnings, and how much was compared."""
+    for row in report.rows:
+        if not row.ok:
+            shape = "×".join(map(str, row.shape))
+            words = (row.op, row.backend, row.case, shape, row.dtype, row.error, row.bound)
+            LOGGER.warning("falls short: %s, %s, %s, %s, %s: error %.1e, allowed %.1e", *words)
+    LOGGER.info("%s", report.summary)
 
 
 def _gamma_rows(device: torch.device, generator: torch.Generator) -> Iterator[ValidationRow]:

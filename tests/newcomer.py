@@ -51,7 +51,11 @@ USES = {
     "gamma": ["gamma grads.pt --confidence 0.95"],
     "map": ["map activations.npy --out out/map"],
     "validate": ["validate"],
-    "study": ["study --list", "study rank --quick --out out/quick"],
+    "study": [
+        "study --list",
+        "study rank --quick --out out/quick",
+        "study quotient redundancy --model net.py --layer encoder.fc1 --quick --out out/own",
+    ],
     "theory": ["theory well --quick --out out/quick"],
     "claims": ["claims --read --out out/quick --docs out/quick"],
     "geometry": ["geometry --model net.py --layer encoder.fc1 --quick --out out/geometry"],

@@ -9,12 +9,14 @@ import math
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import struct
 import subprocess
 import sys
 import termios
+import time
 
 import numpy as np
 import pytest
@@ -188,6 +190,71 @@ def test_completion_in_bash(tmp_path):
     assert completed(["sdsd", "gamma", "a.pt", "gr"], tmp_path) == {"grads.pt"}
     assert completed(["sdsd", "completion", ""], tmp_path) == {"--help", "bash", "zsh", "fish"}
     assert "--json" in completed(["sdsd", "study", "--"], tmp_path)
+
+
+def a_sdsd_to_complete(folder) -> dict[str, str]:
+    """A folder with files, and an environment in which the command `sdsd` is there."""
+    (folder / "grads.pt").touch()
+    (folder / "bin").mkdir()
+    (folder / "bin" / "sdsd").write_text("#!/bin/sh\n")
+    (folder / "bin" / "sdsd").chmod(0o755)
+    return os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "TERM": "xterm"}
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish on this machine")
+def test_completion_in_fish(capsys, tmp_path):
+    environment = a_sdsd_to_complete(tmp_path)
+    (tmp_path / "sdsd.fish").write_text(run(capsys, "completion", "fish")[1], encoding="utf-8")
+
+    def offered(line: str) -> set[str]:
+        words = ["fish", "--no-config", "-c", f"source sdsd.fish; complete -C '{line}'"]
+        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return {each.split("\t")[0] for each in done.stdout.splitlines()}
+
+    assert offered("sdsd ") == set(cli.COMMANDS)
+    assert offered("sdsd ge") == {"geometry"}
+    assert offered("sdsd gamma --co") == {"--confidence"}
+    assert offered("sdsd completion ") == {"bash", "zsh", "fish"}
+    assert offered("sdsd gamma gr") == {"grads.pt"}
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh on this machine")
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("sdsd ge", "sdsd geometry "), ("sdsd gamma --conf", "sdsd gamma --confidence "), ("sdsd gamma gr", "grads.pt")],
+)
+def test_completion_in_zsh(capsys, tmp_path, typed, completed):
+    environment = a_sdsd_to_complete(tmp_path)
+    script = run(capsys, "completion", "zsh")[1]
+    (tmp_path / "sdsd.zsh").write_text(
+        f"autoload -Uz compinit; compinit -u -D\n{script}\nprint ready", encoding="utf-8"
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["zsh", "-f", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    told = b""
+
+    def wait_for(words: str) -> None:
+        nonlocal told
+        deadline = time.monotonic() + 60
+        while words not in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told.decode(errors="replace")):
+            assert time.monotonic() < deadline, told
+            if select.select([ours], [], [], 0.2)[0]:
+                told += os.read(ours, 65536)
+
+    try:
+        os.write(ours, b"source sdsd.zsh\n")
+        wait_for("\nready")
+        told = b""
+        os.write(ours, f"{typed}\t".encode())
+        wait_for(completed)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import copy
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import sdsd
 
@@ -71,3 +75,23 @@ def test_no_file_that_is_read_runs_code():
 def test_unsafe_reading_is_seen(code):
     assert len(list(unsafe(code))) == 1
     assert list(unsafe("torch.load(path, weights_only=True); np.load(path, allow_pickle=False)")) == []
+
+
+def test_what_is_kept_loads_without_pickles_of_classes():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    monitor = sdsd.GammaMonitor(model)
+    for _ in range(3):
+        model(torch.randn(6, 4)).square().mean().backward()
+        monitor.step()
+        model.zero_grad()
+    gram = sdsd.GramAccumulator(8, center=True)
+    gram.update(torch.randn(20, 8))
+    for kept, again in (
+        (monitor, sdsd.GammaMonitor(copy.deepcopy(model))),
+        (gram, sdsd.GramAccumulator(8, center=True)),
+    ):
+        file = io.BytesIO()
+        torch.save(kept.state_dict(), file)
+        file.seek(0)
+        again.load_state_dict(torch.load(file, weights_only=True))
+        assert str(again.state_dict()) == str(kept.state_dict())

@@ -34,6 +34,19 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
 
 
+class Mixture(nn.Module):
+    """Two experts, of which each sample gets the likelier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router, self.experts = nn.Linear(6, 2), nn.ModuleList(nn.Linear(6, 3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers = torch.stack([expert(x) for expert in self.experts], 1)
+        return answers.gather(1, self.router(x).argmax(1)[:, None, None].expand(-1, 1, 3))
+
+
 def batches() -> list[tuple[Tensor, Tensor]]:
     return [(draw(16, 6), torch.arange(16) % 3), (draw(17, 6)[:16], torch.arange(16) % 3)]
 
@@ -141,6 +154,8 @@ CASES = [
          whole={"n_samples": 2, "samples_per_gradient": 16, "population": 400}),
     case(lambda batch_size: sdsd.recommend_batch(sdsd.gamma_stats(TARGET, confidence=0.9), batch_size=batch_size),
          whole={"batch_size": 32}, of="sdsd.recommend_batch"),
+    case(sdsd.gamma.averaging_lag, *2 * (sdsd.gamma_stats(1 + draw(8, 20), confidence=0.9),), ema=0.9,
+         whole={"steps": 99}),
     case(accumulated, whole={"n": 9, "max_bytes": BYTES, "neuron_dim": 1, "correction": 1},
          of="sdsd.GramAccumulator sdsd.GramAccumulator.update sdsd.GramAccumulator.covariance"),
     case(sdsd.NeuronMap.from_activations, SPREAD,
@@ -177,6 +192,10 @@ CASES = [
     case(sharded, whole={"neuron_dim": 1, "max_bytes": BYTES}, of="sdsd.sharded_cosine"),
     case(lambda neurons: geometry.remove_neurons(network(), "0", neurons, example_input=draw(4, 6))[0],
          whole={"neurons": [1, 3]}, of="sdsd.remove_neurons"),
+    case(lambda removed: geometry.remove_experts(Mixture(), "experts", removed, example_input=draw(4, 6)),
+         whole={"removed": [0]}, of="sdsd.remove_experts"),
+    case(lambda dim: geometry.RepeatedNorm(nn.LayerNorm(6), dim, torch.arange(6), torch.arange(6))(draw(4, 6)),
+         whole={"dim": -1}, of="sdsd.RepeatedNorm"),
     case(lambda seed: geometry.shuffled_pixels(draw(4, 1, 4, 4), seed=seed), whole={"seed": 2},
          of="sdsd.shuffled_pixels"),
     case(lambda **sizes: geometry.trained(

@@ -14,6 +14,7 @@ line and status 2; SDSD_DEBUG=1 shows the traceback as well.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -23,7 +24,7 @@ from .._extras import MissingExtraError
 from .._terminal import spell_what_cannot_be_shown
 from . import claims, completion, demo, gamma, geometry, map, study, theory, validate, watch
 from .parser import CommandLineError, build_parser, check_command_name, unknown_words
-from .status import BAD_INPUT, FELL_SHORT, INTERRUPTED, OK, complain, show_warning
+from .status import BAD_INPUT, FELL_SHORT, INTERRUPTED, LOGGER, OK, complain, show_warning
 
 __all__ = ["BAD_INPUT", "COMMANDS", "FELL_SHORT", "INTERRUPTED", "OK", "CommandLineError", "main"]
 
@@ -38,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (of the process by default) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     spell_what_cannot_be_shown(sys.stdout, sys.stderr)
+    LOGGER.info("begins: %s", shlex.join(["sdsd", *arguments]))
+    status = answer(arguments)
+    LOGGER.info("ends with status %d", status)
+    return status
+
+
+def answer(arguments: list[str]) -> int:
+    """Run a command line; an error becomes a line and a status."""
     try:
         with warnings.catch_warnings():
             # Of packages that others have to follow, and nothing that who types a command can change.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any, Protocol
+
+LOGGER = logging.getLogger("sdsd.cli")
 
 OK, FELL_SHORT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def complain(message: str, status: int) -> int:
     """Say in one line why the command ends, and give back its exit status."""
+    LOGGER.log(logging.ERROR if status == BAD_INPUT else logging.WARNING, "%s", message)
     print(f"error: {message}" if status == BAD_INPUT else message, file=sys.stderr)
     return status
 
@@ -28,4 +32,6 @@ def complain_of_users_code(error: HasTraceback) -> int:
 
 def show_warning(message: Warning | str, *_: Any) -> None:
     """A warning in one line, without the line of our source that it comes from."""
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    text = " ".join(str(message).split())
+    LOGGER.warning("%s", text)
+    print(f"warning: {text}", file=sys.stderr)

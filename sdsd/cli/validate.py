@@ -43,9 +43,7 @@ def print_report(report: Any) -> None:
             f"{word(False)}: {row.op}, {row.backend}, {row.case}, {'×'.join(map(str, row.shape))}, {row.dtype}: error "
             f"{row.error:.1e}, allowed {row.bound:.1e}"
         )
-    backends = ", ".join(sorted({row.backend for row in report.rows}))
-    outcome = f"{len(short)} fall short" if short else "all within bounds"
-    print_text(f"{len(report.rows)} comparisons on {report.device}, backends: {backends}; {outcome}. All: --json")
+    print_text(f"{report.summary}. All: --json")
 
 
 def share(row: Any) -> float:

@@ -6,7 +6,6 @@ file or folder     what is inside
 `estimators.py`    `gamma_stats`: the formulas, and where they come from
 `stats.py`         `GammaStats`: estimates, intervals, phases
 `sources.py`       the numbers behind one, on the device until they are read
-`student.py`       Student's t
 `monitor/`         `GammaMonitor`: attaching, steps, ranks, averages, proofs
 `following/`       which dimension of which tensor carries the samples
 `uses/`            parameters measured at the operations that read them
@@ -15,35 +14,48 @@ file or folder     what is inside
 `history.py`       `GammaHistory`: the measured steps as rows, a file that grows, a table, a picture
 `plots.py`         those pictures
 `recommend.py`     `recommend_batch`
-`seed.py`          `compute_gamma`
+`published.py`     `compute_gamma`
+`averaging.py`     `averaging_lag`: whether a running average may be read as of now
 =================  ===================================================================================================
 
-One measured step, from door to door::
+One measured step, from door to door. Who reads these functions in this order has followed it; the rest are other
+kinds of use, refusals and arguments::
 
-    model(x)         models/attachment.py → monitor/session.forward → uses.Measuring sees each torch call
-                       following.follow: where are the samples now?
-                       uses/rules: a call of samples and parameters → a Use, a hook on its output
-    loss.backward()  Use.fire → a Piece (gradients of the samples in the form they come in)
-                       Operand.deliver: to the parameter, or back through what it was computed by
-                       Pass.receive: squared at once, or kept until all uses of the parameter have come
-    monitor.step()   monitor/meter.measure: session.batches settles the accounts, sums squares them and .grad
-                       proof: projections of .grad and of what was measured agree
-                       → averages → GammaStats
+    model(x)          monitor/session.Session.forward         a batch: an account, and a mode around the forward
+                      uses/measuring.Measuring._any_call      each call of torch: samples, parameters, or both?
+                      following/dispatch.follow               where are the samples now?
+                      uses/measuring.Measuring._use           both: a rule measures it
+                      uses/rules/linear.linear                such a rule
+                      uses/use.watch                          a use, with a hook on the output
+    loss.backward()   uses/use.Use.fire, uses/use.Use._deliver  its hook: gradients of the samples, in pieces
+                      uses/operand.Operand.deliver            to the parameter, or back through what it was computed by
+                      uses/ledger.Pass.receive                squared at once, or kept until all uses have come
+    monitor.step()    monitor/monitor.GammaMonitor.step
+                      monitor/meter.Meter.measure             settles, sums, proves, joins ranks
+                      monitor/session.Session.batches         the passes that make a batch
+                      monitor/sums.Sums.of_samples, monitor/sums.Sums.of_gradients  squares of samples and of .grad
+                      monitor/proof.Prover.differences        .grad is what was measured
+                      monitor/averages.statistics             → GammaStats
 """
 
+from . import history as history
+from . import precondition as precondition
+from .averaging import AveragingLag, averaging_lag
 from .estimators import gamma_stats
 from .history import GammaHistory
 from .monitor import GammaMonitor
+from .published import compute_gamma
 from .recommend import BatchRecommendation, recommend_batch
-from .seed import compute_gamma
 from .stats import GammaStats, Phase
 
 __all__ = [
+    "AveragingLag",
     "BatchRecommendation",
     "GammaHistory",
     "GammaMonitor",
     "GammaStats",
     "Phase",
+    "averaging_lag",
     "compute_gamma",
     "gamma_stats",
     "recommend_batch",

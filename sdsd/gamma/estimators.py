@@ -4,7 +4,7 @@ For n gradients g_i, each the mean over b samples (b = 1 for per-sample gradient
 
     signal           m = ‖ḡ‖²                       E[m] = ‖μ‖² + Tr Σ / n
     noise            v = Σ‖g_i − ḡ‖² / (n − 1)      E[v] = Tr Σ
-    gamma            Γ = m / v                      the seed's ratio; biased by about 1 / n
+    gamma            Γ = m / v                      the published ratio; biased by about 1 / n
     signal_unbiased  m − v / n                      E = ‖μ‖²; may be negative
     gamma_unbiased   Γ_U = (m − v/n) / v            numerator and denominator unbiased, their ratio is not
     noise_scale      b / Γ_U                        B_simple of McCandlish et al. 2018, arXiv:1812.06162
@@ -50,8 +50,8 @@ def gamma_stats(
 ) -> GammaStats:
     """Γ = ‖E[g]‖² / Tr Var[g], unbiased estimates, the gradient noise scale and, on request, error bars.
 
-    Drop-in for the seed's ``(grads.mean(0) ** 2).sum() / (grads.var(0).sum() + 1e-10)``: that is `gamma`, without the
-    epsilon, which turned 0.26 into 0.005 where gradients were small. Formulas: sdsd/gamma/stats.py.
+    Drop-in for the published ``(grads.mean(0) ** 2).sum() / (grads.var(0).sum() + 1e-10)``: that is `gamma`, without
+    the epsilon, which turned 0.26 into 0.005 where gradients were small. Formulas: sdsd/gamma/stats.py.
 
     Args:
         grads: n ≥ 2 gradients. A tensor or NumPy array of shape (n, P), or of any shape (n, ...); or a list, tuple or

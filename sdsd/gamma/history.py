@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 import time
@@ -20,6 +21,7 @@ from .stats import GammaStats
 if TYPE_CHECKING:
     from .monitor import GammaMonitor
 
+LOGGER = logging.getLogger("sdsd.gamma")
 WAITING = 64
 """Measured steps whose numbers stay on their device: they are copied together, for a copy waits for the device."""
 SECONDS = 5.0
@@ -91,7 +93,9 @@ class GammaHistory(Sequence[Row]):
         self._written = time.monotonic()
         if self.path is not None and self.path.exists():
             self._rows, whole = _read(self.path)
+            LOGGER.info("%s: %d rows of an earlier run are gone on with", self.path, len(self._rows))
             if not whole:
+                LOGGER.warning("%s: the last line was cut off and is taken away", self.path)
                 self._write_all()
 
     def __call__(self, monitor: GammaMonitor, stats: GammaStats) -> None:
@@ -113,7 +117,9 @@ class GammaHistory(Sequence[Row]):
         last = self._waiting[-1][0] if self._waiting else self._rows[-1]["step"] if self._rows else 0
         if step <= last:
             self.flush()
-            self._rows = [row for row in self._rows if row["step"] < step]
+            kept = [row for row in self._rows if row["step"] < step]
+            LOGGER.info("step %d comes again: %d rows from it on are replaced", step, len(self._rows) - len(kept))
+            self._rows = kept
             self._write_all()
         self._waiting.append((step, stats))
         late = self.path is not None and time.monotonic() - self._written >= SECONDS

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .._drawing import figure_and_axes
+from .._drawing import BLUE, ORANGE, figure_and_axes
 
 if TYPE_CHECKING:
     from .history import GammaHistory
     from .stats import GammaStats
 
-BLUE, ORANGE, GREY = "#3b78e7", "#ee8a2c", "#66707d"
 MOST_NAMES = 40
 """Parameters in one picture: more cannot be read."""
 

@@ -11,8 +11,8 @@ from html import escape
 from types import MappingProxyType
 from typing import Any, Literal
 
+from .._student_t import student_t_quantile
 from .sources import HostSource, Row, Source, Table, independent_count
-from .student import student_t_quantile
 
 Phase = Literal["drift", "critical", "diffusion"]
 """What rules a batch: `GammaStats.phase`."""

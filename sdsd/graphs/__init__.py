@@ -11,7 +11,8 @@ however its forward is written, so that one row of the vocabulary serves modules
 `sizes.py`            where those go while a model runs
 `walk.py`             one operation after the other, and the table of rules
 `rules_layout.py`     rules for what moves entries about: views, concatenations, pieces, lookups
-`rules_values.py`     rules for elementwise operations, sums, norms, poolings; a new operation is one name in a row
+`rules_values.py`     rules for elementwise operations, sums, norms; a new operation is one name in a row
+`rules_pictures.py`   rules for poolings, resizing, channels that become pixels
 `rules_products.py`   rules for matrix products, convolutions, attention
 `recording.py`        running a model and noting all of this
 `writes.py`           parameters that a forward writes into, put back
@@ -21,10 +22,11 @@ however its forward is written, so that one row of the vocabulary serves modules
 ====================  ==============================================================================================
 """
 
-from .atoms import MERGING, READING, REMOVAL, Obstacle
-from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Part
+from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
+from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
 from .look import first_line, likely_inputs, look
-from .recording import IS_OUTPUT, as_arguments, listening, outputs
+from .recording import IS_OUTPUT, as_arguments, call_of, follow, listening, outputs
+from .rules_pictures import spatial_names
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -38,6 +40,7 @@ from .vocabulary import (
     sizes_of,
     spatial_dims,
 )
+from .walk import Step, tensors
 
 __all__ = [
     "BETWEEN",
@@ -53,15 +56,21 @@ __all__ = [
     "REMOVAL",
     "TIED",
     "WRITER",
+    "Atoms",
     "Attribute",
     "Group",
     "Groups",
+    "Ids",
+    "Norm",
     "Obstacle",
     "Part",
+    "Step",
     "as_arguments",
+    "call_of",
     "computed_tensors",
     "first_line",
     "fit_sizes",
+    "follow",
     "likely_inputs",
     "listening",
     "look",
@@ -70,4 +79,6 @@ __all__ = [
     "row_dim",
     "sizes_of",
     "spatial_dims",
+    "spatial_names",
+    "tensors",
 ]

@@ -29,6 +29,7 @@ class Obstacle(NamedTuple):
     reason: str
     advice: str
     blocks: str  # "merging": nothing can be done; "reading": neither readers nor size; "removal": only size
+    norm: str | None = None  # the module that takes statistics over all neurons, where that is the reason
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}. {self.advice}"
@@ -107,6 +108,13 @@ class Atoms:
             self.parents[one] = self.parents[self.parents[one]]
             one = int(self.parents[one])
         return one
+
+    def kept(self) -> tuple[Ids, npt.NDArray[np.int8]]:
+        """What goes together now, for `put_back`."""
+        return self.parents.copy(), self.flags.copy()
+
+    def put_back(self, kept: tuple[Ids, npt.NDArray[np.int8]]) -> None:
+        self.parents, self.flags = kept
 
     def mark(self, ids: Ids, flag: int) -> None:
         self.flags[self.roots(ids)] |= flag

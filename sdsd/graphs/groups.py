@@ -13,6 +13,7 @@ from torch import Tensor
 from .atoms import INNER, READING, REMOVAL, Ids, Obstacle
 from .counts import Origin
 from .recording import Recording
+from .values import Axis
 from .walk import IN_TRAINING
 
 WRITER, BETWEEN, READER, TIED = "writer", "between", "reader", "writer and reader"
@@ -49,6 +50,15 @@ class Attribute(NamedTuple):
     units: Tensor  # of the entries of that axis, −1 for others
 
 
+class Norm(NamedTuple):
+    """A module that takes statistics over the units: entry k of axis `dim`, counted from the end, of what it is called
+    on and gives belongs to unit `units[k]`."""
+
+    module: str
+    dim: int
+    units: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """The units of an axis of a parameter: neurons, channels, heads.
@@ -59,6 +69,7 @@ class Group:
         parts: tensors with entries of theirs.
         obstacles: what stands in the way.
         attributes: numbers that change with them.
+        norms: modules that take statistics over them.
     """
 
     units: int
@@ -66,6 +77,7 @@ class Group:
     parts: tuple[Part, ...]
     obstacles: tuple[Obstacle, ...]
     attributes: tuple[Attribute, ...]
+    norms: tuple[Norm, ...]
 
 
 class Groups:
@@ -149,7 +161,35 @@ class Groups:
                 obstacles.append(Obstacle(repr(part.name), reason, "Choose another layer.", "merging"))
                 parts = [each for each in parts if each is not part]
         attributes, both = self._attributes(order)
-        return Group(len(units), torch.from_numpy(rows), tuple(parts), (*obstacles, *both), attributes)
+        found = (*obstacles, *both)
+        norms = tuple(
+            norm for name in dict.fromkeys(each.norm for each in found) if (norm := self._norm(name, order)) is not None
+        )
+        return Group(len(units), torch.from_numpy(rows), tuple(parts), found, attributes, norms)
+
+    def _norm(self, name: str | None, order: dict[int, int]) -> Norm | None:
+        """What a norm was called on; None where it was called on anything else as well, or gives another order."""
+        found: Norm | None = None
+        for call in [call for walk in self.recording.walks for call in walk.norms.get(name or "", [])]:
+            sides = [self._units_of(axes, order) for axes in call] if call is not None else []
+            if len(sides) != 2 or len(sides[0]) != 1 or len(sides[1]) != 1:
+                return None
+            (dim, before), (other, after) = sides[0][0], sides[1][0]
+            same = found is None or (found.dim == dim and torch.equal(found.units, before))
+            if dim != other or not torch.equal(before, after) or bool((before < 0).any()) or not same:
+                return None
+            found = Norm(name or "", dim, before)
+        return found
+
+    def _units_of(self, axes: list[Axis], order: dict[int, int]) -> list[tuple[int, Tensor]]:
+        """Axes with entries of the units, counted from the end, and the unit of each entry."""
+        found = []
+        for dim, axis in enumerate(axes):
+            if isinstance(axis, np.ndarray):
+                units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(axis)])
+                if bool((units >= 0).any()):
+                    found.append((dim - len(axes), units))
+        return found
 
     def _parts(self, units: Ids, order: dict[int, int]) -> list[Part]:
         hit = np.isin(self.all, units)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,15 +15,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..models import evaluating, training_outside_torch, untouched
-from . import rules_layout, rules_products, rules_values
+from . import rules_layout, rules_pictures, rules_products, rules_values
 from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .counts import Count
 from .sizes import Sizes, counting, used_as_number
 from .values import Value
-from .walk import Walk
+from .walk import Normed, Walk
 from .writes import parameters_kept
 
-__all__ = ["Recording", "as_arguments", "outputs", "record", "rules_layout", "rules_products", "rules_values"]
+__all__ = [
+    "Recording",
+    "as_arguments",
+    "call_of",
+    "follow",
+    "outputs",
+    "record",
+    "rules_layout",
+    "rules_pictures",
+    "rules_products",
+    "rules_values",
+]
 
 IS_OUTPUT = "its neurons are the model's output"
 
@@ -38,8 +49,17 @@ class Recording(NamedTuple):
     ran: set[str]  # modules that were called
 
 
+class Call(NamedTuple):
+    """An example of both kinds: positional and keyword arguments."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model."""
+    if isinstance(example_input, Call):
+        return example_input
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     return tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,), {}
@@ -69,6 +89,49 @@ def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
     walk.heard = found
     with _Operations(walk), _Plain():
         yield
+
+
+class Listener(Protocol):
+    """What `follow` tells of every operation that torch carries out."""
+
+    module: str  # the name of the module that runs
+
+    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """One operation."""
+
+
+def follow(model: nn.Module, example_input: Any, listener: Listener) -> Any:
+    """Run the model once, in eval mode, and let `listener` see every operation; the model is left as it was.
+
+    Returns:
+        What the model gives.
+
+    Raises:
+        Whatever the model raises.
+    """
+    arguments, named = as_arguments(example_input)
+    with ExitStack() as stack:
+        for kept in (untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model))):
+            stack.enter_context(kept)
+        for seen in (_module_names(model, listener, set()), _Operations(listener), _Plain()):
+            stack.enter_context(seen)
+        return model(*arguments, **named)
+
+
+def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
+    """How `use` calls `model` first; None where it calls something else of it, or fails."""
+    found: list[Call] = []
+    hook = model.register_forward_pre_hook(
+        lambda _module, args, kwargs: found.append(Call(args, dict(kwargs))), with_kwargs=True
+    )
+    try:
+        with untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
+            use()
+    except Exception:
+        return None  # whoever asked runs it again, and is told
+    finally:
+        hook.remove()
+    return found[0] if found else None
 
 
 def _parameters(
@@ -146,6 +209,14 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
             used_as_number(walk, each, "what the model gives")
 
 
+def _normed(walk: Walk, given: tuple[Any, ...], output: Any) -> Normed | None:
+    """The call of a norm; None where it does not take one tensor and give one of its shape."""
+    before = given[0] if given else None
+    if not isinstance(before, Tensor) or not isinstance(output, Tensor) or before.shape != output.shape:
+        return None
+    return Normed(list(walk.value(before).axes), list(walk.value(output).axes))
+
+
 def _inputs(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -177,7 +248,7 @@ def outputs(given: Any, depth: int = 6) -> Iterator[Any]:
 class _Operations(TorchDispatchMode):
     """Tells the walk of every operation."""
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: Listener) -> None:
         super().__init__()
         self.walk = walk
 
@@ -196,7 +267,7 @@ class _Plain(TorchFunctionMode):
 
 
 @contextmanager
-def _module_names(model: nn.Module, walk: Walk, ran: set[str]) -> Iterator[None]:
+def _module_names(model: nn.Module, walk: Listener, ran: set[str]) -> Iterator[None]:
     """Keeps `walk.module` at the name of the module that runs."""
     names = {id(module): name for name, module in model.named_modules()}
     inside: list[str] = []
@@ -206,9 +277,11 @@ def _module_names(model: nn.Module, walk: Walk, ran: set[str]) -> Iterator[None]
         walk.module = inside[-1]
         ran.add(walk.module)
 
-    def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def leave(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         if inside:
-            inside.pop()
+            name = inside.pop()
+            if name in walk.norms:
+                walk.norms[name].append(_normed(walk, given, output))
         walk.module = inside[-1] if inside else ""
 
     hooks = (

@@ -371,25 +371,3 @@ def roll(walk: Walk, step: Step) -> None:
     for dim in [dims] if isinstance(dims, int) else dims:
         walk.mixed(axes[dim], f"{walk.name!r} moves them by a number of places")
     walk.give(step.out, axes, walk.value(given))
-
-
-@rule("pixel_shuffle")
-def pixel_shuffle(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    channels, times = axes[-3], step.args[1] ** 2
-    made: Axis = None
-    if isinstance(channels, np.ndarray):
-        parts = walk.atoms.split(channels.reshape(-1, times))
-        walk.atoms.choose(parts, 0)
-        made = parts.factors[0]
-    walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes, times = walk.axes(given), step.args[1] ** 2
-    channels = axes[-3]
-    made = np.repeat(channels, times) if isinstance(channels, np.ndarray) else None
-    walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))

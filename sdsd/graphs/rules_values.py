@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from .atoms import READING, REMOVAL, Ids
@@ -20,7 +16,10 @@ LINEAR = words(
     view_as_real sum_to_size
     """
 )
-STATISTICS_ADVICE = "Merge without removal (remove=False), or choose a layer whose neurons are read before this norm."
+STATISTICS_ADVICE = (
+    "Pass norms='repeat' to consolidate, so that the norm goes on to see merged neurons as often as there were, merge "
+    "without removal (remove=False), or choose a layer whose neurons are read before this norm."
+)
 
 
 @rule(
@@ -41,8 +40,12 @@ def pointwise(walk: Walk, step: Step) -> None:
     given = [each for each in everything if walk.value(each).statistic is None]
     statistics = [walk.value(each).statistic for each in everything if walk.value(each).statistic is not None]
     if statistics and not _has_neurons(walk, given, statistics[0], out):  # type: ignore[arg-type]
-        _still_statistic(walk, given, statistics[0], out)  # type: ignore[arg-type]
-        return
+        if all(each.numel() == 1 for each in given):
+            walk.give(out, [None] * out.ndim)
+            walk.value(out).statistic = statistics[0]
+            return
+        walk.note(statistics[0], "'mean' mixes all neurons")  # type: ignore[arg-type]
+        given = everything
     axes: list[Axis] = [FREE] * out.ndim
     known = [False] * out.ndim
     owner: list[Tensor | None] = [None] * out.ndim
@@ -77,17 +80,9 @@ def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -
                 continue
             if len(axis) == len(roots) and np.array_equal(walk.atoms.roots(axis), roots):
                 reason = "a norm takes its statistics over all neurons, which removing any would change"
-                walk.mixed(axis, reason, REMOVAL, STATISTICS_ADVICE)
+                walk.statistics(axis, reason, STATISTICS_ADVICE)
                 return True
     return False
-
-
-def _still_statistic(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -> None:
-    walk.give(out, [None] * out.ndim)
-    if all(each.numel() == 1 for each in given):
-        walk.value(out).statistic = statistic
-    else:
-        walk.note(statistic, "'mean' mixes all neurons")
 
 
 @rule("_weight_norm_interface _weight_norm")
@@ -327,12 +322,8 @@ def layer_norm(walk: Walk, step: Step) -> None:
         for other in tensors(step.args[2:4]):
             axis = walk.followed(other, other.ndim - k)
             axes[-k] = walk.join(axes[-k], axis) if axis is not None or axes[-k] is not None else None
-        walk.mixed(
-            axes[-k],
-            f"{walk.name!r} takes its statistics over all neurons, which removing any would change",
-            REMOVAL,
-            STATISTICS_ADVICE,
-        )
+        reason = f"{walk.name!r} takes its statistics over all neurons, which removing any would change"
+        walk.statistics(axes[-k], reason, STATISTICS_ADVICE)
     for out in tensors(step.out):
         same = out.shape == given.shape
         walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
@@ -346,38 +337,8 @@ def group_norm(walk: Walk, step: Step) -> None:
         axes[1] = walk.join(axes[1], walk.followed(other, 0))
     groups = step.argument(6, "group")
     if given.shape[1] != groups:
-        walk.mixed(
-            axes[1],
-            f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change",
-            REMOVAL,
-            STATISTICS_ADVICE,
-        )
+        reason = f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change"
+        walk.statistics(axes[1], reason, STATISTICS_ADVICE)
     for out in tensors(step.out):
         same = out.shape == given.shape
         walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
-
-
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-def spatial(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    size = int(found[1]) if (found := re.search(r"(\d)d", step.name)) else 2
-    for axis in axes[given.ndim - size :]:
-        walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
-    for out in tensors(step.out):
-        walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
-
-
-def _spatial_names() -> list[str]:
-    names: list[Any] = [each.partition(".")[0] for each in torch._C._dispatch_get_all_op_names() if "aten::" in each]
-    plain = {each.rpartition("::")[2] for each in names}
-    fitting = re.compile(
-        r"(_?adaptive_)?(max|avg|fractional_max|lp)_pool\dd(_with_indices)?$|mkldnn_\w*pool\dd$|"
-        r"_?upsample_\w+\dd(_aa)?$|(reflection|replication)_pad\dd$"
-    )
-    return sorted(each for each in plain if fitting.match(each))
-
-
-rule(*_spatial_names())(spatial)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .atoms import REMOVAL, Ids, Obstacle
 from .counts import Count, Origin
-from .values import words
+from .values import FREE, words
 from .walk import KEEP_SIZE, Walk
 
 KEEP_THE_NUMBER = (
@@ -28,6 +28,8 @@ TAKE_SIZES = words(
     """
 )
 """Functions that take sizes for what they are; elsewhere a size is used as a number."""
+HAVE_NO_SIZE = {"chunk", "expand_as", "matmul", "broadcast_tensors"}
+"""Functions that expand or cut by what they are given, whatever its size."""
 ALIGNED = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
 """Those whose sizes are the result's."""
 MODULE_SIZES = ("out_features", "in_features", "out_channels", "in_channels", "num_features", "num_parameters")
@@ -57,7 +59,7 @@ class Sizes(TorchFunctionMode):
         takes = plain in TAKE_SIZES or (plain == "getitem" and self._own(args[0], sized))
         for each in sized if not takes else ():
             used_as_number(self.walk, each, repr(plain))
-        before, self.walk.sizes_written_in = self.walk.sizes_written_in, not known and plain != "chunk"
+        before, self.walk.sizes_written_in = self.walk.sizes_written_in, not known and plain not in HAVE_NO_SIZE
         try:
             out = func(*args, **named)
         finally:
@@ -113,7 +115,7 @@ class Sizes(TorchFunctionMode):
             return
         for dim, size in enumerate(sizes):
             axis = self.walk.value(out).axes[dim]
-            if isinstance(size, Count) and made and size.exact:
+            if isinstance(size, Count) and (made or axis is FREE) and size.exact:
                 axis = self.walk.followed(out, dim)
             if not isinstance(axis, np.ndarray) or not isinstance(size, int) or int(size) < 2:
                 continue

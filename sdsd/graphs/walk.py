@@ -55,6 +55,13 @@ class Piece(NamedTuple):
     obstacle: Obstacle
 
 
+class Normed(NamedTuple):
+    """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it."""
+
+    before: list[Axis]
+    after: list[Axis]
+
+
 class Step(NamedTuple):
     """One operation of torch."""
 
@@ -112,6 +119,7 @@ class Walk:
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
+        self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
         self.training = False
@@ -166,6 +174,12 @@ class Walk:
         """Single entries cannot be taken out of this axis."""
         if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
             self.note(ids, reason, advice, blocks)
+
+    def statistics(self, ids: Axis, reason: str, advice: str) -> None:
+        """A norm takes its statistics over all entries of this axis."""
+        if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
+            self.atoms.note(ids, Obstacle(self.where(self.name), reason, advice, REMOVAL, self.module))
+            self.norms.setdefault(self.module, [])
 
     def join(self, one: Axis, other: Axis, who: str = "") -> Axis:
         """Both axes of the same entries; what the result has."""
@@ -298,11 +312,24 @@ class Walk:
 
     def _couple_chunks(self) -> None:
         """Where an axis is cut into equal pieces that have different units, what has the same place in each goes
-        together, so that the pieces stay equal."""
+        together, so that the pieces stay equal; unless that makes one unit of all of them."""
+        able = self.chunks
+        while able:
+            kept = self.atoms.kept()
+            self._couple(able)
+            roots = [set(self.atoms.roots(chunk[0].whole).tolist()) for chunk in able]
+            single = set[int]().union(*(each for each in roots if len(each) == 1))
+            left = [chunk for chunk, each in zip(able, roots, strict=True) if not each & single]
+            if len(left) == len(able):
+                return
+            self.atoms.put_back(kept)
+            able = left
+
+    def _couple(self, chunks: list[list[Piece]]) -> None:
         changed = True
         while changed:
             changed = False
-            for first, *others in self.chunks:
+            for first, *others in chunks:
                 if all(self._in_proportion(piece) for piece in (first, *others)):
                     continue
                 for piece in others:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..gamma.stats import GammaStats
+from ..gamma import GammaStats
 
 __all__ = ["scalars", "write_scalars"]
 

@@ -20,26 +20,23 @@ from itertools import groupby
 from typing import Any
 
 from .._extras import require
-from ..gamma.history import TOTAL, Row
+from ..gamma import history
 
 Log = Callable[[Mapping[str, float], int], None]
 """Called with the scalars of a step, by name, and its number."""
 
-SCALARS = (
-    "batch_size", "signal", "noise", "gamma", "gamma_unbiased", "noise_scale", "smoothed_gamma", "smoothed_noise_scale",
-    "noise_scale_low", "noise_scale_high", "recommended_batch",
-)  # fmt: skip
+SCALARS = tuple(name for name in history.COLUMNS if name not in ("step", "parameter", "phase", "verdict", "advice"))
 """Columns of a history that are numbers."""
 NOT_IN_MLFLOW = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
-def row_scalars(row: Row, prefix: str = "gamma/") -> dict[str, float]:
+def row_scalars(row: history.Row, prefix: str = "gamma/") -> dict[str, float]:
     """The numbers of a history's row: "gamma/noise" of the total, "gamma/0.weight/noise" of a parameter.
 
     What is missing (NaN or None) is left out; what is infinite is there. No name is the beginning of another, which
     loggers with a file a name could not keep.
     """
-    if row["parameter"] != TOTAL:
+    if row["parameter"] != history.TOTAL:
         prefix += f"{row['parameter']}/"
     known = {name: row[name] for name in SCALARS if row[name] is not None}
     return {f"{prefix}{name}": float(value) for name, value in known.items() if not math.isnan(value)}
@@ -64,7 +61,7 @@ class RowLogger:
         self.log, self.prefix = log, prefix
         self.step = 0
 
-    def __call__(self, rows: Iterable[Row]) -> int:
+    def __call__(self, rows: Iterable[history.Row]) -> int:
         """Send what is newer than what was sent; `monitor.history` is such rows. Reading it waits for the device.
 
         Returns:

@@ -20,27 +20,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Yields:
         None.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with _modes_kept(model), torch.no_grad():
+        model.eval()
+        yield
 
 
 @contextmanager
 def training_outside_torch(model: nn.Module) -> Iterator[None]:
     """Every module in training but those of torch.nn that contain no other, so that nothing is dropped and no
     statistics are taken; no gradients. Afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
+    with _modes_kept(model), torch.no_grad():
+        for module in model.modules():
             of_torch = type(module).__module__.startswith("torch.nn.")
             module.training = not of_torch or any(module.children())
-        with torch.no_grad():
-            yield
+        yield
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
     finally:
         for module, training in modes:
             module.training = training

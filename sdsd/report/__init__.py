@@ -8,7 +8,9 @@
 `draw_pair_scatter`                                 what two neurons answer to the same samples
 `draw_merges`, `draw_batch_merges`                  what merging pairs costs, one at a time and all at once
 `plain_number`                                      a number as people write it
+`figures`                                           these and more, with the colours of the style
 `html`                                              one page from plain sections; the standard library alone
+`geometry_page`                                     parts of a page about neurons
 `live`                                              the page of `sdsd watch`
 ==================================================  ==================================================================
 
@@ -22,6 +24,7 @@ extra "report")::
     report.save_png(figure, "map.png")
 """
 
+from . import geometry_page as geometry_page
 from . import html
 from .figures import (
     draw_accuracy,

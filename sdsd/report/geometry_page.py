@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 
 from ..geometry import NeuronMap
-from ..geometry.map import OFFLINE_POLICY, plot, plot_library, summary_of
+from ..geometry.map import HINT, MAP_STYLE, OFFLINE_POLICY, plot, plot_library, summary_of
 from .html import table
 
 VERDICT_CLASSES = {
-    "reproduced": "holds", "direction only": "partly", "no effect": "fails",
-    "opposite": "fails", "refuted": "fails", "inconclusive": "open", "untestable here": "open",
-}  # fmt: skip
-
-
-BUTTONS = {
-    "left": "turn left", "right": "turn right", "up": "tilt up", "down": "tilt down", "nearer": "closer",
-    "farther": "farther",
-}  # fmt: skip
+    "reproduced": "holds",
+    "direction only": "partly",
+    "no effect": "fails",
+    "opposite": "fails",
+    "refuted": "fails",
+    "inconclusive": "open",
+    "untestable here": "open",
+}
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,8 @@ class InteractiveMap:
     name: str
 
     def html(self) -> str:
-        buttons = "".join(f'<button type="button" data-way="{way}">{words}</button>' for way, words in BUTTONS.items())
-        return (
-            f'<figure>{plot(self.neuron_map, self.name, 520)}<div class="map-controls" id="{self.name}-controls">'
-            f'<label>Neuron <select><option value="">choose</option></select></label> {buttons}'
-            f'<output aria-live="polite"></output></div><script>mapControls("{self.name}")</script>'
-            f"<figcaption>{escape(summary_of(self.neuron_map))}. Drag to turn, scroll or pinch to zoom, point at a "
-            "neuron for its nearest neighbours or choose it below the map, click the legend to hide a cluster."
-            "</figcaption></figure>"
-        )
+        caption = f"{escape(summary_of(self.neuron_map))}. {HINT}"
+        return f"<figure>{plot(self.neuron_map, self.name, 520)}<figcaption>{caption}</figcaption></figure>"
 
 
 @dataclass(frozen=True)
@@ -85,15 +76,10 @@ STYLE = """
 .holds { background: #1e7a52; } .partly { background: #965c06; } .fails { background: #b93a39; }
 .open { background: #5c6673; }
 .neuron-map { border: 1px solid var(--grid); border-radius: 10px; }
-.map-controls { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin-top: 10px; }
-.map-controls output { flex-basis: 100%; }
-.map-controls :is(button, select) { font: inherit; font-size: 0.9rem; color: var(--ink); background: var(--surface);
-  border: 1px solid var(--grid); border-radius: 8px; padding: 4px 10px; min-height: 32px; cursor: pointer; }
 """
 
 
 def head() -> str:
     """What the head of a page needs that holds these parts: a policy that fetches nothing, plotly.js, their style."""
     policy = f'<meta http-equiv="Content-Security-Policy" content="{OFFLINE_POLICY}">'
-    controls = resources.files(__package__).joinpath("map_controls.js").read_text(encoding="utf-8")
-    return f"{policy}\n<style>{STYLE}</style>\n{plot_library()}\n<script>{controls}</script>"
+    return f"{policy}\n<style>{STYLE}{MAP_STYLE}</style>\n{plot_library()}"

@@ -13,11 +13,14 @@
 `rules.py`         the rules that decide verdicts, since when, and what they replaced
 `documents.py`     titles of the source documents
 `script.py`         `sdsd gamma FILE.py`: run a user's file, train what it defines
+`own.py`            `sdsd study NAME --model FILE.py`: what a study measures, on a network of one's own
 `map.py`           `sdsd map`: the neurons of saved activations
 `pairs.py`         pairs of neurons that serve as examples
 =================  ==================================================================================================
 
-docs/studies.md builds a study.
+One study, in the order to read it: `engine/run.run_study` runs what `engine/study.Study` describes,
+`engine/seeds.measure_seed` one seed of it; then its own `measure`, `judge` and `draw`, such as
+`theory/selection.measure`. docs/studies.md builds a study.
 """
 
 from .catalogue import CATALOGUE, GROUPS, choose_studies, list_lines
@@ -27,6 +30,7 @@ from .demo import DemoConfig, run_demo, summary_lines
 from .engine import Runner, choose_progress, plain, prepare_output
 from .geometry import BUILT_IN_SUBJECTS, ArcConfig, examine, subject_from_file
 from .map import run_map
+from .own import OWN, check_own, run_own
 from .pairs import farthest_examples
 from .script import UserCodeError, train_file
 
@@ -34,10 +38,12 @@ __all__ = [
     "BUILT_IN_SUBJECTS",
     "CATALOGUE",
     "GROUPS",
+    "OWN",
     "ArcConfig",
     "DemoConfig",
     "Runner",
     "UserCodeError",
+    "check_own",
     "choose_progress",
     "choose_studies",
     "examine",
@@ -48,6 +54,7 @@ __all__ = [
     "read_claims",
     "run_demo",
     "run_map",
+    "run_own",
     "subject_from_file",
     "summary_lines",
     "train_file",

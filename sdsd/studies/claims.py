@@ -36,7 +36,7 @@ def _untestable(claim: str, source: str, stated: str, why: str) -> Verdict:
         claim=claim,
         source=f"{MOVES}, {source}",
         verdict="untestable here",
-        seed_figure=stated,
+        published=stated,
         our_figure=None,
         corrected=why,
         **RULES["without a study"].stated(),

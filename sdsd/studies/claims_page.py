@@ -65,7 +65,7 @@ def _table(rows: Iterable[Row]) -> str:
     lines = ["| claim | there | here | verdict | study |", "|---|---|---|---|---|"]
     for row in rows:
         verdict = row.verdict
-        lines += [_line(verdict.claim, verdict.seed_figure, _ours(verdict), f"**{verdict.verdict}**", row.study)]
+        lines += [_line(verdict.claim, verdict.published, _ours(verdict), f"**{verdict.verdict}**", row.study)]
     return "\n".join(lines)
 
 
@@ -162,7 +162,7 @@ class ClaimTable:
         )
         return [
             f"{escape(verdict.claim)}<br><small>{escape(verdict.source)}</small>",
-            escape(verdict.seed_figure),
+            escape(verdict.published),
             escape(_ours(verdict)),
             f"<div><strong>{escape(verdict.verdict)}</strong>: {escape(verdict.corrected)}"
             f"<br><small>What decides{_since(verdict)}: {escape(verdict.rule)}.{repeat}</small></div>",
@@ -193,7 +193,8 @@ NEW_PAGE = Template(
 `sdsd claims` writes this page from the `results.json` of the studies: nothing in the tables is typed. An interval is
 over seeds, or over independent trials where the study has many; points along one run are not independent and count as
 one. A claim tested on several networks is one claim, and its interval is over networks, among them two layers of one
-(MiniLM). A claim that did not hold stands beside the statement that does.
+(MiniLM); where there are two, it is too wide to say anything, and the networks have to be read one by one. A claim that
+did not hold stands beside the statement that does.
 
 <!-- claims: count -->
 <!-- end of claims -->
@@ -209,7 +210,11 @@ one. A claim tested on several networks is one claim, and its interval is over n
 | untestable here | what the claim is about was not measured |
 
 Each verdict follows from a rule. The rules are listed below with the day since which they stand and what they replaced:
-some were changed after figures under the rule before had been seen, and then it says so.
+some were changed after figures under the rule before had been seen, and then it says so. A rule that asks for something
+“with every seed” of three asks little of a number that is a matter of chance: with no effect at all it is met in one
+direction once in eight times. So read the interval beside such a verdict, and run more seeds where it matters
+(`--seeds 10`). Where many networks test one claim, p-values are corrected for their number; over different claims they
+are not.
 
 $tables
 ## Network by network

@@ -21,6 +21,8 @@ EFFECTS = {
     "geometry: plasticity": Effect(nothing=0.0, document=-2.1, above=False, negligible=1.0),
     "redundancy": Effect(nothing=0.0, negligible=0.1),
     "merge-cost": Effect(nothing=1.0, negligible=1.25),
+    "copies": Effect(nothing=1.0, negligible=1.05),
+    "removal": Effect(nothing=1.0, negligible=1.25),
 }
 """What claims say of a number whose interval decides; see `Effect`."""
 
@@ -41,19 +43,29 @@ RULES: dict[str, Rule] = {
         "shuffled labels under SGD, which left 75 to 82% of them wrong; a share of over 0.5 on average; H_G by mass "
         "and V at 60° only",
     ),
+    "copies: V": Rule(
+        f"of V with half of the neurons replaced by copies of the others over V as trained: {EFFECTS['copies'].rule()}",
+        "2026-11-27",
+    ),
+    "copies: loss": Rule(
+        "refuted if at every state, whatever its V, the loss varies by less than 1e-9 of itself along the orbit; "
+        "inconclusive otherwise",
+        "2026-11-27",
+    ),
     "regulariser": Rule(
-        "refuted if minimising L_geom alone, from a trained network on, costs accuracy with every seed; reproduced if "
-        "it gains with every seed; inconclusive otherwise",
-        REVISED,
-        "the same without an outcome that reproduces it",
+        "refuted if minimising L_geom alone, from a trained network on, costs accuracy with every seed and every λ "
+        "tried; reproduced if it gains with all; inconclusive otherwise",
+        "2026-11-27",
+        "the same with one λ; before 2026-11-26 without an outcome that reproduces it",
     ),
     "quotient": Rule(
         "reproduced if Γ at the canonical point stays within 1e-5 over all moves tried that keep the function; "
-        "direction only if it does over those that are analysed (scales, shifts, permutations) and moves by over 1% "
-        "when adjacent linear layers are mixed; refuted if it moves over the analysed ones, while ‖∇L‖² does by over "
-        "a factor of 2; inconclusive otherwise",
-        REVISED,
-        "reproduced if ‖∇L‖² moved by less than 2, which no network would do",
+        "direction only if it does over those that are analysed (scales, shifts, permutations, mixing of adjacent "
+        "linear layers) and moves by over 1% when neurons are mixed that a ReLU cuts on no sample; refuted if it moves "
+        "over the analysed ones, while ‖∇L‖² does by over a factor of 2; inconclusive otherwise",
+        "2026-11-27",
+        "adjacent linear layers, which are analysed now, as the move that is not; before 2026-11-26: reproduced if "
+        "‖∇L‖² moved by less than 2, which no network would do",
     ),
     "prediction": Rule(
         "of the steps whose mean effect is three standard errors from zero, the mean of the share of falling and of "
@@ -64,6 +76,14 @@ RULES: dict[str, Rule] = {
         "the share of all signs, which a constant answer gets for the more frequent one; points of a run as "
         "independent",
     ),
+    "averaging": Rule(
+        "over looks at networks that learn, one share a seed: reproduced if the 95% interval of the share of 95% "
+        "intervals that hold the present Γ lies above 0.9; direction only if it lies below, while at every simulated "
+        "drift under a tenth of all averages is called short enough by `averaging_lag` and misses, by the upper bound; "
+        "refuted if at some drift it is more, by the lower bound; inconclusive otherwise",
+        "2026-11-27",
+        "nothing; written after a first look at simulated averages",
+    ),
     "phase": Rule(
         "refuted if in some bowl the loss turns at a Γ that is off 1 by over 0.5, while Γ_H is within 0.1 of 1 in "
         "all; reproduced if Γ is within 0.1 of 1 in all; inconclusive otherwise",
@@ -71,10 +91,12 @@ RULES: dict[str, Rule] = {
         WORDS,
     ),
     "multiplicative": Rule(
-        "refuted if over 95% of paths come within a tenth of their start at ratios below 1, by the lower bound; "
-        "reproduced if under 5% do, by the upper bound; inconclusive otherwise",
-        REVISED,
-        "the same without an outcome that reproduces it",
+        "refuted if over 95% of paths come within a tenth of their start at ratios below 1, by the lower bound, or if "
+        "under 5% of those that start at Γ = 100 with additive noise come within a hundredth of it, by the upper; "
+        "reproduced if the first are under 5% and the second over 95%, by the other bounds; inconclusive otherwise",
+        "2026-11-27",
+        "the same for ratios below 1 alone, which is half of the claim; before 2026-11-26 without an outcome that "
+        "reproduces it",
     ),
     "well": Rule(
         "reproduced if the share of paths that stay falls from over 0.9 to below 0.2 between D = 0.1 and 0.4, and "
@@ -159,13 +181,27 @@ RULES: dict[str, Rule] = {
         "below a gain of 1 point; refuted if it lies above 0 and the gain is a point or more; inconclusive otherwise",
         REVISED,
     ),
+    "after-merging: speed": Rule(
+        "reproduced if the 95% interval of what pairs merged at once cost, random less by geometry over their sum, "
+        "lies above 0, and that of the mean accuracy over the epochs after it, by geometry less at random, within 1 "
+        "point of 0; no effect if the first lies within 0.1 of 0; refuted if the second lies beyond a point; "
+        "inconclusive otherwise",
+        "2026-11-27",
+    ),
     "redundancy": Rule("of the rank correlation: " + EFFECTS["redundancy"].rule(), REVISED),
+    "removal": Rule(
+        "of far / near by averaging pairs over far / near by taking one neuron of a pair out: "
+        f"{EFFECTS['removal'].rule()}; direction only, too, if the 95% interval of far / near by taking out lies above "
+        "1, so that it tells near from far as well",
+        "2026-11-27",
+        "nothing; the document says that the first attempt failed and that neurons were to be removed, and no more",
+    ),
     "grokking": Rule(
         "reproduced if, with every seed, test accuracy passes 95% at over 5 times the step at which training accuracy "
-        "does, and never without weight decay or with too few sums; direction only if a control gets there too; no "
-        "effect if it does so with no seed; inconclusive otherwise",
-        REVISED,
-        WORDS,
+        "does, and never without weight decay or with too few sums, in three times as many steps; direction only if a "
+        "control gets there too; no effect if it does so with no seed; inconclusive otherwise",
+        "2026-11-27",
+        "the same with memorising seen every 50 steps only, and controls that stopped with the run",
     ),
     "grokking: Γ": Rule(
         "with Γ of the batches, averaged from memorising half-way to understanding, and round understanding: "
@@ -177,10 +213,12 @@ RULES: dict[str, Rule] = {
     "collapse of H_G and V": Rule(
         "reproduced if, with every seed, H_G and V both fall by over 5% from start to end, and by a larger part than "
         "in every control; direction only if H_G falls by that much; opposite if it rises by that much with every "
-        "seed; no effect if it stays within 5% with every seed; inconclusive otherwise",
-        REVISED,
-        "2026-11-22, until 15:40: any fall of both was reproduced, as which grokking then stood; after those figures "
-        "had been seen, a fall had to be 5%, and all else was “not reproduced”",
+        "seed; no effect if it stays within 5% with every seed; inconclusive otherwise; V at the angle at which caps "
+        "round as many random directions cover half of what they could",
+        "2026-11-27",
+        "the same with V at 60°, where caps round neurons of these layers hardly overlap, so that V was their number "
+        "and could not fall; until 2026-11-26 all but a fall of 5% was “not reproduced”, and on 2026-11-22, until "
+        "15:40, any fall of both was reproduced, as which grokking then stood",
     ),
     "neural-collapse": Rule(
         "reproduced if, with every seed and BatchNorm, NC1 falls over 20-fold and NC2 and NC3 to under half, while "

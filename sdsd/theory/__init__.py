@@ -13,6 +13,7 @@
 ===================  ================================================================================================
 """
 
+from . import rank as rank
 from .curvature import CurvatureObserver, CurvatureStats, curvature_gamma
 from .derivatives import gradient_rows
 from .dynamics import simulate

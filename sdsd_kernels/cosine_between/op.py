@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import ZERO_POLICIES, check_choice, check_directions, check_max_bytes
-from .._cosine_blocks import block_sides, fill_cosines, prepare
 from .._register import register
 from .._rows import rows_of_both
+from ..pairwise.blocks import block_sides, fill_cosines, prepare
 from ..pairwise.config import operand_bytes
 
 Progress = Callable[[int, int], None]

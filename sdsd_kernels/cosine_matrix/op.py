@@ -19,7 +19,8 @@ from .._checks import (
 )
 from .._register import Gradient, is_transformed, register
 from .._rows import as_rows
-from .cpu import FAR, cosine_matrix_torch
+from ..pairwise.reading import FAR
+from .cpu import cosine_matrix_torch
 
 
 def cosine_matrix(

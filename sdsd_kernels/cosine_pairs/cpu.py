@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._cosine_blocks import SMALLEST_SIDE, Neurons, block_sides, fill_cosines, prepare
+from ..pairwise.blocks import SMALLEST_SIDE, Neurons, block_sides, fill_cosines, prepare
 from .budget import check_count, most_pairs
 
 Progress = Callable[[int, int], None]

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
-from .._cosine_blocks import SAMPLES_AT_ONCE, Neurons, _panel, _sample_slices, block_sides, fill_cosines
 from .._rows import rows_of
 from ..cosine_topk.cpu import stable_topk
+from ..pairwise.blocks import SAMPLES_AT_ONCE, Neurons, block_sides, fill_cosines, panel
+from ..pairwise.reading import sample_slices
 from .cpu import BLOCK, Triangle, neurons_bytes, triangle
 from .op import CosinePairs
 
@@ -246,8 +247,8 @@ class _Activations:
         for one, two in zip(first.split(together), second.split(together), strict=True):
             a, b = _select(everyone, one), _select(everyone, two)
             total = torch.zeros(len(one), dtype=torch.float64, device=one.device)
-            for part in _sample_slices(a.rows.shape, SAMPLES_AT_ONCE):
-                total += (_panel(a, slice(None), part) * _panel(b, slice(None), part)).sum(1)
+            for part in sample_slices(a.rows.shape, SAMPLES_AT_ONCE):
+                total += (panel(a, slice(None), part) * panel(b, slice(None), part)).sum(1)
             found.append((total * (a.inverse_norm * b.inverse_norm)).clamp_(-1, 1).to(everyone.dtype))
         return torch.cat(found)
 

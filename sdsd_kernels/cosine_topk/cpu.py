@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._cosine_blocks import Neurons, block_sides, fill_cosines, prepare
+from ..pairwise.blocks import Neurons, block_sides, fill_cosines, prepare
 
 GROUP = 32
 """Cosines of a row whose maximum is compared at once: 16 reduce four times slower, 64 leave more to look at."""

@@ -48,7 +48,7 @@ def _case(
         signature=signature,
         constexprs=constexprs,
         target=target_of(record),
-        options={"num_warps": launch.num_warps},
+        options=launch.options,
         attrs=aligned(signature, *known),
         thorough=thorough,
         expect_load_bits=128 if record.family == "sm_90" else None,
@@ -56,7 +56,7 @@ def _case(
 
 
 def _finish_case(width: int, record: DeviceRecord, *, thorough: bool = False) -> AotCase:
-    launch, _ = finish_launch(0, width)
+    launch = finish_launch(0, width)
     signature = {"partials": "*fp64", "bounds": "*i64", "table": "*fp64", "rows": "i32", "width": "i32"}
     return AotCase(
         name="finish two sums" if width == 2 else "finish per-sample sums",
@@ -64,7 +64,7 @@ def _finish_case(width: int, record: DeviceRecord, *, thorough: bool = False) ->
         signature={**signature, "R": "constexpr", "C": "constexpr"},
         constexprs=dict(zip(("R", "C"), launch.settled[2:], strict=True)),
         target=target_of(record),
-        options={"num_warps": launch.num_warps},
+        options=launch.options,
         thorough=thorough,
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._device import DeviceRecord, device_record
+from .._launch import Launch, kept, on_device
 from . import config
 from .kernel import ELEMENTS, finish_kernel, samples_kernel, stream_kernel, two_walks_kernel
 from .layout import as_matrices, is_one_matrix, row_width
@@ -16,23 +17,8 @@ from .layout import as_matrices, is_one_matrix, row_width
 _DTYPES = tuple(ELEMENTS)
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 _ORDERS = ("columns", "rows", "any")
-
-
-class Launch:
-    """A kernel with all but its tensors and grid settled; compiled by the first call, found in no cache after."""
-
-    __slots__ = ("_compiled", "kernel", "num_warps", "settled")
-
-    def __init__(self, kernel: Any, settled: tuple[Any, ...], num_warps: int) -> None:
-        self.kernel, self.settled, self.num_warps = kernel, settled, num_warps
-        self._compiled: Any = None
-
-    def __call__(self, grid: tuple[int, int, int], *tensors: Tensor | None) -> None:
-        if self._compiled is None:
-            # None from the interpreter, which has nothing to keep.
-            self._compiled = self.kernel[grid](*tensors, *self.settled, num_warps=self.num_warps)
-        else:
-            self._compiled[grid](*tensors, *self.settled)
+_ANY_GRID = (0, 0, 0)
+"""Of a launch whose calls say what grid they want."""
 
 
 def moments_launch(
@@ -46,31 +32,38 @@ def moments_launch(
     column_stride: int = 0,
     order: str,
     aligned: bool = False,
+    programs: tuple[int, int, int] = _ANY_GRID,
 ) -> Launch:
-    """The launch for matrices of `dtype`; `count` and strides are settled for one matrix, and 0 where a table has them.
+    """The launch for matrices of `dtype`; `count`, strides and `programs` are settled for one matrix.
 
+    A table has the count and the strides, which are 0 here, and every call with one says how many programs it wants.
     `aligned` is for a table: addresses, row strides and numbers of columns are multiples of 16.
     """
     element = ELEMENTS[dtype]
-    settled: tuple[Any, ...] = (n, count, row_stride, column_stride)
+    settled = {
+        "n": n, "count": count, "row_stride": row_stride, "column_stride": column_stride,
+        "width": row_width(n, per_sample), "ELEMENT": element, "ORDER": order, "ALIGNED": aligned,
+    }  # fmt: skip
     if not per_sample:
         chosen = config.stream_config(dtype, n, record, count)
         acc = ELEMENTS[torch.float64 if chosen.wide else torch.float32]
-        settled += (element, acc, chosen.rows, chosen.columns, chosen.spread, order, aligned)
-        return Launch(stream_kernel, settled, chosen.num_warps)
+        settled |= {"ACC": acc, "R": chosen.rows, "C": chosen.columns, "SPREAD": chosen.spread}
+        return Launch(stream_kernel, programs, settled, num_warps=chosen.num_warps)
     tile = config.samples_config(dtype, n)
     acc = ELEMENTS[torch.float64 if config.samples_wide(dtype, n, record) else torch.float32]
-    settled += (row_width(n, True), element, acc, tile.rows, tile.columns, order, aligned)
-    if n > config.RESIDENT_ROWS:
-        return Launch(two_walks_kernel, settled, tile.num_warps)
-    lane = 16 // dtype.itemsize
-    return Launch(samples_kernel, (*settled, lane, n == tile.rows, tile.stages), tile.num_warps)
+    settled |= {
+        "ACC": acc, "R": tile.rows, "C": tile.columns, "V": 16 // dtype.itemsize, "EXACT": n == tile.rows,
+        "STAGES": tile.stages,
+    }  # fmt: skip
+    kernel = two_walks_kernel if n > config.RESIDENT_ROWS else samples_kernel
+    return Launch(kernel, programs, settled, num_warps=tile.num_warps)
 
 
-def finish_launch(rows: int, width: int) -> tuple[Launch, int]:
-    """The launch that adds partial rows (`rows` of them for one matrix, 0 for bounds), and its programs a matrix."""
+def finish_launch(rows: int, width: int) -> Launch:
+    """The launch that adds partial rows: `rows` of them for one matrix, for which its grid is; 0 where bounds say."""
     tall, wide, num_warps = config.FINISH_TWO if width == 2 else config.FINISH_SAMPLES
-    return Launch(finish_kernel, (rows, width, tall, wide), num_warps), -(-width // wide)
+    settled = {"rows": rows, "width": width, "R": tall, "C": wide}
+    return Launch(finish_kernel, (1, -(-width // wide), 1), settled, num_warps=num_warps)
 
 
 def _columns_and_programs(
@@ -88,9 +81,7 @@ class _OneMatrix(NamedTuple):
     """Everything about a call with one matrix but the tensors."""
 
     start: Launch
-    grid: tuple[int, int, int]
     finish: Launch
-    finish_grid: tuple[int, int, int]
     partials: tuple[int, int]
     table: tuple[int, int]
 
@@ -104,16 +95,14 @@ def _plan_one(matrix: Tensor, per_sample: bool) -> _OneMatrix:
     width = row_width(n, per_sample)
     start = moments_launch(
         matrix.dtype, n, per_sample, record, count=count, row_stride=row_stride, column_stride=column_stride,
-        order=_ORDERS[0 if column_stride == 1 else 1 if row_stride == 1 else 2],
+        order=_ORDERS[0 if column_stride == 1 else 1 if row_stride == 1 else 2], programs=(programs, 1, 1),
     )  # fmt: skip
-    finish, across = finish_launch(programs, width)
-    return _OneMatrix(start, (programs, 1, 1), finish, (1, across, 1), (programs, width), (1, width))
+    return _OneMatrix(start, finish_launch(programs, width), (programs, width), (1, width))
 
 
-_MAX_PLANS = 4096
 _one: dict[tuple[Any, ...], _OneMatrix] = {}
 _many: dict[tuple[Any, ...], Launch] = {}
-_finish: dict[tuple[Any, ...], tuple[Launch, int]] = {}
+_finish: dict[tuple[Any, ...], Launch] = {}
 
 
 def launch_gamma_moments(grads: list[Tensor], per_sample: bool) -> Tensor:
@@ -122,12 +111,7 @@ def launch_gamma_moments(grads: list[Tensor], per_sample: bool) -> Tensor:
     One matrix: one launch and one to finish, with nothing copied to the device. A list: one launch for each combination
     of dtype, memory order and alignment present, one to finish, and one copy of the table.
     """
-    first = grads[0]
-    device = first.device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            return _launch(grads, per_sample)
-    return _launch(grads, per_sample)
+    return on_device(grads[0], _launch, grads, per_sample)
 
 
 def _launch(grads: list[Tensor], per_sample: bool) -> Tensor:
@@ -140,19 +124,17 @@ def _launch(grads: list[Tensor], per_sample: bool) -> Tensor:
     if plan is None:
         if not is_one_matrix(only):
             return _launch_many(grads, per_sample)
-        if len(_one) >= _MAX_PLANS:
-            _one.clear()
-        plan = _one[key] = _plan_one(as_matrices(only)[0], per_sample)
+        plan = kept(_one, key, _plan_one(as_matrices(only)[0], per_sample))
     partials = torch.empty(plan.partials, dtype=torch.float64, device=only.device)
     table = torch.empty(plan.table, dtype=torch.float64, device=only.device)
-    plan.start(plan.grid, only, None, None, partials)
-    plan.finish(plan.finish_grid, partials, None, table)
+    plan.start(only, None, None, partials)
+    plan.finish(partials, None, table)
     return table
 
 
 def _facts(grads: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
     """One row a matrix: its tensor, address, strides, columns, dtype; and what must outlive the launch."""
-    rows, kept = [], []
+    rows, views = [], []
     for index, entry in enumerate(grads):
         if entry.is_contiguous():
             n = entry.shape[0]
@@ -160,16 +142,16 @@ def _facts(grads: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
             rows.append((index, entry.data_ptr(), columns, 1, columns, _CODES[entry.dtype]))
             continue
         for matrix in as_matrices(entry):
-            kept.append(matrix)
+            views.append(matrix)
             row_stride, column_stride = matrix.stride()
             rows.append((index, matrix.data_ptr(), row_stride, column_stride, matrix.shape[1], _CODES[entry.dtype]))
-    return np.array(rows, dtype=np.int64), kept
+    return np.array(rows, dtype=np.int64), views
 
 
 def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
     device, n = grads[0].device, grads[0].shape[0]
     record, width = device_record(device), row_width(n, per_sample)
-    facts, kept = _facts(grads)
+    facts, views = _facts(grads)
     owner, address, row_stride, column_stride, count, code = facts.T
 
     present = np.unique(code)
@@ -209,24 +191,20 @@ def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
     table = torch.empty((len(grads), width), dtype=torch.float64, device=device)
     for key, total, start, middle, end in jobs:
         _launch_of_group(key, n, per_sample, device)(
-            (total, 1, 1), None, host[start:middle], host[middle:end].view(torch.int32), partials
+            None, host[start:middle], host[middle:end].view(torch.int32), partials, grid=(total, 1, 1)
         )
-    if (width, device) not in _finish:
-        _finish[width, device] = finish_launch(0, width)
-    finish, across = _finish[width, device]
-    finish((len(grads), across, 1), partials, host[: bounds.size], table)
-    del kept
+    finish = _finish.get((width, device)) or kept(_finish, (width, device), finish_launch(0, width))
+    finish(partials, host[: bounds.size], table, grid=(len(grads), *finish.grid[1:]))
+    del views
     return table
 
 
 def _launch_of_group(key: int, n: int, per_sample: bool, device: torch.device) -> Launch:
     found = _many.get((key, n, per_sample, device))
     if found is None:
-        if len(_many) >= _MAX_PLANS:
-            _many.clear()
         code, order, aligned = key // 6, key // 2 % 3, bool(key % 2)
         found = moments_launch(
             _DTYPES[code], n, per_sample, device_record(device), order=_ORDERS[order], aligned=aligned
         )
-        _many[key, n, per_sample, device] = found
+        kept(_many, (key, n, per_sample, device), found)
     return found

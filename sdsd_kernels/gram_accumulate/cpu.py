@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cosine_matrix.cpu import _chunks, _converted, _exact_float32, _multiplies_in_place, _upper_products
+from ..pairwise.products import exact_float32, multiplies_in_place, upper_products
+from ..pairwise.reading import chunks
 
 PANEL_ELEMENTS = 2**22
 """Bound on float32 products that wait to be added to a float64 sum (16 MiB), unless one row already exceeds it."""
@@ -14,23 +15,22 @@ PANEL_ELEMENTS = 2**22
 def gram_accumulate_torch(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None) -> None:
     """gram += a aᵀ on and above the diagonal, with a = (rows − shift) · scale and rows (N, OUTER, INNER)."""
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    with _exact_float32():
-        if shift is None and scale is None and _multiplies_in_place(rows, dtype):
+    with exact_float32():
+        if shift is None and scale is None and multiplies_in_place(rows, dtype):
             _add_products(rows[:, 0], gram)
             return
-        for chunk in _chunks(rows):
-            a = _converted(chunk, dtype)
+        for a in chunks(rows, dtype, None, None):
             if shift is not None:
-                a.sub_(shift[:, None, None])
+                a.sub_(shift[:, None])
             if scale is not None:
-                a.mul_(scale[:, None, None])
-            _add_products(a.flatten(1), gram)
+                a.mul_(scale[:, None])
+            _add_products(a, gram)
 
 
 def _add_products(a: Tensor, gram: Tensor) -> None:
     """gram += a aᵀ on and above the diagonal; products of a dtype other than `gram`'s pass through a panel of rows."""
     if a.dtype == gram.dtype:
-        _upper_products(a, gram, accumulate=True)
+        upper_products(a, gram, accumulate=True)
         return
     neurons = a.shape[0]
     height = max(1, min(neurons, PANEL_ELEMENTS // neurons))
@@ -38,7 +38,7 @@ def _add_products(a: Tensor, gram: Tensor) -> None:
     for top in range(0, neurons, height):
         bottom = min(top + height, neurons)
         corner = scratch[: bottom - top, : bottom - top]
-        _upper_products(a[top:bottom], corner, accumulate=False)
+        upper_products(a[top:bottom], corner, accumulate=False)
         gram[top:bottom, top:bottom] += corner.triu()
         if bottom < neurons:
             beside = torch.mm(a[top:bottom], a[bottom:].T, out=scratch[: bottom - top, : neurons - bottom])

@@ -1,1 +1,1 @@
-"""The engine for pairs of neurons: operands prepared once, their products by tiles. Start at README.md or launch.py."""
+"""The engine for pairs of neurons: operands prepared once, products by tiles or blocks. Start at README.md."""

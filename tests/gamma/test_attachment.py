@@ -90,3 +90,16 @@ def test_a_bound_forward_kept_beyond_detach_still_works():
         model.zero_grad()
         mean_of_squares(model(x), torch.ones(N)).backward()
         assert again.step().n == N
+
+
+class OfArrays(Net):
+    def forward(self, inputs):
+        return super().forward(torch.as_tensor(inputs))
+
+
+def test_a_model_called_with_an_array_is_told_so():
+    model = OfArrays()
+    monitor = sdsd.GammaMonitor(model, batch_size=N)
+    model(torch.randn(N, 5).numpy()).square().mean().backward()
+    with pytest.raises(RuntimeError, match=r"hidden\.weight.* without a tensor that carries samples: pass the batch"):
+        monitor.step()

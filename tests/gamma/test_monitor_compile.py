@@ -23,12 +23,55 @@ def tokens():
     return torch.randint(0, 13, (N, 5)), torch.randint(0, 13, (N, 5))
 
 
+class OwnNorm(nn.Module):
+    """As Llama's (w ∘ f), Gemma's (1 + w) ∘ f, or with a weight that enters otherwise."""
+
+    def __init__(self, size, how):
+        super().__init__()
+        self.weight, self.eps, self.how = nn.Parameter(torch.linspace(0.5, 1.5, size)), 1e-5, how
+
+    def forward(self, x):
+        weight = {"w": self.weight, "1 + w": 1 + self.weight, "w²": self.weight.square()}[self.how]
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * weight
+
+
+class TwoTables(nn.Module):
+    """Features, and positions looked up for all samples together."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.positions, self.last = nn.Linear(5, 4), nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x) + self.positions(torch.arange(x.shape[1]))))
+
+
+def own_norms(*how):
+    return lambda: nn.Sequential(nn.Linear(5, 7), *(OwnNorm(7, each) for each in how), nn.Linear(7, 2))
+
+
+def padded():
+    model = Gpt(tied=True)
+    model.tokens.padding_idx = 3
+    return model
+
+
+def one_weight():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
+    model[2].weight = model[0].weight
+    return model
+
+
 MODELS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.LayerNorm(7), nn.Linear(7, 2)), (5,)),
     "mlp on sequences": (lambda: nn.Sequential(nn.Linear(5, 7), nn.RMSNorm(7), nn.PReLU(), nn.Linear(7, 2)), (4, 5)),
     "cnn": (Residual, (3, 8, 8)),
     "attention": (CrossAttention, (3, 8)),
     "gpt": (lambda: Gpt(tied=False), None),
+    "gpt, tied": (lambda: Gpt(tied=True), None),
+    "gpt, tied, with padding": (padded, None),
+    "norms of one's own": (own_norms("w", "1 + w"), (4, 5)),
+    "positions of all samples": (TwoTables, (3, 5)),
 }
 
 
@@ -69,6 +112,23 @@ def test_same_numbers_as_eager(name, order):
             assert one["parameters"][parameter]["signal"] == pytest.approx(values["signal"], rel=1e-9, abs=1e-20)
 
 
+def test_tied_in_the_metric_of_adam():
+    found = []
+    for backend in (None, "aot_eager"):
+        torch.manual_seed(0)
+        model = Gpt(tied=True).double()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        run = model if backend is None else torch.compile(model, fullgraph=True, backend=backend)
+        with sdsd.GammaMonitor(model, precondition=optimizer) as monitor:
+            for x, y in (tokens() for _ in range(3)):
+                optimizer.zero_grad()
+                token_loss(run(x), y).backward()
+                stats = monitor.step()
+                optimizer.step()
+        found.append([each.noise for each in stats.parameters.values()])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
 def test_every_other_step():
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -93,7 +153,9 @@ def test_a_layer_used_twice_is_refused():
 @pytest.mark.parametrize(
     ("make", "batch", "message"),
     [
-        (lambda: Gpt(tied=True), lambda: tokens()[0], "shares a parameter with another layer"),
+        (one_weight, lambda: torch.randn(N, 5), "shares a parameter with another layer"),
+        (own_norms("w²"), lambda: torch.randn(N, 5), "has no rule that torch.compile can trace"),
+        (TwoTables, lambda: torch.randn(N, N, 5), "6 ids in one dimension may be one a sample or 6 positions"),
         (Bare, lambda: torch.randn(N, 3, 5), "has no rule that torch.compile can trace"),
     ],
 )

@@ -46,7 +46,7 @@ def test_definitions():
     assert stats.phase is None
 
 
-def test_agrees_with_the_seed_formula():
+def test_agrees_with_the_published_formula():
     grads = torch.randn(32, 500) + 0.1
     seed = (grads.mean(0) ** 2).sum().item() / (grads.var(0).sum().item() + 1e-10)
     assert sdsd.gamma_stats(grads).gamma == pytest.approx(seed, rel=1e-5)

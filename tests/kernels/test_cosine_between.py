@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdsd_kernels import _cosine_blocks
 from sdsd_kernels._backend import unusable
 from sdsd_kernels.cosine_between import op
 from sdsd_kernels.cosine_between.op import cosine_between
 from sdsd_kernels.cosine_between.reference import cosine_between_reference
+from sdsd_kernels.pairwise import blocks
 from tests.helpers import assert_within, cosine_error
 
 NAN, INF = float("nan"), float("inf")
@@ -130,7 +130,7 @@ def test_zero_neurons(device):
 @pytest.mark.parametrize("max_bytes", [None, 2**20])
 def test_blocks_fit_together(center, max_bytes, monkeypatch, device):
     monkeypatch.setattr(op, "BLOCK", {"cpu": (7, 10), "cuda": (7, 10)})
-    monkeypatch.setattr(_cosine_blocks, "SAMPLES_AT_ONCE", 16)
+    monkeypatch.setattr(blocks, "SAMPLES_AT_ONCE", 16)
     x, y = (torch.randn(50, n, device=device) + 1 for n in (30, 31))
     steps: list[tuple[int, int]] = []
     found = cosine_between(

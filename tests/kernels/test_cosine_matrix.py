@@ -14,6 +14,7 @@ from sdsd_kernels._rows import as_rows
 from sdsd_kernels.cosine_matrix import cpu
 from sdsd_kernels.cosine_matrix.op import cosine_matrix
 from sdsd_kernels.cosine_matrix.reference import cosine_matrix_reference
+from sdsd_kernels.pairwise import products, reading
 from tests.helpers import assert_within, cosine_error, relative_error, summation_error, unit_roundoff
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -297,7 +298,7 @@ def test_any_activations(name, x):
 @pytest.mark.parametrize("leaf", [1, 7, 16, 128])
 @pytest.mark.parametrize("finish", [1, 10, 128])
 def test_torch_recursion_and_strips(leaf, finish, monkeypatch):
-    monkeypatch.setattr(cpu, "STRIP", leaf)
+    monkeypatch.setattr(products, "STRIP", leaf)
     monkeypatch.setattr(cpu, "FINISH", finish)
     for neurons in (1, 2, 16, 33, 130):
         x = torch.randn(20, neurons)
@@ -307,12 +308,12 @@ def test_torch_recursion_and_strips(leaf, finish, monkeypatch):
 @pytest.mark.parametrize("shape", [(2, 33, 700), (700, 33, 2), (30, 33, 30), (1, 33, 900), (257, 33, 3)])
 @pytest.mark.parametrize("center", [False, True])
 def test_torch_chunks(shape, center, monkeypatch):
-    monkeypatch.setattr(cpu, "SCRATCH_ELEMENTS", 1)
+    monkeypatch.setattr(reading, "SCRATCH_ELEMENTS", 1)
     x = torch.randn(shape) + 0.3
     for half_or_not in (x, x.bfloat16(), x.transpose(0, 1).contiguous().transpose(0, 1)):
-        chunks = list(cpu._chunks(as_rows(half_or_not, 1)))
-        assert sum(chunk[0].numel() for chunk in chunks) == shape[0] * shape[2]
-        assert max(chunk[0].numel() for chunk in chunks) <= 256
+        chunks = list(reading.chunks(as_rows(half_or_not, 1), torch.float32, None, None))
+        assert torch.equal(torch.cat(chunks, 1), half_or_not.float().transpose(0, 1).flatten(1))
+        assert max(chunk.shape[1] for chunk in chunks) <= 256
         cosine = cosine_matrix(half_or_not, neuron_dim=1, center=center, backend="torch")
         check(cosine, half_or_not, 1, center)
 
@@ -322,20 +323,20 @@ def test_torch_reads_plain_layouts_where_they_lie(monkeypatch):
         raise AssertionError("copied the input")
 
     x = torch.randn(50, 40)
-    monkeypatch.setattr(cpu, "_converted", no_copies)
+    monkeypatch.setattr(reading, "converted", no_copies)
     for rows in (x, x.T.contiguous().T, x[:, :30], x.T[:, 5:].T, x.view(5, 10, 40)):
         check_promises(cosine_matrix(rows, backend="torch"))
 
 
 def test_torch_ignores_a_lowered_matmul_precision(monkeypatch):
     seen = []
-    multiply = cpu._upper_products
+    multiply = cpu.upper_products
 
     def record(*args, **kwargs):
         seen.append(torch.get_float32_matmul_precision())
         multiply(*args, **kwargs)
 
-    monkeypatch.setattr(cpu, "_upper_products", record)
+    monkeypatch.setattr(cpu, "upper_products", record)
     torch.set_float32_matmul_precision("medium")
     try:
         cosine_matrix(torch.randn(300, 64), backend="torch")

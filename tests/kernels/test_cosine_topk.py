@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from sdsd_kernels import _cosine_blocks
 from sdsd_kernels._aot import compiled_ahead
 from sdsd_kernels._backend import unusable
 from sdsd_kernels._checks import PRECISIONS
@@ -23,6 +22,7 @@ from sdsd_kernels._device import INTERPRETED
 from sdsd_kernels.cosine_topk import config, cpu
 from sdsd_kernels.cosine_topk.op import cosine_topk
 from sdsd_kernels.cosine_topk.reference import cosine_topk_reference
+from sdsd_kernels.pairwise import blocks, reading
 from sdsd_kernels.pairwise.config import Tile
 from tests.helpers import cosine_error
 
@@ -382,8 +382,8 @@ def test_a_pair_has_one_cosine():
 @pytest.mark.parametrize("shape", [(2, 33, 700), (700, 33, 2), (30, 33, 30), (257, 33, 3)])
 @pytest.mark.parametrize("center", [False, True])
 def test_samples_in_pieces(shape, center, monkeypatch):
-    monkeypatch.setattr(_cosine_blocks, "SAMPLES_AT_ONCE", 40)
-    monkeypatch.setattr(_cosine_blocks, "PASS_ELEMENTS", 500)
+    monkeypatch.setattr(blocks, "SAMPLES_AT_ONCE", 40)
+    monkeypatch.setattr(reading, "PASS_ELEMENTS", 500)
     x = torch.randn(shape) + 0.3
     for each in (x, x.bfloat16(), x.transpose(0, 1).contiguous().transpose(0, 1)):
         found = cosine_topk(each, 4, neuron_dim=1, center=center, backend="torch")
@@ -393,21 +393,21 @@ def test_samples_in_pieces(shape, center, monkeypatch):
 def test_plain_layouts_are_read_where_they_lie(monkeypatch):
     x = torch.randn(50, 40)
     for rows in (x, x.T.contiguous().T, x[:, :30], x.T[:, 5:].T):
-        neurons = _cosine_blocks.prepare(rows.T[:, None])
+        neurons = blocks.prepare(rows.T[:, None])
         assert not neurons.converts
-    assert _cosine_blocks.prepare((x * 1e25).T[:, None]).converts
-    assert _cosine_blocks.prepare(x.half().T[:, None]).converts
+    assert blocks.prepare((x * 1e25).T[:, None]).converts
+    assert blocks.prepare(x.half().T[:, None]).converts
 
 
 def test_a_lowered_matmul_precision_changes_nothing(monkeypatch):
     seen = []
-    multiply = _cosine_blocks._fill_products
+    multiply = blocks._fill_products
 
     def record(*args):
         seen.append(torch.get_float32_matmul_precision())
         multiply(*args)
 
-    monkeypatch.setattr(_cosine_blocks, "_fill_products", record)
+    monkeypatch.setattr(blocks, "_fill_products", record)
     torch.set_float32_matmul_precision("medium")
     try:
         cosine_topk(torch.randn(30, 64), 3, backend="torch")

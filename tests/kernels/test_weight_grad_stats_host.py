@@ -87,55 +87,6 @@ def test_plans_are_found_by_everything_they_rest_on(monkeypatch, allow_tf32):
     assert len(launch._plans) == len(calls) + 2
 
 
-def test_compiled_kernels_are_kept(monkeypatch):
-    """What the first call returns is run from then on, on the current stream, with all arguments in their order."""
-    log = []
-
-    class Compiled:
-        function, packed_metadata = "function", "metadata"
-
-        def run(self, *arguments):
-            log.append(("compiled", arguments))
-
-    class Kernel:
-        arg_names = ("x", "first", "SECOND")
-
-        def __getitem__(self, grid):
-            return lambda *arguments, **options: log.append(("kernel", grid, arguments, options)) or Compiled()
-
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 5, raising=False)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 70 + device, raising=False)
-    started = launch.Launch(Kernel(), (3, 1, 1), {"SECOND": "two", "first": 1, "unknown": 0}, num_warps=4)
-    for _ in range(2):
-        started("tensor")
-    assert log == [
-        ("kernel", (3, 1, 1), ("tensor", 1, "two"), {"num_warps": 4}),
-        ("compiled", (3, 1, 1, 75, "function", "metadata", None, None, None, "tensor", 1, "two")),
-    ]
-
-
-def test_the_current_device_is_that_of_the_inputs(monkeypatch):
-    log = []
-
-    class Guard:
-        def __init__(self, device):
-            log.append(device)
-
-        def __enter__(self):
-            log.append("in")
-
-        def __exit__(self, *_):
-            log.append("out")
-
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
-    monkeypatch.setattr(torch.cuda, "device", Guard)
-    for index in (0, 1):
-        claims = {"device": torch.device("cuda", index), "is_cuda": True, "get_device": lambda self, index=index: index}
-        where = type("Claims", (), claims)()
-        launch.on_device(where, lambda: log.append("launch"))
-    assert log == ["launch", torch.device("cuda", 1), "in", "launch", "out"]
-
-
 def best(candidates, samples, out_size, d, p, taps=1, sets=1, record=H100, flat=False, most_ranges=1000):
     return config.best_plan(
         candidates, record, samples=samples, out_size=out_size, d=d, p=p, sets=sets, taps=taps, flat=flat,

@@ -116,31 +116,40 @@ def test_axe_would_find_something(opened):
 
 
 def written_by_commands(folder: Path) -> Iterator[Path]:
-    """The pages of the demonstration and of a study with three panels, at their shortest."""
+    """The pages of the demonstration, of a study with three panels and of a map, at their shortest."""
     demo = run_demo(folder / "demo", DemoConfig(epochs=2), quiet=True)
     yield demo.written[0] if demo.written[0].name == "report.html" else demo.folder / "report.html"
     assert cli.main(["study", "rank", "--quick", "--quiet", "--out", str(folder / "studies")]) == 0
     yield folder / "studies" / "rank" / "report.html"
     assert cli.main(["claims", "--read", "--quiet", "--out", str(folder / "studies"), "--docs", str(folder)]) == 0
     yield folder / "studies" / "claims.html"
+    torch.save(torch.randn(60, 4).relu() @ torch.randn(4, 30), folder / "activations.pt")
+    assert cli.main(["map", str(folder / "activations.pt"), "--out", str(folder / "map")]) == 0
+    yield folder / "map" / "map.html"
 
 
-def test_pages_of_commands(chromium, tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> list[Path]:
+    return list(written_by_commands(tmp_path_factory.mktemp("written")))
+
+
+def test_pages_of_commands(chromium, written):
     if not axe.there():
         pytest.skip(axe.MISSING)
-    for path in written_by_commands(tmp_path):
+    for path in written:
         for width in WIDTHS:
             for dark in (False, True):
                 chromium.show_as(width, dark=dark)
                 chromium.open(path)
+                chromium.wait_for("[...document.querySelectorAll('.neuron-map')].every((each) => each.data)")
                 assert chromium.evaluate("document.documentElement.scrollWidth") == width, path
                 assert chromium.cut_off() == [], path
                 assert axe.violations(chromium) == [], (path, width, dark)
 
 
-def test_one_minus_sign(tmp_path):
+def test_one_minus_sign(written):
     """Numbers below zero, in tables, figures and sentences, carry U+2212."""
-    for path in written_by_commands(tmp_path):
+    for path in written:
         text = re.sub(r"<(style|script|code)\b.*?</\1>", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         text = re.sub(r"<[^>]*>", " ", text)
         assert not re.search(r"(?<![\w-])-\d", text), (path, re.search(r".{30}(?<![\w-])-\d.{20}", text))
@@ -198,33 +207,66 @@ def test_words_are_not_broken_and_claims_have_the_width_of_their_card(opened):
     assert widths[1] > 0.85 * widths[0]
 
 
-def test_keyboard_and_touch_reach_what_pointing_shows(opened):
-    page = opened(400)
-    focus = "document.activeElement"
+FOCUS = "document.activeElement"
+
+
+def use_map_by_keyboard(page: browser.Browser, name: str) -> None:
+    """Choose neuron 1, and turn the map by three of its buttons."""
     for _ in range(40):
         page.press("Tab", 9)
-        if page.evaluate(f"{focus}.closest('.map-controls') !== null && {focus}.tagName === 'SELECT'"):
+        if page.evaluate(f"{FOCUS}.closest('.map-controls') !== null && {FOCUS}.tagName === 'SELECT'"):
             break
     page.press("ArrowDown", 40)
     page.press("ArrowDown", 40)
-    said = "document.querySelector('#map0-controls output').textContent"
+    said = f"document.querySelector('#{name}-controls output').textContent"
     page.wait_for(f"{said} !== ''")
     assert page.evaluate(said).startswith("neuron 1 · cluster ")
     assert "Nearest, with cosines: " in page.evaluate(said)
-    page.wait_for("document.querySelector('#map0').data.some((trace) => trace.name === 'chosen')")
-    camera = "JSON.stringify(document.querySelector('#map0')._fullLayout.scene.camera.eye)"
+    page.wait_for(f"document.querySelector('#{name}').data.some((trace) => trace.name === 'chosen')")
+    camera = f"JSON.stringify(document.querySelector('#{name}')._fullLayout.scene.camera.eye)"
     for way in ("left", "up", "nearer"):
         before = page.evaluate(camera)
         page.press("Tab", 9)
-        while page.evaluate(f"{focus}.dataset.way") != way:
+        while page.evaluate(f"{FOCUS}.dataset.way") != way:
             page.press("Tab", 9)
-        page.evaluate(f"{focus}.click()")
+        page.evaluate(f"{FOCUS}.click()")
         page.wait_for(f"{camera} !== {before!r}")
-    while page.evaluate(f"{focus}.tagName") != "SUMMARY":
+
+
+def test_a_map_alone_by_keyboard_on_a_phone(chromium, tmp_path):
+    torch.manual_seed(0)
+    neuron_map = NeuronMap.from_activations(torch.randn(60, 4).relu() @ torch.randn(4, 30), layer="hidden")
+    path = neuron_map.save_html(tmp_path / "map.html")
+    complaints = len(chromium.complaints)
+    chromium.show_as(400, dark=False)
+    chromium.open(path)
+    chromium.wait_for("document.querySelector('#map').data !== undefined")
+    use_map_by_keyboard(chromium, "map")
+    assert chromium.complaints[complaints:] == []
+
+
+def test_the_eye_goes_back_where_the_map_is_narrow(opened):
+    """Plotly keeps the height of what is seen, so that a narrow element would cut neurons off on both sides."""
+    seen = {}
+    for width in (1400, 400):
+        page = opened(width)
+        page.wait_for("document.querySelector('#map0 .legend') !== null")
+        seen[width] = page.evaluate(
+            "(() => { const map = document.querySelector('#map0'), { x, y, z } = map._fullLayout.scene.camera.eye;"
+            " return [Math.hypot(x, y, z), map.clientHeight / map.clientWidth]; })()"
+        )
+    assert seen[1400][1] < 1 < seen[400][1]
+    assert seen[400][0] / seen[1400][0] == pytest.approx(seen[400][1])
+
+
+def test_keyboard_and_touch_reach_what_pointing_shows(opened):
+    page = opened(400)
+    use_map_by_keyboard(page, "map0")
+    while page.evaluate(f"{FOCUS}.tagName") != "SUMMARY":
         page.press("Tab", 9)
-    page.evaluate(f"{focus}.click()")
-    assert page.evaluate(f"{focus}.parentElement.open")
-    assert page.evaluate(f"{focus}.nextElementSibling.textContent") == "reproduced if the interval lies above 1"
+    page.evaluate(f"{FOCUS}.click()")
+    assert page.evaluate(f"{FOCUS}.parentElement.open")
+    assert page.evaluate(f"{FOCUS}.nextElementSibling.textContent") == "reproduced if the interval lies above 1"
 
 
 def test_the_legend_lies_below_the_map_on_a_phone(opened):

@@ -65,7 +65,7 @@ def test_marked_parts_are_written_anew(groups, tmp_path):
     assert "No results yet from: two, three." in whole
     assert "1 seed: `sdsd study one --seeds 1 --quick`" in whole
     for verdict in UNTESTABLE:
-        assert f"| {verdict.claim} | {verdict.seed_figure} | – | **untestable here** | – |" in whole
+        assert f"| {verdict.claim} | {verdict.published} | – | **untestable here** | – |" in whole
     with pytest.raises(ValueError, match="claims: 'theroy' is none of theory, other, without a study, details"):
         fill("<!-- claims: theroy -->\n<!-- end of claims -->", found)
 

@@ -125,14 +125,14 @@ def test_every_number_equals_its_definition_with_an_explicit_hessian(size, popul
         "curvature_noise_error": torch.tensor(0.0),
         "drift": signal,
         "diffusion": rate / 2 * trace,
-        "diffusion_seed": rate / 2 * noise,
+        "diffusion_published": rate / 2 * noise,
         "lyapunov": rate / 2 * trace - signal,
-        "lyapunov_seed": rate / 2 * noise - signal,
+        "lyapunov_published": rate / 2 * noise - signal,
         "expected_change": -rate * signal + rate**2 / 2 * (curved + trace),
         "gamma_h": signal / (rate / 2 * trace),
         "gamma_star": (signal - rate / 2 * curved) / (rate / 2 * trace),
-        "gamma_seed": signal / noise,
-        "gamma_seed_diffusion": signal / (rate / 2 * noise),
+        "gamma_published": signal / noise,
+        "gamma_published_diffusion": signal / (rate / 2 * noise),
         "learning_rate_max": 2 * signal / (curved + trace),
         "b_simple": size * (P @ covariance @ P).trace() / signal,
         "b_noise": size / share * trace / curved,
@@ -223,9 +223,9 @@ def test_the_published_form_is_right_where_the_traces_agree(stiffness):
     """For H = k the exact threshold Γ_H = 1 is the published ratio at k (Ornstein–Uhlenbeck bowls)."""
     model, x = Bowl(stiffness * torch.eye(3).double(), torch.randn(3).double()), torch.randn(20, 3).double()
     stats = curvature_gamma(model, mean_of_outputs, x, learning_rate=0.1, batch_size=2, curvature_batch=x)
-    assert stats.gamma_seed_diffusion == pytest.approx(stiffness * stats.gamma_h)
-    assert stats.gamma_seed_diffusion == pytest.approx(2 / 0.1 * stats.gamma_seed)
-    assert (stats.lyapunov == pytest.approx(stats.lyapunov_seed)) == (stiffness == 1)
+    assert stats.gamma_published_diffusion == pytest.approx(stiffness * stats.gamma_h)
+    assert stats.gamma_published_diffusion == pytest.approx(2 / 0.1 * stats.gamma_published)
+    assert (stats.lyapunov == pytest.approx(stats.lyapunov_published)) == (stiffness == 1)
     assert stats.b_noise == pytest.approx(stats.b_simple)  # one curvature in all directions
 
 

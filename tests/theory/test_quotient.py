@@ -427,28 +427,50 @@ def test_in_eval_mode_parameters_alone_do_not_move_before_batch_norm():
     assert symmetries(model.train()).tangents == 4 + 4 + 4 + 5 + 5 + 6
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
+class Between(nn.Module):
+    def __init__(self, mix) -> None:
         super().__init__()
-        self.inside, self.outside = nn.Linear(4, 6), nn.Linear(6, 4)
-        self.mix = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.inside, self.outside, self.mix = nn.Linear(4, 6), nn.Linear(6, 4), mix
 
     def forward(self, x):
-        x = self.outside(self.inside(x).relu())
-        return self.mix(x, x, x)[0]
+        return self.mix(self.outside(self.inside(x).relu()))
+
+
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3))
+
+    def forward(self, x):
+        return torch.fft.rfft(x).abs() * self.weight.cumsum(0)
+
+
+class Recurrent(nn.GRU):
+    def forward(self, x):
+        return super().forward(x)[0]
 
 
 def test_what_has_no_rule_is_listed_and_left_alone():
-    model = Attention().double()
-    found = symmetries(model)
+    model = Between(Spectrum()).double()
+    x = torch.randn(2, 3, 4).double()
+    found = symmetries(model, x)
     assert [scaling.layers for scaling in found.scalings] == [("inside",)]
     assert [permutation.layers for permutation in found.permutations] == [("inside",)]
+    assert not found.mixings
     report = str(found)
-    assert "no rule for 'mix' (MultiheadAttention)" in report
+    assert "no rule for 'fft_r2c' in 'mix'" in report
     assert "neurons of outside: neither rescaled nor permuted" in report
-    assert "mix.in_proj_weight" in report
+    assert "no rule reaches these parameters: mix.weight" in report
+    assert (random_representative(model, example_input=x)(x) - model(x)).abs().max() < 1e-12
+
+
+def test_what_a_recurrent_layer_reads_moves_and_what_it_keeps_does_not():
+    model = Between(Recurrent(4, 4, batch_first=True)).double()
     x = torch.randn(2, 3, 4).double()
-    assert (random_representative(model)(x) - model(x)).abs().max() < 1e-12
+    found = symmetries(model, x)
+    assert [mixing.layers for mixing in found.mixings] == [("outside",)]
+    assert not any("mix" in move.layers for move in (*found.scalings, *found.permutations))
+    assert (random_representative(model, example_input=x)(x) - model(x)).abs().max() < 1e-12
 
 
 class Wired(nn.Module):
@@ -462,24 +484,47 @@ class Wired(nn.Module):
         return self.second(self.between(self.first(x)))
 
 
-BETWEEN = {
-    "gate": lambda h: h.relu() * torch.sigmoid(h),
-    "sliced": lambda h: h.relu() + h.relu()[:, [1, 0, 2, 3, 4, 5]],
+HELD = {
     "sorted": lambda h: h.relu().sort(dim=1)[0],
     "position": lambda h: h.relu() + torch.arange(6).double(),
-    "rolled": lambda h: torch.roll(h.relu(), 1, 1),
     "maximum": lambda h: torch.maximum(h, h.flip(1)),
     "transposed": lambda h: (h.relu().T @ h.relu()).sum(0, keepdim=True) + h.relu(),
+    "cumulative": lambda h: h.relu().cumsum(1),
+    "written": lambda h: torch.zeros_like(h).index_copy(1, torch.arange(6), h.relu()),
 }
 
 
-@pytest.mark.parametrize("name", sorted(BETWEEN))
+@pytest.mark.parametrize("name", sorted(HELD))
 def test_operations_without_a_rule_hold_neurons_in_place(name):
-    model = Wired(BETWEEN[name]).double()
+    model = Wired(HELD[name]).double()
     assert symmetries(model).not_analysed
     for call in (random_representative, canonicalize):
         with pytest.raises(ValueError, match="no symmetry is known"):
             call(model)
+
+
+PLACED = {
+    "sliced": (lambda h: h.relu() + h.relu()[:, [1, 0, 2, 3, 4, 5]], 5),
+    "rolled": (lambda h: torch.roll(h.relu(), 1, 1), 6),
+    "flipped": (lambda h: h.relu() + h.relu().flip(1), 3),
+    "halves": (lambda h: h.relu()[:, :3] + h.relu()[:, 3:], 3),
+    "scaled by place": (lambda h: h.relu() * torch.arange(1, 7).double(), 6),
+    "all alike": (lambda h: h.relu() - h.relu().mean(1, keepdim=True), 1),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PLACED))
+def test_neurons_that_meet_scale_as_one_and_keep_their_places(name):
+    between, groups = PLACED[name]
+    model = Wired(between, width=3 if name == "halves" else 6).double()
+    found = symmetries(model)
+    assert sum(scaling.groups for scaling in found.scalings) == groups
+    assert not found.mixings
+    assert len(found.permutations) == (name == "all alike")
+    x = torch.randn(9, 5).double()
+    for moved in (random_representative(model), canonicalize(model)):
+        assert (moved(x) - model(x)).abs().max() < 1e-12
+        assert not torch.equal(moved.first.weight, model.first.weight)
 
 
 def test_a_constant_between_layers_stops_scale_but_not_order():
@@ -497,6 +542,7 @@ HARMLESS = {
     "twice": lambda h: h.relu() + h,
     "difference": lambda h: functional.leaky_relu(h) - h,
     "curved": lambda h: functional.gelu(h),
+    "gate": lambda h: h.relu() * torch.sigmoid(h),
 }
 
 
@@ -505,7 +551,7 @@ def test_functions_are_followed(name):
     model = Wired(HARMLESS[name]).double()
     x = torch.randn(9, 5).double()
     found = symmetries(model)
-    assert len(found.scalings) == (name != "curved")
+    assert len(found.scalings) == (name not in ("curved", "gate"))
     assert len(found.permutations) == 1
     assert (random_representative(model)(x) - model(x)).abs().max() < 1e-12
 
@@ -532,7 +578,7 @@ def test_shapes_come_from_an_example():
     for example in (None, x):
         moved = random_representative(model, example_input=example)
         assert (moved(x) - model(x)).abs().max() < 1e-12
-        assert symmetries(model, example).scalings[0].outgoing[0].layout == "interleaved"
+        assert symmetries(model, example).scalings[0].outgoing[0].units.tolist() == [0, 1, 2, 3] * 3
 
 
 def test_frozen_and_shared_parameters_stay():
@@ -597,7 +643,7 @@ def test_errors_say_what_is_wrong():
             call(linear)
     with pytest.raises(ValueError, match="no continuous symmetry"):
         horizontal(nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)), [torch.zeros(1)])
-    with pytest.raises(ValueError, match="cannot trace Branching.*traceable part"):
+    with pytest.raises(ValueError, match="Branching runs on no input of a likely shape.*Pass example_input"):
         symmetries(Branching())
     with pytest.raises(TypeError, match="expected an nn.Module, got list"):
         symmetries([])

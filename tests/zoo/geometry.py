@@ -49,6 +49,7 @@ CHOSEN = {
         "efficientnet, BatchNorm frozen", "mobilenetv3, BatchNorm frozen", "vgg",
     ),
 }  # fmt: skip
+SAVED = "saved and loaded"
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
 HEADING = "# Functional geometry"
 INTRODUCTION = f"""\
@@ -57,10 +58,11 @@ INTRODUCTION = f"""\
 What can be taken out of the same tiny random networks, in float64. *Groups*: layers whose neurons belong together count
 once. *Cut*: groups of which one neuron (channel, head, neuron of all experts) was removed, and the smaller network
 equals the whole one with that neuron's readers blinded. *MLPs and convolutions*: layers of these groups that are no
-projection of attention and no writer of a residual stream behind a norm over all neurons; cut, of those there are. *One
-way*: activations → map → biopsy → mass consolidation → consolidation, compared with the merged network in float64 →
-pickle and state_dict → a training step → torch.export, and for transformers save_pretrained → from_pretrained.
-`make test-zoo` writes this part, too."""
+projection of attention, no router, and no writer of a residual stream behind a norm over all neurons; cut, of those
+there are. *Streams behind norms*: groups that such a norm stands in the way of; cut with `norms="repeat"`, and
+equal to the merged network. *One way*: activations → map → biopsy → mass consolidation → consolidation, compared with
+the merged network in float64 → pickle and state_dict → a training step → torch.export, and for transformers
+save_pretrained → from_pretrained. `make test-zoo` writes this part, too."""
 NORM, OUTPUT = "norm over all neurons", "the model's output"
 SHORT = (
     ("takes its statistics", NORM), ("the model's output", OUTPUT), ("looked up", "looked up by place"),
@@ -79,6 +81,7 @@ class Row:
     groups: int = 0
     cut: int = 0
     wanted: tuple[int, int] = (0, 0)
+    streams: tuple[int, int] = (0, 0)
     refused: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     way: str = "–"
@@ -123,12 +126,35 @@ def _look(row: Row, architecture: Architecture) -> None:
             continue
         cut.append(group)
     row.cut = len(cut)
+    streams = [group for group in found if _reason(group) == NORM]
+    row.streams = (sum(_cut_behind_norms(row, model, group, example) for group in streams), len(streams))
     wanted = [g for g in found if not _is_attention(g) and _reason(g) not in (NORM, OUTPUT) and not _is_router(g)]
     row.wanted = (sum(g in cut for g in wanted), len(wanted))
     able = [g for g in cut if g.neurons >= 4]
     able.sort(key=lambda g: (_is_attention(g), re.search(r"\.\d+\.", g.layer) is None, g.neurons < 6))
     if able:
         row.way = _one_way(model, able[0], batch, example, architecture)
+    mixtures = [name for name, module in model.named_modules() if type(module).__name__.endswith("Experts")]
+    if mixtures:
+        row.way += f", an expert fewer: {_expert_fewer(model, mixtures, example)}"
+
+
+def _cut_behind_norms(row: Row, model: nn.Module, group: Consumers, example: Any) -> bool:
+    """Whether two of its neurons can be merged and one cut, with norms that go on to see both."""
+    try:
+        geometry.consolidate(model, group.layer, [(0, 1)], norms="repeat", example_input=example)
+    except ValueError as error:
+        if str(error).startswith("consolidation:"):
+            row.wrong.append(str(error))
+        return False
+    return True
+
+
+def _expert_fewer(model: Any, mixtures: list[str], example: Any) -> str:
+    smaller = model
+    for name in mixtures:
+        smaller = geometry.remove_experts(smaller, name, [0], example_input=example)
+    return _saved_and_loaded(smaller, example)
 
 
 def _without_fast_experts(model: nn.Module) -> None:
@@ -140,14 +166,12 @@ def _without_fast_experts(model: nn.Module) -> None:
 
 
 def _is_attention(group: Consumers) -> bool:
-    return (
-        any(re.search(r"attn|attention", writer.name, re.I) for writer in group.writers)
-        and len(group.rows) > group.neurons
-    )
+    names = [writer.name for writer in group.writers] or [group.layer]
+    return all(re.search(r"attn|attention", name, re.I) for name in names)
 
 
 def _is_router(group: Consumers) -> bool:
-    return _reason(group) in ("softmax over them", "ordered", "taken by place") and bool(
+    return _reason(group) in ("softmax over them", "ordered", "looked up by place") and bool(
         re.search("gate|router", group.layer)
     )
 
@@ -235,18 +259,32 @@ def _exported(model: nn.Module, smaller: nn.Module, example: Any) -> str:
 def _round_trip(model: Any, group: Consumers, loader: list[Any], example: Any, run: Callable[..., Any]) -> str:
     """Layers named alike, cut to one size, saved and loaded."""
     pattern = "*" + re.split(r"[.]\d+(?=[.])", group.layer)[-1]
-    smaller, _ = geometry.consolidate_model(
-        model, loader, pattern, budget=0.01, uniform=True, example_input=example, forward=run
-    )
+    said = ""
+    for uniform in (True, "share"):
+        for budget in (0.01, 0.03, 0.1, 0.3):  # until something is cut
+            smaller, report = geometry.consolidate_model(
+                model, loader, pattern, budget=budget, uniform=uniform, example_input=example, forward=run
+            )
+            if report.parameters[1] < report.parameters[0]:
+                last = _saved_and_loaded(smaller, example)
+                if last == SAVED:
+                    return SAVED
+                said = said or last
+                break
+    _require(bool(said), "nothing was cut")
+    return said
+
+
+def _saved_and_loaded(smaller: Any, example: Any) -> str:
     fit = geometry.fit_config(smaller, example)
     if not fit.fits:
-        return f"config does not fit ({fit.why})"
+        return f"config does not fit ({fit.why.partition('. ')[0]})"
     with tempfile.TemporaryDirectory() as folder:
         smaller.save_pretrained(folder)
-        loaded = type(model).from_pretrained(folder, dtype=torch.float64)
+        loaded = type(smaller).from_pretrained(folder, dtype=torch.float64)
     _without_fast_experts(loaded)
     _require(_error(_answers(loaded, example), _answers(smaller, example)) < 1e-9, "from_pretrained gives another")
-    return "saved and loaded"
+    return SAVED
 
 
 def _answers(model: nn.Module, example: Any) -> list[Tensor]:
@@ -265,20 +303,25 @@ def _require(condition: bool, what: str) -> None:
         raise AssertionError(what)
 
 
-COLUMNS = ("architecture", "layers", "groups", "cut", "MLPs and convolutions", "refused", "one way")
+COLUMNS = (
+    "architecture", "layers", "groups", "cut", "MLPs and convolutions", "streams behind norms", "refused", "one way",
+)  # fmt: skip
 
 
 def section(rows: list[Row]) -> str:
     """The part of docs/coverage.md."""
     cut, wanted = (sum(row.wanted[k] for row in rows) for k in (0, 1))
-    lines = [*INTRODUCTION.splitlines(), "", f"{len(rows)} architectures; {cut} of {wanted} MLPs and convolutions cut."]
+    streams, behind = (sum(row.streams[k] for row in rows) for k in (0, 1))
+    total = f"{cut} of {wanted} MLPs and convolutions cut, {streams} of {behind} streams behind norms."
+    lines = [*INTRODUCTION.splitlines(), "", f"{len(rows)} architectures; {total}"]
     for family in dict.fromkeys(row.family for row in rows):
         lines += ["", f"## {family}: geometry", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
         for row in rows:
             if row.family == family:
                 refused = "; ".join(f"{count} {why}" for why, count in row.refused.most_common()) or "–"
                 way = f"**{row.wrong[0]}**" if row.wrong else row.way
-                cells = (row.name, row.layers, row.groups, row.cut, f"{row.wanted[0]} of {row.wanted[1]}", refused, way)
+                parts = [f"{some} of {all_}" for some, all_ in (row.wanted, row.streams)]
+                cells = (row.name, row.layers, row.groups, row.cut, *parts, refused, way)
                 lines.append("| " + " | ".join(_cell(str(cell)) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -94,7 +94,20 @@ def image_columns(call: Call, input: Tensor, *_: Any, **__: Any) -> Verdict:
 
 
 def sampled_grid(call: Call, input: Tensor, grid: Tensor, *_: Any, **__: Any) -> Verdict:
+    """Points (N, H, W, 2) of images (N, C, …); the samples may be the points themselves, of one image that has none."""
+    points = track_of(grid)
+    if isinstance(points, Track) and 0 < points.axis < grid.dim() - 1 and track_of(input) is None:
+        return points._replace(axis=points.axis + 1)
     return call.agreed([batch_first(call, input), batch_first(call, grid)])
+
+
+def unpooled(count: int) -> Any:
+    """max_unpool: positions within the last `count` dimensions."""
+
+    def rule(call: Call, input: Tensor, indices: Tensor, *_: Any, **__: Any) -> Verdict:
+        return call.agreed([last_dimensions(count)(call, input), last_dimensions(count)(call, indices)])
+
+    return rule
 
 
 def one_hot(call: Call, input: Tensor, num_classes: int = -1) -> Verdict:
@@ -189,6 +202,9 @@ for count in (1, 2, 3):
         f"fractional_max_pool{count}d_with_indices",
         last_dimensions(count),
     )
+for count in (2, 3):
+    register(f"max_unpool{count}d", unpooled(count), FUNCTIONAL)
+register("max_unpool1d", unpooled(1), FUNCTIONAL)
 register("interpolate upsample upsample_nearest upsample_bilinear", interpolate, FUNCTIONAL)
 register(
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "

@@ -283,6 +283,19 @@ def batch_of_matrices(call: Call, *operands: Any, **_: Any) -> Verdict:
     return verdict
 
 
+def solved(call: Call, A: Tensor, B: Tensor, *_: Any, left: bool = True, **__: Any) -> Verdict:
+    """solve, solve_triangular: every column of B (left), or row, by itself."""
+    if B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1]):
+        return call.labelled([(A, batched(A, "kl")), (B, batched(B, "k"))], batched(call.out, "x"))
+    given, out = ("kr", "xr") if left else ("rk", "rx")
+    return call.labelled([(A, batched(A, "kl")), (B, batched(B, given))], batched(call.out, out))
+
+
+def solved_by_factor(call: Call, input: Tensor, factor: Any = None, *_: Any, **named: Any) -> Verdict:
+    """cholesky_solve(B, L)."""
+    return solved(call, named.get("input2", factor), input)
+
+
 SECOND_ALLOWED.update({attention: (3, "attn_mask"), added_product: (0, "input")})
 
 register("matmul mm bmm mv dot inner_product vdot", matmul, TORCH)
@@ -312,8 +325,9 @@ register(
     TORCH,
 )
 register(
-    "inv pinv det slogdet cholesky qr svd svdvals eigh eigvalsh eig eigvals matrix_power matrix_exp solve lstsq "
-    "solve_triangular lu lu_factor",
+    "inv pinv det slogdet cholesky qr svd svdvals eigh eigvalsh eig eigvals matrix_power matrix_exp lstsq lu lu_factor",
     batch_of_matrices,
     NAMESPACES[6:7],
 )
+register("solve solve_triangular", solved, NAMESPACES[6:7])
+register("cholesky_solve", solved_by_factor, TORCH)

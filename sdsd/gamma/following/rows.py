@@ -164,11 +164,11 @@ def _target(x: Tensor, dim: int, owners: Owners, n: int) -> Track | None:
 def _added(
     func: Any, owners: Owners, n: int, input: Tensor, dim: int, index: Tensor, source: Any = None, *_: Any, **named: Any
 ) -> Verdict:
-    """index_add, index_copy: rows back to whole samples."""
+    """index_add, index_copy, index_fill: rows, or a number for each, back to whole samples."""
     source = named.get("tensor", named.get("source", source))
     dim %= input.dim()
     target = _target(input, dim, owners, n)
-    whose = isinstance(source, Tensor) and track_of(source) in (None, Rows(Track(dim), owners))
+    whose = not isinstance(source, Tensor) or track_of(source) in (None, Rows(Track(dim), owners))
     if target is None or not whose or not _rows_of(index, owners):
         return Mixed(f"{name_of(func)} of chosen rows")
     if not _belongs(index, owners, input.shape[dim], target.inner, n):

@@ -10,9 +10,9 @@ from .convolution import ConvolutionRule
 from .embedding import EmbeddingRule
 from .generic import GenericRule
 from .linear import LinearRule
-from .scale import GroupNormRule, InstanceNormRule, LayerNormRule, PReLURule
+from .scale import GroupNormRule, InstanceNormRule, LayerNormRule, PReLURule, own_rms_norm
 
-__all__ = ["Rule", "UnsupportedError", "Watcher", "rule_for"]
+__all__ = ["EmbeddingRule", "LinearRule", "Rule", "UnsupportedError", "Watcher", "rule_for"]
 
 _REFUSED: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.RNNBase, "recurrent layers run step by step inside one call that vmap cannot batch"),
@@ -52,7 +52,7 @@ def rule_for(module: nn.Module) -> Rule | str:
             return rule if plain and _conventional(module) else GenericRule()
     if _is_transposed_linear(module):
         return LinearRule(transposed=True)
-    return GenericRule()
+    return own_rms_norm(module) or GenericRule()
 
 
 def _forwards(kind: type[nn.Module]) -> set[object]:

@@ -19,7 +19,7 @@ from ...models import compiling
 from ..uses import sum_of_squares
 
 if TYPE_CHECKING:
-    from ..monitor.session import Session
+    from ..monitor import Session
 
 
 Plan = tuple[int, int]
@@ -39,6 +39,10 @@ class Watcher:
         """Local parameter name → name in the report."""
         self.local = tuple(names)
         self.tied = False
+        self.partner: Watcher | None = None
+        """Of an embedding and a head with one weight: the other of the two."""
+        self.carried: tuple[Tensor, Tensor] | None = None
+        """Of such an embedding, while the model runs: what leads back to it, and its ids."""
         self.ran = False
         self.idle = not session.sharded
         """Whether it has nothing to do where nothing is compiled."""
@@ -60,10 +64,11 @@ class Watcher:
             return plain(*args, **kwargs)
         if isinstance(self.rule, str):
             raise UnsupportedError(f"{self.name}: {self.rule}.")
-        if self.tied:
+        if self.tied and self.partner is None:
             raise UnsupportedError(
                 f"{self.name}: shares a parameter with another layer, which needs an exchange between their backward "
-                "passes that torch.compile cannot trace. Use mode='micro', or compile the layers in between."
+                "passes that torch.compile cannot trace, but for an embedding and its head. Use mode='micro', or "
+                "compile the layers in between, each by itself (`for layer in model.layers: layer.compile()`)."
             )
         self.ran = True
         return self.rule.forward(self, module, plain, args, kwargs)

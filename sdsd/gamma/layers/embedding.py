@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..uses import lookup_squares
 from .base import Rule, UnsupportedError, Watcher, arrange, tap
+from .tied import lead
 
 
 class EmbeddingRule(Rule):
@@ -33,8 +34,9 @@ class EmbeddingRule(Rule):
             y = y.reshape(1, *y.shape[-2:]).expand(n, -1, -1)
         elif ids.ndim == 1 and watcher.session.square:
             raise UnsupportedError(
-                f"{watcher.name}: {n} token ids in one dimension may be one a sample or {n} positions shared by all "
-                f"samples, as the model's input is {n} × {n}. Give the ids a batch dimension or change the batch size."
+                f"{watcher.name}: {n} ids in one dimension may be one a sample or {n} positions shared by all samples, "
+                f"as an input of the model is {n} long along another dimension, too. Give the ids a batch dimension "
+                "(positions (1, T)), change the batch size, or leave this layer uncompiled."
             )
         padding = module.padding_idx
         scale = watcher.scale("weight")
@@ -46,4 +48,6 @@ class EmbeddingRule(Rule):
                 gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
             return {"weight": lookup_squares(gradients, tokens, scale)}
 
-        return tap(watcher, y, measure, ids, scale)
+        if watcher.partner is None:
+            return tap(watcher, y, measure, ids, scale)
+        return lead(watcher, y, measure, ids, scale, padding)

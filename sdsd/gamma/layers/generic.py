@@ -17,6 +17,8 @@ class GenericRule(Rule):
         if not any(watcher.trainable(module)):
             return plain(*args, **kwargs)
         raise UnsupportedError(
-            f"{watcher.name}: {type(module).__name__} has no rule that torch.compile can trace. Leave it uncompiled "
-            "(torch.compiler.disable), use mode='micro', or leave its parameters out with parameters=…."
+            f"{watcher.name}: {type(module).__name__} has no rule that torch.compile can trace. Instead of the whole "
+            "model, compile the layers around it, each by itself (`for layer in model.layers: layer.compile()`); or "
+            "leave it uncompiled (torch.compiler.disable), use mode='micro', or leave its parameters out with "
+            "parameters=…."
         )

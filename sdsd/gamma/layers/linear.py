@@ -15,6 +15,7 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from .base import Plan, Rule, Watcher, arrange, report, sum_of_squares
+from .tied import meet
 
 
 class LinearRule(Rule):
@@ -36,7 +37,9 @@ class LinearRule(Rule):
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
         matrix = weight.t() if self.transposed else weight
-        return linear(watcher, x, matrix, bias, watcher.plan(x, 1), ("weight", "bias"), self.transposed)
+        plan = watcher.plan(x, 1)
+        y = linear(watcher, x, matrix, bias, plan, ("weight", "bias"), self.transposed)
+        return y if watcher.partner is None or not weight.requires_grad else meet(watcher, y, x, plan)
 
 
 def linear(

@@ -7,11 +7,12 @@ The layer's own backward is untouched; f is computed once more from the saved in
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Plan, Rule, UnsupportedError, Watcher, arrange, sum_of_squares, tap
 
@@ -115,6 +116,53 @@ class LayerNormRule(ScaleRule):
 
     def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
         return arrange(values, plan, len(module.normalized_shape)).sum(1)
+
+
+class OwnRMSNormRule(LayerNormRule):
+    """RMS norms that models bring along, as w ∘ f(x) or (1 + w) ∘ f(x): a sample's gradient is that of torch's."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__(centre=False)
+        self.eps, self.name = eps, "RMS norm of the model's own"
+
+    def factor(self, module: Any, x: Tensor) -> Tensor:
+        return torch.nn.functional.rms_norm(_wide(x), module.weight.shape, eps=self.eps)
+
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
+        return watcher.plan(x, 1)
+
+    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
+        return arrange(values, plan, 1).sum(1)
+
+
+_EPSILONS = ("variance_epsilon", "eps", "epsilon")
+
+
+def own_rms_norm(module: nn.Module) -> OwnRMSNormRule | None:
+    """The rule for a module that is an RMS norm by its name, its one parameter, and what it computes; else None."""
+    names = [name for name, _ in module.named_parameters()]
+    eps = next((value for key in _EPSILONS if isinstance(value := getattr(module, key, None), float)), None)
+    if "Norm" not in type(module).__name__ or names != ["weight"] or eps is None or "forward" in module.__dict__:
+        return None
+    if module.get_parameter("weight").ndim != 1 or module.get_parameter("weight").is_meta:
+        return None
+    return OwnRMSNormRule(eps) if _is_rms_norm(module, eps) else None
+
+
+def _is_rms_norm(module: nn.Module, eps: float) -> bool:
+    """Whether a copy of the module, with other weights, says on three rows what the formula says."""
+    try:
+        copied = copy.deepcopy(module).float()
+        with torch.no_grad():
+            weight = copied.get_parameter("weight")
+            steps = torch.arange(weight.numel(), device=weight.device, dtype=torch.float32)
+            weight.copy_(torch.cos(steps) + 0.5)
+            x = torch.stack([torch.sin(steps + 1), 3 * torch.cos(2 * steps), steps / (steps.numel() + 1) - 0.3])
+            out = copied(x)
+            f = torch.nn.functional.rms_norm(x, weight.shape, eps=eps)
+            return any(torch.allclose(out, factor * f, rtol=1e-4, atol=1e-5) for factor in (weight, 1 + weight))
+    except Exception:  # whatever it is, it is no RMS norm of rows
+        return False
 
 
 class ChannelRule(ScaleRule):

@@ -21,5 +21,6 @@
 """
 
 from .monitor import GammaMonitor
+from .session import Session
 
-__all__ = ["GammaMonitor"]
+__all__ = ["GammaMonitor", "Session"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...models import attach, clean, compiling, is_attached, release
-from ..layers import Rule, Watcher, rule_for
+from ..layers import EmbeddingRule, LinearRule, Rule, Watcher, rule_for
 from .micro import MicroBatches
 from .parameters import Parameters
 from .session import Session
@@ -52,6 +52,7 @@ class Attachment:
         for watchers in owners.values():
             for watcher in watchers:
                 watcher.tied |= len(watchers) > 1
+            _pair(watchers, session)
         parameters.set_coverage(coverage)
         session.take(parameters)
         if session.exact:
@@ -85,6 +86,19 @@ class Attachment:
         for module in reversed(self._modules):
             release(module)
         self._hooks, self._modules = [], []
+
+
+def _pair(watchers: list[Watcher], session: Session) -> None:
+    """Introduce an embedding and the head with its weight to each other, for code that is compiled."""
+    embeddings = [watcher for watcher in watchers if isinstance(watcher.rule, EmbeddingRule)]
+    heads = [watcher for watcher in watchers if isinstance(watcher.rule, LinearRule) and not watcher.rule.transposed]
+    if (
+        len(watchers) == 2
+        and len(embeddings) == len(heads) == 1
+        and session.batch_dim == 0
+        and not session.rows_allowed
+    ):
+        embeddings[0].partner, heads[0].partner = heads[0], embeddings[0]
 
 
 Owner = tuple[str, nn.Module, Rule | str, dict[str, str]]
@@ -149,7 +163,10 @@ class _RootWatcher(Watcher):
             return plain(*args, **kwargs)
         if compiling():
             session.begin_compiled(args, kwargs)
-            return super().forward(module, plain, args, kwargs)
+            out = super().forward(module, plain, args, kwargs)
+            for watcher in session.watchers:
+                watcher.carried = None
+            return out
         if not torch.is_grad_enabled():
             return plain(*args, **kwargs)
         if session.sharded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from .averages import StepSource
 from .meter import Meter
 from .parameters import Parameters
 from .session import Session
+
+LOGGER = logging.getLogger("sdsd.gamma")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def beside_loop(
     stats = GammaStats(
         StepSource(parameters.covered, step), n=n, samples_per_gradient=1, batch_size=n, confidence=None
     ).parameters
-    return CheckReport(
+    report = CheckReport(
         tuple(
             CheckedParameter(name, stats[name].signal, signal, stats[name].noise, noise)
             for name, (signal, noise) in rows.items()
@@ -108,6 +111,10 @@ def beside_loop(
         loss.item() / (n if meter.reduction == "sum" else 1),
         loss_by_loop,
     )
+    LOGGER.info(
+        "check: %d parameters, largest difference from the loop %.1e", len(report.parameters), report.difference
+    )
+    return report
 
 
 def slices(batch: Any, n: int, axis: int) -> Iterator[Any]:

@@ -20,7 +20,7 @@ class Inputs(NamedTuple):
     batch: int
     """Samples."""
     square: bool
-    """Whether the first input is a square matrix of them, which could be a table of pairs."""
+    """Whether an input is as long along another dimension as there are samples: a length, then, may be taken for N."""
     tracks: list[tuple[Tensor, Track]]
     """Inputs that carry samples, the first one first."""
 
@@ -56,7 +56,7 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         )
     else:
         batch = min(size, given) if exact else given
-    square = first.ndim == 2 and axis < 2 and first.shape[1 - axis] == batch
+    square = any(size == batch for x in tensors for dim, size in enumerate(x.shape) if dim != axis)
     carry = [
         (x, Track(axis, 1, x.shape[axis] // batch))
         for x in tensors

@@ -74,7 +74,7 @@ class Meter:
             self._leave_out_or_refuse(ledgers or session.passes)
         passes = len(groups) or len(session.sizes)
         if not passes:
-            raise no_backward(parameters)
+            raise no_backward(session, parameters)
         unit, own_signal = 1.0, None
         if exact:
             squares = self._sums.of_samples(ledgers, passes)

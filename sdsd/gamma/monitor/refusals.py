@@ -62,11 +62,16 @@ def refuse_strangers(session: Session, parameters: Parameters) -> None:
             )
 
 
-def no_backward(parameters: Parameters) -> RuntimeError:
+def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
     """The error of a step without a backward pass that counted."""
     trained = [name for name in parameters.covered if parameters.chosen[name].grad is not None]
     seen = ""
-    if trained:
+    if trained and any(ledger.n and not ledger.inputs for ledger in session.passes):
+        seen = (
+            f" {listed(trained)} have gradients, but the model was called without a tensor that carries samples: "
+            "pass the batch, or the noise that samples are made from, as tensors; arrays and numbers are constants."
+        )
+    elif trained:
         seen = (
             f" {listed(trained)} have gradients, but not from a forward pass of this model that was seen: call "
             "the model as a whole, or attach the monitor to the part that is called, or clear old gradients."

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..following import set_track, track_of
+from ..following import Verdict, set_track, track_of
 from .ledger import Pass, carrying
 
 Mode = Callable[[], AbstractContextManager[Any]]
@@ -28,10 +30,14 @@ def follow_second_run(ledger: Pass, mode: Mode) -> None:
     plain = frame.recompute_fn
     if getattr(plain, "_sdsd_followed", False):
         return
+    tracks = _tracks(_arguments())
 
-    def followed(*args: Any, **kwargs: Any) -> Any:
-        with carrying(ledger), mode():
-            return plain(*args, **kwargs)
+    def followed(*args: Any) -> Any:
+        with carrying(ledger):
+            # Within another checkpoint, or offloaded, they come back as other tensors.
+            _carry(args, tracks)
+            with mode():
+                return plain(*args)
 
     followed._sdsd_followed = True  # type: ignore[attr-defined]
     frame.recompute_fn = followed
@@ -45,15 +51,33 @@ def follow_reentrant(node: Any, ledger: Pass, mode: Mode) -> None:
     inputs = list(node.inputs)
     for place, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
         inputs[place] = tensor
-    tracks = [track_of(each) if isinstance(each, Tensor) else None for each in inputs]
+    tracks = _tracks(inputs)
 
     def followed(*args: Any) -> Any:
         with carrying(ledger):
-            for each, track in zip(args, tracks, strict=True):
-                if track is not None:
-                    set_track(each, track)
+            _carry(args, tracks)
             with mode():
                 return plain(*args)
 
     followed._sdsd_followed = True  # type: ignore[attr-defined]
     node.run_function = followed
+
+
+def _arguments() -> tuple[Any, ...]:
+    """What the innermost checkpoint that is under way was given; nothing where it is not torch's own."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "checkpoint" and frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return tuple(frame.f_locals["args"])
+        frame = frame.f_back
+    return ()
+
+
+def _tracks(values: Iterable[Any]) -> list[Verdict]:
+    return [track_of(each) if isinstance(each, Tensor) else None for each in values]
+
+
+def _carry(values: Iterable[Any], tracks: list[Verdict]) -> None:
+    for each, track in zip(values, tracks, strict=False):
+        if track is not None:
+            set_track(each, track)

@@ -68,11 +68,7 @@ def land_linear(use: Use, rows: list[int], inputs: Tensor, output_grads: Tensor)
         ledger.max_bytes,
         "triton",
     )
-    ledger.land(leaf, weight)
-    if bias_row < 0:
-        return weight, None
-    ledger.land(operands[1].leaves[0], bias)
-    return weight, bias
+    return _landed(use, weight, bias if bias_row >= 0 else None)
 
 
 def land_convolution(
@@ -93,10 +89,14 @@ def land_convolution(
         ledger.max_bytes,
         "triton",
     )
-    ledger.land(leaf, weight)
-    if bias_row < 0:
-        return weight, None
-    ledger.land(operands[1].leaves[0], bias)
+    return _landed(use, weight, bias if bias_row >= 0 else None)
+
+
+def _landed(use: Use, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    ledger, operands = use.mode.ledger, use.operands
+    ledger.land(operands[0].leaves[0], weight)
+    if bias is not None:
+        ledger.land(operands[1].leaves[0], bias)
     return weight, bias
 
 
@@ -120,8 +120,4 @@ def land_norm(
     of_scale, of_shift = _scale_shift_grads(
         output_grads, inputs, mean, rstd, norms, rows[0], shift, leaves[0].tensor.dtype, "triton"
     )
-    ledger.land(leaves[0], of_scale)
-    if shift < 0:
-        return of_scale, None
-    ledger.land(leaves[1], of_shift)
-    return of_scale, of_shift
+    return _landed(use, of_scale, of_shift if shift >= 0 else None)

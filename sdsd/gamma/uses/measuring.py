@@ -54,7 +54,7 @@ from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpande
 from .rules import RULES, any_operation
 
 if TYPE_CHECKING:
-    from ..monitor.session import Session
+    from ..monitor import Session
 
 _NOTHING = object()
 MOST_CALLS = 20_000
@@ -254,6 +254,10 @@ class Measuring(TorchFunctionMode):
 
     def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
         """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
+        if func is torch.broadcast_tensors:  # joins nothing
+            shape = torch.broadcast_shapes(*(t.shape for t in args))
+            with self:
+                return tuple(t.expand(shape) for t in args)
         self.result: Any = _NOTHING
         rule = RULES.get(func, any_operation)
         try:
@@ -275,8 +279,10 @@ class Measuring(TorchFunctionMode):
             for tensor in tensors_in((self.result,), {}):
                 set_track(tensor, track)
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
-            self._watch_mixing(list(tensors_in((self.result,), {})), track)
+            self._watch_mixing(list(tensors_in((self.result,), {})), track, True)
             return self._marked(self.result, args)
+        finally:
+            self.result = _NOTHING  # the graph holds this mode: with its output in here, neither would ever be freed
 
     @staticmethod
     def _marked(out: Any, args: Any = ()) -> Any:
@@ -310,7 +316,8 @@ class Measuring(TorchFunctionMode):
             for tensor in [args[0]] if out is None and args else tensors_in((out,), {}):
                 set_track(tensor, mixed)
         if mixed is not None:
-            self._watch_mixing([args[0]] if out is None and args else list(tensors_in((out,), {})), mixed)
+            written = bool(args) and (out is None or out is args[0])
+            self._watch_mixing([args[0]] if written else list(tensors_in((out,), {})), mixed, written)
         elif call is not None:
             self._remember(call, out)
         return out
@@ -325,14 +332,14 @@ class Measuring(TorchFunctionMode):
                     self.session.calls.clear()
                 self.session.calls[call] = tracks[0] if type(out) is Tensor else tracks
 
-    def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed) -> None:
+    def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed, written: bool) -> None:
         """Samples mix here: where a gradient comes back through it, no row before it is one sample's alone."""
         if self.repeats:
             return
         ledger, before = self.ledger, list(self.ledger.counts)
         for tensor in tensors:
             # A write into a view comes back through the whole tensor.
-            for each in (tensor, tensor._base) if isinstance(tensor, Tensor) else ():
+            for each in (tensor, tensor._base if written else None) if isinstance(tensor, Tensor) else ():
                 if each is not None and each.grad_fn is not None:
                     each.register_hook(lambda grad: ledger.mixes(before, mixed.reason))
 

@@ -10,10 +10,12 @@
 """
 
 from .embedding import cluster
-from .export import OFFLINE_POLICY, plot, plot_library, save_ply, save_png, summary_of
+from .export import HINT, MAP_STYLE, OFFLINE_POLICY, plot, plot_library, save_ply, save_png, summary_of
 from .neuron_map import NeuronMap
 
 __all__ = [
+    "HINT",
+    "MAP_STYLE",
     "OFFLINE_POLICY",
     "NeuronMap",
     "cluster",

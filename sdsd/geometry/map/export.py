@@ -26,9 +26,27 @@ if TYPE_CHECKING:
     from .neuron_map import NeuronMap
 
 CLUSTER_COLOURS = (
-    "#3b78e7", "#ee8a2c", "#2fa572", "#9467d4", "#df5452", "#2ba3b8", "#b8923a", "#d765a8", "#7f8c9b", "#6d8f3c",
-)  # fmt: skip
+    "#3b78e7",
+    "#ee8a2c",
+    "#2fa572",
+    "#9467d4",
+    "#df5452",
+    "#2ba3b8",
+    "#b8923a",
+    "#d765a8",
+    "#7f8c9b",
+    "#6d8f3c",
+)
 GRID = "#dde2e8"
+BUTTONS = {
+    "left": "turn left", "right": "turn right", "up": "tilt up", "down": "tilt down", "nearer": "closer",
+    "farther": "farther",
+}  # fmt: skip
+"""Ways to look at a map (map_controls.js), and what stands on their buttons."""
+HINT = (
+    "Drag to turn, scroll or pinch to zoom, point at a neuron for its nearest neighbours or choose it below the map, "
+    "click the legend to hide a cluster."
+)
 NEIGHBOURS = 5
 SMALLEST, LARGEST = 5.0, 16.0
 """Diameters of points on the page, in pixels: of a neuron with norm 0 and of that with the largest."""
@@ -59,10 +77,13 @@ def save_ply(neuron_map: NeuronMap, path: str | Path) -> Path:
             )
         ],
         dtype=[
-            *((name, "f4") for name in "xyz"), *((name, "u1") for name in ("red", "green", "blue")),
-            ("neuron", "i4"), ("cluster", "i4"), ("norm", "f4"),
+            *((name, "f4") for name in "xyz"),
+            *((name, "u1") for name in ("red", "green", "blue")),
+            ("neuron", "i4"),
+            ("cluster", "i4"),
+            ("norm", "f4"),
         ],
-    )  # fmt: skip
+    )
     edges = np.array(neuron_map.links(), dtype=[("vertex1", "i4"), ("vertex2", "i4")])
     elements = [plyfile.PlyElement.describe(vertices, "vertex"), plyfile.PlyElement.describe(edges, "edge")]
     path = Path(path)
@@ -99,11 +120,17 @@ def draw(neuron_map: NeuronMap, axes: Any = None) -> tuple[Any, Any]:
     for group in range(clusters.max() + 1 if len(clusters) else 0):
         here = clusters == group
         axes.scatter(
-            *points[here].T, s=sizes[here], color=CLUSTER_COLOURS[group % len(CLUSTER_COLOURS)], edgecolors="white",
-            linewidths=0.6, label=f"cluster {group}",
-        )  # fmt: skip
+            *points[here].T,
+            s=sizes[here],
+            color=CLUSTER_COLOURS[group % len(CLUSTER_COLOURS)],
+            edgecolors="white",
+            linewidths=0.6,
+            label=f"cluster {group}",
+        )
     if 1 < len(set(neuron_map.clusters)) <= len(CLUSTER_COLOURS):
-        axes.legend(loc="upper left", fontsize=8, frameon=False)
+        # In the plane beside the neurons; in space the corners are free.
+        place = {} if deep else {"bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
+        axes.legend(loc="upper left", fontsize=8, frameon=False, **place)
     if not deep:
         axes.set_aspect("equal", adjustable="datalim")
     elif len(points):
@@ -138,8 +165,8 @@ def notebook_view(neuron_map: NeuronMap) -> str:
 def save_html(neuron_map: NeuronMap, path: str | Path) -> Path:
     """Write a page with the map to turn, zoom and point at. It opens without a network and fetches nothing.
 
-    Colour is the cluster, size the norm; pointing at a neuron shows its number, norm and nearest neighbours, and a
-    click in the legend hides a cluster.
+    Colour is the cluster, size the norm; pointing at a neuron, or choosing it in the list below the map, shows its
+    number, norm and nearest neighbours; a click in the legend hides a cluster. Buttons turn the map by keyboard.
 
     Raises:
         MissingExtraError: plotly is not installed.
@@ -147,9 +174,15 @@ def save_html(neuron_map: NeuronMap, path: str | Path) -> Path:
     """
     notes = "".join(f"<p>{escape(note)}</p>" for note in neuron_map.notes)
     text = PAGE.substitute(
-        policy=OFFLINE_POLICY, title=escape(title_of(neuron_map)), summary=escape(summary_of(neuron_map)), notes=notes,
-        library=plot_library(), plot=plot(neuron_map, "map"),
-    )  # fmt: skip
+        policy=OFFLINE_POLICY,
+        title=escape(title_of(neuron_map)),
+        summary=escape(summary_of(neuron_map)),
+        notes=notes,
+        library=plot_library(),
+        style=MAP_STYLE,
+        plot=plot(neuron_map, "map"),
+        hint=HINT,
+    )
     path = Path(path)
     draft = path.with_name(path.name + ".part")
     draft.write_text(text, encoding="utf-8")
@@ -162,18 +195,22 @@ def plot_library() -> str:
     require("plotly", extra="report", purpose="the interactive neuron map")
     from plotly.offline import get_plotlyjs
 
-    ours = resources.files(__package__).joinpath("neuron_map.js").read_text(encoding="utf-8")
+    here = resources.files(__package__)
+    ours = "\n".join(here.joinpath(name).read_text(encoding="utf-8") for name in ("neuron_map.js", "map_controls.js"))
     return f"<script>{get_plotlyjs()}</script>\n<script>{ours}</script>"
 
 
 def plot(neuron_map: NeuronMap, name: str, height: int = 560) -> str:
-    """The map as an element of a page that has `plot_library`; `name` is its id, once a page."""
+    """The map with its controls, on a page with `plot_library` and `MAP_STYLE`; `name` is its id, once a page."""
+    buttons = "".join(f'<button type="button" data-way="{way}">{words}</button>' for way, words in BUTTONS.items())
     data = json.dumps(_plot_data(neuron_map), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return (
-        f'<div class="neuron-map" id="{name}" style="height:{height}px" role="img" '
+        f'<div class="neuron-map" id="{name}" style="height:{height}px" role="group" '
         f'aria-label="{escape(title_of(neuron_map), quote=True)}"></div>'
+        f'<div class="map-controls" id="{name}-controls"><label>Neuron <select><option value="">choose</option>'
+        f'</select></label> {buttons}<output aria-live="polite"></output></div>'
         f'<script type="application/json" id="{name}-data">{data}</script>'
-        f'<script>drawNeuronMap("{name}")</script>'
+        f'<script>drawNeuronMap("{name}"); mapControls("{name}")</script>'
     )
 
 
@@ -238,6 +275,14 @@ def _plot_data(neuron_map: NeuronMap) -> dict[str, Any]:
     return {"traces": traces, "links": [[points[first], points[second]] for first, second in neuron_map.links()]}
 
 
+MAP_STYLE = """
+.map-controls { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin-top: 10px; }
+.map-controls output { flex-basis: 100%; }
+.map-controls :is(button, select) { font: inherit; font-size: 0.9rem; color: var(--ink); background: var(--surface);
+  border: 1px solid var(--grid); border-radius: 8px; padding: 4px 10px; min-height: 32px; cursor: pointer; }
+"""
+"""How controls look, in the page's --ink, --surface and --grid."""
+
 PAGE = Template(
     """<!DOCTYPE html>
 <html lang="en">
@@ -247,22 +292,27 @@ PAGE = Template(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b2430; --muted: #66707d; --grid: #dde2e8; }
-@media (prefers-color-scheme: dark) { :root { --paper: #12161c; --ink: #e6eaf0; --muted: #98a3b1; --grid: #323b47; } }
+:root { color-scheme: light dark; --paper: #ffffff; --surface: #f6f8fa; --ink: #1b2430; --muted: #66707d;
+  --grid: #dde2e8; }
+@media (prefers-color-scheme: dark) { :root { --paper: #12161c; --surface: #1b2129; --ink: #e6eaf0; --muted: #98a3b1;
+  --grid: #323b47; } }
 body { margin: 0; padding: 16px 24px; background: var(--paper); color: var(--ink); line-height: 1.5;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.3rem; margin: 0; }
 p { color: var(--muted); margin: 4px 0; }
-.neuron-map { min-height: calc(100vh - 150px); }
-</style>
+.neuron-map { min-height: calc(100vh - 250px); }
+@media (max-width: 620px) { body { padding: 12px 16px; } .neuron-map { min-height: 0; } }
+$style</style>
 $library
 </head>
 <body>
+<main>
 <h1>$title</h1>
 <p>$summary</p>
 $notes
 $plot
-<p>Drag to turn, scroll to zoom, point at a neuron for its nearest neighbours, click the legend to hide a cluster.</p>
+<p>$hint</p>
+</main>
 </body>
 </html>
 """

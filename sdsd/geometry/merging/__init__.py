@@ -4,9 +4,11 @@
 `consumers.py`       which layers read a layer's neurons, and what stands in the way
 `merge.py`           pairs merged inside a `with` block
 `consolidate.py`     the same for good: a smaller network
+`norms.py`           norms over all neurons, where some were merged for good
 `whole_model.py`     the same for all layers of a model, by a threshold or to a budget
 `group_activations.py`  what the readers of a group get
 `experts.py`         experts of a mixture: how alike they are, two of them made one
+`expert_removal.py`  experts taken out, with their rows of the router
 `config.py`          the configuration of a smaller Hugging Face model
 `proof.py`           the smaller network beside the merged one
 `biopsy.py`          what merging near, random and far pairs does to the loss
@@ -17,6 +19,15 @@
 `plasticity.py`      whether a merged network learns on as well
 `controls.py`        networks and data that an effect must not survive
 ===================  ===============================================================================================
+
+One biopsy, in the order to read it::
+
+    biopsy(model, …)    biopsy.biopsy
+                        consumers.consumers                  which layers read the neurons
+                        pair_source.PairSource.pairs         near, random and far pairs
+                        biopsy._Measure.__call__             one merge: what it does to the loss
+                        merge.Merger.edits, merge.applied    weights as they are when the pair is one, and back again
+                        biopsy._ratio                        far over near, with its interval
 """
 
 from .biopsy import COHORTS, Biopsy, Cohort, MassConsolidation, biopsy, mass_consolidation
@@ -25,10 +36,12 @@ from .consolidate import Consolidation, consolidate, remove_neurons
 from .consumers import Consumers, consumers, dense_layer
 from .controls import Training, shuffled_pixels, trained, untrained, weight_cosine
 from .cost import outgoing_weights
+from .expert_removal import remove_experts
 from .experts import consolidate_experts, expert_cosine, merge_experts
 from .group_activations import group_activations
 from .measurements import Measurements, fingerprint
 from .merge import How, merge, tensor_of
+from .norms import RepeatedNorm
 from .plasticity import Plasticity, plasticity, sgd_training
 from .sensitivity import (
     LossFunction,
@@ -55,6 +68,7 @@ __all__ = [
     "Measurements",
     "ModelConsolidation",
     "Plasticity",
+    "RepeatedNorm",
     "Sensitivity",
     "Training",
     "as_sensitivity",
@@ -76,6 +90,7 @@ __all__ = [
     "merge_experts",
     "outgoing_weights",
     "plasticity",
+    "remove_experts",
     "remove_neurons",
     "sgd_training",
     "shuffled_pixels",

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
 from ...graphs import READER, Attribute, as_arguments, fit_sizes, sizes_of
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
 from .merge import How, IndexPairs, Merger, Pairs, absorption_from, added, applied, apply, part_tensor
+from .norms import REPEAT, Norms, RepeatedNorm, refuse_across_groups, repeat_norms, with_norms_apart
 from .proof import prove, zeroed
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ def consolidate(
     how: How = "mean",
     *,
     remove: bool = True,
+    norms: Norms = "refuse",
     inplace: bool = False,
     activations: Tensor | np.ndarray | None = None,
     gram: Tensor | np.ndarray | None = None,
@@ -104,6 +108,10 @@ def consolidate(
         layer, pairs, how, activations, gram, neuron_dim: as in `merge`. With activations or gram the report says what
             the readers will get other than now, whatever `how`.
         remove: False merges for good and keeps the shapes.
+        norms: what becomes of norms over all neurons, as LayerNorm over a residual stream. "refuse": their mean and
+            variance would be others, so nothing is removed. "repeat", for how="mean": each becomes a `RepeatedNorm`,
+            which shows it the merged neurons twice. It keeps its parameters, under "norm." in its place, so the
+            model's class and configuration no longer build it: save it with torch.save, whole.
         inplace: change `model` instead of a copy. An optimizer has to be made anew then: parameters are new tensors.
             A call that fails leaves the model as it was.
         example_input: as in `consumers`; with it FLOPs are counted, too.
@@ -111,7 +119,8 @@ def consolidate(
 
     Returns:
         (model, `Consolidation`). The model is made of the same modules as before with fewer rows and columns, so
-        state_dict, torch.export, pickling and training work as before.
+        state_dict, torch.export, pickling and training work as before. With norms="repeat" the same holds, but for the
+        class of these norms.
 
     Raises:
         TypeError, ValueError: as `merge`; removal where the neurons are read by something that cannot be cut, with
@@ -141,24 +150,36 @@ def consolidate(
             "how: 'act' averages two activations that stay different, so neither neuron can be removed. Pass "
             "remove=False, or how='mean' or 'absorb'."
         )
+    checks.check_choice(norms, "norms", ("refuse", REPEAT))
+    fewer = found
+    if remove and norms == REPEAT:
+        if how != "mean":
+            raise ValueError(f"norms: 'repeat' needs how='mean', which makes both neurons the same; got how={how!r}.")
+        fewer = with_norms_apart(model, found)
     if remove:
-        found.require("Removing neurons", removal=True)
+        fewer.require("Removing neurons", removal=True)
     merger = Merger(model, found, how, absorption)
     checked = merger.checked(pairs)
     listed = [(i, j) for i, j in torch.stack(checked, 1).tolist()]
     sizes = sizes_of_model(model, example_input)
+    if fewer is not found:
+        refuse_across_groups(model, found, checked)
     edits = merger.edits(checked)
     known = products_of(model, found, activations, gram, neuron_dim)
     foretold = None if known is None else foretold_change(model, found, checked, how, known)
     if not remove:
         changed = model if inplace else copied(model, [found], sharing=False)
         apply(Merger(changed, found, how, absorption).edits(checked))
-        return changed, replace(_report(found, how, listed, [], sizes, sizes, False), foretold=foretold)
+        report = _report(found, how, listed, [], before=sizes, after=sizes, compared=False)
+        return changed, replace(report, foretold=foretold)
     smaller = copied(model, [found], inplace)
-    shrink(smaller, [(found, Merger(smaller, found, how, absorption), checked)])
+    shrink(smaller, [(fewer, Merger(smaller, found, how, absorption), checked)])
+    if fewer is not found:
+        repeat_norms(smaller, found, checked)
     compared = check and prove(model, smaller, found.parts, applied(edits), example_input)
     removed = [j for _, j in listed]
-    report = _report(found, how, listed, removed, sizes, sizes_of_model(smaller, example_input), compared)
+    after = sizes_of_model(smaller, example_input)
+    report = _report(found, how, listed, removed, before=sizes, after=after, compared=compared)
     return given_back(model, smaller, [found], inplace), replace(report, foretold=foretold)
 
 
@@ -207,7 +228,8 @@ def remove_neurons(
     smaller = copied(model, [found], inplace)
     cut(smaller, [(found, removed)])
     compared = check and prove(model, smaller, found.parts, applied(zeroed(model, found, removed)), example_input)
-    report = _report(found, "", [], removed, sizes, sizes_of_model(smaller, example_input), compared)
+    after = sizes_of_model(smaller, example_input)
+    report = _report(found, "", [], removed, before=sizes, after=after, compared=compared)
     return given_back(model, smaller, [found], inplace), report
 
 
@@ -242,6 +264,10 @@ def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers]
     sized = {attribute.module for attribute in attributes}
     configured = {(each.module, each.name.rpartition(".")[0]) for each in attributes}
     for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(others[path], RepeatedNorm) and not isinstance(module, RepeatedNorm):
+            holder, _, name = path.rpartition(".")
+            setattr(model.get_submodule(holder), name, others[path])
+            continue
         mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in touched]
         for name in mine:
             setattr(module, name, getattr(others[path], name))
@@ -321,6 +347,7 @@ def _report(
     how: How | Literal[""],
     pairs: list[tuple[int, int]],
     removed: list[int],
+    *,
     before: tuple[int, int | None],
     after: tuple[int, int | None],
     compared: bool,

@@ -25,6 +25,7 @@ from ...graphs import (
     Attribute,
     Group,
     Groups,
+    Norm,
     Obstacle,
     Part,
     computed_tensors,
@@ -64,6 +65,7 @@ class Consumers:
         obstacles: what stands in the way of changing readers, or of removing neurons: where, why, what to do.
         attributes: numbers that modules hold and that change with the number of neurons.
         kinds: name → class of modules.
+        statistics: norms that take mean or variance over the neurons.
     """
 
     layer: str
@@ -74,6 +76,7 @@ class Consumers:
     obstacles: tuple[Obstacle, ...]
     attributes: tuple[Attribute, ...]
     kinds: dict[str, str]  # of modules, by name
+    statistics: tuple[Norm, ...] = ()
 
     def of(self, role: str) -> tuple[Part, ...]:
         """The parts that play this role.
@@ -231,9 +234,16 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     obstacles += _of_modules(modules, group.parts)
     kinds = {name: type(each).__name__ for name, each in modules.items()}
     return Consumers(
-        layer, type(module).__name__, group.units, group.rows, group.parts, tuple(dict.fromkeys(obstacles)),
-        group.attributes, kinds,
-    )  # fmt: skip
+        layer,
+        type(module).__name__,
+        group.units,
+        group.rows,
+        group.parts,
+        tuple(dict.fromkeys(obstacles)),
+        group.attributes,
+        kinds,
+        group.norms,
+    )
 
 
 def _same(one: Group, other: Group) -> bool:

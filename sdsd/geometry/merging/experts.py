@@ -44,7 +44,7 @@ def expert_cosine(
         TypeError: no such module, or one that holds its experts in another way.
         ValueError: experts that no batch reaches.
     """
-    holder = _holder(model, experts)
+    holder = holder_of(model, experts)
     run, report = forward or ModelCall(model, None), reporter(progress, f"experts of {experts}")
     sums: GramAccumulator | None = None
     done = 0
@@ -52,7 +52,7 @@ def expert_cosine(
         for batch in loader:
             tokens = _tokens(model, holder, run, batch)
             if tokens is not None:
-                answers = torch.stack([_answer(holder, k, tokens).flatten() for k in range(_count(holder))])
+                answers = torch.stack([_answer(holder, k, tokens).flatten() for k in range(count_of(holder))])
                 if sums is None:
                     dtype = torch.float64 if answers.dtype == torch.float64 else torch.float32
                     sums = GramAccumulator(len(answers), dtype=dtype, device=answers.device)
@@ -108,8 +108,8 @@ def _merged(model: nn.Module, edits: list[Edit]) -> Iterator[nn.Module]:
 
 
 def _edits(model: nn.Module, experts: str, pairs: Pairs) -> list[Edit]:
-    holder = _holder(model, experts)
-    checked = checked_pairs(pairs, _count(holder))
+    holder = holder_of(model, experts)
+    checked = checked_pairs(pairs, count_of(holder))
     both = torch.cat(checked)
     edits = []
     if isinstance(holder, nn.ModuleList):
@@ -132,7 +132,8 @@ def _whole(tensor: Tensor, values: Tensor) -> Edit:
     return Edit(tensor, 0, torch.arange(len(tensor), device=tensor.device), values)
 
 
-def _holder(model: nn.Module, experts: str) -> nn.Module:
+def holder_of(model: nn.Module, experts: str) -> nn.Module:
+    """The module that holds the experts; TypeError for any other."""
     modules = dict(model.named_modules(remove_duplicate=False))
     holder = modules.get(experts)
     stacked = holder is not None and any(each.ndim == 3 for each in holder.parameters(recurse=False))
@@ -151,7 +152,8 @@ def _holder(model: nn.Module, experts: str) -> nn.Module:
     return holder
 
 
-def _count(holder: nn.Module) -> int:
+def count_of(holder: nn.Module) -> int:
+    """How many experts it holds."""
     if isinstance(holder, nn.ModuleList):
         return len(holder)
     return next(len(each) for each in holder.parameters(recurse=False) if each.ndim == 3)

@@ -61,7 +61,8 @@ def group_activations(
         example_input = example_of(model, loader)
     names = [layers] if isinstance(layers, str) else list(layers)
     groups = [consumers(model, name, example_input) for name in names]
-    return collect_groups(model, loader, groups, run, of, max_batches, Padding(mask), progress)
+    padding = Padding(mask)
+    return collect_groups(model, loader, groups, run, of, max_batches=max_batches, padding=padding, progress=progress)
 
 
 def example_of(model: nn.Module, loader: Iterable[Any]) -> Any:
@@ -81,6 +82,7 @@ def collect_groups(
     groups: Sequence[Consumers],
     run: Callable[[nn.Module, Any], Any],
     of: str,
+    *,
     max_batches: int | None,
     padding: Padding,
     progress: Progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+LOGGER = logging.getLogger("sdsd.geometry")
 Key = tuple[tuple[int, int], ...]
 
 
@@ -101,6 +103,7 @@ def resumed(started: Measurements, resume: str | Path | Measurements | None) -> 
         return started
     found = _read(path)
     found.require_same(started, str(path))
+    LOGGER.info("layer %s: %d losses measured earlier, read from %s", found.layer, len(found.losses), path)
     return found
 
 
@@ -139,5 +142,6 @@ def _read(path: Path) -> Measurements:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"resume: {path} does not hold measurements of a biopsy. Pass another path.") from error
     if len(whole) < len(text):
+        LOGGER.warning("%s: the last line was cut off and is taken away", path)
         path.write_bytes(whole)
     return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -85,7 +86,7 @@ def consolidate_model(
     *,
     above: float | None = None,
     budget: float | None = None,
-    uniform: bool = False,
+    uniform: bool | Literal["share"] = False,
     how: How = "mean",
     inplace: bool = False,
     example_input: Any = None,
@@ -110,7 +111,9 @@ def consolidate_model(
         budget: merge the most similar pairs of all layers until the model has lost this share of its parameters, or
             there are no more pairs. At most half of a layer's neurons go. With `above` as well, whichever ends first.
         uniform: layers with as many neurons and the same last part of their names lose equally many, the mean of what
-            they would lose, so that one number in a configuration can say it; see `fit_config`.
+            they would lose and at least one if any does, so that one number in a configuration can say it; see
+            `fit_config`. "share": layers with the same last part of their names lose the same share, whatever their
+            sizes, as one mlp_ratio says it.
         how: "mean" | "absorb", as in `consolidate`.
         example_input: as in `consumers`; None: the first batch.
         max_batches, forward, mask: as in `collect_activations`.
@@ -131,6 +134,8 @@ def consolidate_model(
     if budget is not None:
         checks.check_number(budget, "budget", "a share of the parameters, between 0 and 1", above=0, below=1)
     checks.check_choice(how, "how", ("mean", "absorb"))
+    if uniform not in (False, True):
+        checks.check_choice(uniform, "uniform", ("share",))
     if example_input is None:
         example_input = example_of(model, loader)
     groups = _groups(model, layers, example_input)
@@ -138,7 +143,9 @@ def consolidate_model(
     if not able:
         raise ValueError("layers: none of the layers can be cut.\n" + "\n".join(str(found) for found in groups[:5]))
     run = forward or ModelCall(model, None)
-    answers = collect_groups(model, loader, able, run, READERS, max_batches, Padding(mask), progress)
+    answers = collect_groups(
+        model, loader, able, run, READERS, max_batches=max_batches, padding=Padding(mask), progress=progress
+    )
     chosen = _choose(model, able, answers, above, budget, uniform)
     merges = []
     for found in able:
@@ -212,7 +219,7 @@ def _choose(
     answers: dict[str, LayerActivations],
     above: float | None,
     budget: float | None,
-    uniform: bool,
+    uniform: bool | Literal["share"],
 ) -> dict[str, list[tuple[int, int, float]]]:
     candidates: list[tuple[float, str, int, int]] = []
     for found in groups:
@@ -229,22 +236,28 @@ def _choose(
             break
         chosen[layer].append((i, j, cosine))
         saved += costs[layer]
-    return _evened(groups, chosen, candidates) if uniform else chosen
+    return _evened(groups, chosen, candidates, uniform == "share") if uniform else chosen
 
 
 Chosen = dict[str, list[tuple[int, int, float]]]
 
 
-def _evened(groups: Sequence[Consumers], chosen: Chosen, candidates: list[tuple[float, str, int, int]]) -> Chosen:
-    """Equally many pairs in layers of one kind, as many as all of them have."""
-    kinds: dict[tuple[int, str], list[str]] = {}
+def _evened(
+    groups: Sequence[Consumers], chosen: Chosen, candidates: list[tuple[float, str, int, int]], share: bool
+) -> Chosen:
+    """Equally many pairs in layers of one kind, or the same share of them, as many as all of them have."""
+    kinds: dict[tuple[int, str], dict[str, int]] = {}
     for found in groups:
-        kinds.setdefault((found.neurons, found.layer.rpartition(".")[2]), []).append(found.layer)
+        key = (0 if share else found.neurons, found.layer.rpartition(".")[2])
+        kinds.setdefault(key, {})[found.layer] = found.neurons
     evened: Chosen = {}
-    for names in kinds.values():
-        able = {name: [(i, j, cosine) for cosine, layer, i, j in candidates if layer == name] for name in names}
-        count = min([round(fmean(len(chosen[name]) for name in names)), *map(len, able.values())])
-        evened |= {name: pairs[:count] for name, pairs in able.items()}
+    for sizes in kinds.values():
+        able = {name: [(i, j, cosine) for cosine, layer, i, j in candidates if layer == name] for name in sizes}
+        parts = math.gcd(*sizes.values())  # of a layer; one of them is the least that all can lose
+        mean = parts * fmean(len(chosen[name]) / size for name, size in sizes.items())
+        wanted = max(round(mean), int(mean > 0))
+        count = min([wanted, *(len(able[name]) * parts // size for name, size in sizes.items())])
+        evened |= {name: pairs[: count * sizes[name] // parts] for name, pairs in able.items()}
     return evened
 
 
@@ -258,9 +271,14 @@ def _row(model: nn.Module, found: Consumers, pairs: list[tuple[int, int, float]]
     refused = "" if found.removable else str(found.obstacles[0] if found.obstacles else "nothing reads it")
     writers = tuple(writer.name for writer in found.writers if writer.name != found.layer)
     return LayerReport(
-        found.layer, writers, (found.neurons, found.neurons - len(pairs)), tuple((i, j) for i, j, _ in pairs),
-        fmean(pair[2] for pair in pairs) if pairs else None, round(_cost(model, found) * len(pairs)), refused,
-    )  # fmt: skip
+        found.layer,
+        writers,
+        (found.neurons, found.neurons - len(pairs)),
+        tuple((i, j) for i, j, _ in pairs),
+        fmean(pair[2] for pair in pairs) if pairs else None,
+        round(_cost(model, found) * len(pairs)),
+        refused,
+    )
 
 
 __all__ = ["LayerReport", "ModelConsolidation", "consolidate_model"]

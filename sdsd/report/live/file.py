@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from ...gamma.history import Row, row_of_line
+from ...gamma import history
 
 MOST_BYTES = 4 << 20
 """Read at a time."""
@@ -27,7 +27,7 @@ class Part:
         changed: when the file was last written, in seconds since 1970; None without one.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[history.Row] = field(default_factory=list)
     anew: bool = False
     there: bool = True
     behind: int = 0
@@ -72,7 +72,7 @@ class HistoryFile:
             raise ValueError(f"{self.path}, line {self._lines + 1}: expected a row of a GammaHistory, got no line end.")
         for number, line in enumerate(whole.splitlines(keepends=True), start=self._lines + 1):
             try:
-                part.rows.append(row_of_line(line.decode("utf-8")))
+                part.rows.append(history.row_of_line(line.decode("utf-8")))
             except ValueError as error:
                 raise ValueError(f"{self.path}, line {number}: {error}") from error
         self._lines += len(part.rows)

@@ -8,7 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from ...gamma.history import TOTAL, Row
+from ...gamma import history
 from .file import HistoryFile
 
 MOST_POINTS = {True: 600, False: 200}
@@ -65,7 +65,7 @@ class LiveRun:
 
     def _begin(self) -> None:
         self._curves: dict[str, Thinned] = {}
-        self._last: dict[str, Row] = {}
+        self._last: dict[str, history.Row] = {}
         self._rows = 0
         self._grown: float | None = None
         self._pauses.clear()
@@ -95,13 +95,13 @@ class LiveRun:
         self.version += bool(part.rows or part.anew or before)
         self._there, self._part_behind, self._changed = part.there, part.behind, part.changed
 
-    def _take(self, row: Row) -> None:
+    def _take(self, row: history.Row) -> None:
         name = row["parameter"]
         self._rows += 1
         self._last[name] = row
         curve = self._curves.get(name)
         if curve is None:
-            curve = self._curves[name] = Thinned(MOST_POINTS[name == TOTAL])
+            curve = self._curves[name] = Thinned(MOST_POINTS[name == history.TOTAL])
         curve.take((row["step"], *gammas(row)))
 
     def view(self, known: int | None = None) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class LiveRun:
         else:
             writing = age is not None and age < max(QUIET, 4 * max(self._pauses, default=0.0))
             state = "writing" if writing else "quiet"
-        total = self._last.get(TOTAL, {})
+        total = self._last.get(history.TOTAL, {})
         view = {
             "version": str(self.version),
             "file": self.file.path.name,
@@ -131,18 +131,18 @@ class LiveRun:
             "recommended": total.get("recommended_batch"),
         }
         if known != self.version:
-            names = [name for name in self._curves if name != TOTAL]
+            names = [name for name in self._curves if name != history.TOTAL]
             loud = sorted(names, key=lambda name: -noise(self._last[name]))[:MOST_NAMES]
             shown = [name for name in names if name in set(loud)]
             view["left_out"] = len(names) - len(shown)
             view["curves"] = [
                 {"name": name, "phase": self._last[name]["phase"], **self._curves[name].columns()}
-                for name in ([TOTAL] if TOTAL in self._curves else []) + shown
+                for name in ([history.TOTAL] if history.TOTAL in self._curves else []) + shown
             ]
         return view
 
 
-def gammas(row: Row) -> tuple[float | None, float | None, float | None]:
+def gammas(row: history.Row) -> tuple[float | None, float | None, float | None]:
     """Γ of one sample with its bounds; None where it is not known. Where nothing is averaged, that of the step."""
     gamma = row["smoothed_gamma"]
     if math.isnan(gamma):
@@ -156,7 +156,7 @@ def inverse(scale: float) -> float:
     return 1 / scale if scale else math.inf
 
 
-def noise(row: Row) -> float:
+def noise(row: history.Row) -> float:
     """The row's noise; what is not finite is the loudest."""
     return row["noise"] if math.isfinite(row["noise"]) else math.inf
 

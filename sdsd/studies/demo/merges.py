@@ -58,9 +58,32 @@ def merge_sections(results: dict[str, Any], book: FigureBook) -> list[html.Secti
                     f"{100 * merges['accuracy_before']:.1f}%. The weights were restored after each merge"
                     f"{', bit for bit.' if merges['restored_exactly'] else '; the check of that FAILED.'}",
                 ),
+                pair_table(cohorts),
             ],
         )
     ]
+
+
+LISTED = 8
+"""Pairs of a cohort in the table."""
+
+
+def pair_table(cohorts: dict[str, Any]) -> html.Table:
+    """The first pairs of the near and the far cohort one by one: how alike, and what merging them cost."""
+    names = {"near": "nearest", "far": "farthest"}
+    columns = [
+        [
+            (f"{pair['first']} – {pair['second']}", figures.minus(f"{pair['cosine']:.3f}"), signed(pair["loss_change"]))
+            for pair in cohorts[name]["pairs"][:LISTED]
+        ]
+        for name in names
+    ]
+    return html.Table(
+        ("", *(head for name in names.values() for head in (f"{name} pair", "its cosine", "its Δ"))),
+        [(str(rank), *near, *far) for rank, (near, far) in enumerate(zip(*columns, strict=True), start=1)],
+        "The first pairs of both cohorts, each merged alone. Pairs of a cohort share no neuron; neurons that hardly "
+        "ever fire have cosine 0 with most others.",
+    )
 
 
 def example(cohort: dict[str, Any]) -> dict[str, Any]:

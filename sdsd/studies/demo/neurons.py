@@ -1,13 +1,18 @@
-"""The page's part on the map: pairs, neurons on a plane, the cosine matrix."""
+"""The page's part on the map: pairs, neurons on a plane with what merging them cost, the cosine matrix."""
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from ...report import figures, html
+from ...report.figures import plain_number
 from ..engine import FigureBook
 from ..pairs import farthest_examples
 from .config import DemoResult
+
+LINKS = 10
+"""Pairs that are linked on a map of a run that ended before anything was merged."""
 
 
 def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
@@ -45,14 +50,16 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
     order = list(neuron_map.order)
     figure, axes = figures.new_figure(4.7, 4.5)
     norms = activations[:, order].norm(dim=0).numpy()
-    links, plane = neuron_map.links(10), neuron_map.plane()
-    figures.draw_neuron_map(axes, plane.points, neuron_map.clusters, order, links, norms)
+    plane = neuron_map.plane()
+    cheap, dear, words = judged_links(neuron_map, result.results["merges"])
+    figures.draw_neuron_map(axes, plane.points, neuron_map.clusters, order, cheap, norms)
+    for link in dear:
+        axes.plot(*plane.points[list(link)].T, color=figures.INK, linewidth=1.6, linestyle=":", zorder=1)
     drawn = [
         html.Figure(
             book.add(figure, "neuron_map"),
             f"Every live neuron, placed so that distance is 1 − cosine as well as a plane allows (stress "
-            f"{plane.stress:.2f}; 0 would be exact). Colour: cluster. Size: how strongly it fires. "
-            f"Lines: the {len(links)} nearest pairs.",
+            f"{plane.stress:.2f}; 0 would be exact). Colour: cluster. Size: how strongly it fires. {words}",
             "Figure 4. The map.",
         )
     ]
@@ -73,18 +80,38 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
         )
     )
     blocks.append(html.SideBySide(drawn))
-    rows = [
-        (str(index + 1), *cells(near_pair), *cells(far_pair))
-        for index, (near_pair, far_pair) in enumerate(list(zip(neuron_map.nearest, farthest, strict=False))[:8])
-    ]
-    blocks.append(
-        html.Table(
-            ("", "nearest pair", "cosine of nearest", "farthest pair", "cosine of farthest"),
-            rows,
-            "Pairs are chosen greedily and share no neuron; neurons that hardly ever fire are in none of the farthest.",
-        )
-    )
     return [html.Section("Which neurons do the same job?", blocks)]
+
+
+def judged_links(
+    neuron_map: Any, merges: dict[str, Any] | None
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]], str]:
+    """Nearest pairs, as places on the map, that cost less than the median random pair, and the rest; and it in words.
+
+    Without merges the nearest are all in the first list.
+    """
+    if not merges or not merges["pairs_in_a_cohort"]:
+        links = neuron_map.links(LINKS)
+        return links, [], f"Lines: the {len(links)} nearest pairs."
+    pairs = merges["cohorts"]["near"]["pairs"]
+    bound = median(abs(pair["loss_change"]) for pair in merges["cohorts"]["random"]["pairs"])
+    place = {neuron: index for index, neuron in enumerate(neuron_map.order)}
+    split: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    for pair in pairs:
+        split[abs(pair["loss_change"]) >= bound].append((place[pair["first"]], place[pair["second"]]))
+    return *split, link_words(len(split[0]), len(split[1]), bound)
+
+
+def link_words(cheap: int, dear: int, bound: float) -> str:
+    """What the lines on the map say."""
+    total = f"Lines: the {cheap + dear} nearest pairs. "
+    limit = f"the loss less than the median random pair does ({plain_number(bound)})"
+    if not dear:
+        return f"{total}Merging any of them changes {limit}."
+    if not cheap:
+        return f"{total}Dotted, for merging none of them changes {limit}."
+    solid = f"{total}Merging one of the {cheap} that are solid changes {limit}"
+    return f"{solid}; of the {dear} dotted ones, as much or more."
 
 
 def dead_sentence(dead: list[int]) -> str:
@@ -92,10 +119,6 @@ def dead_sentence(dead: list[int]) -> str:
         return "None of them is dead."
     listed = ", ".join(map(str, dead[:12])) + (" …" if len(dead) > 12 else "")
     return f"{len(dead)} {'is' if len(dead) == 1 else 'are'} dead (never firing) and set aside: {listed}."
-
-
-def cells(pair: Any) -> tuple[str, str]:
-    return f"{pair.first} – {pair.second}", figures.minus(f"{pair.cosine:.3f}")
 
 
 def silhouette_words(silhouette: float | None) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...gamma.student import incomplete_beta, student_t_quantile
+from ..._student_t import incomplete_beta, student_t_quantile
 from ...report.figures import plain_number
 
 
@@ -76,4 +76,5 @@ def fraction_interval(successes: int, count: int, unit: str = "", level: float =
     share = successes / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return Measured(share, max(0.0, centre - half), min(1.0, centre + half), unit)
+    low, high = (0.0 if successes == 0 else centre - half), (1.0 if successes == count else centre + half)
+    return Measured(share, low, high, unit)

@@ -29,7 +29,7 @@ def _how_many(seeds: list[int]) -> str:
 
 def _verdict_section(verdict: Verdict) -> html.Section:
     ours = "–" if verdict.our_figure is None else str(verdict.our_figure)
-    there_and_here = [(verdict.seed_figure, "the document says"), (ours, "measured here")]
+    there_and_here = [(verdict.published, "the document says"), (ours, "measured here")]
     return html.Section(
         f"{verdict.verdict.capitalize()}: {verdict.claim}",
         [html.Cards(there_and_here), html.Note(verdict.corrected), html.Text(f"What decides: {verdict.rule}.")],

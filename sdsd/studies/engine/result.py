@@ -2,7 +2,7 @@
 
 results.json holds a `StudyResult`:
 
-    schema      3
+    schema      4
     study       its name
     status      "complete" | "interrupted": then only the finished seeds are there, and no verdict
     config      everything the numbers depend on, but the seeds and the machine
@@ -25,19 +25,19 @@ from .files import revive, versions
 from .judging import Effect, check_verdict
 from .measured import Measured
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim of a seed document, held against measurement.
+    """One claim of a source document, held against measurement.
 
     Attributes:
         claim: what the document says, in our words.
         source: the document's title and section.
         verdict: one of `VERDICTS`.
         rule: what decides, written so that it could have come out otherwise.
-        seed_figure: the document's number, or how it states the claim.
+        published: the document's number, or how it states the claim.
         our_figure: ours; None where there is nothing to measure.
         corrected: the statement that the measurement supports.
         fixed, replaced: since when the rule stands, and what it took the place of; see `Rule`.
@@ -49,7 +49,7 @@ class Verdict:
     source: str
     verdict: str
     rule: str
-    seed_figure: str
+    published: str
     our_figure: Measured | None
     corrected: str
     fixed: str = ""
@@ -114,7 +114,7 @@ class StudyResult:
         for verdict in self.verdicts:
             for label, text in (
                 ("claim", f"{verdict.claim} ({verdict.source})"),
-                ("  there", verdict.seed_figure),
+                ("  there", verdict.published),
                 ("  here", "–" if verdict.our_figure is None else str(verdict.our_figure)),
                 ("  verdict", verdict.verdict.upper()),
                 ("  rule", verdict.rule),

@@ -6,6 +6,7 @@ settings and the versions of sdsd and torch are the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .progress import Progress
 from .result import StudyResult
 from .seeds import SeedFile, measure_seed
 from .study import Study, check_needs
+
+LOGGER = logging.getLogger("sdsd.studies")
 
 
 def run_study(
@@ -55,6 +58,7 @@ def run_study(
                 finished = measure_seed(study.measure, file, progress)
             else:
                 progress.say(f"seed {seed}: finished earlier, in {file.path}")
+                LOGGER.info("%s, seed %d: finished earlier, read from %s", study.name, seed, file.path)
             result.add(seed, finished.series, finished.seconds)
         result.verdicts = study.judge(result)
         picture, page = f"{study.name}.png", "report.html"
@@ -64,6 +68,7 @@ def run_study(
         write_text(folder / page, study_page(study, result, figures.to_panels(figure, study.name)))
     except KeyboardInterrupt:
         result.status, result.verdicts, result.figures = "interrupted", [], []
+        LOGGER.warning("%s: interrupted after %d seeds, which are kept in %s", study.name, len(result.seeds), folder)
     finally:
         progress.stop()
     write_json(folder / "results.json", result.to_dict())

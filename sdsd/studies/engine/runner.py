@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,10 @@ from .files import prepare_output
 from .progress import Progress
 from .result import StudyResult
 from .run import run_study
-from .seeds import SeedFile, measure_seed
+from .seeds import SeedFile, log_measured, measure_seed
 from .study import Study, check_needs
+
+LOGGER = logging.getLogger("sdsd.studies")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Runner:
                 if len(studies) == 1:
                     raise
                 self.progress.say(f"{study.name} is left out: {error}\n")
+                LOGGER.warning("%s is left out: %s", study.name, error)
                 continue
             yield study, result
             if result.interrupted:
@@ -89,7 +93,9 @@ class Runner:
                 file = names[future]
                 # What misses a package is left for `run`, which knows whether to go on without it.
                 if not isinstance(future.exception(), MissingExtraError):
-                    self.progress.say(f"{file.study}, seed {file.seed}: {future.result().seconds:.0f} s")
+                    seconds = future.result().seconds
+                    self.progress.say(f"{file.study}, seed {file.seed}: {seconds:.0f} s")
+                    log_measured(file, seconds)
                 advance(done, len(missing))
         finally:
             self.progress.stop()

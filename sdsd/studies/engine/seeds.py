@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from .progress import Progress
 from .result import SCHEMA
 from .settings import RESERVED
 from .threads import one_thread
+
+LOGGER = logging.getLogger("sdsd.studies")
 
 
 @dataclass(frozen=True)
@@ -90,4 +93,10 @@ def measure_seed(measure: Callable[..., dict[str, Any]], file: SeedFile, progres
         raise TypeError(f"study {file.study!r}: measure must return what JSON can hold, but {error}.") from error
     finished = FinishedSeed(revive(series), round(time.perf_counter() - started, 2))
     file.write(finished)
+    log_measured(file, finished.seconds)
     return finished
+
+
+def log_measured(file: SeedFile, seconds: float) -> None:
+    """Say that a seed was measured; of seeds on other processes the runner says it."""
+    LOGGER.info("%s, seed %d: measured in %.1f s, kept in %s", file.study, file.seed, seconds, file.path)

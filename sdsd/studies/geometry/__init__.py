@@ -17,7 +17,7 @@
 =================  ==================================================================================================
 """
 
-from . import merge_cost
+from . import merge_cost, removal
 from .arc import ArcConfig, Examination
 from .file import subject_from_file
 from .run import examine
@@ -25,7 +25,7 @@ from .studies import STUDIES as EXAMINATIONS
 from .subject import BUILT_IN_SUBJECTS, Subject
 from .verdicts import judge_network
 
-STUDIES = (*EXAMINATIONS, *merge_cost.STUDIES)
+STUDIES = (*EXAMINATIONS, *merge_cost.STUDIES, *removal.STUDIES)
 
 __all__ = [
     "BUILT_IN_SUBJECTS",

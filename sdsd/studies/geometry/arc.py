@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -37,6 +38,7 @@ from ...geometry.merging import (
 from ..engine import Progress, plain, write_json
 from .subject import Subject
 
+LOGGER = logging.getLogger("sdsd.studies")
 HOW = "mean"
 COMPARED = 10
 """Clusters at which silhouettes are compared: those of two maps say something only at the same number."""
@@ -94,6 +96,7 @@ class Notebook:
         """What `measure` gives, as JSON holds it; what was measured before is not measured again."""
         if name in self.steps:
             self.resumed.append(name)
+            LOGGER.info("step %s: finished earlier, read from %s", name, self.path(".json"))
         else:
             self.steps[name] = json.loads(json.dumps(plain(measure())))
             path = self.path(".json")
@@ -109,6 +112,7 @@ class Examination:
     Attributes:
         series: results of finished steps, as results.json has them; see the methods.
         neuron_map: of the layer, once it is drawn.
+        control_maps: of the controls that could be drawn, by name.
     """
 
     def __init__(self, subject: Subject, config: ArcConfig, folder: Path | None, progress: Progress) -> None:
@@ -130,6 +134,7 @@ class Examination:
             },
         )
         self.neuron_map: NeuronMap | None = None
+        self.control_maps: dict[str, NeuronMap] = {}
         self._collected: LayerActivations | None = None
         self._losses: Measurements | None = None
         self.series: dict[str, Any] = {
@@ -149,7 +154,10 @@ class Examination:
         self.series["equal size"] = self.notebook.step("equal size", self._equal_size)
         self.series["controls"] = {}
         for name in self.subject.controls:
-            self.series["controls"][name] = self.notebook.step(name, partial(self._control, name))
+            found = self.notebook.step(name, partial(self._control, name))
+            self.series["controls"][name] = found
+            if "why not" not in found:
+                self._control_map(name)
         if self.config.epochs and self.subject.train is not None and self.subject.accuracy is not None:
             self.series["plasticity"] = self.notebook.step("plasticity", self._plasticity)
         return self.series
@@ -157,15 +165,21 @@ class Examination:
     # The map
 
     def _mapped(self) -> dict[str, Any]:
-        path = self.notebook.path("-map")
-        if path is not None and path.with_suffix(".json").exists() and path.with_suffix(".npz").exists():
-            self.neuron_map = NeuronMap.load(path)
-        else:
-            self.neuron_map = NeuronMap.from_activations(self.collected(), seed=self.config.seed)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.neuron_map.save(path)
+        self.neuron_map = self._kept_map(
+            "-map", lambda: NeuronMap.from_activations(self.collected(), seed=self.config.seed)
+        )
         return describe(self.neuron_map)
+
+    def _kept_map(self, ending: str, draw: Callable[[], NeuronMap]) -> NeuronMap:
+        """A map from its file, or drawn and put there."""
+        path = self.notebook.path(ending)
+        if path is not None and path.with_suffix(".json").exists() and path.with_suffix(".npz").exists():
+            return NeuronMap.load(path)
+        drawn = draw()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawn.save(path)
+        return drawn
 
     def collected(self) -> LayerActivations:
         """Sums over the data, collected when they are first asked for."""
@@ -298,14 +312,19 @@ class Examination:
     def _control(self, name: str) -> dict[str, Any]:
         """The map of a network, or of data, in which the geometry should not show."""
         try:
-            model, batches = self.subject.controls[name]()
-            return describe(
-                NeuronMap.from_activations(
-                    self._collect(model, batches, f"control, {name}"), seed=self.config.seed, pairs=0
-                )
-            )
+            return describe(self._control_map(name))
         except ValueError as error:
             return {"why not": str(error)}
+
+    def _control_map(self, name: str) -> NeuronMap:
+        def drawn() -> NeuronMap:
+            model, batches = self.subject.controls[name]()
+            collected = self._collect(model, batches, f"control, {name}")
+            return NeuronMap.from_activations(collected, seed=self.config.seed, pairs=0)
+
+        if name not in self.control_maps:
+            self.control_maps[name] = self._kept_map(f"-control-{name.replace(' ', '-')}", drawn)
+        return self.control_maps[name]
 
     def _plasticity(self) -> dict[str, Any]:
         assert self.subject.train is not None

@@ -23,7 +23,7 @@ from ...geometry import (
     outgoing_weights,
     remove_neurons,
 )
-from ...report import figures, geometry_figures
+from ...report import figures
 from ...report.figures import plain_number
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
@@ -172,7 +172,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             verdict="direction only" if foretells == "reproduced" and gain.value < TWICE else foretells,
             effect=ABOVE,
             **RULES["merge-cost: foretold"].stated(),
-            seed_figure="left open (theoretical formalization)",
+            published="left open (theoretical formalization)",
             our_figure=gain,
             corrected=f"Over random pairs the rank correlation with what a merge changes is {ranks['cosine']} for "
             f"1 − cosine, {ranks['cost']} for the cost and {ranks['curvature']} with curvature, whose foretold "
@@ -184,7 +184,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             verdict=ABOVE.verdict(pruned),
             effect=ABOVE,
             **RULES["merge-cost: pruning"].stated(),
-            seed_figure="outperforms naive approaches, of pairs by cosine",
+            published="outperforms naive approaches, of pairs by cosine",
             our_figure=pruned,
             corrected=f"With {removed} of {neurons} neurons removed the divergence (nats) is: {beside}.",
         ),
@@ -195,7 +195,7 @@ def draw(result: StudyResult) -> Any:
     figure, (left, right) = figures.new_figure(11.8, 4.3, columns=2)
     runs = result.series
     costs = {label: [fmean(run["near"][by]) for run in runs] for by, label in CHOICES.items()}
-    geometry_figures.draw_costs(left, costs, CHOICES["cost"], "divergence (nats), mean over near pairs")
+    figures.draw_costs(left, costs, CHOICES["cost"], "divergence (nats), mean over near pairs")
     figures.set_title(left, "One near pair merged")
     for (way, label), colour in zip(WAYS.items(), figures.CLUSTER_COLOURS, strict=False):
         values = [

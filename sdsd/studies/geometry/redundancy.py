@@ -87,7 +87,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Over pairs as they come, the angle between activations foretells what a merge costs",
             source=f"{FUNCTIONAL_GEOMETRY}, Core Hypothesis",
             verdict=EFFECT.verdict(ours),
-            seed_figure="implied",
+            published="implied",
             our_figure=ours,
             effect=EFFECT,
             corrected=f"Over {result.config['pairs']} random pairs of live neurons and their cost on held-out digits: "

@@ -8,9 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ...geometry import COHORTS, NeuronMap
-from ...report import figures, geometry_figures, geometry_page, html
+from ...report import figures, geometry_page, html
 from ...report.figures import plain_number
-from ...report.geometry_page import Claim, Claims, InteractiveMap
 from ..engine import FigureBook, StudyResult, Verdict, versions, write_text
 
 BEST = "nearest activations, averaged"
@@ -87,14 +86,14 @@ def _cards(series: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
 
 def _claims_section(result: StudyResult) -> html.Section:
     """A table for each network: verdicts come in the order of networks, each with the same claims at most once."""
-    tables: list[list[Claim]] = [[]]
+    tables: list[list[geometry_page.Claim]] = [[]]
     for verdict in result.verdicts:
         if any(claim.claim == verdict.claim for claim in tables[-1]):
             tables.append([])
         tables[-1].append(_claim(verdict))
     blocks: list[html.Block] = []
     for series, claims in zip(result.series, tables, strict=False):
-        blocks += [html.Heading(f"{series['network']}, layer {series['layer']!r}"), Claims(claims)]
+        blocks += [html.Heading(f"{series['network']}, layer {series['layer']!r}"), geometry_page.Claims(claims)]
     return html.Section(
         f"The claims of the document, held against {'these networks' if len(result.series) > 1 else 'this network'}",
         [
@@ -104,9 +103,9 @@ def _claims_section(result: StudyResult) -> html.Section:
     )
 
 
-def _claim(verdict: Verdict) -> Claim:
+def _claim(verdict: Verdict) -> geometry_page.Claim:
     here = "–" if verdict.our_figure is None else str(verdict.our_figure)
-    return Claim(verdict.claim, verdict.verdict, verdict.seed_figure, here, verdict.corrected, verdict.rule)
+    return geometry_page.Claim(verdict.claim, verdict.verdict, verdict.published, here, verdict.corrected, verdict.rule)
 
 
 def _network_sections(
@@ -127,7 +126,7 @@ def _network_sections(
                 + f", placed by its answers to {positions}. Close points fire alike; lines join the nearest pairs; "
                 "larger points answer more strongly." + (f" Dead and left out: {dead}." if dead else "")
             ),
-            InteractiveMap(neuron_map, f"map{number}"),
+            geometry_page.InteractiveMap(neuron_map, f"map{number}"),
             *notes,
         ],
     )
@@ -208,7 +207,7 @@ def _cohort_table(series: Mapping[str, Any]) -> html.Table:
             rows.append(
                 (f"{name}, {label}", figures.minus(f"{cohort['cosine']:.2f}"), plain_number(cohort["mean"]), spread)
             )
-    return html.Table(("pairs", "mean cosine", f"mean |change of {series['measure']}|", "sd"), rows)
+    return html.Table(("pairs", "mean cosine", f"mean |change of {series['measure']}|", "standard deviation"), rows)
 
 
 def _size_section(series: Mapping[str, Any], book: FigureBook, stem: str, suffix: str) -> html.Section:
@@ -221,7 +220,7 @@ def _size_section(series: Mapping[str, Any], book: FigureBook, stem: str, suffix
     if random:
         costs["random pairs, averaged"] = [fmean(map(abs, random))]
     figure, axes = figures.new_figure(7.6, 3.2)
-    geometry_figures.draw_costs(axes, costs, BEST, f"|change of {series['measure']}|")
+    figures.draw_costs(axes, costs, BEST, f"|change of {series['measure']}|")
     before, after = size["neurons"]
     flops = size["flops"]
     saved = [f"parameters {size['parameters'][0]:,} → {size['parameters'][1]:,}"]
@@ -259,12 +258,12 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
     ]
     figure, axes = figures.new_figure(2.9 * len(maps), 3.0, columns=len(maps))
     for place, (name, drawn) in zip([axes] if len(maps) == 1 else axes, maps.items(), strict=True):
-        geometry_figures.draw_points(place, drawn["points"], drawn["clusters"])
+        figures.draw_points(place, drawn["points"], drawn["clusters"])
         figures.set_title(place, name)
     blocks.append(html.Figure(book.add(figure, f"{stem}-controls"), "The first two directions of each map."))
     if known:
         figure, axes = figures.new_figure(7.6, 3.2)
-        geometry_figures.draw_silhouettes(axes, known)
+        figures.draw_silhouettes(axes, known)
         blocks.append(
             html.Figure(
                 book.add(figure, f"{stem}-silhouettes"),
@@ -291,7 +290,7 @@ def _plasticity_section(series: Mapping[str, Any], book: FigureBook, stem: str, 
     curves = {name: series["plasticity"][name] for name in ("geometry", "random", "untouched")}
     best = {name: f"{100 * max(curve):.1f}%" for name, curve in curves.items()}
     figure, axes = figures.new_figure(7.6, 3.4)
-    geometry_figures.draw_relearning(axes, curves)
+    figures.draw_relearning(axes, curves)
     return html.Section(
         f"Training on{suffix}",
         [

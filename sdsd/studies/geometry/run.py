@@ -33,6 +33,7 @@ class GeometryResult:
     Attributes:
         result: as results.json has it: `series` holds a dict for each network.
         maps: of the networks, in the same order.
+        control_maps: of their controls, by name, in the same order.
         folder: where everything was written.
         written: the files, report first.
         resumed: steps that an earlier run had finished.
@@ -41,6 +42,7 @@ class GeometryResult:
     result: StudyResult
     folder: Path
     maps: list[NeuronMap] = field(default_factory=list)
+    control_maps: list[dict[str, NeuronMap]] = field(default_factory=list)
     written: list[Path] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
 
@@ -119,6 +121,7 @@ def _examine_one(
     finally:
         if examination.neuron_map is not None:
             examined.maps.append(examination.neuron_map)
+            examined.control_maps.append(examination.control_maps)
         else:
             examined.result.series.remove(examination.series)
         examined.resumed += examination.notebook.resumed
@@ -126,12 +129,14 @@ def _examine_one(
 
 
 def _map_files(examined: GeometryResult) -> list[Path]:
-    """The maps as point clouds and pictures."""
+    """The maps as point clouds and pictures, those of the controls as point clouds."""
     written = []
-    for series, neuron_map in zip(examined.result.series, examined.maps, strict=True):
+    for series, neuron_map, controls in zip(examined.result.series, examined.maps, examined.control_maps, strict=True):
         stem = file_name(series["network"])
         written += [save_ply(neuron_map, examined.folder / f"{stem}-map.ply")]
         written += [save_png(neuron_map, examined.folder / f"{stem}-map.png")]
+        for name, control in controls.items():
+            written += [save_ply(control, examined.folder / f"{stem}-{file_name(name)}-map.ply")]
     return written
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ...geometry import COHORTS
-from ...report import figures, geometry_figures
+from ...report import figures
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Progress, Study, StudyResult, Verdict
 from . import after_merging, redundancy
@@ -114,7 +114,7 @@ def draw_network(result: StudyResult) -> Any:
     first, measure = runs[0], runs[0]["measure"]
     figure, axes = figures.new_figure(12.6, 9.6, rows=2, columns=2)
     (left, right), (lower_left, lower_right) = axes
-    geometry_figures.draw_points(left, first["map"]["points"], first["map"]["clusters"])
+    figures.draw_points(left, first["map"]["points"], first["map"]["clusters"])
     figures.set_title(left, f"{len(first['map']['order'])} neurons of {first['network']}, {first['layer']!r}")
     figures.draw_merges(
         right,
@@ -125,9 +125,9 @@ def draw_network(result: StudyResult) -> Any:
     ways = [run["equal size"].get("ways", {}) for run in runs]
     costs = {name: [abs(way[name]["change"]) for way in ways] for name in ways[0]}
     costs["random pairs, averaged"] = [fmean(map(abs, run["consolidation"]["activations"]["random"])) for run in runs]
-    geometry_figures.draw_costs(lower_left, costs, "nearest activations, averaged", f"|change of {measure}|")
+    figures.draw_costs(lower_left, costs, "nearest activations, averaged", f"|change of {measure}|")
     figures.set_title(lower_left, f"{first['consolidation']['activations']['pairs']} neurons fewer, by who chooses")
-    geometry_figures.draw_silhouettes(lower_right, compared_silhouettes(runs))
+    figures.draw_silhouettes(lower_right, compared_silhouettes(runs))
     figures.set_title(lower_right, "Ten clusters: trained, and controls")
     return figure
 

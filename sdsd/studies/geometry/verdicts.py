@@ -32,7 +32,7 @@ PRUNING_CLAIM = "Compression informed by the manifold outperforms naive approach
 CONTROLS_CLAIM = "Learned activation manifolds differ sharply from untrained and pixel-shuffled controls"
 FEWEST = 3
 """Seeds that single pairs are judged on: one pair against one pair is noise."""
-SEED_SINGLE, SEED_MASS = 14.0, 1.8
+PUBLISHED_SINGLE, PUBLISHED_MASS = 14.0, 1.8
 SHARP = 1.5
 CLUSTERED = 0.05
 """Silhouettes below it are those of no clusters at all."""
@@ -52,13 +52,13 @@ def judge_network(runs: Sequence[Run]) -> list[Verdict]:
     return [judge(runs) for key, judge in judges if runs and all(run.get(key) for run in runs)]
 
 
-def _untestable(claim: str, source: str, seed_figure: str) -> Verdict:
+def _untestable(claim: str, source: str, published: str) -> Verdict:
     return Verdict(
         claim=claim,
         source=source,
         verdict="untestable here",
         **UNTESTABLE.stated(),
-        seed_figure=seed_figure,
+        published=published,
         our_figure=None,
         corrected="Where merges change nothing there is no ratio, and where a layer cannot shrink no smaller "
         "network; see the numbers of this network.",
@@ -119,7 +119,7 @@ def _judge_batch(runs: Sequence[Run]) -> Verdict:
         claim=BATCH_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Phase II",
         verdict=BATCH.verdict(ours),
-        seed_figure="5 × (0.0594 / 0.0119)",
+        published="5 × (0.0594 / 0.0119)",
         our_figure=ours,
         effect=BATCH,
         **RULES["geometry: batch"].stated(),
@@ -143,8 +143,8 @@ def _judge_single(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         claim=SINGLE_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Phase II",
-        verdict="untestable here" if few else _matching(SINGLE.verdict(ours), pairs, SEED_SINGLE),
-        seed_figure="14 ×",
+        verdict="untestable here" if few else _matching(SINGLE.verdict(ours), pairs, PUBLISHED_SINGLE),
+        published="14 ×",
         our_figure=ours,
         effect=None if few else SINGLE,
         corrected=f"Mean costs differ by {_factor(pairs)} over {_seeds(runs)}. One pair against one pair is too "
@@ -168,8 +168,8 @@ def _judge_mass(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         claim=MASS_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Phase III",
-        verdict=_matching(MASS.verdict(ours), pairs, SEED_MASS),
-        seed_figure="1.8 × (0.681 / 0.376, one pairing)",
+        verdict=_matching(MASS.verdict(ours), pairs, PUBLISHED_MASS),
+        published="1.8 × (0.681 / 0.376, one pairing)",
         our_figure=ours,
         effect=MASS,
         corrected=f"{merged[0]['pairs']} pairs: |change of {runs[0]['measure']}| {plain_number(geometry)} by geometry, "
@@ -201,7 +201,7 @@ def _judge_weights(runs: Sequence[Run]) -> Verdict:
         claim=WEIGHTS_CLAIM,
         source=f"{FUNCTIONAL_GEOMETRY}, Core Hypothesis",
         verdict=WEIGHTS.verdict(ours),
-        seed_figure="implied",
+        published="implied",
         our_figure=ours,
         effect=WEIGHTS,
         corrected=f"One near pair merged costs {plain_number(fmean(near['activations']))} by activations and "
@@ -228,7 +228,7 @@ def _judge_pruning(runs: Sequence[Run]) -> Verdict:
         verdict=PRUNING.verdict(ours),
         effect=PRUNING,
         **RULES["geometry: pruning"].stated(),
-        seed_figure="stated",
+        published="stated",
         our_figure=ours,
         corrected=f"{first['removed']} of {first['neurons'][0]} neurons fewer, mean |change of {runs[0]['measure']}|: "
         f"{plain_number(fmean(merged))} averaged, {plain_number(fmean(absorbed))} absorbed by least squares, "
@@ -273,7 +273,7 @@ def _judge_controls(runs: Sequence[Run]) -> Verdict:
         verdict="direction only" if word == "reproduced" and not sharp else word,
         effect=CONTROLS,
         **RULES["geometry: controls"].stated(),
-        seed_figure="differ sharply (pictures)",
+        published="differ sharply (pictures)",
         our_figure=ours,
         corrected=f"Silhouette {_listed(silhouettes)}; effective rank {_listed(ranks)}.{''.join(partly)}",
     )
@@ -293,7 +293,7 @@ def _judge_plasticity(runs: Sequence[Run]) -> Verdict:
         source=f"{FUNCTIONAL_GEOMETRY}, Phase IV",
         verdict=PLASTICITY.verdict(ours),
         effect=PLASTICITY,
-        seed_figure=f"{PLASTICITY.document:g} points".replace("-", "−"),
+        published=f"{PLASTICITY.document:g} points".replace("-", "−"),
         **RULES["geometry: plasticity"].stated(),
         our_figure=ours,
         corrected=f"Peak accuracy {listed}; the difference was {plain_number(median(points))} points in the median.",

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, one_hot
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
+from ...theory import telling_angle
 from ..digits import split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, unshown
@@ -98,7 +99,8 @@ def _fit(
         model[2].weight.data = weights(_time(left, fraction)).mT
         gammas.append(gamma_of_batch(gamma_at(model[2], data, _loss, 1, population=count), batch))
         if fraction == HEADLINE:
-            watch = Watch(batch, every=1, layers=(("0", "2"),), canonical=False, cap_samples=1024)
+            angle = telling_angle(count, 65)  # one for all widths, that of the peak
+            watch = Watch(batch, every=1, layers=(("0", "2"),), canonical=False, angle=angle)
             optimizer = torch.optim.SGD(model[2].parameters(), count / s[0].item() ** 2)
             shape = geometry(model, (images[:count], targets), _loss, watch, optimizer)
     numbers = {
@@ -169,7 +171,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "labels raise the peak",
             source="Belkin, Hsu, Ma and Mandal 2019, arXiv:1812.11118",
             verdict=shown,
-            seed_figure="a peak at P = n",
+            published="a peak at P = n",
             our_figure=geometric_interval(bumps, "times the larger error on either side"),
             corrected=f"Error {narrow:.2f} at P = n/3, {peak:.2f} at P = n = {count}, {wide:.2f} at P = "
             f"{widths[-1]:,}; {mean(quiet):.2f} at P = n without wrong labels.",
@@ -179,7 +181,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="SDSD explains double descent: the peak is a phase transition, where Γ crosses 1",
             source=EXPLANATION,
             verdict=held,
-            seed_figure="Γ = 1 at the transition",
+            published="Γ = 1 at the transition",
             our_figure=geometric_interval(depths, "times lower at P = n than on either side"),
             corrected=f"Γ is lowest at P = {_list(dips)}, the error highest at P = {_list(peaks)}; but Γ is between "
             f"{low:.1g} and {high:.1g} at all widths. What is left to learn at P = n lies in "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, one_hot
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..digits import split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval, unshown
@@ -135,7 +135,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "the loss goes up and down and falls in the long run",
             source="Cohen et al. 2021, arXiv:2103.00065",
             verdict=shown,
-            seed_figure="η/2 · sharpness just above 1",
+            published="η/2 · sharpness just above 1",
             our_figure=mean_interval(edge, f"η/2 · sharpness at η = {rate:g}"),
             corrected=f"At η = {rate:g} {mean(rises):.0%} of the steps raise the loss, and yet it ends at {fall:.0%} "
             f"of where it began; at η = {result.config['small_learning_rate']:g} η/2 · sharpness is at most {calm:.2g} "
@@ -146,7 +146,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="SDSD explains the edge of stability: a step with Γ > 1 converges, with Γ < 1 it dissolves",
             source=EXPLANATION,
             verdict=held,
-            seed_figure="Γ = 1 between convergence and dissolution",
+            published="Γ = 1 between convergence and dissolution",
             our_figure=mean_interval(told, "of such pairs in the order that Γ foretells") if at_edge else None,
             corrected="The edge is one of curvature, and a full-batch step has no noise that Γ could weigh. η/2 times "
             f"the curvature along the gradient puts {mean(exact):.0%} of the pairs right; Γ of batches of {batch} is "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, unshown
 from ..rules import RULES
@@ -65,19 +66,55 @@ def measure(
     batch: int = 64,
     every: int = 50,
     geometry_every: int = 10,
+    longer: int = 3,
 ) -> dict[str, Any]:
-    """Train until test accuracy has been high for a while, and the controls as long."""
+    """Train until test accuracy has been high for a while, and the controls as long.
+
+    The step of memorising is found to the step, and the controls go on `longer` times as long without being measured
+    by anything but their test accuracy.
+    """
     sums = Sums(prime, embedding, hidden, learning_rate)
     watch = Watch(batch, every=every, geometry_every=geometry_every, layers=(("2", "4"),))
     arms: dict[str, Series] = {}
-    limit = steps
+    limit, later = steps, {}
     for arm in progress.each(ARMS, f"seed {seed}: adding modulo {prime}"):
         data = sums.data(few if arm == STARVED else share, seed)
         torch.manual_seed(seed)
-        arms[arm] = _train(sums, data, 0.0 if arm == UNDECAYED else weight_decay, watch, limit)
+        decay = 0.0 if arm == UNDECAYED else weight_decay
+        arms[arm] = _train(sums, data, decay, watch, limit)
         if arm == GROKS:
             limit = arms[arm]["step"][-1]
-    return {"arms": arms}
+        else:
+            torch.manual_seed(seed)
+            later[arm] = _best_later(sums, data, decay, longer * limit, every)
+    data = sums.data(share, seed)
+    torch.manual_seed(seed)
+    return {"arms": arms, "memorised": _memorised(sums, data, weight_decay, steps), "later": later}
+
+
+def _steps_of(sums: Sums, data: tuple[Batch, Batch], decay: float, steps: int) -> Iterator[nn.Module]:
+    """The network before each of so many steps, and after the last."""
+    shown, _ = data
+    model = sums.model()
+    optimizer = torch.optim.AdamW(model.parameters(), sums.learning_rate, weight_decay=decay)
+    for _ in range(steps):
+        yield model
+        optimizer.zero_grad()
+        _loss(model, shown).backward()
+        optimizer.step()
+    yield model
+
+
+def _memorised(sums: Sums, data: tuple[Batch, Batch], decay: float, steps: int) -> float:
+    """The first step at which training accuracy is high."""
+    models = enumerate(_steps_of(sums, data, decay, steps))
+    return next((step for step, model in models if _accuracy(model, data[0]) > LEARNED), math.inf)
+
+
+def _best_later(sums: Sums, data: tuple[Batch, Batch], decay: float, steps: int, every: int) -> float:
+    """The best test accuracy over so many steps."""
+    models = enumerate(_steps_of(sums, data, decay, steps))
+    return max(_accuracy(model, data[1]) for step, model in models if step % every == 0)
 
 
 def _train(sums: Sums, data: tuple[Batch, Batch], decay: float, watch: Watch, steps: int) -> Series:
@@ -116,14 +153,14 @@ def _between(rows: Series, key: str, first: float, last: float) -> list[float]:
 
 def judge(result: StudyResult) -> list[Verdict]:
     runs = column(result.series, "arms", GROKS)
-    memorised, grokked = ([first_step(rows, key, LEARNED) for rows in runs] for key in ("accuracy", "test_accuracy"))
+    memorised = [math.inf if step is None else step for step in column(result.series, "memorised")]
+    grokked = [first_step(rows, "test_accuracy", LEARNED) for rows in runs]
     controls = {arm: column(result.series, "arms", arm) for arm in (UNDECAYED, STARVED)}
     reached = {arm: max(max(rows["test_accuracy"]) for rows in each) for arm, each in controls.items()}
-    late = [test / max(train, result.config["every"]) for test, train in zip(grokked, memorised, strict=True)]
+    reached = {arm: max(best, *column(result.series, "later", arm)) for arm, best in reached.items()}
+    late = [test / max(train, 1) for test, train in zip(grokked, memorised, strict=True)]
     if math.inf in grokked or min(late) < 5:
-        shown = unshown(
-            [test / max(train, 1) >= 5 and test < math.inf for test, train in zip(grokked, memorised, strict=True)]
-        )
+        shown = unshown([ratio >= 5 and test < math.inf for ratio, test in zip(late, grokked, strict=True)])
     else:
         shown = "reproduced" if max(reached.values()) < LEARNED else "direction only"
     phenomenon = Verdict(
@@ -131,13 +168,15 @@ def judge(result: StudyResult) -> list[Verdict]:
         "and data suffice",
         source="Power et al. 2022, arXiv:2201.02177",
         verdict=shown,
-        seed_figure="validation accuracy rises about 1,000 times later",
+        published="validation accuracy rises about 1,000 times later",
         our_figure=geometric_interval(late, "times as many steps to understand as to memorise")
         if shown in SHOWN
         else None,
         corrected="Test accuracy gets to "
         + ", ".join(f"{value:.0%} with {arm}" for arm, value in reached.items())
-        + f"; otherwise past {LEARNED:.0%} after {', '.join(map(_steps, grokked))}.",
+        + f", {result.config['longer']} times as long; otherwise past {LEARNED:.0%} after "
+        f"{', '.join(map(_steps, grokked))}, seen every {result.config['every']}, and of the training sums after "
+        f"{', '.join(map(_steps, memorised))}.",
         **RULES["grokking"].stated(),
     )
     return [phenomenon, _judge_gamma(result, memorised, grokked, shown), judge_functional("Grokking", runs, controls)]
@@ -171,7 +210,7 @@ def _judge_gamma(result: StudyResult, memorised: list[float], grokked: list[floa
         claim="SDSD explains grokking: it is the phase transition at Γ = 1",
         source=EXPLANATION,
         verdict=held,
-        seed_figure="Γ = 1 at the transition",
+        published="Γ = 1 at the transition",
         our_figure=mean_interval(at, f"Γ of a batch of {batch} round understanding"),
         corrected=f"Γ is {mean(before):.2g} after memorising and {mean(at):.2g} round understanding, and "
         f"{mean(others):.2g} in a control at that time. It would take batches of {batch / mean(at):,.0f} to be 1, of "
@@ -233,7 +272,15 @@ STUDIES = (
         summary="addition modulo a prime, with weight decay, without, and with too few examples",
         claim="SDSD explains grokking",
         source=EXPLANATION,
-        quick={"prime": 23, "embedding": 32, "steps": 1500, "share": 0.8, "learning_rate": 0.01, "every": 25},
+        quick={
+            "prime": 23,
+            "embedding": 32,
+            "steps": 1500,
+            "share": 0.8,
+            "learning_rate": 0.01,
+            "every": 25,
+            "longer": 1,
+        },
         measure=measure,
         judge=judge,
         draw=draw,

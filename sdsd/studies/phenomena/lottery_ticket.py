@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..digits import Digits, evaluate, split_digits
 from ..documents import EXPLANATION
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
@@ -188,7 +188,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "start it does not",
             source="Frankle and Carbin 2019, arXiv:1803.03635",
             verdict=shown,
-            seed_figure="tickets of 10–20% of the weights",
+            published="tickets of 10–20% of the weights",
             our_figure=mean_interval(ahead, f"more accurate than the better control, at {density:.1%} of the weights"),
             corrected=f"Accuracy after {steps} steps: "
             + ", ".join(f"{accuracy:.2f} {arm}" for arm, (accuracy, _) in means.items())
@@ -201,7 +201,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="SDSD explains lottery tickets: in a ticket drift dominates (Γ > 1), in other parts diffusion",
             source=EXPLANATION,
             verdict=held,
-            seed_figure="Γ > 1, no batch size given",
+            published="Γ > 1, no batch size given",
             our_figure=mean_interval(gamma[TICKET], f"Γ of the ticket at batch {batch}"),
             corrected=f"Γ of {batch} samples is {means[TICKET][1]:.2f} for the ticket, {means[REINITIALISED][1]:.2f} "
             f"from another start and {means[RANDOM_MASK][1]:.2f} under a random mask, the ticket's over the better "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..digits import split_digits
 from ..documents import EXPLANATION
 from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, unshown
@@ -97,7 +97,9 @@ def collapse(model: nn.Sequential, data: Batch) -> dict[str, float]:
     """How far the last features have collapsed (Papyan, Han, Donoho 2020), and the error on the training data.
 
     With class means μ_c, global mean μ, Σ_W and Σ_B the covariance within and between classes:
-    NC1 = Tr(Σ_W Σ_B⁺) / C; NC2 = mean |cos(μ_c − μ, μ_d − μ) + 1/(C − 1)|; NC3 = ‖W/‖W‖ − M/‖M‖‖, M = (μ_c − μ)_c.
+    NC1 = Tr(Σ_W Σ_B⁺) / C; NC2 = mean |cos(μ_c − μ, μ_d − μ) + 1/(C − 1)|; NC3 = ‖W/‖W‖ − M/‖M‖‖, M = (μ_c − μ)_c;
+    NC4 = share of training data whose nearest class mean is not the class that the head gives. `norms` is the spread of
+    ‖μ_c − μ‖ over its mean, the other half of NC2: means of one length.
     """
     training = model.training
     model.eval()
@@ -116,6 +118,8 @@ def collapse(model: nn.Sequential, data: Batch) -> dict[str, float]:
         "nc1": torch.trace(spread @ torch.linalg.pinv(between, rtol=1e-6, hermitian=True)).item() / CLASSES,
         "nc2": angles.abs().mean().item(),
         "nc3": torch.linalg.norm(head / torch.linalg.norm(head) - centred / torch.linalg.norm(centred)).item(),
+        "nc4": (torch.cdist(features, means).argmin(1) != outputs.argmax(1)).double().mean().item(),
+        "norms": (centred.norm(dim=1).std() / centred.norm(dim=1).mean()).item(),
         "error": (outputs.argmax(1) != data[1]).double().mean().item(),
     }
 
@@ -148,7 +152,8 @@ def judge(result: StudyResult) -> list[Verdict]:
         held = "reproduced"
     else:
         held = "direction only" if max(ways) < -0.5 else "refuted"
-    ends = {key: mean([rows[key][-1] for rows in runs]) for key in ("nc1", "nc2", "nc3")}
+    ends = {key: mean([rows[key][-1] for rows in runs]) for key in ("nc1", "nc2", "nc3", "nc4", "norms")}
+    names = {key: key.upper() for key in ends} | {"norms": "spread of the means' lengths"}
     starts = {key: mean([rows[key][0] for rows in runs]) for key in ends}
     batch = result.config["batch"]
     return [
@@ -157,9 +162,9 @@ def judge(result: StudyResult) -> list[Verdict]:
             "and the head's rows turn to them",
             source="Papyan, Han and Donoho 2020, arXiv:2008.08186",
             verdict=shown,
-            seed_figure="NC1, NC2, NC3 → 0",
+            published="NC1, NC2, NC3 → 0",
             our_figure=geometric_interval(fell, "-fold fall of NC1"),
-            corrected=", ".join(f"{key.upper()} {starts[key]:.2g} → {ends[key]:.2g}" for key in ends)
+            corrected=", ".join(f"{names[key]} {starts[key]:.2g} → {ends[key]:.2g}" for key in ends)
             + f"; without BatchNorm NC1 ends {mean(behind):.2g} times as high, with "
             f"{mean([rows['error'][-1] for rows in bare]):.1%} of the training data still wrong.",
             **RULES["neural-collapse"].stated(),
@@ -168,7 +173,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="SDSD explains neural collapse: it happens where drift dominates diffusion, Γ > 1",
             source=EXPLANATION,
             verdict=held,
-            seed_figure="Γ > 1, no batch size given",
+            published="Γ > 1, no batch size given",
             our_figure=mean_interval(levels, f"Γ of a batch of {batch} while it collapses"),
             corrected=f"Γ is {mean([rows['gamma'][0] for rows in runs]):.2g} at the start and {mean(levels):.2g} while "
             f"classes collapse; over that time its rank correlation with NC1 is {mean(ways):.2f}.",

@@ -5,19 +5,21 @@
 `gamma_published`         Γ as the first source document writes it, from the same gradients as they come, biased by 1/n
 `gamma_canonical`         Γ at the canonical representative (least norm), so that no rescaling of neurons moves it
 `gamma_star`              Γ*, above 1 iff an SGD step on such a batch is expected to lower the loss
-`entropy`, `volume`       H_G in nats, and V in caps of 60°, summed over hidden layers, at the canonical representative
+`entropy`, `volume`       H_G in nats, and V in caps, summed over hidden layers, at the canonical representative
 ========================  ==============================================================================================
 
 The first two are taken at every look, the others at some of them. Γ grows in proportion to the batch, so each study
 names one, and Γ of full-batch descent is that of batches it might have drawn. It is the unbiased Γ_U of samples drawn
 without replacement from the training set: with all of them the mean gradient is exact, and no bias is taken away.
+
+V is taken at the angle at which caps round as many random directions cover half of what they could (`telling_angle`),
+the same from start to end: caps of 60° do not overlap in so many dimensions, and V would be the number of neurons.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from ...gamma import GammaMonitor, GammaStats
-from ...theory import canonicalize, curvature_gamma, hidden_layers, orbit_entropy, realized_volume
+from ...theory import canonicalize, curvature_gamma, hidden_layers, orbit_entropy, realized_volume, telling_angle
 from ..documents import SDSD
 from ..engine import Verdict, mean_interval
 from ..rules import RULES
 
-ANGLE = math.radians(60)
 PROBES = 16
 SHOWN = ("reproduced", "direction only")
 """Verdicts by which a phenomenon is there to be explained."""
@@ -59,6 +60,7 @@ class Watch:
         canonical: whether the model has a canonical representative (neurons that can be rescaled).
         samples: training samples that the geometry is looked at with, at most.
         cap_samples: points drawn for V.
+        angle: of the caps, in radians; None takes the one that tells for layers of that size.
     """
 
     batch: int
@@ -69,7 +71,8 @@ class Watch:
     layers: tuple[tuple[str, str], ...] | None = None
     canonical: bool = True
     samples: int = 512
-    cap_samples: int = 2048
+    cap_samples: int = 8192
+    angle: float | None = None
 
 
 def train(
@@ -195,10 +198,10 @@ def geometry(
     canonical = canonicalize(model, order=False) if watch.canonical else copy.deepcopy(model)
     layers = [(layer.rows.detach(), layer.mass.detach()) for layer in hidden_layers(canonical, watch.layers)]
     numbers = {"entropy": sum(orbit_entropy(rows, mass).item() for rows, mass in layers)}
-    with warnings.catch_warnings():  # narrow caps are apart at the start, and V is judged by its fall
-        warnings.filterwarnings("ignore", "realized_volume: caps")
-        volumes = [realized_volume(rows[mass > 0], ANGLE, watch.cap_samples).value for rows, mass in layers]
-    numbers["volume"] = sum(volumes)
+    numbers["volume"] = sum(
+        realized_volume(rows[mass > 0], watch.angle or telling_angle(*rows.shape), watch.cap_samples).value
+        for rows, mass in layers
+    )
     if masks is not None:
         mask_gradients(canonical, masks)
     at_canonical = gamma_at(canonical, batch, loss_fn, watch.micro, population=len(data[1]))
@@ -282,7 +285,7 @@ def judge_functional(phenomenon: str, runs: Sequence[Series], controls: Mapping[
         claim=f"{phenomenon} is a collapse of symmetry and volume: H_G and V fall",
         source=f"{SDSD}, introduction and §2–3",
         verdict=verdict,
-        seed_figure="a proposition, without a number",
+        published="a proposition, without a number",
         our_figure=mean_interval(entropies, "of H_G is lost"),
         corrected=f"H_G and V fall {', '.join(described)}.",
         **RULES["collapse of H_G and V"].stated(),

@@ -2,12 +2,14 @@
 
 ===========================  ========================================================================================
 `orbit.py`                   H_G, the literal orbit count and V while a network learns digits
+`copies.py`                  what copies of neurons do to V, and the loss along an orbit
 `regulariser.py`             L_geom beside cross-entropy, and alone
 `digits_network.py`          how the two above train
 `quotient.py`                gradient, Γ and Γ of the quotient along an orbit
 `orbit_experiment.py`        a trained network and random points of its orbit
 `prediction.py`              which ratio foretells whether a step lowers the loss
 `gamma_star_experiment.py`   expected and measured change of the loss along runs of SGD
+`averaging.py`               how often the interval of a running average holds the present Γ
 `phase.py`                   where the loss stops falling in bowls
 `multiplicative.py`          noise in proportion to the state
 `well.py`                    paths that leave a saturating well
@@ -32,9 +34,11 @@
 """
 
 from . import (
+    averaging,
     basin,
     connectivity,
     conservation,
+    copies,
     flatness,
     goldstone,
     kakeya,
@@ -59,9 +63,11 @@ from . import (
 
 STUDIES = (
     *orbit.STUDIES,
+    *copies.STUDIES,
     *regulariser.STUDIES,
     *quotient.STUDIES,
     *prediction.STUDIES,
+    *averaging.STUDIES,
     *phase.STUDIES,
     *multiplicative.STUDIES,
     *well.STUDIES,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_dots
+from ...report.figures import draw_dots
 from ...theory import basin_volume
 from ..digits import load_digits
 from ..documents import MOVES
@@ -101,7 +101,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Simple functions lie in broad basins, memorising ones in narrow minima",
             source=f"{MOVES}, The Entropic Selection Principle, 1",
             verdict=word,
-            seed_figure="flatness implies simplicity",
+            published="flatness implies simplicity",
             our_figure=ours,
             corrected="At canonical representatives of the same loss, the estimate with true labels is larger by "
             f"{replace(ours, unit='')} nats a parameter, the typical ray by {median}, the share of a Gaussian by "

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from ...geometry import loss_barrier
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory import canonicalize, match_neurons
 from ..digits import Digits, split_digits
 from ..documents import MOVES
@@ -97,7 +97,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "valley",
             source=f"{MOVES}, Loss Landscape Geometry",
             verdict=verdict,
-            seed_figure="a heading without figures",
+            published="a heading without figures",
             our_figure=gains,
             corrected="For these perceptrons yes, up to a permutation that has to be looked for: barriers are "
             + "; ".join(f"{barriers[way]} {label}" for way, label in WAYS.items())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory.dynamics import (
     hyperbola,
     imbalance,
@@ -80,7 +80,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="Noise along symmetry orbits averages out, and only minimal-norm representatives survive",
         source=f"{SDSD} §2, Proposition 1",
         verdict=verdict if collapse and conserved else "inconclusive",
-        seed_figure="minimal norm as t → ∞, for any noise of mean zero",
+        published="minimal norm as t → ∞, for any noise of mean zero",
         our_figure=mean_interval(left("label noise"), "of |Q| is left under label noise"),
         corrected="It depends on the noise. Gradient flow conserves Q, gradient descent nearly "
         f"({fmean(left('gradient descent')):.2f} left); isotropic noise conserves its mean and spreads it "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory import random_representative, sharpness
 from ..digits import load_digits
 from ..documents import MOVES
@@ -66,7 +66,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="The definition of a flat minimum depends on the coordinates",
             source=f"{MOVES}, What's Known: Flat Minima Hypothesis",
             verdict=word,
-            seed_figure="contested",
+            published="contested",
             our_figure=moved,
             corrected=f"Points that compute one function have a top Hessian eigenvalue from {low:.2g} to {high:.2g}. "
             f"At the representative of least norm it is the same for all of them, within {spread:.1e}.",

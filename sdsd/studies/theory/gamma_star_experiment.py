@@ -49,14 +49,14 @@ class StepPrediction:
         return self.stats.lowers_loss == (self.measured < 0)
 
     @property
-    def seed_is_right(self) -> bool:
+    def published_is_right(self) -> bool:
         """Whether "Γ > 1: converges" says the same as the measurement, with the document's Γ = C_α of §5."""
-        return (self.stats.gamma_seed > 1) == (self.measured < 0)
+        return (self.stats.gamma_published > 1) == (self.measured < 0)
 
     @property
-    def seed_diffusion_is_right(self) -> bool:
+    def published_diffusion_is_right(self) -> bool:
         """The same with the document's Γ = ‖∇L‖² / Tr D of §4."""
-        return (self.stats.gamma_seed_diffusion > 1) == (self.measured < 0)
+        return (self.stats.gamma_published_diffusion > 1) == (self.measured < 0)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class GammaStarResult:
     @property
     def right(self) -> dict[str, int]:
         """How many of the significant points each ratio got right."""
-        names = {"gamma_star": "exact_is_right", "gamma_seed": "seed_is_right"}
-        names["gamma_seed_diffusion"] = "seed_diffusion_is_right"
+        names = {"gamma_star": "exact_is_right", "gamma_published": "published_is_right"}
+        names["gamma_published_diffusion"] = "published_diffusion_is_right"
         return {ratio: sum(getattr(point, name) for point in self.significant) for ratio, name in names.items()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory.dynamics import hyperbola, simulate
 from ..documents import SDSD
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
@@ -72,7 +72,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Noise drives exploration along symmetry orbits, as with Goldstone modes in physics",
             source=f"{SDSD} §2",
             verdict=word,
-            seed_figure="an analogy; a free mode diffuses with the power 1",
+            published="an analogy; a free mode diffuses with the power 1",
             our_figure=along,
             corrected=f"Along the orbit of u·v = 1 the variance of ½ log(u/v) grows with the power {along.value:.2f} "
             f"of time, to {rate} · D t; across it the variance of uv − 1 stays (power {across}, {height} · D). "

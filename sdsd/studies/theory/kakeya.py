@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ..documents import SDSD
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval
 from ..rules import RULES
@@ -117,7 +117,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Networks satisfy many directional constraints with filaments of minimal volume, as in Kakeya sets",
             source=f"{SDSD} §3",
             verdict=SHARES.verdict(ours),
-            seed_figure="an inspiration",
+            published="an inspiration",
             our_figure=ours,
             corrected=f"For V it is an image only: V counts directions, and Kakeya's saving ({2**levels} slices of a "
             f"triangle slid into {tree[-1]:.2f} of its area) keeps all directions and moves the segments. Where "

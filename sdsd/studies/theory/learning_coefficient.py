@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_dots
+from ...report.figures import draw_dots
 from ...theory import LearningCoefficient, local_learning_coefficient, random_representative
 from ..digits import load_digits
 from ..documents import MOVES
@@ -118,7 +118,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="What is learned from structured data is less complex than what is memorised",
             source=f"{MOVES}, The Conjecture",
             verdict="inconclusive" if ours is None else LESS.verdict(ours),
-            seed_figure="flatness implies simplicity",
+            published="flatness implies simplicity",
             our_figure=ours,
             corrected=f"The local learning coefficient with true labels is {ours if ours else 'refused'}, both at "
             f"canonical representatives (mean losses {losses['canonical']:.2g} and {losses['random labels']:.2g}). "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_dots
+from ...report.figures import draw_dots
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
 from ..rules import RULES
@@ -99,7 +99,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="SGD with small learning rates implicitly minimises some norm",
             source=SOURCE,
             verdict="reproduced" if distance < 1e-6 else "refuted",
-            seed_figure="known, without a number",
+            published="known, without a number",
             our_figure=mean_interval(by_seed("SGD", "distance"), "of the least norm between SGD's solution and it"),
             corrected=f"In least squares started from zero, descent, SGD and momentum find the solution of least "
             f"Euclidean norm to {distance:.0e} of it: their steps never leave the span of the data. Networks have no "
@@ -110,7 +110,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Different optimizers have different implicit biases",
             source=SOURCE,
             verdict=OTHER.verdict(adam),
-            seed_figure="known, without a number",
+            published="known, without a number",
             our_figure=adam,
             corrected=f"From zero Adam ends at {replace(adam, unit='')} × the least norm, with a largest entry of "
             f"{largest} times that of the least-norm solution, descent by signs at {sign} times the norm; "

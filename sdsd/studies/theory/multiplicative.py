@@ -10,16 +10,20 @@ from typing import Any
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory.dynamics import (
     decay_rate,
     mean_square_factor,
     multiplicative_noise,
+    ornstein_uhlenbeck,
     simulate,
 )
 from ..documents import SDSD
-from ..engine import Progress, Study, StudyResult, Verdict, fraction_interval
+from ..engine import Measured, Progress, Study, StudyResult, Verdict, fraction_interval
 from ..rules import RULES
+
+NEAR = 0.01
+"""Of the start: within it a path under additive noise counts as converged."""
 
 
 def measure(
@@ -31,8 +35,12 @@ def measure(
     paths: int = 4000,
     step_size: float = 0.01,
     time: float = 20.0,
+    additive_ratio: float = 100.0,
+    additive_dim: int = 10,
+    additive_time: float = 50.0,
 ) -> dict[str, Any]:
-    """E[s²] by its exact recursion, the mean over paths, and the typical path, on both sides of Γ_H = 1."""
+    """E[s²] by its exact recursion, the mean over paths, and the typical path, on both sides of Γ_H = 1; and paths in a
+    bowl with additive noise, from a start where Γ is `additive_ratio`."""
     steps, points = round(time / step_size), []
     for ratio in progress.each(ratios, f"seed {seed}: running paths at each Γ_H"):
         sigma = math.sqrt(2 * stiffness / ratio)
@@ -52,7 +60,14 @@ def measure(
                 "paths": paths,
             }
         )
-    return {"points": points}
+    # Γ = ‖∇L‖² / Tr D = k² ‖s‖² / (dim D), and Γ_H = k ‖s‖² / (dim D): both are the ratio where k = 1.
+    diffusion = 1 / (additive_dim * additive_ratio)
+    start = torch.zeros(paths, additive_dim)
+    start[:, 0] = 1
+    count = round(additive_time / step_size)
+    ran = simulate(*ornstein_uhlenbeck(1.0, diffusion), start, step_size=step_size, steps=count, every=count, seed=seed)
+    near = int((ran.states[-1].norm(dim=1) < NEAR).sum())
+    return {"points": points, "additive": {"near": near, "paths": paths}}
 
 
 def judge(result: StudyResult) -> list[Verdict]:
@@ -63,24 +78,33 @@ def judge(result: StudyResult) -> list[Verdict]:
         int(sum(point["paths"] for point in below)),
         "of paths below Γ_H = 1 have converged",
     )
+    additive = [series["additive"] for series in result.series]
+    above = fraction_interval(sum(each["near"] for each in additive), sum(each["paths"] for each in additive))
     edge = min(points, key=lambda point: abs(point["exact"]))
     worst = min(below, key=lambda point: point["mean_of_paths"] - point["exact"])
     judged = Verdict(
         claim="Convergence is almost sure if and only if Γ > 1",
         source=f"{SDSD} §4, Lyapunov stability",
-        verdict="refuted"
-        if (share.low or 0) > 0.95
-        else "reproduced"
-        if share.high is not None and share.high < 0.05
-        else "inconclusive",
-        seed_figure="no path below Γ = 1, every path above",
+        verdict=_word(share, above),
+        published="no path below Γ = 1, every path above",
         our_figure=share,
         corrected=f"Almost every path converges on both sides, at the rate k + σ²/2. What turns at Γ_H = "
         f"{edge['gamma_h']:g} is the mean square, by its exact recursion; a mean over {worst['paths']} paths misses it "
-        f"(rate {worst['mean_of_paths']:+.2f} for {worst['exact']:+.2f} at Γ_H = {worst['gamma_h']:g}).",
+        f"(rate {worst['mean_of_paths']:+.2f} for {worst['exact']:+.2f} at Γ_H = {worst['gamma_h']:g}). Nor is Γ > 1 "
+        f"enough: of paths in a bowl with additive noise that start at Γ = {result.config['additive_ratio']:g}, "
+        f"{above} are within a hundredth of their start at t = {result.config['additive_time']:g}, for there Γ falls "
+        "with the way that is left.",
         **RULES["multiplicative"].stated(),
     )
     return [judged]
+
+
+def _word(below: Measured, above: Measured) -> str:
+    """By the shares that converge below 1, of which there should be none, and above, which should be all."""
+    assert None not in (below.low, below.high, above.low, above.high)
+    if (below.low or 0) > 0.95 or (above.high or 0) < 0.05:
+        return "refuted"
+    return "reproduced" if (below.high or 0) < 0.05 and (above.low or 0) > 0.95 else "inconclusive"
 
 
 def draw(result: StudyResult) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...report import figures
-from ...report.theory_figures import draw_level
+from ...report.figures import draw_level
 from ...theory import description_length
 from ..digits import load_digits
 from ..documents import MOVES
@@ -155,7 +155,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="SGD's trajectory implicitly minimises the description length of the learned function",
             source=source,
             verdict=trajectory,
-            seed_figure="a conjecture, without a number",
+            published="a conjecture, without a number",
             our_figure=later,
             corrected=f"Once no training error is left, training on makes the rounded network take {later}. "
             f"{'It is no minimum: w' if fewer else 'W'}ith weight decay {result.config['weight_decay']:g} networks of "
@@ -166,7 +166,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Real-world data have a structure of low description length",
             source=source,
             verdict=TRUE_LABELS.verdict(labels),
-            seed_figure="a conjecture, without a number",
+            published="a conjecture, without a number",
             our_figure=labels,
             corrected=f"Networks that fit the digits' own labels take {labels}, at the same number of samples.",
             effect=TRUE_LABELS,
@@ -196,7 +196,7 @@ def _bound_verdict(result: StudyResult) -> Verdict:
         claim="Generalization error is bounded by the square root of complexity over samples",
         source=f"{MOVES}, The Entropic Selection Principle, 3",
         verdict=word,
-        seed_figure="ε ≲ √(K/N)",
+        published="ε ≲ √(K/N)",
         our_figure=overall,
         corrected=f"With K the length of a code that was fixed before the data, the bound holds ({broken} of "
         f"{len(every)} networks break it) and says nothing: for {vacuous} of {len(every)} it allows every error "

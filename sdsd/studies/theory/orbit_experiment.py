@@ -108,9 +108,15 @@ def orbit_experiment(
 def mixing_experiment(
     *, bottleneck: int = 12, hidden: int = 32, steps: int = 20, mixes: int = 8, seed: int = 0
 ) -> dict[str, Any]:
-    """A move that the analysed symmetries leave out: adjacent linear layers V W = (V M⁻¹)(M W) for any invertible M.
+    """Two ways to mix neurons that keep the function, with Γ at the canonical representative of each point.
 
-    Attention has the same freedom between values and output. Γ is taken at the canonical representative of each point.
+    Adjacent linear layers, V W = (V M⁻¹)(M W) for any invertible M, are analysed: attention has the same freedom
+    between values and output. Two neurons that a ReLU cuts on no sample can be mixed as well, by M with entries above
+    0, and that is not: it depends on the data.
+
+    Returns:
+        "output_change", the largest of a log-probability; "gammas" and "uncut_gammas" of the two ways, the network as
+        trained first.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -122,18 +128,32 @@ def mixing_experiment(
         first, second = nn.Linear(64, bottleneck), nn.Linear(bottleneck, hidden)
         model = nn.Sequential(first, second, nn.ReLU(), nn.Linear(hidden, 10)).double()
         mixing = [torch.eye(bottleneck).double(), *torch.randn(mixes, bottleneck, bottleneck).double()]
+        inside, outside = nn.Linear(64, hidden), nn.Linear(hidden, 10)
+        uncut = nn.Sequential(inside, nn.ReLU(), outside).double()
+        positive = [torch.eye(2).double(), *(torch.eye(2) + torch.rand(mixes, 2, 2)).double()]
     _train(model, data, steps)
-    before, gammas, change = model(samples).log_softmax(1), [], 0.0
-    weights = [parameter.detach().clone() for parameter in (first.weight, first.bias, second.weight)]
-    for matrix in mixing:
-        with torch.no_grad():
-            first.weight.copy_(matrix @ weights[0])
-            first.bias.copy_(matrix @ weights[1])
-            second.weight.copy_(weights[2] @ torch.linalg.inv(matrix))
-        form = canonicalize(model, softmax_head=True)
-        change = max(change, (form(samples).log_softmax(1) - before).abs().max().item())
-        gammas.append(gamma_stats(gradient_rows(form, _loss, data, 1)).gamma)
-    return {"output_change": change, "gammas": gammas}
+    with torch.no_grad():
+        inside.bias[:2] += 10.0
+    _train(uncut, data, steps)
+    assert bool((inside(samples)[:, :2] > 0).all()), "no sample cuts the two neurons"
+    change, found = 0.0, {}
+    for name, network, matrices, pair in (
+        ("gammas", model, mixing, (first, second)),
+        ("uncut_gammas", uncut, positive, (inside, outside)),
+    ):
+        before, gammas = network(samples).log_softmax(1), []
+        taken, bias, given = (each.detach().clone() for each in (pair[0].weight, pair[0].bias, pair[1].weight))
+        for matrix in matrices:
+            n = len(matrix)
+            with torch.no_grad():
+                pair[0].weight[:n] = matrix @ taken[:n]
+                pair[0].bias[:n] = matrix @ bias[:n]
+                pair[1].weight[:, :n] = given[:, :n] @ torch.linalg.inv(matrix)
+            form = canonicalize(network, softmax_head=True)
+            change = max(change, (form(samples).log_softmax(1) - before).abs().max().item())
+            gammas.append(gamma_stats(gradient_rows(form, _loss, data, 1)).gamma)
+        found[name] = gammas
+    return {"output_change": change, **found}
 
 
 def _network(features: int, hidden: int, classes: int) -> nn.Module:

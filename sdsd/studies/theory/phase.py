@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level, draw_phase_diagram
+from ...report.figures import draw_curves, draw_level, draw_phase_diagram
 from ...theory.dynamics import (
     loss_sign_change,
     phase_diagram,
@@ -41,7 +41,7 @@ def measure(
                 "stiffness": k,
                 "gamma_h": turn.gamma_h.value,
                 "gamma_h_error": turn.gamma_h.standard_error,
-                "gamma_seed": turn.gamma_seed.value,
+                "gamma_published": turn.gamma_published.value,
             }
         )
     axis = torch.logspace(-1, 1, grid, dtype=torch.float64)
@@ -53,27 +53,27 @@ def measure(
         seed=seed,
         progress=progress.bar(f"seed {seed}: filling the phase diagram"),
     )
-    names = ("stiffness", "diffusion", "growth", "standard_error", "gamma_h", "gamma_seed")
+    names = ("stiffness", "diffusion", "growth", "standard_error", "gamma_h", "gamma_published")
     return {"turns": turns, "diagram": {name: getattr(diagram, name).tolist() for name in names}}
 
 
 def judge(result: StudyResult) -> list[Verdict]:
     turns, bowls = result.pooled("turns"), result.config["stiffness"]
-    off = {name: max(abs(turn[name] - 1) for turn in turns) for name in ("gamma_h", "gamma_seed")}
-    stiffest = [turn["gamma_seed"] for turn in turns if turn["stiffness"] == bowls[-1]]
+    off = {name: max(abs(turn[name] - 1) for turn in turns) for name in ("gamma_h", "gamma_published")}
+    stiffest = [turn["gamma_published"] for turn in turns if turn["stiffness"] == bowls[-1]]
     judged = Verdict(
         claim="Γ = ‖∇L‖² / Tr D = 1 is the phase transition between a loss that falls and one that rises",
         source=f"{SDSD} §4",
         verdict="refuted"
-        if off["gamma_seed"] > 0.5 and off["gamma_h"] < 0.1
+        if off["gamma_published"] > 0.5 and off["gamma_h"] < 0.1
         else "reproduced"
-        if off["gamma_seed"] < 0.1
+        if off["gamma_published"] < 0.1
         else "inconclusive",
-        seed_figure="Γ = 1",
+        published="Γ = 1",
         our_figure=mean_interval(stiffest, f"is Γ where the loss turns in a bowl of stiffness {bowls[-1]:g}"),
         corrected="The loss turns at Γ_H = ‖∇L‖² / Tr(D H) = 1, with the Hessian H (measured "
         f"{mean_interval([turn['gamma_h'] for turn in turns])}). The document's Γ is then "
-        + ", ".join(f"{turn['gamma_seed']:.2f} for k = {turn['stiffness']:g}" for turn in turns[: len(bowls)])
+        + ", ".join(f"{turn['gamma_published']:.2f} for k = {turn['stiffness']:g}" for turn in turns[: len(bowls)])
         + ".",
         **RULES["phase"].stated(),
     )
@@ -88,7 +88,7 @@ def draw(result: StudyResult) -> Any:
     turns, bowls = result.pooled("turns"), result.config["stiffness"]
     curves = {
         name: [fmean([turn[key] for turn in turns if turn["stiffness"] == k]) for k in bowls]
-        for name, key in (("Γ_H", "gamma_h"), ("the document's Γ", "gamma_seed"))
+        for name, key in (("Γ_H", "gamma_h"), ("the document's Γ", "gamma_published"))
     }
     draw_curves(
         right,

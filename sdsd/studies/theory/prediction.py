@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from ...report import figures
-from ...report.theory_figures import draw_level
+from ...report.figures import draw_level
 from ..documents import SDSD
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES
 from .gamma_star_experiment import gamma_star_experiment
 
-RATIOS = {"gamma_star": "Γ*", "gamma_seed": "Γ = C_α (§5)", "gamma_seed_diffusion": "Γ = ‖∇L‖²/Tr D (§4)"}
+RATIOS = {"gamma_star": "Γ*", "gamma_published": "Γ = C_α (§5)", "gamma_published_diffusion": "Γ = ‖∇L‖²/Tr D (§4)"}
 
 
 GOOD = 0.9
@@ -59,8 +59,8 @@ def measure(
                     **{ratio: getattr(point.stats, ratio) for ratio in RATIOS},
                     "right": {
                         "gamma_star": point.exact_is_right,
-                        "gamma_seed": point.seed_is_right,
-                        "gamma_seed_diffusion": point.seed_diffusion_is_right,
+                        "gamma_published": point.published_is_right,
+                        "gamma_published_diffusion": point.published_diffusion_is_right,
                     },
                 }
             )
@@ -91,7 +91,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     clear = [point for run in runs for point in run]
     scores = {ratio: [balanced(run, ratio) for run in runs] for ratio in RATIOS}
     right = {ratio: sum(point["right"][ratio] for point in clear) for ratio in RATIOS}
-    above = sum(point["gamma_seed"] is not None and point["gamma_seed"] > 1 for point in clear)
+    above = sum(point["gamma_published"] is not None and point["gamma_published"] > 1 for point in clear)
     rising = sum(point["measured"] > 0 for point in clear)
     star, others = min(scores["gamma_star"]), [scores[ratio] for ratio in RATIOS if ratio != "gamma_star"]
     if any(min(each) >= GOOD for each in others):
@@ -102,13 +102,14 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="The loss falls when Γ, signal over noise of the gradient, is above 1, and rises below",
         source=f"{SDSD} §4, §5",
         verdict=verdict,
-        seed_figure="all of them",
+        published="all of them",
         our_figure=mean_interval(
-            scores["gamma_seed"], "of falling and rising steps by Γ of §5; 0.5 is a constant answer"
+            scores["gamma_published"], "of falling and rising steps by Γ of §5; 0.5 is a constant answer"
         ),
         corrected=f"Γ* = (‖μ‖² − (η/2)μᵀHμ) / ((η/2)Tr(HΣ_B)) foretells {right['gamma_star']} of {len(clear)} signs, Γ "
-        f"of §5, above 1 at {above} of these points, {right['gamma_seed']}, Γ of §4 {right['gamma_seed_diffusion']}, "
-        f"and “it always falls” {len(clear) - rising}. Whatever the threshold, a falling step has the larger ratio in "
+        f"of §5, above 1 at {above} of these points, {right['gamma_published']}, Γ of §4 "
+        f"{right['gamma_published_diffusion']}, and “it always falls” {len(clear) - rising}. Whatever the threshold, a "
+        "falling step has the larger ratio in "
         + ", ".join(f"{ranked(clear, ratio):.2f} ({name})" for ratio, name in RATIOS.items())
         + " of pairs. The interval is over seeds, for points of one run depend on each other.",
         **RULES["prediction"].stated(),

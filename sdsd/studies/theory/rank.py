@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
-from ...theory.rank import PUBLISHED_STEPS, PUBLISHED_TARGET, Factorisation, factorise
+from ...report.figures import draw_curves, draw_level
+from ...theory import rank
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, fraction_interval, geometric_interval
 from ..rules import RULES
@@ -22,7 +22,7 @@ Matrix = Sequence[Sequence[float]]
 PUBLISHED_SEEDS = range(50)
 
 
-LOOKS = (100, 200, 300, 500, 700, 1000, 1500, 2000, PUBLISHED_STEPS, 4000, 5000, 7000, 10_000)
+LOOKS = (100, 200, 300, 500, 700, 1000, 1500, 2000, rank.PUBLISHED_STEPS, 4000, 5000, 7000, 10_000)
 
 
 IMBALANCE = Effect(nothing=1.0, document=80.0)
@@ -32,7 +32,7 @@ def measure(
     seed: int,
     progress: Progress,
     *,
-    target: Matrix = PUBLISHED_TARGET,
+    target: Matrix = rank.PUBLISHED_TARGET,
     full_rank_target: Matrix = ((1.0, 2.0), (3.0, 4.0)),
     starts: int = 1000,
     steps: Sequence[int] = LOOKS,
@@ -42,12 +42,12 @@ def measure(
     thresholds: Sequence[float] = (1e-2, 1e-3, 1e-4),
 ) -> dict[str, Any]:
     """The 84% as published, over the steps, over more starts, and for a target of full rank."""
-    published = factorise(progress=progress.bar("the 50 published starts"))
+    published = rank.factorise(progress=progress.bar("the 50 published starts"))
     seeds = range(seed * starts, (seed + 1) * starts)
 
-    def run(to: Matrix, what: str) -> Factorisation:
+    def run(to: Matrix, what: str) -> rank.Factorisation:
         bar = progress.bar(f"seed {seed}: {what}")
-        return factorise(to, seeds=seeds, steps=steps, learning_rate=learning_rate, scale=scale, progress=bar)
+        return rank.factorise(to, seeds=seeds, steps=steps, learning_rate=learning_rate, scale=scale, progress=bar)
 
     many = run(target, f"{starts:,} starts to {max(steps):,} steps")
     full = run(full_rank_target, "a target of full rank")
@@ -61,7 +61,7 @@ def measure(
         "rank_one_fraction": many.rank_one_fraction(threshold),
         "full_rank_fraction": full.rank_one_fraction(threshold),
         "second_singular_value": torch.quantile(many.singular_values[:, :, 1], levels, dim=1).T.tolist(),
-        "imbalance": many.imbalance[list(steps).index(PUBLISHED_STEPS)].tolist(),
+        "imbalance": many.imbalance[list(steps).index(rank.PUBLISHED_STEPS)].tolist(),
     }
 
 
@@ -76,9 +76,9 @@ def judge(result: StudyResult) -> list[Verdict]:
     starts = result.config["starts"] * len(result.seeds)
     fractions = dict(zip(steps, _over_seeds(result, "rank_one_fraction"), strict=True))
     full_shares = zip(steps, _over_seeds(result, "full_rank_fraction"), strict=True)
-    full = max(share for step, share in full_shares if step >= PUBLISHED_STEPS)
+    full = max(share for step, share in full_shares if step >= rank.PUBLISHED_STEPS)
     ours = fraction_interval(published["rank_one"], len(PUBLISHED_SEEDS), "of starts at rank 1")
-    over_steps = ", ".join(f"{fractions[step]:.0%} at {step:,}" for step in (500, 1000, PUBLISHED_STEPS, 10_000))
+    over_steps = ", ".join(f"{fractions[step]:.0%} at {step:,}" for step in (500, 1000, rank.PUBLISHED_STEPS, 10_000))
     source = f"{MOVES}, Implicit Rank Regularization"
     artefact = fractions[10_000] >= 0.99 and full == 0
     ranked = [imbalance for imbalance in published["rank_two_imbalance"] if math.isfinite(imbalance)]
@@ -93,7 +93,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="84% of random starts of an overparameterised linear model converge to rank 1",
             source=source,
             verdict="reproduced" if published["rank_one"] == 42 else "inconclusive",
-            seed_figure="84%",
+            published="84%",
             our_figure=ours,
             corrected=f"The number stands for one number of steps, {over_steps} ({starts:,} starts), and for one "
             f"threshold of what counts as zero: {counts}.",
@@ -103,7 +103,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="So SGD implicitly compresses: it prefers low rank",
             source=source,
             verdict="refuted" if artefact else "untestable here",
-            seed_figure="84% to rank 1",
+            published="84% to rank 1",
             our_figure=fraction_interval(round(fractions[10_000] * starts), starts, "at rank 1 after 10,000 steps"),
             corrected="Every exact solution has the target's rank, so nothing is left to prefer: the share is how many "
             f"runs have come close by the time one stops, and {full:.0%} for a target of rank 2.",
@@ -113,7 +113,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Even rank-2 solutions show an 80-fold imbalance between components",
             source=source,
             verdict=IMBALANCE.verdict(imbalance),
-            seed_figure="80 ×",
+            published="80 ×",
             our_figure=imbalance,
             effect=IMBALANCE,
             corrected=f"Mean {math.fsum(ranked) / len(ranked):.0f}, median {float(np.median(ranked)):.0f}: a few "
@@ -153,7 +153,7 @@ def draw(result: StudyResult) -> Any:
         legend="upper left",
     )
     share = published["rank_one"] / len(PUBLISHED_SEEDS)
-    left.plot([PUBLISHED_STEPS], [share], "*", color=figures.INK, markersize=15)
+    left.plot([rank.PUBLISHED_STEPS], [share], "*", color=figures.INK, markersize=15)
     draw_level(left, share, "the published 84%", at=0.02)
     figures.set_title(left, "84% is where one stops")
     low, centre, high = zip(*result.series[0]["second_singular_value"], strict=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
-from ...theory.selection import select_on_hyperbola, select_on_line
+from ...report.figures import draw_curves, draw_level
+from ...theory import select_on_hyperbola, select_on_line
 from ..documents import MOVES
 from ..engine import Progress, Study, StudyResult, Verdict, fraction_interval
 from ..rules import RULES
@@ -65,7 +65,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         "V_sem, α = ½",
         source=f"{MOVES}, The Selection Principle",
         verdict=("reproduced" if unique else "direction only") if off < 1e-3 else "inconclusive",
-        seed_figure="α = 0.5, one state",
+        published="α = 0.5, one state",
         our_figure=share,
         corrected=f"α → ½ on both manifolds (within {off:.0e}); on w₁ + w₂ = 1 the distance shrinks by 1 − 4kη = "
         f"{contraction:g} a step (measured {min(measured):.6f} to {max(measured):.6f}), and without V_sem nothing is "

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
-from ...theory.rank import sense
+from ...report.figures import draw_curves, draw_level
+from ...theory import sense
 from ..documents import MOVES
 from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES
@@ -60,7 +60,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="Gradient descent has a geometric bias towards low rank, for random starts as they come",
         source=f"{MOVES}, Implicit Rank Regularization",
         verdict=verdict,
-        seed_figure="84% to rank 1",
+        published="84% to rank 1",
         our_figure=mean_interval(ranks[0], "effective rank from a start of size 0.001"),
         corrected="In matrix sensing, where the data allow every rank, the bias is real and comes from a small start: "
         "effective rank "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ...theory import kernel_change, tangent_kernel
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
@@ -98,7 +98,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Infinite-width networks behave like kernel methods",
             source=SOURCE,
             verdict=FALLS.verdict(slope),
-            seed_figure="known; −1 to leading order",
+            published="known; −1 to leading order",
             our_figure=slope,
             corrected=f"Training changes the tangent kernel by {first} of itself at width {widths[0]} and by {last} at "
             f"width {widths[-1]}.",
@@ -109,7 +109,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="The tangent kernel does not explain how networks of finite width generalise",
             source=SOURCE,
             verdict=GAINS.verdict(gain),
-            seed_figure="known, without a number",
+            published="known, without a number",
             our_figure=gain,
             corrected=f"On new data the network of width {widths[0]} errs less than regression with its first kernel "
             f"by {gain.value:.3f} of the variance, that of width {widths[-1]} by {wide}: one problem, and what moves "

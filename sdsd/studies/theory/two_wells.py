@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory.dynamics import simulate
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
@@ -109,7 +109,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim="Noisy descent is a diffusion that seeks large volumes: it settles in large basins, not small ones",
             source=f"{MOVES}, The Entropic Selection Principle, 2",
             verdict=word,
-            seed_figure="exponentially more likely",
+            published="exponentially more likely",
             our_figure=added,
             corrected=f"Of two wells of one depth and curvatures {config['wide']:g} and {config['narrow']:g} in the "
             f"plane, the wide one holds {langevin} of noisy paths at t = {config['end']:g}; equilibrium would be "

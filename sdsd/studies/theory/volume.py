@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_curves
+from ...report.figures import draw_curves
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, fraction_interval, mean_interval
 from ..rules import RULES
@@ -68,7 +68,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim=CLAIM,
             source=f"{MOVES}, The Entropic Selection Principle, 1",
             verdict=word,
-            seed_figure="log V ∝ −K",
+            published="log V ∝ −K",
             our_figure=ours,
             corrected=f"Among all functions of four bits and networks with two hidden layers, volume falls with "
             f"formula size, by {slope}, but the size explains {r_squared} of the variance of log V: functions of one "

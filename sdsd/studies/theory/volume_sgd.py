@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_level
+from ...report.figures import draw_level
 from ..documents import MOVES
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES
@@ -118,7 +118,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             claim=CLAIM,
             source=f"{MOVES}, The Entropic Selection Principle, 2",
             verdict=word,
-            seed_figure="P ∝ V",
+            published="P ∝ V",
             our_figure=ours,
             corrected="What fills more of parameter space is found more often, but not in proportion: frequencies of "
             + ", ".join(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...report import figures
-from ...report.theory_figures import draw_curves, draw_level
+from ...report.figures import draw_curves, draw_level
 from ...theory.dynamics import (
     Case,
     local_terms,
@@ -65,7 +65,7 @@ def measure(
     return {
         "by_diffusion": by_diffusion,
         "by_time": [int(near.sum()) for near in over_time.values()],
-        "at_start": {"gamma_h": terms.gamma_h.item(), "gamma_seed": terms.gamma_seed.item()},
+        "at_start": {"gamma_h": terms.gamma_h.item(), "gamma_published": terms.gamma_published.item()},
     }
 
 
@@ -91,7 +91,7 @@ def judge(result: StudyResult) -> list[Verdict]:
         claim="Below Γ = 1 diffusion dominates and what was learned dissolves, at a phase transition",
         source=f"{SDSD} §4",
         verdict=("direction only" if slow[-1] < slow[0] - 0.1 else "reproduced") if dissolves else "inconclusive",
-        seed_figure="a transition at Γ = 1",
+        published="a transition at Γ = 1",
         our_figure=replace(at[EXAMPLE], unit=f"of paths stay until t = {config['times'][1]} at D = {EXAMPLE:g}"),
         corrected=f"There is a crossover: {at[0.1].value:.2f}, {at[0.2].value:.2f}, {at[0.4].value:.2f} stay for "
         f"D = 0.1, 0.2, 0.4, at Γ_H = {gamma_h:.2g} for D = 0.2. It is an escape time and no "
@@ -120,7 +120,7 @@ def draw(result: StudyResult) -> Any:
     )
     start = result.series[0]["at_start"]
     draw_level(left, EXAMPLE * start["gamma_h"], "Γ_H = 1 at the start", vertical=True, at=0.9)
-    draw_level(left, EXAMPLE * start["gamma_seed"], "Γ = 1", vertical=True, colour=figures.ORANGE, at=0.12)
+    draw_level(left, EXAMPLE * start["gamma_published"], "Γ = 1", vertical=True, colour=figures.ORANGE, at=0.12)
     left.set_ylim(0, 1.04)
     figures.set_title(left, "More noise empties the well …")
     draw_curves(

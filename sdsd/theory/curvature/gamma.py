@@ -155,8 +155,8 @@ def curvature_gamma(
         at_once = max(1, most // (4 * row))
         rows = GradientRows(root, loss_fn, batch, samples_per_gradient, at_once, keep=n * row <= most // 2)
         groups = [
-            _group(root, loss_fn, batch, start, stop, samples_per_gradient, chunk_size)
-            for start, stop in ([] if curvature_batch is not None else bounds)
+            _group(root, loss_fn, batch, each, samples_per_gradient, chunk_size)
+            for each in ([] if curvature_batch is not None else bounds)
         ]
         if curvature_batch is not None:
             groups = _groups_apart(root, loss_fn, curvature_batch, chunk_size)
@@ -166,9 +166,9 @@ def curvature_gamma(
             scale,
             folds,
             groups,
-            probes,
-            max(1, most // (BYTES_A_PARAMETER * width)),
-            checks.check_integer(seed, "seed"),
+            probes=probes,
+            probes_at_once=max(1, most // (BYTES_A_PARAMETER * width)),
+            seed=checks.check_integer(seed, "seed"),
         )
     curvature, trace, trace_error = moments.curvature(seen)
     share = samples_per_gradient * (1 / batch_size - (0.0 if population is None else 1 / population))
@@ -206,9 +206,10 @@ def _groups_of(n: int) -> tuple[list[int], list[tuple[int, int]]]:
 
 
 def _group(
-    model: nn.Module, loss_fn: LossFunction, batch: Any, start: int, stop: int, size: int, chunk: int | None
+    model: nn.Module, loss_fn: LossFunction, batch: Any, bounds: tuple[int, int], size: int, chunk: int | None
 ) -> Group:
-    """Gradients `start` to `stop`, of `size` samples each, as a group."""
+    """The gradients within `bounds`, of `size` samples each, as a group."""
+    start, stop = bounds
     part = part_of(batch, start * size, stop * size)
     return Group(Hessian(model, loss_fn, part, chunk), (stop - start) * size, start, stop)
 

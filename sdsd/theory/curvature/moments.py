@@ -92,6 +92,7 @@ class Moments:
         scale: Tensor | None,
         folds: Sequence[Fold],
         groups: Sequence[Group],
+        *,
         probes: int,
         probes_at_once: int,
         seed: int,

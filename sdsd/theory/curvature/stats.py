@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...gamma.student import student_t_quantile
+from ..._student_t import student_t_quantile
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CurvatureStats:
         return self.learning_rate / 2 * self.curvature_noise
 
     @property
-    def diffusion_seed(self) -> float:
+    def diffusion_published(self) -> float:
         """Tr D, which the framework's document puts in the place of Tr(DH)."""
         return self.learning_rate / 2 * self.noise
 
@@ -61,9 +61,9 @@ class CurvatureStats:
         return self.diffusion - self.drift
 
     @property
-    def lyapunov_seed(self) -> float:
+    def lyapunov_published(self) -> float:
         """Tr D − ‖μ‖², the document's form of the same; right only for L = ½‖θ − θ*‖², where H = 1."""
-        return self.diffusion_seed - self.drift
+        return self.diffusion_published - self.drift
 
     @property
     def expected_change(self) -> float:
@@ -84,14 +84,14 @@ class CurvatureStats:
         return self.expected_change < 0
 
     @property
-    def gamma_seed(self) -> float:
+    def gamma_published(self) -> float:
         """The document's Γ = C_α = ‖μ‖² / Tr Σ_B (§5), of the batch gradient."""
         return _ratio(self.signal, self.noise)
 
     @property
-    def gamma_seed_diffusion(self) -> float:
-        """The document's Γ = ‖μ‖² / Tr D (§4), which is 2/η times `gamma_seed`: the two thresholds are not one."""
-        return _ratio(self.drift, self.diffusion_seed)
+    def gamma_published_diffusion(self) -> float:
+        """The document's Γ = ‖μ‖² / Tr D (§4), which is 2/η times `gamma_published`: the two thresholds are not one."""
+        return _ratio(self.drift, self.diffusion_published)
 
     @property
     def gamma_h(self) -> float:
@@ -150,8 +150,8 @@ class CurvatureStats:
                 f"a step of {self.learning_rate:g} on {self.batch_size} samples {effect} the loss{unsure}: "
                 f"E[ΔL] = {self.expected_change:.4g}{spread}",
                 f"  drift ‖μ‖² {self.drift:.4g}   diffusion Tr(DH) {self.diffusion:.4g} "
-                f"(Tr D, without curvature: {self.diffusion_seed:.4g})",
-                f"  Γ* {self.gamma_star:.4g}   Γ_H {self.gamma_h:.4g}   Γ without curvature {self.gamma_seed:.4g}",
+                f"(Tr D, without curvature: {self.diffusion_published:.4g})",
+                f"  Γ* {self.gamma_star:.4g}   Γ_H {self.gamma_h:.4g}   Γ without curvature {self.gamma_published:.4g}",
                 f"  largest learning rate {self.learning_rate_max:.4g}   smallest batch {self.batch_size_min:.4g}",
                 f"  noise scales: B_simple {self.b_simple:.4g}   B_noise, with curvature, {self.b_noise:.4g}",
             ]
@@ -159,10 +159,22 @@ class CurvatureStats:
 
 
 _DERIVED = (
-    "drift", "diffusion", "diffusion_seed", "lyapunov", "lyapunov_seed", "expected_change",
-    "lowers_loss", "gamma_seed", "gamma_seed_diffusion", "gamma_h", "gamma_star",
-    "b_simple", "b_noise", "learning_rate_max", "batch_size_min",
-)  # fmt: skip
+    "drift",
+    "diffusion",
+    "diffusion_published",
+    "lyapunov",
+    "lyapunov_published",
+    "expected_change",
+    "lowers_loss",
+    "gamma_published",
+    "gamma_published_diffusion",
+    "gamma_h",
+    "gamma_star",
+    "b_simple",
+    "b_noise",
+    "learning_rate_max",
+    "batch_size_min",
+)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -28,7 +28,7 @@ class LocalTerms(NamedTuple):
         return torch.where(self.trace_dh > 0, self.gradient_square / self.trace_dh, math.nan)
 
     @property
-    def gamma_seed(self) -> Tensor:
+    def gamma_published(self) -> Tensor:
         """The document's Γ = ‖∇L‖² / Tr D."""
         return torch.where(self.trace_d > 0, self.gradient_square / self.trace_d, math.nan)
 
@@ -82,7 +82,7 @@ class StationaryGamma(NamedTuple):
     """Averages over the part of a trajectory that has forgotten its start."""
 
     gamma_h: Estimate
-    gamma_seed: Estimate
+    gamma_published: Estimate
     loss: Estimate
 
 
@@ -110,7 +110,7 @@ class SignChange(NamedTuple):
     """The values of both ratios at which the expected loss stops falling and starts to rise."""
 
     gamma_h: Estimate
-    gamma_seed: Estimate
+    gamma_published: Estimate
 
 
 def loss_sign_change(
@@ -136,8 +136,8 @@ def loss_sign_change(
         1 / len(gamma) + (zero - gamma.mean().item()) ** 2 / (centred @ centred).item()
     )
     terms = local_terms(*case, start[:1])
-    to_seed = (terms.gamma_seed / terms.gamma_h).item()
-    return SignChange(Estimate(zero, error), Estimate(to_seed * zero, to_seed * error))
+    to_published = (terms.gamma_published / terms.gamma_h).item()
+    return SignChange(Estimate(zero, error), Estimate(to_published * zero, to_published * error))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class PhaseDiagram:
         stiffness, diffusion: the axes.  # shape: (a,), (b,)
         growth: log(E L at the end / L at the start), measured on paths: negative where the loss falls.  # shape: (a, b)
         standard_error: of `growth`.  # shape: (a, b)
-        gamma_h, gamma_seed: both ratios at the start.  # shape: (a, b)
+        gamma_h, gamma_published: both ratios at the start.  # shape: (a, b)
     """
 
     stiffness: Tensor
@@ -156,7 +156,7 @@ class PhaseDiagram:
     growth: Tensor
     standard_error: Tensor
     gamma_h: Tensor
-    gamma_seed: Tensor
+    gamma_published: Tensor
 
 
 def phase_diagram(
@@ -194,6 +194,10 @@ def phase_diagram(
     shape = (len(stiffness), len(diffusion), paths)
     ratio = (ran.losses[-1] / ran.losses[0]).view(shape)
     return PhaseDiagram(
-        stiffness, diffusion, ratio.mean(2).log(), ratio.std(2) / math.sqrt(paths) / ratio.mean(2),
-        terms.gamma_h.view(shape)[..., 0], terms.gamma_seed.view(shape)[..., 0],
-    )  # fmt: skip
+        stiffness,
+        diffusion,
+        ratio.mean(2).log(),
+        ratio.std(2) / math.sqrt(paths) / ratio.mean(2),
+        terms.gamma_h.view(shape)[..., 0],
+        terms.gamma_published.view(shape)[..., 0],
+    )

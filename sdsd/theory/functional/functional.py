@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ def geometric_functional(
     *,
     volume: str = "log",
     layers: Sequence[tuple[str, str]] | None = None,
+    example_input: Any = None,
     epsilon: float = 0.5,
     angle: float | None = None,
     samples: int = 16384,
@@ -58,7 +60,7 @@ def geometric_functional(
     It is a regulariser and no learning rule: with nothing beside it, its minimum is one direction for all neurons.
 
     Args:
-        model, layers: see `hidden_layers`.
+        model, layers, example_input: see `hidden_layers`.
         lam: λ ≥ 0, what a unit of volume costs in nats (a nat a direction with "log", a cap with "union").
         volume: "log" takes `log_volume`, which is differentiable; "union" takes `realized_volume`, which is not, and
             the whole result then carries no gradient.
@@ -79,7 +81,7 @@ def geometric_functional(
         )
     checks.check_choice(volume, "volume", VOLUMES)
     entropies, volumes, errors = [], [], []
-    found = hidden_layers(model, layers)
+    found = hidden_layers(model, layers, example_input=example_input)
     with torch.set_grad_enabled(torch.is_grad_enabled() and volume == "log"):
         for layer in found:
             entropies.append(orbit_entropy(layer.rows, layer.mass))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
-from ...gamma.student import incomplete_beta
+from ..._student_t import incomplete_beta
 from .rows import check_angle, live_rows, unit_rows
 
 ROUNDING = 1e-12

@@ -22,7 +22,7 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter, sparing
 from ..derivatives import LossFunction, undisturbed
-from .landscape import Landscape, starting_point
+from .landscape import Landscape, landscape_at
 
 STRETCH = 2**0.5
 """Between the radii at which a ray is looked at before the interval in which it leaves the basin is halved."""
@@ -142,7 +142,7 @@ def basin_volume(
     directions = checks.check_count(directions, "directions", least=2)
     probes = checks.check_count(probes, "probes", least=0)
     report = sparing(reporter(progress, "basin_volume"))
-    landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
+    landscape = landscape_at(model, loss_fn, data, canonicalize, softmax_head, example_input)
     d, device = len(landscape.start), landscape.start.device
     draw = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     with undisturbed(landscape.model):

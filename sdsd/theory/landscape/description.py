@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..derivatives import LossFunction, undisturbed
-from .landscape import Landscape, starting_point
+from .landscape import landscape_at
 
 EXPONENTS = tuple(place / 4 for place in range(12, -81, -1))
 """Exponents e of the steps tried: 2^e root mean squares of a tensor, from coarse to fine."""
@@ -111,7 +111,7 @@ def description_length(
         (0.0, [1.0, -1.0, 1.0, -1.0], True)
     """
     checks.check_number(tolerance, "tolerance", "a number, 0 or more", least=0)
-    landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
+    landscape = landscape_at(model, loss_fn, data, canonicalize, softmax_head, example_input)
     tensors = [parameter.detach().clone() for parameter in landscape.model.parameters() if parameter.requires_grad]
     with undisturbed(landscape.model):
         loss = landscape.checked_loss()

@@ -18,19 +18,18 @@ from ..derivatives import Hessian, LossFunction, length_of, mean_loss
 class Landscape:
     """L(w) over all of `data`, its gradient and its Hessian's products; the model is moved about and never put back.
 
-    Use it inside `undisturbed(landscape.model)`, on a copy of the user's model (`starting_point`).
+    Use it inside `undisturbed(landscape.model)`, on a copy of the user's model (`landscape_at`).
 
     Attributes:
         samples: in all batches.
         start: the trainable parameters as they came; float64; shape: (d,).
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction, data: Any) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, batches: list[Any]) -> None:
         self.model, self._loss_fn = model, loss_fn
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self._parameters:
             raise ValueError("model: expected at least one parameter that requires a gradient, got none.")
-        batches = _batches(data)
         sizes = [length_of(batch, "data") for batch in batches]
         self.samples = sum(sizes)
         self._parts = [(size / self.samples, batch) for size, batch in zip(sizes, batches, strict=True)]
@@ -99,19 +98,27 @@ def _batches(data: Any) -> list[Any]:
     return batches
 
 
-def starting_point(model: nn.Module, canonicalize: bool, softmax_head: bool, example_input: Any) -> nn.Module:
-    """A copy of `model`, at its canonical representative where that is asked for.
+def landscape_at(
+    model: nn.Module, loss_fn: LossFunction, data: Any, canonicalize: bool, softmax_head: bool, example_input: Any
+) -> Landscape:
+    """The landscape round a copy of `model`, at its canonical representative where that is asked for.
+
+    Where there is no `example_input`, symmetries are found on what `loss_fn` gives the model, if need be.
 
     Raises:
         ValueError: the canonical representative cannot be found.
     """
     root = unwrap(model)
+    batches = _batches(data)
     if not canonicalize:
-        return copy.deepcopy(root)
+        return Landscape(copy.deepcopy(root), loss_fn, batches)
+    if example_input is None:
+        example_input = quotient.example_for(root, batches, loss_fn)
     try:
-        return quotient.canonicalize(root, softmax_head=softmax_head, example_input=example_input)
+        start = quotient.canonicalize(root, softmax_head=softmax_head, example_input=example_input)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"{error}\nWith canonicalize=False the model is taken as it stands; the number then depends on which of "
             "the parameters that compute its function it happens to have."
         ) from error
+    return Landscape(start, loss_fn, batches)

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._drawing import BLUE, ORANGE, figure_and_axes
 from ..._progress import Progress, reporter, sparing
-from ...gamma.student import student_t_quantile
+from ..._student_t import student_t_quantile
 from ..derivatives import LossFunction, undisturbed
 from .chains import effective_draws, split_r_hat
-from .landscape import Landscape, starting_point
+from .landscape import Landscape, landscape_at
 
 TARGET_ACCEPTANCE = 0.574
 """At which MALA moves fastest in many dimensions (Roberts and Rosenthal 1998)."""
@@ -146,8 +147,6 @@ class LearningCoefficient:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from ...gamma.plots import BLUE, ORANGE, figure_and_axes
-
         figure, axes = figure_and_axes(axes, 7.2, 3.6)
         for chain in self.samples * self.beta * (self.losses - self.loss):
             axes.plot(chain.tolist(), color=BLUE, alpha=0.35, linewidth=0.8)
@@ -242,7 +241,7 @@ def local_learning_coefficient(
     if beta is not None:
         checks.check_number(beta, "beta", "a number above 0, or None", above=0)
     report = sparing(reporter(progress, "local_learning_coefficient"))
-    landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
+    landscape = landscape_at(model, loss_fn, data, canonicalize, softmax_head, example_input)
     n = landscape.samples
     if beta is None:
         if n < 3:
@@ -260,9 +259,7 @@ def local_learning_coefficient(
                 report(before + step, chains * (burn_in + draws))
 
             ran.append(sampler.run(burn_in, draws, tell))
-    losses = torch.stack([each.losses for each in ran])
-    distances = torch.stack([each.squared_distances for each in ran])
-    return _summary(landscape, loss, n, beta, gamma, canonicalize, ran, losses, distances)
+    return _summary(landscape, ran, loss=loss, n=n, beta=beta, gamma=gamma, canonical=canonicalize)
 
 
 @dataclass(frozen=True)
@@ -335,9 +332,10 @@ class _Chain:
 
 
 def _summary(
-    landscape: Landscape, loss: float, n: int, beta: float, gamma: float, canonical: bool, ran: list[_Ran],
-    losses: Tensor, distances: Tensor,
-) -> LearningCoefficient:  # fmt: skip
+    landscape: Landscape, ran: list[_Ran], *, loss: float, n: int, beta: float, gamma: float, canonical: bool
+) -> LearningCoefficient:
+    losses = torch.stack([each.losses for each in ran])
+    distances = torch.stack([each.squared_distances for each in ran])
     scaled = n * beta * (losses - loss)
     worth = effective_draws(scaled)
     between = scaled.mean(1).std().item() / math.sqrt(len(ran))

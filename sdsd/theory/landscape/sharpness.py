@@ -17,7 +17,7 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, Report, reporter, sparing
 from ..derivatives import LossFunction, undisturbed
-from .landscape import Landscape, starting_point
+from .landscape import Landscape, landscape_at
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def sharpness(
     checks.check_number(tolerance, "tolerance", "a number above 0", above=0)
     checks.check_count(most_products, "most_products", least=2)
     report = sparing(reporter(progress, "sharpness"))
-    landscape = Landscape(starting_point(model, canonicalize, softmax_head, example_input), loss_fn, data)
+    landscape = landscape_at(model, loss_fn, data, canonicalize, softmax_head, example_input)
     draw = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
     first = torch.randn(len(landscape.start), dtype=torch.float64, generator=draw).to(landscape.start.device)
     with undisturbed(landscape.model):

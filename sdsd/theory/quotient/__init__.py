@@ -10,10 +10,10 @@ grow while its outgoing ones shrink, and a norm undoes the scale of what it read
     quotient_gamma      Γ there, the same for every point of an orbit
 
 The orbit is that of the moves analysed, which `symmetries` prints, and Γ of the quotient is a property of that orbit,
-not of the function: points that other moves join have other numbers. Left out are, above all, mixing by invertible
-matrices: V W = (V M⁻¹)(M W) of adjacent linear layers, of values and output and of queries and keys in attention (of
-single scales along such a basis only the diagonal M are found, and only where the model's graph shows them), and of
-neurons that a ReLU never cuts. The study `quotient` measures what the first of these does to Γ.
+not of the function: points that other moves join have other numbers. Among the moves is mixing by invertible matrices
+M wherever nothing but linear maps lies between, V W = (V M⁻¹)(M W): adjacent linear layers, values and output and
+queries and keys of a head of attention. Left out are, above all, neurons that a ReLU never cuts and rotations of a
+stream that only an RMSNorm reads.
 
 A gradient of an invariant loss is horizontal already, but its squared norm, and with it Γ, changes along the orbit: a
 gradient is long where weights are unbalanced. That is why Γ of the quotient is taken at one representative.
@@ -23,10 +23,14 @@ gradient is long where weights are unbalanced. That is why Γ of the quotient is
 `projection.py`     `horizontal`, `vertical`: the parts of an update
 `canonical.py`      `canonicalize`, `rescale`, `random_representative`: other points of the orbit; `quotient_gamma`
 `matching.py`       `match_neurons`: neurons of two layers, or of two models, one to one
-`trace.py`          the walk over a model's graph
-`graph_ops.py`      what a node of that graph is
-`segments.py`       what the walk finds: which axes of which parameters run over the neurons of a layer
-`groups.py`         the symmetries these give rise to, and how they act on a `Point`
+`channels.py`       neurons while a model runs: what ties them to one another, and what holds them
+`walk.py`           one operation after the other, and the table of rules
+`rules_*.py`        the rules: layouts, products, sums, functions, norms
+`trace.py`          channels put together to segments, when the model has run
+`segments.py`       which axes of which parameters run over the neurons of a segment
+`groups.py`         the symmetries these give rise to, and how they act on a point
+`mixing.py`         mixing by invertible matrices
+`point.py`          parameters and statistics of norms in float64, to be moved
 `balance.py`        the point of least norm
 `tangents.py`       the span of all tangents, and the projection onto it
 ==================  ================================================================================================
@@ -36,13 +40,14 @@ from .canonical import canonicalize, quotient_gamma, random_representative, resc
 from .matching import ModelMatching, match_neurons
 from .projection import horizontal, vertical, vertical_fraction
 from .segments import Slice
-from .symmetries import Symmetries, symmetries
+from .symmetries import Symmetries, example_for, symmetries
 
 __all__ = [
     "ModelMatching",
     "Slice",
     "Symmetries",
     "canonicalize",
+    "example_for",
     "horizontal",
     "match_neurons",
     "quotient_gamma",

@@ -31,19 +31,20 @@ class Squares:
     Attributes:
         values: one for each pair of groups, (rows, columns); or one for each entry, (entries,).
         rows, columns: places of the groups in the vector of all log factors; no columns where one group moves them.
-        signs: +1 where a group takes the entries in, −1 where it gives them out.
+        signs: of each row and column, +1 where a group takes the entries in, −1 where it gives them out.
     """
 
     values: Tensor
     rows: Tensor
     columns: Tensor | None
-    signs: tuple[int, int]
+    signs: tuple[Tensor, Tensor | None]
 
     def at(self, logs: Tensor) -> _Bent:
         """The squares at some log factors."""
         left = (2 * self.signs[0] * logs[self.rows]).exp()
         if self.columns is None:
             return _Bent(self, self.values * left, None)
+        assert self.signs[1] is not None
         right = (2 * self.signs[1] * logs[self.columns]).exp()
         if self.values.ndim == 1:
             return _Bent(self, self.values * left * right, None)
@@ -69,20 +70,24 @@ class _Bent:
         return self.left * (matrix @ (self.right * of_columns)), self.right * (matrix.mT @ (self.left * of_rows))
 
 
-def balance(scalings: list[Scaling], point: Point) -> None:
+def balance(scalings: list[Scaling], point: Point) -> float:
     """Rescale the point to the least norm that `scalings` can reach; neurons without in- or output become zero.
+
+    Returns:
+        The largest log factor, in size.
 
     Raises:
         RuntimeError: Newton's method does not converge.
     """
     if not scalings:
-        return
+        return 0.0
     while any(_silence(scaling, point) for scaling in scalings):
         pass
     starts = [sum(scaling.groups for scaling in scalings[:place]) for place in range(len(scalings) + 1)]
     logs = _least(_squares(scalings, starts, point), starts[-1], next(iter(point.values.values())).device)
     for place, scaling in enumerate(scalings):
         scaling.rescale(point, logs[starts[place] : starts[place + 1]].exp())
+    return logs.abs().max().item()
 
 
 def _least(squares: list[Squares], count: int, device: torch.device) -> Tensor:
@@ -122,9 +127,10 @@ def _norms(bent: list[_Bent], count: int, device: torch.device) -> tuple[Tensor,
         squares = each.squares
         columns = None if squares.columns is None else torch.ones_like(squares.columns, dtype=torch.float64)
         rows, others = each.sums(torch.ones_like(squares.rows, dtype=torch.float64), columns)
-        found[squares.signs[0]].index_add_(0, squares.rows, rows)
-        if squares.columns is not None and others is not None:
-            found[squares.signs[1]].index_add_(0, squares.columns, others)
+        for sign in (1, -1):
+            for groups, signs, sums in zip((squares.rows, squares.columns), squares.signs, (rows, others), strict=True):
+                if groups is not None and signs is not None and sums is not None:
+                    found[sign].index_add_(0, groups[signs == sign], sums[signs == sign])
     return found[1], found[-1]
 
 
@@ -166,11 +172,12 @@ def _product(bent: list[_Bent], vector: Tensor, diagonal: Tensor) -> Tensor:
         squares = each.squares
         if squares.columns is None:
             continue
-        rows, columns = each.sums(vector[squares.rows], vector[squares.columns])
-        sign = 4 * squares.signs[0] * squares.signs[1]
-        result.index_add_(0, squares.rows, rows, alpha=sign)
+        left, right = squares.signs
+        assert right is not None
+        rows, columns = each.sums(left * vector[squares.rows], right * vector[squares.columns])
         assert columns is not None
-        result.index_add_(0, squares.columns, columns, alpha=sign)
+        result.index_add_(0, squares.rows, left * rows, alpha=4)
+        result.index_add_(0, squares.columns, right * columns, alpha=4)
     return result
 
 
@@ -200,20 +207,65 @@ def _squares(scalings: list[Scaling], starts: list[int], point: Point) -> list[S
     found = []
     for name, those in uses.items():
         squares = point.values[name].square()
-        axes = sorted({part.axis for _, _, part in those})
+        axes: dict[int, list[_Laid]] = {}
+        for place, sign, part in those:
+            _lay(axes.setdefault(part.axis, []), part.units.to(squares.device), starts[place], sign)
+        laid = [each for axis in sorted(axes) for each in axes[axis]]
+        assert len(laid) <= 2, name
         rest = [axis for axis in range(squares.ndim) if axis not in axes]
         entries = squares.sum(rest) if rest else squares
-        groups = [starts[place] + scalings[place].blocks(part, squares) for place, _, part in those]
-        signs = [sign for _, sign, _ in those]
-        assert len(those) <= 2, name
-        if len(those) == 1:
-            found.append(Squares(entries, groups[0], None, (signs[0], 0)))
+        if len(laid) == 1:
+            mine = laid[0].groups >= 0
+            found.append(Squares(entries[mine], laid[0].groups[mine], None, (laid[0].signs[mine], None)))
         elif len(axes) == 1:  # one axis, two groups: a depthwise convolution
-            apart = groups[0] != groups[1]
-            found.append(Squares(entries[apart], groups[0][apart], groups[1][apart], (signs[0], signs[1])))
+            found += _of_one_axis(entries, laid)
         else:
-            matrix = entries if those[0][2].axis == axes[0] else entries.mT
+            matrix = entries.clone()
             # Between a group and itself nothing changes.
-            matrix = matrix.masked_fill(groups[0][:, None] == groups[1][None], 0.0).contiguous()
-            found.append(Squares(matrix, groups[0], groups[1], (signs[0], signs[1])))
+            same = (laid[0].groups[:, None] == laid[1].groups[None]) & (laid[0].signs[:, None] != laid[1].signs[None])
+            matrix.masked_fill_(same & (laid[0].groups >= 0)[:, None], 0.0)
+            rows, columns = (each.groups >= 0 for each in laid)
+            inner = matrix[rows][:, columns].contiguous()
+            found.append(
+                Squares(inner, laid[0].groups[rows], laid[1].groups[columns],
+                        (laid[0].signs[rows], laid[1].signs[columns]))
+            )  # fmt: skip
+            if not bool(columns.all()):
+                alone = matrix[rows][:, ~columns].sum(1)
+                found.append(Squares(alone, laid[0].groups[rows], None, (laid[0].signs[rows], None)))
+            if not bool(rows.all()):
+                alone = matrix[~rows][:, columns].sum(0)
+                found.append(Squares(alone, laid[1].groups[columns], None, (laid[1].signs[columns], None)))
+    return found
+
+
+@dataclass
+class _Laid:
+    """The group of each entry of an axis, −1 for none, and whether that takes the entries in (+1) or gives them out."""
+
+    groups: Tensor
+    signs: Tensor
+
+
+def _lay(known: list[_Laid], units: Tensor, start: int, sign: int) -> None:
+    """Put a part on the first layer of its axis where its entries are free."""
+    mine = units >= 0
+    for laid in known:
+        if not bool((laid.groups[mine] >= 0).any()):
+            laid.groups[mine] = start + units[mine]
+            laid.signs[mine] = float(sign)
+            return
+    groups = torch.where(mine, start + units, -1)
+    known.append(_Laid(groups, torch.full_like(groups, sign, dtype=torch.float64)))
+
+
+def _of_one_axis(entries: Tensor, laid: list[_Laid]) -> list[Squares]:
+    one, two = laid
+    both = (one.groups >= 0) & (two.groups >= 0)
+    apart = both & ~((one.groups == two.groups) & (one.signs != two.signs))
+    found = [Squares(entries[apart], one.groups[apart], two.groups[apart], (one.signs[apart], two.signs[apart]))]
+    for each in laid:
+        alone = (each.groups >= 0) & ~both
+        if bool(alone.any()):
+            found.append(Squares(entries[alone], each.groups[alone], None, (each.signs[alone], None)))
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,8 +15,13 @@ from sdsd_kernels import checks
 
 from ...gamma import GammaStats, compute_gamma
 from .balance import balance
-from .groups import Point
-from .symmetries import Symmetries, symmetries
+from .point import Point
+from .symmetries import Symmetries, example_for, symmetries
+
+ROUNDS = 1000
+"""Of balancing scales and mixings in turn."""
+TOLERANCE = 1e-11
+"""It ends when no log factor moves by more."""
 
 
 def canonicalize(
@@ -34,8 +41,10 @@ def canonicalize(
     ‖(w, b)‖ = 1 (of each neuron before BatchNorm, of the layer before LayerNorm), mean over neurons zero. That is a
     convention, the same for all points of an orbit, and what is least then is ‖θ‖² less twice the log factors of these.
     So ‖θ‖² never rises in a model without such neurons, and may in one with them: in a ResNet whose weights before
-    BatchNorm are shorter than 1 it does. Neurons are ordered by the squared norm of all their entries, largest first;
-    ties keep their order.
+    BatchNorm are shorter than 1 it does. Where any invertible matrix may mix neurons, B A = U S Wᵀ of what they take in
+    (A) and give out (B) is cut in the middle, into √S Wᵀ and U √S: the least norm, with AAᵀ = BᵀB, and the largest
+    entry of each row positive. Scales and mixings are balanced in turn until neither moves. Neurons are ordered by the
+    squared norm of all their entries, largest first; ties keep their order.
 
     The function stays to rounding: running statistics of a BatchNorm and eps of a LayerNorm, RMSNorm or one-group
     GroupNorm move along. Only BatchNorm in train mode changes, by the part of eps in its variance.
@@ -54,13 +63,21 @@ def canonicalize(
 
     Raises:
         ValueError: no symmetry is known, or parameters are not finite.
-        RuntimeError: Newton's method does not converge.
+        RuntimeError: Newton's method does not converge, or scales and mixings do not settle.
     """
     found, point = _start(model, softmax_head, example_input, in_place)
     for translation in found.translations:
-        size = translation.width // translation.groups
+        size = translation.part.neurons // translation.groups
         translation.shift(point, -translation.project(point.values, point.values) / size)
-    balance([scaling for scaling in found.scalings if approximate or scaling.exact(found.model)], point)
+    scalings = [scaling for scaling in found.scalings if approximate or scaling.exact(found.model)]
+    for _ in range(ROUNDS):
+        moved = balance(scalings, point)
+        for mixing in found.mixings:
+            mixing.balance(point)
+        if not found.mixings or moved <= TOLERANCE:
+            break
+    else:
+        raise RuntimeError(f"scales and mixings did not settle in {ROUNDS} rounds: scales still moved by {moved:.1e}.")
     for permutation in found.permutations if order else ():
         keys = permutation.keys(point).view(-1, permutation.run)
         places = keys.argsort(dim=1, descending=True, stable=True)
@@ -115,7 +132,8 @@ def random_representative(
     """A random point of the model's orbit: the same function with other weights, to test what should not care.
 
     Args:
-        spread: factors are exp(spread × standard normal); translations are that much of a parameter's own size.
+        spread: factors are exp(spread × standard normal); translations are that much of a parameter's own size; mixing
+            matrices are the exponentials of normal ones of that size.
         seed: of the random numbers; torch's generators are left alone.
         permute: whether neurons change places too.
         model, approximate, softmax_head, example_input, in_place: as in `canonicalize`.
@@ -138,6 +156,10 @@ def random_representative(
         if approximate or scaling.exact(found.model):
             value = point.values[scaling.incoming[0].name]
             scaling.rescale(point, (spread * normal((scaling.groups,), value)).exp())
+    for mixing in found.mixings:
+        count, size = mixing.sets.shape
+        value = point.values[mixing.incoming[0].name]
+        mixing.mix(point, torch.matrix_exp(spread / math.sqrt(size) * normal((count, size, size), value)))
     for permutation in found.permutations if permute else ():
         keys = torch.rand(permutation.width, generator=generator).view(-1, permutation.run)
         places = keys.argsort(dim=1) + torch.arange(0, permutation.width, permutation.run)[:, None]
@@ -179,7 +201,9 @@ def quotient_gamma(
     model itself is left alone.
 
     Args:
-        approximate, softmax_head, example_input: as in `canonicalize`.
+        approximate, softmax_head: as in `canonicalize`.
+        example_input: as in `canonicalize`; where it is None and the model runs on nothing of a likely shape, it is
+            what `loss_fn` gives the model.
         others: as in `compute_gamma`.
 
     Returns:
@@ -188,6 +212,10 @@ def quotient_gamma(
     Raises:
         ValueError: as in `compute_gamma` and `canonicalize`.
     """
+    if example_input is None:
+        if iter(dataloader) is dataloader:
+            dataloader = list(itertools.islice(dataloader, n_samples))
+        example_input = example_for(model, dataloader, loss_fn)
     canonical = canonicalize(
         model, order=False, approximate=approximate, softmax_head=softmax_head, example_input=example_input
     )

@@ -22,7 +22,8 @@ from ...geometry import NeuronMatching, collect_activations, cosine_between
 from ...geometry.collect import MOST_BYTES
 from ...geometry.comparing import best_order, check_alike, match_by_cosine
 from ...models import evaluating, untouched
-from .groups import Permutation, Point
+from .groups import Permutation
+from .point import Point
 from .symmetries import symmetries
 
 Progress = bool | Callable[[int, int], None]
@@ -51,7 +52,7 @@ class ModelMatching:
     not_analysed: tuple[str, ...]
     _permutations: tuple[Permutation, ...]
     _model: nn.Module
-    _norms: tuple[str, ...]
+    _norms: tuple[tuple[str, str], ...]
     _example: Any
 
     def apply(self, model: nn.Module, *, example_input: Any = None, check: bool = True) -> nn.Module:
@@ -212,8 +213,8 @@ class _Models:
         self.permutations = self.found.permutations
         if not self.permutations:
             raise ValueError(f"other: no neurons of it are known to be able to change places.\n{self.found}")
-        names = (norm.name for segment in self.found._segments for norm in segment.norms if norm.name)
-        self.norms = tuple(dict.fromkeys(names))
+        norms = (norm for segment in self.found._segments for norm in segment.norms if norm.name)
+        self.norms = tuple(dict.fromkeys((norm.name, norm.eps) for norm in norms))
         self.fixed, self.point = Point(one, ()), Point(moved, self.norms)
 
     def match(self, center: bool, max_bytes: int | None, seed: int, progress: Progress) -> ModelMatching:
@@ -270,11 +271,16 @@ class _Models:
         names = list(dict.fromkeys(name for permutation in self.permutations for name in permutation.layers))
         answers = [
             collect_activations(
-                model, self.batches, names, after_nonlinearity=False, keep=True, progress=progress,
+                model,
+                self.batches,
+                names,
+                after_nonlinearity=False,
+                keep=True,
+                progress=progress,
                 max_bytes=MOST_BYTES if max_bytes is None else max_bytes,
             )
             for model in (self.one, self.other)
-        ]  # fmt: skip
+        ]
         for place, permutation in enumerate(self.permutations):
             scores = torch.zeros(permutation.width, permutation.width, dtype=torch.float64)
             for name in permutation.layers:

@@ -1,64 +1,64 @@
-"""What a walk over a model's graph finds: which axes of which parameters run over the neurons of a layer.
-
-Tensors between which a scaling of single neurons passes unchanged form a *segment*: a Linear layer's output, what ReLU,
-pooling and dropout make of it, and everything a residual add joins to it. A segment knows the weights that write it
-(`incoming`), the weights that read it (`outgoing`) and the norms that read it. A norm or another activation ends a
-segment, but the neurons keep their order beyond it: such segments share a *domain*.
-"""
+"""What a walk over a running model finds: which axes of which parameters run over the neurons of a layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 
-class Slice(NamedTuple):
-    """One axis of a parameter or buffer runs over the neurons of a segment.
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One axis of a parameter or buffer runs over units: neurons, or groups of them that move as one.
 
-    `layout`: entry k of the axis belongs to neuron k ("plain"), k // r ("blocks", a flattened feature map) or k % width
-    ("interleaved", a flattened sequence), r = length / width.
+    `units` has the unit of each entry of the axis, −1 for none.  # shape: (length of the axis,), int64
     """
 
     name: str
-    axis: int = 0
-    layout: str = "plain"
+    axis: int
+    units: Tensor
 
-    def neurons(self, length: int, width: int) -> Tensor:
-        """The neuron of each of the axis' `length` entries; shape: (length,)."""
-        entries = torch.arange(length)
-        return entries % width if self.layout == "interleaved" else entries // (length // width)
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for equal slices."""
+        return self.name, self.axis, self.units.numpy().tobytes()
+
+    @property
+    def neurons(self) -> int:
+        """How many entries belong to a unit."""
+        return int((self.units >= 0).sum())
+
+    def entries(self, count: int) -> Tensor:
+        """The entries of each of `count` units, in their order.  # shape: (count, entries a unit)"""
+        others = int((self.units < 0).sum())
+        return self.units.argsort(stable=True)[others:].reshape(count, -1)
 
 
-class Norm(NamedTuple):
-    """A normalisation that reads a segment; "softmax" for the one at the end.
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A normalisation that reads units; "softmax" for the one at the end.
 
-    `groups`: over how many groups of neurons it takes statistics of their own; the width for BatchNorm, 1 for
-    LayerNorm. `offsets`: bias → factor with which it adds to the norm's input.
+    Attributes:
+        name: of its module; "" where it is none, or none that holds its eps.
+        kind: "LayerNorm", "BatchNorm2d", …
+        units: the unit of each of its entries, −1 for none.
+        offsets: bias → factor with which it adds to the norm's input.
+        eps: the module's attribute that holds eps.
     """
 
     name: str
     kind: str
-    groups: int
+    units: Tensor
     offsets: dict[str, float]
-
-
-@dataclass(eq=False)
-class Domain:
-    """The common order of the neurons of some segments."""
-
-    extras: list[Slice] = field(default_factory=list)  # buffers and PReLU weights, which only a permutation touches
-    groups: list[int] = field(default_factory=list)  # of GroupNorms: neurons stay within their group
-    fixed: list[str] = field(default_factory=list)  # why the order cannot change
+    eps: str
 
 
 @dataclass(eq=False)
 class Segment:
-    """Tensors between which a scaling of single neurons passes unchanged."""
+    """Units between whose writers and readers a scale passes, or may not pass for the reasons given."""
 
-    width: int | None = None
+    count: int
     matrices: list[Slice] = field(default_factory=list)  # Linear, Embedding: one vector of neurons a sample or token
     kernels: list[Slice] = field(default_factory=list)  # convolutions: several positions a sample
     scales: list[Slice] = field(default_factory=list)  # γ of a norm
@@ -69,54 +69,45 @@ class Segment:
     readers: list[str] = field(default_factory=list)  # layers that own `outgoing`
     no_scale: list[str] = field(default_factory=list)  # why neurons cannot be rescaled
     no_shift: list[str] = field(default_factory=list)  # why adding a constant to a neuron is seen
+    no_order: list[str] = field(default_factory=list)  # why they cannot change places
     is_output: bool = False
-    bent: bool = False  # by an activation, dropout or pooling somewhere between writers and readers
-    domain: Domain = field(default_factory=Domain)
-    merged_into: Segment | None = None
+    bent: bool = False  # by a function of single neurons, a pool or the like between writers and readers
+    blocks: Tensor | None = None  # units that any invertible matrix may mix, a row a set of them
 
     @property
     def incoming(self) -> list[Slice]:
         """Everything that writes the neurons."""
         return [*self.matrices, *self.kernels, *self.scales, *self.biases]
 
-    def current(self) -> Segment:
-        """The segment this one was merged into, or itself."""
-        segment = self
-        while segment.merged_into is not None:
-            segment = segment.merged_into
-        return segment
-
-
-MERGED = (
-    "matrices", "kernels", "scales", "biases", "outgoing", "norms", "writers", "readers", "no_scale", "no_shift",
-)  # fmt: skip
-"""Lists of a segment that are joined when segments are."""
-
-
-class Edge(NamedTuple):
-    """What one graph node hands on: which segment, and where in the tensor its neurons are."""
-
-    origin: Segment
-    axis: int | None  # None: unknown, and then the segment is fixed
-    ndim: int | None
-    layout: str
-    offsets: dict[str, float] | None  # bias → factor; None beyond anything that is not linear
-
     @property
-    def segment(self) -> Segment:
-        return self.origin.current()
+    def width(self) -> int:
+        """How many neurons: entries of what writes them."""
+        return max((part.neurons for part in self.incoming), default=0)
 
-    @property
-    def place(self) -> int | None:
-        """The axis of the neurons, counted from the last; None where it is unknown."""
-        if self.axis is None or self.axis < 0:
-            return self.axis
-        return None if self.ndim is None else self.axis - self.ndim
 
-    def runs_over(self, dim: int) -> bool:
-        """Whether the neurons lie along `dim`. Without shapes a Linear layer's output is taken to be (N, neurons)."""
-        if self.axis is None:
-            return True
-        if self.ndim is None:
-            return dim in (self.axis, 1)
-        return self.axis % self.ndim == dim % self.ndim
+@dataclass(eq=False)
+class Order:
+    """Neurons that can change places, all in one way.
+
+    Attributes:
+        width: how many.
+        run: they change places within runs of so many.
+        writers, readers: the layers that write and read them.
+        parts: every tensor that has entries of theirs.
+    """
+
+    width: int
+    run: int
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    parts: tuple[Slice, ...]
+
+
+@dataclass
+class Trace:
+    """What `trace` finds."""
+
+    segments: list[Segment]
+    orders: list[Order]
+    notes: list[str]  # what was not analysed, and why
+    untouched: list[str]  # parameters that no rule knows

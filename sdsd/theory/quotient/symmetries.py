@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from ...graphs import call_of, likely_inputs
 from ...models import unwrap
 from .groups import Permutation, Scaling, Translation, build
+from .mixing import Mixing
 from .segments import Segment
 from .tangents import Span
 from .trace import trace
@@ -27,6 +31,8 @@ class Symmetries:
         scalings: rescaling of neurons, and scale before a norm.
         translations: adding one vector to all neurons before a norm or a softmax.
         permutations: neurons that can change places.
+        mixings: neurons that any invertible matrix may mix: between adjacent linear layers, of values and output, of
+            queries and keys in a head of attention. Their scales are among `scalings` as well.
         not_analysed: what was left alone, and why.
     """
 
@@ -34,14 +40,15 @@ class Symmetries:
     scalings: tuple[Scaling, ...]
     translations: tuple[Translation, ...]
     permutations: tuple[Permutation, ...]
+    mixings: tuple[Mixing, ...]
     not_analysed: tuple[str, ...]
     _segments: tuple[Segment, ...]
 
     @property
-    def norms(self) -> tuple[str, ...]:
-        """Names of the norms that move along."""
-        names = (norm.name for move in (*self.scalings, *self.translations) for norm in move.norms)
-        return tuple(dict.fromkeys(names))
+    def norms(self) -> tuple[tuple[str, str], ...]:
+        """Names of the norms that move along, and of the attributes that hold their eps."""
+        norms = (norm for move in (*self.scalings, *self.translations) for norm in move.norms)
+        return tuple(dict.fromkeys((norm.name, norm.eps) for norm in norms if norm.name))
 
     @property
     def tangents(self) -> int:
@@ -61,7 +68,9 @@ class Symmetries:
         return "it is no layer that a rule knows"
 
     def _span(self) -> Span:
-        moves: list[Scaling | Translation] = [*self.scalings, *self.translations]
+        mixed = {part.key for mixing in self.mixings for part in mixing.incoming}
+        scalings = [each for each in self.scalings if not {part.key for part in each.incoming} <= mixed]
+        moves: list[Scaling | Translation | Mixing] = [*scalings, *self.translations, *self.mixings]
         moves = [move for move in moves if move.has_tangent(self.model)]
         values = {name: parameter.detach().double() for name, parameter in self.model.named_parameters()}
         return Span(moves, values)
@@ -72,7 +81,7 @@ class Symmetries:
             units = (
                 f"{scaling.groups} of {scaling.width} neurons"
                 if scaling.groups == scaling.width
-                else (f"{scaling.groups} group(s) of {scaling.width // scaling.groups} neurons")
+                else f"{scaling.groups} group(s) of {scaling.width // scaling.groups} neurons"
             )
             where = ", ".join(scaling.layers) + (" → " + ", ".join(scaling.readers) if scaling.readers else "")
             notes = [] if scaling.exact(self.model) else ["up to the norm's eps"]
@@ -81,6 +90,10 @@ class Symmetries:
         for translation in self.translations:
             note = "" if translation.has_tangent(self.model) else " (norm in eval mode: moves with its statistics only)"
             lines.append(f"  {translation.kind}: {', '.join(translation.layers)}{note}")
+        for mixing in self.mixings:
+            sets, size = mixing.sets.shape
+            where = ", ".join(mixing.layers) + " → " + ", ".join(mixing.readers)
+            lines.append(f"  mixing by invertible matrices: {sets} set(s) of {size} neurons, {where}")
         for permutation in self.permutations:
             within = "" if permutation.run == permutation.width else f" within runs of {permutation.run}"
             lines.append(f"  permutation: {permutation.width} neurons{within}, {', '.join(permutation.layers)}")
@@ -92,19 +105,22 @@ class Symmetries:
 def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: bool = False) -> Symmetries:
     """Find the moves of parameters that leave the model's function alone.
 
-    For nn.Sequential and whatever torch.fx traces: Linear, convolutions, Embedding, norms, residual adds, pooling,
-    flattening. Found are rescaling of neurons through ReLU, LeakyReLU, PReLU and dropout (with a norm before the
-    activation: of its γ and β); scale and translation before BatchNorm, InstanceNorm, GroupNorm, LayerNorm and
-    RMSNorm; permutation; translation of a softmax head. Neurons joined by a residual add move together.
+    The model runs once on an example, in eval mode, and what torch carries out is followed operation by operation:
+    products with parameters, convolutions, attention, norms (put together by hand too), residual adds, gates, pooling,
+    views. Found are rescaling of neurons through ReLU, LeakyReLU, PReLU and dropout (with a norm before the activation:
+    of its γ and β); scale and translation before BatchNorm, InstanceNorm, GroupNorm, LayerNorm and RMSNorm;
+    permutation; mixing by invertible matrices where nothing but linear maps lies between, as for values and output and
+    for queries and keys of a head (with rotary positions: scales of the pairs); translation of a softmax head. Neurons
+    joined by a residual add move together, and so do uses of a parameter that is used several times.
 
-    Not looked for: what belongs to attention and recurrent layers, sign flips of odd activations, permutations of whole
-    GroupNorm groups, general linear maps where no activation follows. Anything without a rule is listed in
-    `not_analysed`, and neurons that touch it stay as they are.
+    Not looked for: recurrent layers, sign flips of odd activations, permutations of whole heads and whole GroupNorm
+    groups, rotations of a residual stream before RMSNorm. Anything without a rule is listed in `not_analysed`, and
+    neurons that touch it stay as they are. What a branch on values would do for other inputs is not seen.
 
     Args:
-        model: any nn.Module; it is not run, unless on `example_input` (a copy of it, in eval mode).
-        example_input: an input, or a tuple of arguments. With it shapes are known; without it a Linear layer is taken
-            to give (N, neurons).
+        model: any nn.Module; it is left as it was.
+        example_input: an input, a tuple of arguments or a dictionary of keyword arguments. None: the first of likely
+            shape that the model runs on.
         softmax_head: whether a softmax, and nothing else, sees the model's outputs (cross-entropy does), so that a
             shift of all classes does not count. A softmax layer at the end of the model is found in any case.
 
@@ -112,7 +128,7 @@ def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: boo
         `Symmetries`, which print as a list.
 
     Raises:
-        ValueError: torch.fx cannot trace the model, or the model does not run on `example_input`.
+        ValueError: the model does not run on `example_input` or, without one, on nothing of a likely shape.
 
     Example:
         >>> print(symmetries(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))))
@@ -127,7 +143,27 @@ translation
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
     root = unwrap(model)
     found = trace(root, example_input, softmax_head)
-    scalings, translations, permutations, notes = build(found)
+    scalings, translations, permutations, mixings, notes = build(found)
     return Symmetries(
-        root, tuple(scalings), tuple(translations), tuple(permutations), tuple(notes), tuple(found.segments)
+        root,
+        tuple(scalings),
+        tuple(translations),
+        tuple(permutations),
+        tuple(mixings),
+        tuple(notes),
+        tuple(found.segments),
     )
+
+
+def example_for(model: nn.Module, data: Iterable[Any], loss_fn: Callable[[nn.Module, Any], Any]) -> Any:
+    """An input for `symmetries`, where nothing of a likely shape is one: how `loss_fn` calls the model on a batch.
+
+    Returns:
+        None where the model runs on something of a likely shape, or where `loss_fn` does not call it.
+    """
+    root = unwrap(model)
+    if next(likely_inputs(root), None) is not None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        batch = next(iter(data), None)
+    return call_of(root, lambda: loss_fn(root, batch))

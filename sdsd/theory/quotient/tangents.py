@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import Scaling, Translation
+from .mixing import Mixing
 
 TOLERANCE = 1e-13
 """Of the Gram system's residual, in the norm of its diagonal."""
@@ -18,7 +19,7 @@ TOLERANCE = 1e-13
 class Span:
     """The span of all tangents T at a point: Tᵀv, T·c and the least-squares coefficients of a vector."""
 
-    def __init__(self, moves: list[Scaling | Translation], values: dict[str, Tensor]) -> None:
+    def __init__(self, moves: list[Scaling | Translation | Mixing], values: dict[str, Tensor]) -> None:
         self.moves, self.values = moves, values
         self.shapes = [move.shape(values) for move in moves]
         self.touched = sorted({name for move in moves for name in _parts(move)})
@@ -41,8 +42,10 @@ class Span:
         for move, shape in zip(self.moves, self.shapes, strict=True):
             if isinstance(move, Scaling):
                 parts.append(sum(move.squared_norms(self.values)))
+            elif isinstance(move, Mixing):
+                parts.append(move.diagonal(self.values).flatten())
             else:
-                size = move.width // move.groups
+                size = move.part.neurons // move.groups
                 parts.append(torch.full((math.prod(shape),), float(size), dtype=torch.float64))
         device = self.values[self.touched[0]].device
         diagonal = torch.cat([part.to(device) for part in parts])  # type: ignore[union-attr]
@@ -74,7 +77,7 @@ class Span:
         )
 
 
-def _parts(move: Scaling | Translation) -> list[str]:
+def _parts(move: Scaling | Translation | Mixing) -> list[str]:
     if isinstance(move, Translation):
         return [move.part.name]
     return [part.name for part in (*move.incoming, *move.outgoing)]

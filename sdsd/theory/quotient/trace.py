@@ -1,420 +1,322 @@
-"""A walk over the model's torch.fx graph that finds the segments of neurons."""
+"""The symmetries that are left when a model has run: channels put together to segments of neurons."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import Tensor, nn
 
+from ...graphs import Ids, first_line, follow, likely_inputs, outputs
 from ...models import is_attached
-from . import graph_ops as ops
-from .segments import MERGED, Edge, Norm, Segment, Slice
+from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
+from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, compact, unique, varies
+from .segments import Norm, Order, Segment, Slice, Trace
+from .walk import ChannelWalk
 
-TRY_SHAPES = "pass example_input if this is wrong"
-
-
-@dataclass
-class Trace:
-    """Result of `trace`."""
-
-    segments: list[Segment]
-    notes: list[str]  # what was not analysed, and why
-    untouched: list[str]  # parameters that no rule knows
+RULE_MODULES = (rules_functions, rules_layout, rules_norms, rules_products, rules_sums)
+"""Whose import fills the table of rules."""
 
 
 def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = False) -> Trace:
-    """Walk the graph of `model`; with `example_input` (a tensor, or a tuple of arguments) shapes are known.
+    """Run `model` once on an example and put together what can move.
 
     Raises:
-        ValueError: torch.fx cannot trace the model, or the model does not run on `example_input`.
+        ValueError: the model does not run on `example_input`, or, without one, on nothing of a likely shape.
     """
     watched = any(is_attached(module) for module in model.modules())
-    traced = copy.deepcopy(model) if watched or example_input is not None else model
+    run = copy.deepcopy(model) if watched else model
+    if example_input is None:
+        example_input = next(likely_inputs(run), None)
+        if example_input is None:
+            raise ValueError(
+                f"model: {type(model).__name__} runs on no input of a likely shape. Pass example_input, an input the "
+                "model runs on: a tensor, a tuple of arguments or a dictionary of keyword arguments."
+            )
+    walk = ChannelWalk(run)
     try:
-        graph_module = fx.symbolic_trace(traced)
+        given = follow(run, example_input, walk)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"model: torch.fx cannot trace {ops.plain_type(model).__name__} ({reason}). Pass a traceable part of it, "
-            "for example an nn.Sequential inside it, or take branches on tensor values out of its forward."
-        ) from error
-    graph_module.graph.eliminate_dead_code()
-    if example_input is not None:
-        arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                ShapeProp(graph_module.eval()).propagate(*arguments)
-        except Exception as error:
-            raise ValueError(f"example_input: the model does not run on it ({error}).") from error
-    walk = _Walk(model, softmax_head)
-    for node in graph_module.graph.nodes:
-        walk.visit(node)
-    return walk.finish()
+            f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
+        ) from None
+    _outputs(walk, given, softmax_head)
+    return _Finish(walk, dict(model.named_parameters())).trace()
 
 
-class _Walk:
-    """Visits the nodes in order; `edges` holds what each hands on (None for what is no tensor of neurons)."""
+def _outputs(walk: ChannelWalk, given: Any, softmax_head: bool) -> None:
+    why, channels = "they are the model's outputs", walk.channels
+    for each in outputs(given):
+        ids = walk.seen(each).ids
+        if walk.seen(each).is_parameter:
+            walk.outside.add(walk.seen(each).name)
+        if ids is None:
+            continue
+        known = unique(ids)
+        channels.outputs.append(known)
+        channels.hold(known, why)
+        channels.keep_place(known, why)
+        if softmax_head and not any(varies(ids, dim) for dim in range(ids.ndim - 1)):
+            channels.norms.append(NormUse("", "softmax", compact(ids)[0], {}, ""))
+        else:
+            channels.keep_shift(known, why)
 
-    def __init__(self, model: nn.Module, softmax_head: bool) -> None:
-        self.model, self.softmax_head = model, softmax_head
-        self.edges: dict[fx.Node, Edge | None] = {}
-        self.segments: list[Segment] = []
-        self.notes: list[str] = []
-        self.known: set[str] = set()
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.uses: dict[str, int] = {}  # of parameters, and of modules that are norms
 
-    # ---- segments --------------------------------------------------------------------------------------------------
+class _Finish:
+    """Puts channels together: what scales as one is a unit, and units of one kind a segment."""
 
-    def new(self, width: int | None = None, writers: tuple[str, ...] = ()) -> Segment:
-        segment = Segment(width, writers=list(writers))
-        self.segments.append(segment)
-        return segment
+    def __init__(self, walk: ChannelWalk, parameters: dict[str, nn.Parameter]) -> None:
+        self.walk, self.channels, self.parameters = walk, walk.channels, parameters
+        self._keep_what_is_shared()
+        everything = np.arange(self.channels.count)
+        plus, minus = (self.channels.signs.roots(2 * everything + k) for k in (0, 1))
+        self.unit = np.minimum(plus, minus)  # of each channel, named by a node of it
+        self.sign = np.where(plus <= minus, 1, -1)
+        self.held = plus == minus
+        self.place = self.channels.places.roots(everything)
+
+    def trace(self) -> Trace:
+        self.segments, self.members = self._segments()
+        used = {use.name for use in self.channels.uses}
+        untouched = [name for name in self.parameters if name not in used]
+        return Trace(self.segments, self._orders(), self.channels.notes, untouched)
+
+    # ---- what may not move after all ---------------------------------------------------------------------------------
+
+    def _keep_what_is_shared(self) -> None:
+        by_name: dict[str, list[Use]] = {}
+        for use in self.channels.uses:
+            by_name.setdefault(use.name, []).append(use)
+        for name, uses in by_name.items():
+            calls = {use.call: use.taken for use in uses}
+            why = self._why_not(name, calls, {use.axis for use in uses})
+            if not why and self._overlap(list(calls.values())):
+                why = self._tie_calls(f"{name} is used {len(calls)} times", uses, calls)
+            for use in uses if why else ():
+                self.channels.fix(use.channels, why)
+        norms = [norm.name for norm in self.channels.norms if norm.name]
+        for norm in self.channels.norms:
+            ids = norm.channels
+            if norms.count(norm.name) > 1:
+                self.channels.fix(ids, f"{norm.name!r} is used {norms.count(norm.name)} times")
+            if norm.kind == "softmax" and len(ids) > 1:
+                self.channels.signs.unite(2 * ids[1:], np.full(len(ids) - 1, 2 * ids[0]))
+
+    def _why_not(self, name: str, calls: dict[int, tuple[Ids, ...]], axes: set[int]) -> str:
+        taken = list(calls.values())
+        if name in self.parameters and not self.parameters[name].requires_grad:
+            return f"{name} does not train"
+        if name in self.walk.outside:
+            return f"{name!r} is used outside a layer"
+        shape = self.walk.model_tensor(name).shape
+        for axis in axes:
+            if len(np.unique(np.concatenate([each[axis] for each in taken]))) < shape[axis]:
+                return f"only a part of {name} is used on the example"
+        return ""
 
     @staticmethod
-    def fix(segment: Segment, why: str) -> None:
-        """Nothing may move the neurons of this segment, in scale, by a shift or in order."""
-        segment.no_scale.append(why)
-        segment.no_shift.append(why)
-        segment.domain.fixed.append(why)
+    def _overlap(taken: list[tuple[Ids, ...]]) -> bool:
+        """Whether some entries of a parameter are used more than once."""
+        return any(
+            all(np.intersect1d(mine, theirs).size for mine, theirs in zip(one, other, strict=True))
+            for k, one in enumerate(taken)
+            for other in taken[:k]
+        )
 
-    def share_domain(self, one: Segment, other: Segment) -> None:
-        kept, gone = one.domain, other.domain
-        if kept is gone:
-            return
-        for part in ("extras", "groups", "fixed"):
-            getattr(kept, part).extend(getattr(gone, part))
-        for segment in self.segments:
-            if segment.domain is gone:
-                segment.domain = kept
+    def _tie_calls(self, why: str, uses: list[Use], calls: dict[int, tuple[Ids, ...]]) -> str:
+        """Entries that several calls share move as all of these need; why they cannot, if that is not to be said."""
+        first, *others = calls.values()
+        same = all(np.array_equal(mine, theirs) for each in others for mine, theirs in zip(first, each, strict=True))
+        by_axis: dict[int, dict[int, Use]] = {}
+        for use in uses:
+            if use.call in by_axis.setdefault(use.axis, {}) or not same:
+                return why
+            by_axis[use.axis][use.call] = use
+        for those in by_axis.values():
+            mine = list(those.values())
+            for use in mine:
+                self.channels.keep_shift(use.channels, why)
+                self.channels.bend(use.channels)
+                if len(those) < len(calls):
+                    self.channels.fix(use.channels, why)
+                elif use is not mine[0]:
+                    inverse = (use.role in WRITING) != (mine[0].role in WRITING)
+                    both = (torch.from_numpy(each.channels) for each in (mine[0], use))
+                    self.channels.tie(*both, inverse=inverse, why=why)
+        return ""
 
-    def join(self, one: Segment, other: Segment) -> Segment:
-        """Make two segments one, as a residual add does."""
-        if one is other:
-            return one
-        self.share_domain(one, other)
-        for part in MERGED:
-            getattr(one, part).extend(getattr(other, part))
-        one.is_output |= other.is_output
-        one.bent |= other.bent
-        one.width = one.width if one.width is not None else other.width
-        other.merged_into = one
-        return one
+    # ---- segments ----------------------------------------------------------------------------------------------------
 
-    # ---- nodes -----------------------------------------------------------------------------------------------------
+    def _segments(self) -> tuple[list[Segment], list[Ids]]:
+        """Segments in the order of their first channels, and the channels of each."""
+        found: dict[Any, list[int]] = {}
+        signatures = self._signatures(self.unit, self.sign, self.channels.norms)
+        first = {unit: channel for channel, unit in reversed(list(enumerate(self.unit.tolist())))}
+        for unit in sorted(signatures, key=first.__getitem__):
+            found.setdefault(signatures[unit], []).append(unit)
+        segments, members = [], []
+        for units in sorted(found.values(), key=lambda units: first[units[0]]):
+            number = np.full(len(self.channels.signs.parents), -1)
+            number[units] = np.arange(len(units))
+            segment = self._segment(number[self.unit], len(units))
+            segments.append(segment)
+            members.append(np.flatnonzero(number[self.unit] >= 0))
+        self._reasons(segments, members)
+        bent = np.zeros(self.channels.count, dtype=np.bool_)
+        for ids in self.channels.bent:
+            bent[ids] = True
+        for segment, mine in zip(segments, members, strict=True):
+            segment.bent = bool(bent[mine].any())
+            segment.blocks = self._blocks(segment, mine)
+        return segments, members
 
-    def visit(self, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            segment = self.new()
-            self.fix(segment, f"they are joined with the model's input {node.name!r}")
-            self.edges[node] = Edge(segment, None, ops.ndim_of(node), "plain", {})
-        elif node.op == "output":
-            for edge in self.inputs(node):
-                self._output(edge.segment)
-        elif node.op == "call_module":
-            self._module(node, self.model.get_submodule(str(node.target)), str(node.target))
-        elif node.op == "get_attr":
-            value: Any = self.model
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-            self._use(value)
-            self.opaque(node, f"{str(node.target)!r} is used outside a layer")
-        else:
-            self._function(node)
+    def _signatures(self, of: Ids, sign: Ids | None, norms: Iterable[NormUse]) -> dict[int, Any]:
+        """For each unit that something writes: what writes and reads it, and how often."""
+        rows = []
+        for number, use in enumerate(self.channels.uses):
+            ids = use.channels[use.channels > 0]
+            code = 4 * number + 2 * (use.role in WRITING) + (0 if sign is None else sign[ids] > 0)
+            rows.append(np.stack([of[ids], np.broadcast_to(code, ids.shape)]))
+        for number, norm in enumerate(norms):
+            ids = norm.channels[norm.channels > 0]
+            rows.append(np.stack([of[ids], np.full(len(ids), -1 - number)]))
+        if not rows:
+            return {}
+        known, counts = np.unique(np.concatenate(rows, axis=1), axis=1, return_counts=True)
+        result: dict[int, list[tuple[int, int]]] = {}
+        written = set()
+        for unit, code, times in zip(known[0].tolist(), known[1].tolist(), counts.tolist(), strict=True):
+            result.setdefault(unit, []).append((code, times))
+            if code >= 0 and code & 2:
+                written.add(unit)
+        return {unit: self._without_sign(codes) for unit, codes in result.items() if unit in written}
 
-    def inputs(self, node: fx.Node) -> Iterator[Edge]:
-        for source in node.all_input_nodes:
-            edge = self.edges.get(source)
-            if edge is not None:
-                yield edge
+    @staticmethod
+    def _without_sign(codes: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Units that differ in the sign of all they have are of one kind."""
+        flip = not next(code & 1 for code, _ in codes if code >= 0)
+        return tuple((code ^ flip if code >= 0 else code, times) for code, times in codes)
 
-    def opaque(self, node: fx.Node, why: str) -> None:
-        """No rule: neurons that enter or leave keep their scale and their order."""
-        self.notes.append(f"{why}; neurons that enter or leave it stay as they are")
-        for edge in self.inputs(node):
-            self.fix(edge.segment, why)
-        segment = self.new()
-        self.fix(segment, why)
-        self.edges[node] = Edge(segment, None, ops.ndim_of(node), "plain", None)
+    def _segment(self, unit: Ids, count: int) -> Segment:
+        """The segment whose channels have a unit ≥ 0."""
+        segment = Segment(count)
+        lead = np.zeros(count)  # the sign of each unit's first writer
+        lists = {name: getattr(segment, name) for name in (*WRITING, READ)}
+        known_parts: set[Any] = set()
+        for use in self.channels.uses:
+            units = np.where(use.channels > 0, unit[use.channels], -1)
+            mine, signs = units >= 0, self.sign[use.channels]
+            if not mine.any() or use.role not in lists:
+                continue
+            if use.role in WRITING:
+                known, first = np.unique(units[mine], return_index=True)
+                lead[known] = np.where(lead[known] == 0, signs[mine][first], lead[known])
+            alike = signs == np.where(mine, lead[units], 0)
+            for part, writes in ((mine & alike, use.role in WRITING), (mine & ~alike, use.role not in WRITING)):
+                if not part.any():
+                    continue
+                role = use.role if (use.role in WRITING) == writes else MATRIX if writes else READ
+                made = Slice(use.name, use.axis, torch.from_numpy(np.where(part, units, -1)))
+                if made.key not in known_parts:
+                    known_parts.add(made.key)
+                    lists[role].append(made)
+                names = segment.writers if writes else segment.readers
+                if use.layer not in names:
+                    names.append(use.layer)
+        for norm in self.channels.norms:
+            units = np.where(norm.channels > 0, unit[norm.channels], -1)
+            if (units >= 0).any():
+                segment.norms.append(Norm(norm.name, norm.kind, torch.from_numpy(units), norm.offsets, norm.eps))
+        return segment
 
-    def _output(self, segment: Segment) -> None:
-        why = "they are the model's outputs"
-        segment.is_output = True
-        segment.no_scale.append(why)
-        segment.domain.fixed.append(why)
-        if self.softmax_head:
-            segment.norms.append(Norm("", "softmax", 1, {}))
-        else:
-            segment.no_shift.append(why)
+    def _reasons(self, segments: list[Segment], members: list[Ids]) -> None:
+        owner = self.owner = np.full(self.channels.count, -1)
+        for number, mine in enumerate(members):
+            owner[mine] = number
+        for notes, name in ((self.channels.held, "no_scale"), (self.channels.still, "no_shift"),
+                            (self.channels.fixed, "no_order")):  # fmt: skip
+            for ids, why in notes:
+                for number in np.unique(owner[ids]).tolist():
+                    if number >= 0:
+                        getattr(segments[number], name).append(why)
+        for ids in self.channels.outputs:
+            for number in np.unique(owner[ids]).tolist():
+                if number >= 0:
+                    segments[number].is_output = True
+        for segment, mine in zip(segments, members, strict=True):
+            if self.held[mine].any() and not segment.no_scale:
+                segment.no_scale.append("they are tied to neurons that cannot be")
 
-    def _use(self, value: Any) -> None:
-        name = self.names.get(id(value))
-        if name is not None:
-            self.uses[name] = self.uses.get(name, 0) + 1
+    def _blocks(self, segment: Segment, mine: Ids) -> Tensor | None:
+        """Units that pass nothing but what is the same for all of them, in sets that do not mix with one another."""
+        if segment.no_scale or segment.norms or not segment.outgoing or segment.scales or segment.bent:
+            return None
+        units, where = np.unique(self.unit[mine], return_inverse=True)
+        labels: list[list[int]] = [[] for _ in units]
+        for place, label in zip(where.tolist(), self.channels.labels[mine].tolist(), strict=True):
+            labels[place].append(label)
+        first = [int(mine[where == k][0]) for k in range(len(units))] if len(units) < 4096 else None
+        sets: dict[tuple[int, ...], list[int]] = {}
+        order = range(len(units)) if first is None else sorted(range(len(units)), key=first.__getitem__)
+        for number, place in enumerate(order):
+            sets.setdefault(tuple(sorted(labels[place])), []).append(number)
+        sizes = {len(each) for each in sets.values()}
+        if len(sizes) != 1 or sizes == {1}:
+            return None
+        for part in (*segment.incoming, *segment.outgoing):
+            if len(np.unique(np.bincount(part.units[part.units >= 0].numpy(), minlength=segment.count))) != 1:
+                return None
+        return torch.tensor(list(sets.values()))
 
-    def _parameter(self, module: nn.Module, local: str) -> list[Slice]:
-        """The parameter of a layer, now known to a rule, or nothing where the layer has none of that name."""
-        parameter = module._parameters.get(local)
-        if parameter is None:
-            return []
-        self.known.add(self.names[id(parameter)])
-        return [Slice(self.names[id(parameter)])]
+    # ---- orders ------------------------------------------------------------------------------------------------------
 
-    def _module(self, node: fx.Node, module: nn.Module, name: str) -> None:
-        for parameter in module.parameters():
-            self._use(parameter)
-        kind = ops.plain_type(module)
-        label = f"{name!r} ({kind.__name__})"
-        edges = list(self.inputs(node))
-        edge = edges[0] if len(edges) == 1 else None
-        if kind is nn.Embedding and module.max_norm is None:
-            self._embedding(node, module, name)
-        elif edge is None:
-            self.opaque(node, f"no rule for {label} with {len(edges)} inputs")
-        elif kind in ops.DENSE:
-            self._dense(node, module, name, edge)
-        elif kind in ops.NORMS:
-            self._norm(node, module, name, edge)
-        elif kind is nn.PReLU:
-            self._prelu(node, module, edge, label)
-        elif kind in ops.HOMOGENEOUS:
-            self._homogeneous(node, edge, label)
-        elif kind in ops.POOLS:
-            self._pool(node, edge, label)
-        elif kind in ops.CURVED:
-            self._curved(node, edge, label)
-        elif kind in ops.SOFTMAX:
-            self._softmax(node, edge, module.dim, label)
-        elif kind is nn.Identity:
-            self.edges[node] = edge
-        elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
-            self._flatten(node, edge)
-        else:
-            self.opaque(node, f"no rule for {label}")
+    def _orders(self) -> list[Order]:
+        signatures = self._signatures(self.place, None, ())
+        bad = {unit for ids, _ in self.channels.fixed for unit in self.place[ids].tolist()}
+        for use in self.channels.uses:
+            ids = np.unique(use.channels[use.channels > 0])
+            units, counts = np.unique(self.place[ids], return_counts=True)
+            bad |= set(units[counts > 1].tolist())
+        first = {unit: channel for channel, unit in reversed(list(enumerate(self.place.tolist())))}
+        labels: dict[int, list[int]] = {}
+        for unit, label in zip(self.place.tolist(), self.channels.labels.tolist(), strict=True):
+            labels.setdefault(unit, []).append(label)
+        kinds: dict[Any, list[int]] = {}
+        for unit in sorted(signatures, key=first.__getitem__):
+            if unit not in bad:
+                kinds.setdefault(signatures[unit], []).append(unit)
+        found = []
+        for alike in kinds.values():
+            runs: dict[tuple[int, ...], list[int]] = {}
+            for unit in alike:
+                runs.setdefault(tuple(sorted(labels[unit])), []).append(unit)
+            sizes = {len(run) for run in runs.values()}
+            if len(sizes) == 1:
+                found.append(([unit for run in runs.values() for unit in run], sizes.pop()))
+            else:
+                found += [(each, len(each)) for each in runs.values()]
+        found.sort(key=lambda each: first[each[0][0]])
+        return [self._order(alike, run) for alike, run in found if run > 1]
 
-    def _function(self, node: fx.Node) -> None:
-        name, edges = ops.node_name(node), list(self.inputs(node))
-        label = f"{name!r}" if name == node.name else f"{name!r} ({node.name})"
-        if not edges or ops.asks_for_shape(node):
-            self.edges[node] = None
-        elif name in ops.SUMS:
-            self._add(node, edges, ops.SUMS[name])
-        elif len(edges) != 1:
-            self.opaque(node, f"no rule for {label}")
-        elif name in ops.PRODUCTS and ops.constant_factor(node) is not None:
-            self._scaled(node, edges[0], ops.constant_factor(node) or 1.0)
-        elif name in ops.HOMOGENEOUS_NAMES:
-            self._homogeneous(node, edges[0], label)
-        elif name in ops.POOL_NAMES:
-            self._pool(node, edges[0], label)
-        elif name in ops.CURVED_NAMES:
-            self._curved(node, edges[0], label)
-        elif name in ("softmax", "log_softmax"):
-            self._softmax(node, edges[0], ops.argument(node, 1, "dim"), label)
-        elif name in ("mean", "sum"):
-            self._mean(node, edges[0], label)
-        elif name in ("flatten", "view", "reshape") and ops.flattens(node):
-            self._flatten(node, edges[0])
-        elif name in ops.SAME_NAMES:
-            self.edges[node] = edges[0]
-        else:
-            self.opaque(node, f"no rule for {label}")
+    def _order(self, units: list[int], run: int) -> Order:
+        number = np.full(len(self.channels.places.parents), -1)
+        number[units] = np.arange(len(units))
+        unit = number[self.place]
+        mine = [(use, np.where(use.channels > 0, unit[use.channels], -1)) for use in self.channels.uses]
+        mine = [(use, units) for use, units in mine if (units >= 0).any()]
+        roles = (*WRITING, READ, EXTRA)
 
-    # ---- layers ----------------------------------------------------------------------------------------------------
+        def place(pair: tuple[Use, Ids]) -> tuple[bool, int, int]:
+            use, units = pair
+            return use.role == EXTRA, int(self.owner[use.channels[units >= 0]].max()), roles.index(use.role)
 
-    def _dense(self, node: fx.Node, module: Any, name: str, edge: Edge) -> None:
-        linear, transposed = isinstance(module, nn.Linear), "Transpose" in ops.plain_type(module).__name__
-        inputs = module.in_features if linear else module.in_channels
-        outputs = module.out_features if linear else module.out_channels
-        groups = 1 if linear else module.groups
-        weight, bias = self._parameter(module, "weight"), self._parameter(module, "bias")
-        segment = self.new(outputs, writers=(name,))
-        segment.biases += bias
-        if weight:
-            (segment.matrices if linear else segment.kernels).append(Slice(weight[0].name, int(transposed)))
-            self._reads(edge, Slice(weight[0].name, 0 if transposed or groups > 1 else 1, edge.layout), name, module)
-        else:
-            for fixed in (segment, edge.segment):
-                self.fix(fixed, f"{name!r} computes its weight from other parameters")
-        if groups > 1 and groups == inputs == outputs:
-            self.share_domain(segment, edge.segment)
-        elif groups > 1:
-            self.fix(segment, f"{name!r} writes them in groups")
-        ndim = ops.ndim_of(node) or (edge.ndim if linear else module.weight.ndim)
-        axis = 1 if not linear else -1 if ndim is None else ndim - 1
-        self.edges[node] = Edge(segment, axis, ndim, "plain", {part.name: 1.0 for part in bias})
-
-    def _reads(self, edge: Edge, columns: Slice, name: str, module: Any) -> None:
-        """`columns`: the part of the weight that multiplies the neurons of `edge`."""
-        linear, segment = isinstance(module, nn.Linear), edge.segment
-        segment.no_shift.append(f"{name!r} reads them")
-        segment.readers.append(name)
-        if edge.axis is None or segment.width is None:
-            return  # the model's input, or beyond something without a rule: fixed already
-        inputs = module.in_features if linear else module.in_channels
-        fits = inputs == segment.width or (edge.layout != "plain" and inputs % segment.width == 0)
-        if not linear and module.groups not in (1, inputs):
-            self.fix(segment, f"{name!r} reads them in groups")
-        elif not edge.runs_over(-1 if linear else 1) or not fits:
-            self.fix(segment, f"{name!r} reads another axis than theirs; {TRY_SHAPES}")
-        else:
-            segment.outgoing.append(columns)
-
-    def _embedding(self, node: fx.Node, module: Any, name: str) -> None:
-        weight, segment = self._parameter(module, "weight"), self.new(module.embedding_dim, writers=(name,))
-        if weight:
-            segment.matrices.append(Slice(weight[0].name, 1))
-        else:
-            self.fix(segment, f"{name!r} computes its weight from other parameters")
-        ndim = ops.ndim_of(node) or 3
-        self.edges[node] = Edge(segment, ndim - 1, ndim, "plain", {})
-
-    def _norm(self, node: fx.Node, module: Any, name: str, edge: Edge) -> None:
-        kind, before = ops.plain_type(module), edge.segment
-        label, last = f"{name!r} ({kind.__name__})", kind in ops.LAST_AXIS_NORMS
-        shape = tuple(module.normalized_shape) if last else (getattr(module, "num_features", 0) or module.num_channels,)
-        known = edge.axis is not None
-        if len(shape) != 1 or (
-            known and (edge.layout != "plain" or shape[0] != before.width or not edge.runs_over(-1 if last else 1))
-        ):
-            self.opaque(node, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
-            return
-        self.uses[name] = self.uses.get(name, 0) + 1
-        width = shape[0]
-        groups = 1 if last else module.num_groups if kind is nn.GroupNorm else width
-        before.norms.append(Norm(name, kind.__name__, groups, dict(edge.offsets or {})))
-        if kind is nn.RMSNorm:
-            before.no_shift.append(f"{label} does not subtract a mean")
-        after = self.new(width, writers=(name,))
-        self.share_domain(after, before)
-        after.domain.extras += [
-            Slice(f"{name}.{buffer}")
-            for buffer in ("running_mean", "running_var")
-            if module._buffers.get(buffer) is not None
-        ]
-        if 1 < groups < width:
-            after.domain.groups.append(groups)
-        after.scales, after.biases = self._parameter(module, "weight"), self._parameter(module, "bias")
-        if not after.scales:
-            after.no_scale.append(f"{label} has no scale of its own")
-        ndim = ops.ndim_of(node) or edge.ndim
-        axis = edge.axis if known else 1 if not last else -1 if ndim is None else ndim - 1
-        self.edges[node] = Edge(after, axis, ndim, "plain", {part.name: 1.0 for part in after.biases})
-
-    def _prelu(self, node: fx.Node, module: Any, edge: Edge, label: str) -> None:
-        weight, segment = self._parameter(module, "weight"), edge.segment
-        if module.num_parameters > 1:
-            if edge.layout != "plain" or segment.width != module.num_parameters or not edge.runs_over(1):
-                self.opaque(node, f"{label} runs over another axis than theirs; {TRY_SHAPES}")
-                return
-            segment.domain.extras += weight
-        self._homogeneous(node, edge, label)
-
-    # ---- what lies between layers ----------------------------------------------------------------------------------
-
-    def _homogeneous(self, node: fx.Node, edge: Edge, label: str) -> None:
-        edge.segment.no_shift.append(f"they pass through {label}")
-        edge.segment.bent = True
-        self.edges[node] = edge._replace(offsets=None)
-
-    def _scaled(self, node: fx.Node, edge: Edge, factor: float) -> None:
-        offsets = None if edge.offsets is None else {name: factor * value for name, value in edge.offsets.items()}
-        self.edges[node] = edge._replace(offsets=offsets)
-
-    def _pool(self, node: fx.Node, edge: Edge, label: str) -> None:
-        if edge.layout != "plain" or edge.axis != 1 or edge.ndim in (None, 2):
-            self.opaque(node, f"{label} pools another axis than their positions; {TRY_SHAPES}")
-        else:
-            self._homogeneous(node, edge, label)
-
-    def _mean(self, node: fx.Node, edge: Edge, label: str) -> None:
-        dims = ops.argument(node, 1, "dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        if not isinstance(dims, (list, tuple)) or edge.ndim is None or edge.axis is None or edge.layout != "plain":
-            self.opaque(node, f"no rule for {label} over dimensions {dims}; {TRY_SHAPES}")
-            return
-        over = {dim % edge.ndim for dim in dims}
-        if edge.axis in over or 0 in over:
-            self.opaque(node, f"{label} runs over samples or neurons")
-            return
-        edge.segment.no_shift.append(f"they pass through {label}")
-        kept = bool(ops.argument(node, 2, "keepdim"))
-        axis = edge.axis if kept else edge.axis - sum(dim < edge.axis for dim in over)
-        self.edges[node] = edge._replace(axis=axis, ndim=edge.ndim if kept else edge.ndim - len(over), offsets=None)
-
-    def _curved(self, node: fx.Node, edge: Edge, label: str) -> None:
-        why, before = f"they pass through {label}, which is not positively homogeneous", edge.segment
-        after = self.new(before.width)
-        self.share_domain(after, before)
-        for segment in (before, after):
-            segment.no_scale.append(why)
-            segment.no_shift.append(why)
-        self.edges[node] = edge._replace(origin=after, offsets=None)
-
-    def _softmax(self, node: fx.Node, edge: Edge, dim: Any, label: str) -> None:
-        if not isinstance(dim, int) or edge.axis is None or not edge.runs_over(dim) or edge.layout != "plain":
-            self.opaque(node, f"{label} runs over another axis than theirs; {TRY_SHAPES}")
-            return
-        before = edge.segment
-        before.no_scale.append(f"they pass through {label}")
-        before.domain.fixed.append(f"they pass through {label}")
-        before.is_output = True
-        before.norms.append(Norm("", "softmax", 1, {}))
-        after = self.new()
-        self.fix(after, f"they come out of {label}")
-        self.edges[node] = Edge(after, None, edge.ndim, "plain", None)
-
-    def _flatten(self, node: fx.Node, edge: Edge) -> None:
-        if edge.axis is None or edge.ndim == 2:
-            self.edges[node] = edge
-        elif edge.layout != "plain" or edge.axis not in (1, -1 if edge.ndim is None else edge.ndim - 1):
-            self.opaque(node, f"{node.name!r} ops.flattens them together with other axes")
-        else:
-            layout = "blocks" if edge.axis == 1 else "interleaved"
-            self.edges[node] = edge._replace(axis=1, ndim=2, layout=layout)
-
-    def _add(self, node: fx.Node, edges: list[Edge], sign: float) -> None:
-        terms = (node.args[0], ops.argument(node, 1, "other"))
-        if any(isinstance(term, (int, float)) for term in terms):
-            edges[0].segment.no_scale.append(f"a constant is added to them ({node.name!r})")
-            self._scaled(node, edges[0], 1.0 if isinstance(terms[0], fx.Node) else sign)
-            return
-        if terms[0] is terms[1]:
-            edges = [edges[0], edges[0]]
-        if len(edges) != 2:
-            self.opaque(node, f"{node.name!r} adds what belongs to no layer")
-            return
-        one, two = edges
-        widths, places = ({edge.segment.width for edge in edges} - {None}, {edge.place for edge in edges} - {None})
-        if one.layout != two.layout or len(widths) > 1 or len(places) > 1:
-            self.opaque(node, f"{node.name!r} adds tensors whose neurons do not match one to one; {TRY_SHAPES}")
-            return
-        factor = sign * float(node.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
-        offsets: dict[str, float] | None = None
-        if one.offsets is not None and two.offsets is not None:
-            offsets = dict(one.offsets)
-            for name, value in two.offsets.items():
-                offsets[name] = offsets.get(name, 0.0) + factor * value
-        shaped = max(edges, key=lambda edge: (edge.axis is not None, edge.ndim or 0))
-        self.edges[node] = shaped._replace(origin=self.join(one.segment, two.segment), offsets=offsets)
-
-    # ---- the result ------------------------------------------------------------------------------------------------
-
-    def finish(self) -> Trace:
-        parameters = dict(self.model.named_parameters())
-        segments = [segment for segment in self.segments if segment.merged_into is None]
-        for segment in segments:
-            for name in sorted({part.name for part in (*segment.incoming, *segment.outgoing)}):
-                if not parameters[name].requires_grad:
-                    self.fix(segment, f"{name} does not train")
-                elif self.uses.get(name, 0) > 1:
-                    self.fix(segment, f"{name} is used {self.uses[name]} times")
-            for name in (*(norm.name for norm in segment.norms), *(part.name for part in segment.domain.extras)):
-                if self.uses.get(name, 0) > 1:
-                    self.fix(segment, f"{name!r} is used {self.uses[name]} times")
-        return Trace(segments, self.notes, [name for name in parameters if name not in self.known])
+        mine.sort(key=place)
+        parts = [Slice(use.name, use.axis, torch.from_numpy(units)) for use, units in mine]
+        writers = dict.fromkeys(use.layer for use, _ in mine if use.role in WRITING)
+        readers = dict.fromkeys(use.layer for use, _ in mine if use.role == READ)
+        return Order(
+            len(units), run, tuple(writers), tuple(readers), tuple({part.key: part for part in parts}.values())
+        )

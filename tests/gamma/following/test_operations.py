@@ -346,6 +346,39 @@ PLAIN = [
     Case("local_response_norm", lambda x: F.local_response_norm(x, 2), ("N c T",)),
     Case("channel_shuffle", lambda x: F.channel_shuffle(x, 2), ("N c T w",)),
     Case("F.unfold", lambda x: F.fold(F.unfold(x, 2, stride=2), (4, 8), 2, stride=2), ("N c 4 w",)),
+    Case(
+        "grid_sample, samples as rows of points",
+        lambda x, g: F.grid_sample(x, g, align_corners=False),
+        ("1 c 4 4", "1 N 3 2"),
+        NUMBERS,
+    ),
+    Case(
+        "grid_sample, samples as points",
+        lambda x, g: F.grid_sample(x, g, align_corners=False),
+        ("1 c 4 4", "1 3 N 2"),
+        NUMBERS,
+    ),
+    Case("solve", lambda a, b: torch.linalg.solve(a + 9 * torch.eye(4), b), ("N e e", "N e d"), NUMBERS),
+    Case("solve of columns", lambda a, b: torch.linalg.solve(a + 9 * torch.eye(4), b), ("e e", "e N"), NUMBERS),
+    Case(
+        "solve_triangular of columns",
+        lambda a, b: torch.linalg.solve_triangular(a.tril() + 9 * torch.eye(4), b, upper=False),
+        ("1 e e", "1 e N"),
+        NUMBERS,
+    ),
+    Case(
+        "solve_triangular of rows",
+        lambda a, b: torch.linalg.solve_triangular(a.tril() + 9 * torch.eye(4), b, upper=False, left=False),
+        ("e e", "N e"),
+        NUMBERS,
+    ),
+    Case(
+        "cholesky_solve of columns",
+        lambda b, a: torch.cholesky_solve(b, a.tril() + 9 * torch.eye(4)),
+        ("e N", "e e"),
+        NUMBERS,
+    ),
+    Case("max_unpool", lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), ("N c 4 w",), NUMBERS),
     Case("grid_sample", lambda x, g: F.grid_sample(x, g, align_corners=False), ("N c 4 4", "N 3 3 2"), NUMBERS),
     Case("affine_grid", lambda x: F.affine_grid(x, [x.shape[0], 1, 3, 3], align_corners=False), ("N 2 3",), NUMBERS),
     Case("embedding_bag", lambda i, w: F.embedding_bag(i, w), ("i:N T", "3 d")),
@@ -373,6 +406,7 @@ PLAIN = [
 
 # Never followed: samples meet. The oracle need not object where a rule knows no better (roll, flip of samples).
 MIXED = [
+    Case("solved over the samples", lambda x: torch.linalg.solve(torch.ones(len(x), len(x)).tril(), x), ("N d",)),
     Case("sum over samples keepdim", lambda x: x - x.mean(0, keepdim=True), ("N T",)),
     Case("mean over samples, centred", lambda x: x - x.mean(0), ("N T",)),
     Case("std of all", lambda x: x / x.std(), ("N T",)),

@@ -560,6 +560,8 @@ def test_plots_into_a_new_figure_or_given_axes(layer):
     plane = layer.plane().points
     order = np.argsort(np.asarray(layer.clusters), kind="stable")
     assert np.allclose(drawn, plane[order])
+    flat.draw_without_rendering()
+    assert flat_axes.get_legend().get_window_extent().x0 >= flat_axes.get_window_extent().x1  # it hides no neuron
     deep = pyplot.figure().add_subplot(projection="3d")
     assert layer.plot(axes=deep)[1] is deep
     assert not pyplot.figure().add_subplot().collections

@@ -169,8 +169,8 @@ OBSTACLES = {
     "halves by their places": (
         lambda m, x: m.head(torch.cat([m.first(x)[..., 3:], m.first(x)[..., :3]], -1)), REMOVAL, "by their places"
     ),
-    "halves used apart": (
-        lambda m, x: m.head(torch.cat([(h := m.first(x).chunk(2, -1))[0], h[1].relu()], -1)), REMOVAL, "into pieces"
+    "pieces used apart": (
+        lambda m, x: m.head(torch.cat([(h := m.first(x).split([2, 4], -1))[0], h[1].relu()], -1)), REMOVAL, "pieces"
     ),
     "size of others": (
         lambda m, x: m.head(m.first(x).view(len(x), 2, 3).transpose(1, 2).reshape(len(x), x.shape[-1])),

@@ -56,6 +56,9 @@ COUPLED = {
     "shuffled by a number of the module": (
         lambda m, x: m.head(m.first(x).view(len(x), m.two, -1).transpose(1, 2).flatten(1)), ["first"], 3
     ),
+    "halves used apart": (
+        lambda m, x: m.head(torch.cat([(h := m.first(x).chunk(2, -1))[0], h[1].relu()], -1)), ["first"], 3
+    ),
     "gated linear unit": (lambda m, x: m.pair(functional.glu(m.first(x))), ["first"], 3),
     "added by place": (
         lambda m, x: m.head(torch.zeros_like(m.first(x)).index_add(0, torch.arange(len(x)), m.first(x))), ["first"], 6

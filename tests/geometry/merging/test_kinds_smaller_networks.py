@@ -343,7 +343,7 @@ def test_a_call_that_fails_after_the_cut_leaves_the_model_alone(monkeypatch):
     tensors = {name: id(tensor) for name, tensor in model.named_parameters()}
     done = []
 
-    def broken(*arguments):
+    def broken(*arguments, **_named):
         done.append(arguments)
         raise KeyboardInterrupt
 

@@ -321,12 +321,85 @@ def test_a_budget_is_kept_and_layers_can_lose_equally_many():
     assert inplace[0].out_features == inplace[2].in_features == 4
 
 
+class Stages(nn.Module):
+    """Widths of a configuration, and hidden layers of the same multiple of each."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.inlet = nn.ModuleList(nn.Linear(6, width) for width in config.widths)
+        sizes = [(width, int(config.mlp_ratio * width)) for width in config.widths]
+        self.up = nn.ModuleList(nn.ModuleDict({"dense": nn.Linear(*size)}) for size in sizes)
+        self.down = nn.ModuleList(nn.Linear(hidden, 3) for _, hidden in sizes)
+
+    def forward(self, x):
+        each = zip(self.inlet, self.up, self.down, strict=True)
+        return sum(down(up["dense"](inlet(x)).tanh()) for inlet, up, down in each)
+
+
+class Ratios:
+    """As in Swin; `whole`: as in DINOv2, a ratio has to be a whole number."""
+
+    def __init__(self, whole=False):
+        vars(self).update(whole=whole, widths=[4, 6], mlp_ratio=2 if whole else 2.0)
+
+    def __setattr__(self, name, value):
+        if self.whole and name == "mlp_ratio" and type(value) is not int:
+            raise TypeError("expected int")
+        super().__setattr__(name, value)
+
+
+@torch.no_grad()
+def test_layers_of_all_sizes_lose_the_same_share_and_a_ratio_says_it():
+    model, x = made(Stages(Ratios())), tokens(20, 6)
+    smaller, report = consolidate_model(model, [x], "up.*", budget=0.01, uniform="share", example_input=x)
+    assert [row.neurons for row in report.layers] == [(8, 6), (12, 9)]
+    fit = fit_config(smaller, x)
+    assert fit.changed == {"mlp_ratio": (2.0, 1.5)}
+    rebuilt = Stages(smaller.config).double().eval()
+    rebuilt.load_state_dict(smaller.state_dict())
+    assert_same(rebuilt(x), smaller.eval()(x))
+    uneven, report = consolidate_model(model, [x], "up.*", budget=0.01, uniform=True, example_input=x)
+    assert [a - b for a, b in (row.neurons for row in report.layers)].count(1) == 1
+    assert not fit_config(uneven, x).fits
+
+
+@torch.no_grad()
+def test_numbers_in_lists_follow_and_what_a_configuration_does_not_take_is_said():
+    model, x = made(Stages(Ratios(whole=True))), tokens(20, 6)
+    narrow, _ = remove_neurons(model, "inlet.1", [0, 1], example_input=x)
+    fit = fit_config(narrow, x)
+    assert "no number in Ratios gives it this size alone" in fit.why
+    for layer in ("up.0.dense", "up.1.dense"):
+        narrow, _ = remove_neurons(narrow, layer, range(4), example_input=x)
+    assert "widths" not in str(fit_config(narrow, x).changed)
+    narrow, _ = remove_neurons(model, "inlet.1", [0, 1], example_input=x)
+    narrow, _ = remove_neurons(narrow, "up.1.dense", range(4), example_input=x)
+    assert fit_config(narrow, x).changed == {"widths.1": (6, 4)}
+    assert narrow.config.widths == [4, 4]
+    shares, _ = consolidate_model(model, [x], "up.*", budget=0.01, uniform="share", example_input=x)
+    fit = fit_config(shares, x)
+    assert "mlp_ratio = 1.5 would, and Ratios does not take it. Save the whole model: torch.save" in fit.why
+    assert shares.config.mlp_ratio == 2
+
+
+def test_a_layer_that_loses_one_makes_all_of_its_kind_lose_one():
+    model, x = made(Configured(Config())), tokens(4, 7, 5)
+    alone, report = consolidate_model(model, [x], "blocks.*.gate", budget=0.001, example_input=x)
+    assert sorted(len(row.pairs) for row in report.layers)[-1] == 1
+    smaller, report = consolidate_model(model, [x], "blocks.*.gate", budget=0.001, uniform=True, example_input=x)
+    assert {len(row.pairs) for row in report.layers} == {1}
+    assert fit_config(smaller, x).fits
+    assert not fit_config(alone, x).fits
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({}, "got neither"),
         ({"above": 2}, "a cosine from -1 to 1"),
         ({"budget": 1.5}, "a share of the parameters"),
+        ({"above": 0.5, "uniform": "sharing"}, "uniform"),
         ({"above": 0.5, "how": "act"}, "'mean', 'absorb'"),
         ({"above": 0.5, "layers": "nothing*"}, "matches 'nothing"),
         ({"above": 0.5, "layers": "4"}, "none of the layers can be cut"),

@@ -19,7 +19,8 @@ import sdsd
 from sdsd._extras import MissingExtraError
 from sdsd.studies.demo import report as demo_report
 from sdsd.studies.demo import run as demo
-from sdsd.studies.demo.merges import merge_facts, merge_sentence
+from sdsd.studies.demo.merges import merge_facts, merge_sentence, pair_table
+from sdsd.studies.demo.neurons import judged_links, link_words
 from sdsd.studies.demo.noise import noise_sentence
 from sdsd.studies.digits import split_digits
 from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet
@@ -251,6 +252,42 @@ def test_the_sentence_on_merges_follows_the_numbers(near, far, single_far, says)
         }
     )
     assert says in merge_sentence(facts, 3)
+
+
+def test_links_of_the_map_are_judged_by_what_merging_cost(finished):
+    cohorts, neuron_map = finished.results["merges"]["cohorts"], finished.neuron_map
+    costs = sorted(abs(pair["loss_change"]) for pair in cohorts["random"]["pairs"])
+    cheap, dear, words = judged_links(neuron_map, finished.results["merges"])
+    named = [tuple(neuron_map.order[place] for place in link) for link in (*cheap, *dear)]
+    changes = {(pair["first"], pair["second"]): abs(pair["loss_change"]) for pair in cohorts["near"]["pairs"]}
+    assert set(named) == set(changes) == {pair[:2] for pair in neuron_map.nearest}
+    assert [changes[pair] < costs[1] for pair in named] == [True] * len(cheap) + [False] * len(dear)
+    assert words == link_words(len(cheap), len(dear), costs[1])
+    assert f"{words}</figcaption>" in (finished.folder / "report.html").read_text(encoding="utf-8")
+    links, none, words = judged_links(neuron_map, None)
+    assert (links, none, words) == (neuron_map.links(10), [], "Lines: the 3 nearest pairs.")
+
+
+@pytest.mark.parametrize(
+    ("cheap", "dear", "says"),
+    [(3, 0, "Merging any of them"), (0, 3, "merging none of them"), (2, 1, "2 that are solid changes the loss less")],
+)
+def test_the_words_on_links_follow_the_numbers(cheap, dear, says):
+    words = link_words(cheap, dear, 0.00141)
+    assert words.startswith("Lines: the 3 nearest pairs. ")
+    assert says in words
+    assert "(0.0014)" in words
+
+
+def test_the_table_holds_the_pairs_in_their_order(finished):
+    cohorts = finished.results["merges"]["cohorts"]
+    rows = pair_table(cohorts).rows
+    assert len(rows) == 3
+    for row, near, far in zip(rows, cohorts["near"]["pairs"], cohorts["far"]["pairs"], strict=True):
+        assert row[1] == f"{near['first']} – {near['second']}"
+        assert row[4] == f"{far['first']} – {far['second']}"
+        for text, pair in ((row[3], near), (row[6], far)):
+            assert float(text.replace("−", "-")) == pytest.approx(pair["loss_change"], rel=0.06)
 
 
 def test_plain_lines_are_few_and_end_with_the_last_step(capsys):

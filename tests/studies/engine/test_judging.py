@@ -66,7 +66,7 @@ def test_effects_that_cannot_be_are_refused():
 
 def test_a_verdict_states_its_rule():
     rule = Rule("above 1", "2026-11-26", "above 2")
-    verdict = Verdict("c", "s", "refuted", seed_figure="1", our_figure=None, corrected="i", **rule.stated())
+    verdict = Verdict("c", "s", "refuted", published="1", our_figure=None, corrected="i", **rule.stated())
     assert (verdict.rule, verdict.fixed, verdict.replaced) == ("above 1", "2026-11-26", "above 2")
 
 

@@ -75,7 +75,7 @@ def test_what_a_run_leaves(tmp_path):
     assert set(found) == {
         "schema", "study", "status", "config", "seeds", "versions", "seconds", "series", "verdicts", "figures",
     }  # fmt: skip
-    assert (found["schema"], found["study"], found["status"], found["seeds"]) == (3, "toy", "complete", [0, 1, 2])
+    assert (found["schema"], found["study"], found["status"], found["seeds"]) == (4, "toy", "complete", [0, 1, 2])
     assert found["config"] == {"quick": False, "size": 10, "interrupt_at": None}
     assert found["series"][1] == {
         "seed": 1,
@@ -87,7 +87,7 @@ def test_what_a_run_leaves(tmp_path):
     }
     (verdict,) = found["verdicts"]
     assert set(verdict) == {
-        "claim", "source", "verdict", "rule", "fixed", "replaced", "seed_figure", "our_figure", "corrected", "effect",
+        "claim", "source", "verdict", "rule", "fixed", "replaced", "published", "our_figure", "corrected", "effect",
     }  # fmt: skip
     assert verdict["our_figure"]["value"] == 33
     assert result.series[2]["endless"] == math.inf

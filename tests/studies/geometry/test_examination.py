@@ -83,6 +83,7 @@ def test_files_of_a_run(examined):
     names = {path.name for path in examined.written}
     assert names == {
         "report.html", "results.json", "small-net-map.png", "small-net-map.ply", "small-net-cohorts.png",
+        "small-net-untrained-map.ply", "small-net-shuffled-inputs-map.ply",
         "small-net-consolidation.png", "small-net-equal-size.png", "small-net-controls.png",
         "small-net-silhouettes.png", "small-net-plasticity.png",
     }  # fmt: skip
@@ -97,6 +98,19 @@ def test_files_of_a_run(examined):
     assert set(series["controls"]) == {UNTRAINED, SHUFFLED}
     assert len(found["verdicts"]) == 7
     assert len({verdict["claim"] for verdict in found["verdicts"]}) == 7
+
+
+def test_controls_are_point_clouds_too(examined):
+    plyfile = pytest.importorskip("plyfile")
+    (series,) = examined.result.series
+    clouds = {}
+    for name in (UNTRAINED, SHUFFLED):
+        stem = name.replace(" ", "-")
+        cloud = plyfile.PlyData.read(examined.folder / f"small-net-{stem}-map.ply")["vertex"]
+        clouds[name] = np.stack([cloud["x"], cloud["y"], cloud["z"]], 1)
+        assert cloud["neuron"].tolist() == series["controls"][name]["order"]
+        np.testing.assert_allclose(clouds[name], series["controls"][name]["points"], atol=1e-3)
+    assert not np.array_equal(clouds[UNTRAINED][:2], clouds[SHUFFLED][:2])
 
 
 def test_numbers_are_those_of_the_functions_by_hand(examined):
@@ -181,6 +195,16 @@ def test_a_second_run_measures_nothing_again(examined):
     assert len(calls) == 1  # only the untouched network, to see that it is the same
     assert len(again.resumed) == 6
     assert again.result.series == examined.result.series
+    assert {path.name for path in again.written} == {path.name for path in examined.written}
+
+
+def test_a_map_of_a_control_that_is_gone_is_drawn_again(examined):
+    (kept,) = (examined.folder / "measurements").glob("*-control-untrained.npz")
+    before = (examined.folder / "small-net-untrained-map.ply").read_bytes()
+    kept.unlink()
+    examine([small()], examined.folder, CONFIG, quiet=True)
+    assert kept.exists()
+    assert (examined.folder / "small-net-untrained-map.ply").read_bytes() == before
 
 
 def again_in(folder: Path, subject: Subject, config: ArcConfig = CONFIG) -> Examination:

@@ -19,8 +19,8 @@ def test_a_network_with_room_to_learn_is_merged_and_trained_on(tmp_path):
     for series in result.series:
         assert series["before"] < 0.95  # away from the ceiling
         assert [len(series[name]) for name in after_merging.WAYS] == [3, 3, 3]
-    (verdict,) = result.verdicts
-    assert verdict.verdict.split()[0] in verdict.rule
+        assert series["cost"]["geometry"] < series["cost"]["random"]
+    assert [verdict.verdict.split()[0] in verdict.rule for verdict in result.verdicts] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,22 @@ def test_a_network_with_room_to_learn_is_merged_and_trained_on(tmp_path):
 def test_a_gain_of_a_point_refutes_the_negative_result(interval, word):
     assert after_merging._word(Measured(*interval)) == word
     assert after_merging._word(Measured(0.1)) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("stability", "speed", "word"),
+    [
+        ((0.6, 0.5, 0.7), (0.1, -0.3, 0.5), "reproduced"),
+        ((0.6, 0.5, 0.7), (1.5, 1.1, 1.9), "refuted"),
+        ((0.6, 0.5, 0.7), (-1.5, -1.9, -1.1), "refuted"),
+        ((0.6, 0.5, 0.7), (0.8, 0.4, 1.2), "inconclusive"),
+        ((0.0, -0.05, 0.05), (0.1, -0.3, 0.5), "no effect"),
+        ((0.1, -0.2, 0.4), (0.1, -0.3, 0.5), "inconclusive"),
+        ((0.6,), (0.1, -0.3, 0.5), "inconclusive"),
+    ],
+)
+def test_stability_and_speed(stability, speed, word):
+    assert after_merging._speed_word(Measured(*stability), Measured(*speed)) == word
 
 
 def test_readers_and_mass_foretell_the_cost_better_than_the_angle(tmp_path):

@@ -71,8 +71,9 @@ def test_classes_collapse_and_less_so_without_batchnorm(run):
         collapsed, bare = series["arms"]["BatchNorm"], series["arms"]["no BatchNorm"]
         assert collapsed["nc1"][-1] < collapsed["nc1"][0] / 8
         assert collapsed["nc1"][-1] < bare["nc1"][-1]
-        for key in ("nc2", "nc3"):
+        for key in ("nc2", "nc3", "norms"):
             assert collapsed[key][-1] < collapsed[key][0] / 2
+        assert collapsed["nc4"][-1] <= 0.01 < collapsed["nc4"][0]
         assert collapsed["gamma"][-1] < 1 < collapsed["gamma_published"][0]
 
 
@@ -106,6 +107,8 @@ def test_addition_is_understood_long_after_it_is_memorised(run):
     for series in result.series:
         assert max(series["arms"]["no weight decay"]["test_accuracy"]) < 0.5
         assert max(series["arms"]["too few sums"]["test_accuracy"]) < 0.5
+        assert max(series["later"].values()) < 0.5
+        assert 0 < series["memorised"] < 100
 
 
 @pytest.mark.parametrize(
@@ -233,6 +236,24 @@ def test_gamma_at_the_canonical_point_is_in_the_unit_of_the_batch():
     rows = torch.stack([torch.cat([each.flatten() for each in part]) for part in parts]).double()
     expected = (rows.mean(0).square().sum() / rows.var(0).sum() - (1 / 8 - 8 / 80)) * 32 / 8
     assert found["gamma_canonical"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_angle_of_v_leaves_it_room_both_ways():
+    """Caps of 60° round 128 random directions in 65 dimensions do not overlap, and V would be 128 at any time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    data = torch.randn(32, 64), torch.randn(32, 10)
+
+    def loss(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    def volume(**options):
+        watch = Watch(16, every=1, samples=16, **options)
+        return geometry(model, data, loss, watch, torch.optim.SGD(model.parameters(), 0.1))["volume"]
+
+    assert 50 < volume() < 80
+    with pytest.warns(UserWarning, match="caps of 60°"):
+        assert volume(angle=math.radians(60)) > 127.5
 
 
 def test_functional_verdict_needs_both_to_fall_more_than_in_controls():

@@ -31,7 +31,7 @@ def test_the_orbit_experiment_separates_what_moves_from_what_does_not():
 
 def test_gamma_star_foretells_real_steps_and_the_published_gamma_does_not():
     """Digits with 20% label noise at three learning rates; the study "prediction" is the same at full length."""
-    right = {"gamma_star": 0, "gamma_seed": 0, "gamma_seed_diffusion": 0}
+    right = {"gamma_star": 0, "gamma_published": 0, "gamma_published_diffusion": 0}
     significant = 0
     for seed in (0, 1):
         pixels, labels = load_digits(seed, 200, centre=0.0, dtype=torch.float64)
@@ -45,8 +45,8 @@ def test_gamma_star_foretells_real_steps_and_the_published_gamma_does_not():
             right[ratio] += count
     assert significant >= 50
     assert right["gamma_star"] >= 0.9 * significant
-    assert right["gamma_seed"] < 0.6 * significant
-    assert right["gamma_seed_diffusion"] < right["gamma_star"]
+    assert right["gamma_published"] < 0.6 * significant
+    assert right["gamma_published_diffusion"] < right["gamma_star"]
 
 
 def test_one_loader_of_digits():

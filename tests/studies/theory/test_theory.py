@@ -21,6 +21,8 @@ from ..strict_json import strict_json
 THEORY = {study.name: study for study in GROUPS["theory"]}
 EXPECTED = {
     "orbit": ["untestable here", "untestable here"],  # 8 epochs do not get the shuffled labels into the network
+    "copies": ["inconclusive", "refuted"],  # one seed has no interval
+    "averaging": ["inconclusive"],
     "regulariser": ["refuted"],
     "quotient": ["direction only"],
     "prediction": ["refuted"],
@@ -45,6 +47,8 @@ EXPECTED = {
     "kakeya": ["inconclusive"],
 }
 OUR_FIGURE = {
+    "copies": (0.5, 0.95),
+    "averaging": (0.5, 1),
     "quotient": (2, 10_000),
     "prediction": (0, 0.6),
     "phase": (4.5, 5.5),
@@ -114,11 +118,12 @@ def test_a_constant_answer_foretells_half():
     assert prediction.ranked(better, "always") == 1.0
 
 
-def test_gamma_of_the_quotient_moves_when_linear_layers_are_mixed():
-    """The function stays to rounding; the analysed symmetries leave this freedom out."""
+def test_gamma_of_the_quotient_stays_when_linear_layers_are_mixed_and_moves_with_neurons_that_nothing_cuts():
+    """The function stays to rounding both times; the analysed symmetries have the first freedom and not the second."""
     mixed = mixing_experiment(hidden=8, bottleneck=4, steps=5, mixes=2)
     assert mixed["output_change"] < 1e-8
-    assert max(mixed["gammas"]) > 1.01 * min(mixed["gammas"])
+    assert max(mixed["gammas"]) < (1 + 1e-7) * min(mixed["gammas"])
+    assert max(mixed["uncut_gammas"]) > 1.01 * min(mixed["uncut_gammas"])
 
 
 @pytest.mark.parametrize("name", ["selection", "phase"])

@@ -1,10 +1,27 @@
 """Programs by kind, as people write them."""
 
-from . import adapters, batches, functions, in_place, layers, losses, passes, practice, routing, sizes, uses
+from . import (
+    adapters,
+    batches,
+    contrast,
+    densities,
+    functions,
+    in_place,
+    layers,
+    losses,
+    passes,
+    practice,
+    routing,
+    sizes,
+    uses,
+)
 
+_MODULES = (
+    uses, losses, passes, batches, sizes, layers, adapters, functions, in_place, routing, practice, densities, contrast
+)  # fmt: skip
 ALL = {
     f"{kind}: {name}": program
-    for module in (uses, losses, passes, batches, sizes, layers, adapters, functions, in_place, routing, practice)
+    for module in _MODULES
     for kind, programs in module.PROGRAMS.items()
     for name, program in programs.items()
 }

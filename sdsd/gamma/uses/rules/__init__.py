@@ -12,6 +12,7 @@ file                 operations
 `attention.py`       attention with a mask of parameters
 `recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, lstm_cell
 `generic.py`         every other one, and writing into samples
+`broadcasting.py`    what several share: gradients of an operand that is broadcast to the output
 ===================  =================================================================================================
 
 A rule is called as `rule(mode, func, args, kwargs, parameters)` in the place of `func(*args, **kwargs)`, whose result

@@ -16,7 +16,7 @@ from ...following import Mixed, Track, track_of
 from ..operand import Operand, leaves_of
 from ..pieces import Piece
 from ..use import watch
-from .elementwise import apart
+from .broadcasting import apart
 from .generic import any_operation
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ...following import Mixed, Track, track_of
+from ...following import Mixed, Track, follow, set_track, track_of
 from ..operand import Operand, leaves_of, unexpanded_of
 from ..pieces import Lazy, Piece
 from ..use import watch
+from .broadcasting import apart
 
 if TYPE_CHECKING:
     from ..measuring import Measuring
@@ -230,8 +231,6 @@ def _set_item(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
         return out
     mode.run(func, args, kwargs)
     n = mode.ledger.n
-    from .elementwise import apart
-
     if isinstance(index, Tensor) and index.dtype == torch.bool and value.ndim <= x.ndim - index.ndim:
         track = track_of(x)
         chosen = index.detach().reshape(*index.shape, *[1] * (x.ndim - index.ndim))
@@ -243,8 +242,6 @@ def _set_item(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
         watch(mode, "written into samples", x, [value], (), masked, unexpanded=True)
         return None
     shown = x.detach()[index]
-    from ...following import follow, set_track
-
     probe = x.detach()
     set_track(probe, track_of(x))
     follow(Tensor.__getitem__, (probe, index), {}, shown, n)

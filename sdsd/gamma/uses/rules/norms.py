@@ -18,7 +18,7 @@ from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land_norm, rows_of
 from ..pieces import Dense, Piece, Sums, wide
 from ..use import Use, operands_of, register, watch
-from .elementwise import gathered
+from .broadcasting import gathered
 from .generic import any_operation
 
 if TYPE_CHECKING:

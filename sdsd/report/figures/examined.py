@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from . import figures
-from .figures import BLUE, CLUSTER_COLOURS, COHORT_COLOURS, INK, MUTED, plain_number, styled
+from .neurons import frame_map
+from .numbers import plain_number
+from .style import BLUE, CLUSTER_COLOURS, COHORT_COLOURS, INK, MUTED, PAPER, styled
 
 GREY = COHORT_COLOURS["random"]
 
@@ -21,8 +22,8 @@ def draw_points(axes: Any, points: Sequence[Sequence[float]], clusters: Sequence
     flat = np.asarray(points, dtype=float)[:, :2]
     size = float(np.clip(9000 / len(flat), 5, 60))
     colours = [CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)] for cluster in clusters]
-    axes.scatter(*flat.T, s=size, c=colours, edgecolors=figures.PAPER, linewidths=0.4, alpha=0.9)
-    figures.frame_map(axes)
+    axes.scatter(*flat.T, s=size, c=colours, edgecolors=PAPER, linewidths=0.4, alpha=0.9)
+    frame_map(axes)
 
 
 @styled
@@ -37,9 +38,14 @@ def draw_costs(axes: Any, costs: Mapping[str, Sequence[float]], best: str, xlabe
         if len(sizes) > 1:
             axes.plot(sizes, [position] * len(sizes), ".", color=INK, markersize=5, alpha=0.6)
         axes.annotate(
-            plain_number(mean), (max(mean, float(sizes.max())), position), xytext=(6, 0), textcoords="offset points",
-            va="center", color=INK, fontsize=9.5,
-        )  # fmt: skip
+            plain_number(mean),
+            (max(mean, float(sizes.max())), position),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            fontsize=9.5,
+        )
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", labelcolor=INK, length=0)
     axes.invert_yaxis()
@@ -59,9 +65,14 @@ def draw_silhouettes(axes: Any, silhouettes: Mapping[str, Sequence[float]], trai
         if len(values) > 1:
             axes.plot([position] * len(values), values, ".", color=INK, markersize=5, alpha=0.6)
         axes.annotate(
-            plain_number(mean), (position, max([mean, 0.0, *values])), xytext=(0, 4), textcoords="offset points",
-            ha="center", color=INK, fontsize=9.5,
-        )  # fmt: skip
+            plain_number(mean),
+            (position, max([mean, 0.0, *values])),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+            fontsize=9.5,
+        )
     axes.set_xticks(
         range(len(names)), [name.replace(" on ", "\non ").replace("shuffled ", "shuffled\n") for name in names]
     )
@@ -78,9 +89,13 @@ def draw_relearning(axes: Any, curves: Mapping[str, Sequence[float]]) -> None:
     colours = {"geometry": COHORT_COLOURS["near"], "random": GREY, "untouched": BLUE}
     for name, values in curves.items():
         axes.plot(
-            range(1, len(values) + 1), [100 * value for value in values], marker="o", markersize=5, label=name,
+            range(1, len(values) + 1),
+            [100 * value for value in values],
+            marker="o",
+            markersize=5,
+            label=name,
             color=colours.get(name, INK),
-        )  # fmt: skip
+        )
     axes.set_xlabel("epochs after the merge")
     axes.set_ylabel("accuracy (%)")
     axes.set_xticks(range(1, max((len(values) for values in curves.values()), default=1) + 1))

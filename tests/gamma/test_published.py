@@ -23,7 +23,7 @@ def loader():
     return DataLoader(TensorDataset(torch.randn(160, 5), torch.randint(0, 3, (160,))), batch_size=16)
 
 
-def test_equals_the_seed_pseudocode(loader):
+def test_equals_the_published_pseudocode(loader):
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     stats = sdsd.compute_gamma(model, loader, loss_fn, n_samples=6)
     rows = []

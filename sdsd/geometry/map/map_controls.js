@@ -5,7 +5,6 @@ function mapControls(name) {
   const element = document.getElementById(name), controls = document.getElementById(name + "-controls");
   const list = controls.querySelector("select"), output = controls.querySelector("output");
   const data = JSON.parse(document.getElementById(name + "-data").textContent);
-  element.setAttribute("role", "group"); // it holds buttons, which no picture does
   const neurons = data.traces.flatMap((trace) => trace.texts.map((text, place) => ({
     number: Number(/neuron (\d+)/.exec(text)[1]), point: trace.points[place],
     words: text.replace("<br>", ". Nearest, with cosines: ").replace("nearest: ", "").replace(/<[^>]*>/g, ""),
@@ -45,11 +44,15 @@ function mapControls(name) {
     button.addEventListener("click", () => look(...ways[button.dataset.way]));
   }
 
-  // On a narrow screen the legend goes below the map, so that it hides no neuron.
+  // On a narrow screen the legend goes below the map, so that it hides no neuron, and the eye goes back: the width of
+  // what it sees is that of the height, as far as the element is narrower than high.
+  const near = { ...element.layout.scene.camera.eye };
   function fit() {
-    const narrow = element.clientWidth < 560;
+    const narrow = element.clientWidth < 560, back = Math.max(1, element.clientHeight / element.clientWidth);
     const legend = narrow ? { orientation: "h", x: 0, y: 0, yanchor: "top" } : { orientation: "v", x: 0, y: 1 };
-    Plotly.relayout(element, { legend: { ...element.layout.legend, ...legend } });
+    const eye = { x: near.x * back, y: near.y * back, z: near.z * back };
+    Plotly.relayout(element, { legend: { ...element.layout.legend, ...legend },
+      "scene.camera": { ...element.layout.scene.camera, eye } });
   }
   fit();
   window.matchMedia("(max-width: 620px)").addEventListener("change", fit);

@@ -1,4 +1,4 @@
-"""What the figures of the theory's experiments share: curves with bands, reference lines, the phase diagram."""
+"""Curves with bands, reference lines, dots with intervals, and the phase diagram."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .figures import BEHIND_TEXT, BLUE, CLUSTER_COLOURS, INK, MUTED, ORANGE, log_axis, plain_number, styled
+from .numbers import log_axis, plain_number
+from .style import BEHIND_TEXT, BLUE, CLUSTER_COLOURS, INK, MUTED, ORANGE, styled
 
 Bounds = tuple[Sequence[float], Sequence[float]]
 
@@ -60,11 +61,17 @@ def draw_level(
     across = axes.transAxes.inverted().transform(axes.transData.transform((value, value)))[0] if vertical else at
     right = across > 0.5
     axes.annotate(
-        text, (value, at) if vertical else (at, value), xycoords=blended,
-        xytext=(-5 if right else 5, 0) if vertical else (0, 4), textcoords="offset points",
-        ha="right" if right else "left", va="top" if vertical else "bottom", color=colour, fontsize=9.5,
+        text,
+        (value, at) if vertical else (at, value),
+        xycoords=blended,
+        xytext=(-5 if right else 5, 0) if vertical else (0, 4),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="top" if vertical else "bottom",
+        color=colour,
+        fontsize=9.5,
         bbox=BEHIND_TEXT,
-    )  # fmt: skip
+    )
 
 
 @styled
@@ -82,9 +89,14 @@ def draw_dots(
         axes.plot([position, position], [low, high], color=colour, linewidth=2.4, solid_capstyle="round", zorder=3)
         axes.plot([position], [value], "o", color=colour, markersize=8, markeredgewidth=0, zorder=4)
         axes.annotate(
-            plain_number(value), (position, value), xytext=(10, 0), textcoords="offset points", va="center",
-            color=INK, fontsize=9.5,
-        )  # fmt: skip
+            plain_number(value),
+            (position, value),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            fontsize=9.5,
+        )
     axes.set_xlim(-0.5, len(rows) - 0.35)
     axes.set_xticks(range(len(rows)), list(rows))
     axes.tick_params(axis="x", labelcolor=INK, length=0, pad=6)
@@ -102,14 +114,14 @@ def draw_phase_diagram(
     diffusion: np.ndarray,
     growth: np.ndarray,
     gamma_h: np.ndarray,
-    gamma_seed: np.ndarray,
+    gamma_published: np.ndarray,
 ) -> None:
     """The measured growth of the loss over (stiffness, diffusion), and the lines on which each ratio is 1.
 
     Args:
         stiffness, diffusion: the axes.  # shape: (a,), (b,)
         growth: log of the loss at the end over the loss at the start.  # shape: (a, b)
-        gamma_h, gamma_seed: at the start.  # shape: (a, b)
+        gamma_h, gamma_published: at the start.  # shape: (a, b)
     """
     from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 
@@ -122,7 +134,7 @@ def draw_phase_diagram(
     )
     for values, colour, style, text in (
         (gamma_h, INK, "-", "Γ_H = 1"),
-        (gamma_seed, ORANGE, (0, (5, 2)), "the document's Γ = 1"),
+        (gamma_published, ORANGE, (0, (5, 2)), "the document's Γ = 1"),
     ):
         axes.contour(
             stiffness, diffusion, np.log(values.T), levels=[0.0], colors=colour, linestyles=[style], linewidths=2.4

@@ -1,7 +1,7 @@
 import pytest
 from scipy import stats
 
-from sdsd.gamma.student import student_t_quantile
+from sdsd._student_t import student_t_quantile
 
 
 @pytest.mark.parametrize("degrees", [0.3, 1, 2, 2.5, 7, 31, 400, 1e5])

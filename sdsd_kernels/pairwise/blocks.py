@@ -9,29 +9,26 @@ a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .cosine_matrix.cpu import (
+from .products import SUMMED, exact_float32, multiplies_in_place, product, transposed, upper_products
+from .reading import (
+    PASS_ELEMENTS,
     SQUARES,
-    SUMMED,
-    _exact_float32,
-    _multiplies_in_place,
-    _product,
-    _transposed,
-    _upper_products,
-    far_exponents,
+    brought_nearer,
+    converted,
+    means,
+    peaks,
+    sample_slices,
     scales_of,
-    shifted,
+    squares,
 )
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
-PASS_ELEMENTS = 2**18
-"""Values converted together where neurons are read for their norms: 1 MiB in float32 and 4 MiB of float64."""
 FINISH_ELEMENTS = 2**17
 """Products scaled together: half a MiB stays in the cache. 2**15 is as fast on one thread, but too little for two."""
 MIRROR_ROWS = 256
@@ -68,28 +65,25 @@ class Neurons:
     def converts(self) -> bool:
         """Whether products need a converted copy of a panel."""
         changed = self.mean is not None or self.scale is not None
-        return changed or not _multiplies_in_place(self.rows, self.dtype)
+        return changed or not multiplies_in_place(self.rows, self.dtype)
 
 
 def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = None) -> Neurons:
     """Read `rows` (N, OUTER, INNER) for means, scales and norms. `dtype` None: float64 for float64, else float32."""
     dtype = dtype or (torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    mean = _means(rows, dtype, None) if center else None
+    mean = means(rows, dtype, None) if center else None
     # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
-    square = _squares(rows, dtype, mean, None)
+    square = squares(rows, dtype, mean, None)
     smallest, largest = SQUARES[dtype]
     suspicious = ~((square >= smallest) & (square <= largest))
     scale = None
     if bool(suspicious.any()):
-        far = None if mean is None else far_exponents(_peaks(rows, dtype, None, None))
-        nearer = None if far is None else torch.ldexp(torch.ones_like(square, dtype=dtype), -far)
-        if nearer is not None:
-            mean = _means(rows, dtype, nearer)
-        peak = _peaks(rows, dtype, nearer, mean)
+        far, nearer, mean = brought_nearer(rows, mean)
+        peak = peaks(rows, dtype, nearer, mean)
         alive = peak.isfinite() & (peak > 0)
         if nearer is not None or bool((suspicious & alive).any()):
             scale, mean = scales_of(torch.where(suspicious & alive, peak, 0.5), far, mean)
-            square = _squares(rows, dtype, mean, scale)
+            square = squares(rows, dtype, mean, scale)
         square = torch.where(peak.isfinite(), square, torch.nan)
     inverse_norm = square.rsqrt().to(dtype)
     return Neurons(rows, dtype, mean, scale, torch.where(square == 0, 0.0, inverse_norm))
@@ -144,7 +138,7 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
     bit, so a symmetric matrix is taken from the blocks on one side of the diagonal.
     """
     rows, columns = out.shape
-    with _exact_float32():
+    with exact_float32():
         _fill_products(out, left, row, right, column)
     row_inverse = left.inverse_norm[row : row + rows, None]
     column_inverse = right.inverse_norm[None, column : column + columns]
@@ -164,30 +158,30 @@ def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column:
         for number, parts in enumerate(zip(a.split(SUMMED, 1), b.split(SUMMED, 1), strict=True)):
             _multiply(*parts, out, on_diagonal, accumulate=number > 0)
         return
-    for number, part in enumerate(_sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
-        a = _panel(left, slice(row, row + rows), part)
-        b = a if on_diagonal and rows == columns else _panel(right, slice(column, column + columns), part)
+    for number, part in enumerate(sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
+        a = panel(left, slice(row, row + rows), part)
+        b = a if on_diagonal and rows == columns else panel(right, slice(column, column + columns), part)
         _multiply(a, b, out, on_diagonal, accumulate=number > 0)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, on_diagonal: bool, *, accumulate: bool) -> None:
     """out (+)= a bᵀ; of a block that starts on the diagonal only what is not below it, where that is cheaper."""
     if not on_diagonal or out.device.type != "cpu":
-        _product(a, b, out, accumulate)
+        product(a, b, out, accumulate)
         return
     side = min(out.shape)
-    _upper_products(a[:side], out[:side, :side], accumulate=accumulate)
+    upper_products(a[:side], out[:side, :side], accumulate=accumulate)
     if side < out.shape[1]:
-        _product(a, b[side:], out[:, side:], accumulate)
+        product(a, b[side:], out[:, side:], accumulate)
     if side < out.shape[0]:
-        _product(a[side:], b, out[side:], accumulate)
+        product(a[side:], b, out[side:], accumulate)
 
 
-def _panel(neurons: Neurons, which: slice, part: tuple[slice, slice]) -> Tensor:
-    """(x − mean) · scale of some neurons over some samples, in the dtype of the products."""
+def panel(neurons: Neurons, which: slice, part: tuple[slice, slice]) -> Tensor:
+    """x · scale − mean of some neurons over some samples, in the dtype of the products."""
     mean = None if neurons.mean is None else neurons.mean[which]
     scale = None if neurons.scale is None else neurons.scale[which]
-    return _converted(neurons.rows[which, part[0], part[1]], neurons.dtype, mean, scale)
+    return converted(neurons.rows[which, part[0], part[1]], neurons.dtype, mean, scale)
 
 
 def _panel_bytes(left: Neurons, right: Neurons, sides: list[int]) -> int:
@@ -218,78 +212,10 @@ def _mirror(square: Tensor) -> None:
         corner = strip[:, top:bottom]
         corner.copy_(corner.triu() + corner.triu(1).T)
         if bottom < len(square):
-            square[bottom:, top:bottom] = _transposed(strip[:, bottom:].contiguous())
+            square[bottom:, top:bottom] = transposed(strip[:, bottom:].contiguous())
 
 
 def _prepare_bytes(rows: Tensor) -> int:
     """Bound on what `prepare` allocates, its result included."""
     neurons = rows.shape[0]
     return 20 * min(rows.numel(), max(PASS_ELEMENTS, neurons)) + 64 * neurons
-
-
-def _sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]:
-    """Cut OUTER × INNER samples into pieces of at most `most`."""
-    _, outer, inner = shape
-    together = max(1, most // inner)
-    for first_outer in range(0, outer, together):
-        for first_inner in range(0, inner, most):
-            yield slice(first_outer, first_outer + together), slice(first_inner, first_inner + most)
-
-
-def _converted(chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
-    """chunk · scale − mean as a matrix (neurons, samples) in `dtype`, neurons or samples adjacent as in the chunk."""
-    neurons, outer, inner = chunk.shape
-    if chunk.stride(0) < chunk.stride(2):
-        copy = chunk.new_empty((outer, inner, neurons), dtype=dtype).permute(2, 0, 1)
-    else:
-        copy = chunk.new_empty((neurons, outer, inner), dtype=dtype)
-    return shifted(copy.copy_(chunk), scale, mean).flatten(1)
-
-
-def _pieces(
-    rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None
-) -> Iterator[tuple[slice, Tensor]]:
-    """All neurons over all samples in matrices of at most PASS_ELEMENTS, in the order they lie in memory."""
-    neurons, outer, inner = rows.shape
-    by_neuron = rows.stride(2) <= rows.stride(0)
-    samples = min(outer * inner, PASS_ELEMENTS if by_neuron else max(1, PASS_ELEMENTS // neurons))
-    together = max(1, PASS_ELEMENTS // samples) if by_neuron else neurons
-    for first in range(0, neurons, together):
-        which = slice(first, first + together)
-        for part in _sample_slices(rows.shape, samples):
-            yield (
-                which,
-                _converted(
-                    rows[which, part[0], part[1]],
-                    dtype,
-                    None if mean is None else mean[which],
-                    None if scale is None else scale[which],
-                ),
-            )
-
-
-def _means(rows: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
-    """Mean of every neuron, of x · scale. Sums of x − x_0 are as small as the spread, and a constant neuron's mean is
-    exactly x_0."""
-    first = rows[:, 0, 0].to(dtype)
-    first = first if scale is None else first * scale
-    total = torch.zeros_like(first, dtype=torch.float64)
-    for which, piece in _pieces(rows, dtype, first, scale):
-        total[which] += piece.sum(1, dtype=torch.float64)
-    return first + (total / (rows.shape[1] * rows.shape[2])).to(dtype)
-
-
-def _squares(rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
-    """‖x · scale − mean‖² of every neuron, in float64."""
-    square = rows.new_zeros(rows.shape[0], dtype=torch.float64)
-    for which, piece in _pieces(rows, dtype, mean, scale):
-        square[which] += piece.double().square_().sum(1)
-    return square
-
-
-def _peaks(rows: Tensor, dtype: torch.dtype, scale: Tensor | None, mean: Tensor | None) -> Tensor:
-    """max |x · scale − mean| of every neuron; NaN if it has one."""
-    peak = rows.new_zeros(rows.shape[0], dtype=dtype)
-    for which, piece in _pieces(rows, dtype, mean, scale):
-        peak[which] = torch.maximum(peak[which], piece.abs_().amax(1))
-    return peak

@@ -1,0 +1,370 @@
+"""`sdsd study NAME --model FILE.py`: what a study measures, on a network of one's own.
+
+The file defines `model` and `loader`, and `loss(model, batch)`, a scalar tensor; it may define `optimizer`, whose
+learning rate counts where a step does. It runs as for `sdsd gamma FILE.py`. A verdict there is none: claims are about
+networks in general, numbers here are of one.
+
+A study that makes sense on any network has a function in `OWN`; of the others `REFUSALS` says why they have their own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..gamma import compute_gamma
+from ..geometry import collect_activations, disjoint_pairs, evaluating, merge, merge_cost, outgoing_weights
+from ..report import figures
+from ..theory import (
+    RefusedEstimateError,
+    basin_volume,
+    curvature_gamma,
+    description_length,
+    geometric_functional,
+    hidden_layers,
+    local_learning_coefficient,
+    quotient_gamma,
+    random_representative,
+    realized_volume,
+    sharpness,
+    symmetries,
+    vertical_fraction,
+)
+from ..theory.quotient import example_for
+from .catalogue import CATALOGUE
+from .engine import Progress, StudyResult, find_study, plain, prepare_output, versions, write_json
+from .geometry import subject_from_file
+from .script import DEFAULT_LEARNING_RATE, Script, load_script, users_code
+
+SCHEMA = 1
+LINES = 12
+"""Of what was not analysed."""
+
+
+@dataclass
+class Own:
+    """The network of a file, and how much of it to look at."""
+
+    path: Path
+    script: Script
+    batches: list[Any]
+    layer: str | None
+    seed: int
+    points: int
+    draws: int
+    progress: Progress
+
+    @property
+    def model(self) -> nn.Module:
+        """In eval mode."""
+        return self.script.model
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The user's loss, whose errors are the user's."""
+        with users_code(self.path):
+            return self.script.loss(model, batch)
+
+    def orbit(self) -> list[nn.Module]:
+        """The network itself, then random points that compute the same."""
+        example = example_for(self.model, self.batches, self.script.loss)
+        return [
+            copy.deepcopy(self.model),
+            *(random_representative(self.model, seed=self.seed + k, example_input=example) for k in range(self.points)),
+        ]
+
+    def structure(self) -> Any:
+        """The network's symmetries."""
+        return symmetries(self.model, example_for(self.model, self.batches, self.script.loss))
+
+
+@dataclass
+class OwnResult:
+    """What a study measured on a network: numbers by name, and the same in words."""
+
+    study: str
+    file: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What results.json holds."""
+        return {
+            "schema": SCHEMA,
+            "study": self.study,
+            "file": self.file,
+            "numbers": plain(self.numbers),
+            "lines": self.lines,
+            "versions": versions(),
+        }
+
+
+Found = tuple[dict[str, Any], list[str]]
+
+
+def _factor(values: list[float]) -> float:
+    return max(values) / min(values)
+
+
+def _quotient(own: Own) -> Found:
+    """Gradient, Γ and Γ of the quotient at points of the orbit."""
+    count = len(own.batches)
+    numbers: dict[str, Any] = {"squared_gradients": [], "gammas": [], "quotient_gammas": []}
+    for point in own.progress.each(own.orbit(), "points of the orbit"):
+        stats = compute_gamma(point, own.batches, own.loss, count)
+        numbers["squared_gradients"].append(stats.signal)
+        numbers["gammas"].append(stats.gamma)
+        numbers["quotient_gammas"].append(quotient_gamma(point, own.batches, own.loss, count).gamma)
+    structure = own.structure()
+    parameters = dict(own.model.named_parameters())
+    losses = [own.loss(own.model, batch) for batch in own.batches]
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    found = torch.autograd.grad(torch.stack(losses).mean(), list(trained.values()), materialize_grads=True)
+    noise = {name: torch.randn(value.shape, dtype=torch.float64) for name, value in trained.items()}
+    vectors: dict[str, dict[str, Tensor]] = {
+        "gradient": dict(zip(trained, found, strict=True)),
+        "weight decay": {**trained},
+        "isotropic noise": noise,
+    }
+    numbers["vertical"] = {name: vertical_fraction(structure, vector) for name, vector in vectors.items()}
+    shares = ", ".join(f"{share:.3g} of {name}" for name, share in numbers["vertical"].items())
+    lines = [
+        f"‖∇L‖² moves by a factor of {_factor(numbers['squared_gradients']):.4g} over {own.points + 1} points of one "
+        f"orbit, Γ of a batch by {_factor(numbers['gammas']):.4g}, Γ of the quotient by "
+        f"{_factor(numbers['quotient_gammas']):.7g}",
+        f"Γ of a batch is {numbers['gammas'][0]:.4g} where the network stands, Γ of the quotient "
+        f"{numbers['quotient_gammas'][0]:.4g} ({count} batches)",
+        f"along the orbit lie {shares}",
+        *str(structure).splitlines()[:1],
+        *(f"not analysed: {note}" for note in structure.not_analysed[:LINES]),
+    ]
+    return numbers, lines
+
+
+def _flatness(own: Own) -> Found:
+    """The top Hessian eigenvalue at points of the orbit, there and at the canonical one."""
+    numbers: dict[str, Any] = {"as_it_is": [], "canonical": []}
+    for point in own.progress.each(own.orbit(), "points of the orbit"):
+        for name, canonical in (("as_it_is", False), ("canonical", True)):
+            found = sharpness(point, iter(own.batches), own.loss, canonicalize=canonical, tolerance=1e-3, seed=own.seed)
+            numbers[name].append(found.value)
+    low, high = min(numbers["as_it_is"]), max(numbers["as_it_is"])
+    canonical = numbers["canonical"]
+    return numbers, [
+        f"the top Hessian eigenvalue is {numbers['as_it_is'][0]:.4g} where the network stands, and between {low:.4g} "
+        f"and {high:.4g} at {own.points + 1} points that compute the same",
+        f"at the canonical representative it is {canonical[0]:.5g}, the same within {_factor(canonical) - 1:.1e}",
+    ]
+
+
+def _learning_coefficient(own: Own) -> Found:
+    """λ̂ at the canonical representative, or why it is refused."""
+    found = local_learning_coefficient(
+        own.model, iter(own.batches), own.loss, draws=own.draws, burn_in=own.draws, seed=own.seed
+    )
+    try:
+        value: float | None = found.value
+    except RefusedEstimateError:
+        value = None
+    return {"value": value, "acceptance": list(found.acceptance)}, str(found).splitlines()
+
+
+def _basin(own: Own) -> Found:
+    """The basin's volume, by rays."""
+    found = basin_volume(own.model, iter(own.batches), own.loss, directions=own.draws, seed=own.seed)
+    return {"log_volume": found.log_volume, "lower_bound": found.lower_bound()}, str(found).splitlines()
+
+
+def _occam(own: Own) -> Found:
+    """Bits of the rounded network."""
+    found = description_length(own.model, iter(own.batches), own.loss)
+    return {"bits": found.bits}, str(found).splitlines()
+
+
+def _orbit(own: Own) -> Found:
+    """H_G and V of the hidden layers."""
+    structure = own.structure()
+    pairs = None if own.layer is None else [tuple(own.layer.split(":"))]
+    if pairs is not None and len(pairs[0]) != 2:
+        raise ValueError(f"--layer: expected two layers, WRITER:READER, got {own.layer!r}.")
+    found = geometric_functional(structure, 0.0, layers=pairs)  # type: ignore[arg-type]
+    numbers, lines = {}, []
+    for layer in hidden_layers(structure, pairs):  # type: ignore[arg-type]
+        volume = realized_volume(layer.rows[layer.mass > 0].detach())
+        entropy = found.layers[layer.name][0]
+        numbers[layer.name] = {"entropy": entropy, "volume": volume.value, "caps": volume.caps, "angle": volume.angle}
+        lines.append(
+            f"{layer.name}: H_G {entropy:.4g} nats of at most {torch.tensor(float(len(layer.rows))).log():.4g}, "
+            f"V {volume.value:.4g} of {volume.caps} caps of {volume.angle * 180 / torch.pi:.0f}°"
+        )
+    return numbers, lines
+
+
+def _phase(own: Own) -> Found:
+    """Γ_H and Γ*: whether a step of the file's learning rate on one batch lowers the loss."""
+    rate = float(own.script.optimizer.param_groups[0].get("lr", DEFAULT_LEARNING_RATE))
+    found, lines = [], []
+    for batch in own.batches[:1]:
+        stats = curvature_gamma(
+            own.model, own.loss, batch, learning_rate=rate, batch_size=_length(batch), seed=own.seed
+        )
+        found.append(stats.expected_change)
+        lines += str(stats).splitlines()
+    return {"learning_rate": rate, "expected_change": found[0]}, lines
+
+
+def _length(batch: Any) -> int:
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else (batch,)
+    return next(len(part) for part in parts if isinstance(part, Tensor) and part.ndim)
+
+
+def _merges(own: Own, pairs: int = 30) -> dict[str, Any]:
+    """What merging pairs of one layer costs: near ones by cosine and by foretold cost, and pairs as they come."""
+    subject = subject_from_file(own.path, own.layer, samples=sum(map(_length, own.batches)), seed=own.seed)
+    model, layer, example = subject.model, subject.layer, subject.example_input
+    found = collect_activations(model, subject.batches, layer)[layer]
+    gram, cosine, alive = found.gram(), found.cosine_matrix(), found.alive
+    outgoing = outgoing_weights(model, layer, example)
+    most = max(2, min(pairs, int(alive.sum()) // 4))
+    chosen = {
+        "near by cosine": disjoint_pairs(None, most, cosine=cosine, alive=alive),
+        "near by foretold cost": disjoint_pairs(
+            None, most, by="cost", how="mean", outgoing=outgoing, gram=gram, alive=alive
+        ),
+        "random": disjoint_pairs(None, most, "random", cosine=cosine, alive=alive, seed=own.seed),
+    }
+    with evaluating(model):
+        before = float(subject.sensitivity(model))
+    costs: dict[str, list[float]] = {}
+    for name, those in chosen.items():
+        costs[name] = []
+        for pair in own.progress.each(list(those), f"merging {name}"):
+            with merge(model, layer, [pair], example_input=example), evaluating(model):
+                costs[name].append(float(subject.sensitivity(model)) - before)
+    random = chosen["random"]
+    indices = torch.stack([random.first, random.second], 1)
+    foretold = {
+        "1 − cos": (1 - random.cosine).tolist(),
+        "foretold cost": merge_cost(None, outgoing, indices, gram=gram, samples=found.samples).tolist(),
+    }
+    return {"layer": layer, "measure": subject.measure, "costs": costs, "foretold": foretold}
+
+
+def _merge_cost(own: Own) -> Found:
+    """Near pairs by cosine and by foretold cost, beside random ones."""
+    numbers = _merges(own)
+    words = ", ".join(f"{fmean(values):.3g} ({name})" for name, values in numbers["costs"].items())
+    return numbers, [f"{numbers['layer']}: a merge costs {words} of {numbers['measure']} on average"]
+
+
+def _redundancy(own: Own) -> Found:
+    """What foretells the cost of merging pairs as they come."""
+    numbers = _merges(own)
+    costs = [abs(cost) for cost in numbers["costs"]["random"]]
+    numbers["correlation"] = {name: _rank_correlation(values, costs) for name, values in numbers["foretold"].items()}
+    words = ", ".join(f"{value:.2f} for {name}" for name, value in numbers["correlation"].items())
+    return numbers, [f"{numbers['layer']}: rank correlation with the cost of {len(costs)} random merges: {words}"]
+
+
+def _rank_correlation(one: Iterable[float], other: Iterable[float]) -> float:
+    ranks = [torch.tensor(list(each), dtype=torch.float64).argsort().argsort().double() for each in (one, other)]
+    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+
+
+OWN: dict[str, Callable[[Own], Found]] = {
+    "quotient": _quotient,
+    "flatness": _flatness,
+    "learning-coefficient": _learning_coefficient,
+    "basin": _basin,
+    "occam": _occam,
+    "orbit": _orbit,
+    "phase": _phase,
+    "merge-cost": _merge_cost,
+    "redundancy": _redundancy,
+}
+"""The studies that take a network of one's own. The two of merges take a layer; `orbit` takes WRITER:READER as one."""
+
+TOY = "it follows a process whose answer is known, and there is no network in it"
+RUNS = "its claim compares trainings with one another"
+REGIME = "what it is about shows in a training made for it"
+REFUSALS = {
+    **dict.fromkeys(("multiplicative", "well", "conservation", "selection", "rank", "sensing", "least-norm"), TOY),
+    **dict.fromkeys(("goldstone", "two-wells", "kakeya"), TOY),
+    **dict.fromkeys(("regulariser", "prediction", "connectivity", "tangent-kernel"), RUNS),
+    **dict.fromkeys(("volume", "volume-sgd"), "it counts functions of four bits over random networks"),
+    **dict.fromkeys(("grokking", "neural-collapse", "lottery-ticket", "double-descent", "edge-of-stability"), REGIME),
+}
+"""Why a study has networks of its own, where that is not said of its group."""
+ELSEWHERE = "it is about these networks; map, merges and controls of one of yours: sdsd geometry --model FILE"
+
+
+def check_own(name: str, known: Iterable[str]) -> str:
+    """The name of a study that takes a network of one's own.
+
+    Raises:
+        ValueError: there is no such study, or it has networks of its own; the message says why.
+    """
+    if name not in OWN and name.rpartition("-")[0] in OWN:
+        name = name.rpartition("-")[0]  # merge-cost-mlp
+    if name in OWN:
+        return name
+    known = list(known)
+    if name not in known:
+        find_study(name, dict.fromkeys([*known, *OWN]))  # type: ignore[arg-type]
+    why = REFUSALS.get(name, ELSEWHERE)
+    raise ValueError(f"study {name} has networks of its own, because {why}. With --model go: {', '.join(OWN)}.")
+
+
+def run_own(
+    name: str,
+    path: Path,
+    out: Path,
+    progress: Progress,
+    *,
+    layer: str | None = None,
+    samples: int = 256,
+    seed: int = 0,
+    quick: bool = False,
+) -> OwnResult:
+    """Measure on the network of `path` what the study `name` does, and write results.json, and a figure of an orbit.
+
+    Args:
+        samples: batches are taken from the loader until there are so many.
+        quick: fewer points and draws.
+
+    Raises:
+        ValueError: a name, a file, what it defines or what the measurement needs is missing.
+        UserCodeError: the user's code raised.
+    """
+    script = load_script(path)
+    script.model.eval()
+    with users_code(path):
+        batches: list[Any] = []
+        for batch in script.loader:
+            batches.append(batch)
+            if sum(map(_length, batches)) >= samples:
+                break
+    if len(batches) < 2 and name == "quotient":
+        raise ValueError(
+            f"{path}: loader: expected at least 2 batches, whose gradients differ by noise; got {len(batches)} among "
+            f"the first {samples} samples. --samples takes more."
+        )
+    if not batches:
+        raise ValueError(f"{path}: loader gave no batch.")
+    own = Own(path, script, batches, layer, seed, 2 if quick else 6, 100 if quick else 1000, progress)
+    numbers, lines = OWN[name](own)
+    result = OwnResult(name, str(path), numbers, lines)
+    folder = prepare_output(out / name)
+    if name in ("quotient", "flatness"):
+        figures.save_png(CATALOGUE[name].draw(StudyResult(name, {}, [seed], [numbers])), folder / f"{name}.png")
+        result.written.append(f"{name}.png")
+    write_json(folder / "results.json", result.to_dict())
+    result.written.append("results.json")
+    return result

@@ -1,0 +1,246 @@
+"""Channels: the entries of a model's tensors that a scale, a shift or a change of places can move.
+
+Whatever writes neurons (a matrix, a kernel, a table, the γ of a norm, a parameter that is added) makes a channel of
+each. Operations tie channels to one another: as large (an addition), inversely (a product that is summed over them),
+in the same order. And they hold some still. What is left free is a symmetry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...graphs import Atoms, Ids
+
+MATRIX, KERNEL, SCALE, BIAS, READ, EXTRA = "matrices", "kernels", "scales", "biases", "outgoing", "extras"
+"""What a tensor of the model is to channels: it writes them, reads them, or only follows their order."""
+WRITING = (MATRIX, KERNEL, SCALE, BIAS)
+
+
+@dataclass
+class Seen:
+    """What is known of a tensor while the model runs.
+
+    Attributes:
+        ids: the channel of each entry, 0 for none; the tensor's shape, with stride 0 along what it does not vary over.
+        name, entries: of a parameter or buffer, or a view of one: for each of its axes, the place on it of each entry.
+        computed: it was made of parameters, and is none.
+        offsets: bias → factor with which it adds to the tensor; None beyond anything that is not linear.
+        power: its scale is that power of its channels'.
+        statistic: it is a mean or the like over neurons of one scale.
+    """
+
+    ids: Tensor | None = None
+    name: str = ""
+    entries: tuple[Tensor, ...] = ()
+    computed: bool = False
+    offsets: dict[str, float] | None = None
+    power: float = 1.0
+    statistic: bool = False
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter or buffer, or a view of one."""
+        return bool(self.entries)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One axis of a parameter or buffer that runs over channels.
+
+    `channels` has the channel of each entry of the axis, 0 for none; `call` tells one use of the parameter from
+    another, and `taken` are the entries of each of its axes which that used.
+    """
+
+    role: str
+    name: str
+    axis: int
+    channels: Ids
+    layer: str
+    call: int
+    taken: tuple[Ids, ...]
+
+
+@dataclass(frozen=True)
+class NormUse:
+    """A norm that reads channels: the channel of each of its entries, and with which factors biases add to them."""
+
+    name: str  # of the module; "" where that does not hold its eps
+    kind: str
+    channels: Ids
+    offsets: dict[str, float]
+    eps: str  # the module's attribute that holds eps
+
+
+Note = tuple[Ids, str]
+
+
+@dataclass
+class Channels:
+    """All channels of one run, and what was said of them."""
+
+    count: int = 1  # 0 is no channel
+    signs: Atoms = field(default_factory=Atoms)  # nodes 2c and 2c + 1: c, and its inverse
+    places: Atoms = field(default_factory=Atoms)
+    labels: Ids = field(default_factory=lambda: np.zeros(1, np.int64))  # those of one label can change places
+    writers: Ids = field(default_factory=lambda: np.zeros(1, np.int64))  # which made them
+    uses: list[Use] = field(default_factory=list)
+    norms: list[NormUse] = field(default_factory=list)
+    held: list[Note] = field(default_factory=list)
+    still: list[Note] = field(default_factory=list)
+    fixed: list[Note] = field(default_factory=list)
+    bent: list[Ids] = field(default_factory=list)
+    outputs: list[Ids] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    next_label: int = 1
+    next_writer: int = 1
+
+    def __post_init__(self) -> None:
+        self.signs.new(2)
+        self.places.new(1)
+
+    def new(self, count: int) -> Ids:
+        """New channels, of one writer."""
+        first, self.count = self.count, self.count + count
+        self.signs.new(2 * count)
+        self.places.new(count)
+        self.labels = np.concatenate([self.labels, np.zeros(count, np.int64)])
+        self.writers = np.concatenate([self.writers, np.full(count, self.next_writer)])
+        self.next_writer += 1
+        return np.arange(first, self.count, dtype=np.int64)
+
+    # ---- what is said of them ----------------------------------------------------------------------------------------
+
+    def hold(self, ids: Ids, reason: str) -> None:
+        """They cannot be rescaled."""
+        ids = live(ids)
+        if len(ids):
+            self.held.append((ids, reason))
+            self.signs.unite(2 * ids, 2 * ids + 1)
+
+    def keep_shift(self, ids: Ids, reason: str) -> None:
+        """Nothing can be added to them."""
+        ids = live(ids)
+        if len(ids):
+            self.still.append((ids, reason))
+
+    def keep_place(self, ids: Ids, reason: str) -> None:
+        """They cannot change places."""
+        ids = live(ids)
+        if len(ids):
+            self.fixed.append((ids, reason))
+
+    def fix(self, ids: Ids, reason: str) -> None:
+        """Nothing may move them."""
+        self.hold(ids, reason)
+        self.keep_shift(ids, reason)
+        self.keep_place(ids, reason)
+
+    def bend(self, ids: Ids) -> None:
+        """They cannot be mixed: each goes through something of its own."""
+        ids = live(ids)
+        if len(ids):
+            self.bent.append(ids)
+
+    def is_held(self, ids: Ids) -> bool:
+        """Whether none of them can be rescaled."""
+        ids = live(ids)
+        return bool((self.signs.roots(2 * ids) == self.signs.roots(2 * ids + 1)).all())
+
+    def tie(self, one: Tensor, other: Tensor, *, inverse: bool = False, order: bool = True, why: str = "") -> None:
+        """Channels at the same place of both scale alike (or inversely) and change places together."""
+        a, b = pairs(one, other)
+        for mine, theirs in ((a, b), (b, a)):
+            alone = mine[(theirs == 0) & (mine > 0)]
+            if len(alone):
+                self.hold(alone, why)
+                self.keep_place(alone, why)
+        both = (a > 0) & (b > 0) & ((a != b) | inverse)
+        a, b = a[both], b[both]
+        if not len(a):
+            return
+        self.signs.unite(2 * a, 2 * b + inverse)
+        self.signs.unite(2 * a + 1, 2 * b + (not inverse))
+        if order:
+            self.places.unite(a, b)
+            if not inverse:
+                self.bend(np.concatenate([a, b])[np.tile(self.writers[a] == self.writers[b], 2)])
+
+    def refine(self, ids: Ids, parts: Ids) -> None:
+        """Those in different parts do not change places with one another."""
+        ids, first = np.unique(ids, return_index=True)
+        parts = parts[first]
+        ids, parts = ids[ids > 0], parts[ids > 0]
+        if len(ids):
+            known, place = np.unique(np.stack([self.labels[ids], parts]), axis=1, return_inverse=True)
+            self.labels[ids] = self.next_label + place.ravel()
+            self.next_label += known.shape[1]
+
+    def use(self, made: Use) -> None:
+        """Note a use, and keep all its channels where others of its entries belong to none."""
+        self.uses.append(made)
+
+
+def live(ids: Ids) -> Ids:
+    """Those that are channels, each once."""
+    found = np.unique(ids)
+    return found[found > 0]
+
+
+def varies(ids: Tensor, dim: int) -> bool:
+    """Whether entries differ along a dimension."""
+    return ids.shape[dim] > 1 and ids.stride(dim) != 0
+
+
+def along(ids: Tensor) -> list[int]:
+    """The dimensions along which entries differ."""
+    return [dim for dim in range(ids.ndim) if varies(ids, dim)]
+
+
+def spread(ids: Tensor) -> Tensor:
+    """The same, with stride 0 along all dimensions over which it does not vary."""
+    shape = ids.shape
+    if 0 in shape:
+        return ids
+    for dim in along(ids):
+        first = ids.narrow(dim, 0, 1)
+        if bool((ids == first).all()):
+            ids = first
+        elif ids.stride(dim) == 0:
+            ids = ids.narrow(dim, 0, 1)
+    return ids.expand(shape)
+
+
+def compact(*tensors: Tensor) -> list[Ids]:
+    """Entries of tensors of one shape, without dimensions along which none of them varies."""
+    shown = list(torch.broadcast_tensors(*tensors))
+    for dim in range(shown[0].ndim):
+        if not any(varies(each, dim) for each in shown):
+            shown = [each.narrow(dim, 0, min(1, each.shape[dim])) for each in shown]
+    return [each.reshape(-1).numpy() for each in shown]
+
+
+def pairs(one: Tensor, other: Tensor) -> tuple[Ids, Ids]:
+    """The different pairs of entries at the same place."""
+    a, b = compact(one, other)
+    if len(a) > 1:
+        found = np.unique(np.stack([a, b]), axis=1)
+        a, b = found[0], found[1]
+    return a, b
+
+
+def unique(ids: Tensor) -> Ids:
+    """All channels of a tensor."""
+    return live(compact(ids)[0])
+
+
+def renamed(ids: Tensor, table: Ids) -> Tensor:
+    """Other channels at the same places."""
+    shape = ids.shape
+    for dim in range(ids.ndim):
+        if not varies(ids, dim):
+            ids = ids.narrow(dim, 0, min(1, ids.shape[dim]))
+    return torch.from_numpy(table)[ids].expand(shape)

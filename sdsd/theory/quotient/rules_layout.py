@@ -1,0 +1,126 @@
+"""Rules for what moves entries about, and puts them side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...graphs import tensors
+from .channels import Seen, spread, unique, varies
+from .walk import ChannelWalk, Step, rule
+
+
+def _moved(walk: ChannelWalk, step: Step, move: Any) -> None:
+    """Give the results what `move` makes of the entries."""
+    seen = walk.seen(step.args[0])
+    outs = list(tensors(step.out))
+    many = isinstance(step.out, (tuple, list))
+
+    def apply(ids: Tensor) -> list[Tensor]:
+        made = move(ids)
+        return [spread(each) for each in (made if many else [made])]
+
+    if seen.is_parameter:
+        parts = [apply(each) for each in seen.entries]
+        for place, out in enumerate(outs):
+            walk.give(out, Seen(name=seen.name, entries=tuple(part[place] for part in parts)))
+    elif seen.ids is not None:
+        for out, ids in zip(outs, apply(seen.ids), strict=True):
+            walk.give(out, Seen(ids, offsets=seen.offsets, power=seen.power, statistic=seen.statistic))
+    else:
+        for out in outs:
+            walk.give(out, Seen(computed=seen.computed))
+
+
+@rule("view _unsafe_view reshape _reshape_alias view_as")
+def reshape(walk: ChannelWalk, step: Step) -> None:
+    if step.out.dtype != step.args[0].dtype:
+        walk.opaque(step)
+    else:
+        _moved(walk, step, lambda ids: ids.reshape(step.out.shape))
+
+
+@rule("t transpose permute unsqueeze squeeze expand")
+def turn(walk: ChannelWalk, step: Step) -> None:
+    _moved(walk, step, lambda ids: step.func(ids, *step.args[1:], **step.kwargs))
+
+
+@rule("clone _to_copy alias detach lift_fresh contiguous lift native_dropout positive")
+def same(walk: ChannelWalk, step: Step) -> None:
+    for out in tensors(step.out):
+        fits = out.shape == step.args[0].shape
+        walk.give(out, walk.seen(step.args[0]) if fits else Seen())
+
+
+@rule("slice select split split_with_sizes unbind narrow chunk unsafe_chunk unsafe_split tensor_split")
+def pieces(walk: ChannelWalk, step: Step) -> None:
+    """Those of one piece do not change places with those of another."""
+    _moved(walk, step, lambda ids: step.func(ids, *step.args[1:], **step.kwargs))
+    seen = walk.seen(step.args[0])
+    if seen.ids is None or seen.is_parameter:
+        return
+    everything = unique(seen.ids)
+    for out in tensors(step.out):
+        part = walk.seen(out).ids
+        if part is not None and len(mine := unique(part)) < len(everything):
+            walk.channels.refine(mine, np.zeros_like(mine))
+
+
+@rule("flip roll index index_select gather repeat constant_pad_nd unfold diagonal")
+def placed(walk: ChannelWalk, step: Step) -> None:
+    """What takes entries by their places lets none of them change places, where it runs over channels."""
+    seen = walk.seen(step.args[0])
+    if seen.ids is not None and step.name == "index":
+        dims = [k for k, each in enumerate(step.args[1]) if each is not None]
+    elif seen.ids is not None and step.name in ("index_select", "gather", "unfold"):
+        dims = [step.args[1] % seen.ids.ndim]
+    elif seen.ids is not None and step.name in ("flip", "roll"):
+        given = step.args[1] if step.name == "flip" else (step.argument(2, "dims", ()) or range(seen.ids.ndim))
+        dims = [dim % seen.ids.ndim for dim in ([given] if isinstance(given, int) else given)]
+    else:
+        dims = list(range(seen.ids.ndim)) if seen.ids is not None and step.name == "diagonal" else []
+    if seen.ids is not None and any(varies(seen.ids, dim) for dim in dims):
+        ids = unique(seen.ids)
+        walk.channels.keep_place(ids, f"{walk.label(step.name)} takes them by their places")
+        walk.channels.bend(ids)
+    pad: tuple[Any, ...] = (0,) if step.name == "constant_pad_nd" else ()
+    rest = step.args[1:2] if pad else step.args[1:]
+    _moved(walk, step, lambda ids: step.func(ids, *rest, *pad, **({} if pad else step.kwargs)))
+
+
+@rule("cat stack concat concatenate")
+def cat(walk: ChannelWalk, step: Step) -> None:
+    parts = [each for each in step.args[0] if each.numel() > 0]
+    seen = [walk.seen(each) for each in parts]
+    if all(each.ids is None for each in seen):
+        names = [each for each in seen if each.is_parameter]
+        walk.outside.update(each.name for each in names)
+        walk.give(step.out, Seen(computed=True))
+        return
+    seen = [walk.as_channels(each, part) for each, part in zip(seen, parts, strict=True)]
+    for each in seen:
+        walk.regular(each, f"{walk.label(step.name)} joins powers of them")
+    dim = step.argument(1, "dim", 0)
+    if step.name != "stack" and not any(each.ids is not None and varies(each.ids, dim) for each in seen):
+        _in_a_row(walk, seen, step.out, dim)
+        return
+    shadows = [
+        each.ids if each.ids is not None else torch.zeros(1, dtype=torch.int64).expand(part.shape)
+        for each, part in zip(seen, parts, strict=True)
+    ]
+    walk.give(step.out, Seen(spread(step.func(shadows, *step.args[1:], **step.kwargs))))
+
+
+def _in_a_row(walk: ChannelWalk, seen: list[Seen], out: Tensor, dim: int) -> None:
+    """Positions one after the other, as a class token before the pictures' patches: of the same channels."""
+    first, *others = [None if each.ids is None else each.ids.narrow(dim, 0, 1) for each in seen]
+    none = torch.zeros(1, dtype=torch.int64)
+    for other in others:
+        one, two = (none if each is None else each for each in (first, other))
+        walk.channels.tie(one, two, why=f"{walk.label('cat')} joins them with what no layer writes")
+        first = other if first is None else first
+    assert first is not None
+    walk.give(out, Seen(first.expand(out.shape)))

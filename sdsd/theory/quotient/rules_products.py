@@ -1,0 +1,205 @@
+"""Rules for products that are summed over: matrices, convolutions, attention."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...graphs import tensors
+from .channels import KERNEL, MATRIX, READ, Seen, compact, unique, varies
+from .rules_sums import added, biased
+from .walk import ChannelWalk, Step, rule
+
+
+@rule("mm addmm bmm baddbmm mv addmv dot vdot")
+def product(walk: ChannelWalk, step: Step) -> None:
+    plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
+    a, b = step.args[1:3] if plus is not None else step.args[:2]
+    one, other = walk.seen(a), walk.seen(b)
+    if a.ndim == 1:
+        one = _reshaped(one, (1, len(a)))
+    if b.ndim == 1:
+        other = _reshaped(other, (len(b), 1))
+    rows, columns = (1 if a.ndim == 1 else a.shape[-2]), (1 if b.ndim == 1 else b.shape[-1])
+    batch = a.shape[:-2]
+    if one.computed or other.computed:
+        found = _by_computed(walk, one, other)
+    elif one.is_parameter and other.is_parameter:
+        walk.outside.update((one.name, other.name))
+        found = Seen(computed=True)
+    elif other.is_parameter:
+        found = walk.through(one, other, (b.ndim - 2 if b.ndim > 1 else 0, b.ndim - 1 if b.ndim > 1 else 1),
+                             (*batch, rows, columns), MATRIX)  # fmt: skip
+    elif one.is_parameter:
+        turned = (
+            None
+            if other.ids is None
+            else Seen(other.ids.mT, offsets=other.offsets, power=other.power, statistic=other.statistic)
+        )
+        last = max(a.ndim, 2)
+        found = walk.through(turned or Seen(), one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
+        found = Seen(None if found.ids is None else found.ids.mT, offsets=found.offsets)
+    else:
+        found = _of_neurons(walk, step, one, other, (*batch, rows, columns))
+    if found.ids is not None:
+        found.ids = found.ids.reshape(step.out.shape)
+    if plus is not None and step.kwargs.get("beta", 1) != 0:
+        walk.give(step.out, found)
+        found = added(walk, (step.out, plus), (1.0, 1.0), tuple(step.out.shape))
+    walk.give(step.out, found)
+
+
+def _reshaped(seen: Seen, shape: tuple[int, int]) -> Seen:
+    return Seen(
+        None if seen.ids is None else seen.ids.reshape(shape), seen.name,
+        tuple(each.reshape(shape) for each in seen.entries), seen.computed, seen.offsets, seen.power, seen.statistic,
+    )  # fmt: skip
+
+
+def _by_computed(walk: ChannelWalk, *both: Seen) -> Seen:
+    for each in both:
+        if each.is_parameter:
+            walk.outside.add(each.name)
+        if each.ids is not None:
+            why = f"{walk.module!r} computes its weight from other parameters"
+            walk.channels.fix(unique(each.ids), why)
+    return Seen(computed=all(each.ids is None for each in both))
+
+
+def _of_neurons(walk: ChannelWalk, step: Step, one: Seen, other: Seen, shape: tuple[int, ...]) -> Seen:
+    """A product of two tensors that the model computes: queries by keys, what attention gives by values."""
+    label = walk.label(step.name.strip("_"))
+    for each in (one, other):
+        walk.regular(each, f"{label} multiplies powers or means of them")
+    left, right = one.ids, other.ids
+    if left is not None and right is not None and not varies(left, -2) and not varies(right, -1):
+        _inverse(walk, left[..., 0, :], right[..., 0], label)
+        return Seen()
+    if left is None and right is not None and not varies(right, -2):
+        return _weighted(walk, right[..., :1, :], shape, label)
+    if right is None and left is not None and not varies(left, -1):
+        return _weighted(walk, left[..., :, :1], shape, label)
+    for each in (one, other):
+        if each.ids is not None:
+            walk.channels.fix(unique(each.ids), f"{label} multiplies them by what the model computes")
+    return Seen()
+
+
+def _inverse(walk: ChannelWalk, queries: Tensor, keys: Tensor, label: str) -> None:
+    """Their products are summed over: one can grow as the other shrinks. The last dimension is summed over."""
+    walk.channels.tie(queries, keys, inverse=True, why=f"{label} multiplies them by what the model computes")
+    for ids in (queries, keys):
+        walk.channels.keep_shift(unique(ids), f"{label} multiplies them by other neurons")
+        apart(walk, ids, ids.ndim - 1)
+
+
+def _weighted(walk: ChannelWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
+    """Sums over positions, with weights that the model computes."""
+    walk.channels.keep_shift(unique(ids), f"{label} sums over their positions")
+    apart(walk, ids, ids.ndim - 2)
+    return Seen(ids.expand(shape))
+
+
+def apart(walk: ChannelWalk, ids: Tensor, batch: int) -> None:
+    """Those of different products of a batch (of heads, that is) do not change places with one another."""
+    if any(varies(ids, dim) for dim in range(min(batch, ids.ndim))):
+        shape = ids.shape
+        each = torch.arange(int(np.prod(shape[:batch]))).view(*shape[:batch], *[1] * (ids.ndim - batch)).expand(shape)
+        numbers, places = compact(ids, each)
+        walk.channels.refine(numbers, places)
+
+
+@rule("convolution _convolution")
+def convolution(walk: ChannelWalk, step: Step) -> None:
+    given, weight, bias = step.args[0], step.args[1], step.args[2]
+    transposed, groups = bool(step.args[6]), int(step.args[8])
+    x, kernel = walk.seen(given), walk.seen(weight)
+    whole = kernel.is_parameter and kernel.entries[0].shape == walk.model_tensor(kernel.name).shape
+    if not whole:
+        found = _by_computed(walk, x, kernel)
+        if bias is not None and walk.seen(bias).is_parameter:
+            walk.outside.add(walk.seen(bias).name)
+        walk.give(step.out, Seen(computed=False) if x.ids is not None else found)
+        return
+    layer, taken = kernel.name.rpartition(".")[0] or kernel.name, walk.taken(kernel)
+    ids = x.ids
+    channels: Tensor | None = None
+    if ids is not None:
+        walk.regular(x, f"{layer!r} reads a power or a mean of them")
+        if any(varies(ids, dim) for dim in range(ids.ndim) if dim != 1):
+            walk.channels.fix(unique(ids), f"{layer!r} reads another axis than theirs")
+        else:
+            channels = ids.movedim(1, 0).reshape(ids.shape[1], -1)[:, 0]
+    rows = 1 if transposed else 0
+    inputs, outputs = int(given.shape[1]), int(step.out.shape[1])
+    depthwise = groups > 1 and groups == inputs == outputs
+    if channels is not None:
+        walk.channels.keep_shift(unique(channels), f"{layer!r} reads them")
+        if groups == 1 or depthwise:
+            axis = (1 - rows) if groups == 1 else 0
+            walk.use(READ, kernel, axis, np.arange(inputs), channels.numpy(), taken)
+        else:
+            walk.channels.fix(unique(channels), f"{layer!r} reads them in groups")
+    made = walk.channels.new(outputs)
+    if not (transposed and groups > 1 and not depthwise):
+        walk.use(KERNEL, kernel, 0 if depthwise else rows, np.arange(outputs), made, taken)
+    if depthwise:
+        if channels is None:
+            walk.channels.keep_place(made, f"{layer!r} reads an input each")
+        else:
+            walk.channels.places.unite(channels.numpy()[channels.numpy() > 0], made[channels.numpy() > 0])
+        walk.channels.bend(made)
+        walk.channels.bend(unique(channels) if channels is not None else made)
+    elif groups > 1:
+        walk.channels.fix(made, f"{layer!r} writes them in groups")
+    shape = [1] * step.out.ndim
+    shape[1] = -1
+    walk.give(step.out, Seen(torch.from_numpy(made).view(shape).expand(step.out.shape), offsets={}))
+    if bias is not None:
+        turned = walk.seen(bias)
+        laid = Seen(name=turned.name, computed=turned.computed,
+                    entries=tuple(each.reshape(shape) for each in turned.entries))  # fmt: skip
+        if turned.is_parameter:
+            mine = walk.seen(step.out)
+            walk.give(step.out, biased(walk, mine, laid, 1.0, tuple(step.out.shape), {}))
+        else:
+            walk.channels.fix(made, f"{layer!r} computes its bias from other parameters")
+
+
+@rule(
+    """
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps
+    """
+)
+def attention(walk: ChannelWalk, step: Step) -> None:
+    """Heads: queries by keys, and what that gives by values.  # shapes: (N, heads, positions, entries)"""
+    label = walk.label("scaled_dot_product_attention")
+    seen = [walk.seen(each) for each in step.args[:3]]
+    if any(each.is_parameter or each.computed for each in seen) or any(
+        each.ids is not None and varies(each.ids, 2) for each in seen
+    ):
+        walk.opaque(step)
+        return
+    for each in seen:
+        walk.regular(each, f"{label} multiplies powers or means of them")
+    for mask in (*tensors(step.args[3:]), *tensors(tuple(step.kwargs.values()))):
+        added = walk.seen(mask)
+        if added.ids is not None:
+            walk.channels.fix(unique(added.ids), f"{label} adds them to its scores")
+        walk.outside.update([added.name] if added.is_parameter else [])
+    heads = step.args[0].shape[1]
+    q, k, v = (None if each.ids is None else each.ids[:, :, :1] for each in seen)
+    k, v = (None if each is None else each.repeat_interleave(heads // each.shape[1], 1) for each in (k, v))
+    none = torch.zeros(1, dtype=torch.int64)
+    if q is not None or k is not None:
+        shape = (q if q is not None else k).shape  # type: ignore[union-attr]
+        both = [none.expand(shape) if each is None else each for each in (q, k)]
+        _inverse(walk, both[0][:, :, 0], both[1][:, :, 0], label)
+    for out in tensors(step.out):
+        walk.give(out, Seen())
+    out = next(tensors(step.out))
+    if v is not None:
+        walk.give(out, _weighted(walk, v, tuple(out.shape), label))

@@ -1,0 +1,263 @@
+"""What becomes of channels while a model runs: one operation after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ...graphs import Ids, Step, tensors
+from .channels import KERNEL, READ, Channels, Seen, Use, compact, unique, varies
+
+Rule = Callable[["ChannelWalk", Step], None]
+RULES: dict[str, Rule] = {}
+"""The rule of each operation, by its name in torch.ops.aten."""
+TRY_SHAPES = "pass example_input if this is wrong"
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """The rule for operations of these names, apart by blanks."""
+
+    def add(made: Rule) -> Rule:
+        for name in " ".join(names).split():
+            RULES[name] = made
+        return made
+
+    return add
+
+
+def plain_type(module: nn.Module) -> type:
+    """The module's class as its author wrote it, under a GammaMonitor too."""
+    return getattr(type(module), "_sdsd_original", type(module))
+
+
+def layer_of(name: str) -> str:
+    """The layer that owns a parameter."""
+    return name.rpartition(".")[0] or name
+
+
+class ChannelWalk:
+    """What is known of the tensors of one run, and what it says about their channels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.channels = Channels()
+        self.named: dict[int, Seen] = {}
+        self.values: Any = WeakIdKeyDictionary()
+        self.module = ""
+        self.outside: set[str] = set()  # parameters that go into something without a rule
+        self.calls = 0
+        self.modules = dict(model.named_modules())
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            places = [
+                torch.arange(length).view([-1 if k == axis else 1 for k in range(tensor.ndim)]).expand(tensor.shape)
+                for axis, length in enumerate(tensor.shape)
+            ]
+            if places:
+                self.named[id(tensor)] = Seen(name=name, entries=tuple(places))
+
+    # ---- values ------------------------------------------------------------------------------------------------------
+
+    def seen(self, tensor: Any) -> Seen:
+        """What is known of a tensor."""
+        if not isinstance(tensor, Tensor):
+            return Seen()
+        return self.named.get(id(tensor)) or self.values.get(tensor) or Seen()
+
+    def give(self, tensor: Any, value: Seen) -> None:
+        """Note what a result is."""
+        if isinstance(tensor, Tensor) and id(tensor) not in self.named:
+            if value.ids is not None and (tuple(value.ids.shape) != tuple(tensor.shape) or not value.ids.any()):
+                assert tuple(value.ids.shape) == tuple(tensor.shape), (value.ids.shape, tensor.shape)
+                value = Seen()
+            self.values[tensor] = value
+
+    def label(self, op: str) -> str:
+        """An operation as a reader of the model knows it."""
+        module = self.modules.get(self.module)
+        if module is not None and self.module and not list(module.children()):
+            kind = plain_type(module)
+            if kind.__module__.startswith("torch.nn"):
+                return f"{self.module!r} ({kind.__name__})"
+        return f"{op!r} in {self.module!r}" if self.module else repr(op)
+
+    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """One operation of torch."""
+        name = func._schema.name.rpartition("::")[2]
+        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        given = [self.seen(each) for each in (*tensors(args), *tensors(tuple(kwargs.values())))]
+        if all(each.ids is None and not each.entries and not each.computed for each in given):
+            return
+        made = Step(plain, func, args, kwargs, out)
+        found = RULES.get(plain)
+        if found is not None:
+            found(self, made)
+        elif torch.Tag.pointwise in func.tags and len(list(tensors(args))) == 1:
+            RULES["curved"](self, made)
+        else:
+            self.opaque(made)
+
+    # ---- what no rule knows ------------------------------------------------------------------------------------------
+
+    def opaque(self, step: Step, why: str = "") -> None:
+        """No rule: channels that enter stay as they are."""
+        given = [self.seen(each) for each in (*tensors(step.args), *tensors(tuple(step.kwargs.values())))]
+        for each in given:
+            if each.is_parameter:
+                self.outside.add(each.name)
+        moving = [each.ids for each in given if each.ids is not None]
+        if moving:
+            reason = why or f"no rule for {self.label(step.name.strip('_'))}"
+            self.channels.notes.append(f"{reason}; neurons that enter or leave it stay as they are")
+            for ids in moving:
+                self.channels.fix(unique(ids), reason)
+        for out in tensors(step.out):
+            self.give(out, Seen(computed=not moving and any(each.entries or each.computed for each in given)))
+
+    def regular(self, seen: Seen, why: str) -> None:
+        """Its channels scale it as they are, or not at all."""
+        if seen.ids is None or (seen.power == 1 and not seen.statistic):
+            return
+        self.channels.hold(unique(seen.ids), why)
+        self.channels.keep_shift(unique(seen.ids), why)
+        if seen.statistic:
+            self.channels.keep_place(unique(seen.ids), why)
+
+    # ---- parameters --------------------------------------------------------------------------------------------------
+
+    def taken(self, weight: Seen) -> tuple[Ids, ...]:
+        """Which entries of each axis a view of a parameter has."""
+        self.calls += 1
+        return tuple(np.unique(compact(each)[0]) for each in weight.entries)
+
+    def use(self, role: str, weight: Seen, axis: int, entries: Ids, channels: Ids, taken: tuple[Ids, ...]) -> None:
+        """Note which channels the entries of an axis belong to."""
+        length = self.model_tensor(weight.name).shape[axis]
+        units = np.zeros(length, np.int64)
+        units[entries] = channels
+        layer = layer_of(weight.name)
+        self.channels.use(Use(role, weight.name, axis, units, layer, self.calls, taken))
+
+    def model_tensor(self, name: str) -> Tensor:
+        """A parameter or buffer by its name."""
+        owner, _, local = name.rpartition(".")
+        return getattr(self.modules[owner], local)  # type: ignore[no-any-return]
+
+    def axis_along(self, weight: Seen, dim: int) -> int | None:
+        """The axis of a parameter that lies along a dimension of a view of it; None where there is not just one."""
+        found = [axis for axis, each in enumerate(weight.entries) if varies(each, dim)]
+        return found[0] if len(found) == 1 else None
+
+    def through(self, given: Seen, weight: Seen, dims: tuple[int, int], shape: Iterable[int], role: str) -> Seen:
+        """A product with a parameter: `dims` of its view are read and written, the last of `given` is read.
+
+        The result has the written dimension last.
+        """
+        into, onto = dims
+        rank = weight.entries[0].ndim
+        axes = [self.axis_along(weight, dim) for dim in dims]
+        short = [axis for axis, length in enumerate(self.model_tensor(weight.name).shape) if length == 1]
+        for place, dim in enumerate(dims):
+            if axes[place] is None and weight.entries[0].shape[dim] == 1 and short:
+                axes[place] = short.pop(0 if len(short) == 1 or place == 1 else -1)
+        layer = layer_of(weight.name)
+        stray = any(varies(each, dim) for each in weight.entries for dim in range(rank) if dim not in dims)
+        if None in axes or axes[0] == axes[1] or stray:
+            self.outside.add(weight.name)
+            if given.ids is not None:
+                self.channels.fix(unique(given.ids), f"{layer!r} multiplies them by a weight in parts")
+            return Seen()
+        taken = self.taken(weight)
+        ids = given.ids
+        if ids is not None:
+            others = [dim for dim in range(ids.ndim - 1) if varies(ids, dim)]
+            if others and not varies(ids, ids.ndim - 1):
+                self.channels.keep_shift(unique(ids), f"{layer!r} sums over their positions")
+                self.outside.add(weight.name)
+                return Seen(ids[..., :1].expand(tuple(shape)))
+            if others:
+                self.channels.fix(unique(ids), f"{layer!r} reads another axis than theirs")
+            else:
+                self.regular(given, f"{layer!r} reads a power or a mean of them")
+                self.read(ids[(0,) * (ids.ndim - 1)], weight, axes[0], into, taken)
+        return self.write(weight, axes[1], onto, tuple(shape), role, taken)
+
+    def read(self, ids: Tensor, weight: Seen, axis: Any, dim: int, taken: tuple[Ids, ...]) -> None:
+        """An axis of a parameter multiplies channels, and their sum is taken."""
+        entries = weight.entries[axis].movedim(dim, 0).reshape(ids.shape[0], -1)[:, 0].numpy()
+        self.use(READ, weight, axis, entries, ids.numpy(), taken)
+        self.channels.keep_shift(unique(ids), f"{layer_of(weight.name)!r} reads them")
+
+    def write(
+        self, weight: Seen, axis: Any, dim: int, shape: tuple[int, ...], role: str, taken: tuple[Ids, ...]
+    ) -> Seen:
+        """An axis of a parameter writes new channels along the last dimension of the result."""
+        view = weight.entries[axis]
+        entries = view.movedim(dim, 0).reshape(view.shape[dim], -1)[:, 0].numpy()
+        made = self.channels.new(len(entries))
+        self.use(role, weight, axis, entries, made, taken)
+        return Seen(torch.from_numpy(made).expand(shape), offsets={})
+
+    def as_channels(self, seen: Seen, tensor: Tensor) -> Seen:
+        """A parameter that is a tensor among others: its last axis writes channels."""
+        if not seen.is_parameter:
+            return seen
+        for dim in reversed(range(tensor.ndim)):
+            axis = self.axis_along(seen, dim)
+            if axis is not None:
+                made = self.write(seen, axis, dim, (*tensor.shape[:dim], *tensor.shape[dim + 1 :], tensor.shape[dim]),
+                                  KERNEL, self.taken(seen))  # fmt: skip
+                assert made.ids is not None
+                return Seen(made.ids.movedim(-1, dim))
+        self.outside.add(seen.name)
+        return Seen(computed=True)
+
+    def laid(self, ids: Tensor, weight: Seen, shape: tuple[int, ...]) -> tuple[int, Ids, Ids] | None:
+        """The axis of a parameter that lies along channels, its entries and the channel of each.
+
+        Channels that share an entry are tied. None where there is no such axis, or where it is no single one.
+        """
+        wide = ids.expand(shape)
+        places = [each.expand(shape) for each in weight.entries]
+        dims = [dim for dim in range(len(shape)) if varies(wide, dim)]
+        axes = [axis for axis, each in enumerate(places) if any(varies(each, dim) for dim in dims)]
+        if not dims and len(places) == 1 and places[0].shape[-1:] == (1,) and weight.entries[0].shape == (1,):
+            axes = [0]  # a layer of one neuron
+        if len(axes) != 1:
+            return None
+        entries, channels = compact(places[axes[0]], wide)
+        entries, channels = np.unique(np.stack([entries, channels]), axis=1)
+        if (channels == 0).any():
+            return None
+        first, where = np.unique(entries, return_index=True)
+        lead = channels[where][np.searchsorted(first, entries)]
+        self.channels.tie(torch.from_numpy(channels), torch.from_numpy(lead))
+        return axes[0], entries, channels
+
+
+def eps_of(walk: ChannelWalk, eps: float | None) -> str:
+    """The attribute of the module that runs which holds eps."""
+    module = walk.modules.get(walk.module)
+    if module is None:
+        return ""
+    held = vars(module)
+    if "eps" in held and (held["eps"] is None or _alike(held["eps"], eps)):
+        return "eps"
+    floats = [name for name, value in held.items() if isinstance(value, float) and _alike(value, eps)]
+    return floats[0] if len(floats) == 1 else ""
+
+
+def _alike(one: Any, other: float | None) -> bool:
+    """Whether both are one number, in float32 at least."""
+    return isinstance(one, float) and other is not None and abs(one - other) <= 1e-6 * abs(one)
+
+
+def kind_of(walk: ChannelWalk, names: tuple[str, ...], otherwise: str) -> str:
+    """The class of the norm that runs, where its name says what it is."""
+    module = walk.modules.get(walk.module)
+    kind = plain_type(module).__name__ if module is not None and walk.module else ""
+    return kind if any(each in kind for each in names) else otherwise

@@ -1,0 +1,139 @@
+"""Neurons as torch reads them: slices of their samples, copies in another dtype, means, largest values, norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .products import SUMMED
+
+PASS_ELEMENTS = 2**18
+"""Values converted together where neurons are read for their norms: 1 MiB in float32 and 4 MiB of float64."""
+SCRATCH_ELEMENTS = 2**22
+"""Bound on what `chunks` converts at a time (16 MiB in float32), unless 256 samples already exceed it."""
+SQUARES = {torch.float32: (2.0**-80, 2.0**120), torch.float64: (2.0**-800, 2.0**1000)}
+"""Range of ‖x‖² in which no product that matters is subnormal and r_i r_j is normal."""
+
+FAR = {torch.float32: 64, torch.float64: 512}
+"""Neurons beyond 2^±this are brought nearer to 1 by as much before their means are taken: sums of larger ones, and
+differences, leave the range of the dtype, and means of subnormal ones have few digits."""
+
+
+def sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]:
+    """Cut OUTER × INNER samples into pieces of at most `most`."""
+    _, outer, inner = shape
+    together = max(1, most // inner)
+    for first_outer in range(0, outer, together):
+        for first_inner in range(0, inner, most):
+            yield slice(first_outer, first_outer + together), slice(first_inner, first_inner + most)
+
+
+def converted(chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
+    """chunk · scale − mean as a matrix (neurons, samples) in `dtype`, neurons or samples adjacent as in the chunk.
+
+    Scales are powers of two, so that this order rounds as the other does, and numbers near the ends of the range stay
+    within it.
+    """
+    neurons, outer, inner = chunk.shape
+    if chunk.stride(0) < chunk.stride(2):
+        copy = chunk.new_empty((outer, inner, neurons), dtype=dtype).permute(2, 0, 1)
+    else:
+        copy = chunk.new_empty((neurons, outer, inner), dtype=dtype)
+    copy.copy_(chunk)
+    if scale is not None:
+        copy.mul_(scale[:, None, None])
+    if mean is not None:
+        copy.sub_(mean[:, None, None])
+    return copy.flatten(1)
+
+
+def chunks(rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Iterator[Tensor]:
+    """rows · scale − mean as matrices (neurons, samples) of all neurons and a bounded number of samples."""
+    for part in sample_slices(rows.shape, min(SUMMED, max(256, SCRATCH_ELEMENTS // rows.shape[0]))):
+        yield converted(rows[:, part[0], part[1]], dtype, mean, scale)
+
+
+def pieces(
+    rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """All neurons over all samples in matrices of at most PASS_ELEMENTS, in the order they lie in memory."""
+    neurons, outer, inner = rows.shape
+    by_neuron = rows.stride(2) <= rows.stride(0)
+    samples = min(outer * inner, PASS_ELEMENTS if by_neuron else max(1, PASS_ELEMENTS // neurons))
+    together = max(1, PASS_ELEMENTS // samples) if by_neuron else neurons
+    for first in range(0, neurons, together):
+        which = slice(first, first + together)
+        for part in sample_slices(rows.shape, samples):
+            yield (
+                which,
+                converted(
+                    rows[which, part[0], part[1]],
+                    dtype,
+                    None if mean is None else mean[which],
+                    None if scale is None else scale[which],
+                ),
+            )
+
+
+def means(rows: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
+    """Mean of every neuron, of x · scale. Sums of x − x_0 are as small as the spread, and a constant neuron's mean is
+    exactly x_0."""
+    first = rows[:, 0, 0].to(dtype)
+    first = first if scale is None else first * scale
+    total = torch.zeros_like(first, dtype=torch.float64)
+    for which, piece in pieces(rows, dtype, first, scale):
+        total[which] += piece.sum(1)
+    return first + (total / (rows.shape[1] * rows.shape[2])).to(dtype)
+
+
+def squares(rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
+    """‖x · scale − mean‖² of every neuron, in float64."""
+    square = rows.new_zeros(rows.shape[0], dtype=torch.float64)
+    for which, piece in pieces(rows, dtype, mean, scale):
+        square[which] += piece.double().square_().sum(1)
+    return square
+
+
+def peaks(rows: Tensor, dtype: torch.dtype, scale: Tensor | None, mean: Tensor | None) -> Tensor:
+    """max |x · scale − mean| of every neuron; NaN if it has one."""
+    peak = rows.new_zeros(rows.shape[0], dtype=dtype)
+    for which, piece in pieces(rows, dtype, mean, scale):
+        peak[which] = torch.maximum(peak[which], piece.abs_().amax(1))
+    return peak
+
+
+def brought_nearer(rows: Tensor, mean: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """How neurons far from 1 are brought nearer to it before their means are taken, and their means then.
+
+    Returns:
+        By how many powers of two each is divided, these factors, and means of what is so divided; None, None and `mean`
+        where no neuron is far, or the call does not centre.
+    """
+    if mean is None:
+        return None, None, None
+    peak = peaks(rows, mean.dtype, None, None)
+    most = FAR[peak.dtype]
+    far = torch.where((peak > 2.0**most) & peak.isfinite(), most, 0)
+    far = torch.where((peak < 2.0**-most) & (peak > 0), -most, far)
+    if not bool(far.any()):
+        return None, None, mean
+    nearer = torch.ldexp(torch.ones_like(peak), -far)
+    return far, nearer, means(rows, mean.dtype, nearer)
+
+
+def scales_of(peak: Tensor, far: Tensor | None, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Powers of two that bring neurons near 1, and their means times these.
+
+    Args:
+        peak: of neurons that were divided by 2^far.
+        far: None where none was.
+        mean: of the same.
+    """
+    # frexp puts the mantissa in [1/2, 1); the bounds keep the scale itself a normal number.
+    bound = 126 if peak.dtype == torch.float32 else 1022
+    exponent = torch.frexp(peak).exponent
+    exponent = (exponent if far is None else exponent + far).clamp(-bound, bound)
+    scale = torch.ldexp(torch.ones_like(peak), -exponent)
+    return scale, None if mean is None else torch.ldexp(mean, (0 if far is None else far) - exponent)

@@ -1,0 +1,108 @@
+"""`sdsd study NAME --model FILE.py`: what studies measure, on a network of one's own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sdsd.cli import main
+from sdsd.studies import CATALOGUE, OWN, check_own
+from sdsd.studies.own import REFUSALS
+
+NET = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+inputs, labels = torch.randn(96, 6), torch.arange(96) % 3
+inputs[:, 0] += labels
+model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+loader = list(zip(inputs.split(16), labels.split(16)))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+for _ in range(60):
+    optimizer.zero_grad()
+    loss(model, (inputs, labels)).backward()
+    optimizer.step()
+"""
+
+
+@pytest.fixture
+def net(tmp_path):
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    return tmp_path / "net.py"
+
+
+def measured(net, capsys, *words):
+    assert main(["study", *words, "--model", str(net), "--quick", "--json", "--out", str(net.parent / "own")]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_numbers_that_do_not_depend_on_the_representative_stay(net, capsys):
+    found, sharp = measured(net, capsys, "quotient", "flatness")
+    numbers = found["numbers"]
+    assert max(numbers["squared_gradients"]) > 1.5 * min(numbers["squared_gradients"])
+    assert max(numbers["quotient_gammas"]) < (1 + 1e-4) * min(numbers["quotient_gammas"])
+    assert numbers["vertical"]["gradient"] < 1e-9 < numbers["vertical"]["isotropic noise"]
+    assert max(sharp["numbers"]["canonical"]) < 1.01 * min(sharp["numbers"]["canonical"])
+    assert max(sharp["numbers"]["as_it_is"]) > 1.5 * min(sharp["numbers"]["as_it_is"])
+    for name in ("quotient", "flatness"):
+        folder = net.parent / "own" / name
+        assert (folder / f"{name}.png").stat().st_size > 1000
+        assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["study"] == name
+
+
+def test_the_other_numbers(net, capsys):
+    results = measured(net, capsys, "learning-coefficient", "basin", "occam", "orbit", "phase")
+    numbers = {each["study"]: each["numbers"] for each in results}
+    assert len(numbers["learning-coefficient"]["acceptance"]) == 4
+    assert numbers["basin"]["lower_bound"] < numbers["basin"]["log_volume"]
+    assert numbers["occam"]["bits"] > 0
+    assert 0 < numbers["orbit"]["0"]["entropy"] < 2.78  # log 16
+    assert numbers["phase"]["learning_rate"] == 0.3
+    assert all(each["lines"] for each in results)
+
+
+def test_merges_of_a_layer(net, capsys):
+    cost, foretold = measured(net, capsys, "merge-cost-mlp", "redundancy", "--layer", "0")
+    assert cost["study"] == "merge-cost"
+    assert set(cost["numbers"]["costs"]) == {"near by cosine", "near by foretold cost", "random"}
+    assert set(foretold["numbers"]["correlation"]) == {"1 − cos", "foretold cost"}
+    assert main(["study", "redundancy", "--model", str(net)]) == 2
+    assert "--layer: name the layer to examine. Its Linear layers and convolutions: 0, 2." in capsys.readouterr().err
+
+
+def test_every_study_takes_a_network_or_says_why_not():
+    for name in CATALOGUE:
+        try:
+            assert check_own(name, CATALOGUE) in OWN
+        except ValueError as error:
+            assert f"study {name} has networks of its own, because" in str(error)  # noqa: PT017
+    assert set(REFUSALS) <= set(CATALOGUE)
+    assert not set(REFUSALS) & set(OWN)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["grokking", "--model", "{}"], "study grokking has networks of its own, because what it is about shows in"),
+        (["rank", "--model", "{}"], "study rank has networks of its own, because it follows a process"),
+        (["geometry-mnist", "--model", "{}"], "sdsd geometry --model FILE"),
+        (["quotiant", "--model", "{}"], "there is no study 'quotiant'. Did you mean 'quotient'?"),
+        (["quotient", "--model", "{}", "--samples", "16"], "expected at least 2 batches"),
+        (["quotient", "--model", "{}", "--seeds", "2"], "belong to networks that a study makes"),
+        (["quotient", "--layer", "0"], "pass --model FILE.py, too"),
+        (["quotient", "--model", "missing.py"], "missing.py: there is no such file"),
+    ],
+)
+def test_what_does_not_go_is_said_in_a_sentence(net, capsys, words, message):
+    assert main(["study", *(word.format(net) for word in words), "--out", str(net.parent / "own")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said

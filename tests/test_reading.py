@@ -1,0 +1,55 @@
+"""The paths drawn in the doors of packages name functions that are there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DRAWN = ("sdsd/gamma", "sdsd/geometry/merging", "sdsd/studies", "sdsd_kernels")
+"""Folders whose __init__ draws a path."""
+STEP = re.compile(r"(?<![\w/.])((?:\w+/)*\w+)\.((?:\w+\.)?\w+)(?![\w/])")
+LEAST = {"sdsd/gamma": 15, "sdsd/geometry/merging": 7, "sdsd/studies": 4, "sdsd_kernels": 9}
+"""How many steps the paths have; a path that is no longer understood would have none."""
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes and methods of a file: "f", "C", "C.f"."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+    return names
+
+
+def steps(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The steps "file.function" or "folder/file.Class.function" that a folder's __init__ names."""
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    for place, name in STEP.findall(text):
+        if name != "py" and (folder / f"{place}.py").is_file() and not name.startswith("py"):
+            yield folder / f"{place}.py", name
+        elif "/" in place and name != "py" and place.split("/")[0] != "docs":
+            raise AssertionError(f"{folder}: {place}.{name} is in no file")
+
+
+@pytest.mark.parametrize("folder", DRAWN)
+def test_every_step_is_a_function_that_is_there(folder):
+    found = list(steps(ROOT / folder))
+    assert len(found) >= LEAST[folder]
+    assert [f"{path.name}: {name}" for path, name in found if name not in defined(path)] == []
+
+
+def test_a_step_that_is_gone_is_found(tmp_path):
+    (tmp_path / "__init__.py").write_text('"""Read sub/one.f, sub/one.C.g and sub/one.h; `sub/one.py` holds them."""')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "one.py").write_text("def f(): ...\nclass C:\n    def g(self): ...")
+    assert [name for path, name in steps(tmp_path) if name not in defined(path)] == ["h"]
+    (tmp_path / "__init__.py").write_text('"""Read sub/two.f."""')
+    with pytest.raises(AssertionError, match="in no file"):
+        list(steps(tmp_path))
