@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sdsd.graphs import follow, outputs
+from sdsd.graphs import call_of, follow, outputs
 from sdsd.theory import canonicalize, random_representative, symmetries
 
 from .architectures.base import Architecture
@@ -67,7 +67,8 @@ def _look(row: Row, architecture: Architecture) -> None:
         lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x,
         architecture.batch(*architecture.sizes[0]),
     )
-    example = batch if isinstance(batch, (dict, Tensor)) else batch[0]
+    example = call_of(model, lambda: architecture.loss(model, batch))
+    assert example is not None, "the loss does not call the model"
     began = time.perf_counter()
     found = symmetries(model, example)
     row.seconds = time.perf_counter() - began
@@ -109,7 +110,7 @@ def _rounds(model: nn.Module, example: Any) -> bool:
 @torch.no_grad()
 def _given(model: nn.Module, example: Any) -> list[Tensor]:
     torch.manual_seed(0)
-    given = model(**example) if isinstance(example, dict) else model(example)
+    given = model(*example.args, **example.kwargs)
     return [each.double() for each in outputs(given) if isinstance(each, Tensor) and each.is_floating_point()]
 
 
