@@ -215,7 +215,9 @@ def step_commands(folder: Path) -> None:
     path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
     for block in blocks[""]:
         for line in typed(block):
-            if line.startswith("sdsd "):
+            if line.startswith("sdsd watch "):
+                watch([str(binaries / "sdsd"), *line.split()[1:]], folder)
+            elif line.startswith("sdsd "):
                 run(["bash", "-c", line], folder, PATH=path)
             elif not line.startswith("make "):
                 raise FailedError(f"README: nothing here runs the line {line!r}")
