@@ -47,20 +47,18 @@ BEHIND_DOORS = (
 )
 """A file in these is imported from its own folder and those below it; others go through a folder's __init__."""
 IN_SHAPE = (
-    "sdsd.studies",
     "sdsd.cli",
-    "sdsd.models",
-    "sdsd.graphs",
+    "sdsd.geometry.collect",
     "sdsd.geometry.comparing",
     "sdsd.geometry.cosines",
     "sdsd.geometry.gram",
     "sdsd.geometry.merging",
+    "sdsd.graphs",
     "sdsd.integrations",
+    "sdsd.models",
     "sdsd.report",
-    "sdsd.theory.curvature",
-    "sdsd.theory.dynamics",
-    "sdsd.theory.functional",
-    "sdsd.theory.landscape",
+    "sdsd.studies",
+    "sdsd.theory",
 )
 """Where the lengths of files and of rows of parameters are held."""
 

@@ -38,6 +38,7 @@ kinds of use, refusals and arguments::
                       monitor/averages.statistics             → GammaStats
 """
 
+from . import averaging as averaging
 from . import history as history
 from . import precondition as precondition
 from .averaging import AveragingLag, averaging_lag

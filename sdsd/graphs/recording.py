@@ -20,7 +20,7 @@ from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .counts import Count
 from .sizes import Sizes, counting, used_as_number
 from .values import Value
-from .walk import Normed, Walk
+from .walk import Walk
 from .writes import parameters_kept
 
 __all__ = [
@@ -98,6 +98,9 @@ class Listener(Protocol):
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation."""
+
+    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        """A module has run: its name, what it took, and what it gave."""
 
 
 def follow(model: nn.Module, example_input: Any, listener: Listener) -> Any:
@@ -209,14 +212,6 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
             used_as_number(walk, each, "what the model gives")
 
 
-def _normed(walk: Walk, given: tuple[Any, ...], output: Any) -> Normed | None:
-    """The call of a norm; None where it does not take one tensor and give one of its shape."""
-    before = given[0] if given else None
-    if not isinstance(before, Tensor) or not isinstance(output, Tensor) or before.shape != output.shape:
-        return None
-    return Normed(list(walk.value(before).axes), list(walk.value(output).axes))
-
-
 def _inputs(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -279,9 +274,7 @@ def _module_names(model: nn.Module, walk: Listener, ran: set[str]) -> Iterator[N
 
     def leave(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         if inside:
-            name = inside.pop()
-            if name in walk.norms:
-                walk.norms[name].append(_normed(walk, given, output))
+            walk.left(inside.pop(), given, output)
         walk.module = inside[-1] if inside else ""
 
     hooks = (

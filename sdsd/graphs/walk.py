@@ -181,6 +181,16 @@ class Walk:
             self.atoms.note(ids, Obstacle(self.where(self.name), reason, advice, REMOVAL, self.module))
             self.norms.setdefault(self.module, [])
 
+    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        """A module has run; of norms the call is noted, None where it did not take and give one tensor of a shape."""
+        if name not in self.norms:
+            return
+        before = given[0] if given else None
+        if isinstance(before, Tensor) and isinstance(output, Tensor) and before.shape == output.shape:
+            self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes)))
+        else:
+            self.norms[name].append(None)
+
     def join(self, one: Axis, other: Axis, who: str = "") -> Axis:
         """Both axes of the same entries; what the result has."""
         if one is FREE or other is FREE:

@@ -12,13 +12,13 @@ FIRST, REVISED = "2026-11-22", "2026-11-26"
 WORDS = "the same with “not reproduced” for what is inconclusive now"
 
 EFFECTS = {
-    "geometry: batch": Effect(nothing=1.0, document=5.0, negligible=1.25),
+    "geometry: batch": Effect(nothing=1.0, published=5.0, negligible=1.25),
     "geometry: single": Effect(nothing=0.0, negligible=0.1),
     "geometry: mass": Effect(nothing=0.0, negligible=0.1),
     "geometry: weights": Effect(nothing=1.0, negligible=1.25),
     "geometry: pruning": Effect(nothing=0.0, negligible=0.1),
     "geometry: controls": Effect(nothing=0.0, negligible=0.02),
-    "geometry: plasticity": Effect(nothing=0.0, document=-2.1, above=False, negligible=1.0),
+    "geometry: plasticity": Effect(nothing=0.0, published=-2.1, above=False, negligible=1.0),
     "redundancy": Effect(nothing=0.0, negligible=0.1),
     "merge-cost": Effect(nothing=1.0, negligible=1.25),
     "copies": Effect(nothing=1.0, negligible=1.05),

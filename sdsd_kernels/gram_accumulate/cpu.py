@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairwise.products import exact_float32, multiplies_in_place, upper_products
+from ..pairwise.products import SUMMED, exact_float32, multiplies_in_place, upper_products
 from ..pairwise.reading import chunks
 
 PANEL_ELEMENTS = 2**22
@@ -17,7 +17,8 @@ def gram_accumulate_torch(gram: Tensor, rows: Tensor, shift: Tensor | None, scal
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     with exact_float32():
         if shift is None and scale is None and multiplies_in_place(rows, dtype):
-            _add_products(rows[:, 0], gram)
+            for part in rows[:, 0].split(SUMMED, 1):
+                _add_products(part, gram)
             return
         for a in chunks(rows, dtype, None, None):
             if shift is not None:

@@ -128,7 +128,7 @@ def test_the_command_runs_what_is_missing(capsys, monkeypatch, tmp_path):
 
 def on_networks(tmp_path, monkeypatch, ratios, *, document=5.0):
     """Claims of one study a network, each with the ratios of its seeds."""
-    effect = Effect(nothing=1.0, document=document, negligible=1.25)
+    effect = Effect(nothing=1.0, published=document, negligible=1.25)
 
     def judge(result):
         ours = geometric_interval(ratios[result.study], "×", against=1.0)

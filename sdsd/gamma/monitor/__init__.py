@@ -20,7 +20,8 @@
 ====================  ==============================================================================================
 """
 
+from .averages import RunningAverages, Step
 from .monitor import GammaMonitor
 from .session import Session
 
-__all__ = ["GammaMonitor", "Session"]
+__all__ = ["GammaMonitor", "RunningAverages", "Session", "Step"]

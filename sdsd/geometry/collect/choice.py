@@ -81,8 +81,10 @@ def choose(layer: str, readings: list[Reading]) -> Choice:
         taken = f"the map of {layer!r} is of its output {_listed(shortest)}"
         if not read and elsewhere:
             reads = elsewhere[shortest]
-            return Choice(shortest, f"{taken}, which {reads!r} reads; behind that it is not followed, and what readers "
-                          "get may differ")  # fmt: skip
+            return Choice(
+                shortest,
+                f"{taken}, which {reads!r} reads; behind that it is not followed, and what readers get may differ",
+            )
         gated = [path for path in candidates if path[len(shortest) :] and path[len(shortest)].name in ("mul", "div")]
         if gated:
             return Choice(shortest, f"{taken}, as its first readers get it; others get it {_listed(gated[0])}")
@@ -92,9 +94,10 @@ def choose(layer: str, readings: list[Reading]) -> Choice:
     if not read and elsewhere:
         behind = f" {_listed(shortest)}" if shortest else ""
         return Choice(
-            None, f"{own}{behind and ', and its readers get that' + behind}, which {elsewhere[shortest]!r} reads; "
+            None,
+            f"{own}{behind and ', and its readers get that' + behind}, which {elsewhere[shortest]!r} reads; "
             "behind that it is not followed, and what readers get may differ",
-        )  # fmt: skip
+        )
     if not (read or elsewhere or any(reading.summed or reading.given_back for reading in readings)):
         return Choice(None, f"{own}, and nothing was seen that reads it; what its readers get may differ")
     return Choice(None)

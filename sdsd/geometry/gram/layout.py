@@ -18,14 +18,15 @@ from ..arrays import neurons_first
 if TYPE_CHECKING:
     import numpy as np
 
-PART_SAMPLES, PART_ELEMENTS = 1024, 2**22
+PART_SAMPLES, PART_ELEMENTS, MOST_SAMPLES = 1024, 2**22, 2**14
 """Samples that are converted, and whose products are added to T, together: at least 1,024, more up to 16 MiB in
-float32. Smaller updates wait for each other in a buffer: adding to T takes longer than the products of 64 samples."""
+float32, and 16,384 at most, for BLAS adds up the samples of a few neurons one after the other. Smaller updates wait for
+each other in a buffer: adding to T takes longer than the products of 64 samples."""
 
 
 def samples_together(n: int) -> int:
     """How many samples of `n` neurons are summed in the dtype of products before float64 takes over, at least."""
-    return max(PART_SAMPLES, PART_ELEMENTS // n)
+    return min(MOST_SAMPLES, max(PART_SAMPLES, PART_ELEMENTS // n))
 
 
 STRIP = gram_strips.STRIP

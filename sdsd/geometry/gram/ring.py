@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .layout import MOST_SAMPLES
 from .shards import Plan, Shard
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 FINISH_ROWS = 64
 """Rows of a block scaled together."""
+FEW_PRODUCTS = 2**14
+"""To so few products BLAS would add one sample at a time: they are added when they are whole."""
 
 OnBlock = Callable[[slice, slice, Tensor], Any]
 
@@ -184,12 +187,16 @@ class Ring:
         """Cosines of neurons with values `rows` (n, samples) and `columns` (m, samples).  # shape: (n, m)"""
         dtype = self.plan.dtype
         block = torch.empty((len(rows), len(columns)), dtype=dtype, device=rows.device)
-        if rows.dtype == dtype and left.plain() and right.plain():
-            torch.mm(rows, columns.T, out=block)
-        else:
-            block.zero_()
-            for part, other in zip(rows.split(self.plan.part, 1), columns.split(self.plan.part, 1), strict=True):
-                block.addmm_(left.values(part, dtype), right.values(other, dtype).T)
+        plain = rows.dtype == dtype and left.plain() and right.plain()
+        samples = MOST_SAMPLES if plain else self.plan.part
+        for number, (part, other) in enumerate(zip(rows.split(samples, 1), columns.split(samples, 1), strict=True)):
+            a, b = (part, other) if plain else (left.values(part, dtype), right.values(other, dtype))
+            if number == 0:
+                torch.mm(a, b.T, out=block)
+            elif block.numel() <= FEW_PRODUCTS:
+                block.add_(torch.mm(a, b.T))
+            else:
+                block.addmm_(a, b.T)
         row_inverse, column_inverse = left.inverse_norm.to(dtype), right.inverse_norm.to(dtype)
         for top in range(0, len(rows), FINISH_ROWS):
             lines = slice(top, top + FINISH_ROWS)

@@ -39,9 +39,13 @@ CLUSTER_COLOURS = (
 )
 GRID = "#dde2e8"
 BUTTONS = {
-    "left": "turn left", "right": "turn right", "up": "tilt up", "down": "tilt down", "nearer": "closer",
+    "left": "turn left",
+    "right": "turn right",
+    "up": "tilt up",
+    "down": "tilt down",
+    "nearer": "closer",
     "farther": "farther",
-}  # fmt: skip
+}
 """Ways to look at a map (map_controls.js), and what stands on their buttons."""
 HINT = (
     "Drag to turn, scroll or pinch to zoom, point at a neuron for its nearest neighbours or choose it below the map, "

@@ -24,7 +24,7 @@ from .files import plain, prepare_output, versions, write_json, write_text
 from .judging import MATCH, SIGNIFICANT, VERDICTS, Effect, Rule, holm, unshown
 from .measured import Measured, fraction_interval, geometric_interval, mean_interval
 from .page import duration
-from .progress import Progress, choose_progress
+from .progress import LOGGER, Progress, choose_progress
 from .result import StudyResult, Verdict
 from .run import run_study
 from .runner import Runner
@@ -33,6 +33,7 @@ from .threads import one_thread
 
 __all__ = [
     "GAMMA_COLUMNS",
+    "LOGGER",
     "MATCH",
     "SIGNIFICANT",
     "VERDICTS",

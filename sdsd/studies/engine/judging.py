@@ -68,14 +68,14 @@ class Effect:
 
     Attributes:
         nothing: the number where there is no effect: 1 for a ratio, 0 for a difference.
-        document: the document's number; None where it names none, and then the direction is all there is to reproduce.
+        published: the document's number; None where it names none, and then the direction is all there is to reproduce.
         above: whether the claimed effect makes the number larger than `nothing`.
         negligible: for a difference, the size below which an effect does not matter; for a ratio, the factor.
             None where no such size was named, so that nothing can be called "no effect".
     """
 
     nothing: float
-    document: float | None = None
+    published: float | None = None
     above: bool = True
     negligible: float | None = None
 
@@ -85,8 +85,8 @@ class Effect:
         least = float(self.ratio)
         if self.negligible is not None and not self.negligible > least:
             raise ValueError(f"negligible: expected more than {least:g}, got {self.negligible!r}.")
-        if self.document is not None and (self.document > self.nothing) != self.above:
-            raise ValueError(f"document: expected a number on the claimed side of {self.nothing:g}.")
+        if self.published is not None and (self.published > self.nothing) != self.above:
+            raise ValueError(f"published: expected a number on the claimed side of {self.nothing:g}.")
 
     @property
     def ratio(self) -> bool:
@@ -106,9 +106,9 @@ class Effect:
         return "no effect" if self._is_negligible(ours.low, ours.high) else "inconclusive"
 
     def _matches(self, value: float) -> bool:
-        if self.document is None:
+        if self.published is None:
             return True
-        return 1 / MATCH <= value / self.document <= MATCH
+        return 1 / MATCH <= value / self.published <= MATCH
 
     def _is_negligible(self, low: float, high: float) -> bool:
         if self.negligible is None:
@@ -122,8 +122,8 @@ class Effect:
         side, other = ("above", "below") if self.above else ("below", "above")
         number = (
             ""
-            if self.document is None
-            else f" and the number is within a factor of {MATCH:g} of {self.document:g}; direction only if the number "
+            if self.published is None
+            else f" and the number is within a factor of {MATCH:g} of {self.published:g}; direction only if the number "
             "is another"
         )
         size = f"{self.negligible:g} ×" if self.ratio and self.negligible else self.negligible

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+
+LOGGER = logging.getLogger("sdsd.studies")
 
 Item = TypeVar("Item")
 

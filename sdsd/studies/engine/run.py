@@ -6,19 +6,16 @@ settings and the versions of sdsd and torch are the same.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...report import figures
 from .files import prepare_output, write_json, write_text
 from .page import study_page
-from .progress import Progress
+from .progress import LOGGER, Progress
 from .result import StudyResult
 from .seeds import SeedFile, measure_seed
 from .study import Study, check_needs
-
-LOGGER = logging.getLogger("sdsd.studies")
 
 
 def run_study(

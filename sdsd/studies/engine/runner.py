@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,11 @@ from pathlib import Path
 
 from ..._extras import MissingExtraError
 from .files import prepare_output
-from .progress import Progress
+from .progress import LOGGER, Progress
 from .result import StudyResult
 from .run import run_study
 from .seeds import SeedFile, log_measured, measure_seed
 from .study import Study, check_needs
-
-LOGGER = logging.getLogger("sdsd.studies")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from typing import Any
 import torch
 
 from .files import plain, revive, versions, write_json
-from .progress import Progress
+from .progress import LOGGER, Progress
 from .result import SCHEMA
 from .settings import RESERVED
 from .threads import one_thread
-
-LOGGER = logging.getLogger("sdsd.studies")
 
 
 @dataclass(frozen=True)

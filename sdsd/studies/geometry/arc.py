@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,10 +34,9 @@ from ...geometry.merging import (
     tensor_of,
     weight_cosine,
 )
-from ..engine import Progress, plain, write_json
+from ..engine import LOGGER, Progress, plain, write_json
 from .subject import Subject
 
-LOGGER = logging.getLogger("sdsd.studies")
 HOW = "mean"
 COMPARED = 10
 """Clusters at which silhouettes are compared: those of two maps say something only at the same number."""
@@ -162,8 +160,6 @@ class Examination:
             self.series["plasticity"] = self.notebook.step("plasticity", self._plasticity)
         return self.series
 
-    # The map
-
     def _mapped(self) -> dict[str, Any]:
         self.neuron_map = self._kept_map(
             "-map", lambda: NeuronMap.from_activations(self.collected(), seed=self.config.seed)
@@ -193,8 +189,6 @@ class Examination:
             model, batches, self.subject.layer, forward=self.subject.forward, progress=bar, max_bytes=2**33
         )
         return collected[self.subject.layer]
-
-    # Biopsies
 
     def _pairs(self) -> int:
         assert self.neuron_map is not None
@@ -234,8 +228,6 @@ class Examination:
             self._losses = measured.measurements
             biopsies[name] = _biopsy_numbers(measured)
         return biopsies
-
-    # Consolidation
 
     def _consolidations(self) -> dict[str, Any]:
         """Many pairs merged at once: nearest by activations and by weights, and random ones."""
@@ -307,8 +299,6 @@ class Examination:
         with evaluating(model):
             return single_number(self.subject.accuracy(model), "accuracy")
 
-    # Controls and plasticity
-
     def _control(self, name: str) -> dict[str, Any]:
         """The map of a network, or of data, in which the geometry should not show."""
         try:
@@ -323,7 +313,7 @@ class Examination:
             return NeuronMap.from_activations(collected, seed=self.config.seed, pairs=0)
 
         if name not in self.control_maps:
-            self.control_maps[name] = self._kept_map(f"-control-{name.replace(' ', '-')}", drawn)
+            self.control_maps[name] = self._kept_map(f"-{name.replace(' ', '-')}-map", drawn)
         return self.control_maps[name]
 
     def _plasticity(self) -> dict[str, Any]:

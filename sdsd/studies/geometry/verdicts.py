@@ -88,10 +88,10 @@ def _relative_interval(pairs: Sequence[tuple[float, float]], unit: str) -> Measu
     return None if len(known) < len(values) or not known else mean_interval(known, unit, against=0.0)
 
 
-def _matching(word: str, pairs: Sequence[tuple[float, float]], document: float) -> str:
+def _matching(word: str, pairs: Sequence[tuple[float, float]], published: float) -> str:
     """`word`, unless the mean costs differ by another factor than about the document's."""
     dear, cheap = (fmean(each) for each in zip(*pairs, strict=True))
-    matches = cheap > 0 and 1 / MATCH <= dear / cheap / document <= MATCH
+    matches = cheap > 0 and 1 / MATCH <= dear / cheap / published <= MATCH
     return "direction only" if word == "reproduced" and not matches else word
 
 
@@ -293,7 +293,7 @@ def _judge_plasticity(runs: Sequence[Run]) -> Verdict:
         source=f"{FUNCTIONAL_GEOMETRY}, Phase IV",
         verdict=PLASTICITY.verdict(ours),
         effect=PLASTICITY,
-        published=f"{PLASTICITY.document:g} points".replace("-", "−"),
+        published=f"{PLASTICITY.published:g} points".replace("-", "−"),
         **RULES["geometry: plasticity"].stated(),
         our_figure=ours,
         corrected=f"Peak accuracy {listed}; the difference was {plain_number(median(points))} points in the median.",

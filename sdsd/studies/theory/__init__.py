@@ -63,8 +63,8 @@ from . import (
 
 STUDIES = (
     *orbit.STUDIES,
-    *copies.STUDIES,
     *regulariser.STUDIES,
+    *copies.STUDIES,
     *quotient.STUDIES,
     *prediction.STUDIES,
     *averaging.STUDIES,

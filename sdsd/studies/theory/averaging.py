@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ...gamma import GammaMonitor, GammaStats, averaging_lag
-from ...gamma.averaging import APART
-from ...gamma.monitor.averages import RunningAverages, Step
+from ...gamma import GammaMonitor, GammaStats, averaging, averaging_lag
+from ...gamma.monitor import RunningAverages, Step
 from ...report import figures
 from ...report.figures import draw_curves, draw_level
 from ..digits import load_digits
@@ -62,7 +61,7 @@ def measure(
 
 def _apart(ema: float) -> int:
     """The fewest steps between two averages that `averaging_lag` compares."""
-    return math.ceil(APART * ema / (1 - ema) - 1e-9)
+    return math.ceil(averaging.APART * ema / (1 - ema) - 1e-9)
 
 
 def _read(averages: RunningAverages, names: tuple[str, ...], batch: int) -> GammaStats:

@@ -13,7 +13,7 @@ from ..documents import SDSD
 from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES
 
-FREE = Effect(nothing=0.0, document=1.0)
+FREE = Effect(nothing=0.0, published=1.0)
 
 
 def measure(

@@ -25,7 +25,7 @@ PUBLISHED_SEEDS = range(50)
 LOOKS = (100, 200, 300, 500, 700, 1000, 1500, 2000, rank.PUBLISHED_STEPS, 4000, 5000, 7000, 10_000)
 
 
-IMBALANCE = Effect(nothing=1.0, document=80.0)
+IMBALANCE = Effect(nothing=1.0, published=80.0)
 
 
 def measure(

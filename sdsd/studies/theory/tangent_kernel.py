@@ -17,7 +17,7 @@ from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interva
 from ..rules import RULES
 
 SOURCE = f"{MOVES}, What's Known: Neural Tangent Kernel"
-FALLS = Effect(nothing=0.0, document=-1.0, above=False)
+FALLS = Effect(nothing=0.0, published=-1.0, above=False)
 GAINS = Effect(nothing=0.0, negligible=0.02)
 
 

@@ -227,9 +227,10 @@ def _squares(scalings: list[Scaling], starts: list[int], point: Point) -> list[S
             rows, columns = (each.groups >= 0 for each in laid)
             inner = matrix[rows][:, columns].contiguous()
             found.append(
-                Squares(inner, laid[0].groups[rows], laid[1].groups[columns],
-                        (laid[0].signs[rows], laid[1].signs[columns]))
-            )  # fmt: skip
+                Squares(
+                    inner, laid[0].groups[rows], laid[1].groups[columns], (laid[0].signs[rows], laid[1].signs[columns])
+                )
+            )
             if not bool(columns.all()):
                 alone = matrix[rows][:, ~columns].sum(1)
                 found.append(Squares(alone, laid[0].groups[rows], None, (laid[0].signs[rows], None)))

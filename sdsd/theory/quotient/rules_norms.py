@@ -15,9 +15,16 @@ from .walk import TRY_SHAPES, ChannelWalk, Step, eps_of, kind_of, rule
 
 
 def _after(
-    walk: ChannelWalk, before: Tensor | None, shape: tuple[int, ...], dim: int, weight: Any, bias: Any, why: str,
+    walk: ChannelWalk,
+    before: Tensor | None,
+    shape: tuple[int, ...],
+    dim: int,
+    *,
+    weight: Any,
+    bias: Any,
+    why: str,
     extras: tuple[Any, ...] = (),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The channels that γ and β of a norm write; its inputs keep their order with them."""
     places = torch.arange(1, shape[dim] + 1).view([-1 if k == dim else 1 for k in range(len(shape))]).expand(shape)
     source = places if before is None else before
@@ -84,7 +91,8 @@ def batch_norm(walk: ChannelWalk, step: Step) -> None:
         if not owned:
             walk.channels.fix(unique(seen.ids), f"{label} keeps its statistics elsewhere than in buffers")
     extras = tuple(each for each, buffer in zip(running, buffers, strict=True) if buffer.is_parameter)
-    after = _after(walk, seen.ids, tuple(given.shape), 1, weight, bias, f"{label} has no scale of its own", extras)
+    why = f"{label} has no scale of its own"
+    after = _after(walk, seen.ids, tuple(given.shape), 1, weight=weight, bias=bias, why=why, extras=extras)
     outs = list(tensors(step.out))
     for out in outs:
         walk.give(out, Seen())
@@ -115,7 +123,8 @@ def layer_norm(walk: ChannelWalk, step: Step) -> None:
         apart(walk, seen.ids, given.ndim - 1)
         line = compact(seen.ids)[0]
         walk.channels.norms.append(NormUse(name, kind, line, dict(seen.offsets or {}), eps_of(walk, eps)))
-    after = _after(walk, seen.ids, tuple(given.shape), given.ndim - 1, weight, bias, f"{label} has no scale of its own")
+    why = f"{label} has no scale of its own"
+    after = _after(walk, seen.ids, tuple(given.shape), given.ndim - 1, weight=weight, bias=bias, why=why)
     outs = list(tensors(step.out))
     for out in outs:
         walk.give(out, Seen())
@@ -143,7 +152,8 @@ def group_norm(walk: ChannelWalk, step: Step) -> None:
         walk.channels.norms.append(
             NormUse(name, "GroupNorm", line.numpy(), dict(seen.offsets or {}), eps_of(walk, eps))
         )
-    after = _after(walk, seen.ids, tuple(given.shape), 1, weight, bias, f"{label} has no scale of its own")
+    why = f"{label} has no scale of its own"
+    after = _after(walk, seen.ids, tuple(given.shape), 1, weight=weight, bias=bias, why=why)
     if seen.ids is not None and 1 < groups < given.shape[1]:
         rows = after.movedim(1, 0).reshape(given.shape[1], -1)[:, 0].view(groups, -1)
         each = torch.arange(groups)[:, None].expand(rows.shape)

@@ -29,8 +29,13 @@ def product(walk: ChannelWalk, step: Step) -> None:
         walk.outside.update((one.name, other.name))
         found = Seen(computed=True)
     elif other.is_parameter:
-        found = walk.through(one, other, (b.ndim - 2 if b.ndim > 1 else 0, b.ndim - 1 if b.ndim > 1 else 1),
-                             (*batch, rows, columns), MATRIX)  # fmt: skip
+        found = walk.through(
+            one,
+            other,
+            (b.ndim - 2 if b.ndim > 1 else 0, b.ndim - 1 if b.ndim > 1 else 1),
+            (*batch, rows, columns),
+            MATRIX,
+        )
     elif one.is_parameter:
         turned = (
             None
@@ -52,9 +57,14 @@ def product(walk: ChannelWalk, step: Step) -> None:
 
 def _reshaped(seen: Seen, shape: tuple[int, int]) -> Seen:
     return Seen(
-        None if seen.ids is None else seen.ids.reshape(shape), seen.name,
-        tuple(each.reshape(shape) for each in seen.entries), seen.computed, seen.offsets, seen.power, seen.statistic,
-    )  # fmt: skip
+        None if seen.ids is None else seen.ids.reshape(shape),
+        seen.name,
+        tuple(each.reshape(shape) for each in seen.entries),
+        seen.computed,
+        seen.offsets,
+        seen.power,
+        seen.statistic,
+    )
 
 
 def _by_computed(walk: ChannelWalk, *both: Seen) -> Seen:
@@ -158,8 +168,9 @@ def convolution(walk: ChannelWalk, step: Step) -> None:
     walk.give(step.out, Seen(torch.from_numpy(made).view(shape).expand(step.out.shape), offsets={}))
     if bias is not None:
         turned = walk.seen(bias)
-        laid = Seen(name=turned.name, computed=turned.computed,
-                    entries=tuple(each.reshape(shape) for each in turned.entries))  # fmt: skip
+        laid = Seen(
+            name=turned.name, computed=turned.computed, entries=tuple(each.reshape(shape) for each in turned.entries)
+        )
         if turned.is_parameter:
             mine = walk.seen(step.out)
             walk.give(step.out, biased(walk, mine, laid, 1.0, tuple(step.out.shape), {}))

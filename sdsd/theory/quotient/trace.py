@@ -236,8 +236,11 @@ class _Finish:
         owner = self.owner = np.full(self.channels.count, -1)
         for number, mine in enumerate(members):
             owner[mine] = number
-        for notes, name in ((self.channels.held, "no_scale"), (self.channels.still, "no_shift"),
-                            (self.channels.fixed, "no_order")):  # fmt: skip
+        for notes, name in (
+            (self.channels.held, "no_scale"),
+            (self.channels.still, "no_shift"),
+            (self.channels.fixed, "no_order"),
+        ):
             for ids, why in notes:
                 for number in np.unique(owner[ids]).tolist():
                     if number >= 0:

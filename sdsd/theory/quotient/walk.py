@@ -85,6 +85,9 @@ class ChannelWalk:
                 return f"{self.module!r} ({kind.__name__})"
         return f"{op!r} in {self.module!r}" if self.module else repr(op)
 
+    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        """A module has run: nothing here rests on where one ends."""
+
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation of torch."""
         name = func._schema.name.rpartition("::")[2]
@@ -209,8 +212,14 @@ class ChannelWalk:
         for dim in reversed(range(tensor.ndim)):
             axis = self.axis_along(seen, dim)
             if axis is not None:
-                made = self.write(seen, axis, dim, (*tensor.shape[:dim], *tensor.shape[dim + 1 :], tensor.shape[dim]),
-                                  KERNEL, self.taken(seen))  # fmt: skip
+                made = self.write(
+                    seen,
+                    axis,
+                    dim,
+                    (*tensor.shape[:dim], *tensor.shape[dim + 1 :], tensor.shape[dim]),
+                    KERNEL,
+                    self.taken(seen),
+                )
                 assert made.ids is not None
                 return Seen(made.ids.movedim(-1, dim))
         self.outside.add(seen.name)

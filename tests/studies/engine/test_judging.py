@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from sdsd.studies.engine import Effect, Measured, Rule, Verdict, geometric_interval, holm, mean_interval
 
-FIVE_TIMES = Effect(nothing=1.0, document=5.0, negligible=1.25)
+FIVE_TIMES = Effect(nothing=1.0, published=5.0, negligible=1.25)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ FIVE_TIMES = Effect(nothing=1.0, document=5.0, negligible=1.25)
 def test_an_interval_says_which_word(value, low, high, word):
     assert FIVE_TIMES.verdict(Measured(value, low, high)) == word
     # The same claim told the other way round.
-    mirrored = Effect(nothing=1.0, document=1 / 5, above=False, negligible=1.25)
+    mirrored = Effect(nothing=1.0, published=1 / 5, above=False, negligible=1.25)
     assert mirrored.verdict(Measured(1 / value, 1 / high, 1 / low)) == word
 
 
 def test_differences_and_claims_without_a_number():
-    lower = Effect(nothing=0.0, document=-2.1, above=False, negligible=1.0)
+    lower = Effect(nothing=0.0, published=-2.1, above=False, negligible=1.0)
     assert lower.verdict(Measured(-2.0, -2.5, -1.5)) == "reproduced"
     assert lower.verdict(Measured(-0.5, -0.6, -0.4)) == "direction only"
     assert lower.verdict(Measured(0.14, -0.17, 0.45)) == "no effect"
@@ -58,8 +58,8 @@ def test_effects_that_cannot_be_are_refused():
         Effect(nothing=2.0)
     with pytest.raises(ValueError, match="negligible: expected more than 1, got 0.5"):
         Effect(nothing=1.0, negligible=0.5)
-    with pytest.raises(ValueError, match="document: expected a number on the claimed side of 0"):
-        Effect(nothing=0.0, document=-2.1)
+    with pytest.raises(ValueError, match="published: expected a number on the claimed side of 0"):
+        Effect(nothing=0.0, published=-2.1)
     with pytest.raises(ValueError, match="expected one of 'reproduced', .*got 'holds'"):
         Verdict("c", "s", "holds", "r", "1", None, "i")
 

@@ -199,7 +199,7 @@ def test_a_second_run_measures_nothing_again(examined):
 
 
 def test_a_map_of_a_control_that_is_gone_is_drawn_again(examined):
-    (kept,) = (examined.folder / "measurements").glob("*-control-untrained.npz")
+    (kept,) = (examined.folder / "measurements").glob("*-untrained-map.npz")
     before = (examined.folder / "small-net-untrained-map.ply").read_bytes()
     kept.unlink()
     examine([small()], examined.folder, CONFIG, quiet=True)
