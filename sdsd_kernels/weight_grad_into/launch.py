@@ -12,8 +12,9 @@ from .._launch import kept, on_device
 from ..scale_shift_grads.launch import Sums, plan_sums
 from ..weight_grad_stats import cpu
 from ..weight_grad_stats.geometry import LINEAR, Geometry
-from ..weight_grad_stats.launch import Squares, plan_fused, plan_gram, plan_rank1, tf32_allowed
+from ..weight_grad_stats.launch import plan_fused, tf32_allowed
 from ..weight_grad_stats.method import choose_method
+from ..weight_grad_stats.squares import Squares, plan_gram, plan_rank1
 
 
 class Beside(NamedTuple):

@@ -18,10 +18,10 @@ from .._launch import check_square_norms
 from .._register import register
 from ..scale_shift_grads import cpu as scale_shift
 from ..weight_grad_stats import conv, cpu
+from ..weight_grad_stats.checks import check_conv_once, check_pair_once, geometry_of, lacks_kernel
 from ..weight_grad_stats.geometry import Geometry
 from ..weight_grad_stats.layout import weight_strides
 from ..weight_grad_stats.method import choose_method
-from ..weight_grad_stats.op import check_conv_once, check_pair_once, geometry_of, lacks_kernel
 
 
 class LayerGrads(NamedTuple):

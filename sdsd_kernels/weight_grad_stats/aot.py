@@ -12,7 +12,7 @@ from .._device import DeviceRecord
 from . import config
 from .config import DIRECT, ONE_TERM, THREE_TERMS, Tile
 from .kernel import boxes_kernel, depthwise_kernel, finish_kernel, gram_kernel, rank1_kernel
-from .launch import _precision
+from .launch import precision_of
 from .split_kernel import largest_kernel, split_kernel
 
 _STORED = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -73,7 +73,7 @@ def _boxes(
     constants = {name: value for name, value in constants.items() if name not in types}
     constants |= {
         "total_d": 1, "POINTERS": pointers, "FLAT": flat, "STRIDED": strided, "MASKED": strided or sets,
-        "SEVERAL": sets, "THREE": three, "PRECISION": _precision(dtype, record, False), "WEIGHT_GRAD": True,
+        "SEVERAL": sets, "THREE": three, "PRECISION": precision_of(dtype, record, False), "WEIGHT_GRAD": True,
         "INTERPRET": False, "BLOCK_P": tile.block_p, "BLOCK_D": tile.block_d, "BLOCK_H": height, "BLOCK_W": width,
         "GROUP": 8,
     }  # fmt: skip
@@ -96,7 +96,7 @@ def _gram(record: DeviceRecord, dtype: torch.dtype, positions: int, pointers: bo
         ("a_n", "a_t", "a_d", "b_n", "b_t", "b_p"), 0
     )  # fmt: skip
     constants |= {
-        "POINTERS": pointers, "PRECISION": _precision(dtype, record, False), "INTERPRET": False,
+        "POINTERS": pointers, "PRECISION": precision_of(dtype, record, False), "INTERPRET": False,
         "BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k,
     }  # fmt: skip
     return _case(

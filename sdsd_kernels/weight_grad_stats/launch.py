@@ -18,9 +18,7 @@ from .kernel import (
     depthwise_kernel,
     descriptor,
     finish_kernel,
-    gram_kernel,
     pointed,
-    rank1_kernel,
 )
 from .layout import Copy, Layout
 from .split_kernel import largest_kernel, split_kernel
@@ -112,7 +110,7 @@ def of_bias(bias: Sums, grads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     return part, torch.empty(bias.part[2], dtype=dtype, device=grads.device)
 
 
-_plans: dict[tuple[Any, ...], Any] = {}
+PLANS: dict[tuple[Any, ...], Any] = {}
 
 
 def launch_fused(
@@ -129,9 +127,9 @@ def launch_fused(
         inputs.data_ptr() % 16, output_grads.data_ptr() % 16, geometry, weight_grad, dtype, channels_last, max_bytes,
         tf32, None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16),
     )  # fmt: skip
-    plan = _plans.get(key)
+    plan = PLANS.get(key)
     if plan is None:
-        plan = kept(_plans, key, plan_fused(
+        plan = kept(PLANS, key, plan_fused(
             inputs, output_grads, scale, geometry, weight_grad, dtype, channels_last, max_bytes, tf32,
             device_record(inputs.device),
         ))  # fmt: skip
@@ -230,13 +228,13 @@ def plan_fused(
         of_a = descriptor(shape_a, strides_a, box, held)
         of_b = descriptor(b.shape, b.strides, (1, box_h, box_w, tile.block_p), held)
         tensors = (of_a, of_a, of_b, of_b)
-    known |= _strides("a", "nhwc", a.strides if pointers else (0,) * 4)
-    known |= _strides("b", "nhwc", b.strides if pointers else (0,) * 4)
+    known |= strides_by_name("a", "nhwc", a.strides if pointers else (0,) * 4)
+    known |= strides_by_name("b", "nhwc", b.strides if pointers else (0,) * 4)
     known = {"phase_width": 0} | known | {
         "samples_each": plan.samples_each, "d": d, "p": p, "stride_h": stride[0], "stride_w": stride[1],
         "POINTERS": pointers, "FLAT": flat, "STRIDED": strided, "MASKED": strided or sets > 1 or several > 1,
         "SEVERAL": several > 1, "THREE": kind == config.THREE_TERMS,
-        "PRECISION": _precision(inputs.dtype, record, tf32),
+        "PRECISION": precision_of(inputs.dtype, record, tf32),
         "BLOCK_P": tile.block_p, "BLOCK_D": tile.block_d, "BLOCK_H": box_h, "BLOCK_W": box_w, "GROUP": 8,
     }  # fmt: skip
     main = Launch(
@@ -249,7 +247,7 @@ def plan_fused(
     )  # fmt: skip
 
 
-def _cdiv(count: int, size: int) -> int:
+def ceil_divide(count: int, size: int) -> int:
     return -(-count // size)
 
 
@@ -258,7 +256,7 @@ def _two(values: tuple[int, ...], first: int) -> tuple[int, int]:
     return (first, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
-def _strides(tensor: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
+def strides_by_name(tensor: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
     """Strides by the names of a kernel's arguments."""
     return {f"{tensor}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
 
@@ -278,7 +276,7 @@ def _scale_strides(scale: Tensor, linear: bool) -> tuple[int, int, int, int]:
     return (stride[0], stride[1], 0, 0) if linear else (stride[0], stride[1], *_two(stride[2:], 0))
 
 
-def _precision(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:
+def precision_of(dtype: torch.dtype, record: DeviceRecord, tf32: bool) -> str:
     """How float32 is multiplied where it is not split. Products of halves are exact and take "ieee".
 
     tf32x3 keeps float32's digits on the matrix unit. On AMD only one architecture has tf32.
@@ -292,7 +290,7 @@ def finish_launch(shares: int, ranges: int, elements: int, bias: Sums | None = N
     """Adds up shares of the square norm and, if there are several, `ranges` of the weight gradient; ends the bias."""
     together = min(config.MOST_TOGETHER, 1 << (ranges - 1).bit_length())
     block = config.FINISH_BLOCK // together
-    blocks = _cdiv(elements, block) if ranges > 1 else 0
+    blocks = ceil_divide(elements, block) if ranges > 1 else 0
     none = {"samples": 0, "splits": 0, "channels": 0, "BLOCK_N": 1, "BLOCK_C": 1}
     settled = {
         "ranges": ranges, "elements": elements, "count": shares, "width": NORMS_WIDTH, "BLOCK": block,
@@ -311,10 +309,10 @@ def _plan_split(a: Layout, b: Layout, three: bool, record: DeviceRecord) -> tupl
         part = layout.packed(x, 2)
         settled |= {f"rows_{name}": samples * height * width, f"height_{name}": height, f"width_{name}": width}
         settled |= {f"channels_{name}": channels, f"padded_{name}": part.strides[2]}
-        settled |= _strides(name, "nhwc", x.strides)
+        settled |= strides_by_name(name, "nhwc", x.strides)
         parts.append(part)
-    blocks = _cdiv(max(settled["rows_a"], settled["rows_b"]), config.SPLIT_BLOCK[0])
-    across = _cdiv(max(a.shape[3], b.shape[3]), config.SPLIT_BLOCK[1])
+    blocks = ceil_divide(max(settled["rows_a"], settled["rows_b"]), config.SPLIT_BLOCK[0])
+    across = ceil_divide(max(a.shape[3], b.shape[3]), config.SPLIT_BLOCK[1])
     programs = min(blocks, config.LARGEST_PROGRAMS * record.multiprocessors)
     elements = tuple(part.shape[0] * part.strides[0] for part in parts)
     split = Split(
@@ -333,11 +331,11 @@ def _plan_depthwise(
     else:
         last = b.strides[3] == 1
         chosen = config.DEPTHWISE_CHANNELS_LAST if last else config.DEPTHWISE_CHANNELS_FIRST
-    programs = _cdiv(known["p"], chosen.block_p) * known["taps"]
+    programs = ceil_divide(known["p"], chosen.block_p) * known["taps"]
     slots = record.multiprocessors * config.DEPTHWISE_RESIDENT
-    each = _cdiv(known["samples"], max(1, min(known["samples"], slots // programs, most_ranges)))
-    ranges = _cdiv(known["samples"], each)
-    known |= _strides("a", "nhwc", a.strides) | _strides("b", "nhwc", b.strides)
+    each = ceil_divide(known["samples"], max(1, min(known["samples"], slots // programs, most_ranges)))
+    ranges = ceil_divide(known["samples"], each)
+    known |= strides_by_name("a", "nhwc", a.strides) | strides_by_name("b", "nhwc", b.strides)
     known |= {"samples_each": each, "BLOCK_P": chosen.block_p, "BLOCK_T": chosen.block_t}
     common["shares"] = programs * ranges
     return Fused(
@@ -345,88 +343,3 @@ def _plan_depthwise(
         finish_launch(common["shares"], ranges if common["total"] else 1, common["elements"], common["bias"]),
         (None, None, None, None), (None, None), None, ranges=ranges, depthwise=True, **common,
     )  # fmt: skip
-
-
-class Squares(NamedTuple):
-    """Squares without the weight gradient, from tensors as they lie, by "gram" or "rank1"; and the bias' gradient."""
-
-    main: Launch
-    finish: Launch
-    descriptors: tuple[Any, Any]
-    shares: int
-    bias: Sums | None
-    dtype: torch.dtype
-
-    def __call__(
-        self, a: Tensor, b: Tensor, square_norms: Tensor | None = None, row: int = 0, bias_row: int = -1
-    ) -> tuple[Tensor | None, Tensor]:
-        bias_part = bias_total = None
-        if self.bias is not None:
-            bias_part, bias_total = of_bias(self.bias, b, self.dtype)
-        if square_norms is None:
-            square_norms = torch.empty((), dtype=torch.float64, device=a.device)
-        squares = square_norms.new_empty(self.shares)
-        self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
-        self.finish(None, squares, squares, bias_part, bias_total, square_norms, row, bias_row)
-        return bias_total, square_norms
-
-
-def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
-    """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1"."""
-    tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR)
-    key = (
-        method, inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
-        inputs.data_ptr() % 16, output_grads.data_ptr() % 16, tf32,
-    )  # fmt: skip
-    plan = _plans.get(key)
-    if plan is None:
-        make = plan_gram if method == "gram" else plan_rank1
-        plan = kept(_plans, key, make(inputs, output_grads, tf32, device_record(inputs.device), inputs.dtype))
-    return on_device(inputs, plan, inputs, output_grads)[1]  # type: ignore[no-any-return]
-
-
-def plan_gram(
-    inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord, dtype: torch.dtype, bias: Sums | None = None
-) -> Squares:
-    samples, positions, d = inputs.shape
-    p = output_grads.shape[2]
-    chosen = config.gram_config(record, inputs.dtype.itemsize, positions)
-    descriptors: list[Any] = [None, None]
-    pointers = not config.reads_boxes(record)
-    for index, x in enumerate((inputs, output_grads)):
-        (shape, strides, _), copy = layout.described(layout.as_layout(x, True), x.dtype, x.data_ptr())
-        pointers = pointers or copy is not None
-        if not pointers:
-            box = (1, chosen.block_t, chosen.block_k)
-            descriptors[index] = descriptor((shape[0], *shape[2:]), (strides[0], *strides[2:]), box, x.dtype)
-    if pointers:
-        descriptors = [None, None]
-    tiles = _cdiv(positions, chosen.block_t)
-    triangle = tiles * (tiles + 1) // 2
-    settled: dict[str, Any] = {
-        "positions": positions, "d": d, "p": p, "tiles": tiles, "POINTERS": pointers,
-        "PRECISION": _precision(inputs.dtype, record, tf32), "INTERPRET": interpreting(),
-        "BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k,
-    }  # fmt: skip
-    settled |= _strides("a", "ntd", inputs.stride() if pointers else (0, 0, 0))
-    settled |= _strides("b", "ntp", output_grads.stride() if pointers else (0, 0, 0))
-    main = Launch(
-        gram_kernel, (triangle, samples, 1), settled, num_warps=chosen.num_warps, num_stages=chosen.num_stages
-    )
-    shares = triangle * samples
-    finish = finish_launch(shares, 1, 1, bias)
-    return Squares(main, finish, (descriptors[0], descriptors[1]), shares, bias, dtype)
-
-
-def plan_rank1(
-    inputs: Tensor, output_grads: Tensor, tf32: bool, record: DeviceRecord, dtype: torch.dtype, bias: Sums | None = None
-) -> Squares:
-    samples, _, d = inputs.shape
-    rows, features = config.RANK1_BLOCK
-    programs = _cdiv(samples, rows)
-    settled = {
-        "samples": samples, "d": d, "p": output_grads.shape[2], "a_n": inputs.stride(0), "a_d": inputs.stride(2),
-        "b_n": output_grads.stride(0), "b_p": output_grads.stride(2), "BLOCK_N": rows, "BLOCK_K": features,
-    }  # fmt: skip
-    main = Launch(rank1_kernel, (programs, 1, 1), settled, num_warps=4)
-    return Squares(main, finish_launch(programs, 1, 1, bias), (None, None), programs, bias, dtype)

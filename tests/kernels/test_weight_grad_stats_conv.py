@@ -420,7 +420,7 @@ def test_few_tiles_are_split_into_ranges_of_samples(launch, monkeypatch):
     monkeypatch.setattr(launch, "_plans", {})
     layer = LAYERS["many samples, few tiles"]
     layer.stats(*layer.batch(), backend="triton")
-    (plan,) = launch._plans.values()
+    (plan,) = launch.PLANS.values()
     assert plan.ranges > 1
 
 

@@ -18,7 +18,7 @@ from sdsd_kernels.weight_grad_stats.layout import Layout
 if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
-from sdsd_kernels.weight_grad_stats import launch
+from sdsd_kernels.weight_grad_stats import launch, squares
 from sdsd_kernels.weight_grad_stats.geometry import LINEAR
 from tests.kernels.calls import Calls
 
@@ -62,7 +62,8 @@ def test_few_calls_and_few_launches(monkeypatch, name):
 
 def test_plans_are_found_by_everything_they_rest_on(monkeypatch, allow_tf32):
     """Whatever changes the launch changes the key; the same call finds its plan."""
-    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(launch, "PLANS", {})
+    monkeypatch.setattr(squares, "PLANS", launch.PLANS)
     half, grads = INPUTS.half(), GRADS.half()
     wide = torch.zeros(3, 16, 40, dtype=torch.float16)
     calls = [
@@ -74,17 +75,17 @@ def test_plans_are_found_by_everything_they_rest_on(monkeypatch, allow_tf32):
         lambda: launch.launch_fused(half, grads, torch.ones(32, 16).T, LINEAR, True, torch.float16, False, 2**20),
         lambda: launch.launch_fused(wide[..., :32], grads, None, LINEAR, True, torch.float16, False, 2**20),
         lambda: launch.launch_fused(wide[..., 1:33], grads, None, LINEAR, True, torch.float16, False, 2**20),
-        lambda: launch.launch_squares(half, grads, "gram"),
+        lambda: squares.launch_squares(half, grads, "gram"),
     ]
     for count, call in enumerate(calls, 1):
         for _ in range(2):
             call()
-            assert len(launch._plans) == count
+            assert len(launch.PLANS) == count
     allow_tf32(False)
     launch.launch_fused(INPUTS, GRADS, None, LINEAR, True, torch.float32, False, 2**20)
     allow_tf32(True)
     launch.launch_fused(INPUTS, GRADS, None, LINEAR, True, torch.float32, False, 2**20)
-    assert len(launch._plans) == len(calls) + 2
+    assert len(launch.PLANS) == len(calls) + 2
 
 
 def best(candidates, samples, out_size, d, p, taps=1, sets=1, record=H100, flat=False, most_ranges=1000):
