@@ -17,7 +17,7 @@ VERSION_TESTS ?= tests/test_helpers.py tests/test_validate.py tests/kernels test
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo studies docs test test-oldest test-torch-2.11 test-newest test-integrations test-recipes test-peers test-zoo newcomer bench lint aot gpu clean
+.PHONY: help demo studies docs test test-oldest test-torch-2.11 test-newest test-integrations test-recipes test-peers test-zoo side-by-side newcomer bench lint aot gpu clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -57,9 +57,14 @@ test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSD
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
-test-zoo: $(ZOO)/stamp  ## the monitor and functional geometry on architectures people train, into docs/coverage.md
+test-zoo: $(ZOO)/stamp  ## monitor, functional geometry and symmetries on architectures people train; docs/coverage.md
 	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)
 	$(ZOO)/bin/python -m tests.zoo.geometry $(ZOO_ARGS)
+	$(ZOO)/bin/python -m tests.zoo.theory $(ZOO_ARGS)
+
+side-by-side: $(ZOO)/stamp  ## what Torch-Pruning cuts and what is cut here, into docs/functional-geometry.md; ten minutes
+	$(ZOO)/bin/python -m pip install --disable-pip-version-check --no-deps $(PIP_ARGS) torch-pruning==1.6.1 -r networks.txt
+	$(ZOO)/bin/python -m benchmarks.torch_pruning cut quality tables
 
 newcomer: $(VENV)/dev.stamp  ## all that a stranger does, in fresh clones and environments; gigabytes (NEWCOMER_ARGS=--quick: no)
 	$(BIN)/python -m tests.newcomer $(NEWCOMER_ARGS)

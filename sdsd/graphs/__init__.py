@@ -40,7 +40,7 @@ from .vocabulary import (
     sizes_of,
     spatial_dims,
 )
-from .walk import Step, tensors
+from .walk import Step, adding_to, tensors
 
 __all__ = [
     "BETWEEN",
@@ -65,6 +65,7 @@ __all__ = [
     "Obstacle",
     "Part",
     "Step",
+    "adding_to",
     "as_arguments",
     "call_of",
     "computed_tensors",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import evaluating, untouched
+from ..models import evaluating, refuse_scripted, untouched
 from .groups import Groups
 from .recording import as_arguments, record
 from .vocabulary import CONVOLUTIONS, spatial_dims
@@ -36,12 +36,28 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
         long as the model has the same modules, settings, parameters and the same example.
 
     Raises:
-        ValueError: the model does not run on `example_input`, or on nothing that was tried.
+        TypeError: a scripted model.
+        ValueError: the model does not run on `example_input`, or on nothing that was tried; parameters that were made
+            under torch.inference_mode.
     """
+    refuse_scripted(model)
+    made_inside = next((name for name, each in model.named_parameters() if each.is_inference()), None)
+    if made_inside is not None:
+        raise ValueError(
+            f"model: {made_inside!r} was made under torch.inference_mode and cannot be changed. Make or load the model "
+            "outside of it."
+        )
     key = (_signature(model), _signature_of_example(example_input))
     kept = _kept.get(model)
     if kept is not None and kept[0] == key:
         return kept[2]
+    with torch.inference_mode(False):  # inside it, layers are one operation each
+        found = _looked(model, example_input)
+    _kept[model] = (key, example_input, found)
+    return found
+
+
+def _looked(model: nn.Module, example_input: Any) -> list[Groups]:
     if example_input is None:
         found = [Groups(record(model, each)) for each in likely_inputs(model)]
         if not found:
@@ -65,7 +81,6 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
                 f"model: {type(model).__name__} runs, but what it does cannot be followed ({type(error).__name__}: "
                 f"{first_line(error)}). Pass a part of the model."
             ) from error
-    _kept[model] = (key, example_input, found)
     return found
 
 

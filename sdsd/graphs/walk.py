@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -84,15 +84,23 @@ KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
 """Operations without a row of their own, or that leave a mean over all neurons what it is."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """The rule for operations of these names, apart by blanks."""
+Made = TypeVar("Made")
 
-    def add(made: Rule) -> Rule:
-        for name in " ".join(names).split():
-            RULES[name] = made
-        return made
 
-    return add
+def adding_to(rules: dict[str, Made]) -> Callable[..., Callable[[Made], Made]]:
+    """A decorator that makes a function the rule for operations of the names it is given, apart by blanks."""
+
+    def rule(*names: str) -> Callable[[Made], Made]:
+        def add(made: Made) -> Made:
+            rules.update(dict.fromkeys(" ".join(names).split(), made))
+            return made
+
+        return add
+
+    return rule
+
+
+rule = adding_to(RULES)
 
 
 def tensors(values: Any) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@
 """
 
 from .attachment import attach, compiled_parts, compiling, intercepted, is_attached, paused, release
-from .names import clean, unwrap
+from .names import clean, refuse_scripted, unwrap
 from .restore import evaluating, restored, training_outside_torch, untouched
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "intercepted",
     "is_attached",
     "paused",
+    "refuse_scripted",
     "release",
     "restored",
     "training_outside_torch",

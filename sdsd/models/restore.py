@@ -57,13 +57,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
             {name: dict(value) for name, value in vars(module).items() if isinstance(value, dict)},
         )
         for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # whose attributes are not Python's
     ]
-    held = [
-        (tensor, tensor.detach().clone())
-        for _, _, stores in attributes
-        for tensor in stores["_buffers"].values()
-        if tensor is not None
-    ]
+    buffers = [each for module in model.modules() for each in module.buffers(recurse=False)]
+    held = [(tensor, tensor.detach().clone()) for tensor in buffers]
     try:
         yield
     finally:

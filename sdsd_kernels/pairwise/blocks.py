@@ -48,6 +48,7 @@ class Neurons:
         scale: powers of two that keep products in range, or None where all are 1.  # shape: (N,)
         inverse_norm: of the centred, scaled neuron; 0 for one that is zero, NaN for one with a NaN or an infinity.
             # shape: (N,)
+        unit: whether `rows` have unit length, so that their products are cosines.
     """
 
     rows: Tensor
@@ -55,6 +56,7 @@ class Neurons:
     mean: Tensor | None
     scale: Tensor | None
     inverse_norm: Tensor
+    unit: bool = False
 
     @property
     def directed(self) -> Tensor:
@@ -87,6 +89,14 @@ def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = N
         square = torch.where(peak.isfinite(), square, torch.nan)
     inverse_norm = square.rsqrt().to(dtype)
     return Neurons(rows, dtype, mean, scale, torch.where(square == 0, 0.0, inverse_norm))
+
+
+def normalized(neurons: Neurons) -> Neurons:
+    """The same neurons as a copy of unit length, which takes their size in float32 (float64) and saves each block two
+    passes: where samples are few, those are a quarter of its products."""
+    everything = slice(None)
+    unit = panel(neurons, everything, (everything, everything)).mul_(neurons.inverse_norm[:, None])
+    return Neurons(unit[:, None], neurons.dtype, None, None, neurons.inverse_norm, unit=True)
 
 
 def block_sides(
@@ -140,12 +150,16 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
     rows, columns = out.shape
     with exact_float32():
         _fill_products(out, left, row, right, column)
+    unit = left.unit and right.unit
     row_inverse = left.inverse_norm[row : row + rows, None]
     column_inverse = right.inverse_norm[None, column : column + columns]
     step = max(1, FINISH_ELEMENTS // columns) if out.device.type == "cpu" else rows
     for top in range(0, rows, step):
-        # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
-        out[top : top + step].mul_(row_inverse[top : top + step] * column_inverse).clamp_(-1, 1)
+        some = out[top : top + step]
+        if not unit:
+            # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
+            some.mul_(row_inverse[top : top + step] * column_inverse)
+        some.clamp_(-1, 1)
     if left is right:
         _settle_diagonal(out, left.inverse_norm, row, column)
 

@@ -209,6 +209,35 @@ class Bilinear(nn.Module):
         return torch.einsum("ni,eio->neo", x, self.experts).relu().mean(1)
 
 
+class Residual(nn.Module):
+    """A table the other way round, convolution and scale of each channel beside the identity, heads side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up = nn.Parameter(torch.randn(6, 11)), nn.Linear(6, 6)
+        self.place, self.gamma = nn.Conv1d(6, 6, 3, padding=1, groups=6), nn.Parameter(torch.ones(6))
+        self.heads = nn.ModuleList(nn.Linear(6, 4) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.up(functional.embedding(ids, self.table.T)).relu().mT
+        x = (x + self.place(x)).mT
+        x = x + self.gamma * x
+        return torch.stack([head(x) for head in self.heads]).mean(0)
+
+
+class GroupedNorm(nn.Module):
+    """A norm of groups, by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).unflatten(1, (2, 4))
+        x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return self.last(x.flatten(1).relu())
+
+
 def ids(n: int = 2, t: int = 6) -> Tensor:
     return torch.randint(0, 11, (n, t))
 
@@ -222,6 +251,8 @@ USERS = {
     "dense": (Dense, lambda: torch.randn(2, 3, 8, 8).double()),
     "mixer": (Mixer, lambda: torch.randn(2, 4, 5).double()),
     "adapted": (Adapted, lambda: torch.randn(4, 6).double()),
+    "residual": (Residual, ids),
+    "grouped norm": (GroupedNorm, lambda: torch.randn(4, 5).double()),
     "bilinear": (Bilinear, lambda: torch.randn(4, 5).double()),
 }
 

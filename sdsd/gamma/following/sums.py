@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .table import called
@@ -21,13 +22,18 @@ PRODUCTS = QUOTIENTS | frozenset(["mul", "multiply", "__mul__", "__rmul__", "__i
 
 
 def linear_in(func: Any, args: Sequence[Any], sums: Sequence[Tensor]) -> bool:
-    """Whether a call is linear in sums over samples: of several factors one may train, and no divisor."""
+    """Whether a call is linear in sums over samples: of several factors one may train, and no divisor.
+
+    Sums that do not train, as the number of valid tokens, are numbers of the batch whatever is done to them.
+    """
+    trained = [x for x in sums if x.requires_grad]
+    if not trained and torch.is_grad_enabled():
+        return True
     name = called(func)
     if name not in LINEAR:
         return False
     if name not in PRODUCTS:
         return True
-    trained = [x for x in sums if x.requires_grad]
     if len(trained) > 1:
         return False
     return name not in QUOTIENTS or not trained or (bool(args) and trained[0] is args[0])

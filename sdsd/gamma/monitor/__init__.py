@@ -16,6 +16,7 @@
 `proof.py`            what arrived in .grad is what was measured
 `ranks.py`            processes that share a step
 `averages.py`         running averages over steps, with an error bar from their own spread
+`results.py`          the last statistics, the averages, the history, and whom they are told
 `check.py`            the monitor beside a loop over samples
 ====================  ==============================================================================================
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from sdsd_kernels import checks
@@ -11,7 +12,7 @@ AUTO_SWITCH = 4
 """Backward passes in one step from which "auto" takes micro-batches for samples: as exact, and any layer works."""
 
 
-def check_arguments(mode: str, loss_reduction: str, ema: float, confidence: float) -> None:
+def check_arguments(mode: str, loss_reduction: str, ema: float, confidence: float, precondition: Any) -> None:
     """ValueError for an argument out of range."""
     for name, chosen, choices in (("mode", mode, MODES), ("loss_reduction", loss_reduction, ("mean", "sum"))):
         if chosen not in choices:
@@ -20,6 +21,17 @@ def check_arguments(mode: str, loss_reduction: str, ema: float, confidence: floa
         raise ValueError(f"ema: expected the weight of the past, 0 ≤ ema < 1, got {ema!r}.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a level between 0 and 1, for example 0.95, got {confidence!r}.")
+    if precondition is not None and mode == "micro":
+        raise ValueError("precondition: measured in exact mode only; leave it out or use mode='exact'.")
+
+
+def warn_of_switch(passes: int) -> None:
+    """Say that a step of so many backward passes made micro-batches the samples."""
+    warnings.warn(
+        f"a step of {passes} backward passes: from the next one on micro-batches are the samples (mode 'micro'), and "
+        "the running averages start anew. Pass mode='exact' to keep single samples.",
+        stacklevel=4,
+    )
 
 
 def check_dimension(batch_dim: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +17,17 @@ from ...models import compiling, unwrap
 from ..history import GammaHistory
 from ..sources import check_population
 from ..stats import GammaStats
-from .arguments import AUTO_SWITCH, check_arguments, check_dimension
+from .arguments import AUTO_SWITCH, check_arguments, check_dimension, warn_of_switch
 from .attaching import Attachment
-from .averages import RunningAverages, Step, check_state, statistics
+from .averages import check_state
 from .check import CheckReport, beside_loop
 from .meter import Meter
 from .metric import Metric
 from .parameters import Parameters
 from .ranks import ranks_of
+from .results import Observer, Results
 from .session import Session
 from .sums import Sums
-
-Observer = Callable[["GammaMonitor", GammaStats], None]
 
 
 class GammaMonitor:
@@ -106,12 +104,10 @@ class GammaMonitor:
         history: GammaHistory | str | Path | None = None,
         process_group: Any = "auto",
     ) -> None:
-        check_arguments(mode, loss_reduction, ema, confidence)
+        check_arguments(mode, loss_reduction, ema, confidence, precondition)
         every, max_bytes = checks.check_count(every, "every"), checks.check_count(max_bytes, "max_bytes")
         batch_size = checks.check_count(batch_size, "batch_size", optional=True)
         batch_dim = check_dimension(batch_dim)
-        if precondition is not None and mode == "micro":
-            raise ValueError("precondition: measured in exact mode only; leave it out or use mode='exact'.")
         self.population = check_population(population)
         self.model, self.every, self.ema, self.confidence = model, every, ema, confidence
         self.loss_reduction, self.strict = loss_reduction, strict
@@ -132,22 +128,16 @@ class GammaMonitor:
             scaler=scaler,
             strict=strict,
         )
-        self._history = GammaHistory(history) if isinstance(history, (str, Path)) else history
-        self._observers: list[Observer] = [] if self._history is None else [self._history]
+        self._results = Results(self._parameters, ema, confidence, self.population, history)
         self._steps = 0
-        self._stats: GammaStats | None = None
         self._attachment = Attachment(session)
         try:
             self._meter.micro = self._attachment.attach(self._parameters)
         except BaseException:
             self.detach()
             raise
-        self._begin_averages()
+        self._results.begin()
         self._begin_step()
-
-    def _begin_averages(self) -> None:
-        self._averaged = self._parameters.covered
-        self._averages = RunningAverages(len(self._averaged), self.ema, self._parameters.device)
 
     def _begin_step(self) -> None:
         self._meter.begin_step(self._steps % self.every == 0 and self._metric.begin_step())
@@ -158,13 +148,13 @@ class GammaMonitor:
         self._session.exact = False
         self._session.watchers.clear()
         self._meter.micro = self._attachment.attach(self._parameters)
-        self._begin_averages()
+        self._results.begin()
 
     def detach(self) -> None:
         """Leave the model exactly as it was before the monitor came; calling it twice does no harm."""
         self._attachment.release()
-        if self._history is not None:
-            self._history.flush()
+        if self._results.history is not None:
+            self._results.history.flush()
 
     def __enter__(self) -> GammaMonitor:
         return self
@@ -194,12 +184,12 @@ class GammaMonitor:
         Raises:
             RuntimeError: no step has been measured yet.
         """
-        if self._stats is None:
+        if self._results.last is None:
             raise RuntimeError(
                 f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a "
                 "step() that returns statistics; the first does, unless it is skipped with a warning."
             )
-        return self._stats
+        return self._results.last
 
     @property
     def smoothed(self) -> GammaStats:
@@ -224,12 +214,12 @@ class GammaMonitor:
         Raises:
             RuntimeError: none is kept.
         """
-        if self._history is None:
+        if self._results.history is None:
             raise RuntimeError(
                 "history: expected a monitor that keeps one. Pass history='run.jsonl', or history=sdsd.GammaHistory(), "
                 "to GammaMonitor."
             )
-        return self._history
+        return self._results.history
 
     def add_observer(self, observer: Observer) -> Callable[[], None]:
         """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again.
@@ -240,8 +230,9 @@ class GammaMonitor:
         Returns:
             A function without arguments that takes the observer away again.
         """
-        self._observers.append(observer)
-        return lambda: self._observers.remove(observer)
+        observers = self._results.observers
+        observers.append(observer)
+        return lambda: observers.remove(observer)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -253,7 +244,7 @@ class GammaMonitor:
     def state_dict(self) -> dict[str, Any]:
         """The running averages and the step count, for a checkpoint."""
         return {
-            "averages": self._averages.state_dict(),
+            "averages": self._results.averages.state_dict(),
             "steps": self._steps,
             "mode": self.mode,
             "ema": self.ema,
@@ -274,7 +265,7 @@ class GammaMonitor:
         check_state(state, self._parameters.covered, self.population)
         if state["mode"] != self.mode and self._auto:
             self._switch_to_micro()
-        self._averages.load_state_dict(state["averages"])
+        self._results.averages.load_state_dict(state["averages"])
         self._steps = state["steps"]
         self._begin_step()
 
@@ -365,28 +356,17 @@ class GammaMonitor:
                         step, passes = self._meter.measure()
                 else:
                     step, passes = self._meter.measure()
-                stats = None if step is None else self._stats_of(step)
+                stats = None if step is None else self._results.of(step)
                 session.stepped()
         finally:
             self._steps += 1
             if self._auto and session.exact and passes >= AUTO_SWITCH:
                 self._switch_to_micro()
-                warnings.warn(
-                    f"a step of {passes} backward passes: from the next one on micro-batches are the samples (mode "
-                    "'micro'), and the running averages start anew. Pass mode='exact' to keep single samples.",
-                    stacklevel=3,
-                )
+                warn_of_switch(passes)
             self._begin_step()
         if stats is not None:
-            self._tell(stats)
+            self._results.tell(self, stats)
         return stats
-
-    def _stats_of(self, step: Step) -> GammaStats:
-        """The step's statistics, entered into the running averages."""
-        if self._averaged is not self._parameters.covered:  # some were left out
-            self._begin_averages()
-        self._averages.update(step)
-        return statistics(step, self._averages, self._averaged, self.population, self.confidence)
 
     def replayed(self) -> GammaStats:
         """Statistics of the last replay of a CUDA graph that a measured step was captured into.
@@ -413,11 +393,6 @@ class GammaMonitor:
                 "replayed: no step was captured. Call step() after the backward pass inside `with torch.cuda.graph(…)`."
             )
         # The next replay writes over the numbers of this one.
-        stats = self._stats_of(captured._replace(raw=captured.raw.clone()))
-        self._tell(stats)
+        stats = self._results.of(captured._replace(raw=captured.raw.clone()))
+        self._results.tell(self, stats)
         return stats
-
-    def _tell(self, stats: GammaStats) -> None:
-        self._stats = stats
-        for observer in self._observers:
-            observer(self, stats)

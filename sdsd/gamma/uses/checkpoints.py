@@ -30,17 +30,7 @@ def follow_second_run(ledger: Pass, mode: Mode) -> None:
     plain = frame.recompute_fn
     if getattr(plain, "_sdsd_followed", False):
         return
-    tracks = _tracks(_arguments())
-
-    def followed(*args: Any) -> Any:
-        with carrying(ledger):
-            # Within another checkpoint, or offloaded, they come back as other tensors.
-            _carry(args, tracks)
-            with mode():
-                return plain(*args)
-
-    followed._sdsd_followed = True  # type: ignore[attr-defined]
-    frame.recompute_fn = followed
+    frame.recompute_fn = _followed(plain, _arguments(), ledger, mode)
 
 
 def follow_reentrant(node: Any, ledger: Pass, mode: Mode) -> None:
@@ -51,16 +41,22 @@ def follow_reentrant(node: Any, ledger: Pass, mode: Mode) -> None:
     inputs = list(node.inputs)
     for place, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
         inputs[place] = tensor
+    node.run_function = _followed(plain, inputs, ledger, mode)
+
+
+def _followed(plain: Callable[..., Any], inputs: Iterable[Any], ledger: Pass, mode: Mode) -> Callable[..., Any]:
+    """`plain`, followed, its arguments carrying samples as `inputs` do now."""
     tracks = _tracks(inputs)
 
     def followed(*args: Any) -> Any:
         with carrying(ledger):
+            # Within another checkpoint, or offloaded, they come back as other tensors.
             _carry(args, tracks)
             with mode():
                 return plain(*args)
 
     followed._sdsd_followed = True  # type: ignore[attr-defined]
-    node.run_function = followed
+    return followed
 
 
 def _arguments() -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -43,14 +43,13 @@ from .calls import (
     SORTS,
     WRITES,
     deep_tensors,
-    expands,
     name_of,
     sort_of,
     spread,
     tensors_in,
 )
 from .ledger import Pass
-from .operand import SAMPLES, Operand, expanded, leaves_of, looked_up, unexpanded_of
+from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
 _NOTHING = object()
 MOST_CALLS = 20_000
 """So many calls are remembered by what they look like."""
-_EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to}
 
 
 class Measuring(TorchFunctionMode):
@@ -194,7 +192,7 @@ class Measuring(TorchFunctionMode):
         if not sampled and apart is None:
             out = func(*args, **kwargs)
             if parameters:
-                self._note_source(func, args, kwargs, out)
+                note_source(func, args, kwargs, out)
             # Without gradients too, for this may be the inside of a user's function, whose output will have a history.
             if parameters or not torch.is_grad_enabled():
                 follow(func, args, kwargs, out, self.ledger.n)
@@ -212,7 +210,7 @@ class Measuring(TorchFunctionMode):
         if named and None in rows:
             apart = Mixed(f"{named[0][1].reason}, and what belongs to that meets samples which it may not occur in")
         if apart is not None:
-            out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
+            out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
             if any(t.requires_grad for t in tensors_in((out,), {})):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
@@ -224,7 +222,7 @@ class Measuring(TorchFunctionMode):
     def _use_of_rows(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], owners: list[Any]) -> Any:
         """An operation of chosen rows and parameters: that of a batch of rows, whose gradients are added by sample."""
         if any(each is not owners[0] for each in owners):
-            out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)), args)
+            out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)), args)
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "it meets rows chosen otherwise")
             return out
         n = self.ledger.n
@@ -247,7 +245,7 @@ class Measuring(TorchFunctionMode):
         """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
         inputs = [layer for tensor in tensors_in(args, kwargs) for layer in layers_of(tensor)]
         parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
-        out = self._marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
+        out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
         if parameters and any(track_of(t) is not None for t in inputs):
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "a transform of torch.func")
         return out
@@ -263,7 +261,7 @@ class Measuring(TorchFunctionMode):
         try:
             out = rule(self, func, args, kwargs, parameters)
             if type(out) is not Tensor or out._base is not None:
-                return self._marked(out, args)
+                return marked(out, args)
             if out.grad_fn is not None:
                 out.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
             return out
@@ -279,22 +277,10 @@ class Measuring(TorchFunctionMode):
             for tensor in tensors_in((self.result,), {}):
                 set_track(tensor, track)
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
-            self._watch_mixing(list(tensors_in((self.result,), {})), track, True)
-            return self._marked(self.result, args)
+            self._watch_mixing(list(tensors_in((self.result,), {})), track)
+            return marked(self.result, args)
         finally:
             self.result = _NOTHING  # the graph holds this mode: with its output in here, neither would ever be freed
-
-    @staticmethod
-    def _marked(out: Any, args: Any = ()) -> Any:
-        """Samples joined parameters here, which the history of whatever comes of it shows from now on.
-
-        Every history that samples are in leads back to such a place, or to an input that takes a gradient.
-        """
-        for tensor in (out,) if isinstance(out, Tensor) else tensors_in(args[:1] if out is None else (out,), {}):
-            for each in (tensor, tensor._base):  # a write into a view is in the history of the whole
-                if each is not None and each.grad_fn is not None:
-                    each.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
-        return out
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation itself, its output followed."""
@@ -317,7 +303,9 @@ class Measuring(TorchFunctionMode):
                 set_track(tensor, mixed)
         if mixed is not None:
             written = bool(args) and (out is None or out is args[0])
-            self._watch_mixing([args[0]] if written else list(tensors_in((out,), {})), mixed, written)
+            tensors = [args[0]] if written else list(tensors_in((out,), {}))
+            seen = {id(base) for t in tensors_in(args, kwargs) for base in (t, t._base)} if not written else set()
+            self._watch_mixing(tensors, mixed, seen)
         elif call is not None:
             self._remember(call, out)
         return out
@@ -332,29 +320,28 @@ class Measuring(TorchFunctionMode):
                     self.session.calls.clear()
                 self.session.calls[call] = tracks[0] if type(out) is Tensor else tracks
 
-    def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed, written: bool) -> None:
-        """Samples mix here: where a gradient comes back through it, no row before it is one sample's alone."""
+    def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed, seen: Collection[int] = ()) -> None:
+        """Samples mix here: where a gradient comes back through it, no row before it is one sample's alone.
+
+        seen: ids of tensors that were there before, and that a view of them says nothing of.
+        """
         if self.repeats:
             return
         ledger, before = self.ledger, list(self.ledger.counts)
         for tensor in tensors:
-            # A write into a view comes back through the whole tensor.
-            for each in (tensor, tensor._base if written else None) if isinstance(tensor, Tensor) else ():
-                if each is not None and each.grad_fn is not None:
+            # After a write into a view gradients come back through the whole tensor.
+            for each in (tensor, tensor._base) if isinstance(tensor, Tensor) else ():
+                if each is not None and each.grad_fn is not None and (each is tensor or id(each) not in seen):
                     each.register_hook(lambda grad: ledger.mixes(before, mixed.reason))
 
     def lost(self, operands: list[Operand], track: Any) -> None:
         """Samples cannot be told apart at an operation that reads these operands."""
         if isinstance(track, Summed):
             reason = f"it is joined with what no longer is of single samples (after {track.reason})"
+        elif isinstance(track, (Mixed, Part)):
+            reason = track.reason
         else:
-            reason = (
-                track.reason
-                if isinstance(track, (Mixed, Part))
-                else track
-                if isinstance(track, str)
-                else "no samples there"
-            )
+            reason = track if isinstance(track, str) else "no samples there"
         for operand in operands:
             self.ledger.refuse([leaf.name for leaf in operand.leaves], reason)
 
@@ -366,20 +353,6 @@ class Measuring(TorchFunctionMode):
         for tensor in parameters:
             for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
-
-    @staticmethod
-    def _note_source(func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if (func in _EXPANDING and isinstance(out, Tensor)) or (
-            func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and expands(args[0], out)
-        ):
-            expanded(out, unexpanded_of(args[0]))
-        elif func is torch.nn.functional.embedding and isinstance(out, Tensor):
-            ids, table = args[:2] if len(args) > 1 else (args[0], kwargs["weight"])
-            padding = args[2] if len(args) > 2 else kwargs.get("padding_idx")
-            frequency = args[5] if len(args) > 5 else kwargs.get("scale_grad_by_freq", False)
-            if not frequency:
-                padding = padding + table.shape[0] if padding is not None and padding < 0 else padding
-                looked_up(out, table, ids, padding)
 
     def through_compiled(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A compiled part of the model, into which no mode can look: it is measured module by module.
@@ -403,7 +376,7 @@ class Measuring(TorchFunctionMode):
                     set_track(tensor, track)
                 else:
                     set_track(tensor, Mixed("compiled code, whose output lies otherwise than its input"))
-                self._marked(tensor)
+                marked(tensor)
         return out
 
     def note_checkpoint(self) -> None:

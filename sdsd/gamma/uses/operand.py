@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..following import track_of
+from .calls import expands, tensors_in
 from .pieces import Dense, Lookup, OwnRows, Piece, chunks, wide
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ SAMPLES = "sdsd_samples"
 MOST_NODES = 5_000
 """A graph of parameters alone is small; one of more nodes is taken for one that samples went through unseen."""
 
+_EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to}
+
 
 def expanded(out: Tensor, base: Tensor) -> None:
     """Note that `out` is `base` expanded."""
@@ -35,6 +38,33 @@ def expanded(out: Tensor, base: Tensor) -> None:
 def looked_up(out: Tensor, table: Tensor, ids: Tensor, padding: int | None) -> None:
     """Note that `out` (*ids.shape, d) holds rows of `table` at constant positions `ids`."""
     setattr(out, SOURCE, ("looked up", table, ids, padding))
+
+
+def marked(out: Any, args: Any = ()) -> Any:
+    """Samples joined parameters here, which the history of whatever comes of it shows from now on.
+
+    Every history that samples are in leads back to such a place, or to an input that takes a gradient.
+    """
+    for tensor in (out,) if isinstance(out, Tensor) else tensors_in(args[:1] if out is None else (out,), {}):
+        for each in (tensor, tensor._base):  # a write into a view is in the history of the whole
+            if each is not None and each.grad_fn is not None:
+                each.grad_fn.metadata[SAMPLES] = True  # type: ignore[index]
+    return out
+
+
+def note_source(func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Note what an operation on parameters alone made its output of, where that is worth knowing."""
+    if (func in _EXPANDING and isinstance(out, Tensor)) or (
+        func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and expands(args[0], out)
+    ):
+        expanded(out, unexpanded_of(args[0]))
+    elif func is torch.nn.functional.embedding and isinstance(out, Tensor):
+        ids, table = args[:2] if len(args) > 1 else (args[0], kwargs["weight"])
+        padding = args[2] if len(args) > 2 else kwargs.get("padding_idx")
+        frequency = args[5] if len(args) > 5 else kwargs.get("scale_grad_by_freq", False)
+        if not frequency:
+            padding = padding + table.shape[0] if padding is not None and padding < 0 else padding
+            looked_up(out, table, ids, padding)
 
 
 class Leaf:

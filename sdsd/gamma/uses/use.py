@@ -161,6 +161,35 @@ def register(mode: Measuring, operands: list[Operand], kind: str) -> Use:
     return use
 
 
+def joined(mode: Measuring, weight: Tensor, bias: Tensor | None, kind: str) -> Use | None:
+    """The use of a weight and a bias by an operation whose own backward measures; None where that cannot be."""
+    operands, hidden = operands_of(mode, [weight] if bias is None or not bias.requires_grad else [weight, bias])
+    if hidden is not None or not operands[0].leaves:
+        return None
+    mode.note_checkpoint()
+    return register(mode, operands, kind)
+
+
+def autocast(x: Tensor) -> tuple[Tensor, bool]:
+    """`x` as autocast would have it, and whether autocast is on."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, False
+    return x.to(torch.get_autocast_dtype(device)), True
+
+
+def saved_alike(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, cast as `x` was, and what such an operation's backward needs, saved."""
+    ctx.weight = None
+    if cast and weight.dtype != x.dtype:
+        # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
+        ctx.weight, weight = weight, weight.to(x.dtype)
+    if cast and bias is not None:
+        bias = bias.to(x.dtype)
+    ctx.save_for_backward(x, weight)
+    return weight, bias
+
+
 @functools.cache
 def _alone(kind: str) -> frozenset[str]:
     return frozenset([kind])
@@ -205,10 +234,11 @@ def watch(
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     """The tensor through which the gradient of `out` comes, and how to cut it out of that one's.
 
-    After a write into a view gradients come through the tensor that it is a view of.
+    Of a view, as einsum returns, that is what it is a view of: once somebody writes into the view, or another of the
+    same memory, no gradient comes through the view itself any more.
     """
     base = out._base
-    if base is None or not base.is_contiguous() or base.grad_fn is None or "CopySlices" not in base.grad_fn.name():
+    if base is None or base.grad_fn is None or not base.is_contiguous():
         return out, None
     shape, strides, offset = out.shape, out.stride(), out.storage_offset() - base.storage_offset()
     return base, lambda grad: grad.contiguous().as_strided(shape, strides, offset)

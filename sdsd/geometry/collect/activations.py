@@ -11,7 +11,7 @@ from torch import nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...models import evaluating
+from ...models import evaluating, refuse_scripted
 from .collector import Collector
 from .layer_activations import LayerActivations
 from .model_call import Forward, ModelCall
@@ -96,6 +96,7 @@ def collect_activations(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
+    refuse_scripted(model)
     max_batches = checks.check_count(max_batches, "max_batches", optional=True)
     chosen, named = select_layers(model, layers)
     run = forward or ModelCall(model, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,9 +22,11 @@ class ModelCall:
             first = next(model.parameters(), next(model.buffers(), None))
             device = "cpu" if first is None else first.device
         self.device = torch.device(device)
-        parameters = inspect.signature(model.forward).parameters.values()
-        self.takes_any = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-        self.names = [parameter.name for parameter in parameters]
+        self.takes_any, self.names = True, []  # a compiled forward may not say what it takes
+        with contextlib.suppress(ValueError, TypeError):
+            parameters = inspect.signature(model.forward).parameters.values()
+            self.takes_any = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+            self.names = [parameter.name for parameter in parameters]
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         if isinstance(batch, Mapping):

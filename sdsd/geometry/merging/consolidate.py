@@ -73,6 +73,7 @@ def _change(numbers: tuple[int, int]) -> str:
     return f"{before:,} → {after:,}{percent}"
 
 
+@torch.inference_mode(False)
 def consolidate(
     model: nn.Module,
     layer: str,
@@ -194,6 +195,7 @@ def shrink(smaller: nn.Module, merges: Sequence[tuple[Consumers, Merger, IndexPa
     cut(smaller, [(found, pairs.second.tolist()) for found, _, pairs in merges])
 
 
+@torch.inference_mode(False)
 def remove_neurons(
     model: nn.Module,
     layer: str,

@@ -222,6 +222,7 @@ STUDIES = (
             "epochs": 3,
             "strengths": STRENGTHS[::3],
             "alone_steps": 30,
+            "other_weights": (0.0,),
             "wrong_strengths": (0.0, 0.3),
             "wrong_epochs": 30,
         },

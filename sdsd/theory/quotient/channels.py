@@ -47,7 +47,7 @@ class Seen:
         return bool(self.entries)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Use:
     """One axis of a parameter or buffer that runs over channels.
 
@@ -64,7 +64,7 @@ class Use:
     taken: tuple[Ids, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NormUse:
     """A norm that reads channels: the channel of each of its entries, and with which factors biases add to them."""
 

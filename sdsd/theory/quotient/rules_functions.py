@@ -127,6 +127,7 @@ def reduction(walk: ChannelWalk, step: Step) -> None:
         first = ids.narrow(dim, 0, 1)
         if dim in mixed:
             walk.channels.tie(ids, first.expand(ids.shape), order=False, why=f"{label} joins them with others")
+            walk.channels.refine(*compact(ids, first.expand(ids.shape)))
             statistic = True
         ids = first
     changed = Seen(power=seen.power * (2 if step.name in ("var", "var_mean") else 1), statistic=statistic)
@@ -186,4 +187,7 @@ def embedding(walk: ChannelWalk, step: Step) -> None:
     if not weight.is_parameter or len(weight.entries) != 2 or weight.entries[0].shape != step.args[0].shape:
         walk.opaque(step)
         return
-    walk.give(step.out, walk.write(weight, 1, 1, tuple(step.out.shape), MATRIX, walk.taken(weight)))
+    axis = walk.axis_along(weight, 1)
+    if axis is None:  # vectors of one entry
+        axis = 1 if walk.model_tensor(weight.name).shape == step.args[0].shape else 0
+    walk.give(step.out, walk.write(weight, axis, 1, tuple(step.out.shape), MATRIX, walk.taken(weight)))

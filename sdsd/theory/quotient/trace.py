@@ -93,10 +93,12 @@ class _Finish:
         for name, uses in by_name.items():
             calls = {use.call: use.taken for use in uses}
             why = self._why_not(name, calls, {use.axis for use in uses})
-            if not why and self._overlap(list(calls.values())):
-                why = self._tie_calls(f"{name} is used {len(calls)} times", uses, calls)
+            if name not in self.parameters and any(use.role != EXTRA for use in uses):
+                why = f"{name} does not train"
             for use in uses if why else ():
                 self.channels.fix(use.channels, why)
+            for axis in {use.axis for use in uses} if len(calls) > 1 else ():
+                self._tie_calls(f"{name} is used {len(calls)} times", [use for use in uses if use.axis == axis], calls)
         norms = [norm.name for norm in self.channels.norms if norm.name]
         for norm in self.channels.norms:
             ids = norm.channels
@@ -117,36 +119,29 @@ class _Finish:
                 return f"only a part of {name} is used on the example"
         return ""
 
-    @staticmethod
-    def _overlap(taken: list[tuple[Ids, ...]]) -> bool:
-        """Whether some entries of a parameter are used more than once."""
-        return any(
-            all(np.intersect1d(mine, theirs).size for mine, theirs in zip(one, other, strict=True))
-            for k, one in enumerate(taken)
-            for other in taken[:k]
-        )
+    def _tie_calls(self, why: str, uses: list[Use], calls: dict[int, tuple[Ids, ...]]) -> None:
+        """An entry of an axis that several calls use moves as all of these need, whatever they take of other axes.
 
-    def _tie_calls(self, why: str, uses: list[Use], calls: dict[int, tuple[Ids, ...]]) -> str:
-        """Entries that several calls share move as all of these need; why they cannot, if that is not to be said."""
-        first, *others = calls.values()
-        same = all(np.array_equal(mine, theirs) for each in others for mine, theirs in zip(first, each, strict=True))
-        by_axis: dict[int, dict[int, Use]] = {}
-        for use in uses:
-            if use.call in by_axis.setdefault(use.axis, {}) or not same:
-                return why
-            by_axis[use.axis][use.call] = use
-        for those in by_axis.values():
-            mine = list(those.values())
-            for use in mine:
-                self.channels.keep_shift(use.channels, why)
-                self.channels.bend(use.channels)
-                if len(those) < len(calls):
+        A call with no channels there, or several, or with other entries of the axis than another, holds all still.
+        """
+        axis = uses[0].axis
+        for number, use in enumerate(uses):
+            mine = np.flatnonzero(use.channels)
+            self.channels.keep_shift(use.channels, why)
+            for call, taken in calls.items():
+                shared = np.intersect1d(mine, taken[axis])
+                theirs = [other for other in uses if other.call == call]
+                if call == use.call or not len(shared):
+                    continue
+                alone = sum(other.call == use.call for other in uses) == 1
+                if not alone or len(theirs) != 1 or not np.array_equal(mine, np.flatnonzero(theirs[0].channels)):
                     self.channels.fix(use.channels, why)
-                elif use is not mine[0]:
-                    inverse = (use.role in WRITING) != (mine[0].role in WRITING)
-                    both = (torch.from_numpy(each.channels) for each in (mine[0], use))
+                elif theirs[0] in uses[:number] and not np.array_equal(use.channels, theirs[0].channels):
+                    inverse = (use.role in WRITING) != (theirs[0].role in WRITING)
+                    both = (torch.from_numpy(each.channels) for each in (theirs[0], use))
                     self.channels.tie(*both, inverse=inverse, why=why)
-        return ""
+                    for each in (use, theirs[0]):
+                        self.channels.bend(each.channels)
 
     # ---- segments ----------------------------------------------------------------------------------------------------
 
@@ -220,8 +215,8 @@ class _Finish:
                     continue
                 role = use.role if (use.role in WRITING) == writes else MATRIX if writes else READ
                 made = Slice(use.name, use.axis, torch.from_numpy(np.where(part, units, -1)))
-                if made.key not in known_parts:
-                    known_parts.add(made.key)
+                if (writes, made.key) not in known_parts:
+                    known_parts.add((writes, made.key))
                     lists[role].append(made)
                 names = segment.writers if writes else segment.readers
                 if use.layer not in names:

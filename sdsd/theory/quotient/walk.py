@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...graphs import Ids, Step, tensors
+from ...graphs import Ids, Step, adding_to, tensors
 from .channels import KERNEL, READ, Channels, Seen, Use, compact, unique, varies
 
 Rule = Callable[["ChannelWalk", Step], None]
@@ -19,15 +19,7 @@ RULES: dict[str, Rule] = {}
 TRY_SHAPES = "pass example_input if this is wrong"
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """The rule for operations of these names, apart by blanks."""
-
-    def add(made: Rule) -> Rule:
-        for name in " ".join(names).split():
-            RULES[name] = made
-        return made
-
-    return add
+rule = adding_to(RULES)
 
 
 def plain_type(module: nn.Module) -> type:

@@ -444,7 +444,7 @@ MIXED = [
         "write into a part", lambda x: put(torch.zeros(x.shape[0] + 1, x.shape[1]), slice(0, x.shape[0]), x), ("N T",)
     ),
     Case("gradient within", lambda x: torch.autograd.grad((x.requires_grad_() ** 2).sum(), x)[0], ("N T",)),
-    Case("exponential of a loss", lambda x: x.square().mean().exp(), ("N T",)),
+    Case("exponential of a loss", lambda x: x.requires_grad_().square().mean().exp(), ("N T",)),
     Case("product of losses", lambda x: x.requires_grad_().sum() * x.mean(), ("N T",)),
     Case("divided by a loss", lambda x: x.requires_grad_().sum() / x.square().mean(), ("N T",)),
     Case("loss joined with samples", lambda x: x.sum() + x, ("N T",)),

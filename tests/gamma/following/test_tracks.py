@@ -260,7 +260,10 @@ def test_the_call_that_mixes_says_so_once() -> None:
     assert again is None
     both, again = told(torch.add, centred, x)
     assert track_of(both) == again == mixed
-    loss, mixed = told(F.mse_loss, x, torch.zeros(6, 8))
+    number, mixed = told(Tensor.exp, told(Tensor.sum, x)[0])
+    assert isinstance(track_of(number), Summed)  # of what does not train: a number of the batch
+    assert mixed is None
+    loss, mixed = told(F.mse_loss, x, torch.zeros(6, 8, requires_grad=True))
     assert isinstance(track_of(loss), Summed)
     assert mixed is None
     exponential, mixed = told(Tensor.exp, loss)

@@ -95,8 +95,40 @@ def cache_written(m, x):
     return m.last(F.scaled_dot_product_attention(m.first(x), k, x))
 
 
+def scaled_in_place(m, x):
+    """Funnel: what einsum gives is a view, through which no gradient comes once it is written into."""
+    scores = torch.einsum("ntd,dhe->nhte", x, m.query)
+    scores *= 0.5
+    return m.last(scores.flatten(1))
+
+
+def heads_in_place(m, x):
+    h = torch.einsum("ntd,dhe->nthe", x, m.query).reshape(*x.shape[:2], -1)
+    h[:, 1:] *= 0.5
+    part = h[:, :2]
+    part += 1
+    return m.last(h.flatten(1))
+
+
+def mixed_then_scaled(m, x):
+    h = m.first(x).unsqueeze(0)
+    products = torch.einsum("and,amd->nma", h, h)
+    products *= 0.5
+    return products
+
+
+def one_sample_looked_at(m, x):
+    h = m.first(x)
+    m.shown = h[0].detach().norm(), h[0, 0].item(), h[0].numel()
+    return m.last(h / h[0].numel())
+
+
 def recurrent(compute, batch=SEQUENCES):
     return of(compute, batch, key=linear(), decay=lambda: parameter(8), last=linear(8, 3))
+
+
+def query():
+    return parameter(8, 2, 4)
 
 
 IN_PLACE = {
@@ -122,6 +154,10 @@ IN_PLACE = {
     "a learned vector by a mask": of(
         token_by_mask, SEQUENCES, first=linear(), token=lambda: parameter(8), last=linear(8, 3)
     ),
+    "what einsum gives, scaled": of(scaled_in_place, SEQUENCES, query=query, last=linear(32, 3)),
+    "parts of what einsum gives": of(heads_in_place, SEQUENCES, query=query, last=linear(32, 3)),
+    "samples mixed by einsum, then scaled": of(mixed_then_scaled, measured=False, first=linear()),
+    "a look at the first sample": of(one_sample_looked_at, first=linear(), last=linear(8, 3)),
     "keys copied into a buffer": of(cache_written, SEQUENCES, key=linear(), first=linear(), last=linear(8, 3)),
 }  # fmt: skip
 

@@ -105,6 +105,32 @@ IN_THE_LOSS = {
 }  # fmt: skip
 
 
+X_OF_WORDS, VALID = numbers(N, 4, 8), (numbers(N, 4) > -0.5).double()
+VALID[:, 0] = 1
+
+
+def over_valid_words(count):
+    """A mean over all valid words of the batch, computed in the model."""
+
+    def errors(m, x, valid):
+        return ((m.last(torch.tanh(m.first(x))).squeeze(-1) - 1).square() * valid).sum()
+
+    return Program(
+        lambda: Net(lambda m, *x: errors(m, *x) / count(x[1]), first=nn.Linear(8, 8), last=nn.Linear(8, 1)),
+        (X_OF_WORDS, VALID), lambda m, *batch: m(*batch),
+        contribution=lambda m, i: errors(m, X_OF_WORDS[i : i + 1], VALID[i : i + 1]) / count(VALID), measured=True,
+    )  # fmt: skip
+
+
+OVER_WORDS = {
+    "divided by their number": over_valid_words(lambda valid: valid.sum()),
+    "divided by their number, at least one": over_valid_words(lambda valid: valid.sum().clamp(min=1)),
+    "divided by the larger of their number and one": over_valid_words(
+        lambda valid: torch.max(valid.sum(), torch.ones_like(valid.sum()))
+    ),
+}
+
+
 def input_gradient(norm):
     def loss(model, x):
         x = x.clone().requires_grad_()
@@ -138,4 +164,4 @@ OF_GRADIENTS = {
     "an inner step of gradient descent": Program(perceptron, (X, Y), inner_step, hopeless=True),
 }
 
-PROGRAMS = {"replaced": REPLACED, "in the loss": IN_THE_LOSS, "of gradients": OF_GRADIENTS}
+PROGRAMS = {"replaced": REPLACED, "in the loss": IN_THE_LOSS, "of gradients": OF_GRADIENTS, "over words": OVER_WORDS}

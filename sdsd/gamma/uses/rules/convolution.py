@@ -16,7 +16,7 @@ from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
 from ..landed import bare_apply, followed, land_bias, land_convolution, rows_of
 from ..pieces import SAFE, Dense, Lazy, Piece
-from ..use import Use, operands_of, register, watch
+from ..use import Use, autocast, joined, saved_alike, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -127,16 +127,11 @@ def _weight_piece(b: Tensor, x: Tensor, weight: Tensor, settings: Any, track: Tr
 def _joined(
     mode: Measuring, func: Any, args: Any, kwargs: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any
 ) -> Tensor | None:
-    read = [weight] if bias is None or not bias.requires_grad else [weight, bias]
-    operands, hidden = operands_of(mode, read)
-    if hidden is not None or not operands[0].leaves:
+    use = joined(mode, weight, bias, "convolution")
+    if use is None:
         return None
-    mode.note_checkpoint()
-    use = register(mode, operands, "convolution")
     given = x
-    cast = torch.is_autocast_enabled(x.device.type)
-    if cast:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x, cast = autocast(x)
     out: Tensor = _apply(x, weight, bias, use, settings, cast)
     followed(out, given)
     return out
@@ -153,13 +148,7 @@ class _Joined(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, settings: Any, cast: bool
     ) -> Tensor:
         ctx.use, ctx.settings = use, settings
-        ctx.weight = None
-        if cast and weight.dtype != x.dtype:
-            # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
-            ctx.weight, weight = weight, weight.to(x.dtype)
-        if cast and bias is not None:
-            bias = bias.to(x.dtype)
-        ctx.save_for_backward(x, weight)
+        weight, bias = saved_alike(ctx, x, weight, bias, cast)
         return torch.convolution(x, weight, bias, *settings)
 
     @staticmethod

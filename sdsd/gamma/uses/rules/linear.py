@@ -19,7 +19,7 @@ from sdsd_kernels import weight_grad_stats
 from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land_bias, land_linear, rows_of
 from ..pieces import Dense, Piece, Product, one_position
-from ..use import Use, operands_of, register, watch
+from ..use import Use, autocast, joined, saved_alike, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -146,18 +146,11 @@ def _joined(
         return None
     if x.is_complex() or weight.is_complex() or (type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)):
         return None
-    read = [weight] if bias is None or not bias.requires_grad else [weight, bias]
-    operands, hidden = operands_of(mode, read)
-    if hidden is not None or not operands[0].leaves:
+    use = joined(mode, weight, bias, "linear (weight stored transposed)" if transposed else "linear")
+    if use is None:
         return None
-    mode.note_checkpoint()
     given = x
-    kind = "linear (weight stored transposed)" if transposed else "linear"
-    use = register(mode, operands, kind)
-    device = x.device.type
-    cast = torch.is_autocast_enabled(device)
-    if cast:
-        x = x.to(torch.get_autocast_dtype(device))
+    x, cast = autocast(x)
     out: Tensor = _apply(x, weight, bias, use, track, mode.ledger.n, transposed, cast)
     followed(out, given)
     return out
@@ -182,13 +175,7 @@ class _Joined(torch.autograd.Function):
         cast: bool,
     ) -> Tensor:
         ctx.use, ctx.track, ctx.n, ctx.transposed = use, track, n, transposed
-        ctx.weight = None
-        if cast and weight.dtype != x.dtype:
-            # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
-            ctx.weight, weight = weight, weight.to(x.dtype)
-        if cast and bias is not None:
-            bias = bias.to(x.dtype)
-        ctx.save_for_backward(x, weight)
+        weight, bias = saved_alike(ctx, x, weight, bias, cast)
         if transposed:
             return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
         y = F.linear(x, weight, bias)
