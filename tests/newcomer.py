@@ -155,7 +155,11 @@ def use_commands(sdsd: list[str], folder: Path, only: tuple[str, ...] | None, **
 def watch(command: list[str], folder: Path, **extra: str) -> None:
     """A page that is served until somebody has seen it."""
     print(f"    $ {' '.join(command).strip().splitlines()[0][:110]}", flush=True)
-    served = subprocess.Popen(command, cwd=folder, env=os.environ | extra, stdout=subprocess.PIPE, text=True)
+    served = subprocess.Popen(
+        command, cwd=folder, env=os.environ | extra, stdout=subprocess.PIPE, text=True,
+        # Where this runs in the background, Ctrl-C is ignored, and what it starts would ignore it, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         assert served.stdout is not None
         address = re.search(r"http://[\d.:]+\S*", served.stdout.readline())
