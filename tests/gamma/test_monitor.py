@@ -905,7 +905,7 @@ class TestSmoothing:
             first = self.run(monitor, model, 2)
             value = pickle.loads(pickle.dumps(first.smoothed)).noise
             self.run(monitor, model, 3)
-            monitor._averages.reset()
+            monitor._results.averages.reset()
             assert first.smoothed.noise == value
 
     def test_resume(self):

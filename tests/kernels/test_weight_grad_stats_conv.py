@@ -47,7 +47,7 @@ def backend(request, monkeypatch) -> str:
     if request.param == ENGINE and not record.copy_engine:
         pytest.skip("this GPU has no copy engine")
     monkeypatch.setattr(launch, "device_record", lambda _: replace(record, copy_engine=request.param == ENGINE))
-    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(launch, "PLANS", {})
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return "triton"
 
@@ -417,7 +417,7 @@ def test_deterministic(backend):
 
 
 def test_few_tiles_are_split_into_ranges_of_samples(launch, monkeypatch):
-    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(launch, "PLANS", {})
     layer = LAYERS["many samples, few tiles"]
     layer.stats(*layer.batch(), backend="triton")
     (plan,) = launch.PLANS.values()

@@ -195,8 +195,10 @@ def geometry(
     """Γ at the canonical representative, Γ* of an SGD step at the optimizer's learning rate, H_G and V."""
     batch = data[0][: watch.samples], data[1][: watch.samples]
     rate = optimizer.param_groups[0]["lr"]
-    canonical = canonicalize(model, order=False) if watch.canonical else copy.deepcopy(model)
-    layers = [(layer.rows.detach(), layer.mass.detach()) for layer in hidden_layers(canonical, watch.layers)]
+    example = batch[0]
+    canonical = canonicalize(model, order=False, example_input=example) if watch.canonical else copy.deepcopy(model)
+    seen = hidden_layers(canonical, watch.layers, example_input=example)
+    layers = [(layer.rows.detach(), layer.mass.detach()) for layer in seen]
     numbers = {"entropy": sum(orbit_entropy(rows, mass).item() for rows, mass in layers)}
     numbers["volume"] = sum(
         realized_volume(rows[mass > 0], watch.angle or telling_angle(*rows.shape), watch.cap_samples).value
