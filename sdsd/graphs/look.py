@@ -158,7 +158,9 @@ def _likely(module: nn.Module) -> Iterator[list[Tensor]]:
     weight = next(module.parameters())
     generator = torch.Generator().manual_seed(SEED)
     if isinstance(module, nn.Embedding):
-        yield [torch.randint(module.num_embeddings, (2, 8), generator=generator).to(weight.device)]
+        # 8 first; others for models that read a fixed number of places.
+        for length in (8, *range(1, 8), *range(9, 33), 64):
+            yield [torch.randint(module.num_embeddings, (2, length), generator=generator).to(weight.device)]
         return
 
     def made(*shapes: tuple[Any, ...]) -> list[Tensor]:

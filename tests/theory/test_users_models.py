@@ -220,3 +220,10 @@ def test_a_part_that_the_example_does_not_use_stays():
     found = symmetries(model, torch.randn(5, 3).double())
     assert not found.scalings
     assert "only a part of weight is used on the example" in str(found)
+
+
+def test_a_model_that_reads_two_words_needs_no_example():
+    """The number of places that a table and a linear layer behind it agree on is found by trying."""
+    model = nn.Sequential(nn.Embedding(23, 4), nn.Flatten(), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 23))
+    found = symmetries(model)
+    assert [each.width for each in found.permutations] == [4, 12], "of the table's columns, and of the hidden neurons"
