@@ -16,20 +16,9 @@ from sdsd.geometry.merging.consolidate import consolidate
 from sdsd.geometry.merging.cost import outgoing_weights
 from sdsd.geometry.merging.merge import merge
 
+from ..networks import Forward
+
 PAIRS = [(0, 1), (2, 3)]
-
-
-class Net(nn.Module):
-    """Modules by name, and a forward that a test writes."""
-
-    def __init__(self, forward, **modules: nn.Module) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.run = forward
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def rows() -> torch.Tensor:
@@ -153,7 +142,7 @@ REFUSED = {
 
 def built(case):
     torch.manual_seed(0)
-    model = Net(case[0], **case[2]())
+    model = Forward(case[0], **case[2]())
     return model.eval(), case[1]
 
 
@@ -199,7 +188,7 @@ def test_without_an_example_a_forward_that_writes_leaves_the_model_alone():
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_smaller_recurrent_layer_says_its_size(kind):
     torch.manual_seed(0)
-    model = Net(RIGHT["LSTM"][0], **{**dense(12, 8), "cell": kind(12, 8, batch_first=True)})
+    model = Forward(RIGHT["LSTM"][0], **{**dense(12, 8), "cell": kind(12, 8, batch_first=True)})
     smaller, _ = consolidate(model, "a", PAIRS, example_input=words())
     assert smaller.cell.input_size == smaller.a.out_features == 10
 
