@@ -135,12 +135,16 @@ def _compute(
         from .kernel import launch_cosine_topk
 
         return launch_cosine_topk(
-            rows, others, k, farthest=farthest, precision=precision, center=center, max_bytes=max_bytes,
+            rows,
+            others,
+            k,
+            farthest=farthest,
+            precision=precision,
+            center=center,
+            max_bytes=max_bytes,
             progress=progress,
-        )  # fmt: skip
-    return cosine_topk_torch(
-        rows, others, k, farthest=farthest, center=center, max_bytes=max_bytes, progress=progress
-    )  # fmt: skip
+        )
+    return cosine_topk_torch(rows, others, k, farthest=farthest, center=center, max_bytes=max_bytes, progress=progress)
 
 
 def _fake(

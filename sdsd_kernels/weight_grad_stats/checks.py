@@ -26,10 +26,19 @@ def check_once(check: Any, tensors: tuple[Any, Any, Any], *rest: Any) -> None:
     if isinstance(inputs, Tensor) and isinstance(output_grads, Tensor) and isinstance(scale, (Tensor, type(None))):
         kinds = tuple(map(type, rest))  # True is no number of bytes, though it equals 1
         key = (
-            check, inputs.shape, inputs.dtype, inputs.layout, inputs.device, output_grads.shape, output_grads.dtype,
-            output_grads.layout, output_grads.device, rest, kinds,
+            check,
+            inputs.shape,
+            inputs.dtype,
+            inputs.layout,
+            inputs.device,
+            output_grads.shape,
+            output_grads.dtype,
+            output_grads.layout,
+            output_grads.device,
+            rest,
+            kinds,
             None if scale is None else (scale.shape, scale.dtype, scale.layout, scale.device),
-        )  # fmt: skip
+        )
         try:
             if key in _checked:
                 return

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 
+# fmt: off
 @triton.jit
 def _rows(x, row, rows, height, width, x_n, x_h, x_w):
     """Addresses of rows (n, h, w), counted through, and which of them there are."""
@@ -26,7 +27,7 @@ def _rows(x, row, rows, height, width, x_n, x_h, x_w):
 @triton.jit
 def _largest(
     x, largest, rows, height, width, channels, x_n, x_h, x_w, x_c, ROWS: tl.constexpr, CHANNELS: tl.constexpr
-):  # fmt: skip
+):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     held = channel < channels
     found = tl.zeros((ROWS, CHANNELS), tl.float32)
@@ -46,7 +47,7 @@ def largest_kernel(
     rows_a, height_a, width_a, channels_a, a_n, a_h, a_w, a_c,
     rows_b, height_b, width_b, channels_b, b_n, b_h, b_w, b_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+):
     """The largest magnitude of every channel; the third grid dimension names the tensor."""
     if tl.program_id(2) == 0:
         if tl.program_id(1) * CHANNELS < channels_a:
@@ -60,7 +61,7 @@ def largest_kernel(
 def _split(
     x, largest, high, low, factor, rows, height, width, channels, padded, x_n, x_h, x_w, x_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     held = channel < channels
     most = tl.load(largest + channel, mask=held, other=0)
@@ -89,12 +90,12 @@ def split_kernel(
     rows_a, height_a, width_a, channels_a, padded_a, a_n, a_h, a_w, a_c,
     rows_b, height_b, width_b, channels_b, padded_b, b_n, b_h, b_w, b_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+):
     if tl.program_id(2) == 0:
         if (tl.program_id(0) * ROWS < rows_a) & (tl.program_id(1) * CHANNELS < channels_a):
             _split(a, largest, high_a, low_a, factor_a, rows_a, height_a, width_a, channels_a, padded_a,
-                   a_n, a_h, a_w, a_c, ROWS, CHANNELS)  # fmt: skip
+                   a_n, a_h, a_w, a_c, ROWS, CHANNELS)
     else:
         if (tl.program_id(0) * ROWS < rows_b) & (tl.program_id(1) * CHANNELS < channels_b):
             _split(b, largest + channels_a, high_b, low_b, factor_b, rows_b, height_b, width_b, channels_b, padded_b,
-                   b_n, b_h, b_w, b_c, ROWS, CHANNELS)  # fmt: skip
+                   b_n, b_h, b_w, b_c, ROWS, CHANNELS)
