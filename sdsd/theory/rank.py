@@ -105,17 +105,17 @@ def factorise(
     if not looks or looks[0] < 0 or not seeds:
         raise ValueError(f"steps, seeds: expected at least one of each, steps ≥ 0, got {looks} and {len(seeds)} seeds.")
     u, v = (factor.double() for factor in published_start(seeds, scale))
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    components: list[tuple[Tensor, Tensor, Tensor]] = []
     for step in range(looks[-1] + 1):
         error = u @ v - wanted
         if step in looks:
             _check_finite(error, step)
-            found.append(_components(u, v, error))
+            components.append(_components(u, v, error))
         if progress is not None and (step % 500 == 0 or step == looks[-1]):
             progress(step, looks[-1])
         slope = 2 * learning_rate * error
         u, v = u - slope @ v.mT, v - u.mT @ slope
-    return Factorisation(looks, *(torch.stack(values) for values in zip(*found, strict=True)))
+    return Factorisation(looks, *(torch.stack(values) for values in zip(*components, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,11 @@ def sense(
         u, v = u - slope @ v, v - slope.mT @ u
         if progress is not None and (step % 100 == 0 or step == steps - 1):
             progress(step + 1, steps)
-    found = u @ v.mT
-    _check_finite(found.flatten(0, 1), steps)
-    residual = (sensors @ (found - target).flatten(2).permute(1, 2, 0)).square().mean(1).T / seen.square().mean(1)
-    error = (found - target).square().sum((2, 3)) / target.square().sum((1, 2))
-    return Sensing(tuple(scales), effective_rank(found), residual, error)
+    product = u @ v.mT
+    _check_finite(product.flatten(0, 1), steps)
+    residual = (sensors @ (product - target).flatten(2).permute(1, 2, 0)).square().mean(1).T / seen.square().mean(1)
+    error = (product - target).square().sum((2, 3)) / target.square().sum((1, 2))
+    return Sensing(tuple(scales), effective_rank(product), residual, error)
 
 
 def effective_rank(matrix: Tensor) -> Tensor:

@@ -243,14 +243,14 @@ class _Activations:
     def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
         everyone = self.upper.neurons
         together = max(1, GATHERED_ELEMENTS // (2 * everyone.rows[0].numel()))
-        found = []
+        cosines = []
         for one, two in zip(first.split(together), second.split(together), strict=True):
             a, b = _select(everyone, one), _select(everyone, two)
             total = torch.zeros(len(one), dtype=torch.float64, device=one.device)
             for part in sample_slices(a.rows.shape, SAMPLES_AT_ONCE):
                 total += (panel(a, slice(None), part) * panel(b, slice(None), part)).sum(1)
-            found.append((total * (a.inverse_norm * b.inverse_norm)).clamp_(-1, 1).to(everyone.dtype))
-        return torch.cat(found)
+            cosines.append((total * (a.inverse_norm * b.inverse_norm)).clamp_(-1, 1).to(everyone.dtype))
+        return torch.cat(cosines)
 
 
 def _select(neurons: Neurons, which: Tensor) -> Neurons:

@@ -213,10 +213,10 @@ def cosine_pairs(
         find = cpu.cosine_pairs_torch
     options: dict[str, Any] = {"center": bool(center), "progress": progress}
     try:
-        found = find(rows, threshold=threshold, above=above is not None, max_bytes=allowed, **options)
+        pairs = find(rows, threshold=threshold, above=above is not None, max_bytes=allowed, **options)
     except TooManyPairsError as error:
         raise ValueError(_advice(error, rows, threshold, above is not None, allowed, chosen, options)) from None
-    return CosinePairs(*found)
+    return CosinePairs(*pairs)
 
 
 def _advice(

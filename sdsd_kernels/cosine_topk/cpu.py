@@ -172,11 +172,11 @@ class TopK:
                 return
         # Of columns' groups nonzero takes two and a half times as long as they lie.
         row, group = wanted.contiguous().nonzero(as_tuple=True)
-        found = scores.unflatten(1, (-1, size))[row, group]
-        hit, lane = (found > threshold[row]).nonzero(as_tuple=True)
+        offered = scores.unflatten(1, (-1, size))[row, group]
+        hit, lane = (offered > threshold[row]).nonzero(as_tuple=True)
         if len(hit):
             column = first_column + group[hit] * size + lane
-            self._merge(first_row + row[hit], column, found[hit, lane])
+            self._merge(first_row + row[hit], column, offered[hit, lane])
 
     def result(self, farthest: bool) -> tuple[Tensor, Tensor]:
         """Cosines and places; NaN and -1 where there are fewer than k."""

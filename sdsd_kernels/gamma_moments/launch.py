@@ -226,11 +226,11 @@ def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
 
 
 def _launch_of_group(key: int, n: int, per_sample: bool, device: torch.device) -> Launch:
-    found = _many.get((key, n, per_sample, device))
-    if found is None:
+    launch = _many.get((key, n, per_sample, device))
+    if launch is None:
         code, order, aligned = key // 6, key // 2 % 3, bool(key % 2)
-        found = moments_launch(
+        launch = moments_launch(
             _DTYPES[code], n, per_sample, device_record(device), order=_ORDERS[order], aligned=aligned
         )
-        kept(_many, (key, n, per_sample, device), found)
-    return found
+        kept(_many, (key, n, per_sample, device), launch)
+    return launch

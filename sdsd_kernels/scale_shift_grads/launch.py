@@ -75,8 +75,8 @@ def launch(
             key += ("rstd", rstd.shape, rstd.stride(), rstd.dtype, rstd.data_ptr() % 16)
     plan = _plans.get(key)
     if plan is None:
-        found = make_plan(grads, inputs, mean, rstd, shift_row >= 0, device_record(grads.device))
-        plan = kept(_plans, key, found)
+        made = make_plan(grads, inputs, mean, rstd, shift_row >= 0, device_record(grads.device))
+        plan = kept(_plans, key, made)
     return on_device(grads, plan, grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)  # type: ignore[no-any-return]
 
 

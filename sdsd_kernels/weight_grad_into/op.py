@@ -196,8 +196,8 @@ def _kernels() -> Any:
     return launch_into
 
 
-def _launched(found: tuple[Tensor, Tensor | None], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    total, bias = found
+def _launched(grads: tuple[Tensor, Tensor | None], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    total, bias = grads
     return total, torch.empty(0, dtype=dtype, device=total.device) if bias is None else bias
 
 
@@ -212,8 +212,8 @@ def _compute(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
-        found = _kernels()(inputs, output_grads, square_norms, row, bias_row, None, dtype, False, max_bytes)
-        return _launched(found, dtype)
+        grads = _kernels()(inputs, output_grads, square_norms, row, bias_row, None, dtype, False, max_bytes)
+        return _launched(grads, dtype)
     method = choose_method(inputs, output_grads, False, True)
     total, squares = cpu.weight_grad_stats(inputs, output_grads, None, True, dtype, method, max_bytes)
     return _with_bias(total, squares, output_grads, square_norms, row, bias_row, dtype)
@@ -254,8 +254,8 @@ def _compute_conv(
 ) -> tuple[Tensor, Tensor]:
     known = (tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
     if backend == "triton":
-        found = _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
-        return _launched(found, dtype)
+        grads = _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
+        return _launched(grads, dtype)
     total, squares = conv.conv_weight_grad_stats(
         inputs, output_grads, None, Geometry(*known), True, dtype, channels_last, max_bytes
     )

@@ -67,13 +67,13 @@ def geometry_of(space: int, kernel_size: Any, stride: Any, padding: Any, dilatio
     if torch.compiler.is_compiling() or not all([type(value) in (int, tuple) for value in arguments]):  # noqa: C419
         return make_geometry(space, *arguments)
     key = (space, *arguments, *map(type, arguments))
-    found = _geometries.get(key)
-    if found is None:
-        found = make_geometry(space, *arguments)
+    geometry = _geometries.get(key)
+    if geometry is None:
+        geometry = make_geometry(space, *arguments)
         if len(_geometries) >= _MAX_KEPT:
             _geometries.clear()
-        _geometries[key] = found
-    return found
+        _geometries[key] = geometry
+    return geometry
 
 
 def lacks_kernel(inputs: Tensor, scale: Tensor | None) -> str | None:

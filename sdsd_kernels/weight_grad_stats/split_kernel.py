@@ -30,15 +30,15 @@ def _largest(
 ):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     held = channel < channels
-    found = tl.zeros((ROWS, CHANNELS), tl.float32)
+    largest_so_far = tl.zeros((ROWS, CHANNELS), tl.float32)
     for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
         place, live = _rows(x, start + tl.arange(0, ROWS), rows, height, width, x_n, x_h, x_w)
         pointers = place[:, None] + channel.to(tl.int64)[None, :] * x_c
         value = tl.abs(tl.load(pointers, mask=live[:, None] & held[None, :], other=0.0).to(tl.float32))
         # NaN and infinity stay what they are in float16 and have no say in the factor.
-        found = tl.where((value < float("inf")) & (value > found), value, found)
+        largest_so_far = tl.where((value < float("inf")) & (value > largest_so_far), value, largest_so_far)
     # Of floats that are not negative the bits are in the same order; a maximum is the same in any.
-    tl.atomic_max(largest + channel, tl.max(found, 0).to(tl.int32, bitcast=True), mask=held)
+    tl.atomic_max(largest + channel, tl.max(largest_so_far, 0).to(tl.int32, bitcast=True), mask=held)
 
 
 @triton.jit

@@ -330,13 +330,13 @@ def _greedy(
 
 def _candidates(costs: Costs, rows: slice, sign: int, free: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """sign × the best costs of some neurons with free ones above them, best first, and whose they are."""
-    found = costs.of_rows(rows)
+    rising = costs.of_rows(rows)
     if costs.absorbed:  # whichever of the two is dropped at the lower cost
-        found = torch.minimum(found, costs.of_columns(rows))
-    found.mul_(sign)
+        rising = torch.minimum(rising, costs.of_columns(rows))
+    rising.mul_(sign)
     numbers = torch.arange(costs.count, device=costs.device)
-    found.masked_fill_(~(free & free[rows][:, None] & (numbers > numbers[rows][:, None])), math.inf)
-    best, which = found.sort(dim=1, stable=True)
+    rising.masked_fill_(~(free & free[rows][:, None] & (numbers > numbers[rows][:, None])), math.inf)
+    best, which = rising.sort(dim=1, stable=True)
     return best[:, :width].cpu(), which[:, :width].cpu()
 
 

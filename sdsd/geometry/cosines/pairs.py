@@ -124,7 +124,7 @@ def neuron_pairs(
         [(0, 1)]
     """
     activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
-    found = cosine_pairs(
+    pairs = cosine_pairs(
         activations,
         above=above,
         below=below,
@@ -134,7 +134,7 @@ def neuron_pairs(
         progress=_reporter(progress, "pairs of neurons"),
         backend=backend,
     )
-    return NeuronPairs(*found)
+    return NeuronPairs(*pairs)
 
 
 def disjoint_pairs(
@@ -222,7 +222,7 @@ def disjoint_pairs(
         raise ValueError('outgoing, gram: they go with by="cost".')
     if activations is not None:
         activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
-    found = _disjoint_pairs(
+    chosen = _disjoint_pairs(
         activations,
         pairs,
         which,
@@ -234,7 +234,7 @@ def disjoint_pairs(
         max_bytes=max_bytes,
         progress=_reporter(progress, "disjoint pairs"),
     )
-    return NeuronPairs(*found)
+    return NeuronPairs(*chosen)
 
 
 def cosine_histogram(
@@ -278,7 +278,7 @@ def cosine_histogram(
         tensor([0, 0, 0, 3])
     """
     activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
-    found = _cosine_histogram(
+    counted = _cosine_histogram(
         activations,
         bins,
         neuron_dim=neuron_dim,
@@ -287,7 +287,7 @@ def cosine_histogram(
         progress=_reporter(progress, "histogram of cosines"),
         backend=backend,
     )
-    return CosineHistogram(*found)
+    return CosineHistogram(*counted)
 
 
 def row_sums(

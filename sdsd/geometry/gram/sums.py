@@ -228,10 +228,10 @@ def centered(a: Tensor, count: int, mean: Tensor) -> tuple[Tensor, Tensor]:
     body.sub_(first[:, None])
     rest = body.mean(1)
     body.sub_(rest[:, None])
-    found = first.double() + rest.double()
+    sums = first.double() + rest.double()
     if count == 0:
-        return body, found
-    delta = found - mean
+        return body, sums
+    delta = sums - mean
     a[:, -1] = delta * math.sqrt(count * samples / (count + samples))
     return a, mean + delta * (samples / (count + samples))
 

@@ -209,11 +209,11 @@ class _Models:
             self.example = first if isinstance(first, Tensor) else None
         # What is frozen does not move along an orbit, but it can change places.
         moved = copy.deepcopy(other).requires_grad_(True)
-        self.found = symmetries(moved, self.example)
-        self.permutations = self.found.permutations
+        self.moves = symmetries(moved, self.example)
+        self.permutations = self.moves.permutations
         if not self.permutations:
-            raise ValueError(f"other: no neurons of it are known to be able to change places.\n{self.found}")
-        norms = (norm for segment in self.found._segments for norm in segment.norms if norm.name)
+            raise ValueError(f"other: no neurons of it are known to be able to change places.\n{self.moves}")
+        norms = (norm for segment in self.moves._segments for norm in segment.norms if norm.name)
         self.norms = tuple(dict.fromkeys((norm.name, norm.eps) for norm in norms))
         self.fixed, self.point = Point(one, ()), Point(moved, self.norms)
 
@@ -229,7 +229,7 @@ class _Models:
             layers=tuple(permutation.layers for permutation in self.permutations),
             orders=tuple(self.orders),
             distances=(before, self._distance()),
-            not_analysed=self.found.not_analysed,
+            not_analysed=self.moves.not_analysed,
             _permutations=self.permutations,
             _model=self.other,
             _norms=self.norms,
