@@ -16,7 +16,7 @@ it starts near zero (Gunasekar et al. 2017; Li, Ma, Zhang 2018); from a start of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,11 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
+from .._progress import Report
+
 PUBLISHED_TARGET = ((1.0, 2.0), (2.0, 4.0))
 PUBLISHED_STEPS = 2981
 RANK_THRESHOLD = 1e-3
-Progress = Callable[[int, int], None]
 
 
 def published_start(seeds: Iterable[int], scale: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,7 @@ def factorise(
     steps: Sequence[int] = (PUBLISHED_STEPS,),
     learning_rate: float = 0.05,
     scale: float = 0.1,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Factorisation:
     """Gradient descent on Σ(W − T)² over u₁, v₁, u₂, v₂; the defaults are the published experiment.
 
@@ -145,7 +146,7 @@ def sense(
     steps: int = 5000,
     learning_rate: float = 0.02,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Sensing:
     """Find a matrix of low rank from fewer measurements than entries, by gradient descent on W = UVᵀ, U and V square.
 

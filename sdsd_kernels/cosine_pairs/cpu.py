@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .._progress import Progress
 from ..pairwise.blocks import SMALLEST_SIDE, Neurons, block_sides, fill_cosines, prepare
 from .budget import check_count, most_pairs
-
-Progress = Callable[[int, int], None]
 
 BLOCK = (512, 2048)
 """4 MiB of float32: products take 13 to 14 ns a pair of 512 samples in blocks from 256 × 1024 to 512 × 4096, 16 with

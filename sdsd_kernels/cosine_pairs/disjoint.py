@@ -15,7 +15,6 @@ can hold a better one: the outcome is that of the greedy choice from the whole m
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -23,14 +22,13 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
+from .._progress import Progress
 from .._rows import rows_of
 from ..cosine_topk.cpu import stable_topk
 from ..pairwise.blocks import SAMPLES_AT_ONCE, Neurons, block_sides, fill_cosines, panel
 from ..pairwise.reading import sample_slices
 from .cpu import BLOCK, Triangle, neurons_bytes, triangle
 from .op import CosinePairs
-
-Progress = Callable[[int, int], None]
 
 WHICH = ("nearest", "farthest", "random")
 CANDIDATES = 32

@@ -17,7 +17,7 @@ Launches go over bands of tile rows, which bounds scratch memory and lets the ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +27,12 @@ from torch import Tensor
 
 from .._device import device_record
 from .._launch import Launch, kept, on_device
+from .._progress import Progress
 from ..pairwise.kernel import Panels
 from ..pairwise.launch import Preparation, Prepared, key_of, product_settings
 from ..pairwise.tile_kernel import cosines, inverse_norms, tile_products
 from . import config
 from .budget import check_count
-
-Progress = Callable[[int, int], None]
 
 
 # fmt: off

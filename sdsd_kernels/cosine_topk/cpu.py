@@ -11,12 +11,13 @@ all it takes for equal cosines to come out by index. Serves every device and eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .._progress import Progress
 from ..pairwise.blocks import Neurons, block_sides, fill_cosines, normalized, prepare
 
 GROUP = 32
@@ -46,7 +47,7 @@ def cosine_topk_torch(
     farthest: bool,
     center: bool,
     max_bytes: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
     left = prepare(rows, center=center)

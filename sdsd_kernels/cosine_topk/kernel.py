@@ -15,7 +15,6 @@ The lists of several splits are merged by two stable sorts in torch: of columns,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from .._device import DeviceRecord, device_record
 from .._launch import Launch, kept, on_device
+from .._progress import Progress
 from ..pairwise.kernel import Panels
 from ..pairwise.launch import Preparation, key_of, prepared_alike, product_settings
 from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
@@ -181,7 +181,7 @@ def launch_cosine_topk(
     precision: str,
     center: bool,
     max_bytes: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
     key = key_of(rows, None if others is None else key_of(others), config.lanes(k), farthest, precision, center)
@@ -194,7 +194,7 @@ def launch_cosine_topk(
 
 
 def _topk(
-    plan: TopK, rows: Tensor, others: Tensor | None, k: int, splits: int, progress: Callable[[int, int], None] | None
+    plan: TopK, rows: Tensor, others: Tensor | None, k: int, splits: int, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
     launch = plan.launches.get(splits)
     if launch is None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
-from ..._progress import Progress, reporter
+from ..._progress import Progress, Report, reporter
 from ..arithmetic import plain_arithmetic
 from ..arrays import as_tensor, neurons_first
 
@@ -293,9 +293,7 @@ def chosen_by_cost(
         return Chosen(first, second, costs.cosines(first, second).to(costs.dtype))
 
 
-def _greedy(
-    costs: Costs, pairs: int, sign: int, free: Tensor, report: Callable[[int, int], None]
-) -> tuple[Tensor, Tensor]:
+def _greedy(costs: Costs, pairs: int, sign: int, free: Tensor, report: Report) -> tuple[Tensor, Tensor]:
     width = min(CANDIDATES, costs.count)
     scores = torch.empty(costs.count, width, dtype=torch.float64)
     partners = torch.empty(costs.count, width, dtype=torch.long)

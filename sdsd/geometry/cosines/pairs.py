@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from sdsd_kernels import cosine_histogram as _cosine_histogram
 from sdsd_kernels import disjoint_pairs as _disjoint_pairs
 
 from ..._drawing import figure_and_axes
-from ..._progress import Progress, reporter
+from ..._progress import Progress, Report, reporter
 from ..arrays import as_tensor
 from .costs import Costs, chosen_by_cost
 from .neighbours import NeuronPair
@@ -356,6 +356,6 @@ def _tensor_and_dim(activations: Tensor | np.ndarray, neuron_dim: int | None) ->
     return tensor, neuron_dim
 
 
-def _reporter(progress: Progress, what: str) -> Callable[[int, int], None] | None:
+def _reporter(progress: Progress, what: str) -> Report | None:
     """None where nobody listens: a GPU need not be waited for then."""
     return None if progress is False else reporter(progress, what)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from ..._progress import Report
 
 Weights = list[Tensor]
 """Of many networks at once: weight (count, out, in) and bias (count, 1, out) of each layer."""
@@ -109,7 +111,7 @@ def truth_tables(weights: Weights, signs: Tensor) -> Tensor:
 
 
 def sampled_counts(
-    networks: int, hidden: int, generator: torch.Generator, report: Callable[[int, int], None], at_once: int = 20_000
+    networks: int, hidden: int, generator: torch.Generator, report: Report, at_once: int = 20_000
 ) -> Tensor:
     """How many of so many random networks compute each function of four bits; shape: (65536,)."""
     signs = input_signs()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._progress import Progress
 from ...geometry import NeuronMatching, collect_activations, cosine_between
 from ...geometry.collect import MOST_BYTES
 from ...geometry.comparing import best_order, check_alike, match_by_cosine
@@ -26,7 +27,6 @@ from .groups import Permutation
 from .point import Point
 from .symmetries import symmetries
 
-Progress = bool | Callable[[int, int], None]
 MOST_SWEEPS = 100
 SAME = 1e-9
 """Two orders of one network may differ by so much of its largest output, in float64."""
