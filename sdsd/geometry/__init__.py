@@ -12,7 +12,7 @@
 ==================  ================================================================================================
 """
 
-from ..graphs import register_layer
+from ..graphs import FewerHeads, register_layer
 from ..models import evaluating
 from .collect import LayerActivations, collect_activations
 from .comparing import LayerComparison, LossBarrier, NeuronMatching, Similarity, loss_barrier
@@ -80,6 +80,7 @@ __all__ = [
     "Consolidation",
     "Consumers",
     "CosineHistogram",
+    "FewerHeads",
     "GramAccumulator",
     "How",
     "LayerActivations",

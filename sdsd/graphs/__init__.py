@@ -18,14 +18,16 @@ however its forward is written, so that one row of the vocabulary serves modules
 `writes.py`           parameters that a forward writes into, put back
 `groups.py`           the units of a layer, and every tensor that has entries of theirs
 `look.py`             one recording a model, kept while the model is as it was
+`attention.py`        `torch.nn.MultiheadAttention` that can have fewer heads
 `vocabulary.py`       which attribute of a layer holds which size, a row a class; names of functions
 ====================  ==============================================================================================
 """
 
 from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
+from .attention import FewerHeads, can_have_fewer_heads
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
 from .look import first_line, likely_inputs, look
-from .recording import IS_OUTPUT, as_arguments, call_of, follow, listening, outputs
+from .recording import IS_OUTPUT, Plain, as_arguments, call_of, follow, listening, outputs
 from .rules_pictures import spatial_names
 from .vocabulary import (
     CONVOLUTIONS,
@@ -58,16 +60,19 @@ __all__ = [
     "WRITER",
     "Atoms",
     "Attribute",
+    "FewerHeads",
     "Group",
     "Groups",
     "Ids",
     "Norm",
     "Obstacle",
     "Part",
+    "Plain",
     "Step",
     "adding_to",
     "as_arguments",
     "call_of",
+    "can_have_fewer_heads",
     "computed_tensors",
     "first_line",
     "fit_sizes",

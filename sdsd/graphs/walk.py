@@ -84,6 +84,9 @@ KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
 """Operations without a row of their own, or that leave a mean over all neurons what it is."""
 
 
+ONLY_SEEN = {"squeeze", "detach", "alias"}
+"""Operations that give the same numbers, which is no use of them."""
+
 Made = TypeVar("Made")
 
 
@@ -183,6 +186,23 @@ class Walk:
         if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
             self.note(ids, reason, advice, blocks)
 
+    def mixed_if_used(self, ids: Axis, reason: str, blocks: str) -> list[tuple[Ids, Obstacle]]:
+        """As `mixed`, for the results that hold what is given back: noted when something is done with one of them."""
+        if not isinstance(ids, np.ndarray) or self.atoms.inside(ids):
+            return []
+        return [(ids, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, blocks))]
+
+    def use(self, values: Any) -> None:
+        """Something is done with these tensors."""
+        for tensor in tensors(values):
+            found = None if id(tensor) in self.named else self.values.get(tensor)
+            while found is not None and found.if_used:
+                self.atoms.note(*found.if_used.pop())
+
+    def use_what_is_left(self) -> None:
+        """The run is over: tensors that somebody still holds are used."""
+        self.use(tuple(self.values.keys()))
+
     def statistics(self, ids: Axis, reason: str, advice: str) -> None:
         """A norm takes its statistics over all entries of this axis."""
         if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
@@ -238,6 +258,8 @@ class Walk:
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         self.name = plain.strip("_")
         made = Step(plain, func, args, kwargs, out)
+        if plain not in ONLY_SEEN:
+            self.use((*args, *kwargs.values()))
         found = RULES.get(plain)
         pointwise = found is None and torch.Tag.pointwise in func.tags
         if not pointwise and plain not in KEEP_STATISTICS:
@@ -248,6 +270,8 @@ class Walk:
             RULES["pointwise"](self, made)
         else:
             self.unknown(made)
+        if plain in ONLY_SEEN:
+            self.value(out).if_used = self.value(args[0]).if_used
 
     def lose_statistics(self, values: Any) -> None:
         """A number computed from all neurons goes where it does not come back to them."""
