@@ -52,6 +52,7 @@ IN_SHAPE = (
     "sdsd.geometry.comparing",
     "sdsd.geometry.cosines",
     "sdsd.geometry.gram",
+    "sdsd.geometry.map",
     "sdsd.geometry.merging",
     "sdsd.graphs",
     "sdsd.integrations",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .counts import Origin
+from .operations import Step, adding_to, step_of, tensors
 from .values import FREE, Axis, Value
 
 IN_TRAINING = ", in training"
@@ -62,57 +63,15 @@ class Normed(NamedTuple):
     after: list[Axis]
 
 
-class Step(NamedTuple):
-    """One operation of torch."""
-
-    name: str
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
-
-    def argument(self, place: int, name: str, default: Any = None) -> Any:
-        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
-
-
 Rule = Callable[["Walk", Step], None]
 RULES: dict[str, Rule] = {}
-"""The rule of each operation, by its name in torch.ops.aten; pointwise operations have none of their own."""
-
-
+"""The rule of each kind of operation that can be followed."""
 KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
-"""Operations without a row of their own, or that leave a mean over all neurons what it is."""
-
-
+"""Of operations that torch does not call pointwise, those that leave a mean over all neurons what it is."""
 ONLY_SEEN = {"squeeze", "detach", "alias"}
 """Operations that give the same numbers, which is no use of them."""
 
-Made = TypeVar("Made")
-
-
-def adding_to(rules: dict[str, Made]) -> Callable[..., Callable[[Made], Made]]:
-    """A decorator that makes a function the rule for operations of the names it is given, apart by blanks."""
-
-    def rule(*names: str) -> Callable[[Made], Made]:
-        def add(made: Made) -> Made:
-            rules.update(dict.fromkeys(" ".join(names).split(), made))
-            return made
-
-        return add
-
-    return rule
-
-
 rule = adding_to(RULES)
-
-
-def tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors among arguments or results."""
-    for value in values if isinstance(values, (tuple, list)) else (values,):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from tensors(value)
 
 
 class Walk:
@@ -254,23 +213,14 @@ class Walk:
     # ---- one operation after the other -------------------------------------------------------------------------------
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        name = func._schema.name.rpartition("::")[2]
-        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        self.name = plain.strip("_")
-        made = Step(plain, func, args, kwargs, out)
-        if plain not in ONLY_SEEN:
+        made = step_of(func, args, kwargs, out)
+        self.name = made.name.strip("_")
+        if made.name not in ONLY_SEEN:
             self.use((*args, *kwargs.values()))
-        found = RULES.get(plain)
-        pointwise = found is None and torch.Tag.pointwise in func.tags
-        if not pointwise and plain not in KEEP_STATISTICS:
+        if torch.Tag.pointwise not in func.tags and made.name not in KEEP_STATISTICS:
             self.lose_statistics((*args, *kwargs.values()))
-        if found is not None:
-            found(self, made)
-        elif pointwise:
-            RULES["pointwise"](self, made)
-        else:
-            self.unknown(made)
-        if plain in ONLY_SEEN:
+        RULES.get(made.row.kind, Walk.unknown)(self, made)
+        if made.name in ONLY_SEEN:
             self.value(out).if_used = self.value(args[0]).if_used
 
     def lose_statistics(self, values: Any) -> None:

@@ -87,7 +87,9 @@ def _boxes(
     )  # fmt: skip
 
 
-def _gram(record: DeviceRecord, dtype: torch.dtype, positions: int, pointers: bool, thorough: bool) -> AotCase:
+def _gram(
+    record: DeviceRecord, dtype: torch.dtype, positions: int, pointers: bool, thorough: bool, *, long: bool = True
+) -> AotCase:  # fmt: skip
     chosen = config.gram_config(record, dtype.itemsize, positions)
     stored = _STORED[dtype]
     box = f"tensordesc<{stored}[1,{chosen.block_t},{chosen.block_k}]>"
@@ -98,9 +100,11 @@ def _gram(record: DeviceRecord, dtype: torch.dtype, positions: int, pointers: bo
     constants |= {
         "POINTERS": pointers, "PRECISION": precision_of(dtype, record, False), "INTERPRET": False,
         "BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k,
+        "EVERY": config.gram_every(record, config.LONG_FEATURES if long else 1),
     }  # fmt: skip
     return _case(
-        f"gram {stored} {chosen.block_t}x{chosen.block_k}{' pointers' if pointers else ''}", gram_kernel, record, types,
+        f"gram {stored} {chosen.block_t}x{chosen.block_k}{' pointers' if pointers else ''}{' long' if long else ''}",
+        gram_kernel, record, types,
         constants, chosen.num_warps, chosen.num_stages, expect_mma=record.matrix_instruction,
         expect_tma=not pointers, thorough=thorough,
     )  # fmt: skip
@@ -175,5 +179,6 @@ def aot_cases() -> Iterator[AotCase]:
             yield _boxes(record, config.FEW_CHANNELS[0], dtype, box=(4, 16), flat=True, scaled=True, pointers=True,
                          thorough=True)  # fmt: skip
             yield _gram(record, dtype, 1024, False, thorough=dtype == fp32)
+            yield _gram(record, dtype, 1024, False, thorough=True, long=False)
             yield _gram(record, dtype, 64, True, thorough=True)
         yield from _small(record)

@@ -76,7 +76,7 @@ def plan_gram(
     settled: dict[str, Any] = {
         "positions": positions, "d": d, "p": p, "tiles": tiles, "POINTERS": pointers,
         "PRECISION": precision_of(inputs.dtype, record, tf32), "INTERPRET": interpreting(),
-        "BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k,
+        "BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k, "EVERY": config.gram_every(record, max(d, p)),
     }  # fmt: skip
     settled |= strides_by_name("a", "ntd", inputs.stride() if pointers else (0, 0, 0))
     settled |= strides_by_name("b", "ntp", output_grads.stride() if pointers else (0, 0, 0))

@@ -12,7 +12,7 @@ from .rules_sums import added, biased
 from .walk import ChannelWalk, Step, rule
 
 
-@rule("mm addmm bmm baddbmm mv addmv dot vdot")
+@rule("matrix product")
 def product(walk: ChannelWalk, step: Step) -> None:
     plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
     a, b = step.args[1:3] if plus is not None else step.args[:2]
@@ -120,7 +120,7 @@ def apart(walk: ChannelWalk, ids: Tensor, batch: int) -> None:
         walk.channels.refine(numbers, places)
 
 
-@rule("convolution _convolution")
+@rule("convolution")
 def convolution(walk: ChannelWalk, step: Step) -> None:
     given, weight, bias = step.args[0], step.args[1], step.args[2]
     transposed, groups = bool(step.args[6]), int(step.args[8])
@@ -178,13 +178,7 @@ def convolution(walk: ChannelWalk, step: Step) -> None:
             walk.channels.fix(made, f"{layer!r} computes its bias from other parameters")
 
 
-@rule(
-    """
-    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
-    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-    _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps
-    """
-)
+@rule("attention")
 def attention(walk: ChannelWalk, step: Step) -> None:
     """Heads: queries by keys, and what that gives by values.  # shapes: (N, heads, positions, entries)"""
     label = walk.label("scaled_dot_product_attention")

@@ -12,7 +12,7 @@ from .channels import BIAS, KERNEL, READ, SCALE, NormUse, Seen, pairs, renamed, 
 from .walk import ChannelWalk, Step, eps_of, kind_of, rule
 
 
-@rule("add sub rsub")
+@rule("sum")
 def add_(walk: ChannelWalk, step: Step) -> None:
     one, other = step.args[0], step.args[1]
     alpha = float(step.kwargs.get("alpha", 1.0))
@@ -124,7 +124,7 @@ def _with_statistic(walk: ChannelWalk, mine: Seen, theirs: Seen, shape: tuple[in
     return Seen(mine.ids.expand(shape), power=mine.power, statistic=mine.statistic)
 
 
-@rule("mul div")
+@rule("product")
 def scaled(walk: ChannelWalk, step: Step) -> None:
     one, other = step.args[0], step.args[1]
     a, b = walk.seen(one), walk.seen(other)
