@@ -408,8 +408,9 @@ def test_every_door_says_what_is_inside():
 
 
 def test_what_a_door_leaves_out_is_found(tmp_path):
-    files = {"a/__init__.py": '"""`one.py` and `rules_*.py`, and `sub/`; `three`, two.py."""', "a/one.py": "", "a/two.py": ""}
-    files |= {"a/rules_x.py": "", "a/three.py": "", "a/sub/__init__.py": "", "a/other/__init__.py": ""}
+    files = {"a/__init__.py": '"""`one.py` and `rules_*.py`, and `sub/`; `three`, two.py."""'}
+    files |= dict.fromkeys(("a/one.py", "a/two.py", "a/three.py", "a/rules_x.py"), "")
+    files |= {"a/sub/__init__.py": "", "a/other/__init__.py": ""}
     assert unlisted(build(tmp_path, files) / "a") == ["other/", "three.py", "two.py"]
 
 
