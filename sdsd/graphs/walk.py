@@ -68,6 +68,8 @@ RULES: dict[str, Rule] = {}
 """The rule of each kind of operation that can be followed."""
 KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
 """Of operations that torch does not call pointwise, those that leave a mean over all neurons what it is."""
+ONLY_SEEN = {"squeeze", "detach", "alias"}
+"""Operations that give the same numbers, which is no use of them."""
 
 rule = adding_to(RULES)
 
@@ -143,6 +145,23 @@ class Walk:
         if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
             self.note(ids, reason, advice, blocks)
 
+    def mixed_if_used(self, ids: Axis, reason: str, blocks: str) -> list[tuple[Ids, Obstacle]]:
+        """As `mixed`, for the results that hold what is given back: noted when something is done with one of them."""
+        if not isinstance(ids, np.ndarray) or self.atoms.inside(ids):
+            return []
+        return [(ids, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, blocks))]
+
+    def use(self, values: Any) -> None:
+        """Something is done with these tensors."""
+        for tensor in tensors(values):
+            found = None if id(tensor) in self.named else self.values.get(tensor)
+            while found is not None and found.if_used:
+                self.atoms.note(*found.if_used.pop())
+
+    def use_what_is_left(self) -> None:
+        """The run is over: tensors that somebody still holds are used."""
+        self.use(tuple(self.values.keys()))
+
     def statistics(self, ids: Axis, reason: str, advice: str) -> None:
         """A norm takes its statistics over all entries of this axis."""
         if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
@@ -196,9 +215,13 @@ class Walk:
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         made = step_of(func, args, kwargs, out)
         self.name = made.name.strip("_")
+        if made.name not in ONLY_SEEN:
+            self.use((*args, *kwargs.values()))
         if torch.Tag.pointwise not in func.tags and made.name not in KEEP_STATISTICS:
             self.lose_statistics((*args, *kwargs.values()))
         RULES.get(made.row.kind, Walk.unknown)(self, made)
+        if made.name in ONLY_SEEN:
+            self.value(out).if_used = self.value(args[0]).if_used
 
     def lose_statistics(self, values: Any) -> None:
         """A number computed from all neurons goes where it does not come back to them."""

@@ -151,7 +151,9 @@ def _boxes(
     )
 
 
-def _gram(record: DeviceRecord, dtype: torch.dtype, positions: int, pointers: bool, thorough: bool) -> AotCase:
+def _gram(
+    record: DeviceRecord, dtype: torch.dtype, positions: int, pointers: bool, thorough: bool, *, long: bool = True
+) -> AotCase:
     chosen = config.gram_config(record, dtype.itemsize, positions)
     stored = _STORED[dtype]
     box = f"tensordesc<{stored}[1,{chosen.block_t},{chosen.block_k}]>"
@@ -165,9 +167,10 @@ def _gram(record: DeviceRecord, dtype: torch.dtype, positions: int, pointers: bo
         "INTERPRET": False,
         "BLOCK_T": chosen.block_t,
         "BLOCK_K": chosen.block_k,
+        "EVERY": config.gram_every(record, config.LONG_FEATURES if long else 1),
     }
     return _case(
-        f"gram {stored} {chosen.block_t}x{chosen.block_k}{' pointers' if pointers else ''}",
+        f"gram {stored} {chosen.block_t}x{chosen.block_k}{' pointers' if pointers else ''}{' long' if long else ''}",
         gram_kernel,
         record,
         types,
@@ -265,5 +268,6 @@ def aot_cases() -> Iterator[AotCase]:
                 record, config.FEW_CHANNELS[0], dtype, box=(4, 16), flat=True, scaled=True, pointers=True, thorough=True
             )
             yield _gram(record, dtype, 1024, False, thorough=dtype == fp32)
+            yield _gram(record, dtype, 1024, False, thorough=True, long=False)
             yield _gram(record, dtype, 64, True, thorough=True)
         yield from _small(record)

@@ -263,11 +263,12 @@ def gram_kernel(
     positions, d, p, tiles,
     a_n, a_t, a_d, b_n, b_t, b_p,  # strides, read only if POINTERS
     POINTERS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, EVERY: tl.constexpr,
 ):
     """Σ⟨a_n a_nᵀ, b_n b_nᵀ⟩: a program takes one tile of a sample's (T, T) triangle.
 
-    Both products stay on chip, are multiplied and summed. Tiles off the diagonal count twice.
+    Both products stay on chip, are multiplied and summed. Tiles off the diagonal count twice. The matrix
+    unit's truncated sums are added to a float32 total every EVERY features; 0 is never.
     """
     n = tl.program_id(1)
     row = 0
@@ -277,9 +278,9 @@ def gram_kernel(
         row += 1
     column = row + left
     inner_a = _product(a, n, row * BLOCK_T, column * BLOCK_T, positions, d, a_n, a_t, a_d, POINTERS, PRECISION,
-                       INTERPRET, BLOCK_T, BLOCK_K)
+                       INTERPRET, BLOCK_T, BLOCK_K, EVERY)
     inner_b = _product(b, n, row * BLOCK_T, column * BLOCK_T, positions, p, b_n, b_t, b_p, POINTERS, PRECISION,
-                       INTERPRET, BLOCK_T, BLOCK_K)
+                       INTERPRET, BLOCK_T, BLOCK_K, EVERY)
     # Row by row, Triton 3.7 cannot compile the sum for sm_100.
     products = (inner_a * inner_b).reshape([BLOCK_T * BLOCK_T])
     value = tl.sum(products, 0).to(tl.float64) * tl.where(row == column, 1.0, 2.0)
@@ -290,17 +291,39 @@ def gram_kernel(
 def _product(
     x, n, row_start, column_start, positions, features, x_n, x_t, x_f,
     POINTERS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, EVERY: tl.constexpr,
 ):
     """Products of positions row_start… and column_start… of sample n over all features."""
     products = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
+    if EVERY == 0:
+        products = _partial_product(
+            x, n, row_start, column_start, positions, features, 0, features, x_n, x_t, x_f, products,
+            POINTERS, PRECISION, INTERPRET, BLOCK_T, BLOCK_K,
+        )
+    else:
+        for first in range(0, features, EVERY):
+            products += _partial_product(
+                x, n, row_start, column_start, positions, features, first, tl.minimum(first + EVERY, features),
+                x_n, x_t, x_f, tl.zeros((BLOCK_T, BLOCK_T), tl.float32),
+                POINTERS, PRECISION, INTERPRET, BLOCK_T, BLOCK_K,
+            )
+    return products
+
+
+@triton.jit
+def _partial_product(
+    x, n, row_start, column_start, positions, features, first, last, x_n, x_t, x_f, products,
+    POINTERS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    """`products` and those over features `first` to `last`."""
     if POINTERS:
         lanes = tl.arange(0, BLOCK_K)
         row = row_start + tl.arange(0, BLOCK_T)
         column = column_start + tl.arange(0, BLOCK_T)
         rows = x + tl.cast(n, tl.int64) * x_n + row.to(tl.int64)[:, None] * x_t
         columns = x + tl.cast(n, tl.int64) * x_n + column.to(tl.int64)[None, :] * x_t
-    for start in range(0, features, BLOCK_K):
+    for start in range(first, last, BLOCK_K):
         if POINTERS:
             feature = start + lanes
             held = feature < features

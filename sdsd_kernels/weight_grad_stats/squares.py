@@ -92,6 +92,7 @@ def plan_gram(
         "INTERPRET": interpreting(),
         "BLOCK_T": chosen.block_t,
         "BLOCK_K": chosen.block_k,
+        "EVERY": config.gram_every(record, max(d, p)),
     }
     settled |= strides_by_name("a", "ntd", inputs.stride() if pointers else (0, 0, 0))
     settled |= strides_by_name("b", "ntp", output_grads.stride() if pointers else (0, 0, 0))
