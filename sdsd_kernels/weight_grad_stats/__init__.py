@@ -9,7 +9,8 @@
 `launch.py`          one look-up from tensors to launches: gradient and squares in one product
 `parts.py`           float16 parts of float32 tensors: their launches, and how they lie
 `squares.py`         squares without the weight gradient
-`kernel.py`          all but the next in Triton
+`kernel.py`          gradient and squares in one product, in Triton
+`squares_kernel.py`  squares alone
 `split_kernel.py`    float32 as float16 parts
 `cpu.py`             the three methods in torch
 `conv.py`            convolutions in torch

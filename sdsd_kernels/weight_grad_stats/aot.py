@@ -11,9 +11,10 @@ from .._aot import AotCase, aligned, compiled_ahead, target_of
 from .._device import DeviceRecord
 from . import config
 from .config import DIRECT, ONE_TERM, THREE_TERMS, Tile
-from .kernel import boxes_kernel, depthwise_kernel, finish_kernel, gram_kernel, rank1_kernel
+from .kernel import boxes_kernel, depthwise_kernel, finish_kernel
 from .launch import precision_of
 from .split_kernel import largest_kernel, split_kernel
+from .squares_kernel import gram_kernel, rank1_kernel
 
 _STORED = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _FREE = {

@@ -13,9 +13,10 @@ from .._launch import Launch, kept, on_device
 from ..scale_shift_grads.launch import Sums
 from . import config, layout
 from .geometry import LINEAR
-from .kernel import descriptor, gram_kernel, pointed, rank1_kernel
+from .kernel import descriptor, pointed
 from .launch import PLANS, finish_launch, of_bias, precision_of, tf32_allowed
 from .parts import ceil_divide, strides_by_name
+from .squares_kernel import gram_kernel, rank1_kernel
 
 
 class Squares(NamedTuple):
