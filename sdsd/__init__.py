@@ -46,6 +46,7 @@ inside                what is there
 `_student_t.py`       quantiles of Student's t
 `_drawing.py`         figures without a display
 `_terminal.py`        output that is not Unicode
+`_interrupts.py`      Ctrl-C, which always ends a command
 ====================  ======================================================================================
 """
 
