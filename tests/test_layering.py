@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,6 +214,17 @@ def door_violations(path: Path, root: Path) -> Iterator[str]:
             yield f"{where}: {target} is private to {folder}"
 
 
+def unlisted(folder: Path) -> list[str]:
+    """Files and folders of a folder that its __init__ does not say anything of; a pattern such as `rules_*.py` may."""
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    listed = re.findall(r"`([\w*]+(?:\.py|/)?)`", text)
+    inside = [path for path in folder.iterdir() if path.suffix == ".py" and path.name != "__init__.py"]
+    folders = [path for path in folder.iterdir() if (path / "__init__.py").is_file()]
+    names = [*(path.name for path in inside), *(f"{path.name}/" for path in folders)]
+    known = [*listed, *(f"{name}/" for name in listed)]
+    return sorted(name for name in names if not any(fnmatch.fnmatch(name, each) for each in known))
+
+
 def circles(root: Path) -> Iterator[str]:
     """Imports within a room that lead back to where they began, late ones too."""
     ahead: dict[str, set[str]] = {}
@@ -388,6 +400,18 @@ def test_circles_are_found(tmp_path):
 
 def test_imports_run_downward_only():
     assert violations(ROOT) == []
+
+
+def test_every_door_says_what_is_inside():
+    doors = [path.parent for package in ("sdsd", "sdsd_kernels") for path in (ROOT / package).rglob("__init__.py")]
+    assert {str(door.relative_to(ROOT)): unlisted(door) for door in doors if unlisted(door)} == {}
+
+
+def test_what_a_door_leaves_out_is_found(tmp_path):
+    files = {"a/__init__.py": '"""`one.py` and `rules_*.py`, and `sub/`; `three`, two.py."""'}
+    files |= dict.fromkeys(("a/one.py", "a/two.py", "a/three.py", "a/rules_x.py"), "")
+    files |= {"a/sub/__init__.py": "", "a/other/__init__.py": ""}
+    assert unlisted(build(tmp_path, files) / "a") == ["other/", "three.py", "two.py"]
 
 
 SOUND = {

@@ -1,4 +1,8 @@
-"""Squared norms alone, from products of positions or, for one position a sample, from squares of rows."""
+"""Squared norms of per-sample gradients without the gradients: by products of positions, or of one position a sample.
+
+With inputs a_n (T, d) and output gradients b_n (T, p) of sample n, ‖b_nᵀ a_n‖² = ⟨a_n a_nᵀ, b_n b_nᵀ⟩: products of
+(T, T) matrices, and of two numbers for T = 1.
+"""
 
 from __future__ import annotations
 

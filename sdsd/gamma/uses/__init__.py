@@ -12,6 +12,7 @@ file             what is inside
 `pieces.py`      gradients of the samples in the form they come in; their squares and their projection
 `landed.py`      uses whose gradients and squares come out of one kernel
 `convolutions.py` squares of a convolution's weight gradients
+`grouping.py`    gradients of chosen rows, added by the sample that they belong to
 `ledger.py`      one forward pass: counts of uses, squares, projections
 ===============  ======================================================================================================
 
