@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from .bodies import body, composite_functions
-from .dispatch import follow, layers_of
+from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
 from .rows import sorted_offsets
 from .table import RULES, called, in_place
@@ -105,7 +105,9 @@ __all__ = [
     "batch_of",
     "body",
     "by_shape",
+    "entrywise",
     "follow",
+    "has_rule",
     "indexes",
     "is_second",
     "layers_of",
