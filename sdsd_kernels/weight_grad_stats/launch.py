@@ -110,41 +110,14 @@ def launch_fused(
     Three dimensions are a linear layer's where `geometry` is LINEAR, and a convolution over one dimension otherwise.
     """
     tf32 = inputs.dtype == torch.float32 and tf32_allowed(geometry)
-    key = (
-        inputs.shape,
-        output_grads.shape,
-        inputs.stride(),
-        output_grads.stride(),
-        inputs.dtype,
-        inputs.device,
-        inputs.data_ptr() % 16,
-        output_grads.data_ptr() % 16,
-        geometry,
-        weight_grad,
-        dtype,
-        channels_last,
-        max_bytes,
-        tf32,
-        None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16),
-    )
+    key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
+    key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
+    options = (geometry, weight_grad, dtype, channels_last, max_bytes, tf32)
+    key += (*options, None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16))
     plan = PLANS.get(key)
     if plan is None:
-        plan = kept(
-            PLANS,
-            key,
-            plan_fused(
-                inputs,
-                output_grads,
-                scale,
-                geometry,
-                weight_grad,
-                dtype,
-                channels_last,
-                max_bytes,
-                tf32,
-                device_record(inputs.device),
-            ),
-        )
+        made = plan_fused(inputs, output_grads, scale, *options, device_record(inputs.device))
+        plan = kept(PLANS, key, made)
     total, _, square_norm = on_device(inputs, plan, inputs, output_grads, scale)
     return total, square_norm
 

@@ -46,18 +46,9 @@ class Squares(NamedTuple):
 def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
     """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1"."""
     tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR)
-    key = (
-        method,
-        inputs.shape,
-        output_grads.shape,
-        inputs.stride(),
-        output_grads.stride(),
-        inputs.dtype,
-        inputs.device,
-        inputs.data_ptr() % 16,
-        output_grads.data_ptr() % 16,
-        tf32,
-    )
+    key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
+    key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
+    key += (method, tf32)
     plan = PLANS.get(key)
     if plan is None:
         make = plan_gram if method == "gram" else plan_rank1
