@@ -17,6 +17,7 @@ Rule = Callable[["ChannelWalk", Step], None]
 RULES: dict[str, Rule] = {}
 """The rule of each operation, by its name in torch.ops.aten."""
 TRY_SHAPES = "pass example_input if this is wrong"
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot")
 
 
 rule = adding_to(RULES)
@@ -40,6 +41,7 @@ class ChannelWalk:
         self.channels = Channels()
         self.named: dict[int, Seen] = {}
         self.values: Any = WeakIdKeyDictionary()
+        self.scores: Any = WeakIdKeyDictionary()  # what became of products of queries and keys: which attention's
         self.module = ""
         self.outside: set[str] = set()  # parameters that go into something without a rule
         self.calls = 0
@@ -84,10 +86,13 @@ class ChannelWalk:
         """One operation of torch."""
         name = func._schema.name.rpartition("::")[2]
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        given = [self.seen(each) for each in (*tensors(args), *tensors(tuple(kwargs.values())))]
+        taken = [*tensors(args), *tensors(tuple(kwargs.values()))]
+        given = [self.seen(each) for each in taken]
         if all(each.ids is None and not each.entries and not each.computed for each in given):
+            self.pass_scores(Step(plain, func, args, kwargs, out))
             return
         made = Step(plain, func, args, kwargs, out)
+        self.pass_scores(made)
         found = RULES.get(plain)
         if found is not None:
             found(self, made)
@@ -95,6 +100,17 @@ class ChannelWalk:
             RULES["curved"](self, made)
         else:
             self.opaque(made)
+
+    def pass_scores(self, step: Step) -> None:
+        """What is made of scores of attention are scores still, until values are weighted by them."""
+        if step.name in PRODUCTS:
+            return
+        for given in (*tensors(step.args), *tensors(tuple(step.kwargs.values()))):
+            found = self.scores.get(given)
+            if found is not None:
+                for out in tensors(step.out):
+                    self.scores[out] = found
+                return
 
     # ---- what no rule knows ------------------------------------------------------------------------------------------
 
@@ -236,7 +252,7 @@ class ChannelWalk:
             return None
         first, where = np.unique(entries, return_index=True)
         lead = channels[where][np.searchsorted(first, entries)]
-        self.channels.tie(torch.from_numpy(channels), torch.from_numpy(lead))
+        self.channels.tie(torch.from_numpy(channels), torch.from_numpy(lead), shared=True)
         return axes[0], entries, channels
 
 
