@@ -181,7 +181,7 @@ class _Trial:
         return all(_alike(one, two) for one, two in zip(before, after, strict=True))
 
     def shifts(self, entries: dict[str, Ids], uses: dict[str, list[Use]]) -> Iterable[Slice]:
-        """Of entries of biases those that have no gradient, while what else their layer has does."""
+        """Of entries of biases those that have no gradient, while what else writes the same neurons does."""
         if not entries:
             return
         generator = torch.Generator().manual_seed(1)
@@ -191,18 +191,30 @@ class _Trial:
             total = torch.stack([(one * two).sum() for one, two in zip(given, weights, strict=True)]).sum()
         found = torch.autograd.grad(total, list(self.parameters.values()), allow_unused=True)
         sizes = {name: each.abs().cpu() for name, each in zip(self.parameters, found, strict=True) if each is not None}
+        scales = self._scales(sizes, uses)
         for name, mine in entries.items():
-            layer = uses[name][0].layer
-            others = {use.name for each in uses.values() for use in each if use.layer == layer} & set(sizes) - {name}
-            scale = max((sizes[other].max().item() for other in others), default=0.0)
-            if not scale or name not in sizes:
+            if name not in sizes:
                 continue
+            scale = torch.zeros(len(sizes[name]), dtype=torch.float64)
+            for use in uses[name]:
+                scale = torch.maximum(scale, scales[torch.from_numpy(use.channels)])
             free = torch.from_numpy(mine)
-            free = free[sizes[name][free] <= SAME * scale]
+            free = free[(scale[free] > 0) & (sizes[name][free] <= SAME * scale[free])]
             if len(free):
                 units = torch.full((len(sizes[name]),), -1)
                 units[free] = torch.arange(len(free))
                 yield Slice(name, 0, units)
+
+    def _scales(self, sizes: dict[str, Tensor], uses: dict[str, list[Use]]) -> Tensor:
+        """The largest gradient of what else writes each channel."""
+        most = 1 + max(int(use.channels.max(initial=0)) for each in uses.values() for use in each)
+        scales = torch.zeros(most, dtype=torch.float64)
+        for use in (use for each in uses.values() for use in each):
+            if use.role in WRITING and use.role != BIAS and use.name in sizes:
+                size = sizes[use.name].movedim(use.axis, 0).reshape(len(use.channels), -1)
+                scales.scatter_reduce_(0, torch.from_numpy(use.channels), size.amax(1), "amax")
+        scales[0] = 0
+        return scales
 
 
 def _wide(value: Any) -> Any:
