@@ -156,8 +156,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'sdsd' has no attribute {name!r}")
     for module, names in _NAMES.items():
-        found = importlib.import_module(module)
-        globals().update({each: getattr(found, each) for each in names})
+        loaded = importlib.import_module(module)
+        globals().update({each: getattr(loaded, each) for each in names})
     return globals()[name]
 
 

@@ -305,26 +305,6 @@ def test_interrupt(capsys, monkeypatch, tmp_path):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("before", "status", "said"),
-    [
-        # Ctrl-C while the command is still being imported, and while the process ends.
-        ("import builtins; real = builtins.__import__\n"
-         "def late(name, globals=None, *more):\n"
-         "    if name == 'parser' and globals['__name__'] == 'sdsd.cli': os.kill(os.getpid(), signal.SIGINT)\n"
-         "    return real(name, globals, *more)\n"
-         "builtins.__import__ = late", cli.INTERRUPTED, "interrupted\n"),
-        ("import atexit; atexit.register(os.kill, os.getpid(), signal.SIGINT)", 0, ""),
-    ],
-)  # fmt: skip
-def test_an_interrupt_at_the_edges_of_the_process(before, status, said):
-    program = (
-        f"import os, signal, sys; sys.argv = ['sdsd', '--help']\n{before}\nfrom sdsd.__main__ import start; start()"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (status, said)
-
-
 @pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
 def test_validate_reports_by_its_status(monkeypatch, ok, status):
     row = ValidationRow("gamma_moments", "torch", "noise", (2, 1), "float32", 1e-7 if ok else 1e-5, 1e-6)

@@ -26,6 +26,8 @@ FLOORS = {
 }
 """Rooms of `sdsd`, each above what it may import; two of a floor are strangers. `sdsd_kernels` is below them all."""
 
+KERNELS = re.compile(r"(\w+_)?kernel\.py")
+"""Kernels pack their arguments by meaning, under one `# fmt: off` a file."""
 WITH_TRITON = re.compile(r"(\w+_)?(kernel|config)\.py")
 """A folder's kernel.py may be spread over several <what>_kernel.py. No other file imports Triton, not even late."""
 
@@ -52,6 +54,7 @@ IN_SHAPE = (
     "sdsd.geometry.comparing",
     "sdsd.geometry.cosines",
     "sdsd.geometry.gram",
+    "sdsd.geometry.map",
     "sdsd.geometry.merging",
     "sdsd.graphs",
     "sdsd.integrations",
@@ -59,6 +62,7 @@ IN_SHAPE = (
     "sdsd.report",
     "sdsd.studies",
     "sdsd.theory",
+    "sdsd_kernels",
 )
 """Where the lengths of files and of rows of parameters are held."""
 
@@ -338,7 +342,12 @@ def shape_violations(path: Path, root: Path) -> Iterator[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     if len(lines) > MOST_LINES:
         yield f"{where}: {len(lines)} lines; make it a folder, or two files"
-    yield from (f"{where}:{number}: the formatter wins" for number, line in enumerate(lines, 1) if "# fmt:" in line)
+    unformatted = [number for number, line in enumerate(lines, 1) if "# fmt:" in line and line != "# fmt: on"]
+    if KERNELS.fullmatch(path.name) and len(unformatted) == 1 and "# fmt: off" in lines:
+        unformatted = []
+    yield from (f"{where}:{number}: the formatter wins" for number in unformatted)
+    if where.parts[0] == "sdsd_kernels":  # operators take what their schemas list
+        return
     for node in ast.walk(ast.parse("\n".join(lines))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             names = [each.arg for each in (*node.args.posonlyargs, *node.args.args) if each.arg not in ("self", "cls")]
@@ -360,6 +369,7 @@ def violations(root: Path) -> list[str]:
                 found.append(f"{path.relative_to(root)}:{line}: sdsd imports triton")
     found += circles(root)
     for path in sorted((root / "sdsd_kernels").rglob("*.py")):
+        found += shape_violations(path, root)
         for target, line, *_ in imports(path, root):
             package = target.split(".")[0]
             if package == "sdsd":
@@ -409,7 +419,7 @@ SOUND = {
     "sdsd_kernels/__init__.py": "from .gamma_moments.op import gamma_moments\n__all__ = ['gamma_moments']",
     "sdsd_kernels/gamma_moments/__init__.py": "",
     "sdsd_kernels/gamma_moments/op.py": "def gamma_moments():\n    from .kernel import launch",
-    "sdsd_kernels/gamma_moments/kernel.py": "import triton\nimport triton.language as tl",
+    "sdsd_kernels/gamma_moments/kernel.py": "import triton\nimport triton.language as tl\n# fmt: off\n# fmt: on",
     "sdsd_kernels/gamma_moments/norms_kernel.py": "import triton",
     "sdsd_kernels/gamma_moments/config.py": "def f():\n    import triton",
 }
@@ -451,6 +461,9 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ("sdsd/studies/digits.py", "x = 1\n" * 401, "401 lines; make it a folder"),
         ("sdsd/studies/digits.py", "def f(a, b, c, d, e, f, g): ...", "f has 7 positional parameters"),
         ("sdsd/cli/demo.py", "x  = 1  # fmt: skip", "the formatter wins"),
+        ("sdsd_kernels/gamma_moments/kernel.py", "x  = 1  # fmt: skip", "the formatter wins"),
+        ("sdsd_kernels/gamma_moments/op.py", "# fmt: off", "the formatter wins"),
+        ("sdsd_kernels/gamma_moments/op.py", "x = 1\n" * 401, "401 lines; make it a folder"),
         ("sdsd/__main__.py", "from .cli.parser import Parser", "behind the door of sdsd.cli"),
         (
             "sdsd/studies/digits.py",

@@ -13,6 +13,7 @@ line and status 2; SDSD_DEBUG=1 shows the traceback as well.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import sys
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Sequence
 
 from .._extras import MissingExtraError
+from .._interrupts import work_begins
 from .._terminal import spell_what_cannot_be_shown
 from . import claims, completion, demo, gamma, geometry, map, study, theory, validate, watch
 from .parser import CommandLineError, build_parser, check_command_name, unknown_words
@@ -75,4 +77,7 @@ def run(arguments: list[str]) -> int:
         parser.print_help()
         return OK
     known.words, known.commands, known.parsers = arguments, COMMANDS, subparsers
-    return COMMANDS[known.command].run(known)
+    command = COMMANDS[known.command]
+    importlib.import_module(command.loads)
+    work_begins()
+    return command.run(known)

@@ -14,6 +14,10 @@ file             what is inside
 `convolutions.py` squares of a convolution's weight gradients
 `ledger.py`      one forward pass: counts of uses, squares, projections
 ===============  ======================================================================================================
+
+A rule, from the call that it takes the place of to the squares of the samples' gradients: rules/lookup.embedding,
+use.watch, use.Use.fire, use.Use._deliver, operand.Operand.deliver, ledger.Pass.receive. A new rule is the first of
+these and a line in `RULES` of `rules/`.
 """
 
 from .convolutions import by_samples, products_win, squares_by_products

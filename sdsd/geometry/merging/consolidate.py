@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ...graphs import READER, Attribute, as_arguments, fit_sizes, sizes_of
+from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_sizes, sizes_of
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
@@ -268,6 +268,9 @@ def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers]
             holder, _, name = path.rpartition(".")
             setattr(model.get_submodule(holder), name, others[path])
             continue
+        if isinstance(others[path], FewerHeads):
+            module.__class__ = FewerHeads
+            sized.add(path)
         mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in touched]
         for name in mine:
             setattr(module, name, getattr(others[path], name))
@@ -306,6 +309,10 @@ def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> No
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(fewer, requires_grad=tensor.requires_grad) if is_parameter else fewer
         setattr(module, name, made[id(tensor)])
+    for module in model.modules():
+        if type(module) is nn.MultiheadAttention and {id(module), id(module.out_proj)} & modules.keys():
+            module.__class__ = FewerHeads
+            fit_sizes(module, {})
     for place, module in modules.items():
         fit_sizes(module, shapes[place])
     for attribute, left in attributes:
@@ -337,7 +344,7 @@ def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | Non
 
     arguments, named = as_arguments(example_input)
     counter = FlopCounterMode(display=False)
-    with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter:
+    with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter, Plain():
         model(*arguments, **named)
     return parameters, counter.get_total_flops()
 

@@ -28,6 +28,7 @@ from ...graphs import (
     Norm,
     Obstacle,
     Part,
+    can_have_fewer_heads,
     computed_tensors,
     look,
     row_dim,
@@ -261,12 +262,13 @@ def _of_modules(modules: dict[str, nn.Module], parts: Iterable[Part]) -> list[Ob
     for part in parts:
         name = part.name.rpartition(".")[0]
         module = modules[name]
-        if isinstance(module, nn.MultiheadAttention) or isinstance(
-            modules.get(name.rpartition(".")[0]), nn.MultiheadAttention
-        ):
-            reason = f"nn.MultiheadAttention of {name!r} takes the size of a head from embed_dim and num_heads"
-            advice = "Merge without removal (remove=False), or use separate projections."
-            found.append(Obstacle(repr(name), reason, advice, REMOVAL))
+        for holder in (name, name.rpartition(".")[0]):
+            attention = modules.get(holder)
+            if isinstance(attention, nn.MultiheadAttention) and not can_have_fewer_heads(attention):
+                kind = type(attention).__name__
+                reason = f"{holder!r} is a {kind}, which takes the size of a head from embed_dim and num_heads"
+                advice = "Merge without removal (remove=False), or use torch.nn.MultiheadAttention itself."
+                found.append(Obstacle(repr(holder), reason, advice, REMOVAL))
         computed = computed_tensors(module)
         if computed and part.name.rpartition(".")[2].startswith(computed[0]):
             reason = f"its {computed[0]} is computed from other tensors (pruning or a parametrisation)"

@@ -82,15 +82,29 @@ def with_norms_apart(model: nn.Module, found: Consumers) -> Consumers:
 def refuse_across_groups(model: nn.Module, found: Consumers, pairs: IndexPairs) -> None:
     """ValueError for neurons that have one value and get two, in different groups of a GroupNorm."""
     for norm in found.statistics:
-        groups = getattr(model.get_submodule(norm.module), "num_groups", 1)
-        order = norm.units.argsort(stable=True).reshape(int(norm.units.max()) + 1, -1)
-        group = order * groups // len(norm.units)  # shape: (units, entries of each)
+        group = _groups_of(model, norm)
         for i, j in torch.stack(pairs, 1).tolist():
             if not torch.equal(group[i], group[j]):
                 raise ValueError(
                     f"pairs: neurons {i} and {j} have one value when merged, which {norm.module!r} normalises in "
                     "different groups. Pair neurons of one group, or merge without removal (remove=False)."
                 )
+
+
+def in_one_group(model: nn.Module, found: Consumers, pairs: IndexPairs) -> Tensor:
+    """Whether every norm takes the two neurons of a pair in one group.  # shape: (pairs,), bool"""
+    same = torch.ones(len(pairs.first), dtype=torch.bool)
+    for norm in found.statistics:
+        group = _groups_of(model, norm)
+        same &= (group[pairs.first] == group[pairs.second]).all(1)
+    return same
+
+
+def _groups_of(model: nn.Module, norm: Norm) -> Tensor:
+    """The group that a norm takes each entry of each neuron in.  # shape: (neurons, entries of each)"""
+    groups = getattr(model.get_submodule(norm.module), "num_groups", 1)
+    order = norm.units.argsort(stable=True).reshape(int(norm.units.max()) + 1, -1)
+    return order * groups // len(norm.units)
 
 
 def repeat_norms(model: nn.Module, found: Consumers, pairs: IndexPairs) -> None:

@@ -94,8 +94,8 @@ def _measured(
     model, layer, example = subject.model, subject.layer, subject.example_input
     shown, held_out = halves
     changed = kl_to_untouched(model, [held_out])
-    found = collect_activations(model, [shown], layer)[layer]
-    gram, cosine, alive = found.gram(), found.cosine_matrix(), found.alive
+    collected = collect_activations(model, [shown], layer)[layer]
+    gram, cosine, alive = collected.gram(), collected.cosine_matrix(), collected.alive
     plain = outgoing_weights(model, layer, example)
     weighted = outgoing_weights(model, layer, example, loss=(_with_own_labels(model, shown, draws, seed), _loss))
 
@@ -126,8 +126,8 @@ def _measured(
     measured, indices = alone(strangers), torch.stack([strangers.first, strangers.second], 1)
     foretold = {
         "cosine": 1 - strangers.cosine,
-        "cost": merge_cost(None, plain, indices, gram=gram, samples=found.samples),
-        "curvature": merge_cost(None, weighted, indices, gram=gram, samples=found.samples),
+        "cost": merge_cost(None, plain, indices, gram=gram, samples=collected.samples),
+        "curvature": merge_cost(None, weighted, indices, gram=gram, samples=collected.samples),
     }
     result["correlation"] = {by: _rank_correlation(values, torch.tensor(measured)) for by, values in foretold.items()}
     result["foretold"] = fmean((foretold["curvature"].square() / 2).tolist()) / fmean(measured)
