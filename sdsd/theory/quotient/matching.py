@@ -27,7 +27,7 @@ from .groups import Permutation
 from .point import Point
 from .symmetries import symmetries
 
-MOST_SWEEPS = 100
+MOST_SWEEPS, MOST_ROUNDS = 100, 5
 SAME = 1e-9
 """Two orders of one network may differ by so much of its largest output, in float64."""
 
@@ -38,8 +38,9 @@ class ModelMatching:
 
     Attributes:
         by: "weights" | "activations".
-        layers: the layers that write each group of neurons; a residual stream has several.
-        orders: for each group the neuron of the second model that belongs to each of the first.
+        layers: the layers that write each group of neurons; a residual stream has several. Heads of attention are
+            groups of their own, before those of the neurons inside them.
+        orders: for each group the neuron (or head) of the second model that belongs to each of the first.
             # shape: (neurons,) each, int64
         distances: ‖θ_a − θ_b‖ before and after.
         not_analysed: what kept its order, and why.
@@ -80,9 +81,9 @@ class ModelMatching:
     def __str__(self) -> str:
         before, after = self.distances
         lines = [f"neurons matched by {self.by}: ‖θ_a − θ_b‖ {before:.4g} → {after:.4g}"]
-        for layers, order in zip(self.layers, self.orders, strict=True):
+        for layers, order, what in zip(self.layers, self.orders, (p.what for p in self._permutations), strict=True):
             moved = int((order != torch.arange(len(order))).sum())
-            lines.append(f"  {', '.join(layers)}: {moved} of {len(order)} neurons change places")
+            lines.append(f"  {', '.join(layers)}: {moved} of {len(order)} {what} change places")
         return "\n".join([*lines, *(f"  not analysed: {note}" for note in self.not_analysed)])
 
 
@@ -135,6 +136,7 @@ def match_neurons(
                             ‖θ_a − P θ_b‖, by coordinate descent: one group after the other is assigned given the rest,
                             until none gains. That is a local optimum; `seed` orders the groups.
 
+    Whole heads of attention are matched by how well their neurons can be, and then the neurons inside them.
     `apply` of the result gives the second model in the first one's order, with the function it had, and `loss_barrier`
     says what that does to the line between them. Only permutations are looked for: two neurons that differ by a factor
     (ReLU) or a sign (tanh) are not made equal.
@@ -237,13 +239,51 @@ class _Models:
         )
 
     def _by_weights(self, seed: int) -> None:
+        """Neurons until none gains; then heads, and neurons again from the start, for they stand inside heads."""
+        heads = [place for place, each in enumerate(self.permutations) if each.what == "heads"]
+        start = {name: value.clone() for name, value in self.point.values.items()}, dict(self.point.buffers)
+        best: tuple[float, list[Tensor]] | None = None
+        for _ in range(MOST_ROUNDS):
+            self._sweep(seed)
+            distance = self._distance()
+            if best is None or distance < best[0]:
+                best = distance, list(self.orders)
+            moved = {place: self._best_heads(place) for place in heads}
+            if all(torch.equal(order, torch.arange(len(order))) for order in moved.values()):
+                break
+            orders = {place: self.orders[place][order] for place, order in moved.items()}
+            self._restart(start, [orders.get(k, torch.arange(p.width)) for k, p in enumerate(self.permutations)])
+        assert best is not None
+        self._restart(start, best[1])
+
+    def _restart(self, start: tuple[dict[str, Tensor], dict[str, Tensor]], orders: list[Tensor]) -> None:
+        """Go to the point that has these orders."""
+        self.point.values.update({name: value.clone() for name, value in start[0].items()})
+        self.point.buffers.clear()
+        self.point.buffers.update(start[1])
+        self.orders = orders
+        for permutation, order in zip(self.permutations, orders, strict=True):
+            permutation.permute(self.point, order)
+
+    def _sweep(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
+        neurons = [place for place, each in enumerate(self.permutations) if each.what == "neurons"]
         for _ in range(MOST_SWEEPS):
             gained = False
-            for place in torch.randperm(len(self.permutations), generator=generator).tolist():
-                gained |= self._assign(place)
+            for choice in torch.randperm(len(neurons), generator=generator).tolist():
+                gained |= self._assign(neurons[choice])
             if not gained:
                 return
+
+    def _best_heads(self, place: int) -> Tensor:
+        """The order of heads by what their neurons would gain in the best order, parameter by parameter."""
+        permutation = self.permutations[place]
+        scores = torch.zeros(permutation.width, permutation.width, dtype=torch.float64)
+        for part in permutation.parts:
+            values = (point.values[part.name].movedim(part.axis, 0) for point in (self.fixed, self.point))
+            ours, theirs = (value.reshape(len(value), -1) for value in values)
+            scores += _between_blocks((ours @ theirs.T).cpu(), part.entries(permutation.width))
+        return best_order(scores)[1]
 
     def _assign(self, place: int) -> bool:
         """Match one group by its weights, the others as they are; whether that gained anything."""
@@ -281,16 +321,35 @@ class _Models:
             )
             for model in (self.one, self.other)
         ]
+        cosines: dict[str, Tensor] = {}
+        for name in names:
+            ours, theirs = (answer[name].values for answer in answers)
+            assert ours is not None
+            assert theirs is not None
+            if ours.shape[1] == theirs.shape[1]:
+                cosines[name] = cosine_between(ours, theirs, center=center).double().cpu()
         for place, permutation in enumerate(self.permutations):
             scores = torch.zeros(permutation.width, permutation.width, dtype=torch.float64)
-            for name in permutation.layers:
-                ours, theirs = (answer[name].values for answer in answers)
-                assert ours is not None
-                assert theirs is not None
-                if ours.shape[1] == permutation.width:
-                    scores += cosine_between(ours, theirs, center=center).double().cpu()
-            self.orders[place] = _best_in_runs(scores, permutation.run)
-            permutation.permute(self.point, self.orders[place])
+            blocks = self._blocks(permutation, cosines)
+            for name, entries in blocks.items():
+                if permutation.what == "heads":
+                    scores += _between_blocks(cosines[name], entries)
+                else:
+                    scores += sum(cosines[name][each][:, each] for each in entries.T)
+            order = _best_in_runs(scores, permutation.run)
+            self.orders[place] = order
+            permutation.permute(self.point, order)
+            for name, entries in blocks.items():
+                cosines[name][:, entries.flatten()] = cosines[name][:, entries[order].flatten()]
+
+    def _blocks(self, permutation: Permutation, cosines: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Which outputs of each layer that writes them belong to each unit.  # shape: (units, entries)"""
+        found = {}
+        for part in permutation.parts:
+            name = part.name.rpartition(".")[0]
+            if name in permutation.layers and len(cosines.get(name, ())) == len(part.units):
+                found[name] = part.entries(permutation.width)
+        return found
 
     def _product(self, names: Iterable[str]) -> float:
         """⟨θ_a, θ_b⟩ over some parameters."""
@@ -299,6 +358,14 @@ class _Models:
     def _distance(self) -> float:
         parts = ((self.fixed.values[name] - value).square().sum().item() for name, value in self.point.values.items())
         return sum(parts) ** 0.5
+
+
+def _between_blocks(scores: Tensor, entries: Tensor) -> Tensor:
+    """For each two blocks the sum of scores in the best order of their entries.  # shape: (blocks, blocks)"""
+    found = [[scores[ours][:, theirs] for theirs in entries] for ours in entries]
+    return torch.tensor(
+        [[float(each.gather(1, best_order(each)[1][:, None]).sum()) for each in row] for row in found]
+    ).double()
 
 
 def _best_in_runs(scores: Tensor, run: int) -> Tensor:
