@@ -85,6 +85,10 @@ def roots_of(
     model: nn.Module, groups: Iterable[Consumers], loss: tuple[Iterable[Any], LossFunction]
 ) -> dict[str, Tensor]:
     """F^½ of all readers of some groups, from one reading of the data; errors as in `outgoing_weights`."""
+    groups = list(groups)
+    for found in groups:
+        if why := unweighable(found):
+            raise ValueError(why)
     return _roots(model, {module_of(part) for found in groups for part in found.of(READER)}, *loss)
 
 
@@ -138,6 +142,17 @@ def _columns(found: Consumers, parts: list[tuple[Tensor, Part]]) -> Tensor:
         each = weight.index_select(part.dim, entries).movedim(part.dim, 0)
         columns.append(each.reshape(found.neurons, -1).double().cpu())
     return torch.cat(columns, 1)
+
+
+def unweighable(found: Consumers) -> str:
+    """Why a loss cannot weigh what the group's readers get; "" where it can."""
+    wrong = next((part.name for part in found.of(READER) if part.name.rpartition(".")[2] != "weight"), None)
+    if wrong is None:
+        return ""
+    return (
+        f"loss: {wrong!r} reads {found.layer!r} and is not the weight of a layer with an output of its own, so what a "
+        "change of it does to the loss is not known. Leave loss= out, or choose another layer."
+    )
 
 
 def module_of(part: Part) -> str:
