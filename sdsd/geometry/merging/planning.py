@@ -16,6 +16,7 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...graphs import DENSE, WRITER, Groups, look
+from ...models import quantised
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding
 from ..cosines import disjoint_pairs, merge_cost
 from .consumers import Consumers, consumers
@@ -247,7 +248,9 @@ def _groups(model: nn.Module, layers: Patterns, exclude: Patterns, example_input
                 found.append(group)
     if not found:
         asked = ", ".join(map(repr, _listed(layers)))
-        raise ValueError(f"layers: no layer that runs and has a weight matches {asked}.")
+        packed = any(map(quantised, model.modules()))
+        hint = " Its weights are packed: pass the model as it was before quantisation." if packed else ""
+        raise ValueError(f"layers: no layer that runs and has a weight matches {asked}.{hint}")
     return found
 
 
