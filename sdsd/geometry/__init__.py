@@ -12,7 +12,7 @@
 ==================  ================================================================================================
 """
 
-from ..graphs import register_layer
+from ..graphs import FewerHeads, register_layer
 from ..models import evaluating
 from .collect import LayerActivations, collect_activations
 from .comparing import LayerComparison, LossBarrier, NeuronMatching, Similarity, loss_barrier
@@ -85,6 +85,7 @@ __all__ = [
     "ConsolidationPlan",
     "Consumers",
     "CosineHistogram",
+    "FewerHeads",
     "GramAccumulator",
     "How",
     "LayerActivations",

@@ -20,15 +20,17 @@ all who follow a running model: what can be cut (here), and what can be moved (`
 `writes.py`           parameters that a forward writes into, put back
 `groups.py`           the units of a layer, and every tensor that has entries of theirs
 `look.py`             one recording a model, kept while the model is as it was
+`attention.py`        `torch.nn.MultiheadAttention` that can have fewer heads
 `vocabulary.py`       which attribute of a layer holds which size, a row a class
 ====================  ==============================================================================================
 """
 
 from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
+from .attention import FewerHeads, can_have_fewer_heads
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
 from .look import first_line, likely_inputs, look
 from .operations import EACH, Step, adding_to, step_of, tensors
-from .recording import IS_OUTPUT, as_arguments, call_of, follow, listening, outputs
+from .recording import IS_OUTPUT, Plain, as_arguments, call_of, follow, listening, outputs
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -56,16 +58,19 @@ __all__ = [
     "WRITER",
     "Atoms",
     "Attribute",
+    "FewerHeads",
     "Group",
     "Groups",
     "Ids",
     "Norm",
     "Obstacle",
     "Part",
+    "Plain",
     "Step",
     "adding_to",
     "as_arguments",
     "call_of",
+    "can_have_fewer_heads",
     "computed_tensors",
     "first_line",
     "fit_sizes",

@@ -216,13 +216,15 @@ def reduction(walk: Walk, step: Step) -> None:
     blocks = REMOVAL if value.static else READING
     what = f"a weight of theirs is summed up by {walk.name!r}" if value.static else f"{walk.name!r} mixes all neurons"
     statistic = _as_statistic(walk, step, axes, over) if not value.static else None
+    if_used = []
     for dim in over:
         if given.ndim and given.shape[dim] > 1 and statistic is None:
-            walk.mixed(axes[dim], what, blocks)
+            if_used += walk.mixed_if_used(axes[dim], what, blocks)
     for out in tensors(step.out):
         kept = out.ndim == given.ndim
         made = [None if k in over else axis for k, axis in enumerate(axes) if kept or k not in over]
         walk.give(out, made if len(made) == out.ndim else [None] * out.ndim, value, linear=False)
+        walk.value(out).if_used = if_used
         if statistic is not None:
             walk.value(out).statistic = statistic
 

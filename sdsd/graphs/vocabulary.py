@@ -74,9 +74,9 @@ def register_layer(kind: type[nn.Module], **sizes: Size) -> None:
 def sizes_of(module: nn.Module) -> dict[str, Size]:
     """The row of the module's class, or of the nearest class it derives from."""
     for kind in type(module).__mro__:
-        found = SIZES.get(kind) or SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
-        if found:
-            return found
+        sizes = SIZES.get(kind) or SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
+        if sizes:
+            return sizes
     return {}
 
 
@@ -89,6 +89,8 @@ def fit_sizes(module: nn.Module, before: dict[str, tuple[int, ...]]) -> None:
     weight = getattr(module, "weight", None)
     if isinstance(module, CONVOLUTIONS) and isinstance(weight, Tensor):
         _fit_convolution(module, weight, before["weight"])
+    if isinstance(module, nn.MultiheadAttention):
+        _fit_attention(module)
     shape: Any = getattr(module, "normalized_shape", None)
     if shape is not None and isinstance(weight, Tensor):
         setattr(module, "normalized_shape", tuple(weight.shape))  # noqa: B010
@@ -108,6 +110,15 @@ def _fit_convolution(module: nn.Module, weight: Tensor, before: tuple[int, ...])
     if inner.groups > 1 and before[1] == 1:  # depthwise
         inner.groups = weight.shape[0] * inner.groups // before[0]
     inner.in_channels, inner.out_channels = weight.shape[1] * inner.groups, weight.shape[0]
+
+
+def _fit_attention(module: nn.MultiheadAttention) -> None:
+    packed = module.in_proj_weight
+    widths = [
+        (weight if packed is None else packed).shape[1]
+        for weight in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    ]
+    module.embed_dim, module.kdim, module.vdim = widths
 
 
 def row_dim(layer: nn.Module) -> int:

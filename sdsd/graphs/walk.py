@@ -68,6 +68,8 @@ RULES: dict[str, Rule] = {}
 """The rule of each kind of operation that can be followed."""
 KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
 """Of operations that torch does not call pointwise, those that leave a mean over all neurons what it is."""
+ONLY_SEEN = {"squeeze", "detach", "alias"}
+"""Operations that give the same numbers, which is no use of them."""
 
 rule = adding_to(RULES)
 
@@ -96,11 +98,11 @@ class Walk:
     # ---- values ------------------------------------------------------------------------------------------------------
 
     def value(self, tensor: Tensor) -> Value:
-        found = self.named.get(id(tensor)) or self.values.get(tensor)
-        if found is None:  # a constant that the forward holds
-            found = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
-            self.values[tensor] = found
-        return found  # type: ignore[no-any-return]
+        value = self.named.get(id(tensor)) or self.values.get(tensor)
+        if value is None:  # a constant that the forward holds
+            value = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
+            self.values[tensor] = value
+        return value  # type: ignore[no-any-return]
 
     def give(self, tensor: Any, axes: Iterable[Axis], like: Value | None = None, linear: bool = True) -> None:
         """Note what a result is; static where `like` is, and linear where both are."""
@@ -142,6 +144,23 @@ class Walk:
         """Single entries cannot be taken out of this axis."""
         if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
             self.note(ids, reason, advice, blocks)
+
+    def mixed_if_used(self, ids: Axis, reason: str, blocks: str) -> list[tuple[Ids, Obstacle]]:
+        """As `mixed`, for the results that hold what is given back: noted when something is done with one of them."""
+        if not isinstance(ids, np.ndarray) or self.atoms.inside(ids):
+            return []
+        return [(ids, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, blocks))]
+
+    def use(self, values: Any) -> None:
+        """Something is done with these tensors."""
+        for tensor in tensors(values):
+            found = None if id(tensor) in self.named else self.values.get(tensor)
+            while found is not None and found.if_used:
+                self.atoms.note(*found.if_used.pop())
+
+    def use_what_is_left(self) -> None:
+        """The run is over: tensors that somebody still holds are used."""
+        self.use(tuple(self.values.keys()))
 
     def statistics(self, ids: Axis, reason: str, advice: str) -> None:
         """A norm takes its statistics over all entries of this axis."""
@@ -196,16 +215,20 @@ class Walk:
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         made = step_of(func, args, kwargs, out)
         self.name = made.name.strip("_")
+        if made.name not in ONLY_SEEN:
+            self.use((*args, *kwargs.values()))
         if torch.Tag.pointwise not in func.tags and made.name not in KEEP_STATISTICS:
             self.lose_statistics((*args, *kwargs.values()))
         RULES.get(made.row.kind, Walk.unknown)(self, made)
+        if made.name in ONLY_SEEN:
+            self.value(out).if_used = self.value(args[0]).if_used
 
     def lose_statistics(self, values: Any) -> None:
         """A number computed from all neurons goes where it does not come back to them."""
         for tensor in tensors(values):
-            found = None if id(tensor) in self.named else self.values.get(tensor)
-            if found is not None and found.statistic is not None:
-                self.note(found.statistic, "'mean' mixes all neurons", name="mean")
+            value = None if id(tensor) in self.named else self.values.get(tensor)
+            if value is not None and value.statistic is not None:
+                self.note(value.statistic, "'mean' mixes all neurons", name="mean")
 
     def unknown(self, step: Step) -> None:
         given = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]

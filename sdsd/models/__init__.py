@@ -8,7 +8,17 @@
 =================  =================================================================================================
 """
 
-from .attachment import attach, compiled_parts, compiling, intercepted, is_attached, paused, release
+from .attachment import (
+    attach,
+    compiled_parts,
+    compiling,
+    intercepted,
+    is_attached,
+    is_skipped,
+    paused,
+    release,
+    uncompiled,
+)
 from .names import clean, unwrap
 from .restore import evaluating, plainly, restored, training_outside_torch, untouched
 from .usable import check_model, quantised, refuse_scripted_parts
@@ -22,6 +32,7 @@ __all__ = [
     "evaluating",
     "intercepted",
     "is_attached",
+    "is_skipped",
     "paused",
     "plainly",
     "quantised",
@@ -29,6 +40,7 @@ __all__ = [
     "release",
     "restored",
     "training_outside_torch",
+    "uncompiled",
     "untouched",
     "unwrap",
 ]
