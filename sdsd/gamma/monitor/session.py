@@ -207,9 +207,13 @@ class Session:
         """Forget kept nodes on another stream: one that adds to .grad runs on the stream that it was made on."""
         stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
         if stream != self._stream:
-            self.operands.clear()
-            self.plans.clear()
+            self.forget()
             self._stream = stream
+
+    def forget(self) -> None:
+        """Look into parameters, and into what is done with them, anew: what adds to their .grad may be other nodes."""
+        self.operands.clear()
+        self.plans.clear()
 
     def _note_empty(self, ledger: Pass) -> None:
         if not self.pauses:
