@@ -32,6 +32,8 @@ HAVE_NO_SIZE = {"chunk", "expand_as", "matmul", "broadcast_tensors"}
 """Functions that expand or cut by what they are given, whatever its size."""
 ALIGNED = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
 """Those whose sizes are the result's."""
+READ_OUT = {"numpy", "tolist", "array", "dlpack"}
+"""What hands numbers to others than torch."""
 MODULE_SIZES = ("out_features", "in_features", "out_channels", "in_channels", "num_features", "num_parameters")
 
 
@@ -52,6 +54,8 @@ class Sizes(TorchFunctionMode):
         if name in ("size", "__len__", "numel", "nelement") and isinstance(args[0], Tensor):
             return self._size(func, name, args, named)
         plain = name.strip("_")
+        if plain in READ_OUT:
+            self.walk.use(args)
         counts = [each for each in _counts((*args, *named.values()), 3) if each.ids or each.origins]
         sized = [each for each in counts if each.ids]
         by_place = plain in ("getitem", "narrow", "slice")
