@@ -239,3 +239,21 @@ def test_types_that_went_and_came_back_are_found_after_one_error():
     with pytest.raises(RuntimeError, match=r"step\(\) needs a backward pass"):
         step()
     assert step() is not None
+
+
+def test_parameters_that_are_not_asked_for_are_planned_around():
+    torch.manual_seed(0)
+    net = Net()
+    monitor = sdsd.GammaMonitor(net, parameters=["*.bias", "norm.weight"])
+    whole = sdsd.GammaMonitor(other := copy.deepcopy(net))
+    for _ in range(5):
+        ids, targets = torch.randint(0, 7, (4, 4)), torch.randint(0, 4, (4,))
+        for each in (net, other):
+            F.cross_entropy(each(ids), targets).backward()
+        some, everything = monitor.step(), whole.step()
+        assert some is not None
+        assert everything is not None
+        for name, each in some.parameters.items():
+            assert each.noise == pytest.approx(everything.parameters[name].noise, rel=1e-6), name
+        net.zero_grad()
+        other.zero_grad()

@@ -70,7 +70,7 @@ class Plan:
 
     def __init__(self, kind: str, operands: list[Operand], track: Verdict) -> None:
         self.kind, self.operands, self.track = alone(kind), operands, track
-        self.names = [operand.leaves[0].name for operand in operands]
+        self.names = [leaf.name for operand in operands for leaf in operand.leaves]
         self.squares: Squares | None = None
 
     def current(self, held: dict[int, Operand]) -> bool:
