@@ -100,6 +100,10 @@ class Session:
         self.known = {id(parameter) for parameter in parameters.everything.values()}
         self.plans.clear()
 
+    def probed(self) -> set[str]:
+        """Parameters of layers that ran in compiled code."""
+        return {name for watcher in self.watchers if watcher.ran for name in watcher.names.values()}
+
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""
         name = self.names.get(id(tensor))

@@ -258,7 +258,10 @@ class Measuring(TorchFunctionMode):
         parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
         out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
         if parameters and any(track_of(t) is not None for t in inputs):
-            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "a transform of torch.func")
+            # By name alone: within a transform a parameter's own node cannot be asked for.
+            computed = [leaf.name for t in parameters if t.grad_fn is not None for leaf in leaves_of(t, self.session)[0]]
+            own = [self.session.name_of(t) for t in parameters if t.grad_fn is None]
+            self.ledger.refuse([*computed, *(name for name in own if name is not None)], "a transform of torch.func")
         return out
 
     def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], plan: Plan | None = None) -> Any:
