@@ -287,7 +287,7 @@ REFUSED = {
         "summed up by 'linalg_vector_norm'"),
     "kernel of each from a table": (
         lambda m, x: m.b(functional.conv2d(m.a(x), torch.arange(108.0).double().view(12, 1, 3, 3), groups=12)),
-        pictures, pointwise, "the size 12 written into it"),
+        pictures, pointwise, "multiplies each by what no layer writes"),
     "channels padded in a circle": (
         lambda m, x: m.b(functional.pad(m.a(x)[None], (2, 2), mode="circular")[0]), rows,
         lambda: dense(b=linear(16, 3)), "taken by their places"),
