@@ -282,6 +282,9 @@ CASES = [
     case(lambda max_batches: geometry.consolidate_model(
             network(), [draw(16, 6)], above=0.5, max_batches=max_batches)[0],
          whole={"max_batches": 1}, of="sdsd.consolidate_model"),
+    case(lambda max_batches: geometry.plan_consolidation(
+            network(), [draw(16, 6)], above=0.5, max_batches=max_batches),
+         whole={"max_batches": 1}, of="sdsd.plan_consolidation"),
     case(theory.telling_angle, whole={"count": 20, "dim": 5}),
     case(lambda max_bytes: theory.curvature_gamma(
             network(), loss_of_batch, batches()[0], learning_rate=0.1, batch_size=8, max_bytes=max_bytes),

@@ -82,12 +82,12 @@ def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
     }
     walk = Walk(atoms, named)
 
-    def found(ids: Ids, tensor: Tensor, dim: int) -> None:
+    def recognised(ids: Ids, tensor: Tensor, dim: int) -> None:
         name, axis, length = axes.get(int(ids[0]), ("", 0, 0))
         if length == len(ids) and int(ids[-1]) == int(ids[0]) + length - 1:
             heard(name, axis, tensor, dim)
 
-    walk.heard = found
+    walk.heard = recognised
     with _Operations(walk), Plain():
         yield
 
@@ -124,9 +124,9 @@ def follow(model: nn.Module, example_input: Any, listener: Listener) -> Any:
 
 def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
     """How `use` calls `model` first; None where it calls something else of it, or fails."""
-    found: list[Call] = []
+    calls: list[Call] = []
     hook = model.register_forward_pre_hook(
-        lambda _module, args, kwargs: found.append(Call(args, dict(kwargs))), with_kwargs=True
+        lambda _module, args, kwargs: calls.append(Call(args, dict(kwargs))), with_kwargs=True
     )
     try:
         with untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
@@ -135,7 +135,7 @@ def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
         return None  # whoever asked runs it again, and is told
     finally:
         hook.remove()
-    return found[0] if found else None
+    return calls[0] if calls else None
 
 
 def _parameters(

@@ -16,7 +16,7 @@ from .walk import Walk, rule
 def spatial(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
-    size = int(found[1]) if (found := re.search(r"(\d)d", step.name)) else 2
+    size = int(match[1]) if (match := re.search(r"(\d)d", step.name)) else 2
     for axis in axes[given.ndim - size :]:
         walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     for out in tensors(step.out):

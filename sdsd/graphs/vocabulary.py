@@ -74,9 +74,9 @@ def register_layer(kind: type[nn.Module], **sizes: Size) -> None:
 def sizes_of(module: nn.Module) -> dict[str, Size]:
     """The row of the module's class, or of the nearest class it derives from."""
     for kind in type(module).__mro__:
-        found = SIZES.get(kind) or SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
-        if found:
-            return found
+        sizes = SIZES.get(kind) or SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
+        if sizes:
+            return sizes
     return {}
 
 

@@ -99,12 +99,12 @@ class Walk:
     # ---- values ------------------------------------------------------------------------------------------------------
 
     def value(self, tensor: Tensor) -> Value:
-        found = self.named.get(id(tensor)) or self.values.get(tensor)
-        if found is None:  # a constant that the forward holds
-            found = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
-            self.values[tensor] = found
-            found.shape = tuple(tensor.shape)
-        return found  # type: ignore[no-any-return]
+        value = self.named.get(id(tensor)) or self.values.get(tensor)
+        if value is None:  # a constant that the forward holds
+            value = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
+            value.shape = tuple(tensor.shape)
+            self.values[tensor] = value
+        return value  # type: ignore[no-any-return]
 
     def give(self, tensor: Any, axes: Iterable[Axis], like: Value | None = None, linear: bool = True) -> None:
         """Note what a result is; static where `like` is, and linear where both are."""
@@ -229,9 +229,9 @@ class Walk:
     def lose_statistics(self, values: Any) -> None:
         """A number computed from all neurons goes where it does not come back to them."""
         for tensor in tensors(values):
-            found = None if id(tensor) in self.named else self.values.get(tensor)
-            if found is not None and found.statistic is not None:
-                self.note(found.statistic, "'mean' mixes all neurons", name="mean")
+            value = None if id(tensor) in self.named else self.values.get(tensor)
+            if value is not None and value.statistic is not None:
+                self.note(value.statistic, "'mean' mixes all neurons", name="mean")
 
     def unknown(self, step: Step) -> None:
         given = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]

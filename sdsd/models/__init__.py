@@ -7,7 +7,17 @@
 =================  =================================================================================================
 """
 
-from .attachment import attach, compiled_parts, compiling, intercepted, is_attached, paused, release
+from .attachment import (
+    attach,
+    compiled_parts,
+    compiling,
+    intercepted,
+    is_attached,
+    is_skipped,
+    paused,
+    release,
+    uncompiled,
+)
 from .names import clean, refuse_scripted, unwrap
 from .restore import evaluating, restored, training_outside_torch, untouched
 
@@ -19,11 +29,13 @@ __all__ = [
     "evaluating",
     "intercepted",
     "is_attached",
+    "is_skipped",
     "paused",
     "refuse_scripted",
     "release",
     "restored",
     "training_outside_torch",
+    "uncompiled",
     "untouched",
     "unwrap",
 ]

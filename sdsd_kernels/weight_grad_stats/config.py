@@ -81,9 +81,16 @@ def reads_boxes(record: DeviceRecord) -> bool:
 
 
 def tiles(
-    record: DeviceRecord, kind: str, *, itemsize: int, pointers: bool, flat: bool, boxes: bool, narrow: bool,
+    record: DeviceRecord,
+    kind: str,
+    *,
+    itemsize: int,
+    pointers: bool,
+    flat: bool,
+    boxes: bool,
+    narrow: bool,
     scaled: bool,
-) -> tuple[Tile, ...]:  # fmt: skip
+) -> tuple[Tile, ...]:
     """What `best_plan` chooses among. `narrow`: no more than 64 rows or columns; `boxes`: a convolution."""
     hip = record.family == "hip"
     if record.family == "interpreted":

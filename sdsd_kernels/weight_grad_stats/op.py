@@ -91,9 +91,15 @@ def weight_grad_stats(
         scale = scale.detach()
     chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks_kernel(inputs, scale))
     total, square_norm = _operator(
-        inputs.detach(), output_grads.detach(), scale, bool(weight_grad), dtype or inputs.dtype, method, max_bytes,
+        inputs.detach(),
+        output_grads.detach(),
+        scale,
+        bool(weight_grad),
+        dtype or inputs.dtype,
+        method,
+        max_bytes,
         chosen,
-    )  # fmt: skip
+    )
     return WeightGradStats(total if weight_grad else None, square_norm)
 
 
@@ -165,24 +171,39 @@ def conv_weight_grad_stats(
     lacks = lacks_kernel(inputs, scale) or ("the kernel has no third dimension of space" if space == 3 else None)
     chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks)
     total, square_norm = _conv_operator(
-        inputs.detach(), output_grads.detach(), scale, known.kernel, known.stride, known.padding, known.dilation,
-        known.groups, bool(weight_grad), dtype or inputs.dtype, bool(channels_last), max_bytes, chosen,
-    )  # fmt: skip
+        inputs.detach(),
+        output_grads.detach(),
+        scale,
+        known.kernel,
+        known.stride,
+        known.padding,
+        known.dilation,
+        known.groups,
+        bool(weight_grad),
+        dtype or inputs.dtype,
+        bool(channels_last),
+        max_bytes,
+        chosen,
+    )
     return WeightGradStats(total if weight_grad else None, square_norm)
 
 
 def _compute(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, dtype: torch.dtype,
-    method: str | None, max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    method: str | None,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     chosen = method or choose_method(inputs, output_grads, scale is not None, weight_grad)
     total: Tensor | None
     if backend == "triton" and chosen == "fused":
         from .launch import launch_fused
 
-        total, square_norm = launch_fused(
-            inputs, output_grads, scale, LINEAR, weight_grad, dtype, False, max_bytes
-        )  # fmt: skip
+        total, square_norm = launch_fused(inputs, output_grads, scale, LINEAR, weight_grad, dtype, False, max_bytes)
     elif backend == "triton" and scale is None:
         from .squares import launch_squares
 
@@ -194,9 +215,15 @@ def _compute(
 
 
 def _fake(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, dtype: torch.dtype,
-    method: str | None, max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    method: str | None,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     # A traced call is checked here: in the backward of an autograd.Function dynamo refuses some of what checks read.
     check_pair(inputs, output_grads, scale, method, max_bytes, dtype)
     shape = (output_grads.shape[-1], inputs.shape[-1]) if weight_grad else (0,)
@@ -204,10 +231,20 @@ def _fake(
 
 
 def _compute_conv(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, kernel_size: list[int], stride: list[int],
-    padding: list[int], dilation: list[int], groups: int, weight_grad: bool, dtype: torch.dtype, channels_last: bool,
-    max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
     compute = conv.conv_weight_grad_stats
     if backend == "triton":
@@ -219,10 +256,20 @@ def _compute_conv(
 
 
 def _fake_conv(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, kernel_size: list[int], stride: list[int],
-    padding: list[int], dilation: list[int], groups: int, weight_grad: bool, dtype: torch.dtype, channels_last: bool,
-    max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
     check_conv(inputs, output_grads, scale, known, max_bytes, dtype)
     square_norm = inputs.new_empty((), dtype=torch.float64)

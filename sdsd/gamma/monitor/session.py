@@ -7,6 +7,7 @@ one that an exception ended is seen by its task never having been finished.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...models import compiled_parts, intercepted
-from ..following import Track
+from ..following import Track, Verdict
 from ..uses import Leaf, Measuring, Operand, Pass, carrying
 from .inputs import read_inputs
 from .leftovers import Leftovers
@@ -40,6 +41,10 @@ class Session:
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
         passes: accounts of the forward passes since the last step.
+        uncompiled: why compiled code cannot be followed, so that the model runs as it is where it is measured, or None.
+        entering, leaving: what a compiled part of the model is given and gives, and where that carries samples; None
+            outside of one. lying: the former, in words.
+        uncompiled_parts: compiled parts (their ids) that could not be followed.
         calls: calls of torch, by what they look like → where their outputs carry samples.
     """
 
@@ -51,7 +56,12 @@ class Session:
         self.pauses = 0
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
-        self.square = False
+        self.uncompiled: str | None = None
+        self.forward_uncompiled = self.forward
+        self.entering: list[tuple[Tensor, Verdict]] | None = None
+        self.leaving: list[tuple[Tensor, Verdict]] | None = None
+        self.lying = ""
+        self.uncompiled_parts: set[int] = set()
         self.scaled = False
         self.scale: Callable[[str], Tensor | None] = lambda name: None
         self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -233,13 +243,26 @@ class Session:
         if inputs is None:  # none has a sample axis
             self.batch = self.batch_size if self.batch_size is not None else self.batch
             return []
-        self.batch, self.square = inputs.batch, inputs.square
+        self.batch = inputs.batch
         return inputs.tracks
 
     def begin_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The whole model's forward pass in code that is being compiled: read the batch size."""
-        if self.batch_size is None:
-            self.read(args, kwargs)
+        """The whole model's forward pass in code that is being compiled: where its samples are followed from."""
+        from ..layers.traced import begin, comptime
+
+        tracks = self.read(args, kwargs)
+        batch = self.batch
+        comptime(begin)
+
+    def run_uncompiled(self, reason: str) -> None:
+        """Compiled code cannot be followed: from now on the model runs as it is where it is measured."""
+        if self.uncompiled is None:
+            self.uncompiled = reason
+            self.forward_uncompiled = torch.compiler.disable(self.forward)
+            warnings.warn(
+                f"measured steps run uncompiled: {reason}. Pass every=… to the monitor to measure fewer of them.",
+                stacklevel=2,
+            )
 
     def enter_task(self, ledger: Pass | None = None) -> int:
         """The outermost backward pass that now runs; asks to be told when it is over."""

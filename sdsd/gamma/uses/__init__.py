@@ -12,8 +12,13 @@ file             what is inside
 `pieces.py`      gradients of the samples in the form they come in; their squares and their projection
 `landed.py`      uses whose gradients and squares come out of one kernel
 `convolutions.py` squares of a convolution's weight gradients
+`grouping.py`    gradients of chosen rows, added by the sample that they belong to
 `ledger.py`      one forward pass: counts of uses, squares, projections
 ===============  ======================================================================================================
+
+A rule, from the call that it takes the place of to the squares of the samples' gradients: rules/lookup.embedding,
+use.watch, use.Use.fire, use.Use._deliver, operand.Operand.deliver, ledger.Pass.receive. A new rule is the first of
+these and a line in `RULES` of `rules/`.
 """
 
 from .convolutions import by_samples, products_win, squares_by_products

@@ -8,9 +8,10 @@ from weakref import ref
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
+from ...models import is_skipped, uncompiled
 from ..following import (
     SHAPE_ONLY,
     Mixed,
@@ -56,6 +57,10 @@ if TYPE_CHECKING:
     from ..monitor import Session
 
 _NOTHING = object()
+_LOST = Mixed(
+    "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs uncompiled "
+    "where it is measured; to measure this one, leave it uncompiled"
+)
 MOST_CALLS = 20_000
 """So many calls are remembered by what they look like."""
 
@@ -354,29 +359,38 @@ class Measuring(TorchFunctionMode):
             for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
 
-    def through_compiled(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def through_compiled(self, part: tuple[nn.Module, str], plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A compiled part of the model, into which no mode can look: it is measured module by module.
 
-        Its samples are taken to lie in its outputs as they do in its first input that carries some.
+        Where its outputs carry samples was followed while it was compiled, from where its inputs did. One that could
+        not be followed runs uncompiled the next time.
         """
-        carried = [(t, track_of(t)) for t in deep_tensors((args, kwargs)) if track_of(t) is not None]
+        session = self.session
+        if id(part[0]) in session.uncompiled_parts or is_skipped(*part):
+            return uncompiled(*part)(*args, **kwargs)
+        carried = [(t, track_of(t)) for t in deep_tensors((args, kwargs))]
         for tensor, _ in carried:
             set_track(tensor, None)
+        session.entering, session.leaving, session.lying = carried, [], str([track for _, track in carried])
         try:
             with _pop_mode_temporarily():
                 out = plain(*args, **kwargs)
+            known = {id(tensor): track for tensor, track in (*carried, *session.leaving)}
         finally:
+            session.entering, session.leaving, session.lying = None, None, ""
             for tensor, track in carried:
                 set_track(tensor, track)
-        if carried:
-            first, track = carried[0]
-            for tensor in deep_tensors(out):
-                fits = isinstance(track, Track) and tensor.ndim > track.axis
-                if fits and tensor.shape[track.axis] == first.shape[track.axis]:  # type: ignore[union-attr, index]
-                    set_track(tensor, track)
-                else:
-                    set_track(tensor, Mixed("compiled code, whose output lies otherwise than its input"))
-                marked(tensor)
+        sampled = any(track is not None for _, track in carried)
+        for tensor in deep_tensors(out):
+            if not sampled and tensor.grad_fn is None:
+                continue
+            track = known.get(id(tensor), _LOST)
+            if track is _LOST:
+                session.uncompiled_parts.add(id(part[0]))
+            set_track(tensor, track)
+            if isinstance(track, Mixed):
+                self._watch_mixing([tensor], track)
+            marked(tensor)
         return out
 
     def note_checkpoint(self) -> None:

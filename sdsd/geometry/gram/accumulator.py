@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
-from ..._progress import Progress, reporter
+from ..._progress import Progress, Report, reporter
 from ..arithmetic import plain_arithmetic
 from .checkpoints import loaded, saved
 from .collectives import agreed, reduced
@@ -156,7 +156,7 @@ class GramAccumulator:
             if not self._plan.through_kernel():
                 self._warn(known)
 
-    def _take(self, rows: Tensor, samples: int, report: Callable[[int, int], None]) -> None:
+    def _take(self, rows: Tensor, samples: int, report: Report) -> None:
         """Add samples, or let them wait."""
         if samples < self._plan.part:
             if self._sums.waiting + samples > self._plan.part:

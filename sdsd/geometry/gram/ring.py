@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..._progress import Report
 from .layout import MOST_SAMPLES
 from .shards import Plan, Shard
 
@@ -79,7 +80,7 @@ class Ring:
         self.out_dtype, self.on_block = out_dtype, on_block
         self.jobs = ring_jobs(plan.sizes, plan.piece)
 
-    def run(self, report: Callable[[int, int], None]) -> None:
+    def run(self, report: Report) -> None:
         own = range(0, len(self.rows), self.plan.piece)
         total = len(own) + sum(1 for step in self.jobs if step[self.plan.rank] is not None)
         done = 0

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sdsd_kernels import gram_strips
 
+from ..._progress import Report
 from ..arithmetic import UNSEEN, blas_reads, exponents_after, peaks, power_of_two
 from ..arrays import sample_parts
 from .layout import Plan
@@ -99,7 +100,7 @@ def postponed(plan: Plan, sums: Sums, rows: Tensor, buffer: Tensor) -> Sums:
     return replace(sums, waiting=sums.waiting + samples, peak=peak)
 
 
-def added(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Callable[[int, int], None]) -> Sums:
+def added(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Report) -> Sums:
     """New sums with the samples of `rows` (n, …)."""
     if plan.through_kernel():
         return added_by_kernel(plan, sums, rows, fresh, report)
@@ -131,7 +132,7 @@ def add_tile(
         torch.add(source, products[part], out=target)
 
 
-def added_by_kernel(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Callable[[int, int], None]) -> Sums:
+def added_by_kernel(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Report) -> Sums:
     """New sums with the samples of `rows` (n, …). Sums are float64, so neurons need no scale of their own."""
     parts = sample_parts(rows, kernel_part(plan, rows))
     if plan.nonfinite == "raise":
@@ -228,10 +229,10 @@ def centered(a: Tensor, count: int, mean: Tensor) -> tuple[Tensor, Tensor]:
     body.sub_(first[:, None])
     rest = body.mean(1)
     body.sub_(rest[:, None])
-    found = first.double() + rest.double()
+    sums = first.double() + rest.double()
     if count == 0:
-        return body, found
-    delta = found - mean
+        return body, sums
+    delta = sums - mean
     a[:, -1] = delta * math.sqrt(count * samples / (count + samples))
     return a, mean + delta * (samples / (count + samples))
 

@@ -107,7 +107,7 @@ class NeuronMap:
             >>> neurons.points.shape, neurons.taken_after, neurons.nearest[0].cosine > neurons.farthest[0].cosine
             ((8, 3), 'relu', True)
         """
-        found = collect_activations(
+        collected = collect_activations(
             model,
             loader,
             layer,
@@ -120,9 +120,9 @@ class NeuronMap:
             mask=mask,
             progress=progress,
         )
-        if len(found) > 1:
-            raise ValueError(f"layer: expected a pattern that matches one layer, got {', '.join(found)}. Name one.")
-        only = next(iter(found.values()))
+        if len(collected) > 1:
+            raise ValueError(f"layer: expected a pattern that matches one layer, got {', '.join(collected)}. Name one.")
+        only = next(iter(collected.values()))
         return cls.from_activations(only, pairs=pairs, clusters=clusters, method=method, seed=seed)
 
     @classmethod

@@ -107,13 +107,13 @@ class Consumers:
         return self._modules(READER)
 
     def _modules(self, role: str) -> tuple[Touched, ...]:
-        found: dict[tuple[str, int], Touched] = {}
+        modules: dict[tuple[str, int], Touched] = {}
         for part in self.of(role):
             name, _, local = part.name.rpartition(".")
-            if local in ("running_mean", "running_var", "bias") and any(key[0] == name for key in found):
+            if local in ("running_mean", "running_var", "bias") and any(key[0] == name for key in modules):
                 continue
-            found.setdefault((name, part.dim), Touched(name, self.kinds[name], part.dim, part.units))
-        return tuple(found.values())
+            modules.setdefault((name, part.dim), Touched(name, self.kinds[name], part.dim, part.units))
+        return tuple(modules.values())
 
     @property
     def _is_read(self) -> bool:
@@ -258,7 +258,7 @@ def _same(one: Group, other: Group) -> bool:
 
 def _of_modules(modules: dict[str, nn.Module], parts: Iterable[Part]) -> list[Obstacle]:
     """What the modules that hold the tensors stand in the way with."""
-    found = []
+    obstacles = []
     for part in parts:
         name = part.name.rpartition(".")[0]
         module = modules[name]
@@ -268,12 +268,12 @@ def _of_modules(modules: dict[str, nn.Module], parts: Iterable[Part]) -> list[Ob
                 kind = type(attention).__name__
                 reason = f"{holder!r} is a {kind}, which takes the size of a head from embed_dim and num_heads"
                 advice = "Merge without removal (remove=False), or use torch.nn.MultiheadAttention itself."
-                found.append(Obstacle(repr(holder), reason, advice, REMOVAL))
+                obstacles.append(Obstacle(repr(holder), reason, advice, REMOVAL))
         computed = computed_tensors(module)
         if computed and part.name.rpartition(".")[2].startswith(computed[0]):
             reason = f"its {computed[0]} is computed from other tensors (pruning or a parametrisation)"
-            found.append(Obstacle(repr(name), reason, MAKE_PERMANENT, READING if part.role == READER else REMOVAL))
-    return found
+            obstacles.append(Obstacle(repr(name), reason, MAKE_PERMANENT, READING if part.role == READER else REMOVAL))
+    return obstacles
 
 
 def _rows(looks: list[Groups], model: nn.Module, module: nn.Module, layer: str) -> tuple[str, int]:
@@ -292,11 +292,11 @@ def _rows(looks: list[Groups], model: nn.Module, module: nn.Module, layer: str) 
             for name, each in module.named_parameters(recurse=False)
             if each.ndim > 1
         ]
-    found = [(name, dim) for name in names for dim in looks[0].rows_of(name)]
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
-        listed = ", ".join(dict.fromkeys(repr(name) for name, _ in found))
+    places = [(name, dim) for name in names for dim in looks[0].rows_of(name)]
+    if len(places) == 1:
+        return places[0]
+    if len(places) > 1:
+        listed = ", ".join(dict.fromkeys(repr(name) for name, _ in places))
         raise ValueError(
             f"layer: {layer!r} multiplies by several weights: {listed}. Name the one whose rows are the neurons."
         )

@@ -62,7 +62,11 @@ def outgoing_weights(
     """
     found = consumers(model, layer, example_input)
     found.require("outgoing_weights", removal=False)
-    roots = {} if loss is None else _roots(model, {module_of(part) for part in found.of(READER)}, *loss)
+    return weights_of(model, found, {} if loss is None else roots_of(model, [found], loss))
+
+
+def weights_of(model: nn.Module, found: Consumers, roots: dict[str, Tensor]) -> Tensor:
+    """`outgoing_weights` of a group that is known; `roots`: F^½ of each reader, by name."""
     columns = []
     for part in found.of(READER):
         weight = part_tensor(model, part).detach()
@@ -75,6 +79,13 @@ def outgoing_weights(
             each = torch.einsum("no...,or->nr...", each, roots[module_of(part)])
         columns.append(each.reshape(found.neurons, -1))
     return torch.cat([each.to(columns[0].device) for each in columns], 1)
+
+
+def roots_of(
+    model: nn.Module, groups: Iterable[Consumers], loss: tuple[Iterable[Any], LossFunction]
+) -> dict[str, Tensor]:
+    """F^½ of all readers of some groups, from one reading of the data; errors as in `outgoing_weights`."""
+    return _roots(model, {module_of(part) for found in groups for part in found.of(READER)}, *loss)
 
 
 def products_of(

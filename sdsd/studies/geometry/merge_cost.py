@@ -64,8 +64,8 @@ def measure(
     images = subject.batches[0][0]
     shown, held_out = images[TRAINING_IMAGES:].chunk(2)
     changed = kl_to_untouched(model, [held_out])
-    found = collect_activations(model, [shown], layer)[layer]
-    gram, cosine, alive = found.gram(), found.cosine_matrix(), found.alive
+    collected = collect_activations(model, [shown], layer)[layer]
+    gram, cosine, alive = collected.gram(), collected.cosine_matrix(), collected.alive
     plain = outgoing_weights(model, layer, example)
     weighted = outgoing_weights(model, layer, example, loss=(_with_own_labels(model, shown, draws, seed), _loss))
 
@@ -96,12 +96,12 @@ def measure(
     measured, indices = alone(strangers), torch.stack([strangers.first, strangers.second], 1)
     foretold = {
         "cosine": 1 - strangers.cosine,
-        "cost": merge_cost(None, plain, indices, gram=gram, samples=found.samples),
-        "curvature": merge_cost(None, weighted, indices, gram=gram, samples=found.samples),
+        "cost": merge_cost(None, plain, indices, gram=gram, samples=collected.samples),
+        "curvature": merge_cost(None, weighted, indices, gram=gram, samples=collected.samples),
     }
     result["correlation"] = {by: _rank_correlation(values, torch.tensor(measured)) for by, values in foretold.items()}
     result["foretold"] = fmean((foretold["curvature"].square() / 2).tolist()) / fmean(measured)
-    counts = [round(share * found.neurons) for share in shares]
+    counts = [round(share * collected.neurons) for share in shares]
     weights = model.get_submodule(layer).weight
     assert isinstance(weights, Tensor)
     incoming = weights.detach().flatten(1).double()
@@ -120,7 +120,7 @@ def measure(
             smallest = importance.topk(count, largest=False).indices.tolist()
             pruned, _ = remove_neurons(model, layer, smallest, example_input=example)
             result["smaller"][way].append(_after(pruned, changed))
-    return {**result, "removed": counts, "neurons": found.neurons, "name": subject.name}
+    return {**result, "removed": counts, "neurons": collected.neurons, "name": subject.name}
 
 
 def _with_own_labels(model: nn.Module, images: Tensor, draws: int, seed: int) -> list[tuple[Tensor, Tensor]]:

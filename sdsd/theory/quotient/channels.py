@@ -186,8 +186,8 @@ class Channels:
 
 def live(ids: Ids) -> Ids:
     """Those that are channels, each once."""
-    found = np.unique(ids)
-    return found[found > 0]
+    channels = np.unique(ids)
+    return channels[channels > 0]
 
 
 def varies(ids: Tensor, dim: int) -> bool:
@@ -227,8 +227,8 @@ def pairs(one: Tensor, other: Tensor) -> tuple[Ids, Ids]:
     """The different pairs of entries at the same place."""
     a, b = compact(one, other)
     if len(a) > 1:
-        found = np.unique(np.stack([a, b]), axis=1)
-        a, b = found[0], found[1]
+        different = np.unique(np.stack([a, b]), axis=1)
+        a, b = different[0], different[1]
     return a, b
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
+from ..._progress import Progress
 from ...geometry import NeuronMatching, collect_activations, cosine_between
 from ...geometry.collect import MOST_BYTES
 from ...geometry.comparing import best_order, check_alike, match_by_cosine
@@ -26,7 +27,6 @@ from .groups import Permutation
 from .point import Point
 from .symmetries import symmetries
 
-Progress = bool | Callable[[int, int], None]
 MOST_SWEEPS = 100
 SAME = 1e-9
 """Two orders of one network may differ by so much of its largest output, in float64."""
@@ -209,11 +209,11 @@ class _Models:
             self.example = first if isinstance(first, Tensor) else None
         # What is frozen does not move along an orbit, but it can change places.
         moved = copy.deepcopy(other).requires_grad_(True)
-        self.found = symmetries(moved, self.example)
-        self.permutations = self.found.permutations
+        self.moves = symmetries(moved, self.example)
+        self.permutations = self.moves.permutations
         if not self.permutations:
-            raise ValueError(f"other: no neurons of it are known to be able to change places.\n{self.found}")
-        norms = (norm for segment in self.found._segments for norm in segment.norms if norm.name)
+            raise ValueError(f"other: no neurons of it are known to be able to change places.\n{self.moves}")
+        norms = (norm for segment in self.moves._segments for norm in segment.norms if norm.name)
         self.norms = tuple(dict.fromkeys((norm.name, norm.eps) for norm in norms))
         self.fixed, self.point = Point(one, ()), Point(moved, self.norms)
 
@@ -229,7 +229,7 @@ class _Models:
             layers=tuple(permutation.layers for permutation in self.permutations),
             orders=tuple(self.orders),
             distances=(before, self._distance()),
-            not_analysed=self.found.not_analysed,
+            not_analysed=self.moves.not_analysed,
             _permutations=self.permutations,
             _model=self.other,
             _norms=self.norms,

@@ -27,11 +27,11 @@ def _passed(walk: ChannelWalk, step: Step, seen: Seen) -> None:
 def prelu(walk: ChannelWalk, step: Step) -> None:
     seen, weight = walk.seen(step.args[0]), walk.seen(step.args[1])
     if seen.ids is not None and weight.is_parameter and any(each.numel() > 1 for each in weight.entries):
-        found = walk.laid(seen.ids, weight, tuple(seen.ids.shape))
-        if found is None:
+        place = walk.laid(seen.ids, weight, tuple(seen.ids.shape))
+        if place is None:
             walk.opaque(step, f"{walk.label('prelu')} runs over another axis than theirs; {TRY_SHAPES}")
             return
-        walk.use(EXTRA, weight, *found, walk.taken(weight))
+        walk.use(EXTRA, weight, *place, walk.taken(weight))
     _passed(walk, step, seen)
 
 

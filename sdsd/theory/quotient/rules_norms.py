@@ -42,12 +42,12 @@ def _after(
         seen = walk.seen(tensor)
         if not isinstance(tensor, Tensor):
             continue
-        if not seen.is_parameter or (found := walk.laid(after, _reshape_seen(seen, layout), shape)) is None:
+        if not seen.is_parameter or (place := walk.laid(after, _reshape_seen(seen, layout), shape)) is None:
             if seen.computed or seen.is_parameter:
                 walk.outside.update([seen.name] if seen.is_parameter else [])
                 walk.channels.fix(made, f"{walk.label('norm')} has parameters that are computed or laid otherwise")
             continue
-        walk.use(role, seen, *found, walk.taken(seen))
+        walk.use(role, seen, *place, walk.taken(seen))
     if not walk.seen(weight).is_parameter:
         walk.channels.hold(made, why)
     return after

@@ -24,12 +24,12 @@ def product(walk: ChannelWalk, step: Step) -> None:
     rows, columns = (1 if a.ndim == 1 else a.shape[-2]), (1 if b.ndim == 1 else b.shape[-1])
     batch = a.shape[:-2]
     if one.computed or other.computed:
-        found = _by_computed(walk, one, other)
+        made = _by_computed(walk, one, other)
     elif one.is_parameter and other.is_parameter:
         walk.outside.update((one.name, other.name))
-        found = Seen(computed=True)
+        made = Seen(computed=True)
     elif other.is_parameter:
-        found = walk.through(
+        made = walk.through(
             one,
             other,
             (b.ndim - 2 if b.ndim > 1 else 0, b.ndim - 1 if b.ndim > 1 else 1),
@@ -43,16 +43,16 @@ def product(walk: ChannelWalk, step: Step) -> None:
             else Seen(other.ids.mT, offsets=other.offsets, power=other.power, statistic=other.statistic)
         )
         last = max(a.ndim, 2)
-        found = walk.through(turned or Seen(), one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
-        found = Seen(None if found.ids is None else found.ids.mT, offsets=found.offsets)
+        made = walk.through(turned or Seen(), one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
+        made = Seen(None if made.ids is None else made.ids.mT, offsets=made.offsets)
     else:
-        found = _of_neurons(walk, step, one, other, (*batch, rows, columns))
-    if found.ids is not None:
-        found.ids = found.ids.reshape(step.out.shape)
+        made = _of_neurons(walk, step, one, other, (*batch, rows, columns))
+    if made.ids is not None:
+        made.ids = made.ids.reshape(step.out.shape)
     if plus is not None and step.kwargs.get("beta", 1) != 0:
-        walk.give(step.out, found)
-        found = added(walk, (step.out, plus), (1.0, 1.0), tuple(step.out.shape))
-    walk.give(step.out, found)
+        walk.give(step.out, made)
+        made = added(walk, (step.out, plus), (1.0, 1.0), tuple(step.out.shape))
+    walk.give(step.out, made)
 
 
 def _reshaped(seen: Seen, shape: tuple[int, int]) -> Seen:
@@ -127,10 +127,10 @@ def convolution(walk: ChannelWalk, step: Step) -> None:
     x, kernel = walk.seen(given), walk.seen(weight)
     whole = kernel.is_parameter and kernel.entries[0].shape == walk.model_tensor(kernel.name).shape
     if not whole:
-        found = _by_computed(walk, x, kernel)
+        computed = _by_computed(walk, x, kernel)
         if bias is not None and walk.seen(bias).is_parameter:
             walk.outside.add(walk.seen(bias).name)
-        walk.give(step.out, Seen(computed=False) if x.ids is not None else found)
+        walk.give(step.out, Seen(computed=False) if x.ids is not None else computed)
         return
     layer, taken = kernel.name.rpartition(".")[0] or kernel.name, walk.taken(kernel)
     ids = x.ids

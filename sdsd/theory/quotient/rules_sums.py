@@ -67,12 +67,12 @@ def biased(
 ) -> Seen:
     assert mine.ids is not None
     ids = mine.ids.expand(shape)
-    found = walk.laid(ids, weight, shape)
-    if found is None:
+    place = walk.laid(ids, weight, shape)
+    if place is None:
         walk.outside.add(weight.name)
         walk.channels.fix(unique(ids), f"{weight.name!r} is added to them all alike")
         return Seen(ids)
-    axis, entries, channels = found
+    axis, entries, channels = place
     plain = len(weight.entries) == 1
     walk.use(BIAS if plain else KERNEL, weight, axis, entries, channels, walk.taken(weight))
     if offsets is not None and plain:
@@ -167,12 +167,12 @@ def _gamma(walk: ChannelWalk, given: Seen, weight: Seen, shape: tuple[int, ...])
         walk.outside.add(weight.name)
         walk.channels.keep_shift(unique(ids), f"they pass through a product with {label}")
         return Seen(ids)
-    found = walk.laid(ids, weight, shape)
-    if found is None:
+    place = walk.laid(ids, weight, shape)
+    if place is None:
         walk.outside.add(weight.name)
         walk.channels.fix(unique(ids), f"no rule for their product with {label}")
         return Seen()
-    axis, entries, channels = found
+    axis, entries, channels = place
     known = unique(ids)
     made = walk.channels.new(len(known))
     table = np.zeros(walk.channels.count, np.int64)

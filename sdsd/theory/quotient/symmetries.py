@@ -142,8 +142,8 @@ translation
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
     root = unwrap(model)
-    found = trace(root, example_input, softmax_head)
-    scalings, translations, permutations, mixings, notes = build(found)
+    traced = trace(root, example_input, softmax_head)
+    scalings, translations, permutations, mixings, notes = build(traced)
     return Symmetries(
         root,
         tuple(scalings),
@@ -151,7 +151,7 @@ translation
         tuple(permutations),
         tuple(mixings),
         tuple(notes),
-        tuple(found.segments),
+        tuple(traced.segments),
     )
 
 

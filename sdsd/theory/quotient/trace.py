@@ -147,13 +147,13 @@ class _Finish:
 
     def _segments(self) -> tuple[list[Segment], list[Ids]]:
         """Segments in the order of their first channels, and the channels of each."""
-        found: dict[Any, list[int]] = {}
+        kinds: dict[Any, list[int]] = {}
         signatures = self._signatures(self.unit, self.sign, self.channels.norms)
         first = {unit: channel for channel, unit in reversed(list(enumerate(self.unit.tolist())))}
         for unit in sorted(signatures, key=first.__getitem__):
-            found.setdefault(signatures[unit], []).append(unit)
+            kinds.setdefault(signatures[unit], []).append(unit)
         segments, members = [], []
-        for units in sorted(found.values(), key=lambda units: first[units[0]]):
+        for units in sorted(kinds.values(), key=lambda units: first[units[0]]):
             number = np.full(len(self.channels.signs.parents), -1)
             number[units] = np.arange(len(units))
             segment = self._segment(number[self.unit], len(units))
@@ -286,18 +286,18 @@ class _Finish:
         for unit in sorted(signatures, key=first.__getitem__):
             if unit not in bad:
                 kinds.setdefault(signatures[unit], []).append(unit)
-        found = []
+        alike_runs = []
         for alike in kinds.values():
             runs: dict[tuple[int, ...], list[int]] = {}
             for unit in alike:
                 runs.setdefault(tuple(sorted(labels[unit])), []).append(unit)
             sizes = {len(run) for run in runs.values()}
             if len(sizes) == 1:
-                found.append(([unit for run in runs.values() for unit in run], sizes.pop()))
+                alike_runs.append(([unit for run in runs.values() for unit in run], sizes.pop()))
             else:
-                found += [(each, len(each)) for each in runs.values()]
-        found.sort(key=lambda each: first[each[0][0]])
-        return [self._order(alike, run) for alike, run in found if run > 1]
+                alike_runs += [(each, len(each)) for each in runs.values()]
+        alike_runs.sort(key=lambda each: first[each[0][0]])
+        return [self._order(alike, run) for alike, run in alike_runs if run > 1]
 
     def _order(self, units: list[int], run: int) -> Order:
         number = np.full(len(self.channels.places.parents), -1)

@@ -136,8 +136,8 @@ class ChannelWalk:
 
     def axis_along(self, weight: Seen, dim: int) -> int | None:
         """The axis of a parameter that lies along a dimension of a view of it; None where there is not just one."""
-        found = [axis for axis, each in enumerate(weight.entries) if varies(each, dim)]
-        return found[0] if len(found) == 1 else None
+        axes = [axis for axis, each in enumerate(weight.entries) if varies(each, dim)]
+        return axes[0] if len(axes) == 1 else None
 
     def through(self, given: Seen, weight: Seen, dims: tuple[int, int], shape: Iterable[int], role: str) -> Seen:
         """A product with a parameter: `dims` of its view are read and written, the last of `given` is read.
