@@ -249,6 +249,20 @@ def unlisted(folder: Path) -> list[str]:
     return sorted(name for name in names if not any(fnmatch.fnmatch(name, each) for each in known))
 
 
+def ragged(folder: Path) -> list[str]:
+    """Rows of the tables of an __init__ that run into the margin between columns, which is no table to a parser."""
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    width, rows, wrong = 0, False, list[str]()
+    for line in text.splitlines():
+        if re.fullmatch(r"=+(  =+)+", line):
+            width, rows = line.index(" "), True
+        elif not line:
+            rows = False
+        elif rows and line[width : width + 2].strip():
+            wrong.append(line)
+    return wrong
+
+
 def circles(root: Path) -> Iterator[str]:
     """Imports within a room that lead back to where they began, late ones too."""
     ahead: dict[str, set[str]] = {}
@@ -432,6 +446,13 @@ def test_imports_run_downward_only():
 def test_every_door_says_what_is_inside():
     doors = [path.parent for package in ("sdsd", "sdsd_kernels") for path in (ROOT / package).rglob("__init__.py")]
     assert {str(door.relative_to(ROOT)): unlisted(door) for door in doors if unlisted(door)} == {}
+
+
+def test_tables_of_doors_are_tables(tmp_path):
+    doors = [path.parent for package in ("sdsd", "sdsd_kernels") for path in (ROOT / package).rglob("__init__.py")]
+    assert {str(door.relative_to(ROOT)): ragged(door) for door in doors if ragged(door)} == {}
+    table = "Doors.\n\n=====  ====\n`a.py`  one\nb.py   two\n=====  ====\n\nlonger text"
+    assert ragged(build(tmp_path, {"__init__.py": f'"""{table}"""'})) == ["`a.py`  one"]
 
 
 def test_what_a_door_leaves_out_is_found(tmp_path):
