@@ -4,7 +4,9 @@
 `parser.py`         what a command is; numbers, levels, and the nearest known word in an error
 `status.py`         exit codes, and the line that a command ends with
 `tables.py`         tables and JSON on the terminal
-the others          one file a command, with its `COMMAND`; it is known once it stands in `COMMANDS` here
+the others          one file a command, with its `COMMAND`; it is known once it stands in `COMMANDS` here: `gamma.py`,
+                    `watch.py`, `map.py`, `geometry.py`, `study.py`, `theory.py`, `claims.py`, `demo.py`, `validate.py`,
+                    `completion.py`
 ==================  ============================================================================================
 
 Nothing here imports torch before a command runs, so that `sdsd --help` does not wait for it. User errors end in one

@@ -107,12 +107,24 @@ def compiled_parts(root: nn.Module) -> list[tuple[nn.Module, str]]:
     return list(parts.values())
 
 
+def uncompiled(module: nn.Module, entry: str) -> Callable[..., Any]:
+    """A compiled part, one of `compiled_parts`, as it is without torch.compile."""
+    own: Callable[..., Any] = module._call_impl if entry == "_compiled_call_impl" else module._orig_mod  # type: ignore[assignment]
+    return own
+
+
+def is_skipped(module: nn.Module, entry: str) -> bool:
+    """Whether Dynamo does not trace a part itself: a container of torch's own that was compiled in place."""
+    kind = getattr(type(module), "_sdsd_original", type(module))
+    return entry == "_compiled_call_impl" and kind.forward.__module__.startswith("torch.nn.modules")
+
+
 @contextmanager
 def intercepted(parts: list[tuple[nn.Module, str]], through: Callable[..., Any]) -> Iterator[None]:
-    """Inside, a call of a compiled part goes by `through(own, args, kwargs)`."""
+    """Inside, a call of a compiled part goes by `through(part, own, args, kwargs)`."""
     kept = [(module, entry, module.__dict__[entry]) for module, entry in parts]
     for module, entry, own in kept:
-        module.__dict__[entry] = functools.partial(_by, through, own)
+        module.__dict__[entry] = functools.partial(_by, through, (module, entry), own)
     try:
         yield
     finally:
@@ -120,8 +132,8 @@ def intercepted(parts: list[tuple[nn.Module, str]], through: Callable[..., Any])
             module.__dict__[entry] = own
 
 
-def _by(through: Callable[..., Any], own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return through(own, args, kwargs)
+def _by(through: Callable[..., Any], part: tuple[nn.Module, str], own: Any, *args: Any, **kwargs: Any) -> Any:
+    return through(part, own, args, kwargs)
 
 
 @contextmanager

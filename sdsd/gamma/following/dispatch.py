@@ -282,6 +282,16 @@ def asked_of(
     return call.mixed("with samples in an argument that is not followed") if verdict is None else verdict
 
 
+def has_rule(func: Any) -> bool:
+    """Whether there is a rule for a function, so that it need not be tried."""
+    return func in RULES or func in UNWRITTEN or rule_of_overload(func) is not None
+
+
+def entrywise(func: Any) -> bool:
+    """Whether a function works entry by entry, on tensors that are broadcast to its output."""
+    return RULES.get(func) is elementwise
+
+
 def rule_of_overload(func: Any) -> Any:
     """The rule of torch.ops.aten.name is that of torch.name, whose arguments are the same."""
     packet = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func

@@ -1,18 +1,30 @@
-"""One file a kind of layer; `rule_for` finds the one for a module."""
+"""One file a kind of layer; `rule_for` finds the one for a module.
+
+==================  =================================================================
+`linear.py`         nn.Linear, Hugging Face's Conv1D
+`convolution.py`    convolutions of one to three dimensions, transposed ones too
+`embedding.py`      nn.Embedding
+`scale.py`          norms and other layers with a weight a channel
+`attention.py`      nn.MultiheadAttention
+`tied.py`           an embedding and a head with one weight
+`generic.py`        any other module: measured in eager code at its operations
+`base.py`           what rules share: the watcher of a module, the tap on its output
+==================  =================================================================
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
 from .attention import AttentionRule
-from .base import Rule, UnsupportedError, Watcher
+from .base import WHAT_TO_DO, Rule, UnsupportedError, Watcher
 from .convolution import ConvolutionRule
 from .embedding import EmbeddingRule
 from .generic import GenericRule
 from .linear import LinearRule
 from .scale import GroupNormRule, InstanceNormRule, LayerNormRule, PReLURule, own_rms_norm
 
-__all__ = ["EmbeddingRule", "LinearRule", "Rule", "UnsupportedError", "Watcher", "rule_for"]
+__all__ = ["WHAT_TO_DO", "EmbeddingRule", "LinearRule", "Rule", "UnsupportedError", "Watcher", "rule_for"]
 
 _REFUSED: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.RNNBase, "recurrent layers run step by step inside one call that vmap cannot batch"),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .base import Plan, Rule, UnsupportedError, Watcher
+from .base import WHAT_TO_DO, Plan, Rule, UnsupportedError, Watcher
 from .linear import linear
 
 
@@ -47,13 +47,15 @@ class AttentionRule(Rule):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         axis = 0 if module.batch_first else 1
-        n = watcher.session.batch
-        if query.ndim != 3 or n is None or query.shape[axis] != n:
+        # Every one of them, as a table of keys, say, has no samples to measure; the query's is the last, and the output's.
+        plans = [watcher.plan(x, 1) for x in (value, key, query)]
+        n, heads = plans[-1][0], module.num_heads
+        if query.ndim != 3 or any(plan[1:] != (axis, 1, 1) for plan in plans):
             raise UnsupportedError(
                 f"{watcher.name}: expected {n} samples along dimension {axis} (batch_first={module.batch_first}) of "
-                f"three, got input of shape {tuple(query.shape)}. Pass batch_dim or batch_size, or use mode='micro'."
+                f"three, got input of shape {tuple(query.shape)} with samples elsewhere. {WHAT_TO_DO}"
             )
-        plan, heads = (n, axis), module.num_heads
+        plan = plans[-1]
         q, k, v = (
             self._heads(projected, axis, heads) for projected in self._project(watcher, module, query, key, value, plan)
         )  # shape of each: (N, heads, positions, head size)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ..monitor import Session
 
 
-Plan = tuple[int, int]
-"""Number of samples N, and the axis they lie along (their rows lie sample after sample where it is longer)."""
+Plan = tuple[int, int, int, int]
+"""Number of samples N, the axis they lie along, and how: index (o·N + n)·inner + i of outer·N·inner is of sample n."""
 
 
 class UnsupportedError(ValueError):
@@ -70,8 +70,23 @@ class Watcher:
                 "passes that torch.compile cannot trace, but for an embedding and its head. Use mode='micro', or "
                 "compile the layers in between, each by itself (`for layer in model.layers: layer.compile()`)."
             )
+        from .traced import comptime, enter, leave
+
+        traced, lying = False, session.lying
+        comptime(enter)
+        if not traced:  # Tracing was given up in the midst of this function.
+            return plain(*args, **kwargs)
         self.ran = True
-        return self.rule.forward(self, module, plain, args, kwargs)
+        out = self.rule.forward(self, module, plain, args, kwargs)
+        comptime(leave)
+        return out
+
+    def expanded(self) -> Plan:
+        """What it looked up for all samples together has one copy a sample from here on, along dimension 0."""
+        from .traced import comptime, expand
+
+        comptime(expand)
+        return self.session.batch or 0, 0, 1, 1
 
     def trainable(self, module: nn.Module) -> tuple[bool, ...]:
         return tuple(module.get_parameter(local).requires_grad for local in self.local)
@@ -90,36 +105,52 @@ class Watcher:
         """Where the samples of `x` are, whose last `features` dimensions are no sample axis; see `arrange`.
 
         Raises:
-            UnsupportedError: the sample axis does not have the size of the batch.
+            UnsupportedError: they cannot be followed that far, or lie among the features.
         """
-        n, axis = self.session.batch, self.session.batch_dim
-        leading = x.ndim - features
-        if n is None:
+        plan, reason = self.lying(x)
+        if plan is None:
+            raise UnsupportedError(f"{self.name}: {reason}. {WHAT_TO_DO}")
+        if plan[1] >= x.ndim - features:
             raise UnsupportedError(
-                f"{self.name}: ran before the batch size was known. Call the whole model, or pass batch_size to the "
-                "monitor."
+                f"{self.name}: got input of shape {tuple(x.shape)} whose samples lie along dimension {plan[1]}, one of "
+                f"its features. {WHAT_TO_DO}"
             )
-        if axis < leading and x.shape[axis] == n:
-            return n, axis
-        if leading == 1 and self.session.rows_allowed and x.shape[0] % n == 0:
-            return n, 0
-        hint = ""
-        if leading == 1 and x.shape[0] % n == 0:
-            hint = (
-                f" Its {x.shape[0]} rows may be {n} samples of {x.shape[0] // n} positions each: if they lie sample "
-                f"after sample, pass batch_size={n} to the monitor."
+        return plan
+
+    def require_samples_first(self, plan: Plan, x: Tensor) -> None:
+        """Raise UnsupportedError where the samples are not just the first dimension of `x`."""
+        if plan[1:] != (0, 1, 1):
+            raise UnsupportedError(
+                f"{self.name}: expected a batch of shape (N, channels, …) with samples first, got shape "
+                f"{tuple(x.shape)} with samples elsewhere. {WHAT_TO_DO}"
             )
-        raise UnsupportedError(
-            f"{self.name}: expected {n} samples along dimension {axis}, got input of shape {tuple(x.shape)}.{hint} "
-            "Otherwise pass batch_dim, leave this part of the model uncompiled, or use mode='micro', which needs no "
-            "sample axis."
-        )
+
+    def lying(self, x: Tensor) -> tuple[Plan | None, str]:
+        """Where the samples of `x` are; None, and why that is not known."""
+        from .traced import comptime, locate
+
+        n = self.session.batch
+        axis = outer = inner = reason = None
+        comptime(locate)
+        if axis is None or n is None or outer is None or inner is None:
+            return None, reason or "no sample is known there"
+        return (n, axis, outer, inner), ""
+
+
+NO_SAMPLE = "no sample is in what it is applied to, as in a table"
+WHAT_TO_DO = (
+    "Compile without fullgraph=True, and measured steps run uncompiled; or compile the layers around it, each by itself "
+    "(`for layer in model.layers: layer.compile()`), use mode='micro', or leave its parameters out with parameters=…."
+)
 
 
 def arrange(x: Tensor, plan: Plan, features: int) -> Tensor:
     """`x` as (N, T, *features): samples first, all other leading dimensions joined; a view where it can be."""
-    n, axis = plan
-    return x.movedim(axis, 0).reshape(n, -1, *x.shape[x.ndim - features :])
+    n, axis, outer, inner = plan
+    tail = x.shape[x.ndim - features :]
+    if outer == 1:
+        return x.movedim(axis, 0).reshape(n, -1, *tail)
+    return x.unflatten(axis, (outer, n, inner)).movedim(axis + 1, 0).reshape(n, -1, *tail)
 
 
 class Rule(abc.ABC):

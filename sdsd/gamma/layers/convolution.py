@@ -28,12 +28,11 @@ class ConvolutionRule(Rule):
         if not any(watcher.trainable(module)):
             return plain(*args, **kwargs)
         space = module.weight.ndim - 2
-        if x.ndim != space + 2 or watcher.session.batch_dim != 0:
+        if x.ndim != space + 2:
             raise UnsupportedError(
-                f"{watcher.name}: expected a batch of shape (N, channels, …) with samples first, got shape "
-                f"{tuple(x.shape)} and batch_dim={watcher.session.batch_dim}."
+                f"{watcher.name}: expected a batch of shape (N, channels, …), got shape {tuple(x.shape)}."
             )
-        watcher.plan(x, space + 1)
+        watcher.require_samples_first(watcher.plan(x, space + 1), x)
         transposed, output_padding = bool(module.transposed), (0,) * space
         padding: Any = module.padding
         if transposed:

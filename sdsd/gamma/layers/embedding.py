@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..uses import lookup_squares
-from .base import Rule, UnsupportedError, Watcher, arrange, tap
+from .base import NO_SAMPLE, WHAT_TO_DO, Rule, UnsupportedError, Watcher, arrange, tap
 from .tied import lead
 
 
@@ -28,19 +28,16 @@ class EmbeddingRule(Rule):
         if not module.weight.requires_grad:
             return y
         n = watcher.session.batch
-        unbatched = watcher.session.batch_dim == 0 and n is not None and ids.ndim <= 2 and ids.shape[:1] != (n,)
-        if unbatched and (ids.ndim == 1 or ids.shape[0] == 1) and not watcher.session.rows_allowed:
+        plan, reason = watcher.lying(ids)
+        if plan is None and reason == NO_SAMPLE and (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[0] == 1)):
+            # Positions, the same for all samples.
             ids = ids.reshape(1, -1).expand(n, -1)
             y = y.reshape(1, *y.shape[-2:]).expand(n, -1, -1)
-        elif ids.ndim == 1 and watcher.session.square:
-            raise UnsupportedError(
-                f"{watcher.name}: {n} ids in one dimension may be one a sample or {n} positions shared by all samples, "
-                f"as an input of the model is {n} long along another dimension, too. Give the ids a batch dimension "
-                "(positions (1, T)), change the batch size, or leave this layer uncompiled."
-            )
+            plan = watcher.expanded()
+        elif plan is None:
+            raise UnsupportedError(f"{watcher.name}: {reason}. {WHAT_TO_DO}")
         padding = module.padding_idx
         scale = watcher.scale("weight")
-        plan = watcher.plan(ids, 0)
 
         def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
             tokens, gradients = arrange(ids, plan, 0), arrange(b, plan, 1)

@@ -169,14 +169,8 @@ class ChannelRule(ScaleRule):
     """Parameters of one value a channel, dimension 1, samples in dimension 0."""
 
     def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
-        if watcher.session.batch_dim != 0 or x.ndim < 2:
-            raise UnsupportedError(
-                f"{watcher.name}: expected a batch of shape (N, channels, …) with samples first, got shape "
-                f"{tuple(x.shape)} and batch_dim={watcher.session.batch_dim}."
-            )
         plan = watcher.plan(x, x.ndim - 1)
-        if plan[0] != x.shape[0]:
-            raise UnsupportedError(f"{watcher.name}: expected {plan[0]} samples in dimension 0, got {tuple(x.shape)}.")
+        watcher.require_samples_first(plan, x)
         return plan
 
     def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...models import attach, clean, compiling, is_attached, release
-from ..layers import EmbeddingRule, LinearRule, Rule, Watcher, rule_for
+from ..layers import WHAT_TO_DO, EmbeddingRule, LinearRule, Rule, UnsupportedError, Watcher, rule_for
 from .micro import MicroBatches
 from .parameters import Parameters
 from .session import Session
@@ -162,13 +162,36 @@ class _RootWatcher(Watcher):
         if not session.measuring:
             return plain(*args, **kwargs)
         if compiling():
-            session.begin_compiled(args, kwargs)
-            out = super().forward(module, plain, args, kwargs)
-            for watcher in session.watchers:
-                watcher.carried = None
-            return out
+            return self._traced(module, plain, args, kwargs)
         if not torch.is_grad_enabled():
             return plain(*args, **kwargs)
         if session.sharded:
             session.learn(module, self.names)
-        return session.forward(plain, args, kwargs)
+        return session.forward_uncompiled(plain, args, kwargs)
+
+    def _traced(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """In code that torch.compile is tracing."""
+        from ..layers.traced import choose, comptime, finish, give_up
+
+        session = self.session
+        if not session.exact or not torch.is_grad_enabled():
+            session.read(args, kwargs)
+            return plain(*args, **kwargs)
+        # This runs as ordinary code, too, once tracing has been given up: what `comptime` is given is left out then.
+        traced, reason = False, None
+        comptime(choose)
+        if not traced:
+            session.run_uncompiled("torch.compile cannot trace it")
+            return session.forward_uncompiled(plain, args, kwargs)
+        try:
+            session.begin_compiled(args, kwargs)
+            out = super().forward(module, plain, args, kwargs)
+            comptime(finish)
+            if reason is not None:
+                raise UnsupportedError(f"{self.name}: {reason}. {WHAT_TO_DO}")
+        except UnsupportedError as error:
+            comptime(give_up)
+            raise error
+        for watcher in session.watchers:
+            watcher.carried = None
+        return out

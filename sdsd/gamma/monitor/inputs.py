@@ -19,8 +19,6 @@ class Inputs(NamedTuple):
 
     batch: int
     """Samples."""
-    square: bool
-    """Whether an input is as long along another dimension as there are samples: a length, then, may be taken for N."""
     tracks: list[tuple[Tensor, Track]]
     """Inputs that carry samples, the first one first."""
 
@@ -56,10 +54,9 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         )
     else:
         batch = min(size, given) if exact else given
-    square = any(size == batch for x in tensors for dim, size in enumerate(x.shape) if dim != axis)
     carry = [
         (x, Track(axis, 1, x.shape[axis] // batch))
         for x in tensors
         if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
     ]
-    return Inputs(batch, square, sorted(carry, key=lambda pair: pair[0] is not first))
+    return Inputs(batch, sorted(carry, key=lambda pair: pair[0] is not first))

@@ -7,6 +7,7 @@ one that an exception ended is seen by its task never having been finished.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...models import compiled_parts, intercepted
-from ..following import Track
-from ..uses import Leaf, Measuring, Operand, Pass, carrying
+from ..following import Track, Verdict
+from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying
 from .inputs import read_inputs
 from .leftovers import Leftovers
 from .refusals import refuse_uncounted
@@ -40,7 +41,13 @@ class Session:
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
         passes: accounts of the forward passes since the last step.
+        uncompiled: why compiled code cannot be followed, so that the model runs as it is where it is measured, or None.
+        entering, leaving: what a compiled part of the model is given and gives, and where that carries samples; None
+            outside of one. lying: the former, in words.
+        uncompiled_parts: compiled parts (their ids) that could not be followed.
         calls: calls of torch, by what they look like → where their outputs carry samples.
+        operands: measured parameters by their ids, as operations read them.
+        plans: sites of uses → how such a use is made; see `uses/plans.py`.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
@@ -51,7 +58,12 @@ class Session:
         self.pauses = 0
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
-        self.square = False
+        self.uncompiled: str | None = None
+        self.forward_uncompiled = self.forward
+        self.entering: list[tuple[Tensor, Verdict]] | None = None
+        self.leaving: list[tuple[Tensor, Verdict]] | None = None
+        self.lying = ""
+        self.uncompiled_parts: set[int] = set()
         self.scaled = False
         self.scale: Callable[[str], Tensor | None] = lambda name: None
         self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -59,9 +71,10 @@ class Session:
         self.names: dict[int, str] = {}
         self.rows: dict[str, int] = {}
         self.known: set[int] = set()
-        self._operands: dict[int, Operand] = {}
+        self.operands: dict[int, Operand] = {}
         self._stream = 0
         self.calls: dict[Any, Any] = {}
+        self.plans: dict[Any, Plan] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
@@ -85,6 +98,11 @@ class Session:
         self.root = parameters.root
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.known = {id(parameter) for parameter in parameters.everything.values()}
+        self.plans.clear()
+
+    def probed(self) -> set[str]:
+        """Parameters of layers that ran in compiled code."""
+        return {name for watcher in self.watchers if watcher.ran for name in watcher.names.values()}
 
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""
@@ -96,7 +114,7 @@ class Session:
     def operand_of(self, parameter: Tensor) -> Operand | None:
         """A measured parameter as what an operation reads; kept, for making it anew costs more than its use."""
         key = id(parameter)
-        held = self._operands.get(key)
+        held = self.operands.get(key)
         # Where .data changed its type or place, torch made a new node that adds to .grad.
         if held is not None and key in self.names and held.dtype is parameter.dtype and held.device == parameter.device:
             return held
@@ -104,8 +122,8 @@ class Session:
         if name is None:
             return None
         leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
-        self._operands[key] = Operand(parameter, [leaf])
-        return self._operands[key]
+        self.operands[key] = Operand(parameter, [leaf])
+        return self.operands[key]
 
     def learn(self, module: nn.Module, names: dict[str, str]) -> None:
         """FSDP puts whole parameters in the place of their shards while a module runs: note whose they are."""
@@ -203,8 +221,13 @@ class Session:
         """Forget kept nodes on another stream: one that adds to .grad runs on the stream that it was made on."""
         stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
         if stream != self._stream:
-            self._operands.clear()
+            self.forget()
             self._stream = stream
+
+    def forget(self) -> None:
+        """Look into parameters, and into what is done with them, anew: what adds to their .grad may be other nodes."""
+        self.operands.clear()
+        self.plans.clear()
 
     def _note_empty(self, ledger: Pass) -> None:
         if not self.pauses:
@@ -233,13 +256,26 @@ class Session:
         if inputs is None:  # none has a sample axis
             self.batch = self.batch_size if self.batch_size is not None else self.batch
             return []
-        self.batch, self.square = inputs.batch, inputs.square
+        self.batch = inputs.batch
         return inputs.tracks
 
     def begin_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The whole model's forward pass in code that is being compiled: read the batch size."""
-        if self.batch_size is None:
-            self.read(args, kwargs)
+        """The whole model's forward pass in code that is being compiled: where its samples are followed from."""
+        from ..layers.traced import begin, comptime
+
+        tracks = self.read(args, kwargs)
+        batch = self.batch
+        comptime(begin)
+
+    def run_uncompiled(self, reason: str) -> None:
+        """Compiled code cannot be followed: from now on the model runs as it is where it is measured."""
+        if self.uncompiled is None:
+            self.uncompiled = reason
+            self.forward_uncompiled = torch.compiler.disable(self.forward)
+            warnings.warn(
+                f"measured steps run uncompiled: {reason}. Pass every=… to the monitor to measure fewer of them.",
+                stacklevel=2,
+            )
 
     def enter_task(self, ledger: Pass | None = None) -> int:
         """The outermost backward pass that now runs; asks to be told when it is over."""

@@ -8,9 +8,10 @@ from weakref import ref
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
+from ...models import is_skipped, uncompiled
 from ..following import (
     SHAPE_ONLY,
     Mixed,
@@ -50,12 +51,17 @@ from .calls import (
 )
 from .ledger import Pass
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
+from .plans import Plan, site_of
 from .rules import RULES, any_operation
 
 if TYPE_CHECKING:
     from ..monitor import Session
 
 _NOTHING = object()
+_LOST = Mixed(
+    "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs uncompiled "
+    "where it is measured; to measure this one, leave it uncompiled"
+)
 MOST_CALLS = 20_000
 """So many calls are remembered by what they look like."""
 
@@ -68,6 +74,7 @@ class Measuring(TorchFunctionMode):
         inside_backward: a reentrant checkpoint runs again, and this time with gradients.
         hidden: parameters were read without gradients, as a reentrant checkpoint does when it first runs.
         call: what the call that now runs looks like, where that alone decides where its output carries samples.
+        site: of the use that now runs, what a plan of it may be kept under.
     """
 
     def __init__(self, session: Session, ledger: Pass, repeats: bool = False, inside_backward: bool = False) -> None:
@@ -76,6 +83,7 @@ class Measuring(TorchFunctionMode):
         self.repeats, self.inside_backward = repeats, inside_backward
         self.hidden = inside_backward or repeats
         self.call: Any = None
+        self.site: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         how = SORTS.get(func)
@@ -139,7 +147,10 @@ class Measuring(TorchFunctionMode):
         call = (self.ledger.n, *key)
         if parameters:
             self.call = call
-            return self._use(func, args, kwargs, parameters)
+            plan = self.session.plans.get(site := site_of(call, values, parameters, self.ledger))
+            if plan is None or not plan.current(self.session.operands):
+                self.site, plan = site, None
+            return self._use(func, args, kwargs, parameters, plan)
         out = func(*args, **kwargs)
         known = self.session.calls.get(call)
         if known is None:
@@ -247,19 +258,24 @@ class Measuring(TorchFunctionMode):
         parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
         out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
         if parameters and any(track_of(t) is not None for t in inputs):
-            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "a transform of torch.func")
+            # By name alone: within a transform a parameter's own node cannot be asked for.
+            computed = [leaf.name for t in parameters if t.grad_fn is not None for leaf in leaves_of(t, self.session)[0]]
+            own = [self.session.name_of(t) for t in parameters if t.grad_fn is None]
+            self.ledger.refuse([*computed, *(name for name in own if name is not None)], "a transform of torch.func")
         return out
 
-    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
-        """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
+    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], plan: Plan | None = None) -> Any:
+        """An operation of samples and parameters, as planned or by its rule. Whatever these do, its result comes."""
         if func is torch.broadcast_tensors:  # joins nothing
             shape = torch.broadcast_shapes(*(t.shape for t in args))
             with self:
                 return tuple(t.expand(shape) for t in args)
         self.result: Any = _NOTHING
-        rule = RULES.get(func, any_operation)
         try:
-            out = rule(self, func, args, kwargs, parameters)
+            if plan is not None:
+                out = plan.run(self, func, args, kwargs)
+            else:
+                out = RULES.get(func, any_operation)(self, func, args, kwargs, parameters)
             if type(out) is not Tensor or out._base is not None:
                 return marked(out, args)
             if out.grad_fn is not None:
@@ -280,6 +296,7 @@ class Measuring(TorchFunctionMode):
             self._watch_mixing(list(tensors_in((self.result,), {})), track)
             return marked(self.result, args)
         finally:
+            self.site = None
             self.result = _NOTHING  # the graph holds this mode: with its output in here, neither would ever be freed
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -354,29 +371,38 @@ class Measuring(TorchFunctionMode):
             for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
 
-    def through_compiled(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def through_compiled(self, part: tuple[nn.Module, str], plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A compiled part of the model, into which no mode can look: it is measured module by module.
 
-        Its samples are taken to lie in its outputs as they do in its first input that carries some.
+        Where its outputs carry samples was followed while it was compiled, from where its inputs did. One that could
+        not be followed runs uncompiled the next time.
         """
-        carried = [(t, track_of(t)) for t in deep_tensors((args, kwargs)) if track_of(t) is not None]
+        session = self.session
+        if id(part[0]) in session.uncompiled_parts or is_skipped(*part):
+            return uncompiled(*part)(*args, **kwargs)
+        carried = [(t, track_of(t)) for t in deep_tensors((args, kwargs))]
         for tensor, _ in carried:
             set_track(tensor, None)
+        session.entering, session.leaving, session.lying = carried, [], str([track for _, track in carried])
         try:
             with _pop_mode_temporarily():
                 out = plain(*args, **kwargs)
+            known = {id(tensor): track for tensor, track in (*carried, *session.leaving)}
         finally:
+            session.entering, session.leaving, session.lying = None, None, ""
             for tensor, track in carried:
                 set_track(tensor, track)
-        if carried:
-            first, track = carried[0]
-            for tensor in deep_tensors(out):
-                fits = isinstance(track, Track) and tensor.ndim > track.axis
-                if fits and tensor.shape[track.axis] == first.shape[track.axis]:  # type: ignore[union-attr, index]
-                    set_track(tensor, track)
-                else:
-                    set_track(tensor, Mixed("compiled code, whose output lies otherwise than its input"))
-                marked(tensor)
+        sampled = any(track is not None for _, track in carried)
+        for tensor in deep_tensors(out):
+            if not sampled and tensor.grad_fn is None:
+                continue
+            track = known.get(id(tensor), _LOST)
+            if track is _LOST:
+                session.uncompiled_parts.add(id(part[0]))
+            set_track(tensor, track)
+            if isinstance(track, Mixed):
+                self._watch_mixing([tensor], track)
+            marked(tensor)
         return out
 
     def note_checkpoint(self) -> None:

@@ -133,7 +133,7 @@ class Merger:
 
     Args:
         model: what is to be edited.
-        found: the layer and its readers; from `model`, or from a model that `model` is a copy of.
+        group: the layer and its readers; from `model`, or from a model that `model` is a copy of.
         how: one of `MERGES`.
         absorption: for "absorb", ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩ of pairs.
     """

@@ -295,10 +295,10 @@ class _Merge(NamedTuple):
 
 
 def _merge_of(model: nn.Module, row: LayerPlan, plan: ConsolidationPlan, example_input: Any) -> _Merge:
-    found = consumers(model, row.layer, example_input)
-    _same_size(row, found.neurons)
-    fewer = to_remove(model, found, plan.norms)
-    pairs = checked_pairs(row.pairs, found.neurons)
+    group = consumers(model, row.layer, example_input)
+    _same_size(row, group.neurons)
+    fewer = to_remove(model, group, plan.norms)
+    pairs = checked_pairs(row.pairs, group.neurons)
     share: Callable[[IndexPairs], Tensor] | None = None
     if plan.how == "absorb":
         shares = torch.tensor([pair.share for pair in row.pairs], dtype=torch.float64)
@@ -306,12 +306,12 @@ def _merge_of(model: nn.Module, row: LayerPlan, plan: ConsolidationPlan, example
         def share(_pairs: IndexPairs) -> Tensor:
             return shares
 
-    return _Merge(row.layer, found, fewer, pairs, plan.how, share)
+    return _Merge(row.layer, group, fewer, pairs, plan.how, share)
 
 
-def to_remove(model: nn.Module, found: Consumers, norms: Norms) -> Consumers:
+def to_remove(model: nn.Module, group: Consumers, norms: Norms) -> Consumers:
     """The group as neurons are taken out of it; ValueError where they cannot be."""
-    fewer = with_norms_apart(model, found) if norms == REPEAT and found.statistics else found
+    fewer = with_norms_apart(model, group) if norms == REPEAT and group.statistics else group
     fewer.require("Removing neurons", removal=True)
     return fewer
 

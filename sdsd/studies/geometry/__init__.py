@@ -9,6 +9,7 @@
 `verdicts.py`      what examinations say to the document's claims
 `studies.py`       the studies, one a network
 `after_merging.py` a network with room to learn, merged and trained on
+`removal.py`       the first biopsy, which failed: single neurons taken out
 `redundancy.py`    what foretells the cost of merging a random pair
 `merge_cost.py`    the cost of a merge foretold, beside cosines and pruning
 `networks.py`      what they examine: a CNN for MNIST, EfficientNet-Lite0, MiniLM, ResNet18
