@@ -117,7 +117,7 @@ def test_a_network_without_hidden_layers_that_rescale_says_which_to_name(net, ca
     assert "layers=[('0', '2')]" in said
     assert "--layer WRITER:READER" in said
     assert "Traceback" not in said
-    found = measured(net, capsys, "orbit", "--layer", "0:2")
+    [found] = measured(net, capsys, "orbit", "--layer", "0:2")
     assert found["numbers"]["0"]["caps"] == 16
 
 
@@ -126,7 +126,7 @@ def test_numbers_are_written_where_no_figure_can_be(net, capsys, monkeypatch):
         raise MissingExtraError("drawing figures needs matplotlib")
 
     monkeypatch.setattr(figures, "save_png", missing)
-    found = measured(net, capsys, "flatness")
+    [found] = measured(net, capsys, "flatness")
     assert found["lines"][-1] == "no figure: drawing figures needs matplotlib"
     assert found["numbers"]["canonical"]
     assert (net.parent / "own" / "flatness" / "results.json").exists()
