@@ -264,7 +264,10 @@ def together(walk: Walk, parts: list[Tensor]) -> Value:
     """What a tensor made of several is."""
     values = [walk.value(part) for part in parts]
     names = frozenset[str]().union(*(value.parameters for value in values))
-    return Value([], all(v.static for v in values), all(v.linear for v in values), names)
+    made = Value([], all(v.static for v in values), all(v.linear for v in values), names)
+    if made.static and not names:
+        made.label = next((v.label for v in values if v.label), "")
+    return made
 
 
 @rule("stack")

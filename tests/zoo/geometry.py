@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from sdsd import geometry
 from sdsd.geometry import Consumers
-from sdsd.geometry.merging.whole_model import _groups as groups_of
+from sdsd.geometry.merging.planning import _groups as groups_of
 from sdsd.graphs import outputs
 
 from .architectures.base import Architecture
@@ -107,7 +107,7 @@ def _look(row: Row, architecture: Architecture) -> None:
         architecture.batch(*architecture.sizes[0]),
     )
     example = batch if isinstance(batch, (dict, Tensor)) else batch[0]
-    found = groups_of(model, "*", example)
+    found = groups_of(model, "*", (), example)
     row.groups = len(found)
     row.layers = sum(len(group.writers) or 1 for group in found)
     cut = []
