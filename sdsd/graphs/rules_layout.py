@@ -149,8 +149,8 @@ def squeeze(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
     before = value.shape if step.out is given else given.shape  # in place, the tensor has its new shape
-    found = value.axes if step.out is given else walk.axes(given)
-    kept = [axis for axis, length in zip(found, before, strict=True) if length != 1]
+    known = value.axes if step.out is given else walk.axes(given)
+    kept = [axis for axis, length in zip(known, before, strict=True) if length != 1]
     axes = iter(kept)
     walk.give(step.out, [None if length == 1 else next(axes) for length in step.out.shape], walk.value(given))
 

@@ -44,6 +44,7 @@ CHOSEN = {
     ),
     ENCODERS: ("BERT, classifier", "DistilBERT, classifier", "ModernBERT, masked words", "T5", "T5, gated", "Whisper"),
     IMAGES: ("ViT", "DINOv2", "ConvNeXt", "ResNet", "SegFormer", "Swin"),
+    "torch": ("nn.Transformer",),
     "timm": (
         "vit", "mixer", "convnext", "densenet, BatchNorm frozen", "regnet, BatchNorm frozen", "resnet18",
         "efficientnet, BatchNorm frozen", "mobilenetv3, BatchNorm frozen", "vgg",
