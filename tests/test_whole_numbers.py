@@ -279,12 +279,12 @@ CASES = [
     case(lambda max_batches: geometry.group_activations(
             network(), batches(), "0", max_batches=max_batches)["0"].sums.covariance(),
          whole={"max_batches": 1}, of="sdsd.group_activations"),
-    case(lambda max_batches: geometry.consolidate_model(
-            network(), [draw(16, 6)], above=0.5, max_batches=max_batches)[0],
-         whole={"max_batches": 1}, of="sdsd.consolidate_model"),
-    case(lambda max_batches: geometry.plan_consolidation(
-            network(), [draw(16, 6)], above=0.5, max_batches=max_batches),
-         whole={"max_batches": 1}, of="sdsd.plan_consolidation"),
+    case(lambda **sizes: geometry.consolidate_model(
+            network(), [draw(16, 6)], above=0.5, **sizes)[0],
+         whole={"max_batches": 1, "multiple": 2}, of="sdsd.consolidate_model"),
+    case(lambda **sizes: geometry.plan_consolidation(
+            network(), [draw(16, 6)], above=0.5, **sizes),
+         whole={"max_batches": 1, "multiple": 2}, of="sdsd.plan_consolidation"),
     case(theory.telling_angle, whole={"count": 20, "dim": 5}),
     case(lambda max_bytes: theory.curvature_gamma(
             network(), loss_of_batch, batches()[0], learning_rate=0.1, batch_size=8, max_bytes=max_bytes),

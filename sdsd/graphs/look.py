@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import evaluating, refuse_scripted, untouched
+from ..models import check_model, evaluating, plainly, untouched
 from .groups import Groups
 from .recording import as_arguments, record
 from .vocabulary import CONVOLUTIONS, spatial_dims
@@ -36,11 +36,11 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
         long as the model has the same modules, settings, parameters and the same example.
 
     Raises:
-        TypeError: a scripted model.
-        ValueError: the model does not run on `example_input`, or on nothing that was tried; parameters that were made
-            under torch.inference_mode.
+        TypeError: no module, or one that was scripted, traced or exported.
+        ValueError: a model without values (meta device); the model does not run on `example_input`, or on nothing that
+            was tried; parameters that were made under torch.inference_mode.
     """
-    refuse_scripted(model)
+    check_model(model)
     made_inside = next((name for name, each in model.named_parameters() if each.is_inference()), None)
     if made_inside is not None:
         raise ValueError(
@@ -51,7 +51,7 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
     kept = _kept.get(model)
     if kept is not None and kept[0] == key:
         return kept[2]
-    with torch.inference_mode(False):  # inside it, layers are one operation each
+    with plainly(model):  # in inference mode layers are one operation each, under autocast they multiply copies
         looks = _looked(model, example_input)
     _kept[model] = (key, example_input, looks)
     return looks

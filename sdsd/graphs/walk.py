@@ -160,9 +160,9 @@ class Walk:
     def use(self, values: Any) -> None:
         """Something is done with these tensors."""
         for tensor in tensors(values):
-            found = None if id(tensor) in self.named else self.values.get(tensor)
-            while found is not None and found.if_used:
-                self.atoms.note(*found.if_used.pop())
+            value = None if id(tensor) in self.named else self.values.get(tensor)
+            while value is not None and value.if_used:
+                self.atoms.note(*value.if_used.pop())
 
     def use_what_is_left(self) -> None:
         """The run is over: tensors that somebody still holds are used."""

@@ -33,6 +33,7 @@ from ...graphs import (
     look,
     row_dim,
 )
+from ...models import check_model, quantised
 
 CANNOT = {MERGING: "merge", READING: "change readers", REMOVAL: "remove"}
 PASS_EXAMPLE = "Pass example_input, so that shapes are known."
@@ -311,8 +312,7 @@ def _rows(looks: list[Groups], model: nn.Module, module: nn.Module, layer: str) 
 
 def dense_layer(model: nn.Module, layer: str) -> nn.Module:
     """The layer of that name, as `consumers` takes it; for the name of a parameter, the module that holds it."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
+    check_model(model)
     if not isinstance(layer, str):
         raise TypeError(f"layer: expected the name of a layer, a str, got {type(layer).__name__}.")
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -329,6 +329,11 @@ def dense_layer(model: nn.Module, layer: str) -> nn.Module:
         )
     module = modules[layer]
     if layer not in suitable:
+        if quantised(module):
+            raise TypeError(
+                f"layer: {layer!r} is {type(module).__name__} of {type(module).__module__}, whose weights are packed "
+                "into whole numbers. Pass the model as it was before quantisation, and quantise the smaller one."
+            )
         raise TypeError(
             f"layer: expected an nn.Linear, a convolution or another layer with a weight, got {layer!r}, which is "
             f"{type(module).__name__}. Name the layer that writes the neurons, not what follows it."

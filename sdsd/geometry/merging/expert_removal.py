@@ -24,6 +24,7 @@ PRODUCTS = ("linear", "matmul", "mm", "addmm", "__matmul__")
 GROUPS = ("n_group", "num_group", "n_groups")
 
 
+@torch.inference_mode(False)
 def remove_experts(
     model: nn.Module,
     experts: str,

@@ -13,7 +13,7 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...graphs import CONVOLUTIONS, READER, listening
-from ...models import evaluating
+from ...models import evaluating, plainly
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding
 from ..gram import GramAccumulator
 from .consumers import Consumers, consumers
@@ -39,7 +39,7 @@ def group_activations(
     position is a sample.
 
     Args:
-        model: any module; it runs in eval mode, and is left as it was.
+        model: any module; it runs in eval mode and without autocast, and is left as it was.
         loader: as in `collect_activations`.
         layers: names as in `consumers`; each stands for its group.
         of: "readers": what the first reader of the group multiplies, behind norms, gates and sums: for heads, their
@@ -87,11 +87,11 @@ def collect_groups(
     padding: Padding,
     progress: Progress,
 ) -> dict[str, LayerActivations]:
-    """`group_activations` of groups that are known."""
+    """`group_activations` of groups that are known; autocast is off meanwhile."""
     stores = [_Store(model, group, of, padding) for group in groups]
     report = reporter(progress, "activations of groups")
     done = 0
-    with evaluating(model):
+    with plainly(model), evaluating(model):
         for batch in loader:
             padding.start(batch, done)
             with _hearing(model, stores, of):

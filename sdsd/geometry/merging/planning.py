@@ -16,10 +16,11 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...graphs import DENSE, WRITER, Groups, look
+from ...models import quantised
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding
 from ..cosines import disjoint_pairs, merge_cost
 from .consumers import Consumers, consumers
-from .cost import foretold_change, roots_of, weights_of
+from .cost import foretold_change, roots_of, unweighable, weights_of
 from .expert_removal import chosen_of, router_of
 from .experts import count_of, expert_cosine, holder_of
 from .group_activations import READERS, collect_groups, example_of
@@ -45,6 +46,7 @@ def plan_consolidation(
     below: float | None = None,
     budget: float | None = None,
     uniform: Uniform = False,
+    multiple: int = 1,
     how: How = "mean",
     norms: Norms = "refuse",
     loss: tuple[Iterable[Any], LossFunction] | None = None,
@@ -57,8 +59,8 @@ def plan_consolidation(
     """What `consolidate_model` would do with the same arguments; nothing is changed.
 
     Args:
-        model, loader, layers, exclude, experts, by, above, below, budget, uniform, how, norms, loss, example_input,
-            max_batches, forward, mask: as in `consolidate_model`.
+        model, loader, layers, exclude, experts, by, above, below, budget, uniform, multiple, how, norms, loss,
+            example_input, max_batches, forward, mask: as in `consolidate_model`.
         progress: True for lines on standard error, or a function called with (done, total): batches, then layers.
 
     Returns:
@@ -88,11 +90,14 @@ def plan_consolidation(
         loss=loss,
         experts=experts,
     )
+    multiple = checks.check_integer(multiple, "multiple", least=1, why="feature")
     if example_input is None:
         example_input = example_of(model, loader)
     run = forward or ModelCall(model, None)
     found = _groups(model, layers, exclude, example_input)
     rows = [_Row.of(model, group, exclude, how, norms) for group in found]
+    if loss is not None:
+        rows = [row if row.refused else row._replace(refused=unweighable(row.group)) for row in rows]
     mixtures = [_mixture(model, name) for name in _matching_mixtures(model, experts)]
     able = [row for row in rows if not row.refused]
     if not able and all(row.refused for row in mixtures):
@@ -120,6 +125,8 @@ def plan_consolidation(
     plans = []
     for row in [*rows, *mixtures]:
         pairs = tuple(chosen[row.layer])
+        while pairs and row.kind == NEURONS and (row.units - len(pairs)) * row.features % multiple:
+            pairs = pairs[:-1]
         foretold = None
         if pairs and row.kind == NEURONS:
             checked = checked_pairs(pairs, row.units)
@@ -179,6 +186,11 @@ class _Row(NamedTuple):
     group: Any = None
     fewer: Any = None
 
+    @property
+    def features(self) -> int:
+        """Rows of the layer that make one neuron."""
+        return len(self.group.rows) // self.units
+
     @staticmethod
     def of(model: nn.Module, group: Consumers, exclude: Patterns, how: How, norms: Norms) -> _Row:
         writers = tuple(writer.name for writer in group.writers if writer.name != group.layer)
@@ -236,7 +248,9 @@ def _groups(model: nn.Module, layers: Patterns, exclude: Patterns, example_input
                 found.append(group)
     if not found:
         asked = ", ".join(map(repr, _listed(layers)))
-        raise ValueError(f"layers: no layer that runs and has a weight matches {asked}.")
+        packed = any(map(quantised, model.modules()))
+        hint = " Its weights are packed: pass the model as it was before quantisation." if packed else ""
+        raise ValueError(f"layers: no layer that runs and has a weight matches {asked}.{hint}")
     return found
 
 

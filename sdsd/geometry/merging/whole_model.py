@@ -29,6 +29,7 @@ def consolidate_model(
     below: float | None = None,
     budget: float | None = None,
     uniform: Uniform = False,
+    multiple: int = 1,
     how: How = "mean",
     norms: Norms = "refuse",
     loss: tuple[Iterable[Any], LossFunction] | None = None,
@@ -70,10 +71,12 @@ def consolidate_model(
             they would lose and at least one if any does, so that one number in a configuration can say it; see
             `fit_config`. "share": layers with the same last part of their names lose the same share, whatever their
             sizes, as one mlp_ratio says it.
+        multiple: as many features stay in a layer as a multiple of this, for the sake of the hardware, or nothing goes
+            from it; grouped products of experts take only multiples of 16 bytes.
         how: "mean" | "absorb", as in `consolidate`.
         norms: "refuse" | "repeat", as in `consolidate`: "repeat" cuts residual streams behind norms, too.
         loss: (loader, loss_fn) as in `outgoing_weights`: costs are rises of this loss, to second order, and so
-            comparable between layers. Readers have to be modules with an output of their own. With by="cost".
+            comparable between layers; layers that are read by what has no output of its own stay. With by="cost".
         evaluate: a function of the model that gives a number, or (loader, loss_fn) as in `biopsy`: asked before, after,
             and with each layer's pairs merged alone, in eval mode.
         inplace: change `model` instead of a copy. An optimizer has to be made anew then.
@@ -103,6 +106,7 @@ def consolidate_model(
         below=below,
         budget=budget,
         uniform=uniform,
+        multiple=multiple,
         how=how,
         norms=norms,
         loss=loss,

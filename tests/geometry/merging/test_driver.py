@@ -26,7 +26,7 @@ from sdsd.geometry import (
     remove_experts,
 )
 from sdsd.geometry.merging import plan as plan_module
-from tests.geometry.merging.test_whole_models import Gated, Mixture, assert_same, made, tokens
+from tests.geometry.merging.test_whole_models import Attention, Experts, Gated, Mixture, assert_same, made, tokens
 
 
 def deep() -> tuple[nn.Sequential, torch.Tensor]:
@@ -356,9 +356,38 @@ def test_the_report_is_json_and_a_page(tmp_path):
     assert f"{report.evaluated[1]:.6g}" in page
 
 
+@torch.no_grad()
+def test_as_many_features_stay_as_a_multiple():
+    model, x = deep()
+    free = plan_consolidation(model, [x], budget=0.2)
+    plan = plan_consolidation(model, [x], budget=0.2, multiple=4)
+    for one, other in zip(plan.layers, free.layers, strict=True):
+        assert (one.neurons - len(one.pairs)) % 4 == 0 or not one.pairs
+        assert len(other.pairs) - len(one.pairs) in (0, 1, 2, 3)
+        assert one.pairs == other.pairs[: len(one.pairs)]
+    assert any(row.pairs for row in plan.layers)
+    assert any(row.neurons % 4 for row in plan.layers[:-1])
+    attention, x = made(Attention("separate")), tokens(3, 6, 5)  # three features a head, two heads a group
+    assert [len(row.pairs) for row in plan_consolidation(attention, [x], "q", above=-1, multiple=6).layers] == [1]
+    assert [len(row.pairs) for row in plan_consolidation(attention, [x], "q", above=-1, multiple=4).layers] == [0]
+
+
+def test_a_loss_does_not_weigh_readers_without_an_output_of_their_own():
+    model, x = made(Experts()), tokens(20, 5)
+    loss = ([x], lambda net, batch: net(batch).square().mean())
+    front = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 5)).double()
+    plan = plan_consolidation(nn.Sequential(front, model), [x], by="cost", below=9, loss=loss)
+    assert len(plan.layers[0].pairs) == 3
+    row = next(row for row in plan.layers if row.layer == "1.gate_up")
+    assert "not the weight of a layer with an output of its own" in row.refused
+    with pytest.raises(ValueError, match="'down' reads 'gate_up' and is not the weight"):
+        outgoing_weights(model, "gate_up", x, loss=loss)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"budget": 0.1, "multiple": 0}, "multiple: expected at least 1"),
         ({"below": 1}, "below: it goes with by='cost'"),
         ({"above": 0.5, "loss": ([], None)}, "loss: it goes with by='cost'"),
         ({"above": 0.5, "by": "cost"}, "above: it goes with by='cosine'"),
