@@ -63,6 +63,7 @@ LOOKS_ONLY, WRITES, IS_COMPOSITE, BY_SHAPE, BY_FIRST, BY_VALUE = (
 """Sorts of functions; the last three say what decides where the output carries samples."""
 QUICK = frozenset([BY_SHAPE, BY_FIRST])
 SORTS: dict[Any, str] = {}
+PLAIN = frozenset([Tensor, torch.nn.Parameter])
 SEQUENCES = frozenset([tuple, list, torch.Size, slice])
 CONSTANTS = frozenset(
     [
