@@ -62,9 +62,9 @@ test-zoo: $(ZOO)/stamp  ## monitor, functional geometry and symmetries on archit
 	$(ZOO)/bin/python -m tests.zoo.geometry $(ZOO_ARGS)
 	$(ZOO)/bin/python -m tests.zoo.theory $(ZOO_ARGS)
 
-side-by-side: $(ZOO)/stamp  ## what Torch-Pruning cuts and what is cut here, into docs/functional-geometry.md; ten minutes
+side-by-side: $(ZOO)/stamp  ## what Torch-Pruning cuts and what is cut here, into docs/functional-geometry.md; ten minutes or more (resumable)
 	$(ZOO)/bin/python -m pip install --disable-pip-version-check --no-deps $(PIP_ARGS) torch-pruning==1.6.1 -r networks.txt
-	$(ZOO)/bin/python -m benchmarks.torch_pruning cut quality tables
+	$(ZOO)/bin/python -m benchmarks.torch_pruning
 
 newcomer: $(VENV)/dev.stamp  ## all that a stranger does, in fresh clones and environments; gigabytes (NEWCOMER_ARGS=--quick: no)
 	$(BIN)/python -m tests.newcomer $(NEWCOMER_ARGS)

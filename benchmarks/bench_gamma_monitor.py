@@ -300,8 +300,12 @@ def prepare(case: Case, device: torch.device) -> Comparison:
     """One model and batch, and everybody who finds the norms of the samples' gradients; peers on the CPU."""
     job = make_job(case, device)
     peers: dict[str, Callable[[Job], Provider]] = {
-        LOOP: loop, VMAP: vmap_of_grad, BACKPACK: backpack_norms, OPACUS: opacus_hooks, OPACUS_GHOST: opacus_ghost,
-    }  # fmt: skip
+        LOOP: loop,
+        VMAP: vmap_of_grad,
+        BACKPACK: backpack_norms,
+        OPACUS: opacus_hooks,
+        OPACUS_GHOST: opacus_ghost,
+    }
     truth = vmap_of_grad
     if job.autocast is not None:
         peers, truth = {}, loop

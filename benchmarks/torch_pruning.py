@@ -1,10 +1,12 @@
 """Side by side with Torch-Pruning: which structures of which models each can cut, and what is left at equal size.
 
-    python -m benchmarks.torch_pruning cut quality     # measures, into benchmarks/torch_pruning.json
-    python -m benchmarks.torch_pruning tables          # writes the tables of docs/functional-geometry.md from it
+    python -m benchmarks.torch_pruning                 # measures, and when all is measured writes file and page
+    python -m benchmarks.torch_pruning --tables        # only the tables of docs/functional-geometry.md, from the file
 
-It needs torch-pruning, torchvision, timm and transformers, and for "quality" scikit-learn and the packages of
-networks.txt: `make side-by-side` installs and runs all of it.
+It needs torch-pruning, torchvision, timm and transformers, scikit-learn and the packages of networks.txt:
+`make side-by-side` installs and runs all of it. What is measured is kept in out/side-by-side.json, so that a run that
+was stopped goes on where it was; it starts anew when the code or a package is another. benchmarks/torch_pruning.json
+has whole runs only.
 
 Both are asked for the same: take these units (neurons, channels, whole heads) of this layer out of a tiny random
 network with everything that is coupled to them, and run it. Torch-Pruning gets the rows of the weight that belong to
@@ -17,13 +19,16 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import hashlib
 import json
 import signal
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -35,8 +40,10 @@ from sdsd.geometry.merging import mean_loss
 from sdsd.graphs import outputs
 
 from .harness import ROOT
+from .torch_pruning_models import models
 
 FILE = ROOT / "benchmarks" / "torch_pruning.json"
+KEPT = ROOT / "out" / "side-by-side.json"
 PAGE = ROOT / "docs" / "functional-geometry.md"
 OURS, THEIRS = "sdsd", "Torch-Pruning"
 CPU_SECONDS = 20
@@ -44,123 +51,6 @@ CPU_SECONDS = 20
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 SEEDS = 3
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-class Model(NamedTuple):
-    """A model as its library makes it, and layers of it by what they are."""
-
-    make: Callable[[], nn.Module]
-    example: Callable[[], Any]
-    structures: dict[str, str]
-
-
-def images(size: int = 64) -> Callable[[], Tensor]:
-    return lambda: torch.randn(2, 3, size, size)
-
-
-def texts() -> dict[str, Tensor]:
-    return {"input_ids": torch.randint(5, 90, (2, 12))}
-
-
-def models() -> dict[str, Model]:
-    import timm
-    import torchvision
-    import transformers as hf
-
-    small: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    llama: dict[str, Any] = {**small, "intermediate_size": 48, "num_key_value_heads": 2, "use_cache": False}
-    t5 = hf.T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, use_cache=False)
-
-    def from_timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-        return lambda: timm.create_model(name, num_classes=10, **options)
-
-    return {
-        "GPT-2": Model(
-            lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, use_cache=False)),
-            texts,
-            {"MLP (Conv1D)": "transformer.h.0.mlp.c_fc", "heads, fused q k v": "transformer.h.0.attn.c_attn"},
-        ),
-        "Llama": Model(
-            lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**llama)),
-            texts,
-            {
-                "gated MLP": "model.layers.0.mlp.gate_proj",
-                "heads, grouped": "model.layers.0.self_attn.q_proj",
-                "residual stream": "model.layers.0.mlp.down_proj",
-            },
-        ),
-        "Mixtral": Model(
-            lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**llama, num_local_experts=4)),
-            texts,
-            {"neurons of all experts": "model.layers.0.mlp.experts.gate_up_proj"},
-        ),
-        "BERT": Model(
-            lambda: hf.BertModel(hf.BertConfig(**small, intermediate_size=48)),
-            texts,
-            {"MLP": "encoder.layer.0.intermediate.dense", "heads": "encoder.layer.0.attention.self.query"},
-        ),
-        "T5": Model(
-            lambda: hf.T5EncoderModel(t5),
-            texts,
-            {
-                "MLP": "encoder.block.0.layer.1.DenseReluDense.wi",
-                "heads": "encoder.block.1.layer.0.SelfAttention.q",
-            },
-        ),
-        "ViT (timm)": Model(
-            from_timm("vit_tiny_patch16_224", img_size=64, depth=2),
-            images(),
-            {
-                "MLP": "blocks.0.mlp.fc1",
-                "heads, fused q k v": "blocks.0.attn.qkv",
-                "residual stream": "patch_embed.proj",
-            },
-        ),
-        "Mixer (timm)": Model(
-            from_timm("mixer_s32_224", img_size=64),
-            images(),
-            {"MLP over tokens": "blocks.0.mlp_tokens.fc1", "MLP over channels": "blocks.0.mlp_channels.fc1"},
-        ),
-        "ResNet18 (torchvision)": Model(
-            lambda: torchvision.models.resnet18(),
-            images(),
-            {"inside a block": "layer1.0.conv1", "residual stream": "conv1"},
-        ),
-        "SE-ResNet50 (timm)": Model(
-            from_timm("seresnet50"),
-            images(),
-            {"inside a block": "layer1.0.conv2", "stream behind squeeze-and-excitation": "layer1.0.conv3"},
-        ),
-        "MobileNetV3 (torchvision)": Model(
-            lambda: torchvision.models.mobilenet_v3_small(),
-            images(),
-            {"expansion, depthwise, squeeze": "features.2.block.0.0", "linear bottleneck": "features.2.block.2.0"},
-        ),
-        "RegNetY (timm)": Model(
-            from_timm("regnety_004"),
-            images(),
-            {"grouped convolution": "s1.b1.conv2.conv", "stream": "s1.b1.conv3.conv"},
-        ),
-        "ConvNeXt (timm)": Model(
-            from_timm("convnext_atto"), images(), {"MLP": "stages.0.blocks.0.mlp.fc1", "residual stream": "stem.0"}
-        ),
-        "DenseNet121 (torchvision)": Model(
-            lambda: torchvision.models.densenet121(),
-            images(),
-            {"concatenated": "features.conv0", "inside a layer": "features.denseblock1.denselayer1.conv1"},
-        ),
-        "GoogLeNet (torchvision)": Model(
-            lambda: torchvision.models.googlenet(init_weights=False, aux_logits=False),
-            images(),
-            {"branch of a concatenation": "inception3a.branch1.conv"},
-        ),
-        "ShuffleNetV2 (torchvision)": Model(
-            lambda: torchvision.models.shufflenet_v2_x0_5(), images(), {"inside a branch": "stage2.1.branch2.0"}
-        ),
-        "NF-ResNet26 (timm)": Model(
-            from_timm("nf_resnet26"), images(), {"standardised convolution": "stages.0.0.conv1"}
-        ),
-    }
 
 
 class Cut(NamedTuple):
@@ -233,64 +123,79 @@ def _first(given: Any) -> Any:
     return next(each for each in outputs(given) if isinstance(each, Tensor))
 
 
-def cut_cases() -> Iterator[dict[str, Any]]:
-    for name, (make, example_of, structures) in models().items():
-        torch.manual_seed(0)
-        model, example = make().eval(), example_of()
-        for structure, layer in structures.items():
-            found = consumers(model, layer, example)
-            heads = "heads" in structure
-            # Grouped products of experts take widths that are multiples of 16 bytes.
-            units = [1] if heads or found.neurons < 8 else [1, 3, 5, 7]
-            rows = torch.isin(found.rows, torch.tensor(units)).nonzero().flatten().tolist()
-            mine, other = ours(model, layer, units, example), theirs(model, layer, rows, example)
-            same = None
-            if mine.model is not None and other.model is not None:
-                pairs = list(zip(answers(mine.model, example), answers(other.model, example), strict=True))
-                same = all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
-            yield {
-                "model": name, "structure": structure, "layer": layer, "units": units, "parameters": count(model),
-                OURS: {"cut": mine.model is not None, "parameters": mine.parameters, "why": mine.why},
-                THEIRS: {"cut": other.model is not None, "parameters": other.parameters, "why": other.why},
-                "same": same,
-            }  # fmt: skip
+def cut_cases(name: str) -> list[dict[str, Any]]:
+    make, example_of, structures = models()[name]
+    torch.manual_seed(0)
+    model, example = make().eval(), example_of()
+    return [cut_case(name, structure, layer, model, example) for structure, layer in structures.items()]
+
+
+def cut_case(name: str, structure: str, layer: str, model: nn.Module, example: Any) -> dict[str, Any]:
+    found = consumers(model, layer, example)
+    # Grouped products of experts take widths that are multiples of 16 bytes.
+    units = [1] if "heads" in structure or found.neurons < 8 else [1, 3, 5, 7]
+    rows = torch.isin(found.rows, torch.tensor(units)).nonzero().flatten().tolist()
+    mine, other = ours(model, layer, units, example), theirs(model, layer, rows, example)
+    same = None
+    if mine.model is not None and other.model is not None:
+        pairs = list(zip(answers(mine.model, example), answers(other.model, example), strict=True))
+        same = all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
+    return {
+        "model": name, "structure": structure, "layer": layer, "units": units, "parameters": count(model),
+        OURS: {"cut": mine.model is not None, "parameters": mine.parameters, "why": mine.why},
+        THEIRS: {"cut": other.model is not None, "parameters": other.parameters, "why": other.why},
+        "same": same,
+    }  # fmt: skip
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------
 
 
-def quality_cases() -> Iterator[dict[str, Any]]:
+def held_out(seed: int) -> Any:
+    """The digits CNN mapped on the digits that it learned, measured on the others."""
     from sdsd.studies.digits import load_digits
-    from sdsd.studies.geometry import networks, subject
+    from sdsd.studies.geometry import subject
 
-    def held_out(seed: int) -> Any:
-        """Mapped on the digits that the network learned, measured on the others."""
-        images, classes = load_digits(seed)
-        images, learned = images.reshape(-1, 1, 8, 8), subject.TRAINING_IMAGES
-        others = [(images[learned:], classes[learned:])]
-        return dataclasses.replace(
-            subject.digits_cnn(seed),
-            batches=[images[:learned]],
-            sensitivity=mean_loss(others, subject.classification_loss),
-        )
+    images, classes = load_digits(seed)
+    images, learned = images.reshape(-1, 1, 8, 8), subject.TRAINING_IMAGES
+    others = [(images[learned:], classes[learned:])]
+    return dataclasses.replace(
+        subject.digits_cnn(seed),
+        batches=[images[:learned]],
+        sensitivity=mean_loss(others, subject.classification_loss),
+    )
 
-    subjects: dict[str, Callable[[int], Any]] = {
-        "digits CNN": held_out,
-        "EfficientNet-Lite0": lambda seed: networks.efficientnet_subject(seed, mapped=64, measured=64),
-        "MiniLM, layer 4 of 6": lambda seed: networks.minilm_subject(
-            seed, layer=3, tokens=16, count=512, mapped=128, measured=128
-        ),
-    }
-    for name, make in subjects.items():
-        for seed in range(SEEDS):
-            chosen = make(seed)
-            whole = chosen.sensitivity(chosen.model)
-            for share in SHARES:
-                for method, smaller in smaller_networks(chosen, share):
-                    yield {
-                        "network": name, "seed": seed, "measure": chosen.measure, "share": share, "method": method,
-                        "parameters": count(smaller), "cost": chosen.sensitivity(smaller) - whole,
-                    }  # fmt: skip
+
+def efficientnet(seed: int) -> Any:
+    from sdsd.studies.geometry import networks
+
+    return networks.efficientnet_subject(seed, mapped=64, measured=64)
+
+
+def minilm(seed: int) -> Any:
+    from sdsd.studies.geometry import networks
+
+    return networks.minilm_subject(seed, layer=3, tokens=16, count=512, mapped=128, measured=128)
+
+
+NETWORKS: dict[str, Callable[[int], Any]] = {
+    "digits CNN": held_out,
+    "EfficientNet-Lite0": efficientnet,
+    "MiniLM, layer 4 of 6": minilm,
+}
+
+
+def quality_cases(name: str, seed: int) -> list[dict[str, Any]]:
+    chosen = NETWORKS[name](seed)
+    whole = chosen.sensitivity(chosen.model)
+    return [
+        {
+            "network": name, "seed": seed, "measure": chosen.measure, "share": share, "method": method,
+            "parameters": count(smaller), "cost": chosen.sensitivity(smaller) - whole,
+        }
+        for share in SHARES
+        for method, smaller in smaller_networks(chosen, share)
+    ]  # fmt: skip
 
 
 BY_COST, BY_COSINE, MAGNITUDE = "absorbed by cost", "absorbed by cosine", "Torch-Pruning, magnitude"
@@ -341,6 +246,7 @@ def cut_table(cases: list[dict[str, Any]]) -> str:
 
 
 def quality_table(cases: list[dict[str, Any]]) -> str:
+    """Means over draws and their range; in bold what loses least in every draw."""
     methods = (BY_COST, BY_COSINE, MAGNITUDE)
     lines = [
         "| network | what is lost | neurons fewer | " + " | ".join(methods) + " |",
@@ -349,11 +255,16 @@ def quality_table(cases: list[dict[str, Any]]) -> str:
     for network in dict.fromkeys(case["network"] for case in cases):
         for share in SHARES:
             row = [case for case in cases if case["network"] == network and case["share"] == share]
-            cells = [statistics.fmean(case["cost"] for case in row if case["method"] == method) for method in methods]
-            texts = [f"{cell:.2g}" for cell in cells]
-            texts[cells.index(min(cells))] = f"**{texts[cells.index(min(cells))]}**"
-            lines.append(f"| {network} | {row[0]['measure']} | {share:.0%} | " + " | ".join(texts) + " |")
+            draws = {method: [case["cost"] for case in row if case["method"] == method] for method in methods}
+            least = [min(each) for each in zip(*draws.values(), strict=True)]
+            cells = [_cell(costs, bold=costs == least) for costs in draws.values()]
+            lines.append(f"| {network} | {row[0]['measure']} | {share:.0%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(costs: list[float], bold: bool) -> str:
+    mean = f"{statistics.fmean(costs):.2g}"
+    return f"{f'**{mean}**' if bold else mean} ({min(costs):.2g} to {max(costs):.2g})"
 
 
 def with_tables(page: str, results: dict[str, Any]) -> str:
@@ -365,22 +276,66 @@ def with_tables(page: str, results: dict[str, Any]) -> str:
     return page
 
 
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+PACKAGES = ("torch", "torch-pruning", "torchvision", "timm", "transformers")
+
+
+def made_with() -> dict[str, str]:
+    """Versions, and a digest of the code that is measured."""
+    files = [
+        *sorted(Path(__file__).parent.glob("torch_pruning*.py")),
+        *sorted((ROOT / "sdsd").rglob("*.py")),
+        *sorted((ROOT / "sdsd_kernels").rglob("*.py")),
+    ]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return {**{package: version(package) for package in PACKAGES}, "code": digest}
+
+
+Cases = list[dict[str, Any]]
+
+
+def measured(tasks: Mapping[str, Callable[[], Cases]], kept: Path, made: dict[str, str]) -> dict[str, Cases]:
+    """The cases of every task, in their order; what `kept` has of the same code and packages is not run again."""
+    state: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if state.get("made with") != made:
+        state = {"made with": made, "tasks": {}}
+    for done, (name, task) in enumerate(tasks.items(), 1):
+        if name not in state["tasks"]:
+            state["tasks"][name] = task()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            written = kept.with_suffix(".part")
+            written.write_text(json.dumps(state), encoding="utf-8")
+            written.replace(kept)
+        print(f"{done}/{len(tasks)} {name}", file=sys.stderr, flush=True)
+    return {name: state["tasks"][name] for name in tasks}
+
+
+def results_of(cases: dict[str, Cases], made: dict[str, str]) -> dict[str, Any]:
+    """What the file has: all cases of a kind one behind the other, and the versions."""
+    kinds = {kind: [case for name in cases if name.startswith(f"{kind}: ") for case in cases[name]] for kind in KINDS}
+    return {**kinds, "versions": {package: made[package] for package in PACKAGES}}
+
+
+CUT, QUALITY = "cut", "quality"
+KINDS = (CUT, QUALITY)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=("cut", "quality", "tables"))
-    asked = parser.parse_args().what
-    results: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    for name, cases in (("cut", cut_cases), ("quality", quality_cases)):
-        if name in asked:
-            results[name] = []
-            for case in cases():
-                print(json.dumps(case), flush=True)
-                results[name].append(case)
-            packages = ("torch", "torch-pruning", "torchvision", "timm", "transformers")
-            results["versions"] = {package: version(package) for package in packages}
-            FILE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if "tables" in asked:
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    if not parser.parse_args().tables:
+        tasks: dict[str, Callable[[], Cases]] = {f"{CUT}: {name}": partial(cut_cases, name) for name in models()}
+        tasks |= {
+            f"{QUALITY}: {name}, draw {seed + 1} of {SEEDS}": partial(quality_cases, name, seed)
+            for name in NETWORKS
+            for seed in range(SEEDS)
+        }
+        made = made_with()
+        results = results_of(measured(tasks, KEPT, made), made)
+        FILE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = json.loads(FILE.read_text(encoding="utf-8"))
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     return 0
 
 

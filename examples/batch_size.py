@@ -57,11 +57,18 @@ def watch(images: Tensor, labels: Tensor, seed: int = 0) -> list[dict[str, Any]]
             optimizer.step()
             optimizer.zero_grad()
             smoothed = stats.smoothed
-            readings.append({
-                "step": step, "loss": loss.item(), "single_step": stats.noise_scale, "smoothed": smoothed.noise_scale,
-                "interval": smoothed.noise_scale_interval, "gamma": smoothed.gamma_unbiased,
-                "gamma_interval": smoothed.interval, "true": truth,
-            })  # fmt: skip
+            readings.append(
+                {
+                    "step": step,
+                    "loss": loss.item(),
+                    "single_step": stats.noise_scale,
+                    "smoothed": smoothed.noise_scale,
+                    "interval": smoothed.noise_scale_interval,
+                    "gamma": smoothed.gamma_unbiased,
+                    "gamma_interval": smoothed.interval,
+                    "true": truth,
+                }
+            )
     return readings
 
 
@@ -159,10 +166,15 @@ def draw(readings: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path)
     shown = [r for r in readings if r["interval"] is not None]
     known = [r for r in readings if r["true"] is not None]
     figures.draw_noise_scale(
-        left, [r["step"] for r in shown], [r["smoothed"] for r in shown], [r["interval"][0] for r in shown],
-        [r["interval"][1] for r in shown], BATCH, exact_steps=[r["step"] for r in known],
+        left,
+        [r["step"] for r in shown],
+        [r["smoothed"] for r in shown],
+        [r["interval"][0] for r in shown],
+        [r["interval"][1] for r in shown],
+        BATCH,
+        exact_steps=[r["step"] for r in known],
         exact=[r["true"] for r in known],
-    )  # fmt: skip
+    )
     left.set_xlabel("training step")
     figures.set_title(left, "The noise scale while it learns")
     for target, colour in zip(TARGETS, (figures.GREEN, figures.BLUE), strict=True):

@@ -75,10 +75,16 @@ def draw(rows: dict[float, list[tuple[float, float, float]]], path: Path) -> Non
     for axes, place, name in ((left, 0, "held-out accuracy"), (right, 1, "H_G (nats)")):
         columns = [[run[place] for run in runs] for runs in rows.values()]
         figures.draw_curves(
-            axes, shown, {name: [statistics.mean(c) for c in columns]},
+            axes,
+            shown,
+            {name: [statistics.mean(c) for c in columns]},
             bands={name: ([min(c) for c in columns], [max(c) for c in columns])},
-            log_x=True, marker="o", xlabel="strength of L_geom (leftmost: none)", ylabel=name, legend="",
-        )  # fmt: skip
+            log_x=True,
+            marker="o",
+            xlabel="strength of L_geom (leftmost: none)",
+            ylabel=name,
+            legend="",
+        )
     figures.set_title(left, "What it does to accuracy")
     figures.set_title(right, "What it does to the symmetry entropy")
     figures.save_png(figure, path, 100)

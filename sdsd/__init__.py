@@ -27,6 +27,27 @@
 `NeuronMap`                 a layer's neurons as points in space, in clusters; saved, drawn, exported
 `validate`                  compare every backend on this machine with the definitions
 ==========================  ================================================================================
+
+====================  ======================================================================================
+inside                what is there
+====================  ======================================================================================
+`gamma/`              gradient signal and noise: statistics, the monitor, histories
+`geometry/`           neurons by their cosines: pairs, sums over batches, maps, merges
+`graphs/`             a model's operations, followed while it runs
+`models/`             attaching to models, restoring them, naming their parts
+`theory/`             what the source documents prove, as functions
+`report/`             pages and figures
+`studies/`            experiments, each with its rule fixed beforehand, and the claims they judge
+`integrations/`       training loops of other libraries
+`cli/`                the `sdsd` command; `__main__.py` is its process
+`_extras.py`          optional packages
+`_progress.py`        how far a long call is
+`_tensor_files.py`    tensors from files
+`_student_t.py`       quantiles of Student's t
+`_drawing.py`         figures without a display
+`_terminal.py`        output that is not Unicode
+`_interrupts.py`      Ctrl-C, which always ends a command
+====================  ======================================================================================
 """
 
 from __future__ import annotations
@@ -156,8 +177,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'sdsd' has no attribute {name!r}")
     for module, names in _NAMES.items():
-        found = importlib.import_module(module)
-        globals().update({each: getattr(found, each) for each in names})
+        loaded = importlib.import_module(module)
+        globals().update({each: getattr(loaded, each) for each in names})
     return globals()[name]
 
 

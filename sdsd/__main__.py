@@ -1,23 +1,21 @@
-"""The process of `sdsd` and of `python -m sdsd`: what Ctrl-C does before a command listens, and after it has ended."""
+"""The process of `sdsd` and of `python -m sdsd`; `_interrupts.py` says what Ctrl-C does in it."""
 
 from __future__ import annotations
 
-import signal
 import sys
+
+from ._interrupts import end_at_once_until_work_begins, ignore
 
 
 def start() -> None:
     """Run the command line of the process and exit with its status."""
-    try:
-        from .cli import main
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    end_at_once_until_work_begins()
+    from .cli import main
+
     try:
         sys.exit(main())
     finally:
-        # What runs at exit, torch's part of it among them, would answer with a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore()
 
 
 if __name__ == "__main__":

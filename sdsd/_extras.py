@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from types import ModuleType
 
 PACKAGES = {"sklearn": "scikit-learn", "umap": "umap-learn", "faiss": "faiss-cpu"}
@@ -29,9 +30,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        package = {"sklearn": "scikit-learn", "umap": "umap-learn", "faiss": "faiss-cpu"}.get(
-            module.split(".")[0], module.split(".")[0]
-        )
+        package = PACKAGES.get(module.split(".")[0], module.split(".")[0])
         raise MissingExtraError(
             f"{purpose} needs {package}, which is not installed. {how_to_install(package, extra)}"
         ) from error
@@ -39,6 +38,19 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
 
 def how_to_install(package: str, extra: str) -> str:
     """Commands that work while sdsd is on no package index."""
-    return (
-        f"Run: pip install {package}; or, in a checkout of sdsd, for everything of its kind: pip install '.[{extra}]'"
+    address = repository()
+    everything = (
+        f"in a checkout of sdsd, for everything of its kind: pip install '.[{extra}]'"
+        if address is None
+        else f"for everything of its kind: pip install 'sdsd[{extra}] @ git+{address}'"
     )
+    return f"Run: pip install {package}; or, {everything}"
+
+
+def repository() -> str | None:
+    """The address in the metadata of the installation (setup.py puts it there), or None."""
+    try:
+        named = importlib.metadata.metadata("sdsd").get_all("Project-URL") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((url.partition(", ")[2] for url in named if url.startswith("Repository, ")), None)

@@ -151,7 +151,7 @@ def _load_npz(path: Path, key: str | None) -> dict[str, np.ndarray]:
             named = [name for name in archive.files if key is not None and f"{name}.".startswith(f"{key}.")]
             if key is not None and not named:
                 raise TensorFileError(f"{path}: there is no entry {key!r}. {_entries(archive.files, key)}")
-            found = {name: archive[name] for name in named or archive.files}
+            arrays = {name: archive[name] for name in named or archive.files}
     except TensorFileError:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
@@ -159,9 +159,9 @@ def _load_npz(path: Path, key: str | None) -> dict[str, np.ndarray]:
             raise _needs_code(path, "an array of Python objects") from error
         raise _damaged(path, "a NumPy archive") from error
     if named:
-        return found
+        return arrays
     # Members that are no arrays come as bytes.
-    return {name: each for name, each in found.items() if isinstance(each, np.ndarray) and each.dtype.kind not in "SU"}
+    return {name: each for name, each in arrays.items() if isinstance(each, np.ndarray) and each.dtype.kind not in "SU"}
 
 
 def _entries(names: Sequence[str], key: str, most: int = 8) -> str:

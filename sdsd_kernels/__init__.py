@@ -14,7 +14,7 @@ function               reads                                      gives
 `disjoint_pairs`       activations, or a cosine matrix            pairs that share no neuron: nearest, farthest …
 `weight_grad_stats`    a linear layer's inputs, output gradients  weight gradient, Σ‖per-sample gradient‖²
 `conv_…`               the same of a convolution                  the same
-`…weight_grad_into`    the same, and a tensor for the norms       gradients of weight and bias, norms in its rows
+`weight_grad_into`     of either, and a tensor for the norms      gradients of weight and bias, norms in its rows
 `lookup_squares_into`  tokens, output gradients                   norm of an embedding's in a row of that tensor
 `scale_shift_grads`    a norm's inputs, output gradients          gradients of scale and shift, norms in such rows
 =====================  =========================================  ================================================
@@ -35,6 +35,10 @@ One call, from its door to the launch; these functions, in this order, are the w
       on a GPU          gamma_moments/launch.launch_gamma_moments   then kernel.py: a pass over the rows, one that adds
       elsewhere         gamma_moments/cpu.gamma_moments      a thread for each range of columns
                         gamma_moments/cpu.Blocks.sums_of_pieces, gamma_moments/cpu.Blocks._sums
+
+What all share: `_checks.py` and `_rows.py` on arguments, `_backend.py` and `_device.py` on who computes, `_register.py`
+for operators, `_launch.py` for launches, `_progress.py`; `_validate.py` compares backends with definitions, `_aot.py`
+says what is compiled ahead of time, `_interpreter_config.py` mends old interpreters of Triton.
 
 The engine in `pairwise/` belongs to no function: matrix, neighbours, pairs, histogram, sums and the accumulator differ
 in what they do with a tile.

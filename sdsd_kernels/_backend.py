@@ -31,11 +31,11 @@ def triton_problem() -> str | None:
             continue
     else:
         return "the package triton is not installed"
-    found = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
-    if found < OLDEST_TRITON:
+    installed = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+    if installed < OLDEST_TRITON:
         wanted = ".".join(map(str, OLDEST_TRITON))
         return f"triton {version} is older than {wanted}, the oldest release the kernels are tested with"
-    if interpreting() and found < (3, 6):
+    if interpreting() and installed < (3, 6):
         from ._interpreter_config import take_any_strides
 
         take_any_strides()

@@ -54,15 +54,21 @@ GFX950 = DeviceRecord("gfx950", "hip", 256, 160 * _KIB, 131072, "v_mfma", False,
 GFX1100 = DeviceRecord("gfx1100", "hip", 48, 64 * _KIB, 98304, "v_wmma", False, False, ("hip", "gfx1100", 32))
 INTERPRETED = DeviceRecord(
     # Few multiprocessors, so that small shapes are split as large ones are on a GPU.
-    "interpreted", "interpreted", 8, 227 * _KIB, 65536, None, True, True, None,
-)  # fmt: skip
+    "interpreted",
+    "interpreted",
+    8,
+    227 * _KIB,
+    65536,
+    None,
+    True,
+    True,
+    None,
+)
 
 RECORDS = {
     record.name: record
-    for record in (
-        SM_80, SM_86, SM_89, SM_90, SM_100, SM_103, SM_120, GFX90A, GFX942, GFX950, GFX1100, INTERPRETED,
-    )
-}  # fmt: skip
+    for record in (SM_80, SM_86, SM_89, SM_90, SM_100, SM_103, SM_120, GFX90A, GFX942, GFX950, GFX1100, INTERPRETED)
+}
 
 _NEAREST = {8: SM_86, 9: SM_90, 10: SM_100, 11: SM_100, 12: SM_120}
 """By major compute capability, the record that an unlisted card borrows."""

@@ -37,8 +37,7 @@ class Launch:
             self._run = getattr(compiled, "run", None)
             return
         stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
-        self._run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors,
-                  *self.settled)  # fmt: skip
+        self._run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors, *self.settled)
 
 
 def on_device(where: Tensor, call: Any, *arguments: Any) -> Any:

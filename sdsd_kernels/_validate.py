@@ -176,9 +176,14 @@ def _cosine_rows(device: torch.device, generator: torch.Generator) -> Iterator[V
                     got = cosine_matrix(activations, center=center, backend=backend)
                     error = (got.double() - wanted).abs().max().item()
                     yield ValidationRow(
-                        "cosine_matrix", backend, "centred" if center else "plain",
-                        (neurons, samples), _short(dtype), error, _cosine_bound(samples, dtype),
-                    )  # fmt: skip
+                        "cosine_matrix",
+                        backend,
+                        "centred" if center else "plain",
+                        (neurons, samples),
+                        _short(dtype),
+                        error,
+                        _cosine_bound(samples, dtype),
+                    )
 
 
 def _parts_of_cosine_rows(device: torch.device, generator: torch.Generator) -> Iterator[ValidationRow]:
@@ -238,9 +243,7 @@ def _weight_grad_rows(device: torch.device, generator: torch.Generator) -> Itera
                     if backend == "triton" and dtype == torch.float64:
                         continue  # the kernels have no float64; torch serves
                     for method in methods:
-                        got = weight_grad_stats(
-                            inputs, output_grads, scale=scale, method=method, backend=backend
-                        )  # fmt: skip
+                        got = weight_grad_stats(inputs, output_grads, scale=scale, method=method, backend=backend)
                         assert got.weight_grad is not None
                         case = f"{method}, scaled" if scaled else method
                         # The square norm alone: a half weight gradient carries the rounding of its dtype.
@@ -249,7 +252,7 @@ def _weight_grad_rows(device: torch.device, generator: torch.Generator) -> Itera
                             error = max(error, _relative_error(got.weight_grad.double(), wanted.weight_grad))
                         yield ValidationRow(
                             "weight_grad_stats", backend, case, shape, _short(dtype), error, bounds[method]
-                        )  # fmt: skip
+                        )
 
 
 def _unit(dtype: torch.dtype) -> float:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import email
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email.message import Message
 from pathlib import Path
 
 import pytest
+
+from sdsd import _extras
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = (
     "matplotlib", "plotly", "plyfile", "rich", "sklearn", "scipy", "safetensors", "lightning", "transformers",
     "tensorboard",
 )  # fmt: skip
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 COMPUTE = """
 import torch, sdsd
 gradients = torch.randn(8, 1000, dtype=torch.float64) + 1
@@ -110,6 +117,108 @@ def test_source_distribution_holds_every_tracked_file(tmp_path):
     with tarfile.open(archive) as opened:
         held = {name.partition("/")[2] for name in opened.getnames()}
     assert set(tracked) - held == set()
+
+
+def metadata(source: Path, folder: Path) -> Message:
+    """What a build in `source` says of the project."""
+    folder.mkdir()
+    build = "import sys; from setuptools.build_meta import prepare_metadata_for_build_wheel as p; p(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(folder)], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.dist-info/METADATA")
+    return email.message_from_string(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A clone of what is committed, with the files that say what the project is as they are here."""
+    folder = tmp_path_factory.mktemp("clone")
+    done = subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode != 0 or _cannot_build_here():
+        pytest.skip("needs a git checkout, and the setuptools that pyproject.toml asks for")
+    for name in ("pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def set_origin(clone: Path, address: str) -> None:
+    subprocess.run(["git", "-C", str(clone), "config", "remote.origin.url", address], check=True)
+
+
+@pytest.mark.parametrize(
+    ("origin", "page"),
+    [
+        ("https://somebody:secret@example.org/team/sdsd.git", "https://example.org/team/sdsd"),
+        ("https://token@example.org:8443/team/sdsd/", "https://example.org:8443/team/sdsd"),
+        ("git@code.example.org:team/sdsd", "https://code.example.org/team/sdsd"),
+        ("ssh://git@code.example.org:2222/team/sdsd.git", "https://code.example.org/team/sdsd"),
+    ],
+)
+def test_the_address_that_was_cloned_from_is_in_the_metadata(clone, tmp_path, origin, page):
+    set_origin(clone, origin)
+    found = metadata(clone, tmp_path / "metadata")
+    repository = page + (".git" if origin.endswith(".git") else "")
+    assert found.get_all("Project-URL") == [
+        f"Homepage, {page}", f"Repository, {repository}", f"Changelog, {page}/blob/HEAD/CHANGELOG.md"
+    ]  # fmt: skip
+    text = found.get_payload()
+    assert f"]({page}/raw/HEAD/docs/images/demo.png)" in text
+    assert f"[Quickstart in fifty lines]({page}/blob/HEAD/docs/quickstart.md)" in text
+    assert [link for link in LINK.findall(text) if not link.startswith("http") and (ROOT / link).exists()] == []
+    assert "secret" not in found.as_string()
+    assert "token@" not in found.as_string()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "/home/somebody/sdsd", "../sdsd", "file:///srv/sdsd.git", "C:\\code\\sdsd", "C:/code/sdsd", "hub:team/sdsd",
+        "http://localhost:3000/team/sdsd", "http://10.0.0.3/team/sdsd", "ssh://git@nas.local/sdsd", "",
+    ],
+)  # fmt: skip
+def test_an_address_of_this_machine_is_in_no_metadata(clone, tmp_path, origin):
+    set_origin(clone, origin)
+    found = metadata(clone, tmp_path / "metadata")
+    assert found.get_all("Project-URL") is None
+    text = found.get_payload()
+    assert "Quickstart in fifty lines (docs/quickstart.md)" in text
+    assert "![" not in text
+    assert origin == "" or origin not in found.as_string()
+
+
+def test_a_source_distribution_hands_its_address_and_its_pages_on(clone, tmp_path):
+    set_origin(clone, "https://example.org/team/sdsd.git")
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=clone, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    (unpacked,) = (each for each in tmp_path.iterdir() if each.is_dir())
+    assert "Repository, https://example.org/team/sdsd.git" in metadata(unpacked, tmp_path / "metadata").get_all(
+        "Project-URL"
+    )
+    readme = (unpacked / "README.md").read_text(encoding="utf-8")
+    linked = [link for link in LINK.findall(readme) if "/" in link or link.endswith(".md")]
+    assert len(linked) > 10
+    assert [link for link in linked if not (unpacked / link).exists()] == []
+
+
+def test_advice_on_extras_names_the_repository_of_the_metadata(monkeypatch):
+    found = Message()
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: found)
+    assert _extras.how_to_install("rich", "report").endswith("pip install '.[report]'")
+    found["Project-URL"] = "Homepage, https://example.org/team/sdsd"
+    found["Project-URL"] = "Repository, https://example.org/team/sdsd.git"
+    advice = "pip install 'sdsd[report] @ git+https://example.org/team/sdsd.git'"
+    assert _extras.how_to_install("rich", "report").endswith(advice)
+
+    def not_installed(name: str) -> Message:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "metadata", not_installed)
+    assert _extras.repository() is None
 
 
 def test_wheel_computes_without_the_checkout(wheel, tmp_path):

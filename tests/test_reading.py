@@ -10,22 +10,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DRAWN = ("sdsd/gamma", "sdsd/geometry/merging", "sdsd/studies", "sdsd_kernels")
+DRAWN = ("sdsd/gamma", "sdsd/gamma/uses", "sdsd/geometry/merging", "sdsd/studies", "sdsd_kernels")
 """Folders whose __init__ draws a path."""
 STEP = re.compile(r"(?<![\w/.])((?:\w+/)*\w+)\.((?:\w+\.)?\w+)(?![\w/])")
-LEAST = {"sdsd/gamma": 15, "sdsd/geometry/merging": 7, "sdsd/studies": 4, "sdsd_kernels": 9}
+LEAST = {"sdsd/gamma": 15, "sdsd/gamma/uses": 6, "sdsd/geometry/merging": 7, "sdsd/studies": 4, "sdsd_kernels": 9}
 """How many steps the paths have; a path that is no longer understood would have none."""
+MOST_LINES = {
+    "sdsd/gamma": 600,
+    "sdsd/gamma/uses": 150,
+    "sdsd/geometry/merging": 210,
+    "sdsd/studies": 160,
+    "sdsd_kernels": 250,
+}
+"""Lines of the functions on a path, docstrings included: what a newcomer reads to follow it."""
 
 
-def defined(path: Path) -> set[str]:
-    """Functions, classes and methods of a file: "f", "C", "C.f"."""
-    names: set[str] = set()
+def defined(path: Path) -> dict[str, int]:
+    """Functions, classes and methods of a file, "f", "C", "C.f", and their lines."""
+    lines: dict[str, int] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            names.add(node.name)
-        if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
-    return names
+        inner = node.body if isinstance(node, ast.ClassDef) else []
+        for each in (node, *inner):
+            if isinstance(each, (ast.FunctionDef, ast.ClassDef)):
+                name = each.name if each is node else f"{node.name}.{each.name}"  # type: ignore[union-attr]
+                lines[name] = (each.end_lineno or each.lineno) - each.lineno + 1
+    return lines
 
 
 def steps(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -43,6 +52,13 @@ def test_every_step_is_a_function_that_is_there(folder):
     found = list(steps(ROOT / folder))
     assert len(found) >= LEAST[folder]
     assert [f"{path.name}: {name}" for path, name in found if name not in defined(path)] == []
+
+
+@pytest.mark.parametrize("folder", DRAWN)
+def test_a_path_is_read_in_one_sitting(folder):
+    path = dict.fromkeys(steps(ROOT / folder))
+    lines = sum(defined(file)[name] for file, name in path)
+    assert 0 < lines <= MOST_LINES[folder], f"{lines} lines in {len(path)} functions"
 
 
 def test_a_step_that_is_gone_is_found(tmp_path):

@@ -30,7 +30,7 @@ def read(name: str) -> str:
 def test_one_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+", sdsd.__version__)
     assert f"\nversion: {sdsd.__version__}\n" in read("CITATION.cff")
-    assert 'dynamic = ["version"]' in read("pyproject.toml")
+    assert 'dynamic = ["version", ' in read("pyproject.toml")
     (newest, released), *_ = re.findall(r"^## \[(\S+)\] – (\S+)$", read("CHANGELOG.md"), re.M)
     assert newest == sdsd.__version__
     assert f'\ndate-released: "{released}"\n' in read("CITATION.cff")

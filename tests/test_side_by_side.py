@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 
+import pytest
+
 from benchmarks import torch_pruning as side
 
 
@@ -44,3 +46,51 @@ def test_where_both_cut_they_cut_as_much_and_agree():
     for case in results()["quality"]:
         sizes.setdefault((case["network"], case["seed"], case["share"]), set()).add(case["parameters"])
     assert all(len(each) == 1 for each in sizes.values())
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, capsys):
+    kept, ran = tmp_path / "out" / "kept.json", []
+
+    def task(name, stops=False):
+        def run():
+            ran.append(name)
+            if stops:
+                raise KeyboardInterrupt
+            return [{"name": name}]
+
+        return run
+
+    made = dict.fromkeys(side.PACKAGES, "1")
+    with pytest.raises(KeyboardInterrupt):
+        side.measured({"cut: a": task("a"), "cut: b": task("b", stops=True)}, kept, made)
+    tasks = {"cut: a": task("a"), "cut: b": task("b"), "quality: c": task("c")}
+    cases = side.measured(tasks, kept, made)
+    assert ran == ["a", "b", "b", "c"]
+    assert side.results_of(cases, made) == {
+        "cut": [{"name": "a"}, {"name": "b"}], "quality": [{"name": "c"}], "versions": made
+    }  # fmt: skip
+    assert "3/3 quality: c" in capsys.readouterr().err
+    side.measured(tasks, kept, {**made, "torch": "2"})
+    assert ran[4:] == ["a", "b", "c"]
+
+
+def test_results_are_of_all_draws_and_bold_is_what_is_least_in_every_draw():
+    draws = {(case["network"], case["seed"]) for case in results()["quality"]}
+    assert draws == {(name, seed) for name in side.NETWORKS for seed in range(side.SEEDS)}
+    costs = {side.BY_COST: (1.0, 3.0), side.BY_COSINE: (2.0, 2.5), side.MAGNITUDE: (4.0, 5.0)}
+    case = {"network": "net", "measure": "loss"}
+    cases = [
+        {
+            **case,
+            "seed": seed,
+            "share": share,
+            "method": method,
+            "cost": cost + (share > 1 / 8 and method != side.BY_COST),
+        }
+        for share in side.SHARES
+        for method, each in costs.items()
+        for seed, cost in enumerate(each)
+    ]
+    first, second, _ = side.quality_table(cases).splitlines()[2:]
+    assert first == "| net | loss | 12% | 2 (1 to 3) | 2.2 (2 to 2.5) | 4.5 (4 to 5) |"
+    assert second == "| net | loss | 25% | **2** (1 to 3) | 3.2 (3 to 3.5) | 5.5 (5 to 6) |"

@@ -134,7 +134,7 @@ def test_keys(tmp_path, values):
 def test_missing_package_says_how_to_install_it(tmp_path, values, monkeypatch):
     safetensors_torch.save_file({"a": values}, tmp_path / "a.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(MissingExtraError, match=r"pip install '\.\[report\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '(\.|sdsd)\[report\]"):
         load_tensor(tmp_path / "a.safetensors")
 
 

@@ -196,6 +196,8 @@ CASES = [
          whole={"removed": [0]}, of="sdsd.remove_experts"),
     case(lambda dim: geometry.RepeatedNorm(nn.LayerNorm(6), dim, torch.arange(6), torch.arange(6))(draw(4, 6)),
          whole={"dim": -1}, of="sdsd.RepeatedNorm"),
+    case(lambda **sizes: [list(each.shape) for each in geometry.FewerHeads(**sizes).parameters()],
+         whole={"embed_dim": 8, "num_heads": 3, "head_dim": 4}, of="sdsd.FewerHeads"),
     case(lambda seed: geometry.shuffled_pixels(draw(4, 1, 4, 4), seed=seed), whole={"seed": 2},
          of="sdsd.shuffled_pixels"),
     case(lambda **sizes: geometry.trained(
@@ -277,9 +279,12 @@ CASES = [
     case(lambda max_batches: geometry.group_activations(
             network(), batches(), "0", max_batches=max_batches)["0"].sums.covariance(),
          whole={"max_batches": 1}, of="sdsd.group_activations"),
-    case(lambda max_batches: geometry.consolidate_model(
-            network(), [draw(16, 6)], above=0.5, max_batches=max_batches)[0],
-         whole={"max_batches": 1}, of="sdsd.consolidate_model"),
+    case(lambda **sizes: geometry.consolidate_model(
+            network(), [draw(16, 6)], above=0.5, **sizes)[0],
+         whole={"max_batches": 1, "multiple": 2}, of="sdsd.consolidate_model"),
+    case(lambda **sizes: geometry.plan_consolidation(
+            network(), [draw(16, 6)], above=0.5, **sizes),
+         whole={"max_batches": 1, "multiple": 2}, of="sdsd.plan_consolidation"),
     case(theory.telling_angle, whole={"count": 20, "dim": 5}),
     case(lambda max_bytes: theory.curvature_gamma(
             network(), loss_of_batch, batches()[0], learning_rate=0.1, batch_size=8, max_bytes=max_bytes),

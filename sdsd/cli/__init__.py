@@ -4,7 +4,9 @@
 `parser.py`         what a command is; numbers, levels, and the nearest known word in an error
 `status.py`         exit codes, and the line that a command ends with
 `tables.py`         tables and JSON on the terminal
-the others          one file a command, with its `COMMAND`; it is known once it stands in `COMMANDS` here
+the others          one file a command, with its `COMMAND`; it is known once it stands in `COMMANDS` here: `gamma.py`,
+                    `watch.py`, `map.py`, `geometry.py`, `study.py`, `theory.py`, `claims.py`, `demo.py`, `validate.py`,
+                    `completion.py`
 ==================  ============================================================================================
 
 Nothing here imports torch before a command runs, so that `sdsd --help` does not wait for it. User errors end in one
@@ -13,6 +15,7 @@ line and status 2; SDSD_DEBUG=1 shows the traceback as well.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import sys
@@ -21,6 +24,7 @@ import warnings
 from collections.abc import Sequence
 
 from .._extras import MissingExtraError
+from .._interrupts import work_begins
 from .._terminal import spell_what_cannot_be_shown
 from . import claims, completion, demo, gamma, geometry, map, study, theory, validate, watch
 from .parser import CommandLineError, build_parser, check_command_name, unknown_words
@@ -75,4 +79,7 @@ def run(arguments: list[str]) -> int:
         parser.print_help()
         return OK
     known.words, known.commands, known.parsers = arguments, COMMANDS, subparsers
-    return COMMANDS[known.command].run(known)
+    command = COMMANDS[known.command]
+    importlib.import_module(command.loads)
+    work_begins()
+    return command.run(known)

@@ -1,4 +1,4 @@
-"""`sdsd claims`: every claim beside what was claims."""
+"""`sdsd claims`: every claim beside what was measured."""
 
 from __future__ import annotations
 

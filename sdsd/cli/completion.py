@@ -117,4 +117,5 @@ COMMAND = Command(
     '  sdsd completion fish > ~/.config/fish/completions/sdsd.fish\n  eval "$(sdsd completion bash)"',
     add_arguments,
     run,
+    loads="sdsd.cli",
 )

@@ -183,4 +183,5 @@ COMMAND = Command(
     "  sdsd gamma train.py --history run.jsonl",
     add_arguments,
     run,
+    loads="sdsd.gamma",
 )

@@ -24,13 +24,14 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: what it is called, what it takes and what it does."""
+    """One subcommand: what it is called, what it takes and what it does; `loads` is imported before it runs."""
 
     name: str
     summary: str
     examples: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    loads: str = "sdsd.studies"
 
 
 class HelpText(argparse.RawDescriptionHelpFormatter):

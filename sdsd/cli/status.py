@@ -6,9 +6,11 @@ import logging
 import sys
 from typing import Any, Protocol
 
+from .._interrupts import INTERRUPTED as INTERRUPTED
+
 LOGGER = logging.getLogger("sdsd.cli")
 
-OK, FELL_SHORT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FELL_SHORT, BAD_INPUT = 0, 1, 2
 
 
 def complain(message: str, status: int) -> int:

@@ -62,4 +62,5 @@ COMMAND = Command(
     "  sdsd validate\n  TRITON_INTERPRET=1 sdsd validate\n  sdsd validate --json",
     add_arguments,
     run,
+    loads="sdsd_kernels",
 )

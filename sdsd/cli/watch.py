@@ -50,4 +50,5 @@ COMMAND = Command(
     "  sdsd watch out/demo/history.jsonl\n  sdsd watch run.jsonl --port 8000",
     add_arguments,
     run,
+    loads="sdsd.report.live",
 )

@@ -12,7 +12,7 @@
 ==================  ================================================================================================
 """
 
-from ..graphs import register_layer
+from ..graphs import FewerHeads, register_layer
 from ..models import evaluating
 from .collect import LayerActivations, collect_activations
 from .comparing import LayerComparison, LossBarrier, NeuronMatching, Similarity, loss_barrier
@@ -38,12 +38,15 @@ from .merging import (
     Biopsy,
     ConfigFit,
     Consolidation,
+    ConsolidationPlan,
     Consumers,
     How,
+    LayerPlan,
     LayerReport,
     MassConsolidation,
     Measurements,
     ModelConsolidation,
+    PlannedPair,
     Plasticity,
     RepeatedNorm,
     biopsy,
@@ -62,6 +65,7 @@ from .merging import (
     merge,
     merge_experts,
     outgoing_weights,
+    plan_consolidation,
     plasticity,
     remove_experts,
     remove_neurons,
@@ -78,12 +82,15 @@ __all__ = [
     "Biopsy",
     "ConfigFit",
     "Consolidation",
+    "ConsolidationPlan",
     "Consumers",
     "CosineHistogram",
+    "FewerHeads",
     "GramAccumulator",
     "How",
     "LayerActivations",
     "LayerComparison",
+    "LayerPlan",
     "LayerReport",
     "LossBarrier",
     "MassConsolidation",
@@ -93,6 +100,7 @@ __all__ = [
     "NeuronMatching",
     "NeuronNeighbors",
     "NeuronPairs",
+    "PlannedPair",
     "Plasticity",
     "RepeatedNorm",
     "Similarity",
@@ -123,6 +131,7 @@ __all__ = [
     "neuron_neighbors",
     "neuron_pairs",
     "outgoing_weights",
+    "plan_consolidation",
     "plasticity",
     "register_layer",
     "remove_experts",

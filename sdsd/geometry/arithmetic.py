@@ -71,9 +71,9 @@ def exponents_after(exponent: Tensor, peak: Tensor, dtype: torch.dtype) -> Tenso
     low, high, bound = WINDOW[dtype]
     alive = peak.isfinite() & (peak > 0)
     # frexp puts the mantissa in [1/2, 1).
-    found = torch.frexp(torch.where(alive, peak, 1.0)).exponent.clamp(-bound, bound)
-    first = torch.where((found > low) & (found < high), 0, found)
-    later = torch.where(found > exponent + high, found, exponent)
+    own = torch.frexp(torch.where(alive, peak, 1.0)).exponent.clamp(-bound, bound)
+    first = torch.where((own > low) & (own < high), 0, own)
+    later = torch.where(own > exponent + high, own, exponent)
     return torch.where(alive, torch.where(exponent == UNSEEN, first, later), exponent)
 
 

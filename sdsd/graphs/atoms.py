@@ -76,13 +76,13 @@ class Atoms:
 
     def roots(self, ids: Ids) -> Ids:
         """What stands for the class of each entry."""
-        found = self.parents[ids]
+        roots = self.parents[ids]
         while True:
-            above = self.parents[found]
-            if np.array_equal(above, found):
-                self.parents[ids] = found
-                return found
-            found = above
+            above = self.parents[roots]
+            if np.array_equal(above, roots):
+                self.parents[ids] = roots
+                return roots
+            roots = above
 
     def unite(self, one: Ids, other: Ids) -> None:
         """Entry k of both has to go together."""
@@ -147,14 +147,14 @@ class Atoms:
         """What happens to this axis leaves no single entry of it removable: if it is one of several that an axis was
         cut into, the units are along another. False where it is none."""
         inside = self.has(ids, INNER)
-        found = self._in_open(ids)
-        for split, k in found:
+        splits = self._in_open(ids)
+        for split, k in splits:
             split.inside.add(k)
             self.mark(split.factors[k], INNER)
             rest = [place for place in range(len(split.factors)) if place not in split.inside]
             if len(rest) == 1:
                 self.choose(split, rest[0])
-        return inside or bool(found)
+        return inside or bool(splits)
 
     def counts_units(self, ids: Ids) -> None:
         """This axis counts units, as that of the heads in a batch of matrix products."""

@@ -104,21 +104,21 @@ class Groups:
 
     @functools.cached_property
     def _reads(self) -> dict[str, list[tuple[Ids, bool, str]]]:
-        found: dict[str, list[tuple[Ids, bool, str]]] = {}
+        reads: dict[str, list[tuple[Ids, bool, str]]] = {}
         for walk in self.recording.walks:
             for ids, names, linear, where in walk.reads:
                 for name in names:
-                    found.setdefault(name, []).append((ids, linear, where))
-        return found
+                    reads.setdefault(name, []).append((ids, linear, where))
+        return reads
 
     @functools.cached_property
     def _written(self) -> dict[str, list[Ids]]:
-        found: dict[str, list[Ids]] = {}
+        written: dict[str, list[Ids]] = {}
         for walk in self.recording.walks:
             for ids, names in walk.written:
                 for name in names:
-                    found.setdefault(name, []).append(ids)
-        return found
+                    written.setdefault(name, []).append(ids)
+        return written
 
     def canonical(self, name: str) -> str:
         """The name under which a tensor with several names is listed."""
@@ -132,13 +132,13 @@ class Groups:
     def rows_of(self, name: str) -> list[int]:
         """The axes of a parameter that a product gives on."""
         name = self.canonical(name)
-        found = []
+        dims = []
         for dim, axis in enumerate(self.recording.values[name].axes):
             if isinstance(axis, np.ndarray):
                 mine = set(self.atoms.roots(axis).tolist())
                 if any(mine & set(self.atoms.roots(ids).tolist()) for ids in self._written.get(name, [])):
-                    found.append(dim)
-        return found
+                    dims.append(dim)
+        return dims
 
     def of(self, name: str, dim: int) -> Group:
         """The group of an axis of a parameter."""
@@ -161,35 +161,35 @@ class Groups:
                 obstacles.append(Obstacle(repr(part.name), reason, "Choose another layer.", "merging"))
                 parts = [each for each in parts if each is not part]
         attributes, both = self._attributes(order)
-        found = (*obstacles, *both)
+        noted = (*obstacles, *both)
         norms = tuple(
-            norm for name in dict.fromkeys(each.norm for each in found) if (norm := self._norm(name, order)) is not None
+            norm for name in dict.fromkeys(each.norm for each in noted) if (norm := self._norm(name, order)) is not None
         )
-        return Group(len(units), torch.from_numpy(rows), tuple(parts), found, attributes, norms)
+        return Group(len(units), torch.from_numpy(rows), tuple(parts), noted, attributes, norms)
 
     def _norm(self, name: str | None, order: dict[int, int]) -> Norm | None:
         """What a norm was called on; None where it was called on anything else as well, or gives another order."""
-        found: Norm | None = None
+        norm: Norm | None = None
         for call in [call for walk in self.recording.walks for call in walk.norms.get(name or "", [])]:
             sides = [self._units_of(axes, order) for axes in call] if call is not None else []
             if len(sides) != 2 or len(sides[0]) != 1 or len(sides[1]) != 1:
                 return None
             (dim, before), (other, after) = sides[0][0], sides[1][0]
-            same = found is None or (found.dim == dim and torch.equal(found.units, before))
+            same = norm is None or (norm.dim == dim and torch.equal(norm.units, before))
             if dim != other or not torch.equal(before, after) or bool((before < 0).any()) or not same:
                 return None
-            found = Norm(name or "", dim, before)
-        return found
+            norm = Norm(name or "", dim, before)
+        return norm
 
     def _units_of(self, axes: list[Axis], order: dict[int, int]) -> list[tuple[int, Tensor]]:
         """Axes with entries of the units, counted from the end, and the unit of each entry."""
-        found = []
+        by_dim = []
         for dim, axis in enumerate(axes):
             if isinstance(axis, np.ndarray):
                 units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(axis)])
                 if bool((units >= 0).any()):
-                    found.append((dim - len(axes), units))
-        return found
+                    by_dim.append((dim - len(axes), units))
+        return by_dim
 
     def _parts(self, units: Ids, order: dict[int, int]) -> list[Part]:
         hit = np.isin(self.all, units)
@@ -216,23 +216,23 @@ class Groups:
     def _obstacles(self, units: Ids) -> list[Obstacle]:
         roots, numbers = self._notes
         hit = np.unique(numbers[np.isin(roots, units)])
-        found = [self.atoms.notes[int(k)][1] for k in hit]
+        noted = [self.atoms.notes[int(k)][1] for k in hit]
         if bool((self.atoms.flags[units] & INNER).any()):
-            found.append(Obstacle("its neurons", "they are places inside a head", "Choose another layer.", READING))
+            noted.append(Obstacle("its neurons", "they are places inside a head", "Choose another layer.", READING))
         for name, reads in self._reads.items():
             computed = [(ids, where) for ids, linear, where in reads if not linear]
             where = next((where for ids, where in computed if np.isin(self.atoms.roots(ids), units).any()), None)
             if where is not None:
                 reason = f"a weight that reads them is computed from others, as from {name!r}"
                 advice = "Make it permanent first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
-                found.append(Obstacle(where, reason, advice, READING))
-        return list({(each.where.removesuffix(IN_TRAINING), each.reason): each for each in reversed(found)}.values())[
+                noted.append(Obstacle(where, reason, advice, READING))
+        return list({(each.where.removesuffix(IN_TRAINING), each.reason): each for each in reversed(noted)}.values())[
             ::-1
         ]
 
     def _attributes(self, order: dict[int, int]) -> tuple[tuple[Attribute, ...], list[Obstacle]]:
         """Numbers that say how many there are; an obstacle where one says as well how many others there are."""
-        found: dict[Origin, Attribute] = {}
+        counted: dict[Origin, Attribute] = {}
         elsewhere: dict[Origin, str] = {}
         walks = self.recording.walks
         firm = {origin for walk in walks for origin, _ in walk.linked}
@@ -241,13 +241,14 @@ class Groups:
             for (module, name), ids in (*walk.linked, *placed):
                 units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(ids)])
                 if bool((units >= 0).any()):
-                    found.setdefault((module, name), Attribute(module, name, units))
+                    counted.setdefault((module, name), Attribute(module, name, units))
                 else:
                     elsewhere[module, name] = f"{name!r} of module {module!r}"
         for dividend, divisor in {each for walk in walks for each in walk.quotients}:
-            if dividend in found and divisor not in found and divisor not in elsewhere:
-                found[divisor] = Attribute(*divisor, found[dividend].units)
+            if dividend in counted and divisor not in counted and divisor not in elsewhere:
+                counted[divisor] = Attribute(*divisor, counted[dividend].units)
         reason = "it is the size of these neurons and of others, which would not change"
         advice = "Give the module a number for each, or merge without removal (remove=False)."
-        both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in found]
-        return tuple(found.values()), both
+        both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in counted]
+        both += [obstacle for walk in walks for origin, obstacle in walk.numbers if origin in counted]
+        return tuple(counted.values()), both

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import evaluating, refuse_scripted, untouched
+from ..models import check_model, evaluating, plainly, untouched
 from .groups import Groups
 from .recording import as_arguments, record
 from .vocabulary import CONVOLUTIONS, spatial_dims
@@ -36,11 +36,11 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
         long as the model has the same modules, settings, parameters and the same example.
 
     Raises:
-        TypeError: a scripted model.
-        ValueError: the model does not run on `example_input`, or on nothing that was tried; parameters that were made
-            under torch.inference_mode.
+        TypeError: no module, or one that was scripted, traced or exported.
+        ValueError: a model without values (meta device); the model does not run on `example_input`, or on nothing that
+            was tried; parameters that were made under torch.inference_mode.
     """
-    refuse_scripted(model)
+    check_model(model)
     made_inside = next((name for name, each in model.named_parameters() if each.is_inference()), None)
     if made_inside is not None:
         raise ValueError(
@@ -51,23 +51,23 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
     kept = _kept.get(model)
     if kept is not None and kept[0] == key:
         return kept[2]
-    with torch.inference_mode(False):  # inside it, layers are one operation each
-        found = _looked(model, example_input)
-    _kept[model] = (key, example_input, found)
-    return found
+    with plainly(model):  # in inference mode layers are one operation each, under autocast they multiply copies
+        looks = _looked(model, example_input)
+    _kept[model] = (key, example_input, looks)
+    return looks
 
 
 def _looked(model: nn.Module, example_input: Any) -> list[Groups]:
     if example_input is None:
-        found = [Groups(record(model, each)) for each in likely_inputs(model)]
-        if not found:
+        looks = [Groups(record(model, each)) for each in likely_inputs(model)]
+        if not looks:
             raise ValueError(
                 f"model: {type(model).__name__} runs on no input of a likely shape. Pass example_input, an input the "
                 "model runs on."
             )
     else:
         try:
-            found = [Groups(record(model, example_input))]
+            looks = [Groups(record(model, example_input))]
         except Exception as error:
             arguments, named = as_arguments(example_input)
             try:
@@ -81,7 +81,7 @@ def _looked(model: nn.Module, example_input: Any) -> list[Groups]:
                 f"model: {type(model).__name__} runs, but what it does cannot be followed ({type(error).__name__}: "
                 f"{first_line(error)}). Pass a part of the model."
             ) from error
-    return found
+    return looks
 
 
 def first_line(error: Exception) -> str:
@@ -139,7 +139,7 @@ def likely_inputs(model: nn.Module) -> Iterator[Tensor]:
     first = next((m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding, *CONVOLUTIONS))), None)
     if first is None:
         return
-    found = False
+    ran = False
     for guesses in _likely(first):
         for guess in guesses:
             try:
@@ -147,9 +147,9 @@ def likely_inputs(model: nn.Module) -> Iterator[Tensor]:
                     model(guess)
             except Exception:
                 continue
-            found = True
+            ran = True
             yield guess
-        if found:
+        if ran:
             return
 
 

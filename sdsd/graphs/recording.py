@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..models import evaluating, training_outside_torch, untouched
 from . import rules_layout, rules_pictures, rules_products, rules_values
 from .atoms import READING, REAL, Atoms, Ids, Obstacle
+from .attention import heads_apart
 from .counts import Count
 from .sizes import Sizes, counting, used_as_number
 from .values import Value
@@ -81,13 +82,13 @@ def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
     }
     walk = Walk(atoms, named)
 
-    def found(ids: Ids, tensor: Tensor, dim: int) -> None:
+    def recognised(ids: Ids, tensor: Tensor, dim: int) -> None:
         name, axis, length = axes.get(int(ids[0]), ("", 0, 0))
         if length == len(ids) and int(ids[-1]) == int(ids[0]) + length - 1:
             heard(name, axis, tensor, dim)
 
-    walk.heard = found
-    with _Operations(walk), _Plain():
+    walk.heard = recognised
+    with _Operations(walk), Plain():
         yield
 
 
@@ -116,16 +117,16 @@ def follow(model: nn.Module, example_input: Any, listener: Listener) -> Any:
     with ExitStack() as stack:
         for kept in (untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model))):
             stack.enter_context(kept)
-        for seen in (_module_names(model, listener, set()), _Operations(listener), _Plain()):
+        for seen in (_module_names(model, listener, set()), _Operations(listener), Plain()):
             stack.enter_context(seen)
         return model(*arguments, **named)
 
 
 def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
     """How `use` calls `model` first; None where it calls something else of it, or fails."""
-    found: list[Call] = []
+    calls: list[Call] = []
     hook = model.register_forward_pre_hook(
-        lambda _module, args, kwargs: found.append(Call(args, dict(kwargs))), with_kwargs=True
+        lambda _module, args, kwargs: calls.append(Call(args, dict(kwargs))), with_kwargs=True
     )
     try:
         with untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
@@ -134,7 +135,7 @@ def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
         return None  # whoever asked runs it again, and is told
     finally:
         hook.remove()
-    return found[0] if found else None
+    return calls[0] if calls else None
 
 
 def _parameters(
@@ -170,7 +171,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
         walk = Walk(atoms, named)
         walk.training = training
         try:
-            with untouched(model), mode(model), torch.random.fork_rng(devices=_cuda(model)):
+            with untouched(model), mode(model), heads_apart(model), torch.random.fork_rng(devices=_cuda(model)):
                 _run(model, example_input, walk, ran)
         except Exception:
             if not training:
@@ -192,7 +193,8 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
     arguments, named = as_arguments(example_input)
     for tensor in _inputs((arguments, named)):
         if id(tensor) not in walk.named:
-            walk.values[tensor] = Value([None] * tensor.ndim, label="the model's input")
+            value = Value([None] * tensor.ndim, label="the model's input", shape=tuple(tensor.shape))
+            walk.values[tensor] = value
     with ExitStack() as stack:
         stack.enter_context(_module_names(model, walk, ran))
         stack.enter_context(counting(model, walk))
@@ -200,6 +202,7 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
         stack.enter_context(_Operations(walk))
         stack.enter_context(Sizes(walk))
         given = model(*arguments, **named)
+    walk.use_what_is_left()
     given_out = list(outputs(given))
     walk.lose_statistics(tuple(each for each in given_out if isinstance(each, Tensor)))
     for each in given_out:
@@ -254,7 +257,7 @@ class _Operations(TorchDispatchMode):
         return out
 
 
-class _Plain(TorchFunctionMode):
+class Plain(TorchFunctionMode):
     """Changes nothing; modules of torch.nn that see one run operation by operation, not as one."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

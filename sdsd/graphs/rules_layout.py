@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .atoms import INNER, READING, REMOVAL, Ids
+from .operations import Step, tensors
 from .values import FREE, Axis, Value
-from .walk import KEEP_SIZE, Step, Walk, rule, tensors
+from .walk import KEEP_SIZE, Walk, rule
 
 
-@rule("view _unsafe_view reshape _reshape_alias view_as flatten unflatten")
+@rule("reshape")
 def reshape(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
@@ -130,7 +131,7 @@ def _decide(walk: Walk, axes: list[Axis]) -> Ids | None:
     return None
 
 
-@rule("permute transpose t movedim swapaxes")
+@rule("permute")
 def permute(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -143,15 +144,18 @@ def permute(walk: Walk, step: Step) -> None:
     walk.give(step.out, [axes[k] for k in order], walk.value(given))
 
 
-@rule("squeeze unsqueeze")
+@rule("squeeze")
 def squeeze(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
-    kept = [axis for axis, length in zip(walk.axes(given), given.shape, strict=True) if length != 1]
+    value = walk.value(given)
+    before = value.shape if step.out is given else given.shape  # in place, the tensor has its new shape
+    lying = value.axes if step.out is given else walk.axes(given)
+    kept = [axis for axis, length in zip(lying, before, strict=True) if length != 1]
     axes = iter(kept)
     walk.give(step.out, [None if length == 1 else next(axes) for length in step.out.shape], walk.value(given))
 
 
-@rule("expand expand_copy")
+@rule("expand")
 def expand(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
@@ -167,20 +171,21 @@ def expand(walk: Walk, step: Step) -> None:
         walk.value(step.out).statistic = value.statistic
 
 
-@rule("repeat tile")
+@rule("repeat")
 def repeat(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     new = step.out.ndim - given.ndim
     axes = [None] * new + walk.axes(given)
     sizes = [1] * new + list(given.shape)
-    made = [
-        np.tile(axis, wide // size) if isinstance(axis, np.ndarray) and size > 1 else None
+    made: list[Axis] = [
+        FREE if size == 1 < wide else np.tile(axis, wide // size) if isinstance(axis, np.ndarray) and size > 1 else None
         for axis, size, wide in zip(axes, sizes, step.out.shape, strict=True)
     ]
     walk.give(step.out, made, walk.value(given))
+    walk.value(step.out).written_in = walk.sizes_written_in
 
 
-@rule("select unbind unbind_copy")
+@rule("select")
 def select(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", 0) % given.ndim
@@ -191,7 +196,7 @@ def select(walk: Walk, step: Step) -> None:
         walk.give(out, axes[:dim] + axes[dim + 1 :], walk.value(given))
 
 
-@rule("slice narrow")
+@rule("slice")
 def slice_(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", 0) % given.ndim
@@ -208,7 +213,7 @@ def slice_(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given))
 
 
-@rule("split split_with_sizes chunk unsafe_chunk unsafe_split split_copy tensor_split")
+@rule("split")
 def split(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2, "dim", 0) % given.ndim
@@ -226,7 +231,7 @@ def split(walk: Walk, step: Step) -> None:
         walk.chunks.append(pieces)
 
 
-@rule("cat concat concatenate")
+@rule("cat")
 def cat(walk: Walk, step: Step) -> None:
     parts = [part for part in step.args[0] if part.shape != (0,)]
     if not parts:
@@ -282,7 +287,7 @@ def flip(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given))
 
 
-@rule("constant_pad_nd pad")
+@rule("pad")
 def pad(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes, widths = walk.axes(given), step.args[1]
@@ -298,7 +303,7 @@ def pad(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given))
 
 
-@rule("index index_select gather take_along_dim")
+@rule("index")
 def index(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -331,7 +336,7 @@ def _covered(chosen: list[Any], ndim: int) -> list[int]:
     return [dim for dim in covered if dim < ndim]
 
 
-@rule("embedding")
+@rule("lookup")
 def embedding(walk: Walk, step: Step) -> None:
     weight, indices = step.args[0], step.args[1]
     rows, columns = walk.axes(weight)
@@ -342,7 +347,7 @@ def embedding(walk: Walk, step: Step) -> None:
     walk.give(step.out, made, Value([], walk.value(indices).static, value.linear, value.parameters))
 
 
-@rule("_embedding_bag _embedding_bag_forward_only")
+@rule("bag")
 def embedding_bag(walk: Walk, step: Step) -> None:
     weight = step.args[0]
     rows, columns = walk.axes(weight)
@@ -354,7 +359,7 @@ def embedding_bag(walk: Walk, step: Step) -> None:
         walk.give(other, [None] * other.ndim)
 
 
-@rule("channel_shuffle native_channel_shuffle")
+@rule("shuffle")
 def channel_shuffle(walk: Walk, step: Step) -> None:
     given, groups = step.args[0], step.args[1]
     batch, channels, *places = walk.axes(given)

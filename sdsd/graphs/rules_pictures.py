@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from .operations import Step, tensors
 from .values import Axis
-from .walk import Step, Walk, rule, tensors
+from .walk import Walk, rule
 
 
+@rule("pool")
 def spatial(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
-    size = int(found[1]) if (found := re.search(r"(\d)d", step.name)) else 2
+    size = int(match[1]) if (match := re.search(r"(\d)d", step.name)) else 2
     for axis in axes[given.ndim - size :]:
         walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     for out in tensors(step.out):
         walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
 
 
-def spatial_names() -> list[str]:
-    """Operations that pool, pad or resize pictures, by their names in torch.ops.aten."""
-    names: list[Any] = [each.partition(".")[0] for each in torch._C._dispatch_get_all_op_names() if "aten::" in each]
-    plain = {each.rpartition("::")[2] for each in names}
-    fitting = re.compile(
-        r"(_?adaptive_)?(max|avg|fractional_max|lp)_pool\dd(_with_indices)?$|mkldnn_\w*pool\dd$|"
-        r"_?upsample_\w+\dd(_aa)?$|(reflection|replication)_pad\dd$"
-    )
-    return sorted(each for each in plain if fitting.match(each))
-
-
-rule(*spatial_names())(spatial)
-
-
-@rule("as_strided")
+@rule("restride")
 def as_strided(walk: Walk, step: Step) -> None:
     """What pooling to one entry does, in place: axes of length 1 get other strides, and nothing moves."""
     given: Tensor = step.args[0]
@@ -46,7 +32,7 @@ def as_strided(walk: Walk, step: Step) -> None:
         walk.unknown(step)
 
 
-@rule("pixel_shuffle")
+@rule("to pixels")
 def pixel_shuffle(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -59,7 +45,7 @@ def pixel_shuffle(walk: Walk, step: Step) -> None:
     walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
 
 
-@rule("pixel_unshuffle")
+@rule("from pixels")
 def pixel_unshuffle(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes, times = walk.axes(given), step.args[1] ** 2

@@ -8,18 +8,16 @@ import numpy as np
 from torch import Tensor
 
 from .atoms import CHOOSE_ANOTHER, INNER, MERGING, Ids
+from .operations import Step, tensors
 from .rules_layout import together
 from .values import Axis, Value
-from .walk import Factor, Step, Walk, rule, tensors
+from .walk import Factor, Walk, rule
 
 
-@rule("mm addmm bmm baddbmm mv addmv dot linear addbmm _int_mm _scaled_mm vdot")
+@rule("matrix product")
 def matrix_product(walk: Walk, step: Step) -> None:
     plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
     a, b = step.args[1:3] if plus is not None else step.args[:2]
-    if step.name in ("linear", "addbmm"):
-        walk.unknown(step)
-        return
     a_axes, b_axes = walk.axes(a), walk.axes(b)
     over = b.ndim - 2 if b.ndim > 1 else 0
     made: list[Axis] = []
@@ -60,16 +58,8 @@ def _batch(walk: Walk, one: Axis, other: Axis) -> Axis:
     return known if isinstance(known, np.ndarray) else None
 
 
-@rule(
-    """
-    convolution _convolution cudnn_convolution mkldnn_convolution miopen_convolution conv_depthwise3d
-    _conv_depthwise2d slow_conv3d conv2d thnn_conv2d
-    """
-)
+@rule("convolution")
 def convolution(walk: Walk, step: Step) -> None:
-    if step.name not in ("convolution", "_convolution"):
-        walk.unknown(step)
-        return
     given, weight, bias = step.args[0], step.args[1], step.args[2]
     transposed, groups = step.args[6], step.args[8]
     axes, kernel = walk.axes(given), walk.axes(weight)
@@ -99,6 +89,8 @@ def _grouped(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list
                 walk.atoms.unite(np.repeat(channels, times), rows)
             else:
                 walk.note(rows, "each reads an input of its own", CHOOSE_ANOTHER, MERGING)
+        else:
+            walk.mixed(channels, f"{walk.name!r} multiplies each by what no layer writes")
         return rows
     if isinstance(rows, np.ndarray):
         _alike(walk, rows.reshape(groups, -1))
@@ -128,13 +120,7 @@ def _alike(walk: Walk, rows: Ids) -> None:
         walk.atoms.unite(rows[0], row)
 
 
-@rule(
-    """
-    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
-    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-    _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps
-    """
-)
+@rule("attention")
 def attention(walk: Walk, step: Step) -> None:
     query, key, value = step.args[:3]
     q, k, v = (walk.axes(each) for each in (query, key, value))
@@ -162,7 +148,7 @@ def attention(walk: Walk, step: Step) -> None:
         walk.give(out, [q[0], heads, None, v[3]] if same else [None] * out.ndim)
 
 
-@rule("mkldnn_rnn_layer")
+@rule("recurrent layer")
 def recurrent_layer(walk: Walk, step: Step) -> None:
     """An LSTM: its inputs are read by one matrix, and everything else stays as it is."""
     given, weight, *others = step.args[:7]
@@ -177,7 +163,7 @@ def recurrent_layer(walk: Walk, step: Step) -> None:
         walk.value(out).label = "what a recurrent layer gives"
 
 
-@rule("_grouped_mm _scaled_grouped_mm")
+@rule("grouped product")
 def grouped_product(walk: Walk, step: Step) -> None:
     """Rows of one tensor, in groups, each by a matrix of its own: experts."""
     rows, experts = step.args[0], step.args[1]

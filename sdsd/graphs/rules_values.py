@@ -6,31 +6,18 @@ import numpy as np
 from torch import Tensor
 
 from .atoms import READING, REMOVAL, Ids
+from .operations import Step, tensors
 from .rules_layout import together
-from .values import FREE, Axis, Value, words
-from .walk import RULES, Step, Walk, rule, tensors
+from .values import FREE, Axis, Value
+from .walk import Walk, rule
 
-LINEAR = words(
-    """
-    add sub rsub neg mul div clone _to_copy alias detach lift_fresh positive contiguous copy lift _conj real
-    view_as_real sum_to_size
-    """
-)
 STATISTICS_ADVICE = (
     "Pass norms='repeat' to consolidate, so that the norm goes on to see merged neurons as often as there were, merge "
     "without removal (remove=False), or choose a layer whose neurons are read before this norm."
 )
 
 
-@rule(
-    """
-    pointwise hardswish log_sigmoid_forward floor_divide complex polar
-    alias detach lift_fresh lift _to_copy clone contiguous _prelu_kernel fill zero normal uniform
-    bernoulli random exponential native_dropout rrelu_with_noise set_data masked_fill where _conj resolve_conj
-    nan_to_num log_normal geometric cauchy masked_scatter _fused_dropout isin trunc_normal detach_copy
-    alias_copy _copy_from
-    """
-)
+@rule("each", "same", "sum", "product", "negative", "power", "prelu", "curved", "mask")
 def pointwise(walk: Walk, step: Step) -> None:
     everything = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
     outs = list(tensors(step.out))
@@ -85,7 +72,7 @@ def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -
     return False
 
 
-@rule("_weight_norm_interface _weight_norm")
+@rule("weight norm")
 def weight_norm(walk: Walk, step: Step) -> None:
     direction, size = step.args[0], step.args[1]
     dim = step.argument(2, "dim", 0) % direction.ndim
@@ -118,11 +105,12 @@ def _joined(walk: Walk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Ax
 def _result(walk: Walk, step: Step, given: list[Tensor]) -> Value:
     made = together(walk, given)
     with_parameters = sum(bool(walk.value(each).parameters) for each in given)
-    if step.name not in LINEAR or (step.name in ("mul", "div") and with_parameters > 1):
+    product = step.row.kind == "product"
+    if not step.row.linear or (product and with_parameters > 1):
         made.linear = False
     if step.name == "div" and len(given) > 1 and walk.value(given[1]).parameters:
         made.linear = False
-    if step.name in ("mul", "div") and any(each.ndim > 0 and each.numel() > 1 for each in given[1:]):
+    if product and any(each.ndim > 0 and each.numel() > 1 for each in given[1:]):
         made.linear = False
     return made
 
@@ -155,7 +143,7 @@ def _spread(walk: Walk, target: Tensor, static: bool) -> None:
             value.static = False
 
 
-@rule("index_put index_add scatter scatter_add scatter_reduce index_copy index_fill index_reduce")
+@rule("put")
 def put(walk: Walk, step: Step) -> None:
     """Samples or positions are written by their places."""
     target = step.args[0]
@@ -189,12 +177,7 @@ def put(walk: Walk, step: Step) -> None:
         walk.give(step.out, axes)
 
 
-@rule(
-    """
-    zeros ones empty full rand randn new_zeros new_ones new_empty new_full empty_strided new_empty_strided
-    scalar_tensor
-    """
-)
+@rule("constant")
 def factory(walk: Walk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [FREE] * out.ndim, Value([], True, True))
@@ -202,12 +185,12 @@ def factory(walk: Walk, step: Step) -> None:
         walk.value(out).label = "a tensor made in the forward"
 
 
-@rule("zeros_like ones_like empty_like full_like rand_like randn_like randint_like")
+@rule("like")
 def made_like(walk: Walk, step: Step) -> None:
     walk.give(step.out, walk.axes(step.args[0]), Value([], True, True))
 
 
-@rule("arange eye linspace logspace tril_indices triu_indices randperm randint one_hot")
+@rule("count")
 def counted(walk: Walk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [None] * out.ndim, Value([], True, True))
@@ -217,16 +200,11 @@ def counted(walk: Walk, step: Step) -> None:
 # ---- sums ------------------------------------------------------------------------------------------------------------
 
 
-@rule(
-    """
-    mean sum amax amin var std var_mean std_mean linalg_vector_norm norm logsumexp prod max min argmax argmin
-    any all median nansum nanmean aminmax mode dist kthvalue count_nonzero
-    """
-)
+@rule("reduce", "digest")
 def reduction(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     if step.name in ("max", "min") and len(step.args) > 1 and isinstance(step.args[1], Tensor):
-        RULES["pointwise"](walk, step)
+        pointwise(walk, step)
         return
     place = 2 if step.name in ("linalg_vector_norm", "norm", "kthvalue") else 1
     dims = step.argument(place, "dim")
@@ -238,13 +216,15 @@ def reduction(walk: Walk, step: Step) -> None:
     blocks = REMOVAL if value.static else READING
     what = f"a weight of theirs is summed up by {walk.name!r}" if value.static else f"{walk.name!r} mixes all neurons"
     statistic = _as_statistic(walk, step, axes, over) if not value.static else None
+    if_used = []
     for dim in over:
         if given.ndim and given.shape[dim] > 1 and statistic is None:
-            walk.mixed(axes[dim], what, blocks)
+            if_used += walk.mixed_if_used(axes[dim], what, blocks)
     for out in tensors(step.out):
         kept = out.ndim == given.ndim
         made = [None if k in over else axis for k, axis in enumerate(axes) if kept or k not in over]
         walk.give(out, made if len(made) == out.ndim else [None] * out.ndim, value, linear=False)
+        walk.value(out).if_used = if_used
         if statistic is not None:
             walk.value(out).statistic = statistic
 
@@ -258,7 +238,7 @@ def _as_statistic(walk: Walk, step: Step, axes: list[Axis], over: set[int]) -> I
     return axis if kept and isinstance(axis, np.ndarray) and not walk.atoms.inside(axis) else None
 
 
-@rule("_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp _safe_softmax")
+@rule("softmax", "cumulate")
 def along(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -268,7 +248,7 @@ def along(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given), linear=False)
 
 
-@rule("topk sort argsort unique_dim cummax cummin")
+@rule("order")
 def ordered(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2 if step.name == "topk" else 1, "dim", -1)
@@ -279,7 +259,7 @@ def ordered(walk: Walk, step: Step) -> None:
         walk.give(out, axes, walk.value(given), linear=False)
 
 
-@rule("glu")
+@rule("gate")
 def glu(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", -1) % given.ndim
@@ -294,12 +274,7 @@ def glu(walk: Walk, step: Step) -> None:
 # ---- norms -----------------------------------------------------------------------------------------------------------
 
 
-@rule(
-    """
-    native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update
-    _native_batch_norm_legit_no_training _batch_norm_no_update _native_batch_norm_legit_functional
-    """
-)
+@rule("batch norm")
 def batch_norm(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -312,7 +287,7 @@ def batch_norm(walk: Walk, step: Step) -> None:
         walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
 
 
-@rule("native_layer_norm _fused_rms_norm rms_norm layer_norm")
+@rule("layer norm")
 def layer_norm(walk: Walk, step: Step) -> None:
     given, shape = step.args[0], step.args[1]
     axes = walk.axes(given)
@@ -329,7 +304,7 @@ def layer_norm(walk: Walk, step: Step) -> None:
         walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
 
 
-@rule("native_group_norm group_norm")
+@rule("group norm")
 def group_norm(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)

@@ -1,12 +1,10 @@
-"""What is known of layers and functions by name: which attribute of a layer holds which size, a row a class."""
+"""What is known of layers by name: which attribute of a layer holds which size, a row a class."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, nn
-
-from .values import words
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -76,9 +74,9 @@ def register_layer(kind: type[nn.Module], **sizes: Size) -> None:
 def sizes_of(module: nn.Module) -> dict[str, Size]:
     """The row of the module's class, or of the nearest class it derives from."""
     for kind in type(module).__mro__:
-        found = SIZES.get(kind) or SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
-        if found:
-            return found
+        sizes = SIZES.get(kind) or SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
+        if sizes:
+            return sizes
     return {}
 
 
@@ -91,6 +89,8 @@ def fit_sizes(module: nn.Module, before: dict[str, tuple[int, ...]]) -> None:
     weight = getattr(module, "weight", None)
     if isinstance(module, CONVOLUTIONS) and isinstance(weight, Tensor):
         _fit_convolution(module, weight, before["weight"])
+    if isinstance(module, nn.MultiheadAttention):
+        _fit_attention(module)
     shape: Any = getattr(module, "normalized_shape", None)
     if shape is not None and isinstance(weight, Tensor):
         setattr(module, "normalized_shape", tuple(weight.shape))  # noqa: B010
@@ -112,6 +112,15 @@ def _fit_convolution(module: nn.Module, weight: Tensor, before: tuple[int, ...])
     inner.in_channels, inner.out_channels = weight.shape[1] * inner.groups, weight.shape[0]
 
 
+def _fit_attention(module: nn.MultiheadAttention) -> None:
+    packed = module.in_proj_weight
+    widths = [
+        (weight if packed is None else packed).shape[1]
+        for weight in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    ]
+    module.embed_dim, module.kdim, module.vdim = widths
+
+
 def row_dim(layer: nn.Module) -> int:
     """The axis of the layer's weight that runs over its neurons."""
     return 1 if isinstance(layer, (*TRANSPOSED, nn.Embedding)) else 0
@@ -126,18 +135,3 @@ def computed_tensors(module: nn.Module) -> list[str]:
     """Which of a module's own tensors are no parameters or buffers: pruned, or parametrised."""
     names = [name for name in NORM_TENSORS if isinstance(getattr(module, name, None), Tensor)]
     return [name for name in names if name not in module._parameters and name not in module._buffers]
-
-
-PER_NEURON_NAMES = words(
-    """
-    relu leaky_relu rrelu relu6 elu selu celu gelu silu mish tanh sigmoid logsigmoid log_sigmoid softplus
-    softsign softshrink hardshrink tanhshrink hardtanh hardswish hardsigmoid threshold dropout dropout1d
-    dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout abs neg exp expm1 log log1p sqrt
-    rsqrt square erf sin cos sign reciprocal clamp clamp_min clamp_max clip pow add sub rsub mul div truediv
-    true_divide maximum minimum where masked_fill addcmul lerp gt ge lt le eq ne logical_not contiguous clone
-    detach alias to to_copy type_as float double half bfloat16 requires_grad rand_like randn_like ones_like
-    zeros_like full_like empty_like
-    """
-)
-"""Functions and methods (without underscores at the ends) that give each entry from the same entry of their inputs."""
-IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv")

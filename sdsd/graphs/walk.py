@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .counts import Origin
+from .operations import Step, adding_to, step_of, tensors
 from .values import FREE, Axis, Value
 
 IN_TRAINING = ", in training"
@@ -62,54 +63,15 @@ class Normed(NamedTuple):
     after: list[Axis]
 
 
-class Step(NamedTuple):
-    """One operation of torch."""
-
-    name: str
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
-
-    def argument(self, place: int, name: str, default: Any = None) -> Any:
-        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
-
-
 Rule = Callable[["Walk", Step], None]
 RULES: dict[str, Rule] = {}
-"""The rule of each operation, by its name in torch.ops.aten; pointwise operations have none of their own."""
-
-
+"""The rule of each kind of operation that can be followed."""
 KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
-"""Operations without a row of their own, or that leave a mean over all neurons what it is."""
-
-
-Made = TypeVar("Made")
-
-
-def adding_to(rules: dict[str, Made]) -> Callable[..., Callable[[Made], Made]]:
-    """A decorator that makes a function the rule for operations of the names it is given, apart by blanks."""
-
-    def rule(*names: str) -> Callable[[Made], Made]:
-        def add(made: Made) -> Made:
-            rules.update(dict.fromkeys(" ".join(names).split(), made))
-            return made
-
-        return add
-
-    return rule
-
+"""Of operations that torch does not call pointwise, those that leave a mean over all neurons what it is."""
+ONLY_SEEN = {"squeeze", "detach", "alias"}
+"""Operations that give the same numbers, which is no use of them."""
 
 rule = adding_to(RULES)
-
-
-def tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors among arguments or results."""
-    for value in values if isinstance(values, (tuple, list)) else (values,):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from tensors(value)
 
 
 class Walk:
@@ -125,6 +87,7 @@ class Walk:
         self.blocks: list[Piece] = []
         self.linked: list[tuple[Origin, Ids]] = []
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
+        self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
@@ -136,11 +99,12 @@ class Walk:
     # ---- values ------------------------------------------------------------------------------------------------------
 
     def value(self, tensor: Tensor) -> Value:
-        found = self.named.get(id(tensor)) or self.values.get(tensor)
-        if found is None:  # a constant that the forward holds
-            found = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
-            self.values[tensor] = found
-        return found  # type: ignore[no-any-return]
+        value = self.named.get(id(tensor)) or self.values.get(tensor)
+        if value is None:  # a constant that the forward holds
+            value = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
+            value.shape = tuple(tensor.shape)
+            self.values[tensor] = value
+        return value  # type: ignore[no-any-return]
 
     def give(self, tensor: Any, axes: Iterable[Axis], like: Value | None = None, linear: bool = True) -> None:
         """Note what a result is; static where `like` is, and linear where both are."""
@@ -151,6 +115,7 @@ class Walk:
             made.static, made.parameters = like.static, like.parameters
             made.linear = like.linear and linear
         assert len(made.axes) == tensor.ndim, (made.axes, tensor.shape)
+        made.shape = tuple(tensor.shape)
         self.values[tensor] = made
 
     def followed(self, tensor: Tensor, dim: int) -> Ids | None:
@@ -182,6 +147,23 @@ class Walk:
         """Single entries cannot be taken out of this axis."""
         if isinstance(ids, np.ndarray) and not self.atoms.inside(ids):
             self.note(ids, reason, advice, blocks)
+
+    def mixed_if_used(self, ids: Axis, reason: str, blocks: str) -> list[tuple[Ids, Obstacle]]:
+        """As `mixed`, for the results that hold what is given back: noted when something is done with one of them."""
+        if not isinstance(ids, np.ndarray) or self.atoms.inside(ids):
+            return []
+        return [(ids, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, blocks))]
+
+    def use(self, values: Any) -> None:
+        """Something is done with these tensors."""
+        for tensor in tensors(values):
+            value = None if id(tensor) in self.named else self.values.get(tensor)
+            while value is not None and value.if_used:
+                self.atoms.note(*value.if_used.pop())
+
+    def use_what_is_left(self) -> None:
+        """The run is over: tensors that somebody still holds are used."""
+        self.use(tuple(self.values.keys()))
 
     def statistics(self, ids: Axis, reason: str, advice: str) -> None:
         """A norm takes its statistics over all entries of this axis."""
@@ -234,33 +216,29 @@ class Walk:
     # ---- one operation after the other -------------------------------------------------------------------------------
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        name = func._schema.name.rpartition("::")[2]
-        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        self.name = plain.strip("_")
-        made = Step(plain, func, args, kwargs, out)
-        found = RULES.get(plain)
-        pointwise = found is None and torch.Tag.pointwise in func.tags
-        if not pointwise and plain not in KEEP_STATISTICS:
+        made = step_of(func, args, kwargs, out)
+        self.name = made.name.strip("_")
+        if made.name not in ONLY_SEEN:
+            self.use((*args, *kwargs.values()))
+        if torch.Tag.pointwise not in func.tags and made.name not in KEEP_STATISTICS:
             self.lose_statistics((*args, *kwargs.values()))
-        if found is not None:
-            found(self, made)
-        elif pointwise:
-            RULES["pointwise"](self, made)
-        else:
-            self.unknown(made)
+        RULES.get(made.row.kind, Walk.unknown)(self, made)
+        if made.name in ONLY_SEEN:
+            self.value(out).if_used = self.value(args[0]).if_used
 
     def lose_statistics(self, values: Any) -> None:
         """A number computed from all neurons goes where it does not come back to them."""
         for tensor in tensors(values):
-            found = None if id(tensor) in self.named else self.values.get(tensor)
-            if found is not None and found.statistic is not None:
-                self.note(found.statistic, "'mean' mixes all neurons", name="mean")
+            value = None if id(tensor) in self.named else self.values.get(tensor)
+            if value is not None and value.statistic is not None:
+                self.note(value.statistic, "'mean' mixes all neurons", name="mean")
 
     def unknown(self, step: Step) -> None:
         given = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
         for tensor in given:
-            for dim in range(tensor.ndim):
-                self.mixed(self.followed(tensor, dim), f"there is no rule for {self.name!r}")
+            in_place = len(self.value(tensor).axes) != tensor.ndim
+            for axis in self.value(tensor).axes if in_place else self.axes(tensor):
+                self.mixed(axis, f"there is no rule for {self.name!r}")
         static = all(self.value(each).static for each in given)
         names = frozenset[str]().union(*(self.value(each).parameters for each in given))
         for tensor in tensors(step.out):

@@ -5,7 +5,8 @@
 `sdsd.integrations.transformers.GammaCallback`    for the Trainer of Hugging Face
 `scalars`                                         a step's statistics as plain numbers, for any logger
 `write_scalars`                                   the same into a TensorBoard SummaryWriter
-`loggers`                                         a history's rows into TensorBoard, Weights & Biases, MLflow, trackio
+`loggers.py`                                      a history's rows into TensorBoard, Weights & Biases, MLflow, trackio
+`lightning.py`, `transformers.py`, `_attach.py`   those callbacks, and what they share
 ================================================  ========================================================
 """
 

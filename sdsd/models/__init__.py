@@ -4,6 +4,7 @@
 `attachment.py`    a subclass in the place of a module's class, which sees the forward pass
 `names.py`         the user's model and parameters without what wrappers added
 `restore.py`       evaluation mode, parameters and buffers, put back whatever happens
+`usable.py`        what is no model whose layers can be watched and changed, and what to pass instead
 =================  =================================================================================================
 """
 
@@ -18,11 +19,13 @@ from .attachment import (
     release,
     uncompiled,
 )
-from .names import clean, refuse_scripted, unwrap
-from .restore import evaluating, restored, training_outside_torch, untouched
+from .names import clean, unwrap
+from .restore import evaluating, plainly, restored, training_outside_torch, untouched
+from .usable import check_model, quantised, refuse_scripted_parts
 
 __all__ = [
     "attach",
+    "check_model",
     "clean",
     "compiled_parts",
     "compiling",
@@ -31,7 +34,9 @@ __all__ = [
     "is_attached",
     "is_skipped",
     "paused",
-    "refuse_scripted",
+    "plainly",
+    "quantised",
+    "refuse_scripted_parts",
     "release",
     "restored",
     "training_outside_torch",

@@ -92,7 +92,7 @@ def release(module: nn.Module) -> None:
 
 def compiled_parts(root: nn.Module) -> list[tuple[nn.Module, str]]:
     """Compiled modules inside `root`, and the entry of their `__dict__` that holds the compiled code."""
-    found: dict[int, tuple[nn.Module, str]] = {}
+    parts: dict[int, tuple[nn.Module, str]] = {}
     waiting = [root]
     while waiting:
         for module in waiting.pop()._modules.values():
@@ -101,10 +101,10 @@ def compiled_parts(root: nn.Module) -> list[tuple[nn.Module, str]]:
             waiting.append(module)
             own = module.__dict__
             if own.get("_compiled_call_impl") is not None:
-                found[id(module)] = (module, "_compiled_call_impl")
+                parts[id(module)] = (module, "_compiled_call_impl")
             elif "dynamo_ctx" in own and "forward" in own:
-                found[id(module)] = (module, "forward")
-    return list(found.values())
+                parts[id(module)] = (module, "forward")
+    return list(parts.values())
 
 
 def uncompiled(module: nn.Module, entry: str) -> Callable[..., Any]:

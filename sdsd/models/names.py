@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import torch
 from torch import nn
 
 
@@ -17,15 +16,6 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
-
-
-def refuse_scripted(model: nn.Module) -> None:
-    """TypeError for a model whose layers cannot be watched."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            f"model: expected an nn.Module in Python, got {type(model).__name__}, whose layers cannot be watched. Pass "
-            "the model that was scripted or traced."
-        )
 
 
 def clean(name: str) -> str:

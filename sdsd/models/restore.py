@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +22,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     with _modes_kept(model), torch.no_grad():
         model.eval()
+        yield
+
+
+@contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """Neither torch.inference_mode nor autocast inside, so that what layers multiply are the model's own parameters.
+
+    Args:
+        model: on whose devices autocast is off.
+
+    Yields:
+        None.
+    """
+    kinds = {"cpu"} | {each.device.type for each in (*model.parameters(), *model.buffers())}
+    with torch.inference_mode(False), ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

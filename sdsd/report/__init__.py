@@ -8,10 +8,10 @@
 `draw_pair_scatter`                                 what two neurons answer to the same samples
 `draw_merges`, `draw_batch_merges`                  what merging pairs costs, one at a time and all at once
 `plain_number`                                      a number as people write it
-`figures`                                           these and more, with the colours of the style
-`html`                                              one page from plain sections; the standard library alone
-`geometry_page`                                     parts of a page about neurons
-`live`                                              the page of `sdsd watch`
+`figures/`                                          these and more, with the colours of the style
+`html.py`                                           one page from plain sections; the standard library alone
+`geometry_page.py`                                  parts of a page about neurons
+`live/`                                             the page of `sdsd watch`
 ==================================================  ==================================================================
 
 A `draw_…` function fills given axes and computes nothing. matplotlib is imported when the first figure is made (the

@@ -81,10 +81,10 @@ def _in_short(claims: Claims) -> str:
     """Claims under their verdicts."""
     lines = []
     for word in VERDICTS:
-        found = [row for row in claims.rows() if row.verdict.verdict == word]
-        if found:
+        rows = [row for row in claims.rows() if row.verdict.verdict == word]
+        if rows:
             lines += ["", f"## {word.capitalize()}", ""]
-        for row in found:
+        for row in rows:
             figure = "" if row.verdict.our_figure is None else f": {_ours(row.verdict)}"
             lines.append(f"- {row.verdict.claim}{figure}" + (f" ({row.study})" if row.claims[0].study else ""))
     return "\n".join(lines[1:])

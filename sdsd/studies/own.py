@@ -126,10 +126,10 @@ def _quotient(own: Own) -> Found:
     parameters = dict(own.model.named_parameters())
     losses = [own.loss(own.model, batch) for batch in own.batches]
     trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    found = torch.autograd.grad(torch.stack(losses).mean(), list(trained.values()), materialize_grads=True)
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), list(trained.values()), materialize_grads=True)
     noise = {name: torch.randn(value.shape, dtype=torch.float64) for name, value in trained.items()}
     vectors: dict[str, dict[str, Tensor]] = {
-        "gradient": dict(zip(trained, found, strict=True)),
+        "gradient": dict(zip(trained, gradients, strict=True)),
         "weight decay": {**trained},
         "isotropic noise": noise,
     }
@@ -153,8 +153,10 @@ def _flatness(own: Own) -> Found:
     numbers: dict[str, Any] = {"as_it_is": [], "canonical": []}
     for point in own.progress.each(own.orbit(), "points of the orbit"):
         for name, canonical in (("as_it_is", False), ("canonical", True)):
-            found = sharpness(point, iter(own.batches), own.loss, canonicalize=canonical, tolerance=1e-3, seed=own.seed)
-            numbers[name].append(found.value)
+            measured = sharpness(
+                point, iter(own.batches), own.loss, canonicalize=canonical, tolerance=1e-3, seed=own.seed
+            )
+            numbers[name].append(measured.value)
     low, high = min(numbers["as_it_is"]), max(numbers["as_it_is"])
     canonical = numbers["canonical"]
     return numbers, [
@@ -166,26 +168,26 @@ def _flatness(own: Own) -> Found:
 
 def _learning_coefficient(own: Own) -> Found:
     """λ̂ at the canonical representative, or why it is refused."""
-    found = local_learning_coefficient(
+    measured = local_learning_coefficient(
         own.model, iter(own.batches), own.loss, draws=own.draws, burn_in=own.draws, seed=own.seed
     )
     try:
-        value: float | None = found.value
+        value: float | None = measured.value
     except RefusedEstimateError:
         value = None
-    return {"value": value, "acceptance": list(found.acceptance)}, str(found).splitlines()
+    return {"value": value, "acceptance": list(measured.acceptance)}, str(measured).splitlines()
 
 
 def _basin(own: Own) -> Found:
     """The basin's volume, by rays."""
-    found = basin_volume(own.model, iter(own.batches), own.loss, directions=own.draws, seed=own.seed)
-    return {"log_volume": found.log_volume, "lower_bound": found.lower_bound()}, str(found).splitlines()
+    measured = basin_volume(own.model, iter(own.batches), own.loss, directions=own.draws, seed=own.seed)
+    return {"log_volume": measured.log_volume, "lower_bound": measured.lower_bound()}, str(measured).splitlines()
 
 
 def _occam(own: Own) -> Found:
     """Bits of the rounded network."""
-    found = description_length(own.model, iter(own.batches), own.loss)
-    return {"bits": found.bits}, str(found).splitlines()
+    measured = description_length(own.model, iter(own.batches), own.loss)
+    return {"bits": measured.bits}, str(measured).splitlines()
 
 
 def _orbit(own: Own) -> Found:
@@ -194,11 +196,11 @@ def _orbit(own: Own) -> Found:
     pairs = None if own.layer is None else [tuple(own.layer.split(":"))]
     if pairs is not None and len(pairs[0]) != 2:
         raise ValueError(f"--layer: expected two layers, WRITER:READER, got {own.layer!r}.")
-    found = geometric_functional(structure, 0.0, layers=pairs)  # type: ignore[arg-type]
+    functional = geometric_functional(structure, 0.0, layers=pairs)  # type: ignore[arg-type]
     numbers, lines = {}, []
     for layer in hidden_layers(structure, pairs):  # type: ignore[arg-type]
         volume = realized_volume(layer.rows[layer.mass > 0].detach())
-        entropy = found.layers[layer.name][0]
+        entropy = functional.layers[layer.name][0]
         numbers[layer.name] = {"entropy": entropy, "volume": volume.value, "caps": volume.caps, "angle": volume.angle}
         lines.append(
             f"{layer.name}: H_G {entropy:.4g} nats of at most {torch.tensor(float(len(layer.rows))).log():.4g}, "
@@ -210,14 +212,14 @@ def _orbit(own: Own) -> Found:
 def _phase(own: Own) -> Found:
     """Γ_H and Γ*: whether a step of the file's learning rate on one batch lowers the loss."""
     rate = float(own.script.optimizer.param_groups[0].get("lr", DEFAULT_LEARNING_RATE))
-    found, lines = [], []
+    changes, lines = [], []
     for batch in own.batches[:1]:
         stats = curvature_gamma(
             own.model, own.loss, batch, learning_rate=rate, batch_size=_length(batch), seed=own.seed
         )
-        found.append(stats.expected_change)
+        changes.append(stats.expected_change)
         lines += str(stats).splitlines()
-    return {"learning_rate": rate, "expected_change": found[0]}, lines
+    return {"learning_rate": rate, "expected_change": changes[0]}, lines
 
 
 def _length(batch: Any) -> int:
@@ -229,8 +231,8 @@ def _merges(own: Own, pairs: int = 30) -> dict[str, Any]:
     """What merging pairs of one layer costs: near ones by cosine and by foretold cost, and pairs as they come."""
     subject = subject_from_file(own.path, own.layer, samples=sum(map(_length, own.batches)), seed=own.seed)
     model, layer, example = subject.model, subject.layer, subject.example_input
-    found = collect_activations(model, subject.batches, layer)[layer]
-    gram, cosine, alive = found.gram(), found.cosine_matrix(), found.alive
+    collected = collect_activations(model, subject.batches, layer)[layer]
+    gram, cosine, alive = collected.gram(), collected.cosine_matrix(), collected.alive
     outgoing = outgoing_weights(model, layer, example)
     most = max(2, min(pairs, int(alive.sum()) // 4))
     chosen = {
@@ -252,7 +254,7 @@ def _merges(own: Own, pairs: int = 30) -> dict[str, Any]:
     indices = torch.stack([random.first, random.second], 1)
     foretold = {
         "1 − cos": (1 - random.cosine).tolist(),
-        "foretold cost": merge_cost(None, outgoing, indices, gram=gram, samples=found.samples).tolist(),
+        "foretold cost": merge_cost(None, outgoing, indices, gram=gram, samples=collected.samples).tolist(),
     }
     return {"layer": layer, "measure": subject.measure, "costs": costs, "foretold": foretold}
 

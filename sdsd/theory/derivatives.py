@@ -138,8 +138,8 @@ def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_p
 def gradient(model: nn.Module, loss_fn: LossFunction, batch: Any) -> Tensor:
     """Gradient of the mean loss of a batch; shape: (trainable parameters,)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    found = torch.autograd.grad(mean_loss(loss_fn, model, batch), parameters, materialize_grads=True)
-    return torch.cat([part.flatten() for part in found])
+    gradients = torch.autograd.grad(mean_loss(loss_fn, model, batch), parameters, materialize_grads=True)
+    return torch.cat([part.flatten() for part in gradients])
 
 
 class Hessian:
@@ -160,9 +160,9 @@ class Hessian:
         for start in range(0, self._samples, self._chunk):
             part = part_of(self._batch, start, start + self._chunk)
             loss = mean_loss(self._loss_fn, self._model, part)
-            found = torch.autograd.grad(loss, self._parameters, create_graph=True, materialize_grads=True)
-            bent = [place for place, each in enumerate(found) if each.requires_grad]
-            yield length_of(part) / self._samples, [found[place] for place in bent], bent
+            gradients = torch.autograd.grad(loss, self._parameters, create_graph=True, materialize_grads=True)
+            bent = [place for place, each in enumerate(gradients) if each.requires_grad]
+            yield length_of(part) / self._samples, [gradients[place] for place in bent], bent
 
     def products(self, vectors: Callable[[int], Tensor], count: int) -> Iterator[tuple[int, Tensor]]:
         """(k, the part of H·vectors(k) that one chunk gives) for every k < count and every chunk; float64.

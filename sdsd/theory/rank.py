@@ -16,7 +16,7 @@ it starts near zero (Gunasekar et al. 2017; Li, Ma, Zhang 2018); from a start of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,11 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
+from .._progress import Report
+
 PUBLISHED_TARGET = ((1.0, 2.0), (2.0, 4.0))
 PUBLISHED_STEPS = 2981
 RANK_THRESHOLD = 1e-3
-Progress = Callable[[int, int], None]
 
 
 def published_start(seeds: Iterable[int], scale: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,7 @@ def factorise(
     steps: Sequence[int] = (PUBLISHED_STEPS,),
     learning_rate: float = 0.05,
     scale: float = 0.1,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Factorisation:
     """Gradient descent on Σ(W − T)² over u₁, v₁, u₂, v₂; the defaults are the published experiment.
 
@@ -105,17 +106,17 @@ def factorise(
     if not looks or looks[0] < 0 or not seeds:
         raise ValueError(f"steps, seeds: expected at least one of each, steps ≥ 0, got {looks} and {len(seeds)} seeds.")
     u, v = (factor.double() for factor in published_start(seeds, scale))
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    components: list[tuple[Tensor, Tensor, Tensor]] = []
     for step in range(looks[-1] + 1):
         error = u @ v - wanted
         if step in looks:
             _check_finite(error, step)
-            found.append(_components(u, v, error))
+            components.append(_components(u, v, error))
         if progress is not None and (step % 500 == 0 or step == looks[-1]):
             progress(step, looks[-1])
         slope = 2 * learning_rate * error
         u, v = u - slope @ v.mT, v - u.mT @ slope
-    return Factorisation(looks, *(torch.stack(values) for values in zip(*found, strict=True)))
+    return Factorisation(looks, *(torch.stack(values) for values in zip(*components, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def sense(
     steps: int = 5000,
     learning_rate: float = 0.02,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Sensing:
     """Find a matrix of low rank from fewer measurements than entries, by gradient descent on W = UVᵀ, U and V square.
 
@@ -193,11 +194,11 @@ def sense(
         u, v = u - slope @ v, v - slope.mT @ u
         if progress is not None and (step % 100 == 0 or step == steps - 1):
             progress(step + 1, steps)
-    found = u @ v.mT
-    _check_finite(found.flatten(0, 1), steps)
-    residual = (sensors @ (found - target).flatten(2).permute(1, 2, 0)).square().mean(1).T / seen.square().mean(1)
-    error = (found - target).square().sum((2, 3)) / target.square().sum((1, 2))
-    return Sensing(tuple(scales), effective_rank(found), residual, error)
+    product = u @ v.mT
+    _check_finite(product.flatten(0, 1), steps)
+    residual = (sensors @ (product - target).flatten(2).permute(1, 2, 0)).square().mean(1).T / seen.square().mean(1)
+    error = (product - target).square().sum((2, 3)) / target.square().sum((1, 2))
+    return Sensing(tuple(scales), effective_rank(product), residual, error)
 
 
 def effective_rank(matrix: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ def tangent_kernel(model: nn.Module, inputs: Any, *, output: int | None = None) 
 
 
 def _answers(model: nn.Module, inputs: Any) -> Tensor:
-    found: Tensor = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    return found
+    answers: Tensor = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return answers
 
 
 def kernel_change(before: Tensor, after: Tensor) -> float:

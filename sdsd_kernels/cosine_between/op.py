@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import ZERO_POLICIES, check_choice, check_directions, check_max_bytes
+from .._progress import Progress
 from .._register import register
 from .._rows import rows_of_both
 from ..pairwise.blocks import block_sides, fill_cosines, prepare
 from ..pairwise.config import operand_bytes
-
-Progress = Callable[[int, int], None]
 
 BLOCK = {"cpu": (1024, 4096), "cuda": (8192, 8192)}
 """Cosines filled at a time. Products are written where they stay: blocks only bound what is converted beside them."""

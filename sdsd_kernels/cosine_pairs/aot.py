@@ -45,9 +45,13 @@ def _aot_case(
     terms = "three terms" if plan.prepare.three else "one term"
     shape = f"{tile.rows}²×{tile.samples} w{tile.num_warps} s{tile.num_stages}"
     return case_of(
-        f"{name} {terms} {shape}{', neurons adjacent' if adjacent else ''}", plan.launches[number], record,
-        panels_type(plan.prepare, tile.rows, tile.samples), "*fp32", *types,
+        f"{name} {terms} {shape}{', neurons adjacent' if adjacent else ''}",
+        plan.launches[number],
+        record,
+        panels_type(plan.prepare, tile.rows, tile.samples),
+        "*fp32",
+        *types,
         expect_mma=record.matrix_instruction,
         expect_tma=reads_boxes(record),
         thorough=thorough,
-    )  # fmt: skip
+    )

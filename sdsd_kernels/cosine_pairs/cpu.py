@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .._progress import Progress
 from ..pairwise.blocks import SMALLEST_SIDE, Neurons, block_sides, fill_cosines, prepare
 from .budget import check_count, most_pairs
-
-Progress = Callable[[int, int], None]
 
 BLOCK = (512, 2048)
 """4 MiB of float32: products take 13 to 14 ns a pair of 512 samples in blocks from 256 × 1024 to 512 × 4096, 16 with
@@ -173,7 +172,7 @@ def cosine_pairs_torch(
     for block, row, column in upper.blocks():
         upper.overwrite_others(block, row, column, -torch.inf if above else torch.inf)
         waiting.look_into(block, row, column)
-    check_count(waiting.found, itemsize, scratch, max_bytes)
+    check_count(waiting.kept, itemsize, scratch, max_bytes)
     return waiting.in_order()
 
 
@@ -188,7 +187,7 @@ class _Waiting:
         self.past = torch.empty(self.size, dtype=torch.bool, device=self.device)
         self.place = torch.empty(self.size, dtype=torch.int64, device=self.device)
         self.value = torch.empty(self.size, dtype=self.dtype, device=self.device)
-        self.found = 0
+        self.kept = 0
         self.chunks: list[tuple[Tensor, Tensor]] = []  # second neurons, int32, and cosines
         self.filled = CHUNK
         self.rows, self.counts = array("i"), array("i")  # pairs of each row in each part looked into
@@ -208,8 +207,8 @@ class _Waiting:
         torch.ge(part, self.threshold, out=past) if self.above else torch.le(part, self.threshold, out=past)
         counts = past.sum(1)
         pairs = int(counts.sum())
-        self.found += pairs
-        if self.found > self.most:
+        self.kept += pairs
+        if self.kept > self.most:
             self.chunks.clear()
             self.pieces.clear()
             return
@@ -234,8 +233,8 @@ class _Waiting:
         rows, counts = (torch.tensor(each, dtype=torch.int64, device=self.device) for each in (self.rows, self.counts))
         in_row = torch.zeros(self.count, dtype=torch.int64, device=self.device).index_add_(0, rows, counts)
         end = in_row.cumsum(0) - in_row
-        second = torch.empty(self.found, dtype=torch.int64, device=self.device)
-        cosine = torch.empty(self.found, dtype=self.dtype, device=self.device)
+        second = torch.empty(self.kept, dtype=torch.int64, device=self.device)
+        cosine = torch.empty(self.kept, dtype=self.dtype, device=self.device)
         passed = 0
         for chunk, start, pairs, lines in self.pieces:
             if chunk > 0 and self.chunks[chunk - 1] is not NOTHING:
@@ -249,7 +248,7 @@ class _Waiting:
             cosine[place] = self.chunks[chunk][1][start : start + pairs]
             end[rows[here]] += counts[here]
         self.chunks.clear()
-        first = torch.arange(self.count, device=self.device).repeat_interleave(in_row, output_size=self.found)
+        first = torch.arange(self.count, device=self.device).repeat_interleave(in_row, output_size=self.kept)
         return first, second, cosine
 
 

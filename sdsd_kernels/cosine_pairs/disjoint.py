@@ -15,7 +15,6 @@ can hold a better one: the outcome is that of the greedy choice from the whole m
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -23,14 +22,13 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
+from .._progress import Progress
 from .._rows import rows_of
 from ..cosine_topk.cpu import stable_topk
 from ..pairwise.blocks import SAMPLES_AT_ONCE, Neurons, block_sides, fill_cosines, panel
 from ..pairwise.reading import sample_slices
 from .cpu import BLOCK, Triangle, neurons_bytes, triangle
 from .op import CosinePairs
-
-Progress = Callable[[int, int], None]
 
 WHICH = ("nearest", "farthest", "random")
 CANDIDATES = 32
@@ -243,14 +241,14 @@ class _Activations:
     def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
         everyone = self.upper.neurons
         together = max(1, GATHERED_ELEMENTS // (2 * everyone.rows[0].numel()))
-        found = []
+        cosines = []
         for one, two in zip(first.split(together), second.split(together), strict=True):
             a, b = _select(everyone, one), _select(everyone, two)
             total = torch.zeros(len(one), dtype=torch.float64, device=one.device)
             for part in sample_slices(a.rows.shape, SAMPLES_AT_ONCE):
                 total += (panel(a, slice(None), part) * panel(b, slice(None), part)).sum(1)
-            found.append((total * (a.inverse_norm * b.inverse_norm)).clamp_(-1, 1).to(everyone.dtype))
-        return torch.cat(found)
+            cosines.append((total * (a.inverse_norm * b.inverse_norm)).clamp_(-1, 1).to(everyone.dtype))
+        return torch.cat(cosines)
 
 
 def _select(neurons: Neurons, which: Tensor) -> Neurons:

@@ -17,7 +17,7 @@ Launches go over bands of tile rows, which bounds scratch memory and lets the ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,26 +27,26 @@ from torch import Tensor
 
 from .._device import device_record
 from .._launch import Launch, kept, on_device
+from .._progress import Progress
 from ..pairwise.kernel import Panels
 from ..pairwise.launch import Preparation, Prepared, key_of, product_settings
 from ..pairwise.tile_kernel import cosines, inverse_norms, tile_products
 from . import config
 from .budget import check_count
 
-Progress = Callable[[int, int], None]
 
-
+# fmt: off
 @triton.jit
 def _cosine_tile(
     rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch,
     THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
-):  # fmt: skip
+):
     """Cosines of a tile, and where they are of pairs: the row's neuron first, and both with a direction."""
     products = tile_products(
         rows, rows, tile_row * BLOCK, tile_column * BLOCK, neurons, neurons, 0, samples, samples, pitch, pitch,
         THREE, EVERY, ADJACENT, POINTERS, INTERPRET, BLOCK, BLOCK, SAMPLES,
-    )  # fmt: skip
+    )
     row = tile_row * BLOCK + tl.arange(0, BLOCK)
     column = tile_column * BLOCK + tl.arange(0, BLOCK)
     row_inverse = inverse_norms(inverse_ptr, row, neurons)
@@ -72,7 +72,7 @@ def histogram_kernel(
     rows, inverse_ptr, counts_ptr, first_row, end_row, neurons, samples, pitch, bins,
     THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
     ROWS: tl.constexpr, SAMPLES: tl.constexpr, GROUP: tl.constexpr, BINS: tl.constexpr,
-):  # fmt: skip
+):
     tiles = tl.cdiv(neurons, ROWS)
     tile_row, tile_column, wanted = _band_tile(tl.program_id(0), first_row, end_row, tiles, GROUP)
     if wanted == 0:
@@ -80,7 +80,7 @@ def histogram_kernel(
     cosine, is_pair = _cosine_tile(
         rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch,
         THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, SAMPLES,
-    )  # fmt: skip
+    )
     position = (cosine + 1.0) * (bins * 0.5)
     # One tensor changes its layout, not two: a mask of its own costs the registers of another tile.
     index = tl.ravel(tl.where(is_pair, tl.minimum(position.to(tl.int32), bins - 1), -1))
@@ -95,7 +95,7 @@ def row_sums_kernel(
     KIND: tl.constexpr,
     THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
     ROWS: tl.constexpr, SAMPLES: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+):
     tiles = tl.cdiv(neurons, ROWS)
     tile_row, tile_column, wanted = _band_tile(tl.program_id(0), first_row, end_row, tiles, GROUP)
     if wanted == 0:
@@ -103,7 +103,7 @@ def row_sums_kernel(
     cosine, is_pair = _cosine_tile(
         rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch,
         THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, SAMPLES,
-    )  # fmt: skip
+    )
     if KIND == "absolute":
         term = tl.abs(cosine)
     elif KIND == "distance":
@@ -115,7 +115,7 @@ def row_sums_kernel(
     band_row = ((tile_row - first_row) * ROWS + row).to(tl.int64)
     tl.store(
         row_partials_ptr + band_row * tiles + tile_column, tl.sum(term, axis=1), mask=tile_row * ROWS + row < neurons
-    )  # fmt: skip
+    )
     column = tile_column * ROWS + row
     band_tile = (tile_row - first_row).to(tl.int64)
     tl.store(column_partials_ptr + band_tile * neurons + column, tl.sum(term, axis=0), mask=column < neurons)
@@ -129,7 +129,7 @@ def past_threshold_kernel(
     FILL: tl.constexpr, ABOVE: tl.constexpr,
     THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
     ROWS: tl.constexpr, SAMPLES: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+):
     tiles = tl.cdiv(neurons, ROWS)
     chunks = tl.cdiv(tiles, CHUNK)
     # Programs side by side share a chunk of columns, not of rows: it is the larger of the two.
@@ -149,7 +149,7 @@ def past_threshold_kernel(
         cosine, is_pair = _cosine_tile(
             rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch,
             THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, SAMPLES,
-        )  # fmt: skip
+        )
         past = cosine >= threshold if ABOVE else cosine <= threshold
         past = (past & is_pair).to(tl.int32)
         if FILL:
@@ -165,6 +165,7 @@ def past_threshold_kernel(
             tl.store(strayed_ptr, 1)
     else:
         tl.store(counts_ptr + cell, place, mask=row < neurons)
+# fmt: on
 
 
 class Pass(NamedTuple):
@@ -233,7 +234,7 @@ def launch_cosine_histogram(
     """Counts (BINS,) int64 of the cosines of `rows` (N, OUTER, INNER), and the inverse norms (N,)."""
     plan = _planned(
         rows, histogram_kernel, center, bins=bins, BINS=triton.next_power_of_2(max(bins, config.LEAST_BINS))
-    )  # fmt: skip
+    )
     return on_device(rows, _histogram, plan, rows, bins, progress)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +10,12 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_choice, check_integer, check_max_bytes, check_number
+from .._progress import Progress
 from .._register import register
 from .._rows import rows_of
 from ..pairwise.config import operand_bytes
 from . import config, cpu
 from .budget import TooManyPairsError
-
-Progress = Callable[[int, int], None]
 
 ROW_SUMS = ("cosine", "absolute", "distance")
 PAIRS_MAX_BYTES = 2**30
@@ -213,10 +211,10 @@ def cosine_pairs(
         find = cpu.cosine_pairs_torch
     options: dict[str, Any] = {"center": bool(center), "progress": progress}
     try:
-        found = find(rows, threshold=threshold, above=above is not None, max_bytes=allowed, **options)
+        pairs = find(rows, threshold=threshold, above=above is not None, max_bytes=allowed, **options)
     except TooManyPairsError as error:
         raise ValueError(_advice(error, rows, threshold, above is not None, allowed, chosen, options)) from None
-    return CosinePairs(*found)
+    return CosinePairs(*pairs)
 
 
 def _advice(

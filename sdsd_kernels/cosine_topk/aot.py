@@ -26,15 +26,19 @@ def aot_cases() -> list[AotCase]:
 
 
 def _aot_case(
-    record: DeviceRecord, dtype: torch.dtype, k: int, *, adjacent: bool = False, farthest: bool = False,
-    others: bool = False, thorough: bool = False,
-) -> AotCase:  # fmt: skip
+    record: DeviceRecord,
+    dtype: torch.dtype,
+    k: int,
+    *,
+    adjacent: bool = False,
+    farthest: bool = False,
+    others: bool = False,
+    thorough: bool = False,
+) -> AotCase:
     rows = torch.empty((65536, 1, 1024), dtype=dtype, device="meta")
     if adjacent:
         rows = torch.empty((1, 1024, 65536), dtype=dtype, device="meta").permute(2, 0, 1)
-    plan = plan_topk(
-        rows, rows if others else None, k, record, farthest=farthest, precision="float32", center=False
-    )  # fmt: skip
+    plan = plan_topk(rows, rows if others else None, k, record, farthest=farthest, precision="float32", center=False)
     launch = Launch(topk_kernel, (1, 1, 1), plan.settled | {"tiles_per_split": 250}, **plan.options)
     prepared = neurons_of(65536, 1024, dtype, record, adjacent=adjacent)
     tile = config.topk_tile(record.family, prepared.three, plan.lanes)
@@ -44,8 +48,16 @@ def _aot_case(
     terms = "three terms" if prepared.three else "one term"
     return case_of(
         f"{terms} {shape} k{plan.lanes}{''.join(f', {mark}' for mark, on in marks.items() if on)}",
-        launch, record, *types, "*fp32", "*fp32", "*fp32", "*i32", "i32", "i32",
+        launch,
+        record,
+        *types,
+        "*fp32",
+        "*fp32",
+        "*fp32",
+        "*i32",
+        "i32",
+        "i32",
         expect_mma=record.matrix_instruction,
         expect_tma=reads_boxes(record),
         thorough=thorough,
-    )  # fmt: skip
+    )

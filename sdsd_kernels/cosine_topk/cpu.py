@@ -11,12 +11,13 @@ all it takes for equal cosines to come out by index. Serves every device and eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .._progress import Progress
 from ..pairwise.blocks import Neurons, block_sides, fill_cosines, normalized, prepare
 
 GROUP = 32
@@ -46,7 +47,7 @@ def cosine_topk_torch(
     farthest: bool,
     center: bool,
     max_bytes: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
     left = prepare(rows, center=center)
@@ -172,11 +173,11 @@ class TopK:
                 return
         # Of columns' groups nonzero takes two and a half times as long as they lie.
         row, group = wanted.contiguous().nonzero(as_tuple=True)
-        found = scores.unflatten(1, (-1, size))[row, group]
-        hit, lane = (found > threshold[row]).nonzero(as_tuple=True)
+        offered = scores.unflatten(1, (-1, size))[row, group]
+        hit, lane = (offered > threshold[row]).nonzero(as_tuple=True)
         if len(hit):
             column = first_column + group[hit] * size + lane
-            self._merge(first_row + row[hit], column, found[hit, lane])
+            self._merge(first_row + row[hit], column, offered[hit, lane])
 
     def result(self, farthest: bool) -> tuple[Tensor, Tensor]:
         """Cosines and places; NaN and -1 where there are fewer than k."""

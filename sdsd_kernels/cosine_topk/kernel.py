@@ -15,7 +15,6 @@ The lists of several splits are merged by two stable sorts in torch: of columns,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from .._device import DeviceRecord, device_record
 from .._launch import Launch, kept, on_device
+from .._progress import Progress
 from ..pairwise.kernel import Panels
 from ..pairwise.launch import Preparation, key_of, prepared_alike, product_settings
 from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
@@ -36,22 +36,23 @@ STRIP = tl.constexpr(128)
 """Columns that are offered together: what a tile of 256 takes beside its products spills."""
 
 
+# fmt: off
 @triton.jit
 def _offered(
     products, column_start, row, row_inverse, column_inverse_ptr, others, best, best_column,
     SAME: tl.constexpr, FARTHEST: tl.constexpr,
-):  # fmt: skip
+):
     """The lists of rows after a tile of products, whose first column is `column_start`."""
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
         left, right = _halves(products)
         best, best_column = _offered(
             left, column_start, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
-        )  # fmt: skip
+        )
         best, best_column = _offered(
             right, column_start + COLUMNS // 2, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME,
             FARTHEST,
-        )  # fmt: skip
+        )
     else:
         column = column_start + tl.arange(0, COLUMNS)
         column_inverse = inverse_norms(column_inverse_ptr, column, others)
@@ -87,7 +88,7 @@ def topk_kernel(
     SAME: tl.constexpr, FARTHEST: tl.constexpr, THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr,
     POINTERS: tl.constexpr, INTERPRET: tl.constexpr, LANES: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
-):  # fmt: skip
+):
     start = (first_row_tile + tl.program_id(0)) * ROWS
     row = start + tl.arange(0, ROWS)
     split = tl.program_id(1)
@@ -104,14 +105,15 @@ def topk_kernel(
         products = tile_products(
             rows, columns, start, tile * COLUMNS, neurons, others, 0, samples, samples, pitch, column_pitch,
             THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-        )  # fmt: skip
+        )
         best, best_column = _offered(
             products, tile * COLUMNS, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
-        )  # fmt: skip
+        )
 
     place = (split.to(tl.int64) * neurons + row) * LANES
     tl.store(values_ptr + place[:, None] + lane[None, :], best, mask=(row < neurons)[:, None])
     tl.store(indices_ptr + place[:, None] + lane[None, :], best_column, mask=(row < neurons)[:, None])
+# fmt: on
 
 
 class TopK(NamedTuple):
@@ -145,9 +147,12 @@ def plan_topk(
     lanes = config.lanes(k)
     tile = config.topk_tile(record.family, prepare.three, lanes)
     settled = product_settings(prepare, tile) | {
-        "others": right.neurons, "column_pitch": right.pitch, "SAME": others is None, "FARTHEST": farthest,
+        "others": right.neurons,
+        "column_pitch": right.pitch,
+        "SAME": others is None,
+        "FARTHEST": farthest,
         "LANES": lanes,
-    }  # fmt: skip
+    }
     row_tiles, column_tiles = -(-prepare.neurons // tile.rows), -(-right.neurons // tile.columns)
     return TopK(
         prepare,
@@ -176,12 +181,10 @@ def launch_cosine_topk(
     precision: str,
     center: bool,
     max_bytes: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
-    key = key_of(
-        rows, None if others is None else key_of(others), config.lanes(k), farthest, precision, center
-    )  # fmt: skip
+    key = key_of(rows, None if others is None else key_of(others), config.lanes(k), farthest, precision, center)
     plan = _plans.get(key)
     if plan is None:
         options: dict[str, Any] = {"farthest": farthest, "precision": precision, "center": center}
@@ -191,7 +194,7 @@ def launch_cosine_topk(
 
 
 def _topk(
-    plan: TopK, rows: Tensor, others: Tensor | None, k: int, splits: int, progress: Callable[[int, int], None] | None
+    plan: TopK, rows: Tensor, others: Tensor | None, k: int, splits: int, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
     launch = plan.launches.get(splits)
     if launch is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_integer, check_max_bytes, check_precision
+from .._progress import Progress
 from .._register import register
 from .._rows import rows_of, rows_of_both
 from ..pairwise.config import operand_bytes
 from .config import MOST_NEIGHBORS, lanes, list_bytes
 from .cpu import cosine_topk_torch
-
-Progress = Callable[[int, int], None]
 
 
 def cosine_topk(
@@ -135,24 +133,19 @@ def _compute(
         from .kernel import launch_cosine_topk
 
         return launch_cosine_topk(
-            rows, others, k, farthest=farthest, precision=precision, center=center, max_bytes=max_bytes,
+            rows,
+            others,
+            k,
+            farthest=farthest,
+            precision=precision,
+            center=center,
+            max_bytes=max_bytes,
             progress=progress,
-        )  # fmt: skip
-    return cosine_topk_torch(
-        rows, others, k, farthest=farthest, center=center, max_bytes=max_bytes, progress=progress
-    )  # fmt: skip
+        )
+    return cosine_topk_torch(rows, others, k, farthest=farthest, center=center, max_bytes=max_bytes, progress=progress)
 
 
-def _fake(
-    rows: Tensor,
-    others: Tensor | None,
-    k: int,
-    farthest: bool,
-    precision: str,
-    center: bool,
-    max_bytes: int | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _fake(rows: Tensor, others: Tensor | None, k: int, *settings: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     return rows.new_empty((rows.shape[0], k), dtype=dtype), rows.new_empty((rows.shape[0], k), dtype=torch.int64)
 

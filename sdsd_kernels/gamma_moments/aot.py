@@ -20,9 +20,15 @@ _TENSORS = ("x", "pieces", "owners", "partials")
 
 
 def _case(
-    record: DeviceRecord, dtype: torch.dtype, n: int, per_sample: bool,
-    *, table: bool = False, few: int = 0, thorough: bool = False,
-) -> AotCase:  # fmt: skip
+    record: DeviceRecord,
+    dtype: torch.dtype,
+    n: int,
+    per_sample: bool,
+    *,
+    table: bool = False,
+    few: int = 0,
+    thorough: bool = False,
+) -> AotCase:
     """The launch for matrices of `dtype` as the compiler sees it, for a device like `record`."""
     launch = moments_launch(dtype, n, per_sample, record, count=few, order="columns", aligned=table)
     function = launch.kernel

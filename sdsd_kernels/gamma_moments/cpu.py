@@ -157,7 +157,7 @@ class Blocks:
             return self.sums_of_pieces(pieces)
 
     def sums_of_pieces(self, pieces: list[Piece]) -> list[Sums]:
-        found = []
+        totals = []
         for _, matrix, first, stop, width in pieces:
             total = Sums()
             dtype = _working_dtype(matrix)
@@ -166,8 +166,8 @@ class Blocks:
                 sums = self._sums(block, dtype) or self._sums(block, torch.float64)
                 assert sums is not None
                 total.add(sums)
-            found.append(total)
-        return found
+            totals.append(total)
+        return totals
 
     def _memory(self, purpose: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Unset values of `like`'s shape in its order in memory, until the next call for this purpose."""
@@ -205,15 +205,15 @@ class Blocks:
         mean = means[0] if len(means) == 1 else torch.stack(means).sum(0, dtype=torch.float64)
         signal = _squared_norm(mean)
         if n * signal > together / 2:
-            found = self._centred(chunks, mean, weights, products, refine=n * signal > ACCURATE_MEAN * together)
+            sums = self._centred(chunks, mean, weights, products, refine=n * signal > ACCURATE_MEAN * together)
         else:
-            found = Sums(signal, together - n * signal)
+            sums = Sums(signal, together - n * signal)
             if self.per_sample:
                 mean = mean.to(dtype)
                 along = _joined([torch.mv(self._widened(chunk, dtype), mean) for chunk in chunks]).double()
                 deviations = _joined(lengths).double().square_().add_(along, alpha=-2).add_(signal).clamp_(min=0)
-                found.samples = torch.cat([deviations, along.sub_(signal), *products])
-        return found if _trusted(found.squares, dtype) else None
+                sums.samples = torch.cat([deviations, along.sub_(signal), *products])
+        return sums if _trusted(sums.squares, dtype) else None
 
     @staticmethod
     def _mean_and_lengths(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,18 +252,18 @@ class Blocks:
                 mean = mean + torch.mv(centred(chunk, *means).t(), weights[: chunk.shape[0]])
             # The mean's rounding error would be common to all rows; its low half takes it out.
             means = (mean.to(dtype), (mean - mean.to(dtype)).to(dtype))
-        found = Sums(_squared_norm(mean))
+        sums = Sums(_squared_norm(mean))
         deviations, projections = [], []
         for chunk in chunks:
             values = centred(chunk, *means)
             lengths = torch.linalg.vector_norm(values, dim=1)
-            found.squares += _squared_norm(lengths)
+            sums.squares += _squared_norm(lengths)
             if self.per_sample:
                 deviations.append(lengths.double().square_())
                 projections.append(torch.mv(values, means[0]).double())
         if self.per_sample:
-            found.samples = torch.cat([*deviations, *projections, *products])
-        return found
+            sums.samples = torch.cat([*deviations, *projections, *products])
+        return sums
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

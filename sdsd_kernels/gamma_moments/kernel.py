@@ -34,11 +34,12 @@ ELEMENTS = {
 }
 
 
+# fmt: off
 @triton.jit
 def _matrix(
     x, pieces, owners, count, row_stride, column_stride,
     ELEMENT: tl.constexpr, ORDER: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+):
     """The matrix this program works on: address, columns, strides; which of its programs it is, and of how many."""
     program = tl.program_id(0)
     if pieces is None:
@@ -89,7 +90,7 @@ def _power_of_two(value):
 def _columns_of(
     base, columns, live, n, row_stride, column_stride,
     R: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr, SPREAD: tl.constexpr,
-):  # fmt: skip
+):
     """Mean and Σd² of `columns` (C,) over n rows, float64; zero where not `live`.
 
     SPREAD: the rows of a tile lie in several warps, each of which keeps sums of its own until the end.
@@ -159,11 +160,11 @@ def stream_kernel(
     n, count, row_stride, column_stride,
     ELEMENT: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SPREAD: tl.constexpr,
     ORDER: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+):
     """Signal and squares of this program's column blocks."""
     base, count, row_stride, column_stride, first, step = _matrix(
         x, pieces, owners, count, row_stride, column_stride, ELEMENT, ORDER, ALIGNED
-    )  # fmt: skip
+    )
     signal = tl.zeros((), tl.float64)
     noise = tl.zeros((), tl.float64)
     for block in range(first, tl.cdiv(count, C), step):
@@ -217,7 +218,7 @@ def _walk(
     base, n, count, row_stride, column_stride, first, step,
     ACC: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, V: tl.constexpr, PARTS: tl.constexpr,
     EXACT: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+):
     """Signal, squares, and a_4j+k, q_4j+k, c_j, each (Q,), of the column blocks `first`, `first` + `step`, …
 
     A block is PARTS tiles of C columns.
@@ -271,7 +272,7 @@ def _walk(
         tl.sum(signal, 0), tl.sum(tl.sum((a0 + a1) + (a2 + a3), 1), 0),
         tl.sum(a0, 1), tl.sum(a1, 1), tl.sum(a2, 1), tl.sum(a3, 1),
         tl.sum(q0, 1), tl.sum(q1, 1), tl.sum(q2, 1), tl.sum(q3, 1), tl.sum(c, 1) * 0.5,
-    )  # fmt: skip
+    )
 
 
 @triton.jit
@@ -281,22 +282,22 @@ def samples_kernel(
     n, count, row_stride, column_stride, width,
     ELEMENT: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
     ORDER: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr, EXACT: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+):
     """All moments of this program's column blocks; a tile holds R ≥ n rows, as four sets of R / 4."""
     base, count, row_stride, column_stride, first, step = _matrix(
         x, pieces, owners, count, row_stride, column_stride, ELEMENT, ORDER, ALIGNED
-    )  # fmt: skip
+    )
     Q: tl.constexpr = R // 4
     signal, squares, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
         base, n, count, row_stride, column_stride, first, step, ACC, Q, C, V, 1, EXACT, STAGES
-    )  # fmt: skip
+    )
     if ACC == tl.float32:
         # Within these bounds no product overflowed, and what underflowed is nothing beside the sum. Where there is
         # doubt the same columns are walked again, a narrow tile at a time for the registers' sake.
         if not ((squares > 1e-22) & (squares < 1e36) & (signal < 1e36)):
             signal, squares, a0, a1, a2, a3, q0, q1, q2, q3, c = _walk(
                 base, n, count, row_stride, column_stride, first, step, tl.float64, Q, C // 4, V // 4, 4, EXACT, 1
-            )  # fmt: skip
+            )
     out = partials + _row(pieces, owners) * width
     tl.store(out, signal)
     tl.store(out + 1, squares)
@@ -328,11 +329,11 @@ def two_walks_kernel(
     n, count, row_stride, column_stride, width,
     ELEMENT: tl.constexpr, ACC: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
     ORDER: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+):
     """All moments of this program's column blocks, any n: a block's mean in one walk, sums of rows in a second."""
     base, count, row_stride, column_stride, first, step = _matrix(
         x, pieces, owners, count, row_stride, column_stride, ELEMENT, ORDER, ALIGNED
-    )  # fmt: skip
+    )
     Q: tl.constexpr = R // 4
     out = partials + _row(pieces, owners) * width
     signal = tl.zeros((), tl.float64)
@@ -347,7 +348,7 @@ def two_walks_kernel(
         for start in range(0, n, R):
             x0, x1, x2, x3 = _load_quads(
                 base, start, columns, live[None, :], n, row_stride, column_stride, Q, tl.float64
-            )  # fmt: skip
+            )
             x0, x1, x2, x3 = _subtract(x0, x1, x2, x3, mean, start, n, Q, False)
             rows = start + 4 * tl.arange(0, Q)
             a = out + 2 + rows
@@ -373,7 +374,7 @@ def finish_kernel(
     table,  # (L, width) float64
     rows, width,
     R: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
+):
     """One program owns C columns of one row of the result and adds that matrix's partial rows in order, R at a time."""
     matrix = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * C + tl.arange(0, C)

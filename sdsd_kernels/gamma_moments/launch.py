@@ -40,10 +40,8 @@ def moments_launch(
     `aligned` is for a table: addresses, row strides and numbers of columns are multiples of 16.
     """
     element = ELEMENTS[dtype]
-    settled = {
-        "n": n, "count": count, "row_stride": row_stride, "column_stride": column_stride,
-        "width": row_width(n, per_sample), "ELEMENT": element, "ORDER": order, "ALIGNED": aligned,
-    }  # fmt: skip
+    settled: dict[str, Any] = {"n": n, "count": count, "row_stride": row_stride, "column_stride": column_stride}
+    settled |= {"width": row_width(n, per_sample), "ELEMENT": element, "ORDER": order, "ALIGNED": aligned}
     if not per_sample:
         chosen = config.stream_config(dtype, n, record, count)
         acc = ELEMENTS[torch.float64 if chosen.wide else torch.float32]
@@ -51,10 +49,8 @@ def moments_launch(
         return Launch(stream_kernel, programs, settled, num_warps=chosen.num_warps)
     tile = config.samples_config(dtype, n)
     acc = ELEMENTS[torch.float64 if config.samples_wide(dtype, n, record) else torch.float32]
-    settled |= {
-        "ACC": acc, "R": tile.rows, "C": tile.columns, "V": 16 // dtype.itemsize, "EXACT": n == tile.rows,
-        "STAGES": tile.stages,
-    }  # fmt: skip
+    settled |= {"ACC": acc, "R": tile.rows, "C": tile.columns, "V": 16 // dtype.itemsize, "EXACT": n == tile.rows}
+    settled |= {"STAGES": tile.stages}
     kernel = two_walks_kernel if n > config.RESIDENT_ROWS else samples_kernel
     return Launch(kernel, programs, settled, num_warps=tile.num_warps)
 
@@ -94,9 +90,16 @@ def _plan_one(matrix: Tensor, per_sample: bool) -> _OneMatrix:
     programs = min(-(-count // columns), most)
     width = row_width(n, per_sample)
     start = moments_launch(
-        matrix.dtype, n, per_sample, record, count=count, row_stride=row_stride, column_stride=column_stride,
-        order=_ORDERS[0 if column_stride == 1 else 1 if row_stride == 1 else 2], programs=(programs, 1, 1),
-    )  # fmt: skip
+        matrix.dtype,
+        n,
+        per_sample,
+        record,
+        count=count,
+        row_stride=row_stride,
+        column_stride=column_stride,
+        order=_ORDERS[0 if column_stride == 1 else 1 if row_stride == 1 else 2],
+        programs=(programs, 1, 1),
+    )
     return _OneMatrix(start, finish_launch(programs, width), (programs, width), (1, width))
 
 
@@ -173,9 +176,18 @@ def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
         share = programs[chosen]
         before = np.cumsum(share) - share
         pieces = np.stack(
-            (address[chosen], row_stride[chosen], column_stride[chosen], count[chosen], before, share,
-             first_row[chosen], np.zeros_like(share)), axis=1,
-        )  # fmt: skip
+            (
+                address[chosen],
+                row_stride[chosen],
+                column_stride[chosen],
+                count[chosen],
+                before,
+                share,
+                first_row[chosen],
+                np.zeros_like(share),
+            ),
+            axis=1,
+        )
         owners = np.repeat(np.arange(chosen.size, dtype=np.int32), share)
         # Triton compiles for addresses that are multiples of 16 bytes, so every part of the table starts at one.
         gap = size % 2
@@ -200,11 +212,11 @@ def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
 
 
 def _launch_of_group(key: int, n: int, per_sample: bool, device: torch.device) -> Launch:
-    found = _many.get((key, n, per_sample, device))
-    if found is None:
+    launch = _many.get((key, n, per_sample, device))
+    if launch is None:
         code, order, aligned = key // 6, key // 2 % 3, bool(key % 2)
-        found = moments_launch(
+        launch = moments_launch(
             _DTYPES[code], n, per_sample, device_record(device), order=_ORDERS[order], aligned=aligned
         )
-        kept(_many, (key, n, per_sample, device), found)
-    return found
+        kept(_many, (key, n, per_sample, device), launch)
+    return launch

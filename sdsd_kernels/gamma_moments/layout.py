@@ -44,8 +44,8 @@ def _pieces(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int,
 
 def is_one_matrix(entry: Tensor) -> bool:
     """Whether one view of shape (N, P), without a copy, holds all of `entry` (N, *shape)."""
-    found = _pieces(entry.shape[1:], entry.stride()[1:])
-    return found is not None and len(found[2]) == 1
+    pieces = _pieces(entry.shape[1:], entry.stride()[1:])
+    return pieces is not None and len(pieces[2]) == 1
 
 
 def as_matrices(entry: Tensor) -> list[Tensor]:
@@ -54,9 +54,9 @@ def as_matrices(entry: Tensor) -> list[Tensor]:
     Per-sample gradients from vmap(grad), transposed or not, give one view.
     """
     n = entry.shape[0]
-    found = _pieces(entry.shape[1:], entry.stride()[1:])
-    if found is None:
+    pieces = _pieces(entry.shape[1:], entry.stride()[1:])
+    if pieces is None:
         return [entry.reshape(n, -1)]
-    columns, column_stride, starts = found
+    columns, column_stride, starts = pieces
     origin = entry.storage_offset()
     return [entry.as_strided((n, columns), (entry.stride(0), column_stride), origin + start) for start in starts]

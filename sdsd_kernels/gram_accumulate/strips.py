@@ -57,9 +57,16 @@ def add_batch(
     from ..pairwise import sums
 
     return sums.add_batch(
-        before, activations, out, strips=STRIP, weight=weight, mean=mean, count=count, center=center,
+        before,
+        activations,
+        out,
+        strips=STRIP,
+        weight=weight,
+        mean=mean,
+        count=count,
+        center=center,
         precision=precision,
-    )  # fmt: skip
+    )
 
 
 def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, cosine: bool) -> None:

@@ -15,20 +15,34 @@ def aot_cases() -> Iterator[AotCase]:
         target = target_of(record)
         for stored in ("fp32", "bf16"):
             signature = dict.fromkeys(lookup_kernel.arg_names, "i32") | {
-                "grads": f"*{stored}", "ordered": "*i64", "order": "*i64", "shares": "*fp64", "b_d": "constexpr",
-                "BLOCK": "constexpr", "BLOCK_K": "constexpr",
-            }  # fmt: skip
+                "grads": f"*{stored}",
+                "ordered": "*i64",
+                "order": "*i64",
+                "shares": "*fp64",
+                "b_d": "constexpr",
+                "BLOCK": "constexpr",
+                "BLOCK_K": "constexpr",
+            }
             constants = {"b_d": 1, "BLOCK": BLOCK[0], "BLOCK_K": BLOCK[1]}
             given = aligned(signature, "grads", "ordered", "order", "shares", "features", "b_n", "b_t")
             yield AotCase(
-                f"lookup {stored}", lookup_kernel, signature, constants, target,
-                {"num_warps": 4, "num_stages": 3}, attrs=given, thorough=stored == "bf16",
-            )  # fmt: skip
-        signature = {
-            "shares": "*fp64", "square_norms": "*fp64", "row": "i32", "count": "i32", "width": "i32",
-            "BLOCK": "constexpr",
-        }  # fmt: skip
+                f"lookup {stored}",
+                lookup_kernel,
+                signature,
+                constants,
+                target,
+                {"num_warps": 4, "num_stages": 3},
+                attrs=given,
+                thorough=stored == "bf16",
+            )
+        signature = {"shares": "*fp64", "square_norms": "*fp64", "row": "i32", "count": "i32", "width": "i32"}
+        signature |= {"BLOCK": "constexpr"}
         yield AotCase(
-            "add shares", add_shares_kernel, signature, {"BLOCK": SHARES}, target, {"num_warps": 4, "num_stages": 3},
+            "add shares",
+            add_shares_kernel,
+            signature,
+            {"BLOCK": SHARES},
+            target,
+            {"num_warps": 4, "num_stages": 3},
             attrs=aligned(signature, "shares", "square_norms"),
-        )  # fmt: skip
+        )

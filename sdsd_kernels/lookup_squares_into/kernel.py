@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 
+# fmt: off
 @triton.jit(do_not_specialize=["padding"])
 def lookup_kernel(
     grads,  # b (N, T, d)
@@ -22,7 +23,7 @@ def lookup_kernel(
     padding,  # the token that trains nothing; −1 for none
     positions, features, b_n, b_t, b_d,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+):
     tile = tl.program_id(0)
     splits = tl.num_programs(2)
     n = tl.program_id(1).to(tl.int64)

@@ -68,8 +68,8 @@ def _check(output_grads: Any, tokens: Any, square_norms: Any, row: Any, padding:
             f"output_grads: expected shape (N, T, d) with at least one element, got {tuple(output_grads.shape)}."
         )
     if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-        found = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise TypeError(f"tokens: expected a tensor of int64 or int32, got {found}.")
+        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise TypeError(f"tokens: expected a tensor of int64 or int32, got {got}.")
     check_shape(tokens, "tokens", tuple(output_grads.shape[:2]), ", that of output_grads", "Both are of one call.")
     check_device(tokens, "tokens", output_grads, "output_grads")
     check_square_norms(square_norms, output_grads, "output_grads")

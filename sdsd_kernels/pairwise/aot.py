@@ -16,10 +16,8 @@ from .launch import Preparation, Triangle, plan_rectangle
 
 CLAMP = ("min.NaN.f32", "max.NaN.f32")
 """In PTX: the plain instructions turn NaN into a bound."""
-POINTERS = {
-    torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
-    torch.int64: "*i64", torch.int32: "*i32",
-}  # fmt: skip
+POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+POINTERS |= {torch.int64: "*i64", torch.int32: "*i32"}
 
 
 def case_of(name: str, launch: Launch, record: DeviceRecord, *tensors: str | None, **expected: Any) -> AotCase:
@@ -48,9 +46,15 @@ def case_of(name: str, launch: Launch, record: DeviceRecord, *tensors: str | Non
     if "INTERPRET" in constants:
         constants["INTERPRET"] = False
     return AotCase(
-        name, launch.kernel, signature, constants, target_of(record), launch.options,
-        attrs={(position,): [["tt.divisibility", 16]] for position in divisible}, **expected,
-    )  # fmt: skip
+        name,
+        launch.kernel,
+        signature,
+        constants,
+        target_of(record),
+        launch.options,
+        attrs={(position,): [["tt.divisibility", 16]] for position in divisible},
+        **expected,
+    )
 
 
 def panels_type(prepared: Preparation, block: int, samples: int) -> str:
@@ -64,9 +68,17 @@ def panels_type(prepared: Preparation, block: int, samples: int) -> str:
 
 
 def neurons_of(
-    neurons: int, samples: int, dtype: torch.dtype, record: DeviceRecord, *, adjacent: bool = False,
-    center: bool = False, precision: str = "float32", nested: bool = False, shifted: bool = False,
-) -> Preparation:  # fmt: skip
+    neurons: int,
+    samples: int,
+    dtype: torch.dtype,
+    record: DeviceRecord,
+    *,
+    adjacent: bool = False,
+    center: bool = False,
+    precision: str = "float32",
+    nested: bool = False,
+    shifted: bool = False,
+) -> Preparation:
     """The preparation of neurons with that many samples, or neurons adjacent."""
     rows = torch.empty((neurons, 1, samples), dtype=dtype, device="meta")
     if adjacent:
@@ -128,14 +140,22 @@ def triangle_case(
     inverse = "*fp32" if store == "matrix" or prepared.guard or not prepared.in_place else None
     scale = inverse if prepared.scaled else None
     return case_of(
-        f"{terms} {shape}{adjacent}{long}, {stores} {out}", triangle.product, record, rows, columns, scale, inverse,
-        "*fp32" if weight else None, "*fp64" if strips and prepared.three else None,
-        out if store == "add" else None, out,
+        f"{terms} {shape}{adjacent}{long}, {stores} {out}",
+        triangle.product,
+        record,
+        rows,
+        columns,
+        scale,
+        inverse,
+        "*fp32" if weight else None,
+        "*fp64" if strips and prepared.three else None,
+        out if store == "add" else None,
+        out,
         expect_mma=record.matrix_instruction,
         expect_tma=config.reads_boxes(record),
         expect_ptx=CLAMP if stores == "matrix" and record.family != "hip" else (),
         thorough=thorough,
-    )  # fmt: skip
+    )
 
 
 def _rectangle_case(record: DeviceRecord, dtype: torch.dtype) -> AotCase:
@@ -143,15 +163,19 @@ def _rectangle_case(record: DeviceRecord, dtype: torch.dtype) -> AotCase:
     plan = plan_rectangle(rows, rows, record, precision="float32", center=False)
     tile = config.tile_of(record, 8192, 4096, three=plan.left.three)
     return case_of(
-        f"rectangle {'three terms' if plan.left.three else 'one term'} {tile.rows}×{tile.columns}", plan.product,
+        f"rectangle {'three terms' if plan.left.three else 'one term'} {tile.rows}×{tile.columns}",
+        plan.product,
         record,
-        panels_type(plan.left, tile.rows, tile.samples), panels_type(plan.left, tile.columns, tile.samples),
-        "*fp32", "*fp32", "*fp32",
+        panels_type(plan.left, tile.rows, tile.samples),
+        panels_type(plan.left, tile.columns, tile.samples),
+        "*fp32",
+        "*fp32",
+        "*fp32",
         expect_mma=record.matrix_instruction,
         expect_tma=config.reads_boxes(record),
         expect_ptx=CLAMP if record.family != "hip" else (),
         thorough=plan.left.three,
-    )  # fmt: skip
+    )
 
 
 def _sums_cases(record: DeviceRecord) -> Iterator[AotCase]:

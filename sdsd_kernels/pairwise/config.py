@@ -113,9 +113,10 @@ def tile_of(record: DeviceRecord, neurons: int, samples: int, *, three: bool) ->
     """The tile that serves so many neurons; of long ones, whose sums are kept twice, none of more than 128²."""
     table = (THREE_TERMS if three else ONE_TERM)[record.family]
     return next(
-        tile for least, tile in table
+        tile
+        for least, tile in table
         if neurons >= least and (tile.columns <= 128 or not sums_every(tile, samples, record, three=three))
-    )  # fmt: skip
+    )
 
 
 def strip(tile: Tile, record: DeviceRecord) -> int:

@@ -34,6 +34,7 @@ from .tile_kernel import (
 TRITON = triton.__version__
 
 
+# fmt: off
 @triton.jit
 def triangle_kernel(
     rows, columns,  # descriptors, or pointers, of one set of neurons, of blocks of rows and of columns; None: as rows
@@ -44,7 +45,7 @@ def triangle_kernel(
     STORE: tl.constexpr, STRIPS: tl.constexpr, THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr,
     GUARD: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     SAMPLES: tl.constexpr, STRIP: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+):
     if columns is None:
         columns = rows
     for work in range(tl.program_id(0), tiles * tl.cdiv(samples, range_samples), tl.num_programs(0)):
@@ -55,19 +56,19 @@ def triangle_kernel(
         products = tile_products(
             rows, columns, row, column, neurons, neurons, first, last, samples, pitch, pitch,
             THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-        )  # fmt: skip
+        )
         if GUARD:
             if any_marked(inverse_ptr, row, neurons, ROWS) | any_marked(inverse_ptr, column, neurons, COLUMNS):
                 products = scaled_products(
                     rows, columns, row, column, neurons, neurons, first, last, samples, pitch, pitch,
                     scale_ptr, scale_ptr, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-                )  # fmt: skip
+                )
         if STORE == "matrix":
             store_matrix(products, row, column, inverse_ptr, out_ptr, neurons, STRIP)
         elif STORE == "add":
             store_sums(
                 products, row, column, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS, STRIP
-            )  # fmt: skip
+            )
         else:
             plane = out_ptr + tl.cast(number, tl.int64) * neurons * neurons
             store_sums(products, row, column, None, None, None, None, plane, neurons, 0, STRIP)
@@ -78,7 +79,7 @@ def reduce_kernel(
     partial_ptr,  # (ranges, N, N) float32
     scale_ptr, inverse_ptr, weight_ptr, delta_ptr, before_ptr, out_ptr, ranges, neurons,
     STORE: tl.constexpr, STRIPS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+):
     """One program owns a tile of the triangle: it adds up the ranges in order and finishes the tile."""
     row_start, column_start = _tile_place(tl.program_id(0), neurons, GROUP, BLOCK, BLOCK)
     row = row_start + tl.arange(0, BLOCK)
@@ -95,7 +96,7 @@ def reduce_kernel(
         store_sums(
             products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS,
             BLOCK,
-        )  # fmt: skip
+        )
 
 
 @triton.jit
@@ -105,7 +106,7 @@ def rectangle_kernel(
     neurons, others, samples, pitch, column_pitch,
     THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+):
     across = tl.cdiv(others, COLUMNS)
     down = tl.cdiv(neurons, ROWS)
     for work in range(tl.program_id(0), down * across, tl.num_programs(0)):
@@ -118,8 +119,9 @@ def rectangle_kernel(
         products = tile_products(
             rows, columns, row, column, neurons, others, 0, samples, samples, pitch, column_pitch,
             THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-        )  # fmt: skip
+        )
         store_rectangle(products, row, column, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others)
+# fmt: on
 
 
 class Panels:

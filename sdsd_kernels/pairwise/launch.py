@@ -53,9 +53,17 @@ class Preparation:
     """
 
     def __init__(
-        self, rows: Tensor, record: DeviceRecord, *, precision: str, center: bool, zero_as_nan: bool = False,
-        shifted: bool = False, guarded: bool = False, rewrite: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        rows: Tensor,
+        record: DeviceRecord,
+        *,
+        precision: str,
+        center: bool,
+        zero_as_nan: bool = False,
+        shifted: bool = False,
+        guarded: bool = False,
+        rewrite: bool = False,
+    ) -> None:
         """`guarded`: products look for marked neurons, so bfloat16 may stay where it lies; `rewrite`: nothing does."""
         neurons, outer, inner = rows.shape
         samples = outer * inner
@@ -74,20 +82,20 @@ class Preparation:
         scaled = "guard" if self.guard else "none" if halves and rows.dtype == torch.float16 else "all"
         self.scaled = scaled != "none"
         along = abs(rows.stride(2)) <= abs(rows.stride(0))
-        known: dict[str, Any] = {
-            "neurons": neurons, "samples": samples, "inner": inner, "pitch": self.pitch, "CENTER": center,
-            "SCALE": scaled, "TARGET": 14 if self.dtype == torch.float16 else 0, "ZERO_AS_NAN": zero_as_nan,
-            "NESTED": outer > 1, "LOW": self.three, "BLOCK": config.DIRECTIONS,
-        }  # fmt: skip
+        known: dict[str, Any] = {"neurons": neurons, "samples": samples, "inner": inner, "pitch": self.pitch}
+        known |= {"CENTER": center, "SCALE": scaled, "TARGET": 14 if self.dtype == torch.float16 else 0}
+        known |= {"ZERO_AS_NAN": zero_as_nan, "NESTED": outer > 1, "LOW": self.three, "BLOCK": config.DIRECTIONS}
         known |= zip(("stride_neuron", "stride_outer", "stride_inner"), rows.stride(), strict=True)
         block_neurons, block_samples, num_warps = config.prepare_block(config.MEASURE, along, record)
         programs = -(-neurons // block_neurons)
         known["range_samples"] = config.measured_samples(programs, samples, block_samples, record)
         self.ranges = -(-samples // known["range_samples"])
         self.measure = Launch(
-            measure_kernel, (programs, self.ranges, 1),
-            known | {"BLOCK_NEURONS": block_neurons, "BLOCK_SAMPLES": block_samples}, num_warps=num_warps,
-        )  # fmt: skip
+            measure_kernel,
+            (programs, self.ranges, 1),
+            known | {"BLOCK_NEURONS": block_neurons, "BLOCK_SAMPLES": block_samples},
+            num_warps=num_warps,
+        )
         self.directions: Launch | None = None
         if self.ranges > 1:
             grid = (-(-neurons // config.DIRECTIONS), 1, 1)
@@ -97,9 +105,11 @@ class Preparation:
             block_neurons, block_samples, num_warps = config.prepare_block(config.WRITE, along, record)
             programs = -(-neurons // block_neurons) * -(-samples // block_samples)
             self.write = Launch(
-                write_kernel, (programs, 1, 1),
-                known | {"BLOCK_NEURONS": block_neurons, "BLOCK_SAMPLES": block_samples}, num_warps=num_warps,
-            )  # fmt: skip
+                write_kernel,
+                (programs, 1, 1),
+                known | {"BLOCK_NEURONS": block_neurons, "BLOCK_SAMPLES": block_samples},
+                num_warps=num_warps,
+            )
 
     def panels(self, block: int, samples: int) -> Panels | None:
         """Descriptors of blocks of so many neurons and samples; None where pointers serve."""
@@ -144,10 +154,9 @@ class Triangle:
         self.neurons = neurons
         self.rows = prepared.panels(tile.rows, tile.samples)
         self.columns = None if tile.columns == tile.rows else prepared.panels(tile.columns, tile.samples)
-        settled = product_settings(prepared, tile) | {
-            "tiles": tiles, "range_samples": length, "STORE": store if self.ranges == 1 else "partial",
-            "GUARD": guard, "STRIPS": strips, "STRIP": config.strip(tile, record),
-        }  # fmt: skip
+        settled = product_settings(prepared, tile) | {"tiles": tiles, "range_samples": length, "GUARD": guard}
+        settled |= {"STORE": store if self.ranges == 1 else "partial"}
+        settled |= {"STRIPS": strips, "STRIP": config.strip(tile, record)}
         programs = min(tiles * self.ranges, tile.resident * record.multiprocessors)
         self.product = Launch(
             triangle_kernel, (programs, 1, 1), settled, num_warps=tile.num_warps, num_stages=tile.num_stages
@@ -155,16 +164,20 @@ class Triangle:
         self.reduce: Launch | None = None
         if self.ranges > 1:
             side = -(-neurons // config.REDUCE)
-            known = {
-                "ranges": self.ranges, "neurons": neurons, "STORE": store, "STRIPS": strips, "BLOCK": config.REDUCE,
-                "GROUP": 8,
-            }  # fmt: skip
+            known = {"ranges": self.ranges, "neurons": neurons, "STORE": store, "STRIPS": strips}
+            known |= {"BLOCK": config.REDUCE, "GROUP": 8}
             self.reduce = Launch(reduce_kernel, (side * (side + 1) // 2, 1, 1), known, num_warps=4)
 
     def __call__(
-        self, operands: Tensor, scale: Tensor | None, inverse: Tensor | None, weight: Tensor | None,
-        delta: Tensor | None, before: Tensor | None, out: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        operands: Tensor,
+        scale: Tensor | None,
+        inverse: Tensor | None,
+        weight: Tensor | None,
+        delta: Tensor | None,
+        before: Tensor | None,
+        out: Tensor,
+    ) -> None:
         rows = operands if self.rows is None else self.rows.of(operands)
         columns = None if self.columns is None else self.columns.of(operands)
         if self.reduce is None:
@@ -178,12 +191,20 @@ class Triangle:
 def product_settings(prepared: Preparation, tile: Tile) -> dict[str, Any]:
     """What every kernel that takes products of these operands with this tile is told."""
     return {
-        "neurons": prepared.neurons, "samples": prepared.samples, "THREE": prepared.three,
+        "neurons": prepared.neurons,
+        "samples": prepared.samples,
+        "THREE": prepared.three,
         "EVERY": config.sums_every(tile, prepared.samples, prepared.record, three=prepared.three),
-        "pitch": prepared.pitch, "ADJACENT": prepared.adjacent, "GUARD": prepared.guard,
-        "POINTERS": not config.reads_boxes(prepared.record), "INTERPRET": interpreting(),
-        "ROWS": tile.rows, "COLUMNS": tile.columns, "SAMPLES": tile.samples, "GROUP": tile.group,
-    }  # fmt: skip
+        "pitch": prepared.pitch,
+        "ADJACENT": prepared.adjacent,
+        "GUARD": prepared.guard,
+        "POINTERS": not config.reads_boxes(prepared.record),
+        "INTERPRET": interpreting(),
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "SAMPLES": tile.samples,
+        "GROUP": tile.group,
+    }
 
 
 def key_of(rows: Tensor, *choices: Any) -> tuple[Any, ...]:
@@ -209,9 +230,13 @@ def launch_cosine_matrix(
     plan = _matrices.get(key)
     if plan is None:
         prepared = Preparation(
-            rows, device_record(rows.device), precision=precision, center=center, zero_as_nan=zero == "nan",
+            rows,
+            device_record(rows.device),
+            precision=precision,
+            center=center,
+            zero_as_nan=zero == "nan",
             guarded=has_room_for_a_guard(rows),
-        )  # fmt: skip
+        )
         plan = kept(_matrices, key, (prepared, Triangle(prepared, "matrix", guard=prepared.guard)))
     return on_device(rows, _cosine_matrix, plan, rows, out_dtype)
 
@@ -274,9 +299,7 @@ def plan_rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, **options
     settled = product_settings(left, tile) | {"others": right.neurons, "column_pitch": right.pitch}
     tiles = -(-left.neurons // tile.rows) * -(-right.neurons // tile.columns)
     programs = min(tiles, tile.resident * record.multiprocessors)
-    product = Launch(
-        rectangle_kernel, (programs, 1, 1), settled, num_warps=tile.num_warps, num_stages=tile.num_stages
-    )  # fmt: skip
+    product = Launch(rectangle_kernel, (programs, 1, 1), settled, num_warps=tile.num_warps, num_stages=tile.num_stages)
     panels = left.panels(tile.rows, tile.samples), right.panels(tile.columns, tile.samples)
     return Rectangle(left, right, *panels, product)
 

@@ -25,6 +25,7 @@ SMALLEST_SQUARE = tl.constexpr(2.0**-80)
 """Raw products serve while ‖x‖² is in this range: r_i r_j stays normal, and so do all products that matter."""
 
 
+# fmt: off
 @triton.jit
 def _load_tile(rows_ptr, neuron, neurons, sample, samples, inner, stride_neuron, stride_outer, stride_inner, NESTED):
     """A (neurons, samples) tile in the dtype it is stored in; 0 beyond the ends."""
@@ -58,7 +59,7 @@ def _power_of_two(square, TARGET: tl.constexpr):
 def _store_directions(
     total, square, neuron, neurons, samples, rest_ptr, scale_ptr, inverse_ptr,
     CENTER: tl.constexpr, SCALE: tl.constexpr, TARGET: tl.constexpr, ZERO_AS_NAN: tl.constexpr,
-):  # fmt: skip
+):
     """Mean, scale and inverse norm from Σδ and Σδ². SCALE: "all" neurons, those out of range ("guard"), or "none"."""
     live = neuron < neurons
     if CENTER:
@@ -92,7 +93,7 @@ def measure_kernel(
     neurons, samples, range_samples, inner, stride_neuron, stride_outer, stride_inner,
     CENTER: tl.constexpr, SCALE: tl.constexpr, TARGET: tl.constexpr, ZERO_AS_NAN: tl.constexpr, NESTED: tl.constexpr,
     BLOCK_NEURONS: tl.constexpr, BLOCK_SAMPLES: tl.constexpr,
-):  # fmt: skip
+):
     neuron = tl.program_id(0) * BLOCK_NEURONS + tl.arange(0, BLOCK_NEURONS)
     lanes = tl.arange(0, BLOCK_SAMPLES)
     first = tl.program_id(1) * range_samples
@@ -119,7 +120,7 @@ def measure_kernel(
         _store_directions(
             total, square, neuron, neurons, samples, rest_ptr, scale_ptr, inverse_ptr,
             CENTER, SCALE, TARGET, ZERO_AS_NAN,
-        )  # fmt: skip
+        )
     else:
         place = sums_ptr + tl.program_id(1).to(tl.int64) * 2 * neurons + neuron
         tl.store(place, total, mask=neuron < neurons)
@@ -130,7 +131,7 @@ def measure_kernel(
 def directions_kernel(
     sums_ptr, rest_ptr, scale_ptr, inverse_ptr, ranges, neurons, samples,
     CENTER: tl.constexpr, SCALE: tl.constexpr, TARGET: tl.constexpr, ZERO_AS_NAN: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """What `measure_kernel` finds, from the sums of several ranges."""
     neuron = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float64)
@@ -150,7 +151,7 @@ def write_kernel(
     parts_ptr,  # (1 or 2, N, pitch): halves
     neurons, samples, pitch, inner, stride_neuron, stride_outer, stride_inner,
     LOW: tl.constexpr, NESTED: tl.constexpr, BLOCK_NEURONS: tl.constexpr, BLOCK_SAMPLES: tl.constexpr,
-):  # fmt: skip
+):
     blocks = tl.cdiv(samples, BLOCK_SAMPLES)
     neuron = tl.program_id(0) // blocks * BLOCK_NEURONS + tl.arange(0, BLOCK_NEURONS)
     sample = tl.program_id(0) % blocks * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)

@@ -72,9 +72,14 @@ def add_batch(
 
 
 def _add_batch(
-    plan: _Update, before: Tensor | None, rows: Tensor, out: Tensor, weight: Tensor | None, mean: Tensor | None,
+    plan: _Update,
+    before: Tensor | None,
+    rows: Tensor,
+    out: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
     count: int,
-) -> Tensor | None:  # fmt: skip
+) -> Tensor | None:
     if plan.prepare.in_place and not plan.prepare.guard:
         plan.triangle(rows, None, None, weight, None, before, out)
         return None

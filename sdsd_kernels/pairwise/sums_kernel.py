@@ -12,11 +12,12 @@ import triton.language as tl
 from .tile_kernel import _tile_place, store_twice, sum_places
 
 
+# fmt: off
 @triton.jit(do_not_specialize=["count", "samples"])
 def mean_kernel(
     rows_ptr, rest_ptr, weight_ptr, before_ptr,  # the neuron's mean is its first sample plus the rest; before: or None
     mean_ptr, delta_ptr, count, samples, neurons, stride_neuron, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """μ of `count` samples before and `samples` now, and δ = √(n₁ n₂ / n) (m − μ); 0 where there were none."""
     neuron = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = neuron < neurons
@@ -39,7 +40,7 @@ def expand_kernel(
     sum_ptr, factor_ptr, shift_ptr,  # strips, float64; (N,) float64; (N,) float64 or None
     out_ptr, neurons,
     COSINE: tl.constexpr, STRIPS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+):
     """(T[i, j] + shift_i shift_j) · (factor_i factor_j), COSINE within ±1 and with what belongs on the diagonal."""
     row_start, column_start = _tile_place(tl.program_id(0), neurons, GROUP, BLOCK, BLOCK)
     row = row_start + tl.arange(0, BLOCK)

@@ -16,6 +16,7 @@ STRIP = tl.constexpr(64)
 """Columns of a tile that are finished together: with more, addresses and products of wide tiles spill."""
 
 
+# fmt: off
 @triton.jit
 def _triangle_tile(index, tiles, GROUP: tl.constexpr):
     """(row, column) of the index-th tile on or above the diagonal of `tiles` × `tiles`: one index for every such tile.
@@ -64,7 +65,7 @@ def _tile_place(index, neurons, GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, B
 def _panel(
     operands, first, count, start, sample, samples, pitch, ADJACENT: tl.constexpr, POINTERS: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_SAMPLES: tl.constexpr,
-):  # fmt: skip
+):
     """BLOCK neurons from `start` on, of `count` from `first` on, by samples from `sample` on; 0 beyond the ends."""
     if POINTERS:
         neuron = start + tl.arange(0, BLOCK)
@@ -95,7 +96,7 @@ def _step(
     rows, columns, row, column, neurons, others, sample, samples, row_pitch, column_pitch, total,
     THREE: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
-):  # fmt: skip
+):
     a = _panel(rows, 0, neurons, row, sample, samples, row_pitch, ADJACENT, POINTERS, ROWS, SAMPLES)
     b = _panel(columns, 0, others, column, sample, samples, column_pitch, ADJACENT, POINTERS, COLUMNS, SAMPLES)
     if THREE:
@@ -113,7 +114,7 @@ def tile_products(
     rows, columns, row, column, neurons, others, first, last, samples, row_pitch, column_pitch,
     THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
-):  # fmt: skip
+):
     """Products of ROWS neurons from `row` on with COLUMNS from `column` on, over samples `first` to `last`."""
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     if EVERY == 0:
@@ -121,14 +122,14 @@ def tile_products(
             total = _step(
                 rows, columns, row, column, neurons, others, sample, samples, row_pitch, column_pitch, total,
                 THREE, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-            )  # fmt: skip
+            )
     elif EVERY == 1:
         for sample in range(first, last, SAMPLES):
             total += _step(
                 rows, columns, row, column, neurons, others, sample, samples, row_pitch, column_pitch,
                 tl.zeros((ROWS, COLUMNS), tl.float32),
                 THREE, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-            )  # fmt: skip
+            )
     else:
         for start in range(first, last, EVERY * SAMPLES):
             part = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -136,7 +137,7 @@ def tile_products(
                 part = _step(
                     rows, columns, row, column, neurons, others, sample, samples, row_pitch, column_pitch, part,
                     THREE, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-                )  # fmt: skip
+                )
             total += part
     return total
 
@@ -163,7 +164,7 @@ def scaled_products(
     rows, columns, row, column, neurons, others, first, last, samples, row_pitch, column_pitch,
     row_scale_ptr, column_scale_ptr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
-):  # fmt: skip
+):
     """As `tile_products`, of neurons times their scales; one term."""
     down = row + tl.arange(0, ROWS)
     across = column + tl.arange(0, COLUMNS)
@@ -248,7 +249,7 @@ def store_rectangle(products, row_start, column_start, row_inverse_ptr, column_i
         left, right = _halves(products)
         store_rectangle(
             left, row_start, column_start, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others
-        )  # fmt: skip
+        )
         store_rectangle(
             right, row_start, column_start + COLUMNS // 2, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others
         )
@@ -291,7 +292,7 @@ def sum_places(sum_ptr, row, column, row_start, neurons, STRIPS: tl.constexpr):
 def store_sums(
     products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons,
     STRIPS: tl.constexpr, STRIP: tl.constexpr,
-):  # fmt: skip
+):
     """Store a tile of products, times weights, plus δ_i δ_j, plus what `before_ptr` holds; each may be None.
 
     Below the diagonal anything may be.
@@ -301,11 +302,11 @@ def store_sums(
         left, right = _halves(products)
         store_sums(
             left, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons, STRIPS, STRIP
-        )  # fmt: skip
+        )
         store_sums(
             right, row_start, column_start + COLUMNS // 2, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr,
             neurons, STRIPS, STRIP,
-        )  # fmt: skip
+        )
     else:
         if row_start < column_start + COLUMNS:
             row = row_start + tl.arange(0, products.shape[0])

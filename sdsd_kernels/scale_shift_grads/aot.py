@@ -32,9 +32,14 @@ def aot_cases() -> Iterator[AotCase]:
         target = target_of(record)
 
         def sums(
-            name: str, block: Block, stored: str, given: str | None, statistic: str | None, target: Any = target,
+            name: str,
+            block: Block,
+            stored: str,
+            given: str | None,
+            statistic: str | None,
+            target: Any = target,
             **more: Any,
-        ) -> AotCase:  # fmt: skip
+        ) -> AotCase:
             types = {"grads": f"*{stored}", "shift_part": "*fp32"}
             constants: dict[str, Any] = dict.fromkeys(("inputs", "mean", "rstd", "scale_part"))
             if given is not None:
@@ -45,15 +50,11 @@ def aot_cases() -> Iterator[AotCase]:
             adjacent = "c" if last else "t"
             constants |= {f"b_{adjacent}": 1, f"x_{adjacent}": 1}
             constants = {name: value for name, value in constants.items() if name not in types}
-            constants |= {
-                "PER_POSITION": statistic != "group", "BLOCK_T": block.block_t, "BLOCK_C": block.block_c,
-            }  # fmt: skip
+            constants |= {"PER_POSITION": statistic != "group", "BLOCK_T": block.block_t, "BLOCK_C": block.block_c}
             return _case(name, sums_kernel, target, types, constants, block.num_warps, **more)
 
         yield sums("layer norm fp32", config.CHANNELS_LAST, "fp32", "fp32", "position")
-        yield sums(
-            "group norm fp32 of bf16", config.CHANNELS_LAST, "bf16", "fp32", "group", thorough=True,
-        )  # fmt: skip
+        yield sums("group norm fp32 of bf16", config.CHANNELS_LAST, "bf16", "fp32", "group", thorough=True)
         yield sums("group norm fp32, positions last", config.POSITIONS_LAST, "fp32", "fp32", "group", thorough=True)
         yield sums("scale bf16", config.CHANNELS_LAST, "bf16", "bf16", None, thorough=True)
         yield sums("bias bf16", config.CHANNELS_LAST_SHIFT, "bf16", None, None, thorough=True)

@@ -7,9 +7,15 @@ from torch import Tensor
 
 
 def scale_shift_grads(
-    grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, square_norms: Tensor,
-    scale_row: int, shift_row: int, dtype: torch.dtype,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    grads: Tensor,
+    inputs: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    square_norms: Tensor,
+    scale_row: int,
+    shift_row: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None]:
     wide = torch.promote_types(grads.dtype, torch.float32)
     b = grads.to(wide)
     scale = shift = None

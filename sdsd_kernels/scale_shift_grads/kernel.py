@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 
+# fmt: off
 @triton.jit
 def sums_kernel(
     grads,  # b (N, T, C)
@@ -24,7 +25,7 @@ def sums_kernel(
     b_n, b_t, b_c, x_n, x_t, x_c, m_n, m_t, m_g, r_n, r_t, r_g,  # strides
     group,  # channels that share a mean
     PER_POSITION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     n = tl.program_id(1).to(tl.int64)
     splits = tl.num_programs(2)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -70,7 +71,7 @@ def sums_kernel(
 @triton.jit
 def finish_block(
     block, part, total, square_norms, samples, splits, channels, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
+):
     """The gradient (C,) and the share of the square norm of one block of channels, from sums (N, splits, C)."""
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     held = channel < channels
@@ -96,7 +97,7 @@ def finish_kernel(
     square_norms, scale_row, shift_row,  # (rows, width) float64: the first blocks of these rows are written
     samples, splits, channels, width,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     """The second grid dimension names what is finished: the scale where there is one, then the shift."""
     if scale_part is not None:
         if tl.program_id(1) == 0:

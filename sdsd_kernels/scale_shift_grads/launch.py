@@ -21,9 +21,16 @@ class Plan(NamedTuple):
     part: tuple[int, int, int]
 
     def __call__(
-        self, grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, square_norms: Tensor,
-        scale_row: int, shift_row: int, dtype: torch.dtype,
-    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        self,
+        grads: Tensor,
+        inputs: Tensor | None,
+        mean: Tensor | None,
+        rstd: Tensor | None,
+        square_norms: Tensor,
+        scale_row: int,
+        shift_row: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor | None, Tensor | None]:
         device, channels = grads.device, self.part[2]
         parts: list[Any] = [None, None]
         totals: list[Any] = [None, None]
@@ -40,14 +47,26 @@ _plans: dict[tuple[Any, ...], Any] = {}
 
 
 def launch(
-    grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, square_norms: Tensor,
-    scale_row: int, shift_row: int, dtype: torch.dtype,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    grads: Tensor,
+    inputs: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    square_norms: Tensor,
+    scale_row: int,
+    shift_row: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of scale and shift, (C,) or None, from (N, T, C); their square norms into rows of `square_norms`."""
     key: tuple[Any, ...] = (
-        grads.shape, grads.stride(), grads.dtype, grads.device, grads.data_ptr() % 16, scale_row >= 0, shift_row >= 0,
+        grads.shape,
+        grads.stride(),
+        grads.dtype,
+        grads.device,
+        grads.data_ptr() % 16,
+        scale_row >= 0,
+        shift_row >= 0,
         dtype,
-    )  # fmt: skip
+    )
     if inputs is not None:
         key += (inputs.stride(), inputs.dtype, inputs.data_ptr() % 16)
         if mean is not None:
@@ -56,8 +75,8 @@ def launch(
             key += ("rstd", rstd.shape, rstd.stride(), rstd.dtype, rstd.data_ptr() % 16)
     plan = _plans.get(key)
     if plan is None:
-        found = make_plan(grads, inputs, mean, rstd, shift_row >= 0, device_record(grads.device))
-        plan = kept(_plans, key, found)
+        made = make_plan(grads, inputs, mean, rstd, shift_row >= 0, device_record(grads.device))
+        plan = kept(_plans, key, made)
     return on_device(grads, plan, grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)  # type: ignore[no-any-return]
 
 
@@ -80,10 +99,8 @@ def plan_sums(
     chosen = config.block(record, inputs is not None, positions_last)
     across = -(-channels // chosen.block_c)
     splits = config.splits(record, across * samples, positions, chosen.block_t)
-    known = {
-        "positions": positions, "channels": channels, "group": channels, "PER_POSITION": True,
-        "BLOCK_T": chosen.block_t, "BLOCK_C": chosen.block_c,
-    }  # fmt: skip
+    known = {"positions": positions, "channels": channels, "group": channels, "PER_POSITION": True}
+    known |= {"BLOCK_T": chosen.block_t, "BLOCK_C": chosen.block_c}
     for name, axes, tensor in (("b", "ntc", grads), ("x", "ntc", inputs), ("m", "ntg", mean), ("r", "ntg", rstd)):
         strides = (0, 0, 0) if tensor is None else tensor.stride()
         known |= {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}

@@ -80,9 +80,16 @@ def scale_shift_grads(
         lacks = "the kernel has no float64"
     chosen = choose_backend(backend, output_grads.device, kernel_lacks=lacks)
     scale_grad, shift_grad = _operator(
-        output_grads.detach(), None if inputs is None else inputs.detach(), mean, rstd, square_norms, scale, shift,
-        dtype or output_grads.dtype, chosen,
-    )  # fmt: skip
+        output_grads.detach(),
+        None if inputs is None else inputs.detach(),
+        mean,
+        rstd,
+        square_norms,
+        scale,
+        shift,
+        dtype or output_grads.dtype,
+        chosen,
+    )
     return ScaleShiftGrads(scale_grad if scale >= 0 else None, shift_grad if shift >= 0 else None)
 
 
@@ -92,9 +99,8 @@ _checked: set[tuple[Any, ...]] = set()
 
 
 def _check(
-    output_grads: Any, inputs: Any, mean: Any, rstd: Any, square_norms: Any, scale_row: Any, shift_row: Any,
-    dtype: Any,
-) -> None:  # fmt: skip
+    output_grads: Any, inputs: Any, mean: Any, rstd: Any, square_norms: Any, scale_row: Any, shift_row: Any, dtype: Any
+) -> None:
     tensors = (output_grads, inputs, mean, rstd, square_norms)
     key = None
     if all(t is None or isinstance(t, Tensor) for t in tensors) and type(scale_row) is type(shift_row) is int:
@@ -109,9 +115,8 @@ def _check(
 
 
 def _look(
-    output_grads: Any, inputs: Any, mean: Any, rstd: Any, square_norms: Any, scale_row: Any, shift_row: Any,
-    dtype: Any,
-) -> None:  # fmt: skip
+    output_grads: Any, inputs: Any, mean: Any, rstd: Any, square_norms: Any, scale_row: Any, shift_row: Any, dtype: Any
+) -> None:
     check_float_tensor(output_grads, "output_grads")
     if output_grads.ndim != 3 or 0 in output_grads.shape:
         raise ValueError(
@@ -165,9 +170,16 @@ def _kernels() -> Any:
 
 
 def _compute(
-    output_grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, square_norms: Tensor,
-    scale_row: int, shift_row: int, dtype: torch.dtype, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    output_grads: Tensor,
+    inputs: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    square_norms: Tensor,
+    scale_row: int,
+    shift_row: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     compute = _kernels() if backend == "triton" else cpu.scale_shift_grads
     scale, shift = compute(output_grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)
     if scale is None:
@@ -178,9 +190,16 @@ def _compute(
 
 
 def _fake(
-    output_grads: Tensor, inputs: Tensor | None, mean: Tensor | None, rstd: Tensor | None, square_norms: Tensor,
-    scale_row: int, shift_row: int, dtype: torch.dtype, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    output_grads: Tensor,
+    inputs: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    square_norms: Tensor,
+    scale_row: int,
+    shift_row: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     _look(output_grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)
     scale, shift = (
         output_grads.new_empty(output_grads.shape[2] if row >= 0 else 0, dtype=dtype) for row in (scale_row, shift_row)

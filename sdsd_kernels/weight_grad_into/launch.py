@@ -33,9 +33,16 @@ _plans: dict[tuple[Any, ...], Any] = {}
 
 
 def launch_into(
-    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int,
-    geometry: tuple[Any, ...] | None, dtype: torch.dtype, channels_last: bool, max_bytes: int,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    square_norms: Tensor,
+    row: int,
+    bias_row: int,
+    geometry: tuple[Any, ...] | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+    max_bytes: int,
+) -> tuple[Tensor, Tensor | None]:
     """The gradients of weight and bias (None where `bias_row` is below 0); their square norms into `square_norms`.
 
     `geometry`: the fields of a convolution's `Geometry`, or None for a linear layer.
@@ -44,24 +51,27 @@ def launch_into(
     if not flat and output_grads.stride(2) != output_grads.shape[3] * output_grads.stride(3):
         output_grads = output_grads.contiguous()  # so that positions lie along one stride
     tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR if geometry is None else geometry)
-    key = (
-        inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
-        inputs.data_ptr() % 16, output_grads.data_ptr() % 16, geometry, dtype, channels_last, max_bytes, tf32,
-        bias_row >= 0,
-    )  # fmt: skip
+    key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
+    key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
+    options = (geometry, dtype, channels_last, max_bytes, tf32, bias_row >= 0)
+    key += options
     plan = _plans.get(key)
     if plan is None:
-        plan = kept(_plans, key, _plan(
-            inputs, output_grads, geometry, dtype, channels_last, max_bytes, tf32, bias_row >= 0
-        ))  # fmt: skip
+        plan = kept(_plans, key, _plan(inputs, output_grads, *options))
     total, bias, _ = on_device(inputs, plan, inputs, output_grads, None, square_norms, row, bias_row)
     return total, bias
 
 
 def _plan(
-    inputs: Tensor, output_grads: Tensor, geometry: tuple[Any, ...] | None, dtype: torch.dtype, channels_last: bool,
-    max_bytes: int, tf32: bool, biased: bool,
-) -> Any:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    geometry: tuple[Any, ...] | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+    max_bytes: int,
+    tf32: bool,
+    biased: bool,
+) -> Any:
     record = device_record(inputs.device)
     bias: Sums | None = None
     if biased:
@@ -73,6 +83,4 @@ def _plan(
         make = plan_gram if method == "gram" else plan_rank1
         return Beside(make(inputs, output_grads, tf32, record, dtype, bias))
     known = LINEAR if geometry is None else Geometry(*geometry)
-    return plan_fused(
-        inputs, output_grads, None, known, True, dtype, channels_last, max_bytes, tf32, record, bias
-    )  # fmt: skip
+    return plan_fused(inputs, output_grads, None, known, True, dtype, channels_last, max_bytes, tf32, record, bias)

@@ -117,9 +117,21 @@ def conv_weight_grad_into(
     chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks)
     of_bias = -1 if bias_row is None else bias_row
     weight, bias = _conv_operator(
-        inputs.detach(), output_grads.detach(), square_norms, row, of_bias, known.kernel, known.stride, known.padding,
-        known.dilation, known.groups, dtype or inputs.dtype, bool(channels_last), max_bytes, chosen,
-    )  # fmt: skip
+        inputs.detach(),
+        output_grads.detach(),
+        square_norms,
+        row,
+        of_bias,
+        known.kernel,
+        known.stride,
+        known.padding,
+        known.dilation,
+        known.groups,
+        dtype or inputs.dtype,
+        bool(channels_last),
+        max_bytes,
+        chosen,
+    )
     return LayerGrads(weight, None if bias_row is None else bias)
 
 
@@ -131,9 +143,16 @@ def _check_rows(square_norms: Any, row: Any, bias_row: Any, inputs: Tensor) -> N
     key = None
     if isinstance(square_norms, Tensor) and type(row) is int and type(bias_row) in (int, type(None)):
         key = (
-            square_norms.shape, square_norms.dtype, square_norms.layout, square_norms.is_contiguous(),
-            square_norms.requires_grad, square_norms.device, inputs.device, row, bias_row,
-        )  # fmt: skip
+            square_norms.shape,
+            square_norms.dtype,
+            square_norms.layout,
+            square_norms.is_contiguous(),
+            square_norms.requires_grad,
+            square_norms.device,
+            inputs.device,
+            row,
+            bias_row,
+        )
         if key in _passed:
             return
     check_square_norms(square_norms, inputs, "inputs")
@@ -152,9 +171,14 @@ def _check_rows(square_norms: Any, row: Any, bias_row: Any, inputs: Tensor) -> N
 
 
 def _with_bias(
-    total: Tensor | None, squares: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int,
+    total: Tensor | None,
+    squares: Tensor,
+    output_grads: Tensor,
+    square_norms: Tensor,
+    row: int,
+    bias_row: int,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """The torch path: the square norm in its row, and the bias beside it; `output_grads` (N, T, p)."""
     assert total is not None
     square_norms[row, 0] = squares
@@ -172,43 +196,53 @@ def _kernels() -> Any:
     return launch_into
 
 
-def _launched(found: tuple[Tensor, Tensor | None], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    total, bias = found
+def _launched(grads: tuple[Tensor, Tensor | None], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    total, bias = grads
     return total, torch.empty(0, dtype=dtype, device=total.device) if bias is None else bias
 
 
 def _compute(
-    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, dtype: torch.dtype,
-    max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    square_norms: Tensor,
+    row: int,
+    bias_row: int,
+    dtype: torch.dtype,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     if backend == "triton":
-        found = _kernels()(inputs, output_grads, square_norms, row, bias_row, None, dtype, False, max_bytes)
-        return _launched(found, dtype)
+        grads = _kernels()(inputs, output_grads, square_norms, row, bias_row, None, dtype, False, max_bytes)
+        return _launched(grads, dtype)
     method = choose_method(inputs, output_grads, False, True)
     total, squares = cpu.weight_grad_stats(inputs, output_grads, None, True, dtype, method, max_bytes)
     return _with_bias(total, squares, output_grads, square_norms, row, bias_row, dtype)
 
 
 def _fake(
-    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, dtype: torch.dtype,
-    max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    square_norms: Tensor,
+    row: int,
+    bias_row: int,
+    dtype: torch.dtype,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     check_pair_once(inputs, output_grads, max_bytes, dtype)
     p = output_grads.shape[-1]
-    return inputs.new_empty((p, inputs.shape[-1]), dtype=dtype), inputs.new_empty(
-        p if bias_row >= 0 else 0, dtype=dtype
-    )
+    weight = inputs.new_empty((p, inputs.shape[-1]), dtype=dtype)
+    return weight, inputs.new_empty(p if bias_row >= 0 else 0, dtype=dtype)
 
 
 def _compute_conv(
-    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, kernel_size: list[int],
-    stride: list[int], padding: list[int], dilation: list[int], groups: int, dtype: torch.dtype, channels_last: bool,
-    max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    known = (tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    *sizes, groups, dtype, channels_last, max_bytes, backend = settings
+    known = (*map(tuple, sizes), groups)
     if backend == "triton":
-        found = _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
-        return _launched(found, dtype)
+        grads = _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
+        return _launched(grads, dtype)
     total, squares = conv.conv_weight_grad_stats(
         inputs, output_grads, None, Geometry(*known), True, dtype, channels_last, max_bytes
     )
@@ -216,14 +250,13 @@ def _compute_conv(
 
 
 def _fake_conv(
-    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, kernel_size: list[int],
-    stride: list[int], padding: list[int], dilation: list[int], groups: int, dtype: torch.dtype, channels_last: bool,
-    max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    *sizes, groups, dtype, channels_last, max_bytes, _ = settings
+    known = Geometry(*(*map(tuple, sizes), groups))
     check_conv_once(inputs, output_grads, known, max_bytes, dtype)
     p = output_grads.shape[1]
-    shape = (p, inputs.shape[1] // groups, *kernel_size)
+    shape = (p, inputs.shape[1] // groups, *known.kernel)
     weight = inputs.new_empty_strided(shape, weight_strides(shape, channels_last), dtype=dtype)
     return weight, inputs.new_empty(p if bias_row >= 0 else 0, dtype=dtype)
 

@@ -26,10 +26,19 @@ def check_once(check: Any, tensors: tuple[Any, Any, Any], *rest: Any) -> None:
     if isinstance(inputs, Tensor) and isinstance(output_grads, Tensor) and isinstance(scale, (Tensor, type(None))):
         kinds = tuple(map(type, rest))  # True is no number of bytes, though it equals 1
         key = (
-            check, inputs.shape, inputs.dtype, inputs.layout, inputs.device, output_grads.shape, output_grads.dtype,
-            output_grads.layout, output_grads.device, rest, kinds,
+            check,
+            inputs.shape,
+            inputs.dtype,
+            inputs.layout,
+            inputs.device,
+            output_grads.shape,
+            output_grads.dtype,
+            output_grads.layout,
+            output_grads.device,
+            rest,
+            kinds,
             None if scale is None else (scale.shape, scale.dtype, scale.layout, scale.device),
-        )  # fmt: skip
+        )
         try:
             if key in _checked:
                 return
@@ -58,13 +67,13 @@ def geometry_of(space: int, kernel_size: Any, stride: Any, padding: Any, dilatio
     if torch.compiler.is_compiling() or not all([type(value) in (int, tuple) for value in arguments]):  # noqa: C419
         return make_geometry(space, *arguments)
     key = (space, *arguments, *map(type, arguments))
-    found = _geometries.get(key)
-    if found is None:
-        found = make_geometry(space, *arguments)
+    geometry = _geometries.get(key)
+    if geometry is None:
+        geometry = make_geometry(space, *arguments)
         if len(_geometries) >= _MAX_KEPT:
             _geometries.clear()
-        _geometries[key] = found
-    return found
+        _geometries[key] = geometry
+    return geometry
 
 
 def lacks_kernel(inputs: Tensor, scale: Tensor | None) -> str | None:

@@ -23,9 +23,15 @@ ADDING = 60
 
 
 def conv_weight_grad_stats(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
-    dtype: torch.dtype, channels_last: bool, max_bytes: int,
-) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    geometry: Geometry,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    max_bytes: int,
+) -> tuple[Tensor | None, Tensor]:
     """Weight gradient or None, and the square norm, of inputs (N, C, *size) and output gradients (N, P, *size')."""
     shape = (output_grads.shape[1], inputs.shape[1] // geometry.groups, *geometry.kernel)
     total: Tensor | None
@@ -61,16 +67,24 @@ def _each(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Geometry) -> T
     """Weight gradient of every sample; shape: (N, *shape)."""
     n = x.shape[0]
     together = _gradient(
-        x.reshape(1, -1, *x.shape[2:]), grad.reshape(1, -1, *grad.shape[2:]), (n * shape[0], *shape[1:]), known,
+        x.reshape(1, -1, *x.shape[2:]),
+        grad.reshape(1, -1, *grad.shape[2:]),
+        (n * shape[0], *shape[1:]),
+        known,
         n * known.groups,
-    )  # fmt: skip
+    )
     return together.reshape(n, *shape)
 
 
 def _by_samples(
-    inputs: Tensor, output_grads: Tensor, shape: tuple[int, ...], scale: Tensor | None, known: Geometry,
-    weight_grad: bool, max_bytes: int,
-) -> tuple[Tensor | None, float | Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    shape: tuple[int, ...],
+    scale: Tensor | None,
+    known: Geometry,
+    weight_grad: bool,
+    max_bytes: int,
+) -> tuple[Tensor | None, float | Tensor]:
     """The weight gradient as the sum of those of the samples, and the sum of their squares."""
     dtype = working_dtype(inputs.dtype)
     elements = torch.Size(shape).numel()

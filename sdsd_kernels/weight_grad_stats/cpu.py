@@ -18,9 +18,14 @@ GROUP_BYTES = 2**21
 
 
 def weight_grad_stats(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, dtype: torch.dtype, method: str,
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    method: str,
     max_bytes: int,
-) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+) -> tuple[Tensor | None, Tensor]:
     """Weight gradient (p, d) or None, and the square norm, of inputs (N, T, d) and output gradients (N, T, p)."""
     if method == "fused":
         return fused(inputs, output_grads, scale, weight_grad, dtype, max_bytes)

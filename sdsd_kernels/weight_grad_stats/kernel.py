@@ -38,6 +38,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..scale_shift_grads.kernel import finish_block
 
 
+# fmt: off
 @triton.jit
 def _place(p, d, taps, FLAT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr):
     """Set, first row, first column and tap of this program's tile; bands of GROUP rows of tiles share inputs."""
@@ -77,7 +78,7 @@ def boxes_kernel(
     POINTERS: tl.constexpr, FLAT: tl.constexpr, STRIDED: tl.constexpr, MASKED: tl.constexpr, SEVERAL: tl.constexpr,
     THREE: tl.constexpr, PRECISION: tl.constexpr, WEIGHT_GRAD: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+):
     """MASKED: a tile may hold what belongs to other sets. SEVERAL: a set has several groups."""
     BLOCK_T: tl.constexpr = BLOCK_H * BLOCK_W
     group, row_start, column_start, tap = _place(p, d, taps, FLAT, BLOCK_P, BLOCK_D, GROUP)
@@ -207,7 +208,7 @@ def depthwise_kernel(
     taps, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     a_n, a_h, a_w, a_c, b_n, b_h, b_w, b_c, total_range, total_p, total_tap, scale_p, scale_h, scale_w,
     WEIGHT_GRAD: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
-):  # fmt: skip
+):
     """One program: BLOCK_P output channels at one tap, and a range of samples."""
     tap = tl.program_id(0) % taps
     row = tl.program_id(0) // taps * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -255,91 +256,6 @@ def depthwise_kernel(
         tl.store(total_ptr + offsets, total.to(total_ptr.dtype.element_ty), mask=held)
 
 
-@triton.jit
-def gram_kernel(
-    a, b,  # inputs (N, T, d) and output gradients (N, T, p): descriptors, or pointers if POINTERS
-    squares_ptr,  # (N, programs a sample) float64
-    positions, d, p, tiles,
-    a_n, a_t, a_d, b_n, b_t, b_p,  # strides, read only if POINTERS
-    POINTERS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Σ⟨a_n a_nᵀ, b_n b_nᵀ⟩: a program takes one tile of a sample's (T, T) triangle.
-
-    Both products stay on chip, are multiplied and summed. Tiles off the diagonal count twice.
-    """
-    n = tl.program_id(1)
-    row = 0
-    left = tl.program_id(0)
-    while left >= tiles - row:
-        left -= tiles - row
-        row += 1
-    column = row + left
-    inner_a = _product(a, n, row * BLOCK_T, column * BLOCK_T, positions, d, a_n, a_t, a_d, POINTERS, PRECISION,
-                       INTERPRET, BLOCK_T, BLOCK_K)  # fmt: skip
-    inner_b = _product(b, n, row * BLOCK_T, column * BLOCK_T, positions, p, b_n, b_t, b_p, POINTERS, PRECISION,
-                       INTERPRET, BLOCK_T, BLOCK_K)  # fmt: skip
-    # Row by row, Triton 3.7 cannot compile the sum for sm_100.
-    products = (inner_a * inner_b).reshape([BLOCK_T * BLOCK_T])
-    value = tl.sum(products, 0).to(tl.float64) * tl.where(row == column, 1.0, 2.0)
-    tl.store(squares_ptr + n.to(tl.int64) * tl.num_programs(0) + tl.program_id(0), value)
-
-
-@triton.jit
-def _product(
-    x, n, row_start, column_start, positions, features, x_n, x_t, x_f,
-    POINTERS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Products of positions row_start… and column_start… of sample n over all features."""
-    products = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
-    if POINTERS:
-        lanes = tl.arange(0, BLOCK_K)
-        row = row_start + tl.arange(0, BLOCK_T)
-        column = column_start + tl.arange(0, BLOCK_T)
-        rows = x + tl.cast(n, tl.int64) * x_n + row.to(tl.int64)[:, None] * x_t
-        columns = x + tl.cast(n, tl.int64) * x_n + column.to(tl.int64)[None, :] * x_t
-    for start in range(0, features, BLOCK_K):
-        if POINTERS:
-            feature = start + lanes
-            held = feature < features
-            offset = feature.to(tl.int64) * x_f
-            left = tl.load(rows + offset[None, :], mask=(row < positions)[:, None] & held[None, :], other=0.0)
-            right = tl.load(columns + offset[:, None], mask=held[:, None] & (column < positions)[None, :], other=0.0)
-        else:
-            left = x.load([n, row_start, start]).reshape([BLOCK_T, BLOCK_K])
-            right = x.load([n, column_start, start]).reshape([BLOCK_T, BLOCK_K]).T
-        if INTERPRET:
-            left = left.to(tl.float32)
-            right = right.to(tl.float32)
-        products = tl.dot(left, right, products, input_precision=PRECISION)
-    return products
-
-
-@triton.jit
-def rank1_kernel(
-    a, b, squares_ptr,  # (N, d), (N, p), (programs,) float64
-    samples, d, p, a_n, a_d, b_n, b_p, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Σ‖a_n‖²‖b_n‖² over BLOCK_N samples."""
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    left = _row_squares(a, row, samples, d, a_n, a_d, BLOCK_N, BLOCK_K)
-    right = _row_squares(b, row, samples, p, b_n, b_p, BLOCK_N, BLOCK_K)
-    tl.store(squares_ptr + tl.program_id(0), tl.sum(left * right, 0))
-
-
-@triton.jit
-def _row_squares(x, row, samples, features, x_n, x_f, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    squares = tl.zeros((BLOCK_N, BLOCK_K), tl.float64)
-    for start in range(0, features, BLOCK_K):
-        feature = start + tl.arange(0, BLOCK_K)
-        offsets = row.to(tl.int64)[:, None] * x_n + feature.to(tl.int64)[None, :] * x_f
-        value = tl.load(x + offsets, mask=(row < samples)[:, None] & (feature < features)[None, :], other=0.0)
-        value = value.to(tl.float64)
-        squares += value * value
-    return tl.sum(squares, 1)
-
-
 @triton.jit(do_not_specialize=["row", "bias_row"])
 def finish_kernel(
     partial_ptr,  # (ranges, elements) float32, or None where there is one range
@@ -350,7 +266,7 @@ def finish_kernel(
     ranges, elements, count, width, samples, splits, channels,
     BLOCK: tl.constexpr, RANGES: tl.constexpr, SHARES: tl.constexpr,
     BIAS_BLOCKS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     """The first program adds up the squares, the last BIAS_BLOCKS finish the bias, those between add up the ranges."""
     own = tl.num_programs(0) - BIAS_BLOCKS
     if bias_part is not None:
@@ -375,6 +291,7 @@ def finish_kernel(
             live = (which < ranges)[:, None] & (place < elements)[None, :]
             total += tl.load(partial_ptr + offsets, mask=live, other=0.0)
         tl.store(total_ptr + place, tl.sum(total, 0).to(total_ptr.dtype.element_ty), mask=place < elements)
+# fmt: on
 
 
 def descriptor(

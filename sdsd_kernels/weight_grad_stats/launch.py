@@ -13,37 +13,9 @@ from .._launch import NORMS_WIDTH, Launch, kept, on_device
 from ..scale_shift_grads.launch import Sums
 from . import config, layout
 from .geometry import LINEAR, Geometry
-from .kernel import (
-    boxes_kernel,
-    depthwise_kernel,
-    descriptor,
-    finish_kernel,
-    pointed,
-)
+from .kernel import boxes_kernel, depthwise_kernel, descriptor, finish_kernel, pointed
 from .layout import Copy, Layout
-from .split_kernel import largest_kernel, split_kernel
-
-
-class Split(NamedTuple):
-    """Two launches that make float16 parts of both tensors."""
-
-    largest: Launch
-    split: Launch
-    three: bool
-    channels: tuple[int, int]
-    elements: tuple[int, int]
-
-    def __call__(self, a: Tensor, b: Tensor) -> tuple[Any, ...]:
-        device = a.device
-        most = torch.zeros(sum(self.channels), dtype=torch.int32, device=device)
-        factors = [torch.empty(channels, dtype=torch.float32, device=device) for channels in self.channels]
-        high = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
-        low: list[Any] = [None, None]
-        if self.three:
-            low = [torch.empty(elements, dtype=torch.float16, device=device) for elements in self.elements]
-        self.largest(a, b, most)
-        self.split(a, b, most, high[0], low[0], high[1], low[1], *factors)
-        return high[0], low[0], high[1], low[1], *factors
+from .parts import Split, ceil_divide, plan_split, strides_by_name
 
 
 class Fused(NamedTuple):
@@ -65,9 +37,14 @@ class Fused(NamedTuple):
     bias: Sums | None = None
 
     def __call__(
-        self, a: Tensor, b: Tensor, scale: Tensor | None = None, square_norms: Tensor | None = None, row: int = 0,
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor | None = None,
+        square_norms: Tensor | None = None,
+        row: int = 0,
         bias_row: int = -1,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         device = a.device
         bias_part = bias_total = None
         if self.bias is not None:
@@ -93,10 +70,15 @@ class Fused(NamedTuple):
             of_a, of_a_low, of_b, of_b_low = self.tensors
             a, a_low, b, b_low, *factors = parts
             self.main(
-                pointed(of_a, a) if of_a is not None else a, pointed(of_a_low, a_low) if a_low is not None else None,
-                pointed(of_b, b) if of_b is not None else b, pointed(of_b_low, b_low) if b_low is not None else None,
-                *factors, scale, target, squares,
-            )  # fmt: skip
+                pointed(of_a, a) if of_a is not None else a,
+                pointed(of_a_low, a_low) if a_low is not None else None,
+                pointed(of_b, b) if of_b is not None else b,
+                pointed(of_b_low, b_low) if b_low is not None else None,
+                *factors,
+                scale,
+                target,
+                squares,
+            )
         self.finish(
             partial, squares, squares if total is None else total, bias_part, bias_total, square_norms, row, bias_row
         )
@@ -114,25 +96,28 @@ PLANS: dict[tuple[Any, ...], Any] = {}
 
 
 def launch_fused(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
-    dtype: torch.dtype, channels_last: bool, max_bytes: int,
-) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    geometry: Geometry,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    max_bytes: int,
+) -> tuple[Tensor | None, Tensor]:
     """Weight gradient or None, and square norm (), of inputs and output gradients (N, T, d), (N, C, W) or (N, C, H, W).
 
     Three dimensions are a linear layer's where `geometry` is LINEAR, and a convolution over one dimension otherwise.
     """
     tf32 = inputs.dtype == torch.float32 and tf32_allowed(geometry)
-    key = (
-        inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
-        inputs.data_ptr() % 16, output_grads.data_ptr() % 16, geometry, weight_grad, dtype, channels_last, max_bytes,
-        tf32, None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16),
-    )  # fmt: skip
+    key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
+    key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
+    options = (geometry, weight_grad, dtype, channels_last, max_bytes, tf32)
+    key += (*options, None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16))
     plan = PLANS.get(key)
     if plan is None:
-        plan = kept(PLANS, key, plan_fused(
-            inputs, output_grads, scale, geometry, weight_grad, dtype, channels_last, max_bytes, tf32,
-            device_record(inputs.device),
-        ))  # fmt: skip
+        made = plan_fused(inputs, output_grads, scale, *options, device_record(inputs.device))
+        plan = kept(PLANS, key, made)
     total, _, square_norm = on_device(inputs, plan, inputs, output_grads, scale)
     return total, square_norm
 
@@ -145,9 +130,18 @@ def tf32_allowed(geometry: tuple[Any, ...]) -> bool:
 
 
 def plan_fused(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, geometry: Geometry, weight_grad: bool,
-    dtype: torch.dtype, channels_last: bool, max_bytes: int, tf32: bool, record: DeviceRecord, bias: Sums | None = None,
-) -> Fused:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    geometry: Geometry,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    max_bytes: int,
+    tf32: bool,
+    record: DeviceRecord,
+    bias: Sums | None = None,
+) -> Fused:
     """What is done with tensors like these; `bias`: where the bias' gradient is wanted too, how it is found."""
     linear = geometry is LINEAR
     a = layout.as_layout(inputs, linear)
@@ -165,21 +159,19 @@ def plan_fused(
     total_tap = 0 if linear else strides[-1]
     most_ranges = max(1, max_bytes // (elements * 4)) if weight_grad else samples
     of_scale = (0, 0, 0, 0) if scale is None else _scale_strides(scale, linear)
-    known: dict[str, Any] = {
-        "samples": samples, "height": height, "width": width, "out_height": out_height, "out_width": out_width,
-        "group_d": group_d, "group_p": group_p, "taps": taps, "kernel_w": kernel[1],
-        "pad_h": padding[0], "pad_w": padding[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
-        "total_range": elements, "total_p": strides[0], "total_d": total_d, "total_tap": total_tap,
-        "scale_p": of_scale[0], "scale_d": of_scale[1], "scale_h": of_scale[2], "scale_w": of_scale[3],
-        "WEIGHT_GRAD": weight_grad, "INTERPRET": interpreting(),
-    }  # fmt: skip
-    common: dict[str, Any] = {
-        "shares": 0, "elements": elements, "total": (shape, strides) if weight_grad else None, "dtype": dtype,
-        "bias": bias,
-    }  # fmt: skip
+    known: dict[str, Any] = {"samples": samples, "height": height, "width": width}
+    known |= {"out_height": out_height, "out_width": out_width}
+    known |= {"group_d": group_d, "group_p": group_p, "taps": taps, "kernel_w": kernel[1]}
+    known |= {"pad_h": padding[0], "pad_w": padding[1], "dilation_h": dilation[0], "dilation_w": dilation[1]}
+    known |= {"total_range": elements, "total_p": strides[0], "total_d": total_d, "total_tap": total_tap}
+    known |= {"scale_p": of_scale[0], "scale_d": of_scale[1], "scale_h": of_scale[2], "scale_w": of_scale[3]}
+    known |= {"WEIGHT_GRAD": weight_grad, "INTERPRET": interpreting()}
+    common: dict[str, Any] = {"shares": 0, "elements": elements, "total": (shape, strides) if weight_grad else None}
+    common |= {"dtype": dtype, "bias": bias}
     if group_d == 1 and groups > 1:
-        return _plan_depthwise(a, b, known | {"p": outputs, "stride_h": stride[0], "stride_w": stride[1]}, common,
-                               most_ranges, record)  # fmt: skip
+        return _plan_depthwise(
+            a, b, known | {"p": outputs, "stride_h": stride[0], "stride_w": stride[1]}, common, most_ranges, record
+        )
 
     several, sets = _sets(groups, group_d, group_p, record)
     d, p = group_d * several, group_p * several
@@ -191,13 +183,27 @@ def plan_fused(
     if inputs.dtype == torch.float32 and not pointers:
         kind = config.ONE_TERM if tf32 else config.THREE_TERMS
     candidates = config.tiles(
-        record, kind, itemsize=inputs.dtype.itemsize, pointers=pointers, flat=flat, boxes=not linear,
-        narrow=min(d, p) <= 64, scaled=scale is not None,
-    )  # fmt: skip
+        record,
+        kind,
+        itemsize=inputs.dtype.itemsize,
+        pointers=pointers,
+        flat=flat,
+        boxes=not linear,
+        narrow=min(d, p) <= 64,
+        scaled=scale is not None,
+    )
     plan = config.best_plan(
-        candidates, record, samples=samples, out_size=(out_height, out_width), d=d, p=p, sets=sets, taps=taps,
-        flat=flat, most_ranges=most_ranges,
-    )  # fmt: skip
+        candidates,
+        record,
+        samples=samples,
+        out_size=(out_height, out_width),
+        d=d,
+        p=p,
+        sets=sets,
+        taps=taps,
+        flat=flat,
+        most_ranges=most_ranges,
+    )
     tile, (box_h, box_w) = plan.tile, plan.box
 
     # One tap without padding reads one phase, so it is a view of every stride-th position.
@@ -217,7 +223,7 @@ def plan_fused(
         if height % multiples[0] or width % multiples[1]:
             target = layout.packed(a, inputs.dtype.itemsize, multiples)
             a, first = target, layout.copy_into(target, a, inputs.dtype)
-        split, a, b = _plan_split(a, b, kind == config.THREE_TERMS, record)
+        split, a, b = plan_split(a, b, kind == config.THREE_TERMS, record)
     if not pointers:
         held = inputs.dtype if split is None else torch.float16
         if viewed and stride != (1, 1):
@@ -230,35 +236,23 @@ def plan_fused(
         tensors = (of_a, of_a, of_b, of_b)
     known |= strides_by_name("a", "nhwc", a.strides if pointers else (0,) * 4)
     known |= strides_by_name("b", "nhwc", b.strides if pointers else (0,) * 4)
-    known = {"phase_width": 0} | known | {
-        "samples_each": plan.samples_each, "d": d, "p": p, "stride_h": stride[0], "stride_w": stride[1],
-        "POINTERS": pointers, "FLAT": flat, "STRIDED": strided, "MASKED": strided or sets > 1 or several > 1,
-        "SEVERAL": several > 1, "THREE": kind == config.THREE_TERMS,
-        "PRECISION": precision_of(inputs.dtype, record, tf32),
-        "BLOCK_P": tile.block_p, "BLOCK_D": tile.block_d, "BLOCK_H": box_h, "BLOCK_W": box_w, "GROUP": 8,
-    }  # fmt: skip
+    known = {"phase_width": 0} | known
+    known |= {"samples_each": plan.samples_each, "d": d, "p": p, "stride_h": stride[0], "stride_w": stride[1]}
+    known |= {"POINTERS": pointers, "FLAT": flat, "STRIDED": strided, "MASKED": strided or sets > 1 or several > 1}
+    known |= {"SEVERAL": several > 1, "THREE": kind == config.THREE_TERMS}
+    known |= {"PRECISION": precision_of(inputs.dtype, record, tf32), "GROUP": 8}
+    known |= {"BLOCK_P": tile.block_p, "BLOCK_D": tile.block_d, "BLOCK_H": box_h, "BLOCK_W": box_w}
     main = Launch(
         boxes_kernel, (plan.tiles, plan.ranges, 1), known, num_warps=tile.num_warps, num_stages=tile.num_stages
     )
     common["shares"] = plan.tiles * plan.ranges
     finish = finish_launch(common["shares"], plan.ranges if weight_grad else 1, elements, bias)
-    return Fused(
-        main, finish, tensors, (first, second), split, ranges=plan.ranges, depthwise=False, **common,
-    )  # fmt: skip
-
-
-def ceil_divide(count: int, size: int) -> int:
-    return -(-count // size)
+    return Fused(main, finish, tensors, (first, second), split, ranges=plan.ranges, depthwise=False, **common)
 
 
 def _two(values: tuple[int, ...], first: int) -> tuple[int, int]:
     """One value for each dimension of space; `first` for the height of a convolution over one dimension."""
     return (first, values[0]) if len(values) == 1 else (values[0], values[1])
-
-
-def strides_by_name(tensor: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
-    """Strides by the names of a kernel's arguments."""
-    return {f"{tensor}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
 
 
 def _sets(groups: int, group_d: int, group_p: int, record: DeviceRecord) -> tuple[int, int]:
@@ -293,34 +287,17 @@ def finish_launch(shares: int, ranges: int, elements: int, bias: Sums | None = N
     blocks = ceil_divide(elements, block) if ranges > 1 else 0
     none = {"samples": 0, "splits": 0, "channels": 0, "BLOCK_N": 1, "BLOCK_C": 1}
     settled = {
-        "ranges": ranges, "elements": elements, "count": shares, "width": NORMS_WIDTH, "BLOCK": block,
-        "RANGES": together, "SHARES": config.FINISH_BLOCK, "BIAS_BLOCKS": 0 if bias is None else bias.blocks,
+        "ranges": ranges,
+        "elements": elements,
+        "count": shares,
+        "width": NORMS_WIDTH,
+        "BLOCK": block,
+        "RANGES": together,
+        "SHARES": config.FINISH_BLOCK,
+        "BIAS_BLOCKS": 0 if bias is None else bias.blocks,
         **(none if bias is None else bias.finish),
-    }  # fmt: skip
+    }
     return Launch(finish_kernel, (1 + blocks + settled["BIAS_BLOCKS"], 1, 1), settled, num_warps=4)
-
-
-def _plan_split(a: Layout, b: Layout, three: bool, record: DeviceRecord) -> tuple[Split, Layout, Layout]:
-    """The launches that make float16 parts, and how the parts lie."""
-    settled: dict[str, Any] = {"ROWS": config.SPLIT_BLOCK[0], "CHANNELS": config.SPLIT_BLOCK[1]}
-    parts = []
-    for name, x in (("a", a), ("b", b)):
-        samples, height, width, channels = x.shape
-        part = layout.packed(x, 2)
-        settled |= {f"rows_{name}": samples * height * width, f"height_{name}": height, f"width_{name}": width}
-        settled |= {f"channels_{name}": channels, f"padded_{name}": part.strides[2]}
-        settled |= strides_by_name(name, "nhwc", x.strides)
-        parts.append(part)
-    blocks = ceil_divide(max(settled["rows_a"], settled["rows_b"]), config.SPLIT_BLOCK[0])
-    across = ceil_divide(max(a.shape[3], b.shape[3]), config.SPLIT_BLOCK[1])
-    programs = min(blocks, config.LARGEST_PROGRAMS * record.multiprocessors)
-    elements = tuple(part.shape[0] * part.strides[0] for part in parts)
-    split = Split(
-        Launch(largest_kernel, (programs, across, 2), settled, num_warps=4),
-        Launch(split_kernel, (blocks, across, 2), settled, num_warps=4),
-        three, (a.shape[3], b.shape[3]), (elements[0], elements[1]),
-    )  # fmt: skip
-    return split, parts[0], parts[1]
 
 
 def _plan_depthwise(
@@ -341,5 +318,10 @@ def _plan_depthwise(
     return Fused(
         Launch(depthwise_kernel, (programs, ranges, 1), known, num_warps=chosen.num_warps),
         finish_launch(common["shares"], ranges if common["total"] else 1, common["elements"], common["bias"]),
-        (None, None, None, None), (None, None), None, ranges=ranges, depthwise=True, **common,
-    )  # fmt: skip
+        (None, None, None, None),
+        (None, None),
+        None,
+        ranges=ranges,
+        depthwise=True,
+        **common,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,9 +91,15 @@ def weight_grad_stats(
         scale = scale.detach()
     chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks_kernel(inputs, scale))
     total, square_norm = _operator(
-        inputs.detach(), output_grads.detach(), scale, bool(weight_grad), dtype or inputs.dtype, method, max_bytes,
+        inputs.detach(),
+        output_grads.detach(),
+        scale,
+        bool(weight_grad),
+        dtype or inputs.dtype,
+        method,
+        max_bytes,
         chosen,
-    )  # fmt: skip
+    )
     return WeightGradStats(total if weight_grad else None, square_norm)
 
 
@@ -165,24 +171,39 @@ def conv_weight_grad_stats(
     lacks = lacks_kernel(inputs, scale) or ("the kernel has no third dimension of space" if space == 3 else None)
     chosen = choose_backend(backend, inputs.device, kernel_lacks=lacks)
     total, square_norm = _conv_operator(
-        inputs.detach(), output_grads.detach(), scale, known.kernel, known.stride, known.padding, known.dilation,
-        known.groups, bool(weight_grad), dtype or inputs.dtype, bool(channels_last), max_bytes, chosen,
-    )  # fmt: skip
+        inputs.detach(),
+        output_grads.detach(),
+        scale,
+        known.kernel,
+        known.stride,
+        known.padding,
+        known.dilation,
+        known.groups,
+        bool(weight_grad),
+        dtype or inputs.dtype,
+        bool(channels_last),
+        max_bytes,
+        chosen,
+    )
     return WeightGradStats(total if weight_grad else None, square_norm)
 
 
 def _compute(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, dtype: torch.dtype,
-    method: str | None, max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    method: str | None,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     chosen = method or choose_method(inputs, output_grads, scale is not None, weight_grad)
     total: Tensor | None
     if backend == "triton" and chosen == "fused":
         from .launch import launch_fused
 
-        total, square_norm = launch_fused(
-            inputs, output_grads, scale, LINEAR, weight_grad, dtype, False, max_bytes
-        )  # fmt: skip
+        total, square_norm = launch_fused(inputs, output_grads, scale, LINEAR, weight_grad, dtype, False, max_bytes)
     elif backend == "triton" and scale is None:
         from .squares import launch_squares
 
@@ -194,21 +215,24 @@ def _compute(
 
 
 def _fake(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, weight_grad: bool, dtype: torch.dtype,
-    method: str | None, max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    scale: Tensor | None,
+    weight_grad: bool,
+    dtype: torch.dtype,
+    method: str | None,
+    max_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     # A traced call is checked here: in the backward of an autograd.Function dynamo refuses some of what checks read.
     check_pair(inputs, output_grads, scale, method, max_bytes, dtype)
     shape = (output_grads.shape[-1], inputs.shape[-1]) if weight_grad else (0,)
     return inputs.new_empty(shape, dtype=dtype), inputs.new_empty((), dtype=torch.float64)
 
 
-def _compute_conv(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, kernel_size: list[int], stride: list[int],
-    padding: list[int], dilation: list[int], groups: int, weight_grad: bool, dtype: torch.dtype, channels_last: bool,
-    max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+def _compute_conv(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
+    *sizes, groups, weight_grad, dtype, channels_last, max_bytes, backend = settings
+    known = Geometry(*(*map(tuple, sizes), groups))
     compute = conv.conv_weight_grad_stats
     if backend == "triton":
         from .launch import launch_fused
@@ -218,17 +242,14 @@ def _compute_conv(
     return (inputs.new_empty(0, dtype=dtype) if total is None else total), square_norm
 
 
-def _fake_conv(
-    inputs: Tensor, output_grads: Tensor, scale: Tensor | None, kernel_size: list[int], stride: list[int],
-    padding: list[int], dilation: list[int], groups: int, weight_grad: bool, dtype: torch.dtype, channels_last: bool,
-    max_bytes: int, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+def _fake_conv(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
+    *sizes, groups, weight_grad, dtype, channels_last, max_bytes, _ = settings
+    known = Geometry(*(*map(tuple, sizes), groups))
     check_conv(inputs, output_grads, scale, known, max_bytes, dtype)
     square_norm = inputs.new_empty((), dtype=torch.float64)
     if not weight_grad:
         return inputs.new_empty(0, dtype=dtype), square_norm
-    shape = (output_grads.shape[1], inputs.shape[1] // groups, *kernel_size)
+    shape = (output_grads.shape[1], inputs.shape[1] // groups, *known.kernel)
     return inputs.new_empty_strided(shape, weight_strides(shape, channels_last), dtype=dtype), square_norm
 
 

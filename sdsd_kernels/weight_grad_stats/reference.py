@@ -23,9 +23,17 @@ def weight_grad_stats_reference(
 
 
 def conv_weight_grad_stats_reference(
-    inputs: Tensor, output_grads: Tensor, kernel_size: Any, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1, weight_grad: bool = True, scale: Tensor | None = None,
-) -> WeightGradStats:  # fmt: skip
+    inputs: Tensor,
+    output_grads: Tensor,
+    kernel_size: Any,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    weight_grad: bool = True,
+    scale: Tensor | None = None,
+) -> WeightGradStats:
     """The same for a convolution, sample by sample; see `conv_weight_grad_stats`."""
     space = inputs.ndim - 2
     kernel = tuple(kernel_size) if isinstance(kernel_size, (list, tuple)) else (kernel_size,) * space

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 
+# fmt: off
 @triton.jit
 def _rows(x, row, rows, height, width, x_n, x_h, x_w):
     """Addresses of rows (n, h, w), counted through, and which of them there are."""
@@ -26,18 +27,18 @@ def _rows(x, row, rows, height, width, x_n, x_h, x_w):
 @triton.jit
 def _largest(
     x, largest, rows, height, width, channels, x_n, x_h, x_w, x_c, ROWS: tl.constexpr, CHANNELS: tl.constexpr
-):  # fmt: skip
+):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     held = channel < channels
-    found = tl.zeros((ROWS, CHANNELS), tl.float32)
+    largest_so_far = tl.zeros((ROWS, CHANNELS), tl.float32)
     for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
         place, live = _rows(x, start + tl.arange(0, ROWS), rows, height, width, x_n, x_h, x_w)
         pointers = place[:, None] + channel.to(tl.int64)[None, :] * x_c
         value = tl.abs(tl.load(pointers, mask=live[:, None] & held[None, :], other=0.0).to(tl.float32))
         # NaN and infinity stay what they are in float16 and have no say in the factor.
-        found = tl.where((value < float("inf")) & (value > found), value, found)
+        largest_so_far = tl.where((value < float("inf")) & (value > largest_so_far), value, largest_so_far)
     # Of floats that are not negative the bits are in the same order; a maximum is the same in any.
-    tl.atomic_max(largest + channel, tl.max(found, 0).to(tl.int32, bitcast=True), mask=held)
+    tl.atomic_max(largest + channel, tl.max(largest_so_far, 0).to(tl.int32, bitcast=True), mask=held)
 
 
 @triton.jit
@@ -46,7 +47,7 @@ def largest_kernel(
     rows_a, height_a, width_a, channels_a, a_n, a_h, a_w, a_c,
     rows_b, height_b, width_b, channels_b, b_n, b_h, b_w, b_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+):
     """The largest magnitude of every channel; the third grid dimension names the tensor."""
     if tl.program_id(2) == 0:
         if tl.program_id(1) * CHANNELS < channels_a:
@@ -60,7 +61,7 @@ def largest_kernel(
 def _split(
     x, largest, high, low, factor, rows, height, width, channels, padded, x_n, x_h, x_w, x_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     held = channel < channels
     most = tl.load(largest + channel, mask=held, other=0)
@@ -89,12 +90,12 @@ def split_kernel(
     rows_a, height_a, width_a, channels_a, padded_a, a_n, a_h, a_w, a_c,
     rows_b, height_b, width_b, channels_b, padded_b, b_n, b_h, b_w, b_c,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+):
     if tl.program_id(2) == 0:
         if (tl.program_id(0) * ROWS < rows_a) & (tl.program_id(1) * CHANNELS < channels_a):
             _split(a, largest, high_a, low_a, factor_a, rows_a, height_a, width_a, channels_a, padded_a,
-                   a_n, a_h, a_w, a_c, ROWS, CHANNELS)  # fmt: skip
+                   a_n, a_h, a_w, a_c, ROWS, CHANNELS)
     else:
         if (tl.program_id(0) * ROWS < rows_b) & (tl.program_id(1) * CHANNELS < channels_b):
             _split(b, largest + channels_a, high_b, low_b, factor_b, rows_b, height_b, width_b, channels_b, padded_b,
-                   b_n, b_h, b_w, b_c, ROWS, CHANNELS)  # fmt: skip
+                   b_n, b_h, b_w, b_c, ROWS, CHANNELS)

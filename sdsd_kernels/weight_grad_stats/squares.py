@@ -13,8 +13,10 @@ from .._launch import Launch, kept, on_device
 from ..scale_shift_grads.launch import Sums
 from . import config, layout
 from .geometry import LINEAR
-from .kernel import descriptor, gram_kernel, pointed, rank1_kernel
-from .launch import PLANS, ceil_divide, finish_launch, of_bias, precision_of, strides_by_name, tf32_allowed
+from .kernel import descriptor, pointed
+from .launch import PLANS, finish_launch, of_bias, precision_of, tf32_allowed
+from .parts import ceil_divide, strides_by_name
+from .squares_kernel import gram_kernel, rank1_kernel
 
 
 class Squares(NamedTuple):
@@ -44,10 +46,9 @@ class Squares(NamedTuple):
 def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
     """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1"."""
     tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR)
-    key = (
-        method, inputs.shape, output_grads.shape, inputs.stride(), output_grads.stride(), inputs.dtype, inputs.device,
-        inputs.data_ptr() % 16, output_grads.data_ptr() % 16, tf32,
-    )  # fmt: skip
+    key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
+    key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
+    key += (method, tf32)
     plan = PLANS.get(key)
     if plan is None:
         make = plan_gram if method == "gram" else plan_rank1
@@ -73,11 +74,9 @@ def plan_gram(
         descriptors = [None, None]
     tiles = ceil_divide(positions, chosen.block_t)
     triangle = tiles * (tiles + 1) // 2
-    settled: dict[str, Any] = {
-        "positions": positions, "d": d, "p": p, "tiles": tiles, "POINTERS": pointers,
-        "PRECISION": precision_of(inputs.dtype, record, tf32), "INTERPRET": interpreting(),
-        "BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k,
-    }  # fmt: skip
+    settled: dict[str, Any] = {"positions": positions, "d": d, "p": p, "tiles": tiles, "POINTERS": pointers}
+    settled |= {"PRECISION": precision_of(inputs.dtype, record, tf32), "INTERPRET": interpreting()}
+    settled |= {"BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k, "EVERY": config.gram_every(record, max(d, p))}
     settled |= strides_by_name("a", "ntd", inputs.stride() if pointers else (0, 0, 0))
     settled |= strides_by_name("b", "ntp", output_grads.stride() if pointers else (0, 0, 0))
     main = Launch(
@@ -94,9 +93,8 @@ def plan_rank1(
     samples, _, d = inputs.shape
     rows, features = config.RANK1_BLOCK
     programs = ceil_divide(samples, rows)
-    settled = {
-        "samples": samples, "d": d, "p": output_grads.shape[2], "a_n": inputs.stride(0), "a_d": inputs.stride(2),
-        "b_n": output_grads.stride(0), "b_p": output_grads.stride(2), "BLOCK_N": rows, "BLOCK_K": features,
-    }  # fmt: skip
+    settled = {"samples": samples, "d": d, "p": output_grads.shape[2], "a_n": inputs.stride(0)}
+    settled |= {"a_d": inputs.stride(2), "b_n": output_grads.stride(0), "b_p": output_grads.stride(2)}
+    settled |= {"BLOCK_N": rows, "BLOCK_K": features}
     main = Launch(rank1_kernel, (programs, 1, 1), settled, num_warps=4)
     return Squares(main, finish_launch(programs, 1, 1, bias), (None, None), programs, bias, dtype)

@@ -74,7 +74,7 @@ def test_a_missing_library_is_named(monkeypatch, library):
     for module in ("lightning", "lightning.pytorch", "pytorch_lightning", "transformers"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, f"sdsd.integrations.{library}", raising=False)
-    with pytest.raises(MissingExtraError, match=rf"needs {library}.*pip install '\.\[integrations\]'"):
+    with pytest.raises(MissingExtraError, match=rf"needs {library}.*pip install '(\.|sdsd)\[integrations\]"):
         __import__(f"sdsd.integrations.{library}")
 
 

@@ -8,41 +8,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdsd_kernels._backend import unusable
 from sdsd_kernels.cosine_between import op
 from sdsd_kernels.cosine_between.op import cosine_between
 from sdsd_kernels.cosine_between.reference import cosine_between_reference
 from sdsd_kernels.pairwise import blocks
 from tests.helpers import assert_within, cosine_error
+from tests.kernels.cosines import exact_cosines, exact_rows
 
 NAN, INF = float("nan"), float("inf")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
 
 
-@pytest.fixture(params=["torch", "triton"], autouse=True)
-def backend(request, device, monkeypatch) -> str:
+@pytest.fixture(autouse=True)
+def served(backend, monkeypatch) -> None:
     """Everything by blocks of torch, and by the kernels where they serve."""
-    problem = unusable(request.param, device)
-    if problem:
-        pytest.skip(problem)
-    monkeypatch.setenv("SDSD_BACKEND", request.param)
-    return request.param
-
-
-def flat(x: Tensor, neuron_dim: int, center: bool) -> Tensor:
-    rows = x.detach().cpu().double().movedim(neuron_dim, 0).flatten(1)
-    return rows - rows.sum(1, keepdim=True) / rows.shape[1] if center else rows
+    monkeypatch.setenv("SDSD_BACKEND", backend)
 
 
 def oracle(x: Tensor, y: Tensor, neuron_dim: int = -1, center: bool = False) -> Tensor:
-    """Sums of products over square roots of sums of squares; float64 holds squares of 1e±30 without scaling."""
-    a, b = flat(x, neuron_dim, center), flat(y, neuron_dim, center)
-    return torch.einsum("is,js->ij", a, b) / torch.sqrt((a * a).sum(1)[:, None] * (b * b).sum(1)[None, :])
+    return exact_cosines(exact_rows(x, neuron_dim, center), exact_rows(y, neuron_dim, center))
 
 
 def check(cosine: Tensor, x: Tensor, y: Tensor, neuron_dim: int = -1, center: bool = False) -> None:
     assert cosine.abs().max() <= 1
-    allowed = cosine_error(*(flat(part, neuron_dim, False) for part in (x, y)), center=center)
+    allowed = cosine_error(*(exact_rows(part, neuron_dim) for part in (x, y)), center=center)
     assert_within(cosine, oracle(x, y, neuron_dim, center), allowed)
 
 

@@ -16,6 +16,7 @@ from sdsd_kernels.cosine_matrix.op import cosine_matrix
 from sdsd_kernels.cosine_matrix.reference import cosine_matrix_reference
 from sdsd_kernels.pairwise import products, reading
 from tests.helpers import assert_within, cosine_error, relative_error, summation_error, unit_roundoff
+from tests.kernels.cosines import exact_cosines, exact_rows, flat
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 NAN, INF = float("nan"), float("inf")
@@ -23,32 +24,16 @@ TRUNCATED = 2.0
 """The interpreter converts float32 to bfloat16 by truncation, which errs twice as much as rounding."""
 
 
-@pytest.fixture(params=["torch", "triton"])
-def backend(request, device) -> str:
-    problem = unusable(request.param, device)
-    if problem:
-        pytest.skip(problem)
-    return request.param
-
-
-def flat(x: Tensor, neuron_dim: int = -1) -> Tensor:
-    return x.movedim(neuron_dim, 0).flatten(1)
-
-
 def oracle(x: Tensor, neuron_dim: int = -1, center: bool = False) -> Tensor:
-    """Sums of products over square roots of sums of squares; float64 holds squares of 1e±30 without scaling."""
-    rows = flat(x.detach().cpu().double(), neuron_dim)
-    if center:
-        rows = rows - rows.sum(1, keepdim=True) / rows.shape[1]
-    products = torch.einsum("is,js->ij", rows, rows)
-    squares = (rows * rows).sum(1)
-    cosine = products / torch.sqrt(squares[:, None] * squares[None, :])
-    return torch.where(torch.eye(len(rows), dtype=torch.bool) & (squares > 0), 1.0, cosine)
+    """The diagonal of the living is 1."""
+    rows = exact_rows(x, neuron_dim, center)
+    alive = (rows * rows).sum(1) > 0
+    return torch.where(torch.eye(len(rows), dtype=torch.bool) & alive, 1.0, exact_cosines(rows, rows))
 
 
 def rounded_way(x: Tensor, precision: str) -> Tensor:
     """Cosines from products of factors rounded as `precision` says, and float64 but for that, whatever the machine."""
-    rows = flat(x.detach().cpu().float())
+    rows = flat(x.float())
     # Powers of two bring what float16 multiplies into its range.
     rows = torch.ldexp(rows, -torch.frexp(rows.abs().amax(1, keepdim=True)).exponent)
     rounded = rows.double() if precision == "float32" else rows.half().double()
@@ -82,7 +67,7 @@ def check(cosine: Tensor, x: Tensor, neuron_dim: int = -1, center: bool = False)
 
 def check_precision(cosine: Tensor, x: Tensor, precision: str, center: bool = False) -> None:
     """Beyond what float32 may err, at most twice what rounding factors as `precision` says makes of it."""
-    rows = flat(x.detach().cpu())
+    rows = flat(x)
     shifted = (rows - rows.double().mean(1, keepdim=True)).float() if center else rows.float()
     exact = oracle(x, center=center)
     rounding = relative_error(rounded_way(shifted.T, precision), oracle(shifted.T))

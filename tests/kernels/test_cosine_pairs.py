@@ -30,6 +30,7 @@ from sdsd_kernels.cosine_pairs.reference import (
 )
 from sdsd_kernels.pairwise.config import Tile
 from tests.helpers import assert_within, cosine_error, summation_error
+from tests.kernels.cosines import exact_cosines, exact_rows, flat
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,32 +43,17 @@ CALLS = {
 }
 
 
-@pytest.fixture(params=["torch", "triton"])
-def backend(request, device) -> str:
-    problem = unusable(request.param, device)
-    if problem:
-        pytest.skip(problem)
-    return request.param
-
-
-def flat(x: Tensor, neuron_dim: int = -1) -> Tensor:
-    return x.movedim(neuron_dim, 0).flatten(1)
-
-
 def oracle(x: Tensor, neuron_dim: int = -1, center: bool = False) -> Tensor:
-    """Cosines in float64, which holds squares of 1e±30 without scaling; NaN where there is no pair i < j."""
-    rows = flat(x.detach().cpu().double(), neuron_dim)
-    if center:
-        rows = rows - rows.sum(1, keepdim=True) / rows.shape[1]
-    squares = (rows * rows).sum(1)
-    cosine = torch.einsum("is,js->ij", rows, rows) / torch.sqrt(squares[:, None] * squares[None, :])
+    """NaN where there is no pair i < j."""
+    rows = exact_rows(x, neuron_dim, center)
+    cosine = exact_cosines(rows, rows)
     cosine[~torch.ones_like(cosine, dtype=torch.bool).triu(1)] = NAN
     return cosine
 
 
 def without_direction(x: Tensor, neuron_dim: int = -1, center: bool = False) -> tuple[Tensor, Tensor]:
     """Neurons that are zero on every sample, and neurons with a NaN or an infinity."""
-    rows = flat(x.detach().cpu().double(), neuron_dim)
+    rows = exact_rows(x, neuron_dim)
     bad = ~rows.isfinite().all(1)
     zero = (rows == rows[:, :1]).all(1) if center else (rows == 0).all(1)
     return zero & ~bad, bad
@@ -76,7 +62,7 @@ def without_direction(x: Tensor, neuron_dim: int = -1, center: bool = False) -> 
 def near(x: Tensor, neuron_dim: int = -1, center: bool = False) -> Tensor:
     """How far a computed cosine may be from the oracle's, and so from an edge or a threshold on its other side."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return cosine_error(flat(x.detach().cpu(), neuron_dim), center=center, dtype=dtype)
+    return cosine_error(flat(x, neuron_dim), center=center, dtype=dtype)
 
 
 def check_histogram(found, x: Tensor, neuron_dim: int = -1, center: bool = False) -> None:

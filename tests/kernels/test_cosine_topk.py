@@ -25,34 +25,16 @@ from sdsd_kernels.cosine_topk.reference import cosine_topk_reference
 from sdsd_kernels.pairwise import blocks, reading
 from sdsd_kernels.pairwise.config import Tile
 from tests.helpers import cosine_error
+from tests.kernels.cosines import exact_cosines, exact_rows, flat
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(params=["torch", "triton"])
-def backend(request, device) -> str:
-    problem = unusable(request.param, device)
-    if problem:
-        pytest.skip(problem)
-    return request.param
-
-
-def flat(x: Tensor, neuron_dim: int = -1) -> Tensor:
-    return x.detach().cpu().movedim(neuron_dim, 0).flatten(1)
-
-
 def exact_scores(x: Tensor, other: Tensor | None = None, neuron_dim: int = -1, center: bool = False) -> Tensor:
-    """Sums of products over square roots of sums of squares in float64; NaN where there is no neighbour."""
-
-    def rows_of(x: Tensor) -> Tensor:
-        rows = flat(x, neuron_dim).double()
-        return rows - rows.mean(1, keepdim=True) if center else rows
-
-    left = rows_of(x)
-    right = left if other is None else rows_of(other)
-    squares = [(rows * rows).sum(1) for rows in (left, right)]
-    cosine = (left @ right.T) / torch.sqrt(squares[0][:, None] * squares[1][None, :])
+    """NaN where there is no neighbour."""
+    left = exact_rows(x, neuron_dim, center)
+    cosine = exact_cosines(left, left if other is None else exact_rows(other, neuron_dim, center))
     cosine[cosine.isinf()] = NAN
     if other is None:
         cosine.fill_diagonal_(NAN)

@@ -192,6 +192,41 @@ class TestThreads:
         assert {count for _, count in seen} == {1}
         assert len(seen) == 40
 
+    @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no threads are kept to cores on this system")
+    def test_threads_have_cores_of_their_own_among_the_callers(self, monkeypatch):
+        allowed = {3, 5, 8, 9}
+        given: dict[int, set[int]] = {}
+        monkeypatch.setattr(os, "sched_getaffinity", lambda thread: set(allowed))
+        monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: given.update({thread: set(cores)}))
+
+        def meet():
+            meeting = threading.Barrier(2, timeout=30)
+
+            def start():
+                def perform(task):
+                    if task < 2:
+                        meeting.wait()
+                    return threading.get_native_id()
+
+                return perform
+
+            given.clear()
+            return set(workers.run_tasks(range(8), start, threads=2))
+
+        workers._pools.clear()
+        at_work = meet()
+        assert set(given) == at_work
+        assert sorted(given.values(), key=min) == [{3, 8}, {5, 9}]
+        meet()
+        assert not given  # nothing has changed
+        allowed = {3, 7}
+        meet()
+        assert sorted(given.values(), key=min) == [{3}, {7}]
+        allowed = {7}
+        meet()
+        assert list(given.values()) == [{7}, {7}]
+        workers._pools.clear()
+
     def test_a_slow_thread_leaves_its_tasks_to_the_other(self):
         done: dict[int, int] = {}
         release = threading.Event()

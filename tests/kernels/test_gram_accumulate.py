@@ -9,25 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd_kernels import available_backends, gram_accumulate
-from sdsd_kernels._backend import unusable
 from sdsd_kernels.gram_accumulate import cpu
 from sdsd_kernels.gram_accumulate.reference import gram_accumulate_reference
 from tests.helpers import assert_within, summation_error, unit_roundoff
+from tests.kernels.cosines import flat
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(params=["torch", "triton"])
-def backend(request, device) -> str:
-    problem = unusable(request.param, device)
-    if problem:
-        pytest.skip(problem)
-    return request.param
-
-
-def flat(x: Tensor, neuron_dim: int = -1) -> Tensor:
-    return x.detach().cpu().movedim(neuron_dim, 0).flatten(1)
 
 
 def oracle_rows(x: Tensor, neuron_dim: int = -1, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:

@@ -42,7 +42,7 @@ def test_an_update_takes_few_calls(monkeypatch):
     gram.update(x)
     count = calls.before_last_launch(lambda: gram.update(x))
     assert len(calls.at_launch) == 2
-    assert 10 < count <= 140, calls.names.most_common()
+    assert 10 < count <= 60, calls.names.most_common()
 
 
 def test_neighbours_take_few_calls(monkeypatch):

@@ -9,20 +9,20 @@ what any sample was sent to) and `Named` (what was read under such a name), or b
 
 | module | what is inside |
 |---|---|
-| `tracks` | `Track` and its kin, the account they are kept in, writes into shared memory, `arrange` |
-| `table` | the table of rules, and what a rule is given |
-| `elementwise` | entry by entry; conversions; outputs without samples |
-| `reductions` | sums, extremes, softmax, sorting, norms of vectors, Fourier transforms |
-| `shapes` | views, permutations, repetitions, pieces, joins |
-| `indexing` | brackets, gather, scatter, read and written |
-| `products` | matmul, einsum, linear, convolution, embedding, attention |
-| `layers` | norms, pools, resampling, recurrent layers, losses |
-| `sums` | what a sum over samples stays one under |
-| `rows` | rows chosen by a mask or an index, and their way back |
-| `occurring` | which experts some token was sent to |
-| `independence` | a test on the spot for functions without a rule |
-| `bodies` | `COMPOSITE` functions, whose inside is followed |
-| `dispatch` | `follow` |
+| `tracks.py` | `Track` and its kin, the account they are kept in, writes into shared memory, `arrange` |
+| `table.py` | the table of rules, and what a rule is given |
+| `elementwise.py` | entry by entry; conversions; outputs without samples |
+| `reductions.py` | sums, extremes, softmax, sorting, norms of vectors, Fourier transforms |
+| `shapes.py` | views, permutations, repetitions, pieces, joins |
+| `indexing.py` | brackets, gather, scatter, read and written |
+| `products.py` | matmul, einsum, linear, convolution, embedding, attention |
+| `layers.py` | norms, pools, resampling, recurrent layers, losses |
+| `sums.py` | what a sum over samples stays one under |
+| `rows.py` | rows chosen by a mask or an index, and their way back |
+| `occurring.py` | which experts some token was sent to |
+| `independence.py` | a test on the spot for functions without a rule |
+| `bodies.py` | `COMPOSITE` functions, whose inside is followed |
+| `dispatch.py` | `follow` |
 """
 
 from typing import Any

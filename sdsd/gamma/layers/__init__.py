@@ -1,4 +1,16 @@
-"""One file a kind of layer; `rule_for` finds the one for a module."""
+"""One file a kind of layer; `rule_for` finds the one for a module.
+
+==================  =================================================================
+`linear.py`         nn.Linear, Hugging Face's Conv1D
+`convolution.py`    convolutions of one to three dimensions, transposed ones too
+`embedding.py`      nn.Embedding
+`scale.py`          norms and other layers with a weight a channel
+`attention.py`      nn.MultiheadAttention
+`tied.py`           an embedding and a head with one weight
+`generic.py`        any other module: measured in eager code at its operations
+`base.py`           what rules share: the watcher of a module, the tap on its output
+==================  =================================================================
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...models import evaluating, refuse_scripted
+from ...models import check_model, evaluating, refuse_scripted_parts
 from .collector import Collector
 from .layer_activations import LayerActivations
 from .model_call import Forward, ModelCall
@@ -79,13 +79,13 @@ def collect_activations(
         layer name → `LayerActivations`, in the model's order.
 
     Raises:
-        TypeError: a model that is no module; layers that are no names; a batch the model cannot be called on; a layer
-            whose output is no tensor of floating-point numbers.
-        ValueError: no such layer (the nearest is suggested), or a pattern that matches none; a loader without a batch;
-            a batch that the model does not run on; activations with a NaN or an infinity, or with another number of
-            neurons than before, in which batch and layer; a layer that does not run; no nonlinearity behind a layer
-            where one was asked for; max_bytes exceeded; a mask that
-            is missing, of another shape, or leaves no sample in a batch.
+        TypeError: a model that is no module, or was scripted, traced or exported; layers that are no names; a batch the
+            model cannot be called on; a layer whose output is no tensor of floating-point numbers.
+        ValueError: a model on the meta device; no such layer (the nearest is suggested), or a pattern that matches
+            none; a loader without a batch; a batch that the model does not run on; activations with a NaN or an
+            infinity, or with another number of neurons than before, in which batch and layer; a layer that does not
+            run; no nonlinearity behind a layer where one was asked for; max_bytes exceeded; a mask that is missing, of
+            another shape, or leaves no sample in a batch.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -94,11 +94,10 @@ def collect_activations(
         >>> found["0"].taken_after, found["0"].samples, found["0"].cosine_matrix().shape
         ('relu', 20, torch.Size([8, 8]))
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
-    refuse_scripted(model)
+    check_model(model, offloaded=True)
     max_batches = checks.check_count(max_batches, "max_batches", optional=True)
     chosen, named = select_layers(model, layers)
+    refuse_scripted_parts(chosen)
     run = forward or ModelCall(model, device)
     collector = Collector(chosen, named, keep, max_bytes, neuron_dim, Padding(mask))
     report = reporter(progress, "collecting activations")

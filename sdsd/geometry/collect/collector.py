@@ -191,15 +191,15 @@ class Collector:
         if notes:
             more = f" So are those of {len(notes) - 1} other layers." if len(notes) > 1 else ""
             warnings.warn(f"{next(iter(notes.values()))}.{more}", RuntimeWarning, stacklevel=3)
-        found = {}
+        collected = {}
         for name in self.chosen:
             if name in self.stores:
                 store = self.stores.pop(name)
                 after = path_name(self.after[name]) if name in self.after else OUTPUT
-                found[name] = LayerActivations(
+                collected[name] = LayerActivations(
                     name, after, store.neurons, store.samples, store.sums, store.joined(), notes.get(name, "")
                 )
-        return found
+        return collected
 
 
 class _Store:
@@ -228,9 +228,9 @@ class _Store:
 def _spatial_dims(module: nn.Module) -> int:
     """2 for Conv2d, MaxPool2d and what derives from them; 0 where torch.nn says nothing."""
     for kind in type(module).__mro__:
-        found = re.search(r"([123])d$", kind.__name__) if kind.__module__.startswith("torch.nn.") else None
-        if found:
-            return int(found[1])
+        match = re.search(r"([123])d$", kind.__name__) if kind.__module__.startswith("torch.nn.") else None
+        if match:
+            return int(match[1])
     return 0
 
 

@@ -1,11 +1,24 @@
-"""What functions of torch do to the values of neurons, by name."""
+"""What functions of torch do to the values of neurons, by the names a model's author calls them by.
+
+Calls are seen above autograd, where a function still has the name that its caller used, "gelu" or "batch_norm". The
+operations that they become below it have the vocabulary of `sdsd.graphs`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ...graphs import IN_PLACE_OPERATORS, PER_NEURON_NAMES
-
+ENTRY_BY_ENTRY = """
+relu leaky_relu rrelu relu6 elu selu celu gelu silu mish tanh sigmoid logsigmoid log_sigmoid softplus
+softsign softshrink hardshrink tanhshrink hardtanh hardswish hardsigmoid threshold dropout dropout1d
+dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout abs neg exp expm1 log log1p sqrt
+rsqrt square erf sin cos sign reciprocal clamp clamp_min clamp_max clip pow add sub rsub mul div truediv
+true_divide maximum minimum where masked_fill addcmul lerp gt ge lt le eq ne logical_not contiguous clone
+detach alias to to_copy type_as float double half bfloat16 requires_grad rand_like randn_like ones_like
+zeros_like full_like empty_like
+"""
+"""Functions and methods (without underscores at the ends) that give each entry from the same entry of their inputs."""
+IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior")
 NONLINEARITIES = {
     "relu",
     "relu6",
@@ -122,7 +135,7 @@ MOVES = {
 """What puts values in other places, or beside others, as they are."""
 LEAVES_TORCH = {"numpy", "tolist", "array"}
 ELEMENTWISE = (
-    PER_NEURON_NAMES
+    set(ENTRY_BY_ENTRY.split())
     | NONLINEARITIES
     | {
         "fmax",
@@ -189,6 +202,8 @@ SUMMARIES = {
     "logsumexp",
 }
 """What puts positions or neurons together: what it makes is not followed, and no reader as a layer is one."""
+ADD_A_PRODUCT = {"addmm", "baddbmm", "addbmm", "addmv", "addr"}
+"""Readers that add their first argument to a product of the others."""
 READERS = {
     "linear",
     "bilinear",
@@ -246,5 +261,5 @@ def name_of(func: Any) -> str:
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", "")
     name = name.strip("_")
-    name = name[1:] if name in IN_PLACE_OPERATORS or name in ("ipow", "iand", "ior") else name
+    name = name[1:] if name in IN_PLACE_OPERATORS else name
     return OTHER_NAMES.get(name, name)

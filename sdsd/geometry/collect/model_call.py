@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...models import check_model
+
 Forward = Callable[[nn.Module, Any], Any]
 """(model, batch) → anything: runs the model on a batch."""
 
@@ -18,6 +20,7 @@ class ModelCall:
     """Calls the model on a batch as loaders give it."""
 
     def __init__(self, model: nn.Module, device: torch.device | str | None) -> None:
+        check_model(model, offloaded=True)
         if device is None:
             first = next(model.parameters(), next(model.buffers(), None))
             device = "cpu" if first is None else first.device

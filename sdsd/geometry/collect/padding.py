@@ -34,25 +34,25 @@ class Padding:
         self.kept = None
         if self.mask is False:
             return
-        found: Any
+        mask: Any
         if callable(self.mask):
-            found = self.mask(batch)
+            mask = self.mask(batch)
         else:
             name = self.mask or ATTENTION_MASK
-            found = batch.get(name) if isinstance(batch, Mapping) else None
-            if found is None and self.mask is not None:
+            mask = batch.get(name) if isinstance(batch, Mapping) else None
+            if mask is None and self.mask is not None:
                 got = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
                 raise ValueError(f"mask: expected batches that are dicts with an entry {name!r}, got {got}.")
-        if found is None and self.mask is None:
+        if mask is None and self.mask is None:
             return
         try:
-            found = torch.as_tensor(found).detach()
+            mask = torch.as_tensor(mask).detach()
         except (TypeError, ValueError, RuntimeError):
-            got = type(found).__name__
+            got = type(mask).__name__
             raise ValueError(f"mask: batch {number}: expected a tensor (batch, positions), got {got}.") from None
-        if self.mask is None and found.ndim < 2:
+        if self.mask is None and mask.ndim < 2:
             return  # a number a sample, no mask of positions
-        self.kept = kept_positions(found, number)
+        self.kept = kept_positions(mask, number)
         if not bool(self.kept.any()):
             raise ValueError(f"mask: batch {number}: every position is padding. Leave such batches out.")
 

@@ -16,7 +16,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[dict[s
         raise TypeError(f"layers: expected the name of a layer, or a sequence of names, got {layers!r}.")
     modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     leaves = [name for name, module in model.named_modules() if name and not any(module.children())]
-    named, found = set(), set()
+    named, by_pattern = set(), set()
     for name in wanted:
         if name in modules:
             named.add(name)
@@ -24,12 +24,12 @@ def select_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[dict[s
             matched = fnmatch.filter(leaves, name)
             if not matched:
                 raise ValueError(f"layers: no layer matches the pattern {name!r}. {_known(leaves)}")
-            found.update(matched)
+            by_pattern.update(matched)
         else:
             near = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"layers: the model has no layer {name!r}.{hint} {_known(leaves)}")
-    return {name: module for name, module in modules.items() if name in named | found}, named
+    return {name: module for name, module in modules.items() if name in named | by_pattern}, named
 
 
 def _known(names: Sequence[str]) -> str:

@@ -103,5 +103,5 @@ def match_by_cosine(cosine: Tensor) -> NeuronMatching:
             f"{columns[:5]}). Leave these neurons, or the samples that hold them, out."
         )
     one, other = best_order(cosine)
-    found = cosine.detach()[one.to(cosine.device), other.to(cosine.device)]
-    return NeuronMatching(one, other, found.cpu(), (cosine.shape[0], cosine.shape[1]))
+    matched = cosine.detach()[one.to(cosine.device), other.to(cosine.device)]
+    return NeuronMatching(one, other, matched.cpu(), (cosine.shape[0], cosine.shape[1]))

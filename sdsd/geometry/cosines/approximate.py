@@ -129,8 +129,8 @@ def approximate_neighbors(
     values = torch.full((count, k), math.nan)
     indices = torch.full((count, k), -1)
     for done, part in enumerate(parts, len(parts) + 1):
-        found = index.search((-units[part] if farthest else units[part]).numpy(), min(k + 1, len(live)))
-        scores, where = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        nearest = index.search((-units[part] if farthest else units[part]).numpy(), min(k + 1, len(live)))
+        scores, where = torch.from_numpy(nearest[0]), torch.from_numpy(nearest[1])
         values[part], indices[part] = _without_self(scores, where, live, part, k)
         report(done, 2 * len(parts))
     if farthest:
@@ -162,16 +162,16 @@ def _unit_rows(rows: Tensor, center: bool) -> Tensor:
     return normalize(values, eps=1e-30).float().cpu().contiguous()
 
 
-def _without_self(found: Tensor, where: Tensor, live: Tensor, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _without_self(cosines: Tensor, where: Tensor, live: Tensor, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What a search for k + 1 neurons gave, the neuron itself left out, as numbers of neurons; NaN and −1 for none."""
     wanted = torch.where(where >= 0, live[where.clamp_min(0)], -1)
     own = (wanted == part[:, None]) | (wanted < 0)
     order = own.to(torch.int8).sort(dim=1, stable=True).indices[:, :k]
-    found, wanted, own = (each.gather(1, order) for each in (found, wanted, own))
-    short = k - found.shape[1]
-    found, wanted = found.masked_fill(own, math.nan), wanted.masked_fill(own, -1)
+    cosines, wanted, own = (each.gather(1, order) for each in (cosines, wanted, own))
+    short = k - cosines.shape[1]
+    cosines, wanted = cosines.masked_fill(own, math.nan), wanted.masked_fill(own, -1)
     return (
-        torch.nn.functional.pad(found, (0, short), value=math.nan),
+        torch.nn.functional.pad(cosines, (0, short), value=math.nan),
         torch.nn.functional.pad(wanted, (0, short), value=-1),
     )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
-from ..._progress import Progress, reporter
+from ..._progress import Progress, Report, reporter
 from ..arithmetic import plain_arithmetic
 from ..arrays import as_tensor, neurons_first
 
@@ -293,9 +293,7 @@ def chosen_by_cost(
         return Chosen(first, second, costs.cosines(first, second).to(costs.dtype))
 
 
-def _greedy(
-    costs: Costs, pairs: int, sign: int, free: Tensor, report: Callable[[int, int], None]
-) -> tuple[Tensor, Tensor]:
+def _greedy(costs: Costs, pairs: int, sign: int, free: Tensor, report: Report) -> tuple[Tensor, Tensor]:
     width = min(CANDIDATES, costs.count)
     scores = torch.empty(costs.count, width, dtype=torch.float64)
     partners = torch.empty(costs.count, width, dtype=torch.long)
@@ -330,13 +328,13 @@ def _greedy(
 
 def _candidates(costs: Costs, rows: slice, sign: int, free: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """sign × the best costs of some neurons with free ones above them, best first, and whose they are."""
-    found = costs.of_rows(rows)
+    rising = costs.of_rows(rows)
     if costs.absorbed:  # whichever of the two is dropped at the lower cost
-        found = torch.minimum(found, costs.of_columns(rows))
-    found.mul_(sign)
+        rising = torch.minimum(rising, costs.of_columns(rows))
+    rising.mul_(sign)
     numbers = torch.arange(costs.count, device=costs.device)
-    found.masked_fill_(~(free & free[rows][:, None] & (numbers > numbers[rows][:, None])), math.inf)
-    best, which = found.sort(dim=1, stable=True)
+    rising.masked_fill_(~(free & free[rows][:, None] & (numbers > numbers[rows][:, None])), math.inf)
+    best, which = rising.sort(dim=1, stable=True)
     return best[:, :width].cpu(), which[:, :width].cpu()
 
 

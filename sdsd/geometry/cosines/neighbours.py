@@ -80,7 +80,7 @@ def neuron_neighbors(
     y = None if other is None else as_tensor(other, "other")
     x, y, neuron_dim = neuron_dim_of_both(x, y, neuron_dim)
     report = None if progress is False else reporter(progress, "neuron_neighbors")
-    found = cosine_topk(
+    neighbours = cosine_topk(
         x,
         k,
         neuron_dim=neuron_dim,
@@ -92,7 +92,7 @@ def neuron_neighbors(
         progress=report,
         backend=backend,
     )
-    return NeuronNeighbors(*found)
+    return NeuronNeighbors(*neighbours)
 
 
 class NeuronPair(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from sdsd_kernels import cosine_histogram as _cosine_histogram
 from sdsd_kernels import disjoint_pairs as _disjoint_pairs
 
 from ..._drawing import figure_and_axes
-from ..._progress import Progress, reporter
+from ..._progress import Progress, Report, reporter
 from ..arrays import as_tensor
 from .costs import Costs, chosen_by_cost
 from .neighbours import NeuronPair
@@ -124,7 +124,7 @@ def neuron_pairs(
         [(0, 1)]
     """
     activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
-    found = cosine_pairs(
+    pairs = cosine_pairs(
         activations,
         above=above,
         below=below,
@@ -134,7 +134,7 @@ def neuron_pairs(
         progress=_reporter(progress, "pairs of neurons"),
         backend=backend,
     )
-    return NeuronPairs(*found)
+    return NeuronPairs(*pairs)
 
 
 def disjoint_pairs(
@@ -222,7 +222,7 @@ def disjoint_pairs(
         raise ValueError('outgoing, gram: they go with by="cost".')
     if activations is not None:
         activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
-    found = _disjoint_pairs(
+    chosen = _disjoint_pairs(
         activations,
         pairs,
         which,
@@ -234,7 +234,7 @@ def disjoint_pairs(
         max_bytes=max_bytes,
         progress=_reporter(progress, "disjoint pairs"),
     )
-    return NeuronPairs(*found)
+    return NeuronPairs(*chosen)
 
 
 def cosine_histogram(
@@ -278,7 +278,7 @@ def cosine_histogram(
         tensor([0, 0, 0, 3])
     """
     activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
-    found = _cosine_histogram(
+    counted = _cosine_histogram(
         activations,
         bins,
         neuron_dim=neuron_dim,
@@ -287,7 +287,7 @@ def cosine_histogram(
         progress=_reporter(progress, "histogram of cosines"),
         backend=backend,
     )
-    return CosineHistogram(*found)
+    return CosineHistogram(*counted)
 
 
 def row_sums(
@@ -356,6 +356,6 @@ def _tensor_and_dim(activations: Tensor | np.ndarray, neuron_dim: int | None) ->
     return tensor, neuron_dim
 
 
-def _reporter(progress: Progress, what: str) -> Callable[[int, int], None] | None:
+def _reporter(progress: Progress, what: str) -> Report | None:
     """None where nobody listens: a GPU need not be waited for then."""
     return None if progress is False else reporter(progress, what)

@@ -71,9 +71,9 @@ def check_state(plan: Plan, state: Mapping[str, Any]) -> None:
         ("nonfinite", torch.bool, plan.n),
     ):
         value = state[name]
-        found = (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else value
+        present = (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else value
         wanted = None if dtype is None else (dtype, (elements,))
-        if found != wanted:
+        if present != wanted:
             expected = "None" if dtype is None else f"{dtype} of shape {(elements,)}"
             got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise ValueError(f"state: expected {name} to be {expected}, got {got}.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..._progress import Report
 from .layout import Plan, packed_rows, unpack
 from .ranks import check_alike, gathered
 from .sums import Fresh, Sums, unit_change
@@ -38,7 +38,7 @@ def reduced(
     *,
     group: ProcessGroup | None,
     fresh: Fresh,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> Sums:
     """New sums over all ranks. A rank adds n_r (m_r − μ)(m_r − μ)ᵀ to its own; their sum is the merged matrix."""
     shared = torch.stack([sums.exponent, sums.nonfinite.int()])

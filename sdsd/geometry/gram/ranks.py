@@ -27,9 +27,9 @@ def gathered(values: Sequence[int], group: ProcessGroup | None) -> list[tuple[in
     """The same few integers of every rank: for each of `values` a tuple over ranks."""
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     own = torch.tensor(values, dtype=torch.int64, device=device)
-    found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, own, group=group)
-    return list(zip(*(each.tolist() for each in found), strict=True))
+    everyones = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyones, own, group=group)
+    return list(zip(*(each.tolist() for each in everyones), strict=True))
 
 
 def check_alike(call: str, name: str, values: Sequence[Any]) -> None:

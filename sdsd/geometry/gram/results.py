@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sdsd_kernels import gram_strips
 
+from ..._progress import Report
 from ..arithmetic import UNSEEN, power_of_two
 from .layout import Plan
 from .sums import Sums
@@ -41,7 +41,7 @@ def expanded(
     *,
     dtype: torch.dtype,
     bound: float | None,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> Tensor:
     """(T[i, j] + shift_i shift_j) · (factor_i factor_j), within ±bound, as a whole symmetric matrix."""
     assert gram is not None

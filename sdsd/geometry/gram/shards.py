@@ -193,8 +193,8 @@ def exchanged(own: Shard, plan: Plan, zero: str, group: ProcessGroup | None) -> 
     all_of_them = [torch.empty_like(mine) for _ in plan.sizes]
     dist.all_gather(all_of_them, mine, group=group)
     shards = [
-        Shard(found[0, :size].int(), found[1, :size], found[2, :size])
-        for found, size in zip(all_of_them, plan.sizes, strict=True)
+        Shard(sent[0, :size].int(), sent[1, :size], sent[2, :size])
+        for sent, size in zip(all_of_them, plan.sizes, strict=True)
     ]
     dead = torch.cat([shard.inverse_norm == 0 for shard in shards]).nonzero().flatten().tolist()
     if zero == "raise" and dead:

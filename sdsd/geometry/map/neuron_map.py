@@ -17,7 +17,7 @@ from ..collect import MOST_BYTES, Forward, LayerActivations, Mask, collect_activ
 from ..cosines import NeuronPair, alive_from_norms, as_cosine, neuron_cosine_matrix
 from .embedding import BLOCK, Embedding, embed
 from .files import load_map, save_map
-from .placing import placed_neurons
+from .placing import About, Placing, placed_neurons
 
 PAIRS = 10
 
@@ -107,13 +107,22 @@ class NeuronMap:
             >>> neurons.points.shape, neurons.taken_after, neurons.nearest[0].cosine > neurons.farthest[0].cosine
             ((8, 3), 'relu', True)
         """
-        found = collect_activations(
-            model, loader, layer, after_nonlinearity=after_nonlinearity, max_bytes=max_bytes, max_batches=max_batches,
-            neuron_dim=neuron_dim, device=device, forward=forward, mask=mask, progress=progress,
-        )  # fmt: skip
-        if len(found) > 1:
-            raise ValueError(f"layer: expected a pattern that matches one layer, got {', '.join(found)}. Name one.")
-        only = next(iter(found.values()))
+        collected = collect_activations(
+            model,
+            loader,
+            layer,
+            after_nonlinearity=after_nonlinearity,
+            max_bytes=max_bytes,
+            max_batches=max_batches,
+            neuron_dim=neuron_dim,
+            device=device,
+            forward=forward,
+            mask=mask,
+            progress=progress,
+        )
+        if len(collected) > 1:
+            raise ValueError(f"layer: expected a pattern that matches one layer, got {', '.join(collected)}. Name one.")
+        only = next(iter(collected.values()))
         return cls.from_activations(only, pairs=pairs, clusters=clusters, method=method, seed=seed)
 
     @classmethod
@@ -143,26 +152,21 @@ class NeuronMap:
             TypeError, ValueError: as `neuron_cosine_matrix`.
             MissingExtraError: scikit-learn is not installed.
         """
+        placing = Placing(pairs, clusters, method, seed)
         if isinstance(activations, LayerActivations):
-            collected = activations
-            correlation = collected.cosine_matrix(center=True)
-            return cls(**placed_neurons(
-                correlation if center else collected.cosine_matrix(), collected.norms(), collected.alive,
-                correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
-                layer=collected.layer, taken_after=collected.taken_after, samples=collected.samples,
-                note=collected.note,
-            ))  # fmt: skip
+            got = activations
+            correlation = got.cosine_matrix(center=True)
+            cosine = correlation if center else got.cosine_matrix()
+            about = About(got.layer, got.taken_after, got.samples, got.note)
+            return cls(**placed_neurons(cosine, got.norms(), got.alive, correlation, placing, about))
         tensor = as_tensor(activations)
         correlation = neuron_cosine_matrix(tensor, neuron_dim=neuron_dim, center=True)
         cosine = correlation if center else neuron_cosine_matrix(tensor, neuron_dim=neuron_dim)
         dim = (1 if tensor.ndim >= 4 else -1) if neuron_dim is None else neuron_dim
         rows = tensor.detach().movedim(dim, 0).flatten(1)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        alive = alive_from_norms(norms)
-        return cls(**placed_neurons(
-            cosine, norms, alive, correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
-            layer=layer, samples=rows.shape[1],
-        ))  # fmt: skip
+        about = About(layer, samples=rows.shape[1])
+        return cls(**placed_neurons(cosine, norms, alive_from_norms(norms), correlation, placing, about))
 
     @classmethod
     def from_cosine(
@@ -210,10 +214,8 @@ class NeuronMap:
                 raise ValueError(f"{name}: expected shape {shape} for {n} neurons, got {tuple(value.shape)}.")
         if alive is None:
             alive = torch.ones(n, dtype=torch.bool) if norms is None else alive_from_norms(norms)
-        return cls(**placed_neurons(
-            cosine, norms, alive, correlation=correlation, pairs=pairs, clusters=clusters, method=method, seed=seed,
-            layer=layer,
-        ))  # fmt: skip
+        placing = Placing(pairs, clusters, method, seed)
+        return cls(**placed_neurons(cosine, norms, alive, correlation, placing, About(layer)))
 
     @property
     def dead(self) -> list[int]:

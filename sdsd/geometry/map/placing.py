@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,20 +16,28 @@ MOST_PLACED = 5000
 """Live neurons that are placed and grouped; of a larger layer a random sample is, for steps × n² grow."""
 
 
+@dataclass(frozen=True)
+class Placing:
+    """How neurons are placed and grouped, as in `NeuronMap.from_model`."""
+
+    pairs: int
+    clusters: int | None
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class About:
+    """Where the cosines come from, as far as anybody told."""
+
+    layer: str
+    taken_after: str = ""
+    samples: int = 0
+    note: str = ""
+
+
 def placed_neurons(
-    cosine: Tensor,
-    norms: Tensor | None,
-    alive: Tensor,
-    *,
-    correlation: Tensor | None,
-    pairs: int,
-    clusters: int | None,
-    method: str,
-    seed: int,
-    layer: str,
-    taken_after: str = "",
-    samples: int = 0,
-    note: str = "",
+    cosine: Tensor, norms: Tensor | None, alive: Tensor, correlation: Tensor | None, placing: Placing, about: About
 ) -> dict[str, Any]:
     """The attributes of a `NeuronMap` by name."""
     cosine = cosine.detach().cpu()
@@ -36,12 +45,13 @@ def placed_neurons(
     live = alive.nonzero().flatten()
     placed = live
     if len(live) > MOST_PLACED:
-        drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(int(seed)))[:MOST_PLACED]
+        drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(int(placing.seed)))[:MOST_PLACED]
         placed = live[drawn.sort().values]
     inside = cosine if len(placed) == len(alive) else cosine[placed][:, placed]
-    groups, embedding = cluster(inside, clusters, seed=seed), embed(inside, method=method, seed=seed)
+    groups = cluster(inside, placing.clusters, seed=placing.seed)
+    embedding = embed(inside, method=placing.method, seed=placing.seed)
     order = torch.tensor(groups.order, dtype=torch.long)
-    count = min(pairs, len(live) // 2)
+    count = min(placing.pairs, len(live) // 2)
     near, far = (
         tuple(disjoint_pairs(cosine=cosine, alive=alive, pairs=count, which=which)) if count else ()
         for which in ("nearest", "farthest")
@@ -51,9 +61,9 @@ def placed_neurons(
         correlation = correlation.detach().cpu()
         rank = effective_rank(correlation if len(live) == len(alive) else correlation[live][:, live])
     return {
-        "layer": layer,
-        "taken_after": taken_after,
-        "samples": samples,
+        "layer": about.layer,
+        "taken_after": about.taken_after,
+        "samples": about.samples,
         "cosine": cosine,
         "norms": None if norms is None else norms.detach().double().cpu(),
         "alive": alive,
@@ -65,8 +75,8 @@ def placed_neurons(
         "points": embedding.points[groups.order],
         "stress": embedding.stress,
         "effective_rank": rank,
-        "method": method,
-        "notes": (*([note] if note else ()), *_notes(alive, len(placed), embedding.method, groups.method)),
+        "method": placing.method,
+        "notes": (*([about.note] if about.note else ()), *_notes(alive, len(placed), embedding.method, groups.method)),
     }
 
 

@@ -1,24 +1,27 @@
 """What becomes of a network when its neurons are merged or removed.
 
-===================  ===============================================================================================
-`consumers.py`       which layers read a layer's neurons, and what stands in the way
-`merge.py`           pairs merged inside a `with` block
-`consolidate.py`     the same for good: a smaller network
-`norms.py`           norms over all neurons, where some were merged for good
-`whole_model.py`     the same for all layers of a model, by a threshold or to a budget
+======================  ================================================================================================
+`consumers.py`          which layers read a layer's neurons, and what stands in the way
+`merge.py`              pairs merged inside a `with` block
+`consolidate.py`        the same for good: a smaller network
+`norms.py`              norms over all neurons, where some were merged for good
+`whole_model.py`        the same for all layers of a model, by a threshold or to a budget
+`planning.py`           which of their neurons, heads and experts are to go
+`plan.py`               that as a plan, to be read, kept and carried out
+`model_report.py`       what was done, a row a layer; `model_page.py`: as a page
 `group_activations.py`  what the readers of a group get
-`experts.py`         experts of a mixture: how alike they are, two of them made one
-`expert_removal.py`  experts taken out, with their rows of the router
-`config.py`          the configuration of a smaller Hugging Face model
-`proof.py`           the smaller network beside the merged one
-`biopsy.py`          what merging near, random and far pairs does to the loss
-`pair_source.py`     where those pairs come from
-`cost.py`            the weights that read a layer's neurons, for what a merge costs
-`measurements.py`    measurements that a later call resumes
-`sensitivity.py`     the losses they are measured by
-`plasticity.py`      whether a merged network learns on as well
-`controls.py`        networks and data that an effect must not survive
-===================  ===============================================================================================
+`experts.py`            experts of a mixture: how alike they are, two of them made one
+`expert_removal.py`     experts taken out, with their rows of the router
+`config.py`             the configuration of a smaller Hugging Face model
+`proof.py`              the smaller network beside the merged one
+`biopsy.py`             what merging near, random and far pairs does to the loss
+`pair_source.py`        where those pairs come from
+`cost.py`               the weights that read a layer's neurons, for what a merge costs
+`measurements.py`       measurements that a later call resumes
+`sensitivity.py`        the losses they are measured by
+`plasticity.py`         whether a merged network learns on as well
+`controls.py`           networks and data that an effect must not survive
+======================  ================================================================================================
 
 One biopsy, in the order to read it::
 
@@ -41,7 +44,10 @@ from .experts import consolidate_experts, expert_cosine, merge_experts
 from .group_activations import group_activations
 from .measurements import Measurements, fingerprint
 from .merge import How, merge, tensor_of
+from .model_report import LayerReport, ModelConsolidation
 from .norms import RepeatedNorm
+from .plan import ConsolidationPlan, LayerPlan, PlannedPair
+from .planning import plan_consolidation
 from .plasticity import Plasticity, plasticity, sgd_training
 from .sensitivity import (
     LossFunction,
@@ -52,7 +58,7 @@ from .sensitivity import (
     mean_loss,
     single_number,
 )
-from .whole_model import LayerReport, ModelConsolidation, consolidate_model
+from .whole_model import consolidate_model
 
 __all__ = [
     "COHORTS",
@@ -60,13 +66,16 @@ __all__ = [
     "Cohort",
     "ConfigFit",
     "Consolidation",
+    "ConsolidationPlan",
     "Consumers",
     "How",
+    "LayerPlan",
     "LayerReport",
     "LossFunction",
     "MassConsolidation",
     "Measurements",
     "ModelConsolidation",
+    "PlannedPair",
     "Plasticity",
     "RepeatedNorm",
     "Sensitivity",
@@ -89,6 +98,7 @@ __all__ = [
     "merge",
     "merge_experts",
     "outgoing_weights",
+    "plan_consolidation",
     "plasticity",
     "remove_experts",
     "remove_neurons",

@@ -213,8 +213,10 @@ def biopsy(
     near, random, far = (Cohort(name, chosen[name], tuple(changes[name])) for name in COHORTS)
     ratio, interval = _ratio(far.loss_changes, near.loss_changes, confidence, seed)
     single, _ = _ratio(far.loss_changes[:1], near.loss_changes[:1], confidence, seed)
-    found = measure.found
-    return Biopsy(layer, how, found.loss_before, near, random, far, ratio, interval, confidence, single, found)
+    measurements = measure.measurements
+    return Biopsy(
+        layer, how, measurements.loss_before, near, random, far, ratio, interval, confidence, single, measurements
+    )
 
 
 def mass_consolidation(
@@ -275,25 +277,34 @@ def mass_consolidation(
             changes.append(measure(pairing))
             report(len(changes), len(pairings))
     ratio, interval = _ratio(changes[1:], changes[:1], confidence, seed)
-    found = measure.found
+    measurements = measure.measurements
     return MassConsolidation(
-        layer, how, found.loss_before, near, changes[0], tuple(changes[1:]), ratio, interval, confidence, found
+        layer,
+        how,
+        measurements.loss_before,
+        near,
+        changes[0],
+        tuple(changes[1:]),
+        ratio,
+        interval,
+        confidence,
+        measurements,
     )
 
 
 class _Measure:
     """Loss changes of merges; what was measured before is not measured again."""
 
-    def __init__(self, merger: Merger, loss: Sensitivity, found: Measurements) -> None:
-        self.merger, self.loss, self.found = merger, loss, found
+    def __init__(self, merger: Merger, loss: Sensitivity, measurements: Measurements) -> None:
+        self.merger, self.loss, self.measurements = merger, loss, measurements
 
     def __call__(self, pairs: Iterable[NeuronPair]) -> float:
         listed = list(pairs)
         key = Measurements.key(listed)
-        if key not in self.found.losses:
+        if key not in self.measurements.losses:
             with applied(self.merger.edits(self.merger.checked(listed))):
-                self.found.add(key, _finite(self.loss(self.merger.model), f"with {_named(key)} merged"))
-        return self.found.losses[key] - self.found.loss_before
+                self.measurements.add(key, _finite(self.loss(self.merger.model), f"with {_named(key)} merged"))
+        return self.measurements.losses[key] - self.measurements.loss_before
 
 
 @contextmanager
@@ -306,7 +317,7 @@ def _measuring(
     function, model = as_sensitivity(loss), merger.model
     with restored(model), evaluating(model):
         before = _finite(function(model), "of the untouched network")
-        started = Measurements(merger.found.layer, merger.how, fingerprint(model), before)
+        started = Measurements(merger.group.layer, merger.how, fingerprint(model), before)
         yield _Measure(merger, function, resumed(started, resume))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ...graphs import READER, Attribute, as_arguments, fit_sizes, sizes_of
+from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_sizes, sizes_of
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
@@ -143,56 +143,56 @@ def consolidate(
           FLOPs      40 → 20 (−50.0%)
           outputs    equal to the merged network's, to rounding
     """
-    found = consumers(model, layer, example_input)
-    absorption = absorption_from(model, found, activations, gram, neuron_dim, how)
+    group = consumers(model, layer, example_input)
+    absorption = absorption_from(model, group, activations, gram, neuron_dim, how)
     if remove and how == "act":
         raise ValueError(
             "how: 'act' averages two activations that stay different, so neither neuron can be removed. Pass "
             "remove=False, or how='mean' or 'absorb'."
         )
     checks.check_choice(norms, "norms", ("refuse", REPEAT))
-    fewer = found
+    fewer = group
     if remove and norms == REPEAT:
         if how != "mean":
             raise ValueError(f"norms: 'repeat' needs how='mean', which makes both neurons the same; got how={how!r}.")
-        fewer = with_norms_apart(model, found)
+        fewer = with_norms_apart(model, group)
     if remove:
         fewer.require("Removing neurons", removal=True)
-    merger = Merger(model, found, how, absorption)
+    merger = Merger(model, group, how, absorption)
     checked = merger.checked(pairs)
     listed = [(i, j) for i, j in torch.stack(checked, 1).tolist()]
     sizes = sizes_of_model(model, example_input)
-    if fewer is not found:
-        refuse_across_groups(model, found, checked)
+    if fewer is not group:
+        refuse_across_groups(model, group, checked)
     edits = merger.edits(checked)
-    known = products_of(model, found, activations, gram, neuron_dim)
-    foretold = None if known is None else foretold_change(model, found, checked, how, known)
+    known = products_of(model, group, activations, gram, neuron_dim)
+    foretold = None if known is None else foretold_change(model, group, checked, how, known)
     if not remove:
-        changed = model if inplace else copied(model, [found], sharing=False)
-        apply(Merger(changed, found, how, absorption).edits(checked))
-        report = _report(found, how, listed, [], before=sizes, after=sizes, compared=False)
+        changed = model if inplace else copied(model, [group], sharing=False)
+        apply(Merger(changed, group, how, absorption).edits(checked))
+        report = _report(group, how, listed, [], before=sizes, after=sizes, compared=False)
         return changed, replace(report, foretold=foretold)
-    smaller = copied(model, [found], inplace)
-    shrink(smaller, [(fewer, Merger(smaller, found, how, absorption), checked)])
-    if fewer is not found:
-        repeat_norms(smaller, found, checked)
-    compared = check and prove(model, smaller, found.parts, applied(edits), example_input)
+    smaller = copied(model, [group], inplace)
+    shrink(smaller, [(fewer, Merger(smaller, group, how, absorption), checked)])
+    if fewer is not group:
+        repeat_norms(smaller, group, checked)
+    compared = check and prove(model, smaller, group.parts, applied(edits), example_input)
     removed = [j for _, j in listed]
     after = sizes_of_model(smaller, example_input)
-    report = _report(found, how, listed, removed, before=sizes, after=after, compared=compared)
-    return given_back(model, smaller, [found], inplace), replace(report, foretold=foretold)
+    report = _report(group, how, listed, removed, before=sizes, after=after, compared=compared)
+    return given_back(model, smaller, [group], inplace), replace(report, foretold=foretold)
 
 
 def shrink(smaller: nn.Module, merges: Sequence[tuple[Consumers, Merger, IndexPairs]]) -> None:
     """Merge pairs in groups of a copy, then take every second neuron out."""
     for _, merger, pairs in merges:
         apply(merger.edits(pairs))
-    for found, merger, pairs in merges:
+    for group, merger, pairs in merges:
         if merger.how == "mean":
             ones = torch.ones(len(pairs.first), dtype=torch.float64)
-            for part in found.of(READER):
+            for part in group.of(READER):
                 apply(added(part_tensor(smaller, part), part, pairs, ones))
-    cut(smaller, [(found, pairs.second.tolist()) for found, _, pairs in merges])
+    cut(smaller, [(group, pairs.second.tolist()) for group, _, pairs in merges])
 
 
 @torch.inference_mode(False)
@@ -215,29 +215,29 @@ def remove_neurons(
     Raises:
         TypeError, ValueError: as `consolidate`; an index that is out of range or listed twice; removing all.
     """
-    found = consumers(model, layer, example_input)
-    found.require("Removing neurons", removal=True)
+    group = consumers(model, layer, example_input)
+    group.require("Removing neurons", removal=True)
     removed = [int(neuron) for neuron in neurons]
-    bad = [neuron for neuron in removed if not 0 <= neuron < found.neurons]
-    if bad or len(set(removed)) < len(removed) or len(removed) >= found.neurons:
+    bad = [neuron for neuron in removed if not 0 <= neuron < group.neurons]
+    if bad or len(set(removed)) < len(removed) or len(removed) >= group.neurons:
         raise ValueError(
-            f"neurons: expected different indices from 0 to {found.neurons - 1}, and at least one neuron left, got "
+            f"neurons: expected different indices from 0 to {group.neurons - 1}, and at least one neuron left, got "
             f"{bad[0] if bad else f'{len(removed)} with {len(set(removed))} different ones'}."
         )
     sizes = sizes_of_model(model, example_input)
-    smaller = copied(model, [found], inplace)
-    cut(smaller, [(found, removed)])
-    compared = check and prove(model, smaller, found.parts, applied(zeroed(model, found, removed)), example_input)
+    smaller = copied(model, [group], inplace)
+    cut(smaller, [(group, removed)])
+    compared = check and prove(model, smaller, group.parts, applied(zeroed(model, group, removed)), example_input)
     after = sizes_of_model(smaller, example_input)
-    report = _report(found, "", [], removed, before=sizes, after=after, compared=compared)
-    return given_back(model, smaller, [found], inplace), report
+    report = _report(group, "", [], removed, before=sizes, after=after, compared=compared)
+    return given_back(model, smaller, [group], inplace), report
 
 
 def copied(model: nn.Module, groups: Sequence[Consumers], sharing: bool) -> nn.Module:
     """A copy to be cut; with `sharing` it has every tensor that is not cut in common with the model."""
     memo: dict[int, Any] = {}
     if sharing:
-        touched = {id(part_tensor(model, part)) for found in groups for part in found.parts}
+        touched = {id(part_tensor(model, part)) for group in groups for part in group.parts}
         memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in touched}
     for module in model.modules():  # what pruning and weight norm compute before each call has a graph behind it
         computed = [each for each in vars(module).values() if isinstance(each, Tensor) and not each.is_leaf]
@@ -247,7 +247,7 @@ def copied(model: nn.Module, groups: Sequence[Consumers], sharing: bool) -> nn.M
 
 def _holders(model: nn.Module, groups: Sequence[Consumers]) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Every place of a tensor that removal cuts: a tensor may have several names."""
-    touched = {id(part_tensor(model, part)) for found in groups for part in found.parts}
+    touched = {id(part_tensor(model, part)) for group in groups for part in group.parts}
     for module in model.modules():
         for name, tensor in _tensors_of(module).items():
             if id(tensor) in touched:
@@ -260,7 +260,7 @@ def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers]
         return smaller
     others = dict(smaller.named_modules(remove_duplicate=False))
     touched = {id(tensor) for _, _, tensor in _holders(model, groups)}
-    attributes = [attribute for found in groups for attribute in found.attributes]
+    attributes = [attribute for group in groups for attribute in group.attributes]
     sized = {attribute.module for attribute in attributes}
     configured = {(each.module, each.name.rpartition(".")[0]) for each in attributes}
     for path, module in list(model.named_modules(remove_duplicate=False)):
@@ -268,6 +268,9 @@ def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers]
             holder, _, name = path.rpartition(".")
             setattr(model.get_submodule(holder), name, others[path])
             continue
+        if isinstance(others[path], FewerHeads):
+            module.__class__ = FewerHeads
+            sized.add(path)
         mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in touched]
         for name in mine:
             setattr(module, name, getattr(others[path], name))
@@ -280,7 +283,7 @@ def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers]
 
 def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> None:
     """Remove the entries of these neurons from every tensor that has some, and from the sizes that modules state."""
-    groups = [found for found, removed in removals if removed]
+    groups = [group for group, removed in removals if removed]
     holders = list(_holders(model, groups))
     modules = {id(module): module for module, _, _ in holders}
     shapes = {
@@ -288,12 +291,12 @@ def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> No
     }
     kept: dict[tuple[int, int], Tensor] = {}
     attributes: list[tuple[Attribute, int]] = []
-    for found, removed in removals:
+    for group, removed in removals:
         gone = torch.tensor(removed, dtype=torch.long)
-        for part in found.parts if removed else ():
+        for part in group.parts if removed else ():
             key, stays = (id(part_tensor(model, part)), part.dim), ~torch.isin(part.units, gone)
             kept[key] = kept.get(key, stays) & stays
-        for attribute in found.attributes if removed else ():
+        for attribute in group.attributes if removed else ():
             attributes.append((attribute, int((~torch.isin(attribute.units, gone)).sum())))
     made: dict[int, Tensor] = {}
     for module, name, tensor in holders:
@@ -306,6 +309,10 @@ def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> No
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(fewer, requires_grad=tensor.requires_grad) if is_parameter else fewer
         setattr(module, name, made[id(tensor)])
+    for module in model.modules():
+        if type(module) is nn.MultiheadAttention and {id(module), id(module.out_proj)} & modules.keys():
+            module.__class__ = FewerHeads
+            fit_sizes(module, {})
     for place, module in modules.items():
         fit_sizes(module, shapes[place])
     for attribute, left in attributes:
@@ -337,13 +344,13 @@ def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | Non
 
     arguments, named = as_arguments(example_input)
     counter = FlopCounterMode(display=False)
-    with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter:
+    with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter, Plain():
         model(*arguments, **named)
     return parameters, counter.get_total_flops()
 
 
 def _report(
-    found: Consumers,
+    group: Consumers,
     how: How | Literal[""],
     pairs: list[tuple[int, int]],
     removed: list[int],
@@ -353,7 +360,7 @@ def _report(
     compared: bool,
 ) -> Consolidation:
     flops = None if before[1] is None or after[1] is None else (before[1], after[1])
-    neurons = (found.neurons, found.neurons - len(removed))
+    neurons = (group.neurons, group.neurons - len(removed))
     return Consolidation(
-        found.layer, how, tuple(pairs), tuple(removed), neurons, (before[0], after[0]), flops, compared
+        group.layer, how, tuple(pairs), tuple(removed), neurons, (before[0], after[0]), flops, compared
     )

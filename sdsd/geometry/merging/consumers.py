@@ -28,10 +28,12 @@ from ...graphs import (
     Norm,
     Obstacle,
     Part,
+    can_have_fewer_heads,
     computed_tensors,
     look,
     row_dim,
 )
+from ...models import check_model, quantised
 
 CANNOT = {MERGING: "merge", READING: "change readers", REMOVAL: "remove"}
 PASS_EXAMPLE = "Pass example_input, so that shapes are known."
@@ -106,13 +108,13 @@ class Consumers:
         return self._modules(READER)
 
     def _modules(self, role: str) -> tuple[Touched, ...]:
-        found: dict[tuple[str, int], Touched] = {}
+        modules: dict[tuple[str, int], Touched] = {}
         for part in self.of(role):
             name, _, local = part.name.rpartition(".")
-            if local in ("running_mean", "running_var", "bias") and any(key[0] == name for key in found):
+            if local in ("running_mean", "running_var", "bias") and any(key[0] == name for key in modules):
                 continue
-            found.setdefault((name, part.dim), Touched(name, self.kinds[name], part.dim, part.units))
-        return tuple(found.values())
+            modules.setdefault((name, part.dim), Touched(name, self.kinds[name], part.dim, part.units))
+        return tuple(modules.values())
 
     @property
     def _is_read(self) -> bool:
@@ -257,21 +259,22 @@ def _same(one: Group, other: Group) -> bool:
 
 def _of_modules(modules: dict[str, nn.Module], parts: Iterable[Part]) -> list[Obstacle]:
     """What the modules that hold the tensors stand in the way with."""
-    found = []
+    obstacles = []
     for part in parts:
         name = part.name.rpartition(".")[0]
         module = modules[name]
-        if isinstance(module, nn.MultiheadAttention) or isinstance(
-            modules.get(name.rpartition(".")[0]), nn.MultiheadAttention
-        ):
-            reason = f"nn.MultiheadAttention of {name!r} takes the size of a head from embed_dim and num_heads"
-            advice = "Merge without removal (remove=False), or use separate projections."
-            found.append(Obstacle(repr(name), reason, advice, REMOVAL))
+        for holder in (name, name.rpartition(".")[0]):
+            attention = modules.get(holder)
+            if isinstance(attention, nn.MultiheadAttention) and not can_have_fewer_heads(attention):
+                kind = type(attention).__name__
+                reason = f"{holder!r} is a {kind}, which takes the size of a head from embed_dim and num_heads"
+                advice = "Merge without removal (remove=False), or use torch.nn.MultiheadAttention itself."
+                obstacles.append(Obstacle(repr(holder), reason, advice, REMOVAL))
         computed = computed_tensors(module)
         if computed and part.name.rpartition(".")[2].startswith(computed[0]):
             reason = f"its {computed[0]} is computed from other tensors (pruning or a parametrisation)"
-            found.append(Obstacle(repr(name), reason, MAKE_PERMANENT, READING if part.role == READER else REMOVAL))
-    return found
+            obstacles.append(Obstacle(repr(name), reason, MAKE_PERMANENT, READING if part.role == READER else REMOVAL))
+    return obstacles
 
 
 def _rows(looks: list[Groups], model: nn.Module, module: nn.Module, layer: str) -> tuple[str, int]:
@@ -290,11 +293,11 @@ def _rows(looks: list[Groups], model: nn.Module, module: nn.Module, layer: str) 
             for name, each in module.named_parameters(recurse=False)
             if each.ndim > 1
         ]
-    found = [(name, dim) for name in names for dim in looks[0].rows_of(name)]
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
-        listed = ", ".join(dict.fromkeys(repr(name) for name, _ in found))
+    places = [(name, dim) for name in names for dim in looks[0].rows_of(name)]
+    if len(places) == 1:
+        return places[0]
+    if len(places) > 1:
+        listed = ", ".join(dict.fromkeys(repr(name) for name, _ in places))
         raise ValueError(
             f"layer: {layer!r} multiplies by several weights: {listed}. Name the one whose rows are the neurons."
         )
@@ -309,8 +312,7 @@ def _rows(looks: list[Groups], model: nn.Module, module: nn.Module, layer: str) 
 
 def dense_layer(model: nn.Module, layer: str) -> nn.Module:
     """The layer of that name, as `consumers` takes it; for the name of a parameter, the module that holds it."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
+    check_model(model)
     if not isinstance(layer, str):
         raise TypeError(f"layer: expected the name of a layer, a str, got {type(layer).__name__}.")
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -327,6 +329,11 @@ def dense_layer(model: nn.Module, layer: str) -> nn.Module:
         )
     module = modules[layer]
     if layer not in suitable:
+        if quantised(module):
+            raise TypeError(
+                f"layer: {layer!r} is {type(module).__name__} of {type(module).__module__}, whose weights are packed "
+                "into whole numbers. Pass the model as it was before quantisation, and quantise the smaller one."
+            )
         raise TypeError(
             f"layer: expected an nn.Linear, a convolution or another layer with a weight, got {layer!r}, which is "
             f"{type(module).__name__}. Name the layer that writes the neurons, not what follows it."

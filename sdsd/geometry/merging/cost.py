@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...graphs import READER, Part, spatial_dims
-from ...models import evaluating
+from ...models import evaluating, plainly
 from .consumers import Consumers, consumers
 from .merge import IndexPairs, layer_rows, part_tensor
 from .sensitivity import LossFunction
@@ -62,7 +62,11 @@ def outgoing_weights(
     """
     found = consumers(model, layer, example_input)
     found.require("outgoing_weights", removal=False)
-    roots = {} if loss is None else _roots(model, {module_of(part) for part in found.of(READER)}, *loss)
+    return weights_of(model, found, {} if loss is None else roots_of(model, [found], loss))
+
+
+def weights_of(model: nn.Module, found: Consumers, roots: dict[str, Tensor]) -> Tensor:
+    """`outgoing_weights` of a group that is known; `roots`: F^½ of each reader, by name."""
     columns = []
     for part in found.of(READER):
         weight = part_tensor(model, part).detach()
@@ -75,6 +79,17 @@ def outgoing_weights(
             each = torch.einsum("no...,or->nr...", each, roots[module_of(part)])
         columns.append(each.reshape(found.neurons, -1))
     return torch.cat([each.to(columns[0].device) for each in columns], 1)
+
+
+def roots_of(
+    model: nn.Module, groups: Iterable[Consumers], loss: tuple[Iterable[Any], LossFunction]
+) -> dict[str, Tensor]:
+    """F^½ of all readers of some groups, from one reading of the data; errors as in `outgoing_weights`."""
+    groups = list(groups)
+    for found in groups:
+        if why := unweighable(found):
+            raise ValueError(why)
+    return _roots(model, {module_of(part) for found in groups for part in found.of(READER)}, *loss)
 
 
 def products_of(
@@ -129,6 +144,17 @@ def _columns(found: Consumers, parts: list[tuple[Tensor, Part]]) -> Tensor:
     return torch.cat(columns, 1)
 
 
+def unweighable(found: Consumers) -> str:
+    """Why a loss cannot weigh what the group's readers get; "" where it can."""
+    wrong = next((part.name for part in found.of(READER) if part.name.rpartition(".")[2] != "weight"), None)
+    if wrong is None:
+        return ""
+    return (
+        f"loss: {wrong!r} reads {found.layer!r} and is not the weight of a layer with an output of its own, so what a "
+        "change of it does to the loss is not known. Leave loss= out, or choose another layer."
+    )
+
+
 def module_of(part: Part) -> str:
     return part.name.rpartition(".")[0]
 
@@ -138,7 +164,7 @@ def _roots(model: nn.Module, readers: Iterable[str], loader: Iterable[Any], loss
     modules = {name: model.get_submodule(name) for name in sorted(readers)}
     sums: dict[str, Tensor] = {}
     samples = 0
-    with evaluating(model), torch.enable_grad(), ExitStack() as stack:
+    with plainly(model), evaluating(model), torch.enable_grad(), ExitStack() as stack:
         seen: dict[str, list[Tensor]] = {name: [] for name in modules}
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(_added_zero(seen[name])).remove)

@@ -24,6 +24,7 @@ PRODUCTS = ("linear", "matmul", "mm", "addmm", "__matmul__")
 GROUPS = ("n_group", "num_group", "n_groups")
 
 
+@torch.inference_mode(False)
 def remove_experts(
     model: nn.Module,
     experts: str,
@@ -64,7 +65,7 @@ def remove_experts(
     holder = holder_of(model, experts)
     count = count_of(holder)
     gone = _checked(removed, count)
-    name = _router_of(model, experts, count) if router is None else router
+    name = router_of(model, experts, count) if router is None else router
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules or not _rows_of(modules[name], count):
         raise ValueError(f"router: expected a module with a weight of {count} rows, one an expert, got {name!r}.")
@@ -94,7 +95,8 @@ def _checked(removed: Iterable[int], count: int) -> list[int]:
     return gone
 
 
-def _router_of(model: nn.Module, experts: str, count: int) -> str:
+def router_of(model: nn.Module, experts: str, count: int) -> str:
+    """The module beside the experts whose weight has a row for each; ValueError unless there is one."""
     around, _, own = experts.rpartition(".")
     beside = model.get_submodule(around)
     inside = f"{around}." if around else ""
@@ -117,17 +119,26 @@ def _rows_of(module: nn.Module, count: int) -> bool:
 
 
 def _refuse_choice(modules: dict[str, nn.Module], experts: str, router: str, count: int, gone: list[int]) -> None:
-    left = count - len(gone)
-    for name in dict.fromkeys((router, experts, experts.rpartition(".")[0])):
+    left, chosen = count - len(gone), chosen_of(modules, experts, router)
+    if chosen > left:
+        raise ValueError(f"removed: {router!r} sends every token to {chosen} experts, and {left} would be left.")
+    for name in _around(experts, router):
         held = vars(modules[name])
-        chosen = max((held[each] for each in TOP if type(held.get(each)) is int), default=0)
-        if chosen > left:
-            raise ValueError(f"removed: {name!r} sends every token to {chosen} experts, and {left} would be left.")
         groups = max((held[each] for each in GROUPS if type(held.get(each)) is int), default=1)
         if groups > 1:
             raise ValueError(
                 f"experts: {name!r} chooses among {groups} groups of experts by their places, which removal would move."
             )
+
+
+def chosen_of(modules: dict[str, nn.Module], experts: str, router: str) -> int:
+    """To how many experts a token is sent; 0 where no module says it."""
+    held = [vars(modules[name]) for name in _around(experts, router)]
+    return max((each[name] for each in held for name in TOP if type(each.get(name)) is int), default=0)
+
+
+def _around(experts: str, router: str) -> dict[str, None]:
+    return dict.fromkeys((router, experts, experts.rpartition(".")[0]))
 
 
 def _own(module: nn.Module, count: int) -> dict[str, Tensor]:

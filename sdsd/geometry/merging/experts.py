@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._progress import Progress, reporter
-from ...models import evaluating, restored
+from ...models import evaluating, plainly, restored
 from ..arithmetic import widened
 from ..collect import Forward, ModelCall
 from ..gram import GramAccumulator
@@ -48,7 +48,7 @@ def expert_cosine(
     run, report = forward or ModelCall(model, None), reporter(progress, f"experts of {experts}")
     sums: GramAccumulator | None = None
     done = 0
-    with evaluating(model):
+    with plainly(model), evaluating(model):
         for batch in loader:
             tokens = _tokens(model, holder, run, batch)
             if tokens is not None:

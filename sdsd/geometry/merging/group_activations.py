@@ -13,7 +13,7 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...graphs import CONVOLUTIONS, READER, listening
-from ...models import evaluating
+from ...models import evaluating, plainly
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding
 from ..gram import GramAccumulator
 from .consumers import Consumers, consumers
@@ -39,7 +39,7 @@ def group_activations(
     position is a sample.
 
     Args:
-        model: any module; it runs in eval mode, and is left as it was.
+        model: any module; it runs in eval mode and without autocast, and is left as it was.
         loader: as in `collect_activations`.
         layers: names as in `consumers`; each stands for its group.
         of: "readers": what the first reader of the group multiplies, behind norms, gates and sums: for heads, their
@@ -87,11 +87,11 @@ def collect_groups(
     padding: Padding,
     progress: Progress,
 ) -> dict[str, LayerActivations]:
-    """`group_activations` of groups that are known."""
-    stores = [_Store(model, found, of, padding) for found in groups]
+    """`group_activations` of groups that are known; autocast is off meanwhile."""
+    stores = [_Store(model, group, of, padding) for group in groups]
     report = reporter(progress, "activations of groups")
     done = 0
-    with evaluating(model):
+    with plainly(model), evaluating(model):
         for batch in loader:
             padding.start(batch, done)
             with _hearing(model, stores, of):
@@ -100,7 +100,7 @@ def collect_groups(
             report(done, max_batches or done)
             if done == max_batches:
                 break
-    return {found.layer: store.finished(done) for found, store in zip(groups, stores, strict=True)}
+    return {group.layer: store.finished(done) for group, store in zip(groups, stores, strict=True)}
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _hearing(model: nn.Module, stores: Sequence[_Store], of: str) -> Iterator[No
         return
     with ExitStack() as stack:
         for store in stores:
-            for place, writer in enumerate(store.found.writers):
+            for place, writer in enumerate(store.group.writers):
                 module = model.get_submodule(writer.name)
                 dim = -(len(module.kernel_size) + 1) if isinstance(module, CONVOLUTIONS) else -1  # type: ignore[arg-type]
 
@@ -133,38 +133,38 @@ def _hearing(model: nn.Module, stores: Sequence[_Store], of: str) -> Iterator[No
 class _Store:
     """Sums of one group."""
 
-    def __init__(self, model: nn.Module, found: Consumers, of: str, padding: Padding) -> None:
-        self.found, self.padding = found, padding
-        readers = found.of(READER)
+    def __init__(self, model: nn.Module, group: Consumers, of: str, padding: Padding) -> None:
+        self.group, self.padding = group, padding
+        readers = group.of(READER)
         if of == READERS and not readers:
-            raise ValueError(f"layers: nothing that is known reads {found.layer!r}. Pass of='members'.\n{found}")
+            raise ValueError(f"layers: nothing that is known reads {group.layer!r}. Pass of='members'.\n{group}")
         self.place = (readers[0].name, readers[0].dim) if of == READERS else ("", 0)
-        units = [readers[0].units] if of == READERS else [writer.neurons for writer in found.writers]
+        units = [readers[0].units] if of == READERS else [writer.neurons for writer in group.writers]
         if of == MEMBERS:
             wrong = [
-                w.name for w in found.writers if not isinstance(model.get_submodule(w.name), (nn.Linear, *CONVOLUTIONS))
+                w.name for w in group.writers if not isinstance(model.get_submodule(w.name), (nn.Linear, *CONVOLUTIONS))
             ]
             if wrong:
                 raise ValueError(f"of: 'members' needs layers with an output of their own; {wrong[0]!r} is none.")
         self.orders = [each.argsort(stable=True)[int((each < 0).sum()) :] for each in units]
-        self.what = self.place[0].rpartition(".")[0] if of == READERS else ", ".join(w.name for w in found.writers)
+        self.what = self.place[0].rpartition(".")[0] if of == READERS else ", ".join(w.name for w in group.writers)
         self.samples = 0
         self.sums: GramAccumulator | None = None
 
     def add(self, tensor: Tensor, dim: int, place: int = 0) -> None:
         order = self.orders[place].to(tensor.device)
-        rows, last = self.padding.without(tensor.detach(), dim, f"layer {self.found.layer!r}")
+        rows, last = self.padding.without(tensor.detach(), dim, f"layer {self.group.layer!r}")
         picked = rows.movedim(last, 0).index_select(0, order)  # shape: (neurons × entries, …)
-        picked = picked.reshape(self.found.neurons, -1)
+        picked = picked.reshape(self.group.neurons, -1)
         if self.sums is None:
             dtype = torch.float64 if picked.dtype == torch.float64 else torch.float32
-            self.sums = GramAccumulator(self.found.neurons, center=True, dtype=dtype, device=picked.device)
+            self.sums = GramAccumulator(self.group.neurons, center=True, dtype=dtype, device=picked.device)
         self.samples += picked.shape[1]
         self.sums.update(picked, neuron_dim=0)
 
     def finished(self, batches: int) -> LayerActivations:
         if self.sums is None:
             raise ValueError(
-                f"layers: what reads {self.found.layer!r} did not run in {batches} batches. Pass more of them."
+                f"layers: what reads {self.group.layer!r} did not run in {batches} batches. Pass more of them."
             )
-        return LayerActivations(self.found.layer, f"read by {self.what}", self.found.neurons, self.samples, self.sums)
+        return LayerActivations(self.group.layer, f"read by {self.what}", self.group.neurons, self.samples, self.sums)

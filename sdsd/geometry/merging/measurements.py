@@ -101,10 +101,10 @@ def resumed(started: Measurements, resume: str | Path | Measurements | None) -> 
         head = {name: getattr(started, name) for name in ("layer", "how", "fingerprint", "loss_before")}
         _append(path, {"sdsd": "measurements", **head})
         return started
-    found = _read(path)
-    found.require_same(started, str(path))
-    LOGGER.info("layer %s: %d losses measured earlier, read from %s", found.layer, len(found.losses), path)
-    return found
+    earlier = _read(path)
+    earlier.require_same(started, str(path))
+    LOGGER.info("layer %s: %d losses measured earlier, read from %s", earlier.layer, len(earlier.losses), path)
+    return earlier
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -137,11 +137,11 @@ def _read(path: Path) -> Measurements:
         head, *rows = [json.loads(line) for line in whole.decode().splitlines()]
         if head.pop("sdsd") != "measurements":
             raise KeyError("sdsd")
-        found = Measurements(**head, path=path)
-        found.losses.update((Measurements.key(row["pairs"]), float(row["loss"])) for row in rows)
+        measurements = Measurements(**head, path=path)
+        measurements.losses.update((Measurements.key(row["pairs"]), float(row["loss"])) for row in rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"resume: {path} does not hold measurements of a biopsy. Pass another path.") from error
     if len(whole) < len(text):
         LOGGER.warning("%s: the last line was cut off and is taken away", path)
         path.write_bytes(whole)
-    return found
+    return measurements

@@ -82,8 +82,8 @@ def merge(
         >>> bool(hidden[0, 0] == hidden[0, 2]), bool((model[0].weight == before).all())
         (True, True)
     """
-    found = consumers(model, layer, example_input)
-    merger = Merger(model, found, how, absorption_from(model, found, activations, gram, neuron_dim, how))
+    group = consumers(model, layer, example_input)
+    merger = Merger(model, group, how, absorption_from(model, group, activations, gram, neuron_dim, how))
     return _merged(merger, merger.checked(pairs))
 
 
@@ -133,37 +133,37 @@ class Merger:
 
     Args:
         model: what is to be edited.
-        found: the layer and its readers; from `model`, or from a model that `model` is a copy of.
+        group: the layer and its readers; from `model`, or from a model that `model` is a copy of.
         how: one of `MERGES`.
         absorption: for "absorb", ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩ of pairs.
     """
 
     def __init__(
-        self, model: nn.Module, found: Consumers, how: How, absorption: Callable[[IndexPairs], Tensor] | None = None
+        self, model: nn.Module, group: Consumers, how: How, absorption: Callable[[IndexPairs], Tensor] | None = None
     ) -> None:
         check_how(how)
         if how == "mean":
-            found.require_known()
+            group.require_known()
         else:
-            found.require(f"how={how!r}", removal=False)
-        self.model, self.found, self.how, self.absorption = model, found, how, absorption
-        refuse_tied(found)
+            group.require(f"how={how!r}", removal=False)
+        self.model, self.group, self.how, self.absorption = model, group, how, absorption
+        refuse_tied(group)
         if how == "mean":
-            refuse_computed(model, found)
+            refuse_computed(model, group)
 
     def checked(self, pairs: Pairs) -> IndexPairs:
         """ValueError or TypeError for pairs that cannot be merged."""
-        return checked_pairs(pairs, self.found.neurons)
+        return checked_pairs(pairs, self.group.neurons)
 
     def edits(self, pairs: IndexPairs) -> list[Edit]:
         """What to write where. `pairs` come from `checked`."""
         if self.how == "mean":
             return [
                 _averaged(part_tensor(self.model, part), part, pairs)
-                for part in self.found.parts
+                for part in self.group.parts
                 if part.role in (WRITER, BETWEEN)
             ]
-        weights = [(part_tensor(self.model, part), part) for part in self.found.of(READER)]
+        weights = [(part_tensor(self.model, part), part) for part in self.group.of(READER)]
         if self.how == "act":
             return [_averaged(weight, part, pairs) for weight, part in weights]
         assert self.absorption is not None
@@ -214,23 +214,23 @@ def _averaged(tensor: Tensor, touched: Part, pairs: IndexPairs) -> Edit:
     return Edit(tensor, dim, torch.cat((first, second)), torch.cat((average, average), dim))
 
 
-def refuse_tied(found: Consumers) -> None:
+def refuse_tied(group: Consumers) -> None:
     """ValueError where an axis of one tensor both gives the neurons' values and reads them."""
-    for part in found.of(TIED):
+    for part in group.of(TIED):
         raise ValueError(
-            f"layer: {part.name!r} writes the neurons of {found.layer!r} and reads them, as one tensor in two places, "
+            f"layer: {part.name!r} writes the neurons of {group.layer!r} and reads them, as one tensor in two places, "
             "so changing the one changes the other. Untie them first (give one a copy), or choose another layer."
         )
 
 
-def refuse_computed(model: nn.Module, found: Consumers) -> None:
+def refuse_computed(model: nn.Module, group: Consumers) -> None:
     """ValueError where what would be averaged is computed from other tensors before each call."""
-    for part in found.parts:
+    for part in group.parts:
         holder = part.name.partition(".parametrizations")[0].rpartition(".")[0]
         computed = computed_tensors(model.get_submodule(holder)) if part.role in (WRITER, BETWEEN) else []
         if computed:
             raise ValueError(
-                f"layer: the {computed[0]} of {holder!r}, behind {found.layer!r}, is computed from other tensors, so "
+                f"layer: the {computed[0]} of {holder!r}, behind {group.layer!r}, is computed from other tensors, so "
                 f"it cannot be averaged. {MAKE_PERMANENT}"
             )
 
@@ -261,18 +261,18 @@ def checked_pairs(pairs: Pairs, neurons: int) -> IndexPairs:
     return IndexPairs(indices[:, 0], indices[:, 1])
 
 
-def layer_rows(model: nn.Module, found: Consumers, activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
+def layer_rows(model: nn.Module, group: Consumers, activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
     """The activations of a layer's neurons. Of neurons with several rows, these are samples.  # shape: (neurons, …)"""
     if neuron_dim is None:
-        holder = dict(model.named_modules(remove_duplicate=False)).get(found.layer)
+        holder = dict(model.named_modules(remove_duplicate=False)).get(group.layer)
         neuron_dim = 1 if isinstance(holder, CONVOLUTIONS) else -1
     rows = neurons_first(activations, neuron_dim)
-    if rows.shape[0] == len(found.rows) != found.neurons:
-        order = found.rows.argsort(stable=True).to(rows.device)
-        rows = rows.flatten(1)[order].reshape(found.neurons, -1)
-    if rows.shape[0] != found.neurons or rows[0].numel() == 0:
+    if rows.shape[0] == len(group.rows) != group.neurons:
+        order = group.rows.argsort(stable=True).to(rows.device)
+        rows = rows.flatten(1)[order].reshape(group.neurons, -1)
+    if rows.shape[0] != group.neurons or rows[0].numel() == 0:
         raise ValueError(
-            f"activations: expected samples of {found.neurons} neurons, got {rows.shape[0]} neurons along "
+            f"activations: expected samples of {group.neurons} neurons, got {rows.shape[0]} neurons along "
             f"dimension {neuron_dim} and {rows[0].numel() if len(rows) else 0} samples. neuron_dim names the "
             "dimension that counts neurons."
         )
@@ -281,7 +281,7 @@ def layer_rows(model: nn.Module, found: Consumers, activations: Tensor | np.ndar
 
 def absorption_from(
     model: nn.Module,
-    found: Consumers,
+    group: Consumers,
     activations: Tensor | np.ndarray | None,
     gram: Tensor | np.ndarray | None,
     neuron_dim: int | None,
@@ -291,7 +291,7 @@ def absorption_from(
     check_how(how)
     if how != "absorb":
         return None
-    neurons = found.neurons
+    neurons = group.neurons
     if gram is not None:
         products = torch.as_tensor(gram).detach()
         if tuple(products.shape) != (neurons, neurons) or not products.is_floating_point():
@@ -307,7 +307,7 @@ def absorption_from(
             "how='absorb' needs activations= or gram=: the share of j that i takes over is ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩. "
             "how='mean' and how='act' need neither."
         )
-    rows = layer_rows(model, found, activations, neuron_dim)
+    rows = layer_rows(model, group, activations, neuron_dim)
 
     def shares(pairs: IndexPairs) -> Tensor:
         squares = torch.zeros(neurons, dtype=torch.float64)

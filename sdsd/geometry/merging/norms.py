@@ -56,12 +56,12 @@ class RepeatedNorm(nn.Module):
         return f"{len(self.places)} seen, {len(self.kept)} given on"
 
 
-def with_norms_apart(model: nn.Module, found: Consumers) -> Consumers:
+def with_norms_apart(model: nn.Module, group: Consumers) -> Consumers:
     """The group without what its norms keep and what they stand in the way of; ValueError where a norm cannot be kept
     as it is."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    names = {norm.module for norm in found.statistics}
-    for obstacle in found.obstacles:
+    names = {norm.module for norm in group.statistics}
+    for obstacle in group.obstacles:
         if obstacle.norm is not None and (
             obstacle.norm not in names or any(True for _ in modules[obstacle.norm].children())
         ):
@@ -70,33 +70,47 @@ def with_norms_apart(model: nn.Module, found: Consumers) -> Consumers:
                 f"{obstacle.reason}, inside module {obstacle.norm!r}. Give the norm a module, or merge without removal "
                 "(remove=False)."
             )
-    parts = tuple(part for part in found.parts if part.name.rpartition(".")[0] not in names)
-    apart = [part for part in found.parts if part.name.rpartition(".")[0] in names]
+    parts = tuple(part for part in group.parts if part.name.rpartition(".")[0] not in names)
+    apart = [part for part in group.parts if part.name.rpartition(".")[0] in names]
     wrong = next((part.name for part in apart if part.role != BETWEEN), None)
     if wrong is not None:
         raise ValueError(f"norms: {wrong!r} is multiplied elsewhere as well, so its norm cannot stay as it is.")
-    others = tuple(obstacle for obstacle in found.obstacles if obstacle.norm is None)
-    return dataclasses.replace(found, parts=parts, obstacles=others)
+    others = tuple(obstacle for obstacle in group.obstacles if obstacle.norm is None)
+    return dataclasses.replace(group, parts=parts, obstacles=others)
 
 
-def refuse_across_groups(model: nn.Module, found: Consumers, pairs: IndexPairs) -> None:
+def refuse_across_groups(model: nn.Module, group: Consumers, pairs: IndexPairs) -> None:
     """ValueError for neurons that have one value and get two, in different groups of a GroupNorm."""
-    for norm in found.statistics:
-        groups = getattr(model.get_submodule(norm.module), "num_groups", 1)
-        order = norm.units.argsort(stable=True).reshape(int(norm.units.max()) + 1, -1)
-        group = order * groups // len(norm.units)  # shape: (units, entries of each)
+    for norm in group.statistics:
+        taken_in = _groups_of(model, norm)
         for i, j in torch.stack(pairs, 1).tolist():
-            if not torch.equal(group[i], group[j]):
+            if not torch.equal(taken_in[i], taken_in[j]):
                 raise ValueError(
                     f"pairs: neurons {i} and {j} have one value when merged, which {norm.module!r} normalises in "
                     "different groups. Pair neurons of one group, or merge without removal (remove=False)."
                 )
 
 
-def repeat_norms(model: nn.Module, found: Consumers, pairs: IndexPairs) -> None:
+def in_one_group(model: nn.Module, group: Consumers, pairs: IndexPairs) -> Tensor:
+    """Whether every norm takes the two neurons of a pair in one group.  # shape: (pairs,), bool"""
+    same = torch.ones(len(pairs.first), dtype=torch.bool)
+    for norm in group.statistics:
+        taken_in = _groups_of(model, norm)
+        same &= (taken_in[pairs.first] == taken_in[pairs.second]).all(1)
+    return same
+
+
+def _groups_of(model: nn.Module, norm: Norm) -> Tensor:
+    """The group that a norm takes each entry of each neuron in.  # shape: (neurons, entries of each)"""
+    groups = getattr(model.get_submodule(norm.module), "num_groups", 1)
+    order = norm.units.argsort(stable=True).reshape(int(norm.units.max()) + 1, -1)
+    return order * groups // len(norm.units)
+
+
+def repeat_norms(model: nn.Module, group: Consumers, pairs: IndexPairs) -> None:
     """Put a `RepeatedNorm` in the place of every norm over the neurons of a model from which the second of each pair
     was cut."""
-    for norm in found.statistics:
+    for norm in group.statistics:
         inner = model.get_submodule(norm.module)
         device = next((each.device for each in (*inner.parameters(), *inner.buffers())), pairs.first.device)
         places, kept = _places(norm, pairs)

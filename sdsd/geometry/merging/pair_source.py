@@ -24,19 +24,19 @@ class PairSource:
     def __init__(
         self,
         model: nn.Module,
-        found: Consumers,
+        group: Consumers,
         activations: Tensor | np.ndarray | None,
         cosine: Tensor | np.ndarray | None,
         alive: Tensor | np.ndarray | None,
         neuron_dim: int | None,
     ) -> None:
-        neurons, layer = found.neurons, found.layer
+        neurons, layer = group.neurons, group.layer
         if (activations is None) == (cosine is None):
             raise ValueError(
                 f"activations, cosine: expected one of them, got {'neither' if cosine is None else 'both'}. Pairs are "
                 "chosen by the cosine of activations, or by a matrix such as weight_cosine(model, layer)."
             )
-        self.rows = None if activations is None else layer_rows(model, found, activations, neuron_dim)
+        self.rows = None if activations is None else layer_rows(model, group, activations, neuron_dim)
         self.cosine = cosine = None if cosine is None else as_cosine(cosine)
         if self.rows is not None:
             able = alive_neurons(self.rows, 0).cpu()

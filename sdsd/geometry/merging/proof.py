@@ -148,16 +148,16 @@ class _Comparison:
         return _named("")
 
     def _outputs_by_module(self, model: nn.Module) -> list[tuple[str, list[Tensor]]]:
-        found: list[tuple[str, list[Tensor]]] = []
+        by_module: list[tuple[str, list[Tensor]]] = []
 
         def noting(name: str) -> Callable[..., None]:
-            return lambda _module, _inputs, output: found.append((name, list(_tensors(output))))
+            return lambda _module, _inputs, output: by_module.append((name, list(_tensors(output))))
 
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 stack.callback(module.register_forward_hook(noting(name)).remove)
             self._run(model)
-        return found
+        return by_module
 
 
 def _inputs(model: nn.Module, example_input: Any) -> Iterator[Inputs]:
@@ -231,10 +231,10 @@ def _exact(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def zeroed(model: nn.Module, found: Consumers, neurons: Sequence[int]) -> list[Edit]:
+def zeroed(model: nn.Module, group: Consumers, neurons: Sequence[int]) -> list[Edit]:
     """What makes readers blind for some neurons."""
     edits = []
-    for part in found.parts:
+    for part in group.parts:
         if part.role in (READER, TIED):
             weight = part_tensor(model, part)
             entries = part.entries(torch.tensor(neurons, dtype=torch.long)).to(weight.device)

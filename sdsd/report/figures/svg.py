@@ -87,13 +87,13 @@ def _columns(figure: Any) -> list[list[Any]]:
         place = axes.get_subplotspec()
         if place is not None:
             columns.setdefault(place.colspan.start, []).append(axes)
-    found = [columns[start] for start in sorted(columns)]
+    ordered = [columns[start] for start in sorted(columns)]
     figure.draw_without_rendering()
     for axes in figure.axes:
         if axes.get_subplotspec() is None:
-            left = [column for column in found if column[0].get_position().x0 <= axes.get_position().x0]
-            (left or found)[-1].append(axes)
-    return found
+            left = [column for column in ordered if column[0].get_position().x0 <= axes.get_position().x0]
+            (left or ordered)[-1].append(axes)
+    return ordered
 
 
 def _boxes(figure: Any, columns: Sequence[Sequence[Any]]) -> list[Any]:

@@ -77,11 +77,11 @@ def _flag(value: Any) -> Any:
         return None
     flags: dict[str, str] = {}
     for place, entry in enumerate(value):
-        found = _flag(entry)
-        if isinstance(found, dict):
-            flags |= {f"{place}.{inner}": flag for inner, flag in found.items()}
-        elif found:
-            flags[str(place)] = found
+        inside = _flag(entry)
+        if isinstance(inside, dict):
+            flags |= {f"{place}.{inner}": flag for inner, flag in inside.items()}
+        elif inside:
+            flags[str(place)] = inside
     return flags or None
 
 

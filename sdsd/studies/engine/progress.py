@@ -6,8 +6,10 @@ import importlib.util
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
+
+from ..._progress import Report
 
 LOGGER = logging.getLogger("sdsd.studies")
 
@@ -17,7 +19,7 @@ Item = TypeVar("Item")
 class Progress:
     """Says nothing; the others do the same and show it."""
 
-    def bar(self, what: str) -> Callable[[int, int], None]:
+    def bar(self, what: str) -> Report:
         """A new bar called `what`; call the result with (done, total)."""
         return lambda done, total: None
 
@@ -42,7 +44,7 @@ class PlainProgress(Progress):
     def __init__(self, every: float = 5.0) -> None:
         self.every = every
 
-    def bar(self, what: str) -> Callable[[int, int], None]:
+    def bar(self, what: str) -> Report:
         self.say(f"{what} …")
         last = time.monotonic()
 
@@ -67,7 +69,7 @@ class RichProgress(Progress):
         self.console = Console()
         self.shown: Any = None
 
-    def bar(self, what: str) -> Callable[[int, int], None]:
+    def bar(self, what: str) -> Report:
         if self.shown is None:
             from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars

@@ -152,9 +152,9 @@ class Examination:
         self.series["equal size"] = self.notebook.step("equal size", self._equal_size)
         self.series["controls"] = {}
         for name in self.subject.controls:
-            found = self.notebook.step(name, partial(self._control, name))
-            self.series["controls"][name] = found
-            if "why not" not in found:
+            control = self.notebook.step(name, partial(self._control, name))
+            self.series["controls"][name] = control
+            if "why not" not in control:
                 self._control_map(name)
         if self.config.epochs and self.subject.train is not None and self.subject.accuracy is not None:
             self.series["plasticity"] = self.notebook.step("plasticity", self._plasticity)

@@ -80,7 +80,7 @@ def correlations(result: StudyResult) -> dict[str, list[float]]:
 
 
 def judge(result: StudyResult) -> list[Verdict]:
-    found = {way: mean_interval(values, against=0.0) for way, values in correlations(result).items()}
+    figures = {way: mean_interval(values, against=0.0) for way, values in correlations(result).items()}
     ours = mean_interval(correlations(result)[ANGLE], "rank correlation of 1 − cos with the cost", against=0.0)
     return [
         Verdict(
@@ -91,7 +91,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             our_figure=ours,
             effect=EFFECT,
             corrected=f"Over {result.config['pairs']} random pairs of live neurons and their cost on held-out digits: "
-            + ", ".join(f"{figure} for {way}" for way, figure in found.items())
+            + ", ".join(f"{figure} for {way}" for way, figure in figures.items())
             + ".",
             **RULES["redundancy"].stated(),
         )

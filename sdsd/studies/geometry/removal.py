@@ -52,8 +52,8 @@ def measure_resnet(
 
 def _measure(subject: Subject, seed: int, progress: Progress, pairs: int) -> dict[str, Any]:
     model, layer, example = subject.model, subject.layer, subject.example_input
-    found = collect_activations(model, subject.batches, layer, forward=subject.forward)[layer]
-    gram, cosine, alive = found.gram(), found.cosine_matrix(), found.alive
+    collected = collect_activations(model, subject.batches, layer, forward=subject.forward)[layer]
+    gram, cosine, alive = collected.gram(), collected.cosine_matrix(), collected.alive
     nobody = gram.diag().diag()
 
     def loss() -> float:

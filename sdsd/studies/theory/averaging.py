@@ -82,15 +82,15 @@ def _simulate(ema: float, move: float, runs: int, dim: int, batch: int, noise_sc
     truth = 1 / (noise_scale * batch)
     averages = RunningAverages(runs, ema, torch.device("cpu"))
     names = tuple(map(str, range(runs)))
-    found = []
+    readings = []
     for step in range(warm + apart + 1):
         gamma = truth * math.exp(move * (step - warm - apart) / memory)
         averages.update(Step(_gradients(gamma, runs, dim, batch), batch, 1, batch))
         if step in (warm, warm + apart):
-            found.append(_read(averages, names, batch).parameters)
+            readings.append(_read(averages, names, batch).parameters)
     points = []
     for name in names:
-        earlier, now = (each[name] for each in found)
+        earlier, now = (each[name] for each in readings)
         assert now.interval is not None
         low, high = now.interval
         short = averaging_lag(earlier, now, steps=apart, ema=ema).present
@@ -178,7 +178,7 @@ def judge(result: StudyResult) -> list[Verdict]:
     )
     known = [look for look in looks if look["short"] is not None]
     short = [look for look in known if look["short"]]
-    found = f"short at {len(short)} of {len(looks)} looks" + (
+    words = f"short at {len(short)} of {len(looks)} looks" + (
         f", of which {_share(short, 'holds'):.2f} hold it" if short else ""
     )
     worst = max((_missing(points, move) for move in result.config["moves"]), key=lambda share: share.value)
@@ -193,7 +193,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             "far log Γ moves in one memory of ema / (1 − ema) steps, hold the present value: "
             + "; ".join(f"{_said(points, move)} at {move:g}".replace("-", "−") for move in result.config["moves"])
             + f". `averaging_lag` tells from two averages which are short enough; those that it calls so and that miss "
-            f"are at most {worst.value:.2f} of all at one drift. While networks learn it calls them {found}, too long "
+            f"are at most {worst.value:.2f} of all at one drift. While networks learn it calls them {words}, too long "
             f"at {len(known) - len(short)}, and cannot tell at the others: too little signal, or no average that is "
             "old enough.",
             **RULES["averaging"].stated(),

@@ -40,7 +40,7 @@ def measure(
     """log V of both kinds of minimum at the same loss, as a volume and as a share of a Gaussian."""
     images, classes = load_digits(seed, samples)
     shuffled = classes[torch.randperm(samples, generator=torch.Generator().manual_seed(seed))]
-    found: dict[str, Any] = {}
+    volumes: dict[str, Any] = {}
     for kind, labels in zip(KINDS, (classes, shuffled), strict=True):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
@@ -63,7 +63,7 @@ def measure(
                 seed=seed,
                 progress=progress.bar(f"seed {seed}: rays, {kind}"),
             )
-            found[f"{kind}, {name}"] = {
+            volumes[f"{kind}, {name}"] = {
                 "log_volume": basin.log_volume,
                 "lower_bound": basin.lower_bound(),
                 "effective_directions": basin.effective_directions,
@@ -71,7 +71,7 @@ def measure(
                 "parameters": basin.parameters,
                 "loss": basin.loss,
             }
-    return found
+    return volumes
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

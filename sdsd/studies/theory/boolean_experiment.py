@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from ..._progress import Report
 
 Weights = list[Tensor]
 """Of many networks at once: weight (count, out, in) and bias (count, 1, out) of each layer."""
@@ -33,14 +35,14 @@ def _transformed(inputs: int) -> Iterator[Tensor]:
     for order in itertools.permutations(range(inputs)):
         for negated in range(rows):
             places = [sum((row >> order[k] & 1) << k for k in range(inputs)) ^ negated for row in range(rows)]
-            found = torch.zeros_like(functions)
+            transformed = torch.zeros_like(functions)
             half = rows // 2
             for part in (0, half):  # tables of half the bits, so that a function is two look-ups
                 table = torch.zeros(2**half, dtype=torch.long)
                 for bit in range(half):
                     table |= (torch.arange(2**half) >> bit & 1) << places[part + bit]
-                found |= table[functions >> part & 2**half - 1]
-            yield found
+                transformed |= table[functions >> part & 2**half - 1]
+            yield transformed
 
 
 def function_classes(inputs: int = 4) -> Tensor:
@@ -73,13 +75,13 @@ def formula_sizes(classes: Tensor) -> Tensor:
     while bool((sizes < 0).any()):
         size += 1
         assert size <= 4**inputs, "no function of n bits needs so many leaves"
-        found = torch.zeros(last + 1, dtype=torch.bool)
+        reached = torch.zeros(last + 1, dtype=torch.bool)
         for left in range(1, size // 2 + 1):
             others = (sizes == size - left).nonzero().flatten()
             for one in classes[sizes == left].unique().tolist():
                 for operand in (one, last - one):
-                    found[classes[others & operand]] = True
-        sizes[found[classes] & (sizes < 0)] = size
+                    reached[classes[others & operand]] = True
+        sizes[reached[classes] & (sizes < 0)] = size
     return sizes
 
 
@@ -109,7 +111,7 @@ def truth_tables(weights: Weights, signs: Tensor) -> Tensor:
 
 
 def sampled_counts(
-    networks: int, hidden: int, generator: torch.Generator, report: Callable[[int, int], None], at_once: int = 20_000
+    networks: int, hidden: int, generator: torch.Generator, report: Report, at_once: int = 20_000
 ) -> Tensor:
     """How many of so many random networks compute each function of four bits; shape: (65536,)."""
     signs = input_signs()
@@ -166,15 +168,15 @@ def trained_functions(
     weights = [each.requires_grad_() for each in random_networks(networks, hidden, generator)]
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     steps = kinds[optimizer](weights, lr=learning_rate)
-    found = torch.full((networks,), -1)
+    learned = torch.full((networks,), -1)
     inputs, labels = signs[task.seen], task.labels.float()
     rows = torch.arange(networks)[:, None]
     for step in range(most_steps + 1):
         if step % 5 == 0:
             with torch.no_grad():
                 functions = truth_tables(weights, signs)
-            found = torch.where((found < 0) & task.fits(functions), functions, found)
-            if bool((found >= 0).all()):
+            learned = torch.where((learned < 0) & task.fits(functions), functions, learned)
+            if bool((learned >= 0).all()):
                 break
         chosen = torch.rand(networks, len(labels), generator=generator).topk(batch, dim=1).indices
         answers = outputs(weights, inputs)[rows, chosen]
@@ -182,7 +184,7 @@ def trained_functions(
         steps.zero_grad()
         loss.backward()
         steps.step()
-    return found[found >= 0]
+    return learned[learned >= 0]
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -59,13 +59,13 @@ def measure(
         "activations": (one, match_neurons(one, other, data).apply(other)),
         "weights": (one, match_neurons(one, other, example_input=digits.images[:1]).apply(other)),
     }
-    found: dict[str, Any] = {"losses": {}, "barrier": {}, "held_out_barrier": {}}
+    measured: dict[str, Any] = {"losses": {}, "barrier": {}, "held_out_barrier": {}}
     for way, (first, second) in pairs.items():
         line = loss_barrier(first, second, (data, _loss), points=points)
-        found["losses"][way], found["barrier"][way] = list(line.losses), line.barrier
-        found["held_out_barrier"][way] = loss_barrier(first, second, (held_out, _loss), points=points).barrier
-    found["loss"] = fmean(found["losses"]["naive"][place] for place in (0, -1))
-    return found
+        measured["losses"][way], measured["barrier"][way] = list(line.losses), line.barrier
+        measured["held_out_barrier"][way] = loss_barrier(first, second, (held_out, _loss), points=points).barrier
+    measured["loss"] = fmean(measured["losses"]["naive"][place] for place in (0, -1))
+    return measured
 
 
 def _loss(model: nn.Module, batch: Any) -> torch.Tensor:

@@ -41,11 +41,11 @@ def measure(
         _loss(model, batch).backward()
         optimizer.step()
     orbit = [model, *(random_representative(model, spread=spread, seed=100 * seed + k) for k in range(points))]
-    found: dict[str, list[float]] = {"as_it_is": [], "canonical": []}
+    values: dict[str, list[float]] = {"as_it_is": [], "canonical": []}
     for point in progress.each(orbit, f"seed {seed}: points of the orbit"):
         for name, canonical in (("as_it_is", False), ("canonical", True)):
-            found[name].append(sharpness(point, batch, _loss, canonicalize=canonical, tolerance=1e-3, seed=seed).value)
-    return found
+            values[name].append(sharpness(point, batch, _loss, canonicalize=canonical, tolerance=1e-3, seed=seed).value)
+    return values
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

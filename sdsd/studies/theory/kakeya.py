@@ -75,20 +75,20 @@ def measure(
     points = 2 * torch.rand(20_000, 2) - 1
     first = nn.Linear(2, hidden)
     model = nn.Sequential(first, nn.Tanh(), nn.Linear(hidden, 1))
-    found: dict[str, Any] = {"start": _sharing(first, points, half_width, shuffles)}
+    measured: dict[str, Any] = {"start": _sharing(first, points, half_width, shuffles)}
     optimizer = torch.optim.Adam(model.parameters(), learning_rate)
     for _ in progress.each(range(steps), f"seed {seed}: training"):
         optimizer.zero_grad()
         loss = (model(x) - y).square().mean()
         loss.backward()
         optimizer.step()
-    found["trained"] = _sharing(first, points, half_width, shuffles)
-    found["loss"] = loss.item()
+    measured["trained"] = _sharing(first, points, half_width, shuffles)
+    measured["loss"] = loss.item()
     overlaps = [0.5 + place / 100 for place in range(1, 50)]
-    found["tree"] = [
+    measured["tree"] = [
         min(area(perron_tree(level, overlap), 2**level) for overlap in overlaps) / 0.5 for level in range(levels + 1)
     ]
-    return found
+    return measured
 
 
 @torch.no_grad()

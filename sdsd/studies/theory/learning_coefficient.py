@@ -63,7 +63,7 @@ def measure(
         "random representative": (other, classes, False),
         "random labels": (memorised, shuffled, True),
     }
-    found = {}
+    facts = {}
     for place, (name, (model, labels, canonical)) in enumerate(points.items()):
         ran = local_learning_coefficient(
             model,
@@ -77,8 +77,8 @@ def measure(
             seed=10 * seed + place,
             progress=progress.bar(f"seed {seed}: {name}"),
         )
-        found[name] = _facts(ran)
-    return {"points": found}
+        facts[name] = _facts(ran)
+    return {"points": facts}
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

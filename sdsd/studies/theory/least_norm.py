@@ -36,17 +36,17 @@ def measure(
     target = torch.randn(problems, equations, 1, dtype=torch.float64, generator=draw)
     least = torch.linalg.pinv(matrix) @ target
     start = torch.randn(least.shape, dtype=torch.float64, generator=draw)
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for name in progress.each(OPTIMIZERS, f"seed {seed}: optimizers"):
         begin = start if "random start" in name else 0 * start
         w = _solved(name, matrix, target, begin, steps=steps, learning_rates=learning_rates, draw=draw)
-        found[name] = {
+        measured[name] = {
             "norm": (w.norm(dim=1) / least.norm(dim=1))[:, 0].tolist(),
             "distance": ((w - least).norm(dim=1) / least.norm(dim=1))[:, 0].tolist(),
             "residual": ((matrix @ w - target).norm(dim=1) / target.norm(dim=1))[:, 0].tolist(),
             "largest": (w.abs().amax(1) / least.abs().amax(1))[:, 0].tolist(),
         }
-    return found
+    return measured
 
 
 def _solved(

@@ -62,18 +62,18 @@ def measure(
                 draw=draw,
                 tolerance=tolerance,
             )
-            found = description_length(model, known, _error, tolerance=tolerance)
+            description = description_length(model, known, _error, tolerance=tolerance)
             networks.append(
                 {
                     "samples": count,
                     "noise": share,
                     "weight_decay": decay,
                     "steps_to_fit": fitted,
-                    "bits": found.bits,
+                    "bits": description.bits,
                     "bits_at_first_fit": first_fit,
-                    "bound": found.bound(count),
-                    "error": found.rounded_loss,
-                    "gap": _error(found.model, held_out).item() - found.rounded_loss,
+                    "bound": description.bound(count),
+                    "error": description.rounded_loss,
+                    "gap": _error(description.model, held_out).item() - description.rounded_loss,
                 }
             )
     return {"networks": networks}
@@ -117,8 +117,8 @@ def _correlation(networks: list[dict[str, Any]]) -> float:
 def _within(networks: list[dict[str, Any]]) -> float:
     """The same among networks of one N, averaged over N."""
     sizes = sorted({each["samples"] for each in networks})
-    found = [_correlation([each for each in networks if each["samples"] == n]) for n in sizes]
-    return sum(found) / len(found)
+    correlations = [_correlation([each for each in networks if each["samples"] == n]) for n in sizes]
+    return sum(correlations) / len(correlations)
 
 
 def _plain(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -136,7 +136,7 @@ def mixing_experiment(
         inside.bias[:2] += 10.0
     _train(uncut, data, steps)
     assert bool((inside(samples)[:, :2] > 0).all()), "no sample cuts the two neurons"
-    change, found = 0.0, {}
+    change, by_name = 0.0, {}
     for name, network, matrices, pair in (
         ("gammas", model, mixing, (first, second)),
         ("uncut_gammas", uncut, positive, (inside, outside)),
@@ -152,8 +152,8 @@ def mixing_experiment(
             form = canonicalize(network, softmax_head=True)
             change = max(change, (form(samples).log_softmax(1) - before).abs().max().item())
             gammas.append(gamma_stats(gradient_rows(form, _loss, data, 1)).gamma)
-        found[name] = gammas
-    return {"output_change": change, **found}
+        by_name[name] = gammas
+    return {"output_change": change, **by_name}
 
 
 def _network(features: int, hidden: int, classes: int) -> nn.Module:

@@ -56,7 +56,7 @@ def measure(
     x = torch.randn(samples + 1000, inputs, generator=draw)
     y = (x[:, 0] * x[:, 1]).tanh() + x[:, 2].tanh()
     known, new = slice(0, samples), slice(samples, None)
-    found: dict[str, list[float]] = {"change": [], "network": [], "kernel": [], "loss": []}
+    measured: dict[str, list[float]] = {"change": [], "network": [], "kernel": [], "loss": []}
     for width in progress.each(widths, f"seed {seed}: widths"):
         model = Wide(inputs, width, draw)
         before = tangent_kernel(model, x)
@@ -67,17 +67,17 @@ def measure(
                 for parameter, gradient in zip((model.inner, model.outer), gradients, strict=True):
                     parameter.sub_(learning_rate * gradient)
         after = tangent_kernel(model, x[known])
-        found["change"].append(kernel_change(before[known, known], after))
+        measured["change"].append(kernel_change(before[known, known], after))
         # Descent of so many steps on ½‖Kα − y‖² with the kernel as it was: its exact solution.
         values, vectors = torch.linalg.eigh(before[known, known])
         passed = 1 - (1 - 2 * learning_rate / samples * values).pow(steps)
         solution = vectors @ (passed / values.clamp_min(1e-12) * (vectors.mT @ y[known].double()))
         variance = y[new].var().item()
-        found["kernel"].append(((before[new, known] @ solution - y[new]).square().mean() / variance).item())
+        measured["kernel"].append(((before[new, known] @ solution - y[new]).square().mean() / variance).item())
         with torch.no_grad():
-            found["network"].append(((model(x[new])[:, 0] - y[new]).square().mean() / variance).item())
-        found["loss"].append(loss.item())
-    return found
+            measured["network"].append(((model(x[new])[:, 0] - y[new]).square().mean() / variance).item())
+        measured["loss"].append(loss.item())
+    return measured
 
 
 def judge(result: StudyResult) -> list[Verdict]:

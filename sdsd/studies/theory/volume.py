@@ -25,12 +25,12 @@ def measure(seed: int, progress: Progress, *, networks: int = 2_000_000, hidden:
     classes = function_classes()
     sizes = formula_sizes(classes)
     one_each, members = classes.unique(return_counts=True)
-    found = torch.zeros_like(counts).index_add_(0, classes, counts)[one_each]
+    reached = torch.zeros_like(counts).index_add_(0, classes, counts)[one_each]
     often = counts >= 5
     return {
         "leaves": sizes[one_each].tolist(),
         "members": members.tolist(),
-        "found": found.tolist(),
+        "found": reached.tolist(),
         "of_functions": rank_correlation(counts[often], sizes[often]),
     }
 

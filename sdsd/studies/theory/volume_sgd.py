@@ -45,8 +45,8 @@ def measure(
     draw = torch.Generator().manual_seed(seed)
     counts = sampled_counts(networks, hidden, draw, progress.bar(f"seed {seed}: {networks:,} random networks"))
     classes = function_classes()
-    found, members = (torch.zeros(2**16).index_add_(0, classes, each.float()) for each in (counts, torch.ones(2**16)))
-    volumes = (found / members)[classes].double()
+    reached, members = (torch.zeros(2**16).index_add_(0, classes, each.float()) for each in (counts, torch.ones(2**16)))
+    volumes = (reached / members)[classes].double()
     targets = {**TARGETS, "random": int(torch.randint(2**16, (), generator=draw))}
     compared = []
     for name, target in progress.each(list(targets.items()), f"seed {seed}: training"):

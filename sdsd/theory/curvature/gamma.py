@@ -278,25 +278,25 @@ def _diagonal(model: nn.Module, precondition: Any) -> Tensor | None:
         strange = [name for name, parameter in trainable.items() if id(parameter) not in groups]
         if strange:
             raise ValueError(f"precondition: the optimizer does not hold {', '.join(strange[:5])}.")
-        found = {
+        metric = {
             name: preconditioning.diagonal(precondition, parameter, groups[id(parameter)])
             for name, parameter in trainable.items()
         }
     elif isinstance(precondition, Mapping):
-        found = {name: precondition.get(name) for name in trainable}
+        metric = {name: precondition.get(name) for name in trainable}
     else:
         raise TypeError(
             "precondition: expected an optimizer or a mapping from parameter names to tensors, got "
             f"{type(precondition).__name__}."
         )
-    for name, diagonal in found.items():
+    for name, diagonal in metric.items():
         if diagonal is None:
             raise ValueError(f"precondition: nothing for {name}. An optimizer knows its scale after its first step.")
         if diagonal.shape != trainable[name].shape:
             raise ValueError(
                 f"precondition: expected shape {tuple(trainable[name].shape)} for {name}, got {tuple(diagonal.shape)}."
             )
-    return torch.cat([found[name].detach().double().flatten() for name in trainable])  # type: ignore[union-attr]
+    return torch.cat([metric[name].detach().double().flatten() for name in trainable])  # type: ignore[union-attr]
 
 
 def _check_probes(value: Any) -> int | None:

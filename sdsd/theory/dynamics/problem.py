@@ -21,8 +21,6 @@ Potential = Callable[[Tensor], Tensor]
 Diffusion = float | Tensor | Callable[[Tensor], "Tensor | NoiseRoot"]
 """D: a number (D·I), a (dim, dim) matrix, or a function of the states (paths, dim) that gives (paths,),
 (paths, dim, dim) or a NoiseRoot."""
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 
 
 class Case(NamedTuple):

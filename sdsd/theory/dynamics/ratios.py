@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._progress import Report
 from .cases import ornstein_uhlenbeck
-from .problem import Case, Diffusion, Estimate, Potential, Progress, Trajectory
+from .problem import Case, Diffusion, Estimate, Potential, Trajectory
 from .simulate import simulate
 from .steps import checked_start, gradient_and_hessian, per_path, root_function
 
@@ -167,7 +168,7 @@ def phase_diagram(
     dim: int = 4,
     paths: int = 64,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> PhaseDiagram:
     """Does the loss fall? On paths, and by both ratios, for every pair of stiffness k and diffusion D.
 

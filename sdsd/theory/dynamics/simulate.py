@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sdsd_kernels import checks
 
-from .problem import Diffusion, Potential, Progress, Trajectory
+from ..._progress import Report
+from .problem import Diffusion, Potential, Trajectory
 from .steps import checked_start, kick, loss_and_gradient, root_function
 
 
@@ -22,7 +23,7 @@ def simulate(
     steps: int,
     every: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Trajectory:
     """Euler–Maruyama paths of ds = −∇L dt + √(2D) dW (Itô), in float64.
 

@@ -81,9 +81,9 @@ def geometric_functional(
         )
     checks.check_choice(volume, "volume", VOLUMES)
     entropies, volumes, errors = [], [], []
-    found = hidden_layers(model, layers, example_input=example_input)
+    hidden = hidden_layers(model, layers, example_input=example_input)
     with torch.set_grad_enabled(torch.is_grad_enabled() and volume == "log"):
-        for layer in found:
+        for layer in hidden:
             entropies.append(orbit_entropy(layer.rows, layer.mass))
             rows = layer.rows[layer.mass > 0]
             if volume == "log":
@@ -94,5 +94,5 @@ def geometric_functional(
             errors.append(union.standard_error)
         entropy, filled = torch.stack(entropies).sum(), torch.stack(volumes).sum()
         value = entropy + lam * filled
-    parts = {layer.name: (h.item(), v.item()) for layer, h, v in zip(found, entropies, volumes, strict=True)}
+    parts = {layer.name: (h.item(), v.item()) for layer, h, v in zip(hidden, entropies, volumes, strict=True)}
     return GeometricFunctional(value, entropy, filled, math.hypot(*errors), parts)

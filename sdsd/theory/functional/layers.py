@@ -58,12 +58,12 @@ def hidden_layers(
     return pairs
 
 
-def _rescalable_layers(found: Symmetries) -> list[NeuronLayer]:
+def _rescalable_layers(moves: Symmetries) -> list[NeuronLayer]:
     """One layer for each set of neurons that can be rescaled one by one."""
-    parameters = dict(found.model.named_parameters())
+    parameters = dict(moves.model.named_parameters())
     layers = []
-    for scaling in found.scalings:
-        heads = any(len(mixing.sets) > 1 and mixing.layers == scaling.layers for mixing in found.mixings)
+    for scaling in moves.scalings:
+        heads = any(len(mixing.sets) > 1 and mixing.layers == scaling.layers for mixing in moves.mixings)
         of_norm = all(parameters[part.name].ndim < 2 for part in scaling.incoming)
         if not scaling.outgoing or heads or (of_norm and not scaling.bent) or scaling.groups < scaling.width:
             continue
@@ -71,29 +71,29 @@ def _rescalable_layers(found: Symmetries) -> list[NeuronLayer]:
         if scaling.norms or of_norm:
             raise ValueError(
                 f"model: a norm stands between the weights and the activation of {name!r} and has a scale of its own. "
-                f"Name the hidden layers to measure: {_hint(found)}."
+                f"Name the hidden layers to measure: {_hint(moves)}."
             )
         rows, out = (_by_neuron(parameters, parts, scaling.groups) for parts in (scaling.incoming, scaling.outgoing))
         mass = torch.linalg.vector_norm(rows, dim=1) * torch.linalg.vector_norm(out, dim=1)
         layers.append(NeuronLayer(name, rows, mass))
     if not layers:
         raise ValueError(
-            f"model: no hidden layer whose neurons can be rescaled in {type(found.model).__name__}, so their masses "
-            f"are not defined. To measure some all the same: {_hint(found)}. "
-            f"Found: {'; '.join(found.not_analysed[:2]) or 'nothing'}."
+            f"model: no hidden layer whose neurons can be rescaled in {type(moves.model).__name__}, so their masses "
+            f"are not defined. To measure some all the same: {_hint(moves)}. "
+            f"Found: {'; '.join(moves.not_analysed[:2]) or 'nothing'}."
         )
     return layers
 
 
-def _hint(found: Symmetries) -> str:
+def _hint(moves: Symmetries) -> str:
     """Which pairs of layers of this model to name."""
-    modules = dict(found.model.named_modules())
+    modules = dict(moves.model.named_modules())
     pairs = []
-    for permutation in found.permutations:
+    for permutation in moves.permutations:
         writers = [name for name in permutation.layers if is_weighted(modules.get(name))]
         readers = [name for name in permutation.readers if is_weighted(modules.get(name))]
         heads = (
-            any(len(mixing.sets) > 1 and writers[0] in mixing.layers for mixing in found.mixings) if writers else True
+            any(len(mixing.sets) > 1 and writers[0] in mixing.layers for mixing in moves.mixings) if writers else True
         )
         if len(writers) == 1 and readers and not heads:
             pairs.append((writers[0], readers[0]))

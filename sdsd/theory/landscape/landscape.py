@@ -58,8 +58,8 @@ class Landscape:
         total, gradient = [], torch.zeros_like(self.start)
         for weight, batch in self._parts:
             loss = mean_loss(self._loss_fn, self.model, batch)
-            found = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-            gradient += weight * torch.cat([part.double().flatten() for part in found])
+            gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+            gradient += weight * torch.cat([part.double().flatten() for part in gradients])
             total.append(weight * loss.detach().double().item())
         return math.fsum(total), gradient
 

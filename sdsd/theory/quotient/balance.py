@@ -122,7 +122,7 @@ def _least(squares: list[Squares], count: int, device: torch.device) -> Tensor:
 
 def _norms(bent: list[_Bent], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """What each group takes in and gives out, squared; shape: (count,) each."""
-    found = {sign: torch.zeros(count, dtype=torch.float64, device=device) for sign in (1, -1)}
+    norms = {sign: torch.zeros(count, dtype=torch.float64, device=device) for sign in (1, -1)}
     for each in bent:
         squares = each.squares
         columns = None if squares.columns is None else torch.ones_like(squares.columns, dtype=torch.float64)
@@ -130,8 +130,8 @@ def _norms(bent: list[_Bent], count: int, device: torch.device) -> tuple[Tensor,
         for sign in (1, -1):
             for groups, signs, sums in zip((squares.rows, squares.columns), squares.signs, (rows, others), strict=True):
                 if groups is not None and signs is not None and sums is not None:
-                    found[sign].index_add_(0, groups[signs == sign], sums[signs == sign])
-    return found[1], found[-1]
+                    norms[sign].index_add_(0, groups[signs == sign], sums[signs == sign])
+    return norms[1], norms[-1]
 
 
 def _objective(squares: list[Squares], logs: Tensor, held: Tensor) -> float:
@@ -204,7 +204,7 @@ def _squares(scalings: list[Scaling], starts: list[int], point: Point) -> list[S
         for sign, parts in ((1, scaling.incoming), (-1, scaling.outgoing)):
             for part in parts:
                 uses.setdefault(part.name, []).append((place, sign, part))
-    found = []
+    collected = []
     for name, those in uses.items():
         squares = point.values[name].square()
         axes: dict[int, list[_Laid]] = {}
@@ -216,9 +216,9 @@ def _squares(scalings: list[Scaling], starts: list[int], point: Point) -> list[S
         entries = squares.sum(rest) if rest else squares
         if len(laid) == 1:
             mine = laid[0].groups >= 0
-            found.append(Squares(entries[mine], laid[0].groups[mine], None, (laid[0].signs[mine], None)))
+            collected.append(Squares(entries[mine], laid[0].groups[mine], None, (laid[0].signs[mine], None)))
         elif len(axes) == 1:  # one axis, two groups: a depthwise convolution
-            found += _of_one_axis(entries, laid)
+            collected += _of_one_axis(entries, laid)
         else:
             matrix = entries.clone()
             # Between a group and itself nothing changes.
@@ -226,18 +226,18 @@ def _squares(scalings: list[Scaling], starts: list[int], point: Point) -> list[S
             matrix.masked_fill_(same & (laid[0].groups >= 0)[:, None], 0.0)
             rows, columns = (each.groups >= 0 for each in laid)
             inner = matrix[rows][:, columns].contiguous()
-            found.append(
+            collected.append(
                 Squares(
                     inner, laid[0].groups[rows], laid[1].groups[columns], (laid[0].signs[rows], laid[1].signs[columns])
                 )
             )
             if not bool(columns.all()):
                 alone = matrix[rows][:, ~columns].sum(1)
-                found.append(Squares(alone, laid[0].groups[rows], None, (laid[0].signs[rows], None)))
+                collected.append(Squares(alone, laid[0].groups[rows], None, (laid[0].signs[rows], None)))
             if not bool(rows.all()):
                 alone = matrix[~rows][:, columns].sum(0)
-                found.append(Squares(alone, laid[1].groups[columns], None, (laid[1].signs[columns], None)))
-    return found
+                collected.append(Squares(alone, laid[1].groups[columns], None, (laid[1].signs[columns], None)))
+    return collected
 
 
 @dataclass
@@ -264,9 +264,9 @@ def _of_one_axis(entries: Tensor, laid: list[_Laid]) -> list[Squares]:
     one, two = laid
     both = (one.groups >= 0) & (two.groups >= 0)
     apart = both & ~((one.groups == two.groups) & (one.signs != two.signs))
-    found = [Squares(entries[apart], one.groups[apart], two.groups[apart], (one.signs[apart], two.signs[apart]))]
+    squares = [Squares(entries[apart], one.groups[apart], two.groups[apart], (one.signs[apart], two.signs[apart]))]
     for each in laid:
         alone = (each.groups >= 0) & ~both
         if bool(alone.any()):
-            found.append(Squares(entries[alone], each.groups[alone], None, (each.signs[alone], None)))
-    return found
+            squares.append(Squares(entries[alone], each.groups[alone], None, (each.signs[alone], None)))
+    return squares

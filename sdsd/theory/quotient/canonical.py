@@ -65,20 +65,20 @@ def canonicalize(
         ValueError: no symmetry is known, or parameters are not finite.
         RuntimeError: Newton's method does not converge, or scales and mixings do not settle.
     """
-    found, point = _start(model, softmax_head, example_input, in_place)
-    for translation in found.translations:
+    moves, point = _start(model, softmax_head, example_input, in_place)
+    for translation in moves.translations:
         size = translation.part.neurons // translation.groups
         translation.shift(point, -translation.project(point.values, point.values) / size)
-    scalings = [scaling for scaling in found.scalings if approximate or scaling.exact(found.model)]
+    scalings = [scaling for scaling in moves.scalings if approximate or scaling.exact(moves.model)]
     for _ in range(ROUNDS):
         moved = balance(scalings, point)
-        for mixing in found.mixings:
+        for mixing in moves.mixings:
             mixing.balance(point)
-        if not found.mixings or moved <= TOLERANCE:
+        if not moves.mixings or moved <= TOLERANCE:
             break
     else:
         raise RuntimeError(f"scales and mixings did not settle in {ROUNDS} rounds: scales still moved by {moved:.1e}.")
-    for permutation in found.permutations if order else ():
+    for permutation in moves.permutations if order else ():
         keys = permutation.keys(point).view(-1, permutation.run)
         places = keys.argsort(dim=1, descending=True, stable=True)
         places += torch.arange(0, permutation.width, permutation.run)[:, None]
@@ -101,10 +101,10 @@ def rescale(
         ValueError: no such layer, neurons that cannot be rescaled (the message says why), factors of another number
             or not positive and finite.
     """
-    found, point = _start(model, False, example_input, in_place)
-    scaling = next((scaling for scaling in found.scalings if layer in scaling.layers), None)
+    moves, point = _start(model, False, example_input, in_place)
+    scaling = next((scaling for scaling in moves.scalings if layer in scaling.layers), None)
     if scaling is None:
-        raise ValueError(f"layer: {layer!r}: {found.why_not_rescaled(layer)}.")
+        raise ValueError(f"layer: {layer!r}: {moves.why_not_rescaled(layer)}.")
     factors = torch.as_tensor(factors).detach().double()
     if factors.shape != (scaling.groups,):
         raise ValueError(
@@ -142,25 +142,25 @@ def random_representative(
         ValueError: no symmetry is known, `spread` is negative or not finite.
     """
     checks.check_number(spread, "spread", "a finite number, 0 or more", least=0)
-    found, point = _start(model, softmax_head, example_input, in_place)
+    moves, point = _start(model, softmax_head, example_input, in_place)
     generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
 
     def normal(shape: tuple[int, ...], like: Tensor) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device)
 
-    for translation in found.translations:
+    for translation in moves.translations:
         value = point.values[translation.part.name]
         amount = spread * value.square().mean().sqrt()
         translation.shift(point, amount * normal(translation.shape(point.values), value))
-    for scaling in found.scalings:
-        if approximate or scaling.exact(found.model):
+    for scaling in moves.scalings:
+        if approximate or scaling.exact(moves.model):
             value = point.values[scaling.incoming[0].name]
             scaling.rescale(point, (spread * normal((scaling.groups,), value)).exp())
-    for mixing in found.mixings:
+    for mixing in moves.mixings:
         count, size = mixing.sets.shape
         value = point.values[mixing.incoming[0].name]
         mixing.mix(point, torch.matrix_exp(spread / math.sqrt(size) * normal((count, size, size), value)))
-    for permutation in found.permutations if permute else ():
+    for permutation in moves.permutations if permute else ():
         keys = torch.rand(permutation.width, generator=generator).view(-1, permutation.run)
         places = keys.argsort(dim=1) + torch.arange(0, permutation.width, permutation.run)[:, None]
         permutation.permute(point, places.flatten())
@@ -170,14 +170,14 @@ def random_representative(
 
 def _start(model: nn.Module, softmax_head: bool, example_input: Any, in_place: bool) -> tuple[Symmetries, Point]:
     """The symmetries and the point of `model` or of a copy."""
-    found = symmetries(model if in_place else copy.deepcopy(model), example_input, softmax_head=softmax_head)
-    if not (found.scalings or found.translations or found.permutations):
-        raise ValueError(f"model: no symmetry is known.\n{found}")
-    point = Point(found.model, found.norms)
+    moves = symmetries(model if in_place else copy.deepcopy(model), example_input, softmax_head=softmax_head)
+    if not (moves.scalings or moves.translations or moves.permutations):
+        raise ValueError(f"model: no symmetry is known.\n{moves}")
+    point = Point(moves.model, moves.norms)
     infinite = [name for name, value in point.values.items() if not bool(value.isfinite().all())]
     if infinite:
         raise ValueError(f"model: expected finite parameters, but {', '.join(infinite[:5])} hold NaN or infinity.")
-    return found, point
+    return moves, point
 
 
 def quotient_gamma(

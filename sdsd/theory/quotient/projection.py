@@ -86,11 +86,11 @@ def vertical_fraction(model: nn.Module | Symmetries, vectors: Vectors, *, softma
 
 
 def _split(model: nn.Module | Symmetries, vectors: Any, softmax_head: bool) -> tuple[Any, Any]:
-    found = model if isinstance(model, Symmetries) else symmetries(model, softmax_head=softmax_head)
-    span = found._span()
+    moves = model if isinstance(model, Symmetries) else symmetries(model, softmax_head=softmax_head)
+    span = moves._span()
     if not span.moves:
-        raise ValueError(f"model: no continuous symmetry is known.\n{found}")
-    given = checked_vectors(found.model, vectors)
+        raise ValueError(f"model: no continuous symmetry is known.\n{moves}")
+    given = checked_vectors(moves.model, vectors)
     solution = span.lift(span.solve(given))
     along = {name: solution.get(name, torch.zeros_like(value)) for name, value in given.items()}
     across = {name: value - along[name] for name, value in given.items()}

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ...graphs import spatial_names, tensors
+from ...graphs import EACH, tensors
 from .channels import EXTRA, MATRIX, NormUse, Seen, compact, spread, unique, varies
 from .rules_sums import by_place, of_two, times
 from .walk import TRY_SHAPES, ChannelWalk, Step, rule
-
-
-@rule("relu leaky_relu abs rrelu_with_noise")
-def homogeneous(walk: ChannelWalk, step: Step) -> None:
-    _passed(walk, step, walk.seen(step.args[0]))
 
 
 def _passed(walk: ChannelWalk, step: Step, seen: Seen) -> None:
@@ -27,19 +23,19 @@ def _passed(walk: ChannelWalk, step: Step, seen: Seen) -> None:
             walk.give(out, Seen(seen.ids, power=seen.power, statistic=seen.statistic))
 
 
-@rule("_prelu_kernel prelu")
+@rule("prelu")
 def prelu(walk: ChannelWalk, step: Step) -> None:
     seen, weight = walk.seen(step.args[0]), walk.seen(step.args[1])
     if seen.ids is not None and weight.is_parameter and any(each.numel() > 1 for each in weight.entries):
-        found = walk.laid(seen.ids, weight, tuple(seen.ids.shape))
-        if found is None:
+        place = walk.laid(seen.ids, weight, tuple(seen.ids.shape))
+        if place is None:
             walk.opaque(step, f"{walk.label('prelu')} runs over another axis than theirs; {TRY_SHAPES}")
             return
-        walk.use(EXTRA, weight, *found, walk.taken(weight))
+        walk.use(EXTRA, weight, *place, walk.taken(weight))
     _passed(walk, step, seen)
 
 
-@rule("neg")
+@rule("negative")
 def negative(walk: ChannelWalk, step: Step) -> None:
     seen = walk.seen(step.args[0])
     if seen.ids is None:
@@ -49,12 +45,10 @@ def negative(walk: ChannelWalk, step: Step) -> None:
         walk.give(step.out, Seen(seen.ids, offsets=offsets, power=seen.power, statistic=seen.statistic))
 
 
-@rule("pow sqrt rsqrt square reciprocal")
+@rule("power")
 def power(walk: ChannelWalk, step: Step) -> None:
     seen = walk.seen(step.args[0])
-    exponent = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "reciprocal": -1.0}.get(step.name)
-    if exponent is None:
-        exponent = step.args[1]
+    exponent = step.args[1] if step.row.power is None else step.row.power
     if seen.ids is None or not isinstance(exponent, (int, float)):
         walk.opaque(step)
         return
@@ -63,7 +57,16 @@ def power(walk: ChannelWalk, step: Step) -> None:
     walk.give(step.out, Seen(seen.ids, power=seen.power * float(exponent), statistic=seen.statistic))
 
 
-@rule("curved clamp clamp_min clamp_max hardtanh threshold log_sigmoid_forward hardswish")
+@rule(EACH)
+def pointwise(walk: ChannelWalk, step: Step) -> None:
+    """A function nobody has told of may be any."""
+    if torch.Tag.pointwise in step.func.tags and len(list(tensors(step.args))) == 1:
+        curved(walk, step)
+    else:
+        walk.opaque(step)
+
+
+@rule("curved")
 def curved(walk: ChannelWalk, step: Step) -> None:
     seen = walk.seen(step.args[0])
     if seen.ids is None:
@@ -82,7 +85,7 @@ def curved(walk: ChannelWalk, step: Step) -> None:
             walk.give(out, Seen(seen.ids, statistic=seen.statistic))
 
 
-@rule("masked_fill")
+@rule("mask")
 def masked(walk: ChannelWalk, step: Step) -> None:
     seen = walk.seen(step.args[0])
     if seen.ids is None or not isinstance(step.args[2], (int, float)) or step.args[2] != 0:
@@ -92,7 +95,7 @@ def masked(walk: ChannelWalk, step: Step) -> None:
     _passed(walk, step, seen)
 
 
-@rule("glu")
+@rule("gate")
 def glu(walk: ChannelWalk, step: Step) -> None:
     seen = walk.seen(step.args[0])
     if seen.ids is None:
@@ -107,7 +110,7 @@ def glu(walk: ChannelWalk, step: Step) -> None:
     walk.give(step.out, of_two(walk, Seen(spread(one)), Seen(spread(gate)), tuple(step.out.shape)))
 
 
-@rule("mean sum amax amin var std linalg_vector_norm max min var_mean std_mean")
+@rule("reduce")
 def reduction(walk: ChannelWalk, step: Step) -> None:
     seen, given = walk.seen(step.args[0]), step.args[0]
     label = walk.label(step.name)
@@ -121,7 +124,7 @@ def reduction(walk: ChannelWalk, step: Step) -> None:
     ids, statistic = seen.ids, seen.statistic
     mixed = [dim for dim in over if varies(ids, dim)]
     walk.channels.keep_shift(unique(ids), f"they pass through {label}")
-    if mixed or step.name not in ("mean", "sum"):
+    if mixed or not step.row.linear:
         walk.channels.bend(unique(ids))
     for dim in over:
         first = ids.narrow(dim, 0, 1)
@@ -130,16 +133,16 @@ def reduction(walk: ChannelWalk, step: Step) -> None:
             walk.channels.refine(*compact(ids, first.expand(ids.shape)))
             statistic = True
         ids = first
-    changed = Seen(power=seen.power * (2 if step.name in ("var", "var_mean") else 1), statistic=statistic)
-    outs = list(tensors(step.out))
-    for place, out in enumerate(outs):
+    assert step.row.power is not None
+    for place, out in enumerate(tensors(step.out)):
         if out.is_floating_point() and out.numel() == ids.numel():
-            power = seen.power if place == 1 and "_mean" in step.name else changed.power
+            power = seen.power if place == 1 and "_mean" in step.name else seen.power * step.row.power
             walk.give(out, Seen(ids.reshape(out.shape), power=power, statistic=statistic))
         elif out.is_floating_point():
             walk.opaque(step)
 
 
+@rule("pool")
 def pool(walk: ChannelWalk, step: Step) -> None:
     seen, label = walk.seen(step.args[0]), walk.label(step.name)
     size = next((int(each) for each in step.name if each.isdigit()), 2)
@@ -159,10 +162,7 @@ def pool(walk: ChannelWalk, step: Step) -> None:
             walk.give(out, Seen(ids.expand(out.shape), power=seen.power, statistic=seen.statistic))
 
 
-rule(*spatial_names())(pool)
-
-
-@rule("_softmax _log_softmax softmax log_softmax _safe_softmax")
+@rule("softmax")
 def softmax(walk: ChannelWalk, step: Step) -> None:
     seen, label = walk.seen(step.args[0]), walk.label(step.name.strip("_"))
     if seen.ids is None:
@@ -181,7 +181,7 @@ def softmax(walk: ChannelWalk, step: Step) -> None:
     walk.give(step.out, Seen())
 
 
-@rule("embedding")
+@rule("lookup")
 def embedding(walk: ChannelWalk, step: Step) -> None:
     weight = walk.seen(step.args[0])
     if not weight.is_parameter or len(weight.entries) != 2 or weight.entries[0].shape != step.args[0].shape:

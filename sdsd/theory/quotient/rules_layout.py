@@ -35,7 +35,7 @@ def _moved(walk: ChannelWalk, step: Step, move: Any) -> None:
             walk.give(out, Seen(computed=seen.computed))
 
 
-@rule("view _unsafe_view reshape _reshape_alias view_as")
+@rule("reshape")
 def reshape(walk: ChannelWalk, step: Step) -> None:
     if step.out.dtype != step.args[0].dtype:
         walk.opaque(step)
@@ -43,19 +43,19 @@ def reshape(walk: ChannelWalk, step: Step) -> None:
         _moved(walk, step, lambda ids: ids.reshape(step.out.shape))
 
 
-@rule("t transpose permute unsqueeze squeeze expand")
+@rule("permute", "squeeze", "expand")
 def turn(walk: ChannelWalk, step: Step) -> None:
     _moved(walk, step, lambda ids: step.func(ids, *step.args[1:], **step.kwargs))
 
 
-@rule("clone _to_copy alias detach lift_fresh contiguous lift native_dropout positive")
+@rule("same")
 def same(walk: ChannelWalk, step: Step) -> None:
     for out in tensors(step.out):
         fits = out.shape == step.args[0].shape
         walk.give(out, walk.seen(step.args[0]) if fits else Seen())
 
 
-@rule("slice select split split_with_sizes unbind narrow chunk unsafe_chunk unsafe_split tensor_split")
+@rule("select", "slice", "split")
 def pieces(walk: ChannelWalk, step: Step) -> None:
     """Those of one piece do not change places with those of another."""
     _moved(walk, step, lambda ids: step.func(ids, *step.args[1:], **step.kwargs))
@@ -69,15 +69,15 @@ def pieces(walk: ChannelWalk, step: Step) -> None:
             walk.channels.refine(mine, np.zeros_like(mine))
 
 
-@rule("flip roll index index_select gather repeat constant_pad_nd unfold diagonal")
+@rule("flip", "roll", "index", "repeat", "pad", "window", "diagonal")
 def placed(walk: ChannelWalk, step: Step) -> None:
     """What takes entries by their places lets none of them change places, where it runs over channels."""
     seen = walk.seen(step.args[0])
     if seen.ids is not None and step.name == "index":
         dims = [k for k, each in enumerate(step.args[1]) if each is not None]
-    elif seen.ids is not None and step.name in ("index_select", "gather", "unfold"):
+    elif seen.ids is not None and step.row.kind in ("index", "window"):
         dims = [step.args[1] % seen.ids.ndim]
-    elif seen.ids is not None and step.name in ("flip", "roll"):
+    elif seen.ids is not None and step.row.kind in ("flip", "roll"):
         given = step.args[1] if step.name == "flip" else (step.argument(2, "dims", ()) or range(seen.ids.ndim))
         dims = [dim % seen.ids.ndim for dim in ([given] if isinstance(given, int) else given)]
     else:
@@ -86,12 +86,12 @@ def placed(walk: ChannelWalk, step: Step) -> None:
         ids = unique(seen.ids)
         walk.channels.keep_place(ids, f"{walk.label(step.name)} takes them by their places")
         walk.channels.bend(ids)
-    pad: tuple[Any, ...] = (0,) if step.name == "constant_pad_nd" else ()
+    pad: tuple[Any, ...] = (0,) if step.row.kind == "pad" else ()
     rest = step.args[1:2] if pad else step.args[1:]
     _moved(walk, step, lambda ids: step.func(ids, *rest, *pad, **({} if pad else step.kwargs)))
 
 
-@rule("cat stack concat concatenate")
+@rule("cat", "stack")
 def cat(walk: ChannelWalk, step: Step) -> None:
     parts = [each for each in step.args[0] if each.numel() > 0]
     seen = [walk.seen(each) for each in parts]

@@ -36,18 +36,18 @@ def _after(
     if before is None:
         walk.channels.keep_place(made, "they are joined with what no layer writes")
     else:
-        walk.channels.places.unite(known, made)
+        walk.channels.follow(known, made)
     layout = [-1 if k == dim else 1 for k in range(len(shape))]
     for tensor, role in ((weight, SCALE), (bias, BIAS), *((each, EXTRA) for each in extras)):
         seen = walk.seen(tensor)
         if not isinstance(tensor, Tensor):
             continue
-        if not seen.is_parameter or (found := walk.laid(after, _reshape_seen(seen, layout), shape)) is None:
+        if not seen.is_parameter or (place := walk.laid(after, _reshape_seen(seen, layout), shape)) is None:
             if seen.computed or seen.is_parameter:
                 walk.outside.update([seen.name] if seen.is_parameter else [])
                 walk.channels.fix(made, f"{walk.label('norm')} has parameters that are computed or laid otherwise")
             continue
-        walk.use(role, seen, *found, walk.taken(seen))
+        walk.use(role, seen, *place, walk.taken(seen))
     if not walk.seen(weight).is_parameter:
         walk.channels.hold(made, why)
     return after
@@ -62,12 +62,7 @@ def _offsets(walk: ChannelWalk, bias: Any) -> dict[str, float]:
     return {seen.name: 1.0} if seen.is_parameter else {}
 
 
-@rule(
-    """
-    native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update
-    _native_batch_norm_legit_no_training _batch_norm_no_update _native_batch_norm_legit_functional
-    """
-)
+@rule("batch norm")
 def batch_norm(walk: ChannelWalk, step: Step) -> None:
     given, weight, bias = step.args[:3]
     running = [each for each in step.args[3:5] if isinstance(each, Tensor)]
@@ -99,7 +94,7 @@ def batch_norm(walk: ChannelWalk, step: Step) -> None:
     walk.give(outs[0], Seen(after, offsets=_offsets(walk, bias)))
 
 
-@rule("native_layer_norm layer_norm _fused_rms_norm rms_norm")
+@rule("layer norm")
 def layer_norm(walk: ChannelWalk, step: Step) -> None:
     given, shape, weight = step.args[0], step.args[1], step.args[2]
     mean = "layer" in step.name
@@ -131,7 +126,7 @@ def layer_norm(walk: ChannelWalk, step: Step) -> None:
     walk.give(outs[0], Seen(after, offsets=_offsets(walk, bias)))
 
 
-@rule("native_group_norm group_norm")
+@rule("group norm")
 def group_norm(walk: ChannelWalk, step: Step) -> None:
     given, weight, bias = step.args[:3]
     groups, eps = step.args[6], step.args[7]

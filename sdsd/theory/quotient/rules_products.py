@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...graphs import tensors
-from .channels import KERNEL, MATRIX, READ, Seen, compact, unique, varies
+from ...graphs import Ids, tensors
+from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, unique, varies
 from .rules_sums import added, biased
 from .walk import ChannelWalk, Step, rule
 
 
-@rule("mm addmm bmm baddbmm mv addmv dot vdot")
+@rule("matrix product")
 def product(walk: ChannelWalk, step: Step) -> None:
     plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
     a, b = step.args[1:3] if plus is not None else step.args[:2]
@@ -24,12 +24,12 @@ def product(walk: ChannelWalk, step: Step) -> None:
     rows, columns = (1 if a.ndim == 1 else a.shape[-2]), (1 if b.ndim == 1 else b.shape[-1])
     batch = a.shape[:-2]
     if one.computed or other.computed:
-        found = _by_computed(walk, one, other)
+        made = _by_computed(walk, one, other)
     elif one.is_parameter and other.is_parameter:
         walk.outside.update((one.name, other.name))
-        found = Seen(computed=True)
+        made = Seen(computed=True)
     elif other.is_parameter:
-        found = walk.through(
+        made = walk.through(
             one,
             other,
             (b.ndim - 2 if b.ndim > 1 else 0, b.ndim - 1 if b.ndim > 1 else 1),
@@ -43,16 +43,16 @@ def product(walk: ChannelWalk, step: Step) -> None:
             else Seen(other.ids.mT, offsets=other.offsets, power=other.power, statistic=other.statistic)
         )
         last = max(a.ndim, 2)
-        found = walk.through(turned or Seen(), one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
-        found = Seen(None if found.ids is None else found.ids.mT, offsets=found.offsets)
+        made = walk.through(turned or Seen(), one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
+        made = Seen(None if made.ids is None else made.ids.mT, offsets=made.offsets)
     else:
-        found = _of_neurons(walk, step, one, other, (*batch, rows, columns))
-    if found.ids is not None:
-        found.ids = found.ids.reshape(step.out.shape)
+        made = _of_neurons(walk, step, one, other, (*batch, rows, columns))
+    if made.ids is not None:
+        made.ids = made.ids.reshape(step.out.shape)
     if plus is not None and step.kwargs.get("beta", 1) != 0:
-        walk.give(step.out, found)
-        found = added(walk, (step.out, plus), (1.0, 1.0), tuple(step.out.shape))
-    walk.give(step.out, found)
+        walk.give(step.out, made)
+        made = added(walk, (step.out, plus), (1.0, 1.0), tuple(step.out.shape))
+    walk.give(step.out, made)
 
 
 def _reshaped(seen: Seen, shape: tuple[int, int]) -> Seen:
@@ -85,7 +85,11 @@ def _of_neurons(walk: ChannelWalk, step: Step, one: Seen, other: Seen, shape: tu
     left, right = one.ids, other.ids
     if left is not None and right is not None and not varies(left, -2) and not varies(right, -1):
         _inverse(walk, left[..., 0, :], right[..., 0], label)
+        walk.scores[step.out] = _attended(walk, left[..., 0, :], right[..., 0], one, other)
         return Seen()
+    for factor, ids in ((step.args[-2], right), (step.args[-1], left)):
+        if ids is not None and (attention := walk.scores.get(factor)) is not None:
+            attention.values.append(_rows(ids[..., :1, :] if ids is right else ids[..., :1].mT))
     if left is None and right is not None and not varies(right, -2):
         return _weighted(walk, right[..., :1, :], shape, label)
     if right is None and left is not None and not varies(left, -1):
@@ -104,6 +108,19 @@ def _inverse(walk: ChannelWalk, queries: Tensor, keys: Tensor, label: str) -> No
         apart(walk, ids, ids.ndim - 1)
 
 
+def _attended(walk: ChannelWalk, queries: Tensor, keys: Tensor, one: Seen, other: Seen) -> Attention:
+    """Note heads: their last dimension is summed over, the ones before count them and the samples."""
+    shape = torch.broadcast_shapes(queries.shape, keys.shape)
+    offsets = tuple(dict.fromkeys((*(one.offsets or ()), *(other.offsets or ()))))
+    made = Attention(_rows(queries.expand(shape)), _rows(keys.expand(shape)), offsets)
+    walk.channels.attentions.append(made)
+    return made
+
+
+def _rows(ids: Tensor) -> Ids:
+    return ids.reshape(-1, ids.shape[-1]).numpy()
+
+
 def _weighted(walk: ChannelWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
     """Sums over positions, with weights that the model computes."""
     walk.channels.keep_shift(unique(ids), f"{label} sums over their positions")
@@ -120,17 +137,17 @@ def apart(walk: ChannelWalk, ids: Tensor, batch: int) -> None:
         walk.channels.refine(numbers, places)
 
 
-@rule("convolution _convolution")
+@rule("convolution")
 def convolution(walk: ChannelWalk, step: Step) -> None:
     given, weight, bias = step.args[0], step.args[1], step.args[2]
     transposed, groups = bool(step.args[6]), int(step.args[8])
     x, kernel = walk.seen(given), walk.seen(weight)
     whole = kernel.is_parameter and kernel.entries[0].shape == walk.model_tensor(kernel.name).shape
     if not whole:
-        found = _by_computed(walk, x, kernel)
+        computed = _by_computed(walk, x, kernel)
         if bias is not None and walk.seen(bias).is_parameter:
             walk.outside.add(walk.seen(bias).name)
-        walk.give(step.out, Seen(computed=False) if x.ids is not None else found)
+        walk.give(step.out, Seen(computed=False) if x.ids is not None else computed)
         return
     layer, taken = kernel.name.rpartition(".")[0] or kernel.name, walk.taken(kernel)
     ids = x.ids
@@ -158,7 +175,7 @@ def convolution(walk: ChannelWalk, step: Step) -> None:
         if channels is None:
             walk.channels.keep_place(made, f"{layer!r} reads an input each")
         else:
-            walk.channels.places.unite(channels.numpy()[channels.numpy() > 0], made[channels.numpy() > 0])
+            walk.channels.follow(channels.numpy()[channels.numpy() > 0], made[channels.numpy() > 0])
         walk.channels.bend(made)
         walk.channels.bend(unique(channels) if channels is not None else made)
     elif groups > 1:
@@ -178,13 +195,7 @@ def convolution(walk: ChannelWalk, step: Step) -> None:
             walk.channels.fix(made, f"{layer!r} computes its bias from other parameters")
 
 
-@rule(
-    """
-    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
-    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-    _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps
-    """
-)
+@rule("attention")
 def attention(walk: ChannelWalk, step: Step) -> None:
     """Heads: queries by keys, and what that gives by values.  # shapes: (N, heads, positions, entries)"""
     label = walk.label("scaled_dot_product_attention")
@@ -209,6 +220,8 @@ def attention(walk: ChannelWalk, step: Step) -> None:
         shape = (q if q is not None else k).shape  # type: ignore[union-attr]
         both = [none.expand(shape) if each is None else each for each in (q, k)]
         _inverse(walk, both[0][:, :, 0], both[1][:, :, 0], label)
+        made = _attended(walk, both[0][:, :, 0], both[1][:, :, 0], *seen[:2])
+        made.values += [] if v is None else [_rows(v[:, :, 0])]
     for out in tensors(step.out):
         walk.give(out, Seen())
     out = next(tensors(step.out))

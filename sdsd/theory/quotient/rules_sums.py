@@ -12,7 +12,7 @@ from .channels import BIAS, KERNEL, READ, SCALE, NormUse, Seen, pairs, renamed, 
 from .walk import ChannelWalk, Step, eps_of, kind_of, rule
 
 
-@rule("add sub rsub")
+@rule("sum")
 def add_(walk: ChannelWalk, step: Step) -> None:
     one, other = step.args[0], step.args[1]
     alpha = float(step.kwargs.get("alpha", 1.0))
@@ -67,12 +67,12 @@ def biased(
 ) -> Seen:
     assert mine.ids is not None
     ids = mine.ids.expand(shape)
-    found = walk.laid(ids, weight, shape)
-    if found is None:
+    place = walk.laid(ids, weight, shape)
+    if place is None:
         walk.outside.add(weight.name)
         walk.channels.fix(unique(ids), f"{weight.name!r} is added to them all alike")
         return Seen(ids)
-    axis, entries, channels = found
+    axis, entries, channels = place
     plain = len(weight.entries) == 1
     walk.use(BIAS if plain else KERNEL, weight, axis, entries, channels, walk.taken(weight))
     if offsets is not None and plain:
@@ -124,7 +124,7 @@ def _with_statistic(walk: ChannelWalk, mine: Seen, theirs: Seen, shape: tuple[in
     return Seen(mine.ids.expand(shape), power=mine.power, statistic=mine.statistic)
 
 
-@rule("mul div")
+@rule("product")
 def scaled(walk: ChannelWalk, step: Step) -> None:
     one, other = step.args[0], step.args[1]
     a, b = walk.seen(one), walk.seen(other)
@@ -167,12 +167,12 @@ def _gamma(walk: ChannelWalk, given: Seen, weight: Seen, shape: tuple[int, ...])
         walk.outside.add(weight.name)
         walk.channels.keep_shift(unique(ids), f"they pass through a product with {label}")
         return Seen(ids)
-    found = walk.laid(ids, weight, shape)
-    if found is None:
+    place = walk.laid(ids, weight, shape)
+    if place is None:
         walk.outside.add(weight.name)
         walk.channels.fix(unique(ids), f"no rule for their product with {label}")
         return Seen()
-    axis, entries, channels = found
+    axis, entries, channels = place
     known = unique(ids)
     made = walk.channels.new(len(known))
     table = np.zeros(walk.channels.count, np.int64)
@@ -182,7 +182,7 @@ def _gamma(walk: ChannelWalk, given: Seen, weight: Seen, shape: tuple[int, ...])
     walk.use(SCALE, weight, axis, entries, table[channels], taken)
     after = renamed(ids, table)
     walk.laid(after, weight, shape)
-    walk.channels.places.unite(known, made)
+    walk.channels.follow(known, made)
     walk.channels.keep_shift(known, f"{label} multiplies them")
     walk.channels.bend(known)
     return Seen(after, offsets={})
@@ -219,7 +219,7 @@ def of_two(walk: ChannelWalk, a: Seen, b: Seen, shape: tuple[int, ...]) -> Seen:
     elif not walk.channels.is_held(unique(b.ids)):
         walk.channels.hold(unique(b.ids), f"{label} multiplies them by other neurons")
     both = (mine > 0) & (theirs > 0)
-    walk.channels.places.unite(mine[both], theirs[both])
+    walk.channels.follow(mine[both], theirs[both])
     for alone in (mine[theirs == 0], theirs[mine == 0]):
         walk.channels.fix(alone, f"{label} joins them with what no layer writes")
     return Seen(wide)
@@ -231,7 +231,7 @@ def _normed(walk: ChannelWalk, ids: Tensor) -> Seen:
     made = walk.channels.new(len(known))
     table = np.zeros(walk.channels.count, np.int64)
     table[known] = made
-    walk.channels.places.unite(known, made)
+    walk.channels.follow(known, made)
     walk.channels.hold(made, "a norm sets their scale")
     return Seen(renamed(ids, table))
 

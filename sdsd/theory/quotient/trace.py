@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...graphs import Ids, first_line, follow, likely_inputs, outputs
 from ...models import is_attached
 from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
+from .attention import heads_and_shifts
 from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, compact, unique, varies
 from .segments import Norm, Order, Segment, Slice, Trace
 from .walk import ChannelWalk
@@ -44,7 +45,12 @@ def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = Fals
             f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
         ) from None
     _outputs(walk, given, softmax_head)
-    return _Finish(walk, dict(model.named_parameters())).trace()
+    finish = _Finish(walk, dict(model.named_parameters()))
+    traced = finish.trace()
+    heads, traced.shifts, notes = heads_and_shifts(run, example_input, walk.channels, finish.free_uses())
+    traced.orders[:0] = heads  # first, for inside them neurons change places, too
+    traced.notes += notes
+    return traced
 
 
 def _outputs(walk: ChannelWalk, given: Any, softmax_head: bool) -> None:
@@ -82,7 +88,16 @@ class _Finish:
         self.segments, self.members = self._segments()
         used = {use.name for use in self.channels.uses}
         untouched = [name for name in self.parameters if name not in used]
-        return Trace(self.segments, self._orders(), self.channels.notes, untouched)
+        return Trace(self.segments, self._orders(), self.channels.notes, untouched, [])
+
+    def free_uses(self) -> dict[str, list[Use]]:
+        """Uses of parameters that train, and that nothing outside a layer takes."""
+        by_name: dict[str, list[Use]] = {}
+        for use in self.channels.uses:
+            parameter = self.parameters.get(use.name)
+            if parameter is not None and parameter.requires_grad and use.name not in self.walk.outside:
+                by_name.setdefault(use.name, []).append(use)
+        return by_name
 
     # ---- what may not move after all ---------------------------------------------------------------------------------
 
@@ -147,13 +162,13 @@ class _Finish:
 
     def _segments(self) -> tuple[list[Segment], list[Ids]]:
         """Segments in the order of their first channels, and the channels of each."""
-        found: dict[Any, list[int]] = {}
+        kinds: dict[Any, list[int]] = {}
         signatures = self._signatures(self.unit, self.sign, self.channels.norms)
         first = {unit: channel for channel, unit in reversed(list(enumerate(self.unit.tolist())))}
         for unit in sorted(signatures, key=first.__getitem__):
-            found.setdefault(signatures[unit], []).append(unit)
+            kinds.setdefault(signatures[unit], []).append(unit)
         segments, members = [], []
-        for units in sorted(found.values(), key=lambda units: first[units[0]]):
+        for units in sorted(kinds.values(), key=lambda units: first[units[0]]):
             number = np.full(len(self.channels.signs.parents), -1)
             number[units] = np.arange(len(units))
             segment = self._segment(number[self.unit], len(units))
@@ -286,18 +301,18 @@ class _Finish:
         for unit in sorted(signatures, key=first.__getitem__):
             if unit not in bad:
                 kinds.setdefault(signatures[unit], []).append(unit)
-        found = []
+        alike_runs = []
         for alike in kinds.values():
             runs: dict[tuple[int, ...], list[int]] = {}
             for unit in alike:
                 runs.setdefault(tuple(sorted(labels[unit])), []).append(unit)
             sizes = {len(run) for run in runs.values()}
             if len(sizes) == 1:
-                found.append(([unit for run in runs.values() for unit in run], sizes.pop()))
+                alike_runs.append(([unit for run in runs.values() for unit in run], sizes.pop()))
             else:
-                found += [(each, len(each)) for each in runs.values()]
-        found.sort(key=lambda each: first[each[0][0]])
-        return [self._order(alike, run) for alike, run in found if run > 1]
+                alike_runs += [(each, len(each)) for each in runs.values()]
+        alike_runs.sort(key=lambda each: first[each[0][0]])
+        return [self._order(alike, run) for alike, run in alike_runs if run > 1]
 
     def _order(self, units: list[int], run: int) -> Order:
         number = np.full(len(self.channels.places.parents), -1)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...graphs import Ids, Step, adding_to, tensors
+from ...graphs import Ids, Step, adding_to, step_of, tensors
 from .channels import KERNEL, READ, Channels, Seen, Use, compact, unique, varies
 
 Rule = Callable[["ChannelWalk", Step], None]
 RULES: dict[str, Rule] = {}
-"""The rule of each operation, by its name in torch.ops.aten."""
+"""The rule of each kind of operation that can be followed."""
 TRY_SHAPES = "pass example_input if this is wrong"
 
 
@@ -40,6 +40,7 @@ class ChannelWalk:
         self.channels = Channels()
         self.named: dict[int, Seen] = {}
         self.values: Any = WeakIdKeyDictionary()
+        self.scores: Any = WeakIdKeyDictionary()  # what became of products of queries and keys: which attention's
         self.module = ""
         self.outside: set[str] = set()  # parameters that go into something without a rule
         self.calls = 0
@@ -82,19 +83,23 @@ class ChannelWalk:
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation of torch."""
-        name = func._schema.name.rpartition("::")[2]
-        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         given = [self.seen(each) for each in (*tensors(args), *tensors(tuple(kwargs.values())))]
+        made = step_of(func, args, kwargs, out)
+        self.pass_scores(made)
         if all(each.ids is None and not each.entries and not each.computed for each in given):
             return
-        made = Step(plain, func, args, kwargs, out)
-        found = RULES.get(plain)
-        if found is not None:
-            found(self, made)
-        elif torch.Tag.pointwise in func.tags and len(list(tensors(args))) == 1:
-            RULES["curved"](self, made)
-        else:
-            self.opaque(made)
+        RULES.get(made.row.kind, ChannelWalk.opaque)(self, made)
+
+    def pass_scores(self, step: Step) -> None:
+        """What is made of scores of attention are scores still, until values are weighted by them."""
+        if step.row.kind == "matrix product":
+            return
+        for given in (*tensors(step.args), *tensors(tuple(step.kwargs.values()))):
+            scores = self.scores.get(given)
+            if scores is not None:
+                for out in tensors(step.out):
+                    self.scores[out] = scores
+                return
 
     # ---- what no rule knows ------------------------------------------------------------------------------------------
 
@@ -144,8 +149,8 @@ class ChannelWalk:
 
     def axis_along(self, weight: Seen, dim: int) -> int | None:
         """The axis of a parameter that lies along a dimension of a view of it; None where there is not just one."""
-        found = [axis for axis, each in enumerate(weight.entries) if varies(each, dim)]
-        return found[0] if len(found) == 1 else None
+        axes = [axis for axis, each in enumerate(weight.entries) if varies(each, dim)]
+        return axes[0] if len(axes) == 1 else None
 
     def through(self, given: Seen, weight: Seen, dims: tuple[int, int], shape: Iterable[int], role: str) -> Seen:
         """A product with a parameter: `dims` of its view are read and written, the last of `given` is read.
@@ -236,7 +241,7 @@ class ChannelWalk:
             return None
         first, where = np.unique(entries, return_index=True)
         lead = channels[where][np.searchsorted(first, entries)]
-        self.channels.tie(torch.from_numpy(channels), torch.from_numpy(lead))
+        self.channels.tie(torch.from_numpy(channels), torch.from_numpy(lead), shared=True)
         return axes[0], entries, channels
 
 

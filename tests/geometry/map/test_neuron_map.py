@@ -537,7 +537,7 @@ def test_files_that_cannot_be_written(layer, tmp_path):
 )
 def test_missing_extras_are_named(layer, tmp_path, monkeypatch, package, call):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=r"pip install '\.\[report\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '(\.|sdsd)\[report\]"):
         call(layer, tmp_path / "map")
     assert not list(tmp_path.iterdir())
 
@@ -626,7 +626,7 @@ def test_umap_where_it_is_not_or_cannot_be(monkeypatch):
     with pytest.raises(ValueError, match="method: expected one of 'smacof', 'umap', got 'tsne'"):
         embed(torch.eye(10), method="tsne")
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(MissingExtraError, match=r"needs umap-learn.*pip install '\.\[umap\]'"):
+    with pytest.raises(MissingExtraError, match=r"needs umap-learn.*pip install '(\.|sdsd)\[umap\]"):
         embed(torch.eye(10), method="umap")
 
 

@@ -1,0 +1,102 @@
+"""What was done to a whole model: a row a layer, as text, as JSON, as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .merge import How
+from .model_page import page_of
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of `ModelConsolidation`.
+
+    Attributes:
+        layer: its name.
+        writers: layers that write the same neurons.
+        neurons: (before, after); of a mixture, experts.
+        pairs: what was merged; of a mixture, the second expert of each was taken out.
+        cosine: mean of the pairs' cosines; None without pairs.
+        parameters: how many fewer the model has for it, about: what several layers save together is counted once.
+        refused: why nothing was done; "" where something could be.
+        foretold: root mean square change of what the readers get, over what they get; None without pairs, and for
+            experts.
+        alone: what `evaluate` gave with this layer's pairs merged and no others; None without it.
+    """
+
+    layer: str
+    writers: tuple[str, ...]
+    neurons: tuple[int, int]
+    pairs: tuple[tuple[int, int], ...]
+    cosine: float | None
+    parameters: int
+    refused: str
+    foretold: float | None = None
+    alone: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelConsolidation:
+    """What `consolidate_model` did; prints as a table. Each of the pairs of numbers is (before, after).
+
+    Attributes:
+        layers: one row a group of layers, and one a mixture of experts.
+        how: "mean" | "absorb".
+        parameters: of the whole model.
+        flops: of one forward pass over the example.
+        compared: whether the smaller network was run beside the merged one, and agreed to rounding.
+        evaluated: what `evaluate` gave; None without it.
+    """
+
+    layers: tuple[LayerReport, ...]
+    how: How
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None
+    compared: bool
+    evaluated: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        lines = table_of(self.layers, None if self.evaluated is None else self.evaluated[0])
+        share = 100 * (1 - self.parameters[1] / self.parameters[0])
+        lines.append(f"parameters {self.parameters[0]:,} → {self.parameters[1]:,} (−{share:.1f}%), how={self.how!r}")
+        if self.evaluated is not None:
+            lines.append(f"evaluated {self.evaluated[0]:.6g} → {self.evaluated[1]:.6g}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as `json.dumps` takes it."""
+        return asdict(self)
+
+    def save_html(self, path: str | Path) -> Path:
+        """One page that opens without a network: neurons that were cut, layer by layer, beside what it cost.
+
+        Args:
+            path: of the file to write.
+
+        Returns:
+            The path.
+        """
+        path = Path(path)
+        path.write_text(page_of(self.to_dict()), encoding="utf-8")
+        return path
+
+
+def table_of(rows: Sequence[LayerReport], whole: float | None) -> list[str]:
+    """Rows as lines of text; `whole`: what `evaluate` gave for the model as it was."""
+    wide = max((len(row.layer) for row in rows), default=5)
+    costs = f"  {'foretold':>8}" + ("" if whole is None else f"  {'alone':>10}")
+    lines = [f"  {'layer':<{wide}}  neurons        pairs  mean cosine{costs}"]
+    for row in rows:
+        change = f"{row.neurons[0]} → {row.neurons[1]}"
+        cosine = "–" if row.cosine is None else f"{row.cosine:.3f}"
+        foretold = "–" if row.foretold is None else f"{row.foretold:.2%}"
+        alone = "" if whole is None else f"  {'–' if row.alone is None else f'{row.alone - whole:+.3g}':>10}"
+        refused = f"  refused: {row.refused}" if row.refused else ""
+        lines.append(
+            f"  {row.layer:<{wide}}  {change:<13}  {len(row.pairs):>5}  {cosine:>11}  {foretold:>8}{alone}{refused}"
+        )
+    return lines

@@ -1,0 +1,208 @@
+"""What operations of torch do to neurons: one vocabulary for all that follows a running model.
+
+An operation has one row; a walk has one rule for each kind of row that it can follow (`Walk`, for what can be cut;
+`ChannelWalk` of `sdsd.theory`, for what can be moved). A new operation is one name in a row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Row(NamedTuple):
+    """Operations alike.
+
+    Attributes:
+        kind: what becomes of entries, in one word; walks have a rule a kind.
+        names: in torch.ops.aten, without the underscore of those that work in place.
+        linear: each entry of the result is a sum of entries of what goes in, times numbers; of a product, where all
+            factors but one are numbers.
+        power: a positive factor on all that goes in comes out to this power; None where it depends on more, or where
+            none does.
+    """
+
+    kind: str
+    names: str
+    linear: bool = False
+    power: float | None = None
+
+
+def spatial_names() -> list[str]:
+    """Operations that pool, pad or resize pictures, by their names in torch.ops.aten."""
+    names: list[Any] = [each.partition(".")[0] for each in torch._C._dispatch_get_all_op_names() if "aten::" in each]
+    plain = {each.rpartition("::")[2] for each in names}
+    fitting = re.compile(
+        r"(_?adaptive_)?(max|avg|fractional_max|lp)_pool\dd(_with_indices)?$|mkldnn_\w*pool\dd$|"
+        r"_?upsample_\w+\dd(_aa)?$|(reflection|replication)_pad\dd$"
+    )
+    return sorted(each for each in plain if fitting.match(each))
+
+
+EACH = "each"
+"""The kind of operations without a row that torch itself calls pointwise."""
+
+MOVES = {
+    "reshape": "view _unsafe_view reshape _reshape_alias view_as flatten unflatten",
+    "permute": "permute t transpose movedim swapaxes",
+    "squeeze": "squeeze unsqueeze",
+    "expand": "expand expand_copy",
+    "repeat": "repeat tile",
+    "select": "select unbind unbind_copy",
+    "slice": "slice narrow",
+    "split": "split split_with_sizes chunk unsafe_chunk unsafe_split split_copy tensor_split",
+    "cat": "cat concat concatenate",
+    "stack": "stack",
+    "flip": "flip",
+    "roll": "roll",
+    "index": "index index_select gather",
+    "copy": "copy",
+    "restride": "as_strided",
+    "window": "unfold",
+    "diagonal": "diagonal",
+    "shuffle": "channel_shuffle native_channel_shuffle",
+    "to pixels": "pixel_shuffle",
+    "from pixels": "pixel_unshuffle",
+}
+
+ROWS = (
+    # Every entry by itself.
+    Row("same", "clone _to_copy alias detach lift_fresh lift contiguous positive", linear=True, power=1),
+    Row("same", "native_dropout", power=1),
+    Row("sum", "add sub rsub", linear=True, power=1),
+    Row("product", "mul div", linear=True),
+    Row("negative", "neg", linear=True, power=1),
+    Row("power", "relu leaky_relu abs rrelu_with_noise", power=1),
+    Row("power", "sqrt", power=0.5),
+    Row("power", "rsqrt", power=-0.5),
+    Row("power", "square", power=2),
+    Row("power", "reciprocal", power=-1),
+    Row("power", "pow"),
+    Row("prelu", "_prelu_kernel", power=1),
+    Row("curved", "clamp clamp_min clamp_max hardtanh threshold log_sigmoid_forward hardswish"),
+    Row("mask", "masked_fill"),
+    Row(EACH, "_conj", linear=True, power=1),
+    Row(
+        EACH,
+        """
+        floor_divide complex polar fill zero normal uniform bernoulli random exponential set_data where resolve_conj
+        nan_to_num log_normal geometric cauchy masked_scatter _fused_dropout isin detach_copy alias_copy _copy_from
+        """,
+    ),
+    # Entries move, and stay what they are.
+    *(Row(kind, names, linear=True, power=1) for kind, names in MOVES.items()),
+    Row("pad", "constant_pad_nd pad"),
+    Row("put", "index_put index_add scatter scatter_add scatter_reduce index_copy index_fill index_reduce"),
+    Row("lookup", "embedding"),
+    Row("bag", "_embedding_bag _embedding_bag_forward_only"),
+    # Entries are made.
+    Row(
+        "constant",
+        """
+        zeros ones empty full rand randn new_zeros new_ones new_empty new_full empty_strided new_empty_strided
+        scalar_tensor
+        """,
+    ),
+    Row("like", "zeros_like ones_like empty_like full_like rand_like randn_like randint_like"),
+    Row("count", "arange eye linspace logspace tril_indices triu_indices randperm randint one_hot"),
+    # Entries of an axis are taken together.
+    Row("reduce", "mean sum", linear=True, power=1),
+    Row("reduce", "amax amin std std_mean linalg_vector_norm max min", power=1),
+    Row("reduce", "var var_mean", power=2),
+    Row("digest", "norm median nansum nanmean aminmax mode dist kthvalue", power=1),
+    Row("digest", "logsumexp prod argmax argmin any all count_nonzero"),
+    Row("softmax", "_softmax _log_softmax softmax log_softmax _safe_softmax"),
+    Row("cumulate", "cumsum cumprod logcumsumexp"),
+    Row("order", "topk sort argsort unique_dim cummax cummin"),
+    Row("gate", "glu"),
+    Row("pool", " ".join(spatial_names()), power=1),
+    Row(
+        "batch norm",
+        """
+        native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update
+        _native_batch_norm_legit_no_training _batch_norm_no_update _native_batch_norm_legit_functional
+        """,
+    ),
+    Row("layer norm", "native_layer_norm _fused_rms_norm rms_norm layer_norm"),
+    Row("group norm", "native_group_norm group_norm"),
+    Row("weight norm", "_weight_norm_interface _weight_norm"),
+    # Products that are summed over an axis.
+    Row("matrix product", "mm addmm bmm baddbmm mv addmv dot vdot"),
+    Row("grouped product", "_grouped_mm _scaled_grouped_mm"),
+    Row("convolution", "convolution _convolution"),
+    Row(
+        "attention",
+        """
+        _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+        _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps
+        """,
+    ),
+    Row("recurrent layer", "mkldnn_rnn_layer"),
+)
+
+KINDS = tuple(dict.fromkeys(row.kind for row in ROWS))
+OPERATIONS = {name: row for row in ROWS for name in row.names.split()}
+
+
+class Step(NamedTuple):
+    """One operation of torch that was carried out, and its row."""
+
+    name: str
+    row: Row
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+
+UNKNOWN = Row("", "")
+POINTWISE = Row(EACH, "")
+
+
+def step_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Step:
+    """What a dispatch mode is told of an operation, with the row of the vocabulary."""
+    name = func._schema.name.rpartition("::")[2]
+    plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    row = OPERATIONS.get(plain) or (POINTWISE if torch.Tag.pointwise in func.tags else UNKNOWN)
+    return Step(plain, row, func, args, kwargs, out)
+
+
+Rule = TypeVar("Rule")
+
+
+def adding_to(rules: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
+    """A decorator that makes a function the rule for the kinds it is given.
+
+    Raises:
+        KeyError: a kind that no row of the vocabulary has.
+    """
+
+    def rule(*kinds: str) -> Callable[[Rule], Rule]:
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown:
+            raise KeyError(f"no operation is of the kind {unknown[0]!r}; known are {', '.join(KINDS)}")
+
+        def add(made: Rule) -> Rule:
+            rules.update(dict.fromkeys(kinds, made))
+            return made
+
+        return add
+
+    return rule
+
+
+def tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors among arguments or results."""
+    for value in values if isinstance(values, (tuple, list)) else (values,):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from tensors(value)

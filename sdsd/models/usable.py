@@ -1,0 +1,87 @@
+"""Whether what came is a model whose layers can be watched and changed, and if not, what to pass instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def check_model(model: Any, *, offloaded: bool = False) -> None:
+    """TypeError or ValueError for what is no model in Python with values.
+
+    Args:
+        model: what came.
+        offloaded: whether values may lie elsewhere until a layer is called (accelerate's hooks).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {_what(model)}.")
+    refuse_scripted(model)
+    if _is_exported(model):
+        raise TypeError(
+            f"model: expected an nn.Module as it was written, got the {type(model).__name__} of an exported program, "
+            "whose layers are operations of a graph. Pass the model that was exported."
+        )
+    refuse_meta(model, offloaded)
+
+
+def _what(model: Any) -> str:
+    if isinstance(model, torch.export.ExportedProgram):
+        return "ExportedProgram. Pass the model that was exported"
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return f"the class {model.__name__}. Make a model of it first"
+    if hasattr(model, "items") and any(isinstance(each, torch.Tensor) for _, each in model.items()):
+        return f"{type(model).__name__} of tensors. Load it into a model (load_state_dict), and pass that"
+    return type(model).__name__
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """TypeError for a model whose layers cannot be watched."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"model: expected an nn.Module in Python, got {type(model).__name__}, whose layers cannot be watched. Pass "
+            "the model that was scripted or traced."
+        )
+
+
+def _is_exported(model: nn.Module) -> bool:
+    """What `ExportedProgram.module()` gives has an `eval` of its own, which raises."""
+    return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
+
+
+def refuse_meta(model: nn.Module, offloaded: bool) -> None:
+    """ValueError for tensors without values, now or in what would be made of the model."""
+    for path, module in model.named_modules():
+        if offloaded and hasattr(module, "_hf_hook"):
+            continue
+        tensors = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
+        for name, tensor in tensors:
+            if tensor.device.type == "meta":
+                raise ValueError(
+                    f"model: {name!r} is on the meta device and has no values. Load its weights first "
+                    "(from_pretrained, or to_empty and load_state_dict)."
+                )
+    holder = nn.Module()
+    holder.probe = nn.Parameter(torch.empty(1))
+    if holder.probe.device.type == "meta":
+        raise ValueError(
+            "model: new tensors go to the meta device here and have no values. Call this outside of "
+            "torch.device('meta') and init_empty_weights."
+        )
+
+
+def refuse_scripted_parts(modules: dict[str, nn.Module]) -> None:
+    """TypeError for layers that cannot be watched."""
+    for name, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"layers: {name!r} is {type(module).__name__}, whose values cannot be watched. Put the module that was "
+                "scripted or traced in its place."
+            )
+
+
+def quantised(module: nn.Module) -> bool:
+    """Whether the module's weights are packed in whole numbers, as torch.ao and bitsandbytes do it."""
+    home = type(module).__module__
+    return "quantized" in home or home.startswith("bitsandbytes.")
