@@ -3,6 +3,7 @@
     python -m tests.newcomer --quick          what CI runs: this environment, a fresh clone; under two minutes
     python -m tests.newcomer                  everything; `make newcomer`
     python -m tests.newcomer --only wheel
+    python -m tests.newcomer --only two-commands --whole-suite    `make test` as the README has it
 
 What is not committed is not in the clone, and so is not seen. PIP_ARGS is handed on to pip. Every step prints what it
 ran, and the exit status is 1 where one failed; nothing is left out without a line that says so.
@@ -11,6 +12,7 @@ ran, and the exit status is 1 where one failed; nothing is left out without a li
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shutil
@@ -196,13 +198,19 @@ def step_quick(folder: Path) -> None:
         wheel_alone(built(here, folder), version, command, folder)
 
 
-def step_two_commands(folder: Path) -> None:
-    """`make demo` and the quick part of `make test`, in a clone and an environment of its own."""
+QUICK_TESTS = ("tests/test_checks.py", "tests/test_readme.py", "tests/test_packaging.py")
+
+
+def step_two_commands(folder: Path, whole_suite: bool = False) -> None:
+    """`make demo` and `make test`, in a clone and an environment of its own; of the tests a few, or the whole suite."""
     here = clone(folder)
     run(["make", "demo"], here)
     if not (here / "out" / "demo" / "report.html").exists():
         raise FailedError("make demo wrote no out/demo/report.html")
-    run(["make", "test", "TEST_ARGS=tests/test_checks.py tests/test_readme.py tests/test_packaging.py"], here)
+    some = [] if whole_suite else [f"TEST_ARGS={' '.join(QUICK_TESTS)}"]
+    told = run(["make", "test", *some], here, minutes=180)
+    tests = "the whole suite" if whole_suite else f"{', '.join(QUICK_TESTS)}; all with --whole-suite"
+    print(f"      {told.strip().splitlines()[-1].strip('= ')} ({tests})", flush=True)
 
 
 def step_commands(folder: Path) -> None:
@@ -313,15 +321,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="what CI runs")
     parser.add_argument("--only", nargs="+", choices=STEPS, help="these steps alone")
+    parser.add_argument("--whole-suite", action="store_true", help="in two-commands: all tests, not a few")
     parser.add_argument("--without", nargs="+", choices=STEPS, default=(), help="all but these steps")
     arguments = parser.parse_args()
+    left_out = arguments.quick or "two-commands" not in (arguments.only or STEPS) or "two-commands" in arguments.without
+    if arguments.whole_suite and left_out:
+        parser.error("--whole-suite is for the step two-commands, which is left out")
+    steps = dict(STEPS)
+    if arguments.whole_suite:
+        steps["two-commands"] = functools.partial(step_two_commands, whole_suite=True)
     chosen = {"quick": step_quick} if arguments.quick else {
-        name: step for name, step in STEPS.items()
+        name: step for name, step in steps.items()
         if (not arguments.only or name in arguments.only) and name not in arguments.without
     }  # fmt: skip
     failed = []
     for name, step in chosen.items():
-        print(f"{name}: {(step.__doc__ or '').strip()}", flush=True)
+        about = step.func.__doc__ if isinstance(step, functools.partial) else step.__doc__
+        print(f"{name}: {(about or '').strip()}", flush=True)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             try:

@@ -71,6 +71,34 @@ def test_a_step_that_fails_is_in_the_status(monkeypatch, capsys):
     assert newcomer.main() == 0
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_make_test_runs_the_whole_suite_where_it_is_asked_for(monkeypatch, capsys, tmp_path, whole):
+    commands = []
+
+    def run(command: list[str], cwd: Path, **_: object) -> str:
+        commands.append(command)
+        return "...\n=== 3 passed in 1s ===\n"
+
+    monkeypatch.setattr(newcomer, "run", run)
+    monkeypatch.setattr(newcomer, "clone", lambda folder: tmp_path)
+    (tmp_path / "out" / "demo").mkdir(parents=True)
+    (tmp_path / "out" / "demo" / "report.html").touch()
+    monkeypatch.setattr(sys, "argv", ["newcomer", "--only", "two-commands", *(["--whole-suite"] if whole else [])])
+    assert newcomer.main() == 0
+    told = capsys.readouterr().out
+    assert ("3 passed in 1s (the whole suite)" if whole else "all with --whole-suite)") in told
+    (test,) = (command for command in commands if command[:2] == ["make", "test"])
+    assert (len(test) == 2) is whole
+
+
+@pytest.mark.parametrize("more", [["--quick"], ["--only", "wheel"], ["--without", "two-commands"]])
+def test_the_whole_suite_of_a_step_that_is_left_out_is_refused(monkeypatch, more):
+    monkeypatch.setattr(sys, "argv", ["newcomer", "--whole-suite", *more])
+    with pytest.raises(SystemExit) as stop:
+        newcomer.main()
+    assert stop.value.code == 2
+
+
 def test_this_python_is_at_hand():
     found = newcomer.pythons()
     assert found[f"{sys.version_info.major}.{sys.version_info.minor}"] == sys.executable

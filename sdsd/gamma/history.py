@@ -74,7 +74,7 @@ class GammaHistory(Sequence[Row]):
         parameters: rows of parameters, too.
 
     Raises:
-        ValueError: a file that holds something else than such rows.
+        ValueError: a file that holds something else than such rows, a directory, a folder that is not there.
         OSError: a file that cannot be read or written.
 
     Example:
@@ -97,6 +97,8 @@ class GammaHistory(Sequence[Row]):
         self._written = time.monotonic()
         self._size: int | None = 0
         """Of the file as this history left it, in bytes; None where that is not known."""
+        if self.path is not None:
+            _check_writable(self.path)
         if self.path is not None and self.path.exists():
             self._rows, whole = _read(self.path)
             LOGGER.info("%s: %d rows of an earlier run are gone on with", self.path, len(self._rows))
@@ -327,10 +329,24 @@ def row_of_line(line: str) -> Row:
     return row
 
 
+def _check_writable(path: Path) -> None:
+    """Refuse now what would stop a run at its first row."""
+    folder = path.resolve().parent
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file for the history, got a directory. Name a file in it.")
+    if not folder.is_dir():
+        raise ValueError(f"{path}: expected a file in a folder that is there, and {folder} is not. Make it first.")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ValueError(f"{path}: expected a file that can be written, and it may not be. Name another.")
+
+
 def _read(path: Path) -> tuple[list[Row], bool]:
     """The rows of a file, and whether it was whole: a last line that was cut off is left out."""
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a history, which is text, got other bytes. Name another file.") from error
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(row_of_line(line))

@@ -144,6 +144,17 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "hello\nthere\n"
 
 
+def test_a_place_that_cannot_hold_a_history_is_refused_before_the_run(tmp_path):
+    (tmp_path / "array.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    for path, said in (
+        (tmp_path, "got a directory"),
+        (tmp_path / "nowhere" / "run.jsonl", "in a folder that is there"),
+        (tmp_path / "array.npy", "array.npy: expected a history"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sdsd.GammaHistory(path)
+
+
 def test_two_runs_with_one_file_are_told_so_and_the_later_keeps_it(tmp_path):
     path = tmp_path / "run.jsonl"
     (first, model), (second, other) = monitored(history=path), monitored(history=path)

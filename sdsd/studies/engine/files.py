@@ -28,7 +28,14 @@ def prepare_output(out: str | Path) -> Path:
             pass
     except OSError as error:
         blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
-        why = f"{blocking} is a file" if blocking else (error.strerror or str(error))
+        broken = next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None)
+        why = (
+            f"{blocking} is a file"
+            if blocking
+            else f"{broken} is a link to what is not there"
+            if broken
+            else error.strerror or str(error)
+        )
         raise ValueError(
             f"output directory {folder}: expected a directory that can be written, but {why}. "
             f"Choose another with --out."
