@@ -66,6 +66,22 @@ IN_SHAPE = (
     "sdsd_kernels",
 )
 """Where the lengths of files and of rows of parameters are held."""
+PLAIN_NAMES = (
+    "sdsd.cli",
+    "sdsd.geometry.collect",
+    "sdsd.geometry.comparing",
+    "sdsd.geometry.cosines",
+    "sdsd.geometry.gram",
+    "sdsd.geometry.map",
+    "sdsd.graphs",
+    "sdsd.integrations",
+    "sdsd.models",
+    "sdsd.report",
+    "sdsd.studies",
+    "sdsd.theory",
+    "sdsd_kernels",
+)
+"""Where no name is "found"."""
 
 
 PUBLIC = (
@@ -214,6 +230,14 @@ def door_violations(path: Path, root: Path) -> Iterator[str]:
             yield f"{where}: {target} is private to {folder}"
 
 
+def vague_names(path: Path, root: Path) -> Iterator[str]:
+    """Variables, parameters and attributes called "found": a word that says nothing of what is in them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = getattr(node, {ast.Name: "id", ast.arg: "arg", ast.Attribute: "attr"}.get(type(node), "-"), "")
+        if name == "found":
+            yield f"{path.relative_to(root)}:{getattr(node, 'lineno', 0)}: call it what it is, not {name!r}"
+
+
 def unlisted(folder: Path) -> list[str]:
     """Files and folders of a folder that its __init__ does not say anything of; a pattern such as `rules_*.py` may."""
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
@@ -223,6 +247,20 @@ def unlisted(folder: Path) -> list[str]:
     names = [*(path.name for path in inside), *(f"{path.name}/" for path in folders)]
     known = [*listed, *(f"{name}/" for name in listed)]
     return sorted(name for name in names if not any(fnmatch.fnmatch(name, each) for each in known))
+
+
+def ragged(folder: Path) -> list[str]:
+    """Rows of the tables of an __init__ that run into the margin between columns, which is no table to a parser."""
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    width, rows, wrong = 0, False, list[str]()
+    for line in text.splitlines():
+        if re.fullmatch(r"=+(  =+)+", line):
+            width, rows = line.index(" "), True
+        elif not line:
+            rows = False
+        elif rows and line[width : width + 2].strip():
+            wrong.append(line)
+    return wrong
 
 
 def circles(root: Path) -> Iterator[str]:
@@ -369,26 +407,29 @@ def shape_violations(path: Path, root: Path) -> Iterator[str]:
 
 def violations(root: Path) -> list[str]:
     """Every import under `root` that breaks a rule of the house, as "file:line: what is wrong"."""
-    found = []
+    wrong: list[str] = []
     public = exported(root)
+    for path in sorted([*(root / "sdsd").rglob("*.py"), *(root / "sdsd_kernels").rglob("*.py")]):
+        if f"{module_name(path, root)}.".startswith(tuple(f"{room}." for room in PLAIN_NAMES)):
+            wrong += vague_names(path, root)
     for path in sorted((root / "sdsd").rglob("*.py")):
-        found += [*room_violations(path, root), *door_violations(path, root), *shape_violations(path, root)]
+        wrong += [*room_violations(path, root), *door_violations(path, root), *shape_violations(path, root)]
         for target, line, _, plain, _ in imports(path, root):
             package, _, name = target.partition(".")
             if package == "sdsd_kernels" and name and (plain or name not in public):
-                found.append(f"{path.relative_to(root)}:{line}: {target} is not exported by sdsd_kernels/__init__.py")
+                wrong.append(f"{path.relative_to(root)}:{line}: {target} is not exported by sdsd_kernels/__init__.py")
             if package == "triton":
-                found.append(f"{path.relative_to(root)}:{line}: sdsd imports triton")
-    found += circles(root)
+                wrong.append(f"{path.relative_to(root)}:{line}: sdsd imports triton")
+    wrong += circles(root)
     for path in sorted((root / "sdsd_kernels").rglob("*.py")):
-        found += shape_violations(path, root)
+        wrong += shape_violations(path, root)
         for target, line, *_ in imports(path, root):
             package = target.split(".")[0]
             if package == "sdsd":
-                found.append(f"{path.relative_to(root)}:{line}: sdsd_kernels imports {target}")
+                wrong.append(f"{path.relative_to(root)}:{line}: sdsd_kernels imports {target}")
             if package == "triton" and not WITH_TRITON.fullmatch(path.name):
-                found.append(f"{path.relative_to(root)}:{line}: only kernels and their configurations import triton")
-    return found
+                wrong.append(f"{path.relative_to(root)}:{line}: only kernels and their configurations import triton")
+    return wrong
 
 
 def test_circles_are_found(tmp_path):
@@ -405,6 +446,13 @@ def test_imports_run_downward_only():
 def test_every_door_says_what_is_inside():
     doors = [path.parent for package in ("sdsd", "sdsd_kernels") for path in (ROOT / package).rglob("__init__.py")]
     assert {str(door.relative_to(ROOT)): unlisted(door) for door in doors if unlisted(door)} == {}
+
+
+def test_tables_of_doors_are_tables(tmp_path):
+    doors = [path.parent for package in ("sdsd", "sdsd_kernels") for path in (ROOT / package).rglob("__init__.py")]
+    assert {str(door.relative_to(ROOT)): ragged(door) for door in doors if ragged(door)} == {}
+    table = "Doors.\n\n=====  ====\n`a.py`  one\nb.py   two\n=====  ====\n\nlonger text"
+    assert ragged(build(tmp_path, {"__init__.py": f'"""{table}"""'})) == ["`a.py`  one"]
 
 
 def test_what_a_door_leaves_out_is_found(tmp_path):
@@ -488,6 +536,8 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ("sdsd_kernels/gamma_moments/kernel.py", "x  = 1  # fmt: skip", "the formatter wins"),
         ("sdsd_kernels/gamma_moments/op.py", "# fmt: off", "the formatter wins"),
         ("sdsd_kernels/gamma_moments/op.py", "x = 1\n" * 401, "401 lines; make it a folder"),
+        ("sdsd/report/html.py", "def f(found): ...", "call it what it is"),
+        ("sdsd/studies/digits.py", "found = 1", "call it what it is"),
         ("sdsd/__main__.py", "from .cli.parser import Parser", "behind the door of sdsd.cli"),
         (
             "sdsd/studies/digits.py",

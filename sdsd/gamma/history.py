@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,9 @@ class GammaHistory(Sequence[Row]):
     from an older checkpoint, are replaced. Rows are written when `WAITING` steps or `SECONDS` have passed, by `flush`,
     and when the monitor is detached. Let one rank of several write. `sdsd watch` shows such a file while it grows.
 
+    A file belongs to one run: where somebody else changes it meanwhile, a warning says so and rows stay in memory from
+    there on; a file that is taken away is written anew, with all rows. Copies and pickles hold rows, without the file.
+
     Args:
         path: the file, or None to keep rows in memory alone.
         parameters: rows of parameters, too.
@@ -91,12 +95,15 @@ class GammaHistory(Sequence[Row]):
         self._waiting: list[tuple[int, GammaStats]] = []
         self._rows: list[Row] = []
         self._written = time.monotonic()
+        self._size: int | None = 0
+        """Of the file as this history left it, in bytes; None where that is not known."""
         if self.path is not None and self.path.exists():
             self._rows, whole = _read(self.path)
             LOGGER.info("%s: %d rows of an earlier run are gone on with", self.path, len(self._rows))
             if not whole:
                 LOGGER.warning("%s: the last line was cut off and is taken away", self.path)
                 self._write_all()
+            self._size = self.path.stat().st_size
 
     def __call__(self, monitor: GammaMonitor, stats: GammaStats) -> None:
         """Take a measured step: what `GammaMonitor.add_observer` calls."""
@@ -120,7 +127,8 @@ class GammaHistory(Sequence[Row]):
             kept = [row for row in self._rows if row["step"] < step]
             LOGGER.info("step %d comes again: %d rows from it on are replaced", step, len(self._rows) - len(kept))
             self._rows = kept
-            self._write_all()
+            if self._is_ours():
+                self._write_all()
         self._waiting.append((step, stats))
         late = self.path is not None and time.monotonic() - self._written >= SECONDS
         if late or len(self._waiting) >= WAITING:
@@ -130,11 +138,39 @@ class GammaHistory(Sequence[Row]):
         """Copy the numbers of waiting steps from their device, and write their rows."""
         waiting, self._waiting = self._waiting, []
         fresh = [row for step, stats in waiting for row in self._rows_of(step, stats)]
-        if fresh and self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(_line(row) for row in fresh)
         self._rows += fresh
         self._written = time.monotonic()
+        if fresh and self._is_ours():
+            self._write(fresh)
+
+    def _is_ours(self) -> bool:
+        """Whether there is a file to write to: not one that somebody else has changed, which is left to them."""
+        if self.path is None:
+            return False
+        if self._size is None or not self.path.exists() or self.path.stat().st_size == self._size:
+            return True
+        text = (
+            f"{self.path} has changed since this run wrote to it: another run writes to the same file. This run's rows "
+            "stay in memory from here on; name a file for each run."
+        )
+        LOGGER.warning("%s", text)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        self.path = None
+        return False
+
+    def _write(self, fresh: list[Row]) -> None:
+        assert self.path is not None
+        if self._size is None or not self.path.exists():
+            self._write_all()
+            return
+        self._size = None  # what a write that fails leaves there is not known
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(_line(row) for row in fresh)
+        self._size = self.path.stat().st_size
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        return self.__dict__ | {"path": None, "_rows": list(self._rows), "_waiting": []}
 
     def __len__(self) -> int:
         self.flush()
@@ -229,11 +265,12 @@ class GammaHistory(Sequence[Row]):
                 yield _row(step, name, part)
 
     def _write_all(self) -> None:
-        if self.path is None:
-            return
-        draft = self.path.with_name(self.path.name + ".part")
+        assert self.path is not None
+        target = self.path.resolve()  # a link stays one
+        draft = target.with_name(target.name + ".part")
         draft.write_text("".join(map(_line, self._rows)), encoding="utf-8")
-        os.replace(draft, self.path)
+        os.replace(draft, target)
+        self._size = self.path.stat().st_size
 
 
 def _row(step: int, name: str, stats: GammaStats) -> Row:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from html import escape
-from types import MappingProxyType
 from typing import Any, Literal
 
 from .._student_t import student_t_quantile
@@ -19,6 +18,25 @@ Phase = Literal["drift", "critical", "diffusion"]
 
 MIN_EFFECTIVE_DIMENSION = 10.0
 """Below this many effective directions of noise the interval's coverage is too low for a verdict (phase None)."""
+
+
+class ReadOnly(Mapping[str, "GammaStats"]):
+    """A dictionary to look into, as types.MappingProxyType is; unlike that it copies and pickles."""
+
+    def __init__(self, values: dict[str, GammaStats]) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> GammaStats:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
 
 
 class GammaStats:
@@ -196,10 +214,10 @@ class GammaStats:
     def parameters(self) -> Mapping[str, GammaStats]:
         """Statistics of each parameter by name; empty for a single tensor."""
         if self._row is not None:
-            return MappingProxyType({})
+            return ReadOnly({})
         n, b, batch, confidence, population = self._settings()
         smoothed = self.smoothed.parameters if self.smoothed is not None else {}
-        return MappingProxyType(
+        return ReadOnly(
             {
                 name: GammaStats(
                     self._source,

@@ -250,4 +250,5 @@ class Groups:
         reason = "it is the size of these neurons and of others, which would not change"
         advice = "Give the module a number for each, or merge without removal (remove=False)."
         both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in counted]
+        both += [obstacle for walk in walks for origin, obstacle in walk.numbers if origin in counted]
         return tuple(counted.values()), both

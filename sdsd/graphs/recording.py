@@ -193,7 +193,8 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
     arguments, named = as_arguments(example_input)
     for tensor in _inputs((arguments, named)):
         if id(tensor) not in walk.named:
-            walk.values[tensor] = Value([None] * tensor.ndim, label="the model's input")
+            value = Value([None] * tensor.ndim, label="the model's input", shape=tuple(tensor.shape))
+            walk.values[tensor] = value
     with ExitStack() as stack:
         stack.enter_context(_module_names(model, walk, ran))
         stack.enter_context(counting(model, walk))

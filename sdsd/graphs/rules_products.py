@@ -89,6 +89,8 @@ def _grouped(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list
                 walk.atoms.unite(np.repeat(channels, times), rows)
             else:
                 walk.note(rows, "each reads an input of its own", CHOOSE_ANOTHER, MERGING)
+        else:
+            walk.mixed(channels, f"{walk.name!r} multiplies each by what no layer writes")
         return rows
     if isinstance(rows, np.ndarray):
         _alike(walk, rows.reshape(groups, -1))

@@ -87,6 +87,7 @@ class Walk:
         self.blocks: list[Piece] = []
         self.linked: list[tuple[Origin, Ids]] = []
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
+        self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
@@ -101,6 +102,7 @@ class Walk:
         value = self.named.get(id(tensor)) or self.values.get(tensor)
         if value is None:  # a constant that the forward holds
             value = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
+            value.shape = tuple(tensor.shape)
             self.values[tensor] = value
         return value  # type: ignore[no-any-return]
 
@@ -113,6 +115,7 @@ class Walk:
             made.static, made.parameters = like.static, like.parameters
             made.linear = like.linear and linear
         assert len(made.axes) == tensor.ndim, (made.axes, tensor.shape)
+        made.shape = tuple(tensor.shape)
         self.values[tensor] = made
 
     def followed(self, tensor: Tensor, dim: int) -> Ids | None:
@@ -154,9 +157,9 @@ class Walk:
     def use(self, values: Any) -> None:
         """Something is done with these tensors."""
         for tensor in tensors(values):
-            found = None if id(tensor) in self.named else self.values.get(tensor)
-            while found is not None and found.if_used:
-                self.atoms.note(*found.if_used.pop())
+            value = None if id(tensor) in self.named else self.values.get(tensor)
+            while value is not None and value.if_used:
+                self.atoms.note(*value.if_used.pop())
 
     def use_what_is_left(self) -> None:
         """The run is over: tensors that somebody still holds are used."""
@@ -233,8 +236,9 @@ class Walk:
     def unknown(self, step: Step) -> None:
         given = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
         for tensor in given:
-            for dim in range(tensor.ndim):
-                self.mixed(self.followed(tensor, dim), f"there is no rule for {self.name!r}")
+            in_place = len(self.value(tensor).axes) != tensor.ndim
+            for axis in self.value(tensor).axes if in_place else self.axes(tensor):
+                self.mixed(axis, f"there is no rule for {self.name!r}")
         static = all(self.value(each).static for each in given)
         names = frozenset[str]().union(*(self.value(each).parameters for each in given))
         for tensor in tensors(step.out):

@@ -145,16 +145,7 @@ def _compute(
     return cosine_topk_torch(rows, others, k, farthest=farthest, center=center, max_bytes=max_bytes, progress=progress)
 
 
-def _fake(
-    rows: Tensor,
-    others: Tensor | None,
-    k: int,
-    farthest: bool,
-    precision: str,
-    center: bool,
-    max_bytes: int | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _fake(rows: Tensor, others: Tensor | None, k: int, *settings: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     return rows.new_empty((rows.shape[0], k), dtype=dtype), rows.new_empty((rows.shape[0], k), dtype=torch.int64)
 

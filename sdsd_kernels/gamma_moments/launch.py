@@ -40,16 +40,8 @@ def moments_launch(
     `aligned` is for a table: addresses, row strides and numbers of columns are multiples of 16.
     """
     element = ELEMENTS[dtype]
-    settled = {
-        "n": n,
-        "count": count,
-        "row_stride": row_stride,
-        "column_stride": column_stride,
-        "width": row_width(n, per_sample),
-        "ELEMENT": element,
-        "ORDER": order,
-        "ALIGNED": aligned,
-    }
+    settled: dict[str, Any] = {"n": n, "count": count, "row_stride": row_stride, "column_stride": column_stride}
+    settled |= {"width": row_width(n, per_sample), "ELEMENT": element, "ORDER": order, "ALIGNED": aligned}
     if not per_sample:
         chosen = config.stream_config(dtype, n, record, count)
         acc = ELEMENTS[torch.float64 if chosen.wide else torch.float32]
@@ -57,14 +49,8 @@ def moments_launch(
         return Launch(stream_kernel, programs, settled, num_warps=chosen.num_warps)
     tile = config.samples_config(dtype, n)
     acc = ELEMENTS[torch.float64 if config.samples_wide(dtype, n, record) else torch.float32]
-    settled |= {
-        "ACC": acc,
-        "R": tile.rows,
-        "C": tile.columns,
-        "V": 16 // dtype.itemsize,
-        "EXACT": n == tile.rows,
-        "STAGES": tile.stages,
-    }
+    settled |= {"ACC": acc, "R": tile.rows, "C": tile.columns, "V": 16 // dtype.itemsize, "EXACT": n == tile.rows}
+    settled |= {"STAGES": tile.stages}
     kernel = two_walks_kernel if n > config.RESIDENT_ROWS else samples_kernel
     return Launch(kernel, programs, settled, num_warps=tile.num_warps)
 

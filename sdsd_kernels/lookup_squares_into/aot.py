@@ -35,14 +35,8 @@ def aot_cases() -> Iterator[AotCase]:
                 attrs=given,
                 thorough=stored == "bf16",
             )
-        signature = {
-            "shares": "*fp64",
-            "square_norms": "*fp64",
-            "row": "i32",
-            "count": "i32",
-            "width": "i32",
-            "BLOCK": "constexpr",
-        }
+        signature = {"shares": "*fp64", "square_norms": "*fp64", "row": "i32", "count": "i32", "width": "i32"}
+        signature |= {"BLOCK": "constexpr"}
         yield AotCase(
             "add shares",
             add_shares_kernel,

@@ -16,14 +16,8 @@ from .launch import Preparation, Triangle, plan_rectangle
 
 CLAMP = ("min.NaN.f32", "max.NaN.f32")
 """In PTX: the plain instructions turn NaN into a bound."""
-POINTERS = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-}
+POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+POINTERS |= {torch.int64: "*i64", torch.int32: "*i32"}
 
 
 def case_of(name: str, launch: Launch, record: DeviceRecord, *tensors: str | None, **expected: Any) -> AotCase:

@@ -82,19 +82,9 @@ class Preparation:
         scaled = "guard" if self.guard else "none" if halves and rows.dtype == torch.float16 else "all"
         self.scaled = scaled != "none"
         along = abs(rows.stride(2)) <= abs(rows.stride(0))
-        known: dict[str, Any] = {
-            "neurons": neurons,
-            "samples": samples,
-            "inner": inner,
-            "pitch": self.pitch,
-            "CENTER": center,
-            "SCALE": scaled,
-            "TARGET": 14 if self.dtype == torch.float16 else 0,
-            "ZERO_AS_NAN": zero_as_nan,
-            "NESTED": outer > 1,
-            "LOW": self.three,
-            "BLOCK": config.DIRECTIONS,
-        }
+        known: dict[str, Any] = {"neurons": neurons, "samples": samples, "inner": inner, "pitch": self.pitch}
+        known |= {"CENTER": center, "SCALE": scaled, "TARGET": 14 if self.dtype == torch.float16 else 0}
+        known |= {"ZERO_AS_NAN": zero_as_nan, "NESTED": outer > 1, "LOW": self.three, "BLOCK": config.DIRECTIONS}
         known |= zip(("stride_neuron", "stride_outer", "stride_inner"), rows.stride(), strict=True)
         block_neurons, block_samples, num_warps = config.prepare_block(config.MEASURE, along, record)
         programs = -(-neurons // block_neurons)
@@ -164,14 +154,9 @@ class Triangle:
         self.neurons = neurons
         self.rows = prepared.panels(tile.rows, tile.samples)
         self.columns = None if tile.columns == tile.rows else prepared.panels(tile.columns, tile.samples)
-        settled = product_settings(prepared, tile) | {
-            "tiles": tiles,
-            "range_samples": length,
-            "STORE": store if self.ranges == 1 else "partial",
-            "GUARD": guard,
-            "STRIPS": strips,
-            "STRIP": config.strip(tile, record),
-        }
+        settled = product_settings(prepared, tile) | {"tiles": tiles, "range_samples": length, "GUARD": guard}
+        settled |= {"STORE": store if self.ranges == 1 else "partial"}
+        settled |= {"STRIPS": strips, "STRIP": config.strip(tile, record)}
         programs = min(tiles * self.ranges, tile.resident * record.multiprocessors)
         self.product = Launch(
             triangle_kernel, (programs, 1, 1), settled, num_warps=tile.num_warps, num_stages=tile.num_stages
@@ -179,14 +164,8 @@ class Triangle:
         self.reduce: Launch | None = None
         if self.ranges > 1:
             side = -(-neurons // config.REDUCE)
-            known = {
-                "ranges": self.ranges,
-                "neurons": neurons,
-                "STORE": store,
-                "STRIPS": strips,
-                "BLOCK": config.REDUCE,
-                "GROUP": 8,
-            }
+            known = {"ranges": self.ranges, "neurons": neurons, "STORE": store, "STRIPS": strips}
+            known |= {"BLOCK": config.REDUCE, "GROUP": 8}
             self.reduce = Launch(reduce_kernel, (side * (side + 1) // 2, 1, 1), known, num_warps=4)
 
     def __call__(

@@ -99,14 +99,8 @@ def plan_sums(
     chosen = config.block(record, inputs is not None, positions_last)
     across = -(-channels // chosen.block_c)
     splits = config.splits(record, across * samples, positions, chosen.block_t)
-    known = {
-        "positions": positions,
-        "channels": channels,
-        "group": channels,
-        "PER_POSITION": True,
-        "BLOCK_T": chosen.block_t,
-        "BLOCK_C": chosen.block_c,
-    }
+    known = {"positions": positions, "channels": channels, "group": channels, "PER_POSITION": True}
+    known |= {"BLOCK_T": chosen.block_t, "BLOCK_C": chosen.block_c}
     for name, axes, tensor in (("b", "ntc", grads), ("x", "ntc", inputs), ("m", "ntg", mean), ("r", "ntg", rstd)):
         strides = (0, 0, 0) if tensor is None else tensor.stride()
         known |= {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}

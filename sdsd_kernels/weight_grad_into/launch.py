@@ -51,27 +51,13 @@ def launch_into(
     if not flat and output_grads.stride(2) != output_grads.shape[3] * output_grads.stride(3):
         output_grads = output_grads.contiguous()  # so that positions lie along one stride
     tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR if geometry is None else geometry)
-    key = (
-        inputs.shape,
-        output_grads.shape,
-        inputs.stride(),
-        output_grads.stride(),
-        inputs.dtype,
-        inputs.device,
-        inputs.data_ptr() % 16,
-        output_grads.data_ptr() % 16,
-        geometry,
-        dtype,
-        channels_last,
-        max_bytes,
-        tf32,
-        bias_row >= 0,
-    )
+    key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
+    key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
+    options = (geometry, dtype, channels_last, max_bytes, tf32, bias_row >= 0)
+    key += options
     plan = _plans.get(key)
     if plan is None:
-        plan = kept(
-            _plans, key, _plan(inputs, output_grads, geometry, dtype, channels_last, max_bytes, tf32, bias_row >= 0)
-        )
+        plan = kept(_plans, key, _plan(inputs, output_grads, *options))
     total, bias, _ = on_device(inputs, plan, inputs, output_grads, None, square_norms, row, bias_row)
     return total, bias
 

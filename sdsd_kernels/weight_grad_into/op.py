@@ -231,28 +231,15 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     check_pair_once(inputs, output_grads, max_bytes, dtype)
     p = output_grads.shape[-1]
-    return inputs.new_empty((p, inputs.shape[-1]), dtype=dtype), inputs.new_empty(
-        p if bias_row >= 0 else 0, dtype=dtype
-    )
+    weight = inputs.new_empty((p, inputs.shape[-1]), dtype=dtype)
+    return weight, inputs.new_empty(p if bias_row >= 0 else 0, dtype=dtype)
 
 
 def _compute_conv(
-    inputs: Tensor,
-    output_grads: Tensor,
-    square_norms: Tensor,
-    row: int,
-    bias_row: int,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-    max_bytes: int,
-    backend: str,
+    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    known = (tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    *sizes, groups, dtype, channels_last, max_bytes, backend = settings
+    known = (*map(tuple, sizes), groups)
     if backend == "triton":
         grads = _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
         return _launched(grads, dtype)
@@ -263,25 +250,13 @@ def _compute_conv(
 
 
 def _fake_conv(
-    inputs: Tensor,
-    output_grads: Tensor,
-    square_norms: Tensor,
-    row: int,
-    bias_row: int,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-    max_bytes: int,
-    backend: str,
+    inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    *sizes, groups, dtype, channels_last, max_bytes, _ = settings
+    known = Geometry(*(*map(tuple, sizes), groups))
     check_conv_once(inputs, output_grads, known, max_bytes, dtype)
     p = output_grads.shape[1]
-    shape = (p, inputs.shape[1] // groups, *kernel_size)
+    shape = (p, inputs.shape[1] // groups, *known.kernel)
     weight = inputs.new_empty_strided(shape, weight_strides(shape, channels_last), dtype=dtype)
     return weight, inputs.new_empty(p if bias_row >= 0 else 0, dtype=dtype)
 

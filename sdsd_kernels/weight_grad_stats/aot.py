@@ -117,23 +117,10 @@ def _boxes(
         types["scale_ptr"] = "*fp32"
         constants["scale_d"] = 1
     constants = {name: value for name, value in constants.items() if name not in types}
-    constants |= {
-        "total_d": 1,
-        "POINTERS": pointers,
-        "FLAT": flat,
-        "STRIDED": strided,
-        "MASKED": strided or sets,
-        "SEVERAL": sets,
-        "THREE": three,
-        "PRECISION": precision_of(dtype, record, False),
-        "WEIGHT_GRAD": True,
-        "INTERPRET": False,
-        "BLOCK_P": tile.block_p,
-        "BLOCK_D": tile.block_d,
-        "BLOCK_H": height,
-        "BLOCK_W": width,
-        "GROUP": 8,
-    }
+    constants |= {"total_d": 1, "POINTERS": pointers, "FLAT": flat, "STRIDED": strided, "MASKED": strided or sets}
+    constants |= {"SEVERAL": sets, "THREE": three, "PRECISION": precision_of(dtype, record, False)}
+    constants |= {"WEIGHT_GRAD": True, "INTERPRET": False, "BLOCK_P": tile.block_p, "BLOCK_D": tile.block_d}
+    constants |= {"BLOCK_H": height, "BLOCK_W": width, "GROUP": 8}
     features = {"strided": strided, "sets": sets, "all taps": flat, "scaled": scaled, "pointers": pointers}
     said = [f"{_STORED[dtype]}" if kind == DIRECT else f"{_STORED[dtype]} as {kind}"]
     said += [f"{tile.block_p}x{tile.block_d}x{height}x{width} w{tile.num_warps} s{tile.num_stages}"]
@@ -162,14 +149,9 @@ def _gram(
     constants: dict[str, Any] = (
         {"a_d": 1, "b_p": 1} if pointers else dict.fromkeys(("a_n", "a_t", "a_d", "b_n", "b_t", "b_p"), 0)
     )
-    constants |= {
-        "POINTERS": pointers,
-        "PRECISION": precision_of(dtype, record, False),
-        "INTERPRET": False,
-        "BLOCK_T": chosen.block_t,
-        "BLOCK_K": chosen.block_k,
-        "EVERY": config.gram_every(record, config.LONG_FEATURES if long else 1),
-    }
+    constants |= {"POINTERS": pointers, "PRECISION": precision_of(dtype, record, False), "INTERPRET": False}
+    constants |= {"BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k}
+    constants |= {"EVERY": config.gram_every(record, config.LONG_FEATURES if long else 1)}
     return _case(
         f"gram {stored} {chosen.block_t}x{chosen.block_k}{' pointers' if pointers else ''}{' long' if long else ''}",
         gram_kernel,
@@ -188,14 +170,8 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
     """The kernels without a matrix product."""
     pair = {"a": "*bf16", "b": "*bf16", "squares_ptr": "*fp64"}
     chosen = config.DEPTHWISE_CHANNELS_LAST
-    constants = {
-        "scale_ptr": None,
-        "a_c": 1,
-        "b_c": 1,
-        "WEIGHT_GRAD": True,
-        "BLOCK_P": chosen.block_p,
-        "BLOCK_T": chosen.block_t,
-    }
+    constants = {"scale_ptr": None, "a_c": 1, "b_c": 1, "WEIGHT_GRAD": True, "BLOCK_P": chosen.block_p}
+    constants |= {"BLOCK_T": chosen.block_t}
     types = pair | {"total_ptr": "*bf16"}
     yield _case("depthwise", depthwise_kernel, record, types, constants, chosen.num_warps)
     rows, features = config.RANK1_BLOCK

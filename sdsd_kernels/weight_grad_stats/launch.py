@@ -110,41 +110,14 @@ def launch_fused(
     Three dimensions are a linear layer's where `geometry` is LINEAR, and a convolution over one dimension otherwise.
     """
     tf32 = inputs.dtype == torch.float32 and tf32_allowed(geometry)
-    key = (
-        inputs.shape,
-        output_grads.shape,
-        inputs.stride(),
-        output_grads.stride(),
-        inputs.dtype,
-        inputs.device,
-        inputs.data_ptr() % 16,
-        output_grads.data_ptr() % 16,
-        geometry,
-        weight_grad,
-        dtype,
-        channels_last,
-        max_bytes,
-        tf32,
-        None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16),
-    )
+    key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
+    key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
+    options = (geometry, weight_grad, dtype, channels_last, max_bytes, tf32)
+    key += (*options, None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16))
     plan = PLANS.get(key)
     if plan is None:
-        plan = kept(
-            PLANS,
-            key,
-            plan_fused(
-                inputs,
-                output_grads,
-                scale,
-                geometry,
-                weight_grad,
-                dtype,
-                channels_last,
-                max_bytes,
-                tf32,
-                device_record(inputs.device),
-            ),
-        )
+        made = plan_fused(inputs, output_grads, scale, *options, device_record(inputs.device))
+        plan = kept(PLANS, key, made)
     total, _, square_norm = on_device(inputs, plan, inputs, output_grads, scale)
     return total, square_norm
 
@@ -186,38 +159,15 @@ def plan_fused(
     total_tap = 0 if linear else strides[-1]
     most_ranges = max(1, max_bytes // (elements * 4)) if weight_grad else samples
     of_scale = (0, 0, 0, 0) if scale is None else _scale_strides(scale, linear)
-    known: dict[str, Any] = {
-        "samples": samples,
-        "height": height,
-        "width": width,
-        "out_height": out_height,
-        "out_width": out_width,
-        "group_d": group_d,
-        "group_p": group_p,
-        "taps": taps,
-        "kernel_w": kernel[1],
-        "pad_h": padding[0],
-        "pad_w": padding[1],
-        "dilation_h": dilation[0],
-        "dilation_w": dilation[1],
-        "total_range": elements,
-        "total_p": strides[0],
-        "total_d": total_d,
-        "total_tap": total_tap,
-        "scale_p": of_scale[0],
-        "scale_d": of_scale[1],
-        "scale_h": of_scale[2],
-        "scale_w": of_scale[3],
-        "WEIGHT_GRAD": weight_grad,
-        "INTERPRET": interpreting(),
-    }
-    common: dict[str, Any] = {
-        "shares": 0,
-        "elements": elements,
-        "total": (shape, strides) if weight_grad else None,
-        "dtype": dtype,
-        "bias": bias,
-    }
+    known: dict[str, Any] = {"samples": samples, "height": height, "width": width}
+    known |= {"out_height": out_height, "out_width": out_width}
+    known |= {"group_d": group_d, "group_p": group_p, "taps": taps, "kernel_w": kernel[1]}
+    known |= {"pad_h": padding[0], "pad_w": padding[1], "dilation_h": dilation[0], "dilation_w": dilation[1]}
+    known |= {"total_range": elements, "total_p": strides[0], "total_d": total_d, "total_tap": total_tap}
+    known |= {"scale_p": of_scale[0], "scale_d": of_scale[1], "scale_h": of_scale[2], "scale_w": of_scale[3]}
+    known |= {"WEIGHT_GRAD": weight_grad, "INTERPRET": interpreting()}
+    common: dict[str, Any] = {"shares": 0, "elements": elements, "total": (shape, strides) if weight_grad else None}
+    common |= {"dtype": dtype, "bias": bias}
     if group_d == 1 and groups > 1:
         return _plan_depthwise(
             a, b, known | {"p": outputs, "stride_h": stride[0], "stride_w": stride[1]}, common, most_ranges, record
@@ -286,29 +236,12 @@ def plan_fused(
         tensors = (of_a, of_a, of_b, of_b)
     known |= strides_by_name("a", "nhwc", a.strides if pointers else (0,) * 4)
     known |= strides_by_name("b", "nhwc", b.strides if pointers else (0,) * 4)
-    known = (
-        {"phase_width": 0}
-        | known
-        | {
-            "samples_each": plan.samples_each,
-            "d": d,
-            "p": p,
-            "stride_h": stride[0],
-            "stride_w": stride[1],
-            "POINTERS": pointers,
-            "FLAT": flat,
-            "STRIDED": strided,
-            "MASKED": strided or sets > 1 or several > 1,
-            "SEVERAL": several > 1,
-            "THREE": kind == config.THREE_TERMS,
-            "PRECISION": precision_of(inputs.dtype, record, tf32),
-            "BLOCK_P": tile.block_p,
-            "BLOCK_D": tile.block_d,
-            "BLOCK_H": box_h,
-            "BLOCK_W": box_w,
-            "GROUP": 8,
-        }
-    )
+    known = {"phase_width": 0} | known
+    known |= {"samples_each": plan.samples_each, "d": d, "p": p, "stride_h": stride[0], "stride_w": stride[1]}
+    known |= {"POINTERS": pointers, "FLAT": flat, "STRIDED": strided, "MASKED": strided or sets > 1 or several > 1}
+    known |= {"SEVERAL": several > 1, "THREE": kind == config.THREE_TERMS}
+    known |= {"PRECISION": precision_of(inputs.dtype, record, tf32), "GROUP": 8}
+    known |= {"BLOCK_P": tile.block_p, "BLOCK_D": tile.block_d, "BLOCK_H": box_h, "BLOCK_W": box_w}
     main = Launch(
         boxes_kernel, (plan.tiles, plan.ranges, 1), known, num_warps=tile.num_warps, num_stages=tile.num_stages
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -230,22 +230,9 @@ def _fake(
     return inputs.new_empty(shape, dtype=dtype), inputs.new_empty((), dtype=torch.float64)
 
 
-def _compute_conv(
-    inputs: Tensor,
-    output_grads: Tensor,
-    scale: Tensor | None,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    weight_grad: bool,
-    dtype: torch.dtype,
-    channels_last: bool,
-    max_bytes: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+def _compute_conv(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
+    *sizes, groups, weight_grad, dtype, channels_last, max_bytes, backend = settings
+    known = Geometry(*(*map(tuple, sizes), groups))
     compute = conv.conv_weight_grad_stats
     if backend == "triton":
         from .launch import launch_fused
@@ -255,27 +242,14 @@ def _compute_conv(
     return (inputs.new_empty(0, dtype=dtype) if total is None else total), square_norm
 
 
-def _fake_conv(
-    inputs: Tensor,
-    output_grads: Tensor,
-    scale: Tensor | None,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    weight_grad: bool,
-    dtype: torch.dtype,
-    channels_last: bool,
-    max_bytes: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    known = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+def _fake_conv(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
+    *sizes, groups, weight_grad, dtype, channels_last, max_bytes, _ = settings
+    known = Geometry(*(*map(tuple, sizes), groups))
     check_conv(inputs, output_grads, scale, known, max_bytes, dtype)
     square_norm = inputs.new_empty((), dtype=torch.float64)
     if not weight_grad:
         return inputs.new_empty(0, dtype=dtype), square_norm
-    shape = (output_grads.shape[1], inputs.shape[1] // groups, *kernel_size)
+    shape = (output_grads.shape[1], inputs.shape[1] // groups, *known.kernel)
     return inputs.new_empty_strided(shape, weight_strides(shape, channels_last), dtype=dtype), square_norm
 
 

@@ -46,18 +46,9 @@ class Squares(NamedTuple):
 def launch_squares(inputs: Tensor, output_grads: Tensor, method: str) -> Tensor:
     """Σ‖g_n‖² (), float64, of inputs (N, T, d) and output gradients (N, T, p) by "gram", or for T = 1 by "rank1"."""
     tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR)
-    key = (
-        method,
-        inputs.shape,
-        output_grads.shape,
-        inputs.stride(),
-        output_grads.stride(),
-        inputs.dtype,
-        inputs.device,
-        inputs.data_ptr() % 16,
-        output_grads.data_ptr() % 16,
-        tf32,
-    )
+    key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
+    key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
+    key += (method, tf32)
     plan = PLANS.get(key)
     if plan is None:
         make = plan_gram if method == "gram" else plan_rank1
@@ -83,18 +74,9 @@ def plan_gram(
         descriptors = [None, None]
     tiles = ceil_divide(positions, chosen.block_t)
     triangle = tiles * (tiles + 1) // 2
-    settled: dict[str, Any] = {
-        "positions": positions,
-        "d": d,
-        "p": p,
-        "tiles": tiles,
-        "POINTERS": pointers,
-        "PRECISION": precision_of(inputs.dtype, record, tf32),
-        "INTERPRET": interpreting(),
-        "BLOCK_T": chosen.block_t,
-        "BLOCK_K": chosen.block_k,
-        "EVERY": config.gram_every(record, max(d, p)),
-    }
+    settled: dict[str, Any] = {"positions": positions, "d": d, "p": p, "tiles": tiles, "POINTERS": pointers}
+    settled |= {"PRECISION": precision_of(inputs.dtype, record, tf32), "INTERPRET": interpreting()}
+    settled |= {"BLOCK_T": chosen.block_t, "BLOCK_K": chosen.block_k, "EVERY": config.gram_every(record, max(d, p))}
     settled |= strides_by_name("a", "ntd", inputs.stride() if pointers else (0, 0, 0))
     settled |= strides_by_name("b", "ntp", output_grads.stride() if pointers else (0, 0, 0))
     main = Launch(
@@ -111,16 +93,8 @@ def plan_rank1(
     samples, _, d = inputs.shape
     rows, features = config.RANK1_BLOCK
     programs = ceil_divide(samples, rows)
-    settled = {
-        "samples": samples,
-        "d": d,
-        "p": output_grads.shape[2],
-        "a_n": inputs.stride(0),
-        "a_d": inputs.stride(2),
-        "b_n": output_grads.stride(0),
-        "b_p": output_grads.stride(2),
-        "BLOCK_N": rows,
-        "BLOCK_K": features,
-    }
+    settled = {"samples": samples, "d": d, "p": output_grads.shape[2], "a_n": inputs.stride(0)}
+    settled |= {"a_d": inputs.stride(2), "b_n": output_grads.stride(0), "b_p": output_grads.stride(2)}
+    settled |= {"BLOCK_N": rows, "BLOCK_K": features}
     main = Launch(rank1_kernel, (programs, 1, 1), settled, num_warps=4)
     return Squares(main, finish_launch(programs, 1, 1, bias), (None, None), programs, bias, dtype)

@@ -144,6 +144,56 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "hello\nthere\n"
 
 
+def test_two_runs_with_one_file_are_told_so_and_the_later_keeps_it(tmp_path):
+    path = tmp_path / "run.jsonl"
+    (first, model), (second, other) = monitored(history=path), monitored(history=path)
+    train(first, model, 3)
+    first.history.flush()
+    train(first, model, 1)
+    train(second, other, 2)
+    with pytest.warns(RuntimeWarning, match=r"run\.jsonl has changed.*another run writes to the same file"):
+        second.history.flush()  # opened before the first wrote
+    assert (len(second.history), len(path.read_text().splitlines())) == (2, 3)
+    third, another = monitored(history=path)
+    train(third, another, 2)
+    third.detach()
+    train(first, model, 1)
+    with pytest.warns(RuntimeWarning, match=r"stay in memory from here on"):
+        first.detach()
+    assert [row["step"] for row in sdsd.GammaHistory(path)] == [1, 2]
+    assert [row["step"] for row in first.history] == [1, 2, 3, 4, 5]
+
+
+def test_a_file_that_is_taken_away_is_written_anew_in_whole(tmp_path):
+    monitor, model = monitored(history=tmp_path / "run.jsonl")
+    train(monitor, model, 3)
+    monitor.history.flush()
+    (tmp_path / "run.jsonl").unlink()
+    train(monitor, model, 2)
+    monitor.detach()
+    assert [row["step"] for row in sdsd.GammaHistory(tmp_path / "run.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_a_write_that_fails_is_made_up_for(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "runs" / "run.jsonl")
+    monitor, model = monitored(history=tmp_path / "link.jsonl")
+    train(monitor, model, 2)
+    monitor.history.flush()
+    (tmp_path / "runs").rename(tmp_path / "away")
+    train(monitor, model, 1)
+    with pytest.raises(OSError, match="run.jsonl"):
+        monitor.history.flush()
+    (tmp_path / "away").rename(tmp_path / "runs")
+    with (tmp_path / "runs" / "run.jsonl").open("a") as file:
+        file.write('{"step": 3, "par')  # as a full disk leaves it
+    monitor.history._size = None
+    train(monitor, model, 1)
+    monitor.detach()
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert [row["step"] for row in sdsd.GammaHistory(tmp_path / "runs" / "run.jsonl")] == [1, 2, 3, 4]
+
+
 def test_what_is_not_finite_is_null_with_a_word_and_comes_back(tmp_path):
     monitor, model = monitored(history=tmp_path / "run.jsonl")
     x = torch.tensor([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])

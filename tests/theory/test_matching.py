@@ -15,6 +15,7 @@ from sdsd.theory import match_neurons, random_representative, symmetries
 from sdsd.theory.quotient import matching as module
 from tests.theory.models import MODELS, make
 from tests.theory.models import inputs as batch
+from tests.theory.users_models import make as make_users
 
 
 def inputs(name, seed=0):
@@ -228,3 +229,29 @@ def test_readers_of_flattened_neurons_tell_them_apart(flattened):
     example = torch.randn(2, 4, 3) if flattened == "interleaved" else torch.randn(2, 3, 4)
     example = example.double()
     assert same(match_neurons(model, other, example_input=example).apply(other), model)
+
+
+def test_whole_heads_are_matched_with_the_neurons_inside_them():
+    torch.manual_seed(9)
+    model, x = make_users("vit")
+    other = random_representative(model, spread=0.0, seed=3, example_input=x)
+    layers = [f"encoder.layers.{k}.self_attn" for k in range(2)]
+    matching = match_neurons(model, other, example_input=x)
+    heads = [order for order, names in zip(matching.orders, matching.layers, strict=True) if names[0] in layers]
+    assert [len(order) for order in heads[:2]] == [3, 3]
+    assert any(not torch.equal(order, torch.arange(3)) for order in heads[:2])
+    assert matching.distances[1] < 1e-12 < matching.distances[0]
+    assert "3 heads change places" in str(matching) or "of 3 heads" in str(matching)
+    assert (matching.apply(other)(x) - model(x)).abs().max() < 1e-12
+
+
+def test_whole_heads_are_matched_by_their_activations():
+    torch.manual_seed(10)
+    model, x = make_users("gpt")
+    other = random_representative(model, spread=0.0, seed=4, example_input=x)
+    batches = [torch.randint(0, 11, (64, 6))]
+    matching = match_neurons(model, other, batches, example_input=x)
+    heads = matching.layers.index(("h.0.attn.c_attn",))
+    assert len(matching.orders[heads]) == 3
+    moved = matching.apply(other)
+    assert (moved.h[0].attn.c_attn.weight - model.h[0].attn.c_attn.weight).abs().max() < 1e-12

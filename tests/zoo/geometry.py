@@ -327,8 +327,10 @@ def section(rows: list[Row]) -> str:
 
 
 def with_section(text: str, new: str) -> str:
-    """The document with this part in place of what it had."""
-    return text.partition(f"\n{HEADING}\n")[0].rstrip() + "\n\n" + new
+    """The document with this part in place of what it had, before that of `tests.zoo.theory`."""
+    before, _, after = text.partition(f"\n{HEADING}\n")
+    _, heading, symmetries = after.partition("\n# Symmetries\n")
+    return before.rstrip() + "\n\n" + new + heading + symmetries
 
 
 def main() -> int:

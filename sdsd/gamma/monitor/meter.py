@@ -74,6 +74,7 @@ class Meter:
             self._leave_out_or_refuse(ledgers or session.passes)
         passes = len(groups) or len(session.sizes)
         if not passes:
+            session.forget()
             raise no_backward(session, parameters)
         unit, own_signal = 1.0, None
         if exact:
@@ -119,6 +120,10 @@ class Meter:
 
     def _leave_out_or_refuse(self, ledgers: list[Pass]) -> None:
         refused = refused_uses(ledgers, self._parameters)
+        used = {name for ledger in ledgers for name in ledger.counts}
+        for name in sorted(self._session.probed() & used):
+            reason = "it is used in compiled code and outside of it, too; leave the compiled part uncompiled"
+            refused.setdefault(name, reason)
         if refused and self._strict:
             raise cannot_be_told_apart(refused)
         if refused:
@@ -157,7 +162,7 @@ class Meter:
         if not proving:
             return True
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
-        probed = {name for watcher in session.watchers if watcher.ran for name in watcher.names.values()}
+        probed = session.probed()
         names = [name for name in parameters.covered if name not in probed]
         measured = [
             sum((each.to(zero.device) for ledger in ledgers for each in ledger.projections.get(name, [])), zero)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -175,7 +174,7 @@ class GammaMonitor:
     @property
     def coverage(self) -> Mapping[str, str | None]:
         """Every parameter that trains → the rule that measures it; None for one that is left out (strict=False)."""
-        return MappingProxyType(self._parameters.coverage)
+        return dict(self._parameters.coverage)
 
     @property
     def stats(self) -> GammaStats:

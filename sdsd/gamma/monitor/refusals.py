@@ -108,7 +108,7 @@ def refuse_unmeasured(session: Session, parameters: Parameters, ledgers: list[Pa
     """Raise where a parameter has a gradient that nothing measured, or was measured and has none."""
     if ledgers and not any(ledger.n for ledger in ledgers):
         return  # a rank without samples: what is in .grad came from the others
-    measured = {name for watcher in session.watchers if watcher.ran for name in watcher.names.values()}
+    measured = session.probed()
     for ledger in ledgers:
         measured.update(ledger.squares)
     gone = [name for name in parameters.covered if name in measured and parameters.chosen[name].grad is None]

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
-from ..uses import Leaf, Measuring, Operand, Pass, carrying
+from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying
 from .inputs import read_inputs
 from .leftovers import Leftovers
 from .refusals import refuse_uncounted
@@ -46,6 +46,8 @@ class Session:
             outside of one. lying: the former, in words.
         uncompiled_parts: compiled parts (their ids) that could not be followed.
         calls: calls of torch, by what they look like → where their outputs carry samples.
+        operands: measured parameters by their ids, as operations read them.
+        plans: sites of uses → how such a use is made; see `uses/plans.py`.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
@@ -69,9 +71,10 @@ class Session:
         self.names: dict[int, str] = {}
         self.rows: dict[str, int] = {}
         self.known: set[int] = set()
-        self._operands: dict[int, Operand] = {}
+        self.operands: dict[int, Operand] = {}
         self._stream = 0
         self.calls: dict[Any, Any] = {}
+        self.plans: dict[Any, Plan] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
@@ -95,6 +98,11 @@ class Session:
         self.root = parameters.root
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.known = {id(parameter) for parameter in parameters.everything.values()}
+        self.plans.clear()
+
+    def probed(self) -> set[str]:
+        """Parameters of layers that ran in compiled code."""
+        return {name for watcher in self.watchers if watcher.ran for name in watcher.names.values()}
 
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""
@@ -106,7 +114,7 @@ class Session:
     def operand_of(self, parameter: Tensor) -> Operand | None:
         """A measured parameter as what an operation reads; kept, for making it anew costs more than its use."""
         key = id(parameter)
-        held = self._operands.get(key)
+        held = self.operands.get(key)
         # Where .data changed its type or place, torch made a new node that adds to .grad.
         if held is not None and key in self.names and held.dtype is parameter.dtype and held.device == parameter.device:
             return held
@@ -114,8 +122,8 @@ class Session:
         if name is None:
             return None
         leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
-        self._operands[key] = Operand(parameter, [leaf])
-        return self._operands[key]
+        self.operands[key] = Operand(parameter, [leaf])
+        return self.operands[key]
 
     def learn(self, module: nn.Module, names: dict[str, str]) -> None:
         """FSDP puts whole parameters in the place of their shards while a module runs: note whose they are."""
@@ -213,8 +221,13 @@ class Session:
         """Forget kept nodes on another stream: one that adds to .grad runs on the stream that it was made on."""
         stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
         if stream != self._stream:
-            self._operands.clear()
+            self.forget()
             self._stream = stream
+
+    def forget(self) -> None:
+        """Look into parameters, and into what is done with them, anew: what adds to their .grad may be other nodes."""
+        self.operands.clear()
+        self.plans.clear()
 
     def _note_empty(self, ledger: Pass) -> None:
         if not self.pauses:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..layers import UnsupportedError, Watcher
-from ..uses import Pass, wide
+from ..uses import Pass, square_norm, wide
 from .metric import Metric
 from .parameters import Parameters
 from .session import Session
@@ -23,26 +23,37 @@ class Sums:
     def of_samples(self, ledgers: list[Pass], passes: int) -> Tensor:
         """Σ‖contribution‖² of this rank's samples to each gradient; shape: (parameters,)."""
         parameters, device = self._parameters, self._parameters.device
-        squares = torch.zeros(len(parameters.covered), dtype=torch.float64, device=device)
+        index = parameters.index
+        known = [0.0] * len(index)
         rows: list[int] = []
         parts: list[Tensor] = []
         for ledger in ledgers:
-            for norms in ledger.norms.values():
-                sums = norms.sum(1)
-                if ledger.rows is not parameters.index:  # some were left out since
-                    sums = sums[[ledger.rows[name] for name in parameters.covered]]
-                squares += sums.to(device)
             for name, values in ledger.squares.items():
-                if name in parameters.index:
-                    rows += [parameters.index[name]] * len(values)
-                    parts += values
+                row = index.get(name)
+                if row is None:
+                    continue
+                for value in values:
+                    if type(value) is float:
+                        known[row] += value
+                    elif value.is_cpu:  # type: ignore[union-attr]
+                        known[row] += value.item()  # type: ignore[union-attr]
+                    else:
+                        rows.append(row)
+                        parts.append(value)  # type: ignore[arg-type]
         for watcher in self._session.watchers:
             probed = watcher.probe.grad
             if probed is None or not watcher.names:
                 continue
             self._refuse_reuse(watcher, probed, passes)
             parts += probed[:-1]
-            rows += [parameters.index[name] for name in watcher.names.values()]
+            rows += [index[name] for name in watcher.names.values()]
+        squares = _on(device, known)
+        for ledger in ledgers:
+            for norms in ledger.norms.values():
+                sums = norms.sum(1)
+                if ledger.rows is not index:  # some were left out since
+                    sums = sums[[ledger.rows[name] for name in parameters.covered]]
+                squares += sums.to(device)
         if parts:
             squares.index_add_(0, self._on_device(rows), _joined(parts, device))
         return squares
@@ -50,25 +61,30 @@ class Sums:
     def of_gradients(self) -> Tensor:
         """‖.grad‖² of each; shape: (parameters,)."""
         parameters, device = self._parameters, self._parameters.device
-        rows, grads = [], []
+        scaled = self._session.exact and self._metric.optimizer is not None
+        chosen, known = parameters.chosen, [0.0] * len(parameters.covered)
+        rows: list[int] = []
+        grads: list[Tensor] = []
         for row, name in enumerate(parameters.covered):
-            grad = parameters.chosen[name].grad
+            grad = chosen[name].grad
             if grad is None:
                 continue
             if grad.is_sparse:
                 grad = grad.coalesce().values()
             if hasattr(grad, "to_local"):
                 grad = grad.to_local()
-            scale = self._metric.scale(name) if self._session.exact else None
+            scale = self._metric.scale(name) if scaled else None
             if scale is not None:
                 grad = grad * (scale.to_local() if hasattr(scale, "to_local") else scale)
-            rows.append(row)
-            grads.append(wide(grad))
-        squares = torch.zeros(len(parameters.covered), dtype=torch.float64, device=device)
+            if grad.is_cpu:
+                known[row] = square_norm(grad)
+            else:
+                rows.append(row)
+                grads.append(wide(grad))
         if not grads:
-            return squares
+            return _on(device, known)
         norms = _joined(list(torch._foreach_norm(grads)), device).square()
-        return norms if len(rows) == len(squares) else squares.index_put((self._on_device(rows),), norms)
+        return norms if len(rows) == len(known) else _on(device, known).index_put((self._on_device(rows),), norms)
 
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
@@ -93,10 +109,15 @@ class Sums:
             )
 
 
+def _on(device: torch.device, known: list[float]) -> Tensor:
+    """Numbers of the host on `device`; where all are zero nothing is copied there."""
+    if device.type != "cpu" and not any(known):
+        return torch.zeros(len(known), dtype=torch.float64, device=device)
+    return torch.tensor(known, dtype=torch.float64, device=device)
+
+
 def _joined(values: list[Tensor], device: torch.device) -> Tensor:
     """0-dim tensors as one vector in float64 on `device`, without waiting for another device."""
-    if all(value.device.type == "cpu" for value in values):
-        return torch.tensor([value.item() for value in values], dtype=torch.float64, device=device)
     if all(value.device == device and value.dtype == values[0].dtype for value in values):
         return torch.stack(values).double()
     return torch.stack([value.to(device, torch.float64) for value in values])

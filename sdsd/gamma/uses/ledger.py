@@ -16,7 +16,7 @@ from torch import Tensor
 from sdsd_kernels import NORMS_WIDTH, default_backend
 
 from ..following import Track, Tracks, set_track, using
-from .operand import Leaf
+from .operand import Leaf, Operand
 from .pieces import Piece, combine, project
 
 _SERVED = (torch.float32, torch.float16, torch.bfloat16)
@@ -62,7 +62,7 @@ class Pass:
     def clear(self) -> None:
         """Forget what backward passes gave so far: .grad was cleared."""
         self.tasks: set[int] = set()
-        self.squares: dict[str, list[Tensor]] = {}
+        self.squares: dict[str, list[Tensor | float]] = {}
         self.norms: dict[torch.device, Tensor] = {}
         self.kept: dict[str, list[Piece]] = {}
         self.projections: dict[str, list[Tensor]] = {}
@@ -85,6 +85,29 @@ class Pass:
         if len(self.peers) == 1:
             return self.counts.get(leaf.name, 0) > 1
         return sum(peer.counts.get(leaf.name, 0) for peer in self.peers) > 1
+
+    def alone(self, operands: list[Operand]) -> bool:
+        """Whether squares of a use of these parameters, all of them reached, are all that is asked of it."""
+        if self.directions is not None or self.scaled or len(self.peers) > 1:
+            return False
+        counts = self.counts
+        for operand in operands:
+            if not operand.reached or counts[operand.leaves[0].name] > 1:
+                break
+        else:
+            return True
+        return False
+
+    def take(self, use: object, names: list[str], squares: tuple[Tensor | float, ...], dtype: torch.dtype) -> None:
+        """Squares of a use that is `alone`, one number a parameter."""
+        self._current, self._dtype = use, dtype
+        for name, value in zip(names, squares, strict=True):
+            if name in self.squares:
+                self._note_dtype(name)
+                self._note_owner(name)
+                self.squares[name].append(value)
+            else:
+                self.dtypes[name], self._owner[name], self.squares[name] = dtype, use, [value]
 
     def refuse(self, names: list[str], reason: str) -> None:
         for name in names:
@@ -117,10 +140,12 @@ class Pass:
     def serves(self, x: Tensor) -> bool:
         """Whether kernels take tensors such as `x`."""
         device = x.device
-        backend = self.backends.get(device)
-        if backend is None:
-            backend = self.backends[device] = default_backend(device)
-        return backend == "triton" and x.dtype in _SERVED
+        return (self.backends.get(device) or self.backend_on(device)) == "triton" and x.dtype in _SERVED
+
+    def backend_on(self, device: torch.device) -> str:
+        """What serves kernels there, for the rest of the pass."""
+        backend = self.backends[device] = default_backend(device)
+        return backend
 
     def norms_on(self, device: torch.device) -> Tensor:
         """Where kernels on `device` write squares: a row a parameter."""

@@ -51,6 +51,7 @@ from .calls import (
 )
 from .ledger import Pass
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
+from .plans import Plan, site_of
 from .rules import RULES, any_operation
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Measuring(TorchFunctionMode):
         inside_backward: a reentrant checkpoint runs again, and this time with gradients.
         hidden: parameters were read without gradients, as a reentrant checkpoint does when it first runs.
         call: what the call that now runs looks like, where that alone decides where its output carries samples.
+        site: of the use that now runs, what a plan of it may be kept under.
     """
 
     def __init__(self, session: Session, ledger: Pass, repeats: bool = False, inside_backward: bool = False) -> None:
@@ -81,6 +83,7 @@ class Measuring(TorchFunctionMode):
         self.repeats, self.inside_backward = repeats, inside_backward
         self.hidden = inside_backward or repeats
         self.call: Any = None
+        self.site: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         how = SORTS.get(func)
@@ -144,7 +147,10 @@ class Measuring(TorchFunctionMode):
         call = (self.ledger.n, *key)
         if parameters:
             self.call = call
-            return self._use(func, args, kwargs, parameters)
+            plan = self.session.plans.get(site := site_of(call, values, parameters, self.ledger))
+            if plan is None or not plan.current(self.session.operands):
+                self.site, plan = site, None
+            return self._use(func, args, kwargs, parameters, plan)
         out = func(*args, **kwargs)
         known = self.session.calls.get(call)
         if known is None:
@@ -252,19 +258,24 @@ class Measuring(TorchFunctionMode):
         parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
         out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
         if parameters and any(track_of(t) is not None for t in inputs):
-            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "a transform of torch.func")
+            # By name alone: within a transform a parameter's own node cannot be asked for.
+            computed = [leaf.name for t in parameters if t.grad_fn is not None for leaf in leaves_of(t, self.session)[0]]
+            own = [self.session.name_of(t) for t in parameters if t.grad_fn is None]
+            self.ledger.refuse([*computed, *(name for name in own if name is not None)], "a transform of torch.func")
         return out
 
-    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
-        """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
+    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], plan: Plan | None = None) -> Any:
+        """An operation of samples and parameters, as planned or by its rule. Whatever these do, its result comes."""
         if func is torch.broadcast_tensors:  # joins nothing
             shape = torch.broadcast_shapes(*(t.shape for t in args))
             with self:
                 return tuple(t.expand(shape) for t in args)
         self.result: Any = _NOTHING
-        rule = RULES.get(func, any_operation)
         try:
-            out = rule(self, func, args, kwargs, parameters)
+            if plan is not None:
+                out = plan.run(self, func, args, kwargs)
+            else:
+                out = RULES.get(func, any_operation)(self, func, args, kwargs, parameters)
             if type(out) is not Tensor or out._base is not None:
                 return marked(out, args)
             if out.grad_fn is not None:
@@ -285,6 +296,7 @@ class Measuring(TorchFunctionMode):
             self._watch_mixing(list(tensors_in((self.result,), {})), track)
             return marked(self.result, args)
         finally:
+            self.site = None
             self.result = _NOTHING  # the graph holds this mode: with its output in here, neither would ever be freed
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:

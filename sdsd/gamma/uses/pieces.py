@@ -59,6 +59,22 @@ def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
     return torch.linalg.vector_norm(values.reshape(values.shape[0], -1), dim=1).double().square().sum()
 
 
+def square_norm(x: Tensor) -> float:
+    """‖x‖² of a tensor on the CPU: products in float32 or better, added up in float64 beyond a few of them."""
+    values = wide(x)
+    if values.is_contiguous() and not values.is_complex():
+        flat = values.view(-1)
+        parts = (flat,) if flat.numel() <= FEW else flat.split(FEW)
+        total: float = sum([torch.dot(part, part).item() for part in parts])
+    else:
+        total = torch.linalg.vector_norm(values).item() ** 2
+    if SAFE[0] < total < SAFE[1]:
+        return total
+    dtype = torch.complex128 if values.is_complex() else torch.float64
+    norm: float = torch.linalg.vector_norm(values, dtype=dtype).item()
+    return norm**2
+
+
 def project(gradient: Tensor, direction: tuple[Tensor, Tensor]) -> Tensor:
     """⟨gradient, u ⊗ v⟩ as a 0-dim float64 tensor; of a complex gradient, of its real and imaginary parts added."""
     u, v = direction
@@ -242,19 +258,23 @@ class Product(Piece):
         return torch.dot(left.double(), right.double())
 
 
-def one_position(a: Tensor, b: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Σ‖a_n‖²‖b_n‖² and Σ‖b_n‖² of rows a (N, d) and b (N, p), from norms taken once; None where it is not safe.
+def one_position(a: Tensor, b: Tensor, *, bias: bool) -> tuple[float, ...] | None:
+    """Σ‖a_n‖²‖b_n‖², and Σ‖b_n‖² with `bias`, of rows a (N, d) and b (N, p), from norms taken once.
 
-    `weight_grad_stats` would find the first, but a bias shares the norms, and small layers are spared its overhead.
+    None where it is not safe. `weight_grad_stats` would find the first, but a bias shares the norms, and small layers
+    are spared its overhead.
     """
     if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64) or a.dtype != b.dtype:
-        return None, None
+        return None
     norms_b = torch.linalg.vector_norm(b, dim=1)
     products = torch.linalg.vector_norm(a, dim=1).mul_(norms_b)
-    weight, bias = torch.dot(products, products), torch.dot(norms_b, norms_b)
-    if SAFE[0] < weight.item() < SAFE[1] and SAFE[0] < bias.item() < SAFE[1]:
-        return weight, bias
-    return None, None
+    weight: float = torch.dot(products, products).item()
+    if not SAFE[0] < weight < SAFE[1]:
+        return None
+    if not bias:
+        return (weight,)
+    of_bias: float = torch.dot(norms_b, norms_b).item()
+    return (weight, of_bias) if SAFE[0] < of_bias < SAFE[1] else None
 
 
 class Lookup(Piece):

@@ -21,7 +21,9 @@ from .pieces import Piece
 
 if TYPE_CHECKING:
     from .measuring import Measuring
+    from .plans import Plan
 
+_will_execute = torch._C._will_engine_execute_node
 Measure = Callable[..., Iterable[tuple[int, Piece]]]
 """measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
 
@@ -66,12 +68,19 @@ class ChangedError(Exception):
 class Use:
     """One operation of one forward pass that joined samples with parameters."""
 
-    __slots__ = ("fired", "measure", "mode", "operands", "owners", "saved")
+    __slots__ = ("fired", "measure", "mode", "operands", "owners", "plan", "saved")
 
-    def __init__(self, mode: Measuring, operands: list[Operand], measure: Measure | None, saved: Saved | None) -> None:
-        self.mode, self.operands, self.measure, self.saved = mode, operands, measure, saved
+    def __init__(
+        self,
+        mode: Measuring,
+        operands: list[Operand],
+        measure: Measure | None,
+        saved: Saved | None,
+        plan: Plan | None = None,
+    ) -> None:
+        self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
         self.fired: int | None = None
-        self.owners = rows_in_view()
+        self.owners = None if plan is not None else rows_in_view()
 
     @property
     def names(self) -> list[str]:
@@ -84,7 +93,16 @@ class Use:
             return False
         reached = False
         for operand in self.operands:
-            if operand.wanted():
+            leaves = operand.leaves
+            if len(leaves) == 1:
+                # As Operand.wanted, without its price.
+                try:
+                    here = _will_execute(leaves[0].node)
+                except RuntimeError:
+                    here = False
+                operand.reached = leaves if here else []
+                reached = reached or here
+            elif operand.wanted():
                 reached = True
         if not reached:
             return False
@@ -115,6 +133,11 @@ class Use:
             assert self.saved is not None
             assert self.measure is not None
             saved, self.saved = self.saved.load(), None
+            if self.plan is not None and self.plan.squares is not None and ledger.alone(self.operands):
+                squares = self.plan.squares(b, *saved)
+                if squares is not None:
+                    ledger.take(self, self.plan.names, squares, b.dtype)
+                    return
             ledger.begin(self, b.dtype)
             for index, piece in self.measure(b, *saved):
                 operand = self.operands[index]
@@ -155,7 +178,7 @@ def register(mode: Measuring, operands: list[Operand], kind: str) -> Use:
             counts[leaf.name] = counts.get(leaf.name, 0) + uses
             known = kinds.get(leaf.name)
             if known is None:
-                kinds[leaf.name] = _alone(kind)
+                kinds[leaf.name] = alone(kind)
             elif kind not in known:
                 kinds[leaf.name] = known | {kind}
     return use
@@ -191,7 +214,8 @@ def saved_alike(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: 
 
 
 @functools.cache
-def _alone(kind: str) -> frozenset[str]:
+def alone(kind: str) -> frozenset[str]:
+    """A set of one kind, the same object every time."""
     return frozenset([kind])
 
 
@@ -203,14 +227,14 @@ def watch(
     saved: Iterable[Tensor | None],
     measure: Measure,
     unexpanded: bool = False,
-) -> None:
+) -> list[Operand]:
     """Measure an operation with output `out` that read `tensors`, computed from parameters alone.
 
     `unexpanded`: the pieces are of what the tensors are expansions of. Where the samples of `out` cannot be told apart,
-    the parameters are refused by name.
+    the parameters are refused by name. Returns the operands, if there is something to measure.
     """
     if not out.requires_grad:
-        return
+        return []
     operands, hidden = operands_of(mode, tensors, unexpanded)
     if hidden is ROWS:
         hidden = None
@@ -218,17 +242,23 @@ def watch(
         if operand.leaves:
             break
     else:
-        return
+        return []
     track = track_of(out)
     if hidden is not None or not isinstance(track, Track):
         mode.lost(operands, f"samples go through {hidden}, which is not followed" if hidden else track)
-        return
+        return []
     mode.note_checkpoint()
     use = register(mode, operands, kind)
     use.measure, use.saved = measure, Saved(saved)
     if not mode.repeats:
-        whole, part = _written(out)
-        whole.register_hook(use.fire if part is None else lambda grad: use.fire(part(grad)))
+        hook_on(out, use)
+    return operands
+
+
+def hook_on(out: Tensor, use: Use) -> None:
+    """Let `use` hear of the gradient of `out`."""
+    whole, part = _written(out)
+    whole.register_hook(use.fire if part is None else lambda grad: use.fire(part(grad)))
 
 
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:

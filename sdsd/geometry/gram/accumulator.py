@@ -25,7 +25,7 @@ from .collectives import agreed, reduced
 from .layout import Plan
 from .ranks import check_group
 from .results import expanded, inverse_norms, squares, units
-from .sums import Sums, added, merged, named, nothing, postponed
+from .sums import Sums, add_rows, buffer_rows, merge_sums, names_of, nothing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +117,7 @@ class GramAccumulator:
     def nonfinite(self) -> Tensor:
         """True for neurons that had a NaN or an infinity; their rows and columns are NaN.  # shape: (n,)"""
         with plain_arithmetic(self.device):
-            self._settled()
+            self._settle_and_look()
             return self._sums.nonfinite.clone()
 
     def reset(self) -> None:
@@ -164,11 +164,11 @@ class GramAccumulator:
             if self._buffer is None:
                 shape = self._plan.part, self.n
                 self._buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
-            self._sums = postponed(self._plan, self._sums, rows, self._buffer)
+            self._sums = buffer_rows(self._plan, self._sums, rows, self._buffer)
             report(1, 1)
         else:
             self._settle()
-            self._commit(added(self._plan, self._sums, rows, self._fresh_gram, report))
+            self._commit(add_rows(self._plan, self._sums, rows, self._fresh_gram, report))
 
     def merge(self, other: GramAccumulator) -> None:
         """Add what another accumulator has seen; `other` keeps it.
@@ -181,10 +181,10 @@ class GramAccumulator:
             raise TypeError(f"other: expected a GramAccumulator, got {type(other).__name__}.")
         self._plan.require_same(other._plan)
         with plain_arithmetic(self.device):
-            self._settled()
-            other._settled()
+            self._settle_and_look()
+            other._settle_and_look()
             if other._sums.samples:
-                self._commit(merged(self._plan, self._sums, other._sums, self._fresh_gram))
+                self._commit(merge_sums(self._plan, self._sums, other._sums, self._fresh_gram))
 
     def all_reduce(self, group: ProcessGroup | None = None, *, progress: Progress = False) -> None:
         """Replace this accumulator's sums, on every rank of a process group, by those over all of its ranks.
@@ -204,7 +204,7 @@ class GramAccumulator:
         report = reporter(progress, "GramAccumulator.all_reduce")
         check_group(group)
         with plain_arithmetic(self.device):
-            self._settled()
+            self._settle_and_look()
             counts, rows = agreed(self._plan, self._sums.samples, group)
             self._commit(
                 reduced(self._plan, self._sums, counts, rows, group=group, fresh=self._fresh_gram, report=report)
@@ -331,7 +331,7 @@ class GramAccumulator:
         "exponent". Copies: later updates do not change it.
         """
         with plain_arithmetic(self.device):
-            self._settled()
+            self._settle_and_look()
             return saved(self._plan, self._sums)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -350,7 +350,7 @@ class GramAccumulator:
         new = self._sums.nonfinite & ~known
         if bool(new.any()):
             warnings.warn(
-                f"activations: {named(new)} of {self.n} have a NaN or an infinity in this batch for the first time; "
+                f"activations: {names_of(new)} of {self.n} have a NaN or an infinity in this batch for the first time; "
                 "their rows and columns are NaN from here on. nonfinite='raise' refuses such batches.",
                 RuntimeWarning,
                 stacklevel=3,
@@ -361,9 +361,11 @@ class GramAccumulator:
         waiting = self._sums.waiting
         if waiting:
             assert self._buffer is not None
-            self._commit(added(self._plan, self._sums, self._buffer[:waiting].T, self._fresh_gram, reporter(False, "")))
+            self._commit(
+                add_rows(self._plan, self._sums, self._buffer[:waiting].T, self._fresh_gram, reporter(False, ""))
+            )
 
-    def _settled(self) -> None:
+    def _settle_and_look(self) -> None:
         """As `_settle`, and find out which neurons are not finite, where kernels have not looked."""
         self._settle()
         sums = self._sums
@@ -390,7 +392,7 @@ class GramAccumulator:
         """√n μ, whose products turn centred sums into others; None where T is what is asked for.  # shape: (n,)"""
         if not self.samples:
             raise ValueError("GramAccumulator: expected at least one sample before a result, got none. Call update.")
-        self._settled()
+        self._settle_and_look()
         if center is None or bool(center) == self.center:
             return None
         self._plan.need_center("center=True")

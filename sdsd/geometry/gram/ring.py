@@ -107,7 +107,7 @@ class Ring:
             for work in works:
                 work.wait()
             if reflected is not None:
-                asked = self._asked(step - 1)
+                asked = self._asked_by(step - 1)
                 assert asked is not None
                 self._emit(self.plan.rank, asked[1].piece, asked[0], asked[1].left, reflected)
             here = coming
@@ -115,7 +115,7 @@ class Ring:
     def _job(self, step: int, rank: int) -> Job | None:
         return self.jobs[step][rank] if 0 <= step < len(self.jobs) else None
 
-    def _asked(self, step: int) -> tuple[int, Job] | None:
+    def _asked_by(self, step: int) -> tuple[int, Job] | None:
         """Which rank computes with this rank's neurons at a step, and what."""
         for rank in range(len(self.plan.sizes)):
             job = self._job(step, rank)
@@ -126,7 +126,7 @@ class Ring:
     def _neurons_of(self, step: int) -> tuple[Tensor | None, list[dist.P2POp]]:
         """Memory for the neurons that this rank needs at a step, and the transfers that bring all there."""
         transfers, coming = [], None
-        asked, job = self._asked(step), self._job(step, self.plan.rank)
+        asked, job = self._asked_by(step), self._job(step, self.plan.rank)
         if asked is not None:
             transfers.append(self._transfer(dist.isend, self.rows[asked[1].piece].contiguous(), asked[0], 2 * step))
         if job is not None:
@@ -137,7 +137,7 @@ class Ring:
     def _results_of(self, step: int, mirror: Tensor | None) -> tuple[Tensor | None, list[dist.P2POp]]:
         """Memory for what another rank computed of this rank's rows at a step, and the transfers that bring all."""
         transfers, coming = [], None
-        asked, job = self._asked(step), self._job(step, self.plan.rank)
+        asked, job = self._asked_by(step), self._job(step, self.plan.rank)
         if job is not None:
             assert mirror is not None
             transfers.append(self._transfer(dist.isend, mirror, job.source, 2 * step + 1))

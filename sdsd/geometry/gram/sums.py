@@ -80,13 +80,13 @@ def peaks_of(plan: Plan, a: Tensor, sums: Sums) -> tuple[Tensor, Sums]:
     nonfinite = ~peak.isfinite()
     if plan.nonfinite == "raise" and bool(nonfinite.any()):
         raise ValueError(
-            f"activations: expected finite values, got a NaN or an infinity in {named(nonfinite)} of {plan.n}. "
+            f"activations: expected finite values, got a NaN or an infinity in {names_of(nonfinite)} of {plan.n}. "
             "Nothing of this batch was added. Leave out the samples that hold them, or use nonfinite='warn'."
         )
     return peak, replace(sums, nonfinite=sums.nonfinite | nonfinite)
 
 
-def postponed(plan: Plan, sums: Sums, rows: Tensor, buffer: Tensor) -> Sums:
+def buffer_rows(plan: Plan, sums: Sums, rows: Tensor, buffer: Tensor) -> Sums:
     """Sums with `rows` (n, …) in the buffer, behind those that wait there."""
     samples = rows[0].numel()
     place = buffer[sums.waiting : sums.waiting + samples].T
@@ -100,14 +100,14 @@ def postponed(plan: Plan, sums: Sums, rows: Tensor, buffer: Tensor) -> Sums:
     return replace(sums, waiting=sums.waiting + samples, peak=peak)
 
 
-def added(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Report) -> Sums:
+def add_rows(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Report) -> Sums:
     """New sums with the samples of `rows` (n, …)."""
     if plan.through_kernel():
-        return added_by_kernel(plan, sums, rows, fresh, report)
+        return add_by_kernel(plan, sums, rows, fresh, report)
     out = fresh()
     parts, tiles = sample_parts(rows, plan.part), list(plan.triangle.tiles(plan.side))
     for number, part in enumerate(parts):
-        a, factor, updated = prepared(plan, part, sums)
+        a, factor, updated = prepare_rows(plan, part, sums)
         products = products_of(plan, a)
         for index, tile in enumerate(tiles):
             add_tile(plan, sums.gram, products(*tile), tile, factor, out)
@@ -132,7 +132,7 @@ def add_tile(
         torch.add(source, products[part], out=target)
 
 
-def added_by_kernel(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Report) -> Sums:
+def add_by_kernel(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Report) -> Sums:
     """New sums with the samples of `rows` (n, …). Sums are float64, so neurons need no scale of their own."""
     parts = sample_parts(rows, kernel_part(plan, rows))
     if plan.nonfinite == "raise":
@@ -186,11 +186,11 @@ def products_of(plan: Plan, a: Tensor) -> Callable[[slice, slice], Tensor]:
     return tile
 
 
-def prepared(plan: Plan, part: Tensor, sums: Sums) -> tuple[Tensor, Tensor | None, Sums]:
+def prepare_rows(plan: Plan, part: Tensor, sums: Sums) -> tuple[Tensor, Tensor | None, Sums]:
     """A part (n, …) as scaled, centred rows (n, samples); the factor that old sums need; all of the new but T."""
     samples = part[0].numel()
     plain = part.dim() == 2 and part.dtype == plan.dtype and blas_reads(part)
-    a = part if plain and not plan.center else copied(plan, part, extra=int(plan.center))
+    a = part if plain and not plan.center else copy_values(plan, part, extra=int(plan.center))
     peak = sums.peak
     if peak is None:
         peak, sums = peaks_of(plan, a[:, :samples], sums)
@@ -207,7 +207,7 @@ def prepared(plan: Plan, part: Tensor, sums: Sums) -> tuple[Tensor, Tensor | Non
     return a, factor, Sums(None, mean, exponent, sums.nonfinite, sums.samples + samples)
 
 
-def copied(plan: Plan, part: Tensor, extra: int) -> Tensor:
+def copy_values(plan: Plan, part: Tensor, extra: int) -> Tensor:
     """Values of `part` (n, …) in the dtype of products, laid out as they were, with room for `extra` samples."""
     samples = part[0].numel()
     if part.stride(0) < part.stride(-1):
@@ -237,7 +237,7 @@ def centered(a: Tensor, count: int, mean: Tensor) -> tuple[Tensor, Tensor]:
     return a, mean + delta * (samples / (count + samples))
 
 
-def merged(plan: Plan, sums: Sums, other: Sums, fresh: Fresh) -> Sums:
+def merge_sums(plan: Plan, sums: Sums, other: Sums, fresh: Fresh) -> Sums:
     """New sums of two sets of samples, the second of which is not empty."""
     assert other.gram is not None
     exponent, nonfinite = other.exponent.to(plan.device), other.nonfinite.to(plan.device)
@@ -268,7 +268,7 @@ def unit_change(exponent: Tensor, common: Tensor) -> Tensor:
     return power_of_two(torch.where(exponent == UNSEEN, 0, exponent - common))
 
 
-def named(which: Tensor) -> str:
+def names_of(which: Tensor) -> str:
     """How many neurons, and the first of them."""
     indices = which.nonzero().flatten().tolist()
     return f"{len(indices)} neurons (first: {indices[:5]})"

@@ -111,7 +111,7 @@ def embed(cosine: Tensor, dimensions: int = 3, *, method: str = "smacof", seed: 
             method = "smacof" if settled else "short smacof"
         else:
             points = _smacof(points, cosine)
-    points = _turned(points)
+    points = _along_axes(points)
     return Embedding(points, _stress(points, cosine), method)
 
 
@@ -128,7 +128,7 @@ def _by_umap(cosine: Tensor, dimensions: int, seed: int) -> Embedding:
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="using precomputed metric")
-        points = _turned(reducer.fit_transform(distance.numpy()))
+        points = _along_axes(reducer.fit_transform(distance.numpy()))
     shown = torch.cdist(torch.from_numpy(points), torch.from_numpy(points)).to(distance.dtype)
     size = shown.square().sum()
     points *= float((shown * distance).sum() / size) if size > 0 else 1.0
@@ -328,7 +328,7 @@ def _checked(cosine: Tensor) -> Tensor:
     return cosine
 
 
-def _turned(points: np.ndarray) -> np.ndarray:
+def _along_axes(points: np.ndarray) -> np.ndarray:
     """Centred, with the long axis first; of the two directions of an axis, that in which its largest entry is."""
     points = points - points.mean(axis=0, keepdims=True) if len(points) else points
     if len(points) < 2:

@@ -16,6 +16,7 @@ from ..digits import evaluate, split_digits
 from ..documents import FUNCTIONAL_GEOMETRY
 from ..engine import Measured, Progress, Study, StudyResult, Verdict, mean_interval
 from ..rules import RULES
+from .verdicts import plasticity_verdict
 
 WAYS = ("geometry", "random", "untouched")
 GAIN = 1.0
@@ -107,6 +108,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             **RULES["after-merging"].stated(),
         ),
         _judge_speed(result),
+        plasticity_verdict(result.series),
     ]
 
 

@@ -75,6 +75,22 @@ class NormUse:
     eps: str  # the module's attribute that holds eps
 
 
+@dataclass(eq=False)
+class Attention:
+    """Products of queries and keys, one for each head, and the values that are weighted by them.
+
+    Attributes:
+        queries, keys: channels of each product.  # shape: (products, entries)
+        offsets: names of biases that are added alike to all queries, or to all keys.
+        values: as keys; empty until they are seen.
+    """
+
+    queries: Ids
+    keys: Ids
+    offsets: tuple[str, ...]
+    values: list[Ids] = field(default_factory=list)
+
+
 Note = tuple[Ids, str]
 
 
@@ -85,6 +101,7 @@ class Channels:
     count: int = 1  # 0 is no channel
     signs: Atoms = field(default_factory=Atoms)  # nodes 2c and 2c + 1: c, and its inverse
     places: Atoms = field(default_factory=Atoms)
+    along: Atoms = field(default_factory=Atoms)  # as places, without what shares an entry of a parameter
     labels: Ids = field(default_factory=lambda: np.zeros(1, np.int64))  # those of one label can change places
     writers: Ids = field(default_factory=lambda: np.zeros(1, np.int64))  # which made them
     uses: list[Use] = field(default_factory=list)
@@ -95,18 +112,21 @@ class Channels:
     bent: list[Ids] = field(default_factory=list)
     outputs: list[Ids] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    attentions: list[Attention] = field(default_factory=list)
     next_label: int = 1
     next_writer: int = 1
 
     def __post_init__(self) -> None:
         self.signs.new(2)
         self.places.new(1)
+        self.along.new(1)
 
     def new(self, count: int) -> Ids:
         """New channels, of one writer."""
         first, self.count = self.count, self.count + count
         self.signs.new(2 * count)
         self.places.new(count)
+        self.along.new(count)
         self.labels = np.concatenate([self.labels, np.zeros(count, np.int64)])
         self.writers = np.concatenate([self.writers, np.full(count, self.next_writer)])
         self.next_writer += 1
@@ -150,8 +170,20 @@ class Channels:
         ids = live(ids)
         return bool((self.signs.roots(2 * ids) == self.signs.roots(2 * ids + 1)).all())
 
-    def tie(self, one: Tensor, other: Tensor, *, inverse: bool = False, order: bool = True, why: str = "") -> None:
-        """Channels at the same place of both scale alike (or inversely) and change places together."""
+    def tie(
+        self,
+        one: Tensor,
+        other: Tensor,
+        *,
+        inverse: bool = False,
+        order: bool = True,
+        shared: bool = False,
+        why: str = "",
+    ) -> None:
+        """Channels at the same place of both scale alike (or inversely) and change places together.
+
+        `shared`: for they share an entry of a parameter, and not because one becomes of the other.
+        """
         a, b = pairs(one, other)
         for mine, theirs in ((a, b), (b, a)):
             alone = mine[(theirs == 0) & (mine > 0)]
@@ -166,8 +198,15 @@ class Channels:
         self.signs.unite(2 * a + 1, 2 * b + (not inverse))
         if order:
             self.places.unite(a, b)
+            if not shared:
+                self.along.unite(a, b)
             if not inverse:
                 self.bend(np.concatenate([a, b])[np.tile(self.writers[a] == self.writers[b], 2)])
+
+    def follow(self, one: Ids, other: Ids) -> None:
+        """Each of one changes places with that of the other, whatever their scales."""
+        self.places.unite(one, other)
+        self.along.unite(one, other)
 
     def refine(self, ids: Ids, parts: Ids) -> None:
         """Those in different parts do not change places with one another."""

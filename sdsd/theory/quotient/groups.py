@@ -6,6 +6,7 @@ write a group of neurons, b its biases and a the entries that read it, the tange
     rescaling           (w, b, −a)       w, b → c·w, c·b;   a → a / c
     scale before norm   (w, b)           w, b → c·w, c·b    nothing reads the neurons but a norm
     translation         1 ⊗ u            the same vector u added to the row of every neuron of a group
+    shift of keys       u                anything added to the bias of the keys of an attention
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ class Permutation:
         width: how many there are.
         run: they change places within runs of so many: the width, or the size of a group under GroupNorm.
         parts: all parameters and buffers that have to follow.
+        what: they are, "neurons", or "heads" with all their neurons.
     """
 
     layers: tuple[str, ...]
@@ -189,6 +191,7 @@ class Permutation:
     width: int
     run: int
     parts: tuple[Slice, ...]
+    what: str = "neurons"
 
     def permute(self, point: Point, order: Tensor) -> None:
         """Neuron order[k] moves to place k; shape: (width,), on the CPU."""
@@ -228,9 +231,12 @@ def build(trace: Trace) -> tuple[list[Scaling], list[Translation], list[Permutat
         translations += _translations(segment)
         mixings += _mixings(segment)
         notes += _notes(segment)
+    translations += [_shift(part) for part in trace.shifts]
     if trace.untouched:
         notes.append(f"no rule reaches these parameters: {', '.join(trace.untouched)}")
-    permutations = [Permutation(each.writers, each.readers, each.width, each.run, each.parts) for each in trace.orders]
+    permutations = [
+        Permutation(each.writers, each.readers, each.width, each.run, each.parts, each.what) for each in trace.orders
+    ]
     return scalings, translations, permutations, mixings, list(dict.fromkeys(notes))
 
 
@@ -273,6 +279,11 @@ def _translations(segment: Segment) -> list[Translation]:
             torch.equal(_each(norm.units, segment.count), _each(part.units, segment.count)) for norm in segment.norms
         )
     ]
+
+
+def _shift(part: Slice) -> Translation:
+    """Every entry of a bias of keys by itself."""
+    return Translation("shift of keys", (part.name,), (), part.neurons, part.neurons, (), False, part)
 
 
 def _each(units: Tensor, count: int) -> Tensor:

@@ -22,14 +22,12 @@ from ..._progress import Progress
 from ...geometry import NeuronMatching, collect_activations, cosine_between
 from ...geometry.collect import MOST_BYTES
 from ...geometry.comparing import best_order, check_alike, match_by_cosine
-from ...models import evaluating, untouched
 from .groups import Permutation
 from .point import Point
+from .same_function import require_same
 from .symmetries import symmetries
 
-MOST_SWEEPS = 100
-SAME = 1e-9
-"""Two orders of one network may differ by so much of its largest output, in float64."""
+MOST_SWEEPS, MOST_ROUNDS = 100, 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +36,9 @@ class ModelMatching:
 
     Attributes:
         by: "weights" | "activations".
-        layers: the layers that write each group of neurons; a residual stream has several.
-        orders: for each group the neuron of the second model that belongs to each of the first.
+        layers: the layers that write each group of neurons; a residual stream has several. Heads of attention are
+            groups of their own, before those of the neurons inside them.
+        orders: for each group the neuron (or head) of the second model that belongs to each of the first.
             # shape: (neurons,) each, int64
         distances: ‖θ_a − θ_b‖ before and after.
         not_analysed: what kept its order, and why.
@@ -74,15 +73,15 @@ class ModelMatching:
         point.write_back()
         example = self._example if example_input is None else example_input
         if check and example is not None:
-            _require_same(model, moved, example)
+            require_same(model, moved, example)
         return moved
 
     def __str__(self) -> str:
         before, after = self.distances
         lines = [f"neurons matched by {self.by}: ‖θ_a − θ_b‖ {before:.4g} → {after:.4g}"]
-        for layers, order in zip(self.layers, self.orders, strict=True):
+        for layers, order, what in zip(self.layers, self.orders, (p.what for p in self._permutations), strict=True):
             moved = int((order != torch.arange(len(order))).sum())
-            lines.append(f"  {', '.join(layers)}: {moved} of {len(order)} neurons change places")
+            lines.append(f"  {', '.join(layers)}: {moved} of {len(order)} {what} change places")
         return "\n".join([*lines, *(f"  not analysed: {note}" for note in self.not_analysed)])
 
 
@@ -135,6 +134,7 @@ def match_neurons(
                             ‖θ_a − P θ_b‖, by coordinate descent: one group after the other is assigned given the rest,
                             until none gains. That is a local optimum; `seed` orders the groups.
 
+    Whole heads of attention are matched by how well their neurons can be, and then the neurons inside them.
     `apply` of the result gives the second model in the first one's order, with the function it had, and `loss_barrier`
     says what that does to the line between them. Only permutations are looked for: two neurons that differ by a factor
     (ReLU) or a sign (tanh) are not made equal.
@@ -237,13 +237,51 @@ class _Models:
         )
 
     def _by_weights(self, seed: int) -> None:
+        """Neurons until none gains; then heads, and neurons again from the start, for they stand inside heads."""
+        heads = [place for place, each in enumerate(self.permutations) if each.what == "heads"]
+        start = {name: value.clone() for name, value in self.point.values.items()}, dict(self.point.buffers)
+        best: tuple[float, list[Tensor]] | None = None
+        for _ in range(MOST_ROUNDS):
+            self._sweep(seed)
+            distance = self._distance()
+            if best is None or distance < best[0]:
+                best = distance, list(self.orders)
+            moved = {place: self._best_heads(place) for place in heads}
+            if all(torch.equal(order, torch.arange(len(order))) for order in moved.values()):
+                break
+            orders = {place: self.orders[place][order] for place, order in moved.items()}
+            self._restart(start, [orders.get(k, torch.arange(p.width)) for k, p in enumerate(self.permutations)])
+        assert best is not None
+        self._restart(start, best[1])
+
+    def _restart(self, start: tuple[dict[str, Tensor], dict[str, Tensor]], orders: list[Tensor]) -> None:
+        """Go to the point that has these orders."""
+        self.point.values.update({name: value.clone() for name, value in start[0].items()})
+        self.point.buffers.clear()
+        self.point.buffers.update(start[1])
+        self.orders = orders
+        for permutation, order in zip(self.permutations, orders, strict=True):
+            permutation.permute(self.point, order)
+
+    def _sweep(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
+        neurons = [place for place, each in enumerate(self.permutations) if each.what == "neurons"]
         for _ in range(MOST_SWEEPS):
             gained = False
-            for place in torch.randperm(len(self.permutations), generator=generator).tolist():
-                gained |= self._assign(place)
+            for choice in torch.randperm(len(neurons), generator=generator).tolist():
+                gained |= self._assign(neurons[choice])
             if not gained:
                 return
+
+    def _best_heads(self, place: int) -> Tensor:
+        """The order of heads by what their neurons would gain in the best order, parameter by parameter."""
+        permutation = self.permutations[place]
+        scores = torch.zeros(permutation.width, permutation.width, dtype=torch.float64)
+        for part in permutation.parts:
+            values = (point.values[part.name].movedim(part.axis, 0) for point in (self.fixed, self.point))
+            ours, theirs = (value.reshape(len(value), -1) for value in values)
+            scores += _between_blocks((ours @ theirs.T).cpu(), part.entries(permutation.width))
+        return best_order(scores)[1]
 
     def _assign(self, place: int) -> bool:
         """Match one group by its weights, the others as they are; whether that gained anything."""
@@ -281,16 +319,35 @@ class _Models:
             )
             for model in (self.one, self.other)
         ]
+        cosines: dict[str, Tensor] = {}
+        for name in names:
+            ours, theirs = (answer[name].values for answer in answers)
+            assert ours is not None
+            assert theirs is not None
+            if ours.shape[1] == theirs.shape[1]:
+                cosines[name] = cosine_between(ours, theirs, center=center).double().cpu()
         for place, permutation in enumerate(self.permutations):
             scores = torch.zeros(permutation.width, permutation.width, dtype=torch.float64)
-            for name in permutation.layers:
-                ours, theirs = (answer[name].values for answer in answers)
-                assert ours is not None
-                assert theirs is not None
-                if ours.shape[1] == permutation.width:
-                    scores += cosine_between(ours, theirs, center=center).double().cpu()
-            self.orders[place] = _best_in_runs(scores, permutation.run)
-            permutation.permute(self.point, self.orders[place])
+            blocks = self._blocks(permutation, cosines)
+            for name, entries in blocks.items():
+                if permutation.what == "heads":
+                    scores += _between_blocks(cosines[name], entries)
+                else:
+                    scores += sum(cosines[name][each][:, each] for each in entries.T)
+            order = _best_in_runs(scores, permutation.run)
+            self.orders[place] = order
+            permutation.permute(self.point, order)
+            for name, entries in blocks.items():
+                cosines[name][:, entries.flatten()] = cosines[name][:, entries[order].flatten()]
+
+    def _blocks(self, permutation: Permutation, cosines: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Which outputs of each layer that writes them belong to each unit.  # shape: (units, entries)"""
+        blocks = {}
+        for part in permutation.parts:
+            name = part.name.rpartition(".")[0]
+            if name in permutation.layers and len(cosines.get(name, ())) == len(part.units):
+                blocks[name] = part.entries(permutation.width)
+        return blocks
 
     def _product(self, names: Iterable[str]) -> float:
         """⟨θ_a, θ_b⟩ over some parameters."""
@@ -301,38 +358,15 @@ class _Models:
         return sum(parts) ** 0.5
 
 
+def _between_blocks(scores: Tensor, entries: Tensor) -> Tensor:
+    """For each two blocks the sum of scores in the best order of their entries.  # shape: (blocks, blocks)"""
+    pairs = [[scores[ours][:, theirs] for theirs in entries] for ours in entries]
+    return torch.tensor(
+        [[float(each.gather(1, best_order(each)[1][:, None]).sum()) for each in row] for row in pairs]
+    ).double()
+
+
 def _best_in_runs(scores: Tensor, run: int) -> Tensor:
     """The best order in which neurons stay within their runs of equal length.  # shape: (width,)"""
     starts = range(0, len(scores), run)
     return torch.cat([start + best_order(scores[start : start + run, start : start + run])[1] for start in starts])
-
-
-def _require_same(model: nn.Module, moved: nn.Module, example: Any) -> None:
-    """ValueError unless both compute the same, in float64 and eval mode."""
-    arguments = example if isinstance(example, tuple) else (example,)
-    wide = tuple(_wide(each) for each in arguments)
-    outputs = []
-    for each in (model, moved):
-        network = copy.deepcopy(each).double()
-        with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            outputs.append([tensor.double() for tensor in _tensors(network(*wide))])
-    for before, after in zip(*outputs, strict=True):
-        off, most = (before - after).abs().max().item(), before.abs().max().item()
-        if not off <= SAME * most:
-            raise ValueError(
-                f"apply: the model with its neurons in another order computes something else: outputs differ by up to "
-                f"{off:.3g}, of {most:.3g}. Something in its forward depends on the order of neurons; match its layers "
-                "one by one, by activations."
-            )
-
-
-def _wide(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() and value.numel() else []
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]

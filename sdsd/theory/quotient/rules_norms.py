@@ -36,7 +36,7 @@ def _after(
     if before is None:
         walk.channels.keep_place(made, "they are joined with what no layer writes")
     else:
-        walk.channels.places.unite(known, made)
+        walk.channels.follow(known, made)
     layout = [-1 if k == dim else 1 for k in range(len(shape))]
     for tensor, role in ((weight, SCALE), (bias, BIAS), *((each, EXTRA) for each in extras)):
         seen = walk.seen(tensor)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...graphs import tensors
-from .channels import KERNEL, MATRIX, READ, Seen, compact, unique, varies
+from ...graphs import Ids, tensors
+from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, unique, varies
 from .rules_sums import added, biased
 from .walk import ChannelWalk, Step, rule
 
@@ -85,7 +85,11 @@ def _of_neurons(walk: ChannelWalk, step: Step, one: Seen, other: Seen, shape: tu
     left, right = one.ids, other.ids
     if left is not None and right is not None and not varies(left, -2) and not varies(right, -1):
         _inverse(walk, left[..., 0, :], right[..., 0], label)
+        walk.scores[step.out] = _attended(walk, left[..., 0, :], right[..., 0], one, other)
         return Seen()
+    for factor, ids in ((step.args[-2], right), (step.args[-1], left)):
+        if ids is not None and (attention := walk.scores.get(factor)) is not None:
+            attention.values.append(_rows(ids[..., :1, :] if ids is right else ids[..., :1].mT))
     if left is None and right is not None and not varies(right, -2):
         return _weighted(walk, right[..., :1, :], shape, label)
     if right is None and left is not None and not varies(left, -1):
@@ -102,6 +106,19 @@ def _inverse(walk: ChannelWalk, queries: Tensor, keys: Tensor, label: str) -> No
     for ids in (queries, keys):
         walk.channels.keep_shift(unique(ids), f"{label} multiplies them by other neurons")
         apart(walk, ids, ids.ndim - 1)
+
+
+def _attended(walk: ChannelWalk, queries: Tensor, keys: Tensor, one: Seen, other: Seen) -> Attention:
+    """Note heads: their last dimension is summed over, the ones before count them and the samples."""
+    shape = torch.broadcast_shapes(queries.shape, keys.shape)
+    offsets = tuple(dict.fromkeys((*(one.offsets or ()), *(other.offsets or ()))))
+    made = Attention(_rows(queries.expand(shape)), _rows(keys.expand(shape)), offsets)
+    walk.channels.attentions.append(made)
+    return made
+
+
+def _rows(ids: Tensor) -> Ids:
+    return ids.reshape(-1, ids.shape[-1]).numpy()
 
 
 def _weighted(walk: ChannelWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
@@ -158,7 +175,7 @@ def convolution(walk: ChannelWalk, step: Step) -> None:
         if channels is None:
             walk.channels.keep_place(made, f"{layer!r} reads an input each")
         else:
-            walk.channels.places.unite(channels.numpy()[channels.numpy() > 0], made[channels.numpy() > 0])
+            walk.channels.follow(channels.numpy()[channels.numpy() > 0], made[channels.numpy() > 0])
         walk.channels.bend(made)
         walk.channels.bend(unique(channels) if channels is not None else made)
     elif groups > 1:
@@ -203,6 +220,8 @@ def attention(walk: ChannelWalk, step: Step) -> None:
         shape = (q if q is not None else k).shape  # type: ignore[union-attr]
         both = [none.expand(shape) if each is None else each for each in (q, k)]
         _inverse(walk, both[0][:, :, 0], both[1][:, :, 0], label)
+        made = _attended(walk, both[0][:, :, 0], both[1][:, :, 0], *seen[:2])
+        made.values += [] if v is None else [_rows(v[:, :, 0])]
     for out in tensors(step.out):
         walk.give(out, Seen())
     out = next(tensors(step.out))

@@ -182,7 +182,7 @@ def _gamma(walk: ChannelWalk, given: Seen, weight: Seen, shape: tuple[int, ...])
     walk.use(SCALE, weight, axis, entries, table[channels], taken)
     after = renamed(ids, table)
     walk.laid(after, weight, shape)
-    walk.channels.places.unite(known, made)
+    walk.channels.follow(known, made)
     walk.channels.keep_shift(known, f"{label} multiplies them")
     walk.channels.bend(known)
     return Seen(after, offsets={})
@@ -219,7 +219,7 @@ def of_two(walk: ChannelWalk, a: Seen, b: Seen, shape: tuple[int, ...]) -> Seen:
     elif not walk.channels.is_held(unique(b.ids)):
         walk.channels.hold(unique(b.ids), f"{label} multiplies them by other neurons")
     both = (mine > 0) & (theirs > 0)
-    walk.channels.places.unite(mine[both], theirs[both])
+    walk.channels.follow(mine[both], theirs[both])
     for alone in (mine[theirs == 0], theirs[mine == 0]):
         walk.channels.fix(alone, f"{label} joins them with what no layer writes")
     return Seen(wide)
@@ -231,7 +231,7 @@ def _normed(walk: ChannelWalk, ids: Tensor) -> Seen:
     made = walk.channels.new(len(known))
     table = np.zeros(walk.channels.count, np.int64)
     table[known] = made
-    walk.channels.places.unite(known, made)
+    walk.channels.follow(known, made)
     walk.channels.hold(made, "a norm sets their scale")
     return Seen(renamed(ids, table))
 

@@ -94,6 +94,7 @@ class Order:
         run: they change places within runs of so many.
         writers, readers: the layers that write and read them.
         parts: every tensor that has entries of theirs.
+        what: they are, "neurons" or "heads".
     """
 
     width: int
@@ -101,6 +102,7 @@ class Order:
     writers: tuple[str, ...]
     readers: tuple[str, ...]
     parts: tuple[Slice, ...]
+    what: str = "neurons"
 
 
 @dataclass
@@ -111,3 +113,4 @@ class Trace:
     orders: list[Order]
     notes: list[str]  # what was not analysed, and why
     untouched: list[str]  # parameters that no rule knows
+    shifts: list[Slice]  # entries of biases to which anything can be added

@@ -18,6 +18,16 @@ from .segments import Segment
 from .tangents import Span
 from .trace import trace
 
+NOT_LOOKED_FOR = (
+    "signs of neurons before and behind an odd function",
+    "mixing of neurons that a ReLU cuts on no input",
+    "rotations of a stream that only an RMSNorm reads",
+    "a bias that another one takes back behind a linear map, as of attention's values",
+    "places of groups under GroupNorm, and of query heads that share their keys",
+    "recurrent layers of torch.nn",
+)
+"""Moves that leave the function of some models alone and are in no list of `symmetries`."""
+
 
 @dataclass(frozen=True)
 class Symmetries:
@@ -29,8 +39,8 @@ class Symmetries:
     Attributes:
         model: the model it was found in.
         scalings: rescaling of neurons, and scale before a norm.
-        translations: adding one vector to all neurons before a norm or a softmax.
-        permutations: neurons that can change places.
+        translations: adding one vector to all neurons before a norm or a softmax, or anything to the bias of keys.
+        permutations: heads of attention, and neurons, that can change places.
         mixings: neurons that any invertible matrix may mix: between adjacent linear layers, of values and output, of
             queries and keys in a head of attention. Their scales are among `scalings` as well.
         not_analysed: what was left alone, and why.
@@ -96,9 +106,11 @@ class Symmetries:
             lines.append(f"  mixing by invertible matrices: {sets} set(s) of {size} neurons, {where}")
         for permutation in self.permutations:
             within = "" if permutation.run == permutation.width else f" within runs of {permutation.run}"
-            lines.append(f"  permutation: {permutation.width} neurons{within}, {', '.join(permutation.layers)}")
+            what = f"{permutation.width} {permutation.what}{within}"
+            lines.append(f"  permutation: {what}, {', '.join(permutation.layers)}")
         if self.not_analysed:
             lines += ["not analysed", *(f"  {note}" for note in self.not_analysed)]
+        lines += ["not looked for", *(f"  {each}" for each in NOT_LOOKED_FOR)]
         return "\n".join(lines)
 
 
@@ -111,11 +123,13 @@ def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: boo
     of its γ and β); scale and translation before BatchNorm, InstanceNorm, GroupNorm, LayerNorm and RMSNorm;
     permutation; mixing by invertible matrices where nothing but linear maps lies between, as for values and output and
     for queries and keys of a head (with rotary positions: scales of the pairs); translation of a softmax head. Neurons
-    joined by a residual add move together, and so do uses of a parameter that is used several times.
+    joined by a residual add move together, and so do uses of a parameter that is used several times. Of attention also
+    places of whole heads (of heads that share keys, together) and shifts of the bias of keys: each is tried once, on a
+    copy of the model in float64 with random numbers added to its parameters.
 
-    Not looked for: recurrent layers, sign flips of odd activations, permutations of whole heads and whole GroupNorm
-    groups, rotations of a residual stream before RMSNorm. Anything without a rule is listed in `not_analysed`, and
-    neurons that touch it stay as they are. What a branch on values would do for other inputs is not seen.
+    What the report lists as not looked for may be there all the same. Anything without a rule is listed in
+    `not_analysed`, and neurons that touch it stay as they are. What a branch on values would do for other inputs is not
+    seen.
 
     Args:
         model: any nn.Module; it is left as it was.
@@ -138,6 +152,13 @@ def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: boo
         not analysed
           outputs of 2: taken as they are; if only a softmax (cross-entropy) sees them, softmax_head=True adds its \
 translation
+        not looked for
+          signs of neurons before and behind an odd function
+          mixing of neurons that a ReLU cuts on no input
+          rotations of a stream that only an RMSNorm reads
+          a bias that another one takes back behind a linear map, as of attention's values
+          places of groups under GroupNorm, and of query heads that share their keys
+          recurrent layers of torch.nn
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...graphs import Ids, first_line, follow, likely_inputs, outputs
 from ...models import is_attached
 from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
+from .attention import heads_and_shifts
 from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, compact, unique, varies
 from .segments import Norm, Order, Segment, Slice, Trace
 from .walk import ChannelWalk
@@ -44,7 +45,12 @@ def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = Fals
             f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
         ) from None
     _outputs(walk, given, softmax_head)
-    return _Finish(walk, dict(model.named_parameters())).trace()
+    finish = _Finish(walk, dict(model.named_parameters()))
+    traced = finish.trace()
+    heads, traced.shifts, notes = heads_and_shifts(run, example_input, walk.channels, finish.free_uses())
+    traced.orders[:0] = heads  # first, for inside them neurons change places, too
+    traced.notes += notes
+    return traced
 
 
 def _outputs(walk: ChannelWalk, given: Any, softmax_head: bool) -> None:
@@ -82,7 +88,16 @@ class _Finish:
         self.segments, self.members = self._segments()
         used = {use.name for use in self.channels.uses}
         untouched = [name for name in self.parameters if name not in used]
-        return Trace(self.segments, self._orders(), self.channels.notes, untouched)
+        return Trace(self.segments, self._orders(), self.channels.notes, untouched, [])
+
+    def free_uses(self) -> dict[str, list[Use]]:
+        """Uses of parameters that train, and that nothing outside a layer takes."""
+        by_name: dict[str, list[Use]] = {}
+        for use in self.channels.uses:
+            parameter = self.parameters.get(use.name)
+            if parameter is not None and parameter.requires_grad and use.name not in self.walk.outside:
+                by_name.setdefault(use.name, []).append(use)
+        return by_name
 
     # ---- what may not move after all ---------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class ChannelWalk:
         self.channels = Channels()
         self.named: dict[int, Seen] = {}
         self.values: Any = WeakIdKeyDictionary()
+        self.scores: Any = WeakIdKeyDictionary()  # what became of products of queries and keys: which attention's
         self.module = ""
         self.outside: set[str] = set()  # parameters that go into something without a rule
         self.calls = 0
@@ -83,10 +84,22 @@ class ChannelWalk:
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """One operation of torch."""
         given = [self.seen(each) for each in (*tensors(args), *tensors(tuple(kwargs.values())))]
+        made = step_of(func, args, kwargs, out)
+        self.pass_scores(made)
         if all(each.ids is None and not each.entries and not each.computed for each in given):
             return
-        made = step_of(func, args, kwargs, out)
         RULES.get(made.row.kind, ChannelWalk.opaque)(self, made)
+
+    def pass_scores(self, step: Step) -> None:
+        """What is made of scores of attention are scores still, until values are weighted by them."""
+        if step.row.kind == "matrix product":
+            return
+        for given in (*tensors(step.args), *tensors(tuple(step.kwargs.values()))):
+            scores = self.scores.get(given)
+            if scores is not None:
+                for out in tensors(step.out):
+                    self.scores[out] = scores
+                return
 
     # ---- what no rule knows ------------------------------------------------------------------------------------------
 
@@ -228,7 +241,7 @@ class ChannelWalk:
             return None
         first, where = np.unique(entries, return_index=True)
         lead = channels[where][np.searchsorted(first, entries)]
-        self.channels.tie(torch.from_numpy(channels), torch.from_numpy(lead))
+        self.channels.tie(torch.from_numpy(channels), torch.from_numpy(lead), shared=True)
         return axes[0], entries, channels
 
 

@@ -16,6 +16,7 @@ from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
 from ..landed import bare_apply, followed, land_bias, land_convolution, rows_of
 from ..pieces import SAFE, Dense, Lazy, Piece
+from ..plans import Joined, keep
 from ..use import Use, autocast, joined, saved_alike, watch
 from .generic import any_operation
 
@@ -42,7 +43,7 @@ def convolution(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: 
     assert isinstance(track, Track)
     leafs = weight.grad_fn is None and (bias is None or bias.grad_fn is None)
     if weight.requires_grad and leafs and (track.outer, track.inner) == (1, 1) and not x.is_complex():
-        out = _joined(mode, func, args, kwargs, x, weight, bias, settings)
+        out = _joined(mode, x, weight, bias, settings, placed=bool(args))
         if out is not None:
             return out
     out = mode.run(func, args, kwargs)
@@ -125,15 +126,21 @@ def _weight_piece(b: Tensor, x: Tensor, weight: Tensor, settings: Any, track: Tr
 
 
 def _joined(
-    mode: Measuring, func: Any, args: Any, kwargs: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any
+    mode: Measuring, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any, *, placed: bool
 ) -> Tensor | None:
+    """`placed`: x is the first argument of the call, and did not come by its name."""
     use = joined(mode, weight, bias, "convolution")
     if use is None:
         return None
-    given = x
-    x, cast = autocast(x)
-    out: Tensor = _apply(x, weight, bias, use, settings, cast)
-    followed(out, given)
+
+    def call(use: Use, x: Tensor) -> Tensor:
+        x, cast = autocast(x)
+        return _apply(x, weight, bias, use, settings, cast)  # type: ignore[no-any-return]
+
+    out = call(use, x)
+    followed(out, x)
+    if placed:
+        keep(mode, Joined("convolution", use.operands, track_of(out), call))
     return out
 
 

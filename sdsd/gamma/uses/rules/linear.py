@@ -19,6 +19,7 @@ from sdsd_kernels import weight_grad_stats
 from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land_bias, land_linear, rows_of
 from ..pieces import Dense, Piece, Product, one_position
+from ..plans import Joined, Squares, Watched, keep
 from ..use import Use, autocast, joined, saved_alike, watch
 from .generic import any_operation
 
@@ -35,7 +36,7 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
     trains = weight.requires_grad
     # Of one position a sample a CPU squares faster without the product, and kernels beside it.
     if trains and weight.grad_fn is None and (mode.ledger.serves(x) or x.shape.numel() // x.shape[-1] != mode.ledger.n):
-        out = _joined(mode, x, weight, bias, track)
+        out = _joined(mode, x, weight, bias, track, place=0 if args else None)
         if out is not None:
             return out
     out = mode.run(func, args, kwargs)
@@ -47,17 +48,21 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
         biased = bias is not None and bias.requires_grad
         if x is not None and rows.shape[1] == 1:
             inputs = arrange(x, track, n, 1)
-            weight_squares, bias_squares = one_position(inputs[:, 0], rows[:, 0])
-            yield 0, Product(inputs.to(rows.dtype), rows, alone=weight_squares)
+            found = one_position(inputs[:, 0], rows[:, 0], bias=True)
+            squares = (None, None) if found is None else torch.tensor(found, dtype=torch.float64).unbind()
+            yield 0, Product(inputs.to(rows.dtype), rows, alone=squares[0])
             if biased:
-                yield 1, Dense(rows[:, 0], alone=bias_squares)
+                yield 1, Dense(rows[:, 0], alone=squares[1])
             return
         if x is not None:
             yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows)
         if biased:
             yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)))
 
-    watch(mode, "linear", out, read, (x if trains else None,), measure)
+    operands = watch(mode, "linear", out, read, (x if trains else None,), measure)
+    if operands and args:
+        squares = _squares_of_rows(x, track, len(operands))
+        keep(mode, Watched("linear", operands, track_of(out), measure, squares=squares))
     return out
 
 
@@ -100,7 +105,7 @@ def addmm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[T
     assert isinstance(track, Track)
     n = mode.ledger.n
     if matrix.requires_grad and matrix.grad_fn is None and (x.shape[0] != n or mode.ledger.serves(x)):
-        out = _joined(mode, x, matrix, bias, track, transposed=True)
+        out = _joined(mode, x, matrix, bias, track, place=1 if len(args) == 3 else None, transposed=True)
         if out is not None:
             return out
     out = mode.run(func, args, kwargs)
@@ -113,8 +118,20 @@ def addmm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[T
         if bias.requires_grad:
             yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)))
 
-    watch(mode, "linear (weight stored transposed)", out, read, (x if matrix.requires_grad else None,), measure)
+    kind = "linear (weight stored transposed)"
+    operands = watch(mode, kind, out, read, (x if matrix.requires_grad else None,), measure)
+    if operands and len(args) == 3:
+        save = lambda bias, x, matrix: (func(bias, x, matrix), (x,))  # noqa: E731
+        squares = _squares_of_rows(x, track, len(operands))
+        keep(mode, Watched(kind, operands, track_of(out), measure, save=save, squares=squares))
     return out
+
+
+def _squares_of_rows(x: Tensor, track: Track, operands: int) -> Squares | None:
+    """Squares of a weight, and of a bias where that is the second operand, if a sample is one row."""
+    if x.ndim != 2 or track != _PLAIN:
+        return None
+    return lambda b, x: one_position(x, b, bias=operands == 2)
 
 
 def _bind(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
@@ -139,20 +156,37 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 
 def _joined(
-    mode: Measuring, x: Tensor, weight: Tensor, bias: Tensor | None, track: Track, transposed: bool = False
+    mode: Measuring,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    track: Track,
+    *,
+    place: int | None,
+    transposed: bool = False,
 ) -> Tensor | None:
-    """x Wᵀ + b by a function whose backward finds gradient and squares together; None where it does not apply."""
+    """x Wᵀ + b by a function whose backward finds gradient and squares together; None where it does not apply.
+
+    `place`: which argument of the call x is; None where it came by its name.
+    """
     if bias is not None and (track_of(bias) is not None or (bias.requires_grad and bias.grad_fn is not None)):
         return None
     if x.is_complex() or weight.is_complex() or (type(x) is not Tensor and not isinstance(x, torch.nn.Parameter)):
         return None
-    use = joined(mode, weight, bias, "linear (weight stored transposed)" if transposed else "linear")
+    kind = "linear (weight stored transposed)" if transposed else "linear"
+    use = joined(mode, weight, bias, kind)
     if use is None:
         return None
-    given = x
-    x, cast = autocast(x)
-    out: Tensor = _apply(x, weight, bias, use, track, mode.ledger.n, transposed, cast)
-    followed(out, given)
+    n = mode.ledger.n
+
+    def call(use: Use, x: Tensor) -> Tensor:
+        x, cast = autocast(x)
+        return _apply(x, weight, bias, use, track, n, transposed, cast)  # type: ignore[no-any-return]
+
+    out = call(use, x)
+    followed(out, x)
+    if place is not None:
+        keep(mode, Joined(kind, use.operands, track_of(out), call, place))
     return out
 
 

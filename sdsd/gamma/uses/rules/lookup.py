@@ -10,6 +10,7 @@ from torch import Tensor
 from ...following import Mixed, Track, arrange, track_of
 from ..operand import Operand, leaves_of
 from ..pieces import Lookup, Piece
+from ..plans import Watched, keep
 from ..use import watch
 from .generic import any_operation
 
@@ -39,5 +40,7 @@ def embedding(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     def measure(b: Tensor, ids: Tensor) -> Iterator[tuple[int, Piece]]:
         yield 0, Lookup(arrange(ids, track, n, 0), arrange(b, track, n, 1), rows, padding)
 
-    watch(mode, "embedding", out, [table], (ids,), measure)
+    operands = watch(mode, "embedding", out, [table], (ids,), measure)
+    if operands and args:
+        keep(mode, Watched("embedding", operands, track_of(out), measure))
     return out

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land_norm, rows_of
 from ..pieces import Dense, Piece, Sums, wide
+from ..plans import Joined, Watched, keep
 from ..use import Use, operands_of, register, watch
 from .broadcasting import gathered
 from .generic import any_operation
@@ -32,21 +33,26 @@ def _watch_scale(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    *,
     shape: torch.Size,
     factor: Callable[[Tensor], Tensor],
     rstd: Callable[[Tensor], Tensor] | None = None,
+    placed: bool = False,
 ) -> None:
     """Measure out = f(x) · weight + bias, with weight and bias broadcast as `shape`.
 
-    `rstd`: where f(x) is x times a number a position, what computes that; shape: (…, 1).
+    `rstd`: where f(x) is x times a number a position, what computes that; shape: (…, 1). `placed`: `factor` and `rstd`
+    hold no tensors, and x is the first argument of the call.
     """
     track, n = track_of(out), mode.ledger.n
+    by_kernel = rstd is not None and mode.ledger.serves(out) and mode.ledger.serves(x)
     read = [t for t in (weight, bias) if t is not None and t.requires_grad]
     trains = weight is not None and weight.requires_grad
 
     def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
         assert isinstance(track, Track)
-        if rstd is not None and x is not None and mode.ledger.serves(b) and mode.ledger.serves(x):
+        if by_kernel and x is not None:
+            assert rstd is not None
             yield 0, Sums(*(arrange(t, track, n, 1) for t in (b, x, rstd(wide(x)))))
             return
         values = wide(b)
@@ -59,7 +65,9 @@ def _watch_scale(
             assert found is not None
             yield len(read) - 1, Dense(found.reshape(n, *bias.shape))
 
-    watch(mode, kind, out, read, (x if trains else None,), measure)
+    operands = watch(mode, kind, out, read, (x if trains else None,), measure)
+    if operands and placed:
+        keep(mode, Watched(kind, operands, track_of(out), measure))
 
 
 def _free(track: Any, dims: int, x: Tensor) -> bool:
@@ -75,17 +83,30 @@ def layer_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     if not _free(track, len(shape), x) or any(t is not None and track_of(t) is not None for t in (weight, bias)):
         return any_operation(mode, func, args, kwargs, parameters)
     if mode.ledger.serves(x):
-        joined = _joined(mode, func, args, kwargs, "layer norm", x, weight, bias, _Layer(tuple(shape), eps))
+        joined = _joined(mode, "layer norm", x, weight, bias, _Layer(tuple(shape), eps), placed=bool(args))
         if joined is not None:
             return joined
     if torch.is_autocast_enabled(x.device.type) or weight is None or not weight.requires_grad:
         out = mode.run(func, args, kwargs)
         _watch_scale(
-            mode, "layer norm", out, x, weight, bias, torch.Size(shape), lambda x: F.layer_norm(x, shape, eps=eps)
+            mode,
+            "layer norm",
+            out,
+            x,
+            weight,
+            bias,
+            shape=torch.Size(shape),
+            factor=lambda x: F.layer_norm(x, shape, eps=eps),
+            placed=bool(args),
         )
         return out
+
     # What F.layer_norm computes, with the mean and the inverse deviation that its backward uses.
-    out, mean, rstd = torch.native_layer_norm(x, list(shape), weight, bias, eps)
+    def save(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        out, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        return out, (x, mean, rstd)
+
+    out, saved = save(x)
     mode._follow(func, args, kwargs, out)
     n = mode.ledger.n
     read = [t for t in (weight, bias) if t is not None and t.requires_grad]
@@ -99,7 +120,9 @@ def layer_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
         if bias is not None and bias.requires_grad:
             yield len(read) - 1, Dense(arrange(values, track, n, len(shape)).sum(1))
 
-    watch(mode, "layer norm", out, read, (x, mean, rstd), measure)
+    operands = watch(mode, "layer norm", out, read, saved, measure)
+    if operands and args:
+        keep(mode, Watched("layer norm", operands, track_of(out), measure, save=save))
     return out
 
 
@@ -114,7 +137,16 @@ def rms_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: lis
     if len(shape) == 1:
         rstd = lambda x: x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # noqa: E731
     _watch_scale(
-        mode, "RMS norm", out, x, weight, None, torch.Size(shape), lambda x: F.rms_norm(x, shape, eps=eps), rstd
+        mode,
+        "RMS norm",
+        out,
+        x,
+        weight,
+        None,
+        shape=torch.Size(shape),
+        factor=lambda x: F.rms_norm(x, shape, eps=eps),
+        rstd=rstd,
+        placed=bool(args),
     )
     return out
 
@@ -132,17 +164,32 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     if not isinstance(track, Track) or track.axis != 0 or any(track_of(t) is not None for t in given):
         return any_operation(mode, func, args, kwargs, parameters)
     if mode.ledger.serves(x) and (track.outer, track.inner) == (1, 1):
-        joined = _joined(mode, func, args, kwargs, "group norm", x, weight, bias, _Group(groups, eps))
+        joined = _joined(mode, "group norm", x, weight, bias, _Group(groups, eps), placed=bool(args))
         if joined is not None:
             return joined
     alone = (track.outer, track.inner) == (1, 1) and x.is_contiguous() and weight is not None and weight.requires_grad
     if not alone or torch.is_autocast_enabled(x.device.type):
         out = mode.run(func, args, kwargs)
-        _watch_scale(mode, "group norm", out, x, weight, bias, _channels(x), lambda x: F.group_norm(x, groups, eps=eps))
+        _watch_scale(
+            mode,
+            "group norm",
+            out,
+            x,
+            weight,
+            bias,
+            shape=_channels(x),
+            factor=lambda x: F.group_norm(x, groups, eps=eps),
+            placed=bool(args),
+        )
         return out
     n, c, space = x.shape[0], x.shape[1], x.shape[2:].numel()
+
     # What F.group_norm computes, with the mean and the inverse deviation that its backward uses.
-    out, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, space, groups, eps)
+    def save(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        out, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, space, groups, eps)
+        return out, (x, mean, rstd)
+
+    out, saved = save(x)
     mode._follow(func, args, kwargs, out)
     read = [t for t in (weight, bias) if t is not None and t.requires_grad]
 
@@ -154,7 +201,9 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
         if bias is not None and bias.requires_grad:
             yield len(read) - 1, Dense(values.sum(2))
 
-    watch(mode, "group norm", out, read, (x, mean, rstd), measure)
+    operands = watch(mode, "group norm", out, read, saved, measure)
+    if operands and args:
+        keep(mode, Watched("group norm", operands, track_of(out), measure, save=save))
     return out
 
 
@@ -206,7 +255,7 @@ def _by_channel(
         shift, inverse = mean.detach().clone().view(shape), (variance.detach() + eps).rsqrt().view(shape)
         factor = lambda x: (x - shift) * inverse  # noqa: E731
     out = mode.run(func, args, kwargs)
-    _watch_scale(mode, kind, out, x, weight, bias, _channels(x), factor)
+    _watch_scale(mode, kind, out, x, weight, bias, shape=_channels(x), factor=factor)
     return out
 
 
@@ -277,16 +326,18 @@ _PLAIN = Track(0)
 
 def _joined(
     mode: Measuring,
-    func: Any,
-    args: Any,
-    kwargs: Any,
     kind: str,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     norm: _Layer | _Group,
+    *,
+    placed: bool,
 ) -> Tensor | None:
-    """The norm by a function whose backward finds gradients and squares together; None where it does not apply."""
+    """The norm by a function whose backward finds gradients and squares together; None where it does not apply.
+
+    `placed`: x is the first argument of the call, and did not come by its name.
+    """
     if (
         weight is None
         or not weight.requires_grad
@@ -298,15 +349,22 @@ def _joined(
     if hidden is not None or any(len(operand.leaves) != 1 for operand in operands):
         return None
     mode.note_checkpoint()
-    use = register(mode, operands, kind)
-    given, device = x, x.device.type
-    if device != "cpu" and torch.is_autocast_enabled(device):
-        x = x.float()  # as autocast does with these norms, but for those on a CPU
-    if isinstance(norm, _Group):
-        # What F.group_norm does first.
-        x = x.contiguous(memory_format=torch.channels_last) if device == "cpu" and _last(x) else x.contiguous()
-    out: Tensor = _apply(x, weight, bias, use, track_of(given), norm)
-    followed(out, given)
+    track = track_of(x)
+    assert isinstance(track, Track)
+
+    def call(use: Use, x: Tensor) -> Tensor:
+        device = x.device.type
+        if device != "cpu" and torch.is_autocast_enabled(device):
+            x = x.float()  # as autocast does with these norms, but for those on a CPU
+        if isinstance(norm, _Group):
+            # What F.group_norm does first.
+            x = x.contiguous(memory_format=torch.channels_last) if device == "cpu" and _last(x) else x.contiguous()
+        return _apply(x, weight, bias, use, track, norm)  # type: ignore[no-any-return]
+
+    out = call(register(mode, operands, kind), x)
+    followed(out, x)
+    if placed:
+        keep(mode, Joined(kind, operands, track, call))
     return out
 
 
