@@ -17,14 +17,14 @@ from __future__ import annotations
 from torch import nn
 
 from .attention import AttentionRule
-from .base import WHAT_TO_DO, Rule, UnsupportedError, Watcher
+from .base import WHAT_TO_DO, Rule, UnsupportedError, Watcher, on_waves
 from .convolution import ConvolutionRule
 from .embedding import EmbeddingRule
 from .generic import GenericRule
 from .linear import LinearRule
 from .scale import GroupNormRule, InstanceNormRule, LayerNormRule, PReLURule, own_rms_norm
 
-__all__ = ["WHAT_TO_DO", "EmbeddingRule", "LinearRule", "Rule", "UnsupportedError", "Watcher", "rule_for"]
+__all__ = ["WHAT_TO_DO", "EmbeddingRule", "LinearRule", "Rule", "UnsupportedError", "Watcher", "on_waves", "rule_for"]
 
 _REFUSED: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.RNNBase, "recurrent layers run step by step inside one call that vmap cannot batch"),

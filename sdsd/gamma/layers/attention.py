@@ -122,9 +122,13 @@ class AttentionRule(Rule):
 
 def _part_of_probe(watcher: Watcher, names: tuple[str, str], count: bool) -> Tensor:
     """The projections share one probe: each gets the entries of its own parameters, and one of them the count."""
-    nothing = watcher.probe.new_zeros(1)
+    nothing, most = watcher.probe.new_zeros(1), len(watcher.local)
     places = [watcher.local.index(name) if name in watcher.local else None for name in names]
-    entries = [nothing if place is None else watcher.probe[place : place + 1] for place in places]
+    entries = [
+        nothing if place is None else watcher.probe[place + shift : place + shift + 1]
+        for shift in (0, most)
+        for place in places
+    ]
     return torch.cat([*entries, watcher.probe[-1:] if count else nothing])
 
 

@@ -19,7 +19,7 @@ from torch._dynamo.comptime import ComptimeContext, comptime
 from torch._dynamo.variables import ConstantVariable
 from torch.overrides import TorchFunctionMode
 
-from .base import NO_SAMPLE
+from .base import NO_SAMPLE, WHAT_TO_DO
 from ..following import COMPOSITE, Mixed, Summed, Track, Tracks, body, entrywise, follow, has_rule, name_of, set_track, track_of, using
 
 __all__ = ["begin", "choose", "comptime", "enter", "finish", "give_up", "leave", "locate"]
@@ -218,7 +218,7 @@ def choose(ctx: ComptimeContext) -> None:
     tx, _ = followed(ctx)
     session, log = held(ctx, "session").value, tx.speculation_log
     if any(entry._failed for entry in log.entries[log.index :]):
-        session.run_uncompiled("torch.compile breaks its graph, and samples are not followed over a break")
+        session.run_uncompiled("torch.compile breaks its graph (TORCH_LOGS=graph_breaks shows where)")
     if session.uncompiled is None:
         give(tx, traced=True)
     else:
@@ -230,7 +230,7 @@ def give_up(ctx: ComptimeContext) -> None:
     tx, _ = followed(ctx)
     if not (tx.one_graph or tx.error_on_graph_break):
         words = (str(each.as_python_constant()) for each in held(ctx, "error").args)
-        held(ctx, "session").value.run_uncompiled(" ".join(words))
+        held(ctx, "session").value.run_uncompiled(" ".join(words).replace(WHAT_TO_DO, "").rstrip(". "))
 
 
 def begin(ctx: ComptimeContext) -> None:
@@ -250,6 +250,7 @@ def enter(ctx: ComptimeContext) -> None:
     """A measured layer begins."""
     tx, graph = followed(ctx)
     watcher = held(ctx, "self").value
+    watcher.half = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
     give(tx, traced=True)
     if graph.n is None:  # a part of the model, compiled by itself
         graph.n, graph.entering = watcher.session.batch, watcher.session.entering

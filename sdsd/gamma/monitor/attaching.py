@@ -181,7 +181,7 @@ class _RootWatcher(Watcher):
         traced, reason = False, None
         comptime(choose)
         if not traced:
-            session.run_uncompiled("torch.compile cannot trace it")
+            session.run_uncompiled("torch.compile breaks its graph (TORCH_LOGS=graph_breaks shows where)")
             return session.forward_uncompiled(plain, args, kwargs)
         try:
             session.begin_compiled(args, kwargs)

@@ -121,6 +121,8 @@ class Session:
         name = self.name_of(parameter)
         if name is None:
             return None
+        if held is not None:
+            self.plans.clear()
         leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
         self.operands[key] = Operand(parameter, [leaf])
         return self.operands[key]
@@ -146,7 +148,7 @@ class Session:
         self._begun.clear()
         self._open.clear()
         for watcher in self.watchers:
-            watcher.ran, watcher.probe.grad = False, None
+            watcher.probe.grad = None
 
     def stepped(self) -> None:
         """Remember the gradients as a step left them: one that is still there, untouched, was not cleared."""
@@ -172,15 +174,15 @@ class Session:
             for name, value in vars(self).items()
             if name in _OF_A_STEP
         }
-        probes = [(watcher, watcher.ran, watcher.probe.grad) for watcher in self.watchers]
+        probes = [(watcher, watcher.probe.grad) for watcher in self.watchers]
         self.passes = []  # those of now go on afterwards
         self.reset(True)
         try:
             yield
         finally:
             vars(self).update(kept)
-            for watcher, ran, grad in probes:
-                watcher.ran, watcher.probe.grad = ran, grad
+            for watcher, grad in probes:
+                watcher.probe.grad = grad
 
     def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The whole model's forward pass in eager mode: one batch."""
