@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -210,8 +210,9 @@ class Session:
         ledger.inputs = tracks
         self._inside = True
         mode = Measuring(self, ledger)
+        parts = compiled_parts(self.root)
         try:
-            with intercepted(compiled_parts(self.root), mode.through_compiled), carrying(ledger), mode:
+            with intercepted(parts, mode.through_compiled) if parts else nullcontext(), carrying(ledger), mode:
                 out = plain(*args, **kwargs)
         finally:
             self._inside = False
