@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
 _NOTHING = object()
 _LOST = Mixed(
-    "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs uncompiled "
-    "where it is measured; to measure this one, leave it uncompiled"
+    "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs "
+    "uncompiled where it is measured; to measure this one, leave it uncompiled"
 )
 MOST_CALLS = 20_000
 """So many calls are remembered by what they look like."""
@@ -259,7 +259,9 @@ class Measuring(TorchFunctionMode):
         out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
         if parameters and any(track_of(t) is not None for t in inputs):
             # By name alone: within a transform a parameter's own node cannot be asked for.
-            computed = [leaf.name for t in parameters if t.grad_fn is not None for leaf in leaves_of(t, self.session)[0]]
+            computed = [
+                leaf.name for t in parameters if t.grad_fn is not None for leaf in leaves_of(t, self.session)[0]
+            ]
             own = [self.session.name_of(t) for t in parameters if t.grad_fn is None]
             self.ledger.refuse([*computed, *(name for name in own if name is not None)], "a transform of torch.func")
         return out
