@@ -76,6 +76,9 @@ PLAIN_NAMES = (
 
 
 PUBLIC = (
+    "torch._dynamo.comptime.ComptimeContext",
+    "torch._dynamo.comptime.comptime",
+    "torch._dynamo.variables.ConstantVariable",
     "torch.overrides._pop_mode_temporarily",
     "torch.utils._python_dispatch.TorchDispatchMode",
     "torch.utils._pytree",

@@ -121,6 +121,9 @@ def train_file(
 
 def run_file(path: Path) -> dict[str, Any]:
     """Run the file as a module named "__sdsd__", beside what it imports, and give what it defines."""
+    if path.is_dir():
+        saved = " = AutoModel.from_pretrained(…)" if (path / "config.json").is_file() else " = …"
+        raise ValueError(f"{path}: expected a Python file, got a folder. Write one that says model{saved}.")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file.")
     sys.path.insert(0, str(path.parent.resolve()))

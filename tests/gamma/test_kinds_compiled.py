@@ -1,7 +1,7 @@
 """Samples under torch.compile are followed through the traced graph and never read off a size.
 
-Every program is a function of a length T: with T = N and T ≠ N it gets the same verdict, in one graph right or refused by
-name, in several graphs measured as eager code is. The oracle is a float64 loop over samples.
+Every program is a function of a length T: with T = N and T ≠ N it gets the same verdict, in one graph right or refused
+by name, in several graphs measured as eager code is. The oracle is a float64 loop over samples.
 """
 
 from __future__ import annotations
@@ -44,92 +44,93 @@ def standardised(h):
 
 PROGRAMS = {
     "a table through a layer": (
-        lambda m, x: m.last(torch.tanh(x + m.layer(m.table))).mean(1), dict(table=table, layer=layer(), last=layer())
+        lambda m, x: m.last(torch.tanh(x + m.layer(m.table))).mean(1),
+        {"table": table, "layer": layer(), "last": layer()},
     ),
     "a table through a norm": (
         lambda m, x: m.last(torch.tanh(x + m.norm(m.table))).mean(1),
-        dict(table=table, norm=lambda t: nn.LayerNorm(8), last=layer()),
+        {"table": table, "norm": lambda t: nn.LayerNorm(8), "last": layer()},
     ),
     "a router over a table's rows": (
         lambda m, x: m.last(((x @ m.router(m.table).T).softmax(-1) @ m.table).mean(1)),
-        dict(table=table, router=layer(), last=layer()),
+        {"table": table, "router": layer(), "last": layer()},
     ),
     "constant queries": (
         lambda m, x: m.last(((m.query(m.table) @ x.transpose(1, 2)).softmax(-1) @ x).mean(1)),
-        dict(table=table, query=layer(), last=layer()),
+        {"table": table, "query": layer(), "last": layer()},
     ),
     "learned positions": (
         lambda m, x: m.last(torch.tanh(x + m.positions)).mean(1),
-        dict(positions=lambda t: parameter(t, 8), last=layer()),
+        {"positions": lambda t: parameter(t, 8), "last": layer()},
     ),
     "positions looked up": (
         lambda m, x: m.last(torch.tanh(x + m.positions(torch.arange(x.shape[1])))).mean(1),
-        dict(positions=lambda t: nn.Embedding(t + 2, 8), last=layer()),
+        {"positions": lambda t: nn.Embedding(t + 2, 8), "last": layer()},
     ),
     "positions looked up, unsqueezed": (
         lambda m, x: m.last(torch.tanh(x + m.positions(torch.arange(x.shape[1])).unsqueeze(0))).mean(1),
-        dict(positions=lambda t: nn.Embedding(t + 2, 8), last=layer()),
+        {"positions": lambda t: nn.Embedding(t + 2, 8), "last": layer()},
     ),
     "positions looked up, (1, T)": (
         lambda m, x: m.last(torch.tanh(x + m.positions(torch.arange(x.shape[1])[None]))).mean(1),
-        dict(positions=lambda t: nn.Embedding(t + 2, 8), last=layer()),
+        {"positions": lambda t: nn.Embedding(t + 2, 8), "last": layer()},
     ),
     "positions looked up, (N, T)": (
         lambda m, x: m.last(torch.tanh(x + m.positions(torch.arange(x.shape[1])[None].expand(len(x), -1)))).mean(1),
-        dict(positions=lambda t: nn.Embedding(t + 2, 8), last=layer()),
+        {"positions": lambda t: nn.Embedding(t + 2, 8), "last": layer()},
     ),
     "a relative bias looked up": (
         lambda m, x: m.last(
             ((x @ x.transpose(1, 2) + m.relative(distances(x.shape[1])).squeeze(-1)).softmax(-1) @ x).mean(1)
         ),
-        dict(relative=lambda t: nn.Embedding(2 * t + 2, 1), last=layer()),
+        {"relative": lambda t: nn.Embedding(2 * t + 2, 1), "last": layer()},
     ),
-    "sequence first": (lambda m, x: m.first(x.transpose(0, 1)).tanh().sum(0), dict(first=layer())),
+    "sequence first": (lambda m, x: m.first(x.transpose(0, 1)).tanh().sum(0), {"first": layer()}),
     "sequence first, normalised": (
         lambda m, x: m.norm(m.first(x.transpose(0, 1))).tanh().sum(0),
-        dict(first=layer(), norm=lambda t: nn.RMSNorm(8)),
+        {"first": layer(), "norm": lambda t: nn.RMSNorm(8)},
     ),
     "frames folded into the batch": (
-        lambda m, x: m.first(x.reshape(-1, 8)).view(len(x), x.shape[1], 8).tanh().sum(1), dict(first=layer())
+        lambda m, x: m.first(x.reshape(-1, 8)).view(len(x), x.shape[1], 8).tanh().sum(1), {"first": layer()}
     ),
     "frames folded before the batch": (
         lambda m, x: m.first(x.transpose(0, 1).reshape(-1, 8)).view(x.shape[1], len(x), 8).tanh().sum(0),
-        dict(first=layer()),
+        {"first": layer()},
     ),
     "frames through a convolution": (
         lambda m, x: m.conv(x.reshape(-1, 2, 4)).flatten(1).view(len(x), -1).tanh(),
-        dict(conv=lambda t: nn.Conv1d(2, 3, 3)),
+        {"conv": lambda t: nn.Conv1d(2, 3, 3)},
     ),
     "attention, sequence first": (
         lambda m, x: m.attention(*[x.transpose(0, 1)] * 3)[0].sum(0),
-        dict(attention=lambda t: nn.MultiheadAttention(8, 2)),
+        {"attention": lambda t: nn.MultiheadAttention(8, 2)},
     ),
     "attention over the batch": (
         lambda m, x: m.attention(*[x.transpose(0, 1)] * 3)[0].sum(0),
-        dict(attention=lambda t: nn.MultiheadAttention(8, 2, batch_first=True)),
+        {"attention": lambda t: nn.MultiheadAttention(8, 2, batch_first=True)},
     ),
     "attention of constant keys": (
         lambda m, x: m.attention(x, *[m.table[None].expand(len(x), -1, -1)] * 2)[0].sum(1),
-        dict(attention=lambda t: nn.MultiheadAttention(8, 2, batch_first=True), table=table),
+        {"attention": lambda t: nn.MultiheadAttention(8, 2, batch_first=True), "table": table},
     ),
     "one slope, sequence first": (
-        lambda m, x: m.slope(x.transpose(0, 1)).tanh().sum(0), dict(slope=lambda t: nn.PReLU())
+        lambda m, x: m.slope(x.transpose(0, 1)).tanh().sum(0), {"slope": lambda t: nn.PReLU()}
     ),
     "features of positions as samples": (
-        lambda m, x: m.norm(x.transpose(0, 1)).tanh().sum(0), dict(norm=lambda t: nn.GroupNorm(1, N))
+        lambda m, x: m.norm(x.transpose(0, 1)).tanh().sum(0), {"norm": lambda t: nn.GroupNorm(1, N)}
     ),
     "the batch's mean taken away": (
-        lambda m, x: m.last(m.first(x) - m.first(x.mean(0, keepdim=True))).mean(1), dict(first=layer(), last=layer())
+        lambda m, x: m.last(m.first(x) - m.first(x.mean(0, keepdim=True))).mean(1), {"first": layer(), "last": layer()}
     ),
     "standardised over the batch": (
-        lambda m, x: m.last(standardised(m.first(x))).mean(1), dict(first=layer(), last=layer())
+        lambda m, x: m.last(standardised(m.first(x))).mean(1), {"first": layer(), "last": layer()}
     ),
     "a weight read outside its layer": (
-        lambda m, x: F.linear(torch.tanh(m.first(x)), m.first.weight).mean(1), dict(first=layer())
+        lambda m, x: F.linear(torch.tanh(m.first(x)), m.first.weight).mean(1), {"first": layer()}
     ),
     "a batch statistic that is only looked at": (
         lambda m, x: m.last(m.first(x) / m.first(x).detach().abs().max().clamp(1e9)).mean(1) * 1e9,
-        dict(first=layer(), last=layer()),
+        {"first": layer(), "last": layer()},
     ),
     "layers in a checkpoint": (
         lambda m, x: m.last(
@@ -137,7 +138,7 @@ PROGRAMS = {
                 lambda z: m.first(z.transpose(0, 1)).transpose(0, 1).tanh(), x, use_reentrant=False
             )
         ).sum(1),
-        dict(first=layer(), last=layer()),
+        {"first": layer(), "last": layer()},
     ),
 }  # fmt: skip
 RIGHT = {
@@ -176,7 +177,9 @@ def verdict(model, x, *, backend="aot_eager", run=None, **options):
                 stats = monitor.step()
             except Exception as error:
                 text = str(error)
-                assert names_it(text, [type(model).__name__, *dict(model.named_modules()), *dict(model.named_parameters())]), text
+                assert names_it(
+                    text, [type(model).__name__, *dict(model.named_modules()), *dict(model.named_parameters())]
+                ), text
                 return "refused", text
     model.zero_grad()
     with torch.compiler.set_stance("force_eager"):
@@ -268,7 +271,9 @@ def test_a_part_that_is_compiled(name, length):
             except ValueError as error:
                 assert "block" in str(error) or "last" in str(error)  # noqa: PT017
                 found.append(None)
-    assert [stats is not None for stats in found] == {True: [True] * 2, False: [False, True], None: [False] * 2}[at_once]
+    assert [stats is not None for stats in found] == {True: [True] * 2, False: [False, True], None: [False] * 2}[
+        at_once
+    ]
     if found[-1] is not None:
         model.zero_grad()
         with torch.compiler.set_stance("force_eager"):

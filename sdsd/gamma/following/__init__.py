@@ -57,6 +57,7 @@ from .tracks import (
     stated,
     take_over,
     track_of,
+    use,
     using,
 )
 
@@ -121,5 +122,6 @@ __all__ = [
     "stated",
     "take_over",
     "track_of",
+    "use",
     "using",
 ]

@@ -47,7 +47,7 @@ class AttentionRule(Rule):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         axis = 0 if module.batch_first else 1
-        # Every one of them, as a table of keys, say, has no samples to measure; the query's is the last, and the output's.
+        # Every one of them, for a table of keys has no samples to measure; the query's is the last, and the output's.
         plans = [watcher.plan(x, 1) for x in (value, key, query)]
         n, heads = plans[-1][0], module.num_heads
         if query.ndim != 3 or any(plan[1:] != (axis, 1, 1) for plan in plans):

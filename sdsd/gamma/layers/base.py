@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...models import compiling
 from ..uses import sum_of_squares
+from .advice import NO_SAMPLE, WHAT_TO_DO
 
 if TYPE_CHECKING:
     from ..monitor import Session
@@ -77,10 +78,16 @@ class Watcher:
             )
         from .traced import comptime, enter, leave
 
-        traced, lying = False, session.lying
+        # Variables that `comptime` sets, or looks at, while this is traced.
+        traced, again, lying = False, False, session.lying  # noqa: F841
         comptime(enter)
         if not traced:  # Tracing was given up in the midst of this function.
             return plain(*args, **kwargs)
+        if again:
+            raise UnsupportedError(
+                f"{self.name}: runs more than once in one compiled forward pass, and squares of single uses do not "
+                f"add. {WHAT_TO_DO}"
+            )
         out = self.rule.forward(self, module, plain, args, kwargs)
         comptime(leave)
         return out
@@ -139,13 +146,6 @@ class Watcher:
         if axis is None or n is None or outer is None or inner is None:
             return None, reason or "no sample is known there"
         return (n, axis, outer, inner), ""
-
-
-NO_SAMPLE = "no sample is in what it is applied to, as in a table"
-WHAT_TO_DO = (
-    "Compile without fullgraph=True, and measured steps run uncompiled; or compile the layers around it, each by itself "
-    "(`for layer in model.layers: layer.compile()`), use mode='micro', or leave its parameters out with parameters=…."
-)
 
 
 def arrange(x: Tensor, plan: Plan, features: int) -> Tensor:

@@ -70,7 +70,9 @@ def linear(
     measured = tuple(name in watcher.names for name in names)
     entries = watcher.local if probe is None else names
     start = 0 if rows is None or rows.start is None else rows.start
-    spec = (plan, names, entries, measured, transposed, scaled, start)
+    # Attention's own matrices for keys and values are whole, and their biases parts of one vector.
+    starts = (start if names[0].startswith("in_proj") else 0, start)
+    spec = (plan, names, entries, measured, transposed, scaled, starts)
     y: Tensor = _Linear.apply(x, weight, bias, watcher.probe if probe is None else probe, spec, *scales)  # type: ignore[no-untyped-call]
     return y
 
@@ -89,7 +91,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *given = ctx.saved_tensors
-        plan, names, entries, measured, transposed, scaled, start = ctx.spec
+        plan, names, entries, measured, transposed, scaled, starts = ctx.spec
         scales = dict(zip(scaled, given, strict=True))
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         b2, x2 = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (grad, x))
@@ -107,12 +109,14 @@ class _Linear(torch.autograd.Function):
         if want_weight:
             scale = scales.get(names[0])
             scale = scale.t() if scale is not None and transposed else scale
-            grad_weight, squares = weight_grad_stats(a, b, scale=scale)
-            found[names[0]] = squares, on_waves(grad_weight.t() if transposed else grad_weight, start)
+            total, squares = weight_grad_stats(a, b, scale=scale)
+            assert total is not None
+            found[names[0]] = squares, on_waves(total.t() if transposed else total, starts[0])
+            grad_weight = total
         elif need_weight:
             grad_weight = b2.t().mm(x2)
         if want_bias and grad_bias is not None:
-            found[names[1]] = sum_of_squares(each, scales.get(names[1])), on_waves(grad_bias, start)
+            found[names[1]] = sum_of_squares(each, scales.get(names[1])), on_waves(grad_bias, starts[1])
         probe = report(found, entries, grad)
         return grad_x, grad_weight, grad_bias, probe, None, *(None for _ in given)
 
