@@ -49,6 +49,7 @@ from .tracks import (
     arrange,
     as_constants,
     batch_of,
+    here,
     is_second,
     rows_in_view,
     set_second,
@@ -56,6 +57,7 @@ from .tracks import (
     stated,
     take_over,
     track_of,
+    use,
     using,
 )
 
@@ -108,6 +110,7 @@ __all__ = [
     "entrywise",
     "follow",
     "has_rule",
+    "here",
     "indexes",
     "is_second",
     "layers_of",
@@ -119,5 +122,6 @@ __all__ = [
     "stated",
     "take_over",
     "track_of",
+    "use",
     "using",
 ]

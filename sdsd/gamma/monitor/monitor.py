@@ -326,7 +326,6 @@ class GammaMonitor:
         print(report)
         return report
 
-    @torch.no_grad()
     def step(self) -> GammaStats | None:
         """Statistics of the backward passes since the last call; call it before clipping and optimizer.step().
 
@@ -347,16 +346,24 @@ class GammaMonitor:
                 "step() inside paused(): nothing is measured there. Call it before the with block, so that .grad holds "
                 "the gradient of the batch alone, or after it."
             )
+        if session.measuring:
+            with torch.no_grad():
+                return self._measured_step()
+        self._steps += 1
+        self._begin_step()
+        return None
+
+    def _measured_step(self) -> GammaStats | None:
+        session = self._session
         passes, step, stats = 0, None, None
         try:
-            if session.measuring:
-                if torch.autograd._profiler_enabled():
-                    with torch.profiler.record_function("GammaMonitor.step"):
-                        step, passes = self._meter.measure()
-                else:
+            if torch.autograd._profiler_enabled():
+                with torch.profiler.record_function("GammaMonitor.step"):
                     step, passes = self._meter.measure()
-                stats = None if step is None else self._results.of(step)
-                session.stepped()
+            else:
+                step, passes = self._meter.measure()
+            stats = None if step is None else self._results.of(step)
+            session.stepped()
         finally:
             self._steps += 1
             if self._auto and session.exact and passes >= AUTO_SWITCH:

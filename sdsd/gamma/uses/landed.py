@@ -93,20 +93,17 @@ def land_convolution(
 
 
 def _landed(use: Use, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    ledger, operands = use.mode.ledger, use.operands
-    ledger.land(operands[0].leaves[0], weight)
-    if bias is not None:
-        ledger.land(operands[1].leaves[0], bias)
+    use.mode.ledger.land(use.operands, weight, bias)
     return weight, bias
 
 
 def land_bias(use: Use, row: int, output_grads: Tensor) -> Tensor:
     """The gradient of a bias, the last operand, from output gradients (N, T, C)."""
-    ledger, leaf = use.mode.ledger, use.operands[-1].leaves[0]
+    ledger, operand = use.mode.ledger, use.operands[-1]
     found: Tensor = _scale_shift_grads(
-        output_grads, None, None, None, ledger.norms_on(output_grads.device), -1, row, leaf.tensor.dtype, "triton"
+        output_grads, None, None, None, ledger.norms_on(output_grads.device), -1, row, operand.dtype, "triton"
     )[1]
-    ledger.land(leaf, found)
+    ledger.land([operand], found)
     return found
 
 

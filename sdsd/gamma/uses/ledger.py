@@ -7,15 +7,14 @@ more, for squares do not add.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sdsd_kernels import NORMS_WIDTH, default_backend
 
-from ..following import Track, Tracks, set_track, using
+from ..following import Track, Tracks, set_track, use
 from .operand import Leaf, Operand
 from .pieces import Piece, combine, project
 
@@ -155,20 +154,25 @@ class Pass:
             self.norms[device] = found
         return found
 
-    def land(self, leaf: Leaf, gradient: Tensor) -> None:
-        """A kernel found `gradient`, all of the parameter's, and wrote the squares of its samples into `norms`."""
-        name = leaf.name
-        if name in self.dtypes:
-            self._note_dtype(name)
-        else:
-            self.dtypes[name] = self._dtype
-        if self.directions is not None:
-            self.projections.setdefault(name, []).append(project(gradient, self.directions(name, leaf.tensor)))
-        if name in self.squares:
-            self._note_owner(name)
-        else:
-            self._owner[name] = self._current
-            self.squares[name] = []
+    def land(self, operands: list[Operand], *gradients: Tensor | None) -> None:
+        """Kernels found all of the gradients of these parameters, and wrote squares of samples into `norms`."""
+        for operand, gradient in zip(operands, gradients, strict=False):
+            if gradient is None:
+                continue
+            leaf = operand.leaves[0]
+            name = leaf.name
+            if name in self.dtypes:
+                self._note_dtype(name)
+            else:
+                self.dtypes[name] = self._dtype
+            if self.directions is not None:
+                direction = self.directions(name, leaf.tensor)
+                self.projections.setdefault(name, []).append(project(gradient, direction))
+            if name in self.squares:
+                self._note_owner(name)
+            else:
+                self._owner[name] = self._current
+                self.squares[name] = []
 
     def _note_dtype(self, name: str) -> None:
         known = self.dtypes.get(name)
@@ -191,10 +195,18 @@ class Pass:
                 self.squares[name] = [combine(pieces, self.scale(name), self.max_bytes)]
 
 
-@contextmanager
-def carrying(ledger: Pass) -> Iterator[None]:
+class carrying:  # noqa: N801
     """Inside, the model's inputs say where they carry samples."""
-    with using(ledger.tracks):
-        for place, (tensor, track) in enumerate(ledger.inputs):
+
+    __slots__ = ("_before", "_ledger")
+
+    def __init__(self, ledger: Pass) -> None:
+        self._ledger = ledger
+
+    def __enter__(self) -> None:
+        self._before = use(self._ledger.tracks)
+        for place, (tensor, track) in enumerate(self._ledger.inputs):
             set_track(tensor, track, second=place > 0)
-        yield
+
+    def __exit__(self, *error: object) -> None:
+        use(self._before)

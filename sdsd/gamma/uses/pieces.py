@@ -61,17 +61,18 @@ def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
 
 def square_norm(x: Tensor) -> float:
     """‖x‖² of a tensor on the CPU: products in float32 or better, added up in float64 beyond a few of them."""
-    values = wide(x)
-    if values.is_contiguous() and not values.is_complex():
-        flat = values.view(-1)
-        parts = (flat,) if flat.numel() <= FEW else flat.split(FEW)
-        total: float = sum([torch.dot(part, part).item() for part in parts])
-    else:
-        total = torch.linalg.vector_norm(values).item() ** 2
+    total = 0.0
+    if x.dtype in (torch.float32, torch.float64) and x.is_contiguous():
+        flat = x if x.ndim == 1 else x.view(-1)
+        if flat.numel() <= FEW:
+            total = torch.dot(flat, flat).item()
+        else:
+            for part in flat.split(FEW):
+                total += torch.dot(part, part).item()
     if SAFE[0] < total < SAFE[1]:
         return total
-    dtype = torch.complex128 if values.is_complex() else torch.float64
-    norm: float = torch.linalg.vector_norm(values, dtype=dtype).item()
+    dtype = torch.complex128 if x.is_complex() else torch.float64
+    norm: float = torch.linalg.vector_norm(x, dtype=dtype).item()
     return norm**2
 
 

@@ -256,7 +256,10 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     """Deliver the pieces; the gradients of weight and bias where they are `wanted`."""
     ledger, n, operands = use.mode.ledger, ctx.n, use.operands
     ledger.begin(use, grad.dtype)
-    a, b = _rows(x, ctx.track, n), _rows(grad, ctx.track, n)
+    if x.ndim == 3 and ctx.track == _PLAIN:
+        a, b = x, grad
+    else:
+        a, b = arrange(x, ctx.track, n, 1), arrange(grad, ctx.track, n, 1)
     if wanted and ledger.serves(b):
         places = rows_of(use)
         if places is not None:
@@ -287,11 +290,6 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
         grad_bias = rows.sum(0).to(operands[1].tensor.dtype)
         operands[1].deliver(ledger, Dense(rows))
     return grad_weight, grad_bias
-
-
-def _rows(x: Tensor, track: Track, n: int) -> Tensor:
-    """`x` as (N, T, features)."""
-    return x if x.ndim == 3 and track == _PLAIN else arrange(x, track, n, 1)
 
 
 _PLAIN = Track(0)

@@ -286,7 +286,9 @@ class _Layer(NamedTuple):
     def rows(self, tensors: list[Tensor], track: Track, n: int) -> list[Tensor]:
         """Output gradients, inputs, mean and rstd by sample."""
         dims = len(self.shape)
-        return [arrange(t, track, n, dims).flatten(2) if dims > 1 else _by_sample(t, track, n) for t in tensors]
+        if dims == 1 and tensors[0].ndim == 3 and track == _PLAIN:
+            return tensors
+        return [arrange(t, track, n, dims).flatten(2) if dims > 1 else arrange(t, track, n, 1) for t in tensors]
 
 
 class _Group(NamedTuple):
@@ -314,11 +316,6 @@ class _Group(NamedTuple):
         else:
             grad, x = grad.unsqueeze(1), x.unsqueeze(1)
         return [grad, x, mean.unsqueeze(1), rstd.unsqueeze(1)]
-
-
-def _by_sample(x: Tensor, track: Track, n: int) -> Tensor:
-    """`x` (…, features) as (N, T, features)."""
-    return x if x.ndim == 3 and track == _PLAIN else arrange(x, track, n, 1)
 
 
 _PLAIN = Track(0)
@@ -400,8 +397,10 @@ class _Joined(torch.autograd.Function):
             return *found, None, None, None
         grad_x = norm.input_grad(grad, x, weight, bias, mean, rstd) if ctx.needs_input_grad[0] else None
         grads = land_norm(use, rows, *norm.rows([grad, x, mean, rstd], ctx.track, ledger.n))
-        shaped = [None if each is None else each.view(weight.shape) for each in grads]
-        return grad_x, *shaped, None, None, None
+        of_weight, of_bias = grads
+        if weight.ndim > 1:
+            of_weight, of_bias = of_weight.view_as(weight), None if of_bias is None else of_bias.view_as(weight)
+        return grad_x, of_weight, of_bias, None, None, None
 
 
 _apply = bare_apply(_Joined)
