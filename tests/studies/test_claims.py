@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from sdsd import cli
-from sdsd.studies import claims
-from sdsd.studies.claims import UNTESTABLE, Claims, read_claims
+from sdsd.studies import claims, claims_page
+from sdsd.studies.claims import UNTESTABLE, Claim, Claims, Row, read_claims
 from sdsd.studies.claims_page import fill, new_page, write_claims
-from sdsd.studies.engine import Effect, Progress, Verdict, geometric_interval, run_study
+from sdsd.studies.engine import Effect, Measured, Progress, Verdict, geometric_interval, run_study
 from sdsd.studies.rules import RULES
 
 from .engine.test_study import MEASURED, toy
@@ -187,3 +187,17 @@ def test_every_rule_has_its_day():
         assert re.fullmatch(r"2026-\d\d-\d\d", rule.fixed), name
         assert len(rule.text) > 30, name
         assert any(word in rule.text for word in ("reproduced", "refuted", "untestable")), name
+
+
+def test_one_family_of_p_values_leaves_fewer_effects():
+    def row(name, p, verdict="reproduced"):
+        figure = Measured(2.0, 1.1, 3.0, "×", p)
+        made = Verdict(name, "a document", verdict, "a rule", "2 ×", figure, "", effect=Effect(nothing=1.0))
+        return Row(made, (Claim("theory", name, made),))
+
+    rows = [row("one", 0.001), row("two", 0.03), row("three", 0.9, "inconclusive")]
+    said = claims_page._family(rows)
+    assert said.startswith("3 claims are judged by an interval that has a p-value, and 2 of them are said to have")
+    assert "1 stay below 0.05, and 1 do not: two (0.06)." in said
+    assert claims_page._family([row("alone", 0.03)]).endswith("1 stay below 0.05.")
+    assert claims_page._family([]) == "No effect was found by an interval that has a p-value."

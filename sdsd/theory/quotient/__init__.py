@@ -13,7 +13,7 @@ The orbit is that of the moves analysed, which `symmetries` prints, and Γ of th
 not of the function: points that other moves join have other numbers. Among the moves is mixing by invertible matrices
 M wherever nothing but linear maps lies between, V W = (V M⁻¹)(M W): adjacent linear layers, values and output and
 queries and keys of a head of attention. Left out are, above all, neurons that a ReLU never cuts and rotations of a
-stream that only an RMSNorm reads.
+stream that only an RMSNorm reads; a report ends with the list.
 
 A gradient of an invariant loss is horizontal already, but its squared norm, and with it Γ, changes along the orbit: a
 gradient is long where weights are unbalanced. That is why Γ of the quotient is taken at one representative.

@@ -465,3 +465,9 @@ def test_mistakes_end_in_one_line(capsys, monkeypatch, tmp_path):
 def test_nothing_runs_before_all_names_are_known(capsys, tmp_path):
     assert run(capsys, "study", "one", "nope", "--out", tmp_path)[0] == 2
     assert MEASURED == []
+
+
+def test_an_interval_ends_where_its_values_must():
+    assert mean_interval([0.9, 1.0, 1.0], within=(-1, 1)).high == 1
+    assert mean_interval([0.9, 1.0, 1.0]).high > 1
+    assert mean_interval([-0.9, -1.0, -1.0], within=(-1, 1)).low == -1

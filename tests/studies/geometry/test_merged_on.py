@@ -11,6 +11,7 @@ pytest.importorskip("sklearn")
 from sdsd.studies.catalogue import CATALOGUE
 from sdsd.studies.engine import Measured, Progress, run_study
 from sdsd.studies.geometry import after_merging, redundancy
+from sdsd.studies.geometry.verdicts import PLASTICITY_CLAIM
 
 
 def test_a_network_with_room_to_learn_is_merged_and_trained_on(tmp_path):
@@ -20,7 +21,11 @@ def test_a_network_with_room_to_learn_is_merged_and_trained_on(tmp_path):
         assert series["before"] < 0.95  # away from the ceiling
         assert [len(series[name]) for name in after_merging.WAYS] == [3, 3, 3]
         assert series["cost"]["geometry"] < series["cost"]["random"]
-    assert [verdict.verdict.split()[0] in verdict.rule for verdict in result.verdicts] == [True, True]
+    assert [verdict.verdict.split()[0] in verdict.rule for verdict in result.verdicts] == [True, True, True]
+    gain, _, peak = result.verdicts
+    assert peak.claim == PLASTICITY_CLAIM
+    assert peak.our_figure == gain.our_figure
+    assert peak.effect is not None
 
 
 @pytest.mark.parametrize(
