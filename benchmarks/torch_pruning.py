@@ -141,11 +141,15 @@ def cut_case(name: str, structure: str, layer: str, model: nn.Module, example: A
         pairs = list(zip(answers(mine.model, example), answers(other.model, example), strict=True))
         same = all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
     return {
-        "model": name, "structure": structure, "layer": layer, "units": units, "parameters": count(model),
+        "model": name,
+        "structure": structure,
+        "layer": layer,
+        "units": units,
+        "parameters": count(model),
         OURS: {"cut": mine.model is not None, "parameters": mine.parameters, "why": mine.why},
         THEIRS: {"cut": other.model is not None, "parameters": other.parameters, "why": other.why},
         "same": same,
-    }  # fmt: skip
+    }
 
 
 # ---- quality ---------------------------------------------------------------------------------------------------------
@@ -160,9 +164,7 @@ def held_out(seed: int) -> Any:
     images, learned = images.reshape(-1, 1, 8, 8), subject.TRAINING_IMAGES
     others = [(images[learned:], classes[learned:])]
     return dataclasses.replace(
-        subject.digits_cnn(seed),
-        batches=[images[:learned]],
-        sensitivity=mean_loss(others, subject.classification_loss),
+        subject.digits_cnn(seed), batches=[images[:learned]], sensitivity=mean_loss(others, subject.classification_loss)
     )
 
 
@@ -190,12 +192,17 @@ def quality_cases(name: str, seed: int) -> list[dict[str, Any]]:
     whole = chosen.sensitivity(chosen.model)
     return [
         {
-            "network": name, "seed": seed, "measure": chosen.measure, "share": share, "method": method,
-            "parameters": count(smaller), "cost": chosen.sensitivity(smaller) - whole,
+            "network": name,
+            "seed": seed,
+            "measure": chosen.measure,
+            "share": share,
+            "method": method,
+            "parameters": count(smaller),
+            "cost": chosen.sensitivity(smaller) - whole,
         }
         for share in SHARES
         for method, smaller in smaller_networks(chosen, share)
-    ]  # fmt: skip
+    ]
 
 
 BY_COST, BY_COSINE, MAGNITUDE = "absorbed by cost", "absorbed by cosine", "Torch-Pruning, magnitude"

@@ -54,6 +54,9 @@ class Count(int):
     def __float__(self) -> float:
         return self._used(int.__float__(self), "the model's forward")  # type: ignore[no-any-return]
 
+    def bit_length(self) -> int:
+        return self._used(int.bit_length(self), "the model's forward")  # type: ignore[no-any-return]
+
 
 def _plain(other: Any) -> Any:
     return int(other) if isinstance(other, Count) else other
@@ -74,14 +77,14 @@ def _counted(name: str) -> Callable[[Count, Any], Any]:
 
 
 def _number(name: str) -> Callable[..., Any]:
-    operation, with_float = getattr(int, name), getattr(float, name)
+    operation, with_float = getattr(int, name), getattr(float, name, None)
 
     def used(self: Count, *others: Any) -> Any:
-        if isinstance(others[0], float):
+        if others and isinstance(others[0], float) and with_float is not None:
             result = with_float(float(int(self)), *others)
         else:
             result = operation(int(self), *map(_plain, others))
-        if isinstance(others[0], Count) and result is not NotImplemented:
+        if others and isinstance(others[0], Count) and result is not NotImplemented:
             others[0].note(others[0], "the model's forward")
         return self._used(result, "the model's forward")
 
@@ -90,5 +93,8 @@ def _number(name: str) -> Callable[..., Any]:
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod"):
     setattr(Count, f"__{_name}__", _counted(f"__{_name}__"))
-for _name in ("truediv", "rtruediv", "pow", "rpow", "lt", "le", "gt", "ge"):
+for _name in (
+    *("truediv", "rtruediv", "pow", "rpow", "lt", "le", "gt", "ge", "neg", "abs", "round", "divmod", "rdivmod"),
+    *("lshift", "rshift", "rlshift", "rrshift", "and", "or", "xor", "rand", "ror", "rxor", "rmod"),
+):
     setattr(Count, f"__{_name}__", _number(f"__{_name}__"))

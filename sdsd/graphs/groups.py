@@ -126,7 +126,9 @@ class Groups:
         return next(each for each, other in self.recording.values.items() if other is value)
 
     def used(self, name: str) -> bool:
-        """Whether the parameter was a factor of a product, or looked up."""
+        """Whether it is a parameter that was a factor of a product, or looked up."""
+        if name not in self.recording.values:
+            return False  # it is computed from others
         return self.canonical(name) in self._written or self.canonical(name) in self._reads
 
     def rows_of(self, name: str) -> list[int]:
@@ -250,4 +252,5 @@ class Groups:
         reason = "it is the size of these neurons and of others, which would not change"
         advice = "Give the module a number for each, or merge without removal (remove=False)."
         both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in counted]
+        both += [obstacle for walk in walks for origin, obstacle in walk.numbers if origin in counted]
         return tuple(counted.values()), both

@@ -147,7 +147,10 @@ def permute(walk: Walk, step: Step) -> None:
 @rule("squeeze")
 def squeeze(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
-    kept = [axis for axis, length in zip(walk.axes(given), given.shape, strict=True) if length != 1]
+    value = walk.value(given)
+    before = value.shape if step.out is given else given.shape  # in place, the tensor has its new shape
+    known = value.axes if step.out is given else walk.axes(given)
+    kept = [axis for axis, length in zip(known, before, strict=True) if length != 1]
     axes = iter(kept)
     walk.give(step.out, [None if length == 1 else next(axes) for length in step.out.shape], walk.value(given))
 
@@ -174,11 +177,12 @@ def repeat(walk: Walk, step: Step) -> None:
     new = step.out.ndim - given.ndim
     axes = [None] * new + walk.axes(given)
     sizes = [1] * new + list(given.shape)
-    made = [
-        np.tile(axis, wide // size) if isinstance(axis, np.ndarray) and size > 1 else None
+    made: list[Axis] = [
+        FREE if size == 1 < wide else np.tile(axis, wide // size) if isinstance(axis, np.ndarray) and size > 1 else None
         for axis, size, wide in zip(axes, sizes, step.out.shape, strict=True)
     ]
     walk.give(step.out, made, walk.value(given))
+    walk.value(step.out).written_in = walk.sizes_written_in
 
 
 @rule("select")
@@ -260,7 +264,10 @@ def together(walk: Walk, parts: list[Tensor]) -> Value:
     """What a tensor made of several is."""
     values = [walk.value(part) for part in parts]
     names = frozenset[str]().union(*(value.parameters for value in values))
-    return Value([], all(v.static for v in values), all(v.linear for v in values), names)
+    made = Value([], all(v.static for v in values), all(v.linear for v in values), names)
+    if made.static and not names:
+        made.label = next((v.label for v in values if v.label), "")
+    return made
 
 
 @rule("stack")

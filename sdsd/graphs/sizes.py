@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from .atoms import REMOVAL, Ids, Obstacle
 from .counts import Count, Origin
 from .values import FREE, words
+from .vocabulary import CONVOLUTIONS, TRANSPOSED, sizes_of
 from .walk import KEEP_SIZE, Walk
 
 KEEP_THE_NUMBER = (
@@ -28,13 +29,12 @@ TAKE_SIZES = words(
     """
 )
 """Functions that take sizes for what they are; elsewhere a size is used as a number."""
-HAVE_NO_SIZE = {"chunk", "expand_as", "matmul", "broadcast_tensors"}
+HAVE_NO_SIZE = {"chunk", "expand_as", "matmul", "broadcast_tensors", "pad"}
 """Functions that expand or cut by what they are given, whatever its size."""
 ALIGNED = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
 """Those whose sizes are the result's."""
 READ_OUT = {"numpy", "tolist", "array", "dlpack"}
 """What hands numbers to others than torch."""
-MODULE_SIZES = ("out_features", "in_features", "out_channels", "in_channels", "num_features", "num_parameters")
 
 
 class Sizes(TorchFunctionMode):
@@ -60,8 +60,12 @@ class Sizes(TorchFunctionMode):
         sized = [each for each in counts if each.ids]
         by_place = plain in ("getitem", "narrow", "slice")
         known = sized if by_place and not _bounds_are_counts(args[1:]) else counts
-        takes = plain in TAKE_SIZES or (plain == "getitem" and self._own(args[0], sized))
-        for each in sized if not takes else ():
+        takes = (
+            plain in TAKE_SIZES
+            or (plain == "getitem" and self._own(args[0], sized))
+            or (plain == "group_norm" and self._one_group_each(args, named))
+        )
+        for each in counts if not takes else ():
             used_as_number(self.walk, each, repr(plain))
         before, self.walk.sizes_written_in = self.walk.sizes_written_in, not known and plain not in HAVE_NO_SIZE
         try:
@@ -70,7 +74,7 @@ class Sizes(TorchFunctionMode):
             self.walk.sizes_written_in = before
         if plain in TAKE_SIZES:
             self.walk.quotients += [each for count in counts for each in count.quotients]
-        if plain in ALIGNED:
+        if plain in ALIGNED or (plain == "repeat" and known):
             self._align(plain, args, named, out)
         elif plain in ("split", "unsafe_split") and isinstance(out, (tuple, list)):
             self._link_pieces(args, named, out)
@@ -108,6 +112,17 @@ class Sizes(TorchFunctionMode):
         own = [axis for axis in self.walk.value(tensor).axes if isinstance(axis, np.ndarray)]
         return all(any(np.array_equal(ids, axis) for axis in own) for count in counts for ids in count.ids)
 
+    def _one_group_each(self, args: Any, named: Any) -> bool:
+        """Whether a norm takes its statistics over each neuron by itself, in as many groups as there are neurons."""
+        axis = self.walk.followed(args[0], 1)
+        groups = named.get("num_groups", args[1] if len(args) > 1 else 1)
+        if groups != args[0].shape[1] or not isinstance(axis, np.ndarray):
+            return False
+        self.walk.linked += [(origin, axis) for origin in getattr(groups, "origins", ())]
+        if not isinstance(groups, Count):
+            self.walk.mixed(axis, f"'group_norm' has the size {groups} written into it", REMOVAL, KEEP_SIZE)
+        return True
+
     def _align(self, name: str, args: Any, named: Any, out: Any) -> None:
         made = name in ("zeros", "ones", "empty", "rand", "randn")
         sizes = args if made else args[1:]
@@ -119,6 +134,8 @@ class Sizes(TorchFunctionMode):
             return
         for dim, size in enumerate(sizes):
             axis = self.walk.value(out).axes[dim]
+            if name == "repeat" and axis is not FREE:
+                continue  # a number of times
             if isinstance(size, Count) and (made or axis is FREE) and size.exact:
                 axis = self.walk.followed(out, dim)
             if not isinstance(axis, np.ndarray) or not isinstance(size, int) or int(size) < 2:
@@ -179,6 +196,9 @@ def used_as_number(walk: Walk, count: Count, how: str) -> None:
     for ids in count.ids:
         reason = f"{how} uses the number of neurons, which would change"
         walk.mixed(ids, reason, REMOVAL, KEEP_THE_NUMBER)
+    for module, name in count.origins if not count.ids else ():
+        reason = f"{how} uses {name!r} of module {module!r} as a number, and it is the number of these neurons as well"
+        walk.numbers.append(((module, name), Obstacle(walk.where(walk.name), reason, KEEP_THE_NUMBER, REMOVAL)))
 
 
 @contextmanager
@@ -213,14 +233,13 @@ def counting(model: nn.Module, walk: Walk) -> Iterator[None]:
 
 def _ids_of(module: nn.Module, attribute: str, walk: Walk) -> tuple[Ids, ...]:
     """The entries that a size of a layer counts."""
-    if attribute not in MODULE_SIZES:
+    row = sizes_of(module).get(attribute)
+    if isinstance(module, CONVOLUTIONS) and attribute in ("in_channels", "out_channels"):
+        row = ("weight", int((attribute == "in_channels") != isinstance(module, TRANSPOSED)))
+    tensor = getattr(module, row[0], None) if row is not None else None
+    if not isinstance(tensor, Tensor) and isinstance(getattr(module, "running_mean", None), Tensor):
+        tensor = module.running_mean
+    if row is None or not isinstance(tensor, Tensor) or id(tensor) not in walk.named:
         return ()
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or id(weight) not in walk.named:
-        return ()
-    transposed = "Transpose" in type(module).__name__
-    first = attribute in ("out_features", "num_features", "num_parameters") or attribute == (
-        "in_channels" if transposed else "out_channels"
-    )
-    axis = walk.named[id(weight)].axes[0 if first or weight.ndim == 1 else 1]
+    axis = walk.named[id(tensor)].axes[row[1]]
     return (axis,) if isinstance(axis, np.ndarray) and len(axis) == vars(module)[attribute] else ()

@@ -31,6 +31,7 @@ class Value:
         label: what it is called in messages; "" where it has no name.
         statistic: entries that it holds a mean over, as norms of the last axis take; it is one number for all of them.
         written_in: an axis that is FREE has its size written into the model's forward.
+        shape: of the tensor, before the operation that is looked at.
         if_used: what stands in the way of entries if anything is done with this tensor.
     """
 
@@ -41,6 +42,7 @@ class Value:
     label: str = ""
     statistic: Ids | None = None
     written_in: bool = False
+    shape: tuple[int, ...] = ()
     if_used: list[tuple[Ids, Obstacle]] = field(default_factory=list)
 
 

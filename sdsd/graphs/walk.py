@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
+from .chance import Chance
 from .counts import Origin
 from .operations import Step, adding_to, step_of, tensors
 from .values import FREE, Axis, Value
@@ -87,6 +88,7 @@ class Walk:
         self.blocks: list[Piece] = []
         self.linked: list[tuple[Origin, Ids]] = []
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
+        self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
@@ -94,6 +96,7 @@ class Walk:
         self.module = ""
         self.training = False
         self.sizes_written_in = True
+        self.chance = Chance()
 
     # ---- values ------------------------------------------------------------------------------------------------------
 
@@ -101,6 +104,7 @@ class Walk:
         value = self.named.get(id(tensor)) or self.values.get(tensor)
         if value is None:  # a constant that the forward holds
             value = Value([None] * tensor.ndim, static=True, linear=True, label="a tensor that is no parameter")
+            value.shape = tuple(tensor.shape)
             self.values[tensor] = value
         return value  # type: ignore[no-any-return]
 
@@ -112,7 +116,9 @@ class Walk:
         if like is not None:
             made.static, made.parameters = like.static, like.parameters
             made.linear = like.linear and linear
+            made.label = like.label if like.static and not like.parameters else ""
         assert len(made.axes) == tensor.ndim, (made.axes, tensor.shape)
+        made.shape = tuple(tensor.shape)
         self.values[tensor] = made
 
     def followed(self, tensor: Tensor, dim: int) -> Ids | None:
@@ -220,6 +226,7 @@ class Walk:
         if torch.Tag.pointwise not in func.tags and made.name not in KEEP_STATISTICS:
             self.lose_statistics((*args, *kwargs.values()))
         RULES.get(made.row.kind, Walk.unknown)(self, made)
+        self.chance.step(func, made.name, (*args, *kwargs.values()), out)
         if made.name in ONLY_SEEN:
             self.value(out).if_used = self.value(args[0]).if_used
 
@@ -233,8 +240,9 @@ class Walk:
     def unknown(self, step: Step) -> None:
         given = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
         for tensor in given:
-            for dim in range(tensor.ndim):
-                self.mixed(self.followed(tensor, dim), f"there is no rule for {self.name!r}")
+            in_place = len(self.value(tensor).axes) != tensor.ndim
+            for axis in self.value(tensor).axes if in_place else self.axes(tensor):
+                self.mixed(axis, f"there is no rule for {self.name!r}")
         static = all(self.value(each).static for each in given)
         names = frozenset[str]().union(*(self.value(each).parameters for each in given))
         for tensor in tensors(step.out):

@@ -1,7 +1,8 @@
 """Claims as tables in docs/, and as one HTML page.
 
 In a Markdown file of docs/ what stands between `<!-- claims: WHAT -->` and `<!-- end of claims -->` is written by
-`sdsd claims`; WHAT is a group of studies, "without a study", "networks", "details", "rules", "count" or "in short".
+`sdsd claims`; WHAT is a group of studies, "without a study", "networks", "details", "rules", "count", "family" or
+"in short".
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from string import Template
 
 from ..report import html
-from .claims import Claim, Claims, Row, groups
-from .engine import VERDICTS, Verdict, versions, write_text
+from .claims import DIRECTED, Claim, Claims, Row, groups
+from .engine import SIGNIFICANT, VERDICTS, Verdict, holm, versions, write_text
 from .rules import RULES
 
 MARKED = re.compile(r"(<!-- claims: ([a-z ]+) -->\n).*?(<!-- end of claims -->)", re.DOTALL)
@@ -52,6 +53,7 @@ def fill(text: str, claims: Claims) -> str:
     parts = {group: _table(claims.rows(group)) for group in groups()}
     parts |= {"details": "\n".join(map(_details, claims.rows())), "count": _count(claims)}
     parts |= {"networks": _networks(claims.rows()), "rules": _rules(), "in short": _in_short(claims)}
+    parts |= {"family": _family(claims.rows())}
 
     def part(match: re.Match[str]) -> str:
         if match[2] not in parts:
@@ -140,6 +142,24 @@ def _count(claims: Claims) -> str:
     return f"{len(rows)} claims: {text}.{several}{absent}"
 
 
+def _family(rows: Iterable[Row]) -> str:
+    """Which effects are left if all p-values that an effect is judged by are of one family."""
+    judged = [row.verdict for row in rows if row.verdict.effect is not None]
+    tested = [each for each in judged if each.our_figure is not None and each.our_figure.p is not None]
+    named = [verdict for verdict in tested if verdict.verdict in DIRECTED]
+    if not named:
+        return "No effect was found by an interval that has a p-value."
+    p_values = [verdict.our_figure.p for verdict in tested if verdict.our_figure is not None]
+    corrected = dict(zip(map(id, tested), holm([p for p in p_values if p is not None]), strict=True))
+    weak = [verdict for verdict in named if corrected[id(verdict)] > SIGNIFICANT]
+    least = "" if not weak else ": " + "; ".join(f"{each.claim} ({corrected[id(each)]:.2g})" for each in weak)
+    return (
+        f"{len(tested)} claims are judged by an interval that has a p-value, and {len(named)} of them are said to have "
+        f"an effect. Corrected for all {len(tested)} at once (Holm), {len(named) - len(weak)} stay below "
+        f"{SIGNIFICANT:g}" + (f", and {len(weak)} do not{least}." if weak else ".")
+    )
+
+
 @dataclass(frozen=True)
 class ClaimTable:
     """Claims with everything about them; text wraps, and the study's page is a link."""
@@ -193,15 +213,16 @@ NEW_PAGE = Template(
 `sdsd claims` writes this page from the `results.json` of the studies: nothing in the tables is typed. An interval is
 over seeds, or over independent trials where the study has many; points along one run are not independent and count as
 one. A claim tested on several networks is one claim, and its interval is over networks, among them two layers of one
-(MiniLM); where there are two, it is too wide to say anything, and the networks have to be read one by one. A claim that
-did not hold stands beside the statement that does.
+(MiniLM); over three of them it says little, and they have to be read one by one. Two claims rest on the same twelve
+networks (`after-merging`: that merging by geometry does not help to learn on, and that the peak is lower), and networks
+that learned digits come back in many rows. A claim that did not hold stands beside the statement that does.
 
 <!-- claims: count -->
 <!-- end of claims -->
 
 | verdict | means |
 |---|---|
-| reproduced | the effect is there, and the number is the document's: at least half of it and at most twice |
+| reproduced | the effect is there, and where the document gives a number, ours is half to twice that |
 | direction only | the effect is there, and the number is another |
 | inconclusive | the data allow both that there is an effect and that there is none |
 | no effect | the interval leaves room for none that would matter |
@@ -213,8 +234,11 @@ Each verdict follows from a rule. The rules are listed below with the day since 
 some were changed after figures under the rule before had been seen, and then it says so. A rule that asks for something
 “with every seed” of three asks little of a number that is a matter of chance: with no effect at all it is met in one
 direction once in eight times. So read the interval beside such a verdict, and run more seeds where it matters
-(`--seeds 10`). Where many networks test one claim, p-values are corrected for their number; over different claims they
-are not.
+(`--seeds 10`). “Reproduced” is said of what was measured, small networks and toy problems, and not of all networks.
+Where many networks test one claim, p-values are corrected for their number; verdicts of different claims are not.
+
+<!-- claims: family -->
+<!-- end of claims -->
 
 $tables
 ## Network by network

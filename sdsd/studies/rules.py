@@ -124,9 +124,10 @@ RULES: dict[str, Rule] = {
         WORDS,
     ),
     "rank: compression": Rule(
-        "refuted if 99% or more are at rank 1 after 10,000 steps, and none for a target of full rank from 2,981 on; "
-        "untestable here otherwise",
-        FIRST,
+        "reproduced if, by the lower bound, over 5% of starts are at rank 1 for a target of rank 2, from 2,981 steps "
+        "on; refuted if none is, and 99% or more for a target of rank 1 after 10,000; untestable here otherwise",
+        "2026-11-27",
+        "the same without an outcome that reproduces it",
     ),
     "rank: imbalance": Rule(
         "over the published starts that are still at rank 2: reproduced if the 95% interval of the geometric mean "

@@ -85,3 +85,32 @@ def test_a_map_of_one_entry_whatever_the_others_are(tmp_path, capfd):
     error = capfd.readouterr().err
     assert error.count("\n") == 2
     assert "Its entries: layer1, model, more" in error
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            "file.py:make",
+            r"make\(width, depth=2\) cannot be called without arguments: missing a required argument: 'width'",
+        ),
+        ("file.py:number", "number: expected a function that gives the model, got int"),
+        ("file.py:gives_a_number", r"gives_a_number\(\): expected an nn.Module, got int"),
+        ("folder", "expected a Python file, got a folder. Write one that says model = …"),
+        ("saved", r"got a folder. Write one that says model = AutoModel.from_pretrained\(…\)"),
+        ("none.py", "there is no such file"),
+    ],
+)
+def test_what_makes_no_model(tmp_path, capfd, model, says):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "config.json").write_text("{}")
+    (tmp_path / "file.py").write_text(
+        "from torch import nn\nnumber = 3\ndef make(width, depth=2):\n    return nn.Linear(width, 3)\n"
+        "def gives_a_number():\n    return 3\n"
+    )
+    status = main(["geometry", "--model", str(tmp_path / model), "--layer", "0", "--out", str(tmp_path / "out")])
+    error = capfd.readouterr().err
+    assert status == 2
+    assert re.search(says, error)
+    assert error.count("\n") == 1

@@ -16,15 +16,30 @@ from __future__ import annotations
 
 from torch import nn
 
+from .advice import WHAT_TO_DO
 from .attention import AttentionRule
-from .base import WHAT_TO_DO, Rule, UnsupportedError, Watcher
+from .base import Rule, UnsupportedError, Watcher, on_waves
 from .convolution import ConvolutionRule
 from .embedding import EmbeddingRule
 from .generic import GenericRule
 from .linear import LinearRule
 from .scale import GroupNormRule, InstanceNormRule, LayerNormRule, PReLURule, own_rms_norm
+from .tracing import begin_tracing, give_up_tracing, may_trace, what_is_untrue
 
-__all__ = ["WHAT_TO_DO", "EmbeddingRule", "LinearRule", "Rule", "UnsupportedError", "Watcher", "rule_for"]
+__all__ = [
+    "WHAT_TO_DO",
+    "EmbeddingRule",
+    "LinearRule",
+    "Rule",
+    "UnsupportedError",
+    "Watcher",
+    "begin_tracing",
+    "give_up_tracing",
+    "may_trace",
+    "on_waves",
+    "rule_for",
+    "what_is_untrue",
+]
 
 _REFUSED: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.RNNBase, "recurrent layers run step by step inside one call that vmap cannot batch"),

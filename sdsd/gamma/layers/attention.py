@@ -47,7 +47,7 @@ class AttentionRule(Rule):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         axis = 0 if module.batch_first else 1
-        # Every one of them, as a table of keys, say, has no samples to measure; the query's is the last, and the output's.
+        # Every one of them, for a table of keys has no samples to measure; the query's is the last, and the output's.
         plans = [watcher.plan(x, 1) for x in (value, key, query)]
         n, heads = plans[-1][0], module.num_heads
         if query.ndim != 3 or any(plan[1:] != (axis, 1, 1) for plan in plans):
@@ -122,9 +122,13 @@ class AttentionRule(Rule):
 
 def _part_of_probe(watcher: Watcher, names: tuple[str, str], count: bool) -> Tensor:
     """The projections share one probe: each gets the entries of its own parameters, and one of them the count."""
-    nothing = watcher.probe.new_zeros(1)
+    nothing, most = watcher.probe.new_zeros(1), len(watcher.local)
     places = [watcher.local.index(name) if name in watcher.local else None for name in names]
-    entries = [nothing if place is None else watcher.probe[place : place + 1] for place in places]
+    entries = [
+        nothing if place is None else watcher.probe[place + shift : place + shift + 1]
+        for shift in (0, most)
+        for place in places
+    ]
     return torch.cat([*entries, watcher.probe[-1:] if count else nothing])
 
 

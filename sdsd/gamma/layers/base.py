@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...models import compiling
 from ..uses import sum_of_squares
+from .advice import NO_SAMPLE, WHAT_TO_DO
 
 if TYPE_CHECKING:
     from ..monitor import Session
@@ -43,14 +44,20 @@ class Watcher:
         """Of an embedding and a head with one weight: the other of the two."""
         self.carried: tuple[Tensor, Tensor] | None = None
         """Of such an embedding, while the model runs: what leads back to it, and its ids."""
-        self.ran = False
         self.idle = not session.sharded
         """Whether it has nothing to do where nothing is compiled."""
-        self.probe = torch.zeros(len(names) + 1, dtype=torch.float64, requires_grad=True)
+        self.half = False
+        """Whether it was compiled under autocast."""
+        self.probe = torch.zeros(2 * len(names) + 1, dtype=torch.float64, requires_grad=True)
+
+    @property
+    def ran(self) -> bool:
+        """Whether a gradient came to it in this step, in compiled code."""
+        return self.probe.grad is not None
 
     def prepare(self, device: torch.device) -> None:
         """Put the probe where the parameters are and let it announce each backward pass."""
-        self.probe = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device, requires_grad=True)
+        self.probe = torch.zeros(2 * len(self.names) + 1, dtype=torch.float64, device=device, requires_grad=True)
         self.probe.register_hook(self.session.backward_runs)
 
     def forward(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -67,16 +74,20 @@ class Watcher:
         if self.tied and self.partner is None:
             raise UnsupportedError(
                 f"{self.name}: shares a parameter with another layer, which needs an exchange between their backward "
-                "passes that torch.compile cannot trace, but for an embedding and its head. Use mode='micro', or "
-                "compile the layers in between, each by itself (`for layer in model.layers: layer.compile()`)."
+                f"passes that torch.compile cannot trace, but for an embedding and its head. {WHAT_TO_DO}"
             )
         from .traced import comptime, enter, leave
 
-        traced, lying = False, session.lying
+        # Variables that `comptime` sets, or looks at, while this is traced.
+        traced, again, lying = False, False, session.lying  # noqa: F841
         comptime(enter)
         if not traced:  # Tracing was given up in the midst of this function.
             return plain(*args, **kwargs)
-        self.ran = True
+        if again:
+            raise UnsupportedError(
+                f"{self.name}: runs more than once in one compiled forward pass, and squares of single uses do not "
+                f"add. {WHAT_TO_DO}"
+            )
         out = self.rule.forward(self, module, plain, args, kwargs)
         comptime(leave)
         return out
@@ -137,13 +148,6 @@ class Watcher:
         return (n, axis, outer, inner), ""
 
 
-NO_SAMPLE = "no sample is in what it is applied to, as in a table"
-WHAT_TO_DO = (
-    "Compile without fullgraph=True, and measured steps run uncompiled; or compile the layers around it, each by itself "
-    "(`for layer in model.layers: layer.compile()`), use mode='micro', or leave its parameters out with parameters=…."
-)
-
-
 def arrange(x: Tensor, plan: Plan, features: int) -> Tensor:
     """`x` as (N, T, *features): samples first, all other leading dimensions joined; a view where it can be."""
     n, axis, outer, inner = plan
@@ -169,10 +173,14 @@ class Rule(abc.ABC):
         """The module's output, with the measurement woven into its backward pass."""
 
 
+Found = dict[str, tuple[Tensor, Tensor]]
+"""By local name: Σ‖g_n‖² and Σ g_n on waves, both 0-dim."""
+
+
 class Tap(torch.autograd.Function):
     """Identity on a layer's output whose backward measures: the layer's own backward stays bit for bit.
 
-    `measure(b, *saved)` returns Σ‖g_n‖² for every parameter that trains, by local name.
+    `measure(b, *saved)` returns what it `Found` of every parameter that trains.
     """
 
     @staticmethod
@@ -187,10 +195,24 @@ class Tap(torch.autograd.Function):
         return (b, report(ctx.measure(b, *saved), ctx.local, b), None, None, *(None for _ in saved))
 
 
-def report(squares: dict[str, Tensor], local: tuple[str, ...], like: Tensor) -> Tensor:
-    """The probe's gradient: squares (0-dim) for each name in `local`, and a 1 to count the use."""
+def report(found: Found, local: tuple[str, ...], like: Tensor) -> Tensor:
+    """The probe's gradient: squares for each name in `local`, then what proves them, and a 1 to count the use."""
     zero, one = like.new_zeros((), dtype=torch.float64), like.new_ones((), dtype=torch.float64)
-    return torch.stack([*(squares.get(name, zero).double() for name in local), one])
+    given = [found.get(name, (zero, zero)) for name in local]
+    return torch.stack([*(squares.double() for squares, _ in given), *(sums.double() for _, sums in given), one])
+
+
+def waves(index: Tensor) -> Tensor:
+    """cos(i + 1/2) of whole numbers i: what the sum of a layer's samples is projected on, to be compared with .grad."""
+    return torch.cos(index.to(torch.float32) + 0.5)
+
+
+def on_waves(gradient: Tensor, start: int = 0) -> Tensor:
+    """Σ_ij G_ij w_i w_j of a gradient whose first row is row `start` of the parameter's, as a 0-dim tensor."""
+    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+    matrix = wide if wide.ndim == 2 else wide.reshape(wide.shape[0] if wide.ndim else 1, -1)
+    rows, columns = (torch.arange(size, device=matrix.device) for size in matrix.shape)
+    return torch.dot(matrix @ waves(columns).to(matrix.dtype), waves(rows + start).to(matrix.dtype))
 
 
 def tap(watcher: Watcher, y: Tensor, measure: Any, *saved: Tensor | None) -> Tensor:
@@ -199,4 +221,18 @@ def tap(watcher: Watcher, y: Tensor, measure: Any, *saved: Tensor | None) -> Ten
     return out
 
 
-__all__ = ["Plan", "Rule", "UnsupportedError", "Watcher", "arrange", "report", "sum_of_squares", "tap"]
+__all__ = [
+    "NO_SAMPLE",
+    "WHAT_TO_DO",
+    "Found",
+    "Plan",
+    "Rule",
+    "UnsupportedError",
+    "Watcher",
+    "arrange",
+    "on_waves",
+    "report",
+    "sum_of_squares",
+    "tap",
+    "waves",
+]

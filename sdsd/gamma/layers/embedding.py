@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..uses import lookup_squares
-from .base import NO_SAMPLE, WHAT_TO_DO, Rule, UnsupportedError, Watcher, arrange, tap
+from .base import NO_SAMPLE, WHAT_TO_DO, Found, Rule, UnsupportedError, Watcher, arrange, tap, waves
 from .tied import lead
 
 
@@ -34,16 +35,22 @@ class EmbeddingRule(Rule):
             ids = ids.reshape(1, -1).expand(n, -1)
             y = y.reshape(1, *y.shape[-2:]).expand(n, -1, -1)
             plan = watcher.expanded()
+        elif plan is None and reason == NO_SAMPLE and ids.ndim == 2 and ids.shape[0] == n:
+            # Constants, expanded already; that each row meets its own sample is looked at when the model has run.
+            plan = watcher.expanded()
         elif plan is None:
             raise UnsupportedError(f"{watcher.name}: {reason}. {WHAT_TO_DO}")
         padding = module.padding_idx
         scale = watcher.scale("weight")
 
-        def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
+        def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> Found:
             tokens, gradients = arrange(ids, plan, 0), arrange(b, plan, 1)
             if padding is not None:
                 gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
-            return {"weight": lookup_squares(gradients, tokens, scale)}
+            wide = gradients if gradients.dtype == torch.float64 else gradients.float()
+            columns = waves(torch.arange(wide.shape[-1], device=wide.device)).to(wide.dtype)
+            sums = ((wide @ columns) * waves(tokens).to(wide.dtype)).sum()
+            return {"weight": (lookup_squares(gradients, tokens, scale), sums)}
 
         if watcher.partner is None:
             return tap(watcher, y, measure, ids, scale)

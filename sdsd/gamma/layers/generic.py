@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .base import Rule, UnsupportedError, Watcher
+from .base import WHAT_TO_DO, Rule, UnsupportedError, Watcher
 
 
 class GenericRule(Rule):
@@ -17,8 +17,5 @@ class GenericRule(Rule):
         if not any(watcher.trainable(module)):
             return plain(*args, **kwargs)
         raise UnsupportedError(
-            f"{watcher.name}: {type(module).__name__} has no rule that torch.compile can trace. Instead of the whole "
-            "model, compile the layers around it, each by itself (`for layer in model.layers: layer.compile()`); or "
-            "leave it uncompiled (torch.compiler.disable), use mode='micro', or leave its parameters out with "
-            "parameters=…."
+            f"{watcher.name}: {type(module).__name__} has no rule that torch.compile can trace. {WHAT_TO_DO}"
         )

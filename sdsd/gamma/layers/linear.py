@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from .base import Plan, Rule, Watcher, arrange, report, sum_of_squares
+from .base import Found, Plan, Rule, Watcher, arrange, on_waves, report, sum_of_squares
 from .tied import meet
 
 
@@ -58,7 +58,7 @@ def linear(
     Args:
         names: the watcher's names of weight and bias.
         transposed: whether the parameter lies transposed, and `weight` is a view of it.
-        probe: stands in for the watcher's own in compiled code; an entry for each of `names` and one for the count.
+        probe: stands in for the watcher's own in compiled code; two entries for each of `names` and one for the count.
         rows: which rows of a longer parameter `weight` and `bias` are; None for all.
     """
     scaled, scales = watcher.scales()
@@ -69,7 +69,10 @@ def linear(
             scales = tuple(scale if scale.shape[0] == weight.shape[0] else scale[rows] for scale in scales)
     measured = tuple(name in watcher.names for name in names)
     entries = watcher.local if probe is None else names
-    spec = (plan, names, entries, measured, transposed, scaled)
+    start = 0 if rows is None or rows.start is None else rows.start
+    # Attention's own matrices for keys and values are whole, and their biases parts of one vector.
+    starts = (start if names[0].startswith("in_proj") else 0, start)
+    spec = (plan, names, entries, measured, transposed, scaled, starts)
     y: Tensor = _Linear.apply(x, weight, bias, watcher.probe if probe is None else probe, spec, *scales)  # type: ignore[no-untyped-call]
     return y
 
@@ -88,13 +91,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *given = ctx.saved_tensors
-        plan, names, entries, measured, transposed, scaled = ctx.spec
+        plan, names, entries, measured, transposed, scaled, starts = ctx.spec
         scales = dict(zip(scaled, given, strict=True))
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         b2, x2 = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (grad, x))
         grad_x = b2.mm(weight).view(x.shape) if need_x else None
         grad_weight = grad_bias = None
-        squares: dict[str, Tensor] = {}
+        found: Found = {}
         want_weight, want_bias = need_weight and measured[0], need_bias and measured[1]
         a, b, each = x2.unsqueeze(1), b2.unsqueeze(1), b2
         if b2.shape[0] != plan[0]:
@@ -106,12 +109,15 @@ class _Linear(torch.autograd.Function):
         if want_weight:
             scale = scales.get(names[0])
             scale = scale.t() if scale is not None and transposed else scale
-            grad_weight, squares[names[0]] = weight_grad_stats(a, b, scale=scale)
+            total, squares = weight_grad_stats(a, b, scale=scale)
+            assert total is not None
+            found[names[0]] = squares, on_waves(total.t() if transposed else total, starts[0])
+            grad_weight = total
         elif need_weight:
             grad_weight = b2.t().mm(x2)
-        if want_bias:
-            squares[names[1]] = sum_of_squares(each, scales.get(names[1]))
-        probe = report(squares, entries, grad)
+        if want_bias and grad_bias is not None:
+            found[names[1]] = sum_of_squares(each, scales.get(names[1])), on_waves(grad_bias, starts[1])
+        probe = report(found, entries, grad)
         return grad_x, grad_weight, grad_bias, probe, None, *(None for _ in given)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Plan, Rule, UnsupportedError, Watcher, arrange, sum_of_squares, tap
+from .base import Found, Plan, Rule, UnsupportedError, Watcher, arrange, on_waves, sum_of_squares, tap
 
 
 class ScaleRule(Rule):
@@ -66,9 +66,12 @@ class ScaleRule(Rule):
                 elif wanted:
                     yield local, self.gather(module, wide, plan)
 
-        def measure(b: Tensor, x: Tensor, *saved: Tensor) -> dict[str, Tensor]:
+        def measure(b: Tensor, x: Tensor, *saved: Tensor) -> Found:
             named = dict(zip(scaled, saved[split:], strict=True))
-            return {local: sum_of_squares(each, named.get(local)) for local, each in gradients(b, x, saved[:split])}
+            return {
+                local: (sum_of_squares(each, named.get(local)), on_waves(each.sum(0)))
+                for local, each in gradients(b, x, saved[:split])
+            }
 
         return tap(watcher, y, measure, x, *known, *scales)
 

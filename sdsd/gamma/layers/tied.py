@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Plan, UnsupportedError, Watcher, arrange, report
+from .base import WHAT_TO_DO, Plan, UnsupportedError, Watcher, arrange, report
 
 
 def lead(watcher: Watcher, y: Tensor, measure: Any, ids: Tensor, scale: Tensor | None, padding: int | None) -> Tensor:
@@ -32,7 +32,7 @@ def meet(watcher: Watcher, y: Tensor, x: Tensor, plan: Plan) -> Tensor:
     if embedding is None or embedding.carried is None:
         raise UnsupportedError(
             f"{watcher.name}: shares its weight with an embedding that did not run before it in the same compiled "
-            "code. Use mode='micro', or compile the layers in between, each by itself."
+            f"code. {WHAT_TO_DO}"
         )
     carrier, ids = embedding.carried
     out: Tensor = _Meet.apply(y, carrier, x, ids, watcher.scale("weight"), plan)  # type: ignore[no-untyped-call]
@@ -51,13 +51,14 @@ class _Lead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, b: Tensor, c: Tensor) -> tuple[Any, ...]:
         ids, scale = ctx.saved_tensors
-        squares = ctx.measure(b, ids, scale)
+        found = ctx.measure(b, ids, scale)
         wide = torch.float64 if b.dtype == torch.float64 else torch.float32
         products = (b.to(wide) * c.to(wide)).sum(-1)
         if ctx.padding is not None:
             products = products.masked_fill(ids == ctx.padding, 0.0)
-        squares["weight"] = squares["weight"] + 2 * products.sum()
-        return b, report(squares, ctx.local, b), None, None, None, None, None
+        own, sums = found["weight"]
+        found["weight"] = own + 2 * products.sum(), sums
+        return b, report(found, ctx.local, b), None, None, None, None, None
 
 
 class _Meet(torch.autograd.Function):

@@ -19,8 +19,22 @@ from torch._dynamo.comptime import ComptimeContext, comptime
 from torch._dynamo.variables import ConstantVariable
 from torch.overrides import TorchFunctionMode
 
-from .base import NO_SAMPLE
-from ..following import COMPOSITE, Mixed, Summed, Track, Tracks, body, entrywise, follow, has_rule, name_of, set_track, track_of, using
+from ..following import (
+    COMPOSITE,
+    Mixed,
+    Summed,
+    Track,
+    Tracks,
+    body,
+    entrywise,
+    follow,
+    has_rule,
+    name_of,
+    set_track,
+    track_of,
+    using,
+)
+from .advice import NO_SAMPLE, WHAT_TO_DO
 
 __all__ = ["begin", "choose", "comptime", "enter", "finish", "give_up", "leave", "locate"]
 
@@ -37,7 +51,8 @@ class Followed:
     into it and where they carry samples.
     order: node → its place among those that were read.
     mixed: nodes that mixed samples, of those that a gradient may come back through.
-    begun: layer → where its nodes begin; spans: where they begin and end; plans: layer → where the samples of its input lie.
+    begun: layer → where its nodes begin; spans: where they begin and end; plans: layer → where the samples of its
+    input lie.
     expanded: layers whose lookups for all samples together have a copy a sample; copies: the nodes that hold these.
     """
 
@@ -77,7 +92,7 @@ class Followed:
                 continue
             for user in node.users:
                 inside = isinstance(user.target, torch._ops.HigherOrderOperator) and user.target.name() in THROUGH
-                place = self.order[user] if user in self.order else -1
+                place = self.order.get(user, -1)
                 if user.op != "output" and not inside and not any(a <= place < b for a, b in self.spans):
                     yield name
                     break
@@ -218,9 +233,10 @@ def choose(ctx: ComptimeContext) -> None:
     tx, _ = followed(ctx)
     session, log = held(ctx, "session").value, tx.speculation_log
     if any(entry._failed for entry in log.entries[log.index :]):
-        session.run_uncompiled("torch.compile breaks its graph, and samples are not followed over a break")
+        session.run_uncompiled("torch.compile breaks its graph (TORCH_LOGS=graph_breaks shows where)")
     if session.uncompiled is None:
-        give(tx, traced=True)
+        # Compiled by itself, for its caller is not, the function that asks says nothing of the model.
+        give(tx, traced=getattr(tx, "parent", None) is not None)
     else:
         del log.entries[log.index :]  # What comes now is not what came when this was traced before.
 
@@ -230,7 +246,7 @@ def give_up(ctx: ComptimeContext) -> None:
     tx, _ = followed(ctx)
     if not (tx.one_graph or tx.error_on_graph_break):
         words = (str(each.as_python_constant()) for each in held(ctx, "error").args)
-        held(ctx, "session").value.run_uncompiled(" ".join(words))
+        held(ctx, "session").value.run_uncompiled(" ".join(words).replace(WHAT_TO_DO, "").rstrip(". "))
 
 
 def begin(ctx: ComptimeContext) -> None:
@@ -250,7 +266,8 @@ def enter(ctx: ComptimeContext) -> None:
     """A measured layer begins."""
     tx, graph = followed(ctx)
     watcher = held(ctx, "self").value
-    give(tx, traced=True)
+    watcher.half = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+    give(tx, traced=True, again=watcher.name in graph.begun)
     if graph.n is None:  # a part of the model, compiled by itself
         graph.n, graph.entering = watcher.session.batch, watcher.session.entering
         held(ctx, "lying").as_python_constant()  # makes it be compiled anew where samples lie otherwise
@@ -263,7 +280,7 @@ def enter(ctx: ComptimeContext) -> None:
 def locate(ctx: ComptimeContext) -> None:
     """Say in `axis`, `outer`, `inner` where the samples of `x` lie, or in `reason` why that is not known."""
     tx, graph = followed(ctx)
-    watcher, node = held(ctx, "self").value, ctx.get_local("x").as_proxy().node  # type: ignore[attr-defined]
+    watcher, node = held(ctx, "self").value, held(ctx, "x").as_proxy().node
     with using(graph.tracks):
         graph.advance(tx.output, tx.output.current_tracer)
         track = graph.of(node)
@@ -314,8 +331,8 @@ def finish(ctx: ComptimeContext) -> None:
         graph.advance(tx.output, tx.output.current_tracer)
         for node in graph.mixed:
             if comes_back(node):
-                verdict = next(track_of(x) for x in tensors_of(value_of(node)) if type(track_of(x)) is Mixed)
-                give(tx, reason=f"samples are mixed, or lost, after its layers: {verdict.reason}")
+                reasons = [v.reason for v in map(track_of, tensors_of(value_of(node))) if isinstance(v, Mixed)]
+                give(tx, reason=f"samples are mixed, or lost, after its layers: {reasons[0]}")
         for name in graph.elsewhere(held(ctx, "session").value.names):
             give(tx, reason=f"{name} is used outside its layer, too, where compiled code is not measured")
         for node, name in graph.copies.items():

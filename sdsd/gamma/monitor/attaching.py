@@ -9,7 +9,18 @@ import torch
 from torch import nn
 
 from ...models import attach, clean, compiling, is_attached, release
-from ..layers import WHAT_TO_DO, EmbeddingRule, LinearRule, Rule, UnsupportedError, Watcher, rule_for
+from ..layers import (
+    WHAT_TO_DO,
+    EmbeddingRule,
+    LinearRule,
+    Rule,
+    UnsupportedError,
+    Watcher,
+    give_up_tracing,
+    may_trace,
+    rule_for,
+    what_is_untrue,
+)
 from .micro import MicroBatches
 from .parameters import Parameters
 from .session import Session
@@ -171,26 +182,22 @@ class _RootWatcher(Watcher):
 
     def _traced(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """In code that torch.compile is tracing."""
-        from ..layers.traced import choose, comptime, finish, give_up
-
         session = self.session
         if not session.exact or not torch.is_grad_enabled():
             session.read(args, kwargs)
             return plain(*args, **kwargs)
-        # This runs as ordinary code, too, once tracing has been given up: what `comptime` is given is left out then.
-        traced, reason = False, None
-        comptime(choose)
-        if not traced:
-            session.run_uncompiled("torch.compile cannot trace it")
+        # This runs as ordinary code, too, once tracing has been given up; then it may not trace.
+        if not may_trace(session):
+            session.run_uncompiled("torch.compile breaks its graph (TORCH_LOGS=graph_breaks shows where)")
             return session.forward_uncompiled(plain, args, kwargs)
         try:
             session.begin_compiled(args, kwargs)
             out = super().forward(module, plain, args, kwargs)
-            comptime(finish)
+            reason = what_is_untrue(session, out)
             if reason is not None:
                 raise UnsupportedError(f"{self.name}: {reason}. {WHAT_TO_DO}")
         except UnsupportedError as error:
-            comptime(give_up)
+            give_up_tracing(session, error)
             raise error
         for watcher in session.watchers:
             watcher.carried = None

@@ -157,15 +157,17 @@ class Meter:
         Returns False where parameters had to be left out (strict=False).
         """
         session, parameters, prover = self._session, self._parameters, self.prover
-        proving = session.directions is not None and bool(ledgers)
+        probed = self._sums.probed()
+        proving = session.directions is not None and (bool(ledgers) or bool(probed))
         prover.stepped()
         if not proving:
             return True
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
-        probed = session.probed()
-        names = [name for name in parameters.covered if name not in probed]
+        names = list(parameters.covered)
         measured = [
-            sum((each.to(zero.device) for ledger in ledgers for each in ledger.projections.get(name, [])), zero)
+            probed[name].to(zero.device)
+            if name in probed
+            else sum((each.to(zero.device) for ledger in ledgers for each in ledger.projections.get(name, [])), zero)
             for name in names
         ]
         of_each = squares[[parameters.index[name] for name in names]]
@@ -177,6 +179,9 @@ class Meter:
         for ledger in ledgers:
             for name, dtype in ledger.dtypes.items():
                 dtypes[name] = max_eps(dtypes.get(name), dtype)
+        for watcher in session.watchers:
+            if watcher.ran and watcher.half:
+                dtypes.update(dict.fromkeys(watcher.names.values(), torch.bfloat16))
         gradients = {name: grad for name in names if (grad := parameters.chosen[name].grad) is not None}
         for name, grad in gradients.items():
             prover.direction(name, grad)
@@ -186,6 +191,7 @@ class Meter:
             gradients,
             dtypes,
             n,
+            on_waves=probed,
         )
         if not differences:
             return True

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..layers import on_waves as waved
 from ..uses import project
 
 FIRST, EVERY = 3, 50
@@ -57,6 +58,7 @@ class Prover:
         gradients: Mapping[str, Tensor],
         dtypes: Mapping[str, torch.dtype],
         samples: int,
+        on_waves: Container[str] = (),
     ) -> dict[str, float]:
         """Parameters whose gradient is not what was measured → the difference, relative to the gradient.
 
@@ -68,6 +70,7 @@ class Prover:
             gradients: .grad.
             dtypes: the coarsest dtype on the way.
             samples: n.
+            on_waves: names whose projection compiled code took, which has a direction of its own.
         """
         found = {}
         # A gradient that is rounding alone (a bias before a softmax, say) has no digits to compare.
@@ -77,7 +80,8 @@ class Prover:
             if direction is None or name not in measured:
                 continue
             values: Any = gradient.coalesce().to_dense() if gradient.is_sparse else gradient
-            actual = project(values, direction).item()
+            projected = waved(values.detach()) if name in on_waves else project(values, direction)
+            actual = projected.item()
             norm = torch.linalg.vector_norm(values).item()
             allowed = TOLERANCE.get(max_eps(dtypes.get(name), values.dtype), 1e-3)
             size = norm + math.sqrt(max(squares[name].item(), 0.0)) + 1e-3 * whole

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
+from ..layers import begin_tracing
 from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying
 from .inputs import read_inputs
 from .leftovers import Leftovers
@@ -148,7 +149,7 @@ class Session:
         self._begun.clear()
         self._open.clear()
         for watcher in self.watchers:
-            watcher.ran, watcher.probe.grad = False, None
+            watcher.probe.grad = None
 
     def stepped(self) -> None:
         """Remember the gradients as a step left them: one that is still there, untouched, was not cleared."""
@@ -174,15 +175,15 @@ class Session:
             for name, value in vars(self).items()
             if name in _OF_A_STEP
         }
-        probes = [(watcher, watcher.ran, watcher.probe.grad) for watcher in self.watchers]
+        probes = [(watcher, watcher.probe.grad) for watcher in self.watchers]
         self.passes = []  # those of now go on afterwards
         self.reset(True)
         try:
             yield
         finally:
             vars(self).update(kept)
-            for watcher, ran, grad in probes:
-                watcher.ran, watcher.probe.grad = ran, grad
+            for watcher, grad in probes:
+                watcher.probe.grad = grad
 
     def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The whole model's forward pass in eager mode: one batch."""
@@ -264,11 +265,8 @@ class Session:
 
     def begin_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The whole model's forward pass in code that is being compiled: where its samples are followed from."""
-        from ..layers.traced import begin, comptime
-
         tracks = self.read(args, kwargs)
-        batch = self.batch
-        comptime(begin)
+        begin_tracing(self.batch, tracks)
 
     def run_uncompiled(self, reason: str) -> None:
         """Compiled code cannot be followed: from now on the model runs as it is where it is measured."""

@@ -45,7 +45,7 @@ class Sums:
             if probed is None or not watcher.names:
                 continue
             self._refuse_reuse(watcher, probed, passes)
-            parts += probed[:-1]
+            parts += probed[: len(watcher.names)]
             rows += [index[name] for name in watcher.names.values()]
         squares = _on(device, known)
         for ledger in ledgers:
@@ -57,6 +57,16 @@ class Sums:
         if parts:
             squares.index_add_(0, self._on_device(rows), _joined(parts, device))
         return squares
+
+    def probed(self) -> dict[str, Tensor]:
+        """What the samples of layers in compiled code add up to, on waves; by parameter, with a 0-dim tensor."""
+        found: dict[str, Tensor] = {}
+        for watcher in self._session.watchers:
+            probed = watcher.probe.grad
+            if probed is not None and watcher.ran:
+                for name, value in zip(watcher.names.values(), probed[len(watcher.names) : -1], strict=True):
+                    found[name] = found[name] + value if name in found else value
+        return found
 
     def of_gradients(self) -> Tensor:
         """‖.grad‖² of each; shape: (parameters,)."""

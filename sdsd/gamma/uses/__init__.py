@@ -1,21 +1,21 @@
 """Parameters measured at the operation that reads them.
 
-===============  ======================================================================================================
-file             what is inside
-===============  ======================================================================================================
-`measuring.py`   the mode that sees every torch call of a forward pass: follows samples, finds uses, hands them to rules
-`calls.py`       what sort a function of torch is of, what a call holds
-`checkpoints.py` second runs of checkpointed functions
-`rules/`         one rule an operation: what a sample's gradient is made of
-`plans.py`       uses that come again and look the same, made without being looked into
-`use.py`         one use: the hook on its output, what it saves for the backward pass
-`operand.py`     what a use reads: a parameter, or a tensor computed from parameters, and the way back to these
-`pieces.py`      gradients of the samples in the form they come in; their squares and their projection
-`landed.py`      uses whose gradients and squares come out of one kernel
-`convolutions.py` squares of a convolution's weight gradients
-`grouping.py`    gradients of chosen rows, added by the sample that they belong to
-`ledger.py`      one forward pass: counts of uses, squares, projections
-===============  ======================================================================================================
+=================  =====================================================================================================
+file               what is inside
+=================  =====================================================================================================
+`measuring.py`     the mode that sees every torch call of a forward pass: follows samples, hands uses to rules
+`calls.py`         what sort a function of torch is of, what a call holds
+`checkpoints.py`   second runs of checkpointed functions
+`rules/`           one rule an operation: what a sample's gradient is made of
+`plans.py`         uses that come again and look the same, made without being looked into
+`use.py`           one use: the hook on its output, what it saves for the backward pass
+`operand.py`       what a use reads: a parameter, or a tensor computed from parameters, and the way back to these
+`pieces.py`        gradients of the samples in the form they come in; their squares and their projection
+`landed.py`        uses whose gradients and squares come out of one kernel
+`convolutions.py`  squares of a convolution's weight gradients
+`grouping.py`      gradients of chosen rows, added by the sample that they belong to
+`ledger.py`        one forward pass: counts of uses, squares, projections
+=================  =====================================================================================================
 
 A rule, from the call that it takes the place of to the squares of the samples' gradients: rules/lookup.embedding,
 use.watch, use.Use.fire, use.Use._deliver, operand.Operand.deliver, ledger.Pass.receive. A new rule is the first of

@@ -61,8 +61,8 @@ if TYPE_CHECKING:
 _NOTHING = object()
 _saving = torch._C._autograd._top_saved_tensors_default_hooks
 _LOST = Mixed(
-    "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs uncompiled "
-    "where it is measured; to measure this one, leave it uncompiled"
+    "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs "
+    "uncompiled where it is measured; to measure this one, leave it uncompiled"
 )
 MOST_CALLS = 20_000
 """So many calls are remembered by what they look like."""

@@ -45,6 +45,8 @@ class Reading:
     summed: bool = False  # read by a mean or a sum
     given_back: bool = False  # by the model
     elsewhere: dict[Path, str] = field(default_factory=dict)  # paths read by what is not followed, and by what
+    whole: bool = False  # read by a layer as one tensor, and not put together from parts
+    pieces: str = ""  # what computes with parts of it
     written: bool = False  # in a way that was not seen
     taken: bool = False
 
@@ -100,6 +102,9 @@ def choose(layer: str, readings: list[Reading]) -> Choice:
         )
     if not (read or elsewhere or any(reading.summed or reading.given_back for reading in readings)):
         return Choice(None, f"{own}, and nothing was seen that reads it; what its readers get may differ")
+    pieces = next((reading.pieces for reading in readings if reading.pieces), "")
+    if pieces and read and not any(reading.whole for reading in readings):
+        return Choice(None, f"{own}, and its readers get parts of it after {pieces!r}")
     return Choice(None)
 
 

@@ -202,6 +202,8 @@ SUMMARIES = {
     "logsumexp",
 }
 """What puts positions or neurons together: what it makes is not followed, and no reader as a layer is one."""
+ADD_A_PRODUCT = {"addmm", "baddbmm", "addbmm", "addmv", "addr"}
+"""Readers that add their first argument to a product of the others."""
 READERS = {
     "linear",
     "bilinear",

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .choice import Path, Reading, Step
 from .function_names import (
+    ADD_A_PRODUCT,
     AFFINE,
     ELEMENTWISE,
     LEAVES_TORCH,
@@ -96,8 +97,15 @@ class ReadersFollower(TorchFunctionMode):
             if name in LEAVES_TORCH or any(isinstance(part, Tensor) for part in inside):
                 self._read_by(name, sources)
             return
-        if name in NORMS or name in POOLINGS:
+        if name in NORMS or name in POOLINGS or name in UNCHANGED or name in RESHAPES:
             sources = [source for source in sources if source is (args[0] if args else named.get("input"))]
+            if not sources:
+                return  # it is asked for its type or shape
+        if name in ADD_A_PRODUCT:
+            added = [source for source in sources if source is (args[0] if args else named.get("input"))]
+            if added:
+                self._elementwise("add", added, args, named, result)
+            sources = [source for source in sources if source not in added]
         if name == "einsum" and not _sums(args[0], sources[0], args[1:]):
             self._read_by(name, sources, layer=False)
         elif name in UNCHANGED or name in POOLINGS:
@@ -112,6 +120,8 @@ class ReadersFollower(TorchFunctionMode):
             self._follow(result, moved, again=False)
         else:
             self._read_by(name, sources)
+            for each in self.followed[result] if any(result is source for source in sources) else ():
+                each.reading.written = True
 
     def _elementwise(self, name: str, sources: list[Tensor], args: Any, named: Any, result: Tensor) -> None:
         in_place = any(result is source for source in sources)
@@ -125,6 +135,7 @@ class ReadersFollower(TorchFunctionMode):
             for each in self.followed[source]:
                 if each.moved:
                     if not in_place:
+                        each.reading.pieces = name
                         each.reading.elsewhere.setdefault(each.path, each.moved)
                     continue
                 if source.shape != result.shape:
@@ -170,6 +181,7 @@ class ReadersFollower(TorchFunctionMode):
             for each in self.followed[source]:
                 if name in READERS and layer:
                     each.reading.read[each.path] = None
+                    each.reading.whole |= not each.moved
                 elif name in SUMMARIES and not each.moved:
                     each.reading.summed = True
                 else:

@@ -77,8 +77,13 @@ def best_order(scores: Tensor) -> tuple[Tensor, Tensor]:
         scores: finite.  # shape: (n, m)
 
     Raises:
+        ValueError: a NaN or an infinity.
         MissingExtraError: scipy is not installed.
     """
+    if not bool(scores.isfinite().all()):
+        raise ValueError(
+            "matching: expected finite scores, got a NaN or an infinity. Check the weights and the data of both models."
+        )
     optimize = require("scipy.optimize", extra="report", purpose="matching neurons")
     rows, columns = optimize.linear_sum_assignment(scores.detach().cpu().double().numpy(), maximize=True)
     return torch.as_tensor(rows, dtype=torch.long), torch.as_tensor(columns, dtype=torch.long)
@@ -91,7 +96,8 @@ def match_by_cosine(cosine: Tensor) -> NeuronMatching:
         cosine: of the neurons of one layer (rows) with those of another (columns).  # shape: (n, m)
 
     Raises:
-        ValueError: a NaN, as neurons with a NaN or an infinity have it.
+        ValueError: a NaN, as neurons with a NaN or an infinity have it; nothing but zeros, as of neurons that do not
+            vary.
         MissingExtraError: scipy is not installed.
     """
     wrong = cosine.isnan()
@@ -101,6 +107,11 @@ def match_by_cosine(cosine: Tensor) -> NeuronMatching:
             "activations: expected finite values, got a NaN or an infinity in "
             f"{len(rows)} neurons of the first layer (first: {rows[:5]}) and {len(columns)} of the second (first: "
             f"{columns[:5]}). Leave these neurons, or the samples that hold them, out."
+        )
+    if not bool((cosine != 0).any()):
+        raise ValueError(
+            "activations: expected neurons of both layers that vary over the samples, and every cosine is 0. Pass more "
+            "samples (a single one, less its mean, is 0), or center=False."
         )
     one, other = best_order(cosine)
     matched = cosine.detach()[one.to(cosine.device), other.to(cosine.device)]

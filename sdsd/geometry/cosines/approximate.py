@@ -122,7 +122,7 @@ def approximate_neighbors(
     live = (units.isfinite().all(1) & (units != 0).any(1)).nonzero().flatten()
     index = faiss.IndexHNSWFlat(units.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efSearch = max(effort, k + 1)
-    parts = live.split(TOGETHER)
+    parts = live.split(TOGETHER) if len(live) else ()
     for done, part in enumerate(parts, 1):
         index.add(units[part].numpy())
         report(done, 2 * len(parts))

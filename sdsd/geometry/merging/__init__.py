@@ -1,27 +1,27 @@
 """What becomes of a network when its neurons are merged or removed.
 
-===================  ===============================================================================================
-`consumers.py`       which layers read a layer's neurons, and what stands in the way
-`merge.py`           pairs merged inside a `with` block
-`consolidate.py`     the same for good: a smaller network
-`norms.py`           norms over all neurons, where some were merged for good
-`whole_model.py`     the same for all layers of a model, by a threshold or to a budget
-`planning.py`        which of their neurons, heads and experts are to go
-`plan.py`            that as a plan, to be read, kept and carried out
-`model_report.py`    what was done, a row a layer; `model_page.py`: as a page
+======================  ================================================================================================
+`consumers.py`          which layers read a layer's neurons, and what stands in the way
+`merge.py`              pairs merged inside a `with` block
+`consolidate.py`        the same for good: a smaller network
+`norms.py`              norms over all neurons, where some were merged for good
+`whole_model.py`        the same for all layers of a model, by a threshold or to a budget
+`planning.py`           which of their neurons, heads and experts are to go
+`plan.py`               that as a plan, to be read, kept and carried out
+`model_report.py`       what was done, a row a layer; `model_page.py`: as a page
 `group_activations.py`  what the readers of a group get
-`experts.py`         experts of a mixture: how alike they are, two of them made one
-`expert_removal.py`  experts taken out, with their rows of the router
-`config.py`          the configuration of a smaller Hugging Face model
-`proof.py`           the smaller network beside the merged one
-`biopsy.py`          what merging near, random and far pairs does to the loss
-`pair_source.py`     where those pairs come from
-`cost.py`            the weights that read a layer's neurons, for what a merge costs
-`measurements.py`    measurements that a later call resumes
-`sensitivity.py`     the losses they are measured by
-`plasticity.py`      whether a merged network learns on as well
-`controls.py`        networks and data that an effect must not survive
-===================  ===============================================================================================
+`experts.py`            experts of a mixture: how alike they are, two of them made one
+`expert_removal.py`     experts taken out, with their rows of the router
+`config.py`             the configuration of a smaller Hugging Face model
+`proof.py`              the smaller network beside the merged one
+`biopsy.py`             what merging near, random and far pairs does to the loss
+`pair_source.py`        where those pairs come from
+`cost.py`               the weights that read a layer's neurons, for what a merge costs
+`measurements.py`       measurements that a later call resumes
+`sensitivity.py`        the losses they are measured by
+`plasticity.py`         whether a merged network learns on as well
+`controls.py`           networks and data that an effect must not survive
+======================  ================================================================================================
 
 One biopsy, in the order to read it::
 

@@ -1,7 +1,7 @@
 """What decides a verdict: rules with the day since which they stand, and the words that follow from a number.
 
 ==================  ===================================================================================================
-reproduced          the effect is there, and the number is the document's: at least half of it and at most twice
+reproduced          the effect is there, and where the document gives a number, ours is half to twice that
 direction only      the effect is there, and the number is another
 inconclusive        the data allow both that there is an effect and that there is none
 no effect           the interval leaves room for none that would matter

@@ -33,11 +33,16 @@ class Measured:
 
 
 def mean_interval(
-    values: Sequence[float], unit: str = "", level: float = 0.95, against: float | None = None
+    values: Sequence[float],
+    unit: str = "",
+    level: float = 0.95,
+    against: float | None = None,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Measured:
     """Mean of independent values with Student's interval; without one for a single value.
 
-    `against`: the mean where there is no effect, which `p` of the two-sided t test is about.
+    `against`: the mean where there is no effect, which `p` of the two-sided t test is about. `within`: between what the
+    values lie of necessity, as correlations do between −1 and 1; the interval ends there.
     """
     count = len(values)
     mean = math.fsum(values) / count
@@ -46,7 +51,7 @@ def mean_interval(
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
     half = student_t_quantile((1 + level) / 2, count - 1) * spread
     p = None if against is None else _two_sided(mean - against, spread, count - 1)
-    return Measured(mean, mean - half, mean + half, unit, p)
+    return Measured(mean, max(within[0], mean - half), min(within[1], mean + half), unit, p)
 
 
 def _two_sided(distance: float, error: float, degrees: float) -> float:

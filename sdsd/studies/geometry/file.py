@@ -8,6 +8,7 @@ divergence from what the untouched network says.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,29 @@ def _model(path: Path, names: Mapping[str, Any], function: str) -> nn.Module:
         raise ValueError(f"{path}: expected it to define {wanted}, which is missing.{hint}")
     model = names[wanted]
     if function:
+        _check_takes_nothing(path, function, model)
         with users_code(path):
             model = model()
     if not isinstance(model, nn.Module):
         what = f"{wanted}()" if function else wanted
         raise ValueError(f"{path}: {what}: expected an nn.Module, got {type(model).__name__}.")
     return model
+
+
+def _check_takes_nothing(path: Path, name: str, function: Any) -> None:
+    if not callable(function):
+        raise ValueError(f"{path}: {name}: expected a function that gives the model, got {type(function).__name__}.")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # builtins may not say
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: {name}{signature} cannot be called without arguments: {error}. Give them defaults, or write "
+            "a function that makes the model and takes nothing."
+        ) from error
 
 
 def _layers(model: nn.Module) -> str:

@@ -63,7 +63,9 @@ def measure(
     """A network that learned digits; pairs are chosen on digits it has not seen, merges measured on others of these."""
     subject = BUILT_IN_SUBJECTS[network](seed, epochs=epochs)
     halves = subject.batches[0][0][TRAINING_IMAGES:].chunk(2)
-    return _measured(subject, halves, seed, progress, pairs, shares, random_pairings, draws)
+    return _measured(
+        subject, halves, seed, progress, pairs=pairs, shares=shares, random_pairings=random_pairings, draws=draws
+    )
 
 
 def measure_mnist(
@@ -78,7 +80,16 @@ def measure_mnist(
 ) -> dict[str, Any]:
     """See `mnist_subject`; pairs are chosen on half of the images, merges measured on the others. Seeds draw images."""
     subject = mnist_subject(seed, mapped, 1)
-    return _measured(subject, subject.batches[0].chunk(2), seed, progress, pairs, shares, random_pairings, draws)
+    return _measured(
+        subject,
+        subject.batches[0].chunk(2),
+        seed,
+        progress,
+        pairs=pairs,
+        shares=shares,
+        random_pairings=random_pairings,
+        draws=draws,
+    )
 
 
 def _measured(
@@ -86,6 +97,7 @@ def _measured(
     halves: Sequence[Tensor],
     seed: int,
     progress: Progress,
+    *,
     pairs: int,
     shares: Sequence[float],
     random_pairings: int,

@@ -80,7 +80,7 @@ def correlations(result: StudyResult) -> dict[str, list[float]]:
 
 
 def judge(result: StudyResult) -> list[Verdict]:
-    figures = {way: mean_interval(values, against=0.0) for way, values in correlations(result).items()}
+    figures = {way: mean_interval(values, against=0.0, within=(-1, 1)) for way, values in correlations(result).items()}
     ours = mean_interval(correlations(result)[ANGLE], "rank correlation of 1 − cos with the cost", against=0.0)
     return [
         Verdict(

@@ -86,7 +86,7 @@ def _relative_interval(pairs: Sequence[tuple[float, float]], unit: str) -> Measu
     """Mean of `relative` over independent pairs of costs; None where one is not defined."""
     values = [relative(dear, cheap) for dear, cheap in pairs]
     known = [value for value in values if value is not None]
-    return None if len(known) < len(values) or not known else mean_interval(known, unit, against=0.0)
+    return None if len(known) < len(values) or not known else mean_interval(known, unit, against=0.0, within=(-1, 1))
 
 
 def _matching(word: str, pairs: Sequence[tuple[float, float]], published: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -202,7 +203,7 @@ def judge(result: StudyResult) -> list[Verdict]:
             source=EXPLANATION,
             verdict=held,
             published="Γ > 1, no batch size given",
-            our_figure=mean_interval(gamma[TICKET], f"Γ of the ticket at batch {batch}"),
+            our_figure=replace(higher, unit=f"× Γ of the better control is Γ of the ticket, at batch {batch}"),
             corrected=f"Γ of {batch} samples is {means[TICKET][1]:.2f} for the ticket, {means[REINITIALISED][1]:.2f} "
             f"from another start and {means[RANDOM_MASK][1]:.2f} under a random mask, the ticket's over the better "
             f"control's {higher}; with weights as large as for the whole network the controls have "

@@ -103,7 +103,8 @@ def judge(result: StudyResult) -> list[Verdict]:
             published="a step of a proof, without a number",
             our_figure=mean_interval(by_seed, "of the loss is the most by which it varies over an orbit"),
             corrected=f"Along an orbit the function is the same, and so is the loss, whatever V is (here "
-            f"{min(volumes):.0f} to {max(volumes):.0f}). What lowers V is weight decay: see `orbit`.",
+            f"{min(volumes):.0f} to {max(volumes):.0f}). That is so by definition, and the number says only that "
+            "these are orbits. What lowers V is weight decay: see `orbit`.",
             **RULES["copies: loss"].stated(),
         ),
     ]

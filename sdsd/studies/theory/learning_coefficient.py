@@ -121,11 +121,11 @@ def judge(result: StudyResult) -> list[Verdict]:
             published="flatness implies simplicity",
             our_figure=ours,
             corrected=f"The local learning coefficient with true labels is {ours if ours else 'refused'}, both at "
-            f"canonical representatives (mean losses {losses['canonical']:.2g} and {losses['random labels']:.2g}). "
-            f"Sampled from another point of the orbit the canonical estimate differs by at most {apart:.1f} standard "
-            f"errors; without canonicalize that other point gives {spread} times the "
-            f"estimate of the network as trained, for one and the same function. {refused} of {5 * len(runs)} "
-            "estimates were refused by their chains.",
+            f"canonical representatives (mean losses {losses['canonical']:.2g} and {losses['random labels']:.2g}: the "
+            "second is farther from the bottom, and how much of the difference that makes is not known). Sampled from "
+            f"another point of the orbit the canonical estimate differs by at most {apart:.1f} standard errors; "
+            f"without canonicalize that other point gives {spread} times the estimate of the network as trained, for "
+            f"one and the same function. {refused} of {5 * len(runs)} estimates were refused by their chains.",
             effect=LESS,
             **RULES["learning-coefficient"].stated(),
         )

@@ -100,7 +100,9 @@ def judge(result: StudyResult) -> list[Verdict]:
             source=SOURCE,
             verdict="reproduced" if distance < 1e-6 else "refuted",
             published="known, without a number",
-            our_figure=mean_interval(by_seed("SGD", "distance"), "of the least norm between SGD's solution and it"),
+            our_figure=mean_interval(
+                by_seed("SGD", "distance"), "of the least norm between SGD's solution and it, in least squares"
+            ),
             corrected=f"In least squares started from zero, descent, SGD and momentum find the solution of least "
             f"Euclidean norm to {distance:.0e} of it: their steps never leave the span of the data. Networks have no "
             "such theorem.",

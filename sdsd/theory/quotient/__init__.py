@@ -23,6 +23,7 @@ gradient is long where weights are unbalanced. That is why Γ of the quotient is
 `projection.py`     `horizontal`, `vertical`: the parts of an update
 `canonical.py`      `canonicalize`, `rescale`, `random_representative`: other points of the orbit; `quotient_gamma`
 `matching.py`       `match_neurons`: neurons of two layers, or of two models, one to one
+`same_function.py`  whether the model in another order computes the same
 `channels.py`       neurons while a model runs: what ties them to one another, and what holds them
 `walk.py`           one operation after the other, and the table of rules
 `rules_*.py`        the rules: layouts, products, sums, functions, norms
@@ -30,6 +31,7 @@ gradient is long where weights are unbalanced. That is why Γ of the quotient is
 `segments.py`       which axes of which parameters run over the neurons of a segment
 `groups.py`         the symmetries these give rise to, and how they act on a point
 `mixing.py`         mixing by invertible matrices
+`attention.py`      whole heads, and shifts of keys, as far as the model itself lets them be free
 `point.py`          parameters and statistics of norms in float64, to be moved
 `balance.py`        the point of least norm
 `tangents.py`       the span of all tangents, and the projection onto it

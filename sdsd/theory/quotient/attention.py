@@ -38,7 +38,11 @@ def heads_and_shifts(
         model: left as it is.
         uses: of parameters that train and nothing holds, by name.
     """
-    orders = [each for each in (_heads(found, channels, uses) for found in channels.attentions) if each is not None]
+    orders = [
+        each
+        for each in (_heads(each_attention, channels, uses) for each_attention in channels.attentions)
+        if each is not None
+    ]
     orders = list({tuple(part.key for part in order.parts): order for order in orders}.values())
     shifts = dict(_shifts(channels, uses))
     if not orders and not shifts:
@@ -58,10 +62,10 @@ def heads_and_shifts(
 # ---- what could move -------------------------------------------------------------------------------------------------
 
 
-def _heads(found: Attention, channels: Channels, uses: dict[str, list[Use]]) -> Order | None:
+def _heads(attention: Attention, channels: Channels, uses: dict[str, list[Use]]) -> Order | None:
     """The heads of one attention: with keys in common they go together."""
-    blocks = [found.queries, found.keys, *found.values]
-    if len(blocks) < 3 or any(len(each) != len(found.queries) or not each.all() for each in blocks):
+    blocks = [attention.queries, attention.keys, *attention.values]
+    if len(blocks) < 3 or any(len(each) != len(attention.queries) or not each.all() for each in blocks):
         return None
     rows = np.concatenate([channels.along.roots(each) for each in blocks], axis=1)
     head = _classes(rows)
@@ -92,7 +96,7 @@ def _heads(found: Attention, channels: Channels, uses: dict[str, list[Use]]) -> 
 
 def _classes(rows: Ids) -> Ids:
     """The class of each row: rows that have an entry in common are of one, numbered as they come."""
-    found = np.full(len(rows), -1)
+    value_of = np.full(len(rows), -1)
     of_entry: dict[int, int] = {}
     alias: list[int] = []
     for number, row in enumerate(rows.tolist()):
@@ -103,8 +107,8 @@ def _classes(rows: Ids) -> Ids:
         for other in known[1:]:
             alias[other] = known[0]
         of_entry.update(dict.fromkeys(row, known[0]))
-        found[number] = known[0]
-    return np.unique([_root(alias, each) for each in found], return_inverse=True)[1]
+        value_of[number] = known[0]
+    return np.unique([_root(alias, each) for each in value_of], return_inverse=True)[1]
 
 
 def _root(alias: list[int], one: int) -> int:
@@ -116,10 +120,10 @@ def _root(alias: list[int], one: int) -> int:
 def _shifts(channels: Channels, uses: dict[str, list[Use]]) -> Iterable[tuple[str, Ids]]:
     """Biases that add alike to all queries or all keys of an attention, and which of their entries do."""
     entries: dict[str, set[int]] = {}
-    for found in channels.attentions:
-        ids = np.unique(np.concatenate([found.queries.ravel(), found.keys.ravel()]))
+    for attention in channels.attentions:
+        ids = np.unique(np.concatenate([attention.queries.ravel(), attention.keys.ravel()]))
         roots = np.unique(channels.along.roots(ids[ids > 0]))
-        for name in found.offsets:
+        for name in attention.offsets:
             for use in uses.get(name, ()):
                 if use.role == BIAS:
                     mine = (use.channels > 0) & np.isin(channels.along.roots(use.channels), roots)
@@ -189,8 +193,10 @@ class _Trial:
             given = [each for each in self.run() if each.requires_grad]
             weights = [torch.randn(each.shape, generator=generator).to(each) for each in given]
             total = torch.stack([(one * two).sum() for one, two in zip(given, weights, strict=True)]).sum()
-        found = torch.autograd.grad(total, list(self.parameters.values()), allow_unused=True)
-        sizes = {name: each.abs().cpu() for name, each in zip(self.parameters, found, strict=True) if each is not None}
+        gradients = torch.autograd.grad(total, list(self.parameters.values()), allow_unused=True)
+        sizes = {
+            name: each.abs().cpu() for name, each in zip(self.parameters, gradients, strict=True) if each is not None
+        }
         scales = self._scales(sizes, uses)
         for name, mine in entries.items():
             if name not in sizes:

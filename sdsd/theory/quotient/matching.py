@@ -22,14 +22,12 @@ from ..._progress import Progress
 from ...geometry import NeuronMatching, collect_activations, cosine_between
 from ...geometry.collect import MOST_BYTES
 from ...geometry.comparing import best_order, check_alike, match_by_cosine
-from ...models import evaluating, untouched
 from .groups import Permutation
 from .point import Point
+from .same_function import require_same
 from .symmetries import symmetries
 
 MOST_SWEEPS, MOST_ROUNDS = 100, 5
-SAME = 1e-9
-"""Two orders of one network may differ by so much of its largest output, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +73,7 @@ class ModelMatching:
         point.write_back()
         example = self._example if example_input is None else example_input
         if check and example is not None:
-            _require_same(model, moved, example)
+            require_same(model, moved, example)
         return moved
 
     def __str__(self) -> str:
@@ -344,12 +342,12 @@ class _Models:
 
     def _blocks(self, permutation: Permutation, cosines: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Which outputs of each layer that writes them belong to each unit.  # shape: (units, entries)"""
-        found = {}
+        blocks = {}
         for part in permutation.parts:
             name = part.name.rpartition(".")[0]
             if name in permutation.layers and len(cosines.get(name, ())) == len(part.units):
-                found[name] = part.entries(permutation.width)
-        return found
+                blocks[name] = part.entries(permutation.width)
+        return blocks
 
     def _product(self, names: Iterable[str]) -> float:
         """⟨θ_a, θ_b⟩ over some parameters."""
@@ -362,9 +360,9 @@ class _Models:
 
 def _between_blocks(scores: Tensor, entries: Tensor) -> Tensor:
     """For each two blocks the sum of scores in the best order of their entries.  # shape: (blocks, blocks)"""
-    found = [[scores[ours][:, theirs] for theirs in entries] for ours in entries]
+    pairs = [[scores[ours][:, theirs] for theirs in entries] for ours in entries]
     return torch.tensor(
-        [[float(each.gather(1, best_order(each)[1][:, None]).sum()) for each in row] for row in found]
+        [[float(each.gather(1, best_order(each)[1][:, None]).sum()) for each in row] for row in pairs]
     ).double()
 
 
@@ -372,34 +370,3 @@ def _best_in_runs(scores: Tensor, run: int) -> Tensor:
     """The best order in which neurons stay within their runs of equal length.  # shape: (width,)"""
     starts = range(0, len(scores), run)
     return torch.cat([start + best_order(scores[start : start + run, start : start + run])[1] for start in starts])
-
-
-def _require_same(model: nn.Module, moved: nn.Module, example: Any) -> None:
-    """ValueError unless both compute the same, in float64 and eval mode."""
-    arguments = example if isinstance(example, tuple) else (example,)
-    wide = tuple(_wide(each) for each in arguments)
-    outputs = []
-    for each in (model, moved):
-        network = copy.deepcopy(each).double()
-        with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            outputs.append([tensor.double() for tensor in _tensors(network(*wide))])
-    for before, after in zip(*outputs, strict=True):
-        off, most = (before - after).abs().max().item(), before.abs().max().item()
-        if not off <= SAME * most:
-            raise ValueError(
-                f"apply: the model with its neurons in another order computes something else: outputs differ by up to "
-                f"{off:.3g}, of {most:.3g}. Something in its forward depends on the order of neurons; match its layers "
-                "one by one, by activations."
-            )
-
-
-def _wide(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() and value.numel() else []
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]

@@ -46,11 +46,11 @@ def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = Fals
         ) from None
     _outputs(walk, given, softmax_head)
     finish = _Finish(walk, dict(model.named_parameters()))
-    found = finish.trace()
-    heads, found.shifts, notes = heads_and_shifts(run, example_input, walk.channels, finish.free_uses())
-    found.orders[:0] = heads  # first, for inside them neurons change places, too
-    found.notes += notes
-    return found
+    traced = finish.trace()
+    heads, traced.shifts, notes = heads_and_shifts(run, example_input, walk.channels, finish.free_uses())
+    traced.orders[:0] = heads  # first, for inside them neurons change places, too
+    traced.notes += notes
+    return traced
 
 
 def _outputs(walk: ChannelWalk, given: Any, softmax_head: bool) -> None:
@@ -92,12 +92,12 @@ class _Finish:
 
     def free_uses(self) -> dict[str, list[Use]]:
         """Uses of parameters that train, and that nothing outside a layer takes."""
-        found: dict[str, list[Use]] = {}
+        by_name: dict[str, list[Use]] = {}
         for use in self.channels.uses:
             parameter = self.parameters.get(use.name)
             if parameter is not None and parameter.requires_grad and use.name not in self.walk.outside:
-                found.setdefault(use.name, []).append(use)
-        return found
+                by_name.setdefault(use.name, []).append(use)
+        return by_name
 
     # ---- what may not move after all ---------------------------------------------------------------------------------
 

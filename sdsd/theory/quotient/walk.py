@@ -95,10 +95,10 @@ class ChannelWalk:
         if step.row.kind == "matrix product":
             return
         for given in (*tensors(step.args), *tensors(tuple(step.kwargs.values()))):
-            found = self.scores.get(given)
-            if found is not None:
+            scores = self.scores.get(given)
+            if scores is not None:
                 for out in tensors(step.out):
-                    self.scores[out] = found
+                    self.scores[out] = scores
                 return
 
     # ---- what no rule knows ------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ TAKEN = {
     "all in place": lambda m, x, h: added_in_place(h, x).relu_(),
     "ReLU in place of a view": lambda m, x, h: (functional.relu(h.view(-1), inplace=True), h)[1],
     "residual behind": lambda m, x, h: x + h.relu(),
+    "residual in a product": lambda m, x, h: torch.addmm(h.relu(), x, m.c.weight),
     "exponential": lambda m, x, h: torch.exp(-h.abs()),
     "dropout, cast": lambda m, x, h: functional.dropout(h.double().relu(), 0.5, m.training).float(),
     "clone": lambda m, x, h: h.clone().relu_(),
@@ -112,6 +113,12 @@ SAID = {
     "mean behind a norm": (lambda m, x, h: m.norm(h).view(-1, 1, 16).mean(1), "its readers get that after layer_norm"),
     "larger of two layers": (lambda m, x, h: torch.stack([h, m.c(x)]).amax(0), "stack"),
     "piece by piece into a buffer": (lambda m, x, h: filled(torch.empty_like(h), h), "getitem"),
+    "one part of it": (lambda m, x, h: torch.cat([h[:, :4].relu(), h[:, 4:]], 1), "parts of it after 'relu'"),
+    "in place by a function of one's own": (
+        lambda m, x, h: h.clone().detach().apply_(lambda v: max(v, 0.0)),
+        "not seen",
+    ),
+    "in bins": (lambda m, x, h: torch.bucketize(h, torch.linspace(-1, 1, 5)).to(h), "bucketize"),
     "two readers": (lambda m, x, h: m.c(h.relu()) + m.c(h.tanh()), "several ways"),
 }
 

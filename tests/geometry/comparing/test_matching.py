@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import sys
@@ -71,6 +72,14 @@ def test_refusals(monkeypatch):
     broken[0, 2] = math.inf
     with pytest.raises(ValueError, match=r"0 neurons of the first layer .* and 1 of the second \(first: \[2\]\)"):
         sdsd.match_neurons(x, broken)
+    for one, other in ((x[:1], x[:1]), (x * 0, x)):
+        with pytest.raises(ValueError, match="every cosine is 0. Pass more samples"):
+            sdsd.match_neurons(one, other)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    spoiled = copy.deepcopy(model)
+    spoiled[0].weight.data[1, 1] = math.nan
+    with pytest.raises(ValueError, match="expected finite scores, got a NaN or an infinity. Check the weights"):
+        sdsd.match_neurons(spoiled, model, example_input=x)
     with monkeypatch.context() as context:
         context.setitem(sys.modules, "scipy.optimize", None)
         context.setitem(sys.modules, "scipy", None)

@@ -77,6 +77,14 @@ def test_fewer_live_neurons_than_neighbours():
     assert torch.equal(found.indices, exact.indices)
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_no_live_neuron(value):
+    found = approximate_neighbors(torch.full((6, 10), value), 3)
+    assert found.values.isnan().all()
+    assert (found.indices == -1).all()
+    assert found.recall_interval == (0.0, 1.0)
+
+
 def test_scales_do_not_matter():
     x = torch.randn(20, 60)
     scaled = x.double() * 10.0 ** torch.randint(-30, 30, (60,))
