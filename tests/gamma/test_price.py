@@ -164,10 +164,12 @@ def test_nothing_waits_for_the_device(passes):
 
 
 def test_python_calls_of_the_backward_pass(passes):
-    assert 0 < passes("backward").more("calls") <= 30
+    """What a backward pass takes beside its modules, some 30 calls, is shared out among few of them here."""
+    price = passes("backward")
+    assert 0 < price.more("calls") <= 25 + 30 / price.modules
 
 
 def test_python_calls_of_the_step(passes):
-    """The fixed price of a pass and a step, some 110 calls, is shared out among few modules here."""
+    """Forward, backward and step(), whose own price is some 150 calls."""
     price = passes("step")
-    assert 0 < price.more("calls") <= 56 + 110 / price.modules
+    assert 0 < price.more("calls") <= 52 + 150 / price.modules

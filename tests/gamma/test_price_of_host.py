@@ -90,18 +90,17 @@ def priced(request, monkeypatch) -> Callable[..., tuple[Step, Step, int]]:
     return count
 
 
-BUDGETS = {"MLP": (26, 24), "CNN": (80, 90), "GPT": (70, 16)}
-"""Python calls and operations that measuring a step adds, a module. Of the calls of a pass and a step that no module is
-to blame for, some 140, each model's modules bear their share on top."""
+BUDGETS = {"MLP": (245, 45), "CNN": (620, 280), "GPT": (1300, 335)}
+"""Python calls, and operations, that measuring adds to a step of 3, 7 and 16 modules; some 150 of the calls are the
+price of a pass and of step() whatever the model."""
 
 
 def test_a_measured_step(priced, request):
-    plain, measured, modules = priced()
+    plain, measured, _ = priced()
     calls, operations = BUDGETS[request.node.callspec.params["priced"]]
-    added = sum(measured[:3]) - sum(plain[:3])
-    assert 0 < added <= calls * modules + 140
+    assert 0 < sum(measured[:3]) - sum(plain[:3]) <= calls
     more = measured.operations - plain.operations
-    assert 0 < more.total() <= operations * modules, more.most_common()
+    assert 0 < more.total() <= operations, more.most_common()
 
 
 def test_steps_between_cost_nothing(priced):

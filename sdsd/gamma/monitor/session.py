@@ -359,7 +359,10 @@ class Session:
 
     def settle(self) -> None:
         """Square what backward passes left behind; accounts that nothing came from stay open."""
-        if not self.passes:
+        for ledger in self.passes:
+            if ledger.kept:
+                break
+        else:
             return
         with torch.no_grad():
             for group in self._groups():

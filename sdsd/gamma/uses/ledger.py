@@ -127,14 +127,15 @@ class Pass:
         if self.directions is not None:
             direction = self.directions(name, leaf.tensor)
             self.projections.setdefault(name, []).append(piece.projection(direction, self.max_bytes))
-        if self.shared(leaf):
+        if self.counts.get(name, 0) > 1 if len(self.peers) == 1 else self.shared(leaf):
             self.kept.setdefault(name, []).append(piece)
             return
         self._note_owner(name)
         if not part and not self.scaled and piece.land(self, self.rows[name]):
             self.squares.setdefault(name, [])
             return
-        self.squares.setdefault(name, []).append(piece.squares(self.scale(name), self.max_bytes))
+        scale = self.scale(name) if self.scaled else None
+        self.squares.setdefault(name, []).append(piece.squares(scale, self.max_bytes))
 
     def serves(self, x: Tensor) -> bool:
         """Whether kernels take tensors such as `x`."""

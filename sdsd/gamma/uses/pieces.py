@@ -259,8 +259,8 @@ class Product(Piece):
         return torch.dot(left.double(), right.double())
 
 
-def one_position(a: Tensor, b: Tensor, *, bias: bool) -> tuple[float, ...] | None:
-    """Σ‖a_n‖²‖b_n‖², and Σ‖b_n‖² with `bias`, of rows a (N, d) and b (N, p), from norms taken once.
+def one_position(b: Tensor, a: Tensor, *, bias: bool) -> tuple[float, ...] | None:
+    """Σ‖a_n‖²‖b_n‖², and Σ‖b_n‖² with `bias`, of rows b (N, p) and a (N, d), from norms taken once.
 
     None where it is not safe. `weight_grad_stats` would find the first, but a bias shares the norms, and small layers
     are spared its overhead.

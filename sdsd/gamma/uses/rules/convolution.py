@@ -198,7 +198,7 @@ def _measure(
         places = rows_of(use)
         if places is not None:
             return _land(use, places, x, grad, weight, settings, need_x)
-    scale, shared = ledger.scale(leaf.name), ledger.shared(leaf)
+    scale, shared = ledger.scale(leaf.name) if ledger.scaled else None, ledger.shared(leaf)
     by_products = not shared and scale is None and products_win(x, grad, weight, settings)
     together = shared or by_products
     grad_x = grad_weight = grad_bias = None

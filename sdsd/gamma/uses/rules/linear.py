@@ -7,6 +7,7 @@ weights, the layer's own backward stays as it is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
         biased = bias is not None and bias.requires_grad
         if x is not None and rows.shape[1] == 1:
             inputs = arrange(x, track, n, 1)
-            found = one_position(inputs[:, 0], rows[:, 0], bias=True)
+            found = one_position(rows[:, 0], inputs[:, 0], bias=True)
             squares = (None, None) if found is None else torch.tensor(found, dtype=torch.float64).unbind()
             yield 0, Product(inputs.to(rows.dtype), rows, alone=squares[0])
             if biased:
@@ -131,7 +132,7 @@ def _squares_of_rows(x: Tensor, track: Track, operands: int) -> Squares | None:
     """Squares of a weight, and of a bias where that is the second operand, if a sample is one row."""
     if x.ndim != 2 or track != _PLAIN:
         return None
-    return lambda b, x: one_position(x, b, bias=operands == 2)
+    return functools.partial(one_position, bias=operands == 2)
 
 
 def _bind(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
@@ -268,14 +269,15 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
             bias = land_bias(use, places[1], b) if len(places) > 1 else None
             return land_linear(use, places[:1], b, a)[0], bias
     weight_leaf = operands[0].leaves[0]
-    scale = ledger.scale(weight_leaf.name)
+    scale = ledger.scale(weight_leaf.name) if ledger.scaled else None
     shared = ledger.shared(weight_leaf)
     grad_weight = grad_bias = None
     dtype = operands[0].tensor.dtype
     # Squares of a use among others: found with the gradient for a weight tied to a table, useless among linear uses.
     if wanted and not (shared and (scale is not None or ctx.transposed)):
         turned = scale.t() if scale is not None and ctx.transposed else scale
-        stats = weight_grad_stats(a, b, scale=turned, dtype=dtype)
+        backend = "torch" if ledger.backends.get(a.device) == "torch" else None
+        stats = weight_grad_stats(a, b, scale=turned, dtype=dtype, backend=backend)
         assert stats.weight_grad is not None
         grad_weight = stats.weight_grad.t() if ctx.transposed else stats.weight_grad
         piece = Product(a, b, ctx.transposed, alone=stats.square_norm, total=grad_weight)
