@@ -51,12 +51,7 @@ BEHIND_DOORS = (
 """A file in these is imported from its own folder and those below it; others go through a folder's __init__."""
 IN_SHAPE = (
     "sdsd.cli",
-    "sdsd.geometry.collect",
-    "sdsd.geometry.comparing",
-    "sdsd.geometry.cosines",
-    "sdsd.geometry.gram",
-    "sdsd.geometry.map",
-    "sdsd.geometry.merging",
+    "sdsd.geometry",
     "sdsd.graphs",
     "sdsd.integrations",
     "sdsd.models",
@@ -68,11 +63,7 @@ IN_SHAPE = (
 """Where the lengths of files and of rows of parameters are held."""
 PLAIN_NAMES = (
     "sdsd.cli",
-    "sdsd.geometry.collect",
-    "sdsd.geometry.comparing",
-    "sdsd.geometry.cosines",
-    "sdsd.geometry.gram",
-    "sdsd.geometry.map",
+    "sdsd.geometry",
     "sdsd.graphs",
     "sdsd.integrations",
     "sdsd.models",

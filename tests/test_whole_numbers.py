@@ -197,7 +197,7 @@ CASES = [
     case(lambda dim: geometry.RepeatedNorm(nn.LayerNorm(6), dim, torch.arange(6), torch.arange(6))(draw(4, 6)),
          whole={"dim": -1}, of="sdsd.RepeatedNorm"),
     case(lambda **sizes: [list(each.shape) for each in geometry.FewerHeads(**sizes).parameters()],
-         whole={"embed_dim": 8, "num_heads": 3, "head_dim": 4}, of="sdsd.FewerHeads"),
+         whole={"embed_dim": 8, "num_heads": 3, "head_dim": 4, "kdim": 6, "vdim": 5}, of="sdsd.FewerHeads"),
     case(lambda seed: geometry.shuffled_pixels(draw(4, 1, 4, 4), seed=seed), whole={"seed": 2},
          of="sdsd.shuffled_pixels"),
     case(lambda **sizes: geometry.trained(

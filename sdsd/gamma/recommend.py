@@ -218,9 +218,9 @@ def recommend_batch(
     reason, bounds = _unusable(stats), None
     samples = verdict = None
     if reason is None:
-        found = stats.noise_scale_interval
-        assert found is not None
-        low, high = bounds = max(1.0, found[0]), max(1.0, found[1])
+        interval = stats.noise_scale_interval
+        assert interval is not None
+        low, high = bounds = max(1.0, interval[0]), max(1.0, interval[1])
         if math.isinf(high):
             reason = f"noise hides the signal, so there is a lower bound alone, {_rounded(low)} samples; measure on"
         elif high > widest * low:

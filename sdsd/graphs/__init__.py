@@ -20,6 +20,7 @@ all who follow a running model: what can be cut (here), and what can be moved (`
 `writes.py`           parameters that a forward writes into, put back
 `groups.py`           the units of a layer, and every tensor that has entries of theirs
 `look.py`             one recording a model, kept while the model is as it was
+`chance.py`           random numbers by which a forward decides what it does
 `attention.py`        `torch.nn.MultiheadAttention` that can have fewer heads
 `vocabulary.py`       which attribute of a layer holds which size, a row a class
 ====================  ==============================================================================================
@@ -27,6 +28,7 @@ all who follow a running model: what can be cut (here), and what can be moved (`
 
 from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
 from .attention import FewerHeads, can_have_fewer_heads
+from .chance import seeded
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
 from .look import first_line, likely_inputs, look
 from .operations import EACH, Step, adding_to, step_of, tensors
@@ -81,6 +83,7 @@ __all__ = [
     "outputs",
     "register_layer",
     "row_dim",
+    "seeded",
     "sizes_of",
     "spatial_dims",
     "step_of",

@@ -126,7 +126,9 @@ class Groups:
         return next(each for each, other in self.recording.values.items() if other is value)
 
     def used(self, name: str) -> bool:
-        """Whether the parameter was a factor of a product, or looked up."""
+        """Whether it is a parameter that was a factor of a product, or looked up."""
+        if name not in self.recording.values:
+            return False  # it is computed from others
         return self.canonical(name) in self._written or self.canonical(name) in self._reads
 
     def rows_of(self, name: str) -> list[int]:

@@ -69,11 +69,12 @@ def _looked(model: nn.Module, example_input: Any) -> list[Groups]:
         try:
             looks = [Groups(record(model, example_input))]
         except Exception as error:
-            arguments, named = as_arguments(example_input)
-            try:
-                with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]):
-                    model(*arguments, **named)
-            except Exception:
+            if not _runs(model, example_input):
+                if _runs(model, example_input, gradients=True):
+                    raise ValueError(
+                        f"model: {type(model).__name__} takes gradients in its forward, which are not followed "
+                        f"({type(error).__name__}: {first_line(error)}). Pass a part of the model without them."
+                    ) from error
                 raise ValueError(
                     f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
                 ) from error
@@ -82,6 +83,16 @@ def _looked(model: nn.Module, example_input: Any) -> list[Groups]:
                 f"{first_line(error)}). Pass a part of the model."
             ) from error
     return looks
+
+
+def _runs(model: nn.Module, example_input: Any, gradients: bool = False) -> bool:
+    arguments, named = as_arguments(example_input)
+    try:
+        with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradients):
+            model(*arguments, **named)
+    except Exception:
+        return False
+    return True
 
 
 def first_line(error: Exception) -> str:

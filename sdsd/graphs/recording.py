@@ -18,6 +18,7 @@ from ..models import evaluating, training_outside_torch, untouched
 from . import rules_layout, rules_pictures, rules_products, rules_values
 from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .attention import heads_apart
+from .chance import RUNS, draws
 from .counts import Count
 from .sizes import Sizes, counting, used_as_number
 from .values import Value
@@ -157,7 +158,8 @@ def _parameters(
 
 
 def record(model: nn.Module, example_input: Any) -> Recording:
-    """Run the model in eval mode, and as in training without dropout and with running statistics.
+    """Run the model in eval mode, and as in training without dropout and with running statistics; where a forward
+    decides by random numbers, several times each.
 
     Raises:
         Whatever the model raises in eval mode. A model that does not run in training is recorded in eval mode alone.
@@ -167,18 +169,22 @@ def record(model: nn.Module, example_input: Any) -> Recording:
     ran: set[str] = set()
     modes: tuple[tuple[bool, Callable[[nn.Module], AbstractContextManager[None]]], ...]
     modes = ((False, evaluating), (True, training_outside_torch))
+    devices = _cuda(model)
     for training, mode in modes:
-        walk = Walk(atoms, named)
-        walk.training = training
-        try:
-            with untouched(model), mode(model), heads_apart(model), torch.random.fork_rng(devices=_cuda(model)):
-                _run(model, example_input, walk, ran)
-        except Exception:
-            if not training:
-                raise
-            continue  # it may need targets
-        walks.append(walk)
-        walk.values = WeakIdKeyDictionary()
+        for seed in (None, *range(1, RUNS)):
+            walk = Walk(atoms, named)
+            walk.training = training
+            try:
+                with untouched(model), mode(model), heads_apart(model), draws(walk.chance, seed, devices):
+                    _run(model, example_input, walk, ran)
+            except Exception:
+                if not training:
+                    raise
+                break  # it may need targets
+            walks.append(walk)
+            walk.values = WeakIdKeyDictionary()
+            if not walk.chance.decides:
+                break
     atoms.settle()
     for walk in walks:
         walk.settle()

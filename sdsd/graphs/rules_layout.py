@@ -149,8 +149,8 @@ def squeeze(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
     before = value.shape if step.out is given else given.shape  # in place, the tensor has its new shape
-    lying = value.axes if step.out is given else walk.axes(given)
-    kept = [axis for axis, length in zip(lying, before, strict=True) if length != 1]
+    known = value.axes if step.out is given else walk.axes(given)
+    kept = [axis for axis, length in zip(known, before, strict=True) if length != 1]
     axes = iter(kept)
     walk.give(step.out, [None if length == 1 else next(axes) for length in step.out.shape], walk.value(given))
 
@@ -264,7 +264,10 @@ def together(walk: Walk, parts: list[Tensor]) -> Value:
     """What a tensor made of several is."""
     values = [walk.value(part) for part in parts]
     names = frozenset[str]().union(*(value.parameters for value in values))
-    return Value([], all(v.static for v in values), all(v.linear for v in values), names)
+    made = Value([], all(v.static for v in values), all(v.linear for v in values), names)
+    if made.static and not names:
+        made.label = next((v.label for v in values if v.label), "")
+    return made
 
 
 @rule("stack")

@@ -37,7 +37,7 @@ def matrix_product(walk: Walk, step: Step) -> None:
             if plus.shape[-k] == step.out.shape[-k] > 1:
                 axis = walk.followed(plus, plus.ndim - k)
                 if axis is not None or made[-k] is not None:
-                    made[-k] = walk.join(made[-k], axis)
+                    made[-k] = walk.join(made[-k], axis, walk.value(plus).label)
     value = together(walk, [a, b])
     if plus is not None:
         value.static = value.static and walk.value(plus).static
@@ -141,7 +141,7 @@ def attention(walk: Walk, step: Step) -> None:
         if bias.ndim == 4 and bias.shape[1] == query.shape[1] > 1:
             axis = walk.followed(bias, 1)
             if axis is not None or heads is not None:
-                walk.join(heads, axis)
+                walk.join(heads, axis, walk.value(bias).label)
     outs: list[Any] = list(tensors(step.out))
     for out in outs:
         same = out.ndim == 4 and out.shape[:3] == query.shape[:3] and out.shape[3] == value.shape[3]

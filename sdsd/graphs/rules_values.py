@@ -194,7 +194,7 @@ def made_like(walk: Walk, step: Step) -> None:
 def counted(walk: Walk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [None] * out.ndim, Value([], True, True))
-        walk.value(out).label = f"the numbers of {walk.name!r}"
+        walk.value(out).label = f"the numbers of {walk.name!r}, which are the same for any neurons"
 
 
 # ---- sums ------------------------------------------------------------------------------------------------------------

@@ -60,7 +60,11 @@ class Sizes(TorchFunctionMode):
         sized = [each for each in counts if each.ids]
         by_place = plain in ("getitem", "narrow", "slice")
         known = sized if by_place and not _bounds_are_counts(args[1:]) else counts
-        takes = plain in TAKE_SIZES or (plain == "getitem" and self._own(args[0], sized))
+        takes = (
+            plain in TAKE_SIZES
+            or (plain == "getitem" and self._own(args[0], sized))
+            or (plain == "group_norm" and self._one_group_each(args, named))
+        )
         for each in counts if not takes else ():
             used_as_number(self.walk, each, repr(plain))
         before, self.walk.sizes_written_in = self.walk.sizes_written_in, not known and plain not in HAVE_NO_SIZE
@@ -107,6 +111,17 @@ class Sizes(TorchFunctionMode):
             return False
         own = [axis for axis in self.walk.value(tensor).axes if isinstance(axis, np.ndarray)]
         return all(any(np.array_equal(ids, axis) for axis in own) for count in counts for ids in count.ids)
+
+    def _one_group_each(self, args: Any, named: Any) -> bool:
+        """Whether a norm takes its statistics over each neuron by itself, in as many groups as there are neurons."""
+        axis = self.walk.followed(args[0], 1)
+        groups = named.get("num_groups", args[1] if len(args) > 1 else 1)
+        if groups != args[0].shape[1] or not isinstance(axis, np.ndarray):
+            return False
+        self.walk.linked += [(origin, axis) for origin in getattr(groups, "origins", ())]
+        if not isinstance(groups, Count):
+            self.walk.mixed(axis, f"'group_norm' has the size {groups} written into it", REMOVAL, KEEP_SIZE)
+        return True
 
     def _align(self, name: str, args: Any, named: Any, out: Any) -> None:
         made = name in ("zeros", "ones", "empty", "rand", "randn")

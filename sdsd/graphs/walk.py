@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
+from .chance import Chance
 from .counts import Origin
 from .operations import Step, adding_to, step_of, tensors
 from .values import FREE, Axis, Value
@@ -95,6 +96,7 @@ class Walk:
         self.module = ""
         self.training = False
         self.sizes_written_in = True
+        self.chance = Chance()
 
     # ---- values ------------------------------------------------------------------------------------------------------
 
@@ -114,6 +116,7 @@ class Walk:
         if like is not None:
             made.static, made.parameters = like.static, like.parameters
             made.linear = like.linear and linear
+            made.label = like.label if like.static and not like.parameters else ""
         assert len(made.axes) == tensor.ndim, (made.axes, tensor.shape)
         made.shape = tuple(tensor.shape)
         self.values[tensor] = made
@@ -223,6 +226,7 @@ class Walk:
         if torch.Tag.pointwise not in func.tags and made.name not in KEEP_STATISTICS:
             self.lose_statistics((*args, *kwargs.values()))
         RULES.get(made.row.kind, Walk.unknown)(self, made)
+        self.chance.step(func, made.name, (*args, *kwargs.values()), out)
         if made.name in ONLY_SEEN:
             self.value(out).if_used = self.value(args[0]).if_used
 

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 
-def check_model(model: Any, *, offloaded: bool = False) -> None:
+def check_model(model: Any, *, only_run: bool = False) -> None:
     """TypeError or ValueError for what is no model in Python with values.
 
     Args:
         model: what came.
-        offloaded: whether values may lie elsewhere until a layer is called (accelerate's hooks).
+        only_run: whether it is called and no more: values may lie elsewhere until a layer is called (accelerate's
+            hooks), and wrappers may hold on to parameters.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {_what(model)}.")
@@ -23,7 +24,9 @@ def check_model(model: Any, *, offloaded: bool = False) -> None:
             f"model: expected an nn.Module as it was written, got the {type(model).__name__} of an exported program, "
             "whose layers are operations of a graph. Pass the model that was exported."
         )
-    refuse_meta(model, offloaded)
+    refuse_meta(model, only_run)
+    if not only_run:
+        refuse_bound(model)
 
 
 def _what(model: Any) -> str:
@@ -63,7 +66,7 @@ def refuse_meta(model: nn.Module, offloaded: bool) -> None:
                     "(from_pretrained, or to_empty and load_state_dict)."
                 )
     holder = nn.Module()
-    holder.probe = nn.Parameter(torch.empty(1))
+    holder.probe = nn.Parameter(torch.zeros(1))
     if holder.probe.device.type == "meta":
         raise ValueError(
             "model: new tensors go to the meta device here and have no values. Call this outside of "
@@ -78,6 +81,17 @@ def refuse_scripted_parts(modules: dict[str, nn.Module]) -> None:
             raise TypeError(
                 f"layers: {name!r} is {type(module).__name__}, whose values cannot be watched. Put the module that was "
                 "scripted or traced in its place."
+            )
+
+
+def refuse_bound(model: nn.Module) -> None:
+    """ValueError for wrappers that hold on to the parameters they were made with: they would not see new ones."""
+    for name, module in model.named_modules():
+        if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            where = f"{name!r} in the model" if name else "it"
+            raise ValueError(
+                f"model: {where} is a {type(module).__name__}, which would go on with the parameters of the larger "
+                "network. Pass the module inside it (model.module), and wrap the smaller one anew."
             )
 
 

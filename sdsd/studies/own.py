@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._extras import MissingExtraError
 from ..gamma import compute_gamma
 from ..geometry import collect_activations, disjoint_pairs, evaluating, merge, merge_cost, outgoing_weights
 from ..report import figures
@@ -196,7 +197,10 @@ def _orbit(own: Own) -> Found:
     pairs = None if own.layer is None else [tuple(own.layer.split(":"))]
     if pairs is not None and len(pairs[0]) != 2:
         raise ValueError(f"--layer: expected two layers, WRITER:READER, got {own.layer!r}.")
-    functional = geometric_functional(structure, 0.0, layers=pairs)  # type: ignore[arg-type]
+    try:
+        functional = geometric_functional(structure, 0.0, layers=pairs)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{error} A pair goes here as --layer WRITER:READER.") from error
     numbers, lines = {}, []
     for layer in hidden_layers(structure, pairs):  # type: ignore[arg-type]
         volume = realized_volume(layer.rows[layer.mass > 0].detach())
@@ -365,8 +369,11 @@ def run_own(
     result = OwnResult(name, str(path), numbers, lines)
     folder = prepare_output(out / name)
     if name in ("quotient", "flatness"):
-        figures.save_png(CATALOGUE[name].draw(StudyResult(name, {}, [seed], [numbers])), folder / f"{name}.png")
-        result.written.append(f"{name}.png")
+        try:
+            figures.save_png(CATALOGUE[name].draw(StudyResult(name, {}, [seed], [numbers])), folder / f"{name}.png")
+            result.written.append(f"{name}.png")
+        except MissingExtraError as error:
+            result.lines.append(f"no figure: {error}")
     write_json(folder / "results.json", result.to_dict())
     result.written.append("results.json")
     return result

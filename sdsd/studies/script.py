@@ -23,7 +23,7 @@ from sdsd_kernels import checks
 
 from ..gamma import GammaHistory, GammaMonitor, GammaStats
 from ..gamma.layers import UnsupportedError
-from .engine import GAMMA_COLUMNS, Display, Row, choose_display, table_row
+from .engine import Display, Row, choose_display, gamma_columns, table_row
 
 RUN_AS = "__sdsd__"
 DEFAULT_STEPS = 200
@@ -98,7 +98,7 @@ def train_file(
     with GammaMonitor(
         script.model, every=every, ema=EMA, confidence=confidence, population=population, history=kept
     ) as monitor:
-        display.start(total, ("parameter", *GAMMA_COLUMNS))
+        display.start(total)
         try:
             for batch in batches:
                 loss = train_step(script, batch, path)
@@ -108,8 +108,8 @@ def train_file(
                 if stats is not None:
                     run.stats, run.measured = stats, run.measured + 1
                 rows = table(run.stats) if not quiet and run.stats is not None else []
-                batch_size = f" · batch of {run.stats.batch_size}" if run.stats is not None else ""
-                display.update(run.steps, f"loss {loss:.4f}{batch_size}", rows)
+                header = gamma_columns("parameter", run.stats.batch_size) if run.stats is not None else ()
+                display.update(run.steps, f"loss {loss:.4f}", header, rows)
                 if run.steps == total:
                     break
         except KeyboardInterrupt:

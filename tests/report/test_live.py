@@ -357,6 +357,9 @@ def test_the_page_waits_for_its_file_and_redraws_as_it_grows(chromium, server, p
     assert page.evaluate("document.querySelector('#scale-label').textContent").endswith("(interval 65 – ∞)")
     assert page.evaluate("document.querySelector('#advice').textContent") == "Grow."
     assert page.evaluate("document.querySelectorAll('#gamma-chart path.curve').length") == 4
+    named = page.evaluate("[...document.querySelectorAll('.batch-gamma')].map((each) => each.textContent)")
+    assert named == ["Γ of a batch of 32"] * 2
+    assert page.evaluate("document.querySelector('#parameters td').dataset.label") == "Γ of a batch of 32"
     before = page.evaluate("document.querySelector('#noise-chart path.total').getAttribute('d')")
     with path.open("a") as more:
         more.writelines(lines(20, first=31, names=3))

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from sdsd._extras import MissingExtraError
 from sdsd.cli import main
+from sdsd.report import figures
 from sdsd.studies import CATALOGUE, OWN, check_own
 from sdsd.studies.own import REFUSALS
 
@@ -106,3 +108,25 @@ def test_what_does_not_go_is_said_in_a_sentence(net, capsys, words, message):
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_a_network_without_hidden_layers_that_rescale_says_which_to_name(net, capsys):
+    net.write_text(NET.replace("nn.ReLU()", "nn.GELU()"), encoding="utf-8")
+    assert main(["study", "orbit", "--model", str(net), "--out", str(net.parent / "own")]) == 2
+    said = capsys.readouterr().err
+    assert "layers=[('0', '2')]" in said
+    assert "--layer WRITER:READER" in said
+    assert "Traceback" not in said
+    [found] = measured(net, capsys, "orbit", "--layer", "0:2")
+    assert found["numbers"]["0"]["caps"] == 16
+
+
+def test_numbers_are_written_where_no_figure_can_be(net, capsys, monkeypatch):
+    def missing(*_args):
+        raise MissingExtraError("drawing figures needs matplotlib")
+
+    monkeypatch.setattr(figures, "save_png", missing)
+    [found] = measured(net, capsys, "flatness")
+    assert found["lines"][-1] == "no figure: drawing figures needs matplotlib"
+    assert found["numbers"]["canonical"]
+    assert (net.parent / "own" / "flatness" / "results.json").exists()

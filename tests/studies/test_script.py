@@ -161,7 +161,7 @@ def test_a_loader_that_ends_ends_the_run(script):
 
 
 class Interrupting(Quiet):
-    def update(self, step, headline, rows):
+    def update(self, step, headline, header, rows):
         if step == 3:
             raise KeyboardInterrupt
 

@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from sdsd import geometry
 from sdsd.geometry import Consumers
-from sdsd.geometry.merging.whole_model import _groups as groups_of
+from sdsd.geometry.merging.planning import _groups as groups_of
 from sdsd.graphs import outputs
 
 from .architectures.base import Architecture
@@ -44,6 +44,7 @@ CHOSEN = {
     ),
     ENCODERS: ("BERT, classifier", "DistilBERT, classifier", "ModernBERT, masked words", "T5", "T5, gated", "Whisper"),
     IMAGES: ("ViT", "DINOv2", "ConvNeXt", "ResNet", "SegFormer", "Swin"),
+    "torch": ("nn.Transformer",),
     "timm": (
         "vit", "mixer", "convnext", "densenet, BatchNorm frozen", "regnet, BatchNorm frozen", "resnet18",
         "efficientnet, BatchNorm frozen", "mobilenetv3, BatchNorm frozen", "vgg",
@@ -107,7 +108,7 @@ def _look(row: Row, architecture: Architecture) -> None:
         architecture.batch(*architecture.sizes[0]),
     )
     example = batch if isinstance(batch, (dict, Tensor)) else batch[0]
-    found = groups_of(model, "*", example)
+    found = groups_of(model, "*", (), example)
     row.groups = len(found)
     row.layers = sum(len(group.writers) or 1 for group in found)
     cut = []

@@ -136,13 +136,15 @@ def _given(model: nn.Module, example: Any) -> list[Tensor]:
 
 def section(rows: list[Row]) -> str:
     """The part of docs/coverage.md."""
-    right = sum(not row.wrong for row in rows)
-    lines = [*INTRODUCTION.splitlines(), "", f"{right} of {len(rows)} architectures keep their function."]
+    moving = [row for row in rows if row.wrong or any(row.moves)]
+    right = sum(not row.wrong for row in moving)
+    total = f"{right} of {len(moving)} keep their function; nothing is found in {len(rows) - len(moving)} more."
+    lines = [*INTRODUCTION.splitlines(), "", total]
     for family in dict.fromkeys(row.family for row in rows):
         lines += ["", f"## {family}: symmetries", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
         for row in rows:
             if row.family == family:
-                off = f"< 1e{math.ceil(math.log10(max(row.off, 1e-14)))}" if math.isfinite(row.off) else "–"
+                off = f"< 1e{math.ceil(math.log10(max(row.off, 1e-14)))}" if any(row.moves) else "–"
                 cells = (row.name, row.parameters, *row.moves, f"**{row.wrong}**" if row.wrong else off)
                 lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

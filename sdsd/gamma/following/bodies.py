@@ -37,10 +37,10 @@ def body(func: Callable[..., Any]) -> Callable[..., Any]:
 def composite_functions() -> frozenset[Any]:
     """Functions written in Python, without a rule, that would hide what they call from a mode."""
     holders = (functional, torch.functional)
-    found = (function for holder in holders for function in vars(holder).values())
+    candidates = (function for holder in holders for function in vars(holder).values())
     return frozenset(
         function
-        for function in found
+        for function in candidates
         if isinstance(function, types.FunctionType)
         and function not in RULES
         and set(QUESTIONS) & set(function.__code__.co_names)

@@ -113,7 +113,7 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
                 state(rule, func, args, kwargs, out, None, n)
             return None
         anew = True
-        verdict = occurring.found(rule, args, verdicts) if Mixed in kinds else None
+        verdict = occurring.occurrences(rule, args, verdicts) if Mixed in kinds else None
         if Occurring in kinds and Mixed not in kinds:
             verdict = occurring.used(rule, func, args, inputs, out)
         if verdict is not None:
@@ -152,20 +152,20 @@ def fits(track: Track, out: Tensor, n: int) -> bool:
 
 def simple(inputs: Sequence[Tensor], verdicts: Sequence[Verdict], out: Tensor) -> Verdict:
     """The track of an operation entry by entry; None where its rule has to look."""
-    found: Track | None = None
+    common: Track | None = None
     ndim = out.dim()
     for x, track in zip(inputs, verdicts, strict=True):
         if type(track) is Track:
             shift = ndim - x.dim()
             if shift:
                 track = Track(track[0] + shift, track[1], track[2])
-            if found is None:
-                found = track
-            elif found != track:
+            if common is None:
+                common = track
+            elif common != track:
                 return None
         elif track is not None:
             return None
-    return found
+    return common
 
 
 def apart(
@@ -218,10 +218,10 @@ def transformed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: 
 
 def layers_of(x: Tensor) -> list[Tensor]:
     """A tensor within a transform of torch.func, and those that it wraps."""
-    found = [x]
-    while torch._C._functorch.is_functorch_wrapped_tensor(found[-1]):
-        found.append(torch._C._functorch.get_unwrapped(found[-1]))
-    return found
+    wrapped = [x]
+    while torch._C._functorch.is_functorch_wrapped_tensor(wrapped[-1]):
+        wrapped.append(torch._C._functorch.get_unwrapped(wrapped[-1]))
+    return wrapped
 
 
 def decided(

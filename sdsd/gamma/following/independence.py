@@ -68,7 +68,7 @@ def _same(a: Tensor, b: Tensor) -> Tensor:
 
 def _patterns(differs: Tensor, n: int, sample: int) -> set[Track]:
     """Every track whose places of `sample` are just those that changed."""
-    found = set()
+    tracks = set()
     for axis, size in enumerate(differs.shape):
         if size % n or size == 0:
             continue
@@ -78,8 +78,8 @@ def _patterns(differs: Tensor, n: int, sample: int) -> set[Track]:
             if (size // n) % inner == 0:
                 index = torch.arange(size, device=differs.device)
                 if bool((changed == ((index // inner) % n == sample)).all()):
-                    found.add(Track(axis, size // n // inner, inner))
-    return found
+                    tracks.add(Track(axis, size // n // inner, inner))
+    return tracks
 
 
 def _random_state() -> list[Tensor]:
@@ -162,7 +162,7 @@ def _tried(
                     return [unknown] * len(outputs)
                 differs[k] |= ~_same(before, after)
         for k, changed in enumerate(differs):
-            found = _patterns(changed, n, sample)
+            possible = _patterns(changed, n, sample)
             held = fitting[k]
-            fitting[k] = found if held is None else held & found
+            fitting[k] = possible if held is None else held & possible
     return [next(iter(f)) if f is not None and len(f) == 1 else unknown for f in fitting]

@@ -108,18 +108,18 @@ def picked_in_order(call: Call, index: Tensor, track: Track, size: int) -> tuple
     for along in range(samples.dim()):
         line = samples.movedim(along, -1).reshape(-1, samples.shape[along])
         if line.numel() and bool((line == line[0]).all()):
-            found = sequence(line[0].tolist(), call.n)
-            if found is not None:
-                return along, *found
+            run = sequence(line[0].tolist(), call.n)
+            if run is not None:
+                return along, *run
     return None
 
 
 def sliced(call: Call, x: Tensor, item: slice, track: Track, out: int) -> Verdict:
     start, stop, step = item.indices(x.shape[track.axis])
     if step == 1:
-        found = piece(track, start, max(0, stop - start), call.n)
-        if found is not None:
-            return found._replace(axis=out)
+        part = piece(track, start, max(0, stop - start), call.n)
+        if part is not None:
+            return part._replace(axis=out)
     order = sequence([(i // track.inner) % call.n for i in range(start, stop, step)], call.n)
     return Track(out, *order) if order is not None else call.over(x)
 
@@ -188,14 +188,16 @@ def setitem(call: Call, input: Tensor, index: Any, value: Any) -> Verdict:
 
 def back(call: Call, input: Tensor, how: Layout, wanted: Track, own: Verdict) -> Verdict:
     """The dimension of the whole tensor that `wanted`, in a region of it, runs along."""
-    found: Verdict = call.mixed(f"of samples into a part of shape {tuple(input.shape)} that does not hold all of them")
+    verdict: Verdict = call.mixed(
+        f"of samples into a part of shape {tuple(input.shape)} that does not hold all of them"
+    )
     for place in how.kept:
         if place.out == wanted.axis and place.index.indices(input.shape[place.dimension]) == (
             0,
             input.shape[place.dimension],
             1,
         ):
-            found = Track(place.dimension, wanted.outer, wanted.inner)
+            verdict = Track(place.dimension, wanted.outer, wanted.inner)
     for place in how.picked:
         if _mask(place.index) or track_of(place.index) is not None:
             continue
@@ -205,8 +207,8 @@ def back(call: Call, input: Tensor, how: Layout, wanted: Track, own: Verdict) ->
         order = picked_in_order(call, place.index, target, input.shape[place.dimension])
         if order is None or Track(how.start + how.width - place.index.dim() + order[0], *order[1:]) != wanted:
             continue
-        found = target
-    return call.agreed([own, found])
+        verdict = target
+    return call.agreed([own, verdict])
 
 
 def masked_write(call: Call, input: Tensor, mask: Tensor, value: Any, how: Layout) -> Verdict:

@@ -21,7 +21,7 @@ _FORMS = (shapes.view, shapes.expand, elementwise.elementwise, elementwise.copie
 """Rules of functions that say the same in another form, or compare it with a number."""
 
 
-def found(rule: Any, args: Sequence[Any], verdicts: Sequence[Verdict]) -> Occurring | None:
+def occurrences(rule: Any, args: Sequence[Any], verdicts: Sequence[Verdict]) -> Occurring | None:
     """The verdict of nonzero, argwhere or torch.where(x), where x tells of all samples together; else None."""
     alone = rule is reductions.chosen or (rule is elementwise.where and len(args) == 1)
     if alone and args and len(verdicts) == 1 and type(verdicts[0]) is Mixed and not args[0].is_floating_point():

@@ -190,9 +190,9 @@ def together(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
     tensors = args[0] if args else kwargs.get("tensors")
     if name not in ("cat", "concat", "concatenate", "stack") or not isinstance(tensors, (tuple, list)):
         return None
-    found = [track_of(x) for x in tensors]
-    head = found[0]
-    if not isinstance(head, Part) or found != [head._replace(place=k) for k in range(head.pieces)]:
+    tracks = [track_of(x) for x in tensors]
+    head = tracks[0]
+    if not isinstance(head, Part) or tracks != [head._replace(place=k) for k in range(head.pieces)]:
         return None
     dim = int(args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))) % out.dim()
     whole = head.whole

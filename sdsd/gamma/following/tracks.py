@@ -324,11 +324,11 @@ def _track_of_base(view: Tensor, base: Tensor, track: Track) -> Track | None:
         fitting = [d for d in fitting if d == track.axis] or fitting
     if len(fitting) != 1 or (size > 1 and not _runs_along(view, base, track.axis, fitting[0])):
         return None
-    found = Track(fitting[0], track.outer, track.inner)
+    own = Track(fitting[0], track.outer, track.inner)
     entry = _entry(base)
-    if entry is not None and entry[1] is not None and entry[1] != found:  # The samples have to lie as they did.
+    if entry is not None and entry[1] is not None and entry[1] != own:  # The samples have to lie as they did.
         return None
-    return found
+    return own
 
 
 def _runs_along(view: Tensor, base: Tensor, axis: int, dimension: int) -> bool:

@@ -170,11 +170,11 @@ def by_loop(
             if row is not None:
                 total[name] += row
                 squares[name] += torch.linalg.vector_norm(row.to(_wide(row))).item() ** 2
-    found = {}
+    measured = {}
     for name in parameters:
         signal = torch.linalg.vector_norm(total[name] / n).item() ** 2
-        found[name] = signal, (squares[name] - n * signal) / (n - 1)
-    return found, losses
+        measured[name] = signal, (squares[name] - n * signal) / (n - 1)
+    return measured, losses
 
 
 def _wide(x: Tensor) -> torch.dtype:

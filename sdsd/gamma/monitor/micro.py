@@ -74,8 +74,8 @@ class MicroBatches:
         squares = torch.zeros(len(self._parameters), dtype=torch.float64, device=device)
         for size, each in zip(sizes, norms, strict=True):
             factor = count**2 if reduction == "mean" else 1 / size**2
-            found = [each.get(row, zero).to(device) for row in range(len(self._parameters))]
-            squares += torch.stack(found) * (factor * size / mean)
+            rows = [each.get(row, zero).to(device) for row in range(len(self._parameters))]
+            squares += torch.stack(rows) * (factor * size / mean)
         own = None
         if reduction == "mean" and len(set(sizes)) > 1:
             parts = []

@@ -122,6 +122,8 @@ class Session:
         name = self.name_of(parameter)
         if name is None:
             return None
+        if held is not None:
+            self.plans.clear()
         leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
         self.operands[key] = Operand(parameter, [leaf])
         return self.operands[key]

@@ -63,6 +63,7 @@ LOOKS_ONLY, WRITES, IS_COMPOSITE, BY_SHAPE, BY_FIRST, BY_VALUE = (
 """Sorts of functions; the last three say what decides where the output carries samples."""
 QUICK = frozenset([BY_SHAPE, BY_FIRST])
 SORTS: dict[Any, str] = {}
+PLAIN = frozenset([Tensor, torch.nn.Parameter])
 SEQUENCES = frozenset([tuple, list, torch.Size, slice])
 CONSTANTS = frozenset(
     [
@@ -88,31 +89,31 @@ def sort_of(func: Any) -> str:
     """The sort of a function, kept from the first call on."""
     name = name_of(func)
     if name in _LOOKS or (name == "__get__" and func.__self__.__name__ not in PROPERTIES):
-        found = LOOKS_ONLY
+        sort = LOOKS_ONLY
     elif func in WRITING:
-        found = WRITES
+        sort = WRITES
     elif func in COMPOSITE:
-        found = IS_COMPOSITE
+        sort = IS_COMPOSITE
     elif name in SHAPE_ONLY or func is Tensor.__getitem__:
-        found = BY_FIRST
+        sort = BY_FIRST
     else:
-        found = BY_SHAPE if by_shape(func) else BY_VALUE
-    SORTS[func] = found
-    return found
+        sort = BY_SHAPE if by_shape(func) else BY_VALUE
+    SORTS[func] = sort
+    return sort
 
 
 def spread(values: Any) -> list[Any]:
     """What nested sequences and slices hold, one after another, with their lengths before them."""
-    found: list[Any] = []
+    parts: list[Any] = []
     for value in values:
         if type(value) is slice:
-            found += ("slice", value.start, value.stop, value.step)
+            parts += ("slice", value.start, value.stop, value.step)
         elif type(value) in SEQUENCES:
             # A list as an index is not a tuple.
-            found += (type(value).__name__, len(value), *spread(value))
+            parts += (type(value).__name__, len(value), *spread(value))
         else:
-            found.append(value)
-    return found
+            parts.append(value)
+    return parts
 
 
 def expands(base: Tensor, out: Tensor) -> bool:

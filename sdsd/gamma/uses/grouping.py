@@ -96,9 +96,9 @@ def _side_by_side(tensors: list[Tensor], owners: Tensor, n: int) -> list[Tensor]
     place = torch.empty_like(owners)
     place[order] = torch.arange(len(owners), device=owners.device) - first[owners[order]]
     most = max(1, int(counts.max())) if len(owners) else 1
-    found = []
+    rooms = []
     for x in tensors:
         room = x.new_zeros(n, most, *x.shape[1:])
         room[owners, place] = x
-        found.append(room.flatten(1, 2))
-    return found
+        rooms.append(room.flatten(1, 2))
+    return rooms

@@ -26,6 +26,7 @@ from ..following import (
     batch_of,
     body,
     follow,
+    here,
     indexes,
     layers_of,
     set_track,
@@ -39,6 +40,7 @@ from .calls import (
     CONSTANTS,
     IS_COMPOSITE,
     LOOKS_ONLY,
+    PLAIN,
     QUICK,
     SEQUENCES,
     SORTS,
@@ -51,13 +53,13 @@ from .calls import (
 )
 from .ledger import Pass
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
-from .plans import Plan, site_of
 from .rules import RULES, any_operation
 
 if TYPE_CHECKING:
     from ..monitor import Session
 
 _NOTHING = object()
+_saving = torch._C._autograd._top_saved_tensors_default_hooks
 _LOST = Mixed(
     "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs "
     "uncompiled where it is measured; to measure this one, leave it uncompiled"
@@ -84,6 +86,7 @@ class Measuring(TorchFunctionMode):
         self.hidden = inside_backward or repeats
         self.call: Any = None
         self.site: Any = None
+        self.result: Any = _NOTHING
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         how = SORTS.get(func)
@@ -110,18 +113,22 @@ class Measuring(TorchFunctionMode):
                 values = spread(values)
                 break
         held = self.ledger.tracks.held
-        sampled = False
+        carriers = others = 0
         parameters: list[Tensor] = []
         for value in values:
             if isinstance(value, Tensor):
-                if how is BY_FIRST and len(key) > 1:
+                if (how is BY_FIRST and len(key) > 1) or value.layout is not torch.strided:
                     return self._any_call(func, args, kwargs, how)
+                if type(value) not in PLAIN:
+                    others += 1
                 entry = held.get(id(value))
                 if entry is None or entry[0]() is not value:
                     if value.requires_grad:
                         if value.grad_fn is not None:
                             return self._any_call(func, args, kwargs, how)
                         parameters.append(value)
+                    else:
+                        others += 1
                     track = None
                 elif entry[2]:
                     return self._any_call(func, args, kwargs, how)
@@ -130,27 +137,40 @@ class Measuring(TorchFunctionMode):
                     if track is None:
                         if value.requires_grad:
                             parameters.append(value)
+                        else:
+                            others += 1
                     elif type(track) is Track:
-                        sampled = True
+                        carriers += 1
                     else:
                         return self._any_call(func, args, kwargs, how)
-                key.append((track, value.shape))
+                key.append((track, value.shape, value.stride(), value.dtype, type(value)))
             elif type(value) in CONSTANTS:
                 # True and 1 are equal, and mean different things.
                 key.append((bool, value) if type(value) is bool else value)
             else:
                 return self._any_call(func, args, kwargs, how)
-        if not sampled and not parameters and torch.is_grad_enabled():
+        if not carriers and not parameters and torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if not sampled or self.hidden or (parameters and not torch.is_grad_enabled()):
+        if not carriers or self.hidden or (parameters and not torch.is_grad_enabled()):
             return self._any_call(func, args, kwargs, how)
         call = (self.ledger.n, *key)
         if parameters:
             self.call = call
-            plan = self.session.plans.get(site := site_of(call, values, parameters, self.ledger))
-            if plan is None or not plan.current(self.session.operands):
-                self.site, plan = site, None
-            return self._use(func, args, kwargs, parameters, plan)
+            if carriers > 1 or others or _saving(True) is not None or here.through is not None:
+                return self._use(func, args, kwargs, parameters)
+            # What decides, beside the call, how a use is made: see plans.py.
+            device = parameters[0].device
+            autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+            backend = self.ledger.backends.get(device) or self.ledger.backend_on(device)
+            site = (call, autocast, backend, device, *map(id, parameters))
+            plan = self.session.plans.get(site)
+            if plan is None:
+                self.site = site
+                return self._use(func, args, kwargs, parameters)
+            try:
+                return plan.run(self, func, args, kwargs)
+            except Exception as error:
+                return self._unmeasured(func, args, kwargs, parameters, error)
         out = func(*args, **kwargs)
         known = self.session.calls.get(call)
         if known is None:
@@ -266,18 +286,14 @@ class Measuring(TorchFunctionMode):
             self.ledger.refuse([*computed, *(name for name in own if name is not None)], "a transform of torch.func")
         return out
 
-    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], plan: Plan | None = None) -> Any:
-        """An operation of samples and parameters, as planned or by its rule. Whatever these do, its result comes."""
+    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+        """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
         if func is torch.broadcast_tensors:  # joins nothing
             shape = torch.broadcast_shapes(*(t.shape for t in args))
             with self:
                 return tuple(t.expand(shape) for t in args)
-        self.result: Any = _NOTHING
         try:
-            if plan is not None:
-                out = plan.run(self, func, args, kwargs)
-            else:
-                out = RULES.get(func, any_operation)(self, func, args, kwargs, parameters)
+            out = RULES.get(func, any_operation)(self, func, args, kwargs, parameters)
             if type(out) is not Tensor or out._base is not None:
                 return marked(out, args)
             if out.grad_fn is not None:
@@ -286,20 +302,23 @@ class Measuring(TorchFunctionMode):
         except torch.utils.checkpoint._StopRecomputationError:
             raise
         except Exception as error:
-            if self.result is _NOTHING:
-                # Either the operation itself is at fault, and says so again, or the rule is.
-                self.result = func(*args, **kwargs)
-            self.call = None
-            kind = getattr(func, "__name__", str(func))
-            track = Mixed(f"torch's {kind} could not be measured ({type(error).__name__}: {error})")
-            for tensor in tensors_in((self.result,), {}):
-                set_track(tensor, track)
-            self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
-            self._watch_mixing(list(tensors_in((self.result,), {})), track)
-            return marked(self.result, args)
+            return self._unmeasured(func, args, kwargs, parameters, error)
         finally:
             self.site = None
             self.result = _NOTHING  # the graph holds this mode: with its output in here, neither would ever be freed
+
+    def _unmeasured(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], error: Exception) -> Any:
+        """The operation's result, where measuring it failed."""
+        # Either the operation itself is at fault, and says so again, or what measures it is.
+        result = func(*args, **kwargs) if self.result is _NOTHING else self.result
+        self.call = None
+        kind = getattr(func, "__name__", str(func))
+        track = Mixed(f"torch's {kind} could not be measured ({type(error).__name__}: {error})")
+        for tensor in tensors_in((result,), {}):
+            set_track(tensor, track)
+        self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
+        self._watch_mixing(list(tensors_in((result,), {})), track)
+        return marked(result, args)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation itself, its output followed."""

@@ -92,7 +92,7 @@ def leaves_of(tensor: Tensor, names: Names, unseen: bool = False) -> tuple[list[
     if tensor.grad_fn is None:
         operand = names.operand_of(tensor)
         return ([] if operand is None else operand.leaves), None
-    found: dict[str, Leaf] = {}
+    leaves: dict[str, Leaf] = {}
     seen, stack, hidden = set(), [tensor.grad_fn], None
     while stack:
         node = stack.pop()
@@ -107,11 +107,11 @@ def leaves_of(tensor: Tensor, names: Names, unseen: bool = False) -> tuple[list[
         if variable is not None:
             name = names.name_of(variable)
             if name is not None:
-                found[name] = Leaf(name, variable, node)
+                leaves[name] = Leaf(name, variable, node)
             elif track_of(variable) is not None:
                 hidden = tensor.grad_fn.name()
         stack.extend(child for child, _ in node.next_functions if child is not None)
-    return list(found.values()), hidden
+    return list(leaves.values()), hidden
 
 
 def _opaque(node: Any) -> bool:
@@ -190,9 +190,9 @@ class Operand:
                     parts[name].append(gradients)
                 else:
                     ledger.receive(by_name[name], Dense(gradients), part=True)
-        for name, found in parts.items():
-            if found:
-                ledger.receive(by_name[name], Dense(torch.cat(found)))
+        for name, pulled in parts.items():
+            if pulled:
+                ledger.receive(by_name[name], Dense(torch.cat(pulled)))
 
     def _pulled(self, gradients: Tensor, leaves: list[Leaf]) -> Iterator[tuple[str, Tensor]]:
         """Gradients of the parameters from gradients (n, *shape) of this operand."""
@@ -200,7 +200,7 @@ class Operand:
         tensors = [leaf.tensor for leaf in leaves]
         with torch.enable_grad():
             try:
-                found = torch.autograd.grad(
+                by_leaf = torch.autograd.grad(
                     self.base, tensors, given, is_grads_batched=True, retain_graph=True, allow_unused=True
                 )
             except RuntimeError:
@@ -210,8 +210,8 @@ class Operand:
                     for each in given
                 ]
                 columns: Any = zip(*rows, strict=True)
-                found = tuple(None if column[0] is None else torch.stack(column) for column in columns)  # type: ignore[misc]
-        for leaf, each in zip(leaves, found, strict=True):
+                by_leaf = tuple(None if column[0] is None else torch.stack(column) for column in columns)  # type: ignore[misc]
+        for leaf, each in zip(leaves, by_leaf, strict=True):
             if each is not None:
                 yield leaf.name, wide(each.detach())
 

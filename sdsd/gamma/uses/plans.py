@@ -1,23 +1,24 @@
 """Call sites: a use that comes again and looks the same is made as it was made before, without being looked into.
 
 What a rule decides about a call hangs on the function and its constants, on where its tensors carry samples, on their
-shapes, strides, types and devices, on which parameters they are, on autocast and on what serves kernels, and on nothing
-else. `site_of` holds all of that. Where a rule keeps a `Plan` under it, the next call with the same site is run by the
-plan; the first difference leads back to the rule. Nothing is kept inside checkpoints and other hooks on saved tensors,
-of rows, of operands that are computed, or where parameters are shards.
+shapes, strides, types and device, on which parameters they are, on autocast and on what serves kernels, and on nothing
+else. `Measuring` puts all of that into the call's site. Where a rule keeps a `Plan` under it, the next call with that
+site is run by the plan; the first difference leads back to the rule. A use has a site where one tensor with samples
+meets parameters and no other tensor; not inside checkpoints and other hooks on saved tensors, and not of chosen rows.
+Nothing is kept of operands that are computed, or where parameters are shards.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..following import Track, Verdict, rows_in_view
+from ..following import Track, Verdict
+from .operand import SAMPLES, marked
 from .use import Measure, Saved, Use, alone, hook_on
 
 if TYPE_CHECKING:
@@ -26,41 +27,9 @@ if TYPE_CHECKING:
     from .operand import Operand
 
 MOST_PLANS = 5_000
-_WHOLE = frozenset([Tensor, nn.Parameter])
-_saving = torch._C._autograd._top_saved_tensors_default_hooks
 
 Squares = Callable[..., "tuple[Tensor | float, ...] | None"]
 """squares(b, *saved) → Σ‖g_n‖² of every operand, found at once; None where the general way has to be gone."""
-
-
-def site_of(call: tuple[Any, ...], values: Sequence[Any], parameters: list[Tensor], ledger: Pass) -> Any:
-    """What decides how a call of samples and `parameters` is measured; None where no plan may.
-
-    call: function, constants, tracks and shapes; values: its arguments, parameters among them.
-    """
-    if _saving(True) is not None or rows_in_view() is not None:
-        return None
-    site: list[Any] = [call]
-    tensors = 0
-    device = None
-    for value in values:
-        if isinstance(value, Tensor):
-            if type(value) not in _WHOLE or value.layout is not torch.strided:
-                return None
-            tensors += 1
-            if device is None:
-                device = value.device
-            elif device != value.device:
-                return None
-            site.append((value.dtype, value.stride()))
-    if device is None or tensors != len(parameters) + 1:
-        return None
-    kind = device.type
-    site.append(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
-    site.append(ledger.backends.get(device) or ledger.backend_on(device))
-    site.append(device)
-    site.extend(map(id, parameters))
-    return tuple(site)
 
 
 class Plan:
@@ -73,28 +42,17 @@ class Plan:
         self.names = [leaf.name for operand in operands for leaf in operand.leaves]
         self.squares: Squares | None = None
 
-    def current(self, held: dict[int, Operand]) -> bool:
-        """Whether the parameters still have the nodes that they had."""
-        for operand in self.operands:
-            if held.get(id(operand.tensor)) is not operand:
-                break
-        else:
-            return True
-        return False
-
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
         """The operation, followed and measured."""
         raise NotImplementedError
 
-    def _begin(self, mode: Measuring, measure: Measure | None, saved: Saved | None) -> Use:
-        ledger = mode.ledger
+    def _count(self, ledger: Pass) -> None:
         counts, kinds, kind = ledger.counts, ledger.kinds, self.kind
         for name in self.names:
             counts[name] = counts.get(name, 0) + 1
             known = kinds.get(name)
             if known is not kind:
                 kinds[name] = kind if known is None else known | kind
-        return Use(mode, self.operands, measure, saved, self)
 
 
 class Watched(Plan):
@@ -123,17 +81,20 @@ class Watched(Plan):
             out, saved = func(*args, **kwargs), args[:1]
         else:
             out, saved = self.save(*args, **kwargs)
-        mode.result = out
-        mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
-        use = self._begin(mode, self.measure, Saved(saved))
+        ledger = mode.ledger
+        ledger.tracks.held[id(out)] = (ref(out), self.track, False)
+        self._count(ledger)
+        use = Use(mode, self.operands, self.measure, Saved(saved), self)
         if out._base is None and out._backward_hooks is None:
             # What Tensor.register_hook does.
+            node: Any = out.grad_fn
             hooks: Any = OrderedDict(sdsd=use.fire)
             out._backward_hooks = hooks
-            out.grad_fn._register_hook_dict(out)  # type: ignore[union-attr]
-        else:
-            hook_on(out, use)
-        return out
+            node._register_hook_dict(out)
+            node.metadata[SAMPLES] = True
+            return out
+        hook_on(out, use)
+        return marked(out)  # type: ignore[no-any-return]
 
 
 class Joined(Plan):
@@ -151,8 +112,11 @@ class Joined(Plan):
         self.call, self.place = call, place
 
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
-        out = self.call(self._begin(mode, None, None), args[self.place])
-        mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
+        ledger = mode.ledger
+        self._count(ledger)
+        out = self.call(Use(mode, self.operands, None, None, self), args[self.place])
+        ledger.tracks.held[id(out)] = (ref(out), self.track, False)
+        out.grad_fn.metadata[SAMPLES] = True  # type: ignore[union-attr, index]
         return out
 
 
@@ -161,7 +125,8 @@ def keep(mode: Measuring, plan: Plan) -> None:
     session, site = mode.session, mode.site
     if site is None or session.sharded or mode.hidden or type(plan.track) is not Track:
         return
-    if all(len(operand.leaves) == 1 for operand in plan.operands) and plan.current(session.operands):
+    held = session.operands
+    if all(len(each.leaves) == 1 and held.get(id(each.tensor)) is each for each in plan.operands):
         if len(session.plans) >= MOST_PLANS:
             session.plans.clear()
         session.plans[site] = plan

@@ -152,17 +152,17 @@ class Use:
 
 def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False) -> tuple[list[Operand], str | None]:
     """Operands, and the operation through which samples reached one of them unseen, or None."""
-    found, hidden = [], None
+    operands, hidden = [], None
     for tensor in tensors:
         operand = mode.session.operand_of(tensor) if tensor.grad_fn is None else None
         if operand is None:
             leaves, through = leaves_of(tensor, mode.session)
             operand = Operand(tensor, leaves, unexpanded)
             hidden = hidden or through
-        found.append(operand)
+        operands.append(operand)
     if rows_in_view() is not None:
         hidden = hidden or ROWS
-    return found, hidden
+    return operands, hidden
 
 
 def register(mode: Measuring, operands: list[Operand], kind: str) -> Use:

@@ -94,7 +94,7 @@ def collect_activations(
         >>> found["0"].taken_after, found["0"].samples, found["0"].cosine_matrix().shape
         ('relu', 20, torch.Size([8, 8]))
     """
-    check_model(model, offloaded=True)
+    check_model(model, only_run=True)
     max_batches = checks.check_count(max_batches, "max_batches", optional=True)
     chosen, named = select_layers(model, layers)
     refuse_scripted_parts(chosen)

@@ -20,10 +20,10 @@ class ModelCall:
     """Calls the model on a batch as loaders give it."""
 
     def __init__(self, model: nn.Module, device: torch.device | str | None) -> None:
-        check_model(model, offloaded=True)
+        check_model(model, only_run=True)
         if device is None:
-            first = next(model.parameters(), next(model.buffers(), None))
-            device = "cpu" if first is None else first.device
+            tensors = (*model.parameters(), *model.buffers())
+            device = next((each.device for each in tensors if each.device.type != "meta"), "cpu")
         self.device = torch.device(device)
         self.takes_any, self.names = True, []  # a compiled forward may not say what it takes
         with contextlib.suppress(ValueError, TypeError):

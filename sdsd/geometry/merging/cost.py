@@ -60,24 +60,24 @@ def outgoing_weights(
         >>> outgoing_weights(model, "0", torch.rand(1, 1, 5, 5)).shape
         torch.Size([8, 90])
     """
-    found = consumers(model, layer, example_input)
-    found.require("outgoing_weights", removal=False)
-    return weights_of(model, found, {} if loss is None else roots_of(model, [found], loss))
+    group = consumers(model, layer, example_input)
+    group.require("outgoing_weights", removal=False)
+    return weights_of(model, group, {} if loss is None else roots_of(model, [group], loss))
 
 
-def weights_of(model: nn.Module, found: Consumers, roots: dict[str, Tensor]) -> Tensor:
+def weights_of(model: nn.Module, group: Consumers, roots: dict[str, Tensor]) -> Tensor:
     """`outgoing_weights` of a group that is known; `roots`: F^½ of each reader, by name."""
     columns = []
-    for part in found.of(READER):
+    for part in group.of(READER):
         weight = part_tensor(model, part).detach()
         if weight.is_complex():
             raise TypeError(f"layer: expected readers with real weights, got {part.name!r} of {weight.dtype}.")
         weight = weight.double()
-        entries = part.entries(torch.arange(found.neurons)).to(weight.device)
+        entries = part.entries(torch.arange(group.neurons)).to(weight.device)
         each = weight.index_select(part.dim, entries).movedim(part.dim, 0)
         if module_of(part) in roots:
             each = torch.einsum("no...,or->nr...", each, roots[module_of(part)])
-        columns.append(each.reshape(found.neurons, -1))
+        columns.append(each.reshape(group.neurons, -1))
     return torch.cat([each.to(columns[0].device) for each in columns], 1)
 
 
@@ -86,15 +86,15 @@ def roots_of(
 ) -> dict[str, Tensor]:
     """F^½ of all readers of some groups, from one reading of the data; errors as in `outgoing_weights`."""
     groups = list(groups)
-    for found in groups:
-        if why := unweighable(found):
+    for group in groups:
+        if why := unweighable(group):
             raise ValueError(why)
-    return _roots(model, {module_of(part) for found in groups for part in found.of(READER)}, *loss)
+    return _roots(model, {module_of(part) for group in groups for part in group.of(READER)}, *loss)
 
 
 def products_of(
     model: nn.Module,
-    found: Consumers,
+    group: Consumers,
     activations: Tensor | np.ndarray | None,
     gram: Tensor | np.ndarray | None,
     neuron_dim: int | None,
@@ -104,24 +104,24 @@ def products_of(
         return torch.as_tensor(gram).detach().double().cpu()
     if activations is None:
         return None
-    rows = layer_rows(model, found, activations, neuron_dim).flatten(1)
-    products = torch.zeros(found.neurons, found.neurons, dtype=torch.float64)
+    rows = layer_rows(model, group, activations, neuron_dim).flatten(1)
+    products = torch.zeros(group.neurons, group.neurons, dtype=torch.float64)
     for part in rows.split(SAMPLES, 1):
         wide = part.double().cpu()
         products += wide @ wide.T
     return products
 
 
-def foretold_change(model: nn.Module, found: Consumers, pairs: IndexPairs, how: str, products: Tensor) -> float | None:
+def foretold_change(model: nn.Module, group: Consumers, pairs: IndexPairs, how: str, products: Tensor) -> float | None:
     """√(tr ΔᵀGΔ / tr VᵀGV): what merging changes in what the readers get, over what they get, both root mean squares.
 
     V are outgoing weights, Δ what the merge changes in them with activations as they are, G products of activations:
     exactly for "act" and "absorb" and readers with one column a neuron; see `merge_cost`. None for complex weights.
     """
-    parts = [(part_tensor(model, part).detach(), part) for part in found.of(READER)]
+    parts = [(part_tensor(model, part).detach(), part) for part in group.of(READER)]
     if any(weight.is_complex() for weight, _ in parts):
         return None
-    outgoing = _columns(found, parts)
+    outgoing = _columns(group, parts)
     first, second = outgoing[pairs.first], outgoing[pairs.second]
     if how == "absorb":
         share = products[pairs.first, pairs.second] / products.diagonal()[pairs.first].clamp_min(TINY)
@@ -134,23 +134,23 @@ def foretold_change(model: nn.Module, found: Consumers, pairs: IndexPairs, how: 
     return float((changed / whole).sqrt()) if bool(whole > 0) else 0.0
 
 
-def _columns(found: Consumers, parts: list[tuple[Tensor, Part]]) -> Tensor:
+def _columns(group: Consumers, parts: list[tuple[Tensor, Part]]) -> Tensor:
     """The weights of all readers side by side, float64 on the CPU.  # shape: (neurons, weights)"""
     columns = []
     for weight, part in parts:
-        entries = part.entries(torch.arange(found.neurons)).to(weight.device)
+        entries = part.entries(torch.arange(group.neurons)).to(weight.device)
         each = weight.index_select(part.dim, entries).movedim(part.dim, 0)
-        columns.append(each.reshape(found.neurons, -1).double().cpu())
+        columns.append(each.reshape(group.neurons, -1).double().cpu())
     return torch.cat(columns, 1)
 
 
-def unweighable(found: Consumers) -> str:
+def unweighable(group: Consumers) -> str:
     """Why a loss cannot weigh what the group's readers get; "" where it can."""
-    wrong = next((part.name for part in found.of(READER) if part.name.rpartition(".")[2] != "weight"), None)
+    wrong = next((part.name for part in group.of(READER) if part.name.rpartition(".")[2] != "weight"), None)
     if wrong is None:
         return ""
     return (
-        f"loss: {wrong!r} reads {found.layer!r} and is not the weight of a layer with an output of its own, so what a "
+        f"loss: {wrong!r} reads {group.layer!r} and is not the weight of a layer with an output of its own, so what a "
         "change of it does to the loss is not known. Leave loss= out, or choose another layer."
     )
 

@@ -94,8 +94,8 @@ def plan_consolidation(
     if example_input is None:
         example_input = example_of(model, loader)
     run = forward or ModelCall(model, None)
-    found = _groups(model, layers, exclude, example_input)
-    rows = [_Row.of(model, group, exclude, how, norms) for group in found]
+    considered = _groups(model, layers, exclude, example_input)
+    rows = [_Row.of(model, group, exclude, how, norms) for group in considered]
     if loss is not None:
         rows = [row if row.refused else row._replace(refused=unweighable(row.group)) for row in rows]
     mixtures = [_mixture(model, name) for name in _matching_mixtures(model, experts)]
@@ -214,9 +214,9 @@ def _last_line(error: ValueError) -> str:
     return lines[1].removeprefix("- ") if len(lines) > 1 else lines[0]
 
 
-def _saved(model: nn.Module, found: Consumers) -> float:
+def _saved(model: nn.Module, group: Consumers) -> float:
     """Parameters that one neuron fewer saves."""
-    tensors = [(part_tensor(model, part), part) for part in found.parts]
+    tensors = [(part_tensor(model, part), part) for part in group.parts]
     return sum(t.numel() / len(part.units) * part.each for t, part in tensors if isinstance(t, nn.Parameter))
 
 
@@ -237,7 +237,7 @@ def _groups(model: nn.Module, layers: Patterns, exclude: Patterns, example_input
     for pattern in _listed(exclude):
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"exclude: no layer that runs and has a weight matches {pattern!r}.")
-    found: list[Consumers] = []
+    groups: list[Consumers] = []
     seen: set[frozenset[str]] = set()
     for name in names:
         if _matches(name, layers):
@@ -245,13 +245,13 @@ def _groups(model: nn.Module, layers: Patterns, exclude: Patterns, example_input
             writers = frozenset(part.name for part in group.of(WRITER)) or frozenset([name])
             if writers not in seen:
                 seen.add(writers)
-                found.append(group)
-    if not found:
+                groups.append(group)
+    if not groups:
         asked = ", ".join(map(repr, _listed(layers)))
         packed = any(map(quantised, model.modules()))
         hint = " Its weights are packed: pass the model as it was before quantisation." if packed else ""
         raise ValueError(f"layers: no layer that runs and has a weight matches {asked}.{hint}")
-    return found
+    return groups
 
 
 def _names(model: nn.Module, looks: list[Groups]) -> list[str]:
@@ -275,13 +275,13 @@ def _names(model: nn.Module, looks: list[Groups]) -> list[str]:
 
 def _matching_mixtures(model: nn.Module, experts: Patterns) -> list[str]:
     names = [name for name, _ in model.named_modules() if name]
-    found = []
+    mixtures = []
     for pattern in _listed(experts):
         matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matching:
             raise ValueError(f"experts: no module matches {pattern!r}.")
-        found += matching
-    return list(dict.fromkeys(found))
+        mixtures += matching
+    return list(dict.fromkeys(mixtures))
 
 
 def _mixture(model: nn.Module, name: str) -> _Row:
@@ -333,13 +333,13 @@ def _candidates(
         assert absorption is not None
         shares = absorption(checked).tolist()
     kept = in_one_group(model, group, checked) if row.fewer is not group else torch.ones(able, dtype=torch.bool)
-    found = []
+    candidates = []
     for (i, j, cosine), price, share, stays in zip(pairs, costs, shares, kept.tolist(), strict=True):
         if stays:
             pair = PlannedPair(int(i), int(j), float(cosine), price, share)
             key = -pair.cosine if price is None else (price if to_loss else price**2) / max(row.each, 1)
-            found.append(_Candidate(key, row.layer, pair))
-    return found
+            candidates.append(_Candidate(key, row.layer, pair))
+    return candidates
 
 
 _TINY = torch.finfo(torch.float64).tiny

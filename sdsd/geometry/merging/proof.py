@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, outputs
+from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, outputs, seeded
 from ...models import evaluating, training_outside_torch, untouched
 from ..arithmetic import plain_arithmetic, widened
 from .consumers import Consumers
@@ -107,8 +107,7 @@ class _Comparison:
     def _run(self, model: nn.Module, seed: int = SEED) -> list[Tensor]:
         arguments, named = self.inputs
         # Norms that are not torch's own take statistics in training.
-        with untouched(model), self.mode(model), torch.random.fork_rng(_cuda_devices(model)):
-            torch.manual_seed(seed)
+        with untouched(model), self.mode(model), seeded(seed, _cuda_devices(model)):
             return list(_tensors(model(*arguments, **named)))
 
     def _run_rounded(self, merged: list[Tensor]) -> list[Tensor]:

@@ -33,6 +33,7 @@ function powerOfTen(value) {
   return (factor > 1 ? factor + " · " : "") + "10" + (power < 0 ? "⁻" : "") + digits;
 }
 
+const batchGamma = () => `Γ of a batch of ${view.batch.toLocaleString("en-US")}`;
 const scaleOf = (gamma) => (gamma === null ? null : gamma > 0 ? 1 / gamma : Infinity);
 
 function ticks(low, high) {
@@ -141,11 +142,11 @@ function drawCharts() {
     colour: colourOf(curve) }));
   const values = ofBatch(total).map((v) => v);
   chart(byId("gamma-chart"), [{ step: total.step, value: values, total: true }, ...shown].map(floored), 1, "one",
-    `Γ of a batch of ${view.batch.toLocaleString("en-US")}`);
+    batchGamma());
   const at = place(total), gamma = total.gamma[at];
   byId("noise-chart").setAttribute("aria-label", `Noise scale over steps: ${plain(scaleOf(gamma))} at step ${total.step[at]}`);
   byId("gamma-chart").setAttribute("aria-label",
-    `Γ of a batch over steps: ${plain(gamma === null ? null : gamma * view.batch)} at step ${total.step[at]}`);
+    `${batchGamma()} over steps: ${plain(gamma === null ? null : gamma * view.batch)} at step ${total.step[at]}`);
 }
 
 // No decade of nothing: values under a thousandth are drawn on the lower edge.
@@ -192,7 +193,9 @@ function drawTable() {
     const at = place(curve), gamma = curve.gamma[at], low = curve.low[at], high = curve.high[at];
     const texts = [plain(gamma === null ? null : gamma * view.batch), plain(scaleOf(gamma)),
       low === null || high === null ? "–" : `${plain(scaleOf(high))} – ${plain(scaleOf(low))}`, curve.phase || "–"];
-    texts.forEach((text, place) => { body.rows[row].querySelectorAll("td")[place].textContent = text; });
+    const cells = body.rows[row].querySelectorAll("td");
+    texts.forEach((text, place) => { cells[place].textContent = text; });
+    cells[0].dataset.label = batchGamma();
   });
   const all = view.curves.length - 1 + view.left_out;
   byId("left-out").textContent = view.left_out ? `${view.curves.length - 1} of ${all} parameters: those with the most noise.`
@@ -211,10 +214,11 @@ function drawRun() {
   byId("scale-label").textContent = low === null || high === null ? "samples: the noise scale"
     : `samples: the noise scale (interval ${plain(scaleOf(high))} – ${plain(scaleOf(low))})`;
   byId("gamma").textContent = plain(gamma === null ? null : gamma * view.batch);
-  byId("gamma-label").textContent = `Γ of a batch${total.phase && chosen === null ? ": " + total.phase : ""}`;
+  byId("gamma-label").textContent = `${batchGamma()}${total.phase && chosen === null ? ": " + total.phase : ""}`;
   byId("batch").textContent = view.batch.toLocaleString("en-US");
   byId("recommended").textContent = view.recommended === null ? "–" : plain(view.recommended);
   byId("advice").textContent = view.advice || "No running averages yet.";
+  document.querySelectorAll(".batch-gamma").forEach((each) => { each.textContent = batchGamma(); });
   drawCharts();
   drawTable();
 }

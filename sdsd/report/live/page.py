@@ -39,14 +39,15 @@ PAGE = Template(
 <p class="hint">Samples whose mean gradient holds as much signal as noise, from the running averages, with its interval.
 Dashes: the batch in use.</p>
 <svg id="noise-chart" role="img" aria-labelledby="noise-title"></svg></section>
-<section aria-labelledby="gamma-title"><h2 id="gamma-title">Γ of a batch</h2>
+<section aria-labelledby="gamma-title"><h2 id="gamma-title" class="batch-gamma">Γ of a batch</h2>
 <p class="hint">Signal over noise in the gradient of a batch. Above 1 a step mostly follows the signal, below 1 chance.
 The table chooses which parameters are drawn.</p>
 <svg id="gamma-chart" role="img" aria-labelledby="gamma-title"></svg></section>
 <section aria-labelledby="table-title"><h2 id="table-title">By parameter</h2>
 <p class="hint" id="left-out"></p>
 <div class="table"><table role="table" class="numbers"><thead role="rowgroup"><tr role="row">
-<th scope="col" role="columnheader">parameter</th><th scope="col" role="columnheader">Γ of a batch</th>
+<th scope="col" role="columnheader">parameter</th>
+<th scope="col" role="columnheader" class="batch-gamma">Γ of a batch</th>
 <th scope="col" role="columnheader">noise scale</th><th scope="col" role="columnheader">interval</th>
 <th scope="col" role="columnheader">phase, newest</th><th scope="col" role="columnheader">draw</th></tr></thead>
 <tbody role="rowgroup" id="parameters"></tbody></table></div></section>

@@ -19,12 +19,10 @@ from ... import GammaHistory, GammaMonitor, GammaStats
 from ..._extras import require
 from ...geometry import COHORTS, NeuronMap, biopsy, merge
 from ..digits import Digits, evaluate, split_digits
-from ..engine import GAMMA_COLUMNS, Display, choose_display, one_thread, prepare_output, table_row, versions, write_json
+from ..engine import Display, choose_display, gamma_columns, one_thread, prepare_output, table_row, versions, write_json
 from ..pairs import answering
 from .config import HISTORY, DemoConfig, DemoResult
 from .report import write_report
-
-HEADER = ("layer", *GAMMA_COLUMNS)
 
 
 def run_demo(
@@ -146,7 +144,8 @@ def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Displ
         f"Training on {count:,} real digits, batches of {config.batch_size}; "
         f"{len(digits.held_out_images)} digits held out."
     )
-    display.start(total, HEADER)
+    display.start(total)
+    header = gamma_columns("layer", config.batch_size)
     path = result.folder / HISTORY
     path.unlink(missing_ok=True)
     result.written.append(path)
@@ -181,7 +180,7 @@ def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Displ
                 strict=True,
             ):
                 series[key].append(value)
-            display.update(step, f"loss {loss.item():.4f} · accuracy {100 * accuracy:5.1f}%", rows)
+            display.update(step, f"loss {loss.item():.4f} · accuracy {100 * accuracy:5.1f}%", header, rows)
     display.stop()
 
 

@@ -18,7 +18,7 @@
 ===================  ================================================================================================
 """
 
-from .display import GAMMA_COLUMNS, Display, Row, choose_display, table_row
+from .display import Display, Row, choose_display, gamma_columns, table_row
 from .figure_book import FigureBook
 from .files import plain, prepare_output, versions, write_json, write_text
 from .judging import MATCH, SIGNIFICANT, VERDICTS, Effect, Rule, holm, unshown
@@ -32,7 +32,6 @@ from .study import Study, find_study
 from .threads import one_thread
 
 __all__ = [
-    "GAMMA_COLUMNS",
     "LOGGER",
     "MATCH",
     "SIGNIFICANT",
@@ -53,6 +52,7 @@ __all__ = [
     "duration",
     "find_study",
     "fraction_interval",
+    "gamma_columns",
     "geometric_interval",
     "holm",
     "mean_interval",

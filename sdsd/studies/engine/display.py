@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Row = tuple[str, ...]
 
-GAMMA_COLUMNS = ("Γ of a batch", "noise scale", "95% interval", "phase")
-"""Heads of the columns of `table_row`; phases are those of `GammaStats.phase`."""
+NARROWEST = 80
+"""Columns of a terminal on which the live table can be read."""
+
+
+def gamma_columns(first: str, batch_size: int) -> Row:
+    """Heads of the columns of `table_row`; phases are those of `GammaStats.phase`."""
+    return first, f"Γ of a batch of {batch_size:,}", "noise scale", "95% interval", "phase"
 
 
 class Display(Protocol):
     """Progress of one training run."""
 
-    def start(self, total: int, header: Row) -> None: ...
+    def start(self, total: int) -> None: ...
 
-    def update(self, step: int, headline: str, rows: Sequence[Row]) -> None: ...
+    def update(self, step: int, headline: str, header: Row, rows: Sequence[Row]) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -29,10 +35,10 @@ class Display(Protocol):
 class Quiet:
     """Says nothing."""
 
-    def start(self, total: int, header: Row) -> None:
+    def start(self, total: int) -> None:
         pass
 
-    def update(self, step: int, headline: str, rows: Sequence[Row]) -> None:
+    def update(self, step: int, headline: str, header: Row, rows: Sequence[Row]) -> None:
         pass
 
     def stop(self) -> None:
@@ -49,13 +55,17 @@ class PlainLines:
         self.lines = lines
         self.total = 0
 
-    def start(self, total: int, header: Row) -> None:
+    def start(self, total: int) -> None:
         self.total = total
 
-    def update(self, step: int, headline: str, rows: Sequence[Row]) -> None:
+    def update(self, step: int, headline: str, header: Row, rows: Sequence[Row]) -> None:
         every = max(1, self.total // self.lines)
         if step % every == 0 or step == self.total:
-            whole = f" · Γ of a batch {rows[-1][1]} · noise scale {rows[-1][2]}" if rows else ""
+            whole = (
+                "".join(f" · {name}: {value}" for name, value in zip(header[1:3], rows[-1][1:3], strict=True))
+                if rows
+                else ""
+            )
             self.say(f"step {step:>{len(str(self.total))}}/{self.total} · {headline}{whole}")
 
     def stop(self) -> None:
@@ -74,11 +84,10 @@ class LiveTable:
         self.console = Console()
         self.live: Any = None
 
-    def start(self, total: int, header: Row) -> None:
+    def start(self, total: int) -> None:
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.header = header
         self.progress = Progress(
             TextColumn("[bold]training"),
             BarColumn(bar_width=None),
@@ -92,14 +101,18 @@ class LiveTable:
         self.live = Live(console=self.console, refresh_per_second=8)
         self.live.start()
 
-    def update(self, step: int, headline: str, rows: Sequence[Row]) -> None:
+    def update(self, step: int, headline: str, header: Row, rows: Sequence[Row]) -> None:
         from rich import box
         from rich.console import Group
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, title=headline, title_justify="left", title_style="bold")
-        for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index in (0, len(self.header) - 1) else "right", no_wrap=True)
+        last = len(header) - 1
+        for index, name in enumerate(header):
+            # A long name is folded, so that the numbers beside it stay whole.
+            side: Literal["left", "right"] = "left" if index in (0, last) else "right"
+            head = "\nof ".join(name.rsplit(" of ", 1))
+            table.add_column(head, justify=side, no_wrap=index > 0, overflow="fold")
         for index, row in enumerate(rows):
             table.add_row(*row, style="bold" if index == len(rows) - 1 else None, end_section=index == len(rows) - 2)
         self.progress.update(self.task, completed=step)
@@ -115,11 +128,11 @@ class LiveTable:
 
 
 def choose_display(quiet: bool = False) -> Display:
-    """Nothing when `quiet`; the live table on a terminal, if rich is installed; else plain lines."""
+    """Nothing when `quiet`; the live table on a terminal wide enough for it, if rich is installed; else plain lines."""
     if quiet:
         return Quiet()
-    live = sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
-    return LiveTable() if live else PlainLines()
+    wide = sys.stdout.isatty() and shutil.get_terminal_size().columns >= NARROWEST
+    return LiveTable() if wide and importlib.util.find_spec("rich") is not None else PlainLines()
 
 
 def noise_scale_of(gamma: float) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...models import unwrap
 from .. import quotient
-from ..derivatives import Hessian, LossFunction, length_of, mean_loss
+from ..derivatives import Hessian, LossFunction, length_of, mean_loss, undisturbed
 
 
 class Landscape:
@@ -98,6 +98,24 @@ def _batches(data: Any) -> list[Any]:
     return batches
 
 
+def _check_one_batch(model: nn.Module, loss_fn: LossFunction, batch: list[Tensor]) -> None:
+    """A list of tensors can be meant as a batch, (inputs, labels), or as batches: the loss says which it takes."""
+
+    def runs(value: Any) -> bool:
+        try:
+            with undisturbed(model), torch.no_grad():
+                mean_loss(loss_fn, model, value)
+        except Exception:
+            return False
+        return True
+
+    if not runs(batch) and runs(batch[0]):
+        raise ValueError(
+            "data: a list of tensors is one batch, [inputs, labels], and loss_fn takes a single tensor. Pass "
+            "iter(data) or a DataLoader for batches that are tensors."
+        )
+
+
 def landscape_at(
     model: nn.Module, loss_fn: LossFunction, data: Any, canonicalize: bool, softmax_head: bool, example_input: Any
 ) -> Landscape:
@@ -110,6 +128,8 @@ def landscape_at(
     """
     root = unwrap(model)
     batches = _batches(data)
+    if isinstance(data, list) and data and batches[0] is data:
+        _check_one_batch(root, loss_fn, data)
     if not canonicalize:
         return Landscape(copy.deepcopy(root), loss_fn, batches)
     if example_input is None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from sdsd.geometry import consolidate, consumers, merge
+from sdsd.geometry import consolidate, consolidate_model, consumers, merge
+from sdsd.graphs import seeded
 
 from ..networks import Forward
 
@@ -260,6 +263,19 @@ RIGHT = {
         lambda: dense(cell=nn.LSTM(12, 8, proj_size=5, batch_first=True), b=linear(5, 3))),
     "heads that talk": (by_heads, words,
                         lambda: dense(q=linear(16, 12), k=linear(16, 12), talk=linear(3, 3))),
+    "one or the other by chance": (lambda m, x: (m.b if torch.rand(()) < 0.5 else m.c)(m.a(x)), rows,
+                                   lambda: dense(c=linear(12, 4))),
+    "one or the other by Python's chance": (lambda m, x: (m.b if random.random() < 0.5 else m.c)(m.a(x)), rows,
+                                            lambda: dense(c=linear(12, 4))),
+    "one or the other by NumPy's chance": (lambda m, x: (m.b if np.random.rand() < 0.5 else m.c)(m.a(x)), rows,
+                                           lambda: dense(c=linear(12, 4))),
+    "skipped by chance in training": (
+        lambda m, x: m.b((h := m.a(x)) + (m.c(h) if m.training and torch.rand(1).item() < 0.3 else 0)), rows,
+        lambda: dense(c=linear(12, 12))),
+    "a norm of each": (lambda m, x: m.b(m.norm(m.a(x))), pictures, lambda: pointwise(norm=nn.GroupNorm(12, 12))),
+    "a norm of each, without weights": (lambda m, x: m.b(m.norm(m.a(x))), pictures,
+                                        lambda: pointwise(norm=nn.GroupNorm(12, 12, affine=False))),
+    "a norm of each by width": (lambda m, x: m.b(functional.group_norm(h := m.a(x), h.shape[1])), pictures, pointwise),
     "a mean that is dropped": (lambda m, x: (m.b(h := m.a(x)), h.mean(-1))[0], rows, dense),
 }  # fmt: skip
 REFUSED = {
@@ -285,6 +301,14 @@ REFUSED = {
         updated_reader, rows,
         lambda: dense(down=linear(12, 2, bias=False), up=linear(2, 4, bias=False), size=linear(4, 1, bias=False)),
         "summed up by 'linalg_vector_norm'"),
+    "a norm of each, written": (lambda m, x: m.b(functional.group_norm(m.a(x), 12)), pictures, pointwise,
+                                "'group_norm' has the size 12 written into it"),
+    "slopes for a number of heads": (
+        lambda m, x: m.b(m.a(x) + 2.0 ** -torch.arange(12)), rows, dense,
+        "the numbers of 'arange', which are the same"),
+    "a gradient in the forward": (
+        lambda m, x: torch.autograd.grad(m.b(m.a(y := x.clone().requires_grad_()).tanh()).sum(), y)[0], rows, dense,
+        "takes gradients in its forward, which are not followed"),
     "kernel of each from a table": (
         lambda m, x: m.b(functional.conv2d(m.a(x), torch.arange(108.0).double().view(12, 1, 3, 3), groups=12)),
         pictures, pointwise, "multiplies each by what no layer writes"),
@@ -339,9 +363,10 @@ def test_the_smaller_network_is_the_merged_one(name):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     for x in (example, drawn()):
         for training in (False, True):
-            with merge(model.train(training), "a", pairs, example_input=example):
+            with merge(model.train(training), "a", pairs, example_input=example), seeded(4, []):
                 wanted = model(x)
-            found = copy.deepcopy(smaller).train(training)(x)
+            with seeded(4, []):
+                found = copy.deepcopy(smaller).train(training)(x)
             assert (found - wanted).abs().max() <= 1e-7 * wanted.abs().max()
     copy.deepcopy(smaller).load_state_dict(smaller.state_dict())
 
@@ -350,7 +375,20 @@ def test_the_smaller_network_is_the_merged_one(name):
 def test_what_cannot_be_cut_is_refused_by_name(name):
     model, drawn = built(REFUSED[name])
     before, example = copy.deepcopy(model.state_dict()), drawn()
+    model(example)
     with pytest.raises(ValueError, match=REFUSED[name][3]):
         consolidate(model, "a", PAIRS, inplace=True, example_input=example)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     model(example)
+
+
+def test_a_whole_model_with_a_weight_that_is_computed():
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(linear(6, 6))
+    model = nn.Sequential(linear(5, 6), nn.ReLU(), normed, nn.ReLU(), linear(6, 6), nn.ReLU(), linear(6, 2))
+    smaller, report = consolidate_model(model, [torch.rand(20, 5)], above=-1.0)
+    refused = {row.layer: row.refused for row in report.layers}
+    assert smaller[4].out_features < 6
+    assert refused["4"] == ""
+    assert "the norm of a weight is taken over them" in refused["0"]
+    assert "is computed from other tensors" in refused["2.parametrizations.weight.original0"]

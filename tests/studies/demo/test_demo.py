@@ -23,7 +23,7 @@ from sdsd.studies.demo.merges import merge_facts, merge_sentence, pair_table
 from sdsd.studies.demo.neurons import judged_links, link_words
 from sdsd.studies.demo.noise import noise_sentence
 from sdsd.studies.digits import split_digits
-from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet
+from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet, choose_display, gamma_columns
 
 from ..strict_json import strict_json
 
@@ -90,7 +90,7 @@ def test_report_needs_nothing_from_outside(finished):
 class Interrupting(Quiet):
     """Ctrl-C after a few steps."""
 
-    def update(self, step, headline, rows):
+    def update(self, step, headline, header, rows):
         if step == 15:
             raise KeyboardInterrupt
 
@@ -292,28 +292,50 @@ def test_the_table_holds_the_pairs_in_their_order(finished):
 
 def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
     lines = PlainLines(lines=4)
-    lines.start(10, demo.HEADER)
+    lines.start(10)
     for step in range(1, 11):
-        lines.update(step, "loss 1", [("whole network", "2", "64", "–", "…")])
+        lines.update(step, "loss 1", gamma_columns("layer", 32), [("whole network", "2", "64", "–", "…")])
     printed = capsys.readouterr().out.splitlines()
     assert 4 <= len(printed) <= 6
-    assert printed[-1] == "step 10/10 · loss 1 · Γ of a batch 2 · noise scale 64"
+    assert printed[-1] == "step 10/10 · loss 1 · Γ of a batch of 32: 2 · noise scale: 64"
 
 
-def test_live_table_shows_every_layer(monkeypatch):
+@pytest.mark.parametrize("width", [80, 100])
+def test_live_table_shows_every_layer_and_whole_numbers(width):
     from io import StringIO
 
     from rich.console import Console
 
-    screen = StringIO()
-    table = LiveTable()
-    table.console = Console(file=screen, force_terminal=True, width=100)
-    table.start(2, demo.HEADER)
-    table.update(1, "loss 0.5", [("head", "3.3", "39", "30 – 50", "drift"), ("whole network",) + ("1",) * 4])
+    screen, table = StringIO(), LiveTable()
+    table.console = Console(file=screen, force_terminal=True, width=width)
+    table.start(2)
+    name = "transformer.encoder.layers.0.self_attention.output.weight"
+    rows = [(name, "3.3", "1,200,000", "30,000 – 5,000,000", "diffusion"), ("whole network",) + ("1",) * 4]
+    table.update(1, "loss 0.5", gamma_columns("layer", 256), rows)
     table.stop()
     table.stop()
-    for text in ("head", "3.3", "30 – 50", "drift", "whole network", "loss 0.5", "noise scale"):
-        assert text in screen.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    for text in (
+        "3.3",
+        "1,200,000",
+        "30,000 – 5,000,000",
+        "diffusion ",
+        "loss 0.5",
+        "Γ of a batch ",
+        "of 256 ",
+        "scale",
+    ):
+        assert text in shown
+    assert "…" not in shown
+    assert name in "".join(line.split()[0] for line in shown.splitlines() if line.split())
+
+
+def test_a_terminal_too_narrow_for_the_table_gets_lines(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for columns, kind in ((79, PlainLines), (80, LiveTable)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert type(choose_display()) is kind
+    assert type(choose_display(quiet=True)) is Quiet
 
 
 def test_the_first_random_pairing_is_the_one_merged_pair_by_pair():

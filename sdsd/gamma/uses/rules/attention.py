@@ -53,8 +53,8 @@ def attention(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
                 _set_state(q.device, state)
             each = mask.expand(spread).clone().requires_grad_()
             again = func(q, k, v, attn_mask=each, **settings)
-            (found,) = torch.autograd.grad(again, each, b)
-        yield 0, apart(found, track, n, mask.shape)
+            (gradient,) = torch.autograd.grad(again, each, b)
+        yield 0, apart(gradient, track, n, mask.shape)
 
     watch(mode, "attention mask", out, [mask], (q, k, v, mask), measure)
     return out

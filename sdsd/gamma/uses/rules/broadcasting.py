@@ -29,7 +29,7 @@ def gathered(values: Tensor, track: Track, n: int, shape: torch.Size) -> Tensor 
 
 def apart(values: Tensor, track: Track, n: int, shape: torch.Size) -> Piece:
     """Gradients of an operand of `shape` that is broadcast to the output, from the output-shaped `values`."""
-    found = gathered(values, track, n, shape)
-    if found is not None:
-        return Dense(found)
+    rows = gathered(values, track, n, shape)
+    if rows is not None:
+        return Dense(rows)
     return OwnRows(values, track, n, shape)

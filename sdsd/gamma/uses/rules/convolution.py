@@ -84,8 +84,8 @@ def _settings(rest: tuple[Any, ...], transposed: bool, kernel: torch.Size) -> tu
         return _read(rest, transposed, kernel)
     if len(_known) >= 1024:
         _known.clear()
-    found = _known[key] = _read(rest, transposed, kernel)
-    return found
+    settings = _known[key] = _read(rest, transposed, kernel)
+    return settings
 
 
 def _read(rest: tuple[Any, ...], transposed: bool, kernel: torch.Size) -> tuple[Any, ...] | None:

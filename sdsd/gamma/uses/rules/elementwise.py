@@ -93,9 +93,9 @@ def prelu(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[T
 
     def measure(b: Tensor, x: Tensor) -> Iterator[tuple[int, Piece]]:
         assert isinstance(track, Track)
-        found = gathered(wide(b) * wide(x).clamp(max=0), track, n, spread)
-        assert found is not None
-        yield 0, Dense(found.reshape(n, *weight.shape))
+        gradients = gathered(wide(b) * wide(x).clamp(max=0), track, n, spread)
+        assert gradients is not None
+        yield 0, Dense(gradients.reshape(n, *weight.shape))
 
     watch(mode, "PReLU", out, [weight], (x,), measure)
     return out

@@ -72,7 +72,7 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
         track = track_of(output)
 
         def measure(b: Tensor, *saved: Tensor, which: int = which, track: Any = track) -> Iterator[tuple[int, Piece]]:
-            yield from pieces.found(b, saved, which, track)
+            yield from pieces.of_operand(b, saved, which, track)
 
         watch(mode, f"generic ({name})", output, distinct, (values[k] for k in sampled), measure, True)
     return out
@@ -117,7 +117,7 @@ class _Pieces:
                 sizes[dim] = track.outer * track.inner
         return sizes
 
-    def found(self, b: Tensor, saved: tuple[Tensor, ...], which: int, track: Track) -> Iterator[tuple[int, Piece]]:
+    def of_operand(self, b: Tensor, saved: tuple[Tensor, ...], which: int, track: Track) -> Iterator[tuple[int, Piece]]:
         inputs = [_samples_first(t, each, self.n) for t, each in zip(saved, self.tracks, strict=True)]
         cotangents = _samples_first(b, track, self.n)
         formed: dict[tuple[int, int], list[Tensor]] = {}
@@ -158,10 +158,12 @@ class _Pieces:
         held, more = self.sampled, [_samples_first(self.values[k], track, self.n)[start:stop] for k in constant]
         self.sampled = [*held, *constant]
         try:
-            found = self._gradients(own, [*inputs, *more], cotangents, which, rowed)
+            gradients = self._gradients(own, [*inputs, *more], cotangents, which, rowed)
         finally:
             self.sampled = held
-        return [self._placed(g, t, start) if rows else g for g, t, rows in zip(found, self.bases, rowed, strict=True)]
+        return [
+            self._placed(g, t, start) if rows else g for g, t, rows in zip(gradients, self.bases, rowed, strict=True)
+        ]
 
     def _rows(self, tensor: Tensor) -> bool:
         track = self.tracks[0]
@@ -205,15 +207,15 @@ class _Pieces:
         try:
             return list(torch.func.vmap(gradient)(cotangents, *batched, *inputs))
         except Exception:  # an operation that cannot be batched: one sample after another
-            found = []
+            columns = []
             for k in range(cotangents.shape[0]):
                 with torch.enable_grad():
                     leaves = tuple(
                         (t[k] if each else t).clone().requires_grad_() for t, each in zip(own, rows, strict=True)
                     )
                     out = self._run(leaves, tuple(t[k] for t in inputs), which, rows)
-                    found.append(torch.autograd.grad(out, leaves, cotangents[k].reshape(out.shape).to(out.dtype)))
-            return [torch.stack(column) for column in zip(*found, strict=True)]
+                    columns.append(torch.autograd.grad(out, leaves, cotangents[k].reshape(out.shape).to(out.dtype)))
+            return [torch.stack(column) for column in zip(*columns, strict=True)]
 
 
 def _samples_first(x: Tensor, track: Track, n: int) -> Tensor:
