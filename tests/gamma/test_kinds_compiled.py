@@ -125,6 +125,10 @@ PROGRAMS = {
     "standardised over the batch": (
         lambda m, x: m.last(standardised(m.first(x))).mean(1), {"first": layer(), "last": layer()}
     ),
+    "standardised over the batch after the last layer": (
+        lambda m, x: standardised(m.first(x)).tanh().mean(1),
+        {"first": layer()},
+    ),
     "a weight read outside its layer": (
         lambda m, x: F.linear(torch.tanh(m.first(x)), m.first.weight).mean(1), {"first": layer()}
     ),
@@ -203,6 +207,7 @@ EAGER_REFUSES = {
     "features of positions as samples",
     "the batch's mean taken away",
     "standardised over the batch",
+    "standardised over the batch after the last layer",
     "a batch statistic that is only looked at",
 }
 

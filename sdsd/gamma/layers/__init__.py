@@ -9,6 +9,9 @@
 `tied.py`           an embedding and a head with one weight
 `generic.py`        any other module: measured in eager code at its operations
 `base.py`           what rules share: the watcher of a module, the tap on its output
+`traced.py`         where samples lie in code that torch.compile is tracing
+`tracing.py`        what the model's own watcher asks of it
+`advice.py`         what refusals in compiled code say
 ==================  =================================================================
 """
 
