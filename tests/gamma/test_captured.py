@@ -128,11 +128,11 @@ def test_nodes_are_made_anew_on_another_stream(monkeypatch):
         loss_of(model, ids).backward()
         monitor.step()
         model.zero_grad()
-        return [id(operand) for operand in monitor._session._operands.values()]
+        return [id(operand) for operand in monitor._session.operands.values()]
 
     first, second = kept(), kept()
     assert first == second
-    held = list(monitor._session._operands.values())
+    held = list(monitor._session.operands.values())
     stream[0] = 8
     assert not set(kept()) & {id(operand) for operand in held}
 
@@ -148,7 +148,7 @@ def test_nothing_holds_a_node_after_a_step():
         monitor.step()
         for parameter in model.parameters():
             torch.autograd.graph.get_gradient_edge(parameter).node.metadata["old"] = True
-        monitor._session._operands.clear()
+        monitor._session.forget()
         nodes = [torch.autograd.graph.get_gradient_edge(parameter).node for parameter in model.parameters()]
     finally:
         gc.enable()
