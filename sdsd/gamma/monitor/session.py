@@ -103,7 +103,7 @@ class Session:
 
     def probed(self) -> set[str]:
         """Parameters of layers that ran in compiled code."""
-        return {name for watcher in self.watchers if watcher.ran for name in watcher.names.values()}
+        return {name for watcher in self.watchers if watcher.probe.grad is not None for name in watcher.names.values()}
 
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""

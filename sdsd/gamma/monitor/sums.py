@@ -63,7 +63,7 @@ class Sums:
         found: dict[str, Tensor] = {}
         for watcher in self._session.watchers:
             probed = watcher.probe.grad
-            if probed is not None and watcher.ran:
+            if probed is not None:
                 for name, value in zip(watcher.names.values(), probed[len(watcher.names) : -1], strict=True):
                     found[name] = found[name] + value if name in found else value
         return found
