@@ -88,6 +88,16 @@ def in_half(net: Net, x: Tensor) -> Tensor:
         return net.two(net.one(x)).float()
 
 
+def norms_in_half(net: Net, x: Tensor) -> Tensor:
+    """The norms of the network once more, which have another way under autocast; calls that look as those before."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return net.group(net.norm(x).transpose(1, 2).contiguous()).transpose(1, 2).float()
+
+
+def norms(net: Net, x: Tensor) -> Tensor:
+    return net.group(net.norm(x).transpose(1, 2).contiguous()).transpose(1, 2)
+
+
 def one_row(net: Net, x: Tensor) -> Tensor:
     return x + net.two(net.one(x.mean(1))).unsqueeze(1)
 
@@ -154,6 +164,7 @@ def programme(planned: bool, steps: list[Callable[..., Any]], n: int = 4, table:
             if parameter.grad is not None:
                 parameter.data.add_(parameter.grad, alpha=-0.1)
         net.zero_grad()
+    net.plans = monitor._session.plans  # type: ignore[assignment]
     net.found = getattr(monitor._session.plans, "found", 0)  # type: ignore[assignment]
     return net, found
 
@@ -198,6 +209,14 @@ def test_what_is_not_planned(way):
 def test_samples_along_another_dimension_are_another_site():
     """As many positions as samples: only where the samples lie tells the two calls apart."""
     assert_same([ordinary, transposed] * 4)
+
+
+def test_autocast_is_another_site():
+    net, _ = programme(True, [norms])
+    kept = len(net.plans)
+    net, _ = programme(True, [norms, norms_in_half])
+    assert len(net.plans) == kept + 2
+    assert_same([norms, norms_in_half] * 4)
 
 
 def test_a_parameter_left_out_is_measured_by_no_plan():
