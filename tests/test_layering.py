@@ -79,6 +79,7 @@ PUBLIC = (
     "torch._dynamo.comptime.ComptimeContext",
     "torch._dynamo.comptime.comptime",
     "torch._dynamo.variables.ConstantVariable",
+    "torch._dynamo.variables.TensorVariable",
     "torch.overrides._pop_mode_temporarily",
     "torch.utils._python_dispatch.TorchDispatchMode",
     "torch.utils._pytree",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.comptime import ComptimeContext, comptime
-from torch._dynamo.variables import ConstantVariable
+from torch._dynamo.variables import ConstantVariable, TensorVariable
 from torch.overrides import TorchFunctionMode
 
 from ..following import (
@@ -315,7 +315,7 @@ def leave(ctx: ComptimeContext) -> None:
             return
         graph.skip(tx.output.current_tracer)
         graph.spans.append((graph.begun[watcher.name], len(graph.order)))
-        outputs = [each for each in getattr(out, "items", [out]) if each.is_tensor()]
+        outputs = [each for each in getattr(out, "items", [out]) if isinstance(each, TensorVariable)]
         for place, each in enumerate(outputs):
             # The second is attention's weights, samples first.
             node = each.as_proxy().node
