@@ -27,9 +27,10 @@ def diagonal(optimizer: torch.optim.Optimizer, parameter: Tensor, group: dict) -
     """D for one parameter, of its shape; None before the optimizer's first step."""
     state = optimizer.state.get(parameter, {})
     if "exp_avg_sq" in state:
-        beta, steps = group["betas"][1], float(state["step"])
+        # The number of steps stays a tensor: reading it would wait for a GPU, and break a graph.
+        steps = torch.as_tensor(state["step"], dtype=torch.float64)
         second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-        return 1 / ((second / (1 - beta**steps)).sqrt() + group["eps"])
+        return 1 / ((second / (1 - group["betas"][1] ** steps)).sqrt() + group["eps"])
     if "square_avg" in state:
         second = state["square_avg"]
         if group.get("centered"):
