@@ -63,6 +63,7 @@ IN_SHAPE = (
 """Where the lengths of files and of rows of parameters are held."""
 PLAIN_NAMES = (
     "sdsd.cli",
+    "sdsd.gamma",
     "sdsd.geometry",
     "sdsd.graphs",
     "sdsd.integrations",

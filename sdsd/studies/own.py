@@ -107,14 +107,14 @@ class OwnResult:
         }
 
 
-Found = tuple[dict[str, Any], list[str]]
+Numbers = tuple[dict[str, Any], list[str]]
 
 
 def _factor(values: list[float]) -> float:
     return max(values) / min(values)
 
 
-def _quotient(own: Own) -> Found:
+def _quotient(own: Own) -> Numbers:
     """Gradient, Γ and Γ of the quotient at points of the orbit."""
     count = len(own.batches)
     numbers: dict[str, Any] = {"squared_gradients": [], "gammas": [], "quotient_gammas": []}
@@ -149,7 +149,7 @@ def _quotient(own: Own) -> Found:
     return numbers, lines
 
 
-def _flatness(own: Own) -> Found:
+def _flatness(own: Own) -> Numbers:
     """The top Hessian eigenvalue at points of the orbit, there and at the canonical one."""
     numbers: dict[str, Any] = {"as_it_is": [], "canonical": []}
     for point in own.progress.each(own.orbit(), "points of the orbit"):
@@ -167,7 +167,7 @@ def _flatness(own: Own) -> Found:
     ]
 
 
-def _learning_coefficient(own: Own) -> Found:
+def _learning_coefficient(own: Own) -> Numbers:
     """λ̂ at the canonical representative, or why it is refused."""
     measured = local_learning_coefficient(
         own.model, iter(own.batches), own.loss, draws=own.draws, burn_in=own.draws, seed=own.seed
@@ -179,19 +179,19 @@ def _learning_coefficient(own: Own) -> Found:
     return {"value": value, "acceptance": list(measured.acceptance)}, str(measured).splitlines()
 
 
-def _basin(own: Own) -> Found:
+def _basin(own: Own) -> Numbers:
     """The basin's volume, by rays."""
     measured = basin_volume(own.model, iter(own.batches), own.loss, directions=own.draws, seed=own.seed)
     return {"log_volume": measured.log_volume, "lower_bound": measured.lower_bound()}, str(measured).splitlines()
 
 
-def _occam(own: Own) -> Found:
+def _occam(own: Own) -> Numbers:
     """Bits of the rounded network."""
     measured = description_length(own.model, iter(own.batches), own.loss)
     return {"bits": measured.bits}, str(measured).splitlines()
 
 
-def _orbit(own: Own) -> Found:
+def _orbit(own: Own) -> Numbers:
     """H_G and V of the hidden layers."""
     structure = own.structure()
     pairs = None if own.layer is None else [tuple(own.layer.split(":"))]
@@ -213,7 +213,7 @@ def _orbit(own: Own) -> Found:
     return numbers, lines
 
 
-def _phase(own: Own) -> Found:
+def _phase(own: Own) -> Numbers:
     """Γ_H and Γ*: whether a step of the file's learning rate on one batch lowers the loss."""
     rate = float(own.script.optimizer.param_groups[0].get("lr", DEFAULT_LEARNING_RATE))
     changes, lines = [], []
@@ -263,14 +263,14 @@ def _merges(own: Own, pairs: int = 30) -> dict[str, Any]:
     return {"layer": layer, "measure": subject.measure, "costs": costs, "foretold": foretold}
 
 
-def _merge_cost(own: Own) -> Found:
+def _merge_cost(own: Own) -> Numbers:
     """Near pairs by cosine and by foretold cost, beside random ones."""
     numbers = _merges(own)
     words = ", ".join(f"{fmean(values):.3g} ({name})" for name, values in numbers["costs"].items())
     return numbers, [f"{numbers['layer']}: a merge costs {words} of {numbers['measure']} on average"]
 
 
-def _redundancy(own: Own) -> Found:
+def _redundancy(own: Own) -> Numbers:
     """What foretells the cost of merging pairs as they come."""
     numbers = _merges(own)
     costs = [abs(cost) for cost in numbers["costs"]["random"]]
@@ -284,7 +284,7 @@ def _rank_correlation(one: Iterable[float], other: Iterable[float]) -> float:
     return torch.corrcoef(torch.stack(ranks))[0, 1].item()
 
 
-OWN: dict[str, Callable[[Own], Found]] = {
+OWN: dict[str, Callable[[Own], Numbers]] = {
     "quotient": _quotient,
     "flatness": _flatness,
     "learning-coefficient": _learning_coefficient,

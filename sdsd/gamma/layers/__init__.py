@@ -87,11 +87,11 @@ def rule_for(module: nn.Module) -> Rule | str:
 
 def _forwards(kind: type[nn.Module]) -> set[object]:
     """`forward` of `kind` and of torch's own classes below it (Conv2d below _ConvNd, say)."""
-    found: set[object] = {kind.forward}
+    forwards: set[object] = {kind.forward}
     for child in kind.__subclasses__():
         if child.__module__.startswith("torch.nn.modules"):
-            found |= _forwards(child)
-    return found
+            forwards |= _forwards(child)
+    return forwards
 
 
 def _conventional(module: nn.Module) -> bool:

@@ -88,14 +88,14 @@ class AttentionRule(Rule):
             names = ("in_proj_weight", "in_proj_bias")
             packed = self._linear(watcher, query, module.in_proj_weight, bias, names, slice(None), plan, True)
             return packed.chunk(3, dim=-1)
-        found = []
+        projected = []
         for place, (letter, x) in enumerate(zip("qkv", (query, key, value), strict=True)):
             rows = slice(place * size, (place + 1) * size)
             weight = module.in_proj_weight[rows] if same else getattr(module, f"{letter}_proj_weight")
             names = ("in_proj_weight" if same else f"{letter}_proj_weight", "in_proj_bias")
             part = None if bias is None else bias[rows]
-            found.append(self._linear(watcher, x, weight, part, names, rows, plan, place == 0))
-        return tuple(found)
+            projected.append(self._linear(watcher, x, weight, part, names, rows, plan, place == 0))
+        return tuple(projected)
 
     @staticmethod
     def _heads(x: Tensor, axis: int, heads: int) -> Tensor:
@@ -135,7 +135,7 @@ def _part_of_probe(watcher: Watcher, names: tuple[str, str], count: bool) -> Ten
 def _joint_mask(
     attn_mask: Tensor | None, key_padding_mask: Tensor | None, n: int, heads: int, dtype: torch.dtype
 ) -> Tensor | None:
-    """Both masks as one that is added to the scores; shape broadcasts to (N, heads, queries, keys)."""
+    """Measures masks as one that is added to the scores; shape broadcasts to (N, heads, queries, keys)."""
 
     def additive(mask: Tensor) -> Tensor:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask

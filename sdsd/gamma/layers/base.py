@@ -108,8 +108,8 @@ class Watcher:
 
     def scales(self) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
         """Names of the parameters that have a preconditioner, and those."""
-        found = [(local, self.scale(local)) for local in self.local]
-        held = [(local, scale) for local, scale in found if scale is not None]
+        every = [(local, self.scale(local)) for local in self.local]
+        held = [(local, scale) for local, scale in every if scale is not None]
         return tuple(local for local, _ in held), tuple(scale for _, scale in held)
 
     def plan(self, x: Tensor, features: int) -> Plan:
@@ -173,14 +173,14 @@ class Rule(abc.ABC):
         """The module's output, with the measurement woven into its backward pass."""
 
 
-Found = dict[str, tuple[Tensor, Tensor]]
+Measures = dict[str, tuple[Tensor, Tensor]]
 """By local name: Σ‖g_n‖² and Σ g_n on waves, both 0-dim."""
 
 
 class Tap(torch.autograd.Function):
     """Identity on a layer's output whose backward measures: the layer's own backward stays bit for bit.
 
-    `measure(b, *saved)` returns what it `Found` of every parameter that trains.
+    `measure(b, *saved)` returns the `Measures` of every parameter that trains.
     """
 
     @staticmethod
@@ -195,10 +195,10 @@ class Tap(torch.autograd.Function):
         return (b, report(ctx.measure(b, *saved), ctx.local, b), None, None, *(None for _ in saved))
 
 
-def report(found: Found, local: tuple[str, ...], like: Tensor) -> Tensor:
+def report(measures: Measures, local: tuple[str, ...], like: Tensor) -> Tensor:
     """The probe's gradient: squares for each name in `local`, then what proves them, and a 1 to count the use."""
     zero, one = like.new_zeros((), dtype=torch.float64), like.new_ones((), dtype=torch.float64)
-    given = [found.get(name, (zero, zero)) for name in local]
+    given = [measures.get(name, (zero, zero)) for name in local]
     return torch.stack([*(squares.double() for squares, _ in given), *(sums.double() for _, sums in given), one])
 
 
@@ -224,7 +224,7 @@ def tap(watcher: Watcher, y: Tensor, measure: Any, *saved: Tensor | None) -> Ten
 __all__ = [
     "NO_SAMPLE",
     "WHAT_TO_DO",
-    "Found",
+    "Measures",
     "Plan",
     "Rule",
     "UnsupportedError",

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..uses import by_samples, products_win, squares_by_products
-from .base import Found, Rule, UnsupportedError, Watcher, on_waves, report, sum_of_squares
+from .base import Measures, Rule, UnsupportedError, Watcher, on_waves, report, sum_of_squares
 
 
 class ConvolutionRule(Rule):
@@ -90,17 +90,17 @@ class _Convolution(torch.autograd.Function):
         if need_x or together:
             mask = [need_x, together, False]
             grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, [0], *settings, mask)
-        found: Found = {}
+        measures: Measures = {}
         squares = None
         if by_products:
             squares = squares_by_products(grad, x, weight, settings, max_bytes)
         elif measured:
             grad_weight, squares = by_samples(grad, x, weight, settings, scales.get("weight"), max_bytes)
         if squares is not None and grad_weight is not None:
-            found["weight"] = squares, on_waves(grad_weight)
+            measures["weight"] = squares, on_waves(grad_weight)
         if need_bias:
             each_bias = grad.flatten(2).sum(2)
             grad_bias = each_bias.sum(0)
-            found["bias"] = sum_of_squares(each_bias, scales.get("bias")), on_waves(grad_bias)
-        probe = report(found, local, grad)
+            measures["bias"] = sum_of_squares(each_bias, scales.get("bias")), on_waves(grad_bias)
+        probe = report(measures, local, grad)
         return (grad_x, grad_weight, grad_bias, probe, None, *(None for _ in given))

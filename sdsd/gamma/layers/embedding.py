@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..uses import lookup_squares
-from .base import NO_SAMPLE, WHAT_TO_DO, Found, Rule, UnsupportedError, Watcher, arrange, tap, waves
+from .base import NO_SAMPLE, WHAT_TO_DO, Measures, Rule, UnsupportedError, Watcher, arrange, tap, waves
 from .tied import lead
 
 
@@ -43,7 +43,7 @@ class EmbeddingRule(Rule):
         padding = module.padding_idx
         scale = watcher.scale("weight")
 
-        def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> Found:
+        def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> Measures:
             tokens, gradients = arrange(ids, plan, 0), arrange(b, plan, 1)
             if padding is not None:
                 gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)

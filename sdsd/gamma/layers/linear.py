@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from .base import Found, Plan, Rule, Watcher, arrange, on_waves, report, sum_of_squares
+from .base import Measures, Plan, Rule, Watcher, arrange, on_waves, report, sum_of_squares
 from .tied import meet
 
 
@@ -97,7 +97,7 @@ class _Linear(torch.autograd.Function):
         b2, x2 = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (grad, x))
         grad_x = b2.mm(weight).view(x.shape) if need_x else None
         grad_weight = grad_bias = None
-        found: Found = {}
+        measures: Measures = {}
         want_weight, want_bias = need_weight and measured[0], need_bias and measured[1]
         a, b, each = x2.unsqueeze(1), b2.unsqueeze(1), b2
         if b2.shape[0] != plan[0]:
@@ -111,13 +111,13 @@ class _Linear(torch.autograd.Function):
             scale = scale.t() if scale is not None and transposed else scale
             total, squares = weight_grad_stats(a, b, scale=scale)
             assert total is not None
-            found[names[0]] = squares, on_waves(total.t() if transposed else total, starts[0])
+            measures[names[0]] = squares, on_waves(total.t() if transposed else total, starts[0])
             grad_weight = total
         elif need_weight:
             grad_weight = b2.t().mm(x2)
         if want_bias and grad_bias is not None:
-            found[names[1]] = sum_of_squares(each, scales.get(names[1])), on_waves(grad_bias, starts[1])
-        probe = report(found, entries, grad)
+            measures[names[1]] = sum_of_squares(each, scales.get(names[1])), on_waves(grad_bias, starts[1])
+        probe = report(measures, entries, grad)
         return grad_x, grad_weight, grad_bias, probe, None, *(None for _ in given)
 
 

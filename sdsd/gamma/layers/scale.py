@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Found, Plan, Rule, UnsupportedError, Watcher, arrange, on_waves, sum_of_squares, tap
+from .base import Measures, Plan, Rule, UnsupportedError, Watcher, arrange, on_waves, sum_of_squares, tap
 
 
 class ScaleRule(Rule):
@@ -66,7 +66,7 @@ class ScaleRule(Rule):
                 elif wanted:
                     yield local, self.gather(module, wide, plan)
 
-        def measure(b: Tensor, x: Tensor, *saved: Tensor) -> Found:
+        def measure(b: Tensor, x: Tensor, *saved: Tensor) -> Measures:
             named = dict(zip(scaled, saved[split:], strict=True))
             return {
                 local: (sum_of_squares(each, named.get(local)), on_waves(each.sum(0)))

@@ -51,14 +51,14 @@ class _Lead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, b: Tensor, c: Tensor) -> tuple[Any, ...]:
         ids, scale = ctx.saved_tensors
-        found = ctx.measure(b, ids, scale)
+        measures = ctx.measure(b, ids, scale)
         wide = torch.float64 if b.dtype == torch.float64 else torch.float32
         products = (b.to(wide) * c.to(wide)).sum(-1)
         if ctx.padding is not None:
             products = products.masked_fill(ids == ctx.padding, 0.0)
-        own, sums = found["weight"]
-        found["weight"] = own + 2 * products.sum(), sums
-        return b, report(found, ctx.local, b), None, None, None, None, None
+        own, sums = measures["weight"]
+        measures["weight"] = own + 2 * products.sum(), sums
+        return b, report(measures, ctx.local, b), None, None, None, None, None
 
 
 class _Meet(torch.autograd.Function):

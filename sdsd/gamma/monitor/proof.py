@@ -72,7 +72,7 @@ class Prover:
             samples: n.
             on_waves: names whose projection compiled code took, which has a direction of its own.
         """
-        found = {}
+        relative = {}
         # A gradient that is rounding alone (a bias before a softmax, say) has no digits to compare.
         whole = math.sqrt(max(sum(value.item() for value in squares.values() if value.isfinite()), 0.0))
         for name, gradient in gradients.items():
@@ -90,8 +90,8 @@ class Prover:
             if math.isfinite(norm) and norm > most + allowed * size:
                 difference = max(difference, norm - most)
             if math.isfinite(actual) and math.isfinite(size) and difference > allowed * size:
-                found[name] = difference / norm if norm else math.inf
-        return found
+                relative[name] = difference / norm if norm else math.inf
+        return relative
 
 
 def max_eps(one: torch.dtype | None, other: torch.dtype) -> torch.dtype:

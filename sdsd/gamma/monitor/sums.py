@@ -60,13 +60,13 @@ class Sums:
 
     def probed(self) -> dict[str, Tensor]:
         """What the samples of layers in compiled code add up to, on waves; by parameter, with a 0-dim tensor."""
-        found: dict[str, Tensor] = {}
+        total: dict[str, Tensor] = {}
         for watcher in self._session.watchers:
             probed = watcher.probe.grad
             if probed is not None:
                 for name, value in zip(watcher.names.values(), probed[len(watcher.names) : -1], strict=True):
-                    found[name] = found[name] + value if name in found else value
-        return found
+                    total[name] = total[name] + value if name in total else value
+        return total
 
     def of_gradients(self) -> Tensor:
         """‖.grad‖² of each; shape: (parameters,)."""

@@ -100,11 +100,11 @@ def _landed(use: Use, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tens
 def land_bias(use: Use, row: int, output_grads: Tensor) -> Tensor:
     """The gradient of a bias, the last operand, from output gradients (N, T, C)."""
     ledger, operand = use.mode.ledger, use.operands[-1]
-    found: Tensor = _scale_shift_grads(
+    gradient: Tensor = _scale_shift_grads(
         output_grads, None, None, None, ledger.norms_on(output_grads.device), -1, row, operand.dtype, "triton"
     )[1]
-    ledger.land([operand], found)
-    return found
+    ledger.land([operand], gradient)
+    return gradient
 
 
 def land_norm(

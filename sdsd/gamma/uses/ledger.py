@@ -149,11 +149,11 @@ class Pass:
 
     def norms_on(self, device: torch.device) -> Tensor:
         """Where kernels on `device` write squares: a row a parameter."""
-        found = self.norms.get(device)
-        if found is None:
-            found = torch.zeros(len(self.rows), NORMS_WIDTH, dtype=torch.float64, device=device)
-            self.norms[device] = found
-        return found
+        norms = self.norms.get(device)
+        if norms is None:
+            norms = torch.zeros(len(self.rows), NORMS_WIDTH, dtype=torch.float64, device=device)
+            self.norms[device] = norms
+        return norms
 
     def land(self, operands: list[Operand], *gradients: Tensor | None) -> None:
         """Kernels found all of the gradients of these parameters, and wrote squares of samples into `norms`."""

@@ -364,9 +364,9 @@ def combine(pieces: list[Piece], scale: Tensor | None, max_bytes: int) -> Tensor
     """Σ_n ‖Σ_uses g_n‖²: squares of the sum over uses, which do not add."""
     if len(pieces) == 1:
         return pieces[0].squares(scale, max_bytes)
-    found = _from_factors(pieces, max_bytes) if scale is None else None
-    if found is not None:
-        return found
+    combined = _from_factors(pieces, max_bytes) if scale is None else None
+    if combined is not None:
+        return combined
     total: Tensor | None = None
     for start, stop in chunks(pieces[0].n, max(piece.bytes_each for piece in pieces), max_bytes):
         together = pieces[0].each(start, stop)

@@ -49,8 +49,8 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
         biased = bias is not None and bias.requires_grad
         if x is not None and rows.shape[1] == 1:
             inputs = arrange(x, track, n, 1)
-            found = one_position(rows[:, 0], inputs[:, 0], bias=True)
-            squares = (None, None) if found is None else torch.tensor(found, dtype=torch.float64).unbind()
+            squared = one_position(rows[:, 0], inputs[:, 0], bias=True)
+            squares = (None, None) if squared is None else torch.tensor(squared, dtype=torch.float64).unbind()
             yield 0, Product(inputs.to(rows.dtype), rows, alone=squares[0])
             if biased:
                 yield 1, Dense(rows[:, 0], alone=squares[1])

@@ -57,13 +57,13 @@ def _watch_scale(
             return
         values = wide(b)
         if x is not None:
-            found = gathered(values * factor(wide(x)), track, n, shape)
-            assert found is not None
-            yield 0, Dense(found.reshape(n, *read[0].shape))
+            rows = gathered(values * factor(wide(x)), track, n, shape)
+            assert rows is not None
+            yield 0, Dense(rows.reshape(n, *read[0].shape))
         if bias is not None and bias.requires_grad:
-            found = gathered(values, track, n, shape)
-            assert found is not None
-            yield len(read) - 1, Dense(found.reshape(n, *bias.shape))
+            rows = gathered(values, track, n, shape)
+            assert rows is not None
+            yield len(read) - 1, Dense(rows.reshape(n, *bias.shape))
 
     operands = watch(mode, kind, out, read, (x if trains else None,), measure)
     if operands and placed:
@@ -196,8 +196,8 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     def measure(b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Iterator[tuple[int, Piece]]:
         values = wide(b).reshape(n, c, space)
         centred = wide(x).view(n, groups, -1) - mean.unsqueeze(2)
-        found = centred.view(n, c, space).mul_(values).sum(2).view(n, groups, -1) * rstd.unsqueeze(2)
-        yield 0, Dense(found.view(n, c))
+        scaled = centred.view(n, c, space).mul_(values).sum(2).view(n, groups, -1) * rstd.unsqueeze(2)
+        yield 0, Dense(scaled.view(n, c))
         if bias is not None and bias.requires_grad:
             yield len(read) - 1, Dense(values.sum(2))
 
@@ -390,11 +390,11 @@ class _Joined(torch.autograd.Function):
             ledger.begin(use, grad.dtype)
             rows = None if torch.is_grad_enabled() else rows_of(use)
         if rows is None:
-            found = _by_torch(norm, ctx.needs_input_grad[:3], grad, x, weight, bias)
+            by_input = _by_torch(norm, ctx.needs_input_grad[:3], grad, x, weight, bias)
             if measured:
                 with torch.no_grad():
                     _deliver(use, norm, ctx.track, [t.detach() for t in (grad, x, mean, rstd)])
-            return *found, None, None, None
+            return *by_input, None, None, None
         grad_x = norm.input_grad(grad, x, weight, bias, mean, rstd) if ctx.needs_input_grad[0] else None
         grads = land_norm(use, rows, *norm.rows([grad, x, mean, rstd], ctx.track, ledger.n))
         of_weight, of_bias = grads
@@ -419,8 +419,8 @@ def _by_torch(
     with torch.enable_grad():
         out = norm.forward(*given)[0]  # type: ignore[arg-type]
         wanted = [t for t, need in zip(given, needed, strict=True) if need and t is not None]
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=further))
-    return [next(found) if need else None for need in needed]
+        grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=further))
+    return [next(grads) if need else None for need in needed]
 
 
 def _deliver(use: Use, norm: _Layer | _Group, track: Track, tensors: list[Tensor]) -> None:
