@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -60,3 +62,15 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
     ]
     return Inputs(batch, sorted(carry, key=lambda pair: pair[0] is not first))
+
+
+def capturing() -> bool:
+    """Whether what is launched now goes into a CUDA graph, and nothing is computed yet."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def trained(out: Any) -> Iterator[Tensor]:
+    """Tensors in what a model returned that a gradient comes back to."""
+    for tensor in pytree.tree_leaves(out):
+        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+            yield tensor

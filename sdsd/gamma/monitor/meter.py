@@ -12,6 +12,7 @@ from ..layers import UnsupportedError
 from ..sources import independent_count
 from ..uses import Pass
 from .averages import Step
+from .inputs import capturing
 from .micro import MicroBatches
 from .parameters import Parameters, by_reason
 from .proof import Prover, max_eps
@@ -24,7 +25,7 @@ from .refusals import (
     refuse_unmeasured,
     refused_uses,
 )
-from .session import Session, capturing
+from .session import Session
 from .sums import Sums
 
 

@@ -46,8 +46,7 @@ class GammaMonitor:
 
         monitor = sdsd.GammaMonitor(model)
         for x, y in loader:
-            loss = loss_fn(model(x), y)
-            loss.backward()
+            loss_fn(model(x), y).backward()
             stats = monitor.step()  # before clipping and optimizer.step()
             optimizer.step()
             optimizer.zero_grad()
@@ -58,29 +57,27 @@ class GammaMonitor:
         mode: "exact", "micro", or "auto": exact until one step has shown four or more backward passes, then micro.
         batch_dim: the dimension of the model's input, and of the layers' inputs, that counts samples.
         batch_size: samples a forward pass; None reads it off the model's first tensor argument. Give it where the input
-            itself has several rows a sample, sample after sample, and where several forward passes of the same samples
-            (pairs, say) go into one backward pass. The last batch may be smaller.
+            has several rows a sample, sample after sample, and where several forward passes of the same samples (pairs,
+            say) go into one backward pass. The last batch may be smaller.
         loss_reduction: "mean" where the loss is a mean over samples (or anything whose gradient is the one you step
             with): per-sample gradients are scaled so that their mean is .grad. "sum": their sum is .grad.
-        population: N, the training samples, where batches are drawn from them without replacement, as a DataLoader with
-            shuffle=True does: what is known of all N is then not taken for chance (`GammaStats.signal_unbiased`), and
-            full-batch gradients are exact. None where a sample can come twice, or is augmented anew each time. Of
-            several ranks together. The smoothed interval is from the spread over steps, which knows of it anyway.
+        population: N, the training samples, where batches are drawn from them, of all ranks, without replacement, as by
+            shuffle=True: what is known of all N is then not taken for chance (`GammaStats.signal_unbiased`), and
+            full-batch gradients are exact. None where samples come twice or are augmented.
         ema: weight β of the past in the running averages behind `stats.smoothed`.
         confidence: level of the smoothed interval.
         precondition: an Adam, AdamW or RMSprop optimizer: signal and noise in its metric, ‖Dḡ‖² and Tr(DΣD), D from
             before the step. Steps before its first give None.
-        scaler: the GradScaler in use, so that its scale is divided out, whether or not gradients were unscaled yet.
+        scaler: the GradScaler in use: its scale is divided out, whether or not gradients were unscaled yet.
         parameters: names or patterns ("blocks.*.weight") of the parameters to measure; None takes all that train.
         strict: raise in `step` where a parameter's samples cannot be told apart, or a step does not prove itself; False
             leaves such parameters out from there on, with a warning, and `coverage` has None for them.
-        max_bytes: bound on scratch memory for per-sample pieces (one sample's piece at least).
-        history: what keeps every measured step, a `GammaHistory` or the path of one's file; read as `monitor.history`.
+        max_bytes: bound on scratch memory for per-sample pieces (one at least).
+        history: keeps every measured step, a `GammaHistory` or the path of one's file; read as `monitor.history`.
         process_group: ranks that share a step; "auto" takes it from DDP or FSDP2; None measures this rank alone.
 
     Raises:
-        ValueError: an argument out of range, BatchNorm in train mode (exact), a model that is monitored already, or
-            several ranks without a word how they share gradients.
+        ValueError: an argument out of range, BatchNorm in train mode (exact), a monitored model, or ranks of no group.
     """
 
     def __init__(
@@ -335,8 +332,8 @@ class GammaMonitor:
             inside a CUDA graph: see `replayed`). Nothing is copied to the host before a value is read.
 
         Raises:
-            RuntimeError: no backward pass since the last call; a parameter got a gradient outside its layer; .grad
-                holds what a pass inside `paused` left; called inside `paused`.
+            RuntimeError: no backward pass since the last call; a gradient from outside a parameter's layer, or of a
+                pass inside `paused`; called inside `paused`.
             ValueError: more samples than the population; samples that cannot be told apart; the message says why, and
                 what to do.
         """
@@ -395,9 +392,7 @@ class GammaMonitor:
         """
         captured = self._meter.captured
         if captured is None:
-            raise RuntimeError(
-                "replayed: no step was captured. Call step() after the backward pass inside `with torch.cuda.graph(…)`."
-            )
+            raise RuntimeError("replayed: no step was captured. Call step() inside `with torch.cuda.graph(…)`.")
         # The next replay writes over the numbers of this one.
         stats = self._results.of(captured._replace(raw=captured.raw.clone()))
         self._results.tell(self, stats)

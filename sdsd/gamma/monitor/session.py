@@ -11,17 +11,17 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
 from ..layers import begin_tracing
-from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying
-from .inputs import read_inputs
+from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, in_groups, settle_together, through_compiled
+from .inputs import capturing, read_inputs, trained
 from .leftovers import Leftovers
 from .refusals import refuse_uncounted
 
@@ -192,7 +192,7 @@ class Session:
         tracks = self.read(args, kwargs)
         if not self.exact or self.batch is None:
             out = plain(*args, **kwargs)
-            for tensor in _trained(out):
+            for tensor in trained(out):
                 tensor.register_hook(self._announce)
             return out
         self.settle()
@@ -205,7 +205,7 @@ class Session:
         self.passes.append(ledger)
         if self.batch == 0:
             out = plain(*args, **kwargs)
-            for tensor in _trained(out):
+            for tensor in trained(out):
                 tensor.register_hook(lambda grad: self._note_empty(ledger))
             return out
         ledger.inputs = tracks
@@ -213,7 +213,11 @@ class Session:
         mode = Measuring(self, ledger)
         parts = compiled_parts(self.root)
         try:
-            with intercepted(parts, mode.through_compiled) if parts else nullcontext(), carrying(ledger), mode:
+            with (
+                intercepted(parts, partial(through_compiled, mode)) if parts else nullcontext(),
+                carrying(ledger),
+                mode,
+            ):
                 out = plain(*args, **kwargs)
         finally:
             self._inside = False
@@ -365,34 +369,8 @@ class Session:
         else:
             return
         with torch.no_grad():
-            for group in self._groups():
-                if len(group) == 1:
-                    group[0].settle()
-                else:
-                    self._settle_together(group)
-
-    def _groups(self) -> list[list[Pass]]:
-        """Passes that gradients came from, those of one backward pass together."""
-        groups: list[list[Pass]] = []
-        for ledger in self.passes:
-            if not ledger.tasks:
-                continue
-            for group in groups:
-                if any(ledger.tasks & other.tasks for other in group):
-                    group.append(ledger)
-                    break
-            else:
-                groups.append([ledger])
-        return groups
-
-    def _settle_together(self, group: list[Pass]) -> None:
-        """Passes of one backward pass, of the same samples: their uses add before they are squared."""
-        first = group[0]
-        for other in group[1:]:
-            for name, pieces in other.kept.items():
-                first.kept.setdefault(name, []).extend(pieces)
-            other.kept = {}
-        first.settle()
+            for group in in_groups(self.passes):
+                settle_together(group)
 
     def batches(self) -> list[list[Pass]]:
         """The batches of this step, settled.
@@ -401,38 +379,11 @@ class Session:
             UnsupportedError: passes whose samples cannot be counted; the message says why, and what to do.
         """
         self.settle()
-        groups = self._groups()
+        groups = in_groups(self.passes)
         unfinished = self.given_up or any(ledger.open & self._open for group in groups for ledger in group)
         refuse_uncounted(groups, unfinished=unfinished, same_samples=self.batch_size is not None, stale=self.stale)
         return groups
 
 
-_OF_A_STEP = frozenset(
-    {
-        "planned",
-        "measuring",
-        "sizes",
-        "passes",
-        "strangers",
-        "stale",
-        "given_up",
-        "batch",
-        "directions",
-        "_outer",
-        "_begun",
-        "_open",
-        "_marks",
-        "_stepped",
-    }
-)
-
-
-def capturing() -> bool:
-    """Whether what is launched now goes into a CUDA graph, and nothing is computed yet."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
-def _trained(out: Any) -> Iterator[Tensor]:
-    for tensor in pytree.tree_leaves(out):
-        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-            yield tensor
+_OF_A_STEP = frozenset(("planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch"))
+_OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "_marks", "_stepped"}

@@ -7,10 +7,12 @@ file               what is inside
 `calls.py`         what sort a function of torch is of, what a call holds
 `checkpoints.py`   second runs of checkpointed functions
 `rules/`           one rule an operation: what a sample's gradient is made of
+`opaque.py`        compiled parts and transforms of torch.func, into which the mode cannot look
 `plans.py`         uses that come again and look the same, made without being looked into
 `use.py`           one use: the hook on its output, what it saves for the backward pass
 `operand.py`       what a use reads: a parameter, or a tensor computed from parameters, and the way back to these
 `pieces.py`        gradients of the samples in the form they come in; their squares and their projection
+`combining.py`     squares of what several uses of one parameter add up to
 `landed.py`        uses whose gradients and squares come out of one kernel
 `convolutions.py`  squares of a convolution's weight gradients
 `grouping.py`      gradients of chosen rows, added by the sample that they belong to
@@ -22,11 +24,13 @@ use.watch, use.Use.fire, use.Use._deliver, operand.Operand.deliver, ledger.Pass.
 these and a line in `RULES` of `rules/`.
 """
 
+from .combining import combine
 from .convolutions import by_samples, products_win, squares_by_products
-from .ledger import Pass, carrying
+from .ledger import Pass, carrying, in_groups, settle_together
 from .measuring import Measuring
+from .opaque import through_compiled
 from .operand import Leaf, Operand
-from .pieces import chunks, combine, lookup_squares, project, square_norm, sum_of_squares, wide
+from .pieces import chunks, lookup_squares, project, square_norm, sum_of_squares, wide
 from .plans import Plan
 
 __all__ = [
@@ -39,11 +43,14 @@ __all__ = [
     "carrying",
     "chunks",
     "combine",
+    "in_groups",
     "lookup_squares",
     "products_win",
     "project",
+    "settle_together",
     "square_norm",
     "squares_by_products",
     "sum_of_squares",
+    "through_compiled",
     "wide",
 ]

@@ -15,8 +15,9 @@ from torch import Tensor
 from sdsd_kernels import NORMS_WIDTH, default_backend
 
 from ..following import Track, Tracks, set_track, use
+from .combining import combine
 from .operand import Leaf, Operand
-from .pieces import Piece, combine, project
+from .pieces import Piece, project
 
 _SERVED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -211,3 +212,28 @@ class carrying:  # noqa: N801
 
     def __exit__(self, *error: object) -> None:
         use(self._before)
+
+
+def in_groups(passes: list[Pass]) -> list[list[Pass]]:
+    """Passes that gradients came from, those of one backward pass together."""
+    groups: list[list[Pass]] = []
+    for ledger in passes:
+        if not ledger.tasks:
+            continue
+        for group in groups:
+            if any(ledger.tasks & other.tasks for other in group):
+                group.append(ledger)
+                break
+        else:
+            groups.append([ledger])
+    return groups
+
+
+def settle_together(group: list[Pass]) -> None:
+    """Square what came to passes of one backward pass, of the same samples: their uses add before they are squared."""
+    first = group[0]
+    for other in group[1:]:
+        for name, pieces in other.kept.items():
+            first.kept.setdefault(name, []).extend(pieces)
+        other.kept = {}
+    first.settle()

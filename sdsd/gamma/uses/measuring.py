@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from ...models import is_skipped, uncompiled
 from ..following import (
     SHAPE_ONLY,
     Mixed,
@@ -28,7 +27,6 @@ from ..following import (
     follow,
     here,
     indexes,
-    layers_of,
     set_track,
     sorted_offsets,
     stated,
@@ -52,6 +50,7 @@ from .calls import (
     tensors_in,
 )
 from .ledger import Pass
+from .opaque import transformed
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation
 
@@ -60,10 +59,6 @@ if TYPE_CHECKING:
 
 _NOTHING = object()
 _saving = torch._C._autograd._top_saved_tensors_default_hooks
-_LOST = Mixed(
-    "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs "
-    "uncompiled where it is measured; to measure this one, leave it uncompiled"
-)
 MOST_CALLS = 20_000
 """So many calls are remembered by what they look like."""
 
@@ -175,7 +170,7 @@ class Measuring(TorchFunctionMode):
         known = self.session.calls.get(call)
         if known is None:
             self.call = call
-            return self._follow(func, args, kwargs, out)
+            return self.follow(func, args, kwargs, out)
         if type(known) is Track:
             held[id(out)] = (ref(out), known, False)
         else:
@@ -217,7 +212,7 @@ class Measuring(TorchFunctionMode):
             else:
                 apart = track
         if torch._C._are_functorch_transforms_active():
-            return self._transformed(func, args, kwargs)
+            return transformed(self, func, args, kwargs)
         if how is WRITES and args:
             about_to_write(args[0])
         if not sampled and apart is None:
@@ -232,16 +227,16 @@ class Measuring(TorchFunctionMode):
             with self:
                 return body(func)(*args, **kwargs)
         if not parameters:
-            return self._follow(func, args, kwargs, func(*args, **kwargs))
+            return self.follow(func, args, kwargs, func(*args, **kwargs))
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
-            return self._follow(func, args, kwargs, func(*args, **kwargs))
+            return self.follow(func, args, kwargs, func(*args, **kwargs))
         if func is torch._grouped_mm and isinstance(apart, Mixed) and sorted_offsets(args, kwargs) is not None:
             apart = None
         if named and None in rows:
             apart = Mixed(f"{named[0][1].reason}, and what belongs to that meets samples which it may not occur in")
         if apart is not None:
-            out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
+            out = marked(self.follow(func, args, kwargs, func(*args, **kwargs)))
             if any(t.requires_grad for t in tensors_in((out,), {})):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
@@ -253,7 +248,7 @@ class Measuring(TorchFunctionMode):
     def _use_of_rows(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], owners: list[Any]) -> Any:
         """An operation of chosen rows and parameters: that of a batch of rows, whose gradients are added by sample."""
         if any(each is not owners[0] for each in owners):
-            out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)), args)
+            out = marked(self.follow(func, args, kwargs, func(*args, **kwargs)), args)
             self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], "it meets rows chosen otherwise")
             return out
         n = self.ledger.n
@@ -271,20 +266,6 @@ class Measuring(TorchFunctionMode):
             return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
         set_track(tensor, None)
         return None
-
-    def _transformed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
-        inputs = [layer for tensor in tensors_in(args, kwargs) for layer in layers_of(tensor)]
-        parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
-        out = marked(self._follow(func, args, kwargs, func(*args, **kwargs)))
-        if parameters and any(track_of(t) is not None for t in inputs):
-            # By name alone: within a transform a parameter's own node cannot be asked for.
-            computed = [
-                leaf.name for t in parameters if t.grad_fn is not None for leaf in leaves_of(t, self.session)[0]
-            ]
-            own = [self.session.name_of(t) for t in parameters if t.grad_fn is None]
-            self.ledger.refuse([*computed, *(name for name in own if name is not None)], "a transform of torch.func")
-        return out
 
     def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
         """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
@@ -317,15 +298,15 @@ class Measuring(TorchFunctionMode):
         for tensor in tensors_in((result,), {}):
             set_track(tensor, track)
         self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)
-        self._watch_mixing(list(tensors_in((result,), {})), track)
+        self.watch_mixing(list(tensors_in((result,), {})), track)
         return marked(result, args)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation itself, its output followed."""
         self.result = func(*args, **kwargs)
-        return self._follow(func, args, kwargs, self.result)
+        return self.follow(func, args, kwargs, self.result)
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         call, self.call = self.call, None
         known = None if call is None else self.session.calls.get(call)
         if known is not None:
@@ -343,7 +324,7 @@ class Measuring(TorchFunctionMode):
             written = bool(args) and (out is None or out is args[0])
             tensors = [args[0]] if written else list(tensors_in((out,), {}))
             seen = {id(base) for t in tensors_in(args, kwargs) for base in (t, t._base)} if not written else set()
-            self._watch_mixing(tensors, mixed, seen)
+            self.watch_mixing(tensors, mixed, seen)
         elif call is not None:
             self._remember(call, out)
         return out
@@ -358,7 +339,7 @@ class Measuring(TorchFunctionMode):
                     self.session.calls.clear()
                 self.session.calls[call] = tracks[0] if type(out) is Tensor else tracks
 
-    def _watch_mixing(self, tensors: list[Tensor], mixed: Mixed, seen: Collection[int] = ()) -> None:
+    def watch_mixing(self, tensors: list[Tensor], mixed: Mixed, seen: Collection[int] = ()) -> None:
         """Samples mix here: where a gradient comes back through it, no row before it is one sample's alone.
 
         seen: ids of tensors that were there before, and that a view of them says nothing of.
@@ -391,40 +372,6 @@ class Measuring(TorchFunctionMode):
         for tensor in parameters:
             for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
-
-    def through_compiled(self, part: tuple[nn.Module, str], plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A compiled part of the model, into which no mode can look: it is measured module by module.
-
-        Where its outputs carry samples was followed while it was compiled, from where its inputs did. One that could
-        not be followed runs uncompiled the next time.
-        """
-        session = self.session
-        if id(part[0]) in session.uncompiled_parts or is_skipped(*part):
-            return uncompiled(*part)(*args, **kwargs)
-        carried = [(t, track_of(t)) for t in deep_tensors((args, kwargs))]
-        for tensor, _ in carried:
-            set_track(tensor, None)
-        session.entering, session.leaving, session.lying = carried, [], str([track for _, track in carried])
-        try:
-            with _pop_mode_temporarily():
-                out = plain(*args, **kwargs)
-            known = {id(tensor): track for tensor, track in (*carried, *session.leaving)}
-        finally:
-            session.entering, session.leaving, session.lying = None, None, ""
-            for tensor, track in carried:
-                set_track(tensor, track)
-        sampled = any(track is not None for _, track in carried)
-        for tensor in deep_tensors(out):
-            if not sampled and tensor.grad_fn is None:
-                continue
-            track = known.get(id(tensor), _LOST)
-            if track is _LOST:
-                session.uncompiled_parts.add(id(part[0]))
-            set_track(tensor, track)
-            if isinstance(track, Mixed):
-                self._watch_mixing([tensor], track)
-            marked(tensor)
-        return out
 
     def note_checkpoint(self) -> None:
         """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""

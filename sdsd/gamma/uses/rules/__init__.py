@@ -8,6 +8,7 @@ file                 operations
 `grouped.py`         _grouped_mm: rows sorted by expert
 `lookup.py`          embedding
 `norms.py`           layer norm, RMS norm, group norm, instance norm, batch norm in eval mode
+`joined_norms.py`    layer and group norm by functions whose backward is one kernel's
 `elementwise.py`     + − × ÷ with a parameter, PReLU
 `attention.py`       attention with a mask of parameters
 `recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, lstm_cell

@@ -1,0 +1,72 @@
+"""What the mode cannot look into: compiled parts of a model, and the inside of torch.func's transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.overrides import _pop_mode_temporarily
+
+from ...models import is_skipped, uncompiled
+from ..following import Mixed, layers_of, set_track, track_of
+from .calls import deep_tensors, tensors_in
+from .operand import leaves_of, marked
+
+if TYPE_CHECKING:
+    from .measuring import Measuring
+
+_LOST = Mixed(
+    "code that torch.compile compiled, in which samples could not be followed. From the next batch on it runs "
+    "uncompiled where it is measured; to measure this one, leave it uncompiled"
+)
+
+
+def transformed(mode: Measuring, func: Any, args: Any, kwargs: Any) -> Any:
+    """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
+    inputs = [layer for tensor in tensors_in(args, kwargs) for layer in layers_of(tensor)]
+    parameters = [t for t in inputs if t.requires_grad and track_of(t) is None]
+    out = marked(mode.follow(func, args, kwargs, func(*args, **kwargs)))
+    if parameters and any(track_of(t) is not None for t in inputs):
+        # By name alone: within a transform a parameter's own node cannot be asked for.
+        computed = [leaf.name for t in parameters if t.grad_fn is not None for leaf in leaves_of(t, mode.session)[0]]
+        own = [mode.session.name_of(t) for t in parameters if t.grad_fn is None]
+        mode.ledger.refuse([*computed, *(name for name in own if name is not None)], "a transform of torch.func")
+    return out
+
+
+def through_compiled(
+    mode: Measuring, part: tuple[nn.Module, str], plain: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """A compiled part of the model, into which no mode can look: it is measured module by module.
+
+    Where its outputs carry samples was followed while it was compiled, from where its inputs did. One that could
+    not be followed runs uncompiled the next time.
+    """
+    session = mode.session
+    if id(part[0]) in session.uncompiled_parts or is_skipped(*part):
+        return uncompiled(*part)(*args, **kwargs)
+    carried = [(t, track_of(t)) for t in deep_tensors((args, kwargs))]
+    for tensor, _ in carried:
+        set_track(tensor, None)
+    session.entering, session.leaving, session.lying = carried, [], str([track for _, track in carried])
+    try:
+        with _pop_mode_temporarily():
+            out = plain(*args, **kwargs)
+        known = {id(tensor): track for tensor, track in (*carried, *session.leaving)}
+    finally:
+        session.entering, session.leaving, session.lying = None, None, ""
+        for tensor, track in carried:
+            set_track(tensor, track)
+    sampled = any(track is not None for _, track in carried)
+    for tensor in deep_tensors(out):
+        if not sampled and tensor.grad_fn is None:
+            continue
+        track = known.get(id(tensor), _LOST)
+        if track is _LOST:
+            session.uncompiled_parts.add(id(part[0]))
+        set_track(tensor, track)
+        if isinstance(track, Mixed):
+            mode.watch_mixing([tensor], track)
+        marked(tensor)
+    return out
