@@ -47,6 +47,11 @@ def expected(title: str) -> tuple[int, float, float]:
     return oracle(model, torch.randn(64, 6), torch.arange(64) % 3)
 
 
+TORCHS_OWN_ABORT = "terminate called without an active exception"
+"""How a rank that is done may end where two cores are busy: of runs of the first recipe 3 in 22, without the monitor 3
+in 14, without an import of sdsd 1 in 9 (torch 2.13, gloo). Then it is run again."""
+
+
 def test_every_setup_has_its_recipe():
     assert set(RECIPES) == {
         "DistributedDataParallel", "FSDP2", "Accelerate", "The loop of torchtitan", "DeepSpeed"
@@ -65,7 +70,10 @@ def test_a_recipe_measures_the_whole_batch(title, tmp_path):
     if needed == "deepspeed":
         subprocess.run([sys.executable, "-c", BUILD], env=environment, capture_output=True, check=True, timeout=900)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "recipe.py"]
-    done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    for _ in range(4):
+        done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        if done.returncode == 0 or TORCHS_OWN_ABORT not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [line.split() for line in done.stdout.splitlines() if re.fullmatch(r"\d+ \S+ \S+", line)]
     assert len(steps) == (1 if title == "Accelerate" else 3)
