@@ -23,10 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._device import DeviceRecord, device_record
-from .._launch import Launch, kept, on_device
+from .._launch import Launch, kept
 from .._progress import Progress
-from ..pairwise.kernel import Panels
-from ..pairwise.launch import Preparation, key_of, prepared_alike, product_settings
+from ..pairwise.launch import Pairing, bands, key_of
 from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
 from . import config
 
@@ -85,10 +84,10 @@ def topk_kernel(
     rows, columns,  # descriptors, or pointers
     row_inverse_ptr, column_inverse_ptr, values_ptr, indices_ptr, first_row_tile, k,
     neurons, others, samples, pitch, column_pitch, tiles_per_split,
-    SAME: tl.constexpr, FARTHEST: tl.constexpr, THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr,
-    POINTERS: tl.constexpr, INTERPRET: tl.constexpr, LANES: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
+    SAME: tl.constexpr, FARTHEST: tl.constexpr, LANES: tl.constexpr, HOW: tl.constexpr,
 ):
+    ROWS: tl.constexpr = HOW.rows
+    COLUMNS: tl.constexpr = HOW.columns
     start = (first_row_tile + tl.program_id(0)) * ROWS
     row = start + tl.arange(0, ROWS)
     split = tl.program_id(1)
@@ -103,8 +102,7 @@ def topk_kernel(
     first_tile = split * tiles_per_split
     for tile in range(first_tile, tl.minimum(first_tile + tiles_per_split, tl.cdiv(others, COLUMNS))):
         products = tile_products(
-            rows, columns, start, tile * COLUMNS, neurons, others, 0, samples, samples, pitch, column_pitch,
-            THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
+            rows, columns, start, tile * COLUMNS, neurons, others, 0, samples, samples, pitch, column_pitch, HOW
         )
         best, best_column = _offered(
             products, tile * COLUMNS, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
@@ -119,54 +117,42 @@ def topk_kernel(
 class TopK(NamedTuple):
     """Everything about a call but its tensors, k, and what it may take of memory."""
 
-    prepare: Preparation
-    prepare_others: Preparation | None
-    rows: Panels | None
-    columns: Panels | None
+    pairing: Pairing
     launches: dict[int, Launch]
     """By number of splits."""
-    settled: dict[str, Any]
-    options: dict[str, int]
     row_tiles: int
     column_tiles: int
     splits: int
     """The fastest number."""
     lanes: int
+    farthest: bool
+
+    def launch(self, splits: int) -> Launch:
+        launch = self.launches.get(splits)
+        if launch is None:
+            own = {"SAME": self.pairing.left is self.pairing.right, "FARTHEST": self.farthest, "LANES": self.lanes}
+            own["tiles_per_split"] = -(-self.column_tiles // splits)
+            launch = self.launches[splits] = self.pairing.launch(topk_kernel, **own)
+        return launch
 
 
 def plan_topk(
     rows: Tensor, others: Tensor | None, k: int, record: DeviceRecord, *, farthest: bool, precision: str, center: bool
 ) -> TopK:
     """What a call with tensors like these does."""
-    options: dict[str, Any] = {"precision": precision, "center": center}
-    if others is None:
-        prepare, prepare_others = Preparation(rows, record, **options), None
-    else:
-        prepare, prepare_others = prepared_alike(rows, others, record, **options)
-    right = prepare_others or prepare
     lanes = config.lanes(k)
-    tile = config.topk_tile(record.family, prepare.three, lanes)
-    settled = product_settings(prepare, tile) | {
-        "others": right.neurons,
-        "column_pitch": right.pitch,
-        "SAME": others is None,
-        "FARTHEST": farthest,
-        "LANES": lanes,
-    }
-    row_tiles, column_tiles = -(-prepare.neurons // tile.rows), -(-right.neurons // tile.columns)
-    return TopK(
-        prepare,
-        prepare_others,
-        prepare.panels(tile.rows, tile.samples),
-        right.panels(tile.columns, tile.samples),
-        {},
-        settled,
-        {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
-        row_tiles,
-        column_tiles,
-        config.splits(row_tiles, column_tiles, record.multiprocessors),
-        lanes,
+    pairing = Pairing(
+        rows,
+        others,
+        record,
+        lambda left, _: config.topk_tile(record.family, left.three, lanes),
+        precision=precision,
+        center=center,
     )
+    row_tiles = -(-rows.shape[0] // pairing.tile.rows)
+    column_tiles = -(-pairing.right.neurons // pairing.tile.columns)
+    splits = config.splits(row_tiles, column_tiles, record.multiprocessors)
+    return TopK(pairing, {}, row_tiles, column_tiles, splits, lanes, farthest)
 
 
 _plans: dict[tuple[Any, ...], TopK] = {}
@@ -189,43 +175,27 @@ def launch_cosine_topk(
     if plan is None:
         options: dict[str, Any] = {"farthest": farthest, "precision": precision, "center": center}
         plan = kept(_plans, key, plan_topk(rows, others, k, device_record(rows.device), **options))
-    splits = _splits_within(max_bytes, plan)
-    return on_device(rows, _topk, plan, rows, others, k, splits, progress)
+    splits = plan.splits
+    if max_bytes is not None:
+        # The most whose lists fit beside the operands; op.py has seen that those of one do.
+        left = max_bytes - plan.pairing.scratch
+        splits = max(1, min(splits, left // config.list_bytes(rows.shape[0], plan.lanes)))
+    with torch.cuda.device_of(rows):
+        return topk_by(plan, rows, others, k, splits, progress)
 
 
-def _topk(
+def topk_by(
     plan: TopK, rows: Tensor, others: Tensor | None, k: int, splits: int, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
-    launch = plan.launches.get(splits)
-    if launch is None:
-        settled = plan.settled | {"tiles_per_split": -(-plan.column_tiles // splits)}
-        launch = plan.launches[splits] = Launch(topk_kernel, (plan.row_tiles, splits, 1), settled, **plan.options)
-    left = plan.prepare(rows)
-    right = left if plan.prepare_others is None or others is None else plan.prepare_others(others)
-    shape = (splits, plan.prepare.neurons, plan.lanes)
+    launch = plan.launch(splits)
+    operands = plan.pairing.operands(rows, others)
+    shape = (splits, rows.shape[0], plan.lanes)
     values = torch.empty(shape, dtype=torch.float32, device=rows.device)
     indices = torch.empty(shape, dtype=torch.int32, device=rows.device)
-    operands = left.operands if plan.rows is None else plan.rows.of(left.operands)
-    columns = right.operands if plan.columns is None else plan.columns.of(right.operands)
     band = plan.row_tiles if progress is None else -(-plan.row_tiles // PROGRESS_STEPS)
-    for first in range(0, plan.row_tiles, band):
-        last = min(first + band, plan.row_tiles)
-        grid = (last - first, splits, 1)
-        launch(operands, columns, left.inverse, right.inverse, values, indices, first, k, grid=grid)
-        if progress is not None:
-            if rows.is_cuda:
-                torch.cuda.synchronize(rows.device)
-            progress(last, plan.row_tiles)
-    return _merged(values, indices, k, bool(plan.settled["FARTHEST"]))
-
-
-def _splits_within(max_bytes: int | None, plan: TopK) -> int:
-    """The most splits whose lists fit into `max_bytes` beside the operands; op.py has seen that those of one do."""
-    if max_bytes is None:
-        return plan.splits
-    left, right = plan.prepare, plan.prepare_others
-    beside = left.scratch + 16 * left.neurons + (0 if right is None else right.scratch + 16 * right.neurons)
-    return max(1, min(plan.splits, (max_bytes - beside) // config.list_bytes(left.neurons, plan.lanes)))
+    for first, end in bands(plan.row_tiles, band, progress, rows.device):
+        launch(*operands, values, indices, first, k, grid=(end - first, splits, 1))
+    return _merged(values, indices, k, plan.farthest)
 
 
 def _merged(values: Tensor, indices: Tensor, k: int, farthest: bool) -> tuple[Tensor, Tensor]:

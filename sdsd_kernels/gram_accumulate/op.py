@@ -122,9 +122,9 @@ def _compute(
     gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
 ) -> None:
     if backend == "triton":
-        from ..pairwise.launch import launch_gram_accumulate
+        from ..pairwise.launch import launch_sums
 
-        launch_gram_accumulate(gram, rows, shift, scale, precision=precision)
+        launch_sums(gram, rows, gram, shift=shift, weight=scale, precision=precision)
     else:
         gram_accumulate_torch(gram, rows, shift, scale)
 

@@ -8,10 +8,29 @@ rests on ahead-of-time compilation alone: no spill, and shared memory within bou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from .._device import DeviceRecord
+
+
+class How(NamedTuple):
+    """What every function that takes products of a tile is told at compile time."""
+
+    rows: int
+    columns: int
+    samples: int
+    """Of a step."""
+    three: bool
+    """Whether operands have low parts: a product is high·high + high·low + low·high."""
+    every: int
+    """Steps after which the matrix unit's sum, which truncates, is added to a float32 total; 0: never."""
+    adjacent: bool
+    """Whether operands lie samples by neurons."""
+    pointers: bool
+    """Whether pointers read them, not tensor descriptors."""
+    interpret: bool
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,10 @@ MOST_PARTIAL_BYTES = 256 * 2**20
 """Partial sums of ranges never take more memory than this."""
 REDUCE = 32
 """Side of a tile of the finishing pass: 512 neurons are 136 of them."""
+MEANS = 256
+"""Neurons of a program of `mean_kernel`."""
+EXPANDED = 32
+"""Side of a tile of `expand_kernel`: in float64, with its mirror image."""
 
 MEASURE = {True: (4, 512, 8), False: (32, 128, 8)}
 """Neurons, samples and warps of a program that measures; True where samples are adjacent. 32 neighbouring float32 are

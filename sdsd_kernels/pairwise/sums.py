@@ -1,32 +1,29 @@
-"""Sums of products over batches, in strips of their triangle: one launch a batch, and one for the matrix at the end."""
+"""Sums of products over batches, in strips of their triangle, where Triton serves: what an accumulator keeps.
+
+A strip of rows [start, start + STRIP) holds columns [start, N), row by row; strips follow each other in flat memory.
+"""
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._device import device_record
-from .._launch import Launch, kept, on_device
+from .._backend import choose_backend
 from .._rows import as_rows
-from .launch import Preparation, Triangle, has_room_for_a_guard, key_of
-from .sums_kernel import expand_kernel, mean_kernel
+from .config import operand_bytes
 
-MEANS = 256
-"""Neurons of a program of `mean_kernel`."""
-EXPANDED = 32
-"""Side of a tile of `expand_kernel`: in float64, with its mirror image."""
+STRIP = 256
+"""Rows of a strip: a multiple of every tile's, so that a tile lies in one strip."""
 
 
-class _Update(NamedTuple):
-    prepare: Preparation
-    triangle: Triangle
-    mean: Launch | None
+def served(device: torch.device, backend: str | None) -> bool:
+    """Whether kernels serve on `device`."""
+    return choose_backend(backend, device) == "triton"
 
 
-_updates: dict[tuple[Any, ...], _Update] = {}
-_expansions: dict[tuple[Any, ...], Launch] = {}
+def batch_bytes(samples: int, neurons: int, dtype: torch.dtype, *, center: bool) -> int:
+    """The most that `add_batch` takes of memory for a batch beside its result."""
+    return operand_bytes(neurons, samples, dtype, "float32", center=center)
 
 
 def add_batch(
@@ -34,92 +31,47 @@ def add_batch(
     activations: Tensor,
     out: Tensor,
     *,
-    strips: int,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    count: int,
-    center: bool,
-    precision: str,
+    weight: Tensor | None = None,
+    mean: Tensor | None = None,
+    count: int = 0,
+    center: bool = False,
+    precision: str = "float32",
 ) -> Tensor | None:
-    """out = before + products of a batch of samples, with a = weight (x − its mean where centred).
+    """out = before + products of a batch of samples: of a = weight · x, or of that less its mean over all samples.
+
+    One launch, after those that find norms and write halves where the batch cannot be multiplied as it lies, and one
+    for the means. Nothing waits for the device.
 
     Args:
-        before: sums so far, float64, strip by strip; None: none.
-        activations: the batch, neurons first: (N, …), float32 or half.
+        before: sums so far, float64, in strips; None: none.
+        activations: the batch, neurons first: (N, …), float32, float16 or bfloat16; any strides.
         out: memory for the new sums; may be `before`.
-        strips: rows of a strip.
-        weight: (N,) float32, or None.
-        mean: of all samples so far, times `weight`; None where there are none, or without centring.  # shape: (N,)
+        weight: (N,), float32; None: 1.
+        mean: of all samples so far, times `weight`, float64; None where there were none.  # shape: (N,)
         count: how many samples there were.
         center: whether sums are about the mean of all samples.
-        precision: "float32" or "fp16".
+        precision: "float32" or "fp16", as in `cosine_matrix`.
 
     Returns:
-        The mean of all samples, float64, or None without centring.  # shape: (N,)
+        The mean of all samples, times `weight`, or None without centring.  # shape: (N,)
     """
+    from .launch import launch_sums
+
     rows = as_rows(activations, 0)
-    key = key_of(rows, strips, weight is None, before is None, mean is None, center, precision)
-    plan = _updates.get(key)
-    if plan is None:
-        prepare = Preparation(
-            rows, device_record(rows.device), precision=precision, center=center, guarded=has_room_for_a_guard(rows)
-        )
-        step = None
-        if center:
-            step = mean_launch(prepare.neurons, rows.stride(0))
-        plan = kept(_updates, key, _Update(prepare, Triangle(prepare, "add", strips=strips, guard=prepare.guard), step))
-    return on_device(rows, _add_batch, plan, before, rows, out, weight, mean, count)
+    options = {"weight": weight, "mean": mean, "count": count, "center": center, "precision": precision}
+    return launch_sums(before, rows, out, strips=STRIP, **options)
 
 
-def _add_batch(
-    plan: _Update,
-    before: Tensor | None,
-    rows: Tensor,
-    out: Tensor,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    count: int,
-) -> Tensor | None:
-    if plan.prepare.in_place and not plan.prepare.guard:
-        plan.triangle(rows, None, None, weight, None, before, out)
-        return None
-    operands, scale, inverse, rest = plan.prepare(rows)
-    delta = after = None
-    if plan.mean is not None:
-        after = torch.empty(plan.prepare.neurons, dtype=torch.float64, device=rows.device)
-        delta = None if mean is None else torch.empty_like(after)
-        plan.mean(rows, rest, weight, mean, after, delta, count, plan.prepare.samples)
-    plan.triangle(operands, scale, inverse, weight, delta, before, out)
-    return after
-
-
-def mean_launch(neurons: int, stride_neuron: int) -> Launch:
-    """One step of the means of so many neurons."""
-    known = {"neurons": neurons, "stride_neuron": stride_neuron, "BLOCK": MEANS}
-    return Launch(mean_kernel, (-(-neurons // MEANS), 1, 1), known, num_warps=4)
-
-
-def expand_launch(neurons: int, *, cosine: bool, strips: int) -> Launch:
-    """The whole matrix of so many neurons."""
-    across = -(-neurons // EXPANDED)
-    known = {"neurons": neurons, "COSINE": cosine, "STRIPS": strips, "BLOCK": EXPANDED, "GROUP": 8}
-    return Launch(expand_kernel, (across * (across + 1) // 2, 1, 1), known, num_warps=8)
-
-
-def expand(sums: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, strips: int, cosine: bool) -> None:
-    """Write (T[i, j] + shift_i shift_j) · (factor_i factor_j) into `out` (N, N), as a whole symmetric matrix.
+def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, cosine: bool) -> None:
+    """Write (T[i, j] + shift_i shift_j) · (factor_i factor_j) into `out` (N, N), a whole symmetric matrix.
 
     Args:
-        sums: T, float64, strip by strip.
+        triangle: T, float64, in strips.
         factor: (N,), float64; for cosines inverse norms, 0 or NaN for a neuron without direction.
         shift: (N,), float64, or None.
-        out: what is written, of any floating-point dtype.
-        strips: rows of a strip.
-        cosine: within ±1, and 1 on the diagonal of neurons that have a direction.
+        out: of any floating-point dtype.
+        cosine: within ±1, and exactly 1 on the diagonal of neurons that have a direction.
     """
-    neurons = out.shape[0]
-    key = (neurons, out.dtype, out.device, shift is None, strips, cosine)
-    launch = _expansions.get(key)
-    if launch is None:
-        launch = kept(_expansions, key, expand_launch(neurons, cosine=cosine, strips=strips))
-    on_device(out, launch, sums, factor, shift, out)
+    from .launch import launch_expand
+
+    launch_expand(triangle, factor, shift, out, strips=STRIP, cosine=cosine)
