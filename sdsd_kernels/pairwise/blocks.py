@@ -15,17 +15,7 @@ import torch
 from torch import Tensor
 
 from .products import SUMMED, exact_float32, multiplies_in_place, product, transposed, upper_products
-from .reading import (
-    PASS_ELEMENTS,
-    SQUARES,
-    brought_nearer,
-    converted,
-    means,
-    peaks,
-    sample_slices,
-    scales_of,
-    squares,
-)
+from .reading import PASS_ELEMENTS, converted, means, out_of_range, sample_slices, scales, squares
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
@@ -76,19 +66,14 @@ def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = N
     mean = means(rows, dtype, None) if center else None
     # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
     square = squares(rows, dtype, mean, None)
-    smallest, largest = SQUARES[dtype]
-    suspicious = ~((square >= smallest) & (square <= largest))
-    scale = None
-    if bool(suspicious.any()):
-        far, nearer, mean = brought_nearer(rows, mean)
-        peak = peaks(rows, dtype, nearer, mean)
-        alive = peak.isfinite() & (peak > 0)
-        if nearer is not None or bool((suspicious & alive).any()):
-            scale, mean = scales_of(torch.where(suspicious & alive, peak, 0.5), far, mean)
-            square = squares(rows, dtype, mean, scale)
-        square = torch.where(peak.isfinite(), square, torch.nan)
-    inverse_norm = square.rsqrt().to(dtype)
-    return Neurons(rows, dtype, mean, scale, torch.where(square == 0, 0.0, inverse_norm))
+    suspicious = out_of_range(square, dtype)
+    scale = scales(rows, dtype, suspicious) if bool(suspicious.any()) else None
+    if scale is not None:
+        mean = means(rows, dtype, scale) if center else None
+        square = squares(rows, dtype, mean, scale)
+    square = torch.where(square.isfinite(), square, torch.nan)
+    inverse_norm = torch.where(square == 0, 0.0, square.rsqrt().to(dtype))
+    return Neurons(rows, dtype, mean, scale, inverse_norm)
 
 
 def normalized(neurons: Neurons) -> Neurons:
