@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,8 @@ FLOORS = {
 
 KERNELS = re.compile(r"(\w+_)?kernel\.py")
 """Kernels pack their arguments by meaning, under one `# fmt: off` a file."""
+FORMATTED = ("sdsd", "sdsd_kernels", "tests", "benchmarks", "docs", "examples")
+"""Where the formatter wins."""
 WITH_TRITON = re.compile(r"(\w+_)?(kernel|config)\.py")
 """A folder's kernel.py may be spread over several <what>_kernel.py. No other file imports Triton, not even late."""
 
@@ -381,17 +384,13 @@ def test_a_door_is_looked_through(tmp_path):
 
 
 def shape_violations(path: Path, root: Path) -> Iterator[str]:
-    """Long files, long rows of positional parameters, and lines kept from the formatter."""
+    """Long files, and long rows of positional parameters."""
     where = path.relative_to(root)
     if not f"{module_name(path, root)}.".startswith(tuple(f"{room}." for room in IN_SHAPE)):
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     if len(lines) > MOST_LINES:
         yield f"{where}: {len(lines)} lines; make it a folder, or two files"
-    unformatted = [number for number, line in enumerate(lines, 1) if "# fmt:" in line and line != "# fmt: on"]
-    if KERNELS.fullmatch(path.name) and len(unformatted) == 1 and "# fmt: off" in lines:
-        unformatted = []
-    yield from (f"{where}:{number}: the formatter wins" for number in unformatted)
     if where.parts[0] == "sdsd_kernels":  # operators take what their schemas list
         return
     for node in ast.walk(ast.parse("\n".join(lines))):
@@ -399,6 +398,16 @@ def shape_violations(path: Path, root: Path) -> Iterator[str]:
             names = [each.arg for each in (*node.args.posonlyargs, *node.args.args) if each.arg not in ("self", "cls")]
             if len(names) > MOST_POSITIONAL:
                 yield f"{where}:{node.lineno}: {node.name} has {len(names)} positional parameters; name the rest"
+
+
+def format_violations(path: Path, root: Path) -> Iterator[str]:
+    """Comments that keep lines from the formatter, but for the one of a kernel."""
+    with tokenize.open(path) as file:
+        comments = [token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.COMMENT]
+    kept = [comment for comment in comments if re.match(r"#\s*(fmt|yapf):(?! on$)", comment.string)]
+    in_kernel = KERNELS.fullmatch(path.name) and "sdsd_kernels" in path.relative_to(root).parts
+    if not (in_kernel and [comment.string for comment in kept] == ["# fmt: off"] and kept[0].start[1] == 0):
+        yield from (f"{path.relative_to(root)}:{comment.start[0]}: the formatter wins" for comment in kept)
 
 
 def violations(root: Path) -> list[str]:
@@ -417,6 +426,8 @@ def violations(root: Path) -> list[str]:
             if package == "triton":
                 wrong.append(f"{path.relative_to(root)}:{line}: sdsd imports triton")
     wrong += circles(root)
+    for path in sorted(path for folder in FORMATTED for path in (root / folder).rglob("*.py")):
+        wrong += format_violations(path, root)
     for path in sorted((root / "sdsd_kernels").rglob("*.py")):
         wrong += shape_violations(path, root)
         for target, line, *_ in imports(path, root):
@@ -530,7 +541,12 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ("sdsd/studies/digits.py", "def f(a, b, c, d, e, f, g): ...", "f has 7 positional parameters"),
         ("sdsd/cli/demo.py", "x  = 1  # fmt: skip", "the formatter wins"),
         ("sdsd_kernels/gamma_moments/kernel.py", "x  = 1  # fmt: skip", "the formatter wins"),
+        ("sdsd_kernels/gamma_moments/kernel.py", "def f():\n    # fmt: off\n    return 1", "the formatter wins"),
         ("sdsd_kernels/gamma_moments/op.py", "# fmt: off", "the formatter wins"),
+        ("sdsd/gamma/stats.py", "# fmt: off", "the formatter wins"),
+        ("tests/kernels/test_op.py", "x  = 1  # fmt: skip", "the formatter wins"),
+        ("tests/kernel.py", "# fmt: off\nx  = 1\n# fmt: on", "the formatter wins"),
+        ("benchmarks/cases.py", "x  = 1  # yapf: disable", "the formatter wins"),
         ("sdsd_kernels/gamma_moments/op.py", "x = 1\n" * 401, "401 lines; make it a folder"),
         ("sdsd/report/html.py", "def f(found): ...", "call it what it is"),
         ("sdsd/studies/digits.py", "found = 1", "call it what it is"),
