@@ -90,8 +90,7 @@ FOLDERS = (
     "gamma_moments",
     "lookup_squares_into",
     "pairwise",
-    "scale_shift_grads",
-    "weight_grad_stats",
+    "per_sample",
 )
 """Folders with kernels."""
 

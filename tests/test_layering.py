@@ -421,6 +421,16 @@ def format_violations(path: Path, root: Path) -> Iterator[str]:
         yield from (f"{path.relative_to(root)}:{comment.start[0]}: the formatter wins" for comment in kept)
 
 
+def sibling_violations(path: Path, root: Path) -> Iterator[str]:
+    """What a folder of `sdsd_kernels` imports from an op's; a definition may be in terms of another one."""
+    where = path.relative_to(root)
+    for target, line, *_ in imports(path, root) if len(where.parts) > 2 else ():
+        there = [*target.split("."), "", ""][1]
+        definition = path.name == "reference.py" and target.split(".")[2:3] == ["reference"]
+        if there != where.parts[1] and (root / "sdsd_kernels" / there / "op.py").is_file() and not definition:
+            yield f"{where}:{line}: {target} is one op's; what several need belongs in an engine: pairwise, per_sample"
+
+
 def violations(root: Path) -> list[str]:
     """Every import under `root` that breaks a rule of the house, as "file:line: what is wrong"."""
     wrong: list[str] = []
@@ -440,7 +450,7 @@ def violations(root: Path) -> list[str]:
     for path in sorted(path for folder in FORMATTED for path in (root / folder).rglob("*.py")):
         wrong += format_violations(path, root)
     for path in sorted((root / "sdsd_kernels").rglob("*.py")):
-        wrong += shape_violations(path, root)
+        wrong += [*shape_violations(path, root), *sibling_violations(path, root)]
         for target, line, *_ in imports(path, root):
             package = target.split(".")[0]
             if package == "sdsd":
@@ -521,6 +531,10 @@ SOUND = {
     "sdsd_kernels/gamma_moments/kernel.py": "import triton\nimport triton.language as tl\n# fmt: off\n# fmt: on",
     "sdsd_kernels/gamma_moments/norms_kernel.py": "import triton",
     "sdsd_kernels/gamma_moments/config.py": "def f():\n    import triton",
+    "sdsd_kernels/gamma_moments/reference.py": "",
+    "sdsd_kernels/pairwise/blocks.py": "",
+    "sdsd_kernels/cosine_topk/op.py": "from ..pairwise.blocks import prepare",
+    "sdsd_kernels/cosine_topk/reference.py": "from ..gamma_moments.reference import moments",
 }
 
 
@@ -593,6 +607,10 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ("sdsd_kernels/gamma_moments/kernel_of_norms.py", "import triton", "only kernels"),
         ("sdsd_kernels/config/op.py", "import triton", "only kernels"),
         ("sdsd_kernels/gamma_moments/kernel.py", "def f():\n    from sdsd import gamma", "sdsd_kernels imports sdsd"),
+        ("sdsd_kernels/cosine_topk/op.py", "def f():\n    from ..gamma_moments.cpu import g", "is one op's"),
+        ("sdsd_kernels/cosine_topk/reference.py", "from ..gamma_moments.op import gamma_moments", "is one op's"),
+        ("sdsd_kernels/cosine_topk/cpu.py", "from ..gamma_moments.reference import moments", "is one op's"),
+        ("sdsd_kernels/pairwise/blocks.py", "from ..cosine_topk import op", "is one op's"),
     ],
 )
 def test_each_violation_is_found(tmp_path, file, line, complaint):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd_kernels import available_backends, weight_grad_stats
-from sdsd_kernels.weight_grad_stats import cpu, method
-from sdsd_kernels.weight_grad_stats.method import METHODS, choose_method
+from sdsd_kernels.per_sample import cpu, method
+from sdsd_kernels.per_sample.method import METHODS, choose_method
 from sdsd_kernels.weight_grad_stats.reference import weight_grad_stats_reference
 from tests.helpers import assert_within, relative_error, summation_error, unit_roundoff
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sdsd_kernels import available_backends, conv_weight_grad_stats, weight_grad_stats
 from sdsd_kernels._device import device_record
-from sdsd_kernels.weight_grad_stats import conv, cpu
-from sdsd_kernels.weight_grad_stats.geometry import Geometry
+from sdsd_kernels.per_sample import conv, cpu
+from sdsd_kernels.per_sample.geometry import Geometry
 from sdsd_kernels.weight_grad_stats.reference import conv_weight_grad_stats_reference
 from tests.helpers import assert_within, relative_error, summation_error, unit_roundoff
 
@@ -32,7 +32,7 @@ WAYS = ["torch", *([ENGINE, POINTERS] if HAS_KERNELS else [])]
 def launch() -> ModuleType:
     if not HAS_KERNELS:
         pytest.skip("no Triton here")
-    from sdsd_kernels.weight_grad_stats import launch
+    from sdsd_kernels.per_sample import launch
 
     return launch
 

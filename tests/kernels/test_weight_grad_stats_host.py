@@ -11,15 +11,15 @@ import torch
 import sdsd_kernels
 from sdsd_kernels import available_backends
 from sdsd_kernels._device import INTERPRETED, RECORDS
-from sdsd_kernels.weight_grad_stats import config, layout, method
-from sdsd_kernels.weight_grad_stats.config import DIRECT, ONE_TERM, THREE_TERMS
-from sdsd_kernels.weight_grad_stats.layout import Layout
+from sdsd_kernels.per_sample import config, layout, method
+from sdsd_kernels.per_sample.config import DIRECT, ONE_TERM, THREE_TERMS
+from sdsd_kernels.per_sample.layout import Layout
 
 if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
-from sdsd_kernels.weight_grad_stats import launch, squares
-from sdsd_kernels.weight_grad_stats.geometry import LINEAR
+from sdsd_kernels.per_sample import launch, squares
+from sdsd_kernels.per_sample.geometry import LINEAR
 from tests.kernels.calls import Calls
 
 H100 = RECORDS["sm_90"]
