@@ -23,8 +23,7 @@ from torch import Tensor
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
 from .._progress import Progress
 from .._rows import rows_of
-from ..cosine_topk.cpu import stable_topk
-from ..pairwise.blocks import Neurons, cosine_blocks, fill_cosines, prepare
+from ..pairwise.blocks import Neurons, cosine_blocks, fill_cosines, prepare, stable_topk
 from .cpu import sides_of
 from .op import CosinePairs
 
