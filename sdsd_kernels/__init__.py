@@ -29,7 +29,7 @@ One call, from its door to the launch; these functions, in this order, are the w
     cosine_matrix(x)    cosine_matrix/op.cosine_matrix       checks, the choice of backend, then the operator
                         cosine_matrix/op._compute            torch.ops.sdsd.cosine_matrix, which _register.py made
       on a GPU          pairwise/launch.launch_cosine_matrix   the plan of this shape and layout, by one look-up
-                        pairwise/launch.cosine_matrix_by     norms, and unit rows as halves; then the triangle of
+                                                             norms, and unit rows as halves; then the triangle of
                                                              products, each tile stored twice
       elsewhere         cosine_matrix/cpu.cosine_matrix_torch  half of the products, scaled and stored twice
     gamma_moments(g)    gamma_moments/op.gamma_moments, gamma_moments/op._compute

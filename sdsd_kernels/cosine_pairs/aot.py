@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -10,13 +12,11 @@ from .._aot import AotCase, compiled_ahead
 from .._device import DeviceRecord
 from ..pairwise.aot import cases_of, neurons
 from .kernel import (
-    count_by,
-    fill_by,
-    histogram_by,
     histogram_kernel,
+    launch_cosine_histogram,
+    launch_cosine_pairs,
+    launch_cosine_row_sums,
     past_threshold_kernel,
-    plan_pass,
-    row_sums_by,
     row_sums_kernel,
 )
 
@@ -34,15 +34,10 @@ def aot_cases() -> list[AotCase]:
 
 def _cases(record: DeviceRecord, dtype: torch.dtype, layout: str = "", *, thorough: bool = True) -> Iterator[AotCase]:
     rows = neurons(16384, 1024, dtype, layout)
-    bins = plan_pass(rows, record, histogram_kernel, False, bins=500, BINS=512)
-    yield from cases_of(record, lambda: histogram_by(bins, rows, 500, None), histogram_kernel, thorough=thorough)
-    sums = plan_pass(rows, record, row_sums_kernel, False, KIND="distance")
-    yield from cases_of(record, lambda: row_sums_by(sums, rows, None, None), row_sums_kernel, thorough=thorough)
-    pairs = plan_pass(rows, record, past_threshold_kernel, False, ABOVE=True)
-
-    def count_and_fill() -> None:
-        operands, _, inverse, _ = pairs.pairing.operands(rows, None)
-        offsets = count_by(pairs, operands, inverse, 0.5, None)[1]
-        fill_by(pairs, operands, inverse, 0.5, offsets, 1, None)
-
-    yield from cases_of(record, count_and_fill, past_threshold_kernel, thorough=thorough)
+    options: dict[str, Any] = {"center": False, "max_bytes": 2**40, "progress": None, "record": record}
+    for kernel, call in (
+        (histogram_kernel, partial(launch_cosine_histogram, rows, bins=500, **options)),
+        (row_sums_kernel, partial(launch_cosine_row_sums, rows, kind="distance", **options)),
+        (past_threshold_kernel, partial(launch_cosine_pairs, rows, threshold=0.5, above=True, **options)),
+    ):
+        yield from cases_of(record, call, kernel, thorough=thorough)

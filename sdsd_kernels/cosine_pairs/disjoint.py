@@ -59,14 +59,12 @@ def disjoint_pairs(
     are exact) in the order said. Not differentiable. Computed by torch on every device.
 
     Args:
-        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides, as in `cosine_matrix`.
+        activations, neuron_dim, center: as in `cosine_matrix`.
         pairs: how many.
         which: "nearest" | "farthest" | "random" (uniformly drawn, in the order drawn).
         cosine: a symmetric cosine matrix (N, N) to choose from, instead of activations. Its upper half is read.
         alive: booleans, (N,): neurons that may be paired. Those that are zero on every sample, or have a NaN or an
             infinity, never are; in a matrix they are known by a diagonal that is not positive.
-        neuron_dim: the dimension that counts neurons; all others are samples.
-        center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
         seed: of the random choice.
         max_bytes: bound on memory beyond the result; None: none, and some 50 MiB and 300 bytes a neuron are taken.
         progress: called with (done, total) as the work goes on.

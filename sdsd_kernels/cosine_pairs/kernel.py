@@ -25,9 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .._device import DeviceRecord, device_record
-from .._launch import Launch, kept
+from .._launch import Launch, device_of, kept
 from .._progress import Progress
-from ..pairwise.launch import Pairing, bands, key_of
+from ..pairwise.config import Tile
+from ..pairwise.launch import Pairing, Preparation, bands, key_of
 from ..pairwise.tile_kernel import cosines, inverse_norms, tile_products
 from . import config
 from .budget import check_count
@@ -162,29 +163,25 @@ class Pass(NamedTuple):
     """Tile columns that a program of the threshold pass walks."""
 
 
-def plan_pass(rows: Tensor, record: DeviceRecord, kernel: Any, center: bool, **own: Any) -> Pass:
-    """A pass of `kernel`, which takes constants of its `own`, over `rows` (N, OUTER, INNER)."""
-    pairing = Pairing(
-        rows,
-        None,
-        record,
-        lambda neurons, _: config.tile(kernel.__name__, record.family, three=neurons.three),
-        precision="float32",
-        center=center,
-    )
-    tiles = -(-rows.shape[0] // pairing.tile.rows)
-    own["CHUNK"] = chunk = config.chunk(tiles)
-    steps = ({"FILL": False}, {"FILL": True}) if kernel is past_threshold_kernel else ({},)
-    return Pass(pairing, tuple(pairing.launch(kernel, **own, **step) for step in steps), tiles, chunk)
-
-
 _plans: dict[tuple[Any, ...], Pass] = {}
 
 
-def _planned(rows: Tensor, kernel: Any, center: bool, **own: Any) -> Pass:
-    key = key_of(rows, kernel, center, *own.values())
+def _planned(rows: Tensor, record: DeviceRecord | None, kernel: Any, center: bool, **own: Any) -> Pass:
+    """A pass of `kernel`, which takes constants of its `own`; `record`: what is taken to be at hand, None what is."""
+    key = key_of(rows, kernel, center, record, *own.values())
     plan = _plans.get(key)
-    return plan or kept(_plans, key, plan_pass(rows, device_record(rows.device), kernel, center, **own))
+    if plan is None:
+        card = record or device_record(rows.device)
+
+        def tile_of(neurons: Preparation) -> Tile:
+            return config.tile(kernel.__name__, card.family, three=neurons.three)
+
+        pairing = Pairing(rows, None, card, tile_of, precision="float32", center=center)
+        own["CHUNK"] = chunk = config.chunk(pairing.tiles[0])
+        steps = ({"FILL": False}, {"FILL": True}) if kernel is past_threshold_kernel else ({},)
+        launches = tuple(pairing.launch(kernel, **own, **step) for step in steps)
+        plan = kept(_plans, key, Pass(pairing, launches, pairing.tiles[0], chunk))
+    return plan
 
 
 def _triangle_tiles(tiles: int, end: int | None = None) -> int:
@@ -212,102 +209,92 @@ def _programs(first: int, end: int, tiles: int, group: int) -> int:
 
 
 def launch_cosine_histogram(
-    rows: Tensor, *, bins: int, center: bool, max_bytes: int | None, progress: Progress | None
+    rows: Tensor,
+    *,
+    bins: int,
+    center: bool,
+    max_bytes: int | None,
+    progress: Progress | None,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Counts (BINS,) int64 of the cosines of `rows` (N, OUTER, INNER), and the inverse norms (N,)."""
     places = triton.next_power_of_2(max(bins, config.LEAST_BINS))
-    plan = _planned(rows, histogram_kernel, center, bins=bins, BINS=places)
-    with torch.cuda.device_of(rows):
-        return histogram_by(plan, rows, bins, progress)
-
-
-def histogram_by(plan: Pass, rows: Tensor, bins: int, progress: Progress | None) -> tuple[Tensor, Tensor]:
-    operands, _, inverse, _ = plan.pairing.operands(rows, None)
-    counts = torch.zeros(bins, dtype=torch.int64, device=rows.device)
-    for first, end in bands(plan.tiles, config.BAND, _in_tiles(progress), rows.device):
-        grid = (_programs(first, end, plan.tiles, plan.pairing.tile.group), 1, 1)
-        plan.launches[0](operands, inverse, counts, first, end, grid=grid)
+    plan = _planned(rows, record, histogram_kernel, center, bins=bins, BINS=places)
+    with device_of(rows):
+        operands, _, inverse, _ = plan.pairing.operands(rows, None)
+        counts = torch.zeros(bins, dtype=torch.int64, device=rows.device)
+        for first, end in bands(plan.tiles, config.BAND, _in_tiles(progress), rows.device):
+            grid = (_programs(first, end, plan.tiles, plan.pairing.tile.group), 1, 1)
+            plan.launches[0](operands, inverse, counts, first, end, grid=grid)
     return counts, inverse
 
 
 def launch_cosine_row_sums(
-    rows: Tensor, *, kind: str, center: bool, max_bytes: int | None, progress: Progress | None
+    rows: Tensor,
+    *,
+    kind: str,
+    center: bool,
+    max_bytes: int | None,
+    progress: Progress | None,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Row sums (N,) float64 of what `kind` makes of the cosines of `rows` (N, OUTER, INNER), and inverse norms (N,)."""
-    plan = _planned(rows, row_sums_kernel, center, KIND=kind)
-    with torch.cuda.device_of(rows):
-        return row_sums_by(plan, rows, max_bytes, progress)
-
-
-def row_sums_by(plan: Pass, rows: Tensor, max_bytes: int | None, progress: Progress | None) -> tuple[Tensor, Tensor]:
+    plan = _planned(rows, record, row_sums_kernel, center, KIND=kind)
     neurons, tiles, block = rows.shape[0], plan.tiles, plan.pairing.tile.rows
     most = config.BAND
     if max_bytes is not None:
         left = max_bytes - plan.pairing.left.scratch - config.VECTORS * neurons
         most = max(1, min(most, left // config.row_sums_bytes(neurons, block)))
-    operands, _, inverse, _ = plan.pairing.operands(rows, None)
-    sums = torch.zeros(neurons, dtype=torch.float64, device=rows.device)
-    for first, end in bands(tiles, most, _in_tiles(progress), rows.device):
-        row_partials = torch.zeros(((end - first) * block, tiles), dtype=torch.float32, device=rows.device)
-        column_partials = torch.zeros((end - first, neurons), dtype=torch.float32, device=rows.device)
-        grid = (_programs(first, end, tiles, plan.pairing.tile.group), 1, 1)
-        plan.launches[0](operands, inverse, row_partials, column_partials, first, end, grid=grid)
-        own = slice(first * block, min(end * block, neurons))
-        sums[own] += row_partials[: own.stop - own.start].sum(1, dtype=torch.float64)
-        sums += column_partials.sum(0, dtype=torch.float64)
+    with device_of(rows):
+        operands, _, inverse, _ = plan.pairing.operands(rows, None)
+        sums = torch.zeros(neurons, dtype=torch.float64, device=rows.device)
+        for first, end in bands(tiles, most, _in_tiles(progress), rows.device):
+            row_partials = torch.zeros(((end - first) * block, tiles), dtype=torch.float32, device=rows.device)
+            column_partials = torch.zeros((end - first, neurons), dtype=torch.float32, device=rows.device)
+            grid = (_programs(first, end, tiles, plan.pairing.tile.group), 1, 1)
+            plan.launches[0](operands, inverse, row_partials, column_partials, first, end, grid=grid)
+            own = slice(first * block, min(end * block, neurons))
+            sums[own] += row_partials[: own.stop - own.start].sum(1, dtype=torch.float64)
+            sums += column_partials.sum(0, dtype=torch.float64)
     return sums, inverse
 
 
 def launch_cosine_pairs(
-    rows: Tensor, *, threshold: float, above: bool, center: bool, max_bytes: int, progress: Progress | None
+    rows: Tensor,
+    *,
+    threshold: float,
+    above: bool,
+    center: bool,
+    max_bytes: int,
+    progress: Progress | None,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs of `rows` (N, OUTER, INNER) past a threshold: first, second (int64) and cosine (float32), in order.
 
     TooManyPairsError, before anything is allocated for them, where they take more than `max_bytes`.
     """
-    plan = _planned(rows, past_threshold_kernel, center, ABOVE=above)
-    with torch.cuda.device_of(rows):
-        return pairs_by(plan, rows, threshold, max_bytes, progress)
-
-
-def pairs_by(
-    plan: Pass, rows: Tensor, threshold: float, max_bytes: int, progress: Progress | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    neurons, block = rows.shape[0], plan.pairing.tile.rows
-    operands, _, inverse, _ = plan.pairing.operands(rows, None)
-    counts, offsets = count_by(plan, operands, inverse, threshold, progress)
-    count = int(offsets[-1])
-    check_count(count, 4, plan.pairing.left.scratch + config.pairs_bytes(neurons, block), max_bytes)
-    second, cosine, strayed = fill_by(plan, operands, inverse, threshold, offsets, count, progress)
-    assert not strayed.item(), "the second pass found other pairs than the first counted"
-    in_row = counts.sum(1, dtype=torch.int64)
-    first = torch.arange(neurons, device=rows.device).repeat_interleave(in_row, output_size=count)
+    plan = _planned(rows, record, past_threshold_kernel, center, ABOVE=above)
+    neurons, device, tiles = rows.shape[0], rows.device, plan.tiles
+    chunks = -(-tiles // plan.chunk)
+    with device_of(rows):
+        operands, _, inverse, _ = plan.pairing.operands(rows, None)
+        counts = torch.empty((neurons, chunks), dtype=torch.int32, device=device)
+        strayed = torch.zeros((), dtype=torch.int32, device=device)
+        for first, end in bands(tiles, config.BAND, _in_tiles(progress, 0, 2), device):
+            places = counts, None, None, None, None, threshold, first, end
+            plan.launches[0](operands, inverse, *places, grid=((end - first) * chunks, 1, 1))
+        offsets = torch.zeros(neurons * chunks + 1, dtype=torch.int64, device=device)
+        torch.cumsum(counts.flatten(), 0, dtype=torch.int64, out=offsets[1:])
+        # Tensors without data are for aot.py.
+        count = 0 if device.type == "meta" else int(offsets[-1])
+        scratch = plan.pairing.left.scratch + config.pairs_bytes(neurons, plan.pairing.tile.rows)
+        check_count(count, 4, scratch, max_bytes)
+        second = torch.empty(count, dtype=torch.int32, device=device)
+        cosine = torch.empty(count, dtype=torch.float32, device=device)
+        for first, end in bands(tiles, config.BAND, _in_tiles(progress, 1, 2), device):
+            places = None, offsets, second, cosine, strayed, threshold, first, end
+            plan.launches[1](operands, inverse, *places, grid=((end - first) * chunks, 1, 1))
+        assert device.type == "meta" or not strayed.item(), "the second pass found other pairs than the first counted"
+        in_row = counts.sum(1, dtype=torch.int64)
+        first = torch.arange(neurons, device=device).repeat_interleave(in_row, output_size=count)
     return first, second.long(), cosine
-
-
-def count_by(
-    plan: Pass, operands: Any, inverse: Tensor, threshold: float, progress: Progress | None
-) -> tuple[Tensor, Tensor]:
-    """Pairs of every row and chunk (N, CHUNKS), and their running sum, which begins with 0."""
-    chunks = -(-plan.tiles // plan.chunk)
-    counts = torch.empty((len(inverse), chunks), dtype=torch.int32, device=inverse.device)
-    for first, end in bands(plan.tiles, config.BAND, _in_tiles(progress, 0, 2), inverse.device):
-        grid = ((end - first) * chunks, 1, 1)
-        plan.launches[0](operands, inverse, counts, None, None, None, None, threshold, first, end, grid=grid)
-    offsets = torch.zeros(counts.numel() + 1, dtype=torch.int64, device=inverse.device)
-    torch.cumsum(counts.flatten(), 0, dtype=torch.int64, out=offsets[1:])
-    return counts, offsets
-
-
-def fill_by(
-    plan: Pass, operands: Any, inverse: Tensor, threshold: float, offsets: Tensor, count: int, progress: Progress | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Second neuron and cosine of every pair, and whether there were others than counted."""
-    chunks = -(-plan.tiles // plan.chunk)
-    second = torch.empty(count, dtype=torch.int32, device=inverse.device)
-    cosine = torch.empty(count, dtype=torch.float32, device=inverse.device)
-    strayed = torch.zeros((), dtype=torch.int32, device=inverse.device)
-    for first, end in bands(plan.tiles, config.BAND, _in_tiles(progress, 1, 2), inverse.device):
-        grid = ((end - first) * chunks, 1, 1)
-        plan.launches[1](operands, inverse, None, offsets, second, cosine, strayed, threshold, first, end, grid=grid)
-    return second, cosine, strayed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -10,7 +12,7 @@ from .._aot import AotCase, compiled_ahead
 from .._device import DeviceRecord
 from ..pairwise.aot import cases_of, neurons
 from . import config
-from .kernel import plan_topk, topk_by, topk_kernel
+from .kernel import launch_cosine_topk, topk_kernel
 
 
 def aot_cases() -> list[AotCase]:
@@ -36,7 +38,7 @@ def _of(
     others: bool = False,
     thorough: bool = True,
 ) -> Iterable[AotCase]:
-    rows = neurons(65536, 1024, dtype, layout)
-    other = rows if others else None
-    plan = plan_topk(rows, other, k, record, farthest=farthest, precision="float32", center=False)
-    return cases_of(record, lambda: topk_by(plan, rows, other, k, 3, None), topk_kernel, thorough=thorough)
+    rows = neurons(64000, 1024, dtype, layout)
+    options: dict[str, Any] = {"precision": "float32", "center": False, "max_bytes": None, "progress": None}
+    call = partial(launch_cosine_topk, rows, rows if others else None, k, farthest=farthest, record=record, **options)
+    return cases_of(record, call, topk_kernel, thorough=thorough)

@@ -15,7 +15,7 @@ The lists of several splits are merged by two stable sorts in torch: of columns,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -23,9 +23,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .._device import DeviceRecord, device_record
-from .._launch import Launch, kept
+from .._launch import Launch, device_of, kept
 from .._progress import Progress
-from ..pairwise.launch import Pairing, bands, key_of
+from ..pairwise.config import Tile
+from ..pairwise.launch import Pairing, Preparation, bands, key_of
 from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
 from . import config
 
@@ -114,48 +115,8 @@ def topk_kernel(
 # fmt: on
 
 
-class TopK(NamedTuple):
-    """Everything about a call but its tensors, k, and what it may take of memory."""
-
-    pairing: Pairing
-    launches: dict[int, Launch]
-    """By number of splits."""
-    row_tiles: int
-    column_tiles: int
-    splits: int
-    """The fastest number."""
-    lanes: int
-    farthest: bool
-
-    def launch(self, splits: int) -> Launch:
-        launch = self.launches.get(splits)
-        if launch is None:
-            own = {"SAME": self.pairing.left is self.pairing.right, "FARTHEST": self.farthest, "LANES": self.lanes}
-            own["tiles_per_split"] = -(-self.column_tiles // splits)
-            launch = self.launches[splits] = self.pairing.launch(topk_kernel, **own)
-        return launch
-
-
-def plan_topk(
-    rows: Tensor, others: Tensor | None, k: int, record: DeviceRecord, *, farthest: bool, precision: str, center: bool
-) -> TopK:
-    """What a call with tensors like these does."""
-    lanes = config.lanes(k)
-    pairing = Pairing(
-        rows,
-        others,
-        record,
-        lambda left, _: config.topk_tile(record.family, left.three, lanes),
-        precision=precision,
-        center=center,
-    )
-    row_tiles = -(-rows.shape[0] // pairing.tile.rows)
-    column_tiles = -(-pairing.right.neurons // pairing.tile.columns)
-    splits = config.splits(row_tiles, column_tiles, record.multiprocessors)
-    return TopK(pairing, {}, row_tiles, column_tiles, splits, lanes, farthest)
-
-
-_plans: dict[tuple[Any, ...], TopK] = {}
+_plans: dict[tuple[Any, ...], tuple[Pairing, dict[int, Launch], int]] = {}
+"""What to do with tensors like these: launches by number of splits, and the fastest number."""
 
 
 def launch_cosine_topk(
@@ -168,34 +129,40 @@ def launch_cosine_topk(
     center: bool,
     max_bytes: int | None,
     progress: Progress | None,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
-    key = key_of(rows, None if others is None else key_of(others), config.lanes(k), farthest, precision, center)
+    """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER).
+
+    `record`: what is taken to be at hand; None: the GPU that is.
+    """
+    lanes = config.lanes(k)
+    key = key_of(rows, None if others is None else key_of(others), lanes, farthest, precision, center, record)
     plan = _plans.get(key)
     if plan is None:
-        options: dict[str, Any] = {"farthest": farthest, "precision": precision, "center": center}
-        plan = kept(_plans, key, plan_topk(rows, others, k, device_record(rows.device), **options))
-    splits = plan.splits
+        card = record or device_record(rows.device)
+
+        def tile_of(left: Preparation) -> Tile:
+            return config.topk_tile(card.family, left.three, lanes)
+
+        pairing = Pairing(rows, others, card, tile_of, precision=precision, center=center)
+        plan = kept(_plans, key, (pairing, {}, config.splits(*pairing.tiles, card.multiprocessors)))
+    pairing, launches, splits = plan
     if max_bytes is not None:
         # The most whose lists fit beside the operands; op.py has seen that those of one do.
-        left = max_bytes - plan.pairing.scratch
-        splits = max(1, min(splits, left // config.list_bytes(rows.shape[0], plan.lanes)))
-    with torch.cuda.device_of(rows):
-        return topk_by(plan, rows, others, k, splits, progress)
-
-
-def topk_by(
-    plan: TopK, rows: Tensor, others: Tensor | None, k: int, splits: int, progress: Progress | None
-) -> tuple[Tensor, Tensor]:
-    launch = plan.launch(splits)
-    operands = plan.pairing.operands(rows, others)
-    shape = (splits, rows.shape[0], plan.lanes)
-    values = torch.empty(shape, dtype=torch.float32, device=rows.device)
-    indices = torch.empty(shape, dtype=torch.int32, device=rows.device)
-    band = plan.row_tiles if progress is None else -(-plan.row_tiles // PROGRESS_STEPS)
-    for first, end in bands(plan.row_tiles, band, progress, rows.device):
-        launch(*operands, values, indices, first, k, grid=(end - first, splits, 1))
-    return _merged(values, indices, k, plan.farthest)
+        splits = max(1, min(splits, (max_bytes - pairing.scratch) // config.list_bytes(len(rows), lanes)))
+    row_tiles, column_tiles = pairing.tiles
+    launch = launches.get(splits)
+    if launch is None:
+        own = {"SAME": others is None, "FARTHEST": farthest, "LANES": lanes}
+        launch = launches[splits] = pairing.launch(topk_kernel, tiles_per_split=-(-column_tiles // splits), **own)
+    with device_of(rows):
+        operands = pairing.operands(rows, others)
+        values = torch.empty((splits, len(rows), lanes), dtype=torch.float32, device=rows.device)
+        indices = torch.empty((splits, len(rows), lanes), dtype=torch.int32, device=rows.device)
+        band = row_tiles if progress is None else -(-row_tiles // PROGRESS_STEPS)
+        for first, end in bands(row_tiles, band, progress, rows.device):
+            launch(*operands, values, indices, first, k, grid=(end - first, splits, 1))
+        return _merged(values, indices, k, farthest)
 
 
 def _merged(values: Tensor, indices: Tensor, k: int, farthest: bool) -> tuple[Tensor, Tensor]:

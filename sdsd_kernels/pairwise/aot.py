@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,18 +20,9 @@ from .._launch import Launch
 from . import config
 from .config import How
 from .kernel import rectangle_kernel, reduce_kernel, triangle_kernel
-from .launch import (
-    Sum,
-    Triangle,
-    cosine_between_by,
-    cosine_matrix_by,
-    expand_launch,
-    mean_launch,
-    plan_rectangle,
-    sums_by,
-)
+from .launch import launch_cosine_between, launch_cosine_matrix
 from .prepare_kernel import directions_kernel, measure_kernel, write_kernel
-from .sums import STRIP
+from .sums import add_batch, expand_launch
 from .sums_kernel import expand_kernel, mean_kernel
 
 CLAMP = ("min.NaN.f32", "max.NaN.f32")
@@ -117,23 +109,13 @@ def _marks(constants: dict[str, Any]) -> Iterator[str]:
 
 
 def matrix(rows: Tensor, record: DeviceRecord, *, center: bool = False) -> Callable[[], Any]:
-    triangle = Triangle(rows, record, "matrix", precision="float32", center=center)
-    return lambda: cosine_matrix_by(triangle, rows, torch.float32)
+    options: dict[str, Any] = {"precision": "float32", "out_dtype": torch.float32, "zero": "zero", "center": center}
+    return partial(launch_cosine_matrix, rows, record=record, **options)
 
 
-def update(
-    rows: Tensor, record: DeviceRecord, *, center: bool, strips: int = STRIP, weight: Tensor | None = None
-) -> Callable[[], Any]:
-    triangle = Triangle(rows, record, "add", strips=strips, guard=strips > 0, precision="float32", center=center)
+def update(rows: Tensor, record: DeviceRecord, *, center: bool, **options: Any) -> Callable[[], Any]:
     sums, mean = meta(1, dtype=torch.float64), meta(len(rows), dtype=torch.float64) if center else None
-    plan = Sum(triangle, mean_launch(rows) if center else None)
-    return lambda: sums_by(plan, sums, rows, sums, None, weight, mean, 1)
-
-
-def between(dtype: torch.dtype, record: DeviceRecord) -> Callable[[], Any]:
-    rows = neurons(8192, 4096, dtype)
-    plan = plan_rectangle(rows, rows, record, precision="float32", center=False)
-    return lambda: cosine_between_by(plan, rows, rows)
+    return partial(add_batch, sums, rows, sums, mean=mean, center=center, record=record, **options)
 
 
 def aot_cases() -> list[AotCase]:
@@ -154,7 +136,9 @@ def _cases(card: DeviceRecord) -> Iterator[AotCase]:
             rows = neurons(max(least, 1024), 4096, dtype)
             yield from cases_of(record, matrix(rows, record), triangle_kernel, thorough=place > 0)
             yield from cases_of(record, update(rows, record, center=three), triangle_kernel, thorough=place > 0)
-        yield from cases_of(record, between(dtype, record), rectangle_kernel, thorough=three)
+        both = neurons(8192, 4096, dtype)
+        between = partial(launch_cosine_between, both, both, center=False, zero="zero", record=record)
+        yield from cases_of(record, between, rectangle_kernel, thorough=three)
     least = config.ONE_TERM[record.family][0][0]
     for count, samples, dtype, layout in (
         (least, config.LONG, torch.bfloat16, ""),
@@ -172,5 +156,5 @@ def _cases(card: DeviceRecord) -> Iterator[AotCase]:
     yield from cases_of(many, update(few, many, center=False, strips=0), reduce_kernel)
     centred = update(neurons(4096, 4096, torch.float32, "neurons adjacent"), record, center=True, weight=meta(4096))
     yield from cases_of(record, centred, mean_kernel, thorough=False)
-    sums, launch = meta(1, dtype=torch.float64), expand_launch(4096, cosine=True, strips=STRIP)
+    sums, launch = meta(1, dtype=torch.float64), expand_launch(4096, cosine=True)
     yield from cases_of(record, lambda: launch(sums, sums, sums, meta(1)), expand_kernel, thorough=False)

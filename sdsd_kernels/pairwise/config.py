@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .._device import DeviceRecord
 
@@ -111,10 +112,6 @@ MOST_PARTIAL_BYTES = 256 * 2**20
 """Partial sums of ranges never take more memory than this."""
 REDUCE = 32
 """Side of a tile of the finishing pass: 512 neurons are 136 of them."""
-MEANS = 256
-"""Neurons of a program of `mean_kernel`."""
-EXPANDED = 32
-"""Side of a tile of `expand_kernel`: in float64, with its mirror image."""
 
 MEASURE = {True: (4, 512, 8), False: (32, 128, 8)}
 """Neurons, samples and warps of a program that measures; True where samples are adjacent. 32 neighbouring float32 are
@@ -191,3 +188,18 @@ def operand_bytes(neurons: int, samples: int, dtype: torch.dtype, precision: str
     """Bytes of neurons rewritten as halves, and of their vectors."""
     _, three = served(precision, dtype, center=center)
     return (1 + three) * neurons * -(-samples // 16) * 32 + 16 * neurons
+
+
+def lacks(
+    *neurons: Tensor, center: bool, max_bytes: int | None, precision: str = "float32", beside: int = 0
+) -> str | None:
+    """Why kernels cannot take `neurons` (N, OUTER, INNER), and `beside` bytes more than their halves; None: they do."""
+    dtype = neurons[0].dtype
+    if dtype == torch.float64:
+        return "the kernel has no float64"
+    if max_bytes is None:
+        return None
+    needed = beside + sum(
+        operand_bytes(each.shape[0], each.shape[1] * each.shape[2], dtype, precision, center=center) for each in neurons
+    )
+    return None if needed <= max_bytes else f"max_bytes={max_bytes:,} is less than the {needed:,} that its halves take"

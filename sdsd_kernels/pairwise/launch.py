@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,13 +11,12 @@ from torch import Tensor
 
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
-from .._launch import Launch, kept, on_device
+from .._launch import Launch, device_of, kept
 from .._progress import Progress
 from . import config
 from .config import How, Tile
 from .kernel import TRITON, Panels, rectangle_kernel, reduce_kernel, triangle_kernel
 from .prepare_kernel import directions_kernel, measure_kernel, write_kernel
-from .sums_kernel import expand_kernel, mean_kernel
 
 
 def descriptors_can_read(rows: Tensor) -> bool:
@@ -171,7 +171,7 @@ class Triangle:
         self.neurons, self.ranges = neurons, -(-samples // length)
         self.rows = self.prepare.panels(tile.rows, tile.samples)
         self.columns = None if tile.columns == tile.rows else self.prepare.panels(tile.columns, tile.samples)
-        own = {"tiles": tiles, "range_samples": length, "GUARD": self.guard, "STRIPS": strips}
+        own: dict[str, Any] = {"tiles": tiles, "range_samples": length, "GUARD": self.guard, "STRIPS": strips}
         own["STORE"] = store if self.ranges == 1 else "partial"
         grid = (min(tiles * self.ranges, tile.resident * record.multiprocessors), 1, 1)
         self.product = product_launch(triangle_kernel, grid, tile, self.prepare, self.prepare, **own)
@@ -211,122 +211,38 @@ _matrices: dict[tuple[Any, ...], Triangle] = {}
 
 
 def launch_cosine_matrix(
-    rows: Tensor, *, precision: str, out_dtype: torch.dtype, zero: str, center: bool
+    rows: Tensor,
+    *,
+    precision: str,
+    out_dtype: torch.dtype,
+    zero: str,
+    center: bool,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead."""
-    key = key_of(rows, precision, zero == "nan", center)
+    """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead.
+
+    `record`: what is taken to be at hand, here and below; None: the GPU that is.
+    """
+    key = key_of(rows, precision, zero == "nan", center, record)
     plan = _matrices.get(key)
     if plan is None:
         options: dict[str, Any] = {"precision": precision, "center": center, "zero_as_nan": zero == "nan"}
-        plan = kept(_matrices, key, Triangle(rows, device_record(rows.device), "matrix", **options))
-    return on_device(rows, cosine_matrix_by, plan, rows, out_dtype)
-
-
-def cosine_matrix_by(plan: Triangle, rows: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        plan = kept(_matrices, key, Triangle(rows, record or device_record(rows.device), "matrix", **options))
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
-    out = torch.empty((plan.neurons, plan.neurons), dtype=kept_dtype, device=rows.device)
-    operands, scale, inverse, _ = plan.prepare(rows)
-    plan(operands, scale, inverse, None, None, None, out)
-    return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
-
-
-class Sum(NamedTuple):
-    """How a batch is added to a sum."""
-
-    triangle: Triangle
-    mean: Launch | None
-
-
-_sums: dict[tuple[Any, ...], Sum] = {}
-
-
-def launch_sums(
-    before: Tensor | None,
-    rows: Tensor,
-    out: Tensor,
-    *,
-    strips: int = 0,
-    shift: Tensor | None = None,
-    weight: Tensor | None = None,
-    mean: Tensor | None = None,
-    count: int = 0,
-    center: bool = False,
-    precision: str,
-) -> Tensor | None:
-    """out = before + products, on and above the diagonal, of a = weight (x − shift), x being `rows` (N, OUTER, INNER).
-
-    With `center` a is about the mean of these samples and of `count` before, whose mean, times `weight`, was `mean`;
-    the mean of all is returned. Sums in `strips` of rows are those of sums.py; others are whole matrices.
-    """
-    absent = (before is None, shift is None, weight is None, mean is None)
-    key = key_of(rows, strips, absent, out.dtype, center, precision)
-    plan = _sums.get(key)
-    if plan is None:
-        options: dict[str, Any] = {"precision": precision, "center": center, "shifted": shift is not None}
-        record = device_record(rows.device)
-        triangle = Triangle(rows, record, "add", strips=strips, guard=strips > 0, **options)
-        plan = kept(_sums, key, Sum(triangle, mean_launch(rows) if center else None))
-    return on_device(rows, sums_by, plan, before, rows, out, shift, weight, mean, count)
-
-
-def sums_by(
-    plan: Sum,
-    before: Tensor | None,
-    rows: Tensor,
-    out: Tensor,
-    shift: Tensor | None,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    count: int,
-) -> Tensor | None:
-    triangle = plan.triangle
-    if triangle.prepare.in_place and not triangle.guard:
-        triangle(rows, None, None, weight, None, before, out)
-        return None
-    operands, scale, inverse, rest = triangle.prepare(rows, shift)
-    delta = after = None
-    if plan.mean is not None:
-        after = torch.empty(triangle.neurons, dtype=torch.float64, device=rows.device)
-        delta = None if mean is None else torch.empty_like(after)
-        plan.mean(rows, rest, weight, mean, after, delta, count, triangle.prepare.samples)
-    triangle(operands, scale, inverse, weight, delta, before, out)
-    return after
-
-
-def mean_launch(rows: Tensor) -> Launch:
-    """One step of the means of such neurons."""
-    known = {"neurons": rows.shape[0], "stride_neuron": rows.stride(0), "BLOCK": config.MEANS}
-    return Launch(mean_kernel, (-(-rows.shape[0] // config.MEANS), 1, 1), known, num_warps=4)
-
-
-_expansions: dict[tuple[Any, ...], Launch] = {}
-
-
-def launch_expand(
-    sums: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, strips: int, cosine: bool
-) -> None:
-    """`sums.expand`."""
-    neurons = out.shape[0]
-    key = (neurons, out.dtype, out.device, shift is None, strips, cosine)
-    launch = _expansions.get(key)
-    if launch is None:
-        launch = kept(_expansions, key, expand_launch(neurons, cosine=cosine, strips=strips))
-    on_device(out, launch, sums, factor, shift, out)
-
-
-def expand_launch(neurons: int, *, cosine: bool, strips: int) -> Launch:
-    """The whole matrix of so many neurons."""
-    across = -(-neurons // config.EXPANDED)
-    known = {"neurons": neurons, "COSINE": cosine, "STRIPS": strips, "BLOCK": config.EXPANDED, "GROUP": 8}
-    return Launch(expand_kernel, (across * (across + 1) // 2, 1, 1), known, num_warps=8)
+    with device_of(rows):
+        out = torch.empty((plan.neurons, plan.neurons), dtype=kept_dtype, device=rows.device)
+        operands, scale, inverse, _ = plan.prepare(rows)
+        plan(operands, scale, inverse, None, None, None, out)
+        return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
 
 
 class Pairing:
     """Two sets of neurons that lie alike, or one with itself, and the tile by which kernels take their products.
 
     Attributes:
-        scratch: bytes that preparing them takes at most.
+        tiles: rows and columns of them.
+        scratch: bytes that preparing the neurons takes at most.
     """
 
     def __init__(
@@ -334,14 +250,15 @@ class Pairing:
         rows: Tensor,
         others: Tensor | None,
         record: DeviceRecord,
-        tile_of: Callable[[Preparation, Preparation], Tile],
+        tile_of: Callable[[Preparation], Tile],
         **options: Any,
     ) -> None:
         self.left = Preparation(rows, record, **options)
         self.right = self.left if others is None else Preparation(others, record, **options)
         if others is not None and self.left.adjacent != self.right.adjacent:
             self.left, self.right = (Preparation(each, record, rewrite=True, **options) for each in (rows, others))
-        self.tile = tile_of(self.left, self.right)
+        self.tile = tile_of(self.left)
+        self.tiles = -(-self.left.neurons // self.tile.rows), -(-self.right.neurons // self.tile.columns)
         self.rows = self.left.panels(self.tile.rows, self.tile.samples)
         self.columns = self.right.panels(self.tile.columns, self.tile.samples)
         self.scratch = sum(each.scratch + 16 * each.neurons for each in {self.left, self.right})
@@ -359,33 +276,31 @@ class Pairing:
 _rectangles: dict[tuple[Any, ...], tuple[Pairing, Launch]] = {}
 
 
-def plan_rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, **options: Any) -> tuple[Pairing, Launch]:
-    """What `launch_cosine_between` does with tensors like these."""
-
-    def tile_of(left: Preparation, right: Preparation) -> Tile:
-        return config.tile_of(record, min(left.neurons, right.neurons), left.samples, three=left.three)
-
-    pairing = Pairing(rows, others, record, tile_of, **options)
-    tiles = -(-rows.shape[0] // pairing.tile.rows) * -(-others.shape[0] // pairing.tile.columns)
-    grid = (min(tiles, pairing.tile.resident * record.multiprocessors), 1, 1)
-    return pairing, pairing.launch(rectangle_kernel, grid)
-
-
-def launch_cosine_between(rows: Tensor, others: Tensor, *, center: bool, zero: str) -> tuple[Tensor, Tensor, Tensor]:
+def launch_cosine_between(
+    rows: Tensor, others: Tensor, *, center: bool, zero: str, record: DeviceRecord | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines (N, M) of `rows` (N, OUTER, INNER) with `others` (M, OUTER, INNER), and the inverse norms of both."""
-    key = key_of(rows, key_of(others), center, zero == "nan")
+    key = key_of(rows, key_of(others), center, zero == "nan", record)
     plan = _rectangles.get(key)
     if plan is None:
-        options: dict[str, Any] = {"precision": "float32", "center": center, "zero_as_nan": zero == "nan"}
-        plan = kept(_rectangles, key, plan_rectangle(rows, others, device_record(rows.device), **options))
-    return on_device(rows, cosine_between_by, plan, rows, others)
-
-
-def cosine_between_by(plan: tuple[Pairing, Launch], rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        card = record or device_record(rows.device)
+        fewer = min(len(rows), len(others))
+        pairing = Pairing(
+            rows,
+            others,
+            card,
+            lambda left: config.tile_of(card, fewer, left.samples, three=left.three),
+            precision="float32",
+            center=center,
+            zero_as_nan=zero == "nan",
+        )
+        programs = min(math.prod(pairing.tiles), pairing.tile.resident * card.multiprocessors)
+        plan = kept(_rectangles, key, (pairing, pairing.launch(rectangle_kernel, (programs, 1, 1))))
     pairing, product = plan
-    out = torch.empty((rows.shape[0], others.shape[0]), dtype=torch.float32, device=rows.device)
-    operands = pairing.operands(rows, others)
-    product(*operands, out)
+    with device_of(rows):
+        out = torch.empty((len(rows), len(others)), dtype=torch.float32, device=rows.device)
+        operands = pairing.operands(rows, others)
+        product(*operands, out)
     return out, operands[2], operands[3]
 
 

@@ -5,15 +5,23 @@ A strip of rows [start, start + STRIP) holds columns [start, N), row by row; str
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .._backend import choose_backend
+from .._device import DeviceRecord, device_record
+from .._launch import Launch, device_of, kept
 from .._rows import as_rows
 from .config import operand_bytes
 
 STRIP = 256
 """Rows of a strip: a multiple of every tile's, so that a tile lies in one strip."""
+MEANS = 256
+"""Neurons of a program of `mean_kernel`."""
+EXPANDED = 32
+"""Side of a tile of `expand_kernel`: in float64, with its mirror image."""
 
 
 def served(device: torch.device, backend: str | None) -> bool:
@@ -26,40 +34,76 @@ def batch_bytes(samples: int, neurons: int, dtype: torch.dtype, *, center: bool)
     return operand_bytes(neurons, samples, dtype, "float32", center=center)
 
 
+_plans: dict[tuple[Any, ...], Any] = {}
+
+
 def add_batch(
     before: Tensor | None,
     activations: Tensor,
     out: Tensor,
     *,
+    strips: int = STRIP,
+    shift: Tensor | None = None,
     weight: Tensor | None = None,
     mean: Tensor | None = None,
     count: int = 0,
     center: bool = False,
     precision: str = "float32",
+    record: DeviceRecord | None = None,
 ) -> Tensor | None:
-    """out = before + products of a batch of samples: of a = weight · x, or of that less its mean over all samples.
+    """out = before + products of a batch of samples: of a = weight (x − shift), less its mean over all samples.
 
     One launch, after those that find norms and write halves where the batch cannot be multiplied as it lies, and one
     for the means. Nothing waits for the device.
 
     Args:
-        before: sums so far, float64, in strips; None: none.
+        before: sums so far, as `out`; None: none.
         activations: the batch, neurons first: (N, …), float32, float16 or bfloat16; any strides.
-        out: memory for the new sums; may be `before`.
+        out: memory for the new sums; may be `before`. In strips, float64; or a matrix, float64 or float32.
+        strips: rows of a strip; 0 for a matrix, of which only what is on and above the diagonal is promised, of
+            neurons whose squares are in the range of float32.
+        shift: (N,), float32; None: 0.
         weight: (N,), float32; None: 1.
         mean: of all samples so far, times `weight`, float64; None where there were none.  # shape: (N,)
         count: how many samples there were.
-        center: whether sums are about the mean of all samples.
+        center: whether sums are about the mean of all samples; without `shift`.
         precision: "float32" or "fp16", as in `cosine_matrix`.
+        record: what is taken to be at hand; None: the GPU that is.
 
     Returns:
         The mean of all samples, times `weight`, or None without centring.  # shape: (N,)
     """
-    from .launch import launch_sums
+    from .launch import Triangle, key_of
 
     rows = as_rows(activations, 0)
-    options = {"weight": weight, "mean": mean, "count": count, "center": center, "precision": precision}
-    return launch_sums(before, rows, out, strips=STRIP, **options)
+    absent = (before is None, shift is None, weight is None, mean is None)
+    key = key_of(rows, strips, absent, out.dtype, center, precision, record)
+    plan = _plans.get(key)
+    if plan is None:
+        options: dict[str, Any] = {"precision": precision, "center": center, "shifted": shift is not None}
+        card = record or device_record(rows.device)
+        triangle = Triangle(rows, card, "add", strips=strips, guard=strips > 0, **options)
+        plan = kept(_plans, key, (triangle, _mean_launch(rows) if center else None))
+    triangle, step = plan
+    with device_of(rows):
+        if triangle.prepare.in_place and not triangle.guard:
+            triangle(rows, None, None, weight, None, before, out)
+            return None
+        operands, scale, inverse, rest = triangle.prepare(rows, shift)
+        delta = after = None
+        if step is not None:
+            after = torch.empty(triangle.neurons, dtype=torch.float64, device=rows.device)
+            delta = None if mean is None else torch.empty_like(after)
+            step(rows, rest, weight, mean, after, delta, count, triangle.prepare.samples)
+        triangle(operands, scale, inverse, weight, delta, before, out)
+        return after
+
+
+def _mean_launch(rows: Tensor) -> Launch:
+    from .sums_kernel import mean_kernel
+
+    known = {"neurons": rows.shape[0], "stride_neuron": rows.stride(0), "BLOCK": MEANS}
+    return Launch(mean_kernel, (-(-rows.shape[0] // MEANS), 1, 1), known, num_warps=4)
 
 
 def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, cosine: bool) -> None:
@@ -72,6 +116,17 @@ def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, 
         out: of any floating-point dtype.
         cosine: within ±1, and exactly 1 on the diagonal of neurons that have a direction.
     """
-    from .launch import launch_expand
+    key = (out.shape, out.dtype, out.device, shift is None, cosine)
+    launch = _plans.get(key)
+    if launch is None:
+        launch = kept(_plans, key, expand_launch(out.shape[0], cosine=cosine))
+    with device_of(out):
+        launch(triangle, factor, shift, out)
 
-    launch_expand(triangle, factor, shift, out, strips=STRIP, cosine=cosine)
+
+def expand_launch(neurons: int, *, cosine: bool) -> Launch:
+    from .sums_kernel import expand_kernel
+
+    across = -(-neurons // EXPANDED)
+    known = {"neurons": neurons, "COSINE": cosine, "STRIPS": STRIP, "BLOCK": EXPANDED, "GROUP": 8}
+    return Launch(expand_kernel, (across * (across + 1) // 2, 1, 1), known, num_warps=8)

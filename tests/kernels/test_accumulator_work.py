@@ -16,9 +16,8 @@ from sdsd_kernels._device import SM_90
 if "triton" not in available_backends("cpu"):
     pytest.skip("plans are made where Triton is", allow_module_level=True)
 
-from sdsd_kernels.pairwise.config import EXPANDED
-from sdsd_kernels.pairwise.launch import Triangle, expand_launch
-from sdsd_kernels.pairwise.sums import STRIP
+from sdsd_kernels.pairwise.launch import Triangle
+from sdsd_kernels.pairwise.sums import EXPANDED, STRIP, expand_launch
 
 NEURONS, SAMPLES, BATCH = 4096, 65_536, 4096
 OPERATIONS_A_SECOND, BYTES_A_SECOND = 989e12, 3.35e12
@@ -82,7 +81,7 @@ def test_updates_take_little_more_than_one_call(dtype, center):
     updates = work_of(plan, itemsize, sums)  # the first finds nothing to add to
     for _ in range(SAMPLES // BATCH - 1):
         updates += work_of(plan, itemsize, 2 * sums)
-    expand = expand_launch(NEURONS, cosine=True, strips=STRIP)
+    expand = expand_launch(NEURONS, cosine=True)
     across = NEURONS // EXPANDED
     assert expand.grid == (across * (across + 1) // 2, 1, 1)  # reads each tile of the triangle once
     updates += Work(bytes=sums + matrix)

@@ -34,7 +34,7 @@ if unusable("triton", torch.device("cuda" if torch.cuda.is_available() else "cpu
     pytest.skip("no Triton", allow_module_level=True)
 
 from sdsd_kernels import _launch
-from sdsd_kernels.pairwise import launch
+from sdsd_kernels.pairwise import launch, sums
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
 
@@ -78,9 +78,9 @@ def way(request, monkeypatch) -> Way:
 
 def forced(monkeypatch: pytest.MonkeyPatch, way: Way) -> Way:
     """Take products in this way alone; plans made otherwise are forgotten, before and after."""
-    for plans in (launch._matrices, launch._sums):
-        plans.clear()
-        monkeypatch.setattr(launch, "_matrices" if plans is launch._matrices else "_sums", {})
+    for module, plans in ((launch, "_matrices"), (sums, "_plans")):
+        getattr(module, plans).clear()
+        monkeypatch.setattr(module, plans, {})
     monkeypatch.setattr(
         config, "tile_of", lambda *_, three, **__: OF_THREE.get(way.tile, way.tile) if three else way.tile
     )
@@ -139,7 +139,7 @@ def test_every_way_adds_to_a_sum(layout, sum_dtype, way, device):
     x = layouts(*SHAPES[-1], torch.bfloat16, device)[layout]
     start = torch.randn(x.shape[1], x.shape[1], dtype=sum_dtype, device=device)
     gram = start.clone()
-    launch.launch_sums(gram, as_rows(x, 1), gram, precision="float32")
+    sums.add_batch(gram, as_rows(x, 1), gram, strips=0)
     rows = x.T.float().cpu()
     wanted = start.cpu().double().triu() + (rows.double() @ rows.double().T).triu()
     magnitude = (rows.double().abs() @ rows.double().abs().T).triu()
