@@ -6,6 +6,8 @@ overflow) is redone in float64. Elsewhere looking at it would wait for the devic
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -92,7 +94,9 @@ def fused(
         part = None if total is None else total[start * d : stop * d]
         factors = None if scale is None else scale[start:stop].to(dtype).reshape(-1)
         if group == 1:
-            squares = squares + _one_by_one(inputs, output_grads[:, :, start:stop], scratch[:size], part, factors)
+            b = output_grads[:, :, start:stop].mT
+            pairs = zip(b, inputs, strict=True) if inputs.dtype == dtype else _widened(b, inputs, dtype)
+            squares = squares + one_by_one(pairs, scratch[:size], part, factors)
             continue
         for first in range(0, samples, group):
             a, b = inputs[first : first + group].to(dtype), output_grads[first : first + group].to(dtype)
@@ -110,27 +114,31 @@ def fused(
     return total, as_result(squares, inputs)
 
 
-def _one_by_one(
-    inputs: Tensor, output_grads: Tensor, scratch: Tensor, total: Tensor | None, factors: Tensor | None
+def _widened(left: Tensor, right: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    for b, a in zip(left, right, strict=True):
+        yield b.to(dtype), a.to(dtype)
+
+
+def one_by_one(
+    pairs: Iterable[tuple[Tensor, Tensor]], scratch: Tensor, total: Tensor | None, factors: Tensor | None
 ) -> float | Tensor:
-    """Squares of inputs (N, T, d) and output gradients (N, T, rows), each g_n formed in `scratch`; adds them into
-    `total`, both of rows·d numbers."""
-    d, dtype = inputs.shape[2], scratch.dtype
-    wide = inputs.dtype == dtype
+    """Σ‖g_n‖² of g_n the products of pairs (p, T), (T, d), each formed in `scratch` and added into `total`; these two,
+    and `factors`, which multiply g_n before it is squared, hold p·d numbers."""
     squares: float | Tensor = 0.0
     # The first gradient is formed in its place: one pass over memory less.
     flat = scratch if total is None or factors is not None else total
-    formed = flat.view(-1, d)
-    for a, b in zip(inputs, output_grads.mT, strict=True):
-        torch.mm(b if wide else b.to(dtype), a if wide else a.to(dtype), out=formed)
-        if flat is not total:
-            if total is not None:
-                total += flat
-            if factors is not None:
-                flat.mul_(factors)
+    formed: Tensor | None = None
+    for left, right in pairs:
+        if formed is None:
+            formed = flat.view(left.shape[0], -1)
+        torch.mm(left, right, out=formed)
+        if total is not None and flat is not total:
+            total += flat
+        if factors is not None:
+            flat.mul_(factors)
         squares = squares + sum_of_squares(flat)
         if flat is total:
-            flat, formed = scratch, scratch.view(-1, d)
+            flat, formed = scratch, None
     return squares
 
 
