@@ -75,7 +75,6 @@ class Meter:
             self._leave_out_or_refuse(ledgers or session.passes)
         passes = len(groups) or len(session.sizes)
         if not passes:
-            session.forget()
             raise no_backward(session, parameters)
         unit, own_signal = 1.0, None
         if exact:

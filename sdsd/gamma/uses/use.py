@@ -100,8 +100,10 @@ class Use:
                     here = _will_execute(leaves[0].node)
                 except RuntimeError:
                     here = False
-                operand.reached = leaves if here else []
-                reached = reached or here
+                if here or (operand.tensor.grad_fn is None and leaves[0].reached()):
+                    operand.reached, reached = leaves, True
+                else:
+                    operand.reached = []
             elif operand.wanted():
                 reached = True
         if not reached:
