@@ -14,8 +14,8 @@ from ..uses import Pass
 from .averages import Step
 from .inputs import capturing
 from .micro import MicroBatches
-from .parameters import Parameters, by_reason
-from .proof import Prover, max_eps
+from .parameters import Parameters, by_reason, listed
+from .proof import Prover, impossible, max_eps
 from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
@@ -62,6 +62,8 @@ class Meter:
         self._session.reset(measuring)
         proving = self._session.exact and self.prover.due() and not self._ranks.sharded
         self._session.directions = self.prover.direction if proving else None
+        # Ranks have to agree on which steps they prove.
+        self._session.direction = self.prover.direction if self._ranks.world == 1 and not self._ranks.sharded else None
 
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
@@ -71,10 +73,13 @@ class Meter:
         exact = session.exact
         groups = session.batches() if exact else []
         ledgers = [ledger for group in groups for ledger in group]
-        if exact:
-            self._leave_out_or_refuse(ledgers or session.passes)
+        refused = self._leave_out_or_refuse(ledgers or session.passes) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
+            if refused:
+                raise UnsupportedError(
+                    f"no parameter that was used is left to measure:\n{by_reason(refused)}\nUse mode='micro'."
+                )
             raise no_backward(session, parameters)
         unit, own_signal = 1.0, None
         if exact:
@@ -101,8 +106,12 @@ class Meter:
                 "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
                 "for. Call it outside of the graph, or capture without them."
             )
-        if exact and not captured and not self._prove(ledgers, squares, n):
-            squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
+        if exact and not captured:
+            proved = self._prove(ledgers, squares, signal, n)
+            if proved is None:
+                return None, passes
+            if not proved:
+                squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
         signal, squares = self._joined(signal, squares.to(parameters.device), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
@@ -118,7 +127,8 @@ class Meter:
     def _scaling(self) -> bool:
         return self.scaler is not None and bool(self.scaler.is_enabled())
 
-    def _leave_out_or_refuse(self, ledgers: list[Pass]) -> None:
+    def _leave_out_or_refuse(self, ledgers: list[Pass]) -> dict[str, str]:
+        """Raise, or leave out (strict=False), where samples cannot be told apart; returns what was left out."""
         refused = refused_uses(ledgers, self._parameters)
         used = {name for ledger in ledgers for name in ledger.counts}
         for name in sorted(self._session.probed() & used):
@@ -128,6 +138,7 @@ class Meter:
             raise cannot_be_told_apart(refused)
         if refused:
             self._leave_out(refused)
+        return refused
 
     def _leave_out(self, refused: dict[str, str]) -> None:
         self._parameters.leave_out(refused)
@@ -151,17 +162,28 @@ class Meter:
                 signal = signal * inverse
         return signal, squares
 
-    def _prove(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
+    def _prove(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool | None:
         """On a step whose turn it is: what arrived in .grad is what the samples measured add up to.
 
-        Returns False where parameters had to be left out (strict=False).
+        Returns False where parameters had to be left out (strict=False), None where the step had to be proved and
+        cannot be.
         """
         session, parameters, prover = self._session, self._parameters, self.prover
         probed = self._sums.probed()
-        proving = session.directions is not None and (bool(ledgers) or bool(probed))
+        proving, differentiated = bool(ledgers) or (session.directions is not None and bool(probed)), False
+        for ledger in ledgers:
+            proving = proving and ledger.directions is not None
+            differentiated = differentiated or ledger.differentiated
         prover.stepped()
+        if session.direction is not None:
+            written = session.marks.written(session.parameters)
+            if written or differentiated:
+                prover.again()
+                if not proving:
+                    _warn_of_doubt(written)
+                    return None
         if not proving:
-            return True
+            return self._possible(ledgers, squares, signal, n)
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
         names = list(parameters.covered)
         measured = [
@@ -193,14 +215,47 @@ class Meter:
             n,
             on_waves=probed,
         )
+        return self._unless(differences)
+
+    def _possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:
+        """On a step that is not proved, on a CPU: n contributions have ‖Σ c‖² ≤ n Σ‖c‖², else noise is negative."""
+        if self._ranks.world > 1 or self._ranks.sharded or not signal.is_cpu:
+            return True
+        most = n / self.scaler.get_scale() ** 2 if self._scaling() and _unscaled(self.scaler) else float(n)
+        rows = list(zip(signal.tolist(), squares.tolist(), strict=True))
+        for norm, square in rows:
+            if norm > most * square:
+                break
+        else:
+            return True
+        dtypes = {dtype for ledger in ledgers for dtype in ledger.dtypes.values()}
+        dtypes |= {torch.bfloat16 for watcher in self._session.watchers if watcher.ran and watcher.half}
+        return self._unless(impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes))
+
+    def _unless(self, differences: dict[str, float]) -> bool:
+        """True, unless what arrived in .grad differs from what was measured: then that is refused, or left out."""
         if not differences:
             return True
-        prover.again()
+        self.prover.again()
         if self._strict:
             raise _unproved(differences)
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False
+
+
+def _warn_of_doubt(written: list[str]) -> None:
+    what = (
+        f".grad of {listed(written)} was written to after the backward pass"
+        if written
+        else "an inner autograd.grad(create_graph=True) went through the forward pass"
+    )
+    warnings.warn(
+        f"step skipped: {what}, and this step does not prove itself. Those that follow do, while that goes on. Call "
+        "step() before gradients are clipped or otherwise changed, and compute penalties under "
+        "`with monitor.paused():` after it.",
+        stacklevel=5,
+    )
 
 
 def _unproved(differences: dict[str, float]) -> UnsupportedError:

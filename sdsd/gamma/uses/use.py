@@ -90,6 +90,8 @@ class Use:
         """Whether this backward pass is to be measured here: it runs for a batch, and reaches .grad."""
         session, ledger = self.mode.session, self.mode.ledger
         if session.pauses or not session.planned:
+            if torch.is_grad_enabled():
+                ledger.differentiate(session.direction)
             return False
         reached = False
         for operand in self.operands:
@@ -107,6 +109,8 @@ class Use:
             elif operand.wanted():
                 reached = True
         if not reached:
+            if torch.is_grad_enabled():
+                ledger.differentiate(session.direction)
             return False
         task = session.enter_task(ledger)
         if self.fired is not None and self.fired in ledger.tasks:
