@@ -328,9 +328,9 @@ class GammaMonitor:
 
         Returns:
             `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured
-            (by `every`, before the optimizer's first step with `precondition`, inside a CUDA graph: see `replayed`; with
-            a warning for a single sample, or where .grad was written to since the backward pass and the step proves
-            nothing). Nothing is copied to the host before a value is read.
+            (by `every`, before the optimizer's first step with `precondition`, inside a CUDA graph: see `replayed`; or,
+            with a warning, for a single sample, or where .grad was written to since the backward pass and the step
+            proves nothing). Nothing is copied to the host before a value is read.
 
         Raises:
             RuntimeError: no backward pass since the last call; a gradient from outside a parameter's layer, or of a
