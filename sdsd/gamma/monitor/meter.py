@@ -107,10 +107,12 @@ class Meter:
                 "for. Call it outside of the graph, or capture without them."
             )
         if exact and not captured:
-            proved = self._prove(ledgers, squares, signal, n)
-            if proved is None:
+            self.prover.stepped()
+            written = [] if session.direction is None else session.marks.written(session.parameters)
+            proving = self._proving(ledgers, written)
+            if proving is None:
                 return None, passes
-            if not proved:
+            if not (self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)):
                 squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
         signal, squares = self._joined(signal, squares.to(parameters.device), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
@@ -162,28 +164,30 @@ class Meter:
                 signal = signal * inverse
         return signal, squares
 
-    def _prove(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool | None:
-        """On a step whose turn it is: what arrived in .grad is what the samples measured add up to.
+    def _proving(self, ledgers: list[Pass], written: list[str]) -> bool | None:
+        """Whether this step is proved; None, with a warning, where it had to be and cannot be.
 
-        Returns False where parameters had to be left out (strict=False), None where the step had to be proved and
-        cannot be.
+        written: parameters whose .grad was written to after the backward pass.
         """
-        session, parameters, prover = self._session, self._parameters, self.prover
-        probed = self._sums.probed()
-        proving, differentiated = bool(ledgers) or (session.directions is not None and bool(probed)), False
+        session = self._session
+        differentiated, proving = False, bool(ledgers) or (session.directions is not None and bool(self._sums.probed()))
         for ledger in ledgers:
             proving = proving and ledger.directions is not None
             differentiated = differentiated or ledger.differentiated
-        prover.stepped()
-        if session.direction is not None:
-            written = session.marks.written(session.parameters)
-            if written or differentiated:
-                prover.again()
-                if not proving:
-                    _warn_of_doubt(written)
-                    return None
-        if not proving:
-            return self._possible(ledgers, squares, signal, n)
+        if session.direction is not None and (written or differentiated):
+            self.prover.again()
+            if not proving:
+                _warn_of_doubt(written)
+                return None
+        return proving
+
+    def _proves(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
+        """Whether what arrived in .grad is what the samples measured add up to.
+
+        Where it is not, raises, or, with strict=False, leaves parameters out.
+        """
+        session, parameters, prover = self._session, self._parameters, self.prover
+        probed = self._sums.probed()
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
         names = list(parameters.covered)
         measured = [
@@ -215,10 +219,13 @@ class Meter:
             n,
             on_waves=probed,
         )
-        return self._unless(differences)
+        return self._accepted(differences)
 
-    def _possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:
-        """On a step that is not proved, on a CPU: n contributions have ‖Σ c‖² ≤ n Σ‖c‖², else noise is negative."""
+    def _is_possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:
+        """Whether samples can add up to .grad, for n contributions have ‖Σ c‖² ≤ n Σ‖c‖²; looked at on a CPU alone.
+
+        Where they cannot, raises, or, with strict=False, leaves parameters out.
+        """
         if self._ranks.world > 1 or self._ranks.sharded or not signal.is_cpu:
             return True
         most = n / self.scaler.get_scale() ** 2 if self._scaling() and _unscaled(self.scaler) else float(n)
@@ -230,10 +237,10 @@ class Meter:
             return True
         dtypes = {dtype for ledger in ledgers for dtype in ledger.dtypes.values()}
         dtypes |= {torch.bfloat16 for watcher in self._session.watchers if watcher.ran and watcher.half}
-        return self._unless(impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes))
+        return self._accepted(impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes))
 
-    def _unless(self, differences: dict[str, float]) -> bool:
-        """True, unless what arrived in .grad differs from what was measured: then that is refused, or left out."""
+    def _accepted(self, differences: dict[str, float]) -> bool:
+        """Whether there are none between .grad and what was measured; else raises, or leaves the parameters out."""
         if not differences:
             return True
         self.prover.again()
