@@ -105,6 +105,8 @@ def fit_sizes(module: nn.Module, before: dict[str, tuple[int, ...]]) -> None:
 def _fit_convolution(module: nn.Module, weight: Tensor, before: tuple[int, ...]) -> None:
     inner: Any = module
     if isinstance(module, TRANSPOSED):
+        if inner.groups == before[0] > 1:  # depthwise
+            inner.groups = weight.shape[0]
         inner.in_channels, inner.out_channels = weight.shape[0], weight.shape[1] * inner.groups
         return
     if inner.groups > 1 and before[1] == 1:  # depthwise

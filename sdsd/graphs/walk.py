@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .chance import Chance
-from .counts import Origin
+from .counts import Count, Origin
 from .operations import Step, adding_to, step_of, tensors
 from .values import FREE, Axis, Value
 
@@ -21,7 +21,10 @@ KEEP_SIZE = (
     "Write x.flatten(1), or -1 for that size, or a size of a tensor or of self, in the model's forward, or merge "
     "without removal (remove=False)."
 )
-
+KEEP_THE_NUMBER = (
+    "Store the number when the model is built (self.scale = …), so that it stays as it is, or merge without removal "
+    "(remove=False)."
+)
 WRITE_ONCE = "Write into it once, outside of the forward, and take the line out, or choose another layer."
 
 
@@ -96,6 +99,7 @@ class Walk:
         self.module = ""
         self.training = False
         self.sizes_written_in = True
+        self.looking = False  # at an operation
         self.chance = Chance()
 
     # ---- values ------------------------------------------------------------------------------------------------------
@@ -216,9 +220,49 @@ class Walk:
             obstacle = Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)
             self.blocks.append(Piece(whole, whole.reshape(-1, stride), obstacle))
 
+    # ---- sizes as numbers --------------------------------------------------------------------------------------------
+
+    def counts(self, value: Any) -> TypeGuard[Count]:
+        """Whether it is a count of this recording; those of others are kept by models, as good as written into them."""
+        return isinstance(value, Count) and value.owner.atoms is self.atoms
+
+    def used(self, count: Count, how: str) -> None:
+        """A size goes where it counts as a number."""
+        for ids in count.ids:
+            reason = f"{how} uses the number of neurons, which would change"
+            self.mixed(ids, reason, REMOVAL, KEEP_THE_NUMBER)
+        for module, name in count.origins if not count.ids else ():
+            reason = (
+                f"{how} uses {name!r} of module {module!r} as a number, and it is the number of these neurons as well"
+            )
+            self.numbers.append(((module, name), Obstacle(self.where(self.name), reason, KEEP_THE_NUMBER, REMOVAL)))
+
+    def equal(self, count: Count, other: Any) -> None:
+        """Two sizes were compared, and the forward goes the way of equal ones, as it has to with fewer neurons."""
+        where = self.where("==")
+        if not self.counts(other):
+            obstacle = Obstacle(where, f"a comparison says that there are {other} of them", KEEP_SIZE, REMOVAL)
+            self.numbers += [(origin, obstacle) for origin in count.origins]
+            for ids in count.ids:
+                if not self.atoms.inside(ids):
+                    self.atoms.note(ids, obstacle)
+        elif other.exact:
+            for one, another in ((count, other), (other, count)):
+                self.linked += [(origin, ids) for ids in one.ids for origin in another.origins]
+            if count.ids and other.ids:
+                reason = "a comparison says that there are as many of them as of other neurons"
+                self.same_size.append((count.ids[0], other.ids[0], Obstacle(where, reason, KEEP_SIZE, REMOVAL)))
+
     # ---- one operation after the other -------------------------------------------------------------------------------
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self.looking = True
+        try:
+            self._step(func, args, kwargs, out)
+        finally:
+            self.looking = False
+
+    def _step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         made = step_of(func, args, kwargs, out)
         self.name = made.name.strip("_")
         if made.name not in ONLY_SEEN:
