@@ -33,6 +33,7 @@ def matrix_product(walk: Walk, step: Step) -> None:
         if not walk.value(a).static:
             walk.writes(b, b_axes[-1])
     if plus is not None:
+        walk.read_otherwise |= {walk.norm_of(plus)} - {""}
         for k in range(1, plus.ndim + 1):
             if plus.shape[-k] == step.out.shape[-k] > 1:
                 axis = walk.followed(plus, plus.ndim - k)

@@ -134,6 +134,7 @@ def spatial_dims(layer: nn.Module) -> int:
 
 
 def computed_tensors(module: nn.Module) -> list[str]:
-    """Which of a module's own tensors are no parameters or buffers: pruned, or parametrised."""
-    names = [name for name in NORM_TENSORS if isinstance(getattr(module, name, None), Tensor)]
-    return [name for name in names if name not in module._parameters and name not in module._buffers]
+    """Which of a module's tensors are no parameters or buffers: pruned, or parametrised."""
+    held = {id(each) for each in (*module.parameters(), *module.buffers())}
+    named = {name: getattr(module, name, None) for name in NORM_TENSORS}
+    return [name for name, each in named.items() if isinstance(each, Tensor) and id(each) not in held]

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .chance import Chance
 from .counts import Count, Origin
-from .operations import Step, adding_to, step_of, tensors
+from .operations import MOVES, Step, adding_to, step_of, tensors
 from .values import FREE, Axis, Value
 
 IN_TRAINING = ", in training"
@@ -35,6 +35,7 @@ class Read(NamedTuple):
     parameters: frozenset[str]
     linear: bool
     where: str
+    norm: str  # the module whose output is read; "" where it is that of no norm over all neurons, or was changed since
 
 
 class Written(NamedTuple):
@@ -72,6 +73,9 @@ RULES: dict[str, Rule] = {}
 """The rule of each kind of operation that can be followed."""
 KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
 """Of operations that torch does not call pointwise, those that leave a mean over all neurons what it is."""
+PRODUCTS = {"matrix product", "grouped product", "convolution"}
+PASS_ON = {"same", *MOVES} - {"cat", "stack", "copy"}
+"""Kinds of operations that give numbers on as they are."""
 ONLY_SEEN = {"squeeze", "detach", "alias"}
 """Operations that give the same numbers, which is no use of them."""
 
@@ -95,6 +99,7 @@ class Walk:
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
+        self.read_otherwise: set[str] = set()  # those whose outputs go elsewhere than into products with weights
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
         self.training = False
@@ -185,6 +190,7 @@ class Walk:
         before = given[0] if given else None
         if isinstance(before, Tensor) and isinstance(output, Tensor) and before.shape == output.shape:
             self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes)))
+            self.value(output).norm = name
         else:
             self.norms[name].append(None)
 
@@ -269,10 +275,31 @@ class Walk:
             self.use((*args, *kwargs.values()))
         if torch.Tag.pointwise not in func.tags and made.name not in KEEP_STATISTICS:
             self.lose_statistics((*args, *kwargs.values()))
+        norm = self._given_on(made)
         RULES.get(made.row.kind, Walk.unknown)(self, made)
+        for each in tensors(out) if norm else ():
+            self.value(each).norm = norm
         self.chance.step(func, made.name, (*args, *kwargs.values()), out)
         if made.name in ONLY_SEEN:
             self.value(out).if_used = self.value(args[0]).if_used
+
+    def _given_on(self, step: Step) -> str:
+        """The norm whose output this operation gives on; that of others that it takes is not read by weights alone."""
+        first, *others = [*step.args, *step.kwargs.values()] or [None]
+        norm = self.norm_of(first)
+        scaled = step.row.kind == "product" and not any(True for _ in tensors(others))
+        if norm and (step.row.kind in PASS_ON or scaled) and step.out is not first:
+            first = None
+        else:
+            norm = ""
+        if step.row.kind not in PRODUCTS:
+            self.read_otherwise |= {self.norm_of(each) for each in tensors((first, *others))} - {""}
+        return norm
+
+    def norm_of(self, tensor: Any) -> str:
+        """`Value.norm` of a tensor; "" of anything else."""
+        value = self.values.get(tensor) if isinstance(tensor, Tensor) and id(tensor) not in self.named else None
+        return "" if value is None else value.norm
 
     def lose_statistics(self, values: Any) -> None:
         """A number computed from all neurons goes where it does not come back to them."""
@@ -299,6 +326,9 @@ class Walk:
         """A product is summed over an axis of both tensors."""
         (a, a_dim, a_ids), (b, b_dim, b_ids) = one, other
         a_value, b_value = self.value(a), self.value(b)
+        norm = a_value.norm or b_value.norm
+        new = {norm} - {""} - self.read_otherwise
+        self.read_otherwise |= new  # unless they are read below
         if self.heard is not None:
             for (value, ids), (tensor, dim) in (((b_value, b_ids), (a, a_dim)), ((a_value, a_ids), (b, b_dim))):
                 if value.static and isinstance(ids, np.ndarray):
@@ -313,7 +343,8 @@ class Walk:
         if len(weights) == 1:
             weight, ids = weights[0]
             if not self.atoms.inside(a_ids):
-                self.reads.append(Read(ids, weight.parameters, weight.linear, self.where(self.name)))
+                self.reads.append(Read(ids, weight.parameters, weight.linear, self.where(self.name), norm))
+                self.read_otherwise -= new
         elif not static:
             self.mixed(a_ids, f"{self.name!r} multiplies them by a tensor that the model computes")
         else:
