@@ -36,6 +36,8 @@ BLOCK_ELEMENTS = 2**22
 """Activations of all neurons that are converted to float64 together (32 MiB), unless one sample has more."""
 CANDIDATES = 32
 """Cheapest partners kept for every neuron; a neuron whose partners are all taken is computed anew."""
+HEAPED = 400
+"""Bytes of a neuron in the heap: a tuple of a float and two ints, in two lists, and its lengths."""
 
 
 def merge_cost(
@@ -150,8 +152,9 @@ class Costs:
         weights = weights.to(self.device)
         self.height, self.step = min(BLOCK_ROWS, self.count), max(1, BLOCK_ELEMENTS // self.count)
         if max_bytes is not None:
-            # Costs, products, what is sorted and where it stood, of a row; one sample in three copies; and candidates.
-            row, sample, kept = 6 * 8 * self.count, 3 * 8 * self.count, self.count * (16 * CANDIDATES + 64)
+            # Costs, products, what is sorted and where it stood, of a row; one sample in three copies; candidates, and
+            # a neuron in the heap.
+            row, sample, kept = 6 * 8 * self.count, 3 * 8 * self.count, self.count * (16 * CANDIDATES + HEAPED)
             left = max_bytes - kept
             if left < 2 * row:
                 raise ValueError(

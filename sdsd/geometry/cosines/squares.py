@@ -41,10 +41,9 @@ class Values:
 
     def parts(self) -> Iterator[Tensor]:
         """The values, at most `step` of each neuron at a time, divided.  # shape: (n, values)"""
-        scale = power(-self.exponent)
         for part in sample_parts(self.rows, self.step):
             wide = part.flatten(1).double()
-            yield wide * scale if self.exponent else wide
+            yield wide * power(-self.exponent) if self.exponent else wide
 
     def _squared_lengths(self) -> Tensor:
         total = torch.zeros(len(self.rows), dtype=torch.float64, device=self.rows.device)
