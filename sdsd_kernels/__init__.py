@@ -21,7 +21,8 @@ function               reads                                      gives
 
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
-A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
+None imports from another's; what several need is in one of the two engines below. A call runs Triton on a GPU and torch
+elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
 
 One call, from its door to the launch; these functions, in this order, are the way::
 
@@ -40,8 +41,8 @@ What all share: `_checks.py` and `_rows.py` on arguments, `_backend.py` and `_de
 for operators, `_launch.py` for launches, `_progress.py`; `_validate.py` compares backends with definitions, `_aot.py`
 says what is compiled ahead of time, `_interpreter_config.py` mends old interpreters of Triton.
 
-The engine in `pairwise/` belongs to no function: matrix, neighbours, pairs, histogram, sums and the accumulator differ
-in what they do with a tile.
+Two engines belong to no function. `pairwise/`: matrix, neighbours, pairs, histogram, sums and the accumulator differ in
+what they do with a tile. `per_sample/`: gradients of weights, biases and norms with the norms of the samples' own.
 `checks` holds the checks on arguments that `sdsd` makes too, `gram_strips` the sums that its accumulator keeps.
 """
 

@@ -79,9 +79,12 @@ def test_an_output_that_is_not_unicode_spells_what_it_cannot_show(tmp_path):
 
     def told(encoding: str, *arguments: str) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "sdsd", *arguments], env=dict(os.environ, PYTHONIOENCODING=encoding),
-            capture_output=True, check=True, cwd=tmp_path,
-        )  # fmt: skip
+            [sys.executable, "-m", "sdsd", *arguments],
+            env=dict(os.environ, PYTHONIOENCODING=encoding),
+            capture_output=True,
+            check=True,
+            cwd=tmp_path,
+        )
         return done.stdout.decode(encoding).splitlines()
 
     assert "Gamma, noise scale" in " ".join(told("cp1252", "--help"))

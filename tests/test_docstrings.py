@@ -15,8 +15,14 @@ from typing import Any
 import pytest
 
 MODULES = (
-    "sdsd", "sdsd.gamma", "sdsd.geometry", "sdsd.theory", "sdsd.integrations", "sdsd.report", "sdsd_kernels",
-)  # fmt: skip
+    "sdsd",
+    "sdsd.gamma",
+    "sdsd.geometry",
+    "sdsd.theory",
+    "sdsd.integrations",
+    "sdsd.report",
+    "sdsd_kernels",
+)
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Attributes|Example|Source|Note)::?$", re.M)
 AS_THERE = re.compile(r"(?i)\b(?:as|see|like)(?: in| those of| that of| for)? ((?:`\w+`(?:,? and |, )?)+)")
 """A docstring may refer to another for its arguments and errors: "Arguments and errors as `select_on_line`."."""
@@ -111,9 +117,11 @@ def missing(name: str, value: Any, others: dict[str, Any]) -> list[str]:
     if not inspect.isclass(value):
         gives = inspect.signature(function).return_annotation not in NO_RESULT
         first = found[""].strip().splitlines()[0] if found[""].strip() else ""
-        if gives and not {"Returns", "Yields"} & set(made_of) and inspect.signature(function).parameters.keys() - {
-            "self", "cls"
-        }:  # fmt: skip
+        if (
+            gives
+            and not {"Returns", "Yields"} & set(made_of)
+            and inspect.signature(function).parameters.keys() - {"self", "cls"}
+        ):
             lacking.append(f"what is returned ({first})")
     if raises(function) and not record and "Raises" not in made_of and not re.search(r"\w+Error", text):
         lacking.append("what is raised")

@@ -142,9 +142,15 @@ def test_missing_package_says_how_to_install_it(tmp_path, values, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "other", [np.array("resnet18"), np.array(["a", "b"]), np.array(b"raw"), np.array([None, 1], dtype=object),
-              np.array([("a", 1)], dtype=[("name", "U3"), ("value", int)])],
-)  # fmt: skip
+    "other",
+    [
+        np.array("resnet18"),
+        np.array(["a", "b"]),
+        np.array(b"raw"),
+        np.array([None, 1], dtype=object),
+        np.array([("a", 1)], dtype=[("name", "U3"), ("value", int)]),
+    ],
+)
 def test_key_takes_one_entry_of_an_archive_whatever_the_others_are(tmp_path, other):
     wanted = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.savez(tmp_path / "a.npz", layer1=wanted, model=other, **{"group.weight": wanted + 1})

@@ -24,8 +24,7 @@ from torch import Tensor
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
 from .._progress import Progress
 from .._rows import rows_of
-from ..cosine_topk.cpu import stable_topk
-from ..pairwise.blocks import SAMPLES_AT_ONCE, Neurons, block_sides, fill_cosines, panel
+from ..pairwise.blocks import SAMPLES_AT_ONCE, Neurons, block_sides, fill_cosines, panel, stable_topk
 from ..pairwise.reading import sample_slices
 from .cpu import BLOCK, Triangle, neurons_bytes, triangle
 from .op import CosinePairs

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._progress import Progress
-from ..pairwise.blocks import Neurons, block_sides, fill_cosines, normalized, prepare
+from ..pairwise.blocks import Neurons, block_sides, fill_cosines, normalized, prepare, stable_topk
 
 GROUP = 32
 """Cosines of a row whose maximum is compared at once: 16 reduce four times slower, 64 leave more to look at."""
@@ -215,15 +215,3 @@ def _group_maxima(scores: Tensor, size: int) -> Tensor:
     if scores.stride(0) < scores.stride(1):
         return scores.T.unflatten(0, (-1, size)).amax(1).T
     return scores.unflatten(1, (-1, size)).amax(2)
-
-
-def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk along dimension 1 with equal scores in the order of their places, on every device."""
-    best = scores.topk(k, dim=1, sorted=False).values
-    worst = best.amin(1, keepdim=True)
-    equal = scores == worst
-    wanted = (best == worst).sum(1, keepdim=True, dtype=torch.int32)
-    kept = (scores > worst) | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
-    places = kept.nonzero()[:, 1].view(-1, k)
-    best, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
-    return best, places.gather(1, order)

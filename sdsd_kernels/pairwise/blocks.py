@@ -233,3 +233,15 @@ def _prepare_bytes(rows: Tensor) -> int:
     """Bound on what `prepare` allocates, its result included."""
     neurons = rows.shape[0]
     return 20 * min(rows.numel(), max(PASS_ELEMENTS, neurons)) + 64 * neurons
+
+
+def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk along dimension 1 with equal scores in the order of their places, on every device."""
+    best = scores.topk(k, dim=1, sorted=False).values
+    worst = best.amin(1, keepdim=True)
+    equal = scores == worst
+    wanted = (best == worst).sum(1, keepdim=True, dtype=torch.int32)
+    kept = (scores > worst) | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
+    places = kept.nonzero()[:, 1].view(-1, k)
+    best, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
+    return best, places.gather(1, order)

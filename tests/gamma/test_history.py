@@ -97,8 +97,10 @@ def test_rows_carry_the_recommendation(tmp_path):
     *_, total, weight, bias = sdsd.GammaHistory(tmp_path / "run.jsonl")
     advice = sdsd.recommend_batch(taken[-1].smoothed)
     assert (total["recommended_batch"], total["verdict"], total["advice"]) == (
-        advice.samples, advice.verdict, str(advice)
-    )  # fmt: skip
+        advice.samples,
+        advice.verdict,
+        str(advice),
+    )
     part = sdsd.recommend_batch(taken[-1].smoothed.parameters["weight"])
     assert (weight["recommended_batch"], weight["verdict"], weight["advice"]) == (part.samples, part.verdict, None)
     assert bias["parameter"] == "bias"

@@ -124,9 +124,20 @@ def computed(net: Net, x: Tensor) -> Tensor:
 
 
 WAYS = [
-    ordinary, twice, exchanged, crossed, transposed, checkpointed, reentrant, in_half, one_row, in_view, by_rows, bare,
+    ordinary,
+    twice,
+    exchanged,
+    crossed,
+    transposed,
+    checkpointed,
+    reentrant,
+    in_half,
+    one_row,
+    in_view,
+    by_rows,
+    bare,
     computed,
-]  # fmt: skip
+]
 
 
 def doubled(net: Net) -> None:

@@ -168,7 +168,7 @@ X = torch.ones(3, 6)
         (lambda: cosine_between(X, X, max_bytes=-3), ValueError, "max_bytes: expected at least 1, got -3"),
         (lambda: cosine_between(X.half(), X.half(), max_bytes=3), ValueError, "max_bytes: expected at least"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call()

@@ -669,7 +669,7 @@ X = torch.ones(3, 6)
         (lambda: cosine_topk(X, 1, other=X.double()), ValueError, "the dtype of activations, torch.float32, got"),
         (lambda: cosine_topk(X, 1, other=X.to("meta")), ValueError, "the device of activations, cpu, got meta"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call()

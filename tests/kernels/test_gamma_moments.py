@@ -165,9 +165,24 @@ def slow_float64(monkeypatch, device, fresh_plans):
 
 # On each side of the tiles' numbers of rows and of a column block's ends; 1100 rows are walked twice.
 SHAPES = [
-    (2, 1), (2, 5), (3, 1), (5, 1030), (8, 257), (9, 30), (16, 128), (31, 129), (32, 300), (33, 64), (64, 300),
-    (130, 70), (256, 40), (500, 70), (513, 37), (1024, 9), (1100, 70),
-]  # fmt: skip
+    (2, 1),
+    (2, 5),
+    (3, 1),
+    (5, 1030),
+    (8, 257),
+    (9, 30),
+    (16, 128),
+    (31, 129),
+    (32, 300),
+    (33, 64),
+    (64, 300),
+    (130, 70),
+    (256, 40),
+    (500, 70),
+    (513, 37),
+    (1024, 9),
+    (1100, 70),
+]
 SHAPES_AND_DTYPES = [(shape, torch.float32) for shape in SHAPES] + [
     (shape, dtype)
     for shape in ((5, 1200), (32, 300), (33, 64), (513, 21), (1030, 70))
@@ -349,10 +364,16 @@ def test_elements_beyond_two_to_the_31(strides, device):
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_a_list_has_the_moments_of_each(per_sample, backend, device):
     entries = [
-        torch.randn(6, 4, 3), torch.randn(6, 1), torch.randn(6, 700).to(torch.bfloat16),
-        torch.randn(6, 10, 20).transpose(1, 2), torch.randn(6, 33, dtype=torch.float64), torch.randn(6, 21)[:, 1::2],
-        torch.randn(6, 2064), torch.randn(6, 8, 40)[:, ::2, 5:], torch.randn(700, 6).t(),
-    ]  # fmt: skip
+        torch.randn(6, 4, 3),
+        torch.randn(6, 1),
+        torch.randn(6, 700).to(torch.bfloat16),
+        torch.randn(6, 10, 20).transpose(1, 2),
+        torch.randn(6, 33, dtype=torch.float64),
+        torch.randn(6, 21)[:, 1::2],
+        torch.randn(6, 2064),
+        torch.randn(6, 8, 40)[:, ::2, 5:],
+        torch.randn(700, 6).t(),
+    ]
     entries = [entry.to(device) for entry in entries]
     together = gamma_moments(entries, per_sample=per_sample, backend=backend)
     for row, entry in enumerate(entries):
@@ -439,9 +460,12 @@ def test_equal_gradients_have_no_noise(backend, device):
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    n=st.integers(2, 40), columns=st.integers(1, 90), offset=st.sampled_from([0.0, 1.0, -30.0]),
-    scale=st.sampled_from([1e-20, 1.0, 1e10]), seed=st.integers(0, 2**31),
-)  # fmt: skip
+    n=st.integers(2, 40),
+    columns=st.integers(1, 90),
+    offset=st.sampled_from([0.0, 1.0, -30.0]),
+    scale=st.sampled_from([1e-20, 1.0, 1e10]),
+    seed=st.integers(0, 2**31),
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_random_inputs(backend, device, n, columns, offset, scale, seed):
     generator = torch.Generator().manual_seed(seed)

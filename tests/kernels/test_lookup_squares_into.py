@@ -124,8 +124,10 @@ def test_operator_registration(backend):
 )
 def test_bad_input(change, error, message):
     given = {
-        "output_grads": torch.ones(3, 4, 5), "tokens": torch.zeros(3, 4).long(),
-        "square_norms": torch.zeros(2, 64, dtype=torch.float64), "row": 0,
-    } | change  # fmt: skip
+        "output_grads": torch.ones(3, 4, 5),
+        "tokens": torch.zeros(3, 4).long(),
+        "square_norms": torch.zeros(2, 64, dtype=torch.float64),
+        "row": 0,
+    } | change
     with pytest.raises(error, match=message):
         lookup_squares_into(**given)

@@ -34,8 +34,14 @@ def everything(folder: Path) -> Path:
     """A page with each kind of block that pages are made of."""
     torch.manual_seed(0)
     neuron_map = NeuronMap.from_activations(torch.randn(60, 4).relu() @ torch.randn(4, 30), layer="hidden")
-    claim = geometry_page.Claim("Far pairs cost more", "reproduced", "5 × (0.0594 / 0.0119)", "2 [1.1, 4] × far / near",
-                                "Near 0.001, far 0.002.", "reproduced if the interval lies above 1")  # fmt: skip
+    claim = geometry_page.Claim(
+        "Far pairs cost more",
+        "reproduced",
+        "5 × (0.0594 / 0.0119)",
+        "2 [1.1, 4] × far / near",
+        "Near 0.001, far 0.002.",
+        "reproduced if the interval lies above 1",
+    )
     verdicts = ("reproduced", "direction only", "not reproduced", "untestable here")
     claims = [geometry_page.Claim(**{**vars(claim), "verdict": each}) for each in verdicts]
     wide = html.Table(

@@ -97,7 +97,7 @@ def on_rows(
         if picked is not None:
             return picked
     if rule is indexing.index_write and len(args) > 2:
-        return _added(func, own, n, *args, **kwargs)
+        return _added(func, args, kwargs, own, n)
     if rule is indexing.setitem:
         return _written(args[0], args[1], args[2], own, n)
     if rule is indexing.masked_scatter and len(args) == 3:
@@ -161,12 +161,10 @@ def _target(x: Tensor, dim: int, owners: Owners, n: int) -> Track | None:
     return Track(dim, owners.size // (n * owners.inner), owners.inner)
 
 
-def _added(
-    func: Any, owners: Owners, n: int, input: Tensor, dim: int, index: Tensor, source: Any = None, *_: Any, **named: Any
-) -> Verdict:
-    """index_add, index_copy, index_fill: rows, or a number for each, back to whole samples."""
-    source = named.get("tensor", named.get("source", source))
-    dim %= input.dim()
+def _added(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], owners: Owners, n: int) -> Verdict:
+    """index_add, index_copy, index_fill of (input, dim, index, source): rows, or one number, back to whole samples."""
+    input, dim, index = args[0], args[1] % args[0].dim(), args[2]
+    source = args[3] if len(args) > 3 else kwargs.get("tensor", kwargs.get("source"))
     target = _target(input, dim, owners, n)
     whose = not isinstance(source, Tensor) or track_of(source) in (None, Rows(Track(dim), owners))
     if target is None or not whose or not _rows_of(index, owners):

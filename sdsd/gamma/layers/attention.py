@@ -76,7 +76,8 @@ class AttentionRule(Rule):
         if axis == 1:
             joined = joined.transpose(0, 1)
         names = ("out_proj.weight", "out_proj.bias")
-        y = self._linear(watcher, joined, module.out_proj.weight, module.out_proj.bias, names, slice(None), plan, False)
+        weight, bias = module.out_proj.weight, module.out_proj.bias
+        y = self._linear(watcher, joined, weight, bias, names, rows=slice(None), plan=plan, count=False)
         return y, weights
 
     def _project(
@@ -86,7 +87,8 @@ class AttentionRule(Rule):
         same = module._qkv_same_embed_dim
         if same and query is key and key is value:
             names = ("in_proj_weight", "in_proj_bias")
-            packed = self._linear(watcher, query, module.in_proj_weight, bias, names, slice(None), plan, True)
+            weight, whole = module.in_proj_weight, slice(None)
+            packed = self._linear(watcher, query, weight, bias, names, rows=whole, plan=plan, count=True)
             return packed.chunk(3, dim=-1)
         projected = []
         for place, (letter, x) in enumerate(zip("qkv", (query, key, value), strict=True)):
@@ -94,7 +96,8 @@ class AttentionRule(Rule):
             weight = module.in_proj_weight[rows] if same else getattr(module, f"{letter}_proj_weight")
             names = ("in_proj_weight" if same else f"{letter}_proj_weight", "in_proj_bias")
             part = None if bias is None else bias[rows]
-            projected.append(self._linear(watcher, x, weight, part, names, rows, plan, place == 0))
+            first = place == 0
+            projected.append(self._linear(watcher, x, weight, part, names, rows=rows, plan=plan, count=first))
         return tuple(projected)
 
     @staticmethod
@@ -109,6 +112,7 @@ class AttentionRule(Rule):
         weight: Tensor,
         bias: Tensor | None,
         names: tuple[str, str],
+        *,
         rows: slice,
         plan: Plan,
         count: bool,

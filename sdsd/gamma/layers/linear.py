@@ -38,7 +38,7 @@ class LinearRule(Rule):
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
         matrix = weight.t() if self.transposed else weight
         plan = watcher.plan(x, 1)
-        y = linear(watcher, x, matrix, bias, plan, ("weight", "bias"), self.transposed)
+        y = linear(watcher, x, matrix, bias, plan, ("weight", "bias"), transposed=self.transposed)
         return y if watcher.partner is None or not weight.requires_grad else meet(watcher, y, x, plan)
 
 
@@ -49,6 +49,7 @@ def linear(
     bias: Tensor | None,
     plan: Plan,
     names: tuple[str, str],
+    *,
     transposed: bool = False,
     probe: Tensor | None = None,
     rows: slice | None = None,

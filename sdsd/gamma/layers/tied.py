@@ -21,7 +21,7 @@ from .base import WHAT_TO_DO, Plan, UnsupportedError, Watcher, arrange, report
 
 def lead(watcher: Watcher, y: Tensor, measure: Any, ids: Tensor, scale: Tensor | None, padding: int | None) -> Tensor:
     """`tap` on an embedding's output that the head with the same weight can reach."""
-    out, carrier = _Lead.apply(y, watcher.probe, watcher.local, measure, padding, ids, scale)  # type: ignore[no-untyped-call]
+    out, carrier = _Lead.apply(y, watcher.probe, ids, scale, (watcher.local, measure, padding))  # type: ignore[no-untyped-call]
     watcher.carried = carrier, ids
     return out  # type: ignore[no-any-return]
 
@@ -42,10 +42,10 @@ def meet(watcher: Watcher, y: Tensor, x: Tensor, plan: Plan) -> Tensor:
 class _Lead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, probe: Tensor, local: Any, measure: Any, padding: Any, ids: Tensor, scale: Tensor | None
+        ctx: Any, y: Tensor, probe: Tensor, ids: Tensor, scale: Tensor | None, spec: tuple[Any, Any, int | None]
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(ids, scale)
-        ctx.local, ctx.measure, ctx.padding = local, measure, padding
+        ctx.local, ctx.measure, ctx.padding = spec
         return y.detach(), torch.zeros_like(y)
 
     @staticmethod
@@ -58,7 +58,7 @@ class _Lead(torch.autograd.Function):
             products = products.masked_fill(ids == ctx.padding, 0.0)
         own, sums = measures["weight"]
         measures["weight"] = own + 2 * products.sum(), sums
-        return b, report(measures, ctx.local, b), None, None, None, None, None
+        return b, report(measures, ctx.local, b), None, None, None
 
 
 class _Meet(torch.autograd.Function):

@@ -102,8 +102,10 @@ class Meter:
                 "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
                 "for. Call it outside of the graph, or capture without them."
             )
-        if exact and not captured and not self._prove(ledgers, squares, n):
-            squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
+        if exact and not captured:
+            self.prover.stepped()
+            if session.directions is not None and not self._proves(ledgers, squares, n):
+                squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
         signal, squares = self._joined(signal, squares.to(parameters.device), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
@@ -152,16 +154,14 @@ class Meter:
                 signal = signal * inverse
         return signal, squares
 
-    def _prove(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
-        """On a step whose turn it is: what arrived in .grad is what the samples measured add up to.
+    def _proves(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
+        """Whether what arrived in .grad is what the samples measured add up to.
 
-        Returns False where parameters had to be left out (strict=False).
+        Where it is not, raises, or, with strict=False, leaves parameters out.
         """
         session, parameters, prover = self._session, self._parameters, self.prover
         probed = self._sums.probed()
-        proving = session.directions is not None and (bool(ledgers) or bool(probed))
-        prover.stepped()
-        if not proving:
+        if not ledgers and not probed:
             return True
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
         names = list(parameters.covered)

@@ -201,7 +201,8 @@ class Session:
             self._keep_to_stream()
         directions = None if capturing() else self.directions
         ledger = Pass(self.batch, self.max_bytes, self.scale, directions, self.rows, self.scaled)
-        self._join(ledger)
+        if self.batch_size is not None:
+            self._join(ledger)
         self.passes.append(ledger)
         if self.batch == 0:
             out = plain(*args, **kwargs)
@@ -252,11 +253,10 @@ class Session:
 
     def _join(self, ledger: Pass) -> None:
         """With batch_size given, passes that wait for one backward pass are of the same samples, side by side."""
-        if self.batch_size is not None:
-            waiting = [other for other in self.passes if not other.tasks and other.n == ledger.n]
-            peers = [*waiting, ledger]
-            for other in peers:
-                other.peers = peers
+        waiting = [other for other in self.passes if not other.tasks and other.n == ledger.n]
+        peers = [*waiting, ledger]
+        for other in peers:
+            other.peers = peers
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track]]:
         """Find the batch size, and the inputs that carry samples."""

@@ -58,10 +58,16 @@ def test_the_smaller_network_is_the_merged_one(case, how):
 def random_network(draw: random.Random) -> tuple[nn.Sequential, torch.Tensor]:
     """Convolutions, then Linear layers, with norms, nonlinearities and poolings anywhere between."""
     between = [
-        nn.BatchNorm2d, nn.PReLU, lambda width: nn.ReLU(), lambda width: nn.Tanh(), lambda width: nn.AvgPool2d(2, 1),
-        lambda width: nn.InstanceNorm2d(width, affine=True), lambda width: nn.Conv2d(width, width, 2, groups=width),
-        lambda width: nn.Dropout(), lambda width: nn.ZeroPad2d(1),
-    ]  # fmt: skip
+        nn.BatchNorm2d,
+        nn.PReLU,
+        lambda width: nn.ReLU(),
+        lambda width: nn.Tanh(),
+        lambda width: nn.AvgPool2d(2, 1),
+        lambda width: nn.InstanceNorm2d(width, affine=True),
+        lambda width: nn.Conv2d(width, width, 2, groups=width),
+        lambda width: nn.Dropout(),
+        lambda width: nn.ZeroPad2d(1),
+    ]
     modules: list[nn.Module] = []
     width = start = draw.randint(1, 3)
     for _ in range(draw.randint(1, 2)):

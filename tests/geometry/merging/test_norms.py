@@ -142,7 +142,7 @@ class Inside(Stream):
         (lambda: Inside(nn.LayerNorm), {"norms": "repeat"}, "modules of their own"),
     ],
     ids=["absorb", "unknown", "no module"],
-)  # fmt: skip
+)
 def test_refused(build, options, says):
     model, (_, x) = build(), stream("LayerNorm")
     before = copy.deepcopy(model.state_dict())
