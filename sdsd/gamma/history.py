@@ -138,7 +138,11 @@ class GammaHistory(Sequence[Row]):
             self.flush()
 
     def flush(self) -> None:
-        """Copy the numbers of waiting steps from their device, and write their rows."""
+        """Copy the numbers of waiting steps from their device, and write their rows.
+
+        Raises:
+            OSError: the file cannot be written; its rows stay in memory, and the next call writes them.
+        """
         waiting, self._waiting = self._waiting, []
         fresh = [row for step, stats in waiting for row in self._rows_of(step, stats)]
         self._rows += fresh
