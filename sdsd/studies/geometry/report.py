@@ -255,7 +255,7 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
     blocks: list[html.Block] = [
         html.Text(
             "If the geometry is learned, it should not be there in a network that has learned nothing, or for inputs "
-            "with nothing in them to know. Silhouettes are those of ten clusters each, for only such compare."
+            "with nothing in them to know. Every silhouette is that of ten clusters, so that they can be compared."
         )
     ]
     figure, axes = figures.new_figure(2.9 * len(maps), 3.0, columns=len(maps))
