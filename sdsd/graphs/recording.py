@@ -20,6 +20,7 @@ from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .attention import heads_apart
 from .chance import RUNS, draws
 from .counts import Count
+from .settling import settle
 from .sizes import Sizes, counting
 from .values import Value
 from .walk import Walk
@@ -187,7 +188,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
                 break
     atoms.settle()
     for walk in walks:
-        walk.settle()
+        settle(walk)
     return Recording(atoms, values, names, walks, ran)
 
 

@@ -166,7 +166,8 @@ def _patches(
         return
     whole = [n + 2 * pad for n, pad in zip(inputs.shape[2:], known.padding, strict=True)]
     padded = inputs.new_zeros(channels, *whole)
-    inside = padded[(slice(None), *(slice(pad, n - pad) for n, pad in zip(whole, known.padding, strict=True)))]
+    place = [slice(None), *(slice(pad, n - pad) for n, pad in zip(whole, known.padding, strict=True))]
+    inside = padded[tuple(place)]
     steps = padded.stride()[1:]
     by_tap = [step * apart for step, apart in zip(steps, known.dilation, strict=True)]
     by_position = [step * apart for step, apart in zip(steps, known.stride, strict=True)]

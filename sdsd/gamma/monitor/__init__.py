@@ -8,6 +8,7 @@
 `session.py`          forward and backward passes between two steps: what is a batch, what was cleared or given up
 `inputs.py`           how many samples a forward pass was given, and where they lie
 `leftovers.py`        gradients that a pass inside `paused` left
+`marks.py`            gradients as a pass or a step left them: cleared, or written to, since?
 `meter.py`            one step: summed, proved, joined over ranks
 `sums.py`             squares of samples and of gradients
 `micro.py`            the same where whole backward passes are the samples

@@ -25,7 +25,7 @@ from .collectives import agreed, reduced
 from .layout import Plan
 from .ranks import check_group
 from .results import expanded, inverse_norms, require_sums, squares, units
-from .sums import Sums, add_rows, buffer_rows, merge_sums, names_of, nothing
+from .sums import Sums, add_rows, buffer_rows, merge_sums, newly_nonfinite, nothing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -355,21 +355,15 @@ class GramAccumulator:
     def _warn(self, known: Tensor) -> None:
         new = self._sums.nonfinite & ~known
         if bool(new.any()):
-            warnings.warn(
-                f"activations: {names_of(new)} of {self.n} have a NaN or an infinity in this batch for the first time; "
-                "their rows and columns are NaN from here on. nonfinite='raise' refuses such batches.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warnings.warn(newly_nonfinite(new), RuntimeWarning, stacklevel=3)
 
     def _settle(self) -> None:
         """Take waiting samples into the sums."""
         waiting = self._sums.waiting
         if waiting:
             assert self._buffer is not None
-            self._commit(
-                add_rows(self._plan, self._sums, self._buffer[:waiting].T, self._fresh_gram, reporter(False, ""))
-            )
+            rows = self._buffer[:waiting].T
+            self._commit(add_rows(self._plan, self._sums, rows, self._fresh_gram, reporter(False, "")))
 
     def _settle_and_look(self) -> None:
         """As `_settle`, and find out which neurons are not finite, where kernels have not looked."""

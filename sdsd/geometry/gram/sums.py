@@ -272,3 +272,11 @@ def names_of(which: Tensor) -> str:
     """How many neurons, and the first of them."""
     indices = which.nonzero().flatten().tolist()
     return f"{len(indices)} neurons (first: {indices[:5]})"
+
+
+def newly_nonfinite(which: Tensor) -> str:
+    """What the warning of an update says."""
+    return (
+        f"activations: {names_of(which)} of {len(which)} have a NaN or an infinity in this batch for the first time; "
+        "their rows and columns are NaN from here on. nonfinite='raise' refuses such batches."
+    )
