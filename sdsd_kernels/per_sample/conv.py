@@ -166,8 +166,9 @@ def _patches(
         return
     whole = [n + 2 * pad for n, pad in zip(inputs.shape[2:], known.padding, strict=True)]
     padded = inputs.new_zeros(channels, *whole)
-    sides = (slice(pad, n - pad) for n, pad in zip(whole, known.padding, strict=True))
-    inside = padded[tuple([slice(None), *sides])]
+    inside = padded
+    for dim, pad in enumerate(known.padding, start=1):
+        inside = inside.narrow(dim, pad, whole[dim - 1] - 2 * pad)
     steps = padded.stride()[1:]
     by_tap = [step * apart for step, apart in zip(steps, known.dilation, strict=True)]
     by_position = [step * apart for step, apart in zip(steps, known.stride, strict=True)]
