@@ -22,7 +22,6 @@ from .operand import SAMPLES, marked
 from .use import Measure, Saved, Use, alone, hook_on
 
 if TYPE_CHECKING:
-    from .ledger import Pass
     from .measuring import Measuring
     from .operand import Operand
 
@@ -45,14 +44,6 @@ class Plan:
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
         """The operation, followed and measured."""
         raise NotImplementedError
-
-    def _count(self, ledger: Pass) -> None:
-        counts, kinds, kind = ledger.counts, ledger.kinds, self.kind
-        for name in self.names:
-            counts[name] = counts.get(name, 0) + 1
-            known = kinds.get(name)
-            if known is not kind:
-                kinds[name] = kind if known is None else known | kind
 
 
 class Watched(Plan):
@@ -81,9 +72,7 @@ class Watched(Plan):
             out, saved = func(*args, **kwargs), args[:1]
         else:
             out, saved = self.save(*args, **kwargs)
-        ledger = mode.ledger
-        ledger.tracks.held[id(out)] = (ref(out), self.track, False)
-        self._count(ledger)
+        mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
         use = Use(mode, self.operands, self.measure, Saved(saved), self)
         if out._base is None and out._backward_hooks is None:
             # What Tensor.register_hook does.
@@ -112,10 +101,8 @@ class Joined(Plan):
         self.call, self.place = call, place
 
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
-        ledger = mode.ledger
-        self._count(ledger)
         out = self.call(Use(mode, self.operands, None, None, self), args[self.place])
-        ledger.tracks.held[id(out)] = (ref(out), self.track, False)
+        mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
         out.grad_fn.metadata[SAMPLES] = True  # type: ignore[union-attr, index]
         return out
 

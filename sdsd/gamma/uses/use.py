@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .plans import Plan
 
 _will_execute = torch._C._will_engine_execute_node
+_current_task = torch._C._current_graph_task_id
 Measure = Callable[..., Iterable[tuple[int, Piece]]]
 """measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
 
@@ -66,7 +67,7 @@ class ChangedError(Exception):
 
 
 class Use:
-    """One operation of one forward pass that joined samples with parameters."""
+    """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself."""
 
     __slots__ = ("fired", "measure", "mode", "operands", "owners", "plan", "saved")
 
@@ -80,7 +81,16 @@ class Use:
     ) -> None:
         self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
         self.fired: int | None = None
-        self.owners = None if plan is not None else rows_in_view()
+        if plan is None:
+            self.owners = rows_in_view()
+            return
+        self.owners = None
+        counts, kinds, kind = mode.ledger.counts, mode.ledger.kinds, plan.kind
+        for name in plan.names:
+            counts[name] = counts.get(name, 0) + 1
+            known = kinds.get(name)
+            if known is not kind:
+                kinds[name] = kind if known is None else known | kind
 
     @property
     def names(self) -> list[str]:
@@ -106,7 +116,10 @@ class Use:
                 reached = True
         if not reached:
             return False
-        task = session.enter_task(ledger)
+        inner = _current_task()
+        task = inner if session._outer is None else session._outer
+        if task not in session._begun or inner not in session._open or inner not in ledger.open:
+            task = session.enter_task(ledger)
         if self.fired is not None and self.fired in ledger.tasks:
             ledger.trouble = "repeated"
             return False
@@ -193,24 +206,12 @@ def joined(mode: Measuring, weight: Tensor, bias: Tensor | None, kind: str) -> U
     return register(mode, operands, kind)
 
 
-def autocast(x: Tensor) -> tuple[Tensor, bool]:
-    """`x` as autocast would have it, and whether autocast is on."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return x, False
-    return x.to(torch.get_autocast_dtype(device)), True
-
-
-def saved_alike(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: bool) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, cast as `x` was, and what such an operation's backward needs, saved."""
-    ctx.weight = None
-    if cast and weight.dtype != x.dtype:
+def cast_alike(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, cast as autocast cast `x`, for an operation whose own backward measures."""
+    if weight.dtype != x.dtype:
         # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
         ctx.weight, weight = weight, weight.to(x.dtype)
-    if cast and bias is not None:
-        bias = bias.to(x.dtype)
-    ctx.save_for_backward(x, weight)
-    return weight, bias
+    return weight, None if bias is None else bias.to(x.dtype)
 
 
 @functools.cache

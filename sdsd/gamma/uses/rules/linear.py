@@ -19,9 +19,9 @@ from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land_bias, land_linear, rows_of
-from ..pieces import Dense, Piece, Product, one_position
+from ..pieces import Dense, Piece, Product, one_position, square_norm
 from ..plans import Joined, Squares, Watched, keep
-from ..use import Use, autocast, joined, saved_alike, watch
+from ..use import Use, cast_alike, joined, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -178,10 +178,12 @@ def _joined(
     use = joined(mode, weight, bias, kind)
     if use is None:
         return None
-    n = mode.ledger.n
+    n, device = mode.ledger.n, x.device.type
 
     def call(use: Use, x: Tensor) -> Tensor:
-        x, cast = autocast(x)
+        cast = torch.is_autocast_enabled(device)
+        if cast:
+            x = x.to(torch.get_autocast_dtype(device))
         return _apply(x, weight, bias, use, track, n, transposed, cast)  # type: ignore[no-any-return]
 
     out = call(use, x)
@@ -210,7 +212,10 @@ class _Joined(torch.autograd.Function):
         cast: bool,
     ) -> Tensor:
         ctx.use, ctx.track, ctx.n, ctx.transposed = use, track, n, transposed
-        weight, bias = saved_alike(ctx, x, weight, bias, cast)
+        ctx.weight = None
+        if cast:
+            weight, bias = cast_alike(ctx, x, weight, bias)
+        ctx.save_for_backward(x, weight)
         if transposed:
             return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
         y = F.linear(x, weight, bias)
@@ -256,11 +261,14 @@ def _dtype_of(use: Use, operand: int, x: Tensor) -> torch.dtype:
 def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
     """Deliver the pieces; the gradients of weight and bias where they are `wanted`."""
     ledger, n, operands = use.mode.ledger, ctx.n, use.operands
-    ledger.begin(use, grad.dtype)
     if x.ndim == 3 and ctx.track == _PLAIN:
         a, b = x, grad
     else:
         a, b = arrange(x, ctx.track, n, 1), arrange(grad, ctx.track, n, 1)
+    on_cpu = x.is_cpu and ledger.backends.get(x.device) == "torch"
+    if wanted and use.plan is not None and on_cpu and ledger.alone(operands):
+        return _squared(use, use.plan.names, a, b, ctx.transposed)
+    ledger.begin(use, grad.dtype)
     if wanted and ledger.serves(b):
         places = rows_of(use)
         if places is not None:
@@ -294,4 +302,19 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     return grad_weight, grad_bias
 
 
+def _squared(use: Use, names: list[str], a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The same on a CPU, where squares are all that is asked of the use: without pieces."""
+    operands, ledger = use.operands, use.mode.ledger
+    grad_weight, square = _stats(a, b, None, True, operands[0].dtype, None, ledger.max_bytes, "torch")
+    if transposed:
+        grad_weight = grad_weight.t()
+    if len(operands) == 1:
+        ledger.take(use, names, (square,), b.dtype)
+        return grad_weight, None
+    rows = b.sum(1) if b.dtype == torch.float32 else b.sum(1, dtype=_sum_dtype(b))
+    ledger.take(use, names, (square, square_norm(rows)), b.dtype)
+    return grad_weight, rows.sum(0).to(operands[1].dtype)
+
+
+_stats = torch.ops.sdsd.weight_grad_stats.default
 _PLAIN = Track(0)
