@@ -22,8 +22,14 @@ from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 ORDER = (
-    "sdsd", "sdsd.gamma", "sdsd.geometry", "sdsd.theory", "sdsd.integrations", "sdsd.report", "sdsd_kernels",
-)  # fmt: skip
+    "sdsd",
+    "sdsd.gamma",
+    "sdsd.geometry",
+    "sdsd.theory",
+    "sdsd.integrations",
+    "sdsd.report",
+    "sdsd_kernels",
+)
 """What several modules export is described at the first of these."""
 SECTION = re.compile(r"(Args|Returns|Yields|Raises|Attributes|Example|Examples|Source|Note|Warning|Warns)::?$")
 CODE = re.compile(r"(``.+?``|`[^`]+`|\*\*\w.*?\w?\*\*)")

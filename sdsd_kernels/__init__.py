@@ -21,14 +21,15 @@ function               reads                                      gives
 
 Each lives in a folder of its own: `op.py` is what a call meets first (checks, choice of backend, torch.library),
 `kernel.py` the Triton kernel, `cpu.py` the torch path, `reference.py` the definition they are both checked against.
-A call runs Triton on a GPU and torch elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
+None imports from another's; what several need is in one of the two engines below. A call runs Triton on a GPU and torch
+elsewhere; `backend=` or the environment variable SDSD_BACKEND overrides it.
 
 One call, from its door to the launch; these functions, in this order, are the way::
 
     cosine_matrix(x)    cosine_matrix/op.cosine_matrix       checks, the choice of backend, then the operator
                         cosine_matrix/op._compute            torch.ops.sdsd.cosine_matrix, which _register.py made
       on a GPU          pairwise/launch.launch_cosine_matrix   the plan of this shape and layout, by one look-up
-                        pairwise/launch._cosine_matrix       norms, and unit rows as halves; then the triangle of
+                                                             norms, and unit rows as halves; then the triangle of
                                                              products, each tile stored twice
       elsewhere         cosine_matrix/cpu.cosine_matrix_torch  half of the products, scaled and stored twice
     gamma_moments(g)    gamma_moments/op.gamma_moments, gamma_moments/op._compute
@@ -40,8 +41,8 @@ What all share: `_checks.py` and `_rows.py` on arguments, `_backend.py` and `_de
 for operators, `_launch.py` for launches, `_progress.py`; `_validate.py` compares backends with definitions, `_aot.py`
 says what is compiled ahead of time, `_interpreter_config.py` mends old interpreters of Triton.
 
-The engine in `pairwise/` belongs to no function: matrix, neighbours, pairs, histogram, sums and the accumulator differ
-in what they do with a tile.
+Two engines belong to no function. `pairwise/`: matrix, neighbours, pairs, histogram, sums and the accumulator differ in
+what they do with a tile. `per_sample/`: gradients of weights, biases and norms with the norms of the samples' own.
 `checks` holds the checks on arguments that `sdsd` makes too, `gram_strips` the sums that its accumulator keeps.
 """
 
@@ -55,9 +56,9 @@ from .cosine_pairs.disjoint import disjoint_pairs
 from .cosine_pairs.op import CosineHistogram, CosinePairs, cosine_histogram, cosine_pairs, cosine_row_sums
 from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
-from .gram_accumulate import strips as gram_strips
 from .gram_accumulate.op import gram_accumulate
 from .lookup_squares_into.op import lookup_squares_into
+from .pairwise import sums as gram_strips
 from .scale_shift_grads.op import ScaleShiftGrads, scale_shift_grads
 from .weight_grad_into.op import LayerGrads, conv_weight_grad_into, weight_grad_into
 from .weight_grad_stats.op import WeightGradStats, conv_weight_grad_stats, weight_grad_stats

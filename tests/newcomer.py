@@ -80,9 +80,15 @@ def run(command: list[str], cwd: Path, *, minutes: float = 30, **extra: str) -> 
     began = time.monotonic()
     print(f"    $ {' '.join(command).strip().splitlines()[0][:110]}", flush=True)
     done = subprocess.run(
-        command, cwd=cwd, env=environment | extra, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=60 * minutes,
-    )  # fmt: skip
+        command,
+        cwd=cwd,
+        env=environment | extra,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60 * minutes,
+    )
     print(f"      {time.monotonic() - began:.0f} s", flush=True)
     if done.returncode != 0:
         raise FailedError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
@@ -158,10 +164,14 @@ def watch(command: list[str], folder: Path, **extra: str) -> None:
     """A page that is served until somebody has seen it."""
     print(f"    $ {' '.join(command).strip().splitlines()[0][:110]}", flush=True)
     served = subprocess.Popen(
-        command, cwd=folder, env=os.environ | extra, stdout=subprocess.PIPE, text=True,
+        command,
+        cwd=folder,
+        env=os.environ | extra,
+        stdout=subprocess.PIPE,
+        text=True,
         # Where this runs in the background, Ctrl-C is ignored, and what it starts would ignore it, too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     try:
         assert served.stdout is not None
         address = re.search(r"http://[\d.:]+\S*", served.stdout.readline())
@@ -330,10 +340,15 @@ def main() -> int:
     steps = dict(STEPS)
     if arguments.whole_suite:
         steps["two-commands"] = functools.partial(step_two_commands, whole_suite=True)
-    chosen = {"quick": step_quick} if arguments.quick else {
-        name: step for name, step in steps.items()
-        if (not arguments.only or name in arguments.only) and name not in arguments.without
-    }  # fmt: skip
+    chosen = (
+        {"quick": step_quick}
+        if arguments.quick
+        else {
+            name: step
+            for name, step in steps.items()
+            if (not arguments.only or name in arguments.only) and name not in arguments.without
+        }
+    )
     failed = []
     for name, step in chosen.items():
         about = step.func.__doc__ if isinstance(step, functools.partial) else step.__doc__

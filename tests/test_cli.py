@@ -79,9 +79,12 @@ def test_an_output_that_is_not_unicode_spells_what_it_cannot_show(tmp_path):
 
     def told(encoding: str, *arguments: str) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "sdsd", *arguments], env=dict(os.environ, PYTHONIOENCODING=encoding),
-            capture_output=True, check=True, cwd=tmp_path,
-        )  # fmt: skip
+            [sys.executable, "-m", "sdsd", *arguments],
+            env=dict(os.environ, PYTHONIOENCODING=encoding),
+            capture_output=True,
+            check=True,
+            cwd=tmp_path,
+        )
         return done.stdout.decode(encoding).splitlines()
 
     assert "Gamma, noise scale" in " ".join(told("cp1252", "--help"))
@@ -275,6 +278,16 @@ def test_missing_extra_ends_in_one_line(capsys, monkeypatch, activations, tmp_pa
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert "[report]" in refused(capsys, "map", activations, "--out", tmp_path / "out")
     assert "[report]" in refused(capsys, "demo", "--out", tmp_path / "out")
+
+
+def test_a_backend_that_matplotlib_does_not_know_ends_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sdsd", "demo", "--out", "demo"], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env=dict(os.environ, MPLBACKEND="nonsense", PYTHONPATH=os.pathsep.join(sys.path)),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (cli.BAD_INPUT, "")
+    assert done.stderr.startswith("error: MPLBACKEND: expected a backend of matplotlib's, got 'nonsense'. Unset it")
+    assert done.stderr.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(capsys, monkeypatch):

@@ -53,10 +53,17 @@ def test_validate_as_json(capsys, monkeypatch):
     assert (found["device"], found["ok"]) == ("cpu", False)
     assert found["rows"] == [
         {
-            "op": "gamma_moments", "backend": "torch", "case": "noise", "shape": [2, 1], "dtype": "float32",
-            "error": None, "error_is": "nan", "bound": 1e-6, "ok": False,
+            "op": "gamma_moments",
+            "backend": "torch",
+            "case": "noise",
+            "shape": [2, 1],
+            "dtype": "float32",
+            "error": None,
+            "error_is": "nan",
+            "bound": 1e-6,
+            "ok": False,
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_validate_shows_the_worst_of_each_and_all_that_fall_short(capsys, monkeypatch):
@@ -118,19 +125,33 @@ def test_geometry_as_json(capsys, tmp_path):
 
 def test_what_is_not_finite_is_null_with_a_flag():
     value = {
-        "scale": math.inf, "interval": (1.5, math.inf), "rows": [[0.0, -math.inf], [math.nan]], "pair": (1, 2),
-        "inside": [{"low": math.nan}], "word": "inf",
-    }  # fmt: skip
+        "scale": math.inf,
+        "interval": (1.5, math.inf),
+        "rows": [[0.0, -math.inf], [math.nan]],
+        "pair": (1, 2),
+        "inside": [{"low": math.nan}],
+        "word": "inf",
+    }
     text = json.dumps(plain(value), allow_nan=False)
     assert strict(text) == {
-        "scale": None, "scale_is": "inf", "interval": [1.5, None], "interval_is": {"1": "inf"},
-        "rows": [[0.0, None], [None]], "rows_is": {"0.1": "-inf", "1.0": "nan"}, "pair": [1, 2],
-        "inside": [{"low": None, "low_is": "nan"}], "word": "inf",
-    }  # fmt: skip
+        "scale": None,
+        "scale_is": "inf",
+        "interval": [1.5, None],
+        "interval_is": {"1": "inf"},
+        "rows": [[0.0, None], [None]],
+        "rows_is": {"0.1": "-inf", "1.0": "nan"},
+        "pair": [1, 2],
+        "inside": [{"low": None, "low_is": "nan"}],
+        "word": "inf",
+    }
     assert revive(strict(text)) == {
-        "scale": math.inf, "interval": [1.5, math.inf], "rows": [[0.0, -math.inf], [None]], "pair": [1, 2],
-        "inside": [{"low": None}], "word": "inf",
-    }  # fmt: skip
+        "scale": math.inf,
+        "interval": [1.5, math.inf],
+        "rows": [[0.0, -math.inf], [None]],
+        "pair": [1, 2],
+        "inside": [{"low": None}],
+        "word": "inf",
+    }
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "pt", "safetensors"])
@@ -155,13 +176,14 @@ def test_a_file_on_standard_input(gradients, tmp_path, ending):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "standard input: the file is empty"), (b"PK\x03\x04nonsense", "standard input: starts like a PyTorch file"),
-     (b"hello hello hello", "standard input: expected a PyTorch file (torch.save)")],
-)  # fmt: skip
+    [
+        (b"", "standard input: the file is empty"),
+        (b"PK\x03\x04nonsense", "standard input: starts like a PyTorch file"),
+        (b"hello hello hello", "standard input: expected a PyTorch file (torch.save)"),
+    ],
+)
 def test_nothing_of_use_on_standard_input(data, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "sdsd", "map", "-"], input=data, capture_output=True, check=False
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "sdsd", "map", "-"], input=data, capture_output=True, check=False)
     assert done.returncode == 2
     assert done.stderr.decode().startswith(f"error: {message}")
     assert done.stderr.count(b"\n") == 1
@@ -169,8 +191,9 @@ def test_nothing_of_use_on_standard_input(data, message):
 
 def completed(words: list[str], folder) -> set[str]:
     """What bash offers after these words."""
-    script = subprocess.run([sys.executable, "-m", "sdsd", "completion", "bash"], capture_output=True, text=True,
-                            check=True).stdout  # fmt: skip
+    script = subprocess.run(
+        [sys.executable, "-m", "sdsd", "completion", "bash"], capture_output=True, text=True, check=True
+    ).stdout
     listed = " ".join(map(shlex.quote, words))
     program = (
         f"{script}\nCOMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _sdsd; printf '%s\\n' \"${{COMPREPLY[@]}}\""
@@ -231,9 +254,14 @@ def test_completion_in_zsh(capsys, tmp_path, typed, completed):
     )
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        ["zsh", "-f", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment,
+        ["zsh", "-f", "-i"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=tmp_path,
+        env=environment,
         start_new_session=True,
-    )  # fmt: skip
+    )
     os.close(theirs)
     told = b""
 
@@ -278,9 +306,14 @@ def on_a_terminal(columns: int, *arguments: str, cwd) -> str:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdsd", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd,
-        env=environment | {"TERM": "xterm"}, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "sdsd", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=cwd,
+        env=environment | {"TERM": "xterm"},
+        start_new_session=True,
+    )
     os.close(theirs)
     told = b""
     while True:

@@ -85,9 +85,13 @@ def test_a_card_is_known_by_its_properties(monkeypatch, hip, properties, name):
 # A new GPU is one record
 
 FOLDERS = (
-    "cosine_pairs", "cosine_topk", "gamma_moments", "lookup_squares_into", "pairwise", "scale_shift_grads",
-    "weight_grad_stats",
-)  # fmt: skip
+    "cosine_pairs",
+    "cosine_topk",
+    "gamma_moments",
+    "lookup_squares_into",
+    "pairwise",
+    "per_sample",
+)
 """Folders with kernels."""
 
 
@@ -101,9 +105,13 @@ def declaring(folder: str) -> ModuleType:
 def new_card(monkeypatch) -> DeviceRecord:
     """A GPU nobody has built, with the configurations of the H100, as the only device of this machine."""
     card = replace(
-        RECORDS["sm_90"], name="sm_95", multiprocessors=77, shared_bytes=99_000, matrix_instruction="QGMMA",
-        target=("cuda", 95, 32)
-    )  # fmt: skip
+        RECORDS["sm_90"],
+        name="sm_95",
+        multiprocessors=77,
+        shared_bytes=99_000,
+        matrix_instruction="QGMMA",
+        target=("cuda", 95, 32),
+    )
     monkeypatch.setitem(RECORDS, card.name, card)
     properties = SimpleNamespace(major=9, minor=5, multi_processor_count=70)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
@@ -148,8 +156,11 @@ def test_shared_memory_is_held_against_the_records(new_card):
     limits = runpy.run_path(str(Path(__file__).parent / "aot.py"))["SHARED_LIMIT"]
     assert limits[95] == 99_000
     assert {name: limits[name] for name in (80, 90, 100, "gfx942")} == {
-        80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024,
-    }  # fmt: skip
+        80: 163 * 1024,
+        90: 227 * 1024,
+        100: 227 * 1024,
+        "gfx942": 64 * 1024,
+    }
 
 
 FACTS = re.compile(

@@ -113,10 +113,12 @@ def test_the_schedule_accumulates_the_gradient_of_the_whole_batch(schedule):
         stats = monitor.step()
     accumulated = [p.grad for p in model.parameters()]
     loss = torch.nn.functional.cross_entropy(model(images), labels, reduction="none")
-    rows = torch.stack([
-        torch.cat([g.flatten() for g in torch.autograd.grad(each, list(model.parameters()), retain_graph=True)])
-        for each in loss
-    ])  # fmt: skip
+    rows = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(each, list(model.parameters()), retain_graph=True)])
+            for each in loss
+        ]
+    )
     torch.testing.assert_close(torch.cat([g.flatten() for g in accumulated]), rows.mean(0))
     assert stats.n == 37
     assert stats.noise == pytest.approx(rows.var(0).sum().item(), rel=1e-10)

@@ -38,9 +38,14 @@ def sdsd(folder: Path, *arguments: str, before: str = "", ignored: bool = False)
         f"sys.argv = ['sdsd', *{list(arguments)!r}]\n{before}\nfrom sdsd.__main__ import start; start()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False, timeout=300,
+        [sys.executable, "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join((str(folder), str(ROOT)))),
-    )  # fmt: skip
+    )
     return done.returncode, done.stdout, done.stderr
 
 

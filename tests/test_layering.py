@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,8 @@ FLOORS = {
 
 KERNELS = re.compile(r"(\w+_)?kernel\.py")
 """Kernels pack their arguments by meaning, under one `# fmt: off` a file."""
+FORMATTED = ("sdsd", "sdsd_kernels", "tests", "benchmarks", "docs", "examples")
+"""Where the formatter wins."""
 WITH_TRITON = re.compile(r"(\w+_)?(kernel|config)\.py")
 """A folder's kernel.py may be spread over several <what>_kernel.py. No other file imports Triton, not even late."""
 
@@ -51,6 +54,9 @@ BEHIND_DOORS = (
 """A file in these is imported from its own folder and those below it; others go through a folder's __init__."""
 IN_SHAPE = (
     "sdsd.cli",
+    "sdsd.gamma.following",
+    "sdsd.gamma.layers",
+    "sdsd.gamma.monitor",
     "sdsd.geometry",
     "sdsd.graphs",
     "sdsd.integrations",
@@ -61,6 +67,12 @@ IN_SHAPE = (
     "sdsd_kernels",
 )
 """Where the lengths of files and of rows of parameters are held."""
+AS_TORCH_TAKES_THEM = {
+    "sdsd/gamma/following/layers.py": ("batch_norm", "torch_batch_norm"),
+    "sdsd/gamma/following/products.py": ("convolution", "transposed_convolution", "general_convolution"),
+    "sdsd/gamma/layers/attention.py": ("_attend",),
+}
+"""Functions that are called with the arguments of a function of torch, positions and names as they came."""
 PLAIN_NAMES = (
     "sdsd.cli",
     "sdsd.gamma",
@@ -262,7 +274,7 @@ def ragged(folder: Path) -> list[str]:
 def circles(root: Path) -> Iterator[str]:
     """Imports within a room that lead back to where they began, late ones too."""
     ahead: dict[str, set[str]] = {}
-    for room in BEHIND_DOORS:
+    for room in (*BEHIND_DOORS, "sdsd_kernels"):
         for path in sorted(root.joinpath(*room.split(".")).rglob("*.py")):
             here, targets = module_name(path, root), [each.target for each in imports(path, root) if not each.typing]
             modules = {target if is_behind(target, root) else target.rpartition(".")[0] for target in targets}
@@ -381,24 +393,42 @@ def test_a_door_is_looked_through(tmp_path):
 
 
 def shape_violations(path: Path, root: Path) -> Iterator[str]:
-    """Long files, long rows of positional parameters, and lines kept from the formatter."""
+    """Long files, and long rows of positional parameters."""
     where = path.relative_to(root)
     if not f"{module_name(path, root)}.".startswith(tuple(f"{room}." for room in IN_SHAPE)):
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     if len(lines) > MOST_LINES:
         yield f"{where}: {len(lines)} lines; make it a folder, or two files"
-    unformatted = [number for number, line in enumerate(lines, 1) if "# fmt:" in line and line != "# fmt: on"]
-    if KERNELS.fullmatch(path.name) and len(unformatted) == 1 and "# fmt: off" in lines:
-        unformatted = []
-    yield from (f"{where}:{number}: the formatter wins" for number in unformatted)
     if where.parts[0] == "sdsd_kernels":  # operators take what their schemas list
         return
+    as_torch = AS_TORCH_TAKES_THEM.get(where.as_posix(), ())
     for node in ast.walk(ast.parse("\n".join(lines))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            names = [each.arg for each in (*node.args.posonlyargs, *node.args.args) if each.arg not in ("self", "cls")]
-            if len(names) > MOST_POSITIONAL:
-                yield f"{where}:{node.lineno}: {node.name} has {len(names)} positional parameters; name the rest"
+            names = [each.arg for each in (*node.args.posonlyargs, *node.args.args)]
+            count = len([name for name in names if name not in ("self", "cls", "ctx")])
+            if count > MOST_POSITIONAL and node.name not in as_torch:
+                yield f"{where}:{node.lineno}: {node.name} has {count} positional parameters; name the rest"
+
+
+def format_violations(path: Path, root: Path) -> Iterator[str]:
+    """Comments that keep lines from the formatter, but for the one of a kernel."""
+    with tokenize.open(path) as file:
+        comments = [token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.COMMENT]
+    kept = [comment for comment in comments if re.match(r"#\s*(fmt|yapf):(?! on$)", comment.string)]
+    in_kernel = KERNELS.fullmatch(path.name) and "sdsd_kernels" in path.relative_to(root).parts
+    if not (in_kernel and [comment.string for comment in kept] == ["# fmt: off"] and kept[0].start[1] == 0):
+        yield from (f"{path.relative_to(root)}:{comment.start[0]}: the formatter wins" for comment in kept)
+
+
+def sibling_violations(path: Path, root: Path) -> Iterator[str]:
+    """What a folder of `sdsd_kernels` imports from an op's; a definition may be in terms of another one."""
+    where = path.relative_to(root)
+    for target, line, *_ in imports(path, root) if len(where.parts) > 2 else ():
+        there = [*target.split("."), "", ""][1]
+        definition = path.name == "reference.py" and target.split(".")[2:3] == ["reference"]
+        if there != where.parts[1] and (root / "sdsd_kernels" / there / "op.py").is_file() and not definition:
+            yield f"{where}:{line}: {target} is one op's; what several need belongs in an engine: pairwise, per_sample"
 
 
 def violations(root: Path) -> list[str]:
@@ -417,8 +447,10 @@ def violations(root: Path) -> list[str]:
             if package == "triton":
                 wrong.append(f"{path.relative_to(root)}:{line}: sdsd imports triton")
     wrong += circles(root)
+    for path in sorted(path for folder in FORMATTED for path in (root / folder).rglob("*.py")):
+        wrong += format_violations(path, root)
     for path in sorted((root / "sdsd_kernels").rglob("*.py")):
-        wrong += shape_violations(path, root)
+        wrong += [*shape_violations(path, root), *sibling_violations(path, root)]
         for target, line, *_ in imports(path, root):
             package = target.split(".")[0]
             if package == "sdsd":
@@ -435,8 +467,24 @@ def test_circles_are_found(tmp_path):
     assert circle.endswith("sdsd.studies.engine.study → sdsd.studies.engine.page → sdsd.studies.engine.study")
 
 
+def test_circles_of_kernels_are_found(tmp_path):
+    files = {**SOUND, "sdsd_kernels/pairwise/launch.py": "from .blocks import f"}
+    files["sdsd_kernels/pairwise/blocks.py"] = "def f():\n    from .launch import g"
+    (circle,) = violations(build(tmp_path, files))
+    assert circle.endswith("sdsd_kernels.pairwise.blocks → sdsd_kernels.pairwise.launch → sdsd_kernels.pairwise.blocks")
+
+
 def test_imports_run_downward_only():
     assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(file, name) for file, names in AS_TORCH_TAKES_THEM.items() for name in names]
+)
+def test_only_functions_with_the_arguments_of_torch_have_many(tmp_path, file, name):
+    text = (ROOT / file).read_text(encoding="utf-8").replace(f"def {name}(", f"def {name}_(")
+    (violation,) = shape_violations(build(tmp_path, {file: text}) / file, tmp_path)
+    assert f"{name}_ has" in violation
 
 
 def test_every_door_says_what_is_inside():
@@ -490,6 +538,10 @@ SOUND = {
     "sdsd_kernels/gamma_moments/kernel.py": "import triton\nimport triton.language as tl\n# fmt: off\n# fmt: on",
     "sdsd_kernels/gamma_moments/norms_kernel.py": "import triton",
     "sdsd_kernels/gamma_moments/config.py": "def f():\n    import triton",
+    "sdsd_kernels/gamma_moments/reference.py": "",
+    "sdsd_kernels/pairwise/blocks.py": "",
+    "sdsd_kernels/cosine_topk/op.py": "from ..pairwise.blocks import prepare",
+    "sdsd_kernels/cosine_topk/reference.py": "from ..gamma_moments.reference import moments",
 }
 
 
@@ -528,9 +580,15 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ("sdsd/cli/demo.py", "def f():\n    from ..studies.digits import load", "behind the door of sdsd.studies"),
         ("sdsd/studies/digits.py", "x = 1\n" * 401, "401 lines; make it a folder"),
         ("sdsd/studies/digits.py", "def f(a, b, c, d, e, f, g): ...", "f has 7 positional parameters"),
+        ("sdsd/gamma/layers/attention.py", "def f(self, a, b, c, d, e, f, g): ...", "f has 7 positional parameters"),
         ("sdsd/cli/demo.py", "x  = 1  # fmt: skip", "the formatter wins"),
         ("sdsd_kernels/gamma_moments/kernel.py", "x  = 1  # fmt: skip", "the formatter wins"),
+        ("sdsd_kernels/gamma_moments/kernel.py", "def f():\n    # fmt: off\n    return 1", "the formatter wins"),
         ("sdsd_kernels/gamma_moments/op.py", "# fmt: off", "the formatter wins"),
+        ("sdsd/gamma/stats.py", "# fmt: off", "the formatter wins"),
+        ("tests/kernels/test_op.py", "x  = 1  # fmt: skip", "the formatter wins"),
+        ("tests/kernel.py", "# fmt: off\nx  = 1\n# fmt: on", "the formatter wins"),
+        ("benchmarks/cases.py", "x  = 1  # yapf: disable", "the formatter wins"),
         ("sdsd_kernels/gamma_moments/op.py", "x = 1\n" * 401, "401 lines; make it a folder"),
         ("sdsd/report/html.py", "def f(found): ...", "call it what it is"),
         ("sdsd/studies/digits.py", "found = 1", "call it what it is"),
@@ -556,6 +614,10 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ("sdsd_kernels/gamma_moments/kernel_of_norms.py", "import triton", "only kernels"),
         ("sdsd_kernels/config/op.py", "import triton", "only kernels"),
         ("sdsd_kernels/gamma_moments/kernel.py", "def f():\n    from sdsd import gamma", "sdsd_kernels imports sdsd"),
+        ("sdsd_kernels/cosine_topk/op.py", "def f():\n    from ..gamma_moments.cpu import g", "is one op's"),
+        ("sdsd_kernels/cosine_topk/reference.py", "from ..gamma_moments.op import gamma_moments", "is one op's"),
+        ("sdsd_kernels/cosine_topk/cpu.py", "from ..gamma_moments.reference import moments", "is one op's"),
+        ("sdsd_kernels/pairwise/blocks.py", "from ..gamma_moments import op", "is one op's"),
     ],
 )
 def test_each_violation_is_found(tmp_path, file, line, complaint):

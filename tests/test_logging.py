@@ -136,9 +136,13 @@ def test_measurements_that_are_gone_on_with(said, tmp_path):
 
     def biopsy() -> None:
         sdsd.biopsy(
-            model, "0", lambda model: nn.functional.cross_entropy(model(inputs), targets),
-            activations=model[0](inputs).relu().detach(), pairs=2, resume=tmp_path / "losses.jsonl",
-        )  # fmt: skip
+            model,
+            "0",
+            lambda model: nn.functional.cross_entropy(model(inputs), targets),
+            activations=model[0](inputs).relu().detach(),
+            pairs=2,
+            resume=tmp_path / "losses.jsonl",
+        )
 
     biopsy()
     assert said() == []

@@ -20,9 +20,17 @@ from sdsd import _extras
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = (
-    "matplotlib", "plotly", "plyfile", "rich", "sklearn", "scipy", "safetensors", "lightning", "transformers",
+    "matplotlib",
+    "plotly",
+    "plyfile",
+    "rich",
+    "sklearn",
+    "scipy",
+    "safetensors",
+    "lightning",
+    "transformers",
     "tensorboard",
-)  # fmt: skip
+)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 COMPUTE = """
 import torch, sdsd
@@ -161,8 +169,10 @@ def test_the_address_that_was_cloned_from_is_in_the_metadata(clone, tmp_path, or
     found = metadata(clone, tmp_path / "metadata")
     repository = page + (".git" if origin.endswith(".git") else "")
     assert found.get_all("Project-URL") == [
-        f"Homepage, {page}", f"Repository, {repository}", f"Changelog, {page}/blob/HEAD/CHANGELOG.md"
-    ]  # fmt: skip
+        f"Homepage, {page}",
+        f"Repository, {repository}",
+        f"Changelog, {page}/blob/HEAD/CHANGELOG.md",
+    ]
     text = found.get_payload()
     assert f"]({page}/raw/HEAD/docs/images/demo.png)" in text
     assert f"[Quickstart in fifty lines]({page}/blob/HEAD/docs/quickstart.md)" in text
@@ -174,10 +184,18 @@ def test_the_address_that_was_cloned_from_is_in_the_metadata(clone, tmp_path, or
 @pytest.mark.parametrize(
     "origin",
     [
-        "/home/somebody/sdsd", "../sdsd", "file:///srv/sdsd.git", "C:\\code\\sdsd", "C:/code/sdsd", "hub:team/sdsd",
-        "http://localhost:3000/team/sdsd", "http://10.0.0.3/team/sdsd", "ssh://git@nas.local/sdsd", "",
+        "/home/somebody/sdsd",
+        "../sdsd",
+        "file:///srv/sdsd.git",
+        "C:\\code\\sdsd",
+        "C:/code/sdsd",
+        "hub:team/sdsd",
+        "http://localhost:3000/team/sdsd",
+        "http://10.0.0.3/team/sdsd",
+        "ssh://git@nas.local/sdsd",
+        "",
     ],
-)  # fmt: skip
+)
 def test_an_address_of_this_machine_is_in_no_metadata(clone, tmp_path, origin):
     set_origin(clone, origin)
     found = metadata(clone, tmp_path / "metadata")

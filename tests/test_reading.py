@@ -1,13 +1,20 @@
-"""The paths drawn in the doors of packages name functions that are there."""
+"""The paths drawn in the doors of packages name functions that are there, and calls enter few others."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+import sdsd
+import sdsd_kernels
+from sdsd_kernels import _backend
+from tests import entered
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAWN = ("sdsd/gamma", "sdsd/gamma/uses", "sdsd/geometry/merging", "sdsd/studies", "sdsd_kernels")
@@ -23,6 +30,15 @@ MOST_LINES = {
     "sdsd_kernels": 250,
 }
 """Lines of the functions on a path, docstrings included: what a newcomer reads to follow it."""
+MOST_ENTERED = {
+    "gamma_moments": 250,
+    "cosine_matrix": 360,
+    "step": 1080,
+    "rule": 630,
+    "biopsy": 1770,
+    "study": 880,
+}
+"""Lines of all functions that a call enters, docstrings included: `python -m tests.entered` lists them."""
 
 
 def defined(path: Path) -> dict[str, int]:
@@ -59,6 +75,29 @@ def test_a_path_is_read_in_one_sitting(folder):
     path = dict.fromkeys(steps(ROOT / folder))
     lines = sum(defined(file)[name] for file, name in path)
     assert 0 < lines <= MOST_LINES[folder], f"{lines} lines in {len(path)} functions"
+
+
+@pytest.mark.parametrize("name", entered.CALLS)
+def test_a_call_enters_few_lines(name):
+    torch.manual_seed(0)
+    entered.CALLS[name]()
+    functions = entered.CALLS[name]()
+    assert 0 < entered.lines(functions) <= MOST_ENTERED[name], entered.counted(functions)
+
+
+def test_what_a_call_enters_is_counted_once():
+    functions = entered.entered(lambda: sdsd_kernels.available_backends("cpu"))
+    assert [each.name for each in functions[:2]] == ["available_backends", "unusable"]
+    by_hand = [inspect.getsourcelines(each)[0] for each in (_backend.available_backends, _backend.unusable)]
+    assert entered.lines(functions[:2]) == sum(map(len, by_hand))
+    assert entered.entered(lambda: torch.ones(2) + 1) == []
+
+
+def test_a_function_within_another_is_read_there():
+
+    functions = entered.entered(lambda: sdsd._progress.sparing(lambda done, total: None)(1, 1))
+    assert [each.name for each in functions] == ["sparing"]
+    assert entered.lines(functions) == len(inspect.getsourcelines(sdsd._progress.sparing)[0])
 
 
 def test_a_step_that_is_gone_is_found(tmp_path):

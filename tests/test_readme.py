@@ -39,6 +39,10 @@ def test_a_block_satisfies_mypy_strict(block, tmp_path):
     done = subprocess.run(
         # Tensor.backward has no types in torch itself.
         [sys.executable, "-m", "mypy", "--strict", "--allow-untyped-calls", "--follow-imports=silent", "pasted.py"],
-        cwd=tmp_path, env=dict(os.environ, MYPYPATH=str(ROOT)), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=dict(os.environ, MYPYPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout

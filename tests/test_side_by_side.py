@@ -67,8 +67,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, capsys):
     cases = side.measured(tasks, kept, made)
     assert ran == ["a", "b", "b", "c"]
     assert side.results_of(cases, made) == {
-        "cut": [{"name": "a"}, {"name": "b"}], "quality": [{"name": "c"}], "versions": made
-    }  # fmt: skip
+        "cut": [{"name": "a"}, {"name": "b"}],
+        "quality": [{"name": "c"}],
+        "versions": made,
+    }
     assert "3/3 quality: c" in capsys.readouterr().err
     side.measured(tasks, kept, {**made, "torch": "2"})
     assert ran[4:] == ["a", "b", "c"]

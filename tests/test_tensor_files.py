@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -70,6 +71,8 @@ def test_missing_file_suggests_its_neighbours(tmp_path, values):
 
 def test_directory_and_unknown_extension_and_empty_file(tmp_path):
     assert "a directory" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe.npy")
+    assert "pipe.npy: expected a file, got a device or a pipe" in refusal(tmp_path / "pipe.npy")
     (tmp_path / "table.csv").write_text("1,2")
     assert ".safetensors" in refusal(tmp_path / "table.csv")
     (tmp_path / "nothing.pt").touch()
@@ -139,9 +142,15 @@ def test_missing_package_says_how_to_install_it(tmp_path, values, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "other", [np.array("resnet18"), np.array(["a", "b"]), np.array(b"raw"), np.array([None, 1], dtype=object),
-              np.array([("a", 1)], dtype=[("name", "U3"), ("value", int)])],
-)  # fmt: skip
+    "other",
+    [
+        np.array("resnet18"),
+        np.array(["a", "b"]),
+        np.array(b"raw"),
+        np.array([None, 1], dtype=object),
+        np.array([("a", 1)], dtype=[("name", "U3"), ("value", int)]),
+    ],
+)
 def test_key_takes_one_entry_of_an_archive_whatever_the_others_are(tmp_path, other):
     wanted = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.savez(tmp_path / "a.npz", layer1=wanted, model=other, **{"group.weight": wanted + 1})

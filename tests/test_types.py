@@ -61,7 +61,11 @@ def test_wrong_words_are_found_and_right_ones_pass(tmp_path):
         (tmp_path / f"{name}.py").write_text(SOUND.replace(right, wrong), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--python-version=3.11", "."],
-        cwd=tmp_path, env=dict(os.environ, MYPYPATH=str(ROOT)), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=dict(os.environ, MYPYPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     complained = {line.partition(".py:")[0] for line in done.stdout.splitlines() if ": error:" in line}
     assert complained == set(WRONG), done.stdout

@@ -111,10 +111,13 @@ class GammaStats:
         raise AttributeError(f"GammaStats is immutable: cannot delete {name!r}.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._source.table(), self._source.names, self._row, *self._settings(), self.smoothed)
+        settings = {**self._settings(), "row": self._row, "smoothed": self.smoothed}
+        return _rebuild, (self._source.names, self._source.table(), settings)
 
-    def _settings(self) -> tuple[int, float, int, float | None, int | None]:
-        return self.n, self.samples_per_gradient, self.batch_size, self.confidence, self.population
+    def _settings(self) -> dict[str, Any]:
+        """What the statistics of every parameter have in common."""
+        names = ("n", "samples_per_gradient", "batch_size", "confidence", "population")
+        return {name: getattr(self, name) for name in names}
 
     def _values(self) -> Row:
         table = self._source.table()
@@ -140,7 +143,7 @@ class GammaStats:
 
     @property
     def gamma(self) -> float:
-        """The seed's Γ = C_α = signal / noise; too high by about 1/n. Infinite without noise, NaN without both."""
+        """The published Γ = C_α = signal / noise; too high by about 1/n. Infinite without noise, NaN without both."""
         return _ratio(self.signal, self.noise)
 
     @property
@@ -215,20 +218,11 @@ class GammaStats:
         """Statistics of each parameter by name; empty for a single tensor."""
         if self._row is not None:
             return ReadOnly({})
-        n, b, batch, confidence, population = self._settings()
+        settings = self._settings()
         smoothed = self.smoothed.parameters if self.smoothed is not None else {}
         return ReadOnly(
             {
-                name: GammaStats(
-                    self._source,
-                    n=n,
-                    samples_per_gradient=b,
-                    batch_size=batch,
-                    confidence=confidence,
-                    population=population,
-                    row=row,
-                    smoothed=smoothed.get(name),
-                )
+                name: GammaStats(self._source, **settings, row=row, smoothed=smoothed.get(name))
                 for row, name in enumerate(self._source.names)
             }
         )
@@ -330,24 +324,5 @@ def _ratio(numerator: float, denominator: float) -> float:
     return math.nan if numerator == 0 or math.isnan(numerator) else math.copysign(math.inf, numerator)
 
 
-def _rebuild(
-    table: Table,
-    names: tuple[str, ...],
-    row: int | None,
-    n: int,
-    samples_per_gradient: float,
-    batch_size: int,
-    confidence: float | None,
-    population: int | None,
-    smoothed: GammaStats | None,
-) -> GammaStats:
-    return GammaStats(
-        HostSource(names, table),
-        n=n,
-        samples_per_gradient=samples_per_gradient,
-        batch_size=batch_size,
-        confidence=confidence,
-        population=population,
-        row=row,
-        smoothed=smoothed,
-    )
+def _rebuild(names: tuple[str, ...], table: Table, settings: dict[str, Any]) -> GammaStats:
+    return GammaStats(HostSource(names, table), **settings)

@@ -120,8 +120,13 @@ def run_tasks(tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result
         threads: how many threads take part; 1: the calling thread does everything.
     """
     pool = _pool(threads) if threads > 1 else None
-    if pool is None:
-        return list(map(start(), tasks))
+    return list(map(start(), tasks)) if pool is None else _shared_out(pool, threads, tasks, start)
+
+
+def _shared_out(
+    pool: Pool, threads: int, tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result]]
+) -> list[Result]:
+    """`run_tasks` by the threads of a pool."""
     # What threads of the pool may still refer to when this call is over holds no tensor: one that is freed in such a
     # thread while the interpreter shuts down aborts the process.
     job: list[tuple[Sequence[Task], Callable[[], Callable[[Task], Result]]]] = [(tasks, start)]

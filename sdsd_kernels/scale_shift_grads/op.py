@@ -12,7 +12,7 @@ from .._backend import choose_backend
 from .._checks import check_device, check_dtype, check_float_tensor, check_integer, check_shape
 from .._launch import check_square_norms
 from .._register import register
-from . import cpu
+from ..per_sample import sums_cpu as cpu
 
 
 class ScaleShiftGrads(NamedTuple):

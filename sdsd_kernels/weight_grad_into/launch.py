@@ -9,12 +9,12 @@ from torch import Tensor
 
 from .._device import device_record
 from .._launch import kept, on_device
-from ..scale_shift_grads.launch import Sums, plan_sums
-from ..weight_grad_stats import cpu
-from ..weight_grad_stats.geometry import LINEAR, Geometry
-from ..weight_grad_stats.launch import plan_fused, tf32_allowed
-from ..weight_grad_stats.method import choose_method
-from ..weight_grad_stats.squares import Squares, plan_gram, plan_rank1
+from ..per_sample import cpu
+from ..per_sample.geometry import LINEAR, Geometry
+from ..per_sample.launch import plan_fused, tf32_allowed
+from ..per_sample.method import choose_method
+from ..per_sample.squares import Squares, plan_gram, plan_rank1
+from ..per_sample.sums import Sums, plan_sums
 
 
 class Beside(NamedTuple):

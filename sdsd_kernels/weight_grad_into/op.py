@@ -16,12 +16,11 @@ from .._backend import choose_backend
 from .._checks import check_integer
 from .._launch import check_square_norms
 from .._register import register
-from ..scale_shift_grads import cpu as scale_shift
-from ..weight_grad_stats import conv, cpu
-from ..weight_grad_stats.checks import check_conv_once, check_pair_once, geometry_of, lacks_kernel
-from ..weight_grad_stats.geometry import Geometry
-from ..weight_grad_stats.layout import weight_strides
-from ..weight_grad_stats.method import choose_method
+from ..per_sample import conv, cpu, sums_cpu
+from ..per_sample.checks import check_conv_once, check_pair_once, geometry_of, lacks_kernel
+from ..per_sample.geometry import Geometry
+from ..per_sample.layout import weight_strides
+from ..per_sample.method import choose_method
 
 
 class LayerGrads(NamedTuple):
@@ -184,7 +183,7 @@ def _with_bias(
     square_norms[row, 0] = squares
     if bias_row < 0:
         return total, output_grads.new_empty(0, dtype=dtype)
-    bias = scale_shift.scale_shift_grads(output_grads, None, None, None, square_norms, -1, bias_row, dtype)[1]
+    bias = sums_cpu.scale_shift_grads(output_grads, None, None, None, square_norms, -1, bias_row, dtype)[1]
     assert bias is not None
     return total, bias
 

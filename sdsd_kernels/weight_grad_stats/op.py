@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._register import register
-from . import conv, cpu
-from .checks import check_conv, check_once, check_pair, geometry_of, lacks_kernel
-from .geometry import LINEAR, Geometry
-from .layout import weight_strides
-from .method import choose_method
+from ..per_sample import conv, cpu
+from ..per_sample.checks import check_conv, check_once, check_pair, geometry_of, lacks_kernel
+from ..per_sample.geometry import LINEAR, Geometry
+from ..per_sample.layout import weight_strides
+from ..per_sample.method import choose_method
 
 
 class WeightGradStats(NamedTuple):
@@ -201,11 +201,11 @@ def _compute(
     chosen = method or choose_method(inputs, output_grads, scale is not None, weight_grad)
     total: Tensor | None
     if backend == "triton" and chosen == "fused":
-        from .launch import launch_fused
+        from ..per_sample.launch import launch_fused
 
         total, square_norm = launch_fused(inputs, output_grads, scale, LINEAR, weight_grad, dtype, False, max_bytes)
     elif backend == "triton" and scale is None:
-        from .squares import launch_squares
+        from ..per_sample.squares import launch_squares
 
         total = cpu.plain_weight_grad(inputs, output_grads, inputs.dtype).to(dtype) if weight_grad else None
         square_norm = launch_squares(inputs, output_grads, chosen)
@@ -235,7 +235,7 @@ def _compute_conv(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, *s
     known = Geometry(*(*map(tuple, sizes), groups))
     compute = conv.conv_weight_grad_stats
     if backend == "triton":
-        from .launch import launch_fused
+        from ..per_sample.launch import launch_fused
 
         compute = launch_fused
     total, square_norm = compute(inputs, output_grads, scale, known, weight_grad, dtype, channels_last, max_bytes)

@@ -91,7 +91,8 @@ PROGRAMS = {
         {"first": layer(), "norm": lambda t: nn.RMSNorm(8)},
     ),
     "frames folded into the batch": (
-        lambda m, x: m.first(x.reshape(-1, 8)).view(len(x), x.shape[1], 8).tanh().sum(1), {"first": layer()}
+        lambda m, x: m.first(x.reshape(-1, 8)).view(len(x), x.shape[1], 8).tanh().sum(1),
+        {"first": layer()},
     ),
     "frames folded before the batch": (
         lambda m, x: m.first(x.transpose(0, 1).reshape(-1, 8)).view(x.shape[1], len(x), 8).tanh().sum(0),
@@ -114,23 +115,28 @@ PROGRAMS = {
         {"attention": lambda t: nn.MultiheadAttention(8, 2, batch_first=True), "table": table},
     ),
     "one slope, sequence first": (
-        lambda m, x: m.slope(x.transpose(0, 1)).tanh().sum(0), {"slope": lambda t: nn.PReLU()}
+        lambda m, x: m.slope(x.transpose(0, 1)).tanh().sum(0),
+        {"slope": lambda t: nn.PReLU()},
     ),
     "features of positions as samples": (
-        lambda m, x: m.norm(x.transpose(0, 1)).tanh().sum(0), {"norm": lambda t: nn.GroupNorm(1, N)}
+        lambda m, x: m.norm(x.transpose(0, 1)).tanh().sum(0),
+        {"norm": lambda t: nn.GroupNorm(1, N)},
     ),
     "the batch's mean taken away": (
-        lambda m, x: m.last(m.first(x) - m.first(x.mean(0, keepdim=True))).mean(1), {"first": layer(), "last": layer()}
+        lambda m, x: m.last(m.first(x) - m.first(x.mean(0, keepdim=True))).mean(1),
+        {"first": layer(), "last": layer()},
     ),
     "standardised over the batch": (
-        lambda m, x: m.last(standardised(m.first(x))).mean(1), {"first": layer(), "last": layer()}
+        lambda m, x: m.last(standardised(m.first(x))).mean(1),
+        {"first": layer(), "last": layer()},
     ),
     "standardised over the batch after the last layer": (
         lambda m, x: standardised(m.first(x)).tanh().mean(1),
         {"first": layer()},
     ),
     "a weight read outside its layer": (
-        lambda m, x: F.linear(torch.tanh(m.first(x)), m.first.weight).mean(1), {"first": layer()}
+        lambda m, x: F.linear(torch.tanh(m.first(x)), m.first.weight).mean(1),
+        {"first": layer()},
     ),
     "a batch statistic that is only looked at": (
         lambda m, x: m.last(m.first(x) / m.first(x).detach().abs().max().clamp(1e9)).mean(1) * 1e9,
@@ -144,12 +150,19 @@ PROGRAMS = {
         ).sum(1),
         {"first": layer(), "last": layer()},
     ),
-}  # fmt: skip
+}
 RIGHT = {
-    "positions looked up", "positions looked up, (1, T)", "positions looked up, (N, T)", "sequence first",
-    "sequence first, normalised", "frames folded into the batch", "frames folded before the batch",
-    "attention, sequence first", "one slope, sequence first", "layers in a checkpoint",
-}  # fmt: skip
+    "positions looked up",
+    "positions looked up, (1, T)",
+    "positions looked up, (N, T)",
+    "sequence first",
+    "sequence first, normalised",
+    "frames folded into the batch",
+    "frames folded before the batch",
+    "attention, sequence first",
+    "one slope, sequence first",
+    "layers in a checkpoint",
+}
 """What is measured in one graph; the others are refused there."""
 LENGTHS = {"T = N": N, "T ≠ N": N + 1}
 

@@ -142,16 +142,28 @@ class TestCallsThatLookAlike:
             (lambda x: x[:, :1], lambda x: x[:1].T[:N]),
             (lambda x: x.view(N, 2, 4).sum(1), lambda x: x.view(2, N, 4).sum(0)),
             (lambda x: x.index_select(0, torch.arange(N)), lambda x: x.index_select(0, torch.arange(N).flip(0))),
-            (lambda x: x.gather(0, torch.arange(N)[:, None].expand(N, 8)),
-             lambda x: x.gather(0, torch.arange(N).flip(0)[:, None].expand(N, 8))),
+            (
+                lambda x: x.gather(0, torch.arange(N)[:, None].expand(N, 8)),
+                lambda x: x.gather(0, torch.arange(N).flip(0)[:, None].expand(N, 8)),
+            ),
         ],
-        ids=["1 and True", "two index tensors", "two dimensions", "two slices", "two views",
-             "two selections", "two gathers"],
-    )  # fmt: skip
+        ids=[
+            "1 and True",
+            "two index tensors",
+            "two dimensions",
+            "two slices",
+            "two views",
+            "two selections",
+            "two gathers",
+        ],
+    )
     def test_calls_that_differ_in_what_counts(self, one, other):
         """The first keeps samples apart, the second mixes them; each says so after the other."""
-        model = Net(lambda m, x, f: m.last(f(torch.tanh(m.first(x))).sum(1, keepdim=True)),
-                    first=nn.Linear(8, 8), last=nn.Linear(1, 3))  # fmt: skip
+        model = Net(
+            lambda m, x, f: m.last(f(torch.tanh(m.first(x))).sum(1, keepdim=True)),
+            first=nn.Linear(8, 8),
+            last=nn.Linear(1, 3),
+        )
         with sdsd.GammaMonitor(model) as monitor:
             for _ in range(2):
                 model.zero_grad()

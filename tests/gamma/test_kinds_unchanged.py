@@ -51,8 +51,11 @@ def two_names(own):
         extra = {"scale": nn.Parameter(torch.ones(8))} if own else {}
         return Net(
             lambda m, x: m.head(m.target(torch.tanh(m.encoder(x)) * getattr(m, "scale", 1.0))),
-            encoder=layer, target=layer, head=nn.Linear(8, 3), **extra,
-        )  # fmt: skip
+            encoder=layer,
+            target=layer,
+            head=nn.Linear(8, 3),
+            **extra,
+        )
 
     return make
 
@@ -185,8 +188,9 @@ def scalar_loss(model, k):
 def checkpointed(reentrant):
     return net(
         lambda m, x: m.head(checkpoint(m.body, x.clone().requires_grad_(), use_reentrant=reentrant)),
-        body=chain(lambda: nn.Linear(8, 8), lambda: nn.Dropout(0.3), nn.Tanh), head=linear(),
-    )  # fmt: skip
+        body=chain(lambda: nn.Linear(8, 8), lambda: nn.Dropout(0.3), nn.Tanh),
+        head=linear(),
+    )
 
 
 def autocast(model, k):
@@ -220,7 +224,6 @@ def gain():
     return nn.Parameter(torch.ones(8))
 
 
-# fmt: off
 CASES = {
     "a perceptron": (perceptron, classify(X)),
     "one module under two names": (two_names(False), classify(X)),
@@ -230,7 +233,9 @@ CASES = {
     "spectral_norm by hooks": (chain(lambda: nn.utils.spectral_norm(nn.Linear(8, 5)), nn.Tanh, linear(5)), classify(X)),
     "spectral_norm": (chain(lambda: parametrizations.spectral_norm(nn.Linear(8, 5)), nn.Tanh, linear(5)), classify(X)),
     "spectral_norm of a convolution": (
-        chain(lambda: parametrizations.spectral_norm(nn.Conv1d(3, 4, 3)), nn.Flatten, linear(28)), classify(SIGNALS)),
+        chain(lambda: parametrizations.spectral_norm(nn.Conv1d(3, 4, 3)), nn.Flatten, linear(28)),
+        classify(SIGNALS),
+    ),
     "weight_norm by hooks": (chain(lambda: nn.utils.weight_norm(nn.Linear(8, 5)), nn.Tanh, linear(5)), classify(X)),
     "weight_norm": (chain(lambda: parametrizations.weight_norm(nn.Linear(8, 5)), nn.Tanh, linear(5)), classify(X)),
     "orthogonal": (chain(lambda: parametrizations.orthogonal(nn.Linear(8, 8)), nn.Tanh, linear()), classify(X)),
@@ -238,65 +243,100 @@ CASES = {
     "dropout": (chain(linear(8, 8), lambda: nn.Dropout(0.5), nn.Tanh, linear()), classify(X)),
     "dropout beside an own parameter": (
         net(lambda m, x: m.last(F.dropout(m.first(x) * m.gain, 0.5)), first=linear(8, 8), gain=gain, last=linear()),
-        classify(X)),
+        classify(X),
+    ),
     "stochastic depth": (
         net(stochastic_depth, blocks=lambda: nn.ModuleList([nn.Linear(8, 8), nn.Tanh()]), gain=gain, head=linear()),
-        classify(X)),
+        classify(X),
+    ),
     "in-place operations after layers": (
-        net(in_place_after, first=linear(8, 8), second=linear(8, 8), gain=gain, last=linear()), classify(X)),
+        net(in_place_after, first=linear(8, 8), second=linear(8, 8), gain=gain, last=linear()),
+        classify(X),
+    ),
     "in-place operations on an embedding": (
         net(in_place_on_embedding, emb=lambda: nn.Embedding(11, 8), pos=lambda: nn.Embedding(5, 8), last=linear()),
-        classify(IDS)),
+        classify(IDS),
+    ),
     "an embedding with a largest norm": (
-        chain(lambda: nn.Embedding(11, 8, max_norm=1.0), nn.Flatten, linear(40)), classify(IDS)),
+        chain(lambda: nn.Embedding(11, 8, max_norm=1.0), nn.Flatten, linear(40)),
+        classify(IDS),
+    ),
     "attention with dropout": (
         net(attention, attention=lambda: nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True), last=linear()),
-        classify(SEQUENCES)),
+        classify(SEQUENCES),
+    ),
     "attention with dropout and its weights": (
-        net(lambda m, x: m.last(torch.cat([part.mean(1) for part in m.attention(x, x, x)], 1)),
-            attention=lambda: nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True), last=linear(12)),
-        classify(SEQUENCES)),
+        net(
+            lambda m, x: m.last(torch.cat([part.mean(1) for part in m.attention(x, x, x)], 1)),
+            attention=lambda: nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True),
+            last=linear(12),
+        ),
+        classify(SEQUENCES),
+    ),
     "an encoder with dropout": (
-        net(lambda m, x: m.last(m.body(x).mean(1)), last=linear(),
-            body=lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, 0.2, batch_first=True), 2)),
-        classify(SEQUENCES)),
+        net(
+            lambda m, x: m.last(m.body(x).mean(1)),
+            last=linear(),
+            body=lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, 0.2, batch_first=True), 2),
+        ),
+        classify(SEQUENCES),
+    ),
     "an error inside the backward pass": (
         net(lambda m, x: m.last(Fails.apply(m.first(x) * m.gain)), first=linear(8, 8), gain=gain, last=linear()),
-        failing),
+        failing,
+    ),
     "an error inside the forward pass": (
         net(lambda m, x: m.last(m.first(x * m.gain[: x.shape[1]])), first=linear(8, 8), gain=gain, last=linear()),
-        interrupted_forward),
+        interrupted_forward,
+    ),
     "gradients of the input": (perceptron, input_gradients),
     "gradients of the input beside an own parameter": (
-        net(lambda m, x: m.last(torch.tanh(x * m.gain)), gain=gain, last=linear()), input_gradients),
+        net(lambda m, x: m.last(torch.tanh(x * m.gain)), gain=gain, last=linear()),
+        input_gradients,
+    ),
     "hooks": (perceptron, hooked),
     "evaluation before and after": (chain(linear(8, 8), lambda: nn.Dropout(0.5), linear()), evaluated),
     "BatchNorm in eval mode": (
         chain(lambda: nn.Conv1d(3, 4, 3), lambda: nn.BatchNorm1d(4).eval(), nn.ReLU, nn.Flatten, linear(28)),
-        classify(SIGNALS)),
+        classify(SIGNALS),
+    ),
     "BatchNorm in train mode": (
         chain(lambda: nn.Conv1d(3, 4, 3), lambda: nn.BatchNorm1d(4), nn.ReLU, nn.Flatten, linear(28)),
-        classify(SIGNALS)),
+        classify(SIGNALS),
+    ),
     "running statistics of an instance norm": (
         chain(lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True), nn.Flatten, linear(27)),
-        classify(SIGNALS)),
+        classify(SIGNALS),
+    ),
     "a copy of the monitored model": (perceptron, copied),
     "outputs without samples": (
         net(lambda m, x: (m.head(x), m.table(torch.arange(4)), 3.5), head=linear(), table=lambda: nn.Embedding(4, 8)),
-        outputs_of),
+        outputs_of,
+    ),
     "outputs without samples, a parameter itself": (
-        net(lambda m, x: (m.head(x), m.table, "text"), head=linear(), table=lambda: parameter(4, 8)), outputs_of),
+        net(lambda m, x: (m.head(x), m.table, "text"), head=linear(), table=lambda: parameter(4, 8)),
+        outputs_of,
+    ),
     "a scalar loss from a root with a parameter": (
-        net(lambda m, x, y: F.cross_entropy(m.net(x), y) * torch.exp(-m.log_var) + m.log_var, net=linear(),
-            log_var=lambda: nn.Parameter(torch.zeros(()))), scalar_loss),
+        net(
+            lambda m, x, y: F.cross_entropy(m.net(x), y) * torch.exp(-m.log_var) + m.log_var,
+            net=linear(),
+            log_var=lambda: nn.Parameter(torch.zeros(())),
+        ),
+        scalar_loss,
+    ),
     "reentrant checkpoints with dropout": (checkpointed(True), classify(X)),
     "checkpoints with dropout": (checkpointed(False), classify(X)),
     "tensors cached by the first forward pass": (net(cached, gain=gain, last=linear()), classify(X)),
     "an LSTM with dropout": (
-        net(lambda m, x: m.last(m.cells(x)[0][:, -1]), last=linear(5),
-            cells=lambda: nn.LSTM(8, 5, 2, dropout=0.3, batch_first=True)), classify(SEQUENCES)),
+        net(
+            lambda m, x: m.last(m.cells(x)[0][:, -1]),
+            last=linear(5),
+            cells=lambda: nn.LSTM(8, 5, 2, dropout=0.3, batch_first=True),
+        ),
+        classify(SEQUENCES),
+    ),
 }
-# fmt: on
 MUST_BE_MEASURED = set(CASES) - {
     "BatchNorm in train mode",
     "an LSTM with dropout",
@@ -308,7 +348,7 @@ MUST_BE_MEASURED = set(CASES) - {
     "reentrant checkpoints with dropout",
     "an error inside the forward pass",
     "an error inside the backward pass",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -267,9 +267,7 @@ def test_autocast(name):
     exact = copy.deepcopy(twin)
     exact.zero_grad()
     cross_entropy(exact(x), y).backward()
-    for (key, own), plain, true in zip(
-        model.named_parameters(), twin.parameters(), exact.parameters(), strict=True
-    ):  # fmt: skip
+    for (key, own), plain, true in zip(model.named_parameters(), twin.parameters(), exact.parameters(), strict=True):
         assert own.grad.dtype == torch.float32
         size = true.grad.norm()
         assert (own.grad - plain.grad).norm() < 0.02 * size, key

@@ -45,14 +45,14 @@ def block(*layers):
     return nn.Sequential(*layers)
 
 
-# fmt: off
 CASES = {
     "linear": (lambda: block(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 3)), images(5)),
     "linear 3-D": (lambda: block(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 3, bias=False)), images(4, 5)),
     "linear 4-D": (lambda: block(nn.Linear(5, 3)), images(2, 3, 5)),
     "one sample position": (lambda: block(nn.Linear(1, 1), nn.Linear(1, 2)), images(1)),
     "conv1d": (
-        lambda: block(nn.Conv1d(4, 6, 3, groups=2, dilation=2), nn.ReLU(True), nn.Conv1d(6, 2, 1)), images(4, 9),
+        lambda: block(nn.Conv1d(4, 6, 3, groups=2, dilation=2), nn.ReLU(True), nn.Conv1d(6, 2, 1)),
+        images(4, 9),
     ),
     "conv2d": (lambda: block(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 2, groups=4)), images(2, 8, 7)),
     "conv3d": (lambda: block(nn.Conv3d(2, 3, 2, padding="same")), images(2, 4, 3, 4)),
@@ -61,7 +61,8 @@ CASES = {
         images(2, 6, 5),
     ),
     "padding by name": (
-        lambda: block(nn.Conv2d(2, 3, 4, padding="same"), nn.Conv2d(3, 2, 3, padding="valid")), images(2, 6, 6),
+        lambda: block(nn.Conv2d(2, 3, 4, padding="same"), nn.Conv2d(3, 2, 3, padding="valid")),
+        images(2, 6, 6),
     ),
     "transposed": (
         lambda: block(
@@ -79,13 +80,16 @@ CASES = {
     ),
     "group norm": (lambda: block(nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv2d(4, 2, 3)), images(4, 5, 6)),
     "instance norm": (
-        lambda: block(nn.InstanceNorm2d(4, affine=True), nn.PReLU(4), nn.Conv2d(4, 2, 3), nn.PReLU()), images(4, 5, 6),
+        lambda: block(nn.InstanceNorm2d(4, affine=True), nn.PReLU(4), nn.Conv2d(4, 2, 3), nn.PReLU()),
+        images(4, 5, 6),
     ),
     "batch norm in eval mode": (
-        lambda: block(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4).eval(), nn.ReLU()), images(2, 5, 5),
+        lambda: block(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4).eval(), nn.ReLU()),
+        images(2, 5, 5),
     ),
     "instance norm with running statistics": (
-        lambda: block(nn.InstanceNorm1d(3, affine=True, track_running_stats=True).eval()), images(3, 7),
+        lambda: block(nn.InstanceNorm1d(3, affine=True, track_running_stats=True).eval()),
+        images(3, 7),
     ),
     "reused": (Reused, images(3, 5)),
     "bare parameters": (Bare, images(3, 5)),
@@ -98,7 +102,6 @@ CASES = {
     "bilinear": (lambda: Pair(), images(2, 5)),
     "residual network": (Residual, images(3, 8, 8)),
 }
-# fmt: on
 
 
 class Pair(nn.Module):
@@ -429,11 +432,14 @@ class TestManners:
             assert list(model.state_dict()) == list(state)
             assert repr(model) == text
 
-    @pytest.mark.parametrize("clone", [
-        copy.deepcopy,
-        lambda model: pickle.loads(pickle.dumps(model)),
-        lambda model: _saved(model),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "clone",
+        [
+            copy.deepcopy,
+            lambda model: pickle.loads(pickle.dumps(model)),
+            lambda model: _saved(model),
+        ],
+    )
     def test_copies_are_unmonitored(self, clone):
         model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2))
         with sdsd.GammaMonitor(model) as monitor:
@@ -568,8 +574,11 @@ class TestNoSilentGap:
         model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
         with sdsd.GammaMonitor(model) as monitor:
             assert dict(monitor.coverage) == {
-                "0.weight": "linear", "0.bias": "linear", "1.weight": "layer norm", "1.bias": "layer norm",
-            }  # fmt: skip
+                "0.weight": "linear",
+                "0.bias": "linear",
+                "1.weight": "layer norm",
+                "1.bias": "layer norm",
+            }
 
     @pytest.mark.parametrize("strict", [True, False])
     def test_samples_that_are_mixed(self, strict):
@@ -813,11 +822,14 @@ class TestMicroBatches:
 
 
 class TestPreconditioning:
-    @pytest.mark.parametrize("make", [
-        lambda p: torch.optim.Adam(p, lr=1e-2),
-        lambda p: torch.optim.AdamW(p, lr=1e-2, amsgrad=True),
-        lambda p: torch.optim.RMSprop(p, lr=1e-2, centered=True),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda p: torch.optim.Adam(p, lr=1e-2),
+            lambda p: torch.optim.AdamW(p, lr=1e-2, amsgrad=True),
+            lambda p: torch.optim.RMSprop(p, lr=1e-2, centered=True),
+        ],
+    )
     @pytest.mark.parametrize("positions", [(), (4,)])
     def test_metric_of_the_optimizer(self, make, positions):
         model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)).double()
@@ -1027,12 +1039,15 @@ class TestPopulation:
         assert self.is_unbiased(found)
         assert self.is_unbiased([stats.smoothed for stats in found])
 
-    @pytest.mark.parametrize(("parts", "options"), [
-        ([range(6)], {"mode": "exact"}),
-        ([range(3), range(3, 6)], {"mode": "micro"}),
-        ([range(4), [4, 5]], {"mode": "micro"}),
-        ([range(3), range(3, 6)], {"mode": "exact"}),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("parts", "options"),
+        [
+            ([range(6)], {"mode": "exact"}),
+            ([range(3), range(3, 6)], {"mode": "micro"}),
+            ([range(4), [4, 5]], {"mode": "micro"}),
+            ([range(3), range(3, 6)], {"mode": "exact"}),
+        ],
+    )
     def test_full_batches_have_no_bias_to_take_away(self, parts, options):
         for population in (6, None):
             stats = list(self.measure([parts, parts], population, **options))[-1]

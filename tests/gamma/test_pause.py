@@ -63,9 +63,14 @@ def test_a_paused_pass_changes_nothing(name, mode, compiled):
     run_model = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
 
     def batch(count=N):
-        return (tokens(count), tokens(count)) if shape is None else (
-            torch.randn(count, *shape).double(), torch.randn(count).double(),
-        )  # fmt: skip
+        return (
+            (tokens(count), tokens(count))
+            if shape is None
+            else (
+                torch.randn(count, *shape).double(),
+                torch.randn(count).double(),
+            )
+        )
 
     loss_fn = token_loss if shape is None else mean_of_squares
     batches, other = [batch() for _ in range(4)], batch(N + 3)
@@ -275,12 +280,15 @@ class TestLeftInGrad:
             with pytest.raises(RuntimeError, match="left"):
                 monitor.step()
 
-    @pytest.mark.parametrize("clear", [
-        lambda model: model.zero_grad(),
-        lambda model: model.zero_grad(set_to_none=False),
-        lambda model: [p.grad.detach().mul_(0) for p in model.parameters()],
-        lambda model: torch.optim.SGD(model.parameters()).zero_grad(set_to_none=False),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "clear",
+        [
+            lambda model: model.zero_grad(),
+            lambda model: model.zero_grad(set_to_none=False),
+            lambda model: [p.grad.detach().mul_(0) for p in model.parameters()],
+            lambda model: torch.optim.SGD(model.parameters()).zero_grad(set_to_none=False),
+        ],
+    )
     @pytest.mark.parametrize("inside", [True, False])
     def test_cleared(self, clear, inside):
         with sdsd.GammaMonitor(self.model) as monitor:
@@ -295,11 +303,14 @@ class TestLeftInGrad:
             self.backward()
             assert monitor.step().signal == wanted.signal
 
-    @pytest.mark.parametrize("put_back", [
-        lambda model, held: [p.grad.copy_(g) for p, g in zip(model.parameters(), held, strict=True)],
-        lambda model, held: [setattr(p, "grad", g) for p, g in zip(model.parameters(), held, strict=True)],
-        lambda model, held: torch._foreach_copy_([p.grad for p in model.parameters()], held),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "put_back",
+        [
+            lambda model, held: [p.grad.copy_(g) for p, g in zip(model.parameters(), held, strict=True)],
+            lambda model, held: [setattr(p, "grad", g) for p, g in zip(model.parameters(), held, strict=True)],
+            lambda model, held: torch._foreach_copy_([p.grad for p in model.parameters()], held),
+        ],
+    )
     @pytest.mark.parametrize("inside", [True, False])
     def test_put_back(self, put_back, inside):
         with sdsd.GammaMonitor(self.model) as monitor:

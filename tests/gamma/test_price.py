@@ -30,9 +30,23 @@ from triton.runtime.interpreter import GridExecutor
 
 TRITON = os.path.dirname(triton.__file__)
 VIEWS = (
-    "alias", "as_strided", "detach", "empty", "expand", "permute", "select", "slice", "split", "squeeze", "t.",
-    "transpose", "unbind", "unsqueeze", "view", "_unsafe_view",
-)  # fmt: skip
+    "alias",
+    "as_strided",
+    "detach",
+    "empty",
+    "expand",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "squeeze",
+    "t.",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+    "view",
+    "_unsafe_view",
+)
 WAITING = ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "equal", "is_nonzero", "_to_cpu")
 """Operations that wait for the device."""
 

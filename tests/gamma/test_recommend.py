@@ -24,9 +24,12 @@ def made(gamma, half, *, batch=512, noise=3.0, degrees=400.0, dimension=None, co
     error = None if half is None else half / float(scipy_stats.t.ppf((1 + confidence) / 2, degrees))
     row = Row(noise * (gamma + 1 / batch), noise, error, dimension)
     return sdsd.GammaStats(
-        HostSource(("w",), Table(row, (row,), degrees)), n=batch, samples_per_gradient=1, batch_size=batch,
+        HostSource(("w",), Table(row, (row,), degrees)),
+        n=batch,
+        samples_per_gradient=1,
+        batch_size=batch,
         confidence=confidence,
-    )  # fmt: skip
+    )
 
 
 def test_a_batch_that_is_too_large_by_hand():
@@ -60,7 +63,7 @@ def test_a_batch_that_is_too_large_by_hand():
         (124, "about right", "is about right"),
         (126, "too large", "Your batch of 126 samples is 1.3 times too large"),
     ],
-)  # fmt: skip
+)
 def test_the_verdict_compares_the_batch_with_the_interval(batch, verdict, sentence):
     found = sdsd.recommend_batch(made(0.01, 0.002), batch_size=batch)
     assert found.verdict == verdict
@@ -92,7 +95,7 @@ def nothing_told(found, reason):
         (made(0.01, 0.002, noise=math.nan), "finite"),
         (made(math.inf, 0.002), "finite"),
     ],
-)  # fmt: skip
+)
 def test_no_number_where_the_data_cannot_tell(stats, reason):
     found = sdsd.recommend_batch(stats, tokens_per_sample=3)
     nothing_told(found, reason)
@@ -202,8 +205,12 @@ def simulated(batches, steps, trials=4000, n=32, dimensions=30):
         averages.update(Step(torch.from_numpy(np.stack([signal, spread + n * signal])), n, 1, n))
     names = tuple(map(str, range(trials)))
     stats = sdsd.GammaStats(
-        averages.source(names, n), n=n, samples_per_gradient=1, batch_size=n, confidence=0.95,
-    )  # fmt: skip
+        averages.source(names, n),
+        n=n,
+        samples_per_gradient=1,
+        batch_size=n,
+        confidence=0.95,
+    )
     return [sdsd.recommend_batch(each) for each in stats.parameters.values()]
 
 

@@ -148,8 +148,13 @@ def test_functions_serve_four_threads_at_once():
 
     def answers(x: torch.Tensor) -> list[Any]:
         stats = sdsd.gamma_stats(x, confidence=0.9)
-        return [stats.signal, stats.noise, stats.interval, sdsd.neuron_cosine_matrix(x).tolist(),
-                sdsd.neuron_neighbors(x, k=3).values.tolist()]  # fmt: skip
+        return [
+            stats.signal,
+            stats.noise,
+            stats.interval,
+            sdsd.neuron_cosine_matrix(x).tolist(),
+            sdsd.neuron_neighbors(x, k=3).values.tolist(),
+        ]
 
     alone = [answers(x) for x in activations]
     together: list[list[Any]] = [[] for _ in activations]

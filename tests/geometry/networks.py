@@ -35,19 +35,28 @@ def cnn() -> nn.Sequential:
     """For images of 2 channels and 8 × 8 pixels; nine inputs of the head read each channel of layer "0"."""
     return scrambled(
         nn.Sequential(
-            nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.PReLU(6), nn.MaxPool2d(2), nn.Dropout(), nn.Flatten(),
+            nn.Conv2d(2, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.PReLU(6),
+            nn.MaxPool2d(2),
+            nn.Dropout(),
+            nn.Flatten(),
             nn.Linear(54, 3),
         )
-    )  # fmt: skip
+    )
 
 
 def separable() -> nn.Sequential:
     return scrambled(
         nn.Sequential(
-            nn.Conv2d(2, 6, 1), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.Tanh(),
+            nn.Conv2d(2, 6, 1),
+            nn.BatchNorm2d(6),
+            nn.ReLU6(),
+            nn.Conv2d(6, 6, 3, groups=6),
+            nn.Tanh(),
             nn.Conv2d(6, 3, 2),
         )
-    )  # fmt: skip
+    )
 
 
 class Residual(nn.Module):

@@ -66,10 +66,20 @@ def test_an_archive_with_a_member_that_is_no_array(tmp_path, capfd):
 def test_data_from_a_file_that_the_model_does_not_run_on(tmp_path, capfd):
     (tmp_path / "file.py").write_text("import torch\nfrom torch import nn\n" + MLP)
     np.savez(tmp_path / "data.npz", x=np.ones((5, 21), dtype=np.float32))
-    status = main([
-        "geometry", "--model", str(tmp_path / "file.py"), "--layer", "0", "--quick",
-        "--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "out"),
-    ])  # fmt: skip
+    status = main(
+        [
+            "geometry",
+            "--model",
+            str(tmp_path / "file.py"),
+            "--layer",
+            "0",
+            "--quick",
+            "--data",
+            str(tmp_path / "data.npz"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     error = capfd.readouterr().err
     assert (status, error.count("\n")) == (2, 1)
     assert "batch 0: expected inputs that the model runs on, got one sample of shape (1, 21)" in error

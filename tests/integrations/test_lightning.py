@@ -58,9 +58,15 @@ def module(library, *, call="self", with_forward=True):
 
 def fit(library, model, callback, folder, **options):
     options = {
-        "max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder, **options,
-    }  # fmt: skip
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        **options,
+    }
     trainer = library.Trainer(callbacks=callback if isinstance(callback, list) else [callback], **options)
     data = DataLoader(TensorDataset(X, Y), batch_size=4)
     trainer.fit(model, data, DataLoader(TensorDataset(X, Y), batch_size=6))
@@ -232,9 +238,11 @@ def test_parameters_of_another_optimizer_are_not_measured(library, tmp_path):
 def test_manual_clipping_before_the_step_is_refused(library, tmp_path):
     with pytest.raises(ValueError, match="changed by a hook or by clipping before step"):
         fit(
-            library, two_optimizers(library, clip=True),
-            callback_class()("critic", optimizer=1, mode="exact", batch_size=4), tmp_path,
-        )  # fmt: skip
+            library,
+            two_optimizers(library, clip=True),
+            callback_class()("critic", optimizer=1, mode="exact", batch_size=4),
+            tmp_path,
+        )
 
 
 def test_which_of_two_optimizers_has_to_be_said(library, tmp_path):
@@ -282,8 +290,14 @@ def test_averages_go_through_a_checkpoint(library, tmp_path):
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     resumed = callback_class()(mode="exact")
     again = library.Trainer(
-        callbacks=[resumed], max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
+        callbacks=[resumed],
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
     again.fit(module(library), DataLoader(TensorDataset(X, Y), batch_size=4), ckpt_path=tmp_path / "some.ckpt")
     assert resumed.state_dict()["monitor"]["steps"] == 12

@@ -53,9 +53,7 @@ in 14, without an import of sdsd 1 in 9 (torch 2.13, gloo). Then it is run again
 
 
 def test_every_setup_has_its_recipe():
-    assert set(RECIPES) == {
-        "DistributedDataParallel", "FSDP2", "Accelerate", "The loop of torchtitan", "DeepSpeed"
-    }  # fmt: skip
+    assert set(RECIPES) == {"DistributedDataParallel", "FSDP2", "Accelerate", "The loop of torchtitan", "DeepSpeed"}
 
 
 @pytest.mark.parametrize("title", RECIPES)

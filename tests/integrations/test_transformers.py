@@ -24,9 +24,20 @@ TOKENS[0, 3:] = TOKENS[0, 0]
 def gpt2(attention="eager", tied=True):
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=8, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-        tie_word_embeddings=tied, attn_implementation=attention, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        n_positions=8,
+        n_embd=8,
+        n_layer=2,
+        n_head=2,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        tie_word_embeddings=tied,
+        attn_implementation=attention,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     return transformers.GPT2LMHeadModel(config).train()
 
 
@@ -81,10 +92,21 @@ def labels_of(tokens):
 
 def trainer(model, folder, rows=8, **options):
     options = {
-        "output_dir": str(folder), "per_device_train_batch_size": 2, "num_train_epochs": 1, "report_to": [],
-        "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "learning_rate": 0.1, "optim": "sgd",
-        "lr_scheduler_type": "constant", "logging_steps": 1, "seed": 0, "dataloader_drop_last": False, **options,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "seed": 0,
+        "dataloader_drop_last": False,
+        **options,
+    }
     data = [{"input_ids": tokens, "labels": labels_of(tokens), "unused": 1} for tokens in TOKENS[:rows]]
     return transformers.Trainer(
         model=model, args=transformers.TrainingArguments(**options), train_dataset=data, eval_dataset=data

@@ -168,7 +168,7 @@ X = torch.ones(3, 6)
         (lambda: cosine_between(X, X, max_bytes=-3), ValueError, "max_bytes: expected at least 1, got -3"),
         (lambda: cosine_between(X.half(), X.half(), max_bytes=3), ValueError, "max_bytes: expected at least"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call()
@@ -177,6 +177,7 @@ def test_bad_input(call, error, match):
 def test_wide_tiles_are_stored_in_strips(backend, device, monkeypatch):
     if backend == "torch" or device.type == "cuda":
         pytest.skip("the interpreter's tiles are narrow, those of a GPU as wide as they are")
-    tile_kernel = importlib.import_module("sdsd_kernels.pairwise.tile_kernel")
-    monkeypatch.setattr(tile_kernel, "STRIP", tile_kernel.tl.constexpr(8))
+    launch = importlib.import_module("sdsd_kernels.pairwise.launch")
+    monkeypatch.setattr(launch.config, "strip", lambda *_: 8)
+    monkeypatch.setattr(launch, "_rectangles", {})
     check_call(torch.randn(40, 70), torch.randn(40, 75))

@@ -594,9 +594,9 @@ def test_aot_cases_cover_every_configuration():
             for places, tile in table[record.family]:
                 assert any(
                     case.target == record.target
-                    and (case.constexprs["THREE"], case.constexprs["LANES"]) == (three, places)
-                    and [case.constexprs[name] for name in ("ROWS", "COLUMNS", "SAMPLES")]
-                    == [tile.rows, tile.columns, tile.samples]
+                    and (how := case.constexprs["HOW"])
+                    and (how.three, case.constexprs["LANES"]) == (three, places)
+                    and (how.rows, how.columns, how.samples) == (tile.rows, tile.columns, tile.samples)
                     for case in cases
                 )
 
@@ -669,7 +669,7 @@ X = torch.ones(3, 6)
         (lambda: cosine_topk(X, 1, other=X.double()), ValueError, "the dtype of activations, torch.float32, got"),
         (lambda: cosine_topk(X, 1, other=X.to("meta")), ValueError, "the device of activations, cpu, got meta"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call()

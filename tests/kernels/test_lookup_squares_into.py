@@ -14,11 +14,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = available_backends(DEVICE)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    return request.param
-
-
 def norms() -> Tensor:
     return torch.zeros(3, NORMS_WIDTH, dtype=torch.float64, device=DEVICE)
 
@@ -124,8 +119,10 @@ def test_operator_registration(backend):
 )
 def test_bad_input(change, error, message):
     given = {
-        "output_grads": torch.ones(3, 4, 5), "tokens": torch.zeros(3, 4).long(),
-        "square_norms": torch.zeros(2, 64, dtype=torch.float64), "row": 0,
-    } | change  # fmt: skip
+        "output_grads": torch.ones(3, 4, 5),
+        "tokens": torch.zeros(3, 4).long(),
+        "square_norms": torch.zeros(2, 64, dtype=torch.float64),
+        "row": 0,
+    } | change
     with pytest.raises(error, match=message):
         lookup_squares_into(**given)

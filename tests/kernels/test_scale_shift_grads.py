@@ -15,11 +15,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = available_backends(DEVICE)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    return request.param
-
-
 def norms(rows: int = 5) -> Tensor:
     return torch.zeros(rows, NORMS_WIDTH, dtype=torch.float64, device=DEVICE)
 
@@ -224,8 +219,11 @@ def test_operator_registration(backend):
 )
 def test_bad_input(change, error, message):
     given = {
-        "output_grads": torch.ones(3, 4, 5), "square_norms": torch.zeros(2, 64, dtype=torch.float64),
-        "inputs": torch.ones(3, 4, 5), "scale_row": 0, "shift_row": 1,
-    } | change  # fmt: skip
+        "output_grads": torch.ones(3, 4, 5),
+        "square_norms": torch.zeros(2, 64, dtype=torch.float64),
+        "inputs": torch.ones(3, 4, 5),
+        "scale_row": 0,
+        "shift_row": 1,
+    } | change
     with pytest.raises(error, match=message):
         scale_shift_grads(given.pop("output_grads"), given.pop("square_norms"), **given)

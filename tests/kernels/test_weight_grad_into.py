@@ -14,11 +14,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = available_backends(DEVICE)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request):
+@pytest.fixture(autouse=True)
+def without_tf32():
+    """Convolutions of float32 that round no factor."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
-    yield request.param
+    yield
     torch.backends.cudnn.allow_tf32 = before
 
 
@@ -61,9 +62,7 @@ def test_linear_layers(backend, samples, positions, d, p, dtype, returned):
     squares = norms()
     found = weight_grad_into(a, b, squares, 2, bias_row=0, dtype=returned, backend=backend)
     wide_a, wide_b = a.double(), b.double()
-    check(
-        found, squares, wide_b.mT @ wide_a, wide_b.sum(1), wide_b.abs().mT @ wide_a.abs(), positions, returned, dtype
-    )  # fmt: skip
+    check(found, squares, wide_b.mT @ wide_a, wide_b.sum(1), wide_b.abs().mT @ wide_a.abs(), positions, returned, dtype)
 
 
 CONVOLUTIONS = {
@@ -105,9 +104,15 @@ def test_convolutions(backend, name, channels_last):
 
     positions = out[0, 0].numel()
     check(
-        found, squares, each(a, b), b.double().flatten(2).sum(2), each(a.abs(), b.abs()), positions, torch.float32,
+        found,
+        squares,
+        each(a, b),
+        b.double().flatten(2).sum(2),
+        each(a.abs(), b.abs()),
+        positions,
         torch.float32,
-    )  # fmt: skip
+        torch.float32,
+    )
     if channels_last:
         assert found.weight_grad.is_contiguous(memory_format=torch.channels_last)
 
@@ -158,9 +163,12 @@ def test_operator_registration(backend):
 )
 def test_bad_input(change, error, message):
     given = {
-        "inputs": torch.ones(3, 4, 5), "output_grads": torch.ones(3, 4, 6),
-        "square_norms": torch.zeros(2, 64, dtype=torch.float64), "row": 0, "bias_row": 1,
-    } | change  # fmt: skip
+        "inputs": torch.ones(3, 4, 5),
+        "output_grads": torch.ones(3, 4, 6),
+        "square_norms": torch.zeros(2, 64, dtype=torch.float64),
+        "row": 0,
+        "bias_row": 1,
+    } | change
     for _ in range(2):  # what passed once is not looked at again; what did not pass is
         with pytest.raises(error, match=message):
             sdsd_kernels.weight_grad_into(**given)

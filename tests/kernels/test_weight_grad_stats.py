@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd_kernels import available_backends, weight_grad_stats
-from sdsd_kernels.weight_grad_stats import cpu, method
-from sdsd_kernels.weight_grad_stats.method import METHODS, choose_method
+from sdsd_kernels.per_sample import cpu, method
+from sdsd_kernels.per_sample.method import METHODS, choose_method
 from sdsd_kernels.weight_grad_stats.reference import weight_grad_stats_reference
 from tests.helpers import assert_within, relative_error, summation_error, unit_roundoff
 
@@ -259,9 +259,15 @@ def test_plain_weight_gradient_bit_for_bit(name, bias, device):
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    samples=st.integers(1, 6), positions=st.integers(1, 20), d=st.integers(1, 36), p=st.integers(1, 36),
-    max_bytes=st.integers(1, 2**14), scaled=st.booleans(), half=st.booleans(), seed=st.integers(0, 2**31),
-)  # fmt: skip
+    samples=st.integers(1, 6),
+    positions=st.integers(1, 20),
+    d=st.integers(1, 36),
+    p=st.integers(1, 36),
+    max_bytes=st.integers(1, 2**14),
+    scaled=st.booleans(),
+    half=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
 def test_random_inputs(way, samples, positions, d, p, max_bytes, scaled, half, seed):
     positions = 1 if way["method"] == "rank1" else positions
     scaled = scaled and way["method"] != "gram"
@@ -408,11 +414,11 @@ class TestCompile:
         for weight_grad in (True, False):
             torch.library.opcheck(
                 op, (inputs, output_grads, None, weight_grad, torch.float32, way["method"], 1000, way["backend"])
-            )  # fmt: skip
+            )
             if way["method"] != "gram":
                 torch.library.opcheck(
                     op, (inputs, output_grads, scale, weight_grad, torch.bfloat16, way["method"], 1000, way["backend"])
-                )  # fmt: skip
+                )
 
     def test_bad_input_is_found_while_tracing(self):
         inputs, output_grads = pair(3, 2, 5, 4)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sdsd_kernels import available_backends, conv_weight_grad_stats, weight_grad_stats
 from sdsd_kernels._device import device_record
-from sdsd_kernels.weight_grad_stats import conv, cpu
-from sdsd_kernels.weight_grad_stats.geometry import Geometry
+from sdsd_kernels.per_sample import conv, cpu
+from sdsd_kernels.per_sample.geometry import Geometry
 from sdsd_kernels.weight_grad_stats.reference import conv_weight_grad_stats_reference
 from tests.helpers import assert_within, relative_error, summation_error, unit_roundoff
 
@@ -32,7 +32,7 @@ WAYS = ["torch", *([ENGINE, POINTERS] if HAS_KERNELS else [])]
 def launch() -> ModuleType:
     if not HAS_KERNELS:
         pytest.skip("no Triton here")
-    from sdsd_kernels.weight_grad_stats import launch
+    from sdsd_kernels.per_sample import launch
 
     return launch
 
@@ -98,9 +98,15 @@ class Layer(NamedTuple):
 
     def stats(self, inputs: Tensor, output_grads: Tensor, **options):
         return conv_weight_grad_stats(
-            inputs, output_grads, self.kernel, stride=self.stride, padding=self.padding, dilation=self.dilation,
-            groups=self.groups, **options,
-        )  # fmt: skip
+            inputs,
+            output_grads,
+            self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            **options,
+        )
 
 
 def oracle(layer: Layer, inputs: Tensor, output_grads: Tensor, scale: Tensor | None = None) -> tuple[np.ndarray, float]:
@@ -192,9 +198,17 @@ def test_layers(name, backend):
 
 @pytest.mark.parametrize(
     "name",
-    ["3 × 3, padded", "stride 2, odd", "dilation and stride", "three channels", "depthwise", "small groups",
-     "groups that no box starts at", "one dimension"],
-)  # fmt: skip
+    [
+        "3 × 3, padded",
+        "stride 2, odd",
+        "dilation and stride",
+        "three channels",
+        "depthwise",
+        "small groups",
+        "groups that no box starts at",
+        "one dimension",
+    ],
+)
 def test_scaled(name, backend):
     layer = LAYERS[name]
     assert_right(layer, *layer.batch(), torch.rand(layer.weight, device=DEVICE) + 0.5, backend=backend)
@@ -312,12 +326,20 @@ def test_a_transposed_convolution_with_the_parts_changed(backend):
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    samples=st.integers(1, 5), groups=st.integers(1, 4), channels=st.sampled_from([1, 3, 8, 15, 17, 33]),
-    outputs=st.sampled_from([1, 2, 8, 17]), size=st.tuples(*[st.integers(4, 9)] * 2),
-    kernel=st.tuples(*[st.integers(1, 3)] * 2), stride=st.tuples(*[st.integers(1, 3)] * 2),
-    padding=st.tuples(*[st.integers(0, 2)] * 2), dilation=st.tuples(*[st.integers(1, 2)] * 2),
-    scaled=st.booleans(), half=st.booleans(), max_bytes=st.integers(1, 2**14), seed=st.integers(0, 2**31),
-)  # fmt: skip
+    samples=st.integers(1, 5),
+    groups=st.integers(1, 4),
+    channels=st.sampled_from([1, 3, 8, 15, 17, 33]),
+    outputs=st.sampled_from([1, 2, 8, 17]),
+    size=st.tuples(*[st.integers(4, 9)] * 2),
+    kernel=st.tuples(*[st.integers(1, 3)] * 2),
+    stride=st.tuples(*[st.integers(1, 3)] * 2),
+    padding=st.tuples(*[st.integers(0, 2)] * 2),
+    dilation=st.tuples(*[st.integers(1, 2)] * 2),
+    scaled=st.booleans(),
+    half=st.booleans(),
+    max_bytes=st.integers(1, 2**14),
+    seed=st.integers(0, 2**31),
+)
 def test_random_layers(
     backend, samples, groups, channels, outputs, size, kernel, stride, padding, dilation, scaled, half, max_bytes, seed
 ):
@@ -495,9 +517,14 @@ def test_reference_against_the_oracle(name):
     batch = layer.batch()
     scale = torch.rand(layer.weight, device=DEVICE)
     found = conv_weight_grad_stats_reference(
-        *batch, layer.kernel, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups,
+        *batch,
+        layer.kernel,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
         scale=scale,
-    )  # fmt: skip
+    )
     total, squares = oracle(layer, *batch, scale)
     assert relative_error(found.weight_grad.cpu(), torch.from_numpy(total)) <= 1e-13
     assert found.square_norm.item() == pytest.approx(squares, rel=1e-13)
@@ -522,8 +549,11 @@ class TestCompile:
         batch = layer.batch()
         op = torch.ops.sdsd.conv_weight_grad_stats.default
         for scale in (None, torch.rand(layer.weight, device=DEVICE)):
-            for weight_grad, dtype, last in ((True, torch.bfloat16, False), (True, torch.float32, True),
-                                             (False, torch.float32, False)):  # fmt: skip
+            for weight_grad, dtype, last in (
+                (True, torch.bfloat16, False),
+                (True, torch.float32, True),
+                (False, torch.float32, False),
+            ):
                 torch.library.opcheck(
                     op, (*batch, scale, [3, 3], [1, 1], [1, 1], [1, 1], 1, weight_grad, dtype, last, 10_000, backend)
                 )

@@ -11,15 +11,15 @@ import torch
 import sdsd_kernels
 from sdsd_kernels import available_backends
 from sdsd_kernels._device import INTERPRETED, RECORDS
-from sdsd_kernels.weight_grad_stats import config, layout, method
-from sdsd_kernels.weight_grad_stats.config import DIRECT, ONE_TERM, THREE_TERMS
-from sdsd_kernels.weight_grad_stats.layout import Layout
+from sdsd_kernels.per_sample import config, layout, method
+from sdsd_kernels.per_sample.config import DIRECT, ONE_TERM, THREE_TERMS
+from sdsd_kernels.per_sample.layout import Layout
 
 if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
-from sdsd_kernels.weight_grad_stats import launch, squares
-from sdsd_kernels.weight_grad_stats.geometry import LINEAR
+from sdsd_kernels.per_sample import launch, squares
+from sdsd_kernels.per_sample.geometry import LINEAR
 from tests.kernels.calls import Calls
 
 H100 = RECORDS["sm_90"]
@@ -36,19 +36,31 @@ def allow_tf32():
 INPUTS, GRADS = torch.randn(3, 16, 32), torch.randn(3, 16, 16)
 IMAGES, IMAGE_GRADS = torch.randn(2, 16, 6, 6), torch.randn(2, 8, 6, 6)
 CALLS = {
-    "halves": (lambda: sdsd_kernels.weight_grad_stats(
-        INPUTS.half(), GRADS.half(), method="fused", backend="triton"), 2),
+    "halves": (
+        lambda: sdsd_kernels.weight_grad_stats(INPUTS.half(), GRADS.half(), method="fused", backend="triton"),
+        2,
+    ),
     "float32": (lambda: sdsd_kernels.weight_grad_stats(INPUTS, GRADS, method="fused", backend="triton"), 4),
-    "scaled": (lambda: sdsd_kernels.weight_grad_stats(
-        INPUTS.half(), GRADS.half(), scale=torch.ones(16, 32), backend="triton"), 2),
-    "gram": (lambda: sdsd_kernels.weight_grad_stats(
-        INPUTS.half(), GRADS.half(), method="gram", weight_grad=False, backend="triton"), 2),
+    "scaled": (
+        lambda: sdsd_kernels.weight_grad_stats(INPUTS.half(), GRADS.half(), scale=torch.ones(16, 32), backend="triton"),
+        2,
+    ),
+    "gram": (
+        lambda: sdsd_kernels.weight_grad_stats(
+            INPUTS.half(), GRADS.half(), method="gram", weight_grad=False, backend="triton"
+        ),
+        2,
+    ),
     "rank1": (lambda: sdsd_kernels.weight_grad_stats(INPUTS[:, 0], GRADS[:, 0], backend="triton"), 2),
-    "convolution": (lambda: sdsd_kernels.conv_weight_grad_stats(
-        IMAGES.half(), IMAGE_GRADS.half(), 3, padding=1, backend="triton"), 2),
-    "three channels": (lambda: sdsd_kernels.conv_weight_grad_stats(
-        IMAGES[:, :3], IMAGE_GRADS, 3, padding=1, backend="triton"), 2),
-}  # fmt: skip
+    "convolution": (
+        lambda: sdsd_kernels.conv_weight_grad_stats(IMAGES.half(), IMAGE_GRADS.half(), 3, padding=1, backend="triton"),
+        2,
+    ),
+    "three channels": (
+        lambda: sdsd_kernels.conv_weight_grad_stats(IMAGES[:, :3], IMAGE_GRADS, 3, padding=1, backend="triton"),
+        2,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -90,9 +102,17 @@ def test_plans_are_found_by_everything_they_rest_on(monkeypatch, allow_tf32):
 
 def best(candidates, samples, out_size, d, p, taps=1, sets=1, record=H100, flat=False, most_ranges=1000):
     return config.best_plan(
-        candidates, record, samples=samples, out_size=out_size, d=d, p=p, sets=sets, taps=taps, flat=flat,
+        candidates,
+        record,
+        samples=samples,
+        out_size=out_size,
+        d=d,
+        p=p,
+        sets=sets,
+        taps=taps,
+        flat=flat,
         most_ranges=most_ranges,
-    )  # fmt: skip
+    )
 
 
 MEASURED = {
@@ -115,9 +135,15 @@ MEASURED = {
 def test_what_was_measured_to_be_fastest_is_chosen(shape):
     samples, out_size, d, p, taps = shape
     candidates = config.tiles(
-        H100, DIRECT, itemsize=2, pointers=False, flat=False, boxes=out_size[0] > 1, narrow=min(d, p) <= 64,
+        H100,
+        DIRECT,
+        itemsize=2,
+        pointers=False,
+        flat=False,
+        boxes=out_size[0] > 1,
+        narrow=min(d, p) <= 64,
         scaled=False,
-    )  # fmt: skip
+    )
     plan = best(candidates, samples, out_size, d, p, taps)
     tile = plan.tile
     assert ((tile.block_p, tile.block_d, tile.block_t), plan.box, plan.ranges) == MEASURED[shape]
@@ -143,9 +169,10 @@ def test_boxes_hold_as_many_positions_as_the_tile():
 
 def test_tiles_fit_their_kind():
     chosen = lambda kind=DIRECT, record=H100, **more: config.tiles(  # noqa: E731
-        record, kind,
+        record,
+        kind,
         **{"itemsize": 2, "pointers": False, "flat": False, "boxes": False, "narrow": False, "scaled": False} | more,
-    )  # fmt: skip
+    )
     assert chosen() is chosen(ONE_TERM) is config.WIDE
     assert chosen(record=RECORDS["sm_100"]) is config.LINEAR
     assert chosen(THREE_TERMS) is config.THREE
@@ -166,8 +193,11 @@ def test_tiles_fit_their_kind():
 def test_the_copy_engine_needs_room():
     """An sm_120 has a copy engine, and 99 KiB of shared memory where the tiles for it take up to 192."""
     assert {name for name, record in RECORDS.items() if config.reads_boxes(record)} == {
-        "sm_90", "sm_100", "sm_103", "interpreted",
-    }  # fmt: skip
+        "sm_90",
+        "sm_100",
+        "sm_103",
+        "interpreted",
+    }
 
 
 def test_groups_of_a_set_divide_all_groups():
@@ -184,9 +214,11 @@ def test_what_the_copy_engine_cannot_read_is_copied():
     packed = Layout((2, 3, 4, 16), (192, 64, 16, 1), (0, 3, 1, 2))
     assert layout.described(packed, half, 0) == (packed, None)
     for change, address in (
-        ({"strides": (192, 64, 16, 2)}, 0), ({"strides": (0, 64, 16, 1)}, 0), ({"strides": (192, 64, 17, 1)}, 0),
+        ({"strides": (192, 64, 16, 2)}, 0),
+        ({"strides": (0, 64, 16, 1)}, 0),
+        ({"strides": (192, 64, 17, 1)}, 0),
         ({}, 2),
-    ):  # fmt: skip
+    ):
         found, copy = layout.described(packed._replace(**change), half, address)
         assert found.strides == packed.strides
         assert copy is not None
@@ -213,8 +245,9 @@ class TestMethod:
 
     def test_the_model_is_near_what_was_measured(self):
         for shape, plain, fused, gram in (
-            ((8, 2048, 4096, 4096), 682e-6, 859e-6, 528e-6), ((16, 1024, 1024, 4096), 198e-6, 218e-6, 178e-6),
-        ):  # fmt: skip
+            ((8, 2048, 4096, 4096), 682e-6, 859e-6, 528e-6),
+            ((16, 1024, 1024, 4096), 198e-6, 218e-6, 178e-6),
+        ):
             found_fused, alone = method.gpu_seconds(config.HALF_RATES, 132, *shape, False)
             both = method.gpu_seconds(config.HALF_RATES, 132, *shape, True)[1]
             assert found_fused == pytest.approx(fused, rel=0.1)

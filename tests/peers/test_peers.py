@@ -72,7 +72,6 @@ def tokens(length: int) -> Tensor:
     return torch.randint(0, 7, (N, length))
 
 
-# fmt: off
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "linear": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), lambda: torch.randn(N, 4)),
     "linear 3-D": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), lambda: torch.randn(N, 7, 4)),
@@ -127,7 +126,6 @@ REFUSED = [
     ("Opacus ghost", "tied", NotImplementedError),
     ("Opacus ghost", "again", NotImplementedError),
 ]
-# fmt: on
 
 
 def make(name: str) -> tuple[nn.Module, Tensor, Tensor]:

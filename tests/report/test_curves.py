@@ -15,9 +15,13 @@ pytest.importorskip("matplotlib")
 def test_edge_cases_are_drawn(tmp_path):
     figure, axes = figures.new_figure(12, 8, rows=2, columns=2)
     figures.draw_curves(
-        axes[0, 0], [1, 10, 100], {"a": [1e-30, math.nan, 1.0], "b": [1.0, 2.0, 3.0]},
-        bands={"a": ([1e-31, 0, 0.5], [1e-29, 1, 2.0])}, log_x=True, log_y=True,
-    )  # fmt: skip
+        axes[0, 0],
+        [1, 10, 100],
+        {"a": [1e-30, math.nan, 1.0], "b": [1.0, 2.0, 3.0]},
+        bands={"a": ([1e-31, 0, 0.5], [1e-29, 1, 2.0])},
+        log_x=True,
+        log_y=True,
+    )
     figures.draw_curves(axes[0, 1], [0], {"one point": [0.5]}, legend="")
     figures.draw_dots(axes[1, 0], {"a": (0.0, 0.0, 0.0), "b": (2.3e-25, 1e-25, 3e-25)})
     k = np.logspace(-1, 1, 5)

@@ -73,32 +73,64 @@ def mlp() -> nn.Module:
 
 def convolutional() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(4, 5, 2, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 6), nn.PReLU(6),
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 2, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(20, 6),
+        nn.PReLU(6),
         nn.Linear(6, 3),
-    )  # fmt: skip
+    )
 
 
 def layer_norm() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(5, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6), nn.RMSNorm(6), nn.ReLU(), nn.Linear(6, 6),
-        nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3),
-    )  # fmt: skip
+        nn.Linear(5, 8),
+        nn.LayerNorm(8),
+        nn.ReLU(),
+        nn.Linear(8, 6),
+        nn.RMSNorm(6),
+        nn.ReLU(),
+        nn.Linear(6, 6),
+        nn.LayerNorm(6),
+        nn.Tanh(),
+        nn.Linear(6, 3),
+    )
 
 
 def group_norm() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 2, stride=2),
-        nn.InstanceNorm2d(4, affine=True), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8), nn.GroupNorm(2, 8), nn.ReLU(),
+        nn.Conv2d(1, 6, 3),
+        nn.GroupNorm(2, 6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 2, stride=2),
+        nn.InstanceNorm2d(4, affine=True),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 8),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
         nn.Linear(8, 3),
-    )  # fmt: skip
+    )
 
 
 def odd_convolutions() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2), nn.ReLU(),
-        nn.AvgPool2d(2), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.LogSoftmax(1),
-    )  # fmt: skip
+        nn.Conv2d(1, 4, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 3, 2),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(3, 2, 1),
+        nn.Flatten(),
+        nn.LogSoftmax(1),
+    )
 
 
 IMAGES = (1, 6, 6)

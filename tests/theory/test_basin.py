@@ -61,9 +61,14 @@ def test_a_rotated_basin():
 def test_a_share_of_a_gaussian(dim):
     """P(‖w‖² ≤ 2t/h) of a normal w is a regularised gamma function."""
     found = basin_volume(
-        Point(*[0.0] * dim), NOTHING, bowl(*[2.0] * dim), threshold=0.5, prior_scale=0.3, canonicalize=False,
+        Point(*[0.0] * dim),
+        NOTHING,
+        bowl(*[2.0] * dim),
+        threshold=0.5,
+        prior_scale=0.3,
+        canonicalize=False,
         directions=10,
-    )  # fmt: skip
+    )
     exact = torch.special.gammainc(torch.tensor(dim / 2.0).double(), torch.tensor(0.5 / (2 * 0.3**2)).double())
     assert found.log_volume == pytest.approx(exact.log().item(), abs=0.02)
 
@@ -71,9 +76,14 @@ def test_a_share_of_a_gaussian(dim):
 def test_a_share_of_a_gaussian_off_centre():
     """Against a plain count of normal points."""
     found = basin_volume(
-        Point(0.5, 0.5, 0.5), NOTHING, bowl(1.0, 3.0, 9.0, centre=0.5), threshold=0.5, prior_scale=0.7,
-        canonicalize=False, directions=600,
-    )  # fmt: skip
+        Point(0.5, 0.5, 0.5),
+        NOTHING,
+        bowl(1.0, 3.0, 9.0, centre=0.5),
+        threshold=0.5,
+        prior_scale=0.7,
+        canonicalize=False,
+        directions=600,
+    )
     points = 0.7 * torch.randn(2_000_000, 3, dtype=torch.float64) - 0.5
     inside = ((points.square() * torch.tensor([1.0, 3.0, 9.0])).sum(1) / 2 <= 0.5).double().mean().item()
     assert found.log_volume == pytest.approx(math.log(inside), abs=0.1)

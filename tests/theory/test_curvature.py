@@ -99,9 +99,16 @@ def test_every_number_equals_its_definition_with_an_explicit_hessian(size, popul
     names = dict(model.named_parameters())
     precondition = {name: piece.view_as(p) for (name, p), piece in zip(names.items(), pieces, strict=True)}
     stats = curvature_gamma(
-        model, cross_entropy, batch, learning_rate=rate, batch_size=batch_size, samples_per_gradient=size,
-        population=population, precondition=precondition if scaled else None, chunk_size=7,
-    )  # fmt: skip
+        model,
+        cross_entropy,
+        batch,
+        learning_rate=rate,
+        batch_size=batch_size,
+        samples_per_gradient=size,
+        population=population,
+        precondition=precondition if scaled else None,
+        chunk_size=7,
+    )
     mean, covariance = gradients.mean(0), gradients.T.cov()
     P = torch.diag(scale)
     seen = size / population if population else 0.0
@@ -184,9 +191,14 @@ def test_the_expected_change_is_the_mean_over_all_batches(rate, scaled):
         moved = Bowl(model.matrix, model.theta.detach() - rate * P * gradient)
         changes.append(moved(x).mean().item() - before)
     stats = curvature_gamma(
-        model, mean_of_outputs, x, learning_rate=rate, batch_size=2, population=7,
+        model,
+        mean_of_outputs,
+        x,
+        learning_rate=rate,
+        batch_size=2,
+        population=7,
         precondition={"theta": P} if scaled else None,
-    )  # fmt: skip
+    )
     assert stats.expected_change == pytest.approx(sum(changes) / len(changes), rel=1e-10)
     assert stats.expected_change_error == pytest.approx(0, abs=1e-12)  # nothing of the population is unseen
 
@@ -321,11 +333,15 @@ def test_the_mean_over_all_draws_is_the_truth(finite):
     draws = itertools.permutations(range(count), 4) if finite else itertools.product(range(count), repeat=4)
     found = [
         curvature_gamma(
-            model, squares, everything[list(draw)], learning_rate=0.3, batch_size=3,
+            model,
+            squares,
+            everything[list(draw)],
+            learning_rate=0.3,
+            batch_size=3,
             population=count if finite else None,
         )
         for draw in draws
-    ]  # fmt: skip
+    ]
     curved, trace = mean @ hessian @ mean, (hessian @ of_batch).trace()
     wanted = {"signal": mean @ mean, "curvature_signal": curved, "curvature_noise": trace}
     wanted["expected_change"] = -0.3 * wanted["signal"] + 0.3**2 / 2 * (curved + trace)
@@ -353,9 +369,14 @@ def networks():
     yield nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
     yield nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
     yield nn.Sequential(
-        nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.ReLU(), nn.Flatten(),
+        nn.Unflatten(1, (1, 4, 4)),
+        nn.Conv2d(1, 4, 2),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 2),
+        nn.ReLU(),
+        nn.Flatten(),
         nn.Linear(16, 4),
-    )  # fmt: skip
+    )
 
 
 def test_intervals_cover_the_truth_and_the_trace_is_not_too_large():

@@ -245,8 +245,11 @@ def test_layers_of_a_network():
 def test_layers_of_a_convolutional_network():
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Conv2d(4, 6, 2, bias=False), nn.LeakyReLU(), nn.Flatten(), nn.Linear(24, 10),
-    )  # fmt: skip
+        nn.Conv2d(4, 6, 2, bias=False),
+        nn.LeakyReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    )
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     first, second = hidden_layers(model)
     assert (first.name, second.name) == ("0.0", "1")

@@ -50,9 +50,13 @@ def test_known_cases(case):
     """The chains agree with quadrature within their own errors; so does λ, but for the logarithm of (uv)²."""
     dim, loss, potential, limit = CASES[case]
     found = local_learning_coefficient(
-        Point(dim), SAMPLES, lambda model, x: loss(model.w), localization=1.0, canonicalize=False,
+        Point(dim),
+        SAMPLES,
+        lambda model, x: loss(model.w),
+        localization=1.0,
+        canonicalize=False,
         draws=6000 if case == "product" else 2000,
-    )  # fmt: skip
+    )
     weight = 1000 / math.log(1000)
     exact = expected(potential, dim, weight, 1.0)
     assert found.samples * found.beta == pytest.approx(weight)
@@ -66,9 +70,13 @@ def test_known_cases(case):
 def test_a_regular_minimum_in_many_dimensions():
     stiffness = torch.logspace(-1, 1, 12, dtype=torch.float64)
     found = local_learning_coefficient(
-        Point(12), SAMPLES, lambda model, x: (stiffness * model.w.square()).sum() / 2, localization=2.0,
-        canonicalize=False, seed=3,
-    )  # fmt: skip
+        Point(12),
+        SAMPLES,
+        lambda model, x: (stiffness * model.w.square()).sum() / 2,
+        localization=2.0,
+        canonicalize=False,
+        seed=3,
+    )
     weight = 1000 / math.log(1000)
     exact = (0.5 * weight * stiffness / (weight * stiffness + 2.0)).sum().item()
     assert abs(found.value - exact) < 4 * found.standard_error
@@ -146,9 +154,15 @@ def test_the_model_stays_as_it_was(trained):
     state, mode = torch.get_rng_state(), trained.training
     calls: list[tuple[int, int]] = []
     local_learning_coefficient(
-        trained, digits_like(), loss_of, chains=2, draws=20, burn_in=100, canonicalize=False,
+        trained,
+        digits_like(),
+        loss_of,
+        chains=2,
+        draws=20,
+        burn_in=100,
+        canonicalize=False,
         progress=lambda *at: calls.append(at),
-    )  # fmt: skip
+    )
     assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert trained.training == mode
@@ -159,9 +173,15 @@ def test_the_model_stays_as_it_was(trained):
 
 def test_it_is_refused_where_nothing_is_accepted(trained):
     found = local_learning_coefficient(
-        random_representative(trained, spread=3.0, seed=1), digits_like(), loss_of, step_size=0.01, chains=2,
-        draws=50, burn_in=20, canonicalize=False,
-    )  # fmt: skip
+        random_representative(trained, spread=3.0, seed=1),
+        digits_like(),
+        loss_of,
+        step_size=0.01,
+        chains=2,
+        draws=50,
+        burn_in=20,
+        canonicalize=False,
+    )
     assert max(found.acceptance) < 0.05
     assert "accepted 0.0% of its steps" in found.refusals[0]
     with pytest.raises(RefusedEstimateError, match="local learning coefficient refused: a chain accepted"):
@@ -176,9 +196,14 @@ def test_it_is_refused_where_chains_drift():
     """Two directions of very different stiffness and hardly any burn-in: the loss settles, the distance does not."""
     stiffness = torch.tensor([1000.0, 1e-4], dtype=torch.float64)
     found = local_learning_coefficient(
-        Point(2), SAMPLES, lambda model, x: (stiffness * model.w.square()).sum() / 2, localization=1e-3,
-        canonicalize=False, draws=300, burn_in=100,
-    )  # fmt: skip
+        Point(2),
+        SAMPLES,
+        lambda model, x: (stiffness * model.w.square()).sum() / 2,
+        localization=1e-3,
+        canonicalize=False,
+        draws=300,
+        burn_in=100,
+    )
     assert split_r_hat(found.losses) < 1.1
     assert found.r_hat > 1.1
     assert any("disagree or still drift" in reason for reason in found.refusals)

@@ -39,17 +39,38 @@ DECODERS, ENCODERS = "transformers, decoders", "transformers, encoders and encod
 IMAGES = "transformers, images and time series"
 CHOSEN = {
     DECODERS: (
-        "GPT-2", "GPT-NeoX", "BLOOM", "OPT", "Llama", "Qwen2", "Qwen3", "Gemma 2", "Phi", "Phi-3", "Falcon", "Mamba",
-        "Mixtral", "Qwen3-MoE", "DeepSeek-V3", "CLIP, embeddings",
+        "GPT-2",
+        "GPT-NeoX",
+        "BLOOM",
+        "OPT",
+        "Llama",
+        "Qwen2",
+        "Qwen3",
+        "Gemma 2",
+        "Phi",
+        "Phi-3",
+        "Falcon",
+        "Mamba",
+        "Mixtral",
+        "Qwen3-MoE",
+        "DeepSeek-V3",
+        "CLIP, embeddings",
     ),
     ENCODERS: ("BERT, classifier", "DistilBERT, classifier", "ModernBERT, masked words", "T5", "T5, gated", "Whisper"),
     IMAGES: ("ViT", "DINOv2", "ConvNeXt", "ResNet", "SegFormer", "Swin"),
     "torch": ("nn.Transformer",),
     "timm": (
-        "vit", "mixer", "convnext", "densenet, BatchNorm frozen", "regnet, BatchNorm frozen", "resnet18",
-        "efficientnet, BatchNorm frozen", "mobilenetv3, BatchNorm frozen", "vgg",
+        "vit",
+        "mixer",
+        "convnext",
+        "densenet, BatchNorm frozen",
+        "regnet, BatchNorm frozen",
+        "resnet18",
+        "efficientnet, BatchNorm frozen",
+        "mobilenetv3, BatchNorm frozen",
+        "vgg",
     ),
-}  # fmt: skip
+}
 SAVED = "saved and loaded"
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
 HEADING = "# Functional geometry"
@@ -66,12 +87,19 @@ the merged network in float64 → pickle and state_dict → a training step → 
 save_pretrained → from_pretrained. `make test-zoo` writes this part, too."""
 NORM, OUTPUT = "norm over all neurons", "the model's output"
 SHORT = (
-    ("takes its statistics", NORM), ("the model's output", OUTPUT), ("looked up", "looked up by place"),
-    ("by their places", "taken by place"), ("softmax", "softmax over them"),
+    ("takes its statistics", NORM),
+    ("the model's output", OUTPUT),
+    ("looked up", "looked up by place"),
+    ("by their places", "taken by place"),
+    ("softmax", "softmax over them"),
     ("the model's input", "joined with the input"),
-    ("experts", "experts chosen by place"), ("written into", "size written in"), ("no rule", "no rule"),
-    ("that the model computes", "multiplied by what the model computes"), ("mixes", "mixed"), ("orders", "ordered"),
-)  # fmt: skip
+    ("experts", "experts chosen by place"),
+    ("written into", "size written in"),
+    ("no rule", "no rule"),
+    ("that the model computes", "multiplied by what the model computes"),
+    ("mixes", "mixed"),
+    ("orders", "ordered"),
+)
 
 
 @dataclass
@@ -305,8 +333,15 @@ def _require(condition: bool, what: str) -> None:
 
 
 COLUMNS = (
-    "architecture", "layers", "groups", "cut", "MLPs and convolutions", "streams behind norms", "refused", "one way",
-)  # fmt: skip
+    "architecture",
+    "layers",
+    "groups",
+    "cut",
+    "MLPs and convolutions",
+    "streams behind norms",
+    "refused",
+    "one way",
+)
 
 
 def section(rows: list[Row]) -> str:
@@ -352,8 +387,10 @@ def main() -> int:
             rows.append(row)
             print(
                 f"{family}: {name}: {row.cut} of {row.groups} groups cut, {row.wanted[0]} of {row.wanted[1]} wanted, "
-                f"{dict(row.refused)}, {row.way} ({time.perf_counter() - start:.1f} s)", flush=True,
-            )  # fmt: skip
+                f"{row.streams[0]} of {row.streams[1]} streams, "
+                f"{dict(row.refused)}, {row.way} ({time.perf_counter() - start:.1f} s)",
+                flush=True,
+            )
             for wrong in row.wrong:
                 print(f"    WRONG {wrong[:600]}", flush=True)
     if not wanted:

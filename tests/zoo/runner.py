@@ -107,10 +107,13 @@ def _numbers(architecture: Architecture) -> Verdict:
     found = []
     for n, t in architecture.sizes:
         program = Program(
-            lambda: nudged(without_chance(architecture.make())), (architecture.batch(n, t),), architecture.loss,
-            tolerance=architecture.tolerance, hopeless=bool(architecture.mixes),
+            lambda: nudged(without_chance(architecture.make())),
+            (architecture.batch(n, t),),
+            architecture.loss,
+            tolerance=architecture.tolerance,
+            hopeless=bool(architecture.mixes),
             situation=r"\bloss\b" if architecture.mixes else "",
-        )  # fmt: skip
+        )
         _deterministic(program)
         found.append(judge(program))
         if not found[-1].sound:

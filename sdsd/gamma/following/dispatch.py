@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,6 +68,17 @@ READS: dict[Any, slice] = {
 """Which arguments' values a rule's functions read, where it is not all of them."""
 
 
+class Seen(NamedTuple):
+    """A call that was seen and ran, the rule of its function if there is one, and the samples in the batch."""
+
+    rule: Any
+    func: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    out: Any
+    n: int
+
+
 def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out: Any, n: int) -> Mixed | None:
     """Set where each tensor of `out` carries the samples, from the tensors among the arguments.
 
@@ -99,6 +110,7 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
     verdict: Any = simple(inputs, verdicts, out) if rule is elementwise and own else None
     if verdict is None or not fits(verdict, out, n):
         kinds = {type(v) for v in verdicts}
+        seen = Seen(rule, func, args, kwargs, out, n)
         if Named in kinds or (Occurring in kinds and occurring.indexes(func, args)):
             named = [(x, v) for x, v in zip(inputs, verdicts, strict=True) if isinstance(v, (Named, Occurring))]
             with as_constants(x for x, _ in named):
@@ -110,7 +122,7 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
                 return follow(func, args, kwargs, out, n)
         if kinds <= NOTHING:
             if rule is not fresh or not own:
-                state(rule, func, args, kwargs, out, None, n)
+                state(seen, None)
             return None
         anew = True
         verdict = occurring.occurrences(rule, args, verdicts) if Mixed in kinds else None
@@ -128,10 +140,10 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
         if verdict is None and not kinds <= SAMPLES_ALONE:
             verdict, anew = apart(func, args, kwargs, out, inputs, verdicts)
         if verdict is None:
-            verdict = decided(rule, func, args, kwargs, out, n, inputs, verdicts)
+            verdict = decided(seen, inputs, verdicts)
         if not own or type(verdict) is not Track or not fits(verdict, out, n):
             second = all(is_second(x) for x, v in zip(inputs, verdicts, strict=True) if v is not None)
-            mixed = state(rule, func, args, kwargs, out, verdict, n, second)
+            mixed = state(seen, verdict, second)
             return mixed if anew else None
     second = False
     for x, v in zip(inputs, verdicts, strict=True):
@@ -224,46 +236,29 @@ def layers_of(x: Tensor) -> list[Tensor]:
     return wrapped
 
 
-def decided(
-    rule: Any,
-    func: Any,
-    args: Any,
-    kwargs: Mapping[str, Any],
-    out: Any,
-    n: int,
-    inputs: Sequence[Tensor],
-    verdicts: Sequence[Verdict],
-) -> Any:
+def decided(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Any:
     """The rule's verdict; without a rule that of the trial of independence.
 
     Where a further input of the model does not lie as the samples do, it is a constant to what allows that.
     """
-    if rule is None:
-        return tested(func, args, kwargs, out, n)
-    verdict = asked_of(rule, func, args, kwargs, out, n, inputs, verdicts)
-    if type(verdict) is Mixed and rule in SECOND_ALLOWED:
-        place, name = SECOND_ALLOWED[rule]
-        allowed = args[place : place + 1] if place is not None else list(args)
-        allowed = [*allowed, *(value for key, value in kwargs.items() if name in (key, None))]
+    if seen.rule is None:
+        return tested(seen.func, seen.args, seen.kwargs, seen.out, seen.n)
+    verdict = asked_of(seen, inputs, verdicts)
+    if type(verdict) is Mixed and seen.rule in SECOND_ALLOWED:
+        place, name = SECOND_ALLOWED[seen.rule]
+        allowed = seen.args[place : place + 1] if place is not None else list(seen.args)
+        allowed = [*allowed, *(value for key, value in seen.kwargs.items() if name in (key, None))]
         masks = [x for x in tensors_in(allowed) if is_second(x) and not x.requires_grad]
         rest = [(x, v) for x, v in zip(inputs, verdicts, strict=True) if not any(x is m for m in masks)]
         if masks and any(v is not None for _, v in rest):
             with as_constants(masks):
-                return asked_of(rule, func, args, kwargs, out, n, [x for x, _ in rest], [v for _, v in rest])
+                return asked_of(seen, [x for x, _ in rest], [v for _, v in rest])
     return verdict
 
 
-def asked_of(
-    rule: Any,
-    func: Any,
-    args: Any,
-    kwargs: Mapping[str, Any],
-    out: Any,
-    n: int,
-    inputs: Sequence[Tensor],
-    verdicts: Sequence[Verdict],
-) -> Any:
+def asked_of(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Any:
     """What a rule says. One that did not ask where an argument carries its samples did not reckon with it: mixed."""
+    rule, func, args, kwargs, out, n = seen
     named = {ALIASES.get(key, key): value for key, value in kwargs.items() if key != "out"} if kwargs else {}
     call = Call(func, args[0] if func in WRITERS else out, n)
     asked: set[int] = set()
@@ -304,17 +299,9 @@ def rule_of_overload(func: Any) -> Any:
     return None
 
 
-def state(
-    rule: Any,
-    func: Any,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    out: Any,
-    verdict: Any,
-    n: int,
-    second: bool = False,
-) -> Mixed | None:
+def state(seen: Seen, verdict: Any, second: bool = False) -> Mixed | None:
     """State the verdict of every output; `Mixed` if one of them is."""
+    rule, func, args, kwargs, out, n = seen
     target = args[0] if args and isinstance(args[0], Tensor) else None
     outputs = list(tensors_in(target if func in WRITERS else out))
     verdicts = verdict if isinstance(verdict, list) else [verdict] * len(outputs)

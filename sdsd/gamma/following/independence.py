@@ -116,7 +116,7 @@ def tested(func: Any, args: Any, kwargs: Any, out: Any, n: int) -> Any:
     states = _random_state()
     try:
         with torch.no_grad():
-            verdicts = _tried(func, args, kwargs, inputs, outputs, n, unknown, states)
+            verdicts = _tried(func, args, kwargs, inputs, outputs, n, unknown=unknown, states=states)
     except Exception as error:  # Whatever a function says about changed inputs, it cannot be tried.
         verdicts = [Mixed(f"{name}, which is not known and could not be tried ({error})")] * len(outputs)
     finally:
@@ -127,7 +127,15 @@ def tested(func: Any, args: Any, kwargs: Any, out: Any, n: int) -> Any:
 
 
 def _tried(
-    func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor], n: int, unknown: Mixed, states: Any
+    func: Any,
+    args: Any,
+    kwargs: Any,
+    inputs: list[Tensor],
+    outputs: list[Tensor],
+    n: int,
+    *,
+    unknown: Mixed,
+    states: list[Tensor],
 ) -> list[Verdict]:
     noise = torch.Generator().manual_seed(0)
 

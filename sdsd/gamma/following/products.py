@@ -132,10 +132,9 @@ def attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: Any = None,
+    *_: Any,
     enable_gqa: bool = False,
+    **__: Any,
 ) -> Verdict:
     operands = [(query, batched(query, "le")), (key, batched(key, "se")), (value, batched(value, "sv"))]
     if isinstance(attn_mask, Tensor):

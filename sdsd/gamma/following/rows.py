@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import elementwise, indexing, reductions
-from .indexing import layout
+from .indexing import read_index
 from .table import name_of
 from .tracks import Mixed, Owners, Rows, Track, Verdict, chosen_by, rows_in_view, track_of
 
@@ -97,7 +97,7 @@ def on_rows(
         if picked is not None:
             return picked
     if rule is indexing.index_write and len(args) > 2:
-        return _added(func, own, n, *args, **kwargs)
+        return _added(func, args, kwargs, own, n)
     if rule is indexing.setitem:
         return _written(args[0], args[1], args[2], own, n)
     if rule is indexing.masked_scatter and len(args) == 3:
@@ -125,7 +125,7 @@ def _picked(x: Tensor, index: Any, owners: Owners, n: int) -> Verdict:
     track = track_of(x)
     if type(track) is not Track:
         return None
-    how = layout(x.dim(), index)
+    how = read_index(x.dim(), index)
     picked = [place.index for place in how.picked]
     if not all(_rows_of(each, owners) or (track_of(each) is None and each.dim() < 2) for each in picked):
         return Mixed("an index of chosen rows among others")
@@ -161,12 +161,10 @@ def _target(x: Tensor, dim: int, owners: Owners, n: int) -> Track | None:
     return Track(dim, owners.size // (n * owners.inner), owners.inner)
 
 
-def _added(
-    func: Any, owners: Owners, n: int, input: Tensor, dim: int, index: Tensor, source: Any = None, *_: Any, **named: Any
-) -> Verdict:
-    """index_add, index_copy, index_fill: rows, or a number for each, back to whole samples."""
-    source = named.get("tensor", named.get("source", source))
-    dim %= input.dim()
+def _added(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], owners: Owners, n: int) -> Verdict:
+    """index_add, index_copy, index_fill of (input, dim, index, source): rows, or one number, back to whole samples."""
+    input, dim, index = args[0], args[1] % args[0].dim(), args[2]
+    source = args[3] if len(args) > 3 else kwargs.get("tensor", kwargs.get("source"))
     target = _target(input, dim, owners, n)
     whose = not isinstance(source, Tensor) or track_of(source) in (None, Rows(Track(dim), owners))
     if target is None or not whose or not _rows_of(index, owners):
@@ -185,7 +183,7 @@ def _written(input: Tensor, index: Any, value: Any, owners: Owners, n: int) -> V
         if type(held) is not Track or chosen_by(index, n) is not owners or track_of(input) not in (None, held):
             return Mixed("rows written where another mask says")
         return held
-    how = layout(input.dim(), index)
+    how = read_index(input.dim(), index)
     positions = all(_rows_of(p.index, owners) or (track_of(p.index) is None and p.index.dim() < 2) for p in how.picked)
     for place in how.picked if positions and not how.start else ():
         target = _target(input, place.dimension, owners, n) if _rows_of(place.index, owners) else None

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import WHAT_TO_DO, Plan, UnsupportedError, Watcher, arrange, report
+from .base import WHAT_TO_DO, Samples, UnsupportedError, Watcher, arrange, report
 
 
 def lead(watcher: Watcher, y: Tensor, measure: Any, ids: Tensor, scale: Tensor | None, padding: int | None) -> Tensor:
     """`tap` on an embedding's output that the head with the same weight can reach."""
-    out, carrier = _Lead.apply(y, watcher.probe, watcher.local, measure, padding, ids, scale)  # type: ignore[no-untyped-call]
+    out, carrier = _Lead.apply(y, watcher.probe, ids, scale, (watcher.local, measure, padding))  # type: ignore[no-untyped-call]
     watcher.carried = carrier, ids
     return out  # type: ignore[no-any-return]
 
 
-def meet(watcher: Watcher, y: Tensor, x: Tensor, plan: Plan) -> Tensor:
+def meet(watcher: Watcher, y: Tensor, x: Tensor, samples: Samples) -> Tensor:
     """Send what the cross term needs from a head, with inputs `x` and output `y`, to the embedding with its weight."""
     embedding = watcher.partner
     if embedding is None or embedding.carried is None:
@@ -35,17 +35,17 @@ def meet(watcher: Watcher, y: Tensor, x: Tensor, plan: Plan) -> Tensor:
             f"code. {WHAT_TO_DO}"
         )
     carrier, ids = embedding.carried
-    out: Tensor = _Meet.apply(y, carrier, x, ids, watcher.scale("weight"), plan)  # type: ignore[no-untyped-call]
+    out: Tensor = _Meet.apply(y, carrier, x, ids, watcher.scale("weight"), samples)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Lead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, probe: Tensor, local: Any, measure: Any, padding: Any, ids: Tensor, scale: Tensor | None
+        ctx: Any, y: Tensor, probe: Tensor, ids: Tensor, scale: Tensor | None, spec: tuple[Any, Any, int | None]
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(ids, scale)
-        ctx.local, ctx.measure, ctx.padding = local, measure, padding
+        ctx.local, ctx.measure, ctx.padding = spec
         return y.detach(), torch.zeros_like(y)
 
     @staticmethod
@@ -58,22 +58,22 @@ class _Lead(torch.autograd.Function):
             products = products.masked_fill(ids == ctx.padding, 0.0)
         own, sums = measures["weight"]
         measures["weight"] = own + 2 * products.sum(), sums
-        return b, report(measures, ctx.local, b), None, None, None, None, None
+        return b, report(measures, ctx.local, b), None, None, None
 
 
 class _Meet(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, carrier: Tensor, x: Tensor, ids: Tensor, scale: Tensor | None, plan: Plan
+        ctx: Any, y: Tensor, carrier: Tensor, x: Tensor, ids: Tensor, scale: Tensor | None, samples: Samples
     ) -> Tensor:
         ctx.save_for_backward(x, ids, scale)
-        ctx.plan, ctx.like = plan, carrier.dtype
+        ctx.samples, ctx.like = samples, carrier.dtype
         return y.detach()
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Any, ...]:
         x, ids, scale = ctx.saved_tensors
-        tokens, gradients, inputs = arrange(ids, ctx.plan, 0), arrange(b, ctx.plan, 1), arrange(x, ctx.plan, 1)
+        tokens, gradients, inputs = arrange(ids, ctx.samples, 0), arrange(b, ctx.samples, 1), arrange(x, ctx.samples, 1)
         chosen = gradients.gather(2, tokens.unsqueeze(1).expand(-1, gradients.shape[1], -1))
         c = torch.bmm(chosen.mT.to(inputs.dtype), inputs)
         if scale is not None:

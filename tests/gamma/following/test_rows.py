@@ -124,10 +124,18 @@ def dealt_elsewhere(x):
 MIXING = {
     f.__name__: f
     for f in (
-        together, sorted_rows, other_places, own_places, two_choices, first_rows, of_everybody, shared_mask, elsewhere,
+        together,
+        sorted_rows,
+        other_places,
+        own_places,
+        two_choices,
+        first_rows,
+        of_everybody,
+        shared_mask,
+        elsewhere,
         dealt_elsewhere,
     )
-}  # fmt: skip
+}
 SIGNS = torch.tensor([[1.0, -1], [1, 1], [-1, 1], [1, 1], [1, 1], [-1, -1]])
 
 

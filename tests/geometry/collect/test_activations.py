@@ -28,9 +28,17 @@ class Tokens(nn.Module):
 
 def images() -> tuple[nn.Module, list[Tensor]]:
     model = nn.Sequential(
-        nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout(),
-        nn.Conv2d(5, 7, 2), nn.MaxPool2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(7, 3),
-    )  # fmt: skip
+        nn.Conv2d(2, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Dropout(),
+        nn.Conv2d(5, 7, 2),
+        nn.MaxPool2d(2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(7, 3),
+    )
     model[1].running_mean.uniform_(-1, 1)
     return model, [torch.randn(size, 2, 8, 8) for size in (3, 1, 4)]
 
@@ -134,8 +142,11 @@ def test_a_nonlinearity_is_told_from_what_mixes_neurons_or_comes_later():
     assert "'a' is of its own output, which 'softmax' reads" in found["a"].note
     assert {name: layer.note for name, layer in found.items() if name != "a"} == {"b": "", "c": "", "d": ""}
     assert {name: layer.taken_after for name, layer in found.items()} == {
-        "a": "output", "b": "output", "c": "leaky_relu → add", "d": "clamp_min",
-    }  # fmt: skip
+        "a": "output",
+        "b": "output",
+        "c": "leaky_relu → add",
+        "d": "clamp_min",
+    }
 
 
 def test_what_several_branches_make_together_counts_and_once():
@@ -168,8 +179,12 @@ def test_a_layer_that_is_called_twice_gives_both():
 
 def test_nonlinearity_that_is_required():
     with pytest.raises(ValueError, match="saw none behind '2'"):
-        collect_activations(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), [torch.ones(1, 2)], ["0", "2"],
-                            after_nonlinearity=True)  # fmt: skip
+        collect_activations(
+            nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)),
+            [torch.ones(1, 2)],
+            ["0", "2"],
+            after_nonlinearity=True,
+        )
 
 
 # Loaders

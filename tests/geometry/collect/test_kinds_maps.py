@@ -176,10 +176,14 @@ WITH_A_WORD = {
     "cumulated": (lambda m, x, h: h.relu().cumsum(-1), "after relu, which 'cumsum' reads"),
     "normalised": (lambda m, x, h: functional.normalize(h.relu(), dim=-1), "after relu, which 'normalize' reads"),
     "gated by itself": (
-        lambda m, x, h: h.relu() * m.c(h.relu()).sigmoid(), "after relu, as its first readers get it; .* relu → mul"),
+        lambda m, x, h: h.relu() * m.c(h.relu()).sigmoid(),
+        "after relu, as its first readers get it; .* relu → mul",
+    ),
     "put together, then bent": (
-        lambda m, x, h: torch.cat(h.relu().chunk(2, -1), -1).tanh(), "after relu, which 'chunk' reads"),
-}  # fmt: skip
+        lambda m, x, h: torch.cat(h.relu().chunk(2, -1), -1).tanh(),
+        "after relu, which 'chunk' reads",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WITH_A_WORD)

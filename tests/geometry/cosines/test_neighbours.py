@@ -80,7 +80,7 @@ def test_centred_neighbors_are_correlations():
         (lambda: sdsd.cosine_between(torch.ones(2, 4), "y"), TypeError, "y: expected a torch.Tensor or a NumPy array"),
         (lambda: sdsd.cosine_between(torch.ones(2, 4), np.ones((2, 4), int)), TypeError, "y: expected float64"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_to_neighbors(call, error, match):
     with pytest.raises(error, match=match):
         call()

@@ -113,9 +113,12 @@ def accumulators(rank: int, world: int) -> dict[str, Any]:
         with counted_reduction() as sent:
             gram.all_reduce(progress=lambda done, total, steps=steps: steps.append((done, total)))
         found["centred" if center else "plain"] = {
-            "cosine": gram.cosine_matrix(), "samples": gram.samples, "sent": sum(sent), "steps": steps,
+            "cosine": gram.cosine_matrix(),
+            "samples": gram.samples,
+            "sent": sum(sent),
+            "steps": steps,
             "norms": gram.norms(),
-        }  # fmt: skip
+        }
         gram.update(own)
         found["centred" if center else "plain"]["more"] = gram.samples
 

@@ -329,9 +329,14 @@ def test_stress_is_as_low_as_that_of_many_random_starts(n, dimensions):
     found = embed(cosine, dimensions)
     distance = (1 - cosine).fill_diagonal_(0).double().numpy()
     points, _ = smacof(
-        distance, n_components=dimensions, n_init=8 if n < 100 else 2, random_state=0, eps=1e-6, max_iter=500,
+        distance,
+        n_components=dimensions,
+        n_init=8 if n < 100 else 2,
+        random_state=0,
+        eps=1e-6,
+        max_iter=500,
         normalized_stress=False,
-    )  # fmt: skip
+    )
     assert found.method == "smacof"
     assert found.stress <= 1.03 * stress_1(points, cosine) + 1e-3
     assert np.allclose(found.points.mean(0), 0, atol=1e-5)

@@ -86,9 +86,7 @@ def test_geometry_consolidates_better_than_chance(digits):
 
 def test_a_merged_network_learns_as_well(digits):
     train = sgd_training(digits.loader, digit_loss, lr=0.02)
-    result = plasticity(
-        digits.network, LAYER, train, digits.accuracy, activations=digits.activations(), epochs=2
-    )  # fmt: skip
+    result = plasticity(digits.network, LAYER, train, digits.accuracy, activations=digits.activations(), epochs=2)
     assert abs(result.difference) < 0.02
     assert max(result.untouched) - max(result.geometry) < 0.02
     assert [len(curve) for curve in (result.geometry, result.random, result.untouched)] == [2, 2, 2]
@@ -145,9 +143,7 @@ def test_interval_against_a_bootstrap_of_its_own():
     far, near = generator.gamma(2.0, size=40), generator.gamma(2.0, size=30) / 4
     ratio = importlib.import_module("sdsd.geometry.merging.biopsy")._ratio
     value, (low, high) = ratio(far, near, 0.9, 0)
-    draws = [
-        generator.choice(far, len(far)).mean() / generator.choice(near, len(near)).mean() for _ in range(10_000)
-    ]  # fmt: skip
+    draws = [generator.choice(far, len(far)).mean() / generator.choice(near, len(near)).mean() for _ in range(10_000)]
     assert value == pytest.approx(far.mean() / near.mean())
     assert low == pytest.approx(np.quantile(draws, 0.05), rel=0.02)
     assert high == pytest.approx(np.quantile(draws, 0.95), rel=0.02)
@@ -433,7 +429,7 @@ CASES = [
     ({"loss": lambda model: None}, TypeError, "expected one number.*NoneType"),
     ({"loss": lambda model: torch.tensor(torch.nan)}, ValueError, "got nan of the untouched network"),
     ({"progress": "bar"}, TypeError, "progress: expected"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("measure", [biopsy, mass_consolidation])

@@ -30,67 +30,98 @@ MODELS = {
     "tokens": (lambda: nn.Sequential(linear(5, 6), nn.GELU(), nn.Flatten(), linear(24, 3)), "0", (7, 4, 5)),
     "conv, norm, pool, flatten": (
         lambda: nn.Sequential(
-            conv(2, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.MaxPool2d(2), nn.Flatten(), nn.BatchNorm1d(36),
+            conv(2, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.PReLU(4),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.BatchNorm1d(36),
             linear(36, 3),
         ),
-        "0", (7, 2, 8, 8),
+        "0",
+        (7, 2, 8, 8),
     ),
     "transposed": (
-        lambda: nn.Sequential(nn.ConvTranspose1d(2, 4, 3), nn.Tanh(), nn.ConvTranspose1d(4, 2, 3)), "0", (7, 2, 5)
+        lambda: nn.Sequential(nn.ConvTranspose1d(2, 4, 3), nn.Tanh(), nn.ConvTranspose1d(4, 2, 3)),
+        "0",
+        (7, 2, 5),
     ),
     "depthwise": (
         lambda: nn.Sequential(conv(1, 4, 1), nn.ReLU6(), conv(4, 4, 3, groups=4), nn.BatchNorm2d(4), conv(4, 2, 1)),
-        "0", (3, 1, 5, 5),
+        "0",
+        (3, 1, 5, 5),
     ),
-    "3d": (lambda: nn.Sequential(nn.Conv3d(1, 3, 2), nn.InstanceNorm3d(3, affine=True), nn.Conv3d(3, 2, 2)), "0",
-           (2, 1, 5, 5, 5)),
+    "3d": (
+        lambda: nn.Sequential(nn.Conv3d(1, 3, 2), nn.InstanceNorm3d(3, affine=True), nn.Conv3d(3, 2, 2)),
+        "0",
+        (2, 1, 5, 5, 5),
+    ),
     "view by batch size": (
         lambda: Forward(
             lambda m, x: m.head(functional.relu(m.first(x)).view(x.size(0), -1)),
-            first=conv(1, 3, 3), head=linear(48, 2),
+            first=conv(1, 3, 3),
+            head=linear(48, 2),
         ),
-        "first", (5, 1, 6, 6),
+        "first",
+        (5, 1, 6, 6),
     ),
     "written-out swish, mean over pixels": (
         lambda: Forward(
             lambda m, x: m.head((m.first(x) * torch.sigmoid(1.7 * m.first(x)) / x.shape[2]).mean((2, 3))),
-            first=conv(1, 3, 3), head=linear(3, 2),
+            first=conv(1, 3, 3),
+            head=linear(3, 2),
         ),
-        "first", (5, 1, 6, 6),
+        "first",
+        (5, 1, 6, 6),
     ),
     "channels last": (
         lambda: Forward(
             lambda m, x: m.head(m.first(x).permute(0, 2, 3, 1).square().transpose(1, 2)),
-            first=conv(1, 3, 3), head=linear(3, 2),
+            first=conv(1, 3, 3),
+            head=linear(3, 2),
         ),
-        "first", (5, 1, 6, 6),
+        "first",
+        (5, 1, 6, 6),
     ),
     "functions instead of modules": (
         lambda: Forward(
             lambda m, x: m.head(
-                functional.max_pool2d(functional.batch_norm(
-                    m.first(x), m.norm.running_mean, m.norm.running_var, m.norm.weight, m.norm.bias
-                ), 2).permute(dims=(0, 2, 3, 1))
+                functional.max_pool2d(
+                    functional.batch_norm(
+                        m.first(x), m.norm.running_mean, m.norm.running_var, m.norm.weight, m.norm.bias
+                    ),
+                    2,
+                ).permute(dims=(0, 2, 3, 1))
             ),
-            first=conv(1, 3, 3), norm=nn.BatchNorm2d(3), head=linear(3, 2),
+            first=conv(1, 3, 3),
+            norm=nn.BatchNorm2d(3),
+            head=linear(3, 2),
         ),
-        "first", (5, 1, 6, 6),
+        "first",
+        (5, 1, 6, 6),
     ),
     "concatenated behind others": (
         lambda: Forward(
             lambda m, x: m.head(torch.cat(tensors=[m.other(x), functional.relu(m.first(x)), m.first(x).neg()], axis=1)),
-            first=conv(1, 3, 3), other=conv(1, 2, 3), head=conv(8, 2, 1),
+            first=conv(1, 3, 3),
+            other=conv(1, 2, 3),
+            head=conv(8, 2, 1),
         ),
-        "first", (5, 1, 6, 6),
+        "first",
+        (5, 1, 6, 6),
     ),
     "read twice, mixed along tokens": (
         lambda: Forward(
             lambda m, x: m.one(m.mix(m.first(x).transpose(-1, -2)).transpose(-1, -2)) + m.two(m.first(x).tanh()),
-            first=linear(5, 6), mix=linear(4, 4), one=linear(6, 2), two=linear(6, 2),
+            first=linear(5, 6),
+            mix=linear(4, 4),
+            one=linear(6, 2),
+            two=linear(6, 2),
         ),
-        "first", (7, 4, 5),
+        "first",
+        (7, 4, 5),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("with_example", [False, True])
@@ -109,13 +140,15 @@ SHAPED = {
         linear(3, 2),
     ),
     "reshape with a split elsewhere": (
-        lambda m, x: m.head(m.first(x).reshape(5, -1, 2, 2, 4).mean(2).flatten(1)), linear(24, 2)
+        lambda m, x: m.head(m.first(x).reshape(5, -1, 2, 2, 4).mean(2).flatten(1)),
+        linear(24, 2),
     ),
     "sum over a dimension counted from the first, slices": (
-        lambda m, x: m.head(m.first(x)[:, :, 1:, 0].sum(2)), linear(3, 2)
+        lambda m, x: m.head(m.first(x)[:, :, 1:, 0].sum(2)),
+        linear(3, 2),
     ),
     "written-in sizes": (lambda m, x: m.head(m.first(x).view(-1, 48)), linear(48, 2)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SHAPED)
@@ -153,7 +186,9 @@ OBSTACLES = {
     "mean of neurons": (lambda m, x: m.head(m.other(x) + m.first(x).mean(-1, keepdim=True)), READING, "mixes"),
     "mean of neurons, given": (lambda m, x: (m.head(m.first(x)), m.first(x).mean(-1, keepdim=True)), READING, "mixes"),
     "pool over neurons": (
-        lambda m, x: m.other(x) + functional.avg_pool1d(m.first(x), 3).mean(), READING, "runs along the axis"
+        lambda m, x: m.other(x) + functional.avg_pool1d(m.first(x), 3).mean(),
+        READING,
+        "runs along the axis",
     ),
     "padded neurons": (lambda m, x: m.head(functional.pad(m.first(x), (1, 1))[..., 1:7]), REMOVAL, "pads the axis"),
     "resized neurons": (lambda m, x: m.head(functional.interpolate(m.first(x)[None], 6)[0]), READING, "runs along"),
@@ -163,26 +198,35 @@ OBSTACLES = {
     "the greatest of all": (lambda m, x: m.head(m.other(x) + m.first(x).amax(())), READING, "mixes all"),
     "a reader whose weight is computed": (lambda m, x: m.masked(m.first(x)), READING, "computed from"),
     "a weight squared": (
-        lambda m, x: functional.linear(m.first(x), m.head.weight.square()), READING, "is computed from others"
+        lambda m, x: functional.linear(m.first(x), m.head.weight.square()),
+        READING,
+        "is computed from others",
     ),
     "also the output": (lambda m, x: (m.head(m.first(x)), m.first(x)), READING, "the model's output"),
     "halves by their places": (
-        lambda m, x: m.head(torch.cat([m.first(x)[..., 3:], m.first(x)[..., :3]], -1)), REMOVAL, "by their places"
+        lambda m, x: m.head(torch.cat([m.first(x)[..., 3:], m.first(x)[..., :3]], -1)),
+        REMOVAL,
+        "by their places",
     ),
     "pieces used apart": (
-        lambda m, x: m.head(torch.cat([(h := m.first(x).split([2, 4], -1))[0], h[1].relu()], -1)), REMOVAL, "pieces"
+        lambda m, x: m.head(torch.cat([(h := m.first(x).split([2, 4], -1))[0], h[1].relu()], -1)),
+        REMOVAL,
+        "pieces",
     ),
     "size of others": (
         lambda m, x: m.head(m.first(x).view(len(x), 2, 3).transpose(1, 2).reshape(len(x), x.shape[-1])),
-        REMOVAL, "written into it",
+        REMOVAL,
+        "written into it",
     ),
     "the size of other neurons": (
         lambda m, x: m.head(m.first(x).view(len(x), -1, 1).reshape(len(x), m.other(x).shape[-1])),
-        REMOVAL, "the size of other neurons",
+        REMOVAL,
+        "the size of other neurons",
     ),
     "a number for these and others": (
         lambda m, x: m.head(m.first(x).view(6, 1, m.width)[:, 0]) + m.last(m.other(x).view(6, 1, m.width)[:, 0]),
-        REMOVAL, "and of others",
+        REMOVAL,
+        "and of others",
     ),
     "one neuron": (lambda m, x: m.head(m.first(x)) + m.first(x)[:, 2:3], REMOVAL, "by their places"),
     "looked up": (lambda m, x: m.head(m.first(x)[:, torch.tensor([0, 2, 1, 3, 5, 4])]), READING, "looked up"),
@@ -191,7 +235,7 @@ OBSTACLES = {
     "rolled": (lambda m, x: m.head(m.first(x).roll(1, -1)), READING, "'roll'"),
     "no rule": (lambda m, x: m.head(torch.fft.fft(m.first(x)).real), READING, "no rule for 'fft_r2c'"),
     "with the input": (lambda m, x: m.head(m.first(x) + x), READING, "joins the neurons with the model's input"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OBSTACLES)
@@ -247,8 +291,10 @@ def test_a_monitored_model_is_followed_as_any_other():
 def test_traced_as_in_eval_mode_and_as_in_training(training):
     model = Forward(
         lambda m, x: m.head(m.first(x)) if not m.training else m.other(m.first(x)),
-        first=linear(3, 4), head=linear(4, 2), other=linear(4, 2),
-    ).train(training)  # fmt: skip
+        first=linear(3, 4),
+        head=linear(4, 2),
+        other=linear(4, 2),
+    ).train(training)
     assert names(consumers(model, "first")) == ["head", "other"]
     assert all(module.training == training for module in model.modules())
 
@@ -342,8 +388,10 @@ def test_what_depends_on_the_shape_is_asked_for():
     assert found.removable
     either = Forward(
         lambda m, x: m.head(m.first(x)) if x.ndim == 2 else m.other(m.first(x)).sum(1),
-        first=linear(3, 6), head=linear(6, 2), other=linear(6, 2),
-    )  # fmt: skip
+        first=linear(3, 6),
+        head=linear(6, 2),
+        other=linear(6, 2),
+    )
     found = consumers(either, "first")
     assert "Pass example_input" in str(found)
     assert not found.changeable
@@ -368,9 +416,11 @@ def test_a_model_is_recorded_once_while_it_is_unchanged(monkeypatch):
         pass
     assert len(runs) == 1
     changes = [
-        lambda: setattr(model, "scale", 2), lambda: x.add_(1), lambda: model.__setitem__(1, nn.Tanh()),
+        lambda: setattr(model, "scale", 2),
+        lambda: x.add_(1),
+        lambda: model.__setitem__(1, nn.Tanh()),
         lambda: setattr(model[2][0], "weight", nn.Parameter(torch.rand(5, 4))),
-    ]  # fmt: skip
+    ]
     for number, change in enumerate(changes):
         change()
         consumers(model, "0", x)

@@ -249,10 +249,16 @@ def state_of(model: nn.Module):
         (name, id(each), each.detach().clone()) for name, each in [*model.named_parameters(), *model.named_buffers()]
     ]
     modules = [
-        (name, id(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks),
-         {key: value for key, value in vars(module).items() if isinstance(value, (int, str, tuple))})
+        (
+            name,
+            id(module),
+            module.training,
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            {key: value for key, value in vars(module).items() if isinstance(value, (int, str, tuple))},
+        )
         for name, module in model.named_modules()
-    ]  # fmt: skip
+    ]
     return tensors, modules
 
 

@@ -126,32 +126,48 @@ NETWORKS = {
     "second layer of an encoder": (lambda: Sequence(encoder()), "inside.layers.1.self_attn"),
     "first layer, padded": (
         lambda: Sequence(encoder(), lambda m, h: m(h, src_key_padding_mask=padding_of(h))),
-        "inside.layers.0.self_attn"),
+        "inside.layers.0.self_attn",
+    ),
     "second layer, padded": (
         lambda: Sequence(encoder(), lambda m, h: m(h, src_key_padding_mask=padding_of(h))),
-        "inside.layers.1.self_attn"),
+        "inside.layers.1.self_attn",
+    ),
     "causal": (
-        lambda: Sequence(encoder(), lambda m, h: m(
-            h, mask=nn.Transformer.generate_square_subsequent_mask(5, dtype=h.dtype), is_causal=True)),
-        "inside.layers.1.self_attn"),
+        lambda: Sequence(
+            encoder(),
+            lambda m, h: m(h, mask=nn.Transformer.generate_square_subsequent_mask(5, dtype=h.dtype), is_causal=True),
+        ),
+        "inside.layers.1.self_attn",
+    ),
     "decoder layer, itself": (
-        lambda: Sequence(layer(nn.TransformerDecoderLayer), lambda m, h: m(h, h.flip(1))), "inside.self_attn"),
+        lambda: Sequence(layer(nn.TransformerDecoderLayer), lambda m, h: m(h, h.flip(1))),
+        "inside.self_attn",
+    ),
     "decoder layer, the other": (
-        lambda: Sequence(layer(nn.TransformerDecoderLayer), lambda m, h: m(h, h.flip(1))), "inside.multihead_attn"),
+        lambda: Sequence(layer(nn.TransformerDecoderLayer), lambda m, h: m(h, h.flip(1))),
+        "inside.multihead_attn",
+    ),
     "whole transformer": (
         lambda: Sequence(nn.Transformer(8, 4, 1, 1, 12, 0.0, batch_first=True), lambda m, h: m(h, h)),
-        "inside.decoder.layers.0.multihead_attn"),
+        "inside.decoder.layers.0.multihead_attn",
+    ),
     "alone, with weights that nothing reads": (
-        lambda: Sequence(nn.MultiheadAttention(8, 4), lambda m, h: m(h, h, h)[0]), "inside"),
+        lambda: Sequence(nn.MultiheadAttention(8, 4), lambda m, h: m(h, h, h)[0]),
+        "inside",
+    ),
     "other widths of keys and values": (
-        lambda: Sequence(nn.MultiheadAttention(8, 4, kdim=6, vdim=5, batch_first=True),
-                         lambda m, h: m(h, h[..., :6].detach() * 2, torch.ones_like(h[..., :5]))[0]),
-        "inside"),
+        lambda: Sequence(
+            nn.MultiheadAttention(8, 4, kdim=6, vdim=5, batch_first=True),
+            lambda m, h: m(h, h[..., :6].detach() * 2, torch.ones_like(h[..., :5]))[0],
+        ),
+        "inside",
+    ),
     "more keys, and one of zeros": (
         lambda: Sequence(nn.MultiheadAttention(8, 4, add_bias_kv=True, add_zero_attn=True), lambda m, h: m(h, h, h)[0]),
-        "inside"),
+        "inside",
+    ),
     "unbatched": (lambda: Sequence(nn.MultiheadAttention(8, 4), lambda m, h: m(h[0], h[1], h[2])[0]), "inside"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensor")
@@ -244,21 +260,31 @@ class Own(nn.MultiheadAttention):
 
 REFUSED = {
     "the mean of weights": (
-        nn.MultiheadAttention, lambda m, h: (lambda out, seen: out * seen.sum(-1).mean())(*m(h, h, h)),
-        "'mean' mixes all neurons"),
+        nn.MultiheadAttention,
+        lambda m, h: (lambda out, seen: out * seen.sum(-1).mean())(*m(h, h, h)),
+        "'mean' mixes all neurons",
+    ),
     "the mean of weights, kept": (
-        nn.MultiheadAttention, lambda m, h: (lambda out, seen: setattr(m, "seen", seen) or out)(*m(h, h, h)),
-        "'mean' mixes all neurons"),
+        nn.MultiheadAttention,
+        lambda m, h: (lambda out, seen: setattr(m, "seen", seen) or out)(*m(h, h, h)),
+        "'mean' mixes all neurons",
+    ),
     "the mean of weights, read by NumPy": (
         nn.MultiheadAttention,
         lambda m, h: (lambda out, seen: out * float(seen.detach().squeeze().numpy()[0, 0, 1]))(*m(h, h, h)),
-        "'mean' mixes all neurons"),
+        "'mean' mixes all neurons",
+    ),
     "a mask for each head": (
-        nn.MultiheadAttention, lambda m, h: m(h, h, h, attn_mask=torch.linspace(0, 1, 180).double().view(20, 3, 3))[0],
-        "joins the neurons with"),
+        nn.MultiheadAttention,
+        lambda m, h: m(h, h, h, attn_mask=torch.linspace(0, 1, 180).double().view(20, 3, 3))[0],
+        "joins the neurons with",
+    ),
     "a class of one's own": (
-        Own, lambda m, h: m(h, h, h)[0], "'inside' is a Own, which takes the size of a head from embed_dim"),
-}  # fmt: skip
+        Own,
+        lambda m, h: m(h, h, h)[0],
+        "'inside' is a Own, which takes the size of a head from embed_dim",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

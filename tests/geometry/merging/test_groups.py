@@ -41,46 +41,65 @@ COUPLED = {
     "reader used elsewhere": (lambda m, x: m.head(m.first(x)) + m.head(m.other(x)), ["first", "other"], 6),
     "halves": (lambda m, x: m.pair(torch.mul(*m.first(x).chunk(2, -1))), ["first"], 3),
     "halves by the size": (
-        lambda m, x: m.pair((h := m.first(x))[..., : h.shape[-1] // 2] * h[..., h.shape[-1] // 2 :]), ["first"], 3
+        lambda m, x: m.pair((h := m.first(x))[..., : h.shape[-1] // 2] * h[..., h.shape[-1] // 2 :]),
+        ["first"],
+        3,
     ),
     "two orders": (
-        lambda m, x: m.head(m.first(x)) + m.head(torch.cat(m.first(x).chunk(2, -1)[::-1], -1)), ["first"], 3
+        lambda m, x: m.head(m.first(x)) + m.head(torch.cat(m.first(x).chunk(2, -1)[::-1], -1)),
+        ["first"],
+        3,
     ),
     "different neurons": (
         lambda m, x: m.wide(torch.cat([m.first(x), m.other(x)], -1) + torch.cat([m.other(x), m.first(x)], -1)),
-        ["first", "other"], 6,
+        ["first", "other"],
+        6,
     ),
     "recurrent": (lambda m, x: m.head(m.square(m.square(m.first(x).tanh()).tanh())), ["first", "square"], 6),
     "weight of its own making": (lambda m, x: functional.linear(m.first(x), m.head.weight * 2), ["first"], 6),
     "shuffled": (lambda m, x: m.head(m.first(x).view(len(x), 2, -1).transpose(1, 2).flatten(1)), ["first"], 3),
     "shuffled by a number of the module": (
-        lambda m, x: m.head(m.first(x).view(len(x), m.two, -1).transpose(1, 2).flatten(1)), ["first"], 3
+        lambda m, x: m.head(m.first(x).view(len(x), m.two, -1).transpose(1, 2).flatten(1)),
+        ["first"],
+        3,
     ),
     "halves used apart": (
-        lambda m, x: m.head(torch.cat([(h := m.first(x).chunk(2, -1))[0], h[1].relu()], -1)), ["first"], 3
+        lambda m, x: m.head(torch.cat([(h := m.first(x).chunk(2, -1))[0], h[1].relu()], -1)),
+        ["first"],
+        3,
     ),
     "gated linear unit": (lambda m, x: m.pair(functional.glu(m.first(x))), ["first"], 3),
     "added by place": (
-        lambda m, x: m.head(torch.zeros_like(m.first(x)).index_add(0, torch.arange(len(x)), m.first(x))), ["first"], 6
+        lambda m, x: m.head(torch.zeros_like(m.first(x)).index_add(0, torch.arange(len(x)), m.first(x))),
+        ["first"],
+        6,
     ),
     "written into zeros": (lambda m, x: m.head(written_into_zeros(m, x)), ["first"], 6),
     "dead samples": (lambda m, x: m.head(dead_sample(m.first(x))), ["first"], 6),
     "weight with an update": (
-        lambda m, x: functional.linear(m.first(x), m.head.weight + m.up.weight @ m.down.weight), ["first"], 6
+        lambda m, x: functional.linear(m.first(x), m.head.weight + m.up.weight @ m.down.weight),
+        ["first"],
+        6,
     ),
     "written with an update": (
         lambda m, x: m.head(functional.linear(x, m.first.weight + m.square.weight @ m.other.weight, m.first.bias)),
-        ["first", "square"], 6,
+        ["first", "square"],
+        6,
     ),
-}  # fmt: skip
+}
 
 
 def coupled(name: str) -> nn.Module:
     parts = {name: linear(6, 6) for name in ("first", "other", "square")}
     model = Forward(
-        COUPLED[name][0], **parts, head=linear(6, 4), wide=linear(12, 4), pair=linear(3, 4), up=linear(2, 4),
+        COUPLED[name][0],
+        **parts,
+        head=linear(6, 4),
+        wide=linear(12, 4),
+        pair=linear(3, 4),
+        up=linear(2, 4),
         down=linear(6, 2),
-    )  # fmt: skip
+    )
     model.scale, model.two = nn.Parameter(torch.ones(6)), 2
     return scrambled(model).double()
 

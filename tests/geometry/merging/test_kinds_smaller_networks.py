@@ -105,9 +105,12 @@ RIGHT_AS_THEY_ARE = {
     "ones of its shape": lambda m, x, h: m.b(h * torch.ones_like(h)),
 }
 PARTS = {
-    "norm": norm, "aux": aux, "down": nn.Linear(12, 3, bias=False), "up": nn.Linear(3, 4, bias=False),
+    "norm": norm,
+    "aux": aux,
+    "down": nn.Linear(12, 3, bias=False),
+    "up": nn.Linear(3, 4, bias=False),
     "wide": nn.Linear(16, 12, bias=False),
-}  # fmt: skip
+}
 
 
 def built(kind: type[Net], forward) -> Net:

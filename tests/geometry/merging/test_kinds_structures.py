@@ -60,50 +60,98 @@ def dense(*sizes):
 
 
 RIGHT = {
-    "LSTM": (lambda m, x: m.b(m.cell(m.a(x).relu())[0]), words,
-             lambda: {**dense(12, 8), "cell": nn.LSTM(12, 8, batch_first=True)}),
-    "LSTM of two layers, both ways": (lambda m, x: m.b(m.cell(m.a(x).relu())[0]), words,
-             lambda: {**dense(12, 16), "cell": nn.LSTM(12, 8, 2, batch_first=True, bidirectional=True)}),
-    "GRU": (lambda m, x: m.b(m.cell(m.a(x).relu())[0]), words,
-            lambda: {**dense(12, 8), "cell": nn.GRU(12, 8, batch_first=True)}),
-    "RNN": (lambda m, x: m.b(m.cell(m.a(x).relu())[0]), words,
-            lambda: {**dense(12, 8), "cell": nn.RNN(12, 8, batch_first=True)}),
+    "LSTM": (
+        lambda m, x: m.b(m.cell(m.a(x).relu())[0]),
+        words,
+        lambda: {**dense(12, 8), "cell": nn.LSTM(12, 8, batch_first=True)},
+    ),
+    "LSTM of two layers, both ways": (
+        lambda m, x: m.b(m.cell(m.a(x).relu())[0]),
+        words,
+        lambda: {**dense(12, 16), "cell": nn.LSTM(12, 8, 2, batch_first=True, bidirectional=True)},
+    ),
+    "GRU": (
+        lambda m, x: m.b(m.cell(m.a(x).relu())[0]),
+        words,
+        lambda: {**dense(12, 8), "cell": nn.GRU(12, 8, batch_first=True)},
+    ),
+    "RNN": (
+        lambda m, x: m.b(m.cell(m.a(x).relu())[0]),
+        words,
+        lambda: {**dense(12, 8), "cell": nn.RNN(12, 8, batch_first=True)},
+    ),
     "LSTMCell": (steps, words, lambda: {**dense(12, 8), "cell": nn.LSTMCell(12, 8)}),
     "GRUCell": (steps, words, lambda: {**dense(12, 8), "cell": nn.GRUCell(12, 8)}),
     "recurrent by hand": (unrolled, words, lambda: {**dense(12, 12), "w": nn.Linear(12, 12)}),
-    "gate and value by turns": (lambda m, x: m.b(m.a(x)[..., ::2] * m.a(x)[..., 1::2].sigmoid()), rows,
-                                lambda: dense(24, 12)),
+    "gate and value by turns": (
+        lambda m, x: m.b(m.a(x)[..., ::2] * m.a(x)[..., 1::2].sigmoid()),
+        rows,
+        lambda: dense(24, 12),
+    ),
     "gate and value, the last axis of a view": (
-        lambda m, x: m.b(functional.glu(m.a(x).view(len(x), -1, 2)).flatten(1)), rows, lambda: dense(24, 12)),
+        lambda m, x: m.b(functional.glu(m.a(x).view(len(x), -1, 2)).flatten(1)),
+        rows,
+        lambda: dense(24, 12),
+    ),
     "gate and value in halves of a view": (
-        lambda m, x: m.b(m.a(x).view(len(x), 2, -1)[:, 0] * m.a(x).view(len(x), 2, -1)[:, 1].sigmoid()), rows,
-        lambda: dense(24, 12)),
+        lambda m, x: m.b(m.a(x).view(len(x), 2, -1)[:, 0] * m.a(x).view(len(x), 2, -1)[:, 1].sigmoid()),
+        rows,
+        lambda: dense(24, 12),
+    ),
     "maxout": (lambda m, x: m.b(m.a(x).view(len(x), -1, 2).amax(-1)), rows, lambda: dense(24, 12)),
     "channel shuffle": (shuffled, pictures, lambda: {"a": nn.Conv2d(3, 12, 1), "b": nn.Conv2d(12, 4, 1)}),
-    "pixel shuffle": (lambda m, x: m.b(functional.pixel_shuffle(m.a(x).relu(), 2)), pictures,
-                      lambda: {"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(4, 2, 1)}),
-    "pixel unshuffle": (lambda m, x: m.b(functional.pixel_unshuffle(m.a(x).relu(), 2)), pictures,
-                        lambda: {"a": nn.Conv2d(3, 12, 1), "b": nn.Conv2d(48, 2, 1)}),
-    "transposed convolution": (lambda m, x: m.b(m.a(x).relu()), pictures,
-                               lambda: {"a": nn.Conv2d(3, 12, 1), "b": nn.ConvTranspose2d(12, 4, 2, 2)}),
+    "pixel shuffle": (
+        lambda m, x: m.b(functional.pixel_shuffle(m.a(x).relu(), 2)),
+        pictures,
+        lambda: {"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(4, 2, 1)},
+    ),
+    "pixel unshuffle": (
+        lambda m, x: m.b(functional.pixel_unshuffle(m.a(x).relu(), 2)),
+        pictures,
+        lambda: {"a": nn.Conv2d(3, 12, 1), "b": nn.Conv2d(48, 2, 1)},
+    ),
+    "transposed convolution": (
+        lambda m, x: m.b(m.a(x).relu()),
+        pictures,
+        lambda: {"a": nn.Conv2d(3, 12, 1), "b": nn.ConvTranspose2d(12, 4, 2, 2)},
+    ),
     "four pixels one behind the other": (
-        lambda m, x: m.b(torch.cat([m.a(x)[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)), pictures,
-        lambda: {"a": nn.Conv2d(3, 12, 1), "b": nn.Conv2d(48, 4, 1)}),
-    "depthwise, then over width": (lambda m, x: m.c(m.b(m.d(m.a(x)).relu())), pictures, lambda: {
-        "a": nn.Conv2d(3, 12, 1), "d": nn.Conv2d(12, 12, 3, padding=1, groups=12), "b": nn.Linear(8, 5),
-        "c": nn.Conv2d(12, 2, 1)}),
+        lambda m, x: m.b(torch.cat([m.a(x)[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)),
+        pictures,
+        lambda: {"a": nn.Conv2d(3, 12, 1), "b": nn.Conv2d(48, 4, 1)},
+    ),
+    "depthwise, then over width": (
+        lambda m, x: m.c(m.b(m.d(m.a(x)).relu())),
+        pictures,
+        lambda: {
+            "a": nn.Conv2d(3, 12, 1),
+            "d": nn.Conv2d(12, 12, 3, padding=1, groups=12),
+            "b": nn.Linear(8, 5),
+            "c": nn.Conv2d(12, 2, 1),
+        },
+    ),
     "embedding": (lambda m, x: m.b(m.a(x).tanh()), tokens, lambda: {"a": nn.Embedding(20, 12), "b": nn.Linear(12, 4)}),
-    "bag of embeddings": (lambda m, x: m.b(m.a(x).tanh()), tokens,
-                          lambda: {"a": nn.EmbeddingBag(20, 12), "b": nn.Linear(12, 4)}),
-    "largest of a bag": (lambda m, x: m.b(m.a(x)), tokens,
-                         lambda: {"a": nn.EmbeddingBag(20, 12, mode="max"), "b": nn.Linear(12, 4)}),
+    "bag of embeddings": (
+        lambda m, x: m.b(m.a(x).tanh()),
+        tokens,
+        lambda: {"a": nn.EmbeddingBag(20, 12), "b": nn.Linear(12, 4)},
+    ),
+    "largest of a bag": (
+        lambda m, x: m.b(m.a(x)),
+        tokens,
+        lambda: {"a": nn.EmbeddingBag(20, 12, mode="max"), "b": nn.Linear(12, 4)},
+    ),
     "both orders of a concatenation": (
-        lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 1)) + m.b(torch.cat([m.c(x), m.a(x)], 1)), rows,
-        lambda: {**dense(12, 24), "c": nn.Linear(16, 12)}),
+        lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 1)) + m.b(torch.cat([m.c(x), m.a(x)], 1)),
+        rows,
+        lambda: {**dense(12, 24), "c": nn.Linear(16, 12)},
+    ),
     "complex weights": (
-        lambda m, x: m.b(torch.tanh(m.a(x.to(torch.cfloat)))).abs(), rows,
-        lambda: {"a": nn.Linear(16, 12, dtype=torch.cfloat), "b": nn.Linear(12, 4, dtype=torch.cfloat)}),
-}  # fmt: skip
+        lambda m, x: m.b(torch.tanh(m.a(x.to(torch.cfloat)))).abs(),
+        rows,
+        lambda: {"a": nn.Linear(16, 12, dtype=torch.cfloat), "b": nn.Linear(12, 4, dtype=torch.cfloat)},
+    ),
+}
 
 
 def clamped(m, x):
@@ -131,13 +179,20 @@ REFUSED = {
     "reader masked through data": (masked("b"), rows, lambda: dense(12), "the forward writes into 'b.weight'"),
     "layer masked through data": (masked("a"), rows, lambda: dense(12), "the forward writes into 'a.weight'"),
     "data of the reader replaced": (replaced, rows, lambda: dense(12), "the forward writes into 'b.weight'"),
-    "embedding of bounded norm": (lambda m, x: m.b(m.a(x).tanh()), tokens,
-                                  lambda: {"a": nn.Embedding(20, 12, max_norm=1.0), "b": nn.Linear(12, 4)},
-                                  "the forward writes into 'a.weight'"),
+    "embedding of bounded norm": (
+        lambda m, x: m.b(m.a(x).tanh()),
+        tokens,
+        lambda: {"a": nn.Embedding(20, 12, max_norm=1.0), "b": nn.Linear(12, 4)},
+        "the forward writes into 'a.weight'",
+    ),
     "one in two, the others elsewhere": (
-        lambda m, x: m.b(m.a(x)[:, ::2] + m.a(x)[:, 1::2].flip(-1)), rows, lambda: dense(24, 12), "one in 2 of them"),
+        lambda m, x: m.b(m.a(x)[:, ::2] + m.a(x)[:, 1::2].flip(-1)),
+        rows,
+        lambda: dense(24, 12),
+        "one in 2 of them",
+    ),
     "one in two alone": (lambda m, x: m.b(m.a(x)[:, ::2]), rows, lambda: dense(24, 12), "one in 2 of them"),
-}  # fmt: skip
+}
 
 
 def built(case):

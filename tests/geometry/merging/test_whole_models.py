@@ -288,8 +288,10 @@ def test_a_threshold_finds_what_is_the_same_in_all_layers(how):
     model, x = twins()
     smaller, report = consolidate_model(model, [x], above=0.9999, how=how)
     assert [(row.layer, row.neurons, row.pairs) for row in report.layers] == [
-        ("0", (6, 5), ((1, 4),)), ("2", (6, 5), ((0, 2),)), ("4", (3, 3), ()),
-    ]  # fmt: skip
+        ("0", (6, 5), ((1, 4),)),
+        ("2", (6, 5), ((0, 2),)),
+        ("4", (3, 3), ()),
+    ]
     assert "the model's output" in report.layers[2].refused
     assert_same(smaller(x), model(x))
     assert report.parameters == (5 * 6 + 6 + 42 + 21, 5 * 5 + 5 + 30 + 18)

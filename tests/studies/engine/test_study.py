@@ -73,8 +73,17 @@ def test_what_a_run_leaves(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "toy.png", "report.html", "seeds"}
     found = strict_json(tmp_path / "results.json")
     assert set(found) == {
-        "schema", "study", "status", "config", "seeds", "versions", "seconds", "series", "verdicts", "figures",
-    }  # fmt: skip
+        "schema",
+        "study",
+        "status",
+        "config",
+        "seeds",
+        "versions",
+        "seconds",
+        "series",
+        "verdicts",
+        "figures",
+    }
     assert (found["schema"], found["study"], found["status"], found["seeds"]) == (4, "toy", "complete", [0, 1, 2])
     assert found["config"] == {"quick": False, "size": 10, "interrupt_at": None}
     assert found["series"][1] == {
@@ -87,8 +96,17 @@ def test_what_a_run_leaves(tmp_path):
     }
     (verdict,) = found["verdicts"]
     assert set(verdict) == {
-        "claim", "source", "verdict", "rule", "fixed", "replaced", "published", "our_figure", "corrected", "effect",
-    }  # fmt: skip
+        "claim",
+        "source",
+        "verdict",
+        "rule",
+        "fixed",
+        "replaced",
+        "published",
+        "our_figure",
+        "corrected",
+        "effect",
+    }
     assert verdict["our_figure"]["value"] == 33
     assert result.series[2]["endless"] == math.inf
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -65,10 +65,16 @@ def small(calls: list[int] | None = None, stop_at: int | None = None, seed: int 
         return loss(network)
 
     return Subject(
-        "small net", model, "0", batches, measured, example_input=batches[0][0][:1],
-        controls=standard_controls(model, batches, 0), accuracy=accuracy_on(batches),
+        "small net",
+        model,
+        "0",
+        batches,
+        measured,
+        example_input=batches[0][0][:1],
+        controls=standard_controls(model, batches, 0),
+        accuracy=accuracy_on(batches),
         train=sgd_training(batches, classification_loss),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +88,33 @@ def examined(tmp_path_factory):
 def test_files_of_a_run(examined):
     names = {path.name for path in examined.written}
     assert names == {
-        "report.html", "results.json", "small-net-map.png", "small-net-map.ply", "small-net-cohorts.png",
-        "small-net-untrained-map.ply", "small-net-shuffled-inputs-map.ply",
-        "small-net-consolidation.png", "small-net-equal-size.png", "small-net-controls.png",
-        "small-net-silhouettes.png", "small-net-plasticity.png",
-    }  # fmt: skip
+        "report.html",
+        "results.json",
+        "small-net-map.png",
+        "small-net-map.ply",
+        "small-net-cohorts.png",
+        "small-net-untrained-map.ply",
+        "small-net-shuffled-inputs-map.ply",
+        "small-net-consolidation.png",
+        "small-net-equal-size.png",
+        "small-net-controls.png",
+        "small-net-silhouettes.png",
+        "small-net-plasticity.png",
+    }
     assert all(path.stat().st_size > 500 for path in examined.written)
     found = strict_json(examined.folder / "results.json")
     assert set(found) == {
-        "schema", "study", "status", "config", "seeds", "versions", "seconds", "series", "verdicts", "figures",
-    }  # fmt: skip
+        "schema",
+        "study",
+        "status",
+        "config",
+        "seeds",
+        "versions",
+        "seconds",
+        "series",
+        "verdicts",
+        "figures",
+    }
     assert (found["study"], found["status"], found["seeds"]) == ("geometry", "complete", [0])
     (series,) = found["series"]
     assert series["network"] == "small net"
@@ -296,21 +319,30 @@ def run_of(batch=5.0, single=14.0, mass=1.8, near=2.0, pruned=2.0, silhouettes=(
         "interval": interval,
     }
     ways = {
-        "nearest activations, averaged": 0.1, "nearest activations, absorbed": 0.05, "nearest weights, averaged": 0.2,
+        "nearest activations, averaged": 0.1,
+        "nearest activations, absorbed": 0.05,
+        "nearest weights, averaged": 0.2,
         "smallest weights, pruned": 0.1 * pruned,
-    }  # fmt: skip
+    }
     return {
-        "network": "made up", "measure": "loss", "map": {"compared": silhouettes[0], "effective_rank": 5.0},
+        "network": "made up",
+        "measure": "loss",
+        "map": {"compared": silhouettes[0], "effective_rank": 5.0},
         "biopsy": {"activations": ratios(batch), "weights": ratios(batch, near)},
         "consolidation": {"activations": at_once, "weights": {**at_once, "change": 0.2}},
         "equal size": {
-            "removed": 3, "neurons": [16, 13], "ways": {name: {"change": value} for name, value in ways.items()},
+            "removed": 3,
+            "neurons": [16, 13],
+            "ways": {name: {"change": value} for name, value in ways.items()},
         },
         "controls": {UNTRAINED: {"compared": silhouettes[1], "effective_rank": 9.0}},
         "plasticity": {
-            "difference": points / 100, "geometry": [0.9 + points / 100], "random": [0.9], "untouched": [0.9],
+            "difference": points / 100,
+            "geometry": [0.9 + points / 100],
+            "random": [0.9],
+            "untouched": [0.9],
         },
-    }  # fmt: skip
+    }
 
 
 def verdict_of(part: str, *runs):
@@ -479,8 +511,12 @@ def test_the_command_on_a_users_file(capsys, script, tmp_path):
     assert "written to" in printed
     assert (out / "net-map.ply").exists()
     assert strict_json(out / "results.json")["config"] == {
-        "quick": True, "seed": 0, "pairs": 10, "random_pairings": 4, "epochs": 0,
-    }  # fmt: skip
+        "quick": True,
+        "seed": 0,
+        "pairs": 10,
+        "random_pairings": 4,
+        "epochs": 0,
+    }
     _, printed, _ = command(capsys, *words)
     assert "5 steps were finished by an earlier run" in printed
 
@@ -488,9 +524,19 @@ def test_the_command_on_a_users_file(capsys, script, tmp_path):
 def test_a_function_makes_the_model_and_a_file_has_the_data(capsys, script, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(50, 6)).astype("f4"), y=np.arange(50) % 3)
     status, _, err = command(
-        capsys, "--model", f"{script}:wider", "--layer", "0", "--data", tmp_path / "data.npz", "--out",
-        tmp_path / "out", "--quick", "--quiet", "--plasticity",
-    )  # fmt: skip
+        capsys,
+        "--model",
+        f"{script}:wider",
+        "--layer",
+        "0",
+        "--data",
+        tmp_path / "data.npz",
+        "--out",
+        tmp_path / "out",
+        "--quick",
+        "--quiet",
+        "--plasticity",
+    )
     assert (status, err) == (0, "")
     (series,) = strict_json(tmp_path / "out" / "results.json")["series"]
     assert series["map"]["neurons"] == 20
@@ -604,9 +650,14 @@ def test_the_page_in_a_browser(examined, tmp_path):
         assert page.evaluate("document.querySelectorAll('.claims tbody tr').length") == 7
         heads = page.evaluate("[...document.querySelectorAll('h2')].map((head) => head.textContent)")
         assert [head.split(" – ")[0] for head in heads] == [
-            "The map", "What merging costs", "A smaller network", "Controls", "Training on",
-            "The claims of the document, held against this network", "How this was made",
-        ]  # fmt: skip
+            "The map",
+            "What merging costs",
+            "A smaller network",
+            "Controls",
+            "Training on",
+            "The claims of the document, held against this network",
+            "How this was made",
+        ]
         assert page.evaluate("document.querySelector('h3').textContent") == "small net, layer '0'"
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         place = page.evaluate(

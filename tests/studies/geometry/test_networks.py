@@ -166,8 +166,11 @@ def test_a_study_from_end_to_end(tmp_path):
     )
     result = run_study(study, tmp_path, Progress(), seeds=(0,), quick=True)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "results.json", "geometry-mnist.png", "report.html", "seeds",
-    }  # fmt: skip
+        "results.json",
+        "geometry-mnist.png",
+        "report.html",
+        "seeds",
+    }
     assert (tmp_path / "geometry-mnist.png").stat().st_size > 10_000
     assert [verdict.verdict for verdict in result.verdicts].count("untestable here") == 1  # single pairs, one seed
     assert len(result.verdicts) == 6

@@ -166,9 +166,15 @@ def test_a_masked_weight_neither_moves_nor_counts():
         watch = Watch(32, every=2, micro=8)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         return train(
-            model, (inputs, targets), lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), optimizer,
-            watch, steps=6, batch_size=32, masks=masks,
-        )  # fmt: skip
+            model,
+            (inputs, targets),
+            lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+            optimizer,
+            watch,
+            steps=6,
+            batch_size=32,
+            masks=masks,
+        )
 
     masked, smaller = series(whole, inputs, masks), series(part, inputs[:, ::2], None)
     assert torch.equal(whole[0].weight == 0, masks[0] == 0)
@@ -187,9 +193,13 @@ def test_gamma_of_all_samples_is_that_of_the_definition():
     model = nn.Linear(3, 1, bias=False)
     rows = ((inputs @ model.weight.detach()[0]) - targets)[:, None].double() * 2 * inputs.double()
     found = train(
-        model, (inputs, targets), lambda model, batch: (model(batch[0])[:, 0] - batch[1]).square().mean(),
-        torch.optim.SGD(model.parameters(), 0.1), Watch(16, every=1, geometry_every=0), steps=0,
-    )  # fmt: skip
+        model,
+        (inputs, targets),
+        lambda model, batch: (model(batch[0])[:, 0] - batch[1]).square().mean(),
+        torch.optim.SGD(model.parameters(), 0.1),
+        Watch(16, every=1, geometry_every=0),
+        steps=0,
+    )
     expected = 16 * rows.mean(0).square().sum() / rows.var(0).sum()
     assert found["gamma"] == pytest.approx([expected.item()], rel=1e-5)
 
@@ -204,10 +214,15 @@ def test_gamma_of_micro_batches_is_that_of_their_mean_gradients():
     x, error = inputs[order].double(), (inputs[order].double() @ weight[0] - targets[order])
     parts = (2 * error[:, None] * x).unflatten(0, (8, 8)).mean(1)
     found = train(
-        model, (inputs, targets), lambda model, batch: (model(batch[0])[:, 0] - batch[1]).square().mean(),
-        torch.optim.SGD(model.parameters(), 0.1), Watch(32, every=1, geometry_every=0, micro=8, smoothing=0.0),
-        steps=1, batch_size=64, seed=5,
-    )  # fmt: skip
+        model,
+        (inputs, targets),
+        lambda model, batch: (model(batch[0])[:, 0] - batch[1]).square().mean(),
+        torch.optim.SGD(model.parameters(), 0.1),
+        Watch(32, every=1, geometry_every=0, micro=8, smoothing=0.0),
+        steps=1,
+        batch_size=64,
+        seed=5,
+    )
     noise = parts.var(0).sum()
     expected = parts.mean(0).square().sum() / noise * 32 / 8  # of all 64 samples: nothing to take away
     assert found["gamma"][0] == pytest.approx(expected.item(), rel=1e-4)

@@ -65,11 +65,9 @@ def words_kept(n: int, t: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids(n, t) % 8 + 3, "labels": ids(n, t)}
 
 
-# fmt: off
 MODELS = {
     "LoRA": adapted(lora()),
-    "LoRA on BERT, head saved": adapted(
-        lora(target_modules=["query", "value"], task_type="SEQ_CLS"), bert, classified),
+    "LoRA on BERT, head saved": adapted(lora(target_modules=["query", "value"], task_type="SEQ_CLS"), bert, classified),
     "LoRA on T5": adapted(lora(target_modules=["q", "v"]), t5, translation),
     "LoRA with biases": adapted(lora(target_modules=["query", "value"], bias="all"), bert, classified),
     "LoRA, rank-stabilised": adapted(lora(use_rslora=True)),
@@ -84,16 +82,18 @@ MODELS = {
     "LoHa": adapted(lambda: peft.LoHaConfig(r=2, target_modules=TARGETS)),
     "LoKr": adapted(lambda: peft.LoKrConfig(r=2, target_modules=TARGETS)),
     "VeRA": adapted(lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"])),
-    "IA3": adapted(lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"],
-                                          feedforward_modules=["down_proj"])),
+    "IA3": adapted(
+        lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
+    ),
     "OFT": adapted(lambda: peft.OFTConfig(oft_block_size=4, target_modules=TARGETS)),
     "LN tuning": adapted(lambda: peft.LNTuningConfig(target_modules=["input_layernorm", "norm"])),
     "Trainable tokens": adapted(
-        lambda: peft.TrainableTokensConfig(token_indices=[3, 4, 5], target_modules=["embed_tokens"]), batch=words_kept),
+        lambda: peft.TrainableTokensConfig(token_indices=[3, 4, 5], target_modules=["embed_tokens"]), batch=words_kept
+    ),
     "Prompt tuning": adapted(lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
-    "P-tuning": adapted(lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3,
-                                                         encoder_hidden_size=8)),
+    "P-tuning": adapted(
+        lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8)
+    ),
     "Prefix tuning": adapted(lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
     "VB-LoRA": adapted(lambda: peft.VBLoRAConfig(r=2, num_vectors=8, vector_length=4, topk=2, target_modules=TARGETS)),
 }
-# fmt: on

@@ -17,8 +17,20 @@ from . import (
 )
 
 _MODULES = (
-    uses, losses, passes, batches, sizes, layers, adapters, functions, in_place, routing, practice, densities, contrast
-)  # fmt: skip
+    uses,
+    losses,
+    passes,
+    batches,
+    sizes,
+    layers,
+    adapters,
+    functions,
+    in_place,
+    routing,
+    practice,
+    densities,
+    contrast,
+)
 ALL = {
     f"{kind}: {name}": program
     for module in _MODULES

@@ -76,39 +76,62 @@ def dora(m, x):
 
 
 ADAPTERS = {
-    "LoRA": Program(lambda: nn.Sequential(LoRA(nn.Linear(8, 6)), nn.Tanh(), LoRA(nn.Linear(6, 3))), (X,), any_loss,
-                    measured=True),
-    "LoRA on sequences": Program(lambda: nn.Sequential(LoRA(nn.Linear(8, 6)), nn.Tanh(), LoRA(nn.Linear(6, 3))),
-                                 (SEQUENCES,), any_loss, measured=True),
-    "LoRA, merged": Program(lambda: nn.Sequential(MergedLoRA(nn.Linear(8, 6)), nn.Tanh(), nn.Linear(6, 3)),
-                            (SEQUENCES,), any_loss, measured=True),
+    "LoRA": Program(
+        lambda: nn.Sequential(LoRA(nn.Linear(8, 6)), nn.Tanh(), LoRA(nn.Linear(6, 3))), (X,), any_loss, measured=True
+    ),
+    "LoRA on sequences": Program(
+        lambda: nn.Sequential(LoRA(nn.Linear(8, 6)), nn.Tanh(), LoRA(nn.Linear(6, 3))),
+        (SEQUENCES,),
+        any_loss,
+        measured=True,
+    ),
+    "LoRA, merged": Program(
+        lambda: nn.Sequential(MergedLoRA(nn.Linear(8, 6)), nn.Tanh(), nn.Linear(6, 3)),
+        (SEQUENCES,),
+        any_loss,
+        measured=True,
+    ),
     "LoRA of a convolution": Program(lambda: ConvLoRA(), (IMAGES,), any_loss, measured=True),
     "scales in a dictionary": Program(Scaled, (X,), any_loss, measured=True),
     "biases alone": Program(bitfit, (X, Y), class_loss, measured=True),
     "a frozen part without a graph": of(half_frozen, first=linear(), last=linear(8, 3)),
     "new rows behind a frozen table": of(
-        some_rows_frozen, IDS, old=lambda: parameter(6, 8).requires_grad_(False), new=lambda: parameter(5, 8),
+        some_rows_frozen,
+        IDS,
+        old=lambda: parameter(6, 8).requires_grad_(False),
+        new=lambda: parameter(5, 8),
         head=linear(8, 3),
     ),
     "weight decomposed into size and direction": of(
-        dora, base=lambda: nn.Linear(8, 5, bias=False).requires_grad_(False), up=lambda: parameter(5, 2),
-        down=lambda: parameter(2, 8), magnitude=lambda: parameter(5, 1),
+        dora,
+        base=lambda: nn.Linear(8, 5, bias=False).requires_grad_(False),
+        up=lambda: parameter(5, 2),
+        down=lambda: parameter(2, 8),
+        magnitude=lambda: parameter(5, 1),
     ),
     "soft prompts, a network of them": of(
         lambda m, ids: m.head(
             torch.cat([m.mlp(m.prompt).unsqueeze(0).expand(len(ids), -1, -1), m.emb(ids)], 1).cumsum(1).tanh().mean(1)
         ),
-        IDS, mlp=linear(), prompt=lambda: parameter(3, 8), emb=lambda: nn.Embedding(11, 8), head=linear(8, 3),
+        IDS,
+        mlp=linear(),
+        prompt=lambda: parameter(3, 8),
+        emb=lambda: nn.Embedding(11, 8),
+        head=linear(8, 3),
     ),
     "an adapter in a hook": Program(lambda: hooked_adapter(), (X, Y), class_loss, measured=True),
     "the layer's weight as a product of Kronecker factors": of(
         lambda m, x: F.linear(x, torch.kron(m.a, m.b)), a=lambda: parameter(2, 4), b=lambda: parameter(3, 2)
     ),
     "an elementwise product of low-rank matrices": of(
-        lambda m, x: F.linear(x, (m.a @ m.b) * (m.c @ m.d)), SEQUENCES,
-        a=lambda: parameter(5, 2), b=lambda: parameter(2, 8), c=lambda: parameter(5, 2), d=lambda: parameter(2, 8),
+        lambda m, x: F.linear(x, (m.a @ m.b) * (m.c @ m.d)),
+        SEQUENCES,
+        a=lambda: parameter(5, 2),
+        b=lambda: parameter(2, 8),
+        c=lambda: parameter(5, 2),
+        d=lambda: parameter(2, 8),
     ),
-}  # fmt: skip
+}
 
 
 def hooked_adapter():

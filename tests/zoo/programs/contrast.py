@@ -136,13 +136,18 @@ CONTRAST = {
         Queue, (X, VIEW), of_queue, step=one_batch, contribution=one_of_it, measured=True
     ),
     "a target network (BYOL)": Program(
-        with_target, (X, Y), class_loss, step=bootstrapped, contribution=one_bootstrapped,
-        options={"batch_size": N}, measured=True,
+        with_target,
+        (X, Y),
+        class_loss,
+        step=bootstrapped,
+        contribution=one_bootstrapped,
+        options={"batch_size": N},
+        measured=True,
     ),
     "chosen and rejected (DPO)": program(
         preferred, contribution=one_preferred, options={"batch_size": N}, measured=True
     ),
-}  # fmt: skip
+}
 
 
 def nested(m, x):
@@ -174,16 +179,23 @@ CHECKPOINTS = {
     "a checkpoint within a checkpoint": Program(three_layers(nested), (X, Y), class_loss, measured=True),
     "segments of a chain": Program(
         lambda: Net(in_segments, layers=nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 3))),
-        (X, Y), class_loss, measured=True,
+        (X, Y),
+        class_loss,
+        measured=True,
     ),
     "between a table and its tied head": Program(
-        lambda: Net(tied, emb=nn.Embedding(11, 8), body=nn.Linear(8, 8)), (IDS, classes(below=11)), class_loss,
+        lambda: Net(tied, emb=nn.Embedding(11, 8), body=nn.Linear(8, 8)),
+        (IDS, classes(below=11)),
+        class_loss,
         measured=True,
     ),
     "saved on the CPU": Program(
         three_layers(lambda m, x: m.last(checkpoint(m.second, torch.tanh(m.first(x)), use_reentrant=False))),
-        (X, Y), class_loss, step=offloaded, measured=True,
+        (X, Y),
+        class_loss,
+        step=offloaded,
+        measured=True,
     ),
-}  # fmt: skip
+}
 
 PROGRAMS = {"contrast": CONTRAST, "checkpoints": CHECKPOINTS}

@@ -123,7 +123,9 @@ DENSITIES = {
         gaussian_policy, (X, numbers(N, 3)), first=linear(), last=linear(8, 3), log_std=of_shape(3)
     ),
     "a normal with a learned factor of its covariance": of(
-        full_covariance, (X, numbers(N, 3)), first=linear(8, 3),
+        full_covariance,
+        (X, numbers(N, 3)),
+        first=linear(8, 3),
         factor=lambda: nn.Parameter(torch.eye(3) + 0.1),
     ),
     "a mixture of normals": of(
@@ -138,11 +140,16 @@ DENSITIES = {
     ),
     "alignments by CTC": of(alignments, (numbers(N, 7, 8), tokens(N, 2, below=3) + 1), first=linear(8, 5)),
     "a softmax of frequent words first": Program(
-        lambda: Net(frequent_words_first, first=nn.Linear(8, 32),
-                    softmax=nn.AdaptiveLogSoftmaxWithLoss(32, 11, [3, 7], div_value=2.0)),
-        (X, torch.tensor([0, 2, 4, 6, 8, 10])), any_loss, measured=True,
+        lambda: Net(
+            frequent_words_first,
+            first=nn.Linear(8, 32),
+            softmax=nn.AdaptiveLogSoftmaxWithLoss(32, 11, [3, 7], div_value=2.0),
+        ),
+        (X, torch.tensor([0, 2, 4, 6, 8, 10])),
+        any_loss,
+        measured=True,
     ),
-}  # fmt: skip
+}
 POINTS = {
     "filters as long as the sequence, T = N": of(
         long_filters, SQUARE, filter=of_shape(N, 8), decay=of_shape(8), skip=of_shape(8), last=linear()

@@ -121,15 +121,20 @@ FUNCTIONS = {
     "a function of a weight": of(lambda m, x: F.linear(x, Double.apply(m.w)), w=lambda: parameter(3, 8)),
     "a function of parameters and a buffer": Program(
         lambda: with_buffer(lambda m, x: F.linear(x, LowRank.apply(m.a, m.b, m.factor)), factor=torch.tensor(0.7)),
-        (SEQUENCES,), any_loss, measured=True,
+        (SEQUENCES,),
+        any_loss,
+        measured=True,
     ),
     "a function of a parameter and a mask": Program(
         lambda: with_buffer(lambda m, x: m.last(F.linear(x, Binary.apply(m.c, m.mask))), mask=torch.ones(8, 8).tril()),
-        (X,), any_loss, measured=True,
+        (X,),
+        any_loss,
+        measured=True,
     ),
     "a function of a parameter and a fresh constant": of(
         lambda m, x: F.linear(x, LowRank.apply(m.a, m.b, torch.tensor(0.7).to(x))),
-        a=lambda: parameter(3, 2), b=lambda: parameter(2, 8),
+        a=lambda: parameter(3, 2),
+        b=lambda: parameter(2, 8),
     ),
     "weights rounded, straight through": of(
         lambda m, x: F.linear(x, RoundThrough.apply(3 * m.w) / 3), w=lambda: parameter(3, 8)
@@ -140,29 +145,34 @@ FUNCTIONS = {
     "activations rounded, straight through": of(
         lambda m, x: m.last(RoundThrough.apply(4 * m.first(x))), first=linear(), last=linear(8, 3)
     ),
-    "a gradient reversed": of(
-        lambda m, x: m.last(Reversal.apply(m.first(x), 0.3)), first=linear(), last=linear(8, 3)
-    ),
+    "a gradient reversed": of(lambda m, x: m.last(Reversal.apply(m.first(x), 0.3)), first=linear(), last=linear(8, 3)),
     "an activation of one's own": of(
         lambda m, x: m.last(OwnSwish.apply(m.first(x))), SEQUENCES, first=linear(), last=linear(8, 3)
     ),
     "a linear layer of one's own": of(
-        lambda m, x: m.last(OwnLinear.apply(x, m.weight)), measured=False, weight=lambda: parameter(8, 8),
+        lambda m, x: m.last(OwnLinear.apply(x, m.weight)),
+        measured=False,
+        weight=lambda: parameter(8, 8),
         last=linear(8, 3),
     ),
     "a function that mixes samples": Program(
         lambda: Net(lambda m, x: m.last(Centred.apply(m.first(x))), first=nn.Linear(8, 8), last=nn.Linear(8, 3)),
-        (X,), any_loss, hopeless=True,
+        (X,),
+        any_loss,
+        hopeless=True,
     ),
     "a script that mixes samples": Program(
-        lambda: Net(lambda m, x: m.last((h := m.first(x)) + centred_by_script(h)), first=nn.Linear(8, 8),
-                    last=nn.Linear(8, 3)),
-        (X,), any_loss, hopeless=True,
+        lambda: Net(
+            lambda m, x: m.last((h := m.first(x)) + centred_by_script(h)), first=nn.Linear(8, 8), last=nn.Linear(8, 3)
+        ),
+        (X,),
+        any_loss,
+        hopeless=True,
     ),
     "samples without gradient beside parameters in a function": Program(
         lambda: Net(smuggled, a=parameter(8, 2), b=parameter(2, 8), last=nn.Linear(8, 3)), (X,), any_loss, hopeless=True
     ),
-}  # fmt: skip
+}
 
 
 @torch.jit.script

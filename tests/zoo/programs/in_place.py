@@ -137,14 +137,21 @@ IN_PLACE = {
     "states copied into slices": recurrent(state_in_zeros),
     "states copied into slices, T = N": recurrent(state_in_zeros, SQUARE),
     "states in a list": recurrent(list_then_stack),
-    "halves written side by side": of(
-        halves_written, SEQUENCES, first=linear(), second=linear(), last=linear(16, 3)
-    ),
+    "halves written side by side": of(halves_written, SEQUENCES, first=linear(), second=linear(), last=linear(16, 3)),
     "slices added to in place": of(
-        added_in_place, SEQUENCES, first=linear(), second=linear(), gain=lambda: parameter(8), last=linear(8, 3),
+        added_in_place,
+        SEQUENCES,
+        first=linear(),
+        second=linear(),
+        gain=lambda: parameter(8),
+        last=linear(8, 3),
     ),
     "written through a view": of(
-        through_a_view, SEQUENCES, first=linear(), gain=lambda: parameter(8), last=linear(8, 3),
+        through_a_view,
+        SEQUENCES,
+        first=linear(),
+        gain=lambda: parameter(8),
+        last=linear(8, 3),
     ),
     "masked and clamped in place": of(masked_in_place, first=linear(), last=linear(8, 3)),
     "channels shifted in time": of(shifted_in_place, SEQUENCES, first=linear(), last=linear(8, 3)),
@@ -159,6 +166,6 @@ IN_PLACE = {
     "samples mixed by einsum, then scaled": of(mixed_then_scaled, measured=False, first=linear()),
     "a look at the first sample": of(one_sample_looked_at, first=linear(), last=linear(8, 3)),
     "keys copied into a buffer": of(cache_written, SEQUENCES, key=linear(), first=linear(), last=linear(8, 3)),
-}  # fmt: skip
+}
 
 PROGRAMS = {"in place": IN_PLACE}

@@ -46,8 +46,10 @@ MIXED = {
     "BatchNorm without parameters": mixing(
         lambda: nn.Linear(8, 5), lambda: nn.BatchNorm1d(5, affine=False), lambda: nn.Linear(5, 3)
     ),
-    "F.batch_norm": mixing(lambda: nn.Linear(8, 8), own_scale(
-        lambda m, x: F.batch_norm(x, None, None, m.scale, training=True)), lambda: nn.Linear(8, 3)
+    "F.batch_norm": mixing(
+        lambda: nn.Linear(8, 8),
+        own_scale(lambda m, x: F.batch_norm(x, None, None, m.scale, training=True)),
+        lambda: nn.Linear(8, 3),
     ),
     "batch norm by hand": mixing(lambda: nn.Linear(8, 5), lambda: BatchNormByHand(5), lambda: nn.Linear(5, 3)),
     "batch norm by hand at the input": mixing(lambda: BatchNormByHand(8), lambda: nn.Linear(8, 3)),
@@ -66,10 +68,11 @@ MIXED = {
     ),
     "cumulative sums over the batch": mixing(lambda: nn.Linear(8, 8), own_scale(lambda m, x: x.cumsum(0) * m.scale)),
     "minibatch standard deviation": mixing(
-        lambda: nn.Linear(8, 8), lambda: Net(lambda m, x: torch.cat([x, x.std(0).mean().expand(len(x), 1)], 1)),
+        lambda: nn.Linear(8, 8),
+        lambda: Net(lambda m, x: torch.cat([x, x.std(0).mean().expand(len(x), 1)], 1)),
         lambda: nn.Linear(9, 3),
     ),
-}  # fmt: skip
+}
 
 
 def weight_normed_by_hooks():
@@ -83,9 +86,7 @@ PARAMETRIZED = {
         lambda: parametrizations.weight_norm(nn.Conv1d(3, 4, 3), dim=2), nn.Tanh, batch=SIGNALS
     ),
     "weight_norm by hooks": layers(weight_normed_by_hooks, nn.Tanh, lambda: nn.Linear(5, 3)),
-    "orthogonal": layers(
-        lambda: parametrizations.orthogonal(nn.Linear(8, 5), orthogonal_map="cayley"), nn.Tanh
-    ),
+    "orthogonal": layers(lambda: parametrizations.orthogonal(nn.Linear(8, 5), orthogonal_map="cayley"), nn.Tanh),
     "spectral_norm in eval mode": layers(lambda: parametrizations.spectral_norm(nn.Linear(8, 5)).eval(), nn.Tanh),
     "spectral_norm by hooks in eval mode": layers(lambda: nn.utils.spectral_norm(nn.Linear(8, 5)).eval(), nn.Tanh),
     "two parametrizations in a row": layers(
@@ -95,7 +96,7 @@ PARAMETRIZED = {
         nn.Tanh,
     ),
     "pruned by a mask": layers(lambda: pruned(), nn.Tanh, lambda: nn.Linear(5, 3)),
-}  # fmt: skip
+}
 
 
 def pruned():
@@ -147,23 +148,28 @@ RECURRENT = {
     "RNN, T = N": layers(last_state(lambda: nn.RNN(8, 5, batch_first=True)), batch=numbers(N, N, 8), measured=False),
     "bidirectional LSTM": layers(
         net(lambda m, x: m.cells(x)[0], cells=lambda: nn.LSTM(8, 5, batch_first=True, bidirectional=True)),
-        batch=SEQUENCES, measured=False,
+        batch=SEQUENCES,
+        measured=False,
     ),
     "LSTM, sequence first": layers(
         net(lambda m, x: m.cells(x.transpose(0, 1))[0].transpose(0, 1), cells=lambda: nn.LSTM(8, 5)),
-        batch=SEQUENCES, measured=False,
+        batch=SEQUENCES,
+        measured=False,
     ),
     "a GRU cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.GRUCell(8, 5)), batch=SEQUENCES),
     "a plain cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.RNNCell(8, 5, bias=False)), batch=SEQUENCES),
     "an LSTM cell in a loop": layers(
-        net(unrolled_memory, cell=lambda: nn.LSTMCell(8, 5), last=lambda: nn.Linear(5, 3)), batch=SEQUENCES,
+        net(unrolled_memory, cell=lambda: nn.LSTMCell(8, 5), last=lambda: nn.Linear(5, 3)),
+        batch=SEQUENCES,
     ),
     "a learned first state": layers(
         net(
             lambda m, x: m.cells(x, m.state.expand(-1, len(x), -1).contiguous())[0],
-            cells=lambda: nn.GRU(8, 5, batch_first=True), state=lambda: parameter(1, 1, 5),
+            cells=lambda: nn.GRU(8, 5, batch_first=True),
+            state=lambda: parameter(1, 1, 5),
         ),
-        batch=SEQUENCES, measured=False,
+        batch=SEQUENCES,
+        measured=False,
     ),
     "packed sequences": layers(
         net(
@@ -172,9 +178,10 @@ RECURRENT = {
             )[0],
             cells=lambda: nn.LSTM(8, 5, batch_first=True),
         ),
-        batch=SEQUENCES, measured=False,
+        batch=SEQUENCES,
+        measured=False,
     ),
-}  # fmt: skip
+}
 
 
 class Complex(nn.Module):
@@ -207,7 +214,8 @@ OTHER = {
             lambda m, ids: m.bag(ids.flatten(), torch.arange(len(ids)) * ids.shape[1]),
             bag=lambda: nn.EmbeddingBag(11, 5, mode="sum"),
         ),
-        batch=BAGS, measured=False,
+        batch=BAGS,
+        measured=False,
     ),
     "an embedding with sparse gradients": layers(
         lambda: nn.Embedding(11, 5, sparse=True), lambda: nn.Linear(5, 3), batch=IDS
@@ -216,28 +224,39 @@ OTHER = {
         lambda: nn.Embedding(11, 5, max_norm=1.0), lambda: nn.Linear(5, 3), batch=IDS, measured=False
     ),
     "an embedding scaled by frequency": layers(
-        lambda: nn.Embedding(11, 5, scale_grad_by_freq=True), lambda: nn.Linear(5, 3), batch=IDS,
-        measured=False, hopeless=True,
+        lambda: nn.Embedding(11, 5, scale_grad_by_freq=True),
+        lambda: nn.Linear(5, 3),
+        batch=IDS,
+        measured=False,
+        hopeless=True,
     ),
     "one-hot vectors times a table": layers(
         net(lambda m, ids: F.one_hot(ids, 11).double() @ m.table, table=lambda: parameter(11, 5)),
-        lambda: nn.Linear(5, 3), batch=IDS,
+        lambda: nn.Linear(5, 3),
+        batch=IDS,
     ),
     "one-hot vectors as wide as the batch says": layers(
         net(lambda m, ids: F.one_hot(ids).double() @ m.table[: int(ids.max()) + 1], table=lambda: parameter(11, 5)),
-        lambda: nn.Linear(5, 3), batch=IDS, measured=False, situation="num_classes",
+        lambda: nn.Linear(5, 3),
+        batch=IDS,
+        measured=False,
+        situation="num_classes",
     ),
     "bilinear": layers(net(lambda m, x: m.pair(x[:, :4], x[:, 4:]), pair=lambda: nn.Bilinear(4, 4, 3))),
     "BatchNorm in eval mode": layers(
         lambda: nn.Conv2d(3, 4, 3), lambda: nn.BatchNorm2d(4).eval(), nn.ReLU, batch=IMAGES
     ),
     "transposed and grouped convolutions": layers(
-        lambda: nn.ConvTranspose2d(3, 6, 3, stride=2, output_padding=1), nn.Tanh, lambda: nn.Conv2d(6, 6, 3, groups=6),
+        lambda: nn.ConvTranspose2d(3, 6, 3, stride=2, output_padding=1),
+        nn.Tanh,
+        lambda: nn.Conv2d(6, 6, 3, groups=6),
         batch=IMAGES,
     ),
     "convolutions with other paddings": layers(
-        lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Tanh,
-        lambda: nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect"), batch=IMAGES,
+        lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+        nn.Tanh,
+        lambda: nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect"),
+        batch=IMAGES,
     ),
     "unfold and matmul": layers(
         net(lambda m, x: m.weight @ F.unfold(x, 3), weight=lambda: parameter(4, 27)), batch=IMAGES
@@ -246,7 +265,8 @@ OTHER = {
         lambda: nn.Conv2d(3, 4, 3),
         net(
             lambda m, x: x * torch.sigmoid(m.up(torch.relu(m.down(x.mean((2, 3)))))).unflatten(1, (4, 1, 1)),
-            down=lambda: nn.Linear(4, 2), up=lambda: nn.Linear(2, 4),
+            down=lambda: nn.Linear(4, 2),
+            up=lambda: nn.Linear(2, 4),
         ),
         batch=IMAGES,
     ),
@@ -256,21 +276,22 @@ OTHER = {
     ),
     "soft experts, all evaluated": layers(
         net(
-            lambda m, x: torch.einsum(
-                "ne,ned->nd", m.gate(x).softmax(-1), torch.einsum("nd,edk->nek", x, m.experts)
-            ),
-            gate=lambda: nn.Linear(8, 4), experts=lambda: parameter(4, 8, 5),
+            lambda m, x: torch.einsum("ne,ned->nd", m.gate(x).softmax(-1), torch.einsum("nd,edk->nek", x, m.experts)),
+            gate=lambda: nn.Linear(8, 4),
+            experts=lambda: parameter(4, 8, 5),
         )
     ),
     "experts chosen by their weights' index": layers(
         net(
             lambda m, x: torch.bmm(x.unsqueeze(1), m.experts[m.gate(x).argmax(1)]).squeeze(1),
-            gate=lambda: nn.Linear(8, 4).requires_grad_(False), experts=lambda: parameter(4, 8, 5),
+            gate=lambda: nn.Linear(8, 4).requires_grad_(False),
+            experts=lambda: parameter(4, 8, 5),
         )
     ),
     "experts in a loop, rows added back": layers(
         net(
-            lambda m, x: in_a_loop(m, x), gate=lambda: nn.Linear(8, 3),
+            lambda m, x: in_a_loop(m, x),
+            gate=lambda: nn.Linear(8, 3),
             experts=lambda: nn.ModuleList(nn.Linear(8, 8) for _ in range(3)),
         ),
     ),
@@ -288,30 +309,41 @@ OTHER = {
     "a scalar loss from a root with a parameter of its own": Program(
         net(
             lambda m, x, y: F.cross_entropy(m.net(x), y) * torch.exp(-m.log_var) + m.log_var,
-            net=lambda: nn.Linear(8, 3), log_var=lambda: nn.Parameter(torch.zeros(())),
+            net=lambda: nn.Linear(8, 3),
+            log_var=lambda: nn.Parameter(torch.zeros(())),
         ),
-        (X, Y), lambda m, x, y: m(x, y),
+        (X, Y),
+        lambda m, x, y: m(x, y),
     ),
     "a loss computed in the forward": Program(
         net(lambda m, x, y: {"loss": F.cross_entropy(m.net(x), y)}, net=lambda: nn.Linear(8, 3)),
-        (X, Y), lambda m, x, y: m(x, y)["loss"], measured=True,
+        (X, Y),
+        lambda m, x, y: m(x, y)["loss"],
+        measured=True,
     ),
     "inputs by keyword and in dictionaries": Program(
         net(lambda m, *, batch, scale: m.net(batch["x"]) * scale, net=lambda: nn.Linear(8, 3)),
-        (X, Y), lambda m, x, y: F.cross_entropy(m(batch={"x": x, "y": y}, scale=2.0), y), measured=True,
+        (X, Y),
+        lambda m, x, y: F.cross_entropy(m(batch={"x": x, "y": y}, scale=2.0), y),
+        measured=True,
     ),
     "a loss over tokens, some ignored": Program(
         net(lambda m, ids: m.out(m.emb(ids)), emb=lambda: nn.Embedding(11, 8), out=lambda: nn.Linear(8, 11)),
-        (IDS,), lambda m, ids: F.cross_entropy(m(ids).flatten(0, 1), ids.flatten().where(ids.flatten() > 2, -100)),
-        contribution=lambda m, i: ignoring(m, IDS[i : i + 1]), measured=True,
+        (IDS,),
+        lambda m, ids: F.cross_entropy(m(ids).flatten(0, 1), ids.flatten().where(ids.flatten() > 2, -100)),
+        contribution=lambda m, i: ignoring(m, IDS[i : i + 1]),
+        measured=True,
     ),
     "a loss weighted by class": Program(
-        lambda: nn.Linear(8, 3), (X, Y),
+        lambda: nn.Linear(8, 3),
+        (X, Y),
         lambda m, x, y: F.cross_entropy(m(x), y, weight=WEIGHTS),
-        contribution=lambda m, i: F.cross_entropy(m(X[i : i + 1]), Y[i : i + 1], weight=WEIGHTS, reduction="sum")
-        / WEIGHTS[Y].sum(), measured=True,
+        contribution=lambda m, i: (
+            F.cross_entropy(m(X[i : i + 1]), Y[i : i + 1], weight=WEIGHTS, reduction="sum") / WEIGHTS[Y].sum()
+        ),
+        measured=True,
     ),
-}  # fmt: skip
+}
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 
 
@@ -336,5 +368,8 @@ def initialised(layer):
 
 
 PROGRAMS = {
-    "mixes samples": MIXED, "parametrized": PARAMETRIZED, "recurrent": RECURRENT, "layers": OTHER,
-}  # fmt: skip
+    "mixes samples": MIXED,
+    "parametrized": PARAMETRIZED,
+    "recurrent": RECURRENT,
+    "layers": OTHER,
+}

@@ -85,24 +85,31 @@ IN_THE_LOSS = {
     "a penalty on a bias alone": penalised(lambda m: m[2].bias.square().sum()),
     "the head in the loss, its module unused": Program(
         lambda: Net(lambda m, x: torch.tanh(m.body(x)), body=nn.Linear(8, 8), head=nn.Linear(8, 3)),
-        (X, Y), lambda m, x, y: F.cross_entropy(F.linear(F.normalize(m(x)), F.normalize(m.head.weight)), y),
+        (X, Y),
+        lambda m, x, y: F.cross_entropy(F.linear(F.normalize(m(x)), F.normalize(m.head.weight)), y),
     ),
     "the head called outside of the model": Program(
         lambda: Net(lambda m, x: torch.tanh(m.body(x)), body=nn.Linear(8, 8), head=nn.Linear(8, 3)),
-        (X, Y), lambda m, x, y: F.cross_entropy(m.head(m(x)), y),
+        (X, Y),
+        lambda m, x, y: F.cross_entropy(m.head(m(x)), y),
     ),
     "a temperature in the loss": Program(
         lambda: Net(lambda m, x: m.body(x), body=nn.Linear(8, 3), log_scale=nn.Parameter(torch.zeros(()))),
-        (X, Y), lambda m, x, y: F.cross_entropy(m(x) * m.log_scale.exp(), y),
+        (X, Y),
+        lambda m, x, y: F.cross_entropy(m(x) * m.log_scale.exp(), y),
     ),
     "centres looked up in the loss": Program(
         lambda: Net(lambda m, x: m.body(x), body=nn.Linear(8, 3), centres=parameter(3, 3)),
-        (X, Y), lambda m, x, y: (m(x) - m.centres[y]).square().sum(1).mean(),
+        (X, Y),
+        lambda m, x, y: (m(x) - m.centres[y]).square().sum(1).mean(),
     ),
     "parts called, the model itself never": Program(
-        perceptron, (X, Y), lambda m, x, y: F.cross_entropy(m[2](m[1](m[0](x))), y), situation="forward|the model",
+        perceptron,
+        (X, Y),
+        lambda m, x, y: F.cross_entropy(m[2](m[1](m[0](x))), y),
+        situation="forward|the model",
     ),
-}  # fmt: skip
+}
 
 
 X_OF_WORDS, VALID = numbers(N, 4, 8), (numbers(N, 4) > -0.5).double()
@@ -117,9 +124,11 @@ def over_valid_words(count):
 
     return Program(
         lambda: Net(lambda m, *x: errors(m, *x) / count(x[1]), first=nn.Linear(8, 8), last=nn.Linear(8, 1)),
-        (X_OF_WORDS, VALID), lambda m, *batch: m(*batch),
-        contribution=lambda m, i: errors(m, X_OF_WORDS[i : i + 1], VALID[i : i + 1]) / count(VALID), measured=True,
-    )  # fmt: skip
+        (X_OF_WORDS, VALID),
+        lambda m, *batch: m(*batch),
+        contribution=lambda m, i: errors(m, X_OF_WORDS[i : i + 1], VALID[i : i + 1]) / count(VALID),
+        measured=True,
+    )
 
 
 OVER_WORDS = {

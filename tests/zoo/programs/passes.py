@@ -146,8 +146,10 @@ def losses_one_at_a_time(m, i):
 def two_heads():
     return Net(
         lambda m, x: (m.one(h := torch.tanh(m.body(x))), m.two(h)),
-        body=nn.Linear(8, 6), one=nn.Linear(6, 3), two=nn.Linear(6, 2),
-    )  # fmt: skip
+        body=nn.Linear(8, 6),
+        one=nn.Linear(6, 3),
+        two=nn.Linear(6, 2),
+    )
 
 
 def both_heads(model, x, y):
@@ -188,15 +190,16 @@ RETAINED = {
     "two losses, two backward passes": program(two_losses, contribution=losses_one_at_a_time),
     "two heads, two backward passes": program(heads_apart, model=two_heads, loss=both_heads),
     "two heads, one of them trained": program(
-        one_head_only, model=two_heads, loss=both_heads,
-        contribution=lambda m, i: F.cross_entropy(m(X[i : i + 1])[0], Y[i : i + 1]) / N, measured=True,
+        one_head_only,
+        model=two_heads,
+        loss=both_heads,
+        contribution=lambda m, i: F.cross_entropy(m(X[i : i + 1])[0], Y[i : i + 1]) / N,
+        measured=True,
     ),
     "two heads, one backward pass of two roots": program(joint, model=two_heads, loss=both_heads, measured=True),
-    "one loss twice": program(
-        twice, contribution=lambda m, i: 2 * class_loss(m, X[i : i + 1], Y[i : i + 1]) / N
-    ),
+    "one loss twice": program(twice, contribution=lambda m, i: 2 * class_loss(m, X[i : i + 1], Y[i : i + 1]) / N),
     "the loss's gradient first, then from the outputs on": program(gradient_of_outputs, measured=True),
-}  # fmt: skip
+}
 
 
 class Segments(nn.Module):

@@ -150,15 +150,25 @@ def gradients_summed(model):
 
 BATCHES = {
     "dictionaries of several modalities": Program(
-        lambda: Net(two_towers, emb=nn.Embedding(11, 8), text=nn.Linear(8, 4), image=nn.Linear(3, 4),
-                    scale=nn.Parameter(torch.zeros(()))),
-        ({"ids": IDS, "pixels": IMAGES},), any_loss, measured=True,
+        lambda: Net(
+            two_towers,
+            emb=nn.Embedding(11, 8),
+            text=nn.Linear(8, 4),
+            image=nn.Linear(3, 4),
+            scale=nn.Parameter(torch.zeros(())),
+        ),
+        ({"ids": IDS, "pixels": IMAGES},),
+        any_loss,
+        measured=True,
     ),
     "video by a convolution in three dimensions": of(
         video, numbers(N, 2, 4, 5, 5), conv=lambda: nn.Conv3d(2, 4, 3, padding=1), last=linear(4, 3)
     ),
     "video by frames, T = N": of(
-        frame_by_frame, numbers(N, 2, N, 5, 5), conv=lambda: nn.Conv2d(2, 4, 3), time=lambda: nn.Conv1d(4, 4, 3),
+        frame_by_frame,
+        numbers(N, 2, N, 5, 5),
+        conv=lambda: nn.Conv2d(2, 4, 3),
+        time=lambda: nn.Conv1d(4, 4, 3),
         last=linear(4, 3),
     ),
     "sets of points": of(points, SEQUENCES, first=lambda: nn.Conv1d(8, 6, 1), last=linear(6, 3)),
@@ -172,22 +182,46 @@ BATCHES = {
     ),
     "one function for several layers": of(functional_head, first=linear(), second=linear()),
     "token ids, sequence first": Program(
-        lambda: Net(sequence_first, emb=nn.Embedding(11, 8), pos=parameter(7, 8),
-                    layer=nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0), last=nn.Linear(8, 3)),
-        (IDS,), lambda m, ids: any_loss(m, ids.T), options={"batch_dim": 1}, measured=True,
+        lambda: Net(
+            sequence_first,
+            emb=nn.Embedding(11, 8),
+            pos=parameter(7, 8),
+            layer=nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0),
+            last=nn.Linear(8, 3),
+        ),
+        (IDS,),
+        lambda m, ids: any_loss(m, ids.T),
+        options={"batch_dim": 1},
+        measured=True,
     ),
     "token ids, sequence first, T = N": Program(
-        lambda: Net(sequence_first, emb=nn.Embedding(11, 8), pos=parameter(7, 8),
-                    layer=nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0), last=nn.Linear(8, 3)),
-        (tokens(N, N),), lambda m, ids: any_loss(m, ids.T), options={"batch_dim": 1}, measured=True,
+        lambda: Net(
+            sequence_first,
+            emb=nn.Embedding(11, 8),
+            pos=parameter(7, 8),
+            layer=nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0),
+            last=nn.Linear(8, 3),
+        ),
+        (tokens(N, N),),
+        lambda m, ids: any_loss(m, ids.T),
+        options={"batch_dim": 1},
+        measured=True,
     ),
     "attention by einsum": of(
-        einsum_attention, SEQUENCES, q=lambda: parameter(8, 2, 4), k=lambda: parameter(8, 2, 4),
-        v=lambda: parameter(8, 2, 4), o=lambda: parameter(2, 4, 8),
+        einsum_attention,
+        SEQUENCES,
+        q=lambda: parameter(8, 2, 4),
+        k=lambda: parameter(8, 2, 4),
+        v=lambda: parameter(8, 2, 4),
+        o=lambda: parameter(2, 4, 8),
     ),
     "attention by einsum, T = N": of(
-        einsum_attention, SQUARE, q=lambda: parameter(8, 2, 4), k=lambda: parameter(8, 2, 4),
-        v=lambda: parameter(8, 2, 4), o=lambda: parameter(2, 4, 8),
+        einsum_attention,
+        SQUARE,
+        q=lambda: parameter(8, 2, 4),
+        k=lambda: parameter(8, 2, 4),
+        v=lambda: parameter(8, 2, 4),
+        o=lambda: parameter(2, 4, 8),
     ),
     "a mixture density": of(mixture_of_logistics, first=linear(8, 4), centres=lambda: parameter(4)),
     "radial basis functions": of(
@@ -196,7 +230,10 @@ BATCHES = {
     "a code book": of(quantised, SEQUENCES, first=linear(), codes=lambda: parameter(7, 8), last=linear(8, 3)),
     "a variational autoencoder": of(reparameterised, encode=linear(8, 8), decode=linear(4, 8)),
     "a U-Net": of(
-        unet, IMAGES, down=lambda: nn.Conv2d(3, 4, 3, padding=1), middle=lambda: nn.Conv2d(4, 6, 3, padding=1),
+        unet,
+        IMAGES,
+        down=lambda: nn.Conv2d(3, 4, 3, padding=1),
+        middle=lambda: nn.Conv2d(4, 6, 3, padding=1),
         up=lambda: nn.Conv2d(10, 3, 3, padding=1),
     ),
     "features modulated by a condition": of(
@@ -206,8 +243,11 @@ BATCHES = {
         timestep, (X, torch.arange(N)), first=linear(), time=linear(), last=linear(8, 3)
     ),
     "one looked-up row for all positions": of(
-        lambda m, ids: m.last(torch.tanh(m.emb(ids) + m.pos(torch.full((len(ids), 1), 3)))).mean(1), IDS,
-        emb=lambda: nn.Embedding(11, 8), pos=lambda: nn.Embedding(7, 8), last=linear(8, 3),
+        lambda m, ids: m.last(torch.tanh(m.emb(ids) + m.pos(torch.full((len(ids), 1), 3)))).mean(1),
+        IDS,
+        emb=lambda: nn.Embedding(11, 8),
+        pos=lambda: nn.Embedding(7, 8),
+        last=linear(8, 3),
     ),
     "gated units": of(gated, SEQUENCES, up=linear(8, 12), down=linear(6, 8)),
     "a norm with one plus its weight": of(rms, SEQUENCES, weight=lambda: parameter(8), last=linear(8, 3)),
@@ -215,6 +255,6 @@ BATCHES = {
     "accumulated, weighted by size": Program(
         perceptron, (X, Y), class_loss, step=gradients_summed, options={"mode": "exact"}, measured=True
     ),
-}  # fmt: skip
+}
 
 PROGRAMS = {"written so": BATCHES}

@@ -80,8 +80,10 @@ def of_rows(change):
 def mixed_rows(compute):
     return Program(
         lambda: Net(compute, gate=nn.Linear(8, 3).requires_grad_(False), first=nn.Linear(8, 8), last=nn.Linear(8, 3)),
-        (X,), any_loss, hopeless=True,
-    )  # fmt: skip
+        (X,),
+        any_loss,
+        hopeless=True,
+    )
 
 
 def with_capacity(m, x):
@@ -186,18 +188,33 @@ ROUTING = {
     "tokens that an expert chooses": mixed_rows(best_tokens),
     "masked words alone": Program(
         lambda: Net(masked_words, emb=nn.Embedding(11, 8), first=nn.Linear(8, 8), last=nn.Linear(8, 11)),
-        (IDS,), words_loss, contribution=lambda m, i: F.cross_entropy(
-            m(IDS[i : i + 1]), IDS[i][IDS[i] > 4], reduction="sum") / (IDS > 4).sum(),
+        (IDS,),
+        words_loss,
+        contribution=lambda m, i: (
+            F.cross_entropy(m(IDS[i : i + 1]), IDS[i][IDS[i] > 4], reduction="sum") / (IDS > 4).sum()
+        ),
         measured=True,
     ),
     "whole sequences chosen": of(
-        in_experts_of_sequences, SEQUENCES, gate=linear(8, 2), first=linear(), experts=experts,
-        norm=lambda: nn.LayerNorm(8), position=lambda: parameter(4, 8), scale=lambda: parameter(8), last=linear(8, 3),
+        in_experts_of_sequences,
+        SEQUENCES,
+        gate=linear(8, 2),
+        first=linear(),
+        experts=experts,
+        norm=lambda: nn.LayerNorm(8),
+        position=lambda: parameter(4, 8),
+        scale=lambda: parameter(8),
+        last=linear(8, 3),
     ),
     "windows chosen": of(windows_chosen, SEQUENCES, first=linear(), last=linear(8, 3)),
     "rows looked up, two indices": of(
-        looked_up_rows, IDS, emb=lambda: nn.Embedding(11, 8), first=linear(), last=linear(8, 3),
-        tables=lambda: nn.ModuleList(nn.Embedding(11, 8) for _ in range(2)), scale=lambda: parameter(8),
+        looked_up_rows,
+        IDS,
+        emb=lambda: nn.Embedding(11, 8),
+        first=linear(),
+        last=linear(8, 3),
+        tables=lambda: nn.ModuleList(nn.Embedding(11, 8) for _ in range(2)),
+        scale=lambda: parameter(8),
     ),
     "two experts a token, rows added back": moe(top_two),
     "two experts a token, T = N": moe(top_two, SQUARE),
@@ -207,15 +224,22 @@ ROUTING = {
         grouped, SEQUENCES, False, gate=linear(8, 3), stacked=lambda: parameter(3, 8, 8), last=linear(8, 3)
     ),
     "a branch taken by each sample": of(
-        lambda m, x: m.last(torch.stack([(m.one if row[0] > 0 else m.two)(row) for row in x])), X, False,
-        one=linear(), two=linear(), last=linear(8, 3),
+        lambda m, x: m.last(torch.stack([(m.one if row[0] > 0 else m.two)(row) for row in x])),
+        X,
+        False,
+        one=linear(),
+        two=linear(),
+        last=linear(8, 3),
     ),
     "valid tokens alone": Program(
-        lambda: Net(lambda m, ids: valid_alone(m, ids), emb=nn.Embedding(11, 8), first=nn.Linear(8, 8),
-                    last=nn.Linear(8, 3)),
-        (IDS,), any_loss, measured=True,
+        lambda: Net(
+            lambda m, ids: valid_alone(m, ids), emb=nn.Embedding(11, 8), first=nn.Linear(8, 8), last=nn.Linear(8, 3)
+        ),
+        (IDS,),
+        any_loss,
+        measured=True,
     ),
-}  # fmt: skip
+}
 
 
 def valid_alone(m, ids):

@@ -23,8 +23,10 @@ def sequences(compute, measured=True, width=8, **parts) -> Sized:
     def of(t: int) -> Program:
         return Program(
             lambda: Net(compute, **{name: part(t) for name, part in parts.items()}),
-            (numbers(N, t, width),), any_loss, measured=measured,
-        )  # fmt: skip
+            (numbers(N, t, width),),
+            any_loss,
+            measured=measured,
+        )
 
     return of
 
@@ -36,8 +38,10 @@ def language(compute, measured=True, **parts) -> Sized:
         built = {"emb": lambda t: nn.Embedding(11, 8), "head": lambda t: nn.Linear(8, 3), **parts}
         return Program(
             lambda: Net(compute, **{name: part(t) for name, part in built.items()}),
-            (tokens(N, t), classes()), class_loss, measured=measured,
-        )  # fmt: skip
+            (tokens(N, t), classes()),
+            class_loss,
+            measured=measured,
+        )
 
     return of
 
@@ -62,11 +66,13 @@ def alibi(m, x):
 POSITIONS: dict[str, Sized] = {
     "relative bias looked up (T5)": sequences(
         lambda m, x: attend(m, x, m.relative(distances(x.shape[1])).squeeze(-1)),
-        relative=lambda t: nn.Embedding(2 * t + 1, 1), qkv=linear(8, 24),
+        relative=lambda t: nn.Embedding(2 * t + 1, 1),
+        qkv=linear(8, 24),
     ),
     "relative bias as a parameter read by index (Swin)": sequences(
         lambda m, x: attend(m, x, m.relative[distances(x.shape[1])]),
-        relative=lambda t: parameter(2 * t + 1), qkv=linear(8, 24),
+        relative=lambda t: parameter(2 * t + 1),
+        qkv=linear(8, 24),
     ),
     "learned T x T bias": sequences(
         lambda m, x: attend(m, x, m.bias), bias=lambda t: parameter(t, t), qkv=linear(8, 24)
@@ -77,7 +83,8 @@ POSITIONS: dict[str, Sized] = {
     "learned slope of distances": sequences(alibi, slope=lambda t: parameter(1), qkv=linear(8, 24)),
     "queries times learned relative keys (Shaw)": sequences(
         lambda m, x: attend(m, x, torch.einsum("ntd,tsd->nts", x, m.relative(distances(x.shape[1])))),
-        relative=lambda t: nn.Embedding(2 * t + 1, 8), qkv=linear(8, 24),
+        relative=lambda t: nn.Embedding(2 * t + 1, 8),
+        qkv=linear(8, 24),
     ),
     "(T,) position ids": language(
         lambda m, ids: m.head(torch.tanh(m.emb(ids) + m.pos(torch.arange(ids.shape[1])))).mean(1),
@@ -104,9 +111,9 @@ POSITIONS: dict[str, Sized] = {
         pos=lambda t: nn.Embedding(t + 2, 8),
     ),
     "(N, T) position ids made of zeros_like": language(
-        lambda m, ids: m.head(
-            torch.tanh(m.emb(ids) + m.pos(torch.zeros_like(ids) + torch.arange(ids.shape[1])))
-        ).mean(1),
+        lambda m, ids: m.head(torch.tanh(m.emb(ids) + m.pos(torch.zeros_like(ids) + torch.arange(ids.shape[1])))).mean(
+            1
+        ),
         pos=lambda t: nn.Embedding(t + 2, 8),
     ),
     "position ids counted from a mask": language(
@@ -114,30 +121,39 @@ POSITIONS: dict[str, Sized] = {
         pos=lambda t: nn.Embedding(t + 2, 8),
     ),
     "a table of positions cut to length": sequences(
-        lambda m, x: m.last(torch.tanh(x + m.table[: x.shape[1]])).mean(1), table=lambda t: parameter(t + 2, 8),
+        lambda m, x: m.last(torch.tanh(x + m.table[: x.shape[1]])).mean(1),
+        table=lambda t: parameter(t + 2, 8),
         last=linear(8, 3),
     ),
     "positions through a layer of their own": sequences(
         lambda m, x: m.last(torch.tanh(x + m.layer(torch.eye(8)[torch.arange(x.shape[1]) % 8]))).mean(1),
-        layer=linear(), last=linear(8, 3),
+        layer=linear(),
+        last=linear(8, 3),
     ),
     "positions through a norm": sequences(
-        lambda m, x: m.last(torch.tanh(x + m.norm(m.table))).mean(1), table=lambda t: parameter(t, 8),
-        norm=lambda t: nn.LayerNorm(8), last=linear(8, 3),
+        lambda m, x: m.last(torch.tanh(x + m.norm(m.table))).mean(1),
+        table=lambda t: parameter(t, 8),
+        norm=lambda t: nn.LayerNorm(8),
+        last=linear(8, 3),
     ),
     "rotary tables": sequences(
         lambda m, x: m.last(turned(m.first(x), torch.arange(x.shape[1])[:, None] * 0.1 ** torch.arange(4))).mean(1),
-        first=linear(), last=linear(8, 3),
+        first=linear(),
+        last=linear(8, 3),
     ),
     "rotary tables of learned frequencies": sequences(
         lambda m, x: m.last(turned(m.first(x), torch.outer(torch.arange(x.shape[1]).to(x), m.frequencies))).mean(1),
-        first=linear(), last=linear(8, 3), frequencies=lambda t: parameter(4),
+        first=linear(),
+        last=linear(8, 3),
+        frequencies=lambda t: parameter(4),
     ),
     "a perceptron of distances": sequences(
         lambda m, x: attend(m, x, m.out(torch.tanh(m.into(distances(x.shape[1]).to(x)[..., None]))).squeeze(-1)),
-        into=linear(1, 4), out=linear(4, 1), qkv=linear(8, 24),
+        into=linear(1, 4),
+        out=linear(4, 1),
+        qkv=linear(8, 24),
     ),
-}  # fmt: skip
+}
 
 
 def turned(x, angles):
@@ -159,16 +175,17 @@ TABLES: dict[str, Sized] = {
         queried, query=linear(), queries=lambda t: parameter(N, 8), last=linear(8, 3)
     ),
     "learned queries, expanded (DETR)": sequences(
-        lambda m, x: m.last(
-            F.scaled_dot_product_attention(m.query(m.queries.expand(len(x), -1, -1)), x, x).mean(1)
-        ),
-        query=linear(), queries=lambda t: parameter(1, t, 8), last=linear(8, 3),
+        lambda m, x: m.last(F.scaled_dot_product_attention(m.query(m.queries.expand(len(x), -1, -1)), x, x).mean(1)),
+        query=linear(),
+        queries=lambda t: parameter(1, t, 8),
+        last=linear(8, 3),
     ),
     "memory slots": sequences(
         slots, query=linear(), keys=lambda t: parameter(t, 8), values=lambda t: parameter(t, 8), last=linear(8, 3)
     ),
     "a table as wide as the input": sequences(
-        lambda m, x: m.last(torch.tanh(x.mean(1) @ m.table)), table=lambda t: parameter(8, t),
+        lambda m, x: m.last(torch.tanh(x.mean(1) @ m.table)),
+        table=lambda t: parameter(8, t),
         last=lambda t: nn.Linear(t, 3),
     ),
     "class embeddings as the head": language(
@@ -177,11 +194,14 @@ TABLES: dict[str, Sized] = {
     ),
     "a class token": sequences(
         lambda m, x: m.last(torch.tanh(m.first(torch.cat([m.token.expand(len(x), -1, -1), x], 1))).cumprod(1)).mean(1),
-        token=lambda t: parameter(1, 1, 8), first=linear(), last=linear(8, 3),
+        token=lambda t: parameter(1, 1, 8),
+        first=linear(),
+        last=linear(8, 3),
     ),
     "prompts before the input": sequences(
         lambda m, x: m.last(torch.cat([m.prompt[None].repeat(len(x), 1, 1), x], 1).cumsum(1).tanh()).mean(1),
-        prompt=lambda t: parameter(t, 8), last=linear(8, 3),
+        prompt=lambda t: parameter(t, 8),
+        last=linear(8, 3),
     ),
     "the mean square of an unbatched lookup": language(
         lambda m, ids: m.head(m.emb(ids)).mean(1) * m.table(torch.arange(m.table.num_embeddings)).square().mean(),
@@ -189,23 +209,28 @@ TABLES: dict[str, Sized] = {
     ),
     "mixing along the sequence by a T x T layer": sequences(
         lambda m, x: m.last(m.mix(x.transpose(1, 2)).transpose(1, 2).tanh()).mean(1),
-        mix=lambda t: nn.Linear(t, t), last=linear(8, 3),
+        mix=lambda t: nn.Linear(t, t),
+        last=linear(8, 3),
     ),
     "one position id for the whole batch, from the first sample": language(
         lambda m, ids: m.head(torch.tanh(m.emb(ids) + m.pos((ids * 0 + torch.arange(ids.shape[1]))[0]))).mean(1),
-        measured=False, pos=lambda t: nn.Embedding(t, 8),
+        measured=False,
+        pos=lambda t: nn.Embedding(t, 8),
     ),
-}  # fmt: skip
+}
 
 
 def frames(t: int) -> Program:
     return Program(
         lambda: Net(
             lambda m, x: m.last(torch.tanh(m.conv(x.flatten(0, 1))).mean((2, 3)).view(*x.shape[:2], -1)).mean(1),
-            conv=nn.Conv2d(2, 4, 3), last=nn.Linear(4, 3),
+            conv=nn.Conv2d(2, 4, 3),
+            last=nn.Linear(4, 3),
         ),
-        (numbers(N, t, 2, 5, 5),), any_loss, measured=True,
-    )  # fmt: skip
+        (numbers(N, t, 2, 5, 5),),
+        any_loss,
+        measured=True,
+    )
 
 
 def windows(m, x):
@@ -222,10 +247,13 @@ def choices(t: int) -> Program:
     return Program(
         lambda: Net(
             lambda m, ids: m.head(torch.tanh(m.emb(ids.view(-1, ids.shape[-1])).mean(1))).view(len(ids), -1),
-            emb=nn.Embedding(11, 8), head=nn.Linear(8, 1),
+            emb=nn.Embedding(11, 8),
+            head=nn.Linear(8, 1),
         ),
-        (tokens(N, t, 4), classes(below=t)), class_loss, measured=True,
-    )  # fmt: skip
+        (tokens(N, t, 4), classes(below=t)),
+        class_loss,
+        measured=True,
+    )
 
 
 FOLDED: dict[str, Sized] = {
@@ -245,7 +273,9 @@ FOLDED: dict[str, Sized] = {
     ),
     "windows of an image": lambda t: Program(
         lambda: Net(windows, qkv=nn.Linear(4, 12), out=nn.Linear(4, 4), bias=parameter(9)),
-        (numbers(N, 2 * t, 2 * t, 4),), any_loss, measured=True,
+        (numbers(N, 2 * t, 2 * t, 4),),
+        any_loss,
+        measured=True,
     ),
     "several choices a sample": choices,
     "samples repeated in a row": sequences(
@@ -258,17 +288,22 @@ FOLDED: dict[str, Sized] = {
         lambda m, x: m.first(torch.stack([x, 2 * x])).tanh().sum(0), first=linear()
     ),
     "heads folded into the batch": sequences(
-        lambda m, x: m.first(x.view(len(x), -1, 2, 4).transpose(1, 2).reshape(-1, x.shape[1], 4))
-        .tanh().view(len(x), -1),
+        lambda m, x: (
+            m.first(x.view(len(x), -1, 2, 4).transpose(1, 2).reshape(-1, x.shape[1], 4)).tanh().view(len(x), -1)
+        ),
         first=linear(4, 4),
     ),
     "everything as large as the batch": lambda t: Program(
         lambda: nn.Sequential(nn.Conv2d(t, t, 3, padding=1), nn.Tanh(), nn.Linear(t, t), nn.LayerNorm([t, t])),
-        (numbers(N, t, t, t),), any_loss, measured=True,
+        (numbers(N, t, t, t),),
+        any_loss,
+        measured=True,
     ),
     "a mask before the samples": lambda t: Program(
         lambda: Net(lambda m, mask, x: attend(m, x, mask), qkv=nn.Linear(8, 24)),
-        (numbers(N, t, 8),), lambda m, x: any_loss(m, torch.full((t, t), -9.0).triu(1), x), situation="batch_size",
+        (numbers(N, t, 8),),
+        lambda m, x: any_loss(m, torch.full((t, t), -9.0).triu(1), x),
+        situation="batch_size",
     ),
     "recurrence, step by step": sequences(
         lambda m, x: unrolled(m, x), cell=lambda t: nn.Linear(16, 8), last=linear(8, 3)
@@ -276,7 +311,7 @@ FOLDED: dict[str, Sized] = {
     "neighbours in time by rolling and padding": sequences(
         lambda m, x: m.first(torch.cat([x.roll(1, 1), F.pad(x, (0, 0, 1, 0))[:, :-1]], -1)).tanh(), first=linear(16, 3)
     ),
-}  # fmt: skip
+}
 
 
 def unrolled(m, x):
@@ -302,8 +337,10 @@ def routed(compute, measured, **parts) -> Sized:
     def of(t: int) -> Program:
         return Program(
             lambda: Net(compute, **{name: part() for name, part in parts.items()}),
-            (numbers(N, 5, 8), mask_of(t, 5)), any_loss, measured=measured,
-        )  # fmt: skip
+            (numbers(N, 5, 8), mask_of(t, 5)),
+            any_loss,
+            measured=measured,
+        )
 
     return of
 
@@ -344,19 +381,19 @@ ROUTED: dict[str, Sized] = {
         lambda m, x, mask: m.last(
             m.first(x).gather(1, mask.int().argmax(1)[:, None, None].expand(-1, 1, 8)).squeeze(1)
         ),
-        True, first=layer, last=layer,
+        True,
+        first=layer,
+        last=layer,
     ),
     "one place a sample by arange": routed(
         lambda m, x, mask: m.last(m.first(x)[torch.arange(len(x)), mask.int().argmax(1)]), True, first=layer, last=layer
     ),
-}  # fmt: skip
+}
 
 SIZED = {
     f"{kind}: {name}": of
-    for kind, programs in {
-        "positions": POSITIONS, "tables": TABLES, "folded": FOLDED, "routed": ROUTED
-    }.items()
+    for kind, programs in {"positions": POSITIONS, "tables": TABLES, "folded": FOLDED, "routed": ROUTED}.items()
     for name, of in programs.items()
-}  # fmt: skip
+}
 LENGTHS = {"T = N": N, "T ≠ N": N + 1, "T = 2": 2}
 PROGRAMS = {f"T against N ({length})": {name: of(t) for name, of in SIZED.items()} for length, t in LENGTHS.items()}

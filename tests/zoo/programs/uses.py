@@ -59,17 +59,21 @@ OUTSIDE = {
     ),
     "tied autoencoder by transposition": vectors(
         lambda m, x: F.linear(torch.tanh(m.down(x)), m.down.weight.t(), m.bias),
-        down=lambda: nn.Linear(8, 5), bias=lambda: parameter(8),
+        down=lambda: nn.Linear(8, 5),
+        bias=lambda: parameter(8),
     ),
     "tied convolution and its transpose": Program(
         lambda: Net(lambda m, x: F.conv_transpose1d(torch.tanh(m.conv(x)), m.conv.weight), conv=nn.Conv1d(2, 4, 3)),
-        (numbers(N, 2, 9),), any_loss, measured=True,
+        (numbers(N, 2, 9),),
+        any_loss,
+        measured=True,
     ),
     "a hook that uses its module's weight": Program(hooked, (X, Y), class_loss, measured=True),
     "a hook that uses another module's weight": Program(hook_with_other_weight, (X, Y), class_loss, measured=True),
     "a norm's weight read again": vectors(
         lambda m, x: m.last(m.norm(x) * m.norm.weight + m.norm.bias),
-        norm=lambda: nn.LayerNorm(8), last=lambda: nn.Linear(8, 3),
+        norm=lambda: nn.LayerNorm(8),
+        last=lambda: nn.Linear(8, 3),
     ),
     "attention by the parts of a packed projection": Program(
         lambda: Net(
@@ -79,19 +83,24 @@ OUTSIDE = {
             ),
             attention=nn.MultiheadAttention(8, 2),
         ),
-        (numbers(N, 3, 8),), any_loss, measured=True,
+        (numbers(N, 3, 8),),
+        any_loss,
+        measured=True,
     ),
     "a layer that never runs, its weight read": vectors(
         lambda m, x: m.last(F.linear(x, m.unused.weight) + m.unused.bias),
-        unused=lambda: nn.Linear(8, 5), last=lambda: nn.Linear(5, 3),
+        unused=lambda: nn.Linear(8, 5),
+        last=lambda: nn.Linear(5, 3),
     ),
     "weights detached where read again": vectors(
-        lambda m, x: F.linear(m.first(x), m.first.weight.detach()), first=lambda: nn.Linear(8, 8),
+        lambda m, x: F.linear(m.first(x), m.first.weight.detach()),
+        first=lambda: nn.Linear(8, 8),
     ),
     "a use whose input carries no gradient": vectors(
-        lambda m, x: m.first(x) + F.linear(m.first(x).detach(), m.first.weight), first=lambda: nn.Linear(8, 8),
+        lambda m, x: m.first(x) + F.linear(m.first(x).detach(), m.first.weight),
+        first=lambda: nn.Linear(8, 8),
     ),
-}  # fmt: skip
+}
 
 
 class Standardised(nn.Conv1d):
@@ -119,10 +128,13 @@ def lists(m, x):
 COMPUTED = {
     "weight times a learned scale": vectors(
         lambda m, x: F.linear(x, m.first.weight * m.scale, m.first.bias),
-        first=lambda: nn.Linear(8, 5), scale=lambda: parameter(5, 1),
+        first=lambda: nn.Linear(8, 5),
+        scale=lambda: parameter(5, 1),
     ),
     "standardised convolution": Program(
-        lambda: nn.Sequential(Standardised(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 2)), (numbers(N, 2, 9),), any_loss,
+        lambda: nn.Sequential(Standardised(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 2)),
+        (numbers(N, 2, 9),),
+        any_loss,
         measured=True,
     ),
     "linear by addmm": Program(
@@ -130,39 +142,52 @@ COMPUTED = {
     ),
     "low-rank update of a weight": vectors(
         lambda m, x: F.linear(x, m.base.weight + m.up @ m.down),
-        base=lambda: nn.Linear(8, 5).requires_grad_(False), up=lambda: parameter(5, 2), down=lambda: parameter(2, 8),
+        base=lambda: nn.Linear(8, 5).requires_grad_(False),
+        up=lambda: parameter(5, 2),
+        down=lambda: parameter(2, 8),
     ),
     "softmax of a table as weight": vectors(
-        lambda m, x: m.last(x @ m.table.softmax(0)), table=lambda: parameter(8, 8), last=lambda: nn.Linear(8, 3),
+        lambda m, x: m.last(x @ m.table.softmax(0)),
+        table=lambda: parameter(8, 8),
+        last=lambda: nn.Linear(8, 3),
     ),
     "weight with a constant mask": vectors(
-        lambda m, x: F.linear(x, m.first.weight * torch.ones(5, 8).tril(), m.first.bias), first=lambda: nn.Linear(8, 5),
+        lambda m, x: F.linear(x, m.first.weight * torch.ones(5, 8).tril(), m.first.bias),
+        first=lambda: nn.Linear(8, 5),
     ),
     "a symmetric parametrization": Program(
         lambda: nn.Sequential(
             nn.utils.parametrize.register_parametrization(nn.Linear(8, 8), "weight", Symmetric()), nn.Linear(8, 3)
         ),
-        (X, Y), class_loss, measured=True,
+        (X, Y),
+        class_loss,
+        measured=True,
     ),
     "lists and dictionaries of parameters": Program(
         lambda: Net(
-            lists, weights=nn.ParameterList([parameter(8, 5), parameter(5, 3)]),
+            lists,
+            weights=nn.ParameterList([parameter(8, 5), parameter(5, 3)]),
             biases=nn.ParameterDict({"one": parameter(5), "two": parameter(3)}),
         ),
-        (X, Y), class_loss, measured=True,
+        (X, Y),
+        class_loss,
+        measured=True,
     ),
     "weights that a network makes of each sample": vectors(
-        lambda m, x: torch.bmm(m.maker(x).view(-1, 3, 8), x.unsqueeze(2)).squeeze(2), maker=lambda: nn.Linear(8, 24),
+        lambda m, x: torch.bmm(m.maker(x).view(-1, 3, 8), x.unsqueeze(2)).squeeze(2),
+        maker=lambda: nn.Linear(8, 24),
     ),
     "weights that a network makes of a learned code": vectors(
         lambda m, x: F.linear(x, m.maker(m.code).view(3, 8)),
-        maker=lambda: nn.Linear(4, 24), code=lambda: parameter(4),
+        maker=lambda: nn.Linear(4, 24),
+        code=lambda: parameter(4),
     ),
     "one scalar everywhere": vectors(
         lambda m, x: m.gain * m.first(torch.tanh(m.gain * x)) + m.gain**2,
-        gain=lambda: nn.Parameter(torch.tensor(0.7)), first=lambda: nn.Linear(8, 3),
+        gain=lambda: nn.Parameter(torch.tensor(0.7)),
+        first=lambda: nn.Linear(8, 3),
     ),
-}  # fmt: skip
+}
 
 
 def same_weight(one, two):
@@ -196,8 +221,11 @@ def layers_with_own_table():
     layer = nn.Linear(8, 8)
     return Net(
         lambda m, x: m.head(m.target(torch.tanh(m.encoder(x)) * m.scale)),
-        scale=nn.Parameter(torch.ones(8)), encoder=layer, target=layer, head=nn.Linear(8, 3),
-    )  # fmt: skip
+        scale=nn.Parameter(torch.ones(8)),
+        encoder=layer,
+        target=layer,
+        head=nn.Linear(8, 3),
+    )
 
 
 SHARED = {
@@ -209,7 +237,9 @@ SHARED = {
             lambda m, ids: m.second(torch.tanh(m.first(ids))).mean(1),
             **dict(zip(("first", "second"), same_weight(nn.Embedding(11, 8), nn.Linear(8, 11)), strict=True)),
         ),
-        (IDS, WORDS), class_loss, measured=True,
+        (IDS, WORDS),
+        class_loss,
+        measured=True,
     ),
     "two norms with one weight": shared_names(
         lambda: (*same_weight(nn.LayerNorm(8), nn.RMSNorm(8)), lambda m, x: m.last(m.second(torch.tanh(m.first(x)))))
@@ -225,7 +255,9 @@ SHARED = {
                 )
             ),
         ),
-        (numbers(N, 2, 9),), any_loss, measured=True,
+        (numbers(N, 2, 9),),
+        any_loss,
+        measured=True,
     ),
     "parent and child share a bias": Program(
         lambda: nn.Sequential(nn.Linear(8, 8), SharedBias(False)), (X, WORDS), class_loss, measured=True
@@ -237,12 +269,14 @@ SHARED = {
         layers_with_own_table, (X, Y), class_loss, measured=True
     ),
     "one weight under a module and as an own parameter": vectors(
-        lambda m, x: m.first(x) @ m.first.own, first=lambda: own_name(nn.Linear(8, 8)),
+        lambda m, x: m.first(x) @ m.first.own,
+        first=lambda: own_name(nn.Linear(8, 8)),
     ),
     "a layer used three times on other shapes": vectors(
-        lambda m, x: m.same(m.same(x.unsqueeze(1).expand(-1, 3, -1))).mean(1) + m.same(x), same=lambda: nn.Linear(8, 8),
+        lambda m, x: m.same(m.same(x.unsqueeze(1).expand(-1, 3, -1))).mean(1) + m.same(x),
+        same=lambda: nn.Linear(8, 8),
     ),
-}  # fmt: skip
+}
 
 
 def own_name(layer):

@@ -10,12 +10,12 @@ from torch import Tensor
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from .._launch import NORMS_WIDTH, Launch, kept, on_device
-from ..scale_shift_grads.launch import Sums
 from . import config, layout
 from .geometry import LINEAR, Geometry
 from .kernel import boxes_kernel, depthwise_kernel, descriptor, finish_kernel, pointed
 from .layout import Copy, Layout
 from .parts import Split, ceil_divide, plan_split, strides_by_name
+from .sums import Sums
 
 
 class Fused(NamedTuple):

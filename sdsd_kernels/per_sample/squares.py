@@ -10,13 +10,13 @@ from torch import Tensor
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from .._launch import Launch, kept, on_device
-from ..scale_shift_grads.launch import Sums
 from . import config, layout
 from .geometry import LINEAR
 from .kernel import descriptor, pointed
 from .launch import PLANS, finish_launch, of_bias, precision_of, tf32_allowed
 from .parts import ceil_divide, strides_by_name
 from .squares_kernel import gram_kernel, rank1_kernel
+from .sums import Sums
 
 
 class Squares(NamedTuple):

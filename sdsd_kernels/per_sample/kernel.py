@@ -35,7 +35,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..scale_shift_grads.kernel import finish_block
+from .sums_kernel import finish_block
 
 
 # fmt: off

@@ -9,7 +9,7 @@ import torch
 
 from .._aot import AotCase, aligned, compiled_ahead, target_of
 from .._device import DeviceRecord
-from . import config
+from . import config, sums_aot
 from .config import DIRECT, ONE_TERM, THREE_TERMS, Tile
 from .kernel import boxes_kernel, depthwise_kernel, finish_kernel
 from .launch import precision_of
@@ -193,6 +193,12 @@ def _small(record: DeviceRecord) -> Iterator[AotCase]:
 
 
 def aot_cases() -> Iterator[AotCase]:
+    """Those of the products, and of sums_aot.py."""
+    yield from _products()
+    yield from sums_aot.aot_cases()
+
+
+def _products() -> Iterator[AotCase]:
     """Every tile, the worst of each target in the brief list: strided, several groups a tile, scaled."""
     bf16, fp32 = torch.bfloat16, torch.float32
     for record in compiled_ahead():

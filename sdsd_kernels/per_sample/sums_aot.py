@@ -1,4 +1,4 @@
-"""What of the kernels is compiled ahead of time."""
+"""What of the sums over positions is compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._aot import AotCase, aligned, compiled_ahead, target_of
-from . import config
-from .config import Block
-from .kernel import finish_kernel, sums_kernel
+from . import sums_config as config
+from .sums_config import Block
+from .sums_kernel import finish_kernel, sums_kernel
 
 _FREE = {"positions", "group", "samples", "splits", "scale_row", "shift_row", "m_t", "r_t", "m_n", "r_n"}
 """Numbers that need not be multiples of 16."""
