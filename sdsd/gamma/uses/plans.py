@@ -15,11 +15,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import torch
 from torch import Tensor
 
 from ..following import Track, Verdict
 from .operand import SAMPLES, marked
-from .use import Measure, Saved, Use, alone, hook_on
+from .use import Measure, Use, alone, hook_on, version_of
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -73,7 +74,8 @@ class Watched(Plan):
         else:
             out, saved = self.save(*args, **kwargs)
         mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
-        use = Use(mode, self.operands, self.measure, Saved(saved), self)
+        kept = tuple(map(Tensor.detach, saved))
+        use = Use(mode, self.operands, self.measure, (kept, tuple(map(version_of, kept))), self)
         if out._base is None and out._backward_hooks is None:
             # What Tensor.register_hook does.
             node: Any = out.grad_fn
@@ -89,19 +91,29 @@ class Watched(Plan):
 class Joined(Plan):
     """An operation by a function of ours whose backward measures.
 
-    call: (use, x) → its output, x the operation's argument number `place`; it holds no tensors but parameters.
+    call: (use, x) → its output, x the operation's argument number `place` in `dtype`, that of autocast, or in its own;
+    it holds no tensors but parameters.
     """
 
-    __slots__ = ("call", "place")
+    __slots__ = ("call", "dtype", "place")
 
     def __init__(
-        self, kind: str, operands: list[Operand], track: Verdict, call: Callable[[Use, Tensor], Tensor], place: int = 0
+        self,
+        kind: str,
+        operands: list[Operand],
+        track: Verdict,
+        call: Callable[[Use, Tensor], Tensor],
+        place: int = 0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(kind, operands, track)
-        self.call, self.place = call, place
+        self.call, self.place, self.dtype = call, place, dtype
 
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
-        out = self.call(Use(mode, self.operands, None, None, self), args[self.place])
+        x = args[self.place]
+        if self.dtype is not None:
+            x = x.to(self.dtype)
+        out = self.call(Use(mode, self.operands, None, None, self), x)
         mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
         out.grad_fn.metadata[SAMPLES] = True  # type: ignore[union-attr, index]
         return out

@@ -8,7 +8,8 @@ force, so that checkpointing and offloading keep their promise.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +63,11 @@ class Saved:
         return self.packed
 
 
+Kept = tuple[tuple[Tensor, ...], tuple[int, ...]]
+"""What a plan saves, where no hooks on saved tensors are in force: detached tensors, and their versions."""
+version_of = operator.attrgetter("_version")
+
+
 class ChangedError(Exception):
     """An input was changed in place after it was used."""
 
@@ -76,7 +82,7 @@ class Use:
         mode: Measuring,
         operands: list[Operand],
         measure: Measure | None,
-        saved: Saved | None,
+        saved: Saved | Kept | None,
         plan: Plan | None = None,
     ) -> None:
         self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
@@ -151,7 +157,14 @@ class Use:
         try:
             assert self.saved is not None
             assert self.measure is not None
-            saved, self.saved = self.saved.load(), None
+            saved: Sequence[Tensor | None]
+            if isinstance(self.saved, tuple):
+                saved, versions = self.saved
+                if tuple(map(version_of, saved)) != versions:
+                    raise ChangedError
+            else:
+                saved = self.saved.load()
+            self.saved = None
             if self.plan is not None and self.plan.squares is not None and ledger.alone(self.operands):
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
@@ -210,6 +223,12 @@ def joined(mode: Measuring, weight: Tensor, bias: Tensor | None, kind: str) -> U
         return None
     mode.note_checkpoint()
     return register(mode, operands, kind)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast casts `x` to, or None where it is off."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def cast_alike(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ weight gradient, so it is computed in the place of the layer's own backward, not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ..convolutions import by_samples, per_sample_weight
 from ..landed import bare_apply, followed, land_bias, land_convolution, rows_of
 from ..pieces import Dense, Lazy, Piece, square_norm
 from ..plans import Joined, keep
-from ..use import Use, cast_alike, joined, watch
+from ..use import Use, autocast_dtype, cast_alike, joined, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -133,19 +134,13 @@ def _joined(
     if use is None:
         return None
 
-    device = x.device.type
-
-    def call(use: Use, x: Tensor) -> Tensor:
-        cast = torch.is_autocast_enabled(device)
-        if cast:
-            x = x.to(torch.get_autocast_dtype(device))
-        return _apply(x, weight, bias, use, settings, cast)  # type: ignore[no-any-return]
-
-    out = call(use, x)
+    dtype = autocast_dtype(x)
+    call = functools.partial(_apply, weight, bias, settings, dtype is not None)
+    out = call(use, x if dtype is None else x.to(dtype))
     followed(out, x)
     if placed:
-        keep(mode, Joined("convolution", use.operands, track_of(out), call))
-    return out
+        keep(mode, Joined("convolution", use.operands, track_of(out), call, dtype=dtype))
+    return out  # type: ignore[no-any-return]
 
 
 _backward = torch.ops.aten.convolution_backward.default
@@ -159,7 +154,7 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, settings: Any, cast: bool
+        ctx: Any, weight: Tensor, bias: Tensor | None, settings: Any, cast: bool, use: Use, x: Tensor
     ) -> Tensor:
         ctx.use, ctx.settings = use, settings
         ctx.weight = None
@@ -172,7 +167,7 @@ class _Joined(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
         settings, use = ctx.settings, ctx.use
-        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        need_weight, need_bias, *_, need_x = ctx.needs_input_grad
         measured = use.wanted()
         differentiated = torch.is_grad_enabled()
         if differentiated or not measured:
@@ -191,7 +186,7 @@ class _Joined(torch.autograd.Function):
             )
         else:
             grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x, True)
-        return grad_x if need_x else None, grad_weight, grad_bias if need_bias else None, None, None, None
+        return grad_weight, grad_bias if need_bias else None, None, None, None, grad_x if need_x else None
 
 
 _apply = bare_apply(_Joined)

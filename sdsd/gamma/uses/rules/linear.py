@@ -21,7 +21,7 @@ from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land_bias, land_linear, rows_of
 from ..pieces import Dense, Piece, Product, one_position, square_norm
 from ..plans import Joined, Squares, Watched, keep
-from ..use import Use, cast_alike, joined, watch
+from ..use import Use, autocast_dtype, cast_alike, joined, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -178,19 +178,13 @@ def _joined(
     use = joined(mode, weight, bias, kind)
     if use is None:
         return None
-    n, device = mode.ledger.n, x.device.type
-
-    def call(use: Use, x: Tensor) -> Tensor:
-        cast = torch.is_autocast_enabled(device)
-        if cast:
-            x = x.to(torch.get_autocast_dtype(device))
-        return _apply(x, weight, bias, use, track, n, transposed, cast)  # type: ignore[no-any-return]
-
-    out = call(use, x)
+    dtype = autocast_dtype(x)
+    call = functools.partial(_apply, weight, bias, track, mode.ledger.n, transposed, dtype is not None)
+    out = call(use, x if dtype is None else x.to(dtype))
     followed(out, x)
     if place is not None:
-        keep(mode, Joined(kind, use.operands, track_of(out), call, place))
-    return out
+        keep(mode, Joined(kind, use.operands, track_of(out), call, place, dtype))
+    return out  # type: ignore[no-any-return]
 
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
@@ -202,14 +196,14 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        use: Use,
         track: Track,
         n: int,
         transposed: bool,
         cast: bool,
+        use: Use,
+        x: Tensor,
     ) -> Tensor:
         ctx.use, ctx.track, ctx.n, ctx.transposed = use, track, n, transposed
         ctx.weight = None
@@ -225,7 +219,7 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        need_weight, need_bias, *_, need_x = ctx.needs_input_grad
         use: Use = ctx.use
         measured = use.wanted()
         differentiated = torch.is_grad_enabled()
@@ -247,7 +241,7 @@ class _Joined(torch.autograd.Function):
                     _measure(ctx, use, x.detach(), grad.detach(), False)
         else:
             grad_weight, grad_bias = _measure(ctx, use, x, grad, True)
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+        return grad_weight, grad_bias, None, None, None, None, None, grad_x
 
 
 _apply = bare_apply(_Joined)
