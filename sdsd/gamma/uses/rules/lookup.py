@@ -48,6 +48,6 @@ def embedding(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
 
     operands = watch(mode, "embedding", out, [table], (ids,), measure)
     if operands and args:
-        simple = ids.ndim == 2 and track == Track(0)
+        simple = ids.ndim == 2 and track == Track(0) and not mode.ledger.serves(out)
         keep(mode, Watched("embedding", operands, track_of(out), measure, squares=squares if simple else None))
     return out
