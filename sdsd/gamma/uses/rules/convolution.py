@@ -216,9 +216,20 @@ def _measure(
             grad_weight, alone = by_samples(grad, x, weight, settings, scale, ledger.max_bytes)
         else:
             grad_weight, alone = _stats(
-                x, grad, scale, weight.shape[2:], stride, padding, dilation, groups,
-                True, leaf.tensor.dtype, False, ledger.max_bytes, "torch",
-            )  # fmt: skip
+                x,
+                grad,
+                scale,
+                weight.shape[2:],
+                stride,
+                padding,
+                dilation,
+                groups,
+                True,
+                leaf.tensor.dtype,
+                False,
+                ledger.max_bytes,
+                "torch",
+            )
 
     def form(start: int, stop: int) -> Tensor:
         return per_sample_weight(grad[start:stop], x[start:stop], weight, settings)
@@ -241,9 +252,20 @@ def _squared(
     stride, padding, dilation, _, _, groups = settings
     grad_x = _backward(grad, x, weight, [0], *settings, _OF_INPUT)[0] if need_x else None
     grad_weight, square = _stats(
-        x, grad, None, weight.shape[2:], stride, padding, dilation, groups,
-        True, operands[0].dtype, False, ledger.max_bytes, "torch",
-    )  # fmt: skip
+        x,
+        grad,
+        None,
+        weight.shape[2:],
+        stride,
+        padding,
+        dilation,
+        groups,
+        True,
+        operands[0].dtype,
+        False,
+        ledger.max_bytes,
+        "torch",
+    )
     if len(operands) == 1:
         ledger.take(use, names, (square,), grad.dtype)
         return grad_x, grad_weight, None
