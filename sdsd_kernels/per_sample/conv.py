@@ -15,6 +15,8 @@ multiply-adds, for c channels, p outputs, k taps, T positions in rows of W and s
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -125,14 +127,20 @@ def cheapest_way(inputs: Tensor, output_grads: Tensor, known: Geometry, scaled: 
     """ "samples", "patches" or "products": see the module docstring."""
     if known.groups != 1 or inputs.dtype.itemsize < 4 or inputs.device.type != "cpu":
         return "samples"
-    c, p, size = inputs.shape[1], output_grads.shape[1], output_grads.shape[2:]
+    return _cheapest(inputs.shape[1:], output_grads.shape[1:], known, scaled)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cheapest(inputs: torch.Size, outputs: torch.Size, known: Geometry, scaled: bool) -> str:
+    """Of a sample's inputs (C, *size) and outputs (P, *size')."""
+    c, p, size = inputs[0], outputs[0], outputs[1:]
     taps, positions, strided = math.prod(known.kernel), size.numel(), max(known.stride) > 1
     values = p * c * taps
     costs: dict[str, float] = {"samples": (PASSES + (OF_FEW * positions if c < FEW_CHANNELS else 0)) * values}
     copying = 0.0 if taps == 1 and not strided else 4 + 220 / size[-1] + 20 * strided
     costs["patches"] = c * taps * (positions * copying + p * (8 + 0.15 * positions)) + 300_000
-    if inputs.ndim == 4 and not scaled:
-        padded = math.prod(whole + 2 * pad for whole, pad in zip(inputs.shape[2:], known.padding, strict=True))
+    if len(inputs) == 3 and not scaled:
+        padded = math.prod(whole + 2 * pad for whole, pad in zip(inputs[1:], known.padding, strict=True))
         of_phase = padded / math.prod(known.stride)
         costs["products"] = min(math.prod(known.stride), taps) * of_phase**2 * c + positions**2 * (p + ADDING * taps)
     return min(costs, key=costs.__getitem__)
@@ -193,27 +201,40 @@ def _by_products(inputs: Tensor, output_grads: Tensor, known: Geometry, max_byte
 def _products(inputs: Tensor, output_grads: Tensor, known: Geometry, max_bytes: int) -> float:
     """The product of two patches is a sum over the kernel's taps of products of two inputs: of one product matrix,
     read at shifted places. With a stride only inputs of the same phase ever meet."""
-    kernel, stride, (top, left), dilation, _ = known
+    _, stride, (top, left), *_ = known
     x = F.pad(inputs, (left, left, top, top))
     height, width = output_grads.shape[2:]
-    taps = [[divmod(k * dilation[axis], stride[axis]) for k in range(kernel[axis])] for axis in (0, 1)]
+    phases = _phases(known, height, width)
     total = 0.0
     most = max((x[0, 0].numel() // (stride[0] * stride[1])) ** 2, x[0].numel()) * x.element_size()
     for start, stop in chunks(x.shape[0], most, min(max_bytes, GROUP_BYTES)):
         patches = x.new_zeros(stop - start, height, width, height, width)
-        for row_phase in sorted({phase for _, phase in taps[0]}):
-            for column_phase in sorted({phase for _, phase in taps[1]}):
-                part = x[start:stop, :, row_phase :: stride[0], column_phase :: stride[1]]
-                flat = part.flatten(2)
-                products: Any = torch.bmm(flat.transpose(1, 2), flat)
-                products = products.unflatten(2, part.shape[2:]).unflatten(1, part.shape[2:])
-                for i, _ in (tap for tap in taps[0] if tap[1] == row_phase):
-                    for j, _ in (tap for tap in taps[1] if tap[1] == column_phase):
-                        rows, columns = slice(i, i + height), slice(j, j + width)
-                        patches += products[:, rows, columns, rows, columns]
+        for of_phase, places in phases:
+            part = x[start:stop][of_phase]
+            flat = part.flatten(2)
+            products = torch.bmm(flat.transpose(1, 2), flat)
+            products = products.view(stop - start, *part.shape[2:], *part.shape[2:])
+            for rows, columns in places:
+                patches += products[:, rows, columns, rows, columns]
         b = output_grads[start:stop].flatten(2)
         total += torch.dot(torch.bmm(b.transpose(1, 2), b).view(-1), patches.view(-1)).item()
     return total
+
+
+Slices = tuple[slice, slice]
+
+
+@functools.lru_cache(maxsize=1024)
+def _phases(known: Geometry, height: int, width: int) -> list[tuple[tuple[Any, ...], list[Slices]]]:
+    """Where inputs (N, C, H, W) of each phase lie, and where among these those that the taps of the phase meet."""
+    found: dict[tuple[int, int], list[Slices]] = {}
+    for tap in itertools.product(*map(range, known.kernel)):
+        (i, row_phase), (j, column_phase) = (
+            divmod(k * apart, stride) for k, apart, stride in zip(tap, known.dilation, known.stride, strict=True)
+        )
+        found.setdefault((row_phase, column_phase), []).append((slice(i, i + height), slice(j, j + width)))
+    rows, columns = known.stride
+    return [((..., slice(i, None, rows), slice(j, None, columns)), places) for (i, j), places in sorted(found.items())]
 
 
 def chunks(samples: int, bytes_each: int, max_bytes: int) -> list[tuple[int, int]]:

@@ -162,7 +162,7 @@ def _fused_blocks(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, ma
 def gram(inputs: Tensor, output_grads: Tensor, max_bytes: int) -> Tensor:
     """Σ⟨a_n a_nᵀ, b_n b_nᵀ⟩, as many samples at once as scratch allows."""
     samples, positions, d = inputs.shape
-    dtype = working_dtype(inputs.dtype)
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
     each = 2 * positions * positions * dtype.itemsize
     if inputs.dtype != dtype:
         each += positions * (d + output_grads.shape[2]) * dtype.itemsize
@@ -170,21 +170,20 @@ def gram(inputs: Tensor, output_grads: Tensor, max_bytes: int) -> Tensor:
     result: float | Tensor = 0.0
     for start in range(0, samples, chunk):
         a, b = inputs[start : start + chunk].to(dtype), output_grads[start : start + chunk].to(dtype)
-        value: float | Tensor = _gram_product(a, b)
+        left, right = torch.bmm(a, a.mT), torch.bmm(b, b.mT)
+        value: float | Tensor = torch.dot(left.view(-1), right.view(-1)).double()
+        del left, right
         if a.device.type == "cpu":
             value = float(value)
-            if dtype != torch.float64 and not trusted(value):
-                value = sum(
-                    float(_gram_product(one[None].double(), two[None].double())) for one, two in zip(a, b, strict=True)
-                )
+            if dtype != torch.float64 and not SAFE_SQUARES[0] < value < SAFE_SQUARES[1]:
+                value = sum(float(_gram_of_one(one.double(), two.double())) for one, two in zip(a, b, strict=True))
         result = result + value
         del a, b  # widened copies would live on beside the next ones
     return as_result(result, inputs)
 
 
-def _gram_product(a: Tensor, b: Tensor) -> Tensor:
-    left, right = torch.bmm(a, a.mT), torch.bmm(b, b.mT)
-    return torch.dot(left.view(-1), right.view(-1)).double()
+def _gram_of_one(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot((a @ a.mT).view(-1), (b @ b.mT).view(-1))
 
 
 def rank1(a: Tensor, b: Tensor, scale: Tensor | None, max_bytes: int) -> Tensor:

@@ -16,6 +16,7 @@ On a GPU by seconds, from rates that were measured there (config.py):
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -63,6 +64,11 @@ def choose_method(inputs: Tensor, output_grads: Tensor, scaled: bool, weight_gra
         units = device_record(inputs.device).multiprocessors
         fused, gram = gpu_seconds(rates, units, samples, positions, d, p, weight_grad)
         return "gram" if gram < fused else "fused"
+    return _on_cpu(positions, d, p, weight_grad)
+
+
+@functools.lru_cache(maxsize=1024)
+def _on_cpu(positions: int, d: int, p: int, weight_grad: bool) -> str:
     # Without a weight gradient "gram" is spared its product, which "fused" forms in any case.
     plain = 0 if weight_grad else positions * p * d
     return "gram" if CPU.gram(positions, d, p) < CPU.fused(positions, d, p) + plain else "fused"

@@ -32,6 +32,9 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         UnsupportedError: no input with a sample axis, or rows that are no whole number for each sample.
     """
     axis, given, exact = session.batch_dim, session.batch_size, session.exact
+    if len(args) == 1 and not kwargs and given is None and isinstance(args[0], Tensor) and args[0].ndim > axis:
+        batch = args[0].shape[axis]
+        return Inputs(batch, [(args[0], Track(axis))] if batch else [])
     plain = not kwargs and all(isinstance(x, Tensor) for x in args)
     leaves = args if plain else pytree.tree_leaves((args, kwargs))
     tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]

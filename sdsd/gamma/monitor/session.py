@@ -50,6 +50,7 @@ class Session:
         calls: calls of torch, by what they look like → where their outputs carry samples.
         operands: measured parameters by their ids, as operations read them.
         plans: sites of uses → how such a use is made; see `uses/plans.py`.
+        backends: device → what serves kernels there, looked up once.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
@@ -78,6 +79,7 @@ class Session:
         self._stream = 0
         self.calls: dict[Any, Any] = {}
         self.plans: dict[Any, Plan] = {}
+        self.backends: dict[torch.device, str] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
@@ -211,7 +213,7 @@ class Session:
             for tensor in trained(out):
                 tensor.register_hook(lambda grad: self._note_empty(ledger))
             return out
-        ledger.inputs = tracks
+        ledger.inputs, ledger.backends = tracks, self.backends
         self._inside = True
         mode = Measuring(self, ledger)
         parts = compiled_parts(self.root)

@@ -30,10 +30,12 @@ from .ledger import Pass, carrying, in_groups, settle_together
 from .measuring import Measuring
 from .opaque import through_compiled
 from .operand import Leaf, Operand
-from .pieces import chunks, lookup_squares, project, square_norm, sum_of_squares, wide
+from .pieces import FEW, SAFE, chunks, lookup_squares, project, square_norm, sum_of_squares, wide
 from .plans import Plan
 
 __all__ = [
+    "FEW",
+    "SAFE",
     "Leaf",
     "Measuring",
     "Operand",

@@ -65,6 +65,7 @@ QUICK = frozenset([BY_SHAPE, BY_FIRST])
 SORTS: dict[Any, str] = {}
 PLAIN = frozenset([Tensor, torch.nn.Parameter])
 SEQUENCES = frozenset([tuple, list, torch.Size, slice])
+WHOLE = frozenset([int])
 CONSTANTS = frozenset(
     [
         int,

@@ -152,7 +152,7 @@ class Pass:
         return (self.backends.get(device) or self.backend_on(device)) == "triton" and x.dtype in _SERVED
 
     def backend_on(self, device: torch.device) -> str:
-        """What serves kernels there, for the rest of the pass."""
+        """What serves kernels there; looked up once."""
         backend = self.backends[device] = default_backend(device)
         return backend
 

@@ -42,6 +42,7 @@ from .calls import (
     QUICK,
     SEQUENCES,
     SORTS,
+    WHOLE,
     WRITES,
     deep_tensors,
     name_of,
@@ -104,7 +105,7 @@ class Measuring(TorchFunctionMode):
             values = (*args, *kwargs.values())
             key.extend(kwargs)
         for value in values:
-            if type(value) in SEQUENCES:
+            if type(value) in SEQUENCES and (type(value) is slice or not WHOLE.issuperset(map(type, value))):
                 values = spread(values)
                 break
         held = self.ledger.tracks.held
@@ -142,6 +143,8 @@ class Measuring(TorchFunctionMode):
             elif type(value) in CONSTANTS:
                 # True and 1 are equal, and mean different things.
                 key.append((bool, value) if type(value) is bool else value)
+            elif type(value) in SEQUENCES:
+                key.append((type(value), *value))
             else:
                 return self._any_call(func, args, kwargs, how)
         if not carriers and not parameters and torch.is_grad_enabled():

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import torch
 from torch import Tensor
 
 from ..following import Track, Verdict
 from .operand import SAMPLES, marked
-from .use import Measure, Saved, Use, alone, hook_on
+from .use import Measure, Use, alone, hook_on, version_of
 
 if TYPE_CHECKING:
-    from .ledger import Pass
     from .measuring import Measuring
     from .operand import Operand
 
@@ -45,14 +45,6 @@ class Plan:
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
         """The operation, followed and measured."""
         raise NotImplementedError
-
-    def _count(self, ledger: Pass) -> None:
-        counts, kinds, kind = ledger.counts, ledger.kinds, self.kind
-        for name in self.names:
-            counts[name] = counts.get(name, 0) + 1
-            known = kinds.get(name)
-            if known is not kind:
-                kinds[name] = kind if known is None else known | kind
 
 
 class Watched(Plan):
@@ -81,10 +73,9 @@ class Watched(Plan):
             out, saved = func(*args, **kwargs), args[:1]
         else:
             out, saved = self.save(*args, **kwargs)
-        ledger = mode.ledger
-        ledger.tracks.held[id(out)] = (ref(out), self.track, False)
-        self._count(ledger)
-        use = Use(mode, self.operands, self.measure, Saved(saved), self)
+        mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
+        kept = tuple(map(Tensor.detach, saved))
+        use = Use(mode, self.operands, self.measure, (kept, tuple(map(version_of, kept))), self)
         if out._base is None and out._backward_hooks is None:
             # What Tensor.register_hook does.
             node: Any = out.grad_fn
@@ -100,22 +91,30 @@ class Watched(Plan):
 class Joined(Plan):
     """An operation by a function of ours whose backward measures.
 
-    call: (use, x) → its output, x the operation's argument number `place`; it holds no tensors but parameters.
+    call: (use, x) → its output, x the operation's argument number `place` in `dtype`, that of autocast, or in its own;
+    it holds no tensors but parameters.
     """
 
-    __slots__ = ("call", "place")
+    __slots__ = ("call", "dtype", "place")
 
     def __init__(
-        self, kind: str, operands: list[Operand], track: Verdict, call: Callable[[Use, Tensor], Tensor], place: int = 0
+        self,
+        kind: str,
+        operands: list[Operand],
+        track: Verdict,
+        call: Callable[[Use, Tensor], Tensor],
+        place: int = 0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(kind, operands, track)
-        self.call, self.place = call, place
+        self.call, self.place, self.dtype = call, place, dtype
 
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
-        ledger = mode.ledger
-        self._count(ledger)
-        out = self.call(Use(mode, self.operands, None, None, self), args[self.place])
-        ledger.tracks.held[id(out)] = (ref(out), self.track, False)
+        x = args[self.place]
+        if self.dtype is not None:
+            x = x.to(self.dtype)
+        out = self.call(Use(mode, self.operands, None, None, self), x)
+        mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
         out.grad_fn.metadata[SAMPLES] = True  # type: ignore[union-attr, index]
         return out
 

@@ -8,7 +8,8 @@ force, so that checkpointing and offloading keep their promise.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .plans import Plan
 
 _will_execute = torch._C._will_engine_execute_node
+_current_task = torch._C._current_graph_task_id
 Measure = Callable[..., Iterable[tuple[int, Piece]]]
 """measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
 
@@ -61,12 +63,17 @@ class Saved:
         return self.packed
 
 
+Kept = tuple[tuple[Tensor, ...], tuple[int, ...]]
+"""What a plan saves, where no hooks on saved tensors are in force: detached tensors, and their versions."""
+version_of = operator.attrgetter("_version")
+
+
 class ChangedError(Exception):
     """An input was changed in place after it was used."""
 
 
 class Use:
-    """One operation of one forward pass that joined samples with parameters."""
+    """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself."""
 
     __slots__ = ("fired", "measure", "mode", "operands", "owners", "plan", "saved")
 
@@ -75,12 +82,21 @@ class Use:
         mode: Measuring,
         operands: list[Operand],
         measure: Measure | None,
-        saved: Saved | None,
+        saved: Saved | Kept | None,
         plan: Plan | None = None,
     ) -> None:
         self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
         self.fired: int | None = None
-        self.owners = None if plan is not None else rows_in_view()
+        if plan is None:
+            self.owners = rows_in_view()
+            return
+        self.owners = None
+        counts, kinds, kind = mode.ledger.counts, mode.ledger.kinds, plan.kind
+        for name in plan.names:
+            counts[name] = counts.get(name, 0) + 1
+            known = kinds.get(name)
+            if known is not kind:
+                kinds[name] = kind if known is None else known | kind
 
     @property
     def names(self) -> list[str]:
@@ -112,7 +128,10 @@ class Use:
             if torch.is_grad_enabled():
                 ledger.differentiate(session.direction)
             return False
-        task = session.enter_task(ledger)
+        inner = _current_task()
+        task = inner if session._outer is None else session._outer
+        if task not in session._begun or inner not in session._open or inner not in ledger.open:
+            task = session.enter_task(ledger)
         if self.fired is not None and self.fired in ledger.tasks:
             ledger.trouble = "repeated"
             return False
@@ -138,7 +157,14 @@ class Use:
         try:
             assert self.saved is not None
             assert self.measure is not None
-            saved, self.saved = self.saved.load(), None
+            saved: Sequence[Tensor | None]
+            if isinstance(self.saved, tuple):
+                saved, versions = self.saved
+                if tuple(map(version_of, saved)) != versions:
+                    raise ChangedError
+            else:
+                saved = self.saved.load()
+            self.saved = None
             if self.plan is not None and self.plan.squares is not None and ledger.alone(self.operands):
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
@@ -199,24 +225,18 @@ def joined(mode: Measuring, weight: Tensor, bias: Tensor | None, kind: str) -> U
     return register(mode, operands, kind)
 
 
-def autocast(x: Tensor) -> tuple[Tensor, bool]:
-    """`x` as autocast would have it, and whether autocast is on."""
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast casts `x` to, or None where it is off."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return x, False
-    return x.to(torch.get_autocast_dtype(device)), True
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def saved_alike(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cast: bool) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, cast as `x` was, and what such an operation's backward needs, saved."""
-    ctx.weight = None
-    if cast and weight.dtype != x.dtype:
+def cast_alike(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, cast as autocast cast `x`, for an operation whose own backward measures."""
+    if weight.dtype != x.dtype:
         # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
         ctx.weight, weight = weight, weight.to(x.dtype)
-    if cast and bias is not None:
-        bias = bias.to(x.dtype)
-    ctx.save_for_backward(x, weight)
-    return weight, bias
+    return weight, None if bias is None else bias.to(x.dtype)
 
 
 @functools.cache

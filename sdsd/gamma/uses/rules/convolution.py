@@ -6,6 +6,7 @@ weight gradient, so it is computed in the place of the layer's own backward, not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight
 from ..landed import bare_apply, followed, land_bias, land_convolution, rows_of
-from ..pieces import Dense, Lazy, Piece
+from ..pieces import Dense, Lazy, Piece, square_norm
 from ..plans import Joined, keep
-from ..use import Use, autocast, joined, saved_alike, watch
+from ..use import Use, autocast_dtype, cast_alike, joined, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -133,19 +134,19 @@ def _joined(
     if use is None:
         return None
 
-    def call(use: Use, x: Tensor) -> Tensor:
-        x, cast = autocast(x)
-        return _apply(x, weight, bias, use, settings, cast)  # type: ignore[no-any-return]
-
-    out = call(use, x)
+    dtype = autocast_dtype(x)
+    call = functools.partial(_apply, weight, bias, settings, dtype is not None)
+    out = call(use, x if dtype is None else x.to(dtype))
     followed(out, x)
     if placed:
-        keep(mode, Joined("convolution", use.operands, track_of(out), call))
-    return out
+        keep(mode, Joined("convolution", use.operands, track_of(out), call, dtype=dtype))
+    return out  # type: ignore[no-any-return]
 
 
 _backward = torch.ops.aten.convolution_backward.default
 _stats = torch.ops.sdsd.conv_weight_grad_stats.default
+_WIDE = (torch.float32, torch.float64)
+_OF_INPUT = [True, False, False]
 
 
 class _Joined(torch.autograd.Function):
@@ -153,17 +154,20 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, settings: Any, cast: bool
+        ctx: Any, weight: Tensor, bias: Tensor | None, settings: Any, cast: bool, use: Use, x: Tensor
     ) -> Tensor:
         ctx.use, ctx.settings = use, settings
-        weight, bias = saved_alike(ctx, x, weight, bias, cast)
+        ctx.weight = None
+        if cast:
+            weight, bias = cast_alike(ctx, x, weight, bias)
+        ctx.save_for_backward(x, weight)
         return torch.convolution(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
         settings, use = ctx.settings, ctx.use
-        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        need_weight, need_bias, *_, need_x = ctx.needs_input_grad
         measured = use.wanted()
         differentiated = torch.is_grad_enabled()
         if differentiated or not measured:
@@ -182,7 +186,7 @@ class _Joined(torch.autograd.Function):
             )
         else:
             grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x, True)
-        return grad_x if need_x else None, grad_weight, grad_bias if need_bias else None, None, None, None
+        return grad_weight, grad_bias if need_bias else None, None, None, None, grad_x if need_x else None
 
 
 _apply = bare_apply(_Joined)
@@ -193,8 +197,11 @@ def _measure(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Deliver the pieces; gradients of input, weight and bias."""
     ledger = use.mode.ledger
-    ledger.begin(use, grad.dtype)
     leaf = use.operands[0].leaves[0]
+    on_cpu = x.is_cpu and x.dtype in _WIDE and ledger.backends.get(x.device) == "torch"
+    if wanted and use.plan is not None and on_cpu and not settings[3] and ledger.alone(use.operands):
+        return _squared(use, use.plan.names, x, grad, weight, settings, need_x)
+    ledger.begin(use, grad.dtype)
     if wanted and x.ndim < 5 and ledger.serves(grad):
         places = rows_of(use)
         if places is not None:
@@ -205,7 +212,7 @@ def _measure(
         grad_x, grad_weight, _ = _backward(grad, x, weight, [0], *settings, [need_x, shared, False])
     if not shared:
         stride, padding, dilation, transposed, _, groups = settings
-        if transposed or x.dtype not in (torch.float32, torch.float64):
+        if transposed or x.dtype not in _WIDE:
             grad_weight, alone = by_samples(grad, x, weight, settings, scale, ledger.max_bytes)
         else:
             grad_weight, alone = _stats(
@@ -237,6 +244,36 @@ def _measure(
     return grad_x, None if grad_weight is None else grad_weight.to(leaf.tensor.dtype), grad_bias
 
 
+def _squared(
+    use: Use, names: list[str], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same on a CPU, where squares are all that is asked of the use: without pieces."""
+    operands, ledger = use.operands, use.mode.ledger
+    stride, padding, dilation, _, _, groups = settings
+    grad_x = _backward(grad, x, weight, [0], *settings, _OF_INPUT)[0] if need_x else None
+    grad_weight, square = _stats(
+        x,
+        grad,
+        None,
+        weight.shape[2:],
+        stride,
+        padding,
+        dilation,
+        groups,
+        True,
+        operands[0].dtype,
+        False,
+        ledger.max_bytes,
+        "torch",
+    )
+    if len(operands) == 1:
+        ledger.take(use, names, (square,), grad.dtype)
+        return grad_x, grad_weight, None
+    rows = grad.flatten(2).sum(2)
+    ledger.take(use, names, (square, square_norm(rows)), grad.dtype)
+    return grad_x, grad_weight, rows.sum(0).to(operands[1].dtype)
+
+
 def _land(
     use: Use, rows: list[int], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
@@ -247,7 +284,7 @@ def _land(
         x, grad = x.contiguous(memory_format=torch.channels_last), grad.contiguous(memory_format=torch.channels_last)
     grad_x = None
     if need_x:
-        grad_x = _backward(grad, x, weight, [0], *settings, [True, False, False])[0]
+        grad_x = _backward(grad, x, weight, [0], *settings, _OF_INPUT)[0]
     geometry = (weight.shape[2:], stride, padding, dilation, groups)
     last = _channels_last(use.operands[0].leaves[0].tensor)
     if not transposed:

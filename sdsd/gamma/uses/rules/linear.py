@@ -19,9 +19,9 @@ from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land_bias, land_linear, rows_of
-from ..pieces import Dense, Piece, Product, one_position
+from ..pieces import Dense, Piece, Product, one_position, square_norm
 from ..plans import Joined, Squares, Watched, keep
-from ..use import Use, autocast, joined, saved_alike, watch
+from ..use import Use, autocast_dtype, cast_alike, joined, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -178,17 +178,13 @@ def _joined(
     use = joined(mode, weight, bias, kind)
     if use is None:
         return None
-    n = mode.ledger.n
-
-    def call(use: Use, x: Tensor) -> Tensor:
-        x, cast = autocast(x)
-        return _apply(x, weight, bias, use, track, n, transposed, cast)  # type: ignore[no-any-return]
-
-    out = call(use, x)
+    dtype = autocast_dtype(x)
+    call = functools.partial(_apply, weight, bias, track, mode.ledger.n, transposed, dtype is not None)
+    out = call(use, x if dtype is None else x.to(dtype))
     followed(out, x)
     if place is not None:
-        keep(mode, Joined(kind, use.operands, track_of(out), call, place))
-    return out
+        keep(mode, Joined(kind, use.operands, track_of(out), call, place, dtype))
+    return out  # type: ignore[no-any-return]
 
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
@@ -200,17 +196,20 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        use: Use,
         track: Track,
         n: int,
         transposed: bool,
         cast: bool,
+        use: Use,
+        x: Tensor,
     ) -> Tensor:
         ctx.use, ctx.track, ctx.n, ctx.transposed = use, track, n, transposed
-        weight, bias = saved_alike(ctx, x, weight, bias, cast)
+        ctx.weight = None
+        if cast:
+            weight, bias = cast_alike(ctx, x, weight, bias)
+        ctx.save_for_backward(x, weight)
         if transposed:
             return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
         y = F.linear(x, weight, bias)
@@ -220,7 +219,7 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        need_weight, need_bias, *_, need_x = ctx.needs_input_grad
         use: Use = ctx.use
         measured = use.wanted()
         differentiated = torch.is_grad_enabled()
@@ -242,7 +241,7 @@ class _Joined(torch.autograd.Function):
                     _measure(ctx, use, x.detach(), grad.detach(), False)
         else:
             grad_weight, grad_bias = _measure(ctx, use, x, grad, True)
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+        return grad_weight, grad_bias, None, None, None, None, None, grad_x
 
 
 _apply = bare_apply(_Joined)
@@ -256,11 +255,14 @@ def _dtype_of(use: Use, operand: int, x: Tensor) -> torch.dtype:
 def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
     """Deliver the pieces; the gradients of weight and bias where they are `wanted`."""
     ledger, n, operands = use.mode.ledger, ctx.n, use.operands
-    ledger.begin(use, grad.dtype)
     if x.ndim == 3 and ctx.track == _PLAIN:
         a, b = x, grad
     else:
         a, b = arrange(x, ctx.track, n, 1), arrange(grad, ctx.track, n, 1)
+    on_cpu = x.is_cpu and ledger.backends.get(x.device) == "torch"
+    if wanted and use.plan is not None and on_cpu and ledger.alone(operands):
+        return _squared(use, use.plan.names, a, b, ctx.transposed)
+    ledger.begin(use, grad.dtype)
     if wanted and ledger.serves(b):
         places = rows_of(use)
         if places is not None:
@@ -294,4 +296,19 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     return grad_weight, grad_bias
 
 
+def _squared(use: Use, names: list[str], a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The same on a CPU, where squares are all that is asked of the use: without pieces."""
+    operands, ledger = use.operands, use.mode.ledger
+    grad_weight, square = _stats(a, b, None, True, operands[0].dtype, None, ledger.max_bytes, "torch")
+    if transposed:
+        grad_weight = grad_weight.t()
+    if len(operands) == 1:
+        ledger.take(use, names, (square,), b.dtype)
+        return grad_weight, None
+    rows = b.sum(1) if b.dtype == torch.float32 else b.sum(1, dtype=_sum_dtype(b))
+    ledger.take(use, names, (square, square_norm(rows)), b.dtype)
+    return grad_weight, rows.sum(0).to(operands[1].dtype)
+
+
+_stats = torch.ops.sdsd.weight_grad_stats.default
 _PLAIN = Track(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...following import Mixed, Track, arrange, track_of
 from ..operand import Operand, leaves_of
-from ..pieces import Lookup, Piece
+from ..pieces import Lookup, Piece, lookup_squares
 from ..plans import Watched, keep
 from ..use import watch
 from .generic import any_operation
@@ -40,7 +40,14 @@ def embedding(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
     def measure(b: Tensor, ids: Tensor) -> Iterator[tuple[int, Piece]]:
         yield 0, Lookup(arrange(ids, track, n, 0), arrange(b, track, n, 1), rows, padding)
 
+    def squares(b: Tensor, ids: Tensor) -> tuple[Tensor]:
+        """The same of ids (N, T), samples first, without pieces."""
+        if padding is not None:
+            b = b.masked_fill((ids == padding).unsqueeze(-1), 0.0)
+        return (lookup_squares(b, ids, None),)
+
     operands = watch(mode, "embedding", out, [table], (ids,), measure)
     if operands and args:
-        keep(mode, Watched("embedding", operands, track_of(out), measure))
+        simple = ids.ndim == 2 and track == Track(0) and not mode.ledger.serves(out)
+        keep(mode, Watched("embedding", operands, track_of(out), measure, squares=squares if simple else None))
     return out

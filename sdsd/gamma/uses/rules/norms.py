@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...following import Track, arrange, track_of
-from ..pieces import Dense, Piece, Sums, wide
+from ..pieces import Dense, Piece, Sums, square_norm, wide
 from ..plans import Watched, keep
 from ..use import watch
 from .broadcasting import gathered
@@ -70,6 +70,9 @@ def _watch_scale(
         keep(mode, Watched(kind, operands, track_of(out), measure))
 
 
+_PLAIN = Track(0)
+
+
 def _free(track: Any, dims: int, x: Tensor) -> bool:
     """Whether samples lie outside the last `dims` dimensions."""
     return isinstance(track, Track) and track.axis < x.ndim - dims
@@ -120,9 +123,16 @@ def layer_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
         if bias is not None and bias.requires_grad:
             yield len(read) - 1, Dense(arrange(values, track, n, len(shape)).sum(1))
 
+    def squares(b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[float, ...]:
+        """The same of (N, T, C) on a CPU, samples first, without pieces."""
+        rows = torch.bmm(rstd.mT, (x - mean).mul_(b))
+        return (square_norm(rows), square_norm(b.sum(1))) if len(read) > 1 else (square_norm(rows),)
+
     operands = watch(mode, "layer norm", out, read, saved, measure)
     if operands and args:
-        keep(mode, Watched("layer norm", operands, track_of(out), measure, save=save))
+        simple = x.ndim == 3 and len(shape) == 1 and track == _PLAIN and x.is_cpu and wide(x) is x
+        plan = Watched("layer norm", operands, track_of(out), measure, save, squares if simple else None)
+        keep(mode, plan)
     return out
 
 
@@ -167,7 +177,8 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
         joined = joined_norm(mode, "group norm", x, weight, bias, GroupNorm(groups, eps), placed=bool(args))
         if joined is not None:
             return joined
-    alone = (track.outer, track.inner) == (1, 1) and x.is_contiguous() and weight is not None and weight.requires_grad
+    laid = x.is_contiguous() or (x.is_cpu and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    alone = (track.outer, track.inner) == (1, 1) and laid and weight is not None and weight.requires_grad
     if not alone or torch.is_autocast_enabled(x.device.type):
         out = mode.run(func, args, kwargs)
         _watch_scale(
@@ -182,7 +193,7 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
             placed=bool(args),
         )
         return out
-    n, c, space = x.shape[0], x.shape[1], x.shape[2:].numel()
+    n, c, space, places = x.shape[0], x.shape[1], x.shape[2:].numel(), tuple(range(2, x.ndim))
 
     # What F.group_norm computes, with the mean and the inverse deviation that its backward uses.
     def save(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -193,17 +204,28 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     mode.follow(func, args, kwargs, out)
     read = [t for t in (weight, bias) if t is not None and t.requires_grad]
 
+    def gradients(b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the samples, (N, C) each: rstd (Σ b ∘ x − mean Σ b), as torch's own backward has it, and Σ b."""
+        values = wide(b)
+        products = values * wide(x)
+        sums = values.sum(places) if places else values
+        products = (products.sum(places) if places else products).view(n, groups, -1)
+        products = torch.addcmul(products, sums.view(n, groups, -1), mean.unsqueeze(2), value=-1)
+        return products.mul_(rstd.unsqueeze(2)).view(n, c), sums
+
     def measure(b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Iterator[tuple[int, Piece]]:
-        values = wide(b).reshape(n, c, space)
-        centred = wide(x).view(n, groups, -1) - mean.unsqueeze(2)
-        scaled = centred.view(n, c, space).mul_(values).sum(2).view(n, groups, -1) * rstd.unsqueeze(2)
-        yield 0, Dense(scaled.view(n, c))
+        of_scale, of_shift = gradients(b, x, mean, rstd)
+        yield 0, Dense(of_scale)
         if bias is not None and bias.requires_grad:
-            yield len(read) - 1, Dense(values.sum(2))
+            yield len(read) - 1, Dense(of_shift)
+
+    def squares(*given: Tensor) -> tuple[float, ...]:
+        of_scale, of_shift = gradients(*given)
+        return (square_norm(of_scale), square_norm(of_shift)) if len(read) > 1 else (square_norm(of_scale),)
 
     operands = watch(mode, "group norm", out, read, saved, measure)
     if operands and args:
-        keep(mode, Watched("group norm", operands, track_of(out), measure, save=save))
+        keep(mode, Watched("group norm", operands, track_of(out), measure, save, squares if x.is_cpu else None))
     return out
 
 
