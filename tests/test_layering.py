@@ -52,40 +52,12 @@ BEHIND_DOORS = (
     "sdsd.theory",
 )
 """A file in these is imported from its own folder and those below it; others go through a folder's __init__."""
-IN_SHAPE = (
-    "sdsd.cli",
-    "sdsd.gamma.following",
-    "sdsd.gamma.layers",
-    "sdsd.gamma.monitor",
-    "sdsd.geometry",
-    "sdsd.graphs",
-    "sdsd.integrations",
-    "sdsd.models",
-    "sdsd.report",
-    "sdsd.studies",
-    "sdsd.theory",
-    "sdsd_kernels",
-)
-"""Where the lengths of files and of rows of parameters are held."""
 AS_TORCH_TAKES_THEM = {
     "sdsd/gamma/following/layers.py": ("batch_norm", "torch_batch_norm"),
     "sdsd/gamma/following/products.py": ("convolution", "transposed_convolution", "general_convolution"),
     "sdsd/gamma/layers/attention.py": ("_attend",),
 }
 """Functions that are called with the arguments of a function of torch, positions and names as they came."""
-PLAIN_NAMES = (
-    "sdsd.cli",
-    "sdsd.gamma",
-    "sdsd.geometry",
-    "sdsd.graphs",
-    "sdsd.integrations",
-    "sdsd.models",
-    "sdsd.report",
-    "sdsd.studies",
-    "sdsd.theory",
-    "sdsd_kernels",
-)
-"""Where no name is "found"."""
 
 
 PUBLIC = (
@@ -395,8 +367,6 @@ def test_a_door_is_looked_through(tmp_path):
 def shape_violations(path: Path, root: Path) -> Iterator[str]:
     """Long files, and long rows of positional parameters."""
     where = path.relative_to(root)
-    if not f"{module_name(path, root)}.".startswith(tuple(f"{room}." for room in IN_SHAPE)):
-        return
     lines = path.read_text(encoding="utf-8").splitlines()
     if len(lines) > MOST_LINES:
         yield f"{where}: {len(lines)} lines; make it a folder, or two files"
@@ -436,8 +406,7 @@ def violations(root: Path) -> list[str]:
     wrong: list[str] = []
     public = exported(root)
     for path in sorted([*(root / "sdsd").rglob("*.py"), *(root / "sdsd_kernels").rglob("*.py")]):
-        if f"{module_name(path, root)}.".startswith(tuple(f"{room}." for room in PLAIN_NAMES)):
-            wrong += vague_names(path, root)
+        wrong += vague_names(path, root)
     for path in sorted((root / "sdsd").rglob("*.py")):
         wrong += [*room_violations(path, root), *door_violations(path, root), *shape_violations(path, root)]
         for target, line, _, plain, _ in imports(path, root):

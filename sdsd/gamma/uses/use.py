@@ -252,6 +252,7 @@ def watch(
     tensors: list[Tensor],
     saved: Iterable[Tensor | None],
     measure: Measure,
+    *,
     unexpanded: bool = False,
 ) -> list[Operand]:
     """Measure an operation with output `out` that read `tensors`, computed from parameters alone.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import Any
 
 UNSET = inspect.Parameter.empty
@@ -13,7 +14,8 @@ RESERVED = "quick"
 """The name under which results.json says whether a run was quick."""
 
 
-def settings_of(measure: Callable[..., Any]) -> dict[str, Any]:
+@functools.cache
+def settings_of(measure: Callable[..., Any]) -> Mapping[str, Any]:
     """Keyword-only parameters of `measure` with their defaults; `UNSET` for one without.
 
     Raises:
@@ -34,7 +36,7 @@ def settings_of(measure: Callable[..., Any]) -> dict[str, Any]:
             f"measure: {measure.__module__}.{measure.__name__} takes {', '.join(map(repr, unread))} and never reads "
             "it, so that it would be listed as a setting without being one. Use it, or take it away."
         )
-    return settings
+    return MappingProxyType(settings)
 
 
 def check_names(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:

@@ -185,7 +185,7 @@ class _Joined(torch.autograd.Function):
                 for k, (each, need) in enumerate(((grad_weight, need_weight), (grad_bias, need_bias)))
             )
         else:
-            grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x, True)
+            grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x=need_x, wanted=True)
         return grad_weight, grad_bias if need_bias else None, None, None, None, grad_x if need_x else None
 
 
@@ -193,19 +193,19 @@ _apply = bare_apply(_Joined)
 
 
 def _measure(
-    use: Use, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool = False, wanted: bool = False
+    use: Use, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, *, need_x: bool = False, wanted: bool = False
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Deliver the pieces; gradients of input, weight and bias."""
     ledger = use.mode.ledger
     leaf = use.operands[0].leaves[0]
     on_cpu = x.is_cpu and x.dtype in _WIDE and ledger.backends.get(x.device) == "torch"
     if wanted and use.plan is not None and on_cpu and not settings[3] and ledger.alone(use.operands):
-        return _squared(use, use.plan.names, x, grad, weight, settings, need_x)
+        return _squared(use, use.plan.names, x, grad, weight, settings, need_x=need_x)
     ledger.begin(use, grad.dtype)
     if wanted and x.ndim < 5 and ledger.serves(grad):
         places = rows_of(use)
         if places is not None:
-            return _land(use, places, x, grad, weight, settings, need_x)
+            return _land(use, places, x, grad, weight, settings, need_x=need_x)
     scale, shared = ledger.scale(leaf.name) if ledger.scaled else None, ledger.shared(leaf)
     alone = grad_x = grad_weight = grad_bias = None
     if need_x or shared:
@@ -245,7 +245,7 @@ def _measure(
 
 
 def _squared(
-    use: Use, names: list[str], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool
+    use: Use, names: list[str], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, *, need_x: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same on a CPU, where squares are all that is asked of the use: without pieces."""
     operands, ledger = use.operands, use.mode.ledger
@@ -275,7 +275,7 @@ def _squared(
 
 
 def _land(
-    use: Use, rows: list[int], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, need_x: bool
+    use: Use, rows: list[int], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, *, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Gradients of weight and bias by kernels that write the squares beside them; of the input by torch's own."""
     stride, padding, dilation, transposed, _, groups = settings

@@ -67,14 +67,17 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     places = [next(k for k, value in enumerate(values) if value is t) for t in distinct]
     sampled = [k for k, track in enumerate(tracks) if isinstance(track, Track)]
     bases = [unexpanded_of(t).detach() for t in distinct]
-    pieces = _Pieces(func, values, structure, places, bases, sampled, [tracks[k] for k in sampled], mode.ledger.n)  # type: ignore[misc]
+    lying: list[Any] = [tracks[k] for k in sampled]
+    pieces = _Pieces(
+        func, values, structure, places=places, bases=bases, sampled=sampled, tracks=lying, n=mode.ledger.n
+    )
     for which, output in enumerate(outputs):
         track = track_of(output)
 
         def measure(b: Tensor, *saved: Tensor, which: int = which, track: Any = track) -> Iterator[tuple[int, Piece]]:
             yield from pieces.of_operand(b, saved, which, track)
 
-        watch(mode, f"generic ({name})", output, distinct, (values[k] for k in sampled), measure, True)
+        watch(mode, f"generic ({name})", output, distinct, (values[k] for k in sampled), measure, unexpanded=True)
     return out
 
 
@@ -86,21 +89,15 @@ class _Pieces:
         func: Any,
         values: list[Any],
         structure: Any,
+        *,
         places: list[int],
         bases: list[Tensor],
         sampled: list[int],
         tracks: list[Track],
         n: int,
     ) -> None:
-        self.func, self.structure, self.places, self.bases, self.sampled, self.tracks, self.n = (
-            func,
-            structure,
-            places,
-            bases,
-            sampled,
-            tracks,
-            n,
-        )
+        self.func, self.structure, self.n = func, structure, n
+        self.places, self.bases, self.sampled, self.tracks = places, bases, sampled, tracks
         self.values = [value.detach() if isinstance(value, Tensor) else value for value in values]
         self.sizes = [self._sizes(values[place], base) for place, base in zip(places, bases, strict=True)]
         for k in sampled:

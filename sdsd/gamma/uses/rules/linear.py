@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -179,7 +179,7 @@ def _joined(
     if use is None:
         return None
     dtype = autocast_dtype(x)
-    call = functools.partial(_apply, weight, bias, track, mode.ledger.n, transposed, dtype is not None)
+    call = functools.partial(_apply, weight, bias, How(track, mode.ledger.n, transposed), dtype is not None)
     out = call(use, x if dtype is None else x.to(dtype))
     followed(out, x)
     if place is not None:
@@ -190,6 +190,14 @@ def _joined(
 _unsafe_view = torch.ops.aten._unsafe_view.default
 
 
+class How(NamedTuple):
+    """Where the samples of the input lie, how many they are, and whether the weight is stored transposed."""
+
+    track: Track
+    n: int
+    transposed: bool
+
+
 class _Joined(torch.autograd.Function):
     """Under autocast parameters are cast inside: their gradients come in their own dtype, from the accumulator."""
 
@@ -198,19 +206,17 @@ class _Joined(torch.autograd.Function):
         ctx: Any,
         weight: Tensor,
         bias: Tensor | None,
-        track: Track,
-        n: int,
-        transposed: bool,
+        how: How,
         cast: bool,
         use: Use,
         x: Tensor,
     ) -> Tensor:
-        ctx.use, ctx.track, ctx.n, ctx.transposed = use, track, n, transposed
+        ctx.use, ctx.how = use, how
         ctx.weight = None
         if cast:
             weight, bias = cast_alike(ctx, x, weight, bias)
         ctx.save_for_backward(x, weight)
-        if transposed:
+        if how.transposed:
             return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
         y = F.linear(x, weight, bias)
         # A linear layer of more than two dimensions returns a view, which later in-place operations may not touch.
@@ -228,20 +234,20 @@ class _Joined(torch.autograd.Function):
         b2 = grad if grad.ndim == 2 else grad.reshape(-1, grad.shape[-1])
         grad_x = grad_weight = grad_bias = None
         if need_x:
-            grad_x = (b2.mm(weight.t()) if ctx.transposed else b2.mm(weight)).view(x.shape)
+            grad_x = (b2.mm(weight.t()) if ctx.how.transposed else b2.mm(weight)).view(x.shape)
         if differentiated or not measured:
             # A gradient that is to be differentiated, or of a pass that is nobody's batch: the layer's own.
             x2 = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
             if need_weight:
-                grad_weight = (x2.t().mm(b2) if ctx.transposed else b2.t().mm(x2)).to(_dtype_of(use, 0, x))
+                grad_weight = (x2.t().mm(b2) if ctx.how.transposed else b2.t().mm(x2)).to(_dtype_of(use, 0, x))
             if need_bias:
                 grad_bias = b2.sum(0).to(_dtype_of(use, 1, x))
             if measured:
                 with torch.no_grad():
-                    _measure(ctx, use, x.detach(), grad.detach(), False)
+                    _measure(use, ctx.how, x.detach(), grad.detach(), False)
         else:
-            grad_weight, grad_bias = _measure(ctx, use, x, grad, True)
-        return grad_weight, grad_bias, None, None, None, None, None, grad_x
+            grad_weight, grad_bias = _measure(use, ctx.how, x, grad, True)
+        return grad_weight, grad_bias, None, None, None, grad_x
 
 
 _apply = bare_apply(_Joined)
@@ -252,21 +258,22 @@ def _dtype_of(use: Use, operand: int, x: Tensor) -> torch.dtype:
     return use.operands[operand].tensor.dtype if operand < len(use.operands) else x.dtype
 
 
-def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
     """Deliver the pieces; the gradients of weight and bias where they are `wanted`."""
-    ledger, n, operands = use.mode.ledger, ctx.n, use.operands
-    if x.ndim == 3 and ctx.track == _PLAIN:
+    ledger, operands = use.mode.ledger, use.operands
+    track, n, transposed = how
+    if x.ndim == 3 and track == _PLAIN:
         a, b = x, grad
     else:
-        a, b = arrange(x, ctx.track, n, 1), arrange(grad, ctx.track, n, 1)
+        a, b = arrange(x, track, n, 1), arrange(grad, track, n, 1)
     on_cpu = x.is_cpu and ledger.backends.get(x.device) == "torch"
     if wanted and use.plan is not None and on_cpu and ledger.alone(operands):
-        return _squared(use, use.plan.names, a, b, ctx.transposed)
+        return _squared(use, use.plan.names, a, b, transposed)
     ledger.begin(use, grad.dtype)
     if wanted and ledger.serves(b):
         places = rows_of(use)
         if places is not None:
-            if not ctx.transposed:
+            if not transposed:
                 return land_linear(use, places, a, b)
             bias = land_bias(use, places[1], b) if len(places) > 1 else None
             return land_linear(use, places[:1], b, a)[0], bias
@@ -276,18 +283,18 @@ def _measure(ctx: Any, use: Use, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     grad_weight = grad_bias = None
     dtype = operands[0].tensor.dtype
     # Squares of a use among others: found with the gradient for a weight tied to a table, useless among linear uses.
-    if wanted and not (shared and (scale is not None or ctx.transposed)):
-        turned = scale.t() if scale is not None and ctx.transposed else scale
+    if wanted and not (shared and (scale is not None or transposed)):
+        turned = scale.t() if scale is not None and transposed else scale
         backend = "torch" if ledger.backends.get(a.device) == "torch" else None
         stats = weight_grad_stats(a, b, scale=turned, dtype=dtype, backend=backend)
         assert stats.weight_grad is not None
-        grad_weight = stats.weight_grad.t() if ctx.transposed else stats.weight_grad
-        piece = Product(a, b, ctx.transposed, alone=stats.square_norm, total=grad_weight)
+        grad_weight = stats.weight_grad.t() if transposed else stats.weight_grad
+        piece = Product(a, b, transposed, alone=stats.square_norm, total=grad_weight)
     else:
         if wanted:
-            left, right = (a, b) if ctx.transposed else (b, a)
+            left, right = (a, b) if transposed else (b, a)
             grad_weight = left.flatten(0, 1).t().mm(right.flatten(0, 1)).to(dtype)
-        piece = Product(a, b, ctx.transposed, total=grad_weight)
+        piece = Product(a, b, transposed, total=grad_weight)
     operands[0].deliver(ledger, piece)
     if len(operands) > 1:
         rows = b.sum(1, dtype=_sum_dtype(b))

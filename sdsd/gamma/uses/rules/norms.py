@@ -8,7 +8,7 @@ it is; f is computed once more from the saved input.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -233,8 +233,9 @@ def instance_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     """F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     x, mean, variance, weight, bias, own, _, eps = _bound(names, args, kwargs)
-    own = True if own is None else own
-    return _by_channel(mode, func, args, kwargs, parameters, "instance norm", x, mean, variance, weight, bias, own, eps)
+    own, eps = True if own is None else own, 1e-5 if eps is None else eps
+    norm = _Channels("instance norm", x, (mean, variance), (weight, bias), own, eps)
+    return _by_channel(mode, func, args, kwargs, parameters, norm)
 
 
 def batch_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
@@ -243,27 +244,26 @@ def batch_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     x, mean, variance, weight, bias, training, _, eps = _bound(names, args, kwargs)
     if training or mean is None:
         return any_operation(mode, func, args, kwargs, parameters)
-    kind = "batch norm in eval mode"
-    return _by_channel(mode, func, args, kwargs, parameters, kind, x, mean, variance, weight, bias, False, eps)
-
-
-def _by_channel(
-    mode: Measuring,
-    func: Any,
-    args: Any,
-    kwargs: Any,
-    parameters: list[Tensor],
-    kind: str,
-    x: Tensor,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    own: bool,
-    eps: float | None,
-) -> Any:
-    track = track_of(x)
     eps = 1e-5 if eps is None else eps
+    norm = _Channels("batch norm in eval mode", x, (mean, variance), (weight, bias), False, eps)
+    return _by_channel(mode, func, args, kwargs, parameters, norm)
+
+
+class _Channels(NamedTuple):
+    """A norm of each channel of `x` by `statistics`, mean and variance, or, `own`, by those of each sample."""
+
+    kind: str
+    x: Tensor
+    statistics: tuple[Tensor | None, Tensor | None]
+    affine: tuple[Tensor | None, Tensor | None]
+    """Weight and bias."""
+    own: bool
+    eps: float
+
+
+def _by_channel(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], norm: _Channels) -> Any:
+    kind, x, (mean, variance), (weight, bias), own, eps = norm
+    track = track_of(x)
     given = [t for t in (mean, variance, weight, bias) if t is not None]
     if not isinstance(track, Track) or track.axis != 0 or any(track_of(t) is not None for t in given):
         return any_operation(mode, func, args, kwargs, parameters)
