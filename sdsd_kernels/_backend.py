@@ -73,9 +73,11 @@ def choose_backend(requested: str | None, device: torch.device, *, kernel_lacks:
     source = "backend"
     if requested is None and os.environ.get("SDSD_BACKEND"):
         requested, source = os.environ["SDSD_BACKEND"], "SDSD_BACKEND"
+    if requested is None and device.type == "cpu":
+        return "torch"
     problem = unusable("triton", device) or kernel_lacks
     if requested is None:
-        return "torch" if problem or device.type == "cpu" else "triton"
+        return "torch" if problem else "triton"
     check_choice(requested, source, BACKENDS)
     if requested == "triton" and problem:
         raise ValueError(

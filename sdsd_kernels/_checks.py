@@ -26,27 +26,23 @@ def check_float_tensor(value: Any, name: str) -> Tensor:
     Raises:
         TypeError: not a tensor; sparse, quantised, complex, integer or an unsupported floating-point dtype.
     """
+    if isinstance(value, Tensor) and value.dtype in FLOAT_DTYPES and value.layout == torch.strided:
+        return value
+    raise _no_float_tensor(value, name)
+
+
+def _no_float_tensor(value: Any, name: str) -> TypeError:
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name}: expected a torch.Tensor, got {type(value).__name__}. "
-            f"Convert it first, for example with torch.as_tensor({name})."
-        )
-    if value.is_quantized:
-        raise TypeError(
-            f"{name}: expected a floating-point tensor, got a quantised one ({value.dtype}). Pass {name}.dequantize()."
-        )
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}. Pass {name}.to_dense().")
-    if value.is_complex():
-        raise TypeError(
-            f"{name}: expected real values, got {value.dtype}. "
-            f"Pass torch.view_as_real({name}) with its last two dimensions joined."
-        )
-    if value.dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"{name}: expected float64, float32, float16 or bfloat16, got {value.dtype}. Pass {name}.float()."
-        )
-    return value
+        what = f"a torch.Tensor, got {type(value).__name__}. Convert it first, for example with torch.as_tensor({name})"
+    elif value.is_quantized:
+        what = f"a floating-point tensor, got a quantised one ({value.dtype}). Pass {name}.dequantize()"
+    elif value.layout != torch.strided:
+        what = f"a dense tensor, got layout {value.layout}. Pass {name}.to_dense()"
+    elif value.is_complex():
+        what = f"real values, got {value.dtype}. Pass torch.view_as_real({name}) with its last two dimensions joined"
+    else:
+        what = f"float64, float32, float16 or bfloat16, got {value.dtype}. Pass {name}.float()"
+    return TypeError(f"{name}: expected {what}.")
 
 
 def check_choice(value: Any, name: str, choices: Sequence[str]) -> str:
@@ -59,14 +55,16 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> str:
 
 def check_precision(value: Any) -> str:
     """One of `PRECISIONS`; a DeprecationWarning for what used to be one, a ValueError for anything else."""
-    if value in PRECISIONS:
-        return str(value)
+    return str(value) if value in PRECISIONS else _retired(value)
+
+
+def _retired(value: Any) -> str:
     if isinstance(value, str) and value in RETIRED:
         warnings.warn(
             f"precision={value!r} is retired: {RETIRED[value]!r} serves in its place, which errs no more and takes no "
             "longer. Pass that.",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return RETIRED[value]
     return check_choice(value, "precision", PRECISIONS)
@@ -176,26 +174,29 @@ def check_neurons(activations: Tensor, neuron_dim: Any, name: str = "activations
         TypeError: neuron_dim is no int.
         ValueError: fewer than two dimensions, neuron_dim out of range, no neuron or no sample.
     """
-    shape = tuple(activations.shape)
+    shape = activations.shape
+    dim: int = neuron_dim if type(neuron_dim) is int else check_integer(neuron_dim, "neuron_dim")
+    if len(shape) < 2 or not -len(shape) <= dim < len(shape) or (samples and 0 in shape):
+        raise _no_neurons(tuple(shape), dim, name)
+    return dim % len(shape)
+
+
+def _no_neurons(shape: tuple[int, ...], dim: int, name: str) -> ValueError:
     if len(shape) < 2:
-        raise ValueError(
+        return ValueError(
             f"{name}: expected at least two dimensions, samples and neurons, got shape {shape}. "
             "Collect several samples, and give a single neuron or sample a dimension of size 1."
         )
-    dim: int = check_integer(neuron_dim, "neuron_dim")
     if not -len(shape) <= dim < len(shape):
-        raise ValueError(
+        return ValueError(
             f"neuron_dim: expected {-len(shape)} to {len(shape) - 1} for {name} of shape {shape}, got {dim}. "
             "It names the dimension that counts neurons."
         )
-    dim %= len(shape)
-    if samples and 0 in shape:
-        missing = "neurons" if shape[dim] == 0 else "samples"
-        raise ValueError(
-            f"{name}: expected at least one neuron and one sample, got shape {shape}, which has no {missing}. "
-            "Check that data was collected and that neuron_dim names the right dimension."
-        )
-    return dim
+    missing = "neurons" if shape[dim] == 0 else "samples"
+    return ValueError(
+        f"{name}: expected at least one neuron and one sample, got shape {shape}, which has no {missing}. "
+        "Check that data was collected and that neuron_dim names the right dimension."
+    )
 
 
 def check_directions(inverse_norm: Tensor, name: str, *, center: bool) -> None:
