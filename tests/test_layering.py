@@ -392,13 +392,19 @@ def format_violations(path: Path, root: Path) -> Iterator[str]:
 
 
 def sibling_violations(path: Path, root: Path) -> Iterator[str]:
-    """What a folder of `sdsd_kernels` imports from an op's; a definition may be in terms of another one."""
+    """What a folder of `sdsd_kernels` imports from an op's, or of another's private names.
+
+    A definition may be in terms of another one.
+    """
     where = path.relative_to(root)
     for target, line, *_ in imports(path, root) if len(where.parts) > 2 else ():
         there = [*target.split("."), "", ""][1]
         definition = path.name == "reference.py" and target.split(".")[2:3] == ["reference"]
         if there != where.parts[1] and (root / "sdsd_kernels" / there / "op.py").is_file() and not definition:
             yield f"{where}:{line}: {target} is one op's; what several need belongs in an engine: pairwise, per_sample"
+        name = target.rpartition(".")[2]
+        if there not in ("", where.parts[1]) and name.startswith("_") and not is_module(target, root):
+            yield f"{where}:{line}: {target} is private to {there}"
 
 
 def violations(root: Path) -> list[str]:
@@ -587,6 +593,7 @@ def test_a_sound_house_has_no_violation(tmp_path):
         ("sdsd_kernels/cosine_topk/reference.py", "from ..gamma_moments.op import gamma_moments", "is one op's"),
         ("sdsd_kernels/cosine_topk/cpu.py", "from ..gamma_moments.reference import moments", "is one op's"),
         ("sdsd_kernels/pairwise/blocks.py", "from ..gamma_moments import op", "is one op's"),
+        ("sdsd_kernels/cosine_topk/op.py", "from ..pairwise.blocks import _prepare", "is private to pairwise"),
     ],
 )
 def test_each_violation_is_found(tmp_path, file, line, complaint):

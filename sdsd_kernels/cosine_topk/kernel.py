@@ -27,7 +27,7 @@ from .._launch import Launch, device_of, kept
 from .._progress import Progress
 from ..pairwise.config import Tile
 from ..pairwise.launch import Pairing, Preparation, bands, key_of
-from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
+from ..pairwise.tile_kernel import cosines, inverse_norms, split_columns, tile_products
 from . import config
 
 PROGRESS_STEPS = 16
@@ -45,7 +45,7 @@ def _offered(
     """The lists of rows after a tile of products, whose first column is `column_start`."""
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
-        left, right = _halves(products)
+        left, right = split_columns(products)
         best, best_column = _offered(
             left, column_start, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
         )

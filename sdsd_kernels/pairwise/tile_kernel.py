@@ -181,7 +181,7 @@ def cosines(products, row_inverse, column_inverse):
 
 
 @triton.jit
-def _halves(tile):
+def split_columns(tile):
     """The left and the right half of a tile."""
     rows: tl.constexpr = tile.shape[0]
     columns: tl.constexpr = tile.shape[1] // 2
@@ -199,7 +199,7 @@ def store_cosines(
     """
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
-        left, right = _halves(products)
+        left, right = split_columns(products)
         store_cosines(
             left, row_start, column_start, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others, SAME, STRIP
         )
@@ -284,7 +284,7 @@ def store_sums(
     """
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
-        left, right = _halves(products)
+        left, right = split_columns(products)
         store_sums(
             left, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons, STRIPS, STRIP
         )
