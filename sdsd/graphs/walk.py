@@ -14,7 +14,7 @@ from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .chance import Chance
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, step_of, tensors
-from .values import FREE, Axis, Value
+from .values import FREE, MADE, Axis, Value
 
 IN_TRAINING = ", in training"
 KEEP_SIZE = (
@@ -24,6 +24,10 @@ KEEP_SIZE = (
 KEEP_THE_NUMBER = (
     "Store the number when the model is built (self.scale = …), so that it stays as it is, or merge without removal "
     "(remove=False)."
+)
+KEEP_IN_BUFFER = (
+    "Keep them in a buffer with one for each (register_buffer), so that they go with their neurons, or merge by "
+    "how='mean' without removal."
 )
 WRITE_ONCE = "Write into it once, outside of the forward, and take the line out, or choose another layer."
 
@@ -202,7 +206,8 @@ class Walk:
             self.atoms.unite(one, other)
             return one
         known = one if isinstance(one, np.ndarray) else other
-        self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}")
+        advice = KEEP_IN_BUFFER if who == MADE else CHOOSE_ANOTHER
+        self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}", advice=advice)
         return known
 
     def cut_apart(self, whole: Axis, part: Axis, reason: str) -> None:

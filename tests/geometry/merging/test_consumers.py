@@ -194,7 +194,11 @@ OBSTACLES = {
     "resized neurons": (lambda m, x: m.head(functional.interpolate(m.first(x)[None], 6)[0]), READING, "runs along"),
     "matrix": (lambda m, x: m.head(m.first(x) @ m.first(x).T @ x[:, :6]), READING, "that the model computes"),
     "as a weight": (lambda m, x: m.head(functional.linear(m.other(x), m.first(x))), READING, "the model computes"),
-    "numbers by place": (lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))), READING, "'arange'"),
+    "numbers by place": (
+        lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))),
+        READING,
+        "numbers that the forward makes",
+    ),
     "the greatest of all": (lambda m, x: m.head(m.other(x) + m.first(x).amax(())), READING, "mixes all"),
     "a reader whose weight is computed": (lambda m, x: m.masked(m.first(x)), READING, "computed from"),
     "a weight squared": (

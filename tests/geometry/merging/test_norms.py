@@ -31,13 +31,30 @@ class ChannelsFirst(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class OfResponses(nn.Module):
+    """As in ConvNeXt V2: each channel's norm over the picture, in parts of the mean of all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        size = x.norm(dim=(2, 3), keepdim=True)
+        size = size / (size.mean(1, keepdim=True) + 1e-6)
+        return x + self.bias[:, None, None] + self.weight[:, None, None] * (x * size)
+
+
 NORMS = {
     "LayerNorm": nn.LayerNorm,
     "without parameters": lambda width: nn.LayerNorm(width, elementwise_affine=False),
     "RMSNorm": nn.RMSNorm,
     "written by hand": HandWritten,
 }
-PICTURE_NORMS = {"GroupNorm": lambda width: nn.GroupNorm(2, width), "channels first": ChannelsFirst}
+PICTURE_NORMS = {
+    "GroupNorm": lambda width: nn.GroupNorm(2, width),
+    "channels first": ChannelsFirst,
+    "responses": OfResponses,
+}
 
 
 class Stream(nn.Module):
