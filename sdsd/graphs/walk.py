@@ -66,10 +66,12 @@ class Piece(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it."""
+    """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it, and of
+    all axes of what else it takes."""
 
     before: list[Axis]
     after: list[Axis]
+    others: list[Axis]
 
 
 Rule = Callable[["Walk", Step], None]
@@ -188,12 +190,17 @@ class Walk:
             self.norms.setdefault(self.module, [])
 
     def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
-        """A module has run; of norms the call is noted, None where it did not take and give one tensor of a shape."""
+        """A module has run; of norms the call is noted, None where it did not take and give one tensor of a shape.
+
+        Args:
+            given: what it took; by name after what came by its place.
+        """
         if name not in self.norms:
             return
         before = given[0] if given else None
         if isinstance(before, Tensor) and isinstance(output, Tensor) and before.shape == output.shape:
-            self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes)))
+            others = [axis for each in tensors(given[1:]) for axis in self.value(each).axes]
+            self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes), others))
             self.value(output).norm = name
         else:
             self.norms[name].append(None)

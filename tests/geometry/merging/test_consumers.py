@@ -432,3 +432,23 @@ def test_a_model_is_recorded_once_while_it_is_unchanged(monkeypatch):
     consolidate(model, "0", [(0, 1)], example_input=x, inplace=True)
     consumers(model, "0", x)
     assert len(runs) == 6
+
+
+class Raising(nn.Module):
+    def forward(self, x):
+        raise KeyError(x.shape)
+
+
+def around(m, x):
+    h = m.first(x)
+    try:
+        h = m.raising(x=h)
+    except KeyError:
+        pass
+    return m.head(h) / h.shape[-1]
+
+
+def test_a_module_that_raised_is_not_named_for_what_comes_after():
+    model = Forward(around, first=nn.Linear(5, 6), raising=Raising(), head=nn.Linear(6, 3))
+    (obstacle,) = consumers(model, "first", torch.rand(4, 5)).obstacles
+    assert "in the model's own forward" in obstacle.where

@@ -197,3 +197,33 @@ def test_the_group_names_its_norms():
     model, x = stream("LayerNorm")
     assert [norm.module for norm in consumers(model, "down", x).statistics] == ["first", "last"]
     assert not consumers(model, "up", x).statistics
+
+
+class Gated(nn.Module):
+    """As in Mamba 2: the norm is of a product with another tensor that counts neurons."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x, gate):
+        x = x * torch.sigmoid(gate)
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class GatedStream(Stream):
+    def __init__(self, by_name: bool) -> None:
+        super().__init__(nn.LayerNorm)
+        self.last, self.by_name = Gated(8).double(), by_name
+
+    def forward(self, x):
+        x = self.embed(x)
+        gate = self.down(torch.relu(self.up(self.first(x))))
+        return self.head(self.last(x, gate=gate) if self.by_name else self.last(x, gate))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_norm_of_two_tensors_that_count_neurons_is_refused_before_it_is_cut(by_name):
+    _, x = stream("LayerNorm")
+    with pytest.raises(ValueError, match="called on one tensor.*inside module 'last'"):
+        consolidate(GatedStream(by_name), "down", PAIRS, norms="repeat", check=False, example_input=x)
