@@ -187,7 +187,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
                 break
     atoms.settle()
     for walk in walks:
-        walk.settle()
+        walk.pieces.settle()
     return Recording(atoms, values, names, walks, ran)
 
 

@@ -251,6 +251,16 @@ def along(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given), linear=False)
 
 
+@rule("transform")
+def transform(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    axes = walk.axes(given)
+    for dim in step.args[1]:
+        walk.mixed(axes[dim], f"{walk.name!r} mixes all neurons")
+        axes[dim] = None
+    walk.give(step.out, axes, walk.value(given), linear=False)
+
+
 @rule("order")
 def ordered(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]

@@ -14,6 +14,7 @@ from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .chance import Chance
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, step_of, tensors
+from .pieces import Piece, Pieces
 from .values import FREE, MADE, Axis, Value
 
 IN_TRAINING = ", in training"
@@ -57,14 +58,6 @@ class Factor(NamedTuple):
     ids: Axis
 
 
-class Piece(NamedTuple):
-    """Part of an axis, taken by its place."""
-
-    whole: Ids
-    part: Ids
-    obstacle: Obstacle
-
-
 class Normed(NamedTuple):
     """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it, and of
     all axes of what else it takes."""
@@ -96,14 +89,11 @@ class Walk:
         self.values: Any = WeakIdKeyDictionary()
         self.reads: list[Read] = []
         self.written: list[Written] = []
-        self.pieces: list[Piece] = []
-        self.chunks: list[list[Piece]] = []  # those of one axis, all as long
-        self.blocks: list[Piece] = []
+        self.pieces = Pieces(atoms)
         self.linked: list[tuple[Origin, Ids]] = []
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
         self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
-        self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
         self.read_otherwise: set[str] = set()  # those whose outputs go elsewhere than into products with weights
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
@@ -224,7 +214,7 @@ class Walk:
         if self.sizes_written_in or not isinstance(part, np.ndarray):
             self.note(whole, reason, KEEP_SIZE, REMOVAL)
             return
-        self.pieces.append(Piece(whole, part, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)))
+        self.pieces.parts.append(Piece(whole, part, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)))
 
     def written_into(self, parameter: Tensor) -> None:
         """The forward changes a parameter, so that cut or merged it would be changed in another way."""
@@ -236,7 +226,7 @@ class Walk:
         """Every `stride`th entry is taken; allowed where those beside each other go together."""
         if not self.atoms.inside(whole):
             obstacle = Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)
-            self.blocks.append(Piece(whole, whole.reshape(-1, stride), obstacle))
+            self.pieces.blocks.append(Piece(whole, whole.reshape(-1, stride), obstacle))
 
     # ---- sizes as numbers --------------------------------------------------------------------------------------------
 
@@ -269,7 +259,9 @@ class Walk:
                 self.linked += [(origin, ids) for ids in one.ids for origin in another.origins]
             if count.ids and other.ids:
                 reason = "a comparison says that there are as many of them as of other neurons"
-                self.same_size.append((count.ids[0], other.ids[0], Obstacle(where, reason, KEEP_SIZE, REMOVAL)))
+                self.pieces.same_size.append(
+                    Piece(count.ids[0], other.ids[0], Obstacle(where, reason, KEEP_SIZE, REMOVAL))
+                )
 
     # ---- one operation after the other -------------------------------------------------------------------------------
 
@@ -373,52 +365,3 @@ class Walk:
         outer = [axis for axis in known if not self.atoms.has(axis, 2)] or known
         real = [axis for axis in outer if self.atoms.has(axis, REAL)] or outer
         return real[0] if len(real) == 1 else None
-
-    # ---- at the end --------------------------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """After everything has run: pieces of an axis keep their share of it if every unit has its share in them."""
-        self._couple_chunks()
-        for piece in self.pieces:
-            if not self._in_proportion(piece):
-                self.atoms.note(piece.whole, piece.obstacle)
-        for whole, blocks, obstacle in self.blocks:
-            roots = self.atoms.roots(blocks)
-            if (roots != roots[:, :1]).any():
-                self.atoms.note(whole, obstacle)
-        for ids, axis, obstacle in self.same_size:
-            if not np.array_equal(np.sort(self.atoms.roots(ids)), np.sort(self.atoms.roots(axis))):
-                self.atoms.note(ids, obstacle)
-                self.atoms.note(axis, obstacle)
-
-    def _in_proportion(self, piece: Piece) -> bool:
-        units, counts = np.unique(self.atoms.roots(piece.whole), return_counts=True)
-        inside = dict(zip(*np.unique(self.atoms.roots(piece.part), return_counts=True), strict=True))
-        share = len(piece.part) / len(piece.whole)
-        return all(inside.get(unit, 0) == count * share for unit, count in zip(units, counts, strict=True))
-
-    def _couple_chunks(self) -> None:
-        """Where an axis is cut into equal pieces that have different units, what has the same place in each goes
-        together, so that the pieces stay equal; unless that makes one unit of all of them."""
-        able = self.chunks
-        while able:
-            kept = self.atoms.kept()
-            self._couple(able)
-            roots = [set(self.atoms.roots(chunk[0].whole).tolist()) for chunk in able]
-            single = set[int]().union(*(each for each in roots if len(each) == 1))
-            left = [chunk for chunk, each in zip(able, roots, strict=True) if not each & single]
-            if len(left) == len(able):
-                return
-            self.atoms.put_back(kept)
-            able = left
-
-    def _couple(self, chunks: list[list[Piece]]) -> None:
-        changed = True
-        while changed:
-            changed = False
-            for first, *others in chunks:
-                if all(self._in_proportion(piece) for piece in (first, *others)):
-                    continue
-                for piece in others:
-                    changed |= not np.array_equal(self.atoms.roots(first.part), self.atoms.roots(piece.part))
-                    self.atoms.unite(first.part, piece.part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ OBSTACLES = {
     "sorted": (lambda m, x: m.head(m.first(x).sort(-1).values), READING, "orders the neurons"),
     "running sum": (lambda m, x: m.head(m.first(x).cumsum(-1)), READING, "mixes"),
     "rolled": (lambda m, x: m.head(m.first(x).roll(1, -1)), READING, "'roll'"),
-    "no rule": (lambda m, x: m.head(torch.fft.fft(m.first(x)).real), READING, "no rule for 'fft_r2c'"),
+    "no rule": (lambda m, x: m.head(torch.cdist(h := m.first(x).T, h)), READING, "no rule for 'cdist_forward'"),
     "with the input": (lambda m, x: m.head(m.first(x) + x), READING, "joins the neurons with the model's input"),
 }
 
@@ -441,10 +442,8 @@ class Raising(nn.Module):
 
 def around(m, x):
     h = m.first(x)
-    try:
+    with contextlib.suppress(KeyError):
         h = m.raising(x=h)
-    except KeyError:
-        pass
     return m.head(h) / h.shape[-1]
 
 
