@@ -14,7 +14,7 @@ from sdsd_kernels import checks
 
 from ...graphs import BETWEEN, CONVOLUTIONS, MAKE_PERMANENT, READER, TIED, WRITER, Part, computed_tensors
 from ...models import restored
-from ..arithmetic import widened
+from ..arithmetic import power_of_two, widened
 from ..arrays import neurons_first
 from .consumers import Consumers, consumers
 
@@ -317,6 +317,8 @@ def absorption_from(
         products = torch.zeros(len(pairs.first), dtype=torch.float64)
         for place, (i, j) in enumerate(torch.stack(pairs, 1).tolist()):
             a, b = rows[i].double(), rows[j].double()
+            scale = power_of_two(-torch.frexp(torch.maximum(a.abs().max(), b.abs().max())).exponent)
+            a, b = a * scale, b * scale  # so that squares stay in range
             squares[i], squares[j], products[place] = (a * a).sum(), (b * b).sum(), (a * b).sum()
         return _shares(products, squares, pairs)
 

@@ -34,21 +34,18 @@ FORMAT = 1
 
 
 class PlannedPair(NamedTuple):
-    """Two neurons that are to become one; the second goes.
-
-    Attributes:
-        first: a neuron that stays.
-        second: one that goes.
-        cosine: of what readers get of them.
-        cost: what they were chosen by, where that is the cost; None otherwise.
-        share: of the second that the first takes over, for how="absorb"; None otherwise.
-    """
+    """Two neurons that are to become one; the second goes."""
 
     first: int
+    """A neuron that stays."""
     second: int
+    """One that goes."""
     cosine: float
+    """Of what readers get of them."""
     cost: float | None = None
+    """What they were chosen by, where that is the cost; None otherwise."""
     share: float | None = None
+    """Of the second that the first takes over, for how="absorb"; None otherwise."""
 
 
 @dataclass(frozen=True)
