@@ -12,7 +12,7 @@ all who follow a running model: what can be cut (here), and what can be moved (`
 `sizes.py`            where those go while a model runs
 `operations.py`       the vocabulary: what torch's operations do to neurons, a row for those alike
 `walk.py`             one operation after the other, by the rule of its kind
-`settling.py`         when everything has run: pieces of an axis that keep their share of it
+`pieces.py`           pieces of axes, and what has to hold of them
 `rules_layout.py`     rules for what moves entries about: views, concatenations, pieces, lookups
 `rules_values.py`     rules for elementwise operations, sums, norms
 `rules_pictures.py`   rules for poolings, resizing, channels that become pixels

@@ -177,7 +177,7 @@ class Groups:
         norm: Norm | None = None
         for call in [call for walk in self.recording.walks for call in walk.norms.get(name or "", [])]:
             sides = [self._units_of(axes, order) for axes in call] if call is not None else []
-            if len(sides) != 2 or len(sides[0]) != 1 or len(sides[1]) != 1:
+            if [len(side) for side in sides] != [1, 1, 0]:
                 return None
             (dim, before), (other, after) = sides[0][0], sides[1][0]
             same = norm is None or (norm.dim == dim and torch.equal(norm.units, before))

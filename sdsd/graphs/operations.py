@@ -67,6 +67,8 @@ MOVES = {
     "shuffle": "channel_shuffle native_channel_shuffle",
     "to pixels": "pixel_shuffle",
     "from pixels": "pixel_unshuffle",
+    "patches": "im2col",
+    "parts of complex": "view_as_real view_as_complex",
 }
 
 ROWS = (
@@ -113,6 +115,7 @@ ROWS = (
     Row("reduce", "mean sum", linear=True, power=1),
     Row("reduce", "amax amin std std_mean linalg_vector_norm max min", power=1),
     Row("reduce", "var var_mean", power=2),
+    Row("transform", "_fft_r2c _fft_c2c _fft_c2r", linear=True, power=1),
     Row("digest", "norm median nansum nanmean aminmax mode dist kthvalue", power=1),
     Row("digest", "logsumexp prod argmax argmin any all count_nonzero"),
     Row("softmax", "_softmax _log_softmax softmax log_softmax _safe_softmax"),

@@ -20,7 +20,6 @@ from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .attention import heads_apart
 from .chance import RUNS, draws
 from .counts import Count
-from .settling import settle
 from .sizes import Sizes, counting
 from .values import Value
 from .walk import Walk
@@ -188,7 +187,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
                 break
     atoms.settle()
     for walk in walks:
-        settle(walk)
+        walk.pieces.settle()
     return Recording(atoms, values, names, walks, ran)
 
 
@@ -282,14 +281,16 @@ def _module_names(model: nn.Module, walk: Listener, ran: set[str]) -> Iterator[N
         walk.module = inside[-1]
         ran.add(walk.module)
 
-    def leave(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+    def leave(_module: nn.Module, given: tuple[Any, ...], *more: Any) -> None:
+        *named, output = more  # torch leaves what is given by name out where the module has raised
         if inside:
-            walk.left(inside.pop(), given, output)
+            by_name = [value for each in named for value in each.values()]
+            walk.left(inside.pop(), (*given, *by_name) if given else (), output)
         walk.module = inside[-1] if inside else ""
 
     hooks = (
         nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave, always_call=True),
+        nn.modules.module.register_module_forward_hook(leave, with_kwargs=True, always_call=True),
     )
     try:
         yield

@@ -218,7 +218,7 @@ def split(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2, "dim", 0) % given.ndim
     axes = walk.axes(given)
-    start, before = 0, len(walk.pieces)
+    start, before = 0, len(walk.pieces.parts)
     for out in step.out:
         axis = axes[dim]
         piece = axis[start : start + out.shape[dim]] if isinstance(axis, np.ndarray) else axis
@@ -226,9 +226,9 @@ def split(walk: Walk, step: Step) -> None:
             walk.cut_apart(axis, piece, f"{walk.name!r} cuts them into pieces")
         walk.give(out, [*axes[:dim], piece, *axes[dim + 1 :]], walk.value(given))
         start += out.shape[dim]
-    pieces = walk.pieces[before:]
+    pieces = walk.pieces.parts[before:]
     if len(pieces) > 1 and all(len(piece.part) == len(pieces[0].part) for piece in pieces):
-        walk.chunks.append(pieces)
+        walk.pieces.chunks.append(pieces)
 
 
 @rule("cat")
@@ -278,6 +278,18 @@ def stack(walk: Walk, step: Step) -> None:
     for part in parts[1:]:
         columns = [_alongside(walk, a, b) for a, b in zip(columns, walk.axes(part), strict=True)]
     walk.give(step.out, [*columns[:dim], None, *columns[dim:]], together(walk, parts))
+
+
+@rule("parts of complex")
+def parts_of_complex(walk: Walk, step: Step) -> None:
+    """The last axis of the real tensor is of two numbers."""
+    given: Tensor = step.args[0]
+    axes = walk.axes(given)
+    if step.name == "view_as_real":
+        axes.append(None)
+    else:
+        walk.mixed(axes.pop(), f"{walk.name!r} makes one number of two neurons")
+    walk.give(step.out, axes, walk.value(given))
 
 
 @rule("flip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -21,6 +22,16 @@ def spatial(walk: Walk, step: Step) -> None:
         walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     for out in tensors(step.out):
         walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
+
+
+@rule("patches")
+def im2col(walk: Walk, step: Step) -> None:
+    """Every channel of every place of a patch, one behind the other."""
+    given: Tensor = step.args[0]
+    *batch, channels, _, _ = walk.axes(given)
+    places = math.prod(step.args[1])
+    made = np.repeat(channels, places) if isinstance(channels, np.ndarray) else None
+    walk.give(step.out, [*batch, made, None], walk.value(given))
 
 
 @rule("restride")

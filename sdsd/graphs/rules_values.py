@@ -8,7 +8,7 @@ from torch import Tensor
 from .atoms import READING, REMOVAL, Ids
 from .operations import Step, tensors
 from .rules_layout import together
-from .values import FREE, Axis, Value
+from .values import FREE, MADE, Axis, Value
 from .walk import Walk, rule
 
 STATISTICS_ADVICE = (
@@ -185,7 +185,7 @@ def factory(walk: Walk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [FREE] * out.ndim, Value([], True, True))
         walk.value(out).written_in = walk.sizes_written_in
-        walk.value(out).label = "a tensor made in the forward"
+        walk.value(out).label = MADE
 
 
 @rule("like")
@@ -197,7 +197,7 @@ def made_like(walk: Walk, step: Step) -> None:
 def counted(walk: Walk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [None] * out.ndim, Value([], True, True))
-        walk.value(out).label = f"the numbers of {walk.name!r}, which are the same for any neurons"
+        walk.value(out).label = MADE
 
 
 # ---- sums ------------------------------------------------------------------------------------------------------------
@@ -248,6 +248,16 @@ def along(walk: Walk, step: Step) -> None:
     if given.ndim:
         dim = step.argument(1, "dim", -1)
         walk.mixed(axes[dim], f"{walk.name!r} mixes all neurons")
+    walk.give(step.out, axes, walk.value(given), linear=False)
+
+
+@rule("transform")
+def transform(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    axes = walk.axes(given)
+    for dim in step.args[1]:
+        walk.mixed(axes[dim], f"{walk.name!r} mixes all neurons")
+        axes[dim] = None
     walk.give(step.out, axes, walk.value(given), linear=False)
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .atoms import REMOVAL, Ids, Obstacle
 from .counts import Count, Origin
+from .pieces import Piece
 from .values import FREE, words
 from .vocabulary import CONVOLUTIONS, TRANSPOSED, sizes_of
 from .walk import KEEP_SIZE, Walk
@@ -70,7 +71,10 @@ class Sizes(TorchFunctionMode):
         filling = (*args[FILLED[plain] :], named.get("fill_value")) if plain in FILLED else ()
         for each in self._counts(filling, 0) if takes else counts:
             self.walk.used(each, repr(plain))
-        before, self.walk.sizes_written_in = self.walk.sizes_written_in, not known and plain not in HAVE_NO_SIZE
+        before, self.walk.sizes_written_in = (
+            self.walk.sizes_written_in,
+            not known and not _has_no_size(plain, args, named),
+        )
         try:
             out = func(*args, **named)
         finally:
@@ -163,7 +167,7 @@ class Sizes(TorchFunctionMode):
                 if size.exact and size.ids and len(size.ids[0]) == len(axis):
                     reason = f"{name!r} gives them the size of other neurons"
                     obstacle = Obstacle(self.walk.where(name), reason, KEEP_SIZE, REMOVAL)
-                    self.walk.same_size.append((size.ids[0], axis, obstacle))
+                    self.walk.pieces.same_size.append(Piece(size.ids[0], axis, obstacle))
             elif name != "expand":
                 self.walk.mixed(axis, f"{name!r} has the size {size} written into it", REMOVAL, KEEP_SIZE)
 
@@ -185,6 +189,13 @@ class Sizes(TorchFunctionMode):
         if isinstance(axis, np.ndarray):
             for each in counts:
                 self.walk.placed += [(origin, axis) for origin in each.origins]
+
+
+def _has_no_size(name: str, args: Any, named: Any) -> bool:
+    """Whether a function cuts or expands by what it is given, or into a number of pieces."""
+    if name == "tensor_split":
+        return isinstance(args[1] if len(args) > 1 else named.get("sections"), int)
+    return name in HAVE_NO_SIZE
 
 
 def _bounds_are_counts(values: Any) -> bool:

@@ -18,6 +18,9 @@ FREE = _Free()
 Axis = Ids | _Free | None
 """The entries of an axis; None where it is not followed: samples, positions, pixels."""
 
+MADE = "numbers that the forward makes for as many as there are, as alibi makes slopes for heads"
+"""What tensors are called that are made while a model runs, and not like another."""
+
 
 @dataclass
 class Value:

@@ -14,7 +14,8 @@ from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .chance import Chance
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, step_of, tensors
-from .values import FREE, Axis, Value
+from .pieces import Piece, Pieces
+from .values import FREE, MADE, Axis, Value
 
 IN_TRAINING = ", in training"
 KEEP_SIZE = (
@@ -24,6 +25,10 @@ KEEP_SIZE = (
 KEEP_THE_NUMBER = (
     "Store the number when the model is built (self.scale = …), so that it stays as it is, or merge without removal "
     "(remove=False)."
+)
+KEEP_IN_BUFFER = (
+    "Keep them in a buffer with one for each (register_buffer), so that they go with their neurons, or merge by "
+    "how='mean' without removal."
 )
 WRITE_ONCE = "Write into it once, outside of the forward, and take the line out, or choose another layer."
 
@@ -53,19 +58,13 @@ class Factor(NamedTuple):
     ids: Axis
 
 
-class Piece(NamedTuple):
-    """Part of an axis, taken by its place."""
-
-    whole: Ids
-    part: Ids
-    obstacle: Obstacle
-
-
 class Normed(NamedTuple):
-    """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it."""
+    """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it, and of
+    all axes of what else it takes."""
 
     before: list[Axis]
     after: list[Axis]
+    others: list[Axis]
 
 
 Rule = Callable[["Walk", Step], None]
@@ -90,14 +89,11 @@ class Walk:
         self.values: Any = WeakIdKeyDictionary()
         self.reads: list[Read] = []
         self.written: list[Written] = []
-        self.pieces: list[Piece] = []
-        self.chunks: list[list[Piece]] = []  # those of one axis, all as long
-        self.blocks: list[Piece] = []
+        self.pieces = Pieces(atoms)
         self.linked: list[tuple[Origin, Ids]] = []
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
         self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
-        self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
         self.read_otherwise: set[str] = set()  # those whose outputs go elsewhere than into products with weights
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
@@ -184,12 +180,17 @@ class Walk:
             self.norms.setdefault(self.module, [])
 
     def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
-        """A module has run; of norms the call is noted, None where it did not take and give one tensor of a shape."""
+        """A module has run; of norms the call is noted, None where it did not take and give one tensor of a shape.
+
+        Args:
+            given: what it took; by name after what came by its place.
+        """
         if name not in self.norms:
             return
         before = given[0] if given else None
         if isinstance(before, Tensor) and isinstance(output, Tensor) and before.shape == output.shape:
-            self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes)))
+            others = [axis for each in tensors(given[1:]) for axis in self.value(each).axes]
+            self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes), others))
             self.value(output).norm = name
         else:
             self.norms[name].append(None)
@@ -202,7 +203,8 @@ class Walk:
             self.atoms.unite(one, other)
             return one
         known = one if isinstance(one, np.ndarray) else other
-        self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}")
+        advice = KEEP_IN_BUFFER if who == MADE else CHOOSE_ANOTHER
+        self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}", advice=advice)
         return known
 
     def cut_apart(self, whole: Axis, part: Axis, reason: str) -> None:
@@ -212,7 +214,7 @@ class Walk:
         if self.sizes_written_in or not isinstance(part, np.ndarray):
             self.note(whole, reason, KEEP_SIZE, REMOVAL)
             return
-        self.pieces.append(Piece(whole, part, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)))
+        self.pieces.parts.append(Piece(whole, part, Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)))
 
     def written_into(self, parameter: Tensor) -> None:
         """The forward changes a parameter, so that cut or merged it would be changed in another way."""
@@ -224,7 +226,7 @@ class Walk:
         """Every `stride`th entry is taken; allowed where those beside each other go together."""
         if not self.atoms.inside(whole):
             obstacle = Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)
-            self.blocks.append(Piece(whole, whole.reshape(-1, stride), obstacle))
+            self.pieces.blocks.append(Piece(whole, whole.reshape(-1, stride), obstacle))
 
     # ---- sizes as numbers --------------------------------------------------------------------------------------------
 
@@ -257,7 +259,9 @@ class Walk:
                 self.linked += [(origin, ids) for ids in one.ids for origin in another.origins]
             if count.ids and other.ids:
                 reason = "a comparison says that there are as many of them as of other neurons"
-                self.same_size.append((count.ids[0], other.ids[0], Obstacle(where, reason, KEEP_SIZE, REMOVAL)))
+                self.pieces.same_size.append(
+                    Piece(count.ids[0], other.ids[0], Obstacle(where, reason, KEEP_SIZE, REMOVAL))
+                )
 
     # ---- one operation after the other -------------------------------------------------------------------------------
 

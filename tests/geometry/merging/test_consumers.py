@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 from dataclasses import dataclass
@@ -194,7 +195,11 @@ OBSTACLES = {
     "resized neurons": (lambda m, x: m.head(functional.interpolate(m.first(x)[None], 6)[0]), READING, "runs along"),
     "matrix": (lambda m, x: m.head(m.first(x) @ m.first(x).T @ x[:, :6]), READING, "that the model computes"),
     "as a weight": (lambda m, x: m.head(functional.linear(m.other(x), m.first(x))), READING, "the model computes"),
-    "numbers by place": (lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))), READING, "'arange'"),
+    "numbers by place": (
+        lambda m, x: m.head(m.first(x) * torch.arange(x.size(1))),
+        READING,
+        "numbers that the forward makes",
+    ),
     "the greatest of all": (lambda m, x: m.head(m.other(x) + m.first(x).amax(())), READING, "mixes all"),
     "a reader whose weight is computed": (lambda m, x: m.masked(m.first(x)), READING, "computed from"),
     "a weight squared": (
@@ -233,7 +238,7 @@ OBSTACLES = {
     "sorted": (lambda m, x: m.head(m.first(x).sort(-1).values), READING, "orders the neurons"),
     "running sum": (lambda m, x: m.head(m.first(x).cumsum(-1)), READING, "mixes"),
     "rolled": (lambda m, x: m.head(m.first(x).roll(1, -1)), READING, "'roll'"),
-    "no rule": (lambda m, x: m.head(torch.fft.fft(m.first(x)).real), READING, "no rule for 'fft_r2c'"),
+    "no rule": (lambda m, x: m.head(torch.cdist(h := m.first(x).T, h)), READING, "no rule for 'cdist_forward'"),
     "with the input": (lambda m, x: m.head(m.first(x) + x), READING, "joins the neurons with the model's input"),
 }
 
@@ -428,3 +433,21 @@ def test_a_model_is_recorded_once_while_it_is_unchanged(monkeypatch):
     consolidate(model, "0", [(0, 1)], example_input=x, inplace=True)
     consumers(model, "0", x)
     assert len(runs) == 6
+
+
+class Raising(nn.Module):
+    def forward(self, x):
+        raise KeyError(x.shape)
+
+
+def around(m, x):
+    h = m.first(x)
+    with contextlib.suppress(KeyError):
+        h = m.raising(x=h)
+    return m.head(h) / h.shape[-1]
+
+
+def test_a_module_that_raised_is_not_named_for_what_comes_after():
+    model = Forward(around, first=nn.Linear(5, 6), raising=Raising(), head=nn.Linear(6, 3))
+    (obstacle,) = consumers(model, "first", torch.rand(4, 5)).obstacles
+    assert "in the model's own forward" in obstacle.where

@@ -247,3 +247,46 @@ def test_what_is_expanded_over_neurons_goes_with_them_unless_something_counts_it
     model.head.weight[:, 1] = 0
     assert report.compared
     torch.testing.assert_close(smaller(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+class Sloped(nn.Module):
+    """Alibi, whose slopes are in a buffer, or made for a number of heads."""
+
+    def __init__(self, kind: str, kept: bool) -> None:
+        super().__init__()
+        self.heads, self.kind, self.kept = 4, kind, kept
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.register_buffer("slopes", self.made())
+
+    def made(self):
+        return 2.0 ** -torch.arange(1.0, 1 + self.heads)
+
+    def forward(self, x):
+        slopes = self.slopes if self.kept else self.made()
+        q, k, v = (part.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        mask = -slopes[:, None, None].to(x) * torch.arange(x.shape[1])
+        if self.kind == "fused":
+            mixed = functional.scaled_dot_product_attention(q, k, v, mask, scale=0.5)
+        elif self.kind == "batched":
+            q, k, v = (each.flatten(0, 1) for each in (q, k, v))
+            weights = mask.repeat(len(x), 1, 1).baddbmm(q, k.mT, alpha=0.5).softmax(-1)
+            mixed = (weights @ v).view(len(x), self.heads, *v.shape[1:])
+        else:
+            mixed = (q @ k.mT / 2 + mask).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", ["written", "fused", "batched"])
+def test_heads_with_slopes_are_cut_where_a_buffer_holds_these(kind):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    model = Sloped(kind, kept=True).double()
+    smaller, _ = consolidate(model, "qkv", [(0, 2)], example_input=x)
+    with merge(model, "qkv", [(0, 2)], example_input=x), torch.no_grad():
+        torch.testing.assert_close(smaller(x), model(x), rtol=1e-12, atol=1e-12)
+    assert smaller.slopes.tolist() == [(0.5 + 0.125) / 2, 0.25, 0.0625]
+    assert smaller.heads == 3
+    fewer, _ = remove_neurons(model, "qkv", [1], example_input=x)
+    assert fewer.slopes.tolist() == [0.5, 0.125, 0.0625]
+    with pytest.raises(ValueError, match="numbers that the forward makes .* Keep them in a buffer"):
+        consolidate(Sloped(kind, kept=False).double(), "qkv", [(0, 2)], example_input=x)

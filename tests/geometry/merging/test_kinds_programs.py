@@ -395,7 +395,7 @@ REFUSED = {
         lambda m, x: m.b(m.a(x) + 2.0 ** -torch.arange(12)),
         rows,
         dense,
-        "the numbers of 'arange', which are the same",
+        "joins the neurons with numbers that the forward makes .* alibi .* Keep them in a buffer",
     ),
     "a gradient in the forward": (
         lambda m, x: torch.autograd.grad(m.b(m.a(y := x.clone().requires_grad_()).tanh()).sum(), y)[0],

@@ -31,13 +31,30 @@ class ChannelsFirst(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class OfResponses(nn.Module):
+    """As in ConvNeXt V2: each channel's norm over the picture, in parts of the mean of all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        size = x.norm(dim=(2, 3), keepdim=True)
+        size = size / (size.mean(1, keepdim=True) + 1e-6)
+        return x + self.bias[:, None, None] + self.weight[:, None, None] * (x * size)
+
+
 NORMS = {
     "LayerNorm": nn.LayerNorm,
     "without parameters": lambda width: nn.LayerNorm(width, elementwise_affine=False),
     "RMSNorm": nn.RMSNorm,
     "written by hand": HandWritten,
 }
-PICTURE_NORMS = {"GroupNorm": lambda width: nn.GroupNorm(2, width), "channels first": ChannelsFirst}
+PICTURE_NORMS = {
+    "GroupNorm": lambda width: nn.GroupNorm(2, width),
+    "channels first": ChannelsFirst,
+    "responses": OfResponses,
+}
 
 
 class Stream(nn.Module):
@@ -180,3 +197,33 @@ def test_the_group_names_its_norms():
     model, x = stream("LayerNorm")
     assert [norm.module for norm in consumers(model, "down", x).statistics] == ["first", "last"]
     assert not consumers(model, "up", x).statistics
+
+
+class Gated(nn.Module):
+    """As in Mamba 2: the norm is of a product with another tensor that counts neurons."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x, gate):
+        x = x * torch.sigmoid(gate)
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class GatedStream(Stream):
+    def __init__(self, by_name: bool) -> None:
+        super().__init__(nn.LayerNorm)
+        self.last, self.by_name = Gated(8).double(), by_name
+
+    def forward(self, x):
+        x = self.embed(x)
+        gate = self.down(torch.relu(self.up(self.first(x))))
+        return self.head(self.last(x, gate=gate) if self.by_name else self.last(x, gate))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_norm_of_two_tensors_that_count_neurons_is_refused_before_it_is_cut(by_name):
+    _, x = stream("LayerNorm")
+    with pytest.raises(ValueError, match="called on one tensor.*inside module 'last'"):
+        consolidate(GatedStream(by_name), "down", PAIRS, norms="repeat", check=False, example_input=x)
