@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from ...models import compiling
 from ..following import Track
 from ..layers import UnsupportedError
+from ..uses import deep_tensors
 
 if TYPE_CHECKING:
     from .session import Session
@@ -29,18 +32,29 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
     """The samples that `session.batch_dim` and `session.batch_size` announce; None without a tensor to read them from.
 
     Raises:
-        UnsupportedError: no input with a sample axis, or rows that are no whole number for each sample.
+        UnsupportedError: no input with a sample axis, samples of different length in one tensor, or rows that are no
+            whole number for each sample.
     """
     axis, given, exact = session.batch_dim, session.batch_size, session.exact
     plain = not kwargs and all(isinstance(x, Tensor) for x in args)
-    leaves = args if plain else pytree.tree_leaves((args, kwargs))
+    leaves = args if plain else pytree.tree_leaves((args, kwargs), is_leaf=_is_packed)
+    joined = next((x for x in leaves if _is_packed(x) or (isinstance(x, Tensor) and x.is_nested)), None)
+    if joined is not None and exact:
+        raise UnsupportedError(_of_different_length(joined))
+    if joined is not None:
+        return Inputs(int(joined.batch_sizes[0]) if _is_packed(joined) else joined.size(0), [])
     tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]
+    if not tensors and not compiling():  # in an object of the user's, or of a library
+        tensors = [x for x in deep_tensors([*args, *kwargs.values()]) if x.ndim > axis]
     if not tensors:
-        if given is not None or not exact:
+        if given is not None:
             return None
+        what_to_do = (
+            "the batch, or the noise that samples are made from, as tensors, or use mode='micro' with batch_size"
+        )
         raise UnsupportedError(
-            f"expected an input tensor with a sample axis (dimension {axis}) to read the batch size from, found "
-            "none. Pass batch_size to the monitor."
+            f"the model was called without a tensor that has a sample axis (dimension {axis}), to read the batch size "
+            f"from. {f'Give it {what_to_do}.' if exact else 'Pass batch_size, the samples of a micro-batch.'}"
         )
     # A square matrix before the others is a mask or a table of distances, not the samples.
     first = next((x for x in tensors if x.ndim != 2 or x.shape[0] != x.shape[1]), tensors[0])
@@ -62,6 +76,21 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
     ]
     return Inputs(batch, sorted(carry, key=lambda pair: pair[0] is not first))
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
+
+
+def _of_different_length(value: Any) -> str:
+    if _is_packed(value):
+        what, how = "a PackedSequence, whose rows are of several sequences by turns", "pad_packed_sequence"
+    else:
+        what, how = "a nested tensor, whose samples have no dimension of their own", "torch.nested.to_padded_tensor"
+    return (
+        f"the batch is {what}, and they cannot be told apart. Give the model the padded tensor ({how}) and a mask of "
+        "what is valid, or use mode='micro'."
+    )
 
 
 def capturing() -> bool:
