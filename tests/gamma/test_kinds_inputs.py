@@ -1,4 +1,4 @@
-"""What a model is called with: batches in objects, of samples of different length, changed by hooks, and none at all."""
+"""What a model is called with: batches in objects, samples of different length, what hooks make of it, no tensor."""
 
 from __future__ import annotations
 
