@@ -235,3 +235,72 @@ def test_tracing_a_watched_model():
     assert torch.allclose(torch.export.export(net, (X,)).module()(X), net(X))
     any_loss(net, X).backward()
     assert monitor.step().n == N
+
+
+class Given(nn.Module):
+    """A second input that is no samples: a table of relations (V, V), or of classes (V, 8)."""
+
+    def __init__(self, compute):
+        super().__init__()
+        self.compute, self.first, self.last = compute, nn.Linear(8, 8), nn.Linear(8, 3)
+        self.mixing = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x, table):
+        return self.compute(self, x, table)
+
+
+def related(m, h):
+    return m.last(h.relu().mean(1))
+
+
+RELATIONS = {
+    "einsum": lambda m, x, a: related(m, torch.einsum("vw,nwf->nvf", a, m.first(x))),
+    "einsum with a parameter": lambda m, x, a: related(m, torch.einsum("vw,nwf,fg->nvg", a, x, m.mixing)),
+    "matmul": lambda m, x, a: related(m, a @ m.first(x)),
+    "normalised": lambda m, x, a: related(m, (a / (a.sum(1, keepdim=True) + 1)) @ m.first(x)),
+    "twice": lambda m, x, a: related(m, a @ torch.tanh(a @ m.first(x))),
+    "linear": lambda m, x, a: related(m, nn.functional.linear(m.first(x).mT, a).mT),
+    "baddbmm": lambda m, x, a: related(m, torch.baddbmm(m.first(x), a.expand(len(x), -1, -1), m.first(x))),
+    "tensordot": lambda m, x, a: related(m, torch.tensordot(m.first(x), a, ([1], [1])).mT),
+}
+CLASSES = {
+    "linear": lambda m, x, c: nn.functional.linear(m.first(x), c),
+    "matmul": lambda m, x, c: m.first(x) @ c.T,
+    "inner": lambda m, x, c: torch.inner(m.first(x), c),
+    "distances": lambda m, x, c: torch.cdist(m.first(x), c),
+    "cosines": lambda m, x, c: nn.functional.cosine_similarity(m.first(x)[:, None], c, dim=-1),
+    "attention": lambda m, x, c: m.last(torch.softmax(m.first(x) @ c.T, -1) @ c),
+    "joined": lambda m, x, c: related(m, torch.cat([m.first(x)[:, None], c.expand(len(x), -1, -1)], 1)),
+    "stacked": lambda m, x, c: related(
+        m, torch.stack([m.first(x)[:, None].expand(-1, len(c), -1), c.expand(len(x), -1, -1)], 1).mean(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [N, N + 1], ids=["as long as the batch", "longer"])
+@pytest.mark.parametrize("kind", [*RELATIONS, *CLASSES])
+def test_a_second_input_that_is_no_samples(kind, size):
+    """The verdict does not hang on its length."""
+    for compute, x, table in (
+        (RELATIONS.get(kind), numbers(N, size, 8).double(), (numbers(size, size, seed=3) > 0).double()),
+        (CLASSES.get(kind), X, numbers(size, 8, seed=5).double()),
+    ):
+        if compute is not None:
+            program = Program(
+                lambda compute=compute: Given(compute),
+                (x, table),
+                any_loss,
+                step=lambda m, x=x, table=table: any_loss(m, x, table).backward(),
+                contribution=lambda m, i, x=x, table=table: any_loss(m, x[i : i + 1], table) / N,
+            )
+            verdict = judge(program, again=False)
+            assert verdict.kind == "right", (kind, verdict.why)
+
+
+def test_a_second_input_of_samples_that_meets_the_first_across_the_batch():
+    """Not what trains: samples mixed by it are refused."""
+    net = Given(lambda m, x, z: m.first(x) @ m.first(z).T).double()
+    monitor = sdsd.GammaMonitor(net, parameters=["first.*"])
+    any_loss(net, X, X.flip(0)).backward()
+    with pytest.raises(ValueError, match=r"first\.weight, first\.bias: samples are mixed"):
+        monitor.step()

@@ -54,7 +54,7 @@ class Session:
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
         passes: accounts of the forward passes since the last step.
-        unread: why the samples of a forward pass are not known, or None; unknown: the same, where gradients came from it.
+        unread: why the samples of a forward pass are not known, or None; unknown: the same, if gradients came from it.
         uncompiled: why compiled code cannot be followed, so that the model runs as it is where it is measured, or None.
         entering, leaving: what a compiled part of the model is given and gives, and where that carries samples; None
             outside of one. lying: the former, in words.
