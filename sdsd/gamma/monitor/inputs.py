@@ -100,6 +100,6 @@ def capturing() -> bool:
 
 def trained(out: Any) -> Iterator[Tensor]:
     """Tensors in what a model returned that a gradient comes back to."""
-    for tensor in pytree.tree_leaves(out):
-        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+    for tensor in deep_tensors(out):
+        if tensor.grad_fn is not None:
             yield tensor

@@ -19,18 +19,7 @@ from torch import Tensor, nn
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
-from ..uses import (
-    Leaf,
-    Measuring,
-    Operand,
-    Pass,
-    Plan,
-    carrying,
-    deep_tensors,
-    in_groups,
-    settle_together,
-    through_compiled,
-)
+from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, in_groups, settle_together, through_compiled
 from .inputs import capturing, read_inputs, trained
 from .leftovers import Leftovers
 from .marks import Marks
@@ -256,9 +245,8 @@ class Session:
         if len(self.passes) > known:  # behind a hook of the model it has them
             return out
         self.unread = self.unread or reason
-        for tensor in deep_tensors(out):
-            if tensor.grad_fn is not None:
-                tensor.register_hook(lambda grad: self._note_unread(reason))
+        for tensor in trained(out):
+            tensor.register_hook(lambda grad: self._note_unread(reason))
         return out
 
     def _note_unread(self, reason: str) -> None:
