@@ -38,11 +38,16 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
     axis, given, exact = session.batch_dim, session.batch_size, session.exact
     plain = not kwargs and all(isinstance(x, Tensor) for x in args)
     leaves = args if plain else pytree.tree_leaves((args, kwargs), is_leaf=_is_packed)
-    joined = next((x for x in leaves if _is_packed(x) or (isinstance(x, Tensor) and x.is_nested)), None)
-    if joined is not None and exact:
-        raise UnsupportedError(_of_different_length(joined))
-    if joined is not None:
-        return Inputs(int(joined.batch_sizes[0]) if _is_packed(joined) else joined.size(0), [])
+    for each in leaves:
+        if isinstance(each, Tensor) and each.is_nested:
+            samples = each.size(0)
+        elif isinstance(each, PackedSequence):
+            samples = int(each.batch_sizes[0])
+        else:
+            continue
+        if exact:
+            raise UnsupportedError(_of_different_length(each))
+        return Inputs(samples, [])
     tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]
     if not tensors and not compiling():  # in an object of the user's, or of a library
         tensors = [x for x in deep_tensors([*args, *kwargs.values()]) if x.ndim > axis]
