@@ -57,14 +57,32 @@ def _monitored(original: type[nn.Module]) -> type[nn.Module]:
     return Monitored
 
 
+@functools.cache
+def _monitored_with_hooks(original: type[nn.Module]) -> type[nn.Module]:
+    class Monitored(_monitored(original)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            watcher = self.__dict__.get(KEY)
+            hooked = self._forward_pre_hooks or self._forward_hooks
+            if watcher is None or not hooked or torch.compiler.is_compiling():
+                return super().__call__(*args, **kwargs)
+            return watcher.call(self, super().__call__, args, kwargs)
+
+    Monitored.__name__, Monitored.__qualname__ = original.__name__, original.__qualname__
+    Monitored.__module__, Monitored.__doc__ = original.__module__, original.__doc__
+    return Monitored
+
+
 def is_attached(module: nn.Module) -> bool:
     """Whether a monitor watches `module` already."""
     return KEY in module.__dict__
 
 
-def attach(module: nn.Module, watcher: Any) -> None:
-    """Let `watcher.forward(module, plain, args, kwargs)` run in the place of `module.forward`."""
-    subclass = _monitored(type(module))  # type: ignore[arg-type]
+def attach(module: nn.Module, watcher: Any, with_hooks: bool = False) -> None:
+    """Let `watcher.forward(module, plain, args, kwargs)` run in the place of `module.forward`.
+
+    `with_hooks`: and `watcher.call` in the place of a call where the module has forward hooks, which stand around it.
+    """
+    subclass = (_monitored_with_hooks if with_hooks else _monitored)(type(module))  # type: ignore[arg-type]
     module.__dict__[KEY] = watcher
     try:
         module.__class__ = subclass

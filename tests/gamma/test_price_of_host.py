@@ -104,9 +104,10 @@ def test_a_measured_step(priced, request):
 
 
 def test_steps_between_cost_nothing(priced):
-    """No operation, nothing in the backward pass; a look whether code is being compiled at every module."""
+    """No operation, nothing in the backward pass; a look whether code is being compiled at every module, and one at
+    the model's own hooks."""
     plain, between, modules = priced(every=1000)
     assert between.operations == plain.operations
     assert between.backward == plain.backward
-    assert between.forward - plain.forward <= 3 * modules + 2
+    assert between.forward - plain.forward <= 3 * modules + 3
     assert between.finish - plain.finish <= 6

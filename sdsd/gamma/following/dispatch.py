@@ -239,7 +239,8 @@ def layers_of(x: Tensor) -> list[Tensor]:
 def decided(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Any:
     """The rule's verdict; without a rule that of the trial of independence.
 
-    Where a further input of the model does not lie as the samples do, it is a constant to what allows that.
+    Where a further input of the model does not lie as the samples do, it is a constant to what allows that, and from
+    there on.
     """
     if seen.rule is None:
         return tested(seen.func, seen.args, seen.kwargs, seen.out, seen.n)
@@ -252,7 +253,10 @@ def decided(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -
         rest = [(x, v) for x, v in zip(inputs, verdicts, strict=True) if not any(x is m for m in masks)]
         if masks and any(v is not None for _, v in rest):
             with as_constants(masks):
-                return asked_of(seen, [x for x, _ in rest], [v for _, v in rest])
+                verdict = asked_of(seen, [x for x, _ in rest], [v for _, v in rest])
+            if type(verdict) is not Mixed:
+                for mask in masks:
+                    set_track(mask, None)
     return verdict
 
 

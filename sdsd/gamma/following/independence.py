@@ -100,6 +100,8 @@ def tested(func: Any, args: Any, kwargs: Any, out: Any, n: int) -> Any:
     name = name_of(func)
     unknown = Mixed(f"{name}, which is not known")
     outputs = list(tensors_in(out))
+    if any(x.is_nested for x in outputs):
+        return Mixed(f"{name}, which makes a nested tensor; pad it and mask what is not valid instead")
     inputs = list(tensors_in((args, list(kwargs.values()))))
     followed = [x for x in inputs if isinstance(track_of(x), Track)]
     if "out" in kwargs or getattr(func, "__name__", "").endswith("_"):

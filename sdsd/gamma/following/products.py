@@ -295,7 +295,10 @@ def solved_by_factor(call: Call, input: Tensor, factor: Any = None, *_: Any, **n
     return solved(call, named.get("input2", factor), input)
 
 
-SECOND_ALLOWED.update({attention: (3, "attn_mask"), added_product: (0, "input")})
+SECOND_ALLOWED.update({attention: (3, "attn_mask")})
+SECOND_ALLOWED.update(
+    dict.fromkeys((matmul, reflected_matmul, added_product, inner, linear, einsum, tensordot, distances), (None, None))
+)
 
 register("matmul mm bmm mv dot inner_product vdot", matmul, TORCH)
 register("matmul", matmul, NAMESPACES[6:7])

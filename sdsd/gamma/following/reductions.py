@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .elementwise import elementwise
-from .table import FUNCTIONAL, NAMESPACES, RULES, TORCH, Call, axes, register, register_property
+from .table import FUNCTIONAL, NAMESPACES, RULES, SECOND_ALLOWED, TORCH, Call, axes, register, register_property
 from .tracks import Mixed, Track, Verdict, track_of
 
 
@@ -243,6 +243,8 @@ def fftn(call: Call, input: Tensor, s: Any = None, dim: Any = None, *_: Any, **_
         dim = tuple(range(-len(s), 0))
     return along_all(call, input, dim)
 
+
+SECOND_ALLOWED[similarity] = (None, None)
 
 LINALG = NAMESPACES[6:7]
 FFT = NAMESPACES[7:8]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .table import FUNCTIONAL, RULES, TORCH, Call, called, register, register_property
+from .table import FUNCTIONAL, RULES, SECOND_ALLOWED, TORCH, Call, called, register, register_property
 from .tracks import Part, Track, Verdict, track_of
 
 cuts = itertools.count()
@@ -350,6 +350,8 @@ def diag_embed(call: Call, input: Tensor, offset: int = 0, dim1: int = -2, dim2:
 def view_as_complex(call: Call, input: Tensor) -> Verdict:
     return select(call, input, -1, 0)
 
+
+SECOND_ALLOWED.update({cat: (None, None), stack: (None, None)})
 
 register("view reshape flatten unflatten ravel _unsafe_view reshape_as view_as", view, TORCH)
 register("permute", permute, TORCH)

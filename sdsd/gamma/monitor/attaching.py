@@ -81,7 +81,7 @@ class Attachment:
         if isinstance(module, torch.jit.ScriptModule) and not is_root:
             return None
         try:
-            attach(module, watcher)
+            attach(module, watcher, with_hooks=is_root)
         except (TypeError, AttributeError) as error:
             if is_root:
                 raise ValueError(f"{name}: {type(module).__name__} cannot be watched ({error}).") from error
@@ -174,11 +174,17 @@ class _RootWatcher(Watcher):
             return plain(*args, **kwargs)
         if compiling():
             return self._traced(module, plain, args, kwargs)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():
             return plain(*args, **kwargs)
         if session.sharded:
             session.learn(module, self.names)
         return session.forward_uncompiled(plain, args, kwargs)
+
+    def call(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A call with the model's own forward hooks, which may change what it is given and gives."""
+        if self.session.sharded:  # hooks of FSDP put the parameters together first
+            return plain(*args, **kwargs)
+        return self.forward(module, plain, args, kwargs)
 
     def _traced(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """In code that torch.compile is tracing."""

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from ...models import compiling
 from ..following import Track
 from ..layers import UnsupportedError
+from ..uses import deep_tensors
 
 if TYPE_CHECKING:
     from .session import Session
@@ -29,21 +32,37 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
     """The samples that `session.batch_dim` and `session.batch_size` announce; None without a tensor to read them from.
 
     Raises:
-        UnsupportedError: no input with a sample axis, or rows that are no whole number for each sample.
+        UnsupportedError: no input with a sample axis, samples of different length in one tensor, or rows that are no
+            whole number for each sample.
     """
     axis, given, exact = session.batch_dim, session.batch_size, session.exact
     if len(args) == 1 and not kwargs and given is None and isinstance(args[0], Tensor) and args[0].ndim > axis:
         batch = args[0].shape[axis]
         return Inputs(batch, [(args[0], Track(axis))] if batch else [])
     plain = not kwargs and all(isinstance(x, Tensor) for x in args)
-    leaves = args if plain else pytree.tree_leaves((args, kwargs))
+    leaves = args if plain else pytree.tree_leaves((args, kwargs), is_leaf=_is_packed)
+    for each in leaves:
+        if isinstance(each, Tensor) and each.is_nested:
+            samples = each.size(0)
+        elif isinstance(each, PackedSequence):
+            samples = int(each.batch_sizes[0])
+        else:
+            continue
+        if exact:
+            raise UnsupportedError(_of_different_length(each))
+        return Inputs(samples, [])
     tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]
+    if not tensors and not compiling():  # in an object of the user's, or of a library
+        tensors = [x for x in deep_tensors([*args, *kwargs.values()]) if x.ndim > axis]
     if not tensors:
-        if given is not None or not exact:
+        if given is not None:
             return None
+        what_to_do = (
+            "the batch, or the noise that samples are made from, as tensors, or use mode='micro' with batch_size"
+        )
         raise UnsupportedError(
-            f"expected an input tensor with a sample axis (dimension {axis}) to read the batch size from, found "
-            "none. Pass batch_size to the monitor."
+            f"the model was called without a tensor that has a sample axis (dimension {axis}), to read the batch size "
+            f"from. {f'Give it {what_to_do}.' if exact else 'Pass batch_size, the samples of a micro-batch.'}"
         )
     # A square matrix before the others is a mask or a table of distances, not the samples.
     first = next((x for x in tensors if x.ndim != 2 or x.shape[0] != x.shape[1]), tensors[0])
@@ -67,6 +86,21 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
     return Inputs(batch, sorted(carry, key=lambda pair: pair[0] is not first))
 
 
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
+
+
+def _of_different_length(value: Any) -> str:
+    if _is_packed(value):
+        what, how = "a PackedSequence, whose rows are of several sequences by turns", "pad_packed_sequence"
+    else:
+        what, how = "a nested tensor, whose samples have no dimension of their own", "torch.nested.to_padded_tensor"
+    return (
+        f"the batch is {what}, and they cannot be told apart. Give the model the padded tensor ({how}) and a mask of "
+        "what is valid, or use mode='micro'."
+    )
+
+
 def capturing() -> bool:
     """Whether what is launched now goes into a CUDA graph, and nothing is computed yet."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
@@ -74,6 +108,6 @@ def capturing() -> bool:
 
 def trained(out: Any) -> Iterator[Tensor]:
     """Tensors in what a model returned that a gradient comes back to."""
-    for tensor in pytree.tree_leaves(out):
-        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+    for tensor in deep_tensors(out):
+        if tensor.grad_fn is not None:
             yield tensor

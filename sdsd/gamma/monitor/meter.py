@@ -70,6 +70,8 @@ class Meter:
         session, parameters = self._session, self._parameters
         refuse_leftovers(session)
         refuse_strangers(session, parameters)
+        if session.unknown is not None:
+            raise UnsupportedError(session.unknown)
         exact = session.exact
         groups = session.batches() if exact else []
         ledgers = [ledger for group in groups for ledger in group]
@@ -80,6 +82,8 @@ class Meter:
                 raise UnsupportedError(
                     f"no parameter that was used is left to measure:\n{by_reason(refused)}\nUse mode='micro'."
                 )
+            if session.unread is not None:
+                raise UnsupportedError(session.unread)
             raise no_backward(session, parameters)
         unit, own_signal = 1.0, None
         if exact:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
-from ..layers import begin_tracing
+from ..layers import UnsupportedError, begin_tracing
 from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, in_groups, settle_together, through_compiled
 from .inputs import capturing, read_inputs, trained
 from .leftovers import Leftovers
@@ -43,6 +43,7 @@ class Session:
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
         passes: accounts of the forward passes since the last step.
+        unread: why the samples of a forward pass are not known, or None; unknown: the same, if gradients came from it.
         uncompiled: why compiled code cannot be followed, so that the model runs as it is where it is measured, or None.
         entering, leaving: what a compiled part of the model is given and gives, and where that carries samples; None
             outside of one. lying: the former, in words.
@@ -94,6 +95,8 @@ class Session:
         self._stepped = False
         self.stale: str | None = None
         self.given_up = False
+        self.unread: str | None = None
+        self.unknown: str | None = None
         self.reset()
 
     def take(self, parameters: Parameters) -> None:
@@ -148,7 +151,7 @@ class Session:
             ledger.close()
         self.passes = []
         self.strangers.clear()
-        self.stale, self.given_up = None, False
+        self.stale, self.given_up, self.unread, self.unknown = None, False, None, None
         self._outer = None
         self._begun.clear()
         self._open.clear()
@@ -193,9 +196,16 @@ class Session:
         """The whole model's forward pass in eager mode: one batch."""
         if self._inside or torch._C._current_graph_task_id() != -1:
             return plain(*args, **kwargs)  # the model calls itself, or a checkpoint repeats it
-        tracks = self.read(args, kwargs)
+        try:
+            tracks = self.read(args, kwargs)
+        except UnsupportedError as error:
+            return self._unread(plain, args, kwargs, str(error))
         if not self.exact or self.batch is None:
-            out = plain(*args, **kwargs)
+            self._inside = True  # hooks of the model stand around it
+            try:
+                out = plain(*args, **kwargs)
+            finally:
+                self._inside = False
             for tensor in trained(out):
                 tensor.register_hook(self._announce)
             return out
@@ -229,6 +239,21 @@ class Session:
         for tensor in mode.outputs(out):
             tensor.register_hook(lambda grad: self._announce(grad))
         return out
+
+    def _unread(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
+        """A pass whose samples are not known is like any other; a step that it belongs to is not measured."""
+        known = len(self.passes)
+        out = plain(*args, **kwargs)
+        if len(self.passes) > known:  # behind a hook of the model it has them
+            return out
+        self.unread = self.unread or reason
+        for tensor in trained(out):
+            tensor.register_hook(lambda grad: self._note_unread(reason))
+        return out
+
+    def _note_unread(self, reason: str) -> None:
+        if not self.pauses:
+            self.unknown = reason
 
     def _keep_to_stream(self) -> None:
         """Forget kept nodes on another stream: one that adds to .grad runs on the stream that it was made on."""
@@ -362,5 +387,7 @@ class Session:
         return groups
 
 
-_OF_A_STEP = frozenset(("planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch"))
+_OF_A_STEP = frozenset(
+    ("planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch", "unread", "unknown")
+)
 _OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "marks", "_stepped"}

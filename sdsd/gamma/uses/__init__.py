@@ -24,6 +24,7 @@ use.watch, use.Use.fire, use.Use._deliver, operand.Operand.deliver, ledger.Pass.
 these and a line in `RULES` of `rules/`.
 """
 
+from .calls import deep_tensors
 from .combining import combine
 from .convolutions import by_samples, products_win, squares_by_products
 from .ledger import Pass, carrying, in_groups, settle_together
@@ -45,6 +46,7 @@ __all__ = [
     "carrying",
     "chunks",
     "combine",
+    "deep_tensors",
     "in_groups",
     "lookup_squares",
     "products_win",

@@ -325,23 +325,26 @@ def test_a_further_input_that_lies_otherwise_is_no_samples() -> None:
     assert recorder.mixing == [track_of(refused)]
     set_second(mask)
     with Recorder(n) as recorder:
+        along = [mask * 2, scores[:, 0, 0] * mask]
+        trained = scores + mask.clone().requires_grad_()
+        assert is_second(mask)
         made = mask.view(1, 1, n, n).expand(n, 2, n, n).exp()
+        assert is_second(made)
         found = [
             scores + mask,
             scores.masked_fill(made > 1, 0.0),
             torch.where(made > 1, scores, 0.0),
             F.scaled_dot_product_attention(other, other, other, attn_mask=mask),
             torch.baddbmm(mask[None], other[:, 0], other[:, 0].transpose(1, 2)),
+            scores @ mask,
+            torch.einsum("st,nhtd->nhsd", mask, other),
         ]
-        along = [mask * 2, scores[:, 0, 0] * mask]
-        products = [scores @ mask, torch.cat([scores[:, 0, 0], mask.T])]
-        trained = scores + mask.clone().requires_grad_()
-    assert [track_of(x) for x in found] == [Track(0)] * 5
-    assert is_second(made)
+        joined = torch.cat([scores[:, 0, 0], mask.T])
+    assert [track_of(x) for x in found] == [Track(0)] * 7
     assert not any(is_second(x) for x in found)
     assert [track_of(x) for x in along] == [Track(0)] * 2
-    assert all(isinstance(track_of(x), Mixed) for x in products)
-    assert is_second(mask)
+    assert isinstance(track_of(joined), Mixed)
+    assert track_of(mask) is None, "from there on a constant"
     assert isinstance(track_of(trained), Mixed), "what has a gradient is no mask"
 
 

@@ -46,6 +46,11 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     values, structure = pytree.tree_flatten((args, kwargs))
     tracks = [track_of(value) if isinstance(value, Tensor) else None for value in values]
     out = mode.run(func, args, kwargs)
+    # A further input that did not lie as the samples do is none of them.
+    tracks = [
+        None if track is not None and value is not out and track_of(value) is None else track
+        for track, value in zip(tracks, values, strict=True)
+    ]
     outputs = [t for t in (pytree.tree_leaves(out)) if isinstance(t, Tensor) and t.requires_grad]
     if not outputs:
         return out
