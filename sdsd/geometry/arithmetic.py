@@ -19,6 +19,10 @@ ORDINARY = (2.0**-56, 2.0**76)
 """Sums of squares that tell a neuron inside every WINDOW without a look at its largest value."""
 
 
+SQUARED = (2.0**-500, 2.0**500)
+"""Norms whose squares float64 holds with all their digits, over any number of samples."""
+
+
 @contextmanager
 def plain_arithmetic(device: torch.device) -> Iterator[None]:
     """No gradients, no autocast, products of float32 in float32, and memory that later calls may write.
@@ -64,6 +68,25 @@ def peaks(rows: Tensor, dtype: torch.dtype) -> Tensor:
     if len(others):
         peak[others] = torch.stack([piece[others].to(dtype).abs().amax(1) for piece in pieces]).amax(0)
     return peak
+
+
+def norms_of(rows: Tensor) -> Tensor:
+    """√Σx² of each of `rows` (n, …), also where squares leave the range of float64.  # shape: (n,), float64
+
+    At most float64's largest number where all values are finite.
+    """
+    rows = rows.flatten(1)
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    low, high = SQUARED
+    odd = (~((norms > low) & (norms < high))).nonzero().flatten()
+    if rows.dtype == torch.float64 and len(odd):
+        some = rows[odd]
+        peak = some.abs().amax(1)
+        exponent = torch.frexp(torch.where(peak.isfinite() & (peak > 0), peak, 1.0)).exponent
+        scale = power_of_two(-exponent)
+        scaled = torch.linalg.vector_norm(some * scale[:, None], dim=1) / scale
+        norms[odd] = torch.where(peak.isfinite(), scaled.clamp_max(torch.finfo(torch.float64).max), scaled)
+    return norms
 
 
 def exponents_after(exponent: Tensor, peak: Tensor, dtype: torch.dtype) -> Tensor:

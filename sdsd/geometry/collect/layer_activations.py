@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..arithmetic import norms_of
 from ..cosines import alive_from_norms, neuron_cosine_matrix
 from ..gram import GramAccumulator
 
@@ -44,15 +45,16 @@ class LayerActivations:
     def norms(self) -> Tensor:
         """√(Σ_s a_s²) of every neuron.  # shape: (n,), float64"""
         if self.values is not None:
-            return torch.linalg.vector_norm(self.values, dim=0, dtype=torch.float64)
+            return norms_of(self.values.T)
         assert self.sums is not None
         return self.sums.norms(center=False)
 
     def gram(self) -> Tensor:
         """Σ_s a_si a_sj, not centred: what merge(…, how="absorb", gram=…) takes.  # shape: (n, n), float64"""
         if self.values is not None:
-            values = self.values.double()
-            return values.T @ values
+            sums = GramAccumulator(self.neurons, dtype=torch.float64, device=self.values.device)
+            sums.update(self.values)
+            return sums.gram()
         assert self.sums is not None
         return self.sums.gram(center=False)
 

@@ -157,14 +157,16 @@ class LayerComparison:
         if not samples[0]:
             return
         rows = torch.cat((one.flatten(1), other.flatten(1)))
-        if not bool(rows.isfinite().all()):
+        peak = torch.stack([torch.stack(part.aminmax()).abs().amax() for part in (rows[: self.n], rows[self.n :])])
+        if not bool(peak.isfinite().all()):
             bad = (~rows.isfinite().all(1)).nonzero().flatten().tolist()
             raise ValueError(
                 f"x, y: expected finite values, got a NaN or an infinity in {sum(i < self.n for i in bad)} neurons of "
                 f"x and {sum(i >= self.n for i in bad)} of y. Leave out the samples that hold them."
             )
         with plain_arithmetic(rows.device):
-            lengths = (self._lengths or Lengths.about(rows, self.n)).with_samples(rows, self.n)
+            lengths = self._lengths or Lengths.about(rows, self.n, peak)
+            lengths = lengths.with_samples(rows, self.n, peak)
         self._gram.update(rows, neuron_dim=0)
         self._lengths = lengths
         self._largest = max(self._largest, samples[0])
@@ -301,7 +303,7 @@ class LayerComparison:
         assert self._lengths is not None
         together = min(self.samples, max(self._largest, samples_together(self.n + self.m)))
         unit = torch.finfo(self._gram.dtype).eps / 2
-        gram = self._gram.gram(center=True)
+        gram = self._gram._gram(True, self._lengths.exponents(self.n))
         return Facts.of(gram, self._lengths, self.n, (2 * math.sqrt(together) + 16) * unit)
 
     def _ratio(self, measure: str, terms: dict[str, tuple[float, float]]) -> Similarity:

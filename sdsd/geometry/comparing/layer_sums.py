@@ -8,6 +8,9 @@ S × S products, which are never made, and k, l the diagonals of these, the squa
 
 Means are known at the end only. Squared lengths are therefore summed about the mean of the first batch, together with
 the vectors Σ_s k_s z_s and Σ_s l_s z_s, z = (x, y), that carry them over to the mean of all; in float64.
+
+Measures have fourth powers of activations in them and do not see a factor of a whole layer, so each layer is divided by
+a power of two near its largest value, which rounds nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +21,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..arithmetic import UNSEEN, power_of_two
+
+GROWTH = 100
+"""Powers of two by which a layer may outgrow what it is divided by, before that is chosen anew."""
 SUMMED = 2**22
 """Values of both layers that are converted to float64 together (32 MiB), unless one sample has more."""
 PAIRS = ("xx", "yy", "xy")
@@ -29,6 +36,7 @@ class Lengths:
     """Sums over samples of squared lengths k (of x) and l (of y), about a point near the mean; float64.
 
     Attributes:
+        exponent: x and y are divided by 2^exponent; UNSEEN for a layer that has been zero so far.  # shape: (2,), int32
         point: what values are taken about.  # shape: (n + m,)
         count: samples.
         total: Σ z.  # shape: (n + m,)
@@ -37,6 +45,7 @@ class Lengths:
         weighted: Σ k z and Σ l z.  # shape: (2, n + m)
     """
 
+    exponent: Tensor
     point: Tensor
     count: int
     total: Tensor
@@ -45,16 +54,22 @@ class Lengths:
     weighted: Tensor
 
     @staticmethod
-    def about(rows: Tensor, n: int) -> Lengths:
-        """Nothing summed yet, about the mean of `rows` (n + m, samples)."""
-        point = rows.mean(1, dtype=torch.float64)
+    def about(rows: Tensor, n: int, peak: Tensor) -> Lengths:
+        """Nothing summed yet, about the mean of `rows` (n + m, samples), whose largest values are `peak` (2,)."""
+        exponent = exponents_of(peak)
+        scale = _scale(exponent, n, len(rows))[:, None]
+        parts = rows.split(max(1, SUMMED // len(rows)), 1)
+        point = torch.stack([(part.double() * scale).sum(1) for part in parts]).sum(0) / rows.shape[1]
         zeros = point.new_zeros
-        return Lengths(point, 0, zeros(len(point)), zeros(2), zeros(2, 2), zeros(2, len(point)))
+        return Lengths(exponent, point, 0, zeros(len(point)), zeros(2), zeros(2, 2), zeros(2, len(point)))
 
-    def with_samples(self, rows: Tensor, n: int) -> Lengths:
-        new = self
+    def with_samples(self, rows: Tensor, n: int, peak: Tensor) -> Lengths:
+        """Sums with `rows` (n + m, samples), whose largest values are `peak` (2,)."""
+        own = exponents_of(peak)
+        new = self.in_units(torch.where(own > self.exponent + GROWTH, own, self.exponent), n)
+        scale = _scale(new.exponent, n, len(rows))[:, None]
         for part in rows.split(max(1, SUMMED // len(rows)), 1):
-            z = part.double() - self.point[:, None]
+            z = (part.double() * scale).sub_(new.point[:, None])
             lengths = torch.stack([z[:n].square().sum(0), z[n:].square().sum(0)])
             new = replace(
                 new,
@@ -65,6 +80,40 @@ class Lengths:
                 weighted=new.weighted + lengths @ z.T,
             )
         return new
+
+    def in_units(self, exponent: Tensor, n: int) -> Lengths:
+        """The same sums of layers divided by 2^exponent."""
+        if torch.equal(exponent, self.exponent):
+            return self
+        factor = power_of_two(self.exponent - exponent)
+        each, square = _of_neurons(factor, n, len(self.point)), factor.square()
+        return Lengths(
+            exponent,
+            self.point * each,
+            self.count,
+            self.total * each,
+            self.first * square,
+            self.second * square[:, None] * square,
+            self.weighted * square[:, None] * each,
+        )
+
+    def exponents(self, n: int) -> Tensor:
+        """What each neuron is divided by.  # shape: (n + m,), int32"""
+        return _of_neurons(torch.where(self.exponent == UNSEEN, 0, self.exponent), n, len(self.point))
+
+
+def exponents_of(peak: Tensor) -> Tensor:
+    """The powers of two above largest values, or UNSEEN for 0."""
+    return torch.where(peak > 0, torch.frexp(peak.double()).exponent.clamp(-1022, 1022), UNSEEN)
+
+
+def _of_neurons(pair: Tensor, n: int, count: int) -> Tensor:
+    """An entry of `pair` for each of the first layer's n neurons, and one for each of the second's."""
+    return torch.cat((pair[:1].expand(n), pair[1:].expand(count - n)))
+
+
+def _scale(exponent: Tensor, n: int, count: int) -> Tensor:
+    return _of_neurons(power_of_two(-torch.where(exponent == UNSEEN, 0, exponent)), n, count)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 `similarity.py`    every pair of one layer, or of two
 `neighbours.py`    the nearest or farthest of each neuron; which neurons are alive
 `costs.py`         what merging two neurons does to their readers
+`squares.py`       lengths, products and distances in float64, in any range
 `approximate.py`   the nearest of each by approximate search, with its recall
 `pairs.py`         pairs past a threshold, pairs that share no neuron, histograms, sums over all others
 =================  =================================================================================================

@@ -25,6 +25,7 @@ from sdsd_kernels import checks
 from ..._progress import Progress, Report, reporter
 from ..arithmetic import plain_arithmetic
 from ..arrays import as_tensor, neurons_first
+from .squares import Products, Values, power
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,8 @@ BLOCK_ELEMENTS = 2**22
 """Activations of all neurons that are converted to float64 together (32 MiB), unless one sample has more."""
 CANDIDATES = 32
 """Cheapest partners kept for every neuron; a neuron whose partners are all taken is computed anew."""
+HEAPED = 400
+"""Bytes of a neuron in the heap: a tuple of a float and two ints, in two lists, and its lengths."""
 
 
 def merge_cost(
@@ -92,8 +95,10 @@ def merge_cost(
     )
     with plain_arithmetic(costs.device):
         if pairs is not None:
-            return costs.of_pairs(*_checked_pairs(pairs, costs.count).to(costs.device).unbind(1)).sqrt_()
-        result = torch.cat([costs.of_rows(rows) for rows in costs.blocks()]).sqrt_()
+            return costs.roots_of(costs.of_pairs(*_checked_pairs(pairs, costs.count).to(costs.device).unbind(1)))
+        result = torch.empty(costs.count, costs.count, dtype=torch.float64, device=costs.device)
+        for rows in costs.blocks():
+            result[rows] = costs.roots_of(costs.of_rows(rows))
         result.fill_diagonal_(0).masked_fill_((~costs.finite)[:, None] | ~costs.finite, math.nan)
     return result
 
@@ -125,32 +130,31 @@ class Costs:
             got = "neither" if gram is None else "both"
             raise ValueError(f"activations, gram: expected exactly one of them, got {got}.")
         checks.check_max_bytes(max_bytes)
-        self.rows = self.gram = None
         if activations is not None:
             rows = neurons_first(activations, neuron_dim)
             if not math.prod(rows.shape[1:]):
                 raise ValueError(f"activations: expected at least one sample, got shape {tuple(activations.shape)}.")
-            self.rows = rows.flatten(1)
-            self.dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-            self.count, self.samples = self.rows.shape
-            self.device = self.rows.device
+            self.samples, self.dtype = math.prod(rows.shape[1:]), rows.dtype
         else:
-            self.gram = checks.check_float_tensor(as_tensor(gram, "gram"), "gram").detach()  # type: ignore[arg-type]
-            if self.gram.ndim != 2 or self.gram.shape[0] != self.gram.shape[1]:
-                raise ValueError(f"gram: expected a square (n, n) matrix, got shape {tuple(self.gram.shape)}.")
+            rows = checks.check_float_tensor(as_tensor(gram, "gram"), "gram").detach()  # type: ignore[arg-type]
+            if rows.ndim != 2 or rows.shape[0] != rows.shape[1]:
+                raise ValueError(f"gram: expected a square (n, n) matrix, got shape {tuple(rows.shape)}.")
             self.samples = checks.check_integer(samples, "samples", least=1, why="sample")
-            self.count, self.device, self.dtype = len(self.gram), self.gram.device, torch.float64
+            self.dtype = torch.float64
+        self.dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.count, self.device = len(rows), rows.device
         weights = checks.check_float_tensor(as_tensor(outgoing, "outgoing"), "outgoing").detach()
         if weights.ndim != 2 or len(weights) != self.count:
             raise ValueError(
                 f"outgoing: expected ({self.count}, weights), the weights that read each neuron, got shape "
                 f"{tuple(weights.shape)}. outgoing_weights(model, layer) collects them."
             )
-        self.outgoing = weights.to(self.device, torch.float64)
+        weights = weights.to(self.device)
         self.height, self.step = min(BLOCK_ROWS, self.count), max(1, BLOCK_ELEMENTS // self.count)
         if max_bytes is not None:
-            # Costs, products, what is sorted and where it stood, of a row; one sample in two copies; and candidates.
-            row, sample, kept = 6 * 8 * self.count, 2 * 8 * self.count, self.count * (16 * CANDIDATES + 64)
+            # Costs, products, what is sorted and where it stood, of a row; one sample in three copies; candidates, and
+            # a neuron in the heap.
+            row, sample, kept = 6 * 8 * self.count, 3 * 8 * self.count, self.count * (16 * CANDIDATES + HEAPED)
             left = max_bytes - kept
             if left < 2 * row:
                 raise ValueError(
@@ -159,9 +163,18 @@ class Costs:
                 )
             self.height, self.step = min(self.height, left // 2 // row), min(self.step, left // 2 // sample)
         with plain_arithmetic(self.device):
-            self.lengths = self._squared_lengths()
-            self.outgoing_lengths = self.outgoing.square().sum(1)
-        self.finite = self.lengths.isfinite() & self.outgoing_lengths.isfinite()
+            self.outgoing = Values(weights, self.step)
+            self.values = Values(rows, self.step) if gram is None else Products(rows)
+        self.lengths = self.values.lengths
+        self.finite = self.lengths.isfinite() & self.outgoing.lengths.isfinite()
+
+    def roots_of(self, squared: Tensor) -> Tensor:
+        """Costs from squared ones, in the memory of these."""
+        costs = squared.sqrt_()
+        for each in (self.outgoing, self.values):
+            if each.exponent:
+                costs.mul_(power(each.exponent))
+        return costs
 
     def blocks(self) -> Iterator[slice]:
         for top in range(0, self.count, self.height):
@@ -170,41 +183,30 @@ class Costs:
     def of_rows(self, rows: slice) -> Tensor:
         """Squared costs of some neurons, which stay where one is dropped, with all.  # shape: (rows, n), float64"""
         if self.absorbed:
-            return self._dropping(self._products(rows), self.lengths[rows, None], slice(None))
-        apart = _distances(self._products(rows), self.lengths[rows], self.lengths)
-        products = self.outgoing[rows] @ self.outgoing.T
-        apart.mul_(_distances(products, self.outgoing_lengths[rows], self.outgoing_lengths))
+            return self._dropping(self.values.products(rows), self.lengths[rows, None], slice(None))
+        apart = _distances(self.values.products(rows), self.lengths[rows], self.lengths)
+        products = self.outgoing.products(rows)
+        apart.mul_(_distances(products, self.outgoing.lengths[rows], self.outgoing.lengths))
         return apart.div_(4 * self.samples)
 
     def of_columns(self, columns: slice) -> Tensor:
         """Squared costs of dropping some neurons, for which any other stands in.  # shape: (columns, n), float64"""
-        products = self._products(columns)
+        products = self.values.products(columns)
         rest = self.lengths[columns, None] - torch.where(self.lengths == 0, 0.0, products.square_() / self.lengths)
-        return rest.clamp_min_(0).mul_(self.outgoing_lengths[columns, None]).div_(self.samples)
+        return rest.clamp_min_(0).mul_(self.outgoing.lengths[columns, None]).div_(self.samples)
 
     def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
         """Squared costs of pairs, from differences where there are activations.  # shape: (pairs,), float64"""
-        products = self._products_of_pairs(first, second)
-        if self.absorbed and self.rows is None:
-            return self._dropping(products, self.lengths[first], second)
-        share = torch.ones_like(products)
-        weights, halves = (self.outgoing[first] - self.outgoing[second]).square().sum(1), 4
-        if self.absorbed:
-            share = torch.where(self.lengths[first] == 0, 0.0, products / self.lengths[first])
-            weights, halves = self.outgoing_lengths[second], 1
-        if self.rows is None:
-            apart = self.lengths[first] + self.lengths[second] - 2 * products
-        else:
-            apart = torch.zeros_like(weights)
-            for number, (i, j) in enumerate(torch.stack((first, second), 1).tolist()):
-                for part in self._parts():
-                    kept, dropped = self.rows[i, part].double(), self.rows[j, part].double()
-                    apart[number] += (dropped - share[number] * kept).square().sum()
-        return apart.clamp_min(0) * weights / (halves * self.samples)
+        if not self.absorbed:
+            apart, weights = self.values.apart(first, second), self.outgoing.apart(first, second)
+            return apart * weights / (4 * self.samples)
+        products = self.values.products_of_pairs(first, second)
+        share = torch.where(self.lengths[first] == 0, 0.0, products / self.lengths[first])
+        return self.values.apart(first, second, share) * self.outgoing.lengths[second] / self.samples
 
     def dropped_second(self, first: Tensor, second: Tensor) -> Tensor:
         """Whether dropping the second of each pair costs no more than dropping the first.  # shape: (pairs,)"""
-        products = self._products_of_pairs(first, second)
+        products = self.values.products_of_pairs(first, second)
         one, other = (
             self._dropping(products, self.lengths[kept], dropped)
             for kept, dropped in ((first, second), (second, first))
@@ -214,44 +216,12 @@ class Costs:
     def _dropping(self, products: Tensor, kept: Tensor, dropped: Tensor | slice) -> Tensor:
         """Squared costs of dropping neurons for which others, of squared lengths `kept`, stand in."""
         rest = self.lengths[dropped] - torch.where(kept == 0, 0.0, products.square() / kept)
-        return rest.clamp_min_(0).mul_(self.outgoing_lengths[dropped]).div_(self.samples)
+        return rest.clamp_min_(0).mul_(self.outgoing.lengths[dropped]).div_(self.samples)
 
     def cosines(self, first: Tensor, second: Tensor) -> Tensor:
         """Cosines of the activations of pairs.  # shape: (pairs,), float64"""
-        norms = (self.lengths[first] * self.lengths[second]).sqrt()
-        return (self._products_of_pairs(first, second) / norms).clamp(-1, 1)
-
-    def _squared_lengths(self) -> Tensor:
-        if self.gram is not None:
-            return self.gram.diagonal().double()
-        assert self.rows is not None
-        total = torch.zeros(self.count, dtype=torch.float64, device=self.device)
-        for part in self._parts():
-            total += self.rows[:, part].double().square().sum(1)
-        return total
-
-    def _parts(self) -> Iterator[slice]:
-        return (slice(start, start + self.step) for start in range(0, self.samples, self.step))
-
-    def _products(self, rows: slice) -> Tensor:
-        if self.gram is not None:
-            return self.gram[rows].to(torch.float64, copy=True)
-        assert self.rows is not None
-        total = torch.zeros(rows.stop - rows.start, self.count, dtype=torch.float64, device=self.device)
-        for part in self._parts():
-            values = self.rows[:, part].double()
-            total.addmm_(values[rows], values.T)
-        return total
-
-    def _products_of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        if self.gram is not None:
-            return self.gram[first, second].double()
-        assert self.rows is not None
-        total = torch.zeros(len(first), dtype=torch.float64, device=self.device)
-        for number, (i, j) in enumerate(torch.stack((first, second), 1).tolist()):
-            for part in self._parts():
-                total[number] += self.rows[i, part].double() @ self.rows[j, part].double()
-        return total
+        norms = self.lengths[first].sqrt() * self.lengths[second].sqrt()
+        return (self.values.products_of_pairs(first, second) / norms).clamp(-1, 1)
 
 
 def chosen_by_cost(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
 from sdsd_kernels import cosine_topk
 
 from ..._progress import Progress, reporter
+from ..arithmetic import norms_of
 from ..arrays import as_tensor, neuron_dim_of_both
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ def alive_neurons(activations: Tensor, neuron_dim: int, threshold: float = 1e-3)
     Returns:
         One boolean a neuron. A neuron with a NaN or infinite activation counts as not alive.  # shape: (n,)
     """
-    rows = activations.detach().movedim(neuron_dim, 0).flatten(1)
-    return alive_from_norms(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), threshold)
+    return alive_from_norms(norms_of(activations.detach().movedim(neuron_dim, 0)), threshold)
 
 
 def alive_from_norms(norms: Tensor, threshold: float = 1e-3) -> Tensor:

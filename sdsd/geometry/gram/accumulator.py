@@ -24,7 +24,7 @@ from .checkpoints import loaded, saved
 from .collectives import agreed, reduced
 from .layout import Plan
 from .ranks import check_group
-from .results import expanded, inverse_norms, squares, units
+from .results import expanded, inverse_norms, require_sums, squares, units
 from .sums import Sums, add_rows, buffer_rows, merge_sums, names_of, nothing
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class GramAccumulator:
         C[i, j] = T[i, j] / √(T[i, i] T[j, j])
 
     The result keeps the promises of `neuron_cosine_matrix`: symmetric bit for bit, |C| ≤ 1, a diagonal of exactly 1,
-    NaN confined to its row and column, neurons from 1e-30 to 1e30 in one matrix. The order of batches, how samples are
+    NaN confined to its row and column, neurons of any scale in one matrix. The order of batches, how samples are
     cut into them and on which rank they were seen changes nothing beyond rounding.
 
     An update that is interrupted, or refused, leaves the accumulator as it was. Small updates wait for each other
@@ -267,19 +267,23 @@ class GramAccumulator:
 
         Returns:
             float64, on the device of the sums.  # shape: (n, n)
+
+        Raises:
+            ValueError: as `cosine_matrix`; neurons so large, or all so small, that float64 has no such sums.
         """
+        return self._gram(center)
+
+    def _gram(self, center: bool | None, exponent: Tensor | None = None) -> Tensor:
+        """`gram` of neurons divided by 2^exponent; None: as they are, and what leaves float64's range is refused."""
         with plain_arithmetic(self.device):
             shift = self._shift(center)
-            poison = torch.where(squares(self._plan, self._sums, shift).isnan(), math.nan, 1.0)
+            square = squares(self._plan, self._sums, shift)
+            if exponent is None:
+                require_sums(square.sqrt() * units(self._sums))
+            factor = units(self._sums, exponent) * torch.where(square.isnan(), math.nan, 1.0)
             self._spare = None  # makes room for the result
             return expanded(
-                self._plan,
-                self._sums.gram,
-                units(self._sums) * poison,
-                shift,
-                dtype=torch.float64,
-                bound=None,
-                report=reporter(False, ""),
+                self._plan, self._sums.gram, factor, shift, dtype=torch.float64, bound=None, report=reporter(False, "")
             )
 
     def covariance(self, correction: int = 1) -> Tensor:
@@ -292,7 +296,8 @@ class GramAccumulator:
             float64, on the device of the sums.  # shape: (n, n)
 
         Raises:
-            ValueError: the accumulator does not centre, or has seen no more samples than `correction`.
+            ValueError: the accumulator does not centre, or has seen no more samples than `correction`; sums that
+                float64 does not have, as in `gram`.
         """
         self._plan.need_center("covariance")
         if self.samples <= correction:
@@ -305,11 +310,12 @@ class GramAccumulator:
     def norms(self, *, center: bool | None = None) -> Tensor:
         """√(Σ_s x_si²), or √(Σ_s (x_si − μ_i)²) where centred; NaN for nonfinite neurons.  # shape: (n,), float64
 
-        `center` and errors as in `cosine_matrix`.
+        At most float64's largest number. `center` and errors as in `cosine_matrix`.
         """
         with plain_arithmetic(self.device):
             shift = self._shift(center)
-            return squares(self._plan, self._sums, shift).sqrt() * units(self._sums)
+            norms = squares(self._plan, self._sums, shift).sqrt() * units(self._sums)
+            return norms.clamp_max_(torch.finfo(torch.float64).max)
 
     def means(self) -> Tensor:
         """Mean of every neuron over all samples.  # shape: (n,), float64

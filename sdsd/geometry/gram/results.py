@@ -17,6 +17,9 @@ from .sums import Sums
 BLOCK_COLUMNS = 512
 """Columns finished together. Transposed writes of 256 rows by 512 columns stay in the cache."""
 
+LARGEST, SMALLEST = 2.0**511.5, 2.0**-511
+"""Norms whose squares are float64 numbers."""
+
 
 def squares(plan: Plan, sums: Sums, shift: Tensor | None) -> Tensor:
     """The diagonal of T + shift shiftᵀ, NaN for nonfinite neurons.  # shape: (n,)"""
@@ -27,10 +30,22 @@ def squares(plan: Plan, sums: Sums, shift: Tensor | None) -> Tensor:
     return torch.where(sums.nonfinite, math.nan, square)
 
 
-def units(sums: Sums) -> Tensor:
-    """2^e, by which scaled values are multiplied to be what they were.  # shape: (n,)"""
-    exponent = sums.exponent
-    return power_of_two(torch.where(exponent == UNSEEN, 0, exponent))
+def units(sums: Sums, exponent: Tensor | None = None) -> Tensor:
+    """2^e, by which scaled values are multiplied to be what they were, or that divided by 2^exponent.  # shape: (n,)"""
+    own = torch.where(sums.exponent == UNSEEN, 0, sums.exponent)
+    return power_of_two(own if exponent is None else own - exponent)
+
+
+def require_sums(norms: Tensor) -> None:
+    """ValueError where products of neurons with these norms leave the range of float64."""
+    finite = norms[~norms.isnan()]
+    largest = finite.max().item() if len(finite) else 0.0
+    if largest > LARGEST or 0 < largest < SMALLEST:
+        raise ValueError(
+            f"gram: expected neurons whose sums of products are within the range of float64, got norms up to "
+            f"{largest:.3g}. cosine_matrix() and norms() do not need that; for sums, divide activations by a number "
+            "first."
+        )
 
 
 def expanded(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._progress import Progress
+from ..arithmetic import norms_of
 from ..arrays import as_tensor
 from ..collect import MOST_BYTES, Forward, LayerActivations, Mask, collect_activations
 from ..cosines import NeuronPair, alive_from_norms, as_cosine, neuron_cosine_matrix
@@ -163,9 +164,9 @@ class NeuronMap:
         correlation = neuron_cosine_matrix(tensor, neuron_dim=neuron_dim, center=True)
         cosine = correlation if center else neuron_cosine_matrix(tensor, neuron_dim=neuron_dim)
         dim = (1 if tensor.ndim >= 4 else -1) if neuron_dim is None else neuron_dim
-        rows = tensor.detach().movedim(dim, 0).flatten(1)
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        about = About(layer, samples=rows.shape[1])
+        rows = tensor.detach().movedim(dim, 0)
+        norms = norms_of(rows)
+        about = About(layer, samples=rows[0].numel())
         return cls(**placed_neurons(cosine, norms, alive_from_norms(norms), correlation, placing, about))
 
     @classmethod

@@ -23,7 +23,7 @@ from .consolidate import copied, given_back, shrink, sizes_of_model
 from .consumers import Consumers, consumers
 from .expert_removal import remove_experts
 from .experts import count_of, holder_of
-from .merge import How, IndexPairs, Merger, applied, checked_pairs
+from .merge import How, IndexPairs, Merger, applied, checked_pairs, refuse_tied
 from .model_report import LayerReport, ModelConsolidation, table_of
 from .norms import REPEAT, Norms, repeat_norms, with_norms_apart
 from .proof import prove
@@ -310,6 +310,8 @@ def to_remove(model: nn.Module, group: Consumers, norms: Norms) -> Consumers:
     """The group as neurons are taken out of it; ValueError where they cannot be."""
     fewer = with_norms_apart(model, group) if norms == REPEAT and group.statistics else group
     fewer.require("Removing neurons", removal=True)
+    if fewer is group:
+        refuse_tied(group, "removal")
     return fewer
 
 
