@@ -282,9 +282,13 @@ def test_missing_extra_ends_in_one_line(capsys, monkeypatch, activations, tmp_pa
 
 def test_a_backend_that_matplotlib_does_not_know_ends_in_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "sdsd", "demo", "--out", "demo"], cwd=tmp_path, capture_output=True, text=True,
-        check=False, env=dict(os.environ, MPLBACKEND="nonsense", PYTHONPATH=os.pathsep.join(sys.path)),
-    )  # fmt: skip
+        [sys.executable, "-m", "sdsd", "demo", "--out", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, MPLBACKEND="nonsense", PYTHONPATH=os.pathsep.join(sys.path)),
+    )
     assert (done.returncode, done.stdout) == (cli.BAD_INPUT, "")
     assert done.stderr.startswith("error: MPLBACKEND: expected a backend of matplotlib's, got 'nonsense'. Unset it")
     assert done.stderr.count("\n") == 1
