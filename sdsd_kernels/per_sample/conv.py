@@ -166,11 +166,14 @@ def _patches(
         return
     whole = [n + 2 * pad for n, pad in zip(inputs.shape[2:], known.padding, strict=True)]
     padded = inputs.new_zeros(channels, *whole)
-    inside = padded[(slice(None), *(slice(pad, n - pad) for n, pad in zip(whole, known.padding, strict=True)))]
+    inside = padded
+    for dim, pad in enumerate(known.padding, start=1):
+        inside = inside.narrow(dim, pad, whole[dim - 1] - 2 * pad)
     steps = padded.stride()[1:]
     by_tap = [step * apart for step, apart in zip(steps, known.dilation, strict=True)]
     by_position = [step * apart for step, apart in zip(steps, known.stride, strict=True)]
-    windows = padded.as_strided((channels, *known.kernel, *size), (padded.stride(0), *by_tap, *by_position))
+    shape, strides = (channels, *known.kernel, *size), (padded.stride(0), *by_tap, *by_position)
+    windows = padded.as_strided(shape, strides)
     copied = inputs.new_empty(windows.shape)
     patches = copied.view(-1, size.numel()).t()
     for x, grad in zip(inputs, output_grads, strict=True):

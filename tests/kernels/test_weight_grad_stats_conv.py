@@ -485,7 +485,9 @@ def test_each_way_on_the_cpu(monkeypatch, name, scaled):
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e20])
-@pytest.mark.parametrize("layer", [ON_THE_CPU["patches"], Layer(4, 64, 64, (3, 3), 3, padding=1), Layer(3, 2, 3, (9, 9), 3)])
+@pytest.mark.parametrize(
+    "layer", [ON_THE_CPU["patches"], Layer(4, 64, 64, (3, 3), 3, padding=1), Layer(3, 2, 3, (9, 9), 3)]
+)
 def test_squares_beyond_float32_on_the_cpu(layer, size):
     inputs, output_grads = (x.cpu() for x in layer.batch())
     output_grads = output_grads * size

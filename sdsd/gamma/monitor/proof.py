@@ -99,12 +99,12 @@ def impossible(rows: Mapping[str, tuple[float, float]], most: float, dtypes: Ite
     allowed = max((TOLERANCE.get(max_eps(dtype, dtype), 1e-3) for dtype in dtypes), default=1e-3)
     # A gradient that is rounding alone has no digits to compare.
     whole = math.sqrt(sum(square for _, square in rows.values() if 0 < square < math.inf))
-    found = {}
+    parts = {}
     for name, (square, samples) in rows.items():
         norm, reached = math.sqrt(square), math.sqrt(max(most * samples, 0.0))
         if math.isfinite(norm) and norm - reached > allowed * (norm + reached + 1e-3 * whole):
-            found[name] = 1 - reached / norm
-    return found
+            parts[name] = 1 - reached / norm
+    return parts
 
 
 def max_eps(one: torch.dtype | None, other: torch.dtype) -> torch.dtype:

@@ -209,9 +209,20 @@ def _measure(
             grad_weight, alone = by_samples(grad, x, weight, settings, scale, ledger.max_bytes)
         else:
             grad_weight, alone = _stats(
-                x, grad, scale, weight.shape[2:], stride, padding, dilation, groups,
-                True, leaf.tensor.dtype, False, ledger.max_bytes, "torch",
-            )  # fmt: skip
+                x,
+                grad,
+                scale,
+                weight.shape[2:],
+                stride,
+                padding,
+                dilation,
+                groups,
+                True,
+                leaf.tensor.dtype,
+                False,
+                ledger.max_bytes,
+                "torch",
+            )
 
     def form(start: int, stop: int) -> Tensor:
         return per_sample_weight(grad[start:stop], x[start:stop], weight, settings)
