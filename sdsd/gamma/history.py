@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,9 @@ COLUMNS = (
     "verdict",
     "advice",
 )
+SMOOTHED = ("smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase")
+LAST = 10
+"""Rows that a notebook shows."""
 Row = dict[str, Any]
 
 
@@ -201,6 +205,18 @@ class GammaHistory(Sequence[Row]):
         where = "" if self.path is None else f" in {self.path}"
         return f"GammaHistory({len(self)} rows{where})"
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: the last rows of the total, and the latest advice."""
+        rows = [row for row in self if row["parameter"] == TOTAL]
+        shown = ("step", "batch_size", "noise_scale", *SMOOTHED)
+        lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in shown)}</tr>"] + [
+            f"<tr>{''.join(f'<td>{_shown(row[name])}</td>' for name in shown)}</tr>" for row in rows[-LAST:]
+        ]
+        said = f"{len(rows)} measured steps, in total; the last {min(LAST, len(rows))}."
+        if rows and rows[-1]["advice"]:
+            said += f" {rows[-1]['advice']}"
+        return f"<table><caption>{escape(said)}</caption>{''.join(lines)}</table>"
+
     def column(self, name: str, parameter: str = TOTAL) -> list[Any]:
         """One column of the rows of one parameter, or of the total.
 
@@ -311,6 +327,11 @@ def _row(step: int, name: str, stats: GammaStats) -> Row:
         None if advice is None or name != TOTAL else str(advice),
     )
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def _shown(value: Any) -> str:
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "–" if missing else f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
 def _line(row: Row) -> str:

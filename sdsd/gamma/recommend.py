@@ -222,7 +222,7 @@ def recommend_batch(
         assert interval is not None
         low, high = bounds = max(1.0, interval[0]), max(1.0, interval[1])
         if math.isinf(high):
-            reason = f"noise hides the signal, so there is a lower bound alone, {_rounded(low)} samples; measure on"
+            reason = f"noise hides the signal, so only a lower bound is known, {_rounded(low)} samples; measure on"
         elif high > widest * low:
             reason = f"the interval, {_rounded(low)} to {_rounded(high)} samples, is wider than a factor of {widest:g}"
         else:

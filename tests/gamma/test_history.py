@@ -279,3 +279,21 @@ def test_notebooks_show_a_table():
     assert f"<td>{stats.noise:.4g}</td>" in shown
     named = sdsd.gamma_stats({"<b>": torch.randn(4, 3)})
     assert "<b>" not in named._repr_html_()
+
+
+def test_notebooks_show_the_last_rows_of_a_history(tmp_path):
+    monitor, model = monitored(history=sdsd.GammaHistory(parameters=True))
+    train(monitor, model, 12)
+    shown = monitor.history._repr_html_()
+    assert shown.count("<tr>") == 1 + module.LAST
+    assert "<td>2</td>" not in shown
+    last = monitor.history.column("noise_scale_low")[-1]
+    assert f"<td>{last:.4g}</td>" in shown
+    assert "12 measured steps, in total; the last 10." in shown
+    assert monitor.history.column("advice")[-1] in shown
+    empty = sdsd.GammaHistory()._repr_html_()
+    assert empty.count("<tr>") == 1
+    first, other = monitored(history=sdsd.GammaHistory())
+    train(first, other, 1)
+    assert "<td>–</td>" in first.history._repr_html_()
+    assert "nan" not in first.history._repr_html_()

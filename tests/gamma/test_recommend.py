@@ -112,7 +112,7 @@ def test_an_interval_that_is_open_above_gives_a_lower_bound_alone():
     """Γ_U = 1/100 ± 1/80: no upper bound, and at least 1/(1/100 + 1/80) = 44.4 samples."""
     stats = made(1 / 100, 1 / 80)
     found = sdsd.recommend_batch(stats, batch_size=11, tokens_per_sample=2)
-    nothing_told(found, "a lower bound alone, 44 samples")
+    nothing_told(found, "only a lower bound is known, 44 samples")
     assert found.samples_interval == pytest.approx((400 / 9, math.inf))
     assert found.tokens_interval == pytest.approx((800 / 9, math.inf))
     assert found.ratio_interval == pytest.approx((0, 11 * 9 / 400))
@@ -121,7 +121,7 @@ def test_an_interval_that_is_open_above_gives_a_lower_bound_alone():
         "Your batch of 11 samples can grow at least 4 times. How far, the data cannot tell: noise"
     )
     inside = sdsd.recommend_batch(stats, batch_size=500)
-    nothing_told(inside, "a lower bound alone")
+    nothing_told(inside, "only a lower bound is known")
     assert inside.verdict is None  # 500 lies in the interval, as everything above 44 does
 
 

@@ -61,7 +61,7 @@ class Consolidation:
             + (
                 ""
                 if self.foretold is None
-                else f"\n  readers    get {self.foretold:.2%} else, foretold (root mean square)"
+                else f"\n  readers    get values that differ by {self.foretold:.2%}, foretold (root mean square)"
             )
             + ("\n  outputs    equal to the merged network's, to rounding" if self.compared else "")
         )

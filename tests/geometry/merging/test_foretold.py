@@ -36,7 +36,7 @@ def test_what_readers_get_changes_as_foretold(made, how, known):
     with torch.no_grad():
         measured = float((smaller(x) - before).norm() / before.norm())
     assert report.foretold == pytest.approx(measured, rel=1e-9)
-    assert f"get {measured:.2%} else, foretold" in str(report)
+    assert f"get values that differ by {measured:.2%}, foretold" in str(report)
 
 
 def test_averaged_weights_are_foretold_as_averaged_activations():
