@@ -220,14 +220,14 @@ Slices = tuple[slice, slice]
 @functools.lru_cache(maxsize=1024)
 def _phases(known: Geometry, height: int, width: int) -> list[tuple[tuple[Any, ...], list[Slices]]]:
     """Where inputs (N, C, H, W) of each phase lie, and where among these those that the taps of the phase meet."""
-    found: dict[tuple[int, int], list[Slices]] = {}
+    met: dict[tuple[int, int], list[Slices]] = {}
     for tap in itertools.product(*map(range, known.kernel)):
         (i, row_phase), (j, column_phase) = (
             divmod(k * apart, stride) for k, apart, stride in zip(tap, known.dilation, known.stride, strict=True)
         )
-        found.setdefault((row_phase, column_phase), []).append((slice(i, i + height), slice(j, j + width)))
+        met.setdefault((row_phase, column_phase), []).append((slice(i, i + height), slice(j, j + width)))
     rows, columns = known.stride
-    return [((..., slice(i, None, rows), slice(j, None, columns)), places) for (i, j), places in sorted(found.items())]
+    return [((..., slice(i, None, rows), slice(j, None, columns)), places) for (i, j), places in sorted(met.items())]
 
 
 def chunks(samples: int, bytes_each: int, max_bytes: int) -> list[tuple[int, int]]:
