@@ -18,14 +18,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .cpu import GROUP_BYTES, as_result, one_by_one, sum_of_squares, trusted, working_dtype
+from .cpu import GROUP_BYTES, Unfolding, as_result, one_by_one, sum_of_squares, trusted, working_dtype
 from .geometry import Geometry
 from .layout import weight_strides
 
@@ -158,20 +157,18 @@ def _by_patches(
     elements = math.prod(shape)
     total = inputs.new_zeros(elements) if weight_grad else None
     factors = None if scale is None else scale.to(inputs.dtype).reshape(-1)
-    pairs = _patches(inputs, output_grads.flatten(2), output_grads.shape[2:], known)
-    squares = one_by_one(pairs, inputs.new_empty(elements), total, factors)
+    grads, unfolding = output_grads.flatten(2), None
+    if math.prod(known.kernel) == 1 == max(known.stride) and not any(known.padding):
+        pairs = zip(grads, inputs.flatten(2).mT, strict=True)
+    else:
+        pairs, unfolding = zip(grads, inputs, strict=True), _unfolding(inputs, output_grads.shape[2:], known)
+    squares = one_by_one(pairs, inputs.new_empty(elements), total, factors, unfolding)
     return (None if total is None else total.view(shape)), squares
 
 
-def _patches(
-    inputs: Tensor, output_grads: Tensor, size: torch.Size, known: Geometry
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Output gradients (P, T) of each sample, and its patches (T, C · taps), in memory that the next sample takes."""
+def _unfolding(inputs: Tensor, size: torch.Size, known: Geometry) -> Unfolding:
+    """Of pictures such as those of `inputs`, and as many positions as `size` says."""
     channels = inputs.shape[1]
-    if math.prod(known.kernel) == 1 == max(known.stride) and not any(known.padding):
-        for x, grad in zip(inputs, output_grads, strict=True):
-            yield grad, x.reshape(channels, -1).t()
-        return
     whole = [n + 2 * pad for n, pad in zip(inputs.shape[2:], known.padding, strict=True)]
     padded = inputs.new_zeros(channels, *whole)
     inside = padded
@@ -183,11 +180,7 @@ def _patches(
     shape, strides = (channels, *known.kernel, *size), (padded.stride(0), *by_tap, *by_position)
     windows = padded.as_strided(shape, strides)
     copied = inputs.new_empty(windows.shape)
-    patches = copied.view(-1, size.numel()).t()
-    for x, grad in zip(inputs, output_grads, strict=True):
-        inside.copy_(x)
-        copied.copy_(windows)
-        yield grad, patches
+    return Unfolding(inside, windows, copied, copied.view(-1, size.numel()).t())
 
 
 def _by_products(inputs: Tensor, output_grads: Tensor, known: Geometry, max_bytes: int) -> float:
@@ -227,14 +220,14 @@ Slices = tuple[slice, slice]
 @functools.lru_cache(maxsize=1024)
 def _phases(known: Geometry, height: int, width: int) -> list[tuple[tuple[Any, ...], list[Slices]]]:
     """Where inputs (N, C, H, W) of each phase lie, and where among these those that the taps of the phase meet."""
-    taps: dict[tuple[int, int], list[Slices]] = {}
+    met: dict[tuple[int, int], list[Slices]] = {}
     for tap in itertools.product(*map(range, known.kernel)):
         (i, row_phase), (j, column_phase) = (
             divmod(k * apart, stride) for k, apart, stride in zip(tap, known.dilation, known.stride, strict=True)
         )
-        taps.setdefault((row_phase, column_phase), []).append((slice(i, i + height), slice(j, j + width)))
+        met.setdefault((row_phase, column_phase), []).append((slice(i, i + height), slice(j, j + width)))
     rows, columns = known.stride
-    return [((..., slice(i, None, rows), slice(j, None, columns)), places) for (i, j), places in sorted(taps.items())]
+    return [((..., slice(i, None, rows), slice(j, None, columns)), places) for (i, j), places in sorted(met.items())]
 
 
 def chunks(samples: int, bytes_each: int, max_bytes: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ overflow) is redone in float64. Elsewhere looking at it would wait for the devic
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,11 +120,29 @@ def _widened(left: Tensor, right: Tensor, dtype: torch.dtype) -> Iterator[tuple[
         yield b.to(dtype), a.to(dtype)
 
 
+class Unfolding(NamedTuple):
+    """Memory in which the patches of one picture after another are laid side by side."""
+
+    inside: Tensor
+    """Where a picture goes, (C, *size)."""
+    windows: Tensor
+    """What each position sees of it and of its padding, (C, *kernel, *positions)."""
+    copied: Tensor
+    """A copy of that."""
+    patches: Tensor
+    """The copy, as (T, C · taps)."""
+
+
 def one_by_one(
-    pairs: Iterable[tuple[Tensor, Tensor]], scratch: Tensor, total: Tensor | None, factors: Tensor | None
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    scratch: Tensor,
+    total: Tensor | None,
+    factors: Tensor | None,
+    unfolding: Unfolding | None = None,
 ) -> float | Tensor:
     """Σ‖g_n‖² of g_n the products of pairs (p, T), (T, d), each formed in `scratch` and added into `total`; these two,
-    and `factors`, which multiply g_n before it is squared, hold p·d numbers."""
+    and `factors`, which multiply g_n before it is squared, hold p·d numbers. With `unfolding` the second of a pair is a
+    picture, whose patches are multiplied."""
     squares: float | Tensor = 0.0
     # The first gradient is formed in its place: one pass over memory less.
     flat = scratch if total is None or factors is not None else total
@@ -131,12 +150,22 @@ def one_by_one(
     for left, right in pairs:
         if formed is None:
             formed = flat.view(left.shape[0], -1)
-        torch.mm(left, right, out=formed)
+        if unfolding is None:
+            torch.mm(left, right, out=formed)
+        else:
+            unfolding.inside.copy_(right)
+            unfolding.copied.copy_(unfolding.windows)
+            torch.mm(left, unfolding.patches, out=formed)
         if total is not None and flat is not total:
             total += flat
         if factors is not None:
             flat.mul_(factors)
-        squares = squares + sum_of_squares(flat)
+        if flat.is_cpu:
+            # As sum_of_squares, without its price.
+            value = torch.dot(flat, flat).item()
+            squares += value if SAFE_SQUARES[0] < value < SAFE_SQUARES[1] else sum_of_squares(flat)
+        else:
+            squares = squares + sum_of_squares(flat)
         if flat is total:
             flat, formed = scratch, None
     return squares
