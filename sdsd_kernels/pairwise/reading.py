@@ -22,12 +22,20 @@ differences, leave the range of the dtype, and means of subnormal ones have few 
 
 
 def sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]:
-    """Cut OUTER × INNER samples into pieces of at most `most`."""
+    """Cut OUTER × INNER samples into pieces of at most `most`, as equal as can be.
+
+    What is converted then takes memory of one size: holes that larger pieces leave in the C heap, smaller ones break up.
+    """
     _, outer, inner = shape
-    together = max(1, most // inner)
+    together, each = even_part(outer, max(1, most // inner)), even_part(inner, most)
     for first_outer in range(0, outer, together):
-        for first_inner in range(0, inner, most):
-            yield slice(first_outer, first_outer + together), slice(first_inner, first_inner + most)
+        for first_inner in range(0, inner, each):
+            yield slice(first_outer, first_outer + together), slice(first_inner, first_inner + each)
+
+
+def even_part(count: int, most: int) -> int:
+    """The size of parts, as many as parts of `most` would be, and as equal as can be."""
+    return -(-count // -(-count // most))
 
 
 def converted(chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
