@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 from types import ModuleType
 
 PACKAGES = {"sklearn": "scikit-learn", "umap": "umap-learn", "faiss": "faiss-cpu"}
@@ -24,9 +25,18 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
 
     Raises:
         MissingExtraError: the package is not installed.
+        ValueError: MPLBACKEND names what matplotlib does not know.
     """
     try:
         return importlib.import_module(module)
+    except ValueError as error:
+        backend = os.environ.get("MPLBACKEND")
+        if module != "matplotlib" or not backend:
+            raise
+        raise ValueError(
+            f"MPLBACKEND: expected a backend of matplotlib's, got {backend!r}. Unset it, or set MPLBACKEND=agg; "
+            "sdsd draws into files and needs no display."
+        ) from error
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise

@@ -3,6 +3,7 @@
 A `KeyboardInterrupt` that is raised while a module is imported, or in a finalizer, can be swallowed: compiled modules
 clear errors, a package falls back to something else, `__del__` prints and goes on. So there are two handlers. While
 nothing has been done yet the process ends at once; afterwards the exception waits for the import or finalizer to end.
+Before Python has read this file, in the first hundredths of a second, its own start-up (`site`) ends with a traceback.
 """
 
 from __future__ import annotations

@@ -102,6 +102,8 @@ def _check_readable(path: Path) -> None:
         raise TensorFileError(f"{path}: expected a file, got a directory. Name a file in it.")
     if not path.exists():
         raise TensorFileError(f"{path}: there is no such file.{_near_names(path)}")
+    if not path.is_file():
+        raise TensorFileError(f"{path}: expected a file, got a device or a pipe. Send it to standard input and name -.")
     if path.suffix.lower() not in KNOWN_EXTENSIONS:
         got = f"the extension {path.suffix!r}" if path.suffix else "a name without an extension"
         raise TensorFileError(

@@ -29,7 +29,7 @@ One call, from its door to the launch; these functions, in this order, are the w
     cosine_matrix(x)    cosine_matrix/op.cosine_matrix       checks, the choice of backend, then the operator
                         cosine_matrix/op._compute            torch.ops.sdsd.cosine_matrix, which _register.py made
       on a GPU          pairwise/launch.launch_cosine_matrix   the plan of this shape and layout, by one look-up
-                        pairwise/launch._cosine_matrix       norms, and unit rows as halves; then the triangle of
+                                                             norms, and unit rows as halves; then the triangle of
                                                              products, each tile stored twice
       elsewhere         cosine_matrix/cpu.cosine_matrix_torch  half of the products, scaled and stored twice
     gamma_moments(g)    gamma_moments/op.gamma_moments, gamma_moments/op._compute
@@ -56,9 +56,9 @@ from .cosine_pairs.disjoint import disjoint_pairs
 from .cosine_pairs.op import CosineHistogram, CosinePairs, cosine_histogram, cosine_pairs, cosine_row_sums
 from .cosine_topk.op import cosine_topk
 from .gamma_moments.op import GammaMoments, gamma_moments
-from .gram_accumulate import strips as gram_strips
 from .gram_accumulate.op import gram_accumulate
 from .lookup_squares_into.op import lookup_squares_into
+from .pairwise import sums as gram_strips
 from .scale_shift_grads.op import ScaleShiftGrads, scale_shift_grads
 from .weight_grad_into.op import LayerGrads, conv_weight_grad_into, weight_grad_into
 from .weight_grad_stats.op import WeightGradStats, conv_weight_grad_stats, weight_grad_stats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -46,6 +47,16 @@ def on_device(where: Tensor, call: Any, *arguments: Any) -> Any:
         with torch.cuda.device(where.device):
             return call(*arguments)
     return call(*arguments)
+
+
+_HERE = contextlib.nullcontext()
+
+
+def device_of(where: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """The same for the body of a `with`."""
+    if where.is_cuda and where.get_device() != torch._C._cuda_getDevice():
+        return torch.cuda.device(where.device)
+    return _HERE
 
 
 MOST_PLANS = 4096

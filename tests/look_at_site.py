@@ -1,7 +1,8 @@
 """The built site in a real browser: python -m tests.look_at_site FOLDER
 
 Every page is opened at the width of a desk and of a phone: no network is asked, nothing is complained of in the
-console, nothing is wider than the window, axe finds nothing where it is installed, and the search finds what is there.
+console, nothing is wider than the window, no table has to be scrolled on a phone, axe finds nothing where it is
+installed, and the search finds what is there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from tests.browser import Browser, executable
 
 WIDTHS = (1400, 400)
 SOUGHT = "noise_scale"
+PHONE = 640
+"""Pixels below which rows of tables are cards."""
+CUT_TABLES = """
+[...document.querySelectorAll(".table-wrapper")].filter((box) => box.scrollWidth > box.clientWidth + 1)
+  .map((box) => box.textContent.trim().replace(/\\s+/g, " ").slice(0, 60))
+"""
 
 
 def look(site: Path) -> list[str]:
@@ -31,6 +38,9 @@ def look(site: Path) -> list[str]:
                 wider = browser.evaluate("document.documentElement.scrollWidth - window.innerWidth")
                 if wider > 0:
                     found.append(f"{page.relative_to(site)}: {wider} pixels wider than a window of {width}")
+                if width < PHONE:
+                    cut = browser.evaluate(CUT_TABLES)
+                    found += [f"{page.relative_to(site)} at {width}: cut off is the table {each}" for each in cut]
                 if axe.there():
                     found += [f"{page.relative_to(site)} at {width}: {each}" for each in axe.violations(browser)]
             browser.call("Page.navigate", url=f"{(site / 'search.html').resolve().as_uri()}?q={SOUGHT}")

@@ -280,6 +280,20 @@ def test_missing_extra_ends_in_one_line(capsys, monkeypatch, activations, tmp_pa
     assert "[report]" in refused(capsys, "demo", "--out", tmp_path / "out")
 
 
+def test_a_backend_that_matplotlib_does_not_know_ends_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sdsd", "demo", "--out", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, MPLBACKEND="nonsense", PYTHONPATH=os.pathsep.join(sys.path)),
+    )
+    assert (done.returncode, done.stdout) == (cli.BAD_INPUT, "")
+    assert done.stderr.startswith("error: MPLBACKEND: expected a backend of matplotlib's, got 'nonsense'. Unset it")
+    assert done.stderr.count("\n") == 1
+
+
 def test_debug_shows_the_traceback(capsys, monkeypatch):
     monkeypatch.setenv("SDSD_DEBUG", "1")
     _, _, err = run(capsys, "gamma", "nowhere.npy")

@@ -86,6 +86,17 @@ def raises(function: Callable[..., Any]) -> bool:
     return False
 
 
+def unreadable(value: Any, found: dict[str, str]) -> list[str]:
+    """What the reference of the site would warn of, and not be built."""
+    faults = []
+    if "Attributes" in found and set(getattr(value, "_fields", ())) & set(vars(value)):
+        faults.append("a string below each field, in the place of Attributes, which would describe them twice")
+    for name in ("Args", "Attributes"):
+        begun = re.findall(r"^ {4}(?! ).*$", found.get(name, ""), re.M)
+        faults += [f"a colon in the line that begins {line.strip()[:30]!r}" for line in begun if ":" not in line]
+    return faults
+
+
 def missing(name: str, value: Any, others: dict[str, Any]) -> list[str]:
     """What the docstring of a public thing lacks."""
     text = inspect.getdoc(value) or ""
@@ -100,7 +111,7 @@ def missing(name: str, value: Any, others: dict[str, Any]) -> list[str]:
         if referred is not None and referred is not value:
             there = sections(inspect.getdoc(referred) or "")
             made_of = {**there, **made_of, "Args": made_of.get("Args", "") + "\n" + there.get("Args", "")}
-    lacking = []
+    lacking = unreadable(value, found)
     function = value.__init__ if inspect.isclass(value) else getattr(value, "__func__", value)
     record = inspect.isclass(value) and (dataclasses.is_dataclass(value) or hasattr(value, "_fields"))
     if record:

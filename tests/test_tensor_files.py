@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -70,6 +71,8 @@ def test_missing_file_suggests_its_neighbours(tmp_path, values):
 
 def test_directory_and_unknown_extension_and_empty_file(tmp_path):
     assert "a directory" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe.npy")
+    assert "pipe.npy: expected a file, got a device or a pipe" in refusal(tmp_path / "pipe.npy")
     (tmp_path / "table.csv").write_text("1,2")
     assert ".safetensors" in refusal(tmp_path / "table.csv")
     (tmp_path / "nothing.pt").touch()

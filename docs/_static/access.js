@@ -16,6 +16,20 @@ document.addEventListener("DOMContentLoaded", () => {
     if (head.textContent.trim() === "") head.append(unseen("span", "name"));
   }
 
+  // Rows of three cells and more become cards on a phone (site.css): each cell says what it is.
+  for (const table of document.querySelectorAll("article table.docutils")) {
+    const names = [...table.querySelectorAll("thead th")].map((head) => head.textContent.trim());
+    if (names.length < 3) continue;
+    table.classList.add("rows");
+    const roles = { table: "table", thead: "rowgroup", tbody: "rowgroup", tr: "row", th: "columnheader", td: "cell" };
+    for (const part of [table, ...table.querySelectorAll("thead, tbody, tr, th, td")]) {
+      part.setAttribute("role", roles[part.localName]);
+    }
+    for (const row of table.querySelectorAll("tbody tr")) {
+      [...row.children].forEach((cell, place) => (cell.dataset.label = names[place] ?? ""));
+    }
+  }
+
   // Sphinx breaks long signatures with a list of descriptions that describe nothing.
   for (const list of document.querySelectorAll(".sig dl")) {
     const box = document.createElement("div");

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="FILE.py",
-        help="measure on a network of yours: a file that defines model, loader and loss(model, batch); a study that "
-        "has networks of its own says why",
+        help="measure on a network of yours: a file that defines model, loader and loss(model, batch); studies "
+        "that train networks of their own refuse it",
     )
     parser.add_argument(
         "--layer",

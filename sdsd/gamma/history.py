@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -137,13 +138,23 @@ class GammaHistory(Sequence[Row]):
             self.flush()
 
     def flush(self) -> None:
-        """Copy the numbers of waiting steps from their device, and write their rows."""
+        """Copy the numbers of waiting steps from their device, and write their rows.
+
+        Raises:
+            OSError: the file cannot be written; its rows stay in memory, and the next call writes them.
+        """
         waiting, self._waiting = self._waiting, []
         fresh = [row for step, stats in waiting for row in self._rows_of(step, stats)]
         self._rows += fresh
         self._written = time.monotonic()
         if fresh and self._is_ours():
-            self._write(fresh)
+            try:
+                self._write(fresh)
+            except OSError as error:
+                raise OSError(
+                    f"{self.path}: the history could not be written there ({error.strerror}). Its rows are in memory: "
+                    "make room and call flush() again, or save_csv() elsewhere."
+                ) from error
 
     def _is_ours(self) -> bool:
         """Whether there is a file to write to: not one that somebody else has changed, which is left to them."""
@@ -334,10 +345,18 @@ def _check_writable(path: Path) -> None:
     folder = path.resolve().parent
     if path.is_dir():
         raise ValueError(f"{path}: expected a file for the history, got a directory. Name a file in it.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file for the history, got a device or a pipe. Name an ordinary file.")
     if not folder.is_dir():
         raise ValueError(f"{path}: expected a file in a folder that is there, and {folder} is not. Make it first.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ValueError(f"{path}: expected a file that can be written, and it may not be. Name another.")
+    try:
+        with path.open("a") if path.exists() else tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path}: expected a file that can be written, and it cannot be ({error.strerror}). "
+            "Name one in a folder of yours."
+        ) from error
 
 
 def _read(path: Path) -> tuple[list[Row], bool]:

@@ -143,7 +143,7 @@ class GammaStats:
 
     @property
     def gamma(self) -> float:
-        """The seed's Γ = C_α = signal / noise; too high by about 1/n. Infinite without noise, NaN without both."""
+        """The published Γ = C_α = signal / noise; too high by about 1/n. Infinite without noise, NaN without both."""
         return _ratio(self.signal, self.noise)
 
     @property

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from .atoms import Ids
+from .atoms import Atoms, Ids
 
-Note = Callable[["Count", str], None]
-"""Called with a count and how it was used as a number."""
 Origin = tuple[str, str]
 """A module's name and the attribute that holds the number."""
+
+
+class Owner(Protocol):
+    """What counts tell of what is done with them."""
+
+    atoms: Atoms
+
+    def used(self, count: Count, how: str) -> None:
+        """As a number."""
+
+    def equal(self, count: Count, other: Any) -> None:
+        """It was compared with a number, and is equal."""
+
+
+KEEPS_SHAPES = {"einops"}
+"""Libraries that keep what they computed from shapes, so that numbers would come out that nothing is known of, and
+compute it anew for sizes without a hash."""
 
 
 class Count(int):
     """The length of an axis, or what a module's attribute says.
 
-    Sums, products and whole quotients are counts as well; a fraction, a power or an order is a use as a number.
+    Sums, products and whole quotients are counts as well; a fraction, a power or an order is a use as a number. Two
+    that are compared and equal have to stay equal.
     """
 
     ids: tuple[Ids, ...]
     origins: tuple[Origin, ...]
-    note: Note
+    owner: Owner
     exact: bool
+    key: bool
+    """Whether it was looked up in a dictionary, which compares it with others' keys."""
     quotients: tuple[tuple[Origin, Origin], ...]
     """Of which numbers it is a quotient, the dividend first."""
 
     def __new__(
-        cls, value: int, note: Note, ids: tuple[Ids, ...] = (), origins: tuple[Origin, ...] = (), exact: bool = True
+        cls, value: int, owner: Owner, ids: tuple[Ids, ...] = (), origins: tuple[Origin, ...] = (), exact: bool = True
     ) -> Count:
         made = super().__new__(cls, value)
-        made.ids, made.origins, made.note, made.exact, made.quotients = ids, origins, note, exact, ()
+        made.ids, made.origins, made.owner, made.exact, made.key, made.quotients = ids, origins, owner, exact, False, ()
         return made
 
     def _derived(self, value: Any, other: Any) -> Any:
@@ -39,14 +58,32 @@ class Count(int):
         more: tuple[Any, ...] = (
             (other.ids, other.origins, other.quotients) if isinstance(other, Count) else ((), (), ())
         )
-        made = Count(value, self.note, (*self.ids, *more[0]), (*self.origins, *more[1]), False)
+        made = Count(value, self.owner, (*self.ids, *more[0]), (*self.origins, *more[1]), False)
         made.quotients = (*self.quotients, *more[2])
         return made
 
     def _used(self, value: Any, how: str) -> Any:
         if value is not NotImplemented:
-            self.note(self, how)
+            self.owner.used(self, how)
         return value
+
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)
+        if same is True and self.exact and not self.key:
+            self.owner.equal(self, other)
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        same = self.__eq__(other)
+        return same if same is NotImplemented else not same
+
+    def __hash__(self) -> int:
+        caller = inspect.currentframe()
+        caller = None if caller is None else caller.f_back
+        if caller is not None and caller.f_globals.get("__name__", "").partition(".")[0] in KEEPS_SHAPES:
+            raise TypeError("a count that is followed has no hash")
+        self.key = True
+        return int.__hash__(self)
 
     def __reduce__(self) -> Any:
         return int, (int(self),)
@@ -85,7 +122,7 @@ def _number(name: str) -> Callable[..., Any]:
         else:
             result = operation(int(self), *map(_plain, others))
         if others and isinstance(others[0], Count) and result is not NotImplemented:
-            others[0].note(others[0], "the model's forward")
+            others[0].owner.used(others[0], "the model's forward")
         return self._used(result, "the model's forward")
 
     return used

@@ -14,7 +14,7 @@ from .atoms import INNER, READING, REMOVAL, Ids, Obstacle
 from .counts import Origin
 from .recording import Recording
 from .values import Axis
-from .walk import IN_TRAINING
+from .walk import IN_TRAINING, Read
 
 WRITER, BETWEEN, READER, TIED = "writer", "between", "reader", "writer and reader"
 
@@ -22,13 +22,15 @@ WRITER, BETWEEN, READER, TIED = "writer", "between", "reader", "writer and reade
 class Part(NamedTuple):
     """A tensor with entries for single units.
 
-    Entry k of axis `dim` belongs to unit `units[k]`, or to something else where that is −1.
+    Entry k of axis `dim` belongs to unit `units[k]`, or to something else where that is −1. `behind` are the norms over
+    all units whose outputs it reads, as they are; "" among them where it reads anything else.
     """
 
     name: str
     dim: int
     units: Tensor
     role: str  # WRITER: rows that give the values; BETWEEN: entries for values on the way; READER: columns; or TIED
+    behind: frozenset[str] = frozenset()
 
     def entries(self, which: Tensor) -> Tensor:
         """The entries of the units `which`, in their order.  # shape: (len(which) × entries a unit,)"""
@@ -52,11 +54,13 @@ class Attribute(NamedTuple):
 
 class Norm(NamedTuple):
     """A module that takes statistics over the units: entry k of axis `dim`, counted from the end, of what it is called
-    on and gives belongs to unit `units[k]`."""
+    on and gives belongs to unit `units[k]`. `readers` are the weights that read what it gives; None where that goes
+    elsewhere as well."""
 
     module: str
     dim: int
     units: Tensor
+    readers: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +107,11 @@ class Groups:
         return self.atoms.roots(np.concatenate([ids for ids, _ in notes] or [np.zeros(0, np.int64)])), numbers
 
     @functools.cached_property
-    def _reads(self) -> dict[str, list[tuple[Ids, bool, str]]]:
-        reads: dict[str, list[tuple[Ids, bool, str]]] = {}
-        for walk in self.recording.walks:
-            for ids, names, linear, where in walk.reads:
-                for name in names:
-                    reads.setdefault(name, []).append((ids, linear, where))
+    def _reads(self) -> dict[str, list[Read]]:
+        reads: dict[str, list[Read]] = {}
+        for read in [read for walk in self.recording.walks for read in walk.reads]:
+            for name in read.parameters:
+                reads.setdefault(name, []).append(read)
         return reads
 
     @functools.cached_property
@@ -181,7 +184,18 @@ class Groups:
             if dim != other or not torch.equal(before, after) or bool((before < 0).any()) or not same:
                 return None
             norm = Norm(name or "", dim, before)
-        return norm
+        return norm if norm is None else norm._replace(readers=self._readers_of(norm.module, order))
+
+    def _readers_of(self, norm: str, order: dict[int, int]) -> frozenset[str] | None:
+        """The weights that read what a norm gives; None where that goes elsewhere as well."""
+        walks = self.recording.walks
+        reads = [read for walk in walks for read in walk.reads if read.norm == norm]
+        if any(norm in walk.read_otherwise for walk in walks) or not all(self._are_of(read, order) for read in reads):
+            return None
+        return frozenset[str]().union(*(read.parameters for read in reads))
+
+    def _are_of(self, read: Read, order: dict[int, int]) -> bool:
+        return any(int(root) in order for root in self.atoms.roots(read.ids))
 
     def _units_of(self, axes: list[Axis], order: dict[int, int]) -> list[tuple[int, Tensor]]:
         """Axes with entries of the units, counted from the end, and the unit of each entry."""
@@ -201,12 +215,13 @@ class Groups:
             name, dim, ids = self.axes[place]
             roots = self.all[self.starts[place] : self.starts[place + 1]]
             mine = torch.tensor([order.get(int(root), -1) for root in roots])
-            parts.append(Part(name, dim, mine, self._role(name, ids)))
+            behind = frozenset(read.norm for read in self._reads.get(name, []) if self._are_of(read, order))
+            parts.append(Part(name, dim, mine, self._role(name, ids), behind))
         return parts
 
     def _role(self, name: str, axis: Ids) -> str:
         """What an axis of a tensor is for: its own entries say, or, where it was computed with, those it goes with."""
-        reads = [ids for ids, _, _ in self._reads.get(name, [])]
+        reads = [read.ids for read in self._reads.get(name, [])]
         for entries in (lambda ids: ids, self.atoms.roots):
             mine = entries(axis)
             read = any(np.isin(entries(ids), mine).any() for ids in reads)
@@ -222,7 +237,7 @@ class Groups:
         if bool((self.atoms.flags[units] & INNER).any()):
             noted.append(Obstacle("its neurons", "they are places inside a head", "Choose another layer.", READING))
         for name, reads in self._reads.items():
-            computed = [(ids, where) for ids, linear, where in reads if not linear]
+            computed = [(read.ids, read.where) for read in reads if not read.linear]
             where = next((where for ids, where in computed if np.isin(self.atoms.roots(ids), units).any()), None)
             if where is not None:
                 reason = f"a weight that reads them is computed from others, as from {name!r}"

@@ -20,7 +20,7 @@ from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .attention import heads_apart
 from .chance import RUNS, draws
 from .counts import Count
-from .sizes import Sizes, counting, used_as_number
+from .sizes import Sizes, counting
 from .values import Value
 from .walk import Walk
 from .writes import parameters_kept
@@ -218,7 +218,7 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
                     where = "model, in training" if walk.training else "model"
                     walk.atoms.note(axis, Obstacle(where, IS_OUTPUT, "Choose a layer before it.", READING))
         elif isinstance(each, Count):
-            used_as_number(walk, each, "what the model gives")
+            walk.used(each, "what the model gives")
 
 
 def _inputs(value: Any) -> Iterator[Tensor]:

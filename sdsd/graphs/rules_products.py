@@ -33,6 +33,7 @@ def matrix_product(walk: Walk, step: Step) -> None:
         if not walk.value(a).static:
             walk.writes(b, b_axes[-1])
     if plus is not None:
+        walk.read_otherwise |= {walk.norm_of(plus)} - {""}
         for k in range(1, plus.ndim + 1):
             if plus.shape[-k] == step.out.shape[-k] > 1:
                 axis = walk.followed(plus, plus.ndim - k)
@@ -82,16 +83,8 @@ def convolution(walk: Walk, step: Step) -> None:
 def _grouped(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list[Axis]], groups: int) -> Axis:
     (x, channels), (weight, kernel) = given, weights
     rows = kernel[0]
-    if weight.shape[1] == 1:  # depthwise: every channel by itself
-        times = weight.shape[0] // groups
-        if isinstance(rows, np.ndarray):
-            if isinstance(channels, np.ndarray):
-                walk.atoms.unite(np.repeat(channels, times), rows)
-            else:
-                walk.note(rows, "each reads an input of its own", CHOOSE_ANOTHER, MERGING)
-        else:
-            walk.mixed(channels, f"{walk.name!r} multiplies each by what no layer writes")
-        return rows
+    if weight.shape[1] == 1:  # depthwise
+        return _each(walk, channels, rows, weight.shape[0] // groups)
     if isinstance(rows, np.ndarray):
         _alike(walk, rows.reshape(groups, -1))
     if isinstance(channels, np.ndarray):
@@ -105,13 +98,29 @@ def _grouped(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list
 
 def _transposed(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list[Axis]], groups: int) -> Axis:
     (x, channels), (weight, kernel) = given, weights
-    out = kernel[1]
-    if groups == 1:
-        walk.contract(Factor(x, 1, channels), Factor(weight, 0, kernel[0]))
-        return out
-    for axis in (channels, *kernel[:2]):
-        walk.mixed(axis, "a transposed convolution reads them in groups")
+    rows, out = kernel[:2]
+    if groups == weight.shape[0] > 1 and (weight.shape[1] == 1 or isinstance(channels, np.ndarray)):  # depthwise
+        if weight.shape[1] > 1:
+            walk.note(out, "each of them is of every channel", CHOOSE_ANOTHER, MERGING)
+        rows = _each(walk, channels, rows, 1)
+        return np.repeat(rows, weight.shape[1]) if isinstance(rows, np.ndarray) else None
+    if groups > 1:
+        for axis in (channels, rows):
+            if isinstance(axis, np.ndarray):
+                _alike(walk, axis.reshape(groups, -1))
+    walk.contract(Factor(x, 1, channels), Factor(weight, 0, rows))
     return np.tile(out, groups) if isinstance(out, np.ndarray) else None
+
+
+def _each(walk: Walk, channels: Axis, rows: Axis, times: int) -> Axis:
+    """Every channel by itself, by `times` kernels."""
+    if not isinstance(rows, np.ndarray):
+        walk.mixed(channels, f"{walk.name!r} multiplies each by what no layer writes")
+    elif isinstance(channels, np.ndarray):
+        walk.atoms.unite(np.repeat(channels, times), rows)
+    else:
+        walk.note(rows, "each reads an input of its own", CHOOSE_ANOTHER, MERGING)
+    return rows
 
 
 def _alike(walk: Walk, rows: Ids) -> None:

@@ -53,9 +53,12 @@ def pointwise(walk: Walk, step: Step) -> None:
             if owner[place] is None or not isinstance(axis, np.ndarray):
                 owner[place] = tensor
             known[place] = True
+    written_in = any(walk.value(each).written_in for each in given)
     for one in outs:
         if one.shape == out.shape:
             walk.give(one, axes, _result(walk, step, given))
+            if id(one) not in walk.named:
+                walk.value(one).written_in = written_in
 
 
 def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -> bool:

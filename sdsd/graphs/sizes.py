@@ -18,21 +18,21 @@ from .values import FREE, words
 from .vocabulary import CONVOLUTIONS, TRANSPOSED, sizes_of
 from .walk import KEEP_SIZE, Walk
 
-KEEP_THE_NUMBER = (
-    "Store the number when the model is built (self.scale = …), so that it stays as it is, or merge without removal "
-    "(remove=False)."
-)
 TAKE_SIZES = words(
     """
     conv1d conv2d conv3d view reshape expand repeat split split_with_sizes chunk narrow unflatten tensor_split zeros
-    ones empty rand randn new_zeros new_ones new_empty flatten tile slice unsafe_chunk broadcast_to select index_select
+    ones empty full rand randn new_zeros new_ones new_empty new_full flatten tile slice unsafe_chunk broadcast_to select
+    index_select
     """
 )
 """Functions that take sizes for what they are; elsewhere a size is used as a number."""
+FILLED = {"full": 1, "new_full": 2}
+"""Those that take a number as well, and where."""
 HAVE_NO_SIZE = {"chunk", "expand_as", "matmul", "broadcast_tensors", "pad"}
 """Functions that expand or cut by what they are given, whatever its size."""
-ALIGNED = {"view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"}
-"""Those whose sizes are the result's."""
+MADE = {"zeros", "ones", "empty", "full", "rand", "randn"}
+ALIGNED = {"view", "reshape", "expand", "unflatten", *MADE, "new_zeros", "new_ones", "new_empty", "new_full"}
+"""Those whose sizes are the result's; of MADE they are the first arguments."""
 READ_OUT = {"numpy", "tolist", "array", "dlpack"}
 """What hands numbers to others than torch."""
 
@@ -46,6 +46,8 @@ class Sizes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
+        if self.walk.looking:  # scripted code leaves this mode on while its operations are followed
+            return func(*args, **named)
         name = getattr(func, "__name__", "")
         if name == "__get__":
             if getattr(getattr(func, "__self__", None), "__name__", "") == "shape":
@@ -56,7 +58,7 @@ class Sizes(TorchFunctionMode):
         plain = name.strip("_")
         if plain in READ_OUT:
             self.walk.use(args)
-        counts = [each for each in _counts((*args, *named.values()), 3) if each.ids or each.origins]
+        counts = [each for each in self._counts((*args, *named.values()), 3) if each.ids or each.origins]
         sized = [each for each in counts if each.ids]
         by_place = plain in ("getitem", "narrow", "slice")
         known = sized if by_place and not _bounds_are_counts(args[1:]) else counts
@@ -65,8 +67,9 @@ class Sizes(TorchFunctionMode):
             or (plain == "getitem" and self._own(args[0], sized))
             or (plain == "group_norm" and self._one_group_each(args, named))
         )
-        for each in counts if not takes else ():
-            used_as_number(self.walk, each, repr(plain))
+        filling = (*args[FILLED[plain] :], named.get("fill_value")) if plain in FILLED else ()
+        for each in self._counts(filling, 0) if takes else counts:
+            self.walk.used(each, repr(plain))
         before, self.walk.sizes_written_in = self.walk.sizes_written_in, not known and plain not in HAVE_NO_SIZE
         try:
             out = func(*args, **named)
@@ -82,13 +85,22 @@ class Sizes(TorchFunctionMode):
             self._link_place(args[0], known, out)
         return out
 
+    def _counts(self, values: Any, depth: int) -> Iterator[Count]:
+        for value in values:
+            if self.walk.counts(value):
+                yield value
+            elif isinstance(value, slice):
+                yield from self._counts((value.start, value.stop, value.step), depth)
+            elif depth and isinstance(value, (tuple, list)):
+                yield from self._counts(value, depth - 1)
+
     def _count(self, tensor: Tensor, dim: int) -> int:
         axis = self.walk.followed(tensor, dim)
         length = tensor.shape[dim]
-        return Count(length, self._note, (axis,)) if isinstance(axis, np.ndarray) else length
+        return self._made(length, axis) if isinstance(axis, np.ndarray) else length
 
-    def _note(self, count: Count, how: str) -> None:
-        used_as_number(self.walk, count, how)
+    def _made(self, length: int, *ids: Ids, exact: bool = True) -> Count:
+        return Count(length, self.walk, ids, exact=exact)
 
     def _size(self, func: Any, name: str, args: Any, named: Any) -> Any:
         tensor = args[0]
@@ -98,12 +110,12 @@ class Sizes(TorchFunctionMode):
         if name == "size":
             return self._count(tensor, dim % tensor.ndim)
         if name == "__len__":  # Python hands it on as a plain number
-            if id(tensor) in self.walk.named:
-                used_as_number(self.walk, Count(len(tensor), self._note, (self.walk.axes(tensor)[0],)), "'len'")  # type: ignore[arg-type]
+            if isinstance(axis := self.walk.value(tensor).axes[0], np.ndarray):
+                self.walk.used(self._made(len(tensor), axis), "'len'")
             return tensor.shape[0]
         ids = [axis for axis in self.walk.axes(tensor) if isinstance(axis, np.ndarray)]
         length = func(*args, **named)
-        return Count(length, self._note, tuple(ids), exact=False) if ids else length
+        return self._made(length, *ids, exact=False) if ids else length
 
     def _own(self, tensor: Any, counts: list[Count]) -> bool:
         """Whether the sizes are of the tensor that is sliced."""
@@ -116,31 +128,36 @@ class Sizes(TorchFunctionMode):
         """Whether a norm takes its statistics over each neuron by itself, in as many groups as there are neurons."""
         axis = self.walk.followed(args[0], 1)
         groups = named.get("num_groups", args[1] if len(args) > 1 else 1)
-        if groups != args[0].shape[1] or not isinstance(axis, np.ndarray):
+        if int(groups) != args[0].shape[1] or not isinstance(axis, np.ndarray):
             return False
         self.walk.linked += [(origin, axis) for origin in getattr(groups, "origins", ())]
-        if not isinstance(groups, Count):
+        if not self.walk.counts(groups):
             self.walk.mixed(axis, f"'group_norm' has the size {groups} written into it", REMOVAL, KEEP_SIZE)
         return True
 
     def _align(self, name: str, args: Any, named: Any, out: Any) -> None:
-        made = name in ("zeros", "ones", "empty", "rand", "randn")
+        made = name in MADE
         sizes = args if made else args[1:]
+        sizes = sizes[:1] if name in FILLED else sizes
+        first, axes = 0, out.ndim if isinstance(out, Tensor) else -1
+        if name == "unflatten":
+            dim = named.get("dim", sizes[0] if sizes else 0)
+            sizes, first, axes = sizes[1:], int(dim) % args[0].ndim, axes - args[0].ndim + 1
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
             sizes = tuple(sizes[0])
         if not sizes:
-            sizes = tuple(named.get("size", named.get("shape", ())))
-        if not isinstance(out, Tensor) or len(sizes) != out.ndim:
+            sizes = tuple(named.get("size", named.get("shape", named.get("sizes", named.get("unflattened_size", ())))))
+        if len(sizes) != axes:
             return
-        for dim, size in enumerate(sizes):
+        for dim, size in enumerate(sizes, first):
             axis = self.walk.value(out).axes[dim]
             if name == "repeat" and axis is not FREE:
                 continue  # a number of times
-            if isinstance(size, Count) and (made or axis is FREE) and size.exact:
+            if self.walk.counts(size) and (made or axis is FREE) and size.exact:
                 axis = self.walk.followed(out, dim)
             if not isinstance(axis, np.ndarray) or not isinstance(size, int) or int(size) < 2:
                 continue
-            if isinstance(size, Count):
+            if self.walk.counts(size):
                 for origin in size.origins if size.exact else ():
                     self.walk.linked.append((origin, axis))
                 if size.exact and size.ids and len(size.ids[0]) == len(axis):
@@ -156,7 +173,7 @@ class Sizes(TorchFunctionMode):
         dim = args[2] if len(args) > 2 else named.get("dim", 0)
         for each, piece in zip(sizes, out, strict=False):
             axis = self.walk.value(piece).axes[dim]
-            if isinstance(each, Count) and isinstance(axis, np.ndarray):
+            if self.walk.counts(each) and isinstance(axis, np.ndarray):
                 self.walk.linked += [(origin, axis) for origin in each.origins]
 
     def _link_place(self, whole: Any, counts: list[Count], out: Tensor) -> None:
@@ -182,32 +199,9 @@ def _bounds_are_counts(values: Any) -> bool:
     return True
 
 
-def _counts(values: Any, depth: int) -> Iterator[Count]:
-    for value in values:
-        if isinstance(value, Count):
-            yield value
-        elif isinstance(value, slice):
-            yield from _counts((value.start, value.stop, value.step), depth)
-        elif depth and isinstance(value, (tuple, list)):
-            yield from _counts(value, depth - 1)
-
-
-def used_as_number(walk: Walk, count: Count, how: str) -> None:
-    for ids in count.ids:
-        reason = f"{how} uses the number of neurons, which would change"
-        walk.mixed(ids, reason, REMOVAL, KEEP_THE_NUMBER)
-    for module, name in count.origins if not count.ids else ():
-        reason = f"{how} uses {name!r} of module {module!r} as a number, and it is the number of these neurons as well"
-        walk.numbers.append(((module, name), Obstacle(walk.where(walk.name), reason, KEEP_THE_NUMBER, REMOVAL)))
-
-
 @contextmanager
 def counting(model: nn.Module, walk: Walk) -> Iterator[None]:
     """Whole numbers that modules and their configurations hold become `Count`s meanwhile."""
-
-    def note(count: Count, how: str) -> None:
-        used_as_number(walk, count, how)
-
     held: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for name, module in model.named_modules():
@@ -218,13 +212,13 @@ def counting(model: nn.Module, walk: Walk) -> Iterator[None]:
                     store[attribute] = copy.copy(number)
                     sizes = [(key, each) for key, each in vars(number).items() if type(each) is int and each > 1]
                     for key, each in sizes:
-                        vars(store[attribute])[key] = Count(each, note, origins=((name, f"config.{key}"),))
+                        vars(store[attribute])[key] = Count(each, walk, origins=((name, f"config.{key}"),))
                 if type(number) is not int or number < 2:
                     continue
                 held.append((store, attribute, number))
                 ids = _ids_of(module, attribute, walk)
                 origins: tuple[Origin, ...] = () if ids else ((name, attribute),)
-                store[attribute] = Count(number, note, ids, origins)
+                store[attribute] = Count(number, walk, ids, origins)
         yield
     finally:
         for store, attribute, number in held:

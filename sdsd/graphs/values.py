@@ -33,6 +33,8 @@ class Value:
         written_in: an axis that is FREE has its size written into the model's forward.
         shape: of the tensor, before the operation that is looked at.
         if_used: what stands in the way of entries if anything is done with this tensor.
+        norm: the module of which it is the output, in another layout or times a number; "" where it is of none that
+            takes statistics over entries.
     """
 
     axes: list[Axis]
@@ -44,6 +46,7 @@ class Value:
     written_in: bool = False
     shape: tuple[int, ...] = ()
     if_used: list[tuple[Ids, Obstacle]] = field(default_factory=list)
+    norm: str = ""
 
 
 def words(text: str) -> set[str]:

@@ -105,6 +105,8 @@ def fit_sizes(module: nn.Module, before: dict[str, tuple[int, ...]]) -> None:
 def _fit_convolution(module: nn.Module, weight: Tensor, before: tuple[int, ...]) -> None:
     inner: Any = module
     if isinstance(module, TRANSPOSED):
+        if inner.groups == before[0] > 1:  # depthwise
+            inner.groups = weight.shape[0]
         inner.in_channels, inner.out_channels = weight.shape[0], weight.shape[1] * inner.groups
         return
     if inner.groups > 1 and before[1] == 1:  # depthwise
@@ -132,6 +134,7 @@ def spatial_dims(layer: nn.Module) -> int:
 
 
 def computed_tensors(module: nn.Module) -> list[str]:
-    """Which of a module's own tensors are no parameters or buffers: pruned, or parametrised."""
-    names = [name for name in NORM_TENSORS if isinstance(getattr(module, name, None), Tensor)]
-    return [name for name in names if name not in module._parameters and name not in module._buffers]
+    """Which of a module's tensors are no parameters or buffers: pruned, or parametrised."""
+    held = {id(each) for each in (*module.parameters(), *module.buffers())}
+    named = {name: getattr(module, name, None) for name in NORM_TENSORS}
+    return [name for name, each in named.items() if isinstance(each, Tensor) and id(each) not in held]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .chance import Chance
-from .counts import Origin
-from .operations import Step, adding_to, step_of, tensors
+from .counts import Count, Origin
+from .operations import MOVES, Step, adding_to, step_of, tensors
 from .values import FREE, Axis, Value
 
 IN_TRAINING = ", in training"
@@ -21,7 +21,10 @@ KEEP_SIZE = (
     "Write x.flatten(1), or -1 for that size, or a size of a tensor or of self, in the model's forward, or merge "
     "without removal (remove=False)."
 )
-
+KEEP_THE_NUMBER = (
+    "Store the number when the model is built (self.scale = …), so that it stays as it is, or merge without removal "
+    "(remove=False)."
+)
 WRITE_ONCE = "Write into it once, outside of the forward, and take the line out, or choose another layer."
 
 
@@ -32,6 +35,7 @@ class Read(NamedTuple):
     parameters: frozenset[str]
     linear: bool
     where: str
+    norm: str  # the module whose output is read; "" where it is that of no norm over all neurons, or was changed since
 
 
 class Written(NamedTuple):
@@ -69,6 +73,9 @@ RULES: dict[str, Rule] = {}
 """The rule of each kind of operation that can be followed."""
 KEEP_STATISTICS = {"clone", "_to_copy", "expand", "alias", "detach"}
 """Of operations that torch does not call pointwise, those that leave a mean over all neurons what it is."""
+PRODUCTS = {"matrix product", "grouped product", "convolution"}
+PASS_ON = {"same", *MOVES} - {"cat", "stack", "copy"}
+"""Kinds of operations that give numbers on as they are."""
 ONLY_SEEN = {"squeeze", "detach", "alias"}
 """Operations that give the same numbers, which is no use of them."""
 
@@ -92,10 +99,12 @@ class Walk:
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.same_size: list[tuple[Ids, Ids, Obstacle]] = []
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
+        self.read_otherwise: set[str] = set()  # those whose outputs go elsewhere than into products with weights
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
         self.training = False
         self.sizes_written_in = True
+        self.looking = False  # at an operation
         self.chance = Chance()
 
     # ---- values ------------------------------------------------------------------------------------------------------
@@ -181,6 +190,7 @@ class Walk:
         before = given[0] if given else None
         if isinstance(before, Tensor) and isinstance(output, Tensor) and before.shape == output.shape:
             self.norms[name].append(Normed(list(self.value(before).axes), list(self.value(output).axes)))
+            self.value(output).norm = name
         else:
             self.norms[name].append(None)
 
@@ -216,19 +226,80 @@ class Walk:
             obstacle = Obstacle(self.where(self.name), reason, CHOOSE_ANOTHER, REMOVAL)
             self.blocks.append(Piece(whole, whole.reshape(-1, stride), obstacle))
 
+    # ---- sizes as numbers --------------------------------------------------------------------------------------------
+
+    def counts(self, value: Any) -> TypeGuard[Count]:
+        """Whether it is a count of this recording; those of others are kept by models, as good as written into them."""
+        return isinstance(value, Count) and value.owner.atoms is self.atoms
+
+    def used(self, count: Count, how: str) -> None:
+        """A size goes where it counts as a number."""
+        for ids in count.ids:
+            reason = f"{how} uses the number of neurons, which would change"
+            self.mixed(ids, reason, REMOVAL, KEEP_THE_NUMBER)
+        for module, name in count.origins if not count.ids else ():
+            reason = (
+                f"{how} uses {name!r} of module {module!r} as a number, and it is the number of these neurons as well"
+            )
+            self.numbers.append(((module, name), Obstacle(self.where(self.name), reason, KEEP_THE_NUMBER, REMOVAL)))
+
+    def equal(self, count: Count, other: Any) -> None:
+        """Two sizes were compared, and the forward goes the way of equal ones, as it has to with fewer neurons."""
+        where = self.where("==")
+        if not self.counts(other):
+            obstacle = Obstacle(where, f"a comparison says that there are {other} of them", KEEP_SIZE, REMOVAL)
+            self.numbers += [(origin, obstacle) for origin in count.origins]
+            for ids in count.ids:
+                if not self.atoms.inside(ids):
+                    self.atoms.note(ids, obstacle)
+        elif other.exact:
+            for one, another in ((count, other), (other, count)):
+                self.linked += [(origin, ids) for ids in one.ids for origin in another.origins]
+            if count.ids and other.ids:
+                reason = "a comparison says that there are as many of them as of other neurons"
+                self.same_size.append((count.ids[0], other.ids[0], Obstacle(where, reason, KEEP_SIZE, REMOVAL)))
+
     # ---- one operation after the other -------------------------------------------------------------------------------
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self.looking = True
+        try:
+            self._step(func, args, kwargs, out)
+        finally:
+            self.looking = False
+
+    def _step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         made = step_of(func, args, kwargs, out)
         self.name = made.name.strip("_")
         if made.name not in ONLY_SEEN:
             self.use((*args, *kwargs.values()))
         if torch.Tag.pointwise not in func.tags and made.name not in KEEP_STATISTICS:
             self.lose_statistics((*args, *kwargs.values()))
+        norm = self._given_on(made)
         RULES.get(made.row.kind, Walk.unknown)(self, made)
+        for each in tensors(out) if norm else ():
+            self.value(each).norm = norm
         self.chance.step(func, made.name, (*args, *kwargs.values()), out)
         if made.name in ONLY_SEEN:
             self.value(out).if_used = self.value(args[0]).if_used
+
+    def _given_on(self, step: Step) -> str:
+        """The norm whose output this operation gives on; that of others that it takes is not read by weights alone."""
+        first, *others = [*step.args, *step.kwargs.values()] or [None]
+        norm = self.norm_of(first)
+        scaled = step.row.kind == "product" and not any(True for _ in tensors(others))
+        if norm and (step.row.kind in PASS_ON or scaled) and step.out is not first:
+            first = None
+        else:
+            norm = ""
+        if step.row.kind not in PRODUCTS:
+            self.read_otherwise |= {self.norm_of(each) for each in tensors((first, *others))} - {""}
+        return norm
+
+    def norm_of(self, tensor: Any) -> str:
+        """`Value.norm` of a tensor; "" of anything else."""
+        value = self.values.get(tensor) if isinstance(tensor, Tensor) and id(tensor) not in self.named else None
+        return "" if value is None else value.norm
 
     def lose_statistics(self, values: Any) -> None:
         """A number computed from all neurons goes where it does not come back to them."""
@@ -255,6 +326,9 @@ class Walk:
         """A product is summed over an axis of both tensors."""
         (a, a_dim, a_ids), (b, b_dim, b_ids) = one, other
         a_value, b_value = self.value(a), self.value(b)
+        norm = a_value.norm or b_value.norm
+        new = {norm} - {""} - self.read_otherwise
+        self.read_otherwise |= new  # unless they are read below
         if self.heard is not None:
             for (value, ids), (tensor, dim) in (((b_value, b_ids), (a, a_dim)), ((a_value, a_ids), (b, b_dim))):
                 if value.static and isinstance(ids, np.ndarray):
@@ -269,7 +343,8 @@ class Walk:
         if len(weights) == 1:
             weight, ids = weights[0]
             if not self.atoms.inside(a_ids):
-                self.reads.append(Read(ids, weight.parameters, weight.linear, self.where(self.name)))
+                self.reads.append(Read(ids, weight.parameters, weight.linear, self.where(self.name), norm))
+                self.read_otherwise -= new
         elif not static:
             self.mixed(a_ids, f"{self.name!r} multiplies them by a tensor that the model computes")
         else:

@@ -34,7 +34,7 @@ class InteractiveMap:
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimRow:
     """One claim and what became of it, all as text."""
 
     claim: str
@@ -46,10 +46,10 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Claims:
+class ClaimRows:
     """A table a person reads from left to right: claim, verdict, its number, ours, and what holds instead."""
 
-    claims: Sequence[Claim]
+    claims: Sequence[ClaimRow]
 
     def html(self) -> str:
         rows = [

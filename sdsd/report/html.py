@@ -236,6 +236,7 @@ footer { color: var(--muted); font-size: 0.85rem; border-top: 1px solid var(--gr
   table:not(.short) thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   table:not(.short) tbody tr { background: var(--surface); border-radius: 10px; padding: 10px 14px;
     margin: 0 0 10px; }
+  table:not(.short) caption { padding: 0 0 10px; }
   table:not(.short) tbody th { border: 0; padding: 0 0 4px; font-weight: 650; }
   table:not(.short) td { display: grid; grid-template-columns: minmax(6em, 42%) 1fr; gap: 12px; border: 0;
     padding: 3px 0; text-align: left; white-space: normal; overflow-wrap: anywhere; }

@@ -204,6 +204,8 @@ STYLE = """
 main { max-width: 1180px; }
 .claims :is(th, td) { vertical-align: top; }
 @container (min-width: 601px) { .claims th:first-child { width: 26%; } .claims th:last-child { width: 42%; } }
+@container (max-width: 600px) { table.claims:not(.short) td:last-child { display: block; }
+  table.claims td:last-child::before { display: block; margin-bottom: 2px; } }
 .claims small { color: var(--muted); }
 """
 

@@ -108,7 +108,7 @@ def train_file(
                 if stats is not None:
                     run.stats, run.measured = stats, run.measured + 1
                 rows = table(run.stats) if not quiet and run.stats is not None else []
-                header = gamma_columns("parameter", run.stats.batch_size) if run.stats is not None else ()
+                header = gamma_columns("parameter", run.stats.batch_size, confidence) if run.stats is not None else ()
                 display.update(run.steps, f"loss {loss:.4f}", header, rows)
                 if run.steps == total:
                     break

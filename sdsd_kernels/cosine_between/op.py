@@ -11,7 +11,7 @@ from .._progress import Progress
 from .._register import register
 from .._rows import rows_of_both
 from ..pairwise.blocks import block_sides, fill_cosines, prepare
-from ..pairwise.config import operand_bytes
+from ..pairwise.config import lacks
 
 BLOCK = {"cpu": (1024, 4096), "cuda": (8192, 8192)}
 """Cosines filled at a time. Products are written where they stay: blocks only bound what is converted beside them."""
@@ -71,7 +71,8 @@ def cosine_between(
 def _compute(
     x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None, progress: Progress | None = None
 ) -> Tensor:
-    if progress is None and _kernels_serve(x, y, center, max_bytes):
+    served = progress is None and lacks(x, y, center=center, max_bytes=max_bytes) is None
+    if served and choose_backend(None, x.device) == "triton":
         from ..pairwise.launch import launch_cosine_between
 
         cosine, *inverses = launch_cosine_between(x, y, center=center, zero=zero)
@@ -97,15 +98,6 @@ def _compute(
         out[left.inverse_norm == 0] = torch.nan
         out[:, right.inverse_norm == 0] = torch.nan
     return out
-
-
-def _kernels_serve(x: Tensor, y: Tensor, center: bool, max_bytes: int | None) -> bool:
-    """Whether Triton does, and its halves of all neurons fit into `max_bytes`."""
-    if x.dtype == torch.float64 or choose_backend(None, x.device) != "triton":
-        return False
-    samples = x.shape[1] * x.shape[2]
-    needed = sum(operand_bytes(each.shape[0], samples, x.dtype, "float32", center=center) for each in (x, y))
-    return max_bytes is None or needed <= max_bytes
 
 
 def _fake(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:

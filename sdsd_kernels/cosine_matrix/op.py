@@ -19,7 +19,7 @@ from .._checks import (
 )
 from .._register import Gradient, is_transformed, register
 from .._rows import as_rows
-from ..pairwise.reading import FAR
+from ..pairwise.reading import to_one
 from .cpu import cosine_matrix_torch
 
 
@@ -127,21 +127,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, N
 def _directions(rows: Tensor, center: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """u (N, SAMPLES), zero for a neuron without direction; which have one (N, 1); ‖x_i‖ as a product of two (N, 1)."""
     x = rows.flatten(1).to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    times = torch.ones((), dtype=x.dtype, device=x.device)
-    if center:
-        # Differences of larger numbers could leave the range.
-        far = FAR[x.dtype]
-        times = torch.where(x.detach().abs().amax(1, keepdim=True) > 2.0**far, 2.0**-far, times)
-        x = x * times
-        x = x - x[:, :1]
-        x = x - x.mean(1, keepdim=True)
     peak = x.detach().abs().amax(1, keepdim=True)
-    live = peak.isfinite() & (peak > 0)
-    peak = torch.where(live, peak, 1.0)
-    # Dividing by the peak first keeps squares in range, as the forward pass does.
-    u = torch.where(live, x / peak, 0.0)
-    norm = torch.where(live, u.square().sum(1, keepdim=True), 1.0).sqrt()
-    return u / norm, live, (norm, peak / times)
+    finite = peak.isfinite() & (peak > 0)
+    # Keeps squares and differences in range, as the forward pass does, and rounds nothing.
+    factor = to_one(torch.where(finite, peak, 1.0))
+    u = torch.where(finite, x * factor, 0.0)
+    if center:
+        u = u - u[:, :1]
+        u = u - u.mean(1, keepdim=True)
+    square = u.square().sum(1, keepdim=True)
+    live = square > 0
+    norm = torch.where(live, square, 1.0).sqrt()
+    return u / norm, live, (norm, 1 / factor)
 
 
 class _Transformed(torch.autograd.Function):

@@ -19,20 +19,22 @@ def cosine_matrix_reference(
 
     Takes what `cosine_matrix` takes; `precision` changes nothing here. `out_dtype` None gives float64.
     """
+    u = directions(activations, "activations", neuron_dim=neuron_dim, zero=zero, center=center)
+    cosine = (u @ u.T).clamp(-1, 1)
+    cosine.diagonal()[u.norm(dim=1) > 0] = 1.0
+    return cosine.to(out_dtype or torch.float64)
+
+
+def directions(activations: Tensor, name: str, *, neuron_dim: int, zero: str, center: bool) -> Tensor:
+    """Every neuron divided by its norm; NaN for one with a NaN or an infinity.  # shape: (N, SAMPLES)"""
     rows = activations.movedim(neuron_dim, 0).flatten(1).double()
     if center:
         rows = rows - rows[:, :1]
         rows = rows - rows.mean(1, keepdim=True)
     peak = rows.abs().amax(1, keepdim=True)
-    dead = (peak == 0).squeeze(1)
+    dead = peak == 0
     if zero == "raise" and dead.any():
-        raise ValueError(f"activations: {int(dead.sum())} neurons are zero on every sample.")
+        raise ValueError(f"{name}: {int(dead.sum())} neurons are zero on every sample.")
     # Dividing by the peak first keeps the squares of very large and very small neurons in range.
-    rows = rows / torch.where(peak > 0, peak, 1.0)
-    rows = rows / torch.where(peak > 0, rows.norm(dim=1, keepdim=True), 1.0)
-    rows[~peak.squeeze(1).isfinite()] = float("nan")
-    if zero == "nan":
-        rows[dead] = float("nan")
-    cosine = (rows @ rows.T).clamp(-1, 1)
-    cosine.diagonal()[(~dead) & peak.squeeze(1).isfinite()] = 1.0
-    return cosine.to(out_dtype or torch.float64)
+    rows = rows / peak
+    return torch.where(dead, torch.nan if zero == "nan" else 0.0, rows / rows.norm(dim=1, keepdim=True))

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._progress import Progress
-from ..pairwise.blocks import SMALLEST_SIDE, Neurons, block_sides, fill_cosines, prepare
+from ..pairwise.blocks import SMALLEST_SIDE, Neurons, block_sides, cosine_blocks, prepare
 from .budget import check_count, most_pairs
 
 BLOCK = (512, 2048)
@@ -33,61 +31,16 @@ CHUNK = 2**18
 """Pairs that wait together to be put in order."""
 
 
-@dataclass(frozen=True)
-class Triangle:
-    """The upper triangle of cosines of some neurons, cut into blocks.
-
-    Attributes:
-        neurons: read and ready for products.
-        sides: rows and columns of a block.
-        progress: told of blocks done, if anybody.
-    """
-
-    neurons: Neurons
-    sides: tuple[int, int]
-    progress: Progress | None
-
-    def blocks(self) -> Iterator[tuple[Tensor, int, int]]:
-        """(cosines, first row, first column), strip by strip, from left to right; the buffer is overwritten."""
-        count = self.neurons.rows.shape[0]
-        height, width = self.sides
-        places = [(row, column) for row in range(0, count, height) for column in range(row, count, width)]
-        buffer = self.neurons.rows.new_empty(height * width, dtype=self.neurons.dtype)
-        for done, (row, column) in enumerate(places, 1):
-            shape = (min(height, count - row), min(width, count - column))
-            block = buffer[: shape[0] * shape[1]].view(shape)
-            fill_cosines(block, self.neurons, row, self.neurons, column)
-            yield block, row, column
-            if self.progress is not None:
-                self.progress(done, len(places))
-
-    def overwrite_others(self, block: Tensor, row: int, column: int, value: float) -> None:
-        """Put `value` where a block of blocks() has no pair: on and below the diagonal, and without direction."""
-        rows, columns = block.shape
-        if column < row + rows:
-            width = min(columns, row + rows - column)
-            first = torch.arange(row, row + rows, device=block.device)
-            second = torch.arange(column, column + width, device=block.device)
-            block[:, :width].masked_fill_(second <= first[:, None], value)
-        for side, start in ((0, row), (1, column)):
-            without = ~self.neurons.directed[start : start + block.shape[side]]
-            if bool(without.any()):
-                block.index_fill_(side, without.nonzero().flatten(), value)
-
-
-def triangle(
-    rows: Tensor,
+def sides_of(
+    neurons: Neurons,
     *,
-    center: bool,
-    pair_bytes: int,
+    pair_bytes: int = 0,
     fixed_bytes: int,
     max_bytes: int | None,
-    progress: Progress | None,
     preferred: tuple[int, int] | None = None,
-) -> Triangle:
-    """Read `rows` (N, OUTER, INNER) and choose blocks of `pair_bytes` beside each cosine within `max_bytes`."""
-    neurons = prepare(rows, center=center)
-    sides = block_sides(
+) -> tuple[int, int]:
+    """Of blocks with `pair_bytes` beside each cosine."""
+    return block_sides(
         neurons,
         neurons,
         preferred=preferred or BLOCK,
@@ -95,7 +48,6 @@ def triangle(
         fixed_bytes=fixed_bytes + neurons_bytes(neurons),
         max_bytes=max_bytes,
     )
-    return Triangle(neurons, sides, progress)
 
 
 def neurons_bytes(neurons: Neurons) -> int:
@@ -107,43 +59,35 @@ def cosine_histogram_torch(
     rows: Tensor, *, bins: int, center: bool, max_bytes: int | None, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
     """Counts (BINS,) int64 of the cosines of `rows` (N, OUTER, INNER), and the inverse norms (N,)."""
-    # Two more: cosines of exactly 1, which belong to the last bin, and what is no pair.
-    counts = torch.zeros(bins + 2, dtype=torch.int64, device=rows.device)
-    upper = triangle(
-        rows,
-        center=center,
-        pair_bytes=BIN_BYTES,
-        fixed_bytes=3 * counts.nbytes,
-        max_bytes=max_bytes,
-        progress=progress,
-    )
-    dtype = torch.int16 if bins + 1 <= torch.iinfo(torch.int16).max else torch.int32
-    buffer = torch.empty(upper.sides[0] * upper.sides[1], dtype=dtype, device=rows.device)
-    for block, row, column in upper.blocks():
-        block.add_(1).mul_(bins * 0.5)
-        upper.overwrite_others(block, row, column, bins + 1)
-        counts += torch.bincount(buffer[: block.numel()].copy_(block.flatten()), minlength=bins + 2)
+    neurons = prepare(rows, center=center)
+    # Cosines of exactly 1 belong to the last bin; what is no pair, a "cosine" of 3, comes out last.
+    counts = torch.zeros(2 * bins + 1, dtype=torch.int64, device=rows.device)
+    sides = sides_of(neurons, pair_bytes=BIN_BYTES, fixed_bytes=3 * counts.nbytes, max_bytes=max_bytes)
+    dtype = torch.int16 if 2 * bins <= torch.iinfo(torch.int16).max else torch.int32
+    buffer = torch.empty(sides[0] * sides[1], dtype=dtype, device=rows.device)
+    for block, _, _ in cosine_blocks(neurons, neurons, sides, fill=3, progress=progress):
+        place = buffer[: block.numel()].copy_(block.add_(1).mul_(bins * 0.5).flatten())
+        counts += torch.bincount(place, minlength=2 * bins + 1)
     counts[bins - 1] += counts[bins]
-    return counts[:bins].clone(), upper.neurons.inverse_norm
+    return counts[:bins].clone(), neurons.inverse_norm
 
 
 def cosine_row_sums_torch(
     rows: Tensor, *, kind: str, center: bool, max_bytes: int | None, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
     """Row sums (N,) float64 of what `kind` makes of the cosines of `rows` (N, OUTER, INNER), and inverse norms (N,)."""
+    neurons = prepare(rows, center=center)
     sums = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
-    upper = triangle(
-        rows, center=center, pair_bytes=0, fixed_bytes=3 * sums.nbytes, max_bytes=max_bytes, progress=progress
-    )
-    for block, row, column in upper.blocks():
+    sides = sides_of(neurons, fixed_bytes=3 * sums.nbytes, max_bytes=max_bytes)
+    nothing = 1 if kind == "distance" else 0
+    for block, row, column in cosine_blocks(neurons, neurons, sides, fill=nothing, progress=progress):
         if kind == "absolute":
             block.abs_()
         elif kind == "distance":
             block.mul_(-2).add_(2).sqrt_()
-        upper.overwrite_others(block, row, column, 0)
         sums[row : row + block.shape[0]] += block.sum(1)
         sums[column : column + block.shape[1]] += block.sum(0)
-    return sums, upper.neurons.inverse_norm
+    return sums, neurons.inverse_norm
 
 
 def cosine_pairs_torch(
@@ -154,23 +98,17 @@ def cosine_pairs_torch(
     Products cost far more than looking at them, so pairs are kept while they are counted, as long as they fit.
     TooManyPairsError carries the full count.
     """
-    count = rows.shape[0]
+    neurons = prepare(rows, center=center)
+    itemsize, count = neurons.dtype.itemsize, rows.shape[0]
     fixed = min(LOOKED_INTO, count * count) * FOUND_BYTES + count * 24
-    upper = triangle(
-        rows,
-        center=center,
-        pair_bytes=0,
-        fixed_bytes=fixed,
-        max_bytes=max_bytes,
-        progress=progress,
-        preferred=_largest_block(max_bytes // 4),
-    )
-    itemsize = upper.neurons.dtype.itemsize
-    scratch = fixed + neurons_bytes(upper.neurons) + upper.sides[0] * upper.sides[1] * itemsize
-    most = most_pairs(itemsize, scratch, max_bytes)
-    waiting = _Waiting(upper.sides[1], upper.neurons, threshold, above, most)
-    for block, row, column in upper.blocks():
-        upper.overwrite_others(block, row, column, -torch.inf if above else torch.inf)
+    height, width = BLOCK
+    while height * width * 4 > max_bytes // 4 and max(height, width) > SMALLEST_SIDE:  # the rest is for what is found
+        height, width = (height // 2, width) if height > width else (height, width // 2)
+    sides = sides_of(neurons, fixed_bytes=fixed, max_bytes=max_bytes, preferred=(height, width))
+    scratch = fixed + neurons_bytes(neurons) + sides[0] * sides[1] * itemsize
+    waiting = _Waiting(sides[1], neurons, threshold, above, most_pairs(itemsize, scratch, max_bytes))
+    nothing = -torch.inf if above else torch.inf
+    for block, row, column in cosine_blocks(neurons, neurons, sides, fill=nothing, progress=progress):
         waiting.look_into(block, row, column)
     check_count(waiting.kept, itemsize, scratch, max_bytes)
     return waiting.in_order()
@@ -260,11 +198,3 @@ def _room(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.empty(length, dtype=dtype, device=device)
     return torch.frombuffer(mmap.mmap(-1, length * dtype.itemsize), dtype=dtype)
-
-
-def _largest_block(limit: int) -> tuple[int, int]:
-    """BLOCK, or what is left of it when float32 cosines may take `limit` bytes: the rest is for what is found."""
-    height, width = BLOCK
-    while height * width * 4 > limit and max(height, width) > SMALLEST_SIDE:
-        height, width = (height // 2, width) if height > width else (height, width // 2)
-    return height, width

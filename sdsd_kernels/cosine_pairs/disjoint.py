@@ -8,15 +8,14 @@ equal cosines go to the lower first, then the lower second neuron. Every pair i 
    replaced by the best CANDIDATES of that row, which is computed again, together with the rows that come next. A row
    whose candidates have all been taken goes back with its worst one as the bound.
 
-Bounds are raised by SLACK, more than two ways to compute one cosine differ, so a pair is only chosen when no other row
-can hold a better one: the outcome is that of the greedy choice from the whole matrix.
+A pair is only chosen when no other row can hold a better one, so the outcome is that of the greedy choice from the
+whole matrix, but for cosines that two ways to compute them put in another order.
 """
 
 from __future__ import annotations
 
 import heapq
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,9 +23,8 @@ from torch import Tensor
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
 from .._progress import Progress
 from .._rows import rows_of
-from ..pairwise.blocks import SAMPLES_AT_ONCE, Neurons, block_sides, fill_cosines, panel, stable_topk
-from ..pairwise.reading import sample_slices
-from .cpu import BLOCK, Triangle, neurons_bytes, triangle
+from ..pairwise.blocks import Neurons, cosine_blocks, fill_cosines, prepare, stable_topk
+from .cpu import sides_of
 from .op import CosinePairs
 
 WHICH = ("nearest", "farthest", "random")
@@ -34,31 +32,8 @@ CANDIDATES = 32
 ROWS_TOGETHER = 128
 GATHERED_ELEMENTS = 2**22
 """Activations copied together to compute single rows, unless one neuron has more."""
-SLACK = 2.0**-16
-"""Two float32 sums of the same products differ by some units of 2⁻²⁴, √samples of them at worst."""
 SEARCH_BYTES = 32
 """What a row that is computed again allocates for each of its cosines while its best are found."""
-
-
-class Cosines(Protocol):
-    """What pairs are chosen from."""
-
-    alive: Tensor
-    """Neurons that may be paired.  # shape: (N,)"""
-    dtype: torch.dtype
-
-    def best_in_rows(self, sign: int) -> Tensor:
-        """The highest sign · c[i, j], j > i, both alive, of every row i; -inf where there is none.  # shape: (N,)"""
-
-    def of_rows(self, rows: Tensor) -> Tensor:
-        """Cosines of some neurons with all others, in memory that may be written.  # shape: (rows, N)"""
-
-    def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        """# shape: (pairs,)"""
-
-    @property
-    def rows_together(self) -> int:
-        """How many rows are computed at a time."""
 
 
 def disjoint_pairs(
@@ -84,14 +59,12 @@ def disjoint_pairs(
     are exact) in the order said. Not differentiable. Computed by torch on every device.
 
     Args:
-        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides, as in `cosine_matrix`.
+        activations, neuron_dim, center: as in `cosine_matrix`.
         pairs: how many.
         which: "nearest" | "farthest" | "random" (uniformly drawn, in the order drawn).
         cosine: a symmetric cosine matrix (N, N) to choose from, instead of activations. Its upper half is read.
         alive: booleans, (N,): neurons that may be paired. Those that are zero on every sample, or have a NaN or an
             infinity, never are; in a matrix they are known by a diagonal that is not positive.
-        neuron_dim: the dimension that counts neurons; all others are samples.
-        center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
         seed: of the random choice.
         max_bytes: bound on memory beyond the result; None: none, and some 50 MiB and 300 bytes a neuron are taken.
         progress: called with (done, total) as the work goes on.
@@ -113,9 +86,12 @@ def disjoint_pairs(
         got = "neither" if activations is None else "both"
         raise ValueError(f"activations, cosine: expected exactly one of them, got {got}.")
     first_half, second_half = _shares(progress)
-    source: Cosines
+    source: _Matrix | _Activations
     if cosine is not None:
-        source = _Matrix(_checked_matrix(cosine), alive)
+        check_float_tensor(cosine, "cosine")
+        if cosine.ndim != 2 or cosine.shape[0] != cosine.shape[1]:
+            raise ValueError(f"cosine: expected a square (N, N) matrix, got shape {tuple(cosine.shape)}.")
+        source = _Matrix(cosine.detach(), alive)
     else:
         assert activations is not None
         rows = rows_of(activations, neuron_dim)
@@ -128,7 +104,8 @@ def disjoint_pairs(
         )
     if which == "random":
         first, second = _drawn(source.alive, pairs, seed)
-        return CosinePairs(first, second, source.of_pairs(first, second))
+        some = zip(first.split(source.rows_together), second.split(source.rows_together), strict=True)
+        return CosinePairs(first, second, torch.cat([source.cosines(*each).diagonal() for each in some]))
     return _greedy(source, pairs, 1 if which == "nearest" else -1, second_half)
 
 
@@ -138,13 +115,6 @@ def _shares(progress: Progress | None) -> tuple[Progress | None, Progress | None
         return None, None
     tell = progress
     return lambda done, total: tell(50 * done // total, 100), lambda done, total: tell(50 + 50 * done // total, 100)
-
-
-def _checked_matrix(cosine: Tensor) -> Tensor:
-    check_float_tensor(cosine, "cosine")
-    if cosine.ndim != 2 or cosine.shape[0] != cosine.shape[1]:
-        raise ValueError(f"cosine: expected a square (N, N) matrix, got shape {tuple(cosine.shape)}.")
-    return cosine.detach()
 
 
 def _check_alive(alive: Tensor | None, directed: Tensor) -> Tensor:
@@ -160,17 +130,18 @@ def _check_alive(alive: Tensor | None, directed: Tensor) -> Tensor:
 class _Matrix:
     """Cosines that have been computed before."""
 
-    rows_together = ROWS_TOGETHER
-
     def __init__(self, cosine: Tensor, alive: Tensor | None) -> None:
         self.cosine = cosine
         self.dtype = cosine.dtype
+        self.rows_together = ROWS_TOGETHER
         self.alive = _check_alive(alive, cosine.diagonal() > 0)
+        """Neurons that may be paired.  # shape: (N,)"""
 
     def best_in_rows(self, sign: int) -> Tensor:
+        """The highest sign · c[i, j], j > i, both alive, of every row i; -inf where there is none.  # shape: (N,)"""
         best = []
         for rows in torch.arange(len(self.cosine), device=self.cosine.device).split(self.rows_together):
-            cosines = self.of_rows(rows)
+            cosines = self.cosine[rows]
             pairs = _are_pairs(rows, self.alive)
             if bool((cosines.isnan() & pairs).any()):
                 raise ValueError(
@@ -180,74 +151,47 @@ class _Matrix:
             best.append(cosines.mul_(sign).masked_fill_(~pairs, -torch.inf).amax(1))
         return torch.cat(best)
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        return self.cosine[rows]
-
-    def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.cosine[first, second]
+    def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Of some neurons with some, or all, in memory that may be written."""
+        return self.cosine[rows] if columns is None else self.cosine[rows][:, columns]
 
 
 class _Activations:
-    """Cosines computed when they are asked for."""
+    """The same, computed when they are asked for."""
 
     def __init__(
         self, rows: Tensor, alive: Tensor | None, center: bool, max_bytes: int | None, progress: Progress | None
     ) -> None:
         count, samples = rows.shape[0], rows.shape[1] * rows.shape[2]
-        kept = count * (CANDIDATES * 16 + 300)
-        self.upper = triangle(
-            rows, center=center, pair_bytes=0, fixed_bytes=kept, max_bytes=max_bytes, progress=progress
-        )
-        neurons = self.upper.neurons
-        self.dtype = neurons.dtype
+        neurons = prepare(rows, center=center)
+        self.dtype, self.progress = neurons.dtype, progress
         self.alive = _check_alive(alive, neurons.directed)
         # Whoever may not be paired counts as without direction.
-        inverse_norm = torch.where(self.alive, neurons.inverse_norm, 0)
-        self.upper = Triangle(replace(neurons, inverse_norm=inverse_norm), self.upper.sides, progress)
-        a_row = count * (neurons.dtype.itemsize + SEARCH_BYTES) + samples * rows.dtype.itemsize
-        self.rows_together = min(ROWS_TOGETHER, max(1, GATHERED_ELEMENTS // samples))
+        self.neurons = replace(neurons, inverse_norm=torch.where(self.alive, neurons.inverse_norm, 0))
+        kept = count * (CANDIDATES * 16 + 300)
+        a_row = count * (self.dtype.itemsize + SEARCH_BYTES) + samples * rows.dtype.itemsize
+        self.rows_together = max(1, min(ROWS_TOGETHER, GATHERED_ELEMENTS // samples))
         if max_bytes is not None:
-            left = max_bytes - kept - neurons_bytes(neurons)
-            self.rows_together = max(1, min(self.rows_together, left // (2 * a_row)))
-        self.width = block_sides(
-            neurons,
-            neurons,
-            preferred=(self.rows_together, BLOCK[1]),
-            pair_bytes=0,
-            fixed_bytes=kept + neurons_bytes(neurons) + self.rows_together * a_row,
-            max_bytes=max_bytes,
-        )[1]
+            self.rows_together = max(1, min(self.rows_together, (max_bytes - kept) // (2 * a_row)))
+        fixed = kept + self.rows_together * a_row
+        self.sides = sides_of(neurons, fixed_bytes=fixed, max_bytes=max_bytes)
 
     def best_in_rows(self, sign: int) -> Tensor:
-        neurons = self.upper.neurons
-        best = torch.full((len(self.alive),), -torch.inf, dtype=neurons.dtype, device=neurons.rows.device)
-        for block, row, column in self.upper.blocks():
-            if sign < 0:
-                block.neg_()
-            self.upper.overwrite_others(block, row, column, -torch.inf)
+        best = self.neurons.inverse_norm.new_full((len(self.alive),), -torch.inf)
+        fill = -sign * torch.inf
+        blocks = cosine_blocks(self.neurons, self.neurons, self.sides, fill=fill, progress=self.progress)
+        for block, row, _ in blocks:
             some = best[row : row + block.shape[0]]
-            torch.maximum(some, block.amax(1), out=some)
+            torch.maximum(some, block.mul_(sign).amax(1), out=some)
         return best
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        everyone = self.upper.neurons
-        some = _select(everyone, rows)
-        out = everyone.rows.new_empty((len(rows), len(self.alive)), dtype=everyone.dtype)
-        for column in range(0, out.shape[1], self.width):
-            fill_cosines(out[:, column : column + self.width], some, 0, everyone, column)
+    def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        left = _select(self.neurons, rows)
+        right = self.neurons if columns is None else _select(self.neurons, columns)
+        out = left.inverse_norm.new_empty((len(rows), right.rows.shape[0]))
+        for column in range(0, out.shape[1], self.sides[1]):
+            fill_cosines(out[:, column : column + self.sides[1]], left, 0, right, column)
         return out
-
-    def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        everyone = self.upper.neurons
-        together = max(1, GATHERED_ELEMENTS // (2 * everyone.rows[0].numel()))
-        cosines = []
-        for one, two in zip(first.split(together), second.split(together), strict=True):
-            a, b = _select(everyone, one), _select(everyone, two)
-            total = torch.zeros(len(one), dtype=torch.float64, device=one.device)
-            for part in sample_slices(a.rows.shape, SAMPLES_AT_ONCE):
-                total += (panel(a, slice(None), part) * panel(b, slice(None), part)).sum(1)
-            cosines.append((total * (a.inverse_norm * b.inverse_norm)).clamp_(-1, 1).to(everyone.dtype))
-        return torch.cat(cosines)
 
 
 def _select(neurons: Neurons, which: Tensor) -> Neurons:
@@ -277,14 +221,14 @@ class _Rows:
     """The rows of the triangle, best first.
 
     The heap holds (−score, i, j) for the best free pair of row i as far as is known, or (−bound, −1, i) where it is
-    not. Of equal scores the lower pair comes first, and a bound is never equal to a score that it might hide.
+    not. Of equal scores the lower pair comes first, after a bound that might hide a lower one.
     """
 
-    def __init__(self, source: Cosines, sign: int) -> None:
+    def __init__(self, source: _Matrix | _Activations, sign: int) -> None:
         self.source = source
         self.sign = sign
         self.free = source.alive.cpu().clone()
-        best = source.best_in_rows(sign).double().add_(SLACK).tolist()
+        best = source.best_in_rows(sign).tolist()
         self.heap = [(-score, -1, row) for row, score in enumerate(best) if score > -torch.inf]
         heapq.heapify(self.heap)
         self.scores = torch.full((len(best), CANDIDATES), -torch.inf, dtype=torch.float64)
@@ -317,7 +261,7 @@ class _Rows:
             heapq.heappush(self.heap, entry)
         device = self.source.alive.device
         rows = torch.tensor(together, device=device)
-        scores = self.source.of_rows(rows).mul_(self.sign)
+        scores = self.source.cosines(rows).mul_(self.sign)
         scores.masked_fill_(~_are_pairs(rows, self.free.to(device)), -torch.inf)
         best, partners = stable_topk(scores, min(CANDIDATES, scores.shape[1]))
         self.scores[rows.cpu(), : best.shape[1]] = best.double().cpu()
@@ -333,10 +277,10 @@ class _Rows:
             place = int(open_candidates[0])
             heapq.heappush(self.heap, (-float(scores[place]), row, int(self.partners[row, place])))
         elif float(scores[-1]) > -torch.inf:
-            heapq.heappush(self.heap, (-float(scores[-1]) - SLACK, -1, row))
+            heapq.heappush(self.heap, (-float(scores[-1]), -1, row))
 
 
-def _greedy(source: Cosines, pairs: int, sign: int, progress: Progress | None) -> CosinePairs:
+def _greedy(source: _Matrix | _Activations, pairs: int, sign: int, progress: Progress | None) -> CosinePairs:
     rows = _Rows(source, sign)
     chosen = []
     for done in range(1, pairs + 1):

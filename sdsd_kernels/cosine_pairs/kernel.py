@@ -17,7 +17,6 @@ Launches go over bands of tile rows, which bounds scratch memory and lets the ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +24,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._device import device_record
-from .._launch import Launch, kept, on_device
+from .._device import DeviceRecord, device_record
+from .._launch import Launch, device_of, kept
 from .._progress import Progress
-from ..pairwise.kernel import Panels
-from ..pairwise.launch import Preparation, Prepared, key_of, product_settings
+from ..pairwise.config import Tile
+from ..pairwise.launch import Pairing, Preparation, bands, key_of
 from ..pairwise.tile_kernel import cosines, inverse_norms, tile_products
 from . import config
 from .budget import check_count
@@ -37,15 +36,11 @@ from .budget import check_count
 
 # fmt: off
 @triton.jit
-def _cosine_tile(
-    rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch,
-    THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
-):
-    """Cosines of a tile, and where they are of pairs: the row's neuron first, and both with a direction."""
+def _cosine_tile(rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch, HOW: tl.constexpr):
+    """Cosines of a square tile, and where they are of pairs: the row's neuron first, and both with a direction."""
+    BLOCK: tl.constexpr = HOW.rows
     products = tile_products(
-        rows, rows, tile_row * BLOCK, tile_column * BLOCK, neurons, neurons, 0, samples, samples, pitch, pitch,
-        THREE, EVERY, ADJACENT, POINTERS, INTERPRET, BLOCK, BLOCK, SAMPLES,
+        rows, rows, tile_row * BLOCK, tile_column * BLOCK, neurons, neurons, 0, samples, samples, pitch, pitch, HOW
     )
     row = tile_row * BLOCK + tl.arange(0, BLOCK)
     column = tile_column * BLOCK + tl.arange(0, BLOCK)
@@ -70,17 +65,13 @@ def _band_tile(program, first_row, end_row, tiles, GROUP: tl.constexpr):
 @triton.jit(do_not_specialize=["first_row", "end_row"])
 def histogram_kernel(
     rows, inverse_ptr, counts_ptr, first_row, end_row, neurons, samples, pitch, bins,
-    THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
-    ROWS: tl.constexpr, SAMPLES: tl.constexpr, GROUP: tl.constexpr, BINS: tl.constexpr,
+    BINS: tl.constexpr, GROUP: tl.constexpr, HOW: tl.constexpr,
 ):
-    tiles = tl.cdiv(neurons, ROWS)
+    tiles = tl.cdiv(neurons, HOW.rows)
     tile_row, tile_column, wanted = _band_tile(tl.program_id(0), first_row, end_row, tiles, GROUP)
     if wanted == 0:
         return
-    cosine, is_pair = _cosine_tile(
-        rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch,
-        THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, SAMPLES,
-    )
+    cosine, is_pair = _cosine_tile(rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch, HOW)
     position = (cosine + 1.0) * (bins * 0.5)
     # One tensor changes its layout, not two: a mask of its own costs the registers of another tile.
     index = tl.ravel(tl.where(is_pair, tl.minimum(position.to(tl.int32), bins - 1), -1))
@@ -92,18 +83,14 @@ def histogram_kernel(
 @triton.jit(do_not_specialize=["first_row", "end_row"])
 def row_sums_kernel(
     rows, inverse_ptr, row_partials_ptr, column_partials_ptr, first_row, end_row, neurons, samples, pitch,
-    KIND: tl.constexpr,
-    THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
-    ROWS: tl.constexpr, SAMPLES: tl.constexpr, GROUP: tl.constexpr,
+    KIND: tl.constexpr, GROUP: tl.constexpr, HOW: tl.constexpr,
 ):
+    ROWS: tl.constexpr = HOW.rows
     tiles = tl.cdiv(neurons, ROWS)
     tile_row, tile_column, wanted = _band_tile(tl.program_id(0), first_row, end_row, tiles, GROUP)
     if wanted == 0:
         return
-    cosine, is_pair = _cosine_tile(
-        rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch,
-        THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, SAMPLES,
-    )
+    cosine, is_pair = _cosine_tile(rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch, HOW)
     if KIND == "absolute":
         term = tl.abs(cosine)
     elif KIND == "distance":
@@ -126,10 +113,9 @@ def past_threshold_kernel(
     rows, inverse_ptr,
     counts_ptr, offsets_ptr, second_ptr, cosine_ptr, strayed_ptr,  # those of the other pass are None
     threshold, first_row, end_row, neurons, samples, pitch,
-    FILL: tl.constexpr, ABOVE: tl.constexpr,
-    THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
-    ROWS: tl.constexpr, SAMPLES: tl.constexpr, CHUNK: tl.constexpr,
+    FILL: tl.constexpr, ABOVE: tl.constexpr, CHUNK: tl.constexpr, HOW: tl.constexpr,
 ):
+    ROWS: tl.constexpr = HOW.rows
     tiles = tl.cdiv(neurons, ROWS)
     chunks = tl.cdiv(tiles, CHUNK)
     # Programs side by side share a chunk of columns, not of rows: it is the larger of the two.
@@ -146,10 +132,7 @@ def past_threshold_kernel(
         if tl.max(end - place, axis=0) == 0:
             return
     for tile_column in range(tl.maximum(chunk * CHUNK, tile_row), tl.minimum((chunk + 1) * CHUNK, tiles)):
-        cosine, is_pair = _cosine_tile(
-            rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch,
-            THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, SAMPLES,
-        )
+        cosine, is_pair = _cosine_tile(rows, inverse_ptr, tile_row, tile_column, neurons, samples, pitch, HOW)
         past = cosine >= threshold if ABOVE else cosine <= threshold
         past = (past & is_pair).to(tl.int32)
         if FILL:
@@ -171,56 +154,53 @@ def past_threshold_kernel(
 class Pass(NamedTuple):
     """Everything about a pass over neurons like these but tensors and bands."""
 
-    prepare: Preparation
-    panels: Panels | None
+    pairing: Pairing
     launches: tuple[Launch, ...]
     """One; for pairs two, which count and fill."""
-    block: int
     tiles: int
+    """On a side."""
     chunk: int
     """Tile columns that a program of the threshold pass walks."""
-
-    def operands(self, prepared: Prepared) -> Any:
-        return prepared.operands if self.panels is None else self.panels.of(prepared.operands)
-
-
-def plan_pass(rows: Tensor, kernel: Any, center: bool, **own: Any) -> Pass:
-    """A pass of `kernel`, which takes constants of its `own`, over `rows` (N, OUTER, INNER)."""
-    record = device_record(rows.device) if rows.device.type != "meta" else own.pop("record")
-    prepare = Preparation(rows, record, precision="float32", center=center)
-    tile = config.tile(kernel.__name__, record.family, three=prepare.three)
-    tiles = -(-prepare.neurons // tile.rows)
-    chunk = config.chunk(tiles)
-    settled = product_settings(prepare, tile) | {"CHUNK": chunk}
-    launches = tuple(
-        Launch(kernel, (0, 0, 0), settled | own | step, num_warps=tile.num_warps, num_stages=tile.num_stages)
-        for step in ([{"FILL": False}, {"FILL": True}] if kernel is past_threshold_kernel else [{}])
-    )
-    return Pass(prepare, prepare.panels(tile.rows, tile.samples), launches, tile.rows, tiles, chunk)
 
 
 _plans: dict[tuple[Any, ...], Pass] = {}
 
 
-def _planned(rows: Tensor, kernel: Any, center: bool, **own: Any) -> Pass:
-    key = key_of(rows, kernel, center, *own.values())
+def _planned(rows: Tensor, record: DeviceRecord | None, kernel: Any, center: bool, **own: Any) -> Pass:
+    """A pass of `kernel`, which takes constants of its `own`; `record`: what is taken to be at hand, None what is."""
+    key = key_of(rows, kernel, center, record, *own.values())
     plan = _plans.get(key)
-    return kept(_plans, key, plan_pass(rows, kernel, center, **own)) if plan is None else plan
+    if plan is None:
+        card = record or device_record(rows.device)
+
+        def tile_of(neurons: Preparation) -> Tile:
+            return config.tile(kernel.__name__, card.family, three=neurons.three)
+
+        pairing = Pairing(rows, None, card, tile_of, precision="float32", center=center)
+        own["CHUNK"] = chunk = config.chunk(pairing.tiles[0])
+        steps = ({"FILL": False}, {"FILL": True}) if kernel is past_threshold_kernel else ({},)
+        launches = tuple(pairing.launch(kernel, **own, **step) for step in steps)
+        plan = kept(_plans, key, Pass(pairing, launches, pairing.tiles[0], chunk))
+    return plan
 
 
-def _bands(tiles: int, most: int, progress: Progress | None, device: torch.device) -> Iterator[tuple[int, int]]:
-    """(first, end) of bands of at most `most` tile rows; `progress` hears of the tiles that the device has done."""
-    for first in range(0, tiles, most):
-        end = min(first + most, tiles)
-        yield first, end
-        if progress is not None:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            progress(end * tiles - end * (end - 1) // 2, _triangle_tiles(tiles))
+def _triangle_tiles(tiles: int, end: int | None = None) -> int:
+    """Tiles on and above the diagonal, of the first `end` rows of them."""
+    end = tiles if end is None else end
+    return end * tiles - end * (end - 1) // 2
 
 
-def _triangle_tiles(tiles: int) -> int:
-    return tiles * (tiles + 1) // 2
+def _in_tiles(progress: Progress | None, before: int = 0, passes: int = 1) -> Progress | None:
+    """Told of rows of tiles, tells of tiles; `before`: passes done, of so many."""
+    if progress is None:
+        return None
+    tell = progress
+
+    def told(end: int, tiles: int) -> None:
+        whole = _triangle_tiles(tiles)
+        tell(before * whole + _triangle_tiles(tiles, end), passes * whole)
+
+    return told
 
 
 def _programs(first: int, end: int, tiles: int, group: int) -> int:
@@ -229,97 +209,92 @@ def _programs(first: int, end: int, tiles: int, group: int) -> int:
 
 
 def launch_cosine_histogram(
-    rows: Tensor, *, bins: int, center: bool, max_bytes: int | None, progress: Progress | None
+    rows: Tensor,
+    *,
+    bins: int,
+    center: bool,
+    max_bytes: int | None,
+    progress: Progress | None,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Counts (BINS,) int64 of the cosines of `rows` (N, OUTER, INNER), and the inverse norms (N,)."""
-    plan = _planned(
-        rows, histogram_kernel, center, bins=bins, BINS=triton.next_power_of_2(max(bins, config.LEAST_BINS))
-    )
-    return on_device(rows, _histogram, plan, rows, bins, progress)
-
-
-def _histogram(plan: Pass, rows: Tensor, bins: int, progress: Progress | None) -> tuple[Tensor, Tensor]:
-    prepared = plan.prepare(rows)
-    operands = plan.operands(prepared)
-    counts = torch.zeros(bins, dtype=torch.int64, device=rows.device)
-    for first, end in _bands(plan.tiles, config.BAND, progress, rows.device):
-        grid = (_programs(first, end, plan.tiles, config.GROUP), 1, 1)
-        plan.launches[0](operands, prepared.inverse, counts, first, end, grid=grid)
-    return counts, prepared.inverse
+    places = triton.next_power_of_2(max(bins, config.LEAST_BINS))
+    plan = _planned(rows, record, histogram_kernel, center, bins=bins, BINS=places)
+    with device_of(rows):
+        operands, _, inverse, _ = plan.pairing.operands(rows, None)
+        counts = torch.zeros(bins, dtype=torch.int64, device=rows.device)
+        for first, end in bands(plan.tiles, config.BAND, _in_tiles(progress), rows.device):
+            grid = (_programs(first, end, plan.tiles, plan.pairing.tile.group), 1, 1)
+            plan.launches[0](operands, inverse, counts, first, end, grid=grid)
+    return counts, inverse
 
 
 def launch_cosine_row_sums(
-    rows: Tensor, *, kind: str, center: bool, max_bytes: int | None, progress: Progress | None
+    rows: Tensor,
+    *,
+    kind: str,
+    center: bool,
+    max_bytes: int | None,
+    progress: Progress | None,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Row sums (N,) float64 of what `kind` makes of the cosines of `rows` (N, OUTER, INNER), and inverse norms (N,)."""
-    plan = _planned(rows, row_sums_kernel, center, KIND=kind)
-    return on_device(rows, _row_sums, plan, rows, max_bytes, progress)
-
-
-def _row_sums(plan: Pass, rows: Tensor, max_bytes: int | None, progress: Progress | None) -> tuple[Tensor, Tensor]:
-    neurons, block, tiles = rows.shape[0], plan.block, plan.tiles
+    plan = _planned(rows, record, row_sums_kernel, center, KIND=kind)
+    neurons, tiles, block = rows.shape[0], plan.tiles, plan.pairing.tile.rows
     most = config.BAND
     if max_bytes is not None:
-        left = max_bytes - plan.prepare.scratch - config.VECTORS * neurons
+        left = max_bytes - plan.pairing.left.scratch - config.VECTORS * neurons
         most = max(1, min(most, left // config.row_sums_bytes(neurons, block)))
-    prepared = plan.prepare(rows)
-    operands = plan.operands(prepared)
-    sums = torch.zeros(neurons, dtype=torch.float64, device=rows.device)
-    for first, end in _bands(tiles, most, progress, rows.device):
-        row_partials = torch.zeros(((end - first) * block, tiles), dtype=torch.float32, device=rows.device)
-        column_partials = torch.zeros((end - first, neurons), dtype=torch.float32, device=rows.device)
-        grid = (_programs(first, end, tiles, config.GROUP), 1, 1)
-        plan.launches[0](operands, prepared.inverse, row_partials, column_partials, first, end, grid=grid)
-        own = slice(first * block, min(end * block, neurons))
-        sums[own] += row_partials[: own.stop - own.start].sum(1, dtype=torch.float64)
-        sums += column_partials.sum(0, dtype=torch.float64)
-    return sums, prepared.inverse
+    with device_of(rows):
+        operands, _, inverse, _ = plan.pairing.operands(rows, None)
+        sums = torch.zeros(neurons, dtype=torch.float64, device=rows.device)
+        for first, end in bands(tiles, most, _in_tiles(progress), rows.device):
+            row_partials = torch.zeros(((end - first) * block, tiles), dtype=torch.float32, device=rows.device)
+            column_partials = torch.zeros((end - first, neurons), dtype=torch.float32, device=rows.device)
+            grid = (_programs(first, end, tiles, plan.pairing.tile.group), 1, 1)
+            plan.launches[0](operands, inverse, row_partials, column_partials, first, end, grid=grid)
+            own = slice(first * block, min(end * block, neurons))
+            sums[own] += row_partials[: own.stop - own.start].sum(1, dtype=torch.float64)
+            sums += column_partials.sum(0, dtype=torch.float64)
+    return sums, inverse
 
 
 def launch_cosine_pairs(
-    rows: Tensor, *, threshold: float, above: bool, center: bool, max_bytes: int, progress: Progress | None
+    rows: Tensor,
+    *,
+    threshold: float,
+    above: bool,
+    center: bool,
+    max_bytes: int,
+    progress: Progress | None,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs of `rows` (N, OUTER, INNER) past a threshold: first, second (int64) and cosine (float32), in order.
 
     TooManyPairsError, before anything is allocated for them, where they take more than `max_bytes`.
     """
-    plan = _planned(rows, past_threshold_kernel, center, ABOVE=above)
-    return on_device(rows, _pairs, plan, rows, threshold, max_bytes, progress)
-
-
-def _pairs(
-    plan: Pass, rows: Tensor, threshold: float, max_bytes: int, progress: Progress | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    plan = _planned(rows, record, past_threshold_kernel, center, ABOVE=above)
     neurons, device, tiles = rows.shape[0], rows.device, plan.tiles
     chunks = -(-tiles // plan.chunk)
-    prepared = plan.prepare(rows)
-    operands = plan.operands(prepared)
-    counts = torch.empty((neurons, chunks), dtype=torch.int32, device=device)
-    offsets = torch.zeros(neurons * chunks + 1, dtype=torch.int64, device=device)
-    strayed = torch.zeros((), dtype=torch.int32, device=device)
-    count_pairs, fill = plan.launches
-    counting, filling = _halves(progress, _triangle_tiles(tiles))
-    for first, end in _bands(tiles, config.BAND, counting, device):
-        grid = ((end - first) * chunks, 1, 1)
-        count_pairs(operands, prepared.inverse, counts, None, None, None, None, threshold, first, end, grid=grid)
-    torch.cumsum(counts.flatten(), 0, dtype=torch.int64, out=offsets[1:])
-    count = int(offsets[-1])
-    scratch = plan.prepare.scratch + config.pairs_bytes(neurons, plan.block)
-    check_count(count, 4, scratch, max_bytes)
-    second = torch.empty(count, dtype=torch.int32, device=device)
-    cosine = torch.empty(count, dtype=torch.float32, device=device)
-    for first, end in _bands(tiles, config.BAND, filling, device):
-        grid = ((end - first) * chunks, 1, 1)
-        fill(operands, prepared.inverse, None, offsets, second, cosine, strayed, threshold, first, end, grid=grid)
-    assert not strayed.item(), "the second pass found other pairs than the first counted"
-    in_row = counts.sum(1, dtype=torch.int64)
-    first = torch.arange(neurons, device=device).repeat_interleave(in_row, output_size=count)
+    with device_of(rows):
+        operands, _, inverse, _ = plan.pairing.operands(rows, None)
+        counts = torch.empty((neurons, chunks), dtype=torch.int32, device=device)
+        strayed = torch.zeros((), dtype=torch.int32, device=device)
+        for first, end in bands(tiles, config.BAND, _in_tiles(progress, 0, 2), device):
+            places = counts, None, None, None, None, threshold, first, end
+            plan.launches[0](operands, inverse, *places, grid=((end - first) * chunks, 1, 1))
+        offsets = torch.zeros(neurons * chunks + 1, dtype=torch.int64, device=device)
+        torch.cumsum(counts.flatten(), 0, dtype=torch.int64, out=offsets[1:])
+        # Tensors without data are for aot.py.
+        count = 0 if device.type == "meta" else int(offsets[-1])
+        scratch = plan.pairing.left.scratch + config.pairs_bytes(neurons, plan.pairing.tile.rows)
+        check_count(count, 4, scratch, max_bytes)
+        second = torch.empty(count, dtype=torch.int32, device=device)
+        cosine = torch.empty(count, dtype=torch.float32, device=device)
+        for first, end in bands(tiles, config.BAND, _in_tiles(progress, 1, 2), device):
+            places = None, offsets, second, cosine, strayed, threshold, first, end
+            plan.launches[1](operands, inverse, *places, grid=((end - first) * chunks, 1, 1))
+        assert device.type == "meta" or not strayed.item(), "the second pass found other pairs than the first counted"
+        in_row = counts.sum(1, dtype=torch.int64)
+        first = torch.arange(neurons, device=device).repeat_interleave(in_row, output_size=count)
     return first, second.long(), cosine
-
-
-def _halves(progress: Progress | None, steps: int) -> tuple[Progress | None, Progress | None]:
-    """What two passes of `steps` steps each report to, as one call of twice as many."""
-    if progress is None:
-        return None, None
-    tell = progress
-    return lambda done, _: tell(done, 2 * steps), lambda done, _: tell(steps + done, 2 * steps)

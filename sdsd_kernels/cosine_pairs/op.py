@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from .._checks import check_choice, check_integer, check_max_bytes, check_number
 from .._progress import Progress
 from .._register import register
 from .._rows import rows_of
-from ..pairwise.config import operand_bytes
+from ..pairwise.config import lacks, operand_bytes
 from . import config, cpu
 from .budget import TooManyPairsError
 
@@ -89,9 +90,11 @@ def cosine_histogram(
     rows = rows_of(activations, neuron_dim)
     bins = check_integer(bins, "bins", least=1)
     max_bytes = check_max_bytes(max_bytes)
-    lacks = f"the kernel has at most {config.MOST_BINS} bins" if bins > config.MOST_BINS else None
     # Counts, and the edges that are added to them. Tiles stay in registers.
-    chosen = _backend(backend, rows, bool(center), max_bytes, 16 * (bins + 1), lacks)
+    problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=16 * (bins + 1))
+    if bins > config.MOST_BINS and problem is None:
+        problem = f"the kernel has at most {config.MOST_BINS} bins"
+    chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
     if progress is None:
         counts, left_out = _histogram_operator(rows, bins, bool(center), max_bytes, chosen)
     else:
@@ -123,22 +126,17 @@ def cosine_row_sums(
     √(2 − 2c) is within 5e-4 of the distance. Not differentiable.
 
     Args:
-        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides, as in `cosine_matrix`.
+        activations, neuron_dim, center, progress, backend: as in `cosine_histogram`.
         kind: "cosine" | "absolute" | "distance".
-        neuron_dim: the dimension that counts neurons; all others are samples.
-        center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
         max_bytes: bound on scratch memory and result; None: none, and 10 MiB (torch), or as much as the input and
             500 bytes a neuron (Triton) are taken. Where that is more than max_bytes, torch serves.
-        progress: called with (done, total) as the triangle is worked through.
-        backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64.
 
     Returns:
         float64, on the device of `activations`.  # shape: (N,)
 
     Raises:
-        TypeError: not a dense tensor of a supported floating-point dtype; max_bytes that is no int.
-        ValueError: fewer than two dimensions, no neuron, no sample, neuron_dim out of range, an unknown kind,
-            max_bytes that is not enough for one block, an unknown backend, or Triton where it cannot serve.
+        TypeError: as `cosine_histogram`.
+        ValueError: as `cosine_histogram`; an unknown kind.
 
     Source:
         He et al. 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration":
@@ -149,7 +147,8 @@ def cosine_row_sums(
     check_choice(kind, "kind", ROW_SUMS)
     max_bytes = check_max_bytes(max_bytes)
     needed = config.row_sums_bytes(rows.shape[0], config.LARGEST) + config.VECTORS * rows.shape[0]
-    chosen = _backend(backend, rows, bool(center), max_bytes, needed)
+    problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=needed)
+    chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
     if progress is None:
         return _row_sums_operator(rows, kind, bool(center), max_bytes, chosen)
     return _row_sums(rows, kind, bool(center), max_bytes, chosen, progress)
@@ -176,41 +175,33 @@ def cosine_pairs(
     differentiable.
 
     Args:
-        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides, as in `cosine_matrix`.
+        activations, neuron_dim, center, progress, backend: as in `cosine_histogram`.
         above: the least cosine, in [−1, 1]. Either this or `below`.
         below: the largest cosine, in [−1, 1].
-        neuron_dim: the dimension that counts neurons; all others are samples.
-        center: subtract the mean of each neuron first; a constant neuron then is zero on every sample.
         max_bytes: bound on the result, 20 bytes a pair (24 for float64), and on scratch memory together; None: 1 GiB,
             and for Triton as much as the input beside it. Where its halves take more than max_bytes, torch serves.
-        progress: called with (done, total) as the triangle is worked through.
-        backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64.
 
     Returns:
         `CosinePairs`, on the device of `activations`.
 
     Raises:
-        TypeError: not a dense tensor of a supported floating-point dtype; a threshold that is no number; max_bytes
-            that is no int.
-        ValueError: fewer than two dimensions, no neuron, no sample, neuron_dim out of range, both or neither of
-            above and below, a threshold outside [−1, 1], more pairs than `max_bytes` holds (the message has their
-            number and a threshold that would fit), max_bytes that is not enough for one block, an unknown backend, or
-            Triton where it cannot serve.
+        TypeError: as `cosine_histogram`; a threshold that is no number.
+        ValueError: as `cosine_histogram`; both or neither of above and below, a threshold outside [−1, 1], more pairs
+            than `max_bytes` holds: the message has their number and a threshold that would fit.
     """
     rows = rows_of(activations, neuron_dim)
     threshold = _check_threshold(above, below)
     max_bytes = check_max_bytes(max_bytes)
-    chosen = _backend(backend, rows, bool(center), max_bytes, config.pairs_bytes(rows.shape[0], config.SMALLEST))
+    counters = config.pairs_bytes(rows.shape[0], config.SMALLEST)
+    problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=counters)
+    chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
     allowed = PAIRS_MAX_BYTES if max_bytes is None else max_bytes
-    if chosen == "triton":
-        from .kernel import launch_cosine_pairs as find
-
-        if max_bytes is None:
-            allowed += _operand_bytes(rows, bool(center))
-    else:
-        find = cpu.cosine_pairs_torch
+    if chosen == "triton" and max_bytes is None:
+        samples = rows.shape[1] * rows.shape[2]
+        allowed += operand_bytes(rows.shape[0], samples, rows.dtype, "float32", center=bool(center))
     options: dict[str, Any] = {"center": bool(center), "progress": progress}
     try:
+        find = _implementation("cosine_pairs", chosen)
         pairs = find(rows, threshold=threshold, above=above is not None, max_bytes=allowed, **options)
     except TooManyPairsError as error:
         raise ValueError(_advice(error, rows, threshold, above is not None, allowed, chosen, options)) from None
@@ -244,21 +235,12 @@ def _advice(
     return text + f", or use {name}={edge:g}, which leaves {few:,} at most."
 
 
-def _operand_bytes(rows: Tensor, center: bool) -> int:
-    return operand_bytes(rows.shape[0], rows.shape[1] * rows.shape[2], rows.dtype, "float32", center=center)
+def _implementation(name: str, backend: str) -> Callable[..., Any]:
+    if backend == "torch":
+        return getattr(cpu, f"{name}_torch")  # type: ignore[no-any-return]
+    from . import kernel
 
-
-def _backend(
-    requested: str | None, rows: Tensor, center: bool, max_bytes: int | None, beside: int, lacks: str | None = None
-) -> str:
-    """`beside`: bytes that a kernel takes at least, beside the halves of all neurons."""
-    if rows.dtype == torch.float64:
-        lacks = "the kernel has no float64"
-    elif max_bytes is not None and lacks is None:
-        needed = _operand_bytes(rows, center) + beside
-        if needed > max_bytes:
-            lacks = f"max_bytes={max_bytes:,} is less than the {needed:,} that its halves of all neurons take"
-    return choose_backend(requested, rows.device, kernel_lacks=lacks)
+    return getattr(kernel, f"launch_{name}")  # type: ignore[no-any-return]
 
 
 def _check_threshold(above: Any, below: Any) -> float:
@@ -276,10 +258,7 @@ def _histogram(
     rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str, progress: Progress | None = None
 ) -> tuple[Tensor, Tensor]:
     """Counts and the number of pairs without a cosine: (with a zero neuron, with a NaN)."""
-    if backend == "triton":
-        from .kernel import launch_cosine_histogram as count
-    else:
-        count = cpu.cosine_histogram_torch
+    count = _implementation("cosine_histogram", backend)
     counts, inverse_norm = count(rows, bins=bins, center=center, max_bytes=max_bytes, progress=progress)
     clean = (~inverse_norm.isnan()).sum()
     directed = (inverse_norm > 0).sum()
@@ -291,10 +270,7 @@ def _histogram(
 def _row_sums(
     rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str, progress: Progress | None = None
 ) -> Tensor:
-    if backend == "triton":
-        from .kernel import launch_cosine_row_sums as add_up
-    else:
-        add_up = cpu.cosine_row_sums_torch
+    add_up = _implementation("cosine_row_sums", backend)
     sums, inverse_norm = add_up(rows, kind=kind, center=center, max_bytes=max_bytes, progress=progress)
     return sums.masked_fill_(inverse_norm.isnan(), torch.nan)
 

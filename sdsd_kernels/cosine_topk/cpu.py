@@ -11,14 +11,13 @@ all it takes for equal cosines to come out by index. Serves every device and eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._progress import Progress
-from ..pairwise.blocks import Neurons, block_sides, fill_cosines, normalized, prepare, stable_topk
+from ..pairwise.blocks import block_sides, cosine_blocks, normalized, prepare, stable_topk
 
 GROUP = 32
 """Cosines of a row whose maximum is compared at once: 16 reduce four times slower, 64 leave more to look at."""
@@ -58,44 +57,10 @@ def cosine_topk_torch(
         right = left if same else normalized(right)
     neighbors = right.rows.shape[0]
     whole_rows = rows.device.type != "cpu" or k * WHOLE_ROWS_FROM > neighbors
-    sides = _sides(left, right, k, whole_rows, max_bytes)
-    best = TopK(rows.shape[0], k, left.inverse_norm)
-    blocks = list(_blocks(rows.shape[0], neighbors, sides, triangle=right is left and not whole_rows))
-    # Padded to whole groups, with places for the widest block.
-    buffer = left.inverse_norm.new_empty(_whole_groups(sides[0]) * _whole_groups(sides[1]))
-    for done, block in enumerate(blocks):
-        scores = _scores(buffer, block, left, right, farthest)
-        if whole_rows:
-            best.take(block.row, scores[: block.rows])
-        else:
-            best.offer(block.row, scores[: block.rows], block.column)
-            if right is left:
-                # Columns that are rows of this block have met it already.
-                first = max(0, block.row + block.rows - block.column)
-                if first < block.columns:
-                    best.offer(block.column + first, scores[:, first : block.columns].T, block.row)
-        if progress is not None:
-            progress(done + 1, len(blocks))
-    return best.result(farthest)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Cosines of neurons [row, row + rows) with neurons [column, column + columns)."""
-
-    row: int
-    column: int
-    rows: int
-    columns: int
-
-
-def _sides(left: Neurons, right: Neurons, k: int, whole_rows: bool, max_bytes: int | None) -> tuple[int, int]:
-    neighbors = right.rows.shape[0]
     preferred = BLOCK
     if whole_rows:
-        elements = STRIP_ELEMENTS["cpu" if left.rows.device.type == "cpu" else "cuda"]
-        preferred = (max(1, elements // neighbors), neighbors)
-    return block_sides(
+        preferred = (max(1, STRIP_ELEMENTS["cpu" if rows.device.type == "cpu" else "cuda"] // neighbors), neighbors)
+    sides = block_sides(
         left,
         right,
         preferred=preferred,
@@ -103,40 +68,23 @@ def _sides(left: Neurons, right: Neurons, k: int, whole_rows: bool, max_bytes: i
         whole_rows=whole_rows,
         max_bytes=max_bytes,
     )
-
-
-def _blocks(rows: int, columns: int, sides: tuple[int, int], *, triangle: bool) -> Iterator[Block]:
-    """All blocks, or those on and above the diagonal, from left to right and from top to bottom."""
-    for row in range(0, rows, sides[0]):
-        for column in range(row if triangle else 0, columns, sides[1]):
-            yield Block(row, column, min(sides[0], rows - row), min(sides[1], columns - column))
-
-
-def _whole_groups(count: int) -> int:
-    return -(-count // GROUP) * GROUP
-
-
-def _scores(buffer: Tensor, block: Block, left: Neurons, right: Neurons, farthest: bool) -> Tensor:
-    """Cosines of a block, negated for `farthest`, -inf where no neighbour is; padded to whole groups both ways."""
-    shape = _whole_groups(block.rows), _whole_groups(block.columns)
-    padded = buffer[: shape[0] * shape[1]].view(shape)
-    scores = padded[: block.rows, : block.columns]
-    fill_cosines(scores, left, block.row, right, block.column)
-    if farthest:
-        scores.neg_()
-    padded[block.rows :] = -torch.inf
-    padded[:, block.columns :] = -torch.inf
-    if right is left:
-        first = max(block.row, block.column)
-        last = min(block.row + block.rows, block.column + block.columns)
-        if first < last:
-            places = slice(first - block.row, last - block.row), slice(first - block.column, last - block.column)
-            scores[places].fill_diagonal_(-torch.inf)
-    for dim, neurons, start, size in ((0, left, block.row, block.rows), (1, right, block.column, block.columns)):
-        without_direction = (~neurons.directed[start : start + size]).nonzero().flatten()
-        if len(without_direction):
-            scores.index_fill_(dim, without_direction, -torch.inf)
-    return padded
+    best = TopK(rows.shape[0], k, left.inverse_norm)
+    triangle = right is left and not whole_rows
+    fill = torch.inf if farthest else -torch.inf
+    options: dict[str, Any] = {"fill": fill, "triangle": triangle, "once": False, "group": GROUP, "progress": progress}
+    for scores, row, column in cosine_blocks(left, right, sides, **options):
+        if farthest:
+            scores.neg_()
+        some = scores[: rows.shape[0] - row]
+        if whole_rows:
+            best.take(row, some)
+            continue
+        best.offer(row, some, column)
+        if triangle:
+            # Columns that are rows of this block have met it already.
+            first = max(0, row + sides[0] - column)
+            best.offer(column + first, scores.T[first : neighbors - column], row)
+    return best.result(farthest)
 
 
 class TopK:
@@ -157,6 +105,8 @@ class TopK:
 
         What the same row is offered later must lie further right.
         """
+        if not len(scores):
+            return
         which = slice(first_row, first_row + scores.shape[0])
         threshold = self.values[which, -1:].clone()
         size = COLUMN_GROUP if scores.stride(0) < scores.stride(1) else GROUP

@@ -15,7 +15,7 @@ The lists of several splits are merged by two stable sorts in torch: of columns,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -23,10 +23,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .._device import DeviceRecord, device_record
-from .._launch import Launch, kept, on_device
+from .._launch import Launch, device_of, kept
 from .._progress import Progress
-from ..pairwise.kernel import Panels
-from ..pairwise.launch import Preparation, key_of, prepared_alike, product_settings
+from ..pairwise.config import Tile
+from ..pairwise.launch import Pairing, Preparation, bands, key_of
 from ..pairwise.tile_kernel import _halves, cosines, inverse_norms, tile_products
 from . import config
 
@@ -85,10 +85,10 @@ def topk_kernel(
     rows, columns,  # descriptors, or pointers
     row_inverse_ptr, column_inverse_ptr, values_ptr, indices_ptr, first_row_tile, k,
     neurons, others, samples, pitch, column_pitch, tiles_per_split,
-    SAME: tl.constexpr, FARTHEST: tl.constexpr, THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr,
-    POINTERS: tl.constexpr, INTERPRET: tl.constexpr, LANES: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
+    SAME: tl.constexpr, FARTHEST: tl.constexpr, LANES: tl.constexpr, HOW: tl.constexpr,
 ):
+    ROWS: tl.constexpr = HOW.rows
+    COLUMNS: tl.constexpr = HOW.columns
     start = (first_row_tile + tl.program_id(0)) * ROWS
     row = start + tl.arange(0, ROWS)
     split = tl.program_id(1)
@@ -103,8 +103,7 @@ def topk_kernel(
     first_tile = split * tiles_per_split
     for tile in range(first_tile, tl.minimum(first_tile + tiles_per_split, tl.cdiv(others, COLUMNS))):
         products = tile_products(
-            rows, columns, start, tile * COLUMNS, neurons, others, 0, samples, samples, pitch, column_pitch,
-            THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
+            rows, columns, start, tile * COLUMNS, neurons, others, 0, samples, samples, pitch, column_pitch, HOW
         )
         best, best_column = _offered(
             products, tile * COLUMNS, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
@@ -116,60 +115,8 @@ def topk_kernel(
 # fmt: on
 
 
-class TopK(NamedTuple):
-    """Everything about a call but its tensors, k, and what it may take of memory."""
-
-    prepare: Preparation
-    prepare_others: Preparation | None
-    rows: Panels | None
-    columns: Panels | None
-    launches: dict[int, Launch]
-    """By number of splits."""
-    settled: dict[str, Any]
-    options: dict[str, int]
-    row_tiles: int
-    column_tiles: int
-    splits: int
-    """The fastest number."""
-    lanes: int
-
-
-def plan_topk(
-    rows: Tensor, others: Tensor | None, k: int, record: DeviceRecord, *, farthest: bool, precision: str, center: bool
-) -> TopK:
-    """What a call with tensors like these does."""
-    options: dict[str, Any] = {"precision": precision, "center": center}
-    if others is None:
-        prepare, prepare_others = Preparation(rows, record, **options), None
-    else:
-        prepare, prepare_others = prepared_alike(rows, others, record, **options)
-    right = prepare_others or prepare
-    lanes = config.lanes(k)
-    tile = config.topk_tile(record.family, prepare.three, lanes)
-    settled = product_settings(prepare, tile) | {
-        "others": right.neurons,
-        "column_pitch": right.pitch,
-        "SAME": others is None,
-        "FARTHEST": farthest,
-        "LANES": lanes,
-    }
-    row_tiles, column_tiles = -(-prepare.neurons // tile.rows), -(-right.neurons // tile.columns)
-    return TopK(
-        prepare,
-        prepare_others,
-        prepare.panels(tile.rows, tile.samples),
-        right.panels(tile.columns, tile.samples),
-        {},
-        settled,
-        {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
-        row_tiles,
-        column_tiles,
-        config.splits(row_tiles, column_tiles, record.multiprocessors),
-        lanes,
-    )
-
-
-_plans: dict[tuple[Any, ...], TopK] = {}
+_plans: dict[tuple[Any, ...], tuple[Pairing, dict[int, Launch], int]] = {}
+"""What to do with tensors like these: launches by number of splits, and the fastest number."""
 
 
 def launch_cosine_topk(
@@ -182,50 +129,40 @@ def launch_cosine_topk(
     center: bool,
     max_bytes: int | None,
     progress: Progress | None,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
-    key = key_of(rows, None if others is None else key_of(others), config.lanes(k), farthest, precision, center)
+    """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER).
+
+    `record`: what is taken to be at hand; None: the GPU that is.
+    """
+    lanes = config.lanes(k)
+    key = key_of(rows, None if others is None else key_of(others), lanes, farthest, precision, center, record)
     plan = _plans.get(key)
     if plan is None:
-        options: dict[str, Any] = {"farthest": farthest, "precision": precision, "center": center}
-        plan = kept(_plans, key, plan_topk(rows, others, k, device_record(rows.device), **options))
-    splits = _splits_within(max_bytes, plan)
-    return on_device(rows, _topk, plan, rows, others, k, splits, progress)
+        card = record or device_record(rows.device)
 
+        def tile_of(left: Preparation) -> Tile:
+            return config.topk_tile(card.family, left.three, lanes)
 
-def _topk(
-    plan: TopK, rows: Tensor, others: Tensor | None, k: int, splits: int, progress: Progress | None
-) -> tuple[Tensor, Tensor]:
-    launch = plan.launches.get(splits)
+        pairing = Pairing(rows, others, card, tile_of, precision=precision, center=center)
+        plan = kept(_plans, key, (pairing, {}, config.splits(*pairing.tiles, card.multiprocessors)))
+    pairing, launches, splits = plan
+    if max_bytes is not None:
+        # The most whose lists fit beside the operands; op.py has seen that those of one do.
+        splits = max(1, min(splits, (max_bytes - pairing.scratch) // config.list_bytes(len(rows), lanes)))
+    row_tiles, column_tiles = pairing.tiles
+    launch = launches.get(splits)
     if launch is None:
-        settled = plan.settled | {"tiles_per_split": -(-plan.column_tiles // splits)}
-        launch = plan.launches[splits] = Launch(topk_kernel, (plan.row_tiles, splits, 1), settled, **plan.options)
-    left = plan.prepare(rows)
-    right = left if plan.prepare_others is None or others is None else plan.prepare_others(others)
-    shape = (splits, plan.prepare.neurons, plan.lanes)
-    values = torch.empty(shape, dtype=torch.float32, device=rows.device)
-    indices = torch.empty(shape, dtype=torch.int32, device=rows.device)
-    operands = left.operands if plan.rows is None else plan.rows.of(left.operands)
-    columns = right.operands if plan.columns is None else plan.columns.of(right.operands)
-    band = plan.row_tiles if progress is None else -(-plan.row_tiles // PROGRESS_STEPS)
-    for first in range(0, plan.row_tiles, band):
-        last = min(first + band, plan.row_tiles)
-        grid = (last - first, splits, 1)
-        launch(operands, columns, left.inverse, right.inverse, values, indices, first, k, grid=grid)
-        if progress is not None:
-            if rows.is_cuda:
-                torch.cuda.synchronize(rows.device)
-            progress(last, plan.row_tiles)
-    return _merged(values, indices, k, bool(plan.settled["FARTHEST"]))
-
-
-def _splits_within(max_bytes: int | None, plan: TopK) -> int:
-    """The most splits whose lists fit into `max_bytes` beside the operands; op.py has seen that those of one do."""
-    if max_bytes is None:
-        return plan.splits
-    left, right = plan.prepare, plan.prepare_others
-    beside = left.scratch + 16 * left.neurons + (0 if right is None else right.scratch + 16 * right.neurons)
-    return max(1, min(plan.splits, (max_bytes - beside) // config.list_bytes(left.neurons, plan.lanes)))
+        own = {"SAME": others is None, "FARTHEST": farthest, "LANES": lanes}
+        launch = launches[splits] = pairing.launch(topk_kernel, tiles_per_split=-(-column_tiles // splits), **own)
+    with device_of(rows):
+        operands = pairing.operands(rows, others)
+        values = torch.empty((splits, len(rows), lanes), dtype=torch.float32, device=rows.device)
+        indices = torch.empty((splits, len(rows), lanes), dtype=torch.int32, device=rows.device)
+        band = row_tiles if progress is None else -(-row_tiles // PROGRESS_STEPS)
+        for first, end in bands(row_tiles, band, progress, rows.device):
+            launch(*operands, values, indices, first, k, grid=(end - first, splits, 1))
+        return _merged(values, indices, k, farthest)
 
 
 def _merged(values: Tensor, indices: Tensor, k: int, farthest: bool) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from .._checks import check_integer, check_max_bytes, check_precision
 from .._progress import Progress
 from .._register import register
 from .._rows import rows_of, rows_of_both
-from ..pairwise.config import operand_bytes
+from ..pairwise.config import lacks
 from .config import MOST_NEIGHBORS, lanes, list_bytes
 from .cpu import cosine_topk_torch
 
@@ -42,7 +42,7 @@ def cosine_topk(
     a gradient.
 
     Args:
-        activations: as `cosine_matrix` takes them: two or more dimensions; float64, float32, float16 or bfloat16.
+        activations: as `cosine_matrix` takes them.
         k: how many neighbours, from 1 to one less than there are neurons (to all of `other`).
         neuron_dim: the dimension that counts neurons, in `other` too; all others are samples.
         other: look for neighbours among these neurons instead, over the same samples in the same order, in the same
@@ -75,8 +75,12 @@ def cosine_topk(
     k = _check_k(k, rows, others)
     precision = check_precision(precision)
     max_bytes = check_max_bytes(max_bytes)
-    lacks = _kernel_lacks(rows, k) or _does_not_fit(rows, others, k, precision, bool(center), max_bytes)
-    chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
+    neurons = (rows,) if others is None else (rows, others)
+    lists = list_bytes(rows.shape[0], lanes(k))
+    problem = lacks(*neurons, center=bool(center), max_bytes=max_bytes, precision=precision, beside=lists)
+    if k > MOST_NEIGHBORS and problem is None:
+        problem = f"the kernel keeps at most {MOST_NEIGHBORS} neighbours and k is {k}"
+    chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
     settings = (k, bool(farthest), precision, bool(center), max_bytes, chosen)
     if progress is not None:
         return _compute(rows, others, *settings, progress=progress)
@@ -95,29 +99,6 @@ def _check_k(k: Any, rows: Tensor, others: Tensor | None) -> int:
     return number
 
 
-def _kernel_lacks(rows: Tensor, k: int) -> str | None:
-    if rows.dtype == torch.float64:
-        return "the kernel has no float64"
-    if k > MOST_NEIGHBORS:
-        return f"the kernel keeps at most {MOST_NEIGHBORS} neighbours and k is {k}"
-    return None
-
-
-def _does_not_fit(
-    rows: Tensor, others: Tensor | None, k: int, precision: str, center: bool, max_bytes: int | None
-) -> str | None:
-    """What the kernel would take more of than `max_bytes`: halves of all neurons, and a list for each."""
-    if max_bytes is None:
-        return None
-    samples = rows.shape[1] * rows.shape[2]
-    needed = list_bytes(rows.shape[0], lanes(k)) + sum(
-        operand_bytes(each.shape[0], samples, rows.dtype, precision, center=center)
-        for each in (rows, others)
-        if each is not None
-    )
-    return None if needed <= max_bytes else f"max_bytes={max_bytes:,} is less than the {needed:,} that its halves take"
-
-
 def _compute(
     rows: Tensor,
     others: Tensor | None,
@@ -129,20 +110,12 @@ def _compute(
     backend: str,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if backend == "triton":
-        from .kernel import launch_cosine_topk
+    options: dict[str, Any] = {"farthest": farthest, "center": center, "max_bytes": max_bytes, "progress": progress}
+    if backend == "torch":
+        return cosine_topk_torch(rows, others, k, **options)
+    from .kernel import launch_cosine_topk
 
-        return launch_cosine_topk(
-            rows,
-            others,
-            k,
-            farthest=farthest,
-            precision=precision,
-            center=center,
-            max_bytes=max_bytes,
-            progress=progress,
-        )
-    return cosine_topk_torch(rows, others, k, farthest=farthest, center=center, max_bytes=max_bytes, progress=progress)
+    return launch_cosine_topk(rows, others, k, precision=precision, **options)
 
 
 def _fake(rows: Tensor, others: Tensor | None, k: int, *settings: Any) -> tuple[Tensor, Tensor]:

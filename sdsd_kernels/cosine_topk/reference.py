@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from ..cosine_matrix.reference import directions
 
 
 def cosine_topk_reference(
@@ -20,8 +24,10 @@ def cosine_topk_reference(
 
     Takes what `cosine_topk` takes; `precision` changes nothing here. Values are float64.
     """
-    rows = _directions(activations, neuron_dim, center)
-    others = rows if other is None else _directions(other, neuron_dim, center)
+    # NaN for a neuron without direction.
+    options: dict[str, Any] = {"neuron_dim": neuron_dim, "zero": "nan", "center": center}
+    rows = directions(activations, "activations", **options)
+    others = rows if other is None else directions(other, "other", **options)
     scores = rows @ others.T
     if farthest:
         scores = -scores
@@ -33,14 +39,3 @@ def cosine_topk_reference(
     missing = values == -torch.inf
     values = (-values if farthest else values).clamp(-1, 1)
     return values.masked_fill(missing, torch.nan), indices.masked_fill(missing, -1)
-
-
-def _directions(activations: Tensor, neuron_dim: int, center: bool) -> Tensor:
-    """Every neuron divided by its norm, NaN for one that has no direction.  # shape: (N, SAMPLES)"""
-    rows = activations.movedim(neuron_dim, 0).flatten(1).double()
-    if center:
-        rows = rows - rows[:, :1]
-        rows = rows - rows.mean(1, keepdim=True)
-    # Dividing by the peak first keeps the squares of very large and very small neurons in range; 0 / 0 is NaN.
-    rows = rows / rows.abs().amax(1, keepdim=True)
-    return rows / rows.norm(dim=1, keepdim=True)

@@ -3,7 +3,6 @@
 ================  =========================================================================
 `op.py`           `gram_accumulate`: checks, choice of backend, the operator and its fake
 `cpu.py`          half the products by recursion, added in place
-`strips.py`       sums over batches in strips of their triangle: what an accumulator keeps
 `reference.py`    the definition in plain torch and float64; compared with, never served
 ================  =========================================================================
 """

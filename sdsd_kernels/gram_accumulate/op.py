@@ -11,6 +11,7 @@ from .._backend import choose_backend
 from .._checks import check_device, check_float_tensor, check_neurons, check_precision, check_shape
 from .._register import register
 from .._rows import as_rows
+from ..pairwise.sums import add_batch
 from .cpu import gram_accumulate_torch
 
 
@@ -45,9 +46,7 @@ def gram_accumulate(
 
     Args:
         gram: (N, N), contiguous, float32 or float64: what is added to.
-        activations: two or more dimensions; float64, float32, float16 or bfloat16; any strides. Read where it lies if
-            all samples share at most two strides, otherwise it is copied once.
-        neuron_dim: the dimension that counts neurons; all others are samples.
+        activations, neuron_dim: as in `cosine_matrix`.
         shift: (N,), subtracted from every sample of a neuron; float32, or float64 for float64 activations, so that
             what is subtracted is what was passed.
         scale: (N,), a factor for every neuron after the shift; dtype as of `shift`.
@@ -122,9 +121,7 @@ def _compute(
     gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
 ) -> None:
     if backend == "triton":
-        from ..pairwise.launch import launch_gram_accumulate
-
-        launch_gram_accumulate(gram, rows, shift, scale, precision=precision)
+        add_batch(gram, rows, gram, strips=0, shift=shift, weight=scale, precision=precision)
     else:
         gram_accumulate_torch(gram, rows, shift, scale)
 

@@ -9,23 +9,16 @@ a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuro
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .._progress import Progress
 from .products import SUMMED, exact_float32, multiplies_in_place, product, transposed, upper_products
-from .reading import (
-    PASS_ELEMENTS,
-    SQUARES,
-    brought_nearer,
-    converted,
-    means,
-    peaks,
-    sample_slices,
-    scales_of,
-    squares,
-)
+from .reading import PASS_ELEMENTS, converted, means, out_of_range, sample_slices, scales, squares
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
@@ -76,19 +69,14 @@ def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = N
     mean = means(rows, dtype, None) if center else None
     # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
     square = squares(rows, dtype, mean, None)
-    smallest, largest = SQUARES[dtype]
-    suspicious = ~((square >= smallest) & (square <= largest))
-    scale = None
-    if bool(suspicious.any()):
-        far, nearer, mean = brought_nearer(rows, mean)
-        peak = peaks(rows, dtype, nearer, mean)
-        alive = peak.isfinite() & (peak > 0)
-        if nearer is not None or bool((suspicious & alive).any()):
-            scale, mean = scales_of(torch.where(suspicious & alive, peak, 0.5), far, mean)
-            square = squares(rows, dtype, mean, scale)
-        square = torch.where(peak.isfinite(), square, torch.nan)
-    inverse_norm = square.rsqrt().to(dtype)
-    return Neurons(rows, dtype, mean, scale, torch.where(square == 0, 0.0, inverse_norm))
+    suspicious = out_of_range(square, dtype)
+    scale = scales(rows, dtype, suspicious) if bool(suspicious.any()) else None
+    if scale is not None:
+        mean = means(rows, dtype, scale) if center else None
+        square = squares(rows, dtype, mean, scale)
+    square = torch.where(square.isfinite(), square, torch.nan)
+    inverse_norm = torch.where(square == 0, 0.0, square.rsqrt().to(dtype))
+    return Neurons(rows, dtype, mean, scale, inverse_norm)
 
 
 def normalized(neurons: Neurons) -> Neurons:
@@ -138,6 +126,53 @@ def block_sides(
             )
         sides[longer] = max(smallest, sides[longer] // 2)
     return sides[0], sides[1]
+
+
+def cosine_blocks(
+    left: Neurons,
+    right: Neurons,
+    sides: tuple[int, int],
+    *,
+    fill: float,
+    triangle: bool = True,
+    once: bool = True,
+    group: int = 1,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tensor, int, int]]:
+    """(cosines, first row, first column) of blocks, strip by strip, from left to right; the buffer is overwritten.
+
+    With `triangle`, of one set of neurons, blocks begin on the diagonal. `fill` stands where no pair is: a neuron meets
+    itself, or one has no direction; beyond the ends, up to a multiple of `group` rows and columns; and, where each pair
+    is wanted only `once`, below the diagonal.
+    """
+    count = left.rows.shape[0], right.rows.shape[0]
+    places = [
+        (row, column)
+        for row in range(0, count[0], sides[0])
+        for column in range(row if triangle else 0, count[1], sides[1])
+    ]
+    buffer = left.rows.new_empty(math.prod(-(-side // group) * group for side in sides), dtype=left.dtype)
+    for done, (row, column) in enumerate(places, 1):
+        rows, columns = min(sides[0], count[0] - row), min(sides[1], count[1] - column)
+        shape = -(-rows // group) * group, -(-columns // group) * group
+        padded = buffer[: shape[0] * shape[1]].view(shape)
+        block = padded[:rows, :columns]
+        fill_cosines(block, left, row, right, column)
+        padded[rows:] = fill
+        padded[:, columns:] = fill
+        if left is right and once and column < row + rows:
+            first = torch.arange(row, row + rows, device=block.device)[:, None]
+            second = torch.arange(column, min(column + columns, row + rows), device=block.device)
+            block[:, : len(second)].masked_fill_(second <= first, fill)
+        elif left is right:
+            block.diagonal(row - column).fill_(fill)
+        for side, neurons, start in ((0, left, row), (1, right, column)):
+            without = (~neurons.directed[start : start + block.shape[side]]).nonzero().flatten()
+            if len(without):
+                block.index_fill_(side, without, fill)
+        yield padded, row, column
+        if progress is not None:
+            progress(done, len(places))
 
 
 def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:

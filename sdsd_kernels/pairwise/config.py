@@ -8,10 +8,30 @@ rests on ahead-of-time compilation alone: no spill, and shared memory within bou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .._device import DeviceRecord
+
+
+class How(NamedTuple):
+    """What every function that takes products of a tile is told at compile time."""
+
+    rows: int
+    columns: int
+    samples: int
+    """Of a step."""
+    three: bool
+    """Whether operands have low parts: a product is high·high + high·low + low·high."""
+    every: int
+    """Steps after which the matrix unit's sum, which truncates, is added to a float32 total; 0: never."""
+    adjacent: bool
+    """Whether operands lie samples by neurons."""
+    pointers: bool
+    """Whether pointers read them, not tensor descriptors."""
+    interpret: bool
 
 
 @dataclass(frozen=True)
@@ -168,3 +188,18 @@ def operand_bytes(neurons: int, samples: int, dtype: torch.dtype, precision: str
     """Bytes of neurons rewritten as halves, and of their vectors."""
     _, three = served(precision, dtype, center=center)
     return (1 + three) * neurons * -(-samples // 16) * 32 + 16 * neurons
+
+
+def lacks(
+    *neurons: Tensor, center: bool, max_bytes: int | None, precision: str = "float32", beside: int = 0
+) -> str | None:
+    """Why kernels cannot take `neurons` (N, OUTER, INNER), and `beside` bytes more than their halves; None: they do."""
+    dtype = neurons[0].dtype
+    if dtype == torch.float64:
+        return "the kernel has no float64"
+    if max_bytes is None:
+        return None
+    needed = beside + sum(
+        operand_bytes(each.shape[0], each.shape[1] * each.shape[2], dtype, precision, center=center) for each in neurons
+    )
+    return None if needed <= max_bytes else f"max_bytes={max_bytes:,} is less than the {needed:,} that its halves take"

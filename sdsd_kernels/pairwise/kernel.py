@@ -15,21 +15,15 @@ in one order. The kernels of ../cosine_topk and ../cosine_pairs take tiles from 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .tile_kernel import (
-    _tile_place,
-    any_marked,
-    scaled_products,
-    store_matrix,
-    store_rectangle,
-    store_sums,
-    tile_products,
-)
+from .tile_kernel import _tile_place, any_marked, scaled_products, store_cosines, store_sums, tile_products
 
 TRITON = triton.__version__
 
@@ -42,10 +36,11 @@ def triangle_kernel(
     weight_ptr, delta_ptr, before_ptr,  # of a sum: factors (N,) float32, δ (N,) float64, what it is added to; or None
     out_ptr,
     tiles, range_samples, neurons, samples, pitch,
-    STORE: tl.constexpr, STRIPS: tl.constexpr, THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr,
-    GUARD: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    SAMPLES: tl.constexpr, STRIP: tl.constexpr, GROUP: tl.constexpr,
+    STORE: tl.constexpr, STRIPS: tl.constexpr, STRIP: tl.constexpr, GUARD: tl.constexpr, GROUP: tl.constexpr,
+    HOW: tl.constexpr,
 ):
+    ROWS: tl.constexpr = HOW.rows
+    COLUMNS: tl.constexpr = HOW.columns
     if columns is None:
         columns = rows
     for work in range(tl.program_id(0), tiles * tl.cdiv(samples, range_samples), tl.num_programs(0)):
@@ -54,17 +49,13 @@ def triangle_kernel(
         first = number * range_samples
         last = tl.minimum(first + range_samples, samples)
         products = tile_products(
-            rows, columns, row, column, neurons, neurons, first, last, samples, pitch, pitch,
-            THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
+            rows, columns, row, column, neurons, neurons, first, last, samples, pitch, pitch, HOW
         )
         if GUARD:
             if any_marked(inverse_ptr, row, neurons, ROWS) | any_marked(inverse_ptr, column, neurons, COLUMNS):
-                products = scaled_products(
-                    rows, columns, row, column, neurons, neurons, first, last, samples, pitch, pitch,
-                    scale_ptr, scale_ptr, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
-                )
+                products = scaled_products(rows, scale_ptr, row, column, neurons, first, last, samples, pitch, HOW)
         if STORE == "matrix":
-            store_matrix(products, row, column, inverse_ptr, out_ptr, neurons, STRIP)
+            store_cosines(products, row, column, inverse_ptr, inverse_ptr, out_ptr, neurons, neurons, True, STRIP)
         elif STORE == "add":
             store_sums(
                 products, row, column, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS, STRIP
@@ -91,7 +82,9 @@ def reduce_kernel(
         products += tl.load(place, mask=mask, other=0.0)
         place += tl.cast(neurons, tl.int64) * neurons
     if STORE == "matrix":
-        store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neurons, BLOCK)
+        store_cosines(
+            products, row_start, column_start, inverse_ptr, inverse_ptr, out_ptr, neurons, neurons, True, BLOCK
+        )
     else:
         store_sums(
             products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS,
@@ -103,38 +96,40 @@ def reduce_kernel(
 def rectangle_kernel(
     rows, columns,  # descriptors, or pointers, of two sets of neurons
     row_inverse_ptr, column_inverse_ptr, out_ptr,  # (N,), (M,), (N, M)
-    neurons, others, samples, pitch, column_pitch,
-    THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr, GROUP: tl.constexpr,
+    neurons, others, samples, pitch, column_pitch, STRIP: tl.constexpr, GROUP: tl.constexpr, HOW: tl.constexpr,
 ):
-    across = tl.cdiv(others, COLUMNS)
-    down = tl.cdiv(neurons, ROWS)
+    across = tl.cdiv(others, HOW.columns)
+    down = tl.cdiv(neurons, HOW.rows)
     for work in range(tl.program_id(0), down * across, tl.num_programs(0)):
         # Bands of GROUP tile rows walk their columns together.
         band = work // (GROUP * across)
         height = tl.minimum(down - band * GROUP, GROUP)
         inside = work - band * GROUP * across
-        row = (band * GROUP + inside % height) * ROWS
-        column = inside // height * COLUMNS
+        row = (band * GROUP + inside % height) * HOW.rows
+        column = inside // height * HOW.columns
         products = tile_products(
-            rows, columns, row, column, neurons, others, 0, samples, samples, pitch, column_pitch,
-            THREE, EVERY, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
+            rows, columns, row, column, neurons, others, 0, samples, samples, pitch, column_pitch, HOW
         )
-        store_rectangle(products, row, column, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others)
+        store_cosines(
+            products, row, column, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others, False, STRIP
+        )
 # fmt: on
 
 
 class Panels:
-    """A descriptor of neurons without their memory, checked once."""
+    """Neurons as kernels read them: a descriptor without its memory, checked once; or, without `box`, a pointer."""
 
     __slots__ = ("_fields",)
 
-    def __init__(self, shape: tuple[int, int], pitch: int, box: tuple[int, int], dtype: torch.dtype) -> None:
-        # Where a dimension has one element torch may call its stride anything; a descriptor wants 1.
-        made = TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), [pitch, 1], list(box))
-        self._fields = made.__dict__
+    def __init__(self, shape: tuple[int, int], pitch: int, box: tuple[int, int] | None, dtype: torch.dtype) -> None:
+        self._fields: dict[str, Any] | None = None
+        if box is not None:
+            # Where a dimension has one element torch may call its stride anything; a descriptor wants 1.
+            self._fields = TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), [pitch, 1], list(box)).__dict__
 
-    def of(self, base: Tensor) -> TensorDescriptor:
+    def of(self, base: Tensor) -> Any:
+        if self._fields is None:
+            return base
         made = TensorDescriptor.__new__(TensorDescriptor)
         made.__dict__.update(self._fields)
         made.base = base

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +11,10 @@ from torch import Tensor
 
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
-from .._launch import Launch, kept, on_device
+from .._launch import Launch, device_of, kept
+from .._progress import Progress
 from . import config
-from .config import Tile
+from .config import How, Tile
 from .kernel import TRITON, Panels, rectangle_kernel, reduce_kernel, triangle_kernel
 from .prepare_kernel import directions_kernel, measure_kernel, write_kernel
 
@@ -68,13 +71,12 @@ class Preparation:
         neurons, outer, inner = rows.shape
         samples = outer * inner
         halves, self.three = config.served(precision, rows.dtype, center=center or shifted)
-        self.neurons, self.samples, self.record = neurons, samples, record
+        self.neurons, self.samples, self.record, self.center = neurons, samples, record, center
         readable = descriptors_can_read(rows) and (guarded or rows.dtype == torch.float16)
         self.in_place = halves and readable and not rewrite
         self.adjacent = self.in_place and rows.stride(2) != 1
         self.guard = self.in_place and rows.dtype == torch.bfloat16
         self.dtype = rows.dtype if halves else torch.float16
-        self.center = center
         self.pitch = rows.stride(2 if self.adjacent else 0) if self.in_place else -(-samples // 16) * 16
         self.shape = (1 + self.three, neurons, self.pitch)
         self.scratch = 0 if self.in_place else (1 + self.three) * neurons * self.pitch * 2
@@ -86,38 +88,28 @@ class Preparation:
         known |= {"CENTER": center, "SCALE": scaled, "TARGET": 14 if self.dtype == torch.float16 else 0}
         known |= {"ZERO_AS_NAN": zero_as_nan, "NESTED": outer > 1, "LOW": self.three, "BLOCK": config.DIRECTIONS}
         known |= zip(("stride_neuron", "stride_outer", "stride_inner"), rows.stride(), strict=True)
-        block_neurons, block_samples, num_warps = config.prepare_block(config.MEASURE, along, record)
-        programs = -(-neurons // block_neurons)
+        block, block_samples, num_warps = config.prepare_block(config.MEASURE, along, record)
+        programs = -(-neurons // block)
         known["range_samples"] = config.measured_samples(programs, samples, block_samples, record)
-        self.ranges = -(-samples // known["range_samples"])
-        self.measure = Launch(
-            measure_kernel,
-            (programs, self.ranges, 1),
-            known | {"BLOCK_NEURONS": block_neurons, "BLOCK_SAMPLES": block_samples},
-            num_warps=num_warps,
-        )
-        self.directions: Launch | None = None
-        if self.ranges > 1:
-            grid = (-(-neurons // config.DIRECTIONS), 1, 1)
-            self.directions = Launch(directions_kernel, grid, known | {"ranges": self.ranges}, num_warps=4)
+        self.ranges = known["ranges"] = -(-samples // known["range_samples"])
+        blocks = {"BLOCK_NEURONS": block, "BLOCK_SAMPLES": block_samples}
+        self.measure = Launch(measure_kernel, (programs, self.ranges, 1), known | blocks, num_warps=num_warps)
+        grid = (-(-neurons // config.DIRECTIONS), 1, 1)
+        self.directions = Launch(directions_kernel, grid, known, num_warps=4) if self.ranges > 1 else None
         self.write: Launch | None = None
         if not self.in_place:
-            block_neurons, block_samples, num_warps = config.prepare_block(config.WRITE, along, record)
-            programs = -(-neurons // block_neurons) * -(-samples // block_samples)
-            self.write = Launch(
-                write_kernel,
-                (programs, 1, 1),
-                known | {"BLOCK_NEURONS": block_neurons, "BLOCK_SAMPLES": block_samples},
-                num_warps=num_warps,
-            )
+            block, block_samples, num_warps = config.prepare_block(config.WRITE, along, record)
+            grid = (-(-neurons // block) * -(-samples // block_samples), 1, 1)
+            blocks = {"BLOCK_NEURONS": block, "BLOCK_SAMPLES": block_samples}
+            self.write = Launch(write_kernel, grid, known | blocks, num_warps=num_warps)
 
-    def panels(self, block: int, samples: int) -> Panels | None:
-        """Descriptors of blocks of so many neurons and samples; None where pointers serve."""
-        if not config.reads_boxes(self.record):
-            return None
+    def panels(self, block: int, samples: int) -> Panels:
+        """Operands as kernels read them, in blocks of so many neurons and samples."""
+        boxes = config.reads_boxes(self.record)
         if self.adjacent:
-            return Panels((self.samples, self.neurons), self.pitch, (samples, block), self.dtype)
-        return Panels((self.shape[0] * self.neurons, self.samples), self.pitch, (block, samples), self.dtype)
+            return Panels((self.samples, self.neurons), self.pitch, (samples, block) if boxes else None, self.dtype)
+        shape = (self.shape[0] * self.neurons, self.samples)
+        return Panels(shape, self.pitch, (block, samples) if boxes else None, self.dtype)
 
     def __call__(self, rows: Tensor, shift: Tensor | None = None) -> Prepared:
         device = rows.device
@@ -138,29 +130,51 @@ class Preparation:
         return Prepared(parts, scale, inverse, rest)
 
 
+def product_launch(
+    kernel: Any, grid: tuple[int, int, int], tile: Tile, left: Preparation, right: Preparation, **own: Any
+) -> Launch:
+    """A kernel that takes products of these operands with this tile, and what is its `own`."""
+    record, samples = left.record, left.samples
+    how = How(
+        tile.rows,
+        tile.columns,
+        tile.samples,
+        left.three,
+        config.sums_every(tile, samples, record, three=left.three),
+        left.adjacent,
+        not config.reads_boxes(record),
+        interpreting(),
+    )
+    settled = {"neurons": left.neurons, "others": right.neurons, "samples": samples, "HOW": how, "GROUP": tile.group}
+    settled |= {"pitch": left.pitch, "column_pitch": right.pitch, "STRIP": config.strip(tile, record)} | own
+    return Launch(kernel, grid, settled, num_warps=tile.num_warps, num_stages=tile.num_stages)
+
+
 class Triangle:
     """How the products of all pairs of one set of neurons are taken, over ranges of samples where tiles are few."""
 
-    def __init__(self, prepared: Preparation, store: str, *, strips: int = 0, guard: bool = False) -> None:
+    def __init__(
+        self, rows: Tensor, record: DeviceRecord, store: str, *, strips: int = 0, guard: bool = True, **options: Any
+    ) -> None:
         """`strips`: rows of a strip of the sum, which then lies as `sum_places` says; 0 for a whole matrix.
 
-        `guard`: marked neurons are scaled first.
+        `guard`: marked neurons are scaled first, for which the registers of a wide tile do not suffice.
         """
-        record, neurons, samples, three = prepared.record, prepared.neurons, prepared.samples, prepared.three
-        tile = config.tile_of(record, neurons, samples, three=three)
+        neurons, samples = rows.shape[0], rows.shape[1] * rows.shape[2]
+        of_halves = config.tile_of(record, neurons, samples, three=False)
+        guarded = not guard or of_halves.rows == of_halves.columns
+        self.prepare = Preparation(rows, record, guarded=guarded, **options)
+        self.guard = guard and self.prepare.guard
+        tile = config.tile_of(record, neurons, samples, three=self.prepare.three)
         tiles = config.pieces(neurons, tile)
         length = config.range_samples(tiles, samples, neurons, tile, record)
-        self.ranges = -(-samples // length)
-        self.neurons = neurons
-        self.rows = prepared.panels(tile.rows, tile.samples)
-        self.columns = None if tile.columns == tile.rows else prepared.panels(tile.columns, tile.samples)
-        settled = product_settings(prepared, tile) | {"tiles": tiles, "range_samples": length, "GUARD": guard}
-        settled |= {"STORE": store if self.ranges == 1 else "partial"}
-        settled |= {"STRIPS": strips, "STRIP": config.strip(tile, record)}
-        programs = min(tiles * self.ranges, tile.resident * record.multiprocessors)
-        self.product = Launch(
-            triangle_kernel, (programs, 1, 1), settled, num_warps=tile.num_warps, num_stages=tile.num_stages
-        )
+        self.neurons, self.ranges = neurons, -(-samples // length)
+        self.rows = self.prepare.panels(tile.rows, tile.samples)
+        self.columns = None if tile.columns == tile.rows else self.prepare.panels(tile.columns, tile.samples)
+        own: dict[str, Any] = {"tiles": tiles, "range_samples": length, "GUARD": self.guard, "STRIPS": strips}
+        own["STORE"] = store if self.ranges == 1 else "partial"
+        grid = (min(tiles * self.ranges, tile.resident * record.multiprocessors), 1, 1)
+        self.product = product_launch(triangle_kernel, grid, tile, self.prepare, self.prepare, **own)
         self.reduce: Launch | None = None
         if self.ranges > 1:
             side = -(-neurons // config.REDUCE)
@@ -178,7 +192,7 @@ class Triangle:
         before: Tensor | None,
         out: Tensor,
     ) -> None:
-        rows = operands if self.rows is None else self.rows.of(operands)
+        rows = self.rows.of(operands)
         columns = None if self.columns is None else self.columns.of(operands)
         if self.reduce is None:
             self.product(rows, columns, scale, inverse, weight, delta, before, out)
@@ -188,146 +202,114 @@ class Triangle:
         self.reduce(partial, scale, inverse, weight, delta, before, out)
 
 
-def product_settings(prepared: Preparation, tile: Tile) -> dict[str, Any]:
-    """What every kernel that takes products of these operands with this tile is told."""
-    return {
-        "neurons": prepared.neurons,
-        "samples": prepared.samples,
-        "THREE": prepared.three,
-        "EVERY": config.sums_every(tile, prepared.samples, prepared.record, three=prepared.three),
-        "pitch": prepared.pitch,
-        "ADJACENT": prepared.adjacent,
-        "GUARD": prepared.guard,
-        "POINTERS": not config.reads_boxes(prepared.record),
-        "INTERPRET": interpreting(),
-        "ROWS": tile.rows,
-        "COLUMNS": tile.columns,
-        "SAMPLES": tile.samples,
-        "GROUP": tile.group,
-    }
-
-
 def key_of(rows: Tensor, *choices: Any) -> tuple[Any, ...]:
     """What plans are told apart by. A kernel is compiled for an address that is, or is not, a multiple of 16 bytes."""
     return (rows.shape, rows.stride(), rows.dtype, rows.device, rows.data_ptr() % 16, *choices)
 
 
-def has_room_for_a_guard(rows: Tensor) -> bool:
-    """Whether products of `rows` may look for marked neurons: scaling takes registers that a wide tile has not."""
-    samples = rows.shape[1] * rows.shape[2]
-    tile = config.tile_of(device_record(rows.device), rows.shape[0], samples, three=False)
-    return tile.rows == tile.columns
-
-
-_matrices: dict[tuple[Any, ...], tuple[Preparation, Triangle]] = {}
+_matrices: dict[tuple[Any, ...], Triangle] = {}
 
 
 def launch_cosine_matrix(
-    rows: Tensor, *, precision: str, out_dtype: torch.dtype, zero: str, center: bool
+    rows: Tensor,
+    *,
+    precision: str,
+    out_dtype: torch.dtype,
+    zero: str,
+    center: bool,
+    record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead."""
-    key = (rows.shape, rows.stride(), rows.dtype, rows.device, rows.data_ptr() % 16, precision, zero == "nan", center)
+    """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead.
+
+    `record`: what is taken to be at hand, here and below; None: the GPU that is.
+    """
+    key = key_of(rows, precision, zero == "nan", center, record)
     plan = _matrices.get(key)
     if plan is None:
-        prepared = Preparation(
-            rows,
-            device_record(rows.device),
-            precision=precision,
-            center=center,
-            zero_as_nan=zero == "nan",
-            guarded=has_room_for_a_guard(rows),
-        )
-        plan = kept(_matrices, key, (prepared, Triangle(prepared, "matrix", guard=prepared.guard)))
-    return on_device(rows, _cosine_matrix, plan, rows, out_dtype)
-
-
-def _cosine_matrix(plan: tuple[Preparation, Triangle], rows: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    prepare, triangle = plan
+        options: dict[str, Any] = {"precision": precision, "center": center, "zero_as_nan": zero == "nan"}
+        plan = kept(_matrices, key, Triangle(rows, record or device_record(rows.device), "matrix", **options))
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
-    out = torch.empty((triangle.neurons, triangle.neurons), dtype=kept_dtype, device=rows.device)
-    operands, scale, inverse, _ = prepare(rows)
-    triangle(operands, scale, inverse, None, None, None, out)
-    return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
+    with device_of(rows):
+        out = torch.empty((plan.neurons, plan.neurons), dtype=kept_dtype, device=rows.device)
+        operands, scale, inverse, _ = plan.prepare(rows)
+        plan(operands, scale, inverse, None, None, None, out)
+        return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
 
 
-_sums: dict[tuple[Any, ...], tuple[Preparation, Triangle]] = {}
+class Pairing:
+    """Two sets of neurons that lie alike, or one with itself, and the tile by which kernels take their products.
+
+    Attributes:
+        tiles: rows and columns of them.
+        scratch: bytes that preparing the neurons takes at most.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        others: Tensor | None,
+        record: DeviceRecord,
+        tile_of: Callable[[Preparation], Tile],
+        **options: Any,
+    ) -> None:
+        self.left = Preparation(rows, record, **options)
+        self.right = self.left if others is None else Preparation(others, record, **options)
+        if others is not None and self.left.adjacent != self.right.adjacent:
+            self.left, self.right = (Preparation(each, record, rewrite=True, **options) for each in (rows, others))
+        self.tile = tile_of(self.left)
+        self.tiles = -(-self.left.neurons // self.tile.rows), -(-self.right.neurons // self.tile.columns)
+        self.rows = self.left.panels(self.tile.rows, self.tile.samples)
+        self.columns = self.right.panels(self.tile.columns, self.tile.samples)
+        self.scratch = sum(each.scratch + 16 * each.neurons for each in {self.left, self.right})
+
+    def launch(self, kernel: Any, grid: tuple[int, int, int] = (0, 0, 0), **own: Any) -> Launch:
+        return product_launch(kernel, grid, self.tile, self.left, self.right, **own)
+
+    def operands(self, rows: Tensor, others: Tensor | None) -> tuple[Any, Any, Tensor, Tensor]:
+        """What kernels read, rows and columns, and inverse norms of both."""
+        left = self.left(rows)
+        right = left if others is None else self.right(others)
+        return self.rows.of(left.operands), self.columns.of(right.operands), left.inverse, right.inverse
 
 
-def launch_gram_accumulate(
-    gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, *, precision: str
-) -> None:
-    """Add the products of `rows` (N, OUTER, INNER), float32 or half, to the upper triangle of `gram`."""
-    key = key_of(rows, precision, gram.dtype, shift is None, scale is None)
-    plan = _sums.get(key)
-    if plan is None:
-        prepared = Preparation(
-            rows, device_record(rows.device), precision=precision, center=False, shifted=shift is not None, guarded=True
-        )
-        plan = kept(_sums, key, (prepared, Triangle(prepared, "add")))
-    on_device(rows, _gram_accumulate, plan, gram, rows, shift, scale)
+_rectangles: dict[tuple[Any, ...], tuple[Pairing, Launch]] = {}
 
 
-def _gram_accumulate(
-    plan: tuple[Preparation, Triangle], gram: Tensor, rows: Tensor, shift: Tensor | None, weight: Tensor | None
-) -> None:
-    prepare, triangle = plan
-    if prepare.in_place:
-        triangle(rows, None, None, weight, None, gram, gram)
-        return
-    operands, scale, inverse, _ = prepare(rows, shift)
-    triangle(operands, scale, inverse, weight, None, gram, gram)
-
-
-class Rectangle(NamedTuple):
-    """How the products of one set of neurons with another are taken."""
-
-    left: Preparation
-    right: Preparation
-    rows: Panels | None
-    columns: Panels | None
-    product: Launch
-
-
-_rectangles: dict[tuple[Any, ...], Rectangle] = {}
-
-
-def plan_rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, **options: Any) -> Rectangle:
-    """What `launch_cosine_between` does with tensors like these."""
-    left, right = prepared_alike(rows, others, record, **options)
-    tile = config.tile_of(record, min(left.neurons, right.neurons), left.samples, three=left.three)
-    settled = product_settings(left, tile) | {"others": right.neurons, "column_pitch": right.pitch}
-    tiles = -(-left.neurons // tile.rows) * -(-right.neurons // tile.columns)
-    programs = min(tiles, tile.resident * record.multiprocessors)
-    product = Launch(rectangle_kernel, (programs, 1, 1), settled, num_warps=tile.num_warps, num_stages=tile.num_stages)
-    panels = left.panels(tile.rows, tile.samples), right.panels(tile.columns, tile.samples)
-    return Rectangle(left, right, *panels, product)
-
-
-def prepared_alike(
-    rows: Tensor, others: Tensor, record: DeviceRecord, **options: Any
-) -> tuple[Preparation, Preparation]:
-    """Preparations of two sets of neurons whose operands lie alike."""
-    left, right = (Preparation(each, record, **options) for each in (rows, others))
-    if left.adjacent != right.adjacent:
-        left, right = (Preparation(each, record, rewrite=True, **options) for each in (rows, others))
-    return left, right
-
-
-def launch_cosine_between(rows: Tensor, others: Tensor, *, center: bool, zero: str) -> tuple[Tensor, Tensor, Tensor]:
+def launch_cosine_between(
+    rows: Tensor, others: Tensor, *, center: bool, zero: str, record: DeviceRecord | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines (N, M) of `rows` (N, OUTER, INNER) with `others` (M, OUTER, INNER), and the inverse norms of both."""
-    key = key_of(rows, key_of(others), center, zero == "nan")
+    key = key_of(rows, key_of(others), center, zero == "nan", record)
     plan = _rectangles.get(key)
     if plan is None:
-        options: dict[str, Any] = {"precision": "float32", "center": center, "zero_as_nan": zero == "nan"}
-        plan = kept(_rectangles, key, plan_rectangle(rows, others, device_record(rows.device), **options))
-    return on_device(rows, _cosine_between, plan, rows, others)
+        card = record or device_record(rows.device)
+        fewer = min(len(rows), len(others))
+        pairing = Pairing(
+            rows,
+            others,
+            card,
+            lambda left: config.tile_of(card, fewer, left.samples, three=left.three),
+            precision="float32",
+            center=center,
+            zero_as_nan=zero == "nan",
+        )
+        programs = min(math.prod(pairing.tiles), pairing.tile.resident * card.multiprocessors)
+        plan = kept(_rectangles, key, (pairing, pairing.launch(rectangle_kernel, (programs, 1, 1))))
+    pairing, product = plan
+    with device_of(rows):
+        out = torch.empty((len(rows), len(others)), dtype=torch.float32, device=rows.device)
+        operands = pairing.operands(rows, others)
+        product(*operands, out)
+    return out, operands[2], operands[3]
 
 
-def _cosine_between(plan: Rectangle, rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left, right = plan.left(rows), plan.right(others)
-    out = torch.empty((plan.left.neurons, plan.right.neurons), dtype=torch.float32, device=rows.device)
-    operands = left.operands if plan.rows is None else plan.rows.of(left.operands)
-    columns = right.operands if plan.columns is None else plan.columns.of(right.operands)
-    plan.product(operands, columns, left.inverse, right.inverse, out)
-    return out, left.inverse, right.inverse
+def bands(tiles: int, most: int, progress: Progress | None, device: torch.device) -> Iterator[tuple[int, int]]:
+    """(first, end) of bands of at most `most` of so many tile rows; `progress` hears of those the device has done."""
+    for first in range(0, tiles, most):
+        end = min(first + most, tiles)
+        yield first, end
+        if progress is not None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            progress(end, tiles)

@@ -16,10 +16,6 @@ SCRATCH_ELEMENTS = 2**22
 SQUARES = {torch.float32: (2.0**-80, 2.0**120), torch.float64: (2.0**-800, 2.0**1000)}
 """Range of ‖x‖² in which no product that matters is subnormal and r_i r_j is normal."""
 
-FAR = {torch.float32: 64, torch.float64: 512}
-"""Neurons beyond 2^±this are brought nearer to 1 by as much before their means are taken: sums of larger ones, and
-differences, leave the range of the dtype, and means of subnormal ones have few digits."""
-
 
 def sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]:
     """Cut OUTER × INNER samples into pieces of at most `most`, as equal as can be.
@@ -104,44 +100,28 @@ def squares(rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor
     return square
 
 
-def peaks(rows: Tensor, dtype: torch.dtype, scale: Tensor | None, mean: Tensor | None) -> Tensor:
-    """max |x · scale − mean| of every neuron; NaN if it has one."""
+def out_of_range(square: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether ‖x‖² leaves what products of `dtype` can do, or is NaN."""
+    smallest, largest = SQUARES[dtype]
+    return ~((square >= smallest) & (square <= largest))
+
+
+def scales(rows: Tensor, dtype: torch.dtype, suspicious: Tensor) -> Tensor | None:
+    """Powers of two that bring the largest value of `suspicious` neurons into [1/2, 1); None if all stay as they are.
+
+    Values that differ do so by a unit of their largest at least, so that centring later leaves the range of no dtype.
+    """
     peak = rows.new_zeros(rows.shape[0], dtype=dtype)
-    for which, piece in pieces(rows, dtype, mean, scale):
+    for which, piece in pieces(rows, dtype, None, None):
         peak[which] = torch.maximum(peak[which], piece.abs_().amax(1))
-    return peak
+    suspicious = suspicious & peak.isfinite() & (peak > 0)
+    if not bool(suspicious.any()):
+        return None
+    return to_one(torch.where(suspicious, peak, 0.5))
 
 
-def brought_nearer(rows: Tensor, mean: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """How neurons far from 1 are brought nearer to it before their means are taken, and their means then.
-
-    Returns:
-        By how many powers of two each is divided, these factors, and means of what is so divided; None, None and `mean`
-        where no neuron is far, or the call does not centre.
-    """
-    if mean is None:
-        return None, None, None
-    peak = peaks(rows, mean.dtype, None, None)
-    most = FAR[peak.dtype]
-    far = torch.where((peak > 2.0**most) & peak.isfinite(), most, 0)
-    far = torch.where((peak < 2.0**-most) & (peak > 0), -most, far)
-    if not bool(far.any()):
-        return None, None, mean
-    nearer = torch.ldexp(torch.ones_like(peak), -far)
-    return far, nearer, means(rows, mean.dtype, nearer)
-
-
-def scales_of(peak: Tensor, far: Tensor | None, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Powers of two that bring neurons near 1, and their means times these.
-
-    Args:
-        peak: of neurons that were divided by 2^far.
-        far: None where none was.
-        mean: of the same.
-    """
-    # frexp puts the mantissa in [1/2, 1); the bounds keep the scale itself a normal number.
+def to_one(peak: Tensor) -> Tensor:
+    """The power of two that brings `peak` into [1/2, 1), as far as it is a normal number itself."""
     bound = 126 if peak.dtype == torch.float32 else 1022
-    exponent = torch.frexp(peak).exponent
-    exponent = (exponent if far is None else exponent + far).clamp(-bound, bound)
-    scale = torch.ldexp(torch.ones_like(peak), -exponent)
-    return scale, None if mean is None else torch.ldexp(mean, (0 if far is None else far) - exponent)
+    exponent = torch.frexp(peak).exponent.clamp(-bound, bound)
+    return torch.ldexp(torch.ones_like(peak), -exponent)

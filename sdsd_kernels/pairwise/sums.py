@@ -1,32 +1,40 @@
-"""Sums of products over batches, in strips of their triangle: one launch a batch, and one for the matrix at the end."""
+"""Sums of products over batches, in strips of their triangle, where Triton serves: what an accumulator keeps.
+
+A strip of rows [start, start + STRIP) holds columns [start, N), row by row; strips follow each other in flat memory.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._device import device_record
-from .._launch import Launch, kept, on_device
+from .._backend import choose_backend
+from .._device import DeviceRecord, device_record
+from .._launch import Launch, device_of, kept
 from .._rows import as_rows
-from .launch import Preparation, Triangle, has_room_for_a_guard, key_of
-from .sums_kernel import expand_kernel, mean_kernel
+from .config import operand_bytes
 
+STRIP = 256
+"""Rows of a strip: a multiple of every tile's, so that a tile lies in one strip."""
 MEANS = 256
 """Neurons of a program of `mean_kernel`."""
 EXPANDED = 32
 """Side of a tile of `expand_kernel`: in float64, with its mirror image."""
 
 
-class _Update(NamedTuple):
-    prepare: Preparation
-    triangle: Triangle
-    mean: Launch | None
+def served(device: torch.device, backend: str | None) -> bool:
+    """Whether kernels serve on `device`."""
+    return choose_backend(backend, device) == "triton"
 
 
-_updates: dict[tuple[Any, ...], _Update] = {}
-_expansions: dict[tuple[Any, ...], Launch] = {}
+def batch_bytes(samples: int, neurons: int, dtype: torch.dtype, *, center: bool) -> int:
+    """The most that `add_batch` takes of memory for a batch beside its result."""
+    return operand_bytes(neurons, samples, dtype, "float32", center=center)
+
+
+_plans: dict[tuple[Any, ...], Any] = {}
 
 
 def add_batch(
@@ -34,92 +42,91 @@ def add_batch(
     activations: Tensor,
     out: Tensor,
     *,
-    strips: int,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    count: int,
-    center: bool,
-    precision: str,
+    strips: int = STRIP,
+    shift: Tensor | None = None,
+    weight: Tensor | None = None,
+    mean: Tensor | None = None,
+    count: int = 0,
+    center: bool = False,
+    precision: str = "float32",
+    record: DeviceRecord | None = None,
 ) -> Tensor | None:
-    """out = before + products of a batch of samples, with a = weight (x − its mean where centred).
+    """out = before + products of a batch of samples: of a = weight (x − shift), less its mean over all samples.
+
+    One launch, after those that find norms and write halves where the batch cannot be multiplied as it lies, and one
+    for the means. Nothing waits for the device.
 
     Args:
-        before: sums so far, float64, strip by strip; None: none.
-        activations: the batch, neurons first: (N, …), float32 or half.
-        out: memory for the new sums; may be `before`.
-        strips: rows of a strip.
-        weight: (N,) float32, or None.
-        mean: of all samples so far, times `weight`; None where there are none, or without centring.  # shape: (N,)
+        before: sums so far, as `out`; None: none.
+        activations: the batch, neurons first: (N, …), float32, float16 or bfloat16; any strides.
+        out: memory for the new sums; may be `before`. In strips, float64; or a matrix, float64 or float32.
+        strips: rows of a strip; 0 for a matrix, of which only what is on and above the diagonal is promised, of
+            neurons whose squares are in the range of float32.
+        shift: (N,), float32; None: 0.
+        weight: (N,), float32; None: 1.
+        mean: of all samples so far, times `weight`, float64; None where there were none.  # shape: (N,)
         count: how many samples there were.
-        center: whether sums are about the mean of all samples.
-        precision: "float32" or "fp16".
+        center: whether sums are about the mean of all samples; without `shift`.
+        precision: "float32" or "fp16", as in `cosine_matrix`.
+        record: what is taken to be at hand; None: the GPU that is.
 
     Returns:
-        The mean of all samples, float64, or None without centring.  # shape: (N,)
+        The mean of all samples, times `weight`, or None without centring.  # shape: (N,)
     """
+    from .launch import Triangle, key_of
+
     rows = as_rows(activations, 0)
-    key = key_of(rows, strips, weight is None, before is None, mean is None, center, precision)
-    plan = _updates.get(key)
+    absent = (before is None, shift is None, weight is None, mean is None)
+    key = key_of(rows, strips, absent, out.dtype, center, precision, record)
+    plan = _plans.get(key)
     if plan is None:
-        prepare = Preparation(
-            rows, device_record(rows.device), precision=precision, center=center, guarded=has_room_for_a_guard(rows)
-        )
-        step = None
-        if center:
-            step = mean_launch(prepare.neurons, rows.stride(0))
-        plan = kept(_updates, key, _Update(prepare, Triangle(prepare, "add", strips=strips, guard=prepare.guard), step))
-    return on_device(rows, _add_batch, plan, before, rows, out, weight, mean, count)
+        options: dict[str, Any] = {"precision": precision, "center": center, "shifted": shift is not None}
+        card = record or device_record(rows.device)
+        triangle = Triangle(rows, card, "add", strips=strips, guard=strips > 0, **options)
+        plan = kept(_plans, key, (triangle, _mean_launch(rows) if center else None))
+    triangle, step = plan
+    with device_of(rows):
+        if triangle.prepare.in_place and not triangle.guard:
+            triangle(rows, None, None, weight, None, before, out)
+            return None
+        operands, scale, inverse, rest = triangle.prepare(rows, shift)
+        delta = after = None
+        if step is not None:
+            after = torch.empty(triangle.neurons, dtype=torch.float64, device=rows.device)
+            delta = None if mean is None else torch.empty_like(after)
+            step(rows, rest, weight, mean, after, delta, count, triangle.prepare.samples)
+        triangle(operands, scale, inverse, weight, delta, before, out)
+        return after
 
 
-def _add_batch(
-    plan: _Update,
-    before: Tensor | None,
-    rows: Tensor,
-    out: Tensor,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    count: int,
-) -> Tensor | None:
-    if plan.prepare.in_place and not plan.prepare.guard:
-        plan.triangle(rows, None, None, weight, None, before, out)
-        return None
-    operands, scale, inverse, rest = plan.prepare(rows)
-    delta = after = None
-    if plan.mean is not None:
-        after = torch.empty(plan.prepare.neurons, dtype=torch.float64, device=rows.device)
-        delta = None if mean is None else torch.empty_like(after)
-        plan.mean(rows, rest, weight, mean, after, delta, count, plan.prepare.samples)
-    plan.triangle(operands, scale, inverse, weight, delta, before, out)
-    return after
+def _mean_launch(rows: Tensor) -> Launch:
+    from .sums_kernel import mean_kernel
+
+    known = {"neurons": rows.shape[0], "stride_neuron": rows.stride(0), "BLOCK": MEANS}
+    return Launch(mean_kernel, (-(-rows.shape[0] // MEANS), 1, 1), known, num_warps=4)
 
 
-def mean_launch(neurons: int, stride_neuron: int) -> Launch:
-    """One step of the means of so many neurons."""
-    known = {"neurons": neurons, "stride_neuron": stride_neuron, "BLOCK": MEANS}
-    return Launch(mean_kernel, (-(-neurons // MEANS), 1, 1), known, num_warps=4)
-
-
-def expand_launch(neurons: int, *, cosine: bool, strips: int) -> Launch:
-    """The whole matrix of so many neurons."""
-    across = -(-neurons // EXPANDED)
-    known = {"neurons": neurons, "COSINE": cosine, "STRIPS": strips, "BLOCK": EXPANDED, "GROUP": 8}
-    return Launch(expand_kernel, (across * (across + 1) // 2, 1, 1), known, num_warps=8)
-
-
-def expand(sums: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, strips: int, cosine: bool) -> None:
-    """Write (T[i, j] + shift_i shift_j) · (factor_i factor_j) into `out` (N, N), as a whole symmetric matrix.
+def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, cosine: bool) -> None:
+    """Write (T[i, j] + shift_i shift_j) · (factor_i factor_j) into `out` (N, N), a whole symmetric matrix.
 
     Args:
-        sums: T, float64, strip by strip.
+        triangle: T, float64, in strips.
         factor: (N,), float64; for cosines inverse norms, 0 or NaN for a neuron without direction.
         shift: (N,), float64, or None.
-        out: what is written, of any floating-point dtype.
-        strips: rows of a strip.
-        cosine: within ±1, and 1 on the diagonal of neurons that have a direction.
+        out: of any floating-point dtype.
+        cosine: within ±1, and exactly 1 on the diagonal of neurons that have a direction.
     """
-    neurons = out.shape[0]
-    key = (neurons, out.dtype, out.device, shift is None, strips, cosine)
-    launch = _expansions.get(key)
+    key = (out.shape, out.dtype, out.device, shift is None, cosine)
+    launch = _plans.get(key)
     if launch is None:
-        launch = kept(_expansions, key, expand_launch(neurons, cosine=cosine, strips=strips))
-    on_device(out, launch, sums, factor, shift, out)
+        launch = kept(_plans, key, expand_launch(out.shape[0], cosine=cosine))
+    with device_of(out):
+        launch(triangle, factor, shift, out)
+
+
+def expand_launch(neurons: int, *, cosine: bool) -> Launch:
+    from .sums_kernel import expand_kernel
+
+    across = -(-neurons // EXPANDED)
+    known = {"neurons": neurons, "COSINE": cosine, "STRIPS": STRIP, "BLOCK": EXPANDED, "GROUP": 8}
+    return Launch(expand_kernel, (across * (across + 1) // 2, 1, 1), known, num_warps=8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_kernel import _tile_place, store_twice, sum_places
+from .tile_kernel import _tile_place, store_symmetric, sum_places
 
 
 # fmt: off
@@ -58,10 +58,7 @@ def expand_kernel(
     if COSINE:
         # NaN is neither above nor below.
         value = tl.where(value > 1.0, 1.0, tl.where(value < -1.0, -1.0, value))
-    if row_start < column_start:
-        store_twice(value, row, column, inside, out_ptr, neurons)
-    else:
-        if COSINE:
-            itself = tl.where(down > 0, 1.0, down)
-            value = tl.where(row[:, None] == column[None, :], itself[:, None], value)
-        store_twice(value, row, column, inside & (row[:, None] <= column[None, :]), out_ptr, neurons)
+    itself = None
+    if COSINE:
+        itself = tl.where(down > 0, 1.0, down)
+    store_symmetric(value, itself, row_start, column_start, out_ptr, neurons)

@@ -1,19 +1,14 @@
 """What kernels of pairs share: which tile a program takes, the products of its neurons, and storing them.
 
-All functions run on the device. Operands are halves, neurons by samples, or, where ADJACENT, samples by neurons. A
-tensor descriptor reads them, or, where there is no copy engine, POINTERS. With THREE a second set of as many neurons
-follows the first in the same memory, the low parts, and a product is high·high + high·low + low·high.
-
-The matrix unit truncates where it adds. EVERY steps its sum is added to a float32 total, 0 meaning never.
+All functions run on the device; HOW is config.How. Operands are halves, neurons by samples, or, where adjacent, samples
+by neurons. A tensor descriptor reads them, or, where there is no copy engine, pointers. With three terms a second set
+of as many neurons follows the first in the same memory, the low parts.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-STRIP = tl.constexpr(64)
-"""Columns of a tile that are finished together: with more, addresses and products of wide tiles spill."""
 
 
 # fmt: off
@@ -62,29 +57,27 @@ def _tile_place(index, neurons, GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, B
 
 
 @triton.jit
-def _panel(
-    operands, first, count, start, sample, samples, pitch, ADJACENT: tl.constexpr, POINTERS: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_SAMPLES: tl.constexpr,
-):
+def _panel(operands, first, count, start, sample, samples, pitch, BLOCK: tl.constexpr, HOW: tl.constexpr):
     """BLOCK neurons from `start` on, of `count` from `first` on, by samples from `sample` on; 0 beyond the ends."""
-    if POINTERS:
+    SAMPLES: tl.constexpr = HOW.samples
+    if HOW.pointers:
         neuron = start + tl.arange(0, BLOCK)
-        lanes = sample + tl.arange(0, BLOCK_SAMPLES)
+        lanes = sample + tl.arange(0, SAMPLES)
         mask = (neuron < count)[:, None] & (lanes < samples)[None, :]
-        if ADJACENT:
+        if HOW.adjacent:
             place = (first + neuron)[:, None] + lanes.to(tl.int64)[None, :] * pitch
         else:
             place = (first + neuron).to(tl.int64)[:, None] * pitch + lanes[None, :]
         return tl.load(operands + place, mask=mask, other=0.0)
-    elif ADJACENT:
+    elif HOW.adjacent:
         return tl.trans(operands.load([sample, start]))
     else:
         return operands.load([first + start, sample])
 
 
 @triton.jit
-def _dot(a, b, total, INTERPRET: tl.constexpr):
-    if INTERPRET:
+def _dot(a, b, total, HOW: tl.constexpr):
+    if HOW.interpret:
         # The interpreter's dot on bfloat16 returns garbage, and float32 holds every half exactly.
         return tl.dot(a.to(tl.float32), tl.trans(b.to(tl.float32)), total, input_precision="ieee")
     else:
@@ -93,59 +86,54 @@ def _dot(a, b, total, INTERPRET: tl.constexpr):
 
 @triton.jit
 def _step(
-    rows, columns, row, column, neurons, others, sample, samples, row_pitch, column_pitch, total,
-    THREE: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
+    rows, columns, row, column, neurons, others, sample, samples, pitch, column_pitch, total, HOW: tl.constexpr
 ):
-    a = _panel(rows, 0, neurons, row, sample, samples, row_pitch, ADJACENT, POINTERS, ROWS, SAMPLES)
-    b = _panel(columns, 0, others, column, sample, samples, column_pitch, ADJACENT, POINTERS, COLUMNS, SAMPLES)
-    if THREE:
-        low = _panel(rows, neurons, neurons, row, sample, samples, row_pitch, ADJACENT, POINTERS, ROWS, SAMPLES)
-        total = _dot(low, b, total, INTERPRET)
-        low = _panel(
-            columns, others, others, column, sample, samples, column_pitch, ADJACENT, POINTERS, COLUMNS, SAMPLES
-        )
-        total = _dot(a, low, total, INTERPRET)
-    return _dot(a, b, total, INTERPRET)
+    """`total` plus the products of one step of samples."""
+    a = _panel(rows, 0, neurons, row, sample, samples, pitch, HOW.rows, HOW)
+    b = _panel(columns, 0, others, column, sample, samples, column_pitch, HOW.columns, HOW)
+    if HOW.three:
+        low = _panel(rows, neurons, neurons, row, sample, samples, pitch, HOW.rows, HOW)
+        total = _dot(low, b, total, HOW)
+        low = _panel(columns, others, others, column, sample, samples, column_pitch, HOW.columns, HOW)
+        total = _dot(a, low, total, HOW)
+    return _dot(a, b, total, HOW)
 
 
 @triton.jit
 def tile_products(
-    rows, columns, row, column, neurons, others, first, last, samples, row_pitch, column_pitch,
-    THREE: tl.constexpr, EVERY: tl.constexpr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
+    rows, columns, row, column, neurons, others, first, last, samples, pitch, column_pitch, HOW: tl.constexpr
 ):
-    """Products of ROWS neurons from `row` on with COLUMNS from `column` on, over samples `first` to `last`."""
+    """Products of a tile of neurons from `row` on with those from `column` on, over samples `first` to `last`."""
+    ROWS: tl.constexpr = HOW.rows
+    COLUMNS: tl.constexpr = HOW.columns
+    SAMPLES: tl.constexpr = HOW.samples
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if EVERY == 0:
+    if HOW.every == 0:
         for sample in range(first, last, SAMPLES):
             total = _step(
-                rows, columns, row, column, neurons, others, sample, samples, row_pitch, column_pitch, total,
-                THREE, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
+                rows, columns, row, column, neurons, others, sample, samples, pitch, column_pitch, total, HOW
             )
-    elif EVERY == 1:
+    elif HOW.every == 1:
         for sample in range(first, last, SAMPLES):
+            nothing = tl.zeros((ROWS, COLUMNS), tl.float32)
             total += _step(
-                rows, columns, row, column, neurons, others, sample, samples, row_pitch, column_pitch,
-                tl.zeros((ROWS, COLUMNS), tl.float32),
-                THREE, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
+                rows, columns, row, column, neurons, others, sample, samples, pitch, column_pitch, nothing, HOW
             )
     else:
-        for start in range(first, last, EVERY * SAMPLES):
+        for start in range(first, last, HOW.every * SAMPLES):
             part = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for sample in range(start, tl.minimum(start + EVERY * SAMPLES, last), SAMPLES):
+            for sample in range(start, tl.minimum(start + HOW.every * SAMPLES, last), SAMPLES):
                 part = _step(
-                    rows, columns, row, column, neurons, others, sample, samples, row_pitch, column_pitch, part,
-                    THREE, ADJACENT, POINTERS, INTERPRET, ROWS, COLUMNS, SAMPLES,
+                    rows, columns, row, column, neurons, others, sample, samples, pitch, column_pitch, part, HOW
                 )
             total += part
     return total
 
 
 @triton.jit
-def _scaled(panel, scale, INTERPRET: tl.constexpr):
+def _scaled(panel, scale, HOW: tl.constexpr):
     """A power of two rounds nothing, so scaled halves are halves again."""
-    if INTERPRET:
+    if HOW.interpret:
         return (panel.to(tl.float32) * scale[:, None]).to(panel.dtype)
     else:
         return panel * scale.to(panel.dtype)[:, None]
@@ -160,22 +148,19 @@ def any_marked(inverse_ptr, start, neurons, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def scaled_products(
-    rows, columns, row, column, neurons, others, first, last, samples, row_pitch, column_pitch,
-    row_scale_ptr, column_scale_ptr, ADJACENT: tl.constexpr, POINTERS: tl.constexpr, INTERPRET: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SAMPLES: tl.constexpr,
-):
-    """As `tile_products`, of neurons times their scales; one term."""
+def scaled_products(operands, scale_ptr, row, column, neurons, first, last, samples, pitch, HOW: tl.constexpr):
+    """As `tile_products`, of pairs of one set of neurons times their scales; one term."""
+    ROWS: tl.constexpr = HOW.rows
+    COLUMNS: tl.constexpr = HOW.columns
     down = row + tl.arange(0, ROWS)
     across = column + tl.arange(0, COLUMNS)
-    row_scale = tl.load(row_scale_ptr + down, mask=down < neurons, other=1.0)
-    column_scale = tl.load(column_scale_ptr + across, mask=across < others, other=1.0)
+    row_scale = tl.load(scale_ptr + down, mask=down < neurons, other=1.0)
+    column_scale = tl.load(scale_ptr + across, mask=across < neurons, other=1.0)
     products = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for sample in tl.range(first, last, SAMPLES, num_stages=1):
-        a = _panel(rows, 0, neurons, row, sample, samples, row_pitch, ADJACENT, POINTERS, ROWS, SAMPLES)
-        b = _panel(columns, 0, others, column, sample, samples, column_pitch, ADJACENT, POINTERS, COLUMNS, SAMPLES)
-        b = _scaled(b, column_scale, INTERPRET)
-        products = _dot(_scaled(a, row_scale, INTERPRET), b, products, INTERPRET)
+    for sample in tl.range(first, last, HOW.samples, num_stages=1):
+        a = _panel(operands, 0, neurons, row, sample, samples, pitch, ROWS, HOW)
+        b = _panel(operands, 0, neurons, column, sample, samples, pitch, COLUMNS, HOW)
+        products = _dot(_scaled(a, row_scale, HOW), _scaled(b, column_scale, HOW), products, HOW)
     return products
 
 
@@ -204,63 +189,63 @@ def _halves(tile):
 
 
 @triton.jit
-def store_matrix(products, row_start, column_start, inverse_ptr, out_ptr, neurons, STRIP: tl.constexpr):
-    """Turn a tile of products into cosines and store what is on or above the diagonal, and its mirror image.
+def store_cosines(
+    products, row_start, column_start, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others,
+    SAME: tl.constexpr, STRIP: tl.constexpr,
+):
+    """Turn a tile of products into cosines and store it; of one set of neurons (SAME) with its mirror image.
 
     In strips of STRIP columns: the addresses of more take registers that products need.
     """
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
         left, right = _halves(products)
-        store_matrix(left, row_start, column_start, inverse_ptr, out_ptr, neurons, STRIP)
-        store_matrix(right, row_start, column_start + COLUMNS // 2, inverse_ptr, out_ptr, neurons, STRIP)
-    else:
-        row = row_start + tl.arange(0, products.shape[0])
-        column = column_start + tl.arange(0, COLUMNS)
-        row_inverse = inverse_norms(inverse_ptr, row, neurons)
-        cosine = cosines(products, row_inverse, inverse_norms(inverse_ptr, column, neurons))
-        inside = (row < neurons)[:, None] & (column < neurons)[None, :]
-        if row_start + products.shape[0] <= column_start:
-            # A mask that is known to be alike for neighbours lets a thread store 16 bytes at once.
-            store_twice(cosine, row, column, inside, out_ptr, neurons)
-        elif row_start < column_start + COLUMNS:
-            # 1 for a live neuron, else what stands for the inverse norm of one without direction: 0 or NaN.
-            itself = tl.where(row_inverse > 0, 1.0, row_inverse)
-            cosine = tl.where(row[:, None] == column[None, :], itself[:, None], cosine)
-            # high·low + low·high of a pair and of its mirror image are added in another order: keep the upper one.
-            store_twice(cosine, row, column, inside & (row[:, None] <= column[None, :]), out_ptr, neurons)
-
-
-@triton.jit
-def store_twice(cosine, row, column, mask, out_ptr, neurons):
-    """A tile and its mirror image."""
-    cosine = cosine.to(out_ptr.dtype.element_ty)
-    place = row.to(tl.int64)[:, None] * neurons + column[None, :]
-    tl.store(out_ptr + place, cosine, mask=mask)
-    mirrored = column.to(tl.int64)[:, None] * neurons + row[None, :]
-    tl.store(out_ptr + mirrored, tl.trans(cosine), mask=tl.trans(mask))
-
-
-@triton.jit
-def store_rectangle(products, row_start, column_start, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others):
-    """Turn a tile of products of two sets of neurons into cosines and store them."""
-    COLUMNS: tl.constexpr = products.shape[1]
-    if COLUMNS > STRIP:
-        left, right = _halves(products)
-        store_rectangle(
-            left, row_start, column_start, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others
+        store_cosines(
+            left, row_start, column_start, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others, SAME, STRIP
         )
-        store_rectangle(
-            right, row_start, column_start + COLUMNS // 2, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others
+        store_cosines(
+            right, row_start, column_start + COLUMNS // 2, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons,
+            others, SAME, STRIP,
         )
     else:
         row = row_start + tl.arange(0, products.shape[0])
         column = column_start + tl.arange(0, COLUMNS)
         row_inverse = inverse_norms(row_inverse_ptr, row, neurons)
         cosine = cosines(products, row_inverse, inverse_norms(column_inverse_ptr, column, others))
-        mask = (row < neurons)[:, None] & (column < others)[None, :]
-        place = row.to(tl.int64)[:, None] * others + column[None, :]
-        tl.store(out_ptr + place, cosine.to(out_ptr.dtype.element_ty), mask=mask)
+        if SAME:
+            # 1 for a live neuron, else what stands for the inverse norm of one without direction: 0 or NaN.
+            itself = tl.where(row_inverse > 0, 1.0, row_inverse)
+            store_symmetric(cosine, itself, row_start, column_start, out_ptr, neurons)
+        else:
+            mask = (row < neurons)[:, None] & (column < others)[None, :]
+            place = row.to(tl.int64)[:, None] * others + column[None, :]
+            tl.store(out_ptr + place, cosine.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_symmetric(value, itself, row_start, column_start, out_ptr, neurons):
+    """Store what of a tile is on or above the diagonal, and its mirror image; `itself`, if given, on the diagonal."""
+    row = row_start + tl.arange(0, value.shape[0])
+    column = column_start + tl.arange(0, value.shape[1])
+    inside = (row < neurons)[:, None] & (column < neurons)[None, :]
+    if row_start + value.shape[0] <= column_start:
+        # A mask that is known to be alike for neighbours lets a thread store 16 bytes at once.
+        _store_twice(value, row, column, inside, out_ptr, neurons)
+    elif row_start < column_start + value.shape[1]:
+        if itself is not None:
+            value = tl.where(row[:, None] == column[None, :], itself[:, None], value)
+        # high·low + low·high of a pair and of its mirror image are added in another order: keep the upper one.
+        _store_twice(value, row, column, inside & (row[:, None] <= column[None, :]), out_ptr, neurons)
+
+
+@triton.jit
+def _store_twice(value, row, column, mask, out_ptr, neurons):
+    """A tile and its mirror image."""
+    value = value.to(out_ptr.dtype.element_ty)
+    place = row.to(tl.int64)[:, None] * neurons + column[None, :]
+    tl.store(out_ptr + place, value, mask=mask)
+    mirrored = column.to(tl.int64)[:, None] * neurons + row[None, :]
+    tl.store(out_ptr + mirrored, tl.trans(value), mask=tl.trans(mask))
 
 
 @triton.jit

@@ -1,25 +1,39 @@
-"""Convolutions in torch, on any device: by gradients of samples, or by products of positions where those are cheaper.
+"""Convolutions in torch, on any device, by the cheapest of three ways.
 
-A batch of N images with C channels is one image with N·C channels; convolved in N·groups groups, its weight gradient
-holds the gradient of every sample side by side. Samples are taken in chunks that stay in the cache.
+"samples": a batch of N images with C channels is one image with N·C channels; convolved in N·groups groups, its weight
+gradient holds the gradient of every sample side by side. Samples are taken in chunks that stay in the cache.
+"patches": the inputs that each position sees are copied side by side, a sample at a time; the sample's gradient is one
+matrix product. "products": of positions, beside the plain weight gradient; no sample's gradient is formed.
+
+The last two are for the CPU. Costs beyond the plain weight gradient are a sample's, in units of one of its
+multiply-adds, for c channels, p outputs, k taps, T positions in rows of W and strides s::
+
+    samples:  (95 + 2·T where c < 8) · p·c·k
+    patches:  c·k · (T · (4 + 220/W + 20 where some s > 1) + p · (8 + 0.15·T)) + 300000;   no copy where k = s = 1
+    products: phases · (inputs / phases)² · c + T² · (p + 60·k)
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .cpu import GROUP_BYTES, as_result, sum_of_squares, trusted, working_dtype
+from .cpu import GROUP_BYTES, as_result, one_by_one, sum_of_squares, trusted, working_dtype
 from .geometry import Geometry
 from .layout import weight_strides
 
+# Fitted to some twenty layers, float32, one thread of an EPYC.
 PASSES = 95
-"""Multiply-adds that forming, squaring and adding up one value of a sample's gradient costs beyond the plain layer."""
+"""Multiply-adds that forming, squaring and adding up one value of a sample's gradient costs in groups."""
+FEW_CHANNELS, OF_FEW = 8, 2
+"""With fewer channels than that groups cost so much more, for every value and position."""
 ADDING = 60
-"""The same for adding up one product of two positions. Both fitted to a few layers, float32, one thread of an EPYC."""
+"""What adding up one product of two positions costs."""
 
 
 def conv_weight_grad_stats(
@@ -36,9 +50,12 @@ def conv_weight_grad_stats(
     shape = (output_grads.shape[1], inputs.shape[1] // geometry.groups, *geometry.kernel)
     total: Tensor | None
     squares: float | Tensor
-    if scale is None and products_win(inputs, output_grads, geometry):
+    way = cheapest_way(inputs, output_grads, geometry, scale is not None)
+    if way == "products":
         total = _batch(inputs, output_grads, shape, geometry) if weight_grad else None
         squares = _by_products(inputs, output_grads, geometry, max_bytes)
+    elif way == "patches":
+        total, squares = _by_patches(inputs, output_grads, shape, scale, geometry, weight_grad)
     else:
         total, squares = _by_samples(inputs, output_grads, shape, scale, geometry, weight_grad, max_bytes)
     if total is not None:
@@ -104,19 +121,65 @@ def _by_samples(
     return (None if total is None else total.view(shape)), squares
 
 
-def products_win(inputs: Tensor, output_grads: Tensor, known: Geometry) -> bool:
-    """Whether products of positions are cheaper than gradients of samples: few positions, many channels."""
-    if inputs.ndim != 4 or known.groups != 1 or inputs.dtype.itemsize < 4 or inputs.device.type != "cpu":
-        return False
-    p, c = output_grads.shape[1], inputs.shape[1]
-    taps, positions = known.kernel[0] * known.kernel[1], output_grads[0, 0].numel()
-    stride, padding = known.stride, known.padding
-    padded = (inputs.shape[2] + 2 * padding[0]) * (inputs.shape[3] + 2 * padding[1])
-    phases = min(stride[0] * stride[1], taps)
-    return bool(
-        phases * (padded / (stride[0] * stride[1])) ** 2 * c + positions**2 * (p + ADDING * taps)
-        < PASSES * p * c * taps
-    )
+def cheapest_way(inputs: Tensor, output_grads: Tensor, known: Geometry, scaled: bool) -> str:
+    """ "samples", "patches" or "products": see the module docstring."""
+    if known.groups != 1 or inputs.dtype.itemsize < 4 or inputs.device.type != "cpu":
+        return "samples"
+    c, p, size = inputs.shape[1], output_grads.shape[1], output_grads.shape[2:]
+    taps, positions, strided = math.prod(known.kernel), size.numel(), max(known.stride) > 1
+    values = p * c * taps
+    costs: dict[str, float] = {"samples": (PASSES + (OF_FEW * positions if c < FEW_CHANNELS else 0)) * values}
+    copying = 0.0 if taps == 1 and not strided else 4 + 220 / size[-1] + 20 * strided
+    costs["patches"] = c * taps * (positions * copying + p * (8 + 0.15 * positions)) + 300_000
+    if inputs.ndim == 4 and not scaled:
+        padded = math.prod(whole + 2 * pad for whole, pad in zip(inputs.shape[2:], known.padding, strict=True))
+        of_phase = padded / math.prod(known.stride)
+        costs["products"] = min(math.prod(known.stride), taps) * of_phase**2 * c + positions**2 * (p + ADDING * taps)
+    return min(costs, key=costs.__getitem__)
+
+
+def _by_patches(
+    inputs: Tensor,
+    output_grads: Tensor,
+    shape: tuple[int, ...],
+    scale: Tensor | None,
+    known: Geometry,
+    weight_grad: bool,
+) -> tuple[Tensor | None, float | Tensor]:
+    """The weight gradient as the sum of those of the samples, and the sum of their squares."""
+    elements = math.prod(shape)
+    total = inputs.new_zeros(elements) if weight_grad else None
+    factors = None if scale is None else scale.to(inputs.dtype).reshape(-1)
+    pairs = _patches(inputs, output_grads.flatten(2), output_grads.shape[2:], known)
+    squares = one_by_one(pairs, inputs.new_empty(elements), total, factors)
+    return (None if total is None else total.view(shape)), squares
+
+
+def _patches(
+    inputs: Tensor, output_grads: Tensor, size: torch.Size, known: Geometry
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Output gradients (P, T) of each sample, and its patches (T, C · taps), in memory that the next sample takes."""
+    channels = inputs.shape[1]
+    if math.prod(known.kernel) == 1 == max(known.stride) and not any(known.padding):
+        for x, grad in zip(inputs, output_grads, strict=True):
+            yield grad, x.reshape(channels, -1).t()
+        return
+    whole = [n + 2 * pad for n, pad in zip(inputs.shape[2:], known.padding, strict=True)]
+    padded = inputs.new_zeros(channels, *whole)
+    inside = padded
+    for dim, pad in enumerate(known.padding, start=1):
+        inside = inside.narrow(dim, pad, whole[dim - 1] - 2 * pad)
+    steps = padded.stride()[1:]
+    by_tap = [step * apart for step, apart in zip(steps, known.dilation, strict=True)]
+    by_position = [step * apart for step, apart in zip(steps, known.stride, strict=True)]
+    shape, strides = (channels, *known.kernel, *size), (padded.stride(0), *by_tap, *by_position)
+    windows = padded.as_strided(shape, strides)
+    copied = inputs.new_empty(windows.shape)
+    patches = copied.view(-1, size.numel()).t()
+    for x, grad in zip(inputs, output_grads, strict=True):
+        inside.copy_(x)
+        copied.copy_(windows)
+        yield grad, patches
 
 
 def _by_products(inputs: Tensor, output_grads: Tensor, known: Geometry, max_bytes: int) -> float:

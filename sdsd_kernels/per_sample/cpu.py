@@ -6,6 +6,8 @@ overflow) is redone in float64. Elsewhere looking at it would wait for the devic
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ SAFE_NORMS = (1e-10, 1e15)
 """The same for norms of rows. A row of zeros is outside, which costs time and no accuracy."""
 GROUP_BYTES = 2**21
 """Small gradients are formed in groups of this many bytes, which stay in the second-level cache."""
+ALONE_BYTES = 2**18
+"""Gradients from this size on are formed one by one by a single thread: grouping costs more in passes over memory than
+calls cost. Fitted like the costs in method.py."""
 
 
 def weight_grad_stats(
@@ -88,20 +93,18 @@ def fused(
         size = (stop - start) * d
         part = None if total is None else total[start * d : stop * d]
         factors = None if scale is None else scale[start:stop].to(dtype).reshape(-1)
+        if group == 1:
+            b = output_grads[:, :, start:stop].mT
+            pairs = zip(b, inputs, strict=True) if inputs.dtype == dtype else _widened(b, inputs, dtype)
+            squares = squares + one_by_one(pairs, scratch[:size], part, factors)
+            continue
         for first in range(0, samples, group):
-            a, b = inputs[first : first + group].to(dtype), output_grads[first : first + group, :, start:stop].to(dtype)
+            a, b = inputs[first : first + group].to(dtype), output_grads[first : first + group].to(dtype)
             count = a.shape[0]
             flat = scratch[: count * size]
-            if group == 1:
-                # The first gradient is formed in its place: one pass over memory less for each block.
-                flat = part if part is not None and first == 0 and factors is None else flat
-                torch.mm(b[0].t(), a[0], out=flat.view(-1, d))
-                if part is not None and part is not flat:
-                    part += flat
-            else:
-                torch.bmm(b.mT, a, out=flat.view(count, -1, d))
-                if part is not None:
-                    part.addmv_(flat.view(count, size).t(), ones[:count])
+            torch.bmm(b.mT, a, out=flat.view(count, -1, d))
+            if part is not None:
+                part.addmv_(flat.view(count, size).t(), ones[:count])
             if factors is not None:
                 flat.view(count, size).mul_(factors)
             squares = squares + sum_of_squares(flat)
@@ -109,6 +112,34 @@ def fused(
     if total is not None:
         total = total.to(returned).view(p, d)
     return total, as_result(squares, inputs)
+
+
+def _widened(left: Tensor, right: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    for b, a in zip(left, right, strict=True):
+        yield b.to(dtype), a.to(dtype)
+
+
+def one_by_one(
+    pairs: Iterable[tuple[Tensor, Tensor]], scratch: Tensor, total: Tensor | None, factors: Tensor | None
+) -> float | Tensor:
+    """Σ‖g_n‖² of g_n the products of pairs (p, T), (T, d), each formed in `scratch` and added into `total`; these two,
+    and `factors`, which multiply g_n before it is squared, hold p·d numbers."""
+    squares: float | Tensor = 0.0
+    # The first gradient is formed in its place: one pass over memory less.
+    flat = scratch if total is None or factors is not None else total
+    formed: Tensor | None = None
+    for left, right in pairs:
+        if formed is None:
+            formed = flat.view(left.shape[0], -1)
+        torch.mm(left, right, out=formed)
+        if total is not None and flat is not total:
+            total += flat
+        if factors is not None:
+            flat.mul_(factors)
+        squares = squares + sum_of_squares(flat)
+        if flat is total:
+            flat, formed = scratch, None
+    return squares
 
 
 def _fused_blocks(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, max_bytes: int) -> tuple[int, int]:
@@ -122,8 +153,10 @@ def _fused_blocks(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, ma
     affordable = (max_bytes - factors) // (gradient + widened)
     if affordable < 1:
         return 1, max(1, min(p, (max_bytes - widened) // (d * dtype.itemsize * (1 if scale is None else 2))))
-    wanted = max(GROUP_BYTES // gradient, torch.get_num_threads() if inputs.device.type == "cpu" else 1)
-    return max(1, min(samples, wanted, affordable)), p
+    threads = torch.get_num_threads() if inputs.device.type == "cpu" else 1
+    if threads == 1 and gradient >= ALONE_BYTES:
+        return 1, p
+    return max(1, min(samples, max(GROUP_BYTES // gradient, threads), affordable)), p
 
 
 def gram(inputs: Tensor, output_grads: Tensor, max_bytes: int) -> Tensor:

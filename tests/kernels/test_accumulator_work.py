@@ -16,9 +16,8 @@ from sdsd_kernels._device import SM_90
 if "triton" not in available_backends("cpu"):
     pytest.skip("plans are made where Triton is", allow_module_level=True)
 
-from sdsd_kernels.gram_accumulate.strips import STRIP
-from sdsd_kernels.pairwise.launch import Preparation, Triangle, has_room_for_a_guard
-from sdsd_kernels.pairwise.sums import EXPANDED, expand_launch
+from sdsd_kernels.pairwise.launch import Triangle
+from sdsd_kernels.pairwise.sums import EXPANDED, STRIP, expand_launch
 
 NEURONS, SAMPLES, BATCH = 4096, 65_536, 4096
 OPERATIONS_A_SECOND, BYTES_A_SECOND = 989e12, 3.35e12
@@ -50,24 +49,22 @@ def settled(launch) -> dict[str, object]:
     return dict(zip(names, launch.settled, strict=True))
 
 
-def planned(samples: int, dtype: torch.dtype, store: str, *, center: bool) -> tuple[Preparation, Triangle]:
+def planned(samples: int, dtype: torch.dtype, store: str, *, center: bool) -> Triangle:
     rows = torch.empty(samples, NEURONS, dtype=dtype).T[:, None]  # samples × neurons, as layers give them
-    guarded = has_room_for_a_guard(rows)
-    prepare = Preparation(rows, SM_90, precision="float32", center=center, guarded=guarded)
-    return prepare, Triangle(prepare, store, strips=STRIP if store == "add" else 0, guard=prepare.guard)
+    return Triangle(rows, SM_90, store, strips=STRIP if store == "add" else 0, precision="float32", center=center)
 
 
-def work_of(prepare: Preparation, triangle: Triangle, itemsize: int, stored: float) -> Work:
+def work_of(triangle: Triangle, itemsize: int, stored: float) -> Work:
     """Rows are read for norms, and again to be written as halves; operands are read once, `stored` bytes are moved."""
-    plan = settled(triangle.product)
-    steps = plan["range_samples"] // plan["SAMPLES"]
+    plan, prepare = settled(triangle.product), triangle.prepare
+    how = plan["HOW"]
+    steps = plan["range_samples"] // how.samples
     pieces = plan["tiles"] * triangle.ranges
     assert (plan["neurons"], plan["samples"]) == (NEURONS, prepare.samples)
     rows = NEURONS * prepare.samples * itemsize
     operands = prepare.scratch or rows
     moved = rows + (rows + operands if prepare.scratch else 0) + operands + stored
-    terms = 3 if plan["THREE"] else 1
-    operations = 2.0 * pieces * plan["ROWS"] * plan["COLUMNS"] * plan["range_samples"] * terms
+    operations = 2.0 * pieces * how.rows * how.columns * plan["range_samples"] * (3 if how.three else 1)
     return Work(operations, moved, -(-pieces // triangle.product.grid[0]) * steps)
 
 
@@ -76,15 +73,15 @@ def work_of(prepare: Preparation, triangle: Triangle, itemsize: int, stored: flo
 def test_updates_take_little_more_than_one_call(dtype, center):
     itemsize = torch.empty(0, dtype=dtype).element_size()
     matrix = 4.0 * NEURONS**2
-    whole = work_of(*planned(SAMPLES, dtype, "matrix", center=center), itemsize, matrix)
+    whole = work_of(planned(SAMPLES, dtype, "matrix", center=center), itemsize, matrix)
 
     sums = 8.0 * sum(min(STRIP, NEURONS - start) * (NEURONS - start) for start in range(0, NEURONS, STRIP))
     plan = planned(BATCH, dtype, "add", center=center)
-    assert plan[1].reduce is None  # one launch adds to the triangle
-    updates = work_of(*plan, itemsize, sums)  # the first finds nothing to add to
+    assert plan.reduce is None  # one launch adds to the triangle
+    updates = work_of(plan, itemsize, sums)  # the first finds nothing to add to
     for _ in range(SAMPLES // BATCH - 1):
-        updates += work_of(*plan, itemsize, 2 * sums)
-    expand = expand_launch(NEURONS, cosine=True, strips=STRIP)
+        updates += work_of(plan, itemsize, 2 * sums)
+    expand = expand_launch(NEURONS, cosine=True)
     across = NEURONS // EXPANDED
     assert expand.grid == (across * (across + 1) // 2, 1, 1)  # reads each tile of the triangle once
     updates += Work(bytes=sums + matrix)

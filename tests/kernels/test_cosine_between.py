@@ -177,6 +177,7 @@ def test_bad_input(call, error, match):
 def test_wide_tiles_are_stored_in_strips(backend, device, monkeypatch):
     if backend == "torch" or device.type == "cuda":
         pytest.skip("the interpreter's tiles are narrow, those of a GPU as wide as they are")
-    tile_kernel = importlib.import_module("sdsd_kernels.pairwise.tile_kernel")
-    monkeypatch.setattr(tile_kernel, "STRIP", tile_kernel.tl.constexpr(8))
+    launch = importlib.import_module("sdsd_kernels.pairwise.launch")
+    monkeypatch.setattr(launch.config, "strip", lambda *_: 8)
+    monkeypatch.setattr(launch, "_rectangles", {})
     check_call(torch.randn(40, 70), torch.randn(40, 75))

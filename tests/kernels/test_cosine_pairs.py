@@ -346,7 +346,7 @@ def test_every_tile_belongs_to_one_program(kernel):
     place = kernel._band_tile.fn
     for tiles, band, group in itertools.product((1, 2, 3, 7, 16, 33), (1, 2, 5, 16, 64), (1, 2, 8)):
         seen = set()
-        for first, end in kernel._bands(tiles, band, None, torch.device("cpu")):
+        for first, end in kernel.bands(tiles, band, None, torch.device("cpu")):
             for program in range(kernel._programs(first, end, tiles, group)):
                 row, column, wanted = place(program, first, end, tiles, group)
                 if wanted:
@@ -359,10 +359,8 @@ def test_every_tile_belongs_to_one_program(kernel):
 def test_bands_and_chunks(band, chunk, kernel, monkeypatch):
     monkeypatch.setattr(config, "BAND", band)
     monkeypatch.setattr(config, "chunk", lambda tiles: chunk)
-    monkeypatch.setattr(config, "tile", lambda *_, **__: Tile(16, 16, 16, num_warps=4, num_stages=1, resident=1))
-    monkeypatch.setattr(config, "GROUP", 2)
-    settings_of = kernel.product_settings
-    monkeypatch.setattr(kernel, "product_settings", lambda *args: settings_of(*args) | {"GROUP": 2})
+    tile = Tile(16, 16, 16, num_warps=4, num_stages=1, resident=1, group=2)
+    monkeypatch.setattr(config, "tile", lambda *_, **__: tile)
     monkeypatch.setattr(kernel, "_plans", {})
     check_calls(torch.randn(16, 75), backend="triton")
 
@@ -403,7 +401,8 @@ def test_aot_cases_cover_every_configuration():
     cases = importlib.import_module("sdsd_kernels.cosine_pairs.aot").aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
     shipped = {
-        (case.function.__name__, case.target, case.constexprs["THREE"], case.constexprs["ROWS"]) for case in cases
+        (case.function.__name__, case.target, case.constexprs["HOW"].three, case.constexprs["HOW"].rows)
+        for case in cases
     }
     for record in compiled_ahead():
         for name, families in config.TILES.items():
@@ -583,7 +582,7 @@ def test_where_the_halves_do_not_fit_torch_serves(name, device):
         pytest.skip(unusable("triton", device))
     x = torch.randn(5, 40, device=device)
     call = CALLS[name]
-    with pytest.raises(ValueError, match="max_bytes=1,000 is less than the .* that its halves of all neurons") as error:
+    with pytest.raises(ValueError, match="max_bytes=1,000 is less than the .* that its halves take") as error:
         call(x, max_bytes=1000, backend="triton")
     needed = int(str(error.value).split("less than the ")[1].split(" ")[0].replace(",", ""))
     with pytest.raises(ValueError, match=f"max_bytes={needed - 1:,} is less than the {needed:,}"):

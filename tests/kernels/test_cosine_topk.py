@@ -594,9 +594,9 @@ def test_aot_cases_cover_every_configuration():
             for places, tile in table[record.family]:
                 assert any(
                     case.target == record.target
-                    and (case.constexprs["THREE"], case.constexprs["LANES"]) == (three, places)
-                    and [case.constexprs[name] for name in ("ROWS", "COLUMNS", "SAMPLES")]
-                    == [tile.rows, tile.columns, tile.samples]
+                    and (how := case.constexprs["HOW"])
+                    and (how.three, case.constexprs["LANES"]) == (three, places)
+                    and (how.rows, how.columns, how.samples) == (tile.rows, tile.columns, tile.samples)
                     for case in cases
                 )
 

@@ -190,7 +190,6 @@ SHAPES_AND_DTYPES = [(shape, torch.float32) for shape in SHAPES] + [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_DTYPES, ids=str)
 def test_shapes_and_dtypes(shape, dtype, backend, device):
     assert_moments((torch.randn(shape) + 0.2).to(device, dtype), backend)
@@ -244,7 +243,6 @@ def test_whole_numbers_are_summed_exactly(device):
     assert (brief.signal, brief.squares) == (moments.signal, moments.squares)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(32, 500), (500, 40), (600, 40), (1100, 30)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_mean_ten_thousand_times_the_deviation(shape, dtype, backend, device):
@@ -269,7 +267,6 @@ def test_large_mean_where_float64_is_slow(shape, outlier, device, slow_float64):
     assert_moments(grads.to(device, torch.float32), "triton")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30], ids=str)
 @pytest.mark.parametrize(
     ("shape", "dtype"),
@@ -296,7 +293,6 @@ def test_a_huge_mean_over_a_small_spread(dtype, device, slow_float64):
     assert_moments(grads.to(device), "triton")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("powers", [(-12, 3), (-30, 0), (-30, 30)], ids=str)
 def test_columns_of_very_different_scale(powers, backend, device):
     grads = torch.randn(9, 1200) * torch.logspace(*powers, 1200)[torch.randperm(1200)]
@@ -309,7 +305,6 @@ def test_columns_of_very_different_scale_where_float64_is_slow(powers, device, s
     assert_moments((torch.randn(9, 1200) * torch.logspace(*powers, 1200)).to(device), "triton")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "make",
     [
@@ -360,7 +355,6 @@ def test_elements_beyond_two_to_the_31(strides, device):
             assert_within(moments, grads, rounding("triton", grads, per_sample))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_a_list_has_the_moments_of_each(per_sample, backend, device):
     entries = [
@@ -409,14 +403,12 @@ def test_only_some_programs_walk_again(dtype, monkeypatch, device, slow_float64)
     assert_moments(grads.to(device, dtype), "triton")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_deterministic(backend, device):
     grads = torch.randn(40, 600, device=device)
     first, second = (gamma_moments(grads, per_sample=True, backend=backend) for _ in range(2))
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("bad", "n", "per_sample"),
     [(bad, 5, per_sample) for bad in (math.nan, math.inf, -math.inf) for per_sample in (False, True)]
@@ -443,13 +435,11 @@ def test_a_bad_value_where_float64_is_slow(dtype, per_sample, device, slow_float
     assert moments.squares.isnan().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_gradients_give_zero(backend, device):
     moments = gamma_moments(torch.zeros(4, 50, device=device), per_sample=True, backend=backend)
     assert all((field == 0).all() for field in moments)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_gradients_have_no_noise(backend, device):
     row = torch.randn(1, 90, device=device)
     moments = gamma_moments(row.repeat(5, 1), backend=backend)
@@ -466,7 +456,6 @@ def test_equal_gradients_have_no_noise(backend, device):
     scale=st.sampled_from([1e-20, 1.0, 1e10]),
     seed=st.integers(0, 2**31),
 )
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_random_inputs(backend, device, n, columns, offset, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     assert_moments(((torch.randn(n, columns, generator=generator) + offset) * scale).to(device), backend)
@@ -526,7 +515,6 @@ def test_operator_registration(device):
         )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_under_compile(backend, device):
     grads = torch.randn(8, 30, device=device)
     compiled = torch.compile(

@@ -14,11 +14,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = available_backends(DEVICE)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    return request.param
-
-
 def norms() -> Tensor:
     return torch.zeros(3, NORMS_WIDTH, dtype=torch.float64, device=DEVICE)
 

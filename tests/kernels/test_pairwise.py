@@ -34,7 +34,7 @@ if unusable("triton", torch.device("cuda" if torch.cuda.is_available() else "cpu
     pytest.skip("no Triton", allow_module_level=True)
 
 from sdsd_kernels import _launch
-from sdsd_kernels.pairwise import launch
+from sdsd_kernels.pairwise import launch, sums
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
 
@@ -78,9 +78,9 @@ def way(request, monkeypatch) -> Way:
 
 def forced(monkeypatch: pytest.MonkeyPatch, way: Way) -> Way:
     """Take products in this way alone; plans made otherwise are forgotten, before and after."""
-    for plans in (launch._matrices, launch._sums):
-        plans.clear()
-        monkeypatch.setattr(launch, "_matrices" if plans is launch._matrices else "_sums", {})
+    for module, plans in ((launch, "_matrices"), (sums, "_plans")):
+        getattr(module, plans).clear()
+        monkeypatch.setattr(module, plans, {})
     monkeypatch.setattr(
         config, "tile_of", lambda *_, three, **__: OF_THREE.get(way.tile, way.tile) if three else way.tile
     )
@@ -121,7 +121,7 @@ def test_every_way_dtype_and_layout(shape, dtype, way, device):
         check(by(x), x)
         readable = dtype != torch.float32 and layout != "strange"
         assert launch.descriptors_can_read(as_rows(x, 1)) == readable
-        prepared = next(reversed(launch._matrices.values()))[0]
+        prepared = next(reversed(launch._matrices.values())).prepare
         square = way.tile.rows == way.tile.columns
         assert prepared.in_place == (readable and (dtype == torch.float16 or square))
         assert prepared.scratch <= max(x.numel() * 4, 64 * x.shape[1]) * 1.5
@@ -139,7 +139,7 @@ def test_every_way_adds_to_a_sum(layout, sum_dtype, way, device):
     x = layouts(*SHAPES[-1], torch.bfloat16, device)[layout]
     start = torch.randn(x.shape[1], x.shape[1], dtype=sum_dtype, device=device)
     gram = start.clone()
-    launch.launch_gram_accumulate(gram, as_rows(x, 1), None, None, precision="float32")
+    sums.add_batch(gram, as_rows(x, 1), gram, strips=0)
     rows = x.T.float().cpu()
     wanted = start.cpu().double().triu() + (rows.double() @ rows.double().T).triu()
     magnitude = (rows.double().abs() @ rows.double().abs().T).triu()
@@ -230,7 +230,7 @@ def test_norms_over_ranges_of_samples(device, monkeypatch):
         for center in (False, True):
             launch._matrices.clear()
             check(by(x, center=center), x, center=center)
-            prepared = next(iter(launch._matrices.values()))[0]
+            prepared = next(iter(launch._matrices.values())).prepare
             assert device.type == "cuda" or prepared.ranges > 1
 
 
@@ -471,9 +471,9 @@ def test_aot_cases_cover_every_tile():
             for _, tile in table[record.family]:
                 assert any(
                     case.target == record.target
-                    and case.constexprs.get("THREE") is three
-                    and [case.constexprs[name] for name in ("ROWS", "COLUMNS", "SAMPLES")]
-                    == [tile.rows, tile.columns, tile.samples]
+                    and (how := case.constexprs.get("HOW"))
+                    and (how.three, how.rows, how.columns, how.samples)
+                    == (three, tile.rows, tile.columns, tile.samples)
                     and case.options == {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
                     for case in cases
                 ), (record.name, three, tile)

@@ -15,11 +15,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = available_backends(DEVICE)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    return request.param
-
-
 def norms(rows: int = 5) -> Tensor:
     return torch.zeros(rows, NORMS_WIDTH, dtype=torch.float64, device=DEVICE)
 

@@ -14,11 +14,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = available_backends(DEVICE)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request):
+@pytest.fixture(autouse=True)
+def without_tf32():
+    """Convolutions of float32 that round no factor."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
-    yield request.param
+    yield
     torch.backends.cudnn.allow_tf32 = before
 
 

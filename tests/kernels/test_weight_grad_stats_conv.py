@@ -450,15 +450,44 @@ def test_plain_weight_gradient_where_products_serve():
     """Bit for bit what autograd gives, in torch on the CPU."""
     layer = Layer(4, 64, 64, (3, 3), 3, padding=1)
     inputs, output_grads = (x.cpu() for x in layer.batch())
-    assert conv.products_win(inputs, output_grads, Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1))
+    assert conv.cheapest_way(inputs, output_grads, Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1), False) == "products"
     weight = torch.zeros(layer.weight, requires_grad=True)
     F.conv2d(inputs, weight, padding=1).backward(output_grads)
     assert torch.equal(layer.stats(inputs, output_grads, backend="torch").weight_grad, weight.grad)
     assert_right(layer, inputs, output_grads, backend="torch")
 
 
+ON_THE_CPU = {
+    "samples": Layer(3, 8, 8, (9, 9), 3, padding=1),
+    "products": Layer(2, 96, 96, (4, 4), 3, padding=1),
+    "patches": Layer(2, 64, 128, (16, 16), 3, padding=1, stride=2),
+    "patches of the input itself": Layer(2, 256, 256, (16, 16), 1),
+    "patches of few channels": Layer(3, 3, 40, (40, 36), (5, 3), padding=(2, 0), dilation=(1, 2)),
+    "patches in one dimension": Layer(2, 128, 128, (64,), 5, padding=4, stride=2, dilation=2),
+    "patches in three dimensions": Layer(2, 24, 96, (5, 6, 7), 3, padding=(1, 0, 2), stride=(1, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_each_way_on_the_cpu(monkeypatch, name, scaled):
+    layer = ON_THE_CPU[name]
+    ways = []
+    choose = conv.cheapest_way
+    monkeypatch.setattr(conv, "cheapest_way", lambda *args: ways.append(choose(*args)) or ways[-1])
+    inputs, output_grads = (x.cpu() for x in layer.batch())
+    scale = torch.rand(layer.weight) if scaled else None
+    assert_right(layer, inputs, output_grads, scale=scale, backend="torch")
+    if scaled and name == "products":
+        assert "products" not in ways
+    else:
+        assert ways == [name.split()[0]]
+
+
 @pytest.mark.parametrize("size", [1e-20, 1e20])
-@pytest.mark.parametrize("layer", [Layer(4, 64, 64, (3, 3), 3, padding=1), Layer(3, 2, 3, (9, 9), 3)])
+@pytest.mark.parametrize(
+    "layer", [ON_THE_CPU["patches"], Layer(4, 64, 64, (3, 3), 3, padding=1), Layer(3, 2, 3, (9, 9), 3)]
+)
 def test_squares_beyond_float32_on_the_cpu(layer, size):
     inputs, output_grads = (x.cpu() for x in layer.batch())
     output_grads = output_grads * size

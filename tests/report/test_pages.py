@@ -34,7 +34,7 @@ def everything(folder: Path) -> Path:
     """A page with each kind of block that pages are made of."""
     torch.manual_seed(0)
     neuron_map = NeuronMap.from_activations(torch.randn(60, 4).relu() @ torch.randn(4, 30), layer="hidden")
-    claim = geometry_page.Claim(
+    claim = geometry_page.ClaimRow(
         "Far pairs cost more",
         "reproduced",
         "5 × (0.0594 / 0.0119)",
@@ -43,7 +43,7 @@ def everything(folder: Path) -> Path:
         "reproduced if the interval lies above 1",
     )
     verdicts = ("reproduced", "direction only", "not reproduced", "untestable here")
-    claims = [geometry_page.Claim(**{**vars(claim), "verdict": each}) for each in verdicts]
+    claims = [geometry_page.ClaimRow(**{**vars(claim), "verdict": each}) for each in verdicts]
     wide = html.Table(
         ("pairs", "mean cosine", "mean |change of loss|", "largest", "at once", "accuracy, all at once"),
         [(name, "0.96", "0.000084", "0.0012", "−0.0029", "−9.1 points") for name in ("near", "random", "far")],
@@ -54,7 +54,7 @@ def everything(folder: Path) -> Path:
         html.Section("Side by side", [html.SideBySide([shown_figure(1, "left", 5.2), shown_figure(1, "right", 5.2)])]),
         html.Section("Tables", [wide, html.Table(("network", "accuracy"), [("untouched", "98.2%")])]),
         html.Section("Map", [geometry_page.InteractiveMap(neuron_map, "map0")]),
-        html.Section("Claims", [html.Heading("a network"), geometry_page.Claims(claims)]),
+        html.Section("Claims", [html.Heading("a network"), geometry_page.ClaimRows(claims)]),
         html.Section("Settings", [html.Code("sdsd geometry --model net.py"), html.settings([("seed", "0")])]),
     ]
     cards = html.Cards([("0.89 ×", "as costly"), ("0.84 [0.71, 0.92] of starts at rank 1", "measured here")])

@@ -387,6 +387,7 @@ def main() -> int:
             rows.append(row)
             print(
                 f"{family}: {name}: {row.cut} of {row.groups} groups cut, {row.wanted[0]} of {row.wanted[1]} wanted, "
+                f"{row.streams[0]} of {row.streams[1]} streams, "
                 f"{dict(row.refused)}, {row.way} ({time.perf_counter() - start:.1f} s)",
                 flush=True,
             )

@@ -25,7 +25,7 @@ class Place(NamedTuple):
     out: int
 
 
-class Layout(NamedTuple):
+class Indexing(NamedTuple):
     """How an index maps dimensions: those kept, those picked by tensors, and where the picked ones went."""
 
     kept: list[Place]
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     width: int
 
 
-def layout(ndim: int, index: Any) -> Layout:
+def read_index(ndim: int, index: Any) -> Indexing:
     """Read an index as torch does: integers first drop their dimension, then tensors pick jointly."""
     items = list(index) if isinstance(index, tuple) else [index]
     items = [torch.as_tensor(i) if isinstance(i, (list, range)) or type(i).__name__ == "ndarray" else i for i in items]
@@ -96,7 +96,7 @@ def layout(ndim: int, index: Any) -> Layout:
             if dimension is not None:
                 kept.append(Place(dimension, item, at))
             at += 1
-    return Layout(kept, picked, dropped, start, width)
+    return Indexing(kept, picked, dropped, start, width)
 
 
 def picked_in_order(call: Call, index: Tensor, track: Track, size: int) -> tuple[int, int, int] | None:
@@ -128,7 +128,7 @@ def _mask(index: Tensor) -> bool:
     return index.dtype in (torch.bool, torch.uint8)
 
 
-def index_verdicts(call: Call, x: Tensor, how: Layout, track: Verdict) -> list[Verdict]:
+def index_verdicts(call: Call, x: Tensor, how: Indexing, track: Verdict) -> list[Verdict]:
     """Where the samples of the indices, and of `x`, come to lie in x[index]."""
     verdicts: list[Verdict] = []
     for place in how.picked:
@@ -160,12 +160,12 @@ def index_verdicts(call: Call, x: Tensor, how: Layout, track: Verdict) -> list[V
 
 
 def getitem(call: Call, input: Tensor, index: Any) -> Verdict:
-    return call.agreed(index_verdicts(call, input, layout(input.dim(), index), track_of(input)))
+    return call.agreed(index_verdicts(call, input, read_index(input.dim(), index), track_of(input)))
 
 
 def setitem(call: Call, input: Tensor, index: Any, value: Any) -> Verdict:
     """input[index] = value. The value's samples have to lie where the region of `input` has them, or will have."""
-    how = layout(input.dim(), index)
+    how = read_index(input.dim(), index)
     own = track_of(input)
     if isinstance(own, Mixed):
         return own
@@ -186,7 +186,7 @@ def setitem(call: Call, input: Tensor, index: Any, value: Any) -> Verdict:
     return back(call, input, how, wanted, own)
 
 
-def back(call: Call, input: Tensor, how: Layout, wanted: Track, own: Verdict) -> Verdict:
+def back(call: Call, input: Tensor, how: Indexing, wanted: Track, own: Verdict) -> Verdict:
     """The dimension of the whole tensor that `wanted`, in a region of it, runs along."""
     verdict: Verdict = call.mixed(
         f"of samples into a part of shape {tuple(input.shape)} that does not hold all of them"
@@ -211,7 +211,7 @@ def back(call: Call, input: Tensor, how: Layout, wanted: Track, own: Verdict) ->
     return call.agreed([own, verdict])
 
 
-def masked_write(call: Call, input: Tensor, mask: Tensor, value: Any, how: Layout) -> Verdict:
+def masked_write(call: Call, input: Tensor, mask: Tensor, value: Any, how: Indexing) -> Verdict:
     """input[mask] = one value, the mask depending on samples."""
     if isinstance(value, Tensor) and value.numel() != 1:
         return call.mixed("by a mask that depends on samples")

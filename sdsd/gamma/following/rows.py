@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import elementwise, indexing, reductions
-from .indexing import layout
+from .indexing import read_index
 from .table import name_of
 from .tracks import Mixed, Owners, Rows, Track, Verdict, chosen_by, rows_in_view, track_of
 
@@ -125,7 +125,7 @@ def _picked(x: Tensor, index: Any, owners: Owners, n: int) -> Verdict:
     track = track_of(x)
     if type(track) is not Track:
         return None
-    how = layout(x.dim(), index)
+    how = read_index(x.dim(), index)
     picked = [place.index for place in how.picked]
     if not all(_rows_of(each, owners) or (track_of(each) is None and each.dim() < 2) for each in picked):
         return Mixed("an index of chosen rows among others")
@@ -183,7 +183,7 @@ def _written(input: Tensor, index: Any, value: Any, owners: Owners, n: int) -> V
         if type(held) is not Track or chosen_by(index, n) is not owners or track_of(input) not in (None, held):
             return Mixed("rows written where another mask says")
         return held
-    how = layout(input.dim(), index)
+    how = read_index(input.dim(), index)
     positions = all(_rows_of(p.index, owners) or (track_of(p.index) is None and p.index.dim() < 2) for p in how.picked)
     for place in how.picked if positions and not how.start else ():
         target = _target(input, place.dimension, owners, n) if _rows_of(place.index, owners) else None

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .base import WHAT_TO_DO, Plan, Rule, UnsupportedError, Watcher
+from .base import WHAT_TO_DO, Rule, Samples, UnsupportedError, Watcher
 from .linear import linear
 
 
@@ -48,16 +48,17 @@ class AttentionRule(Rule):
     ) -> tuple[Tensor, Tensor | None]:
         axis = 0 if module.batch_first else 1
         # Every one of them, for a table of keys has no samples to measure; the query's is the last, and the output's.
-        plans = [watcher.plan(x, 1) for x in (value, key, query)]
-        n, heads = plans[-1][0], module.num_heads
-        if query.ndim != 3 or any(plan[1:] != (axis, 1, 1) for plan in plans):
+        placed = [watcher.samples_of(x, 1) for x in (value, key, query)]
+        n, heads = placed[-1][0], module.num_heads
+        if query.ndim != 3 or any(samples[1:] != (axis, 1, 1) for samples in placed):
             raise UnsupportedError(
                 f"{watcher.name}: expected {n} samples along dimension {axis} (batch_first={module.batch_first}) of "
                 f"three, got input of shape {tuple(query.shape)} with samples elsewhere. {WHAT_TO_DO}"
             )
-        plan = plans[-1]
+        samples = placed[-1]
         q, k, v = (
-            self._heads(projected, axis, heads) for projected in self._project(watcher, module, query, key, value, plan)
+            self._heads(projected, axis, heads)
+            for projected in self._project(watcher, module, query, key, value, samples)
         )  # shape of each: (N, heads, positions, head size)
         mask = _joint_mask(attn_mask, key_padding_mask, n, heads, q.dtype)
         dropout = module.dropout if module.training else 0.0
@@ -77,18 +78,18 @@ class AttentionRule(Rule):
             joined = joined.transpose(0, 1)
         names = ("out_proj.weight", "out_proj.bias")
         weight, bias = module.out_proj.weight, module.out_proj.bias
-        y = self._linear(watcher, joined, weight, bias, names, rows=slice(None), plan=plan, count=False)
+        y = self._linear(watcher, joined, weight, bias, names, rows=slice(None), samples=samples, count=False)
         return y, weights
 
     def _project(
-        self, watcher: Watcher, module: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan
+        self, watcher: Watcher, module: Any, query: Tensor, key: Tensor, value: Tensor, samples: Samples
     ) -> tuple[Tensor, ...]:
         size, bias = module.embed_dim, module.in_proj_bias
         same = module._qkv_same_embed_dim
         if same and query is key and key is value:
             names = ("in_proj_weight", "in_proj_bias")
             weight, whole = module.in_proj_weight, slice(None)
-            packed = self._linear(watcher, query, weight, bias, names, rows=whole, plan=plan, count=True)
+            packed = self._linear(watcher, query, weight, bias, names, rows=whole, samples=samples, count=True)
             return packed.chunk(3, dim=-1)
         projected = []
         for place, (letter, x) in enumerate(zip("qkv", (query, key, value), strict=True)):
@@ -97,7 +98,7 @@ class AttentionRule(Rule):
             names = ("in_proj_weight" if same else f"{letter}_proj_weight", "in_proj_bias")
             part = None if bias is None else bias[rows]
             first = place == 0
-            projected.append(self._linear(watcher, x, weight, part, names, rows=rows, plan=plan, count=first))
+            projected.append(self._linear(watcher, x, weight, part, names, rows=rows, samples=samples, count=first))
         return tuple(projected)
 
     @staticmethod
@@ -114,14 +115,14 @@ class AttentionRule(Rule):
         names: tuple[str, str],
         *,
         rows: slice,
-        plan: Plan,
+        samples: Samples,
         count: bool,
     ) -> Tensor:
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
-        return linear(watcher, x, weight, bias, plan, names, probe=_part_of_probe(watcher, names, count), rows=rows)
+        return linear(watcher, x, weight, bias, samples, names, probe=_part_of_probe(watcher, names, count), rows=rows)
 
 
 def _part_of_probe(watcher: Watcher, names: tuple[str, str], count: bool) -> Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..monitor import Session
 
 
-Plan = tuple[int, int, int, int]
+Samples = tuple[int, int, int, int]
 """Number of samples N, the axis they lie along, and how: index (o·N + n)·inner + i of outer·N·inner is of sample n."""
 
 
@@ -92,7 +92,7 @@ class Watcher:
         comptime(leave)
         return out
 
-    def expanded(self) -> Plan:
+    def expanded(self) -> Samples:
         """What it looked up for all samples together has one copy a sample from here on, along dimension 0."""
         from .traced import comptime, expand
 
@@ -112,31 +112,31 @@ class Watcher:
         held = [(local, scale) for local, scale in every if scale is not None]
         return tuple(local for local, _ in held), tuple(scale for _, scale in held)
 
-    def plan(self, x: Tensor, features: int) -> Plan:
+    def samples_of(self, x: Tensor, features: int) -> Samples:
         """Where the samples of `x` are, whose last `features` dimensions are no sample axis; see `arrange`.
 
         Raises:
             UnsupportedError: they cannot be followed that far, or lie among the features.
         """
-        plan, reason = self.lying(x)
-        if plan is None:
+        samples, reason = self.lying(x)
+        if samples is None:
             raise UnsupportedError(f"{self.name}: {reason}. {WHAT_TO_DO}")
-        if plan[1] >= x.ndim - features:
+        if samples[1] >= x.ndim - features:
             raise UnsupportedError(
-                f"{self.name}: got input of shape {tuple(x.shape)} whose samples lie along dimension {plan[1]}, one of "
-                f"its features. {WHAT_TO_DO}"
+                f"{self.name}: got input of shape {tuple(x.shape)} whose samples lie along dimension {samples[1]}, one "
+                f"of its features. {WHAT_TO_DO}"
             )
-        return plan
+        return samples
 
-    def require_samples_first(self, plan: Plan, x: Tensor) -> None:
+    def require_samples_first(self, samples: Samples, x: Tensor) -> None:
         """Raise UnsupportedError where the samples are not just the first dimension of `x`."""
-        if plan[1:] != (0, 1, 1):
+        if samples[1:] != (0, 1, 1):
             raise UnsupportedError(
                 f"{self.name}: expected a batch of shape (N, channels, …) with samples first, got shape "
                 f"{tuple(x.shape)} with samples elsewhere. {WHAT_TO_DO}"
             )
 
-    def lying(self, x: Tensor) -> tuple[Plan | None, str]:
+    def lying(self, x: Tensor) -> tuple[Samples | None, str]:
         """Where the samples of `x` are; None, and why that is not known."""
         from .traced import comptime, locate
 
@@ -148,9 +148,9 @@ class Watcher:
         return (n, axis, outer, inner), ""
 
 
-def arrange(x: Tensor, plan: Plan, features: int) -> Tensor:
+def arrange(x: Tensor, samples: Samples, features: int) -> Tensor:
     """`x` as (N, T, *features): samples first, all other leading dimensions joined; a view where it can be."""
-    n, axis, outer, inner = plan
+    n, axis, outer, inner = samples
     tail = x.shape[x.ndim - features :]
     if outer == 1:
         return x.movedim(axis, 0).reshape(n, -1, *tail)
@@ -225,8 +225,8 @@ __all__ = [
     "NO_SAMPLE",
     "WHAT_TO_DO",
     "Measures",
-    "Plan",
     "Rule",
+    "Samples",
     "UnsupportedError",
     "Watcher",
     "arrange",

@@ -32,7 +32,7 @@ class ConvolutionRule(Rule):
             raise UnsupportedError(
                 f"{watcher.name}: expected a batch of shape (N, channels, …), got shape {tuple(x.shape)}."
             )
-        watcher.require_samples_first(watcher.plan(x, space + 1), x)
+        watcher.require_samples_first(watcher.samples_of(x, space + 1), x)
         transposed, output_padding = bool(module.transposed), (0,) * space
         padding: Any = module.padding
         if transposed:

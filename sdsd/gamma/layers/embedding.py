@@ -29,22 +29,22 @@ class EmbeddingRule(Rule):
         if not module.weight.requires_grad:
             return y
         n = watcher.session.batch
-        plan, reason = watcher.lying(ids)
-        if plan is None and reason == NO_SAMPLE and (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[0] == 1)):
+        samples, reason = watcher.lying(ids)
+        if samples is None and reason == NO_SAMPLE and (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[0] == 1)):
             # Positions, the same for all samples.
             ids = ids.reshape(1, -1).expand(n, -1)
             y = y.reshape(1, *y.shape[-2:]).expand(n, -1, -1)
-            plan = watcher.expanded()
-        elif plan is None and reason == NO_SAMPLE and ids.ndim == 2 and ids.shape[0] == n:
+            samples = watcher.expanded()
+        elif samples is None and reason == NO_SAMPLE and ids.ndim == 2 and ids.shape[0] == n:
             # Constants, expanded already; that each row meets its own sample is looked at when the model has run.
-            plan = watcher.expanded()
-        elif plan is None:
+            samples = watcher.expanded()
+        elif samples is None:
             raise UnsupportedError(f"{watcher.name}: {reason}. {WHAT_TO_DO}")
         padding = module.padding_idx
         scale = watcher.scale("weight")
 
         def measure(b: Tensor, ids: Tensor, scale: Tensor | None) -> Measures:
-            tokens, gradients = arrange(ids, plan, 0), arrange(b, plan, 1)
+            tokens, gradients = arrange(ids, samples, 0), arrange(b, samples, 1)
             if padding is not None:
                 gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
             wide = gradients if gradients.dtype == torch.float64 else gradients.float()

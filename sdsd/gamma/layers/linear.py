@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from .base import Measures, Plan, Rule, Watcher, arrange, on_waves, report, sum_of_squares
+from .base import Measures, Rule, Samples, Watcher, arrange, on_waves, report, sum_of_squares
 from .tied import meet
 
 
@@ -37,9 +37,9 @@ class LinearRule(Rule):
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
         matrix = weight.t() if self.transposed else weight
-        plan = watcher.plan(x, 1)
-        y = linear(watcher, x, matrix, bias, plan, ("weight", "bias"), transposed=self.transposed)
-        return y if watcher.partner is None or not weight.requires_grad else meet(watcher, y, x, plan)
+        samples = watcher.samples_of(x, 1)
+        y = linear(watcher, x, matrix, bias, samples, ("weight", "bias"), transposed=self.transposed)
+        return y if watcher.partner is None or not weight.requires_grad else meet(watcher, y, x, samples)
 
 
 def linear(
@@ -47,7 +47,7 @@ def linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    plan: Plan,
+    samples: Samples,
     names: tuple[str, str],
     *,
     transposed: bool = False,
@@ -73,7 +73,7 @@ def linear(
     start = 0 if rows is None or rows.start is None else rows.start
     # Attention's own matrices for keys and values are whole, and their biases parts of one vector.
     starts = (start if names[0].startswith("in_proj") else 0, start)
-    spec = (plan, names, entries, measured, transposed, scaled, starts)
+    spec = (samples, names, entries, measured, transposed, scaled, starts)
     y: Tensor = _Linear.apply(x, weight, bias, watcher.probe if probe is None else probe, spec, *scales)  # type: ignore[no-untyped-call]
     return y
 
@@ -92,7 +92,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *given = ctx.saved_tensors
-        plan, names, entries, measured, transposed, scaled, starts = ctx.spec
+        samples, names, entries, measured, transposed, scaled, starts = ctx.spec
         scales = dict(zip(scaled, given, strict=True))
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         b2, x2 = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (grad, x))
@@ -101,8 +101,8 @@ class _Linear(torch.autograd.Function):
         measures: Measures = {}
         want_weight, want_bias = need_weight and measured[0], need_bias and measured[1]
         a, b, each = x2.unsqueeze(1), b2.unsqueeze(1), b2
-        if b2.shape[0] != plan[0]:
-            a, b = arrange(x, plan, 1), arrange(grad, plan, 1)
+        if b2.shape[0] != samples[0]:
+            a, b = arrange(x, samples, 1), arrange(grad, samples, 1)
             # Summed over positions once: the samples' bias gradients, whose sum is the bias's.
             each = b.sum(1, dtype=_sum_dtype(b)) if need_bias else b
         if need_bias:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Measures, Plan, Rule, UnsupportedError, Watcher, arrange, on_waves, sum_of_squares, tap
+from .base import Measures, Rule, Samples, UnsupportedError, Watcher, arrange, on_waves, sum_of_squares, tap
 
 
 class ScaleRule(Rule):
@@ -30,16 +30,18 @@ class ScaleRule(Rule):
         """The layer's output, and what of its forward pass spares work later (`known`)."""
         return plain(*args, **kwargs), ()
 
-    def weight_gradients(self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], plan: Plan) -> Tensor:
+    def weight_gradients(
+        self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], samples: Samples
+    ) -> Tensor:
         """Σ_t b ∘ f(x) of every sample; shape: (N, *parameter shape)."""
-        return self.gather(module, b * self.factor(module, x), plan)
+        return self.gather(module, b * self.factor(module, x), samples)
 
     @abc.abstractmethod
-    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Samples:
         """Where the samples of `x` are."""
 
     @abc.abstractmethod
-    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
+    def gather(self, module: Any, values: Tensor, samples: Samples) -> Tensor:
         """Sum `values`, of the shape of the output, to one parameter-shaped tensor a sample; (N, *parameter shape)."""
 
     def check(self, watcher: Watcher, module: Any) -> None:
@@ -53,7 +55,7 @@ class ScaleRule(Rule):
         trainable = watcher.trainable(module)
         if not any(trainable):
             return plain(*args, **kwargs)
-        plan = self.where(watcher, module, x)
+        samples = self.where(watcher, module, x)
         y, known = self.run(module, plain, args, kwargs)
         scaled, scales = watcher.scales()
         split = len(known)
@@ -62,9 +64,9 @@ class ScaleRule(Rule):
             wide = _wide(b)
             for local, wanted in zip(watcher.local, trainable, strict=True):
                 if wanted and local == "weight":
-                    yield local, self.weight_gradients(module, wide, x, known, plan)
+                    yield local, self.weight_gradients(module, wide, x, known, samples)
                 elif wanted:
-                    yield local, self.gather(module, wide, plan)
+                    yield local, self.gather(module, wide, samples)
 
         def measure(b: Tensor, x: Tensor, *saved: Tensor) -> Measures:
             named = dict(zip(scaled, saved[split:], strict=True))
@@ -105,20 +107,22 @@ class LayerNormRule(ScaleRule):
         y, mean, rstd = torch.native_layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
         return y, (mean.detach(), rstd.detach())
 
-    def weight_gradients(self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], plan: Plan) -> Tensor:
+    def weight_gradients(
+        self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], samples: Samples
+    ) -> Tensor:
         if not known:
-            return super().weight_gradients(module, b, x, known, plan)
+            return super().weight_gradients(module, b, x, known, samples)
         mean, rstd = known
         features = len(module.normalized_shape)
-        products = arrange((_wide(x) - mean).mul_(b), plan, features).flatten(2)
-        rows = arrange(rstd, plan, features).flatten(1).unsqueeze(1)
+        products = arrange((_wide(x) - mean).mul_(b), samples, features).flatten(2)
+        rows = arrange(rstd, samples, features).flatten(1).unsqueeze(1)
         return torch.bmm(rows.to(products.dtype), products).view(-1, *module.normalized_shape)
 
-    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
-        return watcher.plan(x, len(module.normalized_shape))
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Samples:
+        return watcher.samples_of(x, len(module.normalized_shape))
 
-    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
-        return arrange(values, plan, len(module.normalized_shape)).sum(1)
+    def gather(self, module: Any, values: Tensor, samples: Samples) -> Tensor:
+        return arrange(values, samples, len(module.normalized_shape)).sum(1)
 
 
 class OwnRMSNormRule(LayerNormRule):
@@ -131,11 +135,11 @@ class OwnRMSNormRule(LayerNormRule):
     def factor(self, module: Any, x: Tensor) -> Tensor:
         return torch.nn.functional.rms_norm(_wide(x), module.weight.shape, eps=self.eps)
 
-    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
-        return watcher.plan(x, 1)
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Samples:
+        return watcher.samples_of(x, 1)
 
-    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
-        return arrange(values, plan, 1).sum(1)
+    def gather(self, module: Any, values: Tensor, samples: Samples) -> Tensor:
+        return arrange(values, samples, 1).sum(1)
 
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
@@ -171,12 +175,12 @@ def _is_rms_norm(module: nn.Module, eps: float) -> bool:
 class ChannelRule(ScaleRule):
     """Parameters of one value a channel, dimension 1, samples in dimension 0."""
 
-    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
-        plan = watcher.plan(x, x.ndim - 1)
-        watcher.require_samples_first(plan, x)
-        return plan
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Samples:
+        samples = watcher.samples_of(x, x.ndim - 1)
+        watcher.require_samples_first(samples, x)
+        return samples
 
-    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
+    def gather(self, module: Any, values: Tensor, samples: Samples) -> Tensor:
         return values.flatten(2).sum(2) if values.ndim > 2 else values
 
 
@@ -200,12 +204,14 @@ class GroupNormRule(ChannelRule):
         )
         return y, (mean.detach(), rstd.detach())
 
-    def weight_gradients(self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], plan: Plan) -> Tensor:
+    def weight_gradients(
+        self, module: Any, b: Tensor, x: Tensor, known: tuple[Tensor, ...], samples: Samples
+    ) -> Tensor:
         if not known:
-            return super().weight_gradients(module, b, x, known, plan)
+            return super().weight_gradients(module, b, x, known, samples)
         # As torch does for the batch: Σ b (x − mean) · rstd from two sums a channel.
         mean, rstd = (value.to(b.dtype).repeat_interleave(b.shape[1] // module.num_groups, 1) for value in known)
-        return (self.gather(module, _wide(x) * b, plan) - self.gather(module, b, plan) * mean) * rstd
+        return (self.gather(module, _wide(x) * b, samples) - self.gather(module, b, samples) * mean) * rstd
 
 
 class InstanceNormRule(ChannelRule):
@@ -236,10 +242,10 @@ class PReLURule(ChannelRule):
     def factor(self, module: Any, x: Tensor) -> Tensor:
         return _wide(x).clamp(max=0)
 
-    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Plan:
-        return super().where(watcher, module, x) if module.num_parameters > 1 else watcher.plan(x, 0)
+    def where(self, watcher: Watcher, module: Any, x: Tensor) -> Samples:
+        return super().where(watcher, module, x) if module.num_parameters > 1 else watcher.samples_of(x, 0)
 
-    def gather(self, module: Any, values: Tensor, plan: Plan) -> Tensor:
+    def gather(self, module: Any, values: Tensor, samples: Samples) -> Tensor:
         if module.num_parameters > 1:
-            return super().gather(module, values, plan)
-        return arrange(values, plan, 0).sum(1, keepdim=True)
+            return super().gather(module, values, samples)
+        return arrange(values, samples, 0).sum(1, keepdim=True)

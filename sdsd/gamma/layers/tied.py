@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import WHAT_TO_DO, Plan, UnsupportedError, Watcher, arrange, report
+from .base import WHAT_TO_DO, Samples, UnsupportedError, Watcher, arrange, report
 
 
 def lead(watcher: Watcher, y: Tensor, measure: Any, ids: Tensor, scale: Tensor | None, padding: int | None) -> Tensor:
@@ -26,7 +26,7 @@ def lead(watcher: Watcher, y: Tensor, measure: Any, ids: Tensor, scale: Tensor |
     return out  # type: ignore[no-any-return]
 
 
-def meet(watcher: Watcher, y: Tensor, x: Tensor, plan: Plan) -> Tensor:
+def meet(watcher: Watcher, y: Tensor, x: Tensor, samples: Samples) -> Tensor:
     """Send what the cross term needs from a head, with inputs `x` and output `y`, to the embedding with its weight."""
     embedding = watcher.partner
     if embedding is None or embedding.carried is None:
@@ -35,7 +35,7 @@ def meet(watcher: Watcher, y: Tensor, x: Tensor, plan: Plan) -> Tensor:
             f"code. {WHAT_TO_DO}"
         )
     carrier, ids = embedding.carried
-    out: Tensor = _Meet.apply(y, carrier, x, ids, watcher.scale("weight"), plan)  # type: ignore[no-untyped-call]
+    out: Tensor = _Meet.apply(y, carrier, x, ids, watcher.scale("weight"), samples)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -64,16 +64,16 @@ class _Lead(torch.autograd.Function):
 class _Meet(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, carrier: Tensor, x: Tensor, ids: Tensor, scale: Tensor | None, plan: Plan
+        ctx: Any, y: Tensor, carrier: Tensor, x: Tensor, ids: Tensor, scale: Tensor | None, samples: Samples
     ) -> Tensor:
         ctx.save_for_backward(x, ids, scale)
-        ctx.plan, ctx.like = plan, carrier.dtype
+        ctx.samples, ctx.like = samples, carrier.dtype
         return y.detach()
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Any, ...]:
         x, ids, scale = ctx.saved_tensors
-        tokens, gradients, inputs = arrange(ids, ctx.plan, 0), arrange(b, ctx.plan, 1), arrange(x, ctx.plan, 1)
+        tokens, gradients, inputs = arrange(ids, ctx.samples, 0), arrange(b, ctx.samples, 1), arrange(x, ctx.samples, 1)
         chosen = gradients.gather(2, tokens.unsqueeze(1).expand(-1, gradients.shape[1], -1))
         c = torch.bmm(chosen.mT.to(inputs.dtype), inputs)
         if scale is not None:

@@ -51,7 +51,7 @@ class Followed:
     into it and where they carry samples.
     order: node → its place among those that were read.
     mixed: nodes that mixed samples, of those that a gradient may come back through.
-    begun: layer → where its nodes begin; spans: where they begin and end; plans: layer → where the samples of its
+    begun: layer → where its nodes begin; spans: where they begin and end; places: layer → where the samples of its
     input lie.
     expanded: layers whose lookups for all samples together have a copy a sample; copies: the nodes that hold these.
     """
@@ -64,7 +64,7 @@ class Followed:
         self.order: dict[Any, int] = {}
         self.mixed: list[Any] = []
         self.begun: dict[str, int] = {}
-        self.plans: dict[str, Track] = {}
+        self.places: dict[str, Track] = {}
         self.spans: list[tuple[int, int]] = []
         self.expanded: list[str] = []
         self.copies: dict[Any, str] = {}
@@ -285,7 +285,7 @@ def locate(ctx: ComptimeContext) -> None:
         graph.advance(tx.output, tx.output.current_tracer)
         track = graph.of(node)
     if type(track) is Track:
-        graph.plans[watcher.name] = track
+        graph.places[watcher.name] = track
         give(tx, axis=track.axis, outer=int(track.outer), inner=int(track.inner))
     elif track is None:
         give(tx, reason=NO_SAMPLE)
@@ -299,7 +299,7 @@ def expand(ctx: ComptimeContext) -> None:
     """A lookup for all samples together becomes one with a copy a sample."""
     _, graph = followed(ctx)
     name = held(ctx, "self").value.name
-    graph.plans[name] = Track(0)
+    graph.places[name] = Track(0)
     graph.expanded.append(name)
 
 
@@ -307,7 +307,7 @@ def leave(ctx: ComptimeContext) -> None:
     """A measured layer ends: what it returns carries samples as what it was given does."""
     tx, graph = followed(ctx)
     watcher, out = held(ctx, "self").value, held(ctx, "out")
-    track = graph.plans.get(watcher.name)
+    track = graph.places.get(watcher.name)
     with using(graph.tracks):
         if track is None:
             graph.advance(tx.output, tx.output.current_tracer)

@@ -14,8 +14,8 @@ from ..uses import Pass
 from .averages import Step
 from .inputs import capturing
 from .micro import MicroBatches
-from .parameters import Parameters, by_reason
-from .proof import Prover, max_eps
+from .parameters import Parameters, by_reason, listed
+from .proof import Prover, impossible, max_eps
 from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
@@ -62,6 +62,8 @@ class Meter:
         self._session.reset(measuring)
         proving = self._session.exact and self.prover.due() and not self._ranks.sharded
         self._session.directions = self.prover.direction if proving else None
+        # Ranks have to agree on which steps they prove.
+        self._session.direction = self.prover.direction if self._ranks.world == 1 and not self._ranks.sharded else None
 
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
@@ -71,11 +73,13 @@ class Meter:
         exact = session.exact
         groups = session.batches() if exact else []
         ledgers = [ledger for group in groups for ledger in group]
-        if exact:
-            self._leave_out_or_refuse(ledgers or session.passes)
+        refused = self._leave_out_or_refuse(ledgers or session.passes) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
-            session.forget()
+            if refused:
+                raise UnsupportedError(
+                    f"no parameter that was used is left to measure:\n{by_reason(refused)}\nUse mode='micro'."
+                )
             raise no_backward(session, parameters)
         unit, own_signal = 1.0, None
         if exact:
@@ -104,7 +108,11 @@ class Meter:
             )
         if exact and not captured:
             self.prover.stepped()
-            if session.directions is not None and not self._proves(ledgers, squares, n):
+            written = [] if session.direction is None else session.marks.written(session.parameters)
+            proving = self._proving(ledgers, written)
+            if proving is None:
+                return None, passes
+            if not (self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)):
                 squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
         signal, squares = self._joined(signal, squares.to(parameters.device), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
@@ -121,7 +129,8 @@ class Meter:
     def _scaling(self) -> bool:
         return self.scaler is not None and bool(self.scaler.is_enabled())
 
-    def _leave_out_or_refuse(self, ledgers: list[Pass]) -> None:
+    def _leave_out_or_refuse(self, ledgers: list[Pass]) -> dict[str, str]:
+        """Raise, or leave out (strict=False), where samples cannot be told apart; returns what was left out."""
         refused = refused_uses(ledgers, self._parameters)
         used = {name for ledger in ledgers for name in ledger.counts}
         for name in sorted(self._session.probed() & used):
@@ -131,6 +140,7 @@ class Meter:
             raise cannot_be_told_apart(refused)
         if refused:
             self._leave_out(refused)
+        return refused
 
     def _leave_out(self, refused: dict[str, str]) -> None:
         self._parameters.leave_out(refused)
@@ -154,6 +164,23 @@ class Meter:
                 signal = signal * inverse
         return signal, squares
 
+    def _proving(self, ledgers: list[Pass], written: list[str]) -> bool | None:
+        """Whether this step is proved; None, with a warning, where it had to be and cannot be.
+
+        written: parameters whose .grad was written to after the backward pass.
+        """
+        session = self._session
+        differentiated, proving = False, bool(ledgers) or (session.directions is not None and bool(self._sums.probed()))
+        for ledger in ledgers:
+            proving = proving and ledger.directions is not None
+            differentiated = differentiated or ledger.differentiated
+        if session.direction is not None and (written or differentiated):
+            self.prover.again()
+            if not proving:
+                _warn_of_doubt(written)
+                return None
+        return proving
+
     def _proves(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
         """Whether what arrived in .grad is what the samples measured add up to.
 
@@ -161,8 +188,6 @@ class Meter:
         """
         session, parameters, prover = self._session, self._parameters, self.prover
         probed = self._sums.probed()
-        if not ledgers and not probed:
-            return True
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
         names = list(parameters.covered)
         measured = [
@@ -194,14 +219,50 @@ class Meter:
             n,
             on_waves=probed,
         )
+        return self._accepted(differences)
+
+    def _is_possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:
+        """Whether samples can add up to .grad, for n contributions have ‖Σ c‖² ≤ n Σ‖c‖²; looked at on a CPU alone.
+
+        Where they cannot, raises, or, with strict=False, leaves parameters out.
+        """
+        if self._ranks.world > 1 or self._ranks.sharded or not signal.is_cpu:
+            return True
+        most = n / self.scaler.get_scale() ** 2 if self._scaling() and _unscaled(self.scaler) else float(n)
+        rows = list(zip(signal.tolist(), squares.tolist(), strict=True))
+        for norm, square in rows:
+            if norm > most * square:
+                break
+        else:
+            return True
+        dtypes = {dtype for ledger in ledgers for dtype in ledger.dtypes.values()}
+        dtypes |= {torch.bfloat16 for watcher in self._session.watchers if watcher.ran and watcher.half}
+        return self._accepted(impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes))
+
+    def _accepted(self, differences: dict[str, float]) -> bool:
+        """Whether there are none between .grad and what was measured; else raises, or leaves the parameters out."""
         if not differences:
             return True
-        prover.again()
+        self.prover.again()
         if self._strict:
             raise _unproved(differences)
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False
+
+
+def _warn_of_doubt(written: list[str]) -> None:
+    what = (
+        f".grad of {listed(written)} was written to after the backward pass"
+        if written
+        else "an inner autograd.grad(create_graph=True) went through the forward pass"
+    )
+    warnings.warn(
+        f"step skipped: {what}, and this step does not prove itself. Those that follow do, while that goes on. Call "
+        "step() before gradients are clipped or otherwise changed, and compute penalties under "
+        "`with monitor.paused():` after it.",
+        stacklevel=5,
+    )
 
 
 def _unproved(differences: dict[str, float]) -> UnsupportedError:

@@ -328,8 +328,9 @@ class GammaMonitor:
 
         Returns:
             `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured
-            (by `every`, before the optimizer's first step with `precondition`, with a warning for a single sample, or
-            inside a CUDA graph: see `replayed`). Nothing is copied to the host before a value is read.
+            (by `every`, before the optimizer's first step with `precondition`, inside a CUDA graph: see `replayed`; or,
+            with a warning, for a single sample, or where .grad was written to since the backward pass and the step
+            proves nothing). Nothing is copied to the host before a value is read.
 
         Raises:
             RuntimeError: no backward pass since the last call; a gradient from outside a parameter's layer, or of a
@@ -351,8 +352,7 @@ class GammaMonitor:
         return None
 
     def _measured_step(self) -> GammaStats | None:
-        session = self._session
-        passes, step, stats = 0, None, None
+        session, passes, step, stats = self._session, 0, None, None
         try:
             if torch.autograd._profiler_enabled():
                 with torch.profiler.record_function("GammaMonitor.step"):

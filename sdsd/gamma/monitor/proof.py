@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -92,6 +92,19 @@ class Prover:
             if math.isfinite(actual) and math.isfinite(size) and difference > allowed * size:
                 relative[name] = difference / norm if norm else math.inf
         return relative
+
+
+def impossible(rows: Mapping[str, tuple[float, float]], most: float, dtypes: Iterable[torch.dtype]) -> dict[str, float]:
+    """Parameters with (‖.grad‖², Σ‖c‖²), the first beyond `most` times the second → by what part of the gradient."""
+    allowed = max((TOLERANCE.get(max_eps(dtype, dtype), 1e-3) for dtype in dtypes), default=1e-3)
+    # A gradient that is rounding alone has no digits to compare.
+    whole = math.sqrt(sum(square for _, square in rows.values() if 0 < square < math.inf))
+    parts = {}
+    for name, (square, samples) in rows.items():
+        norm, reached = math.sqrt(square), math.sqrt(max(most * samples, 0.0))
+        if math.isfinite(norm) and norm - reached > allowed * (norm + reached + 1e-3 * whole):
+            parts[name] = 1 - reached / norm
+    return parts
 
 
 def max_eps(one: torch.dtype | None, other: torch.dtype) -> torch.dtype:

@@ -8,7 +8,6 @@ one that an exception ended is seen by its task never having been finished.
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -23,6 +22,7 @@ from ..layers import begin_tracing
 from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, in_groups, settle_together, through_compiled
 from .inputs import capturing, read_inputs, trained
 from .leftovers import Leftovers
+from .marks import Marks
 from .refusals import refuse_uncounted
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Session:
 
     Attributes:
         planned: whether this step is to be measured.
+        directions: of the projections that prove this step, or None; direction: where any other could be proved, too.
         measuring: whether passes are measured now: in this step, and outside of `paused`.
         exact: whether samples are told apart; else whole backward passes are the samples.
         pauses: how many `paused` blocks are open.
@@ -68,6 +69,7 @@ class Session:
         self.scaled = False
         self.scale: Callable[[str], Tensor | None] = lambda name: None
         self.directions: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
+        self.direction: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None = None
         self.watchers: list[Watcher] = []
         self.names: dict[int, str] = {}
         self.rows: dict[str, int] = {}
@@ -83,7 +85,7 @@ class Session:
         self.root = nn.Module()
         self.passes: list[Pass] = []
         self._inside = False
-        self._marks: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self.marks = Marks()
         self._outer: int | None = None
         self._begun: set[int] = set()
         self._open: set[int] = set()
@@ -153,7 +155,7 @@ class Session:
 
     def stepped(self) -> None:
         """Remember the gradients as a step left them: one that is still there, untouched, was not cleared."""
-        self._mark()
+        self.marks.set(self.parameters)
         self._stepped = True
 
     @contextmanager
@@ -176,7 +178,7 @@ class Session:
             if name in _OF_A_STEP
         }
         probes = [(watcher, watcher.probe.grad) for watcher in self.watchers]
-        self.passes = []  # those of now go on afterwards
+        self.passes, self.marks = [], Marks()  # those of now go on afterwards
         self.reset(True)
         try:
             yield
@@ -301,10 +303,10 @@ class Session:
         self.leftovers.forget_changed()
         earlier = [ledger for ledger in self.passes if ledger.tasks]
         if not earlier and not self.sizes and not self.given_up:
-            if self._stepped and self._unchanged():
-                self.stale = next(name for name in self._marks if self._same(name))
+            if self._stepped:
+                self.stale = self.marks.stale(self.parameters)
             return
-        if self._cleared():
+        if self.marks.cleared(self.parameters):
             self.given_up, self.stale = False, None
             for ledger in earlier:
                 ledger.clear()
@@ -317,34 +319,7 @@ class Session:
     def _backward_over(self, task: int) -> None:
         self._open.discard(task)
         self.leftovers.follow()
-        self._mark()
-
-    def _mark(self) -> None:
-        self._marks = {
-            name: (weakref.ref(p.grad), p.grad._version) for name, p in self.parameters.items() if p.grad is not None
-        }
-
-    def _same(self, name: str) -> bool:
-        reference, version = self._marks[name]
-        grad = self.parameters[name].grad
-        return grad is not None and grad is reference() and grad._version == version
-
-    def _unchanged(self) -> bool:
-        name = next(iter(self._marks), None)
-        grad = None if name is None else self.parameters[name].grad
-        return name is not None and grad is not None and self._same(name) and bool(grad.any())
-
-    def _cleared(self) -> bool:
-        """Whether .grad no longer holds what earlier passes added. Looks at values only where somebody wrote to it."""
-        for name in self._marks or self.parameters:
-            grad = self.parameters[name].grad
-            if grad is None:
-                continue
-            if name in self._marks and self._same(name):
-                return False
-            local = grad.to_local() if hasattr(grad, "to_local") else grad
-            return not bool(local.any())
-        return True
+        self.marks.set(self.parameters)
 
     def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
         """A hook of compiled code, or of a parameter in micro mode, fires: a backward pass is under way.
@@ -386,4 +361,4 @@ class Session:
 
 
 _OF_A_STEP = frozenset(("planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch"))
-_OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "_marks", "_stepped"}
+_OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "marks", "_stepped"}

@@ -33,6 +33,7 @@ class Pass:
         tracks: where every tensor of the pass carries them.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
         scaled: whether squares are taken after a preconditioner.
+        differentiated: an inner autograd.grad(create_graph=True) went through this pass.
         backends: device → what serves kernels there.
         rows: parameter → its row in `norms`.
         norms: device → (parameters, width) of shares of squares, which kernels wrote; see `landed.py`.
@@ -57,6 +58,7 @@ class Pass:
         self.kinds: dict[str, frozenset[str]] = {}
         self.peers: list[Pass] = [self]
         self.open: set[int] = set()
+        self.differentiated = False
         self.clear()
 
     def clear(self) -> None:
@@ -76,6 +78,12 @@ class Pass:
         self.peers = []
         self._owner = {}
         self._current = None
+
+    def differentiate(self, direction: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None) -> None:
+        """Gradients through this pass were made to be differentiated: what comes next may not be its samples' alone."""
+        self.differentiated = True
+        if self.directions is None and not self.tasks:
+            self.directions = direction
 
     def count(self, leaf: Leaf, uses: int = 1) -> None:
         self.counts[leaf.name] = self.counts.get(leaf.name, 0) + uses

@@ -75,6 +75,21 @@ class Leaf:
     def __init__(self, name: str, tensor: Tensor, node: Any) -> None:
         self.name, self.tensor, self.node = name, tensor, node
 
+    def reached(self) -> bool:
+        """Whether the backward pass that now runs adds to its .grad.
+
+        Where .data changed its type and came back, as by `model.double().float()`, torch adds by another node.
+        """
+        if executes(self.node):
+            return True
+        if not self.tensor.requires_grad:
+            return False
+        node = torch.autograd.graph.get_gradient_edge(self.tensor).node
+        if node is self.node:
+            return False
+        self.node = node
+        return executes(node)
+
 
 class Names(Protocol):
     """What knows the measured parameters."""
@@ -149,8 +164,8 @@ class Operand:
 
     def wanted(self) -> list[Leaf]:
         """The parameters whose .grad the backward pass that now runs adds to; kept in `reached`."""
-        if len(self.leaves) == 1:
-            self.reached = self.leaves if executes(self.leaves[0].node) else []
+        if self.tensor.grad_fn is None:
+            self.reached = [leaf for leaf in self.leaves if leaf.reached()]
         else:
             self.reached = [leaf for leaf in self.leaves if executes(leaf.node)]
         return self.reached

@@ -90,6 +90,8 @@ class Use:
         """Whether this backward pass is to be measured here: it runs for a batch, and reaches .grad."""
         session, ledger = self.mode.session, self.mode.ledger
         if session.pauses or not session.planned:
+            if torch.is_grad_enabled():
+                ledger.differentiate(session.direction)
             return False
         reached = False
         for operand in self.operands:
@@ -100,11 +102,15 @@ class Use:
                     here = _will_execute(leaves[0].node)
                 except RuntimeError:
                     here = False
-                operand.reached = leaves if here else []
-                reached = reached or here
+                if here or (operand.tensor.grad_fn is None and leaves[0].reached()):
+                    operand.reached, reached = leaves, True
+                else:
+                    operand.reached = []
             elif operand.wanted():
                 reached = True
         if not reached:
+            if torch.is_grad_enabled():
+                ledger.differentiate(session.direction)
             return False
         task = session.enter_task(ledger)
         if self.fired is not None and self.fired in ledger.tasks:

@@ -179,11 +179,9 @@ def disjoint_pairs(
         cosine: choose from this symmetric matrix instead of activations.  # shape: (neurons, neurons)
         alive: neurons that may be paired. Those that are zero on every sample, or have a NaN or an infinity, never
             are; in a matrix they are known by a diagonal that is not positive.  # shape: (neurons,), bool
-        neuron_dim: the dimension that counts neurons; None means the last for two and three dimensions, 1 from four up.
-        center: subtract each neuron's mean over samples first: correlations.
         seed: of the random choice.
         max_bytes: bound on memory beyond the activations; None: none, and some 50 MiB and 1 KiB a neuron are taken.
-        progress: True for a line on standard error, or a function called with (done, total).
+        neuron_dim, center, progress: as in `neuron_pairs`.
 
     Returns:
         `NeuronPairs` in the order of choice.
@@ -258,12 +256,8 @@ def cosine_histogram(
     Args:
         activations: as `neuron_cosine_matrix` takes them.
         bins: how many, of equal width on [−1, 1].
-        neuron_dim: the dimension that counts neurons; None means the last for two and three dimensions, 1 from four up.
-        center: subtract each neuron's mean over samples first: correlations.
         max_bytes: bound on memory beyond the activations; None: none, and some 10 MiB are taken.
-        progress: True for a line on standard error, or a function called with (done, total).
-        backend: "triton" | "torch"; None takes SDSD_BACKEND, or Triton on a GPU and torch elsewhere. Triton has at most
-            512 bins.
+        neuron_dim, center, progress, backend: as in `neuron_pairs`. Triton has at most 512 bins.
 
     Returns:
         counts (bins,), int64 and exact; edges (bins + 1,), float64; zero_pairs and nan_pairs, how many of the
@@ -316,11 +310,8 @@ def row_sums(
     Args:
         activations: as `neuron_cosine_matrix` takes them; a layer's weights serve as well, with neuron_dim=0.
         kind: "cosine" | "absolute" | "distance".
-        neuron_dim: the dimension that counts neurons; None means the last for two and three dimensions, 1 from four up.
-        center: subtract each neuron's mean over samples first: correlations.
         max_bytes: bound on memory beyond the activations; None: none, and some 10 MiB are taken.
-        progress: True for a line on standard error, or a function called with (done, total).
-        backend: "triton" | "torch"; None takes SDSD_BACKEND, or Triton on a GPU and torch elsewhere.
+        neuron_dim, center, progress, backend: as in `neuron_pairs`.
 
     Returns:
         float64, on the device of `activations`.  # shape: (neurons,)

@@ -16,7 +16,7 @@ from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_si
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
-from .merge import How, IndexPairs, Merger, Pairs, absorption_from, added, applied, apply, part_tensor
+from .merge import How, IndexPairs, Merger, Pairs, absorption_from, added, applied, apply, part_tensor, refuse_tied
 from .norms import REPEAT, Norms, RepeatedNorm, refuse_across_groups, repeat_norms, with_norms_apart
 from .proof import prove, zeroed
 
@@ -110,8 +110,9 @@ def consolidate(
         remove: False merges for good and keeps the shapes.
         norms: what becomes of norms over all neurons, as LayerNorm over a residual stream. "refuse": their mean and
             variance would be others, so nothing is removed. "repeat", for how="mean": each becomes a `RepeatedNorm`,
-            which shows it the merged neurons twice. It keeps its parameters, under "norm." in its place, so the
-            model's class and configuration no longer build it: save it with torch.save, whole.
+            which shows it the merged neurons twice, and before a tied head gives their sum. It keeps its parameters,
+            under "norm." in its place, so the model's class and configuration no longer build it: save it with
+            torch.save, whole.
         inplace: change `model` instead of a copy. An optimizer has to be made anew then: parameters are new tensors.
             A call that fails leaves the model as it was.
         example_input: as in `consumers`; with it FLOPs are counted, too.
@@ -158,6 +159,8 @@ def consolidate(
         fewer = with_norms_apart(model, group)
     if remove:
         fewer.require("Removing neurons", removal=True)
+    if remove and fewer is group:
+        refuse_tied(group, "removal")
     merger = Merger(model, group, how, absorption)
     checked = merger.checked(pairs)
     listed = [(i, j) for i, j in torch.stack(checked, 1).tolist()]

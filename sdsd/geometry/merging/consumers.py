@@ -80,16 +80,16 @@ class Consumers:
     kinds: dict[str, str]  # of modules, by name
     statistics: tuple[Norm, ...] = ()
 
-    def of(self, role: str) -> tuple[Part, ...]:
-        """The parts that play this role.
+    def of(self, *roles: str) -> tuple[Part, ...]:
+        """The parts that play one of these roles.
 
         Args:
-            role: as in `Part.role`.
+            roles: as in `Part.role`.
 
         Returns:
             Some of `parts`, in their order.
         """
-        return tuple(part for part in self.parts if part.role == role)
+        return tuple(part for part in self.parts if part.role in roles)
 
     @property
     def writers(self) -> tuple[Touched, ...]:
@@ -118,7 +118,7 @@ class Consumers:
 
     @property
     def _is_read(self) -> bool:
-        return bool(self.of(READER) or self.of(TIED))
+        return bool(self.of(READER, TIED))
 
     @property
     def is_output(self) -> bool:
@@ -143,6 +143,9 @@ class Consumers:
         for reader in self.readers:
             columns = int((reader.neurons >= 0).sum()) // self.neurons
             lines.append(f"  read by {reader.name!r} ({reader.kind}), {columns} column{'s'[: columns > 1]} a neuron")
+        for part in self.of(TIED):
+            name = part.name.rpartition(".")[0]
+            lines.append(f"  written and read by {name!r} ({self.kinds[name]})")
         lines += [f"  cannot {CANNOT[o.blocks]}: {o}" for o in self.obstacles]
         return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...graphs import READER, Part, spatial_dims
+from ...graphs import READER, TIED, Part, spatial_dims
 from ...models import evaluating, plainly
 from .consumers import Consumers, consumers
 from .merge import IndexPairs, layer_rows, part_tensor
@@ -68,7 +68,7 @@ def outgoing_weights(
 def weights_of(model: nn.Module, group: Consumers, roots: dict[str, Tensor]) -> Tensor:
     """`outgoing_weights` of a group that is known; `roots`: F^½ of each reader, by name."""
     columns = []
-    for part in group.of(READER):
+    for part in group.of(READER, TIED):
         weight = part_tensor(model, part).detach()
         if weight.is_complex():
             raise TypeError(f"layer: expected readers with real weights, got {part.name!r} of {weight.dtype}.")
@@ -118,7 +118,7 @@ def foretold_change(model: nn.Module, group: Consumers, pairs: IndexPairs, how: 
     V are outgoing weights, Δ what the merge changes in them with activations as they are, G products of activations:
     exactly for "act" and "absorb" and readers with one column a neuron; see `merge_cost`. None for complex weights.
     """
-    parts = [(part_tensor(model, part).detach(), part) for part in group.of(READER)]
+    parts = [(part_tensor(model, part).detach(), part) for part in group.of(READER, TIED)]
     if any(weight.is_complex() for weight, _ in parts):
         return None
     outgoing = _columns(group, parts)
@@ -146,7 +146,8 @@ def _columns(group: Consumers, parts: list[tuple[Tensor, Part]]) -> Tensor:
 
 def unweighable(group: Consumers) -> str:
     """Why a loss cannot weigh what the group's readers get; "" where it can."""
-    wrong = next((part.name for part in group.of(READER) if part.name.rpartition(".")[2] != "weight"), None)
+    plain = [part.name for part in group.of(READER) if part.name.rpartition(".")[2] == "weight"]
+    wrong = next((part.name for part in group.of(READER, TIED) if part.name not in plain), None)
     if wrong is None:
         return ""
     return (

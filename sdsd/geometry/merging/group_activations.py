@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...graphs import CONVOLUTIONS, READER, listening
+from ...graphs import CONVOLUTIONS, READER, TIED, listening
 from ...models import evaluating, plainly
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding
 from ..gram import GramAccumulator
@@ -142,7 +142,7 @@ class _Store:
 
     def __init__(self, model: nn.Module, group: Consumers, of: str, padding: Padding) -> None:
         self.group, self.padding = group, padding
-        readers = group.of(READER)
+        readers = group.of(READER) or group.of(TIED)
         if of == READERS and not readers:
             raise ValueError(f"layers: nothing that is known reads {group.layer!r}. Pass of='members'.\n{group}")
         self.place = (readers[0].name, readers[0].dim) if of == READERS else ("", 0)

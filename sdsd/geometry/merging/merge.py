@@ -42,7 +42,8 @@ def merge(
     """Merge pairs (i, j) of neurons inside a `with` block; afterwards the model is as it was, bit for bit.
 
         "mean"    w_i, w_j ← (w_i + w_j) / 2, the same for biases, for entries of norms on the way (γ, β, means and
-                  variances) and for kernels of depthwise convolutions; readers keep their weights
+                  variances) and for kernels of depthwise convolutions; readers keep their weights, but those that
+                  are a writer's as well, as in a tied head
         "act"     o_i, o_j ← (o_i + o_j) / 2: readers see the average of both activations; incoming weights stay
         "absorb"  o_i ← o_i + o_j ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩,  o_j ← 0: j is dropped, and i stands in for it as well as
                   least squares on the activations can make it
@@ -147,7 +148,8 @@ class Merger:
         else:
             group.require(f"how={how!r}", removal=False)
         self.model, self.group, self.how, self.absorption = model, group, how, absorption
-        refuse_tied(group)
+        if how != "mean":
+            refuse_tied(group, f"how={how!r}")
         if how == "mean":
             refuse_computed(model, group)
 
@@ -161,7 +163,7 @@ class Merger:
             return [
                 _averaged(part_tensor(self.model, part), part, pairs)
                 for part in self.group.parts
-                if part.role in (WRITER, BETWEEN)
+                if part.role in (WRITER, BETWEEN, TIED)
             ]
         weights = [(part_tensor(self.model, part), part) for part in self.group.of(READER)]
         if self.how == "act":
@@ -214,12 +216,13 @@ def _averaged(tensor: Tensor, touched: Part, pairs: IndexPairs) -> Edit:
     return Edit(tensor, dim, torch.cat((first, second)), torch.cat((average, average), dim))
 
 
-def refuse_tied(group: Consumers) -> None:
+def refuse_tied(group: Consumers, what: str) -> None:
     """ValueError where an axis of one tensor both gives the neurons' values and reads them."""
     for part in group.of(TIED):
         raise ValueError(
             f"layer: {part.name!r} writes the neurons of {group.layer!r} and reads them, as one tensor in two places, "
-            "so changing the one changes the other. Untie them first (give one a copy), or choose another layer."
+            f"so changing the one changes the other; {what} would. Untie them first (give one a copy), choose another "
+            "layer, or merge by how='mean' with remove=False."
         )
 
 
@@ -227,7 +230,7 @@ def refuse_computed(model: nn.Module, group: Consumers) -> None:
     """ValueError where what would be averaged is computed from other tensors before each call."""
     for part in group.parts:
         holder = part.name.partition(".parametrizations")[0].rpartition(".")[0]
-        computed = computed_tensors(model.get_submodule(holder)) if part.role in (WRITER, BETWEEN) else []
+        computed = computed_tensors(model.get_submodule(holder)) if part.role in (WRITER, BETWEEN, TIED) else []
         if computed:
             raise ValueError(
                 f"layer: the {computed[0]} of {holder!r}, behind {group.layer!r}, is computed from other tensors, so "

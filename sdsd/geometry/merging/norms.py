@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...graphs import BETWEEN, Norm
+from ...graphs import BETWEEN, TIED, Norm
 from .consumers import Consumers
 from .merge import IndexPairs
 
@@ -20,23 +20,37 @@ class RepeatedNorm(nn.Module):
     """A norm that goes on to see as many neurons as before some of them were merged.
 
     Merged neurons have one value, so repeating it gives the norm what it saw, whatever it computes: mean and variance
-    are those of the merged network. One value for each neuron that is left is given on.
+    are those of the merged network. One value for each neuron that is left is given on, or the sum of those that it
+    stands for, where what reads them is a writer's weight as well and cannot hold the sum of its columns.
 
     Args:
         norm: the norm, as wide as it was.
         dim: the dimension of its input and output that counts neurons, from the end.
         places: for each entry that the norm sees, its place among those that are left.  # shape: (before,)
         kept: which of the norm's outputs are given on.  # shape: (after,)
+        summed: give on sums.
     """
 
     places: Tensor
     kept: Tensor
+    times: Tensor | None
 
-    def __init__(self, norm: nn.Module, dim: int, places: Tensor, kept: Tensor) -> None:
+    def __init__(self, norm: nn.Module, dim: int, places: Tensor, kept: Tensor, summed: bool = False) -> None:
         super().__init__()
         self.norm, self.dim = norm, dim
         self.register_buffer("places", places)
         self.register_buffer("kept", kept)
+        self.register_buffer("times", places.bincount(minlength=len(kept)) if summed else None)
+
+    def __getattr__(self, name: str) -> Any:
+        """What it has not, such as a weight whose dtype the model asks for, is that of the norm."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = self.__dict__.get("_modules", {}).get("norm")
+            if inner is None:
+                raise
+            return getattr(inner, name)
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """The norm of the neurons that are left.
@@ -49,11 +63,12 @@ class RepeatedNorm(nn.Module):
             As many neurons as `x` has.  # shape: that of x
         """
         wide: Tensor = self.norm(x.index_select(self.dim, self.places), *others, **named)
-        return wide.index_select(self.dim, self.kept)
+        given = wide.index_select(self.dim, self.kept)
+        return given if self.times is None else given * self.times.reshape(-1, *[1] * (-1 - self.dim))
 
     def extra_repr(self) -> str:
         """How many neurons the norm sees, and how many there are."""
-        return f"{len(self.places)} seen, {len(self.kept)} given on"
+        return f"{len(self.places)} seen, {len(self.kept)} given on{'' if self.times is None else ', summed'}"
 
 
 def with_norms_apart(model: nn.Module, group: Consumers) -> Consumers:
@@ -75,8 +90,29 @@ def with_norms_apart(model: nn.Module, group: Consumers) -> Consumers:
     wrong = next((part.name for part in apart if part.role != BETWEEN), None)
     if wrong is not None:
         raise ValueError(f"norms: {wrong!r} is multiplied elsewhere as well, so its norm cannot stay as it is.")
+    tied, summed = group.of(TIED), _summed(group)
+    for part in tied:
+        behind = [norm for norm in part.behind if norm not in summed]
+        if behind or not part.behind:
+            raise ValueError(
+                f"norms: {part.name!r} writes the neurons of {group.layer!r} and reads them, as one tensor in two "
+                "places, so it cannot hold the sum of two columns. It could read sums behind a norm that nothing else "
+                f"reads, and {_what(behind)}. Untie them first (give one a copy), or merge without removal "
+                "(remove=False)."
+            )
     others = tuple(obstacle for obstacle in group.obstacles if obstacle.norm is None)
     return dataclasses.replace(group, parts=parts, obstacles=others)
+
+
+def _summed(group: Consumers) -> set[str]:
+    """Norms whose outputs are read by nothing but weights that write the neurons as well."""
+    tied = {part.name for part in group.of(TIED)}
+    return {norm.module for norm in group.statistics if norm.readers and norm.readers <= tied}
+
+
+def _what(behind: list[str]) -> str:
+    named = [norm for norm in behind if norm]
+    return f"{named[0]!r} has other readers" if named else "it reads them from elsewhere"
 
 
 def refuse_across_groups(model: nn.Module, group: Consumers, pairs: IndexPairs) -> None:
@@ -110,11 +146,12 @@ def _groups_of(model: nn.Module, norm: Norm) -> Tensor:
 def repeat_norms(model: nn.Module, group: Consumers, pairs: IndexPairs) -> None:
     """Put a `RepeatedNorm` in the place of every norm over the neurons of a model from which the second of each pair
     was cut."""
+    summed = _summed(group)
     for norm in group.statistics:
         inner = model.get_submodule(norm.module)
         device = next((each.device for each in (*inner.parameters(), *inner.buffers())), pairs.first.device)
         places, kept = _places(norm, pairs)
-        made = RepeatedNorm(inner, norm.dim, places.to(device), kept.to(device))
+        made = RepeatedNorm(inner, norm.dim, places.to(device), kept.to(device), norm.module in summed)
         made.train(inner.training)
         for module in model.modules():
             for name, child in list(module._modules.items()):

@@ -23,7 +23,7 @@ from .consolidate import copied, given_back, shrink, sizes_of_model
 from .consumers import Consumers, consumers
 from .expert_removal import remove_experts
 from .experts import count_of, holder_of
-from .merge import How, IndexPairs, Merger, applied, checked_pairs
+from .merge import How, IndexPairs, Merger, applied, checked_pairs, refuse_tied
 from .model_report import LayerReport, ModelConsolidation, table_of
 from .norms import REPEAT, Norms, repeat_norms, with_norms_apart
 from .proof import prove
@@ -34,21 +34,18 @@ FORMAT = 1
 
 
 class PlannedPair(NamedTuple):
-    """Two neurons that are to become one; the second goes.
-
-    Attributes:
-        first: a neuron that stays.
-        second: one that goes.
-        cosine: of what readers get of them.
-        cost: what they were chosen by, where that is the cost; None otherwise.
-        share: of the second that the first takes over, for how="absorb"; None otherwise.
-    """
+    """Two neurons that are to become one; the second goes."""
 
     first: int
+    """A neuron that stays."""
     second: int
+    """One that goes."""
     cosine: float
+    """Of what readers get of them."""
     cost: float | None = None
+    """What they were chosen by, where that is the cost; None otherwise."""
     share: float | None = None
+    """Of the second that the first takes over, for how="absorb"; None otherwise."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +310,8 @@ def to_remove(model: nn.Module, group: Consumers, norms: Norms) -> Consumers:
     """The group as neurons are taken out of it; ValueError where they cannot be."""
     fewer = with_norms_apart(model, group) if norms == REPEAT and group.statistics else group
     fewer.require("Removing neurons", removal=True)
+    if fewer is group:
+        refuse_tied(group, "removal")
     return fewer
 
 

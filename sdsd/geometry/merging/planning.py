@@ -59,8 +59,8 @@ def plan_consolidation(
     """What `consolidate_model` would do with the same arguments; nothing is changed.
 
     Args:
-        model, loader, layers, exclude, experts, by, above, below, budget, uniform, multiple, how, norms, loss,
-            example_input, max_batches, forward, mask: as in `consolidate_model`.
+        model, loader, layers, exclude, experts, by, above, below, budget: as in `consolidate_model`.
+        uniform, multiple, how, norms, loss, example_input, max_batches, forward, mask: likewise.
         progress: True for lines on standard error, or a function called with (done, total): batches, then layers.
 
     Returns:

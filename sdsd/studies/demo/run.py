@@ -145,7 +145,7 @@ def train(network: nn.Module, digits: Digits, config: DemoConfig, display: Displ
         f"{len(digits.held_out_images)} digits held out."
     )
     display.start(total)
-    header = gamma_columns("layer", config.batch_size)
+    header = gamma_columns("layer", config.batch_size, config.confidence)
     path = result.folder / HISTORY
     path.unlink(missing_ok=True)
     result.written.append(path)

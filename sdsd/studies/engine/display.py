@@ -15,9 +15,9 @@ NARROWEST = 80
 """Columns of a terminal on which the live table can be read."""
 
 
-def gamma_columns(first: str, batch_size: int) -> Row:
+def gamma_columns(first: str, batch_size: int, confidence: float) -> Row:
     """Heads of the columns of `table_row`; phases are those of `GammaStats.phase`."""
-    return first, f"Γ of a batch of {batch_size:,}", "noise scale", "95% interval", "phase"
+    return first, f"Γ of a batch of {batch_size:,}", "noise scale", f"{100 * confidence:g}% interval", "phase"
 
 
 class Display(Protocol):
@@ -143,10 +143,13 @@ def noise_scale_of(gamma: float) -> float:
 
 
 def table_row(name: str, gamma: float, low: float, high: float, batch_size: int) -> tuple[str, ...]:
-    """One row of the live table from Γ of one sample and its bounds; shown is that of a batch."""
+    """One row of the live table from Γ of one sample and its bounds; shown is that of a batch.
+
+    The interval is that of the noise scale, which has none where Γ lies below zero with both bounds.
+    """
     from ...report.figures import plain_number
 
-    interval = "–" if math.isnan(low) else f"{plain_number(noise_scale_of(high))} – {plain_number(noise_scale_of(low))}"
+    interval = f"{plain_number(noise_scale_of(high))} – {plain_number(noise_scale_of(low))}" if high > 0 else "–"
     if math.isnan(low):
         phase = "–"
     else:

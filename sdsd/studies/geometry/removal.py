@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...geometry import collect_activations, disjoint_pairs, evaluating, merge, outgoing_weights
+from ...geometry import COHORTS, collect_activations, disjoint_pairs, evaluating, merge, outgoing_weights
 from ...geometry.merging import single_number
 from ...report import figures
 from ..documents import FUNCTIONAL_GEOMETRY
@@ -22,7 +22,7 @@ from .subject import Subject, digits_cnn, digits_mlp
 WAYS = {"removed": "taken out", "absorbed": "taken out, partner stands in", "averaged": "averaged with its partner"}
 """What is done to a pair: one neuron taken out, and its partner left as it is or given its readers by least squares,
 or both averaged. The first two are the mean over both neurons, for nothing says which of them goes."""
-COHORTS = {"near": "nearest", "far": "farthest"}
+COMPARED = ("near", "far")
 EFFECT = EFFECTS["removal"]
 
 
@@ -81,8 +81,8 @@ def _measure(subject: Subject, seed: int, progress: Progress, pairs: int) -> dic
         drawn = disjoint_pairs(None, count, which, cosine=cosine, alive=alive, seed=seed)
         return [(int(pair.first), int(pair.second)) for pair in drawn]
 
-    costs: dict[str, Any] = {name: {} for name in COHORTS}
-    for name in progress.each(list(COHORTS), f"seed {seed}: {subject.name}, {', '.join(COHORTS)} pairs"):
+    costs: dict[str, Any] = {name: {} for name in COMPARED}
+    for name in progress.each(COMPARED, f"seed {seed}: {subject.name}, {', '.join(COMPARED)} pairs"):
         for way, measure in ways.items():
             costs[name][way] = [measure(pair) for pair in chosen(COHORTS[name])]
     strangers = chosen("random")

@@ -86,14 +86,14 @@ def _cards(series: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
 
 def _claims_section(result: StudyResult) -> html.Section:
     """A table for each network: verdicts come in the order of networks, each with the same claims at most once."""
-    tables: list[list[geometry_page.Claim]] = [[]]
+    tables: list[list[geometry_page.ClaimRow]] = [[]]
     for verdict in result.verdicts:
         if any(claim.claim == verdict.claim for claim in tables[-1]):
             tables.append([])
         tables[-1].append(_claim(verdict))
     blocks: list[html.Block] = []
     for series, claims in zip(result.series, tables, strict=False):
-        blocks += [html.Heading(f"{series['network']}, layer {series['layer']!r}"), geometry_page.Claims(claims)]
+        blocks += [html.Heading(f"{series['network']}, layer {series['layer']!r}"), geometry_page.ClaimRows(claims)]
     return html.Section(
         f"The claims of the document, held against {'these networks' if len(result.series) > 1 else 'this network'}",
         [
@@ -103,9 +103,11 @@ def _claims_section(result: StudyResult) -> html.Section:
     )
 
 
-def _claim(verdict: Verdict) -> geometry_page.Claim:
+def _claim(verdict: Verdict) -> geometry_page.ClaimRow:
     here = "–" if verdict.our_figure is None else str(verdict.our_figure)
-    return geometry_page.Claim(verdict.claim, verdict.verdict, verdict.published, here, verdict.corrected, verdict.rule)
+    return geometry_page.ClaimRow(
+        verdict.claim, verdict.verdict, verdict.published, here, verdict.corrected, verdict.rule
+    )
 
 
 def _network_sections(
@@ -253,7 +255,7 @@ def _control_section(series: Mapping[str, Any], book: FigureBook, stem: str, suf
     blocks: list[html.Block] = [
         html.Text(
             "If the geometry is learned, it should not be there in a network that has learned nothing, or for inputs "
-            "with nothing in them to know. Silhouettes are those of ten clusters each, for only such compare."
+            "with nothing in them to know. Every silhouette is that of ten clusters, so that they can be compared."
         )
     ]
     figure, axes = figures.new_figure(2.9 * len(maps), 3.0, columns=len(maps))

@@ -79,7 +79,6 @@ def test_disjoint_pairs_are_those_of_the_whole_matrix(x, pairs, farthest, candid
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(disjoint, "CANDIDATES", candidates)
         patch.setattr(disjoint, "ROWS_TOGETHER", rows_together)
-        patch.setattr(disjoint._Matrix, "rows_together", rows_together)
         patch.setattr(cpu, "BLOCK", (8, 16))
         for found in (disjoint_pairs(x, pairs, which), disjoint_pairs(cosine=cosine, pairs=pairs, which=which)):
             assert indices(found) == wanted

@@ -3,7 +3,6 @@ before anything is cut."""
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 
@@ -13,37 +12,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sdsd.geometry import consolidate, consolidate_model, consumers, merge
-from sdsd.graphs import seeded
+from sdsd.geometry import consolidate_model
 
-from ..networks import Forward
-
-conv, linear = nn.Conv2d, nn.Linear
-PAIRS = [(0, 1), (2, 3)]
-
-
-def rows():
-    return torch.randn(8, 16, dtype=torch.float64)
-
-
-def words():
-    return torch.randn(4, 7, 16, dtype=torch.float64)
-
-
-def pictures():
-    return torch.randn(4, 3, 8, 8, dtype=torch.float64)
-
-
-def tokens():
-    return torch.randint(20, (4, 7))
-
-
-def dense(**more):
-    return {"a": linear(16, 12), "b": linear(12, 4), **more}
-
-
-def pointwise(**more):
-    return {"a": conv(3, 12, 1), "b": conv(12, 2, 1), **more}
+from .programs import (
+    built,
+    conv,
+    dense,
+    is_refused,
+    is_the_merged_one,
+    linear,
+    pictures,
+    pointwise,
+    rows,
+    tokens,
+    words,
+)
 
 
 class Counting(nn.Module):
@@ -479,48 +462,17 @@ REFUSED = {
 }
 
 
-def built(case):
-    torch.manual_seed(0)
-    model = Forward(case[0], **case[2]()).double()
-    for parameter in model.parameters():
-        parameter.data = torch.randn_like(parameter) / 2
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model.eval(), case[1]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_smaller_network_is_the_merged_one(name):
     model, drawn = built(RIGHT[name])
-    before = copy.deepcopy(model.state_dict())
-    example = drawn()
-    pairs = [pair for pair in PAIRS if max(pair) < consumers(model, "a", example).neurons]
-    smaller, report = consolidate(model, "a", pairs, example_input=example)
-    assert report.compared
-    assert report.parameters[1] < report.parameters[0]
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    for x in (example, drawn()):
-        for training in (False, True):
-            with merge(model.train(training), "a", pairs, example_input=example), seeded(4, []):
-                wanted = model(x)
-            with seeded(4, []):
-                found = copy.deepcopy(smaller).train(training)(x)
-            assert (found - wanted).abs().max() <= 1e-7 * wanted.abs().max()
-    copy.deepcopy(smaller).load_state_dict(smaller.state_dict())
+    is_the_merged_one(model, drawn)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_cut_is_refused_by_name(name):
     model, drawn = built(REFUSED[name])
-    before, example = copy.deepcopy(model.state_dict()), drawn()
-    model(example)
-    with pytest.raises(ValueError, match=REFUSED[name][3]):
-        consolidate(model, "a", PAIRS, inplace=True, example_input=example)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    model(example)
+    is_refused(model, drawn, REFUSED[name][3])
 
 
 def test_a_whole_model_with_a_weight_that_is_computed():

@@ -118,6 +118,25 @@ def test_what_the_norm_sees_is_what_it_saw():
     torch.testing.assert_close(given, (values - mean) / (variance + 1e-5).sqrt(), rtol=1e-12, atol=1e-12)
 
 
+class AsksForDtype(Stream):
+    """As Mamba does."""
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = x + self.down(torch.relu(self.up(self.first(x.to(self.first.weight.dtype)))))
+        return self.head(self.last(x))
+
+
+def test_what_the_model_asks_of_a_norm_is_answered():
+    _, x = stream("RMSNorm")
+    smaller, report = consolidate(AsksForDtype(HandWritten), "down", PAIRS, norms="repeat", example_input=x)
+    assert report.compared
+    assert smaller.first.weight is smaller.first.norm.weight
+    assert not hasattr(smaller.first, "widths")
+    again, _ = consolidate(smaller, "up", [(0, 2)], example_input=x)
+    assert again.up.out_features == 5
+
+
 def test_no_configuration_builds_it():
     model, x = stream("LayerNorm")
     smaller, _ = consolidate(model, "embed", PAIRS, norms="repeat", example_input=x)

@@ -23,7 +23,7 @@ from sdsd.studies.demo.merges import merge_facts, merge_sentence, pair_table
 from sdsd.studies.demo.neurons import judged_links, link_words
 from sdsd.studies.demo.noise import noise_sentence
 from sdsd.studies.digits import split_digits
-from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet, choose_display, gamma_columns
+from sdsd.studies.engine.display import LiveTable, PlainLines, Quiet, choose_display, gamma_columns, table_row
 
 from ..strict_json import strict_json
 
@@ -290,11 +290,21 @@ def test_the_table_holds_the_pairs_in_their_order(finished):
             assert float(text.replace("−", "-")) == pytest.approx(pair["loss_change"], rel=0.06)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(0.01, 0.05, "20 – 100"), (-0.01, 0.05, "20 – ∞"), (-0.05, -0.01, "–"), (math.nan,) * 2 + ("–",)],
+)
+def test_a_row_has_an_interval_where_there_is_one(low, high, shown):
+    row = table_row("weight", 0.02, low, high, 8)
+    assert row[3] == shown
+    assert row[4] == ("–" if math.isnan(low) else "diffusion")
+
+
 def test_plain_lines_are_few_and_end_with_the_last_step(capsys):
     lines = PlainLines(lines=4)
     lines.start(10)
     for step in range(1, 11):
-        lines.update(step, "loss 1", gamma_columns("layer", 32), [("whole network", "2", "64", "–", "…")])
+        lines.update(step, "loss 1", gamma_columns("layer", 32, 0.95), [("whole network", "2", "64", "–", "…")])
     printed = capsys.readouterr().out.splitlines()
     assert 4 <= len(printed) <= 6
     assert printed[-1] == "step 10/10 · loss 1 · Γ of a batch of 32: 2 · noise scale: 64"
@@ -311,7 +321,7 @@ def test_live_table_shows_every_layer_and_whole_numbers(width):
     table.start(2)
     name = "transformer.encoder.layers.0.self_attention.output.weight"
     rows = [(name, "3.3", "1,200,000", "30,000 – 5,000,000", "diffusion"), ("whole network",) + ("1",) * 4]
-    table.update(1, "loss 0.5", gamma_columns("layer", 256), rows)
+    table.update(1, "loss 0.5", gamma_columns("layer", 256, 0.9), rows)
     table.stop()
     table.stop()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
@@ -324,6 +334,7 @@ def test_live_table_shows_every_layer_and_whole_numbers(width):
         "Γ of a batch ",
         "of 256 ",
         "scale",
+        "90% interval",
     ):
         assert text in shown
     assert "…" not in shown

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ...following import Track, track_of
-from ..convolutions import by_samples, per_sample_weight, products_win, squares_by_products
+from ..convolutions import by_samples, per_sample_weight
 from ..landed import bare_apply, followed, land_bias, land_convolution, rows_of
-from ..pieces import SAFE, Dense, Lazy, Piece
+from ..pieces import Dense, Lazy, Piece
 from ..plans import Joined, keep
 from ..use import Use, autocast, joined, saved_alike, watch
 from .generic import any_operation
@@ -145,6 +145,7 @@ def _joined(
 
 
 _backward = torch.ops.aten.convolution_backward.default
+_stats = torch.ops.sdsd.conv_weight_grad_stats.default
 
 
 class _Joined(torch.autograd.Function):
@@ -199,18 +200,29 @@ def _measure(
         if places is not None:
             return _land(use, places, x, grad, weight, settings, need_x)
     scale, shared = ledger.scale(leaf.name) if ledger.scaled else None, ledger.shared(leaf)
-    by_products = not shared and scale is None and products_win(x, grad, weight, settings)
-    together = shared or by_products
-    grad_x = grad_weight = grad_bias = None
-    if need_x or together:
-        grad_x, grad_weight, _ = _backward(grad, x, weight, [0], *settings, [need_x, together, False])
-    alone = None
-    if by_products:
-        alone = squares_by_products(grad, x, weight, settings, ledger.max_bytes)
-        if not SAFE[0] < alone.item() < SAFE[1]:
-            alone = squares_by_products(grad.double(), x.double(), weight, settings, ledger.max_bytes)
-    elif not shared:
-        grad_weight, alone = by_samples(grad, x, weight, settings, scale, ledger.max_bytes)
+    alone = grad_x = grad_weight = grad_bias = None
+    if need_x or shared:
+        grad_x, grad_weight, _ = _backward(grad, x, weight, [0], *settings, [need_x, shared, False])
+    if not shared:
+        stride, padding, dilation, transposed, _, groups = settings
+        if transposed or x.dtype not in (torch.float32, torch.float64):
+            grad_weight, alone = by_samples(grad, x, weight, settings, scale, ledger.max_bytes)
+        else:
+            grad_weight, alone = _stats(
+                x,
+                grad,
+                scale,
+                weight.shape[2:],
+                stride,
+                padding,
+                dilation,
+                groups,
+                True,
+                leaf.tensor.dtype,
+                False,
+                ledger.max_bytes,
+                "torch",
+            )
 
     def form(start: int, stop: int) -> Tensor:
         return per_sample_weight(grad[start:stop], x[start:stop], weight, settings)
