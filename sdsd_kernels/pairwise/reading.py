@@ -34,17 +34,22 @@ def even_part(count: int, most: int) -> int:
     return -(-count // -(-count // most))
 
 
-def converted(chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
+def converted(
+    chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """chunk · scale − mean as a matrix (neurons, samples) in `dtype`, neurons or samples adjacent as in the chunk.
+
+    Written into `out`, flat memory with room for it, where that is given.
 
     Scales are powers of two, so that this order rounds as the other does, and numbers near the ends of the range stay
     within it.
     """
     neurons, outer, inner = chunk.shape
+    room = chunk.new_empty(chunk.numel(), dtype=dtype) if out is None else out[: chunk.numel()]
     if chunk.stride(0) < chunk.stride(2):
-        copy = chunk.new_empty((outer, inner, neurons), dtype=dtype).permute(2, 0, 1)
+        copy = room.view(outer, inner, neurons).permute(2, 0, 1)
     else:
-        copy = chunk.new_empty((neurons, outer, inner), dtype=dtype)
+        copy = room.view(neurons, outer, inner)
     copy.copy_(chunk)
     if scale is not None:
         copy.mul_(scale[:, None, None])
