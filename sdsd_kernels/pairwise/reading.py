@@ -20,7 +20,7 @@ SQUARES = {torch.float32: (2.0**-80, 2.0**120), torch.float64: (2.0**-800, 2.0**
 def sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]:
     """Cut OUTER × INNER samples into pieces of at most `most`, as equal as can be.
 
-    What is converted then takes memory of one size: holes that larger pieces leave in the C heap, smaller ones break up.
+    What is converted then takes memory of one size; pieces of changing size leave holes in the C heap.
     """
     _, outer, inner = shape
     together, each = even_part(outer, max(1, most // inner)), even_part(inner, most)

@@ -92,8 +92,7 @@ def plan_consolidation(
     )
     multiple = checks.check_integer(multiple, "multiple", least=1, why="feature")
     loader = read_twice(loader, max_batches)
-    if example_input is None:
-        example_input = example_of(model, loader)
+    example_input = example_of(model, loader) if example_input is None else example_input
     run = forward or ModelCall(model, None)
     considered = _groups(model, layers, exclude, example_input)
     rows = [_Row.of(model, group, exclude, how, norms) for group in considered]
