@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def alive_flags(alive: Tensor | np.ndarray, count: int) -> Tensor:
+    """`alive` as a tensor; ValueError unless it is one boolean a neuron."""
+    flags = as_tensor(alive, "alive")
+    if tuple(flags.shape) != (count,) or flags.dtype != torch.bool:
+        raise ValueError(
+            f"alive: expected {count} booleans, one a neuron, got {flags.dtype} of shape {tuple(flags.shape)}."
+        )
+    return flags
+
+
 def neurons_first(activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
     """A view (neurons, …) of activations as `neuron_cosine_matrix` takes them; there may be no samples.
 
@@ -54,7 +64,12 @@ def neuron_dim_of_both(x: Tensor, y: Tensor | None, neuron_dim: int | None) -> t
 
 
 def as_tensor(activations: Tensor | np.ndarray, name: str = "activations") -> Tensor:
-    """A tensor over the same memory where torch can share it."""
+    """A tensor over the same memory where torch can share it.
+
+    Raises:
+        TypeError: no tensor or array, or one of a dtype that torch does not have.
+        ValueError: a masked array with something masked.
+    """
     if isinstance(activations, Tensor):
         return activations
     if type(activations).__module__.split(".")[0] != "numpy" or not hasattr(activations, "__array_interface__"):
@@ -62,6 +77,16 @@ def as_tensor(activations: Tensor | np.ndarray, name: str = "activations") -> Te
             f"{name}: expected a torch.Tensor or a NumPy array, got {type(activations).__name__}. "
             f"Convert it first, for example with torch.as_tensor({name})."
         )
+    if hasattr(activations, "mask"):
+        import numpy as np
+
+        masked = int(activations.mask.sum())
+        if masked:
+            raise ValueError(
+                f"{name}: expected numbers everywhere, got a masked array with {masked:,} of {activations.size:,} "
+                f"masked. Leave those samples out, or pass {name}.filled(…)."
+            )
+        activations = np.asarray(activations.data)
     try:
         with warnings.catch_warnings():
             # Read-only arrays (memory maps) are fine: nothing here writes to its input.

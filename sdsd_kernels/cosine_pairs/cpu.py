@@ -111,6 +111,7 @@ def cosine_pairs_torch(
     for block, row, column in cosine_blocks(neurons, neurons, sides, fill=nothing, progress=progress):
         waiting.look_into(block, row, column)
     check_count(waiting.kept, itemsize, scratch, max_bytes)
+    neurons.rooms.clear()
     return waiting.in_order()
 
 

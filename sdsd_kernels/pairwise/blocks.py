@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Neurons:
         inverse_norm: of the centred, scaled neuron; 0 for one that is zero, NaN for one with a NaN or an infinity.
             # shape: (N,)
         unit: whether `rows` have unit length, so that their products are cosines.
+        rooms: where panels are converted to, for rows of a block and for columns. New memory for each would leave holes
+            in the C heap.
     """
 
     rows: Tensor
@@ -50,6 +52,7 @@ class Neurons:
     scale: Tensor | None
     inverse_norm: Tensor
     unit: bool = False
+    rooms: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def directed(self) -> Tensor:
@@ -208,8 +211,8 @@ def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column:
             _multiply(*parts, out, on_diagonal, accumulate=number > 0)
         return
     for number, part in enumerate(sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
-        a = panel(left, slice(row, row + rows), part)
-        b = a if on_diagonal and rows == columns else panel(right, slice(column, column + columns), part)
+        a = panel(left, slice(row, row + rows), part, "rows")
+        b = a if on_diagonal and rows == columns else panel(right, slice(column, column + columns), part, "columns")
         _multiply(a, b, out, on_diagonal, accumulate=number > 0)
 
 
@@ -226,11 +229,19 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, on_diagonal: bool, *, accumulat
         product(a[side:], b, out[side:], accumulate)
 
 
-def panel(neurons: Neurons, which: slice, part: tuple[slice, slice]) -> Tensor:
-    """x · scale − mean of some neurons over some samples, in the dtype of the products."""
+def panel(neurons: Neurons, which: slice, part: tuple[slice, slice], room: str = "") -> Tensor:
+    """x · scale − mean of some neurons over some samples, in the dtype of the products.
+
+    With `room` in memory of that name, which the next panel there overwrites.
+    """
     mean = None if neurons.mean is None else neurons.mean[which]
     scale = None if neurons.scale is None else neurons.scale[which]
-    return converted(neurons.rows[which, part[0], part[1]], neurons.dtype, mean, scale)
+    chunk, out = neurons.rows[which, part[0], part[1]], None
+    if room:
+        out = neurons.rooms.get(room)
+        if out is None or out.numel() < chunk.numel():
+            out = neurons.rooms[room] = chunk.new_empty(chunk.numel(), dtype=neurons.dtype)
+    return converted(chunk, neurons.dtype, mean, scale, out)
 
 
 def _panel_bytes(left: Neurons, right: Neurons, sides: list[int]) -> int:

@@ -18,25 +18,38 @@ SQUARES = {torch.float32: (2.0**-80, 2.0**120), torch.float64: (2.0**-800, 2.0**
 
 
 def sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]:
-    """Cut OUTER × INNER samples into pieces of at most `most`."""
+    """Cut OUTER × INNER samples into pieces of at most `most`, as equal as can be.
+
+    What is converted then takes memory of one size; pieces of changing size leave holes in the C heap.
+    """
     _, outer, inner = shape
-    together = max(1, most // inner)
+    together, each = even_part(outer, max(1, most // inner)), even_part(inner, most)
     for first_outer in range(0, outer, together):
-        for first_inner in range(0, inner, most):
-            yield slice(first_outer, first_outer + together), slice(first_inner, first_inner + most)
+        for first_inner in range(0, inner, each):
+            yield slice(first_outer, first_outer + together), slice(first_inner, first_inner + each)
 
 
-def converted(chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
+def even_part(count: int, most: int) -> int:
+    """The size of parts, as many as parts of `most` would be, and as equal as can be."""
+    return -(-count // -(-count // most))
+
+
+def converted(
+    chunk: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """chunk · scale − mean as a matrix (neurons, samples) in `dtype`, neurons or samples adjacent as in the chunk.
+
+    Written into `out`, flat memory with room for it, where that is given.
 
     Scales are powers of two, so that this order rounds as the other does, and numbers near the ends of the range stay
     within it.
     """
     neurons, outer, inner = chunk.shape
+    room = chunk.new_empty(chunk.numel(), dtype=dtype) if out is None else out[: chunk.numel()]
     if chunk.stride(0) < chunk.stride(2):
-        copy = chunk.new_empty((outer, inner, neurons), dtype=dtype).permute(2, 0, 1)
+        copy = room.view(outer, inner, neurons).permute(2, 0, 1)
     else:
-        copy = chunk.new_empty((neurons, outer, inner), dtype=dtype)
+        copy = room.view(neurons, outer, inner)
     copy.copy_(chunk)
     if scale is not None:
         copy.mul_(scale[:, None, None])

@@ -6,6 +6,7 @@
 `selection.py`          which layers names and patterns stand for
 `model_call.py`         a model called on batches as loaders give them
 `collector.py`          values taken out of forward passes, a store a layer
+`kept.py`               such a store: sums, or the values themselves
 `nonlinearity.py`       from a layer's output to what its readers get
 `choice.py`             which of the values on the way is taken
 `function_names.py`     what functions of torch do to the values of neurons, by name

@@ -40,7 +40,7 @@ def collect_activations(
 
     Every position is a sample: the pixels of a convolution's output (channels are its neurons), the tokens of a
     sequence (the last dimension counts neurons). Sums of products are accumulated batch by batch, 8 n² bytes a layer
-    whatever the number of samples; with `keep` the values themselves stay.
+    and what is summed together, whatever the number of samples; with `keep` the values themselves stay.
 
     The model runs in eval mode without gradients. Afterwards, whatever happened, Ctrl-C included, every module is in
     the mode it was in and no hook is left.
@@ -59,7 +59,9 @@ def collect_activations(
             own output (it is only added to something, say, or they get it in different ways), the own output is taken
             and a RuntimeWarning and `LayerActivations.note` say so. True: an error instead. False: the own output.
         keep: keep values instead of sums.  # shape: (samples, neurons) a layer
-        max_bytes: bound on what is kept for all layers together, values or sums.
+        max_bytes: bound on memory for all layers together: values, on a GPU twice as much while they are joined at the
+            end, or sums with the samples that wait to be added, which are fewer where many layers share the bound.
+            What the model itself takes to run comes on top.
         max_batches: stop after so many.
         neuron_dim: the dimension of the layers' outputs that counts neurons. None: that of the channels for
             convolutions, their norms and poolings, the last for Linear, LayerNorm and embeddings; for any other module

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from ...graphs import outputs
 from ...models import untouched
-from ..gram import GramAccumulator
+from ..gram import GramAccumulator, scratch_bytes, triangles_bytes
 from .choice import Choice, Path, Reading, choose, path_name
+from .kept import Store
 from .layer_activations import LayerActivations
 from .model_call import Forward, run_batch
 from .nonlinearity import ReadersFollower
 from .padding import Padding
 
 OUTPUT = "output"
+LEAST_TOGETHER = 128
+"""Samples that are added to a layer's sums together, also where many layers share `max_bytes`."""
 
 SECOND_DIM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm)
 LAST_DIM = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
@@ -39,7 +42,7 @@ class Collector:
         padding: Padding,
     ) -> None:
         self.chosen, self.named, self.keep, self.max_bytes, self.neuron_dim = chosen, named, keep, max_bytes, neuron_dim
-        self.stores: dict[str, _Store] = {}
+        self.stores: dict[str, Store] = {}
         self.padding = padding
         self.after: dict[str, Path] = {}  # how what readers get comes from the layer's output
         self.notes: dict[str, str] = {}
@@ -159,12 +162,17 @@ class Collector:
         spatial = _spatial_dims(module)
         return -(spatial + 1) if spatial else (1 if value.ndim >= 4 else -1)
 
-    def _new_store(self, name: str, neurons: int, value: Tensor) -> _Store:
+    def _new_store(self, name: str, neurons: int, value: Tensor) -> Store:
         if self.keep:
-            return _Store(neurons, None)
-        self._reserve(8 * neurons * neurons, f"layer {name!r} of {neurons} neurons")
+            return Store(neurons, None)
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-        return _Store(neurons, GramAccumulator(neurons, center=True, dtype=dtype, device=value.device))
+        sums, wanted = triangles_bytes(neurons), scratch_bytes(neurons, dtype)
+        left, sample = self.max_bytes - self.bytes, 32 * neurons
+        each = left // (len(self.chosen) - len(self.stores)) - sums
+        scratch = max(sample, min(wanted, max(LEAST_TOGETHER * sample, each // 4), left - sums))
+        self._reserve(sums + scratch, f"layer {name!r} of {neurons} neurons")
+        bound = None if scratch == wanted else scratch
+        return Store(neurons, GramAccumulator(neurons, center=True, dtype=dtype, device=value.device, max_bytes=bound))
 
     def _reserve(self, size: int, what: str) -> None:
         self.bytes += size
@@ -200,29 +208,6 @@ class Collector:
                     name, after, store.neurons, store.samples, store.sums, store.joined(), notes.get(name, "")
                 )
         return collected
-
-
-class _Store:
-    """The activations of one layer so far."""
-
-    def __init__(self, neurons: int, sums: GramAccumulator | None) -> None:
-        self.neurons, self.sums, self.samples = neurons, sums, 0
-        self.parts: list[Tensor] = []
-
-    def add(self, value: Tensor, dim: int) -> None:
-        self.samples += value.numel() // self.neurons
-        if self.sums is not None:
-            self.sums.update(value, neuron_dim=dim)
-            return
-        rows = value.detach().movedim(dim, -1).flatten(0, -2)  # shape: (samples, neurons)
-        # What comes next may write into the layer's output.
-        self.parts.append(rows.clone() if rows.data_ptr() == value.data_ptr() else rows)
-
-    def joined(self) -> Tensor | None:
-        if self.sums is not None:
-            return None
-        values, self.parts = torch.cat(self.parts), []
-        return values
 
 
 def _spatial_dims(module: nn.Module) -> int:

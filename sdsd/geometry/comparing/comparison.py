@@ -52,7 +52,7 @@ class LayerComparison:
     of centred activations unless they say otherwise: a neuron's mean is no part of how it answers.
 
     Memory: that of a `GramAccumulator` of n + m neurons, 16 (n + m)² bytes while samples come and twice as much while a
-    result is made.
+    result is made; and a copy of a batch.
 
     Args:
         n: neurons of the first layer.

@@ -152,9 +152,9 @@ class Costs:
         weights = weights.to(self.device)
         self.height, self.step = min(BLOCK_ROWS, self.count), max(1, BLOCK_ELEMENTS // self.count)
         if max_bytes is not None:
-            # Costs, products, what is sorted and where it stood, of a row; one sample in three copies; candidates, and
-            # a neuron in the heap.
-            row, sample, kept = 6 * 8 * self.count, 3 * 8 * self.count, self.count * (16 * CANDIDATES + HEAPED)
+            # Costs, products, what is sorted and where it stood, of a row; a sample and a weight in two copies;
+            # candidates, and a neuron in the heap.
+            row, sample, kept = 6 * 8 * self.count, 4 * 8 * self.count, self.count * (16 * CANDIDATES + HEAPED)
             left = max_bytes - kept
             if left < 2 * row:
                 raise ValueError(

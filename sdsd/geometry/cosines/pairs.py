@@ -18,6 +18,7 @@ from ..._progress import Progress, Report, reporter
 from ..arrays import as_tensor
 from .costs import Costs, chosen_by_cost
 from .neighbours import NeuronPair
+from .similarity import as_similarity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +145,7 @@ def disjoint_pairs(
     *,
     by: str = "cosine",
     how: str = "mean",
-    cosine: Tensor | None = None,
+    cosine: Tensor | np.ndarray | None = None,
     outgoing: Tensor | np.ndarray | None = None,
     gram: Tensor | np.ndarray | None = None,
     alive: Tensor | None = None,
@@ -188,9 +189,9 @@ def disjoint_pairs(
     Raises:
         TypeError: no tensor or array of floating-point numbers; pairs, seed or max_bytes that is no int.
         ValueError: both or neither of activations and cosine (by cost: gram); by="cost" without outgoing; a matrix that
-            is not square, or has a NaN between neurons that may be paired; alive that is not one boolean a neuron; more
-            pairs than half the neurons that may be paired; an unknown `which` or `by`; max_bytes that is not enough;
-            shapes as in `neuron_cosine_matrix`.
+            is not square or symmetric, is one of distances, or has a NaN between neurons that may be paired; alive that
+            is not one boolean a neuron; more pairs than half the neurons that may be paired; an unknown `which` or
+            `by`; max_bytes that is not enough; shapes as in `neuron_cosine_matrix`.
 
     Example:
         >>> import torch
@@ -220,6 +221,8 @@ def disjoint_pairs(
         raise ValueError('outgoing, gram: they go with by="cost".')
     if activations is not None:
         activations, neuron_dim = _tensor_and_dim(activations, neuron_dim)
+    if cosine is not None:
+        cosine = as_similarity(cosine)
     chosen = _disjoint_pairs(
         activations,
         pairs,

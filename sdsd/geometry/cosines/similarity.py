@@ -137,42 +137,61 @@ def cosine_between(
 
 MOST_ASYMMETRIC = 1e-3
 """A cosine computed twice, in half precision too, differs by less."""
+ROWS = 512
+"""Of a matrix, looked at together."""
+
+
+def as_similarity(matrix: Tensor | np.ndarray, name: str = "cosine") -> Tensor:
+    """A symmetric matrix of similarities as a tensor, float32 unless it is float64.
+
+    Raises:
+        TypeError: no tensor or array, or not one of floating-point numbers.
+        ValueError: not square, not symmetric, or a diagonal of zeros, as distances have it.
+    """
+    similarity = as_tensor(matrix, name).detach()
+    if not similarity.is_floating_point():
+        raise TypeError(f"{name}: expected floating-point numbers, got {similarity.dtype}. Pass {name}.float().")
+    epsilon = torch.finfo(similarity.dtype).eps
+    similarity = similarity if similarity.dtype == torch.float64 else similarity.float()
+    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
+        raise ValueError(f"{name}: expected a square (n, n) matrix, got shape {tuple(similarity.shape)}.")
+    diagonal = similarity.diagonal()
+    directed = diagonal.isfinite() & (diagonal != 0)
+    if len(diagonal) > 1 and not bool(directed.any()) and bool((similarity != 0).any()):
+        raise ValueError(
+            f"{name}: expected cosines, got 0 on the whole diagonal, as distances have it. Pass 1 - {name}."
+        )
+    for top in range(0, len(similarity), ROWS):
+        rows = similarity[top : top + ROWS]
+        bound = (MOST_ASYMMETRIC + epsilon) * max(1.0, rows.nan_to_num(0, 0, 0).abs().max().item())
+        if bool(((rows - similarity[:, top : top + ROWS].T).abs() > bound).any()):
+            raise ValueError(
+                f"{name}: expected a symmetric matrix, got one whose entries differ from their mirror images. For "
+                "neurons of two layers see cosine_between; (C + C.T) / 2 makes one symmetric."
+            )
+    return similarity
 
 
 def as_cosine(matrix: Tensor | np.ndarray, name: str = "cosine") -> Tensor:
     """A matrix of cosines as a tensor, float32 unless it is float64.
 
     Raises:
-        TypeError: no tensor or array, or not one of floating-point numbers.
-        ValueError: not square, not symmetric, entries beyond 1, or a diagonal that is not 1, 0 or NaN: distances.
+        TypeError: as `as_similarity`.
+        ValueError: as `as_similarity`; entries beyond 1, or a diagonal that is not 1, 0 or NaN.
     """
-    cosine = as_tensor(matrix, name).detach()
-    if not cosine.is_floating_point():
-        raise TypeError(f"{name}: expected floating-point numbers, got {cosine.dtype}. Pass {name}.float().")
-    epsilon = torch.finfo(cosine.dtype).eps
-    cosine = cosine if cosine.dtype == torch.float64 else cosine.float()
-    if cosine.ndim != 2 or cosine.shape[0] != cosine.shape[1]:
-        raise ValueError(f"{name}: expected a square (n, n) matrix, got shape {tuple(cosine.shape)}.")
+    cosine = as_similarity(matrix, name)
+    bound = MOST_ASYMMETRIC + torch.finfo(as_tensor(matrix, name).dtype).eps
     diagonal = cosine.diagonal()
     directed = diagonal.isfinite() & (diagonal != 0)
-    if len(diagonal) > 1 and not bool(directed.any()) and bool((cosine != 0).any()):
-        raise ValueError(
-            f"{name}: expected cosines, got 0 on the whole diagonal, as distances have it. Pass 1 - {name}."
-        )
     off = (diagonal[directed] - 1).abs()
-    if bool((off > MOST_ASYMMETRIC + epsilon).any()):
+    if bool((off > bound).any()):
         wrong = diagonal[directed][off.argmax()].item()
         raise ValueError(
             f"{name}: expected 1 on the diagonal of neurons that have a direction, got {wrong:g}. Divide "
             "sums of products by the norms of both neurons, and pass 1 - distance for distances."
         )
-    for top in range(0, len(cosine), 512):
-        rows = cosine[top : top + 512]
-        if bool((rows.abs() > 1 + MOST_ASYMMETRIC + epsilon).any()):
-            raise ValueError(f"{name}: expected cosines, -1 to 1, got entries up to {rows.abs().max():g} in size.")
-        if bool(((rows - cosine[:, top : top + 512].T).abs() > MOST_ASYMMETRIC + epsilon).any()):
-            raise ValueError(
-                f"{name}: expected a symmetric matrix, got one whose entries differ from their mirror images. For "
-                "neurons of two layers see cosine_between; (C + C.T) / 2 makes one symmetric."
-            )
+    for top in range(0, len(cosine), ROWS):
+        largest = cosine[top : top + ROWS].abs().nan_to_num(0, torch.inf).max().item()
+        if largest > 1 + bound:
+            raise ValueError(f"{name}: expected cosines, -1 to 1, got entries up to {largest:g} in size.")
     return cosine

@@ -29,7 +29,10 @@ class Values:
     """
 
     def __init__(self, rows: Tensor, step: int) -> None:
-        self.rows, self.step, self.exponent = rows, step, 0
+        self.rows, self.exponent = rows, 0
+        samples = rows[0].numel() if len(rows) else 0
+        self.step = min(step, samples)
+        self.buffers: list[Tensor] = []  # of one size: pieces of changing size leave holes in the C heap
         self.lengths = self._squared_lengths()
         low, high = (bound * bound for bound in ORDINARY)
         if rows.dtype == torch.float64 and rows.numel() and not low < self.lengths.max() < high:
@@ -40,15 +43,28 @@ class Values:
                 self.lengths = self._squared_lengths()
 
     def parts(self) -> Iterator[Tensor]:
-        """The values, at most `step` of each neuron at a time, divided.  # shape: (n, values)"""
-        for part in sample_parts(self.rows, self.step):
-            wide = part.flatten(1).double()
-            yield wide * power(-self.exponent) if self.exponent else wide
+        """The values, at most `step` of each neuron at a time, divided; the next overwrites the last.
+
+        # shape: (n, values)
+        """
+        for part in sample_parts(self.rows, self.step) if self.step else ():
+            values = self._buffer(0, part)
+            values.unflatten(1, part.shape[1:]).copy_(part)
+            yield values.mul_(power(-self.exponent)) if self.exponent else values
+
+    def _buffer(self, number: int, part: Tensor) -> Tensor:
+        """Room for the values of a part, neurons or values adjacent as they are there.  # shape: (n, values)"""
+        count, values = len(part), part[0].numel()
+        while len(self.buffers) <= number:
+            self.buffers.append(torch.empty(count * self.step, dtype=torch.float64, device=part.device))
+        room = self.buffers[number][: count * values]
+        return room.view(values, count).T if part.stride(0) < part.stride(-1) else room.view(count, values)
 
     def _squared_lengths(self) -> Tensor:
         total = torch.zeros(len(self.rows), dtype=torch.float64, device=self.rows.device)
         for part in self.parts():
-            total += part.square().sum(1)
+            total += torch.mul(part, part, out=self._buffer(1, part)).sum(1)
+        del self.buffers[1:]
         return total
 
     def products(self, some: slice) -> Tensor:

@@ -15,7 +15,7 @@
 """
 
 from .accumulator import GramAccumulator
-from .layout import samples_together
+from .layout import samples_together, scratch_bytes, triangles_bytes
 from .sharded import sharded_cosine
 
-__all__ = ["GramAccumulator", "samples_together", "sharded_cosine"]
+__all__ = ["GramAccumulator", "samples_together", "scratch_bytes", "sharded_cosine", "triangles_bytes"]

@@ -24,7 +24,7 @@ from .checkpoints import loaded, saved
 from .collectives import agreed, reduced
 from .layout import Plan
 from .ranks import check_group
-from .results import expanded, inverse_norms, require_sums, squares, units
+from .results import expanded, inverse_norms, products, squares, units
 from .sums import Sums, add_rows, buffer_rows, merge_sums, newly_nonfinite, nothing
 
 if TYPE_CHECKING:
@@ -277,14 +277,8 @@ class GramAccumulator:
         """`gram` of neurons divided by 2^exponent; None: as they are, and what leaves float64's range is refused."""
         with plain_arithmetic(self.device):
             shift = self._shift(center)
-            square = squares(self._plan, self._sums, shift)
-            if exponent is None:
-                require_sums(square.sqrt() * units(self._sums))
-            factor = units(self._sums, exponent) * torch.where(square.isnan(), math.nan, 1.0)
             self._spare = None  # makes room for the result
-            return expanded(
-                self._plan, self._sums.gram, factor, shift, dtype=torch.float64, bound=None, report=reporter(False, "")
-            )
+            return products(self._plan, self._sums, shift, exponent)
 
     def covariance(self, correction: int = 1) -> Tensor:
         """`gram()` / (samples − correction), as torch.cov defines it.  # shape: (n, n), float64

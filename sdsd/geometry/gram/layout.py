@@ -218,6 +218,17 @@ def scratch_sizes(triangle: Triangle, max_bytes: int | None) -> tuple[int, int, 
     return min(part, fits), min(triangle.height, fits), side
 
 
+def triangles_bytes(n: int) -> int:
+    """What the sums of products of `n` neurons take: two triangles of float64."""
+    return 2 * 8 * Triangle(n).elements
+
+
+def scratch_bytes(n: int, dtype: torch.dtype) -> int:
+    """What comes on top on a CPU without `max_bytes`: waiting and converted samples, two copies of each, and a tile."""
+    tile = min(n, TILE) ** 2
+    return (4 * samples_together(n) * n + 2 * tile) * dtype.itemsize
+
+
 def halved(first: int, last: int) -> Iterator[tuple[slice, slice]]:
     """Rectangles that cover the triangle over [first, last): the upper right quarter, then the same in both halves."""
     if last - first <= LEAF:

@@ -36,6 +36,15 @@ def units(sums: Sums, exponent: Tensor | None = None) -> Tensor:
     return power_of_two(own if exponent is None else own - exponent)
 
 
+def products(plan: Plan, sums: Sums, shift: Tensor | None, exponent: Tensor | None) -> Tensor:
+    """T + shift shiftᵀ of neurons divided by 2^exponent, whole; None: as they are, or a ValueError."""
+    square = squares(plan, sums, shift)
+    if exponent is None:
+        require_sums(square.sqrt() * units(sums))
+    factor = units(sums, exponent) * torch.where(square.isnan(), math.nan, 1.0)
+    return expanded(plan, sums.gram, factor, shift, dtype=torch.float64, bound=None, report=lambda done, total: None)
+
+
 def require_sums(norms: Tensor) -> None:
     """ValueError where products of neurons with these norms leave the range of float64."""
     finite = norms[~norms.isnan()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..._progress import Progress
 from ..arithmetic import norms_of
-from ..arrays import as_tensor
+from ..arrays import alive_flags, as_tensor
 from ..collect import MOST_BYTES, Forward, LayerActivations, Mask, collect_activations
 from ..cosines import NeuronPair, alive_from_norms, as_cosine, neuron_cosine_matrix
 from .embedding import BLOCK, Embedding, embed
@@ -198,22 +198,22 @@ class NeuronMap:
         Raises:
             TypeError: no tensors or arrays.
             ValueError: a matrix that is not square or not symmetric, or one of distances; norms, alive or correlation
-                of another size.
+                of another size; norms below 0; alive that is not booleans.
             MissingExtraError: scikit-learn is not installed.
         """
         cosine = as_cosine(cosine)
         n = cosine.shape[0]
-        norms, alive, correlation = (
-            None if value is None else as_tensor(value, name)
-            for name, value in (("norms", norms), ("alive", alive), ("correlation", correlation))
-        )
-        if correlation is not None and correlation.dtype != torch.float64:
-            correlation = correlation.float()
-        given = {"norms": (norms, (n,)), "alive": (alive, (n,)), "correlation": (correlation, (n, n))}
+        norms = None if norms is None else as_tensor(norms, "norms")
+        correlation = None if correlation is None else as_cosine(correlation, "correlation")
+        given = {"norms": (norms, (n,)), "correlation": (correlation, (n, n))}
         for name, (value, shape) in given.items():
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name}: expected shape {shape} for {n} neurons, got {tuple(value.shape)}.")
-        if alive is None:
+        if norms is not None and (norms.is_complex() or bool((norms < 0).any())):
+            raise ValueError("norms: expected numbers of at least 0, got complex or negative ones.")
+        if alive is not None:
+            alive = alive_flags(alive, n)
+        else:
             alive = torch.ones(n, dtype=torch.bool) if norms is None else alive_from_norms(norms)
         placing = Placing(pairs, clusters, method, seed)
         return cls(**placed_neurons(cosine, norms, alive, correlation, placing, About(layer)))

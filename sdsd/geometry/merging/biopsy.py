@@ -155,6 +155,8 @@ def biopsy(
     a shared job, near pairs cost less than far ones. Pairs of a cohort are disjoint and chosen greedily, by
     `disjoint_pairs`.
 
+    Memory: a copy of the model's parameters, and what `disjoint_pairs` takes.
+
     Args:
         model: put into eval mode meanwhile, and left as it was: parameters, buffers and modes, bit for bit. A copy of
             its parameters waits meanwhile.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -57,12 +58,18 @@ def group_activations(
     """
     checks.check_choice(of, "of", (READERS, MEMBERS))
     run = forward or ModelCall(model, None)
+    loader = read_twice(loader, max_batches)
     if example_input is None and forward is None:
         example_input = example_of(model, loader)
     names = [layers] if isinstance(layers, str) else list(layers)
     groups = [consumers(model, name, example_input) for name in names]
     padding = Padding(mask)
     return collect_groups(model, loader, groups, run, of, max_batches=max_batches, padding=padding, progress=progress)
+
+
+def read_twice(loader: Iterable[Any], max_batches: int | None) -> Iterable[Any]:
+    """The loader, or the batches of one that gives them only once, as generators do."""
+    return list(itertools.islice(loader, max_batches)) if isinstance(loader, Iterator) else loader
 
 
 def example_of(model: nn.Module, loader: Iterable[Any]) -> Any:

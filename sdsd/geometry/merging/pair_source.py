@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ..arrays import as_tensor
+from ..arrays import alive_flags
 from ..cosines import NeuronPair, alive_neurons, as_cosine, disjoint_pairs
 from .consumers import Consumers
 from .merge import layer_rows
@@ -49,13 +48,7 @@ class PairSource:
                 )
             able = (cosine.diagonal() > 0).cpu()
         if alive is not None:
-            alive = as_tensor(alive, "alive")
-            if tuple(alive.shape) != (neurons,) or alive.dtype != torch.bool:
-                raise ValueError(
-                    f"alive: expected {neurons} booleans, one a neuron, got {alive.dtype} of shape "
-                    f"{tuple(alive.shape)}."
-                )
-            able &= alive.cpu()
+            able &= alive_flags(alive, neurons).cpu()
         if int(able.sum()) < 2:
             raise ValueError(
                 f"layer: {int(able.sum())} of the {neurons} neurons of {layer!r} are alive, so there is no pair. The "

@@ -23,7 +23,7 @@ from .consumers import Consumers, consumers
 from .cost import foretold_change, roots_of, unweighable, weights_of
 from .expert_removal import chosen_of, router_of
 from .experts import count_of, expert_cosine, holder_of
-from .group_activations import READERS, collect_groups, example_of
+from .group_activations import READERS, collect_groups, example_of, read_twice
 from .merge import How, Merger, absorption_from, checked_pairs, part_tensor
 from .norms import REPEAT, Norms, in_one_group
 from .plan import EXPERTS, NEURONS, ConsolidationPlan, LayerPlan, PlannedPair, to_remove
@@ -91,8 +91,8 @@ def plan_consolidation(
         experts=experts,
     )
     multiple = checks.check_integer(multiple, "multiple", least=1, why="feature")
-    if example_input is None:
-        example_input = example_of(model, loader)
+    loader = read_twice(loader, max_batches)
+    example_input = example_of(model, loader) if example_input is None else example_input
     run = forward or ModelCall(model, None)
     considered = _groups(model, layers, exclude, example_input)
     rows = [_Row.of(model, group, exclude, how, norms) for group in considered]

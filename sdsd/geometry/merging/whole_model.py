@@ -9,7 +9,7 @@ from torch import nn
 
 from ..._progress import Progress
 from ..collect import Forward, Mask
-from .group_activations import example_of
+from .group_activations import example_of, read_twice
 from .merge import How
 from .model_report import ModelConsolidation
 from .norms import Norms
@@ -52,7 +52,7 @@ def consolidate_model(
 
     Args:
         model: not changed, unless `inplace`. A call that fails or is interrupted leaves it as it was in any case.
-        loader: batches as in `collect_activations`, in memory or readable twice.
+        loader: batches as in `collect_activations`. One that gives them only once, a generator, is read once and kept.
         layers: names or patterns as in `fnmatch` ("model.layers.*.mlp.*"); layers whose neurons cannot be removed are
             left as they are, with the reason in the report.
         exclude: names or patterns of layers that stay, with all that is coupled to them.
@@ -93,6 +93,7 @@ def consolidate_model(
         TypeError, ValueError: as `consolidate`; neither a threshold nor a budget, or the other choice's; a pattern that
             nothing matches; a model of which no layer can be cut.
     """
+    loader = read_twice(loader, max_batches)
     if example_input is None:
         example_input = example_of(model, loader)
     plan = plan_consolidation(

@@ -379,7 +379,7 @@ def test_another_number_of_neurons_than_before():
 
 
 @pytest.mark.parametrize(
-    ("keep", "bound", "match"), [(True, 400, "batch 4, layer '0'.* 480 bytes"), (False, 287, "288")]
+    ("keep", "bound", "match"), [(True, 400, "batch 4, layer '0'.* 480 bytes"), (False, 767, "768")]
 )
 def test_memory_is_bounded(keep, bound, match):
     model, batches = mlp(), [torch.ones(4, 3)] * 9

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sdsd import GramAccumulator, neuron_cosine_matrix, neuron_neighbors, neuron_pairs
+from sdsd import GramAccumulator, disjoint_pairs, neuron_cosine_matrix, neuron_neighbors, neuron_pairs
 from sdsd.geometry import NeuronMap, mass_consolidation
 from sdsd.geometry.merging import biopsy
 
@@ -126,3 +126,52 @@ def test_arrays_in_any_order_of_bytes(dtype):
     native = values.astype(dtype).astype(dtype[1:])
     torch.testing.assert_close(neuron_cosine_matrix(values.astype(dtype)), neuron_cosine_matrix(native))
     torch.testing.assert_close(neuron_cosine_matrix(values.astype(dtype)[::-1]), neuron_cosine_matrix(native))
+
+
+def small_cosine():
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unit = x / x.norm(dim=0)
+    return x, unit.T @ unit
+
+
+@pytest.mark.parametrize(
+    "call", [neuron_cosine_matrix, NeuronMap.from_activations, GramAccumulator(8, dtype=torch.float64).update]
+)
+def test_a_masked_array_is_refused_where_something_is_masked(call):
+    x, _ = small_cosine()
+    masked = np.ma.masked_array(x.numpy(), mask=np.zeros((50, 8), bool))
+    call(masked)
+    masked[3, 2] = np.ma.masked
+    with pytest.raises(ValueError, match=r"a masked array with 1 of 400 masked.*activations\.filled"):
+        call(masked)
+
+
+def test_pairs_are_not_chosen_from_what_is_no_matrix_of_similarities():
+    _, cosine = small_cosine()
+    turned = cosine + torch.ones(8, 8).triu(1) / 100
+    for matrix, says in ((turned, "mirror images"), (1 - cosine.fill_diagonal_(1), "as distances have it")):
+        with pytest.raises(ValueError, match=says):
+            disjoint_pairs(pairs=2, cosine=matrix)
+    wanted = [pair[:2] for pair in disjoint_pairs(pairs=3, cosine=cosine)]
+    assert [pair[:2] for pair in disjoint_pairs(pairs=3, cosine=cosine.numpy())] == wanted
+    covariance = (cosine * 1e6).float()  # any symmetric matrix may be chosen from, rounded as float32 rounds it
+    covariance[0, 1] += 0.5
+    assert [pair[:2] for pair in disjoint_pairs(pairs=3, cosine=covariance)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"alive": np.arange(8)}, ValueError, "alive: expected 8 booleans, one a neuron, got torch.int64"),
+        ({"alive": torch.ones(8)}, ValueError, "alive: expected 8 booleans, one a neuron, got torch.float32"),
+        ({"alive": [True] * 8}, TypeError, "alive: expected a torch.Tensor or a NumPy array, got list"),
+        ({"norms": -np.ones(8)}, ValueError, "norms: expected numbers of at least 0, got complex or negative ones"),
+        ({"norms": np.ones(8) + 1j}, ValueError, "norms: expected numbers of at least 0, got complex or negative ones"),
+        ({"correlation": np.ones((8, 8)) - np.eye(8)}, ValueError, "correlation: .* as distances have it"),
+        ({"correlation": np.eye(8) + np.triu(np.ones((8, 8)), 1)}, ValueError, "correlation: .* mirror images"),
+    ],
+)
+def test_what_goes_with_a_matrix_is_checked(options, error, says):
+    _, cosine = small_cosine()
+    with pytest.raises(error, match=says):
+        NeuronMap.from_cosine(cosine, **options)

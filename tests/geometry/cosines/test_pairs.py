@@ -265,7 +265,7 @@ def test_less_memory_changes_nothing():
         ({"activations": None}, ValueError, "expected exactly one of them, got neither"),
         ({"activations": None, "cosine": torch.ones(3, 4)}, ValueError, r"expected a square .* got shape \(3, 4\)"),
         ({"activations": None, "cosine": torch.ones(3)}, ValueError, r"expected a square .* got shape \(3,\)"),
-        ({"activations": None, "cosine": [[1.0]]}, TypeError, "cosine: expected a torch.Tensor, got list"),
+        ({"activations": None, "cosine": [[1.0]]}, TypeError, "cosine: expected .* or a NumPy array, got list"),
         ({"activations": torch.ones(3)}, ValueError, "at least two dimensions"),
         ({"activations": "x"}, TypeError, "expected a torch.Tensor or a NumPy array, got str"),
         ({"neuron_dim": 4}, ValueError, "neuron_dim: expected -2 to 1"),
