@@ -90,9 +90,9 @@ def priced(request, monkeypatch) -> Callable[..., tuple[Step, Step, int]]:
     return count
 
 
-BUDGETS = {"MLP": (200, 45), "CNN": (375, 115), "GPT": (670, 265)}
+BUDGETS = {"MLP": (200, 46), "CNN": (375, 117), "GPT": (670, 273)}
 """Python calls, and operations, that measuring adds to a step of 3, 7 and 16 modules: at most 40 calls a module beside
-the price of a pass and of step(), some 100 calls whatever the model."""
+the price of a pass and of step(), some 100 calls whatever the model. torch 2.9 takes these operations, 2.13 fewer."""
 
 
 def test_a_measured_step(priced, request):

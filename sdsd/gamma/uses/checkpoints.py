@@ -50,8 +50,8 @@ def _followed(plain: Callable[..., Any], inputs: Iterable[Any], ledger: Pass, mo
 
     def followed(*args: Any) -> Any:
         with carrying(ledger):
-            # Within another checkpoint, or offloaded, they come back as other tensors.
-            _carry(args, tracks)
+            # Within another checkpoint, or offloaded, they come back as other tensors; behind keywords in torch 2.9.
+            _carry(args[len(args) - len(tracks) :], tracks)
             with mode():
                 return plain(*args)
 
