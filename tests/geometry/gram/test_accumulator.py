@@ -364,8 +364,8 @@ def test_kernels_add_a_batch_by_one_launch(kernels, device, monkeypatch):
         (torch.float32, True, ["measure_kernel", "write_kernel", "mean_kernel", "triangle_kernel"]),
     ):
         gram = GramAccumulator(32, center=center, max_bytes=10**6, **kernels)
-        half = x[:200].to(dtype)
-        gram._plan = dataclasses.replace(gram._plan, part=100)
+        half = x[:208].to(dtype)  # strides that the interpreter of Triton 3.5 reads, too
+        gram._plan = dataclasses.replace(gram._plan, part=104)
         gram.update(half)
         log.clear()
         gram.update(half)
