@@ -36,9 +36,11 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
             whole number for each sample.
     """
     axis, given, exact = session.batch_dim, session.batch_size, session.exact
-    if len(args) == 1 and not kwargs and given is None and isinstance(args[0], Tensor) and args[0].ndim > axis:
-        batch = args[0].shape[axis]
-        return Inputs(batch, [(args[0], Track(axis))] if batch else [])
+    if len(args) == 1 and not kwargs and given is None and isinstance(args[0], Tensor):
+        only = args[0]
+        if only.ndim > axis and not only.is_nested:
+            batch = only.shape[axis]
+            return Inputs(batch, [(only, Track(axis))] if batch else [])
     plain = not kwargs and all(isinstance(x, Tensor) for x in args)
     leaves = args if plain else pytree.tree_leaves((args, kwargs), is_leaf=_is_packed)
     for each in leaves:
