@@ -57,6 +57,7 @@ class Meter:
         self.micro: MicroBatches | None = None
         self.prover = Prover()
         self.captured: Step | None = None
+        self._nothing_left = ""
 
     def begin_step(self, measuring: bool) -> None:
         self._session.reset(measuring)
@@ -79,9 +80,10 @@ class Meter:
         passes = len(groups) or len(session.sizes)
         if not passes:
             if refused:
-                raise UnsupportedError(
-                    f"no parameter that was used is left to measure:\n{by_reason(refused)}\nUse mode='micro'."
-                )
+                reasons = by_reason(refused)
+                self._nothing_left = f"no parameter that was used is left to measure:\n{reasons}\nUse mode='micro'."
+            if self._nothing_left and session.passes:
+                raise UnsupportedError(self._nothing_left)
             if session.unread is not None:
                 raise UnsupportedError(session.unread)
             raise no_backward(session, parameters)
