@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..._progress import Report
 from .layout import MOST_SAMPLES
-from .shards import Plan, Shard
+from .shards import Agreement, Shard
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,18 +71,18 @@ class Ring:
         self,
         rows: Tensor,
         shards: list[Shard],
-        plan: Plan,
+        agreement: Agreement,
         out_dtype: torch.dtype,
         on_block: OnBlock,
         group: ProcessGroup | None,
     ) -> None:
-        self.rows, self.shards, self.plan, self.group = rows, shards, plan, group
+        self.rows, self.shards, self.agreement, self.group = rows, shards, agreement, group
         self.out_dtype, self.on_block = out_dtype, on_block
-        self.jobs = ring_jobs(plan.sizes, plan.piece)
+        self.jobs = ring_jobs(agreement.sizes, agreement.piece)
 
     def run(self, report: Report) -> None:
-        own = range(0, len(self.rows), self.plan.piece)
-        total = len(own) + sum(1 for step in self.jobs if step[self.plan.rank] is not None)
+        own = range(0, len(self.rows), self.agreement.piece)
+        total = len(own) + sum(1 for step in self.jobs if step[self.agreement.rank] is not None)
         done = 0
         here: Tensor | None = None
         mirror: Tensor | None = None
@@ -95,10 +95,10 @@ class Ring:
             mirror = None
             if step < 0:
                 for first in own:
-                    self._own_block(slice(first, min(first + self.plan.piece, len(self.rows))))
+                    self._own_block(slice(first, min(first + self.agreement.piece, len(self.rows))))
                     done += 1
                     report(done, total)
-            job = self._job(step, self.plan.rank)
+            job = self._job(step, self.agreement.rank)
             if job is not None:
                 assert here is not None
                 mirror = self._block(job, here)
@@ -109,7 +109,7 @@ class Ring:
             if reflected is not None:
                 asked = self._asked_by(step - 1)
                 assert asked is not None
-                self._emit(self.plan.rank, asked[1].piece, asked[0], asked[1].left, reflected)
+                self._emit(self.agreement.rank, asked[1].piece, asked[0], asked[1].left, reflected)
             here = coming
 
     def _job(self, step: int, rank: int) -> Job | None:
@@ -117,16 +117,16 @@ class Ring:
 
     def _asked_by(self, step: int) -> tuple[int, Job] | None:
         """Which rank computes with this rank's neurons at a step, and what."""
-        for rank in range(len(self.plan.sizes)):
+        for rank in range(len(self.agreement.sizes)):
             job = self._job(step, rank)
-            if job is not None and job.source == self.plan.rank:
+            if job is not None and job.source == self.agreement.rank:
                 return rank, job
         return None
 
     def _neurons_of(self, step: int) -> tuple[Tensor | None, list[dist.P2POp]]:
         """Memory for the neurons that this rank needs at a step, and the transfers that bring all there."""
         transfers, coming = [], None
-        asked, job = self._asked_by(step), self._job(step, self.plan.rank)
+        asked, job = self._asked_by(step), self._job(step, self.agreement.rank)
         if asked is not None:
             transfers.append(self._transfer(dist.isend, self.rows[asked[1].piece].contiguous(), asked[0], 2 * step))
         if job is not None:
@@ -137,7 +137,7 @@ class Ring:
     def _results_of(self, step: int, mirror: Tensor | None) -> tuple[Tensor | None, list[dist.P2POp]]:
         """Memory for what another rank computed of this rank's rows at a step, and the transfers that bring all."""
         transfers, coming = [], None
-        asked, job = self._asked_by(step), self._job(step, self.plan.rank)
+        asked, job = self._asked_by(step), self._job(step, self.agreement.rank)
         if job is not None:
             assert mirror is not None
             transfers.append(self._transfer(dist.isend, mirror, job.source, 2 * step + 1))
@@ -154,16 +154,16 @@ class Ring:
 
     def _block(self, job: Job, there: Tensor) -> Tensor:
         """Compute and emit a block with neurons of another rank; its mirror image, for that rank."""
-        left = self.shards[self.plan.rank].of_some(job.left)
+        left = self.shards[self.agreement.rank].of_some(job.left)
         right = self.shards[job.source].of_some(job.piece)
         block = self._cosines(self.rows[job.left], left, there, right).to(self.out_dtype)
         mirror = block.T.contiguous()
-        self._emit(self.plan.rank, job.left, job.source, job.piece, block)
+        self._emit(self.agreement.rank, job.left, job.source, job.piece, block)
         return mirror
 
     def _own_block(self, piece: slice) -> None:
         """Compute and emit the columns `piece` of this rank's own block from the diagonal down, and their mirror."""
-        rank = self.plan.rank
+        rank = self.agreement.rank
         below = slice(piece.start, len(self.rows))
         shard = self.shards[rank]
         block = self._cosines(self.rows[below], shard.of_some(below), self.rows[piece], shard.of_some(piece))
@@ -179,17 +179,17 @@ class Ring:
             self._emit(rank, piece, rank, slice(piece.stop, below.stop), block[width:].T.contiguous())
 
     def _emit(self, rank: int, rows: slice, other: int, columns: slice, block: Tensor) -> None:
-        first, left = self.plan.offset(rank), self.plan.offset(other)
+        first, left = self.agreement.offset(rank), self.agreement.offset(other)
         self.on_block(
             slice(first + rows.start, first + rows.stop), slice(left + columns.start, left + columns.stop), block
         )
 
     def _cosines(self, rows: Tensor, left: Shard, columns: Tensor, right: Shard) -> Tensor:
         """Cosines of neurons with values `rows` (n, samples) and `columns` (m, samples).  # shape: (n, m)"""
-        dtype = self.plan.dtype
+        dtype = self.agreement.dtype
         block = torch.empty((len(rows), len(columns)), dtype=dtype, device=rows.device)
         plain = rows.dtype == dtype and left.plain() and right.plain()
-        samples = MOST_SAMPLES if plain else self.plan.part
+        samples = MOST_SAMPLES if plain else self.agreement.part
         for number, (part, other) in enumerate(zip(rows.split(samples, 1), columns.split(samples, 1), strict=True)):
             a, b = (part, other) if plain else (left.values(part, dtype), right.values(other, dtype))
             if number == 0:

@@ -77,18 +77,20 @@ def sharded_cosine(
         rows = checked(activations, neuron_dim, zero, out_dtype, max_bytes)
     except (TypeError, ValueError) as error:
         problem = error
-    plan = agreed(problem, rows, bool(center), zero, max_bytes, group)
+    agreement = agreed(problem, rows, bool(center), zero, max_bytes, group)
     assert rows is not None
-    out_dtype = out_dtype or plan.dtype
+    out_dtype = out_dtype or agreement.dtype
     with plain_arithmetic(rows.device):
         rows = rows.flatten(1)
         rows = rows if blas_reads(rows) else rows.contiguous()
-        shards = exchanged(Shard.of(rows, plan), plan, zero, group)
+        shards = exchanged(Shard.of(rows, agreement), agreement, zero, group)
         matrix = None
         if on_block is None:
-            matrix = torch.empty((plan.sizes[plan.rank], sum(plan.sizes)), dtype=out_dtype, device=rows.device)
-            on_block = _filler(matrix, plan.offset(plan.rank))
-        Ring(rows, shards, plan, out_dtype, on_block, group).run(report)
+            matrix = torch.empty(
+                (agreement.sizes[agreement.rank], sum(agreement.sizes)), dtype=out_dtype, device=rows.device
+            )
+            on_block = _filler(matrix, agreement.offset(agreement.rank))
+        Ring(rows, shards, agreement, out_dtype, on_block, group).run(report)
     return matrix
 
 

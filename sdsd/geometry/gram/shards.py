@@ -27,7 +27,7 @@ PART = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class Agreement:
     """What all ranks agree on, but for `rank` and `part`.
 
     Attributes:
@@ -77,7 +77,7 @@ def agreed(
     zero: str,
     max_bytes: int | None,
     group: ProcessGroup | None,
-) -> Plan:
+) -> Agreement:
     """Tell all ranks what this one has, and hear what they have; an error on all of them where that does not fit."""
     own = [1, 0, 0, 0, 0, 0, 0]
     if rows is not None:
@@ -102,7 +102,7 @@ def agreed(
         for budget, size in zip(budgets, sizes, strict=True)
     ]
     piece = min(piece for piece, _ in bounded)
-    return Plan(rank, list(sizes), samples[0], dtype, center, piece, bounded[rank][1])
+    return Agreement(rank, list(sizes), samples[0], dtype, center, piece, bounded[rank][1])
 
 
 def _within(budget: int, neurons: int, most: int, bytes_each: int, itemsize: int) -> tuple[int, int]:
@@ -147,24 +147,24 @@ class Shard:
     inverse_norm: Tensor
 
     @staticmethod
-    def of(rows: Tensor, plan: Plan) -> Shard:
+    def of(rows: Tensor, agreement: Agreement) -> Shard:
         """Read `rows` (n, samples) for their scales, means and norms."""
         exponent = torch.full((rows.shape[0],), UNSEEN, dtype=torch.int32, device=rows.device)
-        for part in rows.split(plan.part, 1):
-            exponent = exponents_after(exponent, peaks(part, plan.dtype), plan.dtype)
+        for part in rows.split(agreement.part, 1):
+            exponent = exponents_after(exponent, peaks(part, agreement.dtype), agreement.dtype)
         exponent = torch.where(exponent == UNSEEN, 0, exponent)
         mean = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
         shard = Shard(exponent, mean, mean)
-        if plan.center:
+        if agreement.center:
             # Sums of x − x_0 are as small as the spread, and a constant neuron's mean is exactly x_0.
-            first = shard.values(rows[:, :1], plan.dtype)
-            for part in rows.split(plan.part, 1):
-                mean = mean + shard.values(part, plan.dtype).sub_(first).sum(1)
-            mean = first[:, 0].double() + mean / plan.samples
+            first = shard.values(rows[:, :1], agreement.dtype)
+            for part in rows.split(agreement.part, 1):
+                mean = mean + shard.values(part, agreement.dtype).sub_(first).sum(1)
+            mean = first[:, 0].double() + mean / agreement.samples
             shard = Shard(exponent, mean, mean)
         square = torch.zeros_like(mean)
-        for part in rows.split(plan.part, 1):
-            square += shard.values(part, plan.dtype).square_().sum(1)
+        for part in rows.split(agreement.part, 1):
+            square += shard.values(part, agreement.dtype).square_().sum(1)
         inverse_norm = torch.where(square == 0, 0.0, square.rsqrt())
         return Shard(exponent, mean, torch.where(square.isfinite(), inverse_norm, math.nan))
 
@@ -184,21 +184,21 @@ class Shard:
         return a.sub_(rounded[:, None]).sub_((self.mean - rounded).to(dtype)[:, None])
 
 
-def exchanged(own: Shard, plan: Plan, zero: str, group: ProcessGroup | None) -> list[Shard]:
+def exchanged(own: Shard, agreement: Agreement, zero: str, group: ProcessGroup | None) -> list[Shard]:
     """The shards of all ranks; ValueError on all of them with zero="raise" and a neuron without direction."""
     device = own.mean.device
-    mine = torch.zeros((3, max(plan.sizes)), dtype=torch.float64, device=device)
+    mine = torch.zeros((3, max(agreement.sizes)), dtype=torch.float64, device=device)
     for row, vector in zip(mine, (own.exponent, own.mean, own.inverse_norm), strict=True):
         row[: len(vector)] = vector
-    all_of_them = [torch.empty_like(mine) for _ in plan.sizes]
+    all_of_them = [torch.empty_like(mine) for _ in agreement.sizes]
     dist.all_gather(all_of_them, mine, group=group)
     shards = [
         Shard(sent[0, :size].int(), sent[1, :size], sent[2, :size])
-        for sent, size in zip(all_of_them, plan.sizes, strict=True)
+        for sent, size in zip(all_of_them, agreement.sizes, strict=True)
     ]
     dead = torch.cat([shard.inverse_norm == 0 for shard in shards]).nonzero().flatten().tolist()
     if zero == "raise" and dead:
-        what = "the same on every sample, so zero after centring" if plan.center else "zero on every sample"
+        what = "the same on every sample, so zero after centring" if agreement.center else "zero on every sample"
         raise ValueError(
             f"activations: expected every neuron to have a direction, got {len(dead)} that are {what} (first, counted "
             f"over all ranks: {dead[:5]}). Remove them, or use zero='zero' or zero='nan'."
