@@ -90,14 +90,19 @@ def priced(request, monkeypatch) -> Callable[..., tuple[Step, Step, int]]:
     return count
 
 
-BUDGETS = {"MLP": (200, 46), "CNN": (375, 117), "GPT": (670, 273)}
+BUDGETS = {"MLP": (200, 45), "CNN": (375, 115), "GPT": (670, 265)}
 """Python calls, and operations, that measuring adds to a step of 3, 7 and 16 modules: at most 40 calls a module beside
-the price of a pass and of step(), some 100 calls whatever the model. torch 2.9 takes these operations, 2.13 fewer."""
+the price of a pass and of step(), some 100 calls whatever the model."""
+MORE_IN_2_9 = {"MLP": 1, "CNN": 2, "GPT": 8}
+"""Operations that torch 2.9 dispatches for the same beyond these."""
 
 
 def test_a_measured_step(priced, request):
     plain, measured, _ = priced()
-    calls, operations = BUDGETS[request.node.callspec.params["priced"]]
+    name = request.node.callspec.params["priced"]
+    calls, operations = BUDGETS[name]
+    if torch.__version__.startswith("2.9."):
+        operations += MORE_IN_2_9[name]
     assert 0 < sum(measured[:3]) - sum(plain[:3]) <= calls
     more = measured.operations - plain.operations
     assert 0 < more.total() <= operations, more.most_common()
