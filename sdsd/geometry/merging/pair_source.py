@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks, disjoint_pairs
 
+from ..arithmetic import norms_of
 from ..arrays import alive_flags
-from ..cosines import NeuronPair, alive_neurons, as_cosine
+from ..cosines import NeuronPair, alive_from_norms, as_cosine
 from .consumers import Consumers
 from .merge import layer_rows
 
@@ -38,7 +39,7 @@ class PairSource:
         if cosine is None:
             assert activations is not None
             rows = layer_rows(model, group, activations, neuron_dim)
-            self.given, able = {"activations": rows, "neuron_dim": 0}, alive_neurons(rows, 0)
+            self.given, able = {"activations": rows, "neuron_dim": 0}, alive_from_norms(norms_of(rows))
         else:
             matrix = _matrix(cosine, group)
             self.given, able = {"cosine": matrix}, matrix.diagonal() > 0
