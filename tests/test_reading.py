@@ -36,7 +36,7 @@ MOST_ENTERED = {
     "step": 1100,
     "rule": 660,
     "biopsy": 1391,
-    "study": 860,
+    "study": 807,
 }
 """Lines of all functions that a call enters, docstrings included: `python -m tests.entered` lists them."""
 
