@@ -32,7 +32,7 @@ from sdsd.studies.engine import (
 )
 from sdsd.studies.engine import progress as _progress
 
-from ..strict_json import strict_json
+from ..strict_json import RESULT, strict_json
 
 MEASURED: list[int] = []
 """seeds that `measure` was called for"""
@@ -72,18 +72,7 @@ def test_what_a_run_leaves(tmp_path):
     result = run_study(toy(), tmp_path, Progress())
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "toy.png", "report.html", "seeds"}
     found = strict_json(tmp_path / "results.json")
-    assert set(found) == {
-        "schema",
-        "study",
-        "status",
-        "config",
-        "seeds",
-        "versions",
-        "seconds",
-        "series",
-        "verdicts",
-        "figures",
-    }
+    assert set(found) == RESULT
     assert (found["schema"], found["study"], found["status"], found["seeds"]) == (4, "toy", "complete", [0, 1, 2])
     assert found["config"] == {"quick": False, "size": 10, "interrupt_at": None}
     assert found["series"][1] == {

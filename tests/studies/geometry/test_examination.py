@@ -40,7 +40,7 @@ from sdsd.studies.geometry.subject import (
 from sdsd.studies.geometry.verdicts import judge_network
 from tests import browser
 
-from ..strict_json import strict_json
+from ..strict_json import RESULT, strict_json
 
 CONFIG = ArcConfig(pairs=3, random_pairings=2, epochs=2)
 
@@ -103,18 +103,7 @@ def test_files_of_a_run(examined):
     }
     assert all(path.stat().st_size > 500 for path in examined.written)
     found = strict_json(examined.folder / "results.json")
-    assert set(found) == {
-        "schema",
-        "study",
-        "status",
-        "config",
-        "seeds",
-        "versions",
-        "seconds",
-        "series",
-        "verdicts",
-        "figures",
-    }
+    assert set(found) == RESULT
     assert (found["study"], found["status"], found["seeds"]) == ("geometry", "complete", [0])
     (series,) = found["series"]
     assert series["network"] == "small net"
