@@ -4,7 +4,7 @@
 
 `prepare` reads the neurons once: their means if the call centres, their norms, and the powers of two s_i that bring
 neurons out of range back into it. `block_sides` chooses how large a block may be. `fill_cosines` writes one block into
-a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuron has one.
+a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuron has one, 1 on the diagonal.
 """
 
 from __future__ import annotations
@@ -168,8 +168,6 @@ def cosine_blocks(
             second = torch.arange(column, min(column + columns, row + rows), device=block.device)
             block[:, : len(second)].masked_fill_(second <= first, fill)
         elif left is right:
-            if row == column:
-                _mirror(block[: min(rows, columns), : min(rows, columns)])
             block.diagonal(row - column).fill_(fill)
         for side, neurons, start in ((0, left, row), (1, right, column)):
             without = (~neurons.directed[start : start + block.shape[side]]).nonzero().flatten()
@@ -183,8 +181,9 @@ def cosine_blocks(
 def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
     """Write C[row:, column:] of `left` against `right` into `out`, as much of it as `out` holds.
 
-    Of a block that starts on the diagonal, `left is right` and row == column, only what is not below it. Two blocks
-    that are mirror images may differ in the last bit, so a symmetric matrix is taken from the blocks on one side.
+    Where `left is right`, the diagonal is exactly 1 (0 or NaN for a neuron without direction), and a block that starts
+    on the diagonal (row == column) is symmetric bit for bit. Two blocks that are mirror images may differ in the last
+    bit, so a symmetric matrix is taken from the blocks on one side of the diagonal.
     """
     rows, columns = out.shape
     with exact_float32():
@@ -199,6 +198,8 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
             # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
             some.mul_(row_inverse[top : top + step] * column_inverse)
         some.clamp_(-1, 1)
+    if left is right:
+        _settle_diagonal(out, left.inverse_norm, row, column)
 
 
 def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
@@ -248,6 +249,19 @@ def _panel_bytes(left: Neurons, right: Neurons, sides: list[int]) -> int:
         return 0
     samples = left.rows.shape[1] * left.rows.shape[2]
     return sum(sides) * min(samples, SAMPLES_AT_ONCE) * left.dtype.itemsize
+
+
+def _settle_diagonal(out: Tensor, inverse_norm: Tensor, row: int, column: int) -> None:
+    """Exact values where a neuron meets itself, and a symmetric block where it starts on the diagonal."""
+    first = max(row, column)
+    last = min(row + out.shape[0], column + out.shape[1])
+    if first >= last:
+        return
+    square = out[first - row : last - row, first - column : last - column]
+    inverse_norm = inverse_norm[first:last]
+    square.diagonal().copy_(torch.where(inverse_norm > 0, 1.0, inverse_norm))
+    if row == column:
+        _mirror(square)
 
 
 def _mirror(square: Tensor) -> None:

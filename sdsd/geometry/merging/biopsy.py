@@ -19,7 +19,7 @@ from ..._progress import Progress, reporter
 from ...models import restored
 from ..cosines import NeuronPair
 from .consumers import consumers
-from .measurements import Measurements, fingerprint, resumed
+from .measurements import Key, Measurements, fingerprint, resumed
 from .merge import How, IndexPairs, Merger, absorption_from, applied
 from .pair_source import PairSource
 from .sensitivity import LossFunction, Sensitivity, as_sensitivity, single_number
@@ -305,7 +305,7 @@ class _Measure(NamedTuple):
         key = Measurements.key(pairs)
         if key not in self.measurements.losses:
             with applied(self.merger.edits(IndexPairs(*torch.tensor(key).T))):
-                self.measurements.add(key, _finite(self.loss(self.merger.model), f"with {_named(key)} merged"))
+                self.measurements.add(key, _finite(self.loss(self.merger.model), key))
         return self.measurements.losses[key] - self.measurements.loss_before
 
 
@@ -319,20 +319,18 @@ def _measuring(
     function, model = as_sensitivity(loss), merger.model
     with restored(model), torch.no_grad():
         model.eval()
-        before = _finite(function(model), "of the untouched network")
+        before = _finite(function(model))
         started = Measurements(merger.group.layer, merger.how, fingerprint(model), before)
         yield _Measure(merger, function, started if resume is None else resumed(started, resume))
 
 
-def _finite(loss: Any, when: str) -> float:
+def _finite(loss: Any, merged: Key = ()) -> float:
     value = single_number(loss, "loss")
     if not math.isfinite(value):
+        pairs = f"pair {merged[0]}" if len(merged) == 1 else f"{len(merged)} pairs"
+        when = f"with {pairs} merged" if merged else "of the untouched network"
         raise ValueError(f"loss: expected a finite number, got {value} {when}. Check the data and the loss function.")
     return value
-
-
-def _named(key: tuple[tuple[int, int], ...]) -> str:
-    return f"pair {key[0]}" if len(key) == 1 else f"{len(key)} pairs"
 
 
 def _check_statistics(confidence: float, seed: int) -> None:

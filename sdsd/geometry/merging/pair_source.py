@@ -30,18 +30,12 @@ class PairSource:
         alive: Tensor | np.ndarray | None,
         neuron_dim: int | None,
     ) -> None:
-        if (activations is None) == (cosine is None):
-            raise ValueError(
-                f"activations, cosine: expected one of them, got {'neither' if cosine is None else 'both'}. Pairs are "
-                "chosen by the cosine of activations, or by a matrix such as weight_cosine(model, layer)."
-            )
         self.given: dict[str, Any]
-        if cosine is None:
-            assert activations is not None
+        if activations is not None and cosine is None:
             rows = layer_rows(model, group, activations, neuron_dim)
             self.given, able = {"activations": rows, "neuron_dim": 0}, alive_from_norms(norms_of(rows))
         else:
-            matrix = _matrix(cosine, group)
+            matrix = _matrix(activations, cosine, group)
             self.given, able = {"cosine": matrix}, matrix.diagonal() > 0
         self.alive = able if alive is None else able & alive_flags(alive, group.neurons).to(able.device)
         if int(self.alive.sum()) < 2:
@@ -57,7 +51,12 @@ class PairSource:
         return tuple(map(NeuronPair, *(column.tolist() for column in columns)))
 
 
-def _matrix(cosine: Tensor | np.ndarray, group: Consumers) -> Tensor:
+def _matrix(activations: Tensor | np.ndarray | None, cosine: Tensor | np.ndarray | None, group: Consumers) -> Tensor:
+    if activations is not None or cosine is None:
+        raise ValueError(
+            f"activations, cosine: expected one of them, got {'neither' if cosine is None else 'both'}. Pairs are "
+            "chosen by the cosine of activations, or by a matrix such as weight_cosine(model, layer)."
+        )
     matrix = as_cosine(cosine)
     if len(matrix) != group.neurons:
         raise ValueError(
