@@ -14,6 +14,8 @@ from sdsd.gamma.following import Mixed, Rows, Summed, Track
 
 from .oracle import check
 
+pytestmark = pytest.mark.usefixtures("double")
+
 A = torch.arange
 
 
@@ -512,15 +514,6 @@ def named(cases: list[Case]) -> Any:
 
 def settings(some: list[Setting]) -> Any:
     return pytest.mark.parametrize("s", some, ids=["n{}-t{}-o{}-i{}".format(*s) for s in some])
-
-
-@pytest.fixture(autouse=True)
-def double() -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(1)
-    yield
-    torch.set_default_dtype(before)
 
 
 @named(FOLLOWED)
