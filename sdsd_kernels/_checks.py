@@ -103,10 +103,7 @@ def check_integer(
         raise TypeError(f"{name}: expected an int{' or None' if optional else ''}, got {type(value).__name__}.")
     if (least is None or number >= least) and (most is None or number <= most):
         return number
-    if least is None or most is None:
-        bounds = f"at most {most}" if least is None else f"at least {least}"
-    else:
-        bounds = f"{least} to {most}"
+    bounds = f"at most {most}" if least is None else f"at least {least}" if most is None else f"{least} to {most}"
     raise ValueError(f"{name}: expected {bounds}{why and ' '}{why}, got {value}.{do and ' '}{do}")
 
 
