@@ -69,8 +69,10 @@ class Meter:
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
         session, parameters = self._session, self._parameters
-        refuse_leftovers(session)
-        refuse_strangers(session, parameters)
+        if session.leftovers.held:
+            refuse_leftovers(session)
+        if session.strangers:
+            refuse_strangers(session, parameters)
         if session.unknown is not None:
             raise UnsupportedError(session.unknown)
         exact = session.exact

@@ -53,13 +53,12 @@ def refuse_leftovers(session: Session) -> None:
 
 def refuse_strangers(session: Session, parameters: Parameters) -> None:
     """Raise where the model holds parameters that it did not hold when the monitor was attached."""
-    if session.strangers:
-        names = [clean(name) for name, p in parameters.root.named_parameters() if id(p) in session.strangers]
-        if names:
-            raise RuntimeError(
-                f"{', '.join(names[:5])}: not the parameters that were there when the monitor was attached. Attach "
-                "a new monitor after parameters or layers are replaced."
-            )
+    names = [clean(name) for name, p in parameters.root.named_parameters() if id(p) in session.strangers]
+    if names:
+        raise RuntimeError(
+            f"{', '.join(names[:5])}: not the parameters that were there when the monitor was attached. Attach "
+            "a new monitor after parameters or layers are replaced."
+        )
 
 
 def no_backward(session: Session, parameters: Parameters) -> RuntimeError:

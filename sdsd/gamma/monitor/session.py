@@ -327,7 +327,8 @@ class Session:
 
     def _backward_begins(self) -> None:
         """Before anything is added to .grad: was it cleared since it was last added to?"""
-        self.leftovers.forget_changed()
+        if self.leftovers.held:
+            self.leftovers.forget_changed()
         earlier = [ledger for ledger in self.passes if ledger.tasks]
         if not earlier and not self.sizes and not self.given_up:
             if self._stepped:
@@ -345,7 +346,8 @@ class Session:
 
     def _backward_over(self, task: int) -> None:
         self._open.discard(task)
-        self.leftovers.follow()
+        if self.leftovers.held:
+            self.leftovers.follow()
         self.marks.set(self.parameters)
 
     def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
