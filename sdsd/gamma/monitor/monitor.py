@@ -345,8 +345,13 @@ class GammaMonitor:
                 "the gradient of the batch alone, or after it."
             )
         if session.measuring:
-            with torch.no_grad():
+            # As torch.no_grad(), without its price.
+            enabled = torch.is_grad_enabled()
+            torch._C._set_grad_enabled(False)
+            try:
                 return self._measured_step()
+            finally:
+                torch._C._set_grad_enabled(enabled)
         self._steps += 1
         self._begin_step()
         return None
