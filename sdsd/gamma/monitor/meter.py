@@ -80,7 +80,7 @@ class Meter:
         for group in groups:
             ledgers += group
             n += group[0].n
-        probed = session.probed()
+        probed = session.probed() if session.compiled else set()
         refused = self._leave_out_or_refuse(ledgers or session.passes, probed) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
@@ -112,7 +112,7 @@ class Meter:
             return None, passes
         refuse_unmeasured(session, parameters, ledgers, probed)
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
-        captured = capturing()
+        captured = torch.cuda.is_initialized() and capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
             raise RuntimeError(
                 "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "

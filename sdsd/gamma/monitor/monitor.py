@@ -136,7 +136,8 @@ class GammaMonitor:
         self._begin_step()
 
     def _begin_step(self) -> None:
-        self._meter.begin_step(self._steps % self.every == 0 and self._metric.begin_step())
+        plain = self._metric.optimizer is None
+        self._meter.begin_step(self._steps % self.every == 0 and (plain or self._metric.begin_step()))
 
     def _switch_to_micro(self) -> None:
         """Take micro-batches for samples from the next step on."""

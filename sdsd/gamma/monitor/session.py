@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ class Session:
     def probed(self) -> set[str]:
         """Parameters of layers that ran in compiled code."""
         names: set[str] = set()
-        for watcher in self.watchers if self.compiled else ():
+        for watcher in self.watchers:
             if watcher.probe.grad is not None:
                 names.update(watcher.names.values())
         return names
@@ -236,12 +236,12 @@ class Session:
         mode = Measuring(self, ledger)
         parts = compiled_parts(self.root)
         try:
-            with (
-                intercepted(parts, partial(through_compiled, mode)) if parts else nullcontext(),
-                carrying(ledger),
-                mode,
-            ):
-                out = plain(*args, **kwargs)
+            with carrying(ledger, mode):
+                if not parts:
+                    out = plain(*args, **kwargs)
+                else:
+                    with intercepted(parts, partial(through_compiled, mode)):
+                        out = plain(*args, **kwargs)
         finally:
             self._inside = False
         for tensor in mode.outputs(out):
