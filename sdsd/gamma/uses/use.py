@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ class ChangedError(Exception):
 class Use:
     """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself."""
 
-    __slots__ = ("fired", "measure", "mode", "operands", "owners", "plan", "saved")
+    __slots__ = ("fired", "hooks", "measure", "mode", "operands", "owners", "part", "place", "plan", "saved")
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class Use:
     ) -> None:
         self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
         self.fired: int | None = None
+        self.part: Callable[[Tensor], Tensor] | None = None
+        self.hooks: Callable[[], Any] | None = None
         if plan is None:
             self.owners = rows_in_view()
             return
@@ -141,6 +144,12 @@ class Use:
 
     def fire(self, b: Tensor) -> None:
         """The gradient of the output has come."""
+        hooks = self.hooks
+        if hooks is not None and len(hooks() or ()) > 1:
+            self._wait(hooks)
+            return
+        if self.part is not None:
+            b = self.part(b)
         if not self.wanted():
             return
         if torch.autograd._profiler_enabled():
@@ -151,6 +160,19 @@ class Use:
                 self._deliver(b)
         else:
             self._deliver(b)
+
+    def _wait(self, hooks: Any) -> None:
+        """Fire after the user's hooks on the output, which may change its gradient: before its node runs."""
+
+        def last(gradients: tuple[Tensor | None, ...]) -> None:
+            handle.remove()
+            gradient = gradients[self.place]
+            if gradient is not None:
+                self.hooks = None
+                self.fire(gradient)
+                self.hooks = hooks
+
+        handle = torch._C._current_autograd_node().register_prehook(last)  # type: ignore[attr-defined]
 
     def _deliver(self, b: Tensor) -> None:
         ledger = self.mode.ledger
@@ -284,8 +306,9 @@ def watch(
 
 def hook_on(out: Tensor, use: Use) -> None:
     """Let `use` hear of the gradient of `out`."""
-    whole, part = _written(out)
-    whole.register_hook(use.fire if part is None else lambda grad: use.fire(part(grad)))
+    whole, use.part = _written(out)
+    whole.register_hook(use.fire)
+    use.hooks, use.place = weakref.ref(whole._backward_hooks), whole.output_nr  # type: ignore[arg-type]
 
 
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:

@@ -32,7 +32,8 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
     """F.linear(x, weight, bias)."""
     x, weight, bias = args if len(args) == 3 and not kwargs else _bind(("input", "weight", "bias"), args, kwargs)
     track = track_of(x)
-    if not isinstance(track, Track) or track.axis == x.ndim - 1 or track_of(weight) is not None:
+    plain = track_of(weight) is None and weight.ndim == 2
+    if not isinstance(track, Track) or track.axis == x.ndim - 1 or not plain:
         return any_operation(mode, func, args, kwargs, parameters)
     trains = weight.requires_grad
     # Of one position a sample a CPU squares faster without the product, and kernels beside it.
