@@ -236,7 +236,7 @@ class Session:
                 out = plain(*args, **kwargs)
         finally:
             self._inside = False
-        for tensor in mode.outputs(out):
+        for tensor in trained(out):
             tensor.register_hook(lambda grad: self._announce(grad))
         return out
 

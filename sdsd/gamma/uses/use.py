@@ -64,6 +64,7 @@ class Saved:
         return self.packed
 
 
+_OURS = f"{__name__.split('.')[0]}."
 Kept = tuple[tuple[Tensor, ...], tuple[int, ...]]
 """What a plan saves, where no hooks on saved tensors are in force: detached tensors, and their versions."""
 version_of = operator.attrgetter("_version")
@@ -90,6 +91,7 @@ class Use:
         self.fired: int | None = None
         self.part: Callable[[Tensor], Tensor] | None = None
         self.hooks: Callable[[], Any] | None = None
+        self.place = 0
         if plan is None:
             self.owners = rows_in_view()
             return
@@ -145,8 +147,7 @@ class Use:
     def fire(self, b: Tensor) -> None:
         """The gradient of the output has come."""
         hooks = self.hooks
-        if hooks is not None and len(hooks() or ()) > 1:
-            self._wait(hooks)
+        if hooks is not None and len(hooks() or ()) > 1 and self._waits(hooks):
             return
         if self.part is not None:
             b = self.part(b)
@@ -161,8 +162,13 @@ class Use:
         else:
             self._deliver(b)
 
-    def _wait(self, hooks: Any) -> None:
-        """Fire after the user's hooks on the output, which may change its gradient: before its node runs."""
+    def _waits(self, hooks: Any) -> bool:
+        """Whether it fires after hooks of the user's, which may change the gradient, and before the node."""
+        for hook in hooks().values():
+            if not str(getattr(hook, "__module__", "")).startswith(_OURS):
+                break
+        else:
+            return False
 
         def last(gradients: tuple[Tensor | None, ...]) -> None:
             handle.remove()
@@ -173,6 +179,7 @@ class Use:
                 self.hooks = hooks
 
         handle = torch._C._current_autograd_node().register_prehook(last)  # type: ignore[attr-defined]
+        return True
 
     def _deliver(self, b: Tensor) -> None:
         ledger = self.mode.ledger
@@ -308,7 +315,7 @@ def hook_on(out: Tensor, use: Use) -> None:
     """Let `use` hear of the gradient of `out`."""
     whole, use.part = _written(out)
     whole.register_hook(use.fire)
-    use.hooks, use.place = weakref.ref(whole._backward_hooks), whole.output_nr  # type: ignore[arg-type]
+    use.hooks, use.place = weakref.ref(whole._backward_hooks), whole.output_nr  # type: ignore[type-var]
 
 
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
