@@ -11,11 +11,12 @@ from torch import Tensor
 from ..layers import UnsupportedError
 from ..sources import independent_count
 from ..uses import Pass
+from .arrivals import Arrivals
 from .averages import Step
 from .inputs import capturing
 from .micro import MicroBatches
 from .parameters import Parameters, by_reason, listed
-from .proof import Prover, impossible, max_eps
+from .proof import EVERY, EVERY_ON_CPU, Prover, impossible, max_eps
 from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
@@ -55,7 +56,8 @@ class Meter:
         self.reduction, self._population, self._strict = loss_reduction, population, strict
         self.scaler = scaler
         self.micro: MicroBatches | None = None
-        self.prover = Prover()
+        self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" else EVERY)
+        self._arrivals = Arrivals()
         self.captured: Step | None = None
         self._nothing_left = ""
 
@@ -118,8 +120,11 @@ class Meter:
             proving = self._proving(ledgers, written)
             if proving is None:
                 return None, passes
-            if not (self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)):
+            fits = self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)
+            if not fits:
                 squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
+            if session.direction is not None and not written and self._doubts(groups, proved=proving and fits):
+                return None, passes
         signal, squares = self._joined(signal, squares.to(parameters.device), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
@@ -186,6 +191,16 @@ class Meter:
                 _warn_of_doubt(written)
                 return None
         return proving
+
+    def _doubts(self, groups: list[list[Pass]], *, proved: bool) -> bool:
+        """Whether gradients came otherwise than in steps that proved themselves, of which this may be one."""
+        session = self._session
+        present = session.marks.present or ()
+        unusual = self._arrivals.unusual(session.parameters, groups, present, proved=proved)
+        if unusual:
+            self.prover.again()
+            _warn_of_doubt(unusual, came=True)
+        return bool(unusual)
 
     def _proves(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
         """Whether what arrived in .grad is what the samples measured add up to.
@@ -257,12 +272,13 @@ class Meter:
         return False
 
 
-def _warn_of_doubt(written: list[str]) -> None:
-    what = (
-        f".grad of {listed(written)} was written to after the backward pass"
-        if written
-        else "an inner autograd.grad(create_graph=True) went through the forward pass"
-    )
+def _warn_of_doubt(names: list[str], came: bool = False) -> None:
+    if came:
+        what = f".grad of {listed(names)} did not come as in the steps before (a penalty, a hook, another use)"
+    elif names:
+        what = f".grad of {listed(names)} was written to after the backward pass"
+    else:
+        what = "an inner autograd.grad(create_graph=True) went through the forward pass"
     warnings.warn(
         f"step skipped: {what}, and this step does not prove itself. Those that follow do, while that goes on. Call "
         "step() before gradients are clipped or otherwise changed, and compute penalties under "

@@ -150,6 +150,7 @@ class Session:
         for ledger in self.passes:
             ledger.close()
         self.passes = []
+        self.marks.before, self.marks.present = self.marks.present, None
         self.strangers.clear()
         self.stale, self.given_up, self.unread, self.unknown = None, False, None, None
         self._outer = None
@@ -274,6 +275,8 @@ class Session:
     def _announce(self, grad: Tensor) -> None:
         """The gradient of an output has come: the outermost backward pass begins."""
         if not self.pauses and self._outer is None:
+            if self.exact and self.marks.present is None:
+                self.marks.begin(self.parameters)
             self._outer = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self._outermost_over)
 
@@ -330,6 +333,8 @@ class Session:
         self.leftovers.forget_changed()
         earlier = [ledger for ledger in self.passes if ledger.tasks]
         if not earlier and not self.sizes and not self.given_up:
+            if self.marks.present is None:
+                self.marks.begin(self.parameters)
             if self._stepped:
                 self.stale = self.marks.stale(self.parameters)
             return

@@ -33,6 +33,7 @@ class Pass:
         tracks: where every tensor of the pass carries them.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
         scaled: whether squares are taken after a preconditioner.
+        given: parameter → the memory of a gradient that an operation of ours gave.
         differentiated: an inner autograd.grad(create_graph=True) went through this pass.
         backends: device → what serves kernels there.
         rows: parameter → its row in `norms`.
@@ -69,6 +70,7 @@ class Pass:
         self.kept: dict[str, list[Piece]] = {}
         self.projections: dict[str, list[Tensor]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+        self.given: dict[str, int] = {}
         self.trouble: str | None = None
         self._owner: dict[str, object] = {}
         self._current: object = None
@@ -106,8 +108,23 @@ class Pass:
             return True
         return False
 
-    def take(self, use: object, names: list[str], squares: tuple[Tensor | float, ...], dtype: torch.dtype) -> None:
-        """Squares of a use that is `alone`, one number a parameter."""
+    def give(self, operands: list[Operand], *gradients: Tensor | None) -> None:
+        """An operation of ours returns these gradients of parameters."""
+        for operand, gradient in zip(operands, gradients, strict=False):
+            if gradient is not None:
+                self.given[operand.leaves[0].name] = gradient.data_ptr()
+
+    def take(
+        self,
+        use: object,
+        names: list[str],
+        squares: tuple[Tensor | float, ...],
+        dtype: torch.dtype,
+        gradients: tuple[Tensor, ...] = (),
+    ) -> None:
+        """Squares of a use that is `alone`, one number a parameter; the gradients that it returns, where it is ours."""
+        for name, gradient in zip(names, gradients, strict=False):
+            self.given[name] = gradient.data_ptr()
         self._current, self._dtype = use, dtype
         for name, value in zip(names, squares, strict=True):
             if name in self.squares:
@@ -171,6 +188,7 @@ class Pass:
                 continue
             leaf = operand.leaves[0]
             name = leaf.name
+            self.given[name] = gradient.data_ptr()
             if name in self.dtypes:
                 self._note_dtype(name)
             else:

@@ -301,6 +301,8 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
         rows = b.sum(1, dtype=_sum_dtype(b))
         grad_bias = rows.sum(0).to(operands[1].tensor.dtype)
         operands[1].deliver(ledger, Dense(rows))
+    if wanted:
+        ledger.give(operands, grad_weight, grad_bias)
     return grad_weight, grad_bias
 
 
@@ -311,11 +313,12 @@ def _squared(use: Use, names: list[str], a: Tensor, b: Tensor, transposed: bool)
     if transposed:
         grad_weight = grad_weight.t()
     if len(operands) == 1:
-        ledger.take(use, names, (square,), b.dtype)
+        ledger.take(use, names, (square,), b.dtype, (grad_weight,))
         return grad_weight, None
     rows = b.sum(1) if b.dtype == torch.float32 else b.sum(1, dtype=_sum_dtype(b))
-    ledger.take(use, names, (square, square_norm(rows)), b.dtype)
-    return grad_weight, rows.sum(0).to(operands[1].dtype)
+    grad_bias = rows.sum(0).to(operands[1].dtype)
+    ledger.take(use, names, (square, square_norm(rows)), b.dtype, (grad_weight, grad_bias))
+    return grad_weight, grad_bias
 
 
 _stats = torch.ops.sdsd.weight_grad_stats.default
