@@ -33,8 +33,8 @@ MOST_LINES = {
 MOST_ENTERED = {
     "gamma_moments": 240,
     "cosine_matrix": 270,
-    "step": 1100,
-    "rule": 660,
+    "step": 1070,
+    "rule": 630,
     "biopsy": 1750,
     "study": 860,
 }

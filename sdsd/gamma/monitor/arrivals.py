@@ -36,13 +36,8 @@ class Arrivals:
     ) -> list[str]:
         """Parameters whose gradient came otherwise than where steps proved themselves, of which this may be one.
 
-        What came now so and now so in such steps, or twice otherwise than in them, is not looked at again.
-
-        Args:
-            parameters: those measured.
-            groups: the passes of this step.
-            present: parameters whose .grad was there before; writes to it tell of no addition.
-            proved: whether the step proved itself.
+        What came now so and now so in such steps, or twice otherwise than in them, is not looked at again. `present`:
+        parameters whose .grad was there before; writes to it tell of no addition.
         """
         unusual: list[str] = []
         first = groups[0] if groups else []

@@ -25,23 +25,23 @@ class Marks:
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[weakref.ref[Tensor], int]] = {}
-        self.present: set[str] | None = None
-        self.before: set[str] | None = None
+        self.present: dict[str, None] | None = None
+        self.before: dict[str, None] | None = None
 
     def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Note which gradients are there, before anything is added to them."""
-        self.present = set()
+        self.present = {}
         for name, parameter in parameters.items():
             if parameter.grad is not None:
-                self.present.add(name)
+                self.present[name] = None
 
     def set(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Mark all gradients as they are now."""
-        self._held = {
-            name: (weakref.ref(grad), grad._version)
-            for name, parameter in parameters.items()
-            if (grad := parameter.grad) is not None
-        }
+        self._held = {}
+        for name, parameter in parameters.items():
+            grad = parameter.grad
+            if grad is not None:
+                self._held[name] = weakref.ref(grad), grad._version
 
     def _same(self, name: str, grad: Tensor) -> bool:
         if name not in self._held:
@@ -54,14 +54,13 @@ class Marks:
 
         Looked at are those that nobody touched, and those that had none where the step before began.
         """
-        appearing = self.present is not None and self.before is not None
-        for name in self._held if self.present is None else self.present:
+        for name in self.present or ():
             grad = parameters[name].grad if name in parameters and parameters[name].requires_grad else None
             if grad is None:
                 continue
             reference, version = self._held.get(name, _NONE)
             untouched = grad is reference() and grad._version == version
-            if (untouched or (appearing and name not in self.before)) and bool(_local(grad).any()):  # type: ignore[operator]
+            if (untouched or (self.before is not None and name not in self.before)) and bool(_local(grad).any()):
                 return name
         return None
 
@@ -78,13 +77,12 @@ class Marks:
 
     def written(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
         """Parameters whose gradient is there, and is not the one that was marked, or was written to since."""
-        return [
-            name
-            for name, (reference, version) in self._held.items()
-            if name in parameters
-            and (grad := parameters[name].grad) is not None
-            and (grad is not reference() or grad._version != version)
-        ]
+        names = []
+        for name, (reference, version) in self._held.items():
+            grad = parameters[name].grad if name in parameters else None
+            if grad is not None and (grad is not reference() or grad._version != version):
+                names.append(name)
+        return names
 
 
 def _local(grad: Tensor) -> Tensor:

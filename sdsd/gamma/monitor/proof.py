@@ -35,9 +35,6 @@ class Prover:
     def due(self) -> bool:
         return self.steps < FIRST or self.steps % self._every == 0
 
-    def stepped(self) -> None:
-        self.steps += 1
-
     def again(self) -> None:
         """Prove the next step: something changed."""
         self.steps = 0

@@ -36,6 +36,10 @@ ROWS = "chosen rows"
 ask it, know of whole samples alone."""
 
 
+ANNOUNCED = "announced"
+"""The key of the hook by which the session hears that the gradient of an output has come."""
+
+
 class Saved:
     """Tensors kept for the backward pass, by the saved-tensor hooks in force."""
 
@@ -64,7 +68,6 @@ class Saved:
         return self.packed
 
 
-_OURS = f"{__name__.split('.')[0]}."
 Kept = tuple[tuple[Tensor, ...], tuple[int, ...]]
 """What a plan saves, where no hooks on saved tensors are in force: detached tensors, and their versions."""
 version_of = operator.attrgetter("_version")
@@ -75,9 +78,16 @@ class ChangedError(Exception):
 
 
 class Use:
-    """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself."""
+    """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself.
 
-    __slots__ = ("fired", "hooks", "measure", "mode", "operands", "owners", "part", "place", "plan", "saved")
+    Attributes:
+        alone: of a planned use that is `wanted`, whether squares are all that is asked of it, of all its parameters.
+    """
+
+    __slots__ = ("alone", "fired", "hooks", "measure", "mode", "operands", "owners", "part", "place", "plan", "saved")
+    fired: int | None
+    hooks: Callable[[], Any] | None
+    part: Callable[[Tensor], Tensor] | None
 
     def __init__(
         self,
@@ -88,10 +98,7 @@ class Use:
         plan: Plan | None = None,
     ) -> None:
         self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
-        self.fired: int | None = None
-        self.part: Callable[[Tensor], Tensor] | None = None
-        self.hooks: Callable[[], Any] | None = None
-        self.place = 0
+        self.fired, self.alone, self.hooks, self.part, self.place = None, False, None, None, 0
         if plan is None:
             self.owners = rows_in_view()
             return
@@ -114,7 +121,8 @@ class Use:
             if torch.is_grad_enabled():
                 ledger.differentiate(session.direction)
             return False
-        reached = False
+        reached, counts = False, ledger.counts
+        alone = self.plan is not None and ledger.directions is None and not ledger.scaled and len(ledger.peers) == 1
         for operand in self.operands:
             leaves = operand.leaves
             if len(leaves) == 1:
@@ -125,8 +133,9 @@ class Use:
                     here = False
                 if here or (operand.tensor.grad_fn is None and leaves[0].reached()):
                     operand.reached, reached = leaves, True
+                    alone = alone and counts[leaves[0].name] == 1
                 else:
-                    operand.reached = []
+                    operand.reached, alone = [], False
             elif operand.wanted():
                 reached = True
         if not reached:
@@ -140,46 +149,37 @@ class Use:
         if self.fired is not None and self.fired in ledger.tasks:
             ledger.trouble = "repeated"
             return False
-        self.fired = task
+        self.fired, self.alone = task, alone
         ledger.tasks.add(task)
         return True
 
     def fire(self, b: Tensor) -> None:
         """The gradient of the output has come."""
-        hooks = self.hooks
-        if hooks is not None and len(hooks() or ()) > 1 and self._waits(hooks):
+        hooks = None if self.hooks is None else self.hooks()
+        if hooks is not None and len(hooks) > 1 + (ANNOUNCED in hooks):
+            self._wait()
             return
         if self.part is not None:
             b = self.part(b)
         if not self.wanted():
             return
-        if torch.autograd._profiler_enabled():
-            with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():
-                self._deliver(b)
-        elif torch.is_grad_enabled():  # create_graph=True
-            with torch.no_grad():
-                self._deliver(b)
-        else:
-            self._deliver(b)
+        if not torch.autograd._profiler_enabled() and not torch.is_grad_enabled():
+            return self._deliver(b)
+        with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():  # with create_graph=True, too
+            return self._deliver(b)
 
-    def _waits(self, hooks: Any) -> bool:
-        """Whether it fires after hooks of the user's, which may change the gradient, and before the node."""
-        for hook in hooks().values():
-            if not str(getattr(hook, "__module__", "")).startswith(_OURS):
-                break
-        else:
-            return False
+    def _wait(self) -> None:
+        """Fire after hooks of the user's, which may change the gradient, and before the node of the output runs."""
+        hooks, self.hooks = self.hooks, None
 
         def last(gradients: tuple[Tensor | None, ...]) -> None:
             handle.remove()
             gradient = gradients[self.place]
             if gradient is not None:
-                self.hooks = None
                 self.fire(gradient)
-                self.hooks = hooks
+            self.hooks = hooks
 
         handle = torch._C._current_autograd_node().register_prehook(last)  # type: ignore[attr-defined]
-        return True
 
     def _deliver(self, b: Tensor) -> None:
         ledger = self.mode.ledger
@@ -194,10 +194,10 @@ class Use:
             else:
                 saved = self.saved.load()
             self.saved = None
-            if self.plan is not None and self.plan.squares is not None and ledger.alone(self.operands):
+            if self.alone and self.plan is not None and self.plan.squares is not None:
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
-                    ledger.take(self, self.plan.names, squares, b.dtype)
+                    ledger.taken.append((self, squares, b.dtype))
                     return
             ledger.begin(self, b.dtype)
             for index, piece in self.measure(b, *saved):
