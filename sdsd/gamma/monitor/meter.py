@@ -29,6 +29,11 @@ from .refusals import (
 from .session import Session
 from .sums import Sums
 
+_IN_A_GRAPH = (
+    "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call it "
+    "outside of the graph, or capture without them."
+)
+
 
 class Meter:
     """Reads a step off the session and the gradients.
@@ -109,10 +114,7 @@ class Meter:
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
         captured = torch.cuda.is_initialized() and capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
-            raise RuntimeError(
-                "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
-                "for. Call it outside of the graph, or capture without them."
-            )
+            raise RuntimeError(_IN_A_GRAPH)
         if exact and not captured:
             self.prover.steps += 1
             written = [] if session.direction is None else session.marks.written(session.parameters)
