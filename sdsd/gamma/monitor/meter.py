@@ -30,8 +30,8 @@ from .session import Session
 from .sums import Sums
 
 _IN_A_GRAPH = (
-    "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call it "
-    "outside of the graph, or capture without them."
+    "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
+    "it outside of the graph, or capture without them."
 )
 
 
