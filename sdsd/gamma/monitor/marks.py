@@ -54,13 +54,14 @@ class Marks:
 
         Looked at are those that nobody touched, and those that had none where the step before began.
         """
-        for name in self.present or ():
+        appearing = self.present is not None and self.before is not None
+        for name in self._held if self.present is None else self.present:
             grad = parameters[name].grad if name in parameters and parameters[name].requires_grad else None
             if grad is None:
                 continue
             reference, version = self._held.get(name, _NONE)
             untouched = grad is reference() and grad._version == version
-            if (untouched or (self.before is not None and name not in self.before)) and bool(_local(grad).any()):
+            if (untouched or (appearing and name not in self.before)) and bool(_local(grad).any()):  # type: ignore[operator]
                 return name
         return None
 

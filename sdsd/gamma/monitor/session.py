@@ -316,7 +316,7 @@ class Session:
         task = self._outer if self._outer is not None else inner
         if task not in self._begun:
             self._begun.add(task)
-            self._backward_begins()
+            self._backward_begins(ledger)
         if inner not in self._open:
             self._open.add(inner)
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._backward_over, inner))
@@ -324,8 +324,8 @@ class Session:
             ledger.open.add(inner)
         return task
 
-    def _backward_begins(self) -> None:
-        """Before anything is added to .grad: was it cleared since it was last added to?"""
+    def _backward_begins(self, first: Pass | None) -> None:
+        """Was .grad cleared since it was last added to? Asked before anything is added, but by compiled code (None)."""
         if self.leftovers.held:
             self.leftovers.forget_changed()
         for ledger in self.passes:
@@ -333,9 +333,9 @@ class Session:
                 break
         else:
             if not self.sizes and not self.given_up:
-                if self.marks.present is None:
+                if self.marks.present is None and first is not None:
                     self.marks.begin(self.parameters)
-                if self._stepped and self.marks.present:
+                if self._stepped and self.marks.present != {}:
                     self.stale = self.marks.stale(self.parameters)
                 return
         earlier = [ledger for ledger in self.passes if ledger.tasks]
