@@ -34,7 +34,7 @@ MOST_ENTERED = {
     "gamma_moments": 240,
     "cosine_matrix": 270,
     "step": 1070,
-    "rule": 660,
+    "rule": 630,
     "biopsy": 1406,
     "study": 807,
 }
