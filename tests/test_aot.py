@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,19 @@ def test_the_brief_list_has_every_kernel_for_every_target_and_the_full_one_every
             for promise in ("expect_mma", "expect_tma", "expect_load_bits", "expect_ptx"):
                 wanted = {getattr(case, promise) for case in cases}
                 assert wanted <= {getattr(case, promise) for case in few[kernel, target]} | {None, False, ()}, kernel
+
+
+def test_what_the_brief_list_demands_of_sm_90():
+    demanded: dict[str, set[Any]] = {}
+    for _, _, case in aot.chosen("sdsd_kernels", brief=True):
+        if case.target[1] == 90:
+            promises = (case.expect_mma, case.expect_tma and "UTMALDG", case.expect_load_bits)
+            demanded.setdefault(case.function.__name__, set()).update(promises)
+    products = ("triangle_kernel", "rectangle_kernel", "totals_kernel", "past_threshold_kernel", "topk_kernel")
+    for kernel in (*products, "boxes_kernel", "gram_kernel"):
+        assert {"HGMMA", "UTMALDG"} <= demanded[kernel], kernel
+    for kernel in ("stream_kernel", "samples_kernel", "two_walks_kernel"):
+        assert 128 in demanded[kernel], kernel
 
 
 UNSOUND = """
