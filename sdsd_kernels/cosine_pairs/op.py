@@ -121,8 +121,8 @@ def cosine_row_sums(
 
     A pair in which one neuron has no direction adds nothing: with L neurons that have one, the mean over the others is
     result / (L − 1), and Σ_{j≠i} (1 − c_ij) is L − 1 − result. A neuron that is zero on every sample gets 0; one with a
-    NaN or an infinity gets NaN. Sums of a block are float32, sums over blocks exact. Where c is within rounding of 1,
-    √(2 − 2c) is within 5e-4 of the distance. Not differentiable.
+    NaN or an infinity gets NaN. Sums of a block are float32, over blocks float64 or exact. Where c is within rounding
+    of 1, √(2 − 2c) is within 5e-4 of the distance. Not differentiable.
 
     Args:
         activations, neuron_dim, center, progress, backend: as in `cosine_histogram`.
