@@ -33,7 +33,7 @@ MOST_LINES = {
 MOST_ENTERED = {
     "gamma_moments": 240,
     "cosine_matrix": 270,
-    "step": 1100,
+    "step": 1070,
     "rule": 660,
     "biopsy": 1406,
     "study": 807,

@@ -21,11 +21,11 @@ class Marks:
 
     def set(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Mark all gradients as they are now."""
-        self._held = {
-            name: (weakref.ref(grad), grad._version)
-            for name, parameter in parameters.items()
-            if (grad := parameter.grad) is not None
-        }
+        self._held = {}
+        for name, parameter in parameters.items():
+            grad = parameter.grad
+            if grad is not None:
+                self._held[name] = weakref.ref(grad), grad._version
 
     def _same(self, name: str, grad: Tensor) -> bool:
         if name not in self._held:
@@ -56,10 +56,9 @@ class Marks:
 
     def written(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
         """Parameters whose gradient is there, and is not the one that was marked, or was written to since."""
-        return [
-            name
-            for name, (reference, version) in self._held.items()
-            if name in parameters
-            and (grad := parameters[name].grad) is not None
-            and (grad is not reference() or grad._version != version)
-        ]
+        names = []
+        for name, (reference, version) in self._held.items():
+            grad = parameters[name].grad if name in parameters else None
+            if grad is not None and (grad is not reference() or grad._version != version):
+                names.append(name)
+        return names

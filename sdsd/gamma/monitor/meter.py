@@ -69,14 +69,19 @@ class Meter:
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
         session, parameters = self._session, self._parameters
-        refuse_leftovers(session)
-        refuse_strangers(session, parameters)
+        if session.leftovers.held:
+            refuse_leftovers(session)
+        if session.strangers:
+            refuse_strangers(session, parameters)
         if session.unknown is not None:
             raise UnsupportedError(session.unknown)
         exact = session.exact
-        groups = session.batches() if exact else []
-        ledgers = [ledger for group in groups for ledger in group]
-        refused = self._leave_out_or_refuse(ledgers or session.passes) if exact else {}
+        groups, ledgers, n = session.batches() if exact else [], [], 0
+        for group in groups:
+            ledgers += group
+            n += group[0].n
+        probed = session.probed() if session.compiled else set()
+        refused = self._leave_out_or_refuse(ledgers or session.passes, probed) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
             if refused:
@@ -90,7 +95,8 @@ class Meter:
         unit, own_signal = 1.0, None
         if exact:
             squares = self._sums.of_samples(ledgers, passes)
-            n = sum(group[0].n for group in groups) if groups else sum(session.sizes)
+            if not groups:
+                n = sum(session.sizes)
             if self._ranks.world > 1:
                 # Ranks may hold batches of different size; that is known to none of them alone.
                 n = self._ranks.total(n, parameters.device)
@@ -104,29 +110,32 @@ class Meter:
                 f"step skipped: it held {n} {of_what}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=4
             )
             return None, passes
-        refuse_unmeasured(session, parameters, ledgers)
+        refuse_unmeasured(session, parameters, ledgers, probed)
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
-        captured = capturing()
+        captured = torch.cuda.is_initialized() and capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
             raise RuntimeError(
                 "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
                 "for. Call it outside of the graph, or capture without them."
             )
         if exact and not captured:
-            self.prover.stepped()
+            self.prover.steps += 1
             written = [] if session.direction is None else session.marks.written(session.parameters)
             proving = self._proving(ledgers, written)
             if proving is None:
                 return None, passes
             if not (self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)):
                 squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
-        signal, squares = self._joined(signal, squares.to(parameters.device), own_sum=own_signal is not None)
+        squares = squares.to(parameters.device)
+        if self._ranks.world > 1 or self.scaler is not None:
+            signal, squares = self._joined(signal, squares, own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
             squares = squares * (n / self._ranks.world) ** 2
         elif self.reduction == "sum":
             signal = signal * (self._ranks.world / (n * unit)) ** 2
-        step = Step(torch.stack([signal, squares]), n, unit, independent_count(n, unit, self._population))
+        independent = n if self._population is None else independent_count(n, unit, self._population)
+        step = Step(torch.stack([signal, squares]), n, unit, independent)
         if captured:
             self.captured = step
             return None, passes
@@ -135,11 +144,10 @@ class Meter:
     def _scaling(self) -> bool:
         return self.scaler is not None and bool(self.scaler.is_enabled())
 
-    def _leave_out_or_refuse(self, ledgers: list[Pass]) -> dict[str, str]:
+    def _leave_out_or_refuse(self, ledgers: list[Pass], probed: set[str]) -> dict[str, str]:
         """Raise, or leave out (strict=False), where samples cannot be told apart; returns what was left out."""
         refused = refused_uses(ledgers, self._parameters)
-        used = {name for ledger in ledgers for name in ledger.counts}
-        for name in sorted(self._session.probed() & used):
+        for name in sorted(probed and probed & {name for ledger in ledgers for name in ledger.counts}):
             reason = "it is used in compiled code and outside of it, too; leave the compiled part uncompiled"
             refused.setdefault(name, reason)
         if refused and self._strict:
@@ -234,7 +242,8 @@ class Meter:
         """
         if self._ranks.world > 1 or self._ranks.sharded or not signal.is_cpu:
             return True
-        most = n / self.scaler.get_scale() ** 2 if self._scaling() and _unscaled(self.scaler) else float(n)
+        unscaled = self.scaler is not None and self._scaling() and _unscaled(self.scaler)
+        most = n / self.scaler.get_scale() ** 2 if unscaled else float(n)
         rows = list(zip(signal.tolist(), squares.tolist(), strict=True))
         for norm, square in rows:
             if norm > most * square:

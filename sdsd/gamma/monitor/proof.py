@@ -33,9 +33,6 @@ class Prover:
     def due(self) -> bool:
         return self.steps < FIRST or self.steps % EVERY == 0
 
-    def stepped(self) -> None:
-        self.steps += 1
-
     def again(self) -> None:
         """Prove the next step: something changed."""
         self.steps = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -386,10 +386,13 @@ class Measuring(TorchFunctionMode):
         session, ledger = self.session, self.ledger
         checkpoints.follow_reentrant(node, ledger, lambda: Measuring(session, ledger, inside_backward=True))
 
-    def outputs(self, out: Any) -> Iterator[Tensor]:
+    def outputs(self, out: Any) -> list[Tensor]:
         """Tensors in what the model returned that train, with what is behind them taken note of."""
-        for tensor in deep_tensors(out):
-            if tensor.grad_fn is not None and type(tensor.grad_fn).__name__ == "CheckpointFunctionBackward":
-                self._enter_reentrant(tensor.grad_fn)
-            if tensor.grad_fn is not None:
-                yield tensor
+        tensors = []
+        for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
+            node = tensor.grad_fn
+            if node is not None:
+                tensors.append(tensor)
+                if type(node).__name__ == "CheckpointFunctionBackward":
+                    self._enter_reentrant(node)
+        return tensors

@@ -73,9 +73,13 @@ class ChangedError(Exception):
 
 
 class Use:
-    """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself."""
+    """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself.
 
-    __slots__ = ("fired", "measure", "mode", "operands", "owners", "plan", "saved")
+    Attributes:
+        alone: of a planned use that is `wanted`, whether squares are all that is asked of it, of all its parameters.
+    """
+
+    __slots__ = ("alone", "fired", "measure", "mode", "operands", "owners", "plan", "saved")
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class Use:
     ) -> None:
         self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
         self.fired: int | None = None
+        self.alone = False
         if plan is None:
             self.owners = rows_in_view()
             return
@@ -109,7 +114,8 @@ class Use:
             if torch.is_grad_enabled():
                 ledger.differentiate(session.direction)
             return False
-        reached = False
+        reached, counts = False, ledger.counts
+        alone = self.plan is not None and ledger.directions is None and not ledger.scaled and len(ledger.peers) == 1
         for operand in self.operands:
             leaves = operand.leaves
             if len(leaves) == 1:
@@ -120,8 +126,9 @@ class Use:
                     here = False
                 if here or (operand.tensor.grad_fn is None and leaves[0].reached()):
                     operand.reached, reached = leaves, True
+                    alone = alone and counts[leaves[0].name] == 1
                 else:
-                    operand.reached = []
+                    operand.reached, alone = [], False
             elif operand.wanted():
                 reached = True
         if not reached:
@@ -135,7 +142,7 @@ class Use:
         if self.fired is not None and self.fired in ledger.tasks:
             ledger.trouble = "repeated"
             return False
-        self.fired = task
+        self.fired, self.alone = task, alone
         ledger.tasks.add(task)
         return True
 
@@ -165,10 +172,10 @@ class Use:
             else:
                 saved = self.saved.load()
             self.saved = None
-            if self.plan is not None and self.plan.squares is not None and ledger.alone(self.operands):
+            if self.alone and self.plan is not None and self.plan.squares is not None:
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
-                    ledger.take(self, self.plan.names, squares, b.dtype)
+                    ledger.taken.append((self, squares, b.dtype))
                     return
             ledger.begin(self, b.dtype)
             for index, piece in self.measure(b, *saved):

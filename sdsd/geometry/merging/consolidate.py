@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdsd_kernels import checks
 
@@ -356,13 +357,26 @@ def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | Non
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if example_input is None:
         return parameters, None
-    from torch.utils.flop_counter import FlopCounterMode
-
     arguments, named = as_arguments(example_input)
-    counter = FlopCounterMode(display=False)
+    counter = _Flops()
     with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter, Plain():
         model(*arguments, **named)
-    return parameters, counter.get_total_flops()
+    return parameters, counter.total
+
+
+class _Flops(TorchDispatchMode):
+    """Counts as `torch.utils.flop_counter` does, whose own mode hooks modules and fails on views of parameters."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def _report(

@@ -39,6 +39,11 @@ def written_into(h, value):
     return h
 
 
+def written_where(target, places):
+    target[places] = 0.0
+    return target
+
+
 def filled(target, h):
     for start in (0, 8):
         target[:, start : start + 8] = h[:, start : start + 8].relu()
@@ -98,6 +103,9 @@ TAKEN = {
     "dropout, cast": lambda m, x, h: functional.dropout(h.double().relu(), 0.5, m.training).float(),
     "clone": lambda m, x, h: h.clone().relu_(),
     "written into": lambda m, x, h: written_into(h, 0.0),
+    "steps": lambda m, x, h: (h > 0).float(),
+    "steps in the type of another": lambda m, x, h: h.gt(0).type_as(x),
+    "up or down": lambda m, x, h: (h > 0).to(h) * 2 - 1,
 }
 
 SAID = {
@@ -122,6 +130,7 @@ SAID = {
         "not seen",
     ),
     "in bins": (lambda m, x, h: torch.bucketize(h, torch.linspace(-1, 1, 5)).to(h), "bucketize"),
+    "places to be zero": (lambda m, x, h: written_where(m.c(x), h > 0), "after gt, in no floating-point numbers"),
     "two readers": (lambda m, x, h: m.c(h.relu()) + m.c(h.tanh()), "several ways"),
 }
 

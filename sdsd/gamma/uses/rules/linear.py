@@ -267,8 +267,8 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     else:
         a, b = arrange(x, track, n, 1), arrange(grad, track, n, 1)
     on_cpu = x.is_cpu and ledger.backends.get(x.device) == "torch"
-    if wanted and use.plan is not None and on_cpu and ledger.alone(operands):
-        return _squared(use, use.plan.names, a, b, transposed)
+    if wanted and use.alone and on_cpu:
+        return _squared(use, a, b, transposed)
     ledger.begin(use, grad.dtype)
     if wanted and ledger.serves(b):
         places = rows_of(use)
@@ -303,17 +303,17 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     return grad_weight, grad_bias
 
 
-def _squared(use: Use, names: list[str], a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor | None, Tensor | None]:
+def _squared(use: Use, a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor | None, Tensor | None]:
     """The same on a CPU, where squares are all that is asked of the use: without pieces."""
     operands, ledger = use.operands, use.mode.ledger
     grad_weight, square = _stats(a, b, None, True, operands[0].dtype, None, ledger.max_bytes, "torch")
     if transposed:
         grad_weight = grad_weight.t()
     if len(operands) == 1:
-        ledger.take(use, names, (square,), b.dtype)
+        ledger.taken.append((use, (square,), b.dtype))
         return grad_weight, None
     rows = b.sum(1) if b.dtype == torch.float32 else b.sum(1, dtype=_sum_dtype(b))
-    ledger.take(use, names, (square, square_norm(rows)), b.dtype)
+    ledger.taken.append((use, (square, square_norm(rows)), b.dtype))
     return grad_weight, rows.sum(0).to(operands[1].dtype)
 
 
