@@ -24,6 +24,15 @@ def alive_flags(alive: Tensor | np.ndarray, count: int) -> Tensor:
     return flags
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device as tensors on it name it; ValueError where torch cannot use it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected one that this torch can use, got {device!r}: {why}") from error
+
+
 def neurons_first(activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
     """A view (neurons, …) of activations as `neuron_cosine_matrix` takes them; there may be no samples.
 
@@ -70,8 +79,10 @@ def as_tensor(activations: Tensor | np.ndarray, name: str = "activations") -> Te
         TypeError: no tensor or array, or one of a dtype that torch does not have.
         ValueError: a masked array with something masked.
     """
-    if isinstance(activations, Tensor):
-        return activations
+    return activations if isinstance(activations, Tensor) else _from_numpy(activations, name)
+
+
+def _from_numpy(activations: np.ndarray, name: str) -> Tensor:
     if type(activations).__module__.split(".")[0] != "numpy" or not hasattr(activations, "__array_interface__"):
         raise TypeError(
             f"{name}: expected a torch.Tensor or a NumPy array, got {type(activations).__name__}. "

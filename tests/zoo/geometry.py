@@ -349,16 +349,7 @@ def _require(condition: bool, what: str) -> None:
         raise AssertionError(what)
 
 
-COLUMNS = (
-    "architecture",
-    "layers",
-    "groups",
-    "cut",
-    "MLPs and convolutions",
-    "streams behind norms",
-    "refused",
-    "one way",
-)
+COLUMNS = "architecture | layers | groups | cut | MLPs and convolutions | streams behind norms | refused | one way"
 
 
 def section(rows: list[Row]) -> str:
@@ -368,7 +359,7 @@ def section(rows: list[Row]) -> str:
     total = _total(cut, wanted, streams, behind)
     lines = [*INTRODUCTION.splitlines(), "", f"{len(rows)} architectures; {total}"]
     for family in dict.fromkeys(row.family for row in rows):
-        lines += ["", f"## {family}: geometry", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+        lines += ["", f"## {family}: geometry", "", f"| {COLUMNS} |", "|" + " --- |" * len(COLUMNS.split("|"))]
         for row in rows:
             if row.family == family:
                 lines.append(_line(row))

@@ -11,9 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from ...models import check_model
+from ..arrays import usable_device
 
 Forward = Callable[[nn.Module, Any], Any]
 """(model, batch) → anything: runs the model on a batch."""
+
+
+def caller(model: nn.Module, forward: Forward | None, device: torch.device | str | None = None) -> Forward:
+    """`forward`, or what calls the model on batches as loaders give them."""
+    if forward is None:
+        return ModelCall(model, device)
+    if not callable(forward):
+        raise TypeError(
+            f"forward: expected a function (model, batch) → anything, or None, got {type(forward).__name__}."
+        )
+    return forward
+
+
+def check_loader(loader: Any) -> None:
+    """TypeError unless `loader` gives batches, one after the other."""
+    if isinstance(loader, (Mapping, str)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        one = " A single batch goes into a list: [batch]." if isinstance(loader, Mapping) else ""
+        raise TypeError(
+            f"loader: expected batches, one after the other, as a DataLoader or a list gives them, got "
+            f"{type(loader).__name__}.{one}"
+        )
 
 
 class ModelCall:
@@ -24,7 +46,7 @@ class ModelCall:
         if device is None:
             tensors = (*model.parameters(), *model.buffers())
             device = next((each.device for each in tensors if each.device.type != "meta"), "cpu")
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.takes_any, self.names = True, []  # a compiled forward may not say what it takes
         with contextlib.suppress(ValueError, TypeError):
             parameters = inspect.signature(model.forward).parameters.values()

@@ -17,7 +17,19 @@ from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_si
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
-from .merge import How, IndexPairs, Merger, Pairs, absorption_from, added, applied, apply, part_tensor, refuse_tied
+from .merge import (
+    How,
+    IndexPairs,
+    Merger,
+    Pairs,
+    absorption_from,
+    added,
+    applied,
+    apply,
+    check_how,
+    part_tensor,
+    refuse_tied,
+)
 from .norms import REPEAT, Norms, RepeatedNorm, refuse_across_groups, repeat_norms, with_norms_apart
 from .proof import prove, zeroed
 
@@ -146,7 +158,8 @@ def consolidate(
           outputs    equal to the merged network's, to rounding
     """
     group = consumers(model, layer, example_input)
-    absorption = absorption_from(model, group, activations, gram, neuron_dim, how)
+    check_how(how)
+    absorption = absorption_from(model, group, activations, gram, neuron_dim) if how == "absorb" else None
     if remove and how == "act":
         raise ValueError(
             "how: 'act' averages two activations that stay different, so neither neuron can be removed. Pass "

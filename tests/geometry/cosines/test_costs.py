@@ -25,9 +25,9 @@ def wanted_costs(activations, outgoing):
 
 
 def greedy(costs, pairs, farthest, alive):
-    n = len(costs)
+    n, costs, alive = len(costs), costs.tolist(), alive.tolist()
     ranked = sorted(
-        ((-1 if farthest else 1) * costs[i, j].item(), i, j)
+        ((-1 if farthest else 1) * costs[i][j], i, j)
         for i in range(n)
         for j in range(i + 1, n)
         if alive[i] and alive[j]
@@ -211,6 +211,58 @@ def test_pairs_by_cost_are_those_of_the_whole_matrix(neurons, farthest, candidat
         assert cosine == pytest.approx(torch.nn.functional.cosine_similarity(a[:, i], a[:, j], dim=0).item())
 
 
+def hubs(kind, generator):
+    """Neurons of which some few are near all others, or cost all others least."""
+    samples, neurons = 60, 700
+    share = torch.rand(neurons, generator=generator, dtype=torch.float64)
+    common = torch.randn(samples, 1, generator=generator, dtype=torch.float64)
+    noise = torch.randn(samples, neurons, generator=generator, dtype=torch.float64)
+    outgoing = torch.randn(neurons, 8, generator=generator, dtype=torch.float64)
+    if kind == "loud and quiet":
+        return noise * (6 * share).exp2(), outgoing
+    if kind == "ties":
+        return (8 * share).round() * common.round(), (2 * outgoing[:, :1]).round()
+    return common * share + noise * (1 - share.square()).sqrt(), outgoing
+
+
+@pytest.mark.parametrize("kind", ["loud and quiet", "near a mean", "ties"])
+@pytest.mark.parametrize("which", ["nearest", "farthest"])
+@pytest.mark.parametrize("how", ["mean", "absorb"])
+def test_neurons_that_all_others_prefer_take_a_few_passes(kind, which, how, monkeypatch):
+    a, v = hubs(kind, torch.Generator().manual_seed(0))
+    calls = []
+    products = module.Values.products
+
+    def counted(self, some):
+        calls.append(len(self.lengths[some]))
+        return products(self, some)
+
+    monkeypatch.setattr(module.Values, "products", counted)
+    found = disjoint_pairs(a, 300, which, by="cost", how=how, outgoing=v)
+    both = 2 if how == "mean" else 1  # of activations and of weights
+    assert len(calls) <= both * 100
+    assert sum(calls) <= both * 6 * 700
+    assert len({neuron for pair in found for neuron in pair[:2]}) == 600
+    if kind != "ties":
+        costs = merge_cost(a, v, how=how)
+        wanted = greedy(torch.minimum(costs, costs.T), 300, which == "farthest", torch.ones(700, dtype=torch.bool))
+        assert [tuple(sorted(pair[:2])) for pair in found] == wanted
+
+
+def test_equal_costs_go_to_the_lower_neurons():
+    """Integers, whose costs are exact."""
+    generator = torch.Generator().manual_seed(3)
+    for how in ("mean", "absorb"):
+        a = torch.randint(0, 2, (4, 60), generator=generator).double() * 2
+        v = torch.randint(0, 2, (60, 1), generator=generator).double() * 4
+        costs = merge_cost(a, v, how=how).square()
+        alive = a.norm(dim=0) > 0
+        for which in ("nearest", "farthest"):
+            wanted = greedy(torch.minimum(costs, costs.T), 20, which == "farthest", alive)
+            found = disjoint_pairs(a, 20, which, by="cost", how=how, outgoing=v)
+            assert [tuple(sorted(pair[:2])) for pair in found] == wanted
+
+
 def test_pairs_from_sums_of_products_and_of_some_neurons():
     a, v = torch.randn(50, 12), torch.randn(12, 3)
     alive = torch.arange(12) % 4 != 1
@@ -248,6 +300,21 @@ def test_what_is_given_is_left_alone():
         disjoint_pairs(pairs=3, by="cost", outgoing=v, **source)
         merge_cost(outgoing=v, **source, **({} if "gram" not in source else {"samples": 20}))
     assert all(torch.equal(each, kept) for each, kept in zip((a, v, gram), before, strict=True))
+
+
+def test_pairs_as_people_have_them():
+    a, v = torch.randn(20, 6), torch.randn(6, 2)
+    chosen = disjoint_pairs(a, 3, by="cost", outgoing=v)
+    pairs = torch.stack([chosen.first, chosen.second], 1)
+    wanted = merge_cost(a, v, pairs)
+    for same in (chosen, list(chosen), pairs.tolist(), pairs.numpy(), pairs.int().numpy()):
+        assert torch.equal(merge_cost(a, v, same), wanted)
+    assert merge_cost(a, v, []).shape == (0,)
+    alive = torch.arange(6) > 1
+    for options in ({}, {"by": "cost", "outgoing": v}):
+        assert list(disjoint_pairs(a, 2, alive=alive.numpy(), **options)) == list(
+            disjoint_pairs(a, 2, alive=alive, **options)
+        )
 
 
 def test_progress():
@@ -293,6 +360,11 @@ def test_refusals():
     a, v = torch.randn(9, 4), torch.randn(4, 2)
     with pytest.raises(TypeError, match="pairs: expected a tensor of integers, got torch.float32"):
         merge_cost(a, v, torch.ones(2, 2))
+    for wrong in (3, [(0, 0.5)], [(0,), (1, 2)], [0, 1]):
+        with pytest.raises(TypeError, match=f"pairs: expected pairs of integers, got {type(wrong).__name__}"):
+            merge_cost(a, v, wrong)
+    with pytest.raises(ValueError, match=r"pairs: expected shape \(k, 2\), got \(1, 1\)"):
+        merge_cost(a, v, [(0,)])
     with pytest.raises(ValueError, match="pairs: expected neurons from 0 to 3, got 0 to 4"):
         merge_cost(a, v, torch.tensor([[0, 4]]))
     with pytest.raises(TypeError, match="samples: expected an int"):
