@@ -20,8 +20,7 @@ from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
     no_backward,
-    refuse_leftovers,
-    refuse_strangers,
+    refuse_foreign,
     refuse_unmeasured,
     refused_uses,
 )
@@ -69,10 +68,8 @@ class Meter:
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
         session, parameters = self._session, self._parameters
-        if session.leftovers.held:
-            refuse_leftovers(session)
-        if session.strangers:
-            refuse_strangers(session, parameters)
+        if session.leftovers.held or session.strangers:
+            refuse_foreign(session, parameters)
         if session.unknown is not None:
             raise UnsupportedError(session.unknown)
         exact = session.exact
@@ -84,14 +81,7 @@ class Meter:
         refused = self._leave_out_or_refuse(ledgers or session.passes, probed) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
-            if refused:
-                reasons = by_reason(refused)
-                self._nothing_left = f"no parameter that was used is left to measure:\n{reasons}\nUse mode='micro'."
-            if self._nothing_left and session.passes:
-                raise UnsupportedError(self._nothing_left)
-            if session.unread is not None:
-                raise UnsupportedError(session.unread)
-            raise no_backward(session, parameters)
+            raise self._nothing_came(refused)
         unit, own_signal = 1.0, None
         if exact:
             squares = self._sums.of_samples(ledgers, passes)
@@ -112,7 +102,7 @@ class Meter:
             return None, passes
         refuse_unmeasured(session, parameters, ledgers, probed)
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
-        captured = torch.cuda.is_initialized() and capturing()
+        captured = capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
             raise RuntimeError(
                 "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
@@ -140,6 +130,18 @@ class Meter:
             self.captured = step
             return None, passes
         return step, passes
+
+    def _nothing_came(self, refused: dict[str, str]) -> Exception:
+        """The error of a step without a backward pass that counted; `refused`: what was left out just now."""
+        session = self._session
+        if refused:
+            reasons = by_reason(refused)
+            self._nothing_left = f"no parameter that was used is left to measure:\n{reasons}\nUse mode='micro'."
+        if self._nothing_left and session.passes:
+            return UnsupportedError(self._nothing_left)
+        if session.unread is not None:
+            return UnsupportedError(session.unread)
+        return no_backward(session, self._parameters)
 
     def _scaling(self) -> bool:
         return self.scaler is not None and bool(self.scaler.is_enabled())
