@@ -131,6 +131,9 @@ def _landed(use: Use, dtype: torch.dtype, *gradients: Tensor | None) -> tuple[An
     ledger = use.mode.ledger
     if use.alone:
         ledger.taken.append((use, dtype, ()))
+        for operand, gradient in zip(use.operands, gradients, strict=False):
+            if gradient is not None:
+                ledger.given[operand.leaves[0].name] = gradient.data_ptr()
     else:
         ledger.begin(use, dtype)
         ledger.land(use.operands, *gradients)
