@@ -300,3 +300,37 @@ def test_parameters_that_are_not_asked_for_are_planned_around():
             assert each.noise == pytest.approx(everything.parameters[name].noise, rel=1e-6), name
         net.zero_grad()
         other.zero_grad()
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3)], ids=["a row a sample", "rows a sample"])
+def test_a_use_of_which_some_parameters_are_reached(shape):
+    """backward(inputs=…) adds to the .grad of a weight, and leaves out the bias that is used beside it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    monitor = sdsd.GammaMonitor(net)
+    for step in range(6):
+        net(torch.randn(shape)).square().mean().backward(inputs=[net[0].weight, net[1].bias] if step > 3 else None)
+        stats = monitor.step()
+        assert stats is not None
+        reached = {name for name, each in stats.parameters.items() if each.noise > 0}
+        assert reached == ({"0.weight", "1.bias"} if step > 3 else set(dict(net.named_parameters())))
+        net.zero_grad()
+
+
+def test_squares_of_several_passes_are_entered_once():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    monitor = sdsd.GammaMonitor(net)
+    for _ in range(6):
+        x = torch.randn(12, 3)
+        for part in x.split(4):
+            (net(part).square().mean() / 3).backward()
+        stats = monitor.step()
+        assert stats is not None
+        net.zero_grad()
+        net(x).square().mean().backward()
+        whole = monitor.step()
+        assert whole is not None
+        for name, each in stats.parameters.items():
+            assert each.noise == pytest.approx(whole.parameters[name].noise, rel=1e-5), name
+        net.zero_grad()

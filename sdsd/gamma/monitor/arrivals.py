@@ -22,7 +22,9 @@ class Arrivals:
     """How the gradient of each parameter came in steps that proved themselves."""
 
     def __init__(self) -> None:
-        self._usual: dict[str, Arrival] = {}
+        self._usual: dict[tuple[Any, ...], Arrival] = {}
+        """By name, number of uses, whether one of them gave memory, and the parameter's strides, which torch gives to
+        its gradient: uses that are measured in another way are no news."""
         self._once: set[str] = set()
         self._varying: set[str] = set()
 
@@ -45,23 +47,25 @@ class Arrivals:
             grad = parameter.grad
             if grad is None or name in self._varying:
                 continue
-            uses, ours = 0, False
+            uses, gave, ours = 0, False, False
             for ledger in first:
                 uses += ledger.counts.get(name, 0)
                 given = ledger.given.get(name)
-                ours = ours or (given is not None and given == grad.data_ptr())
+                if given is not None:
+                    gave, ours = True, ours or given == grad.data_ptr()
             writes = None if name in present else grad._version - uses - len(groups)
             of_parameter, after = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
             arrival = writes, ours, len(of_parameter or ()), len(after or ())  # type: ignore[arg-type]
-            usual = self._usual.get(name)
+            key = name, uses, gave, parameter.stride()
+            usual = self._usual.get(key)
             if usual == arrival:
                 continue
             if proved and usual is None:
-                self._usual[name] = arrival
+                self._usual[key] = arrival
             elif proved:
                 self._varying.add(name)
             elif usual is not None:
                 unusual.append(name)
                 (self._varying if name in self._once else self._once).add(name)
-                del self._usual[name]
+                del self._usual[key]
         return unusual
