@@ -1,8 +1,8 @@
 """How a kernel folder says what to compile ahead of time, for GPUs this machine does not have.
 
-A folder's `aot.py`, or `kernel.py` where there is none, offers `aot_cases()`, which returns one `AotCase` for every
-kernel, shipped launch configuration and target. `make aot` and tests/test_aot.py find, compile and check them; nothing
-at run time reads this file.
+A folder's `aot.py` offers `aot_cases()`, which returns one `AotCase` for every kernel, shipped launch configuration and
+target, but none for what another does and more: the same kernel and tile on the same target without its factors, its
+table or its total. `make aot` and tests/test_aot.py find, compile and check them; nothing at run time reads this file.
 """
 
 from __future__ import annotations

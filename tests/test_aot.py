@@ -165,7 +165,7 @@ def unsound(tmp_path_factory) -> Path:
     folder.mkdir(parents=True)
     for path in (folder, folder.parent):
         (path / "__init__.py").touch()
-    (folder / "kernel.py").write_text(UNSOUND)
+    (folder / "aot.py").write_text(UNSOUND)
     return root
 
 
