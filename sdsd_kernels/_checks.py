@@ -21,11 +21,7 @@ RETIRED = {"tf32": "fp16", "bf16": "fp16", "bf16x3": "float32"}
 
 
 def check_float_tensor(value: Any, name: str) -> Tensor:
-    """Return `value` if it is a dense tensor of a real floating-point dtype.
-
-    Raises:
-        TypeError: not a tensor; sparse, nested, quantised, complex, integer or an unsupported floating-point dtype.
-    """
+    """Return `value` if it is a dense tensor of a real floating-point dtype; otherwise a TypeError that says how."""
     dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
     if dense and value.dtype in FLOAT_DTYPES:
         return value
@@ -106,10 +102,7 @@ def check_integer(
         raise TypeError(f"{name}: expected an int{' or None' if optional else ''}, got {type(value).__name__}.")
     if (least is None or number >= least) and (most is None or number <= most):
         return number
-    if least is None or most is None:
-        bounds = f"at most {most}" if least is None else f"at least {least}"
-    else:
-        bounds = f"{least} to {most}"
+    bounds = f"at most {most}" if least is None else f"at least {least}" if most is None else f"{least} to {most}"
     raise ValueError(f"{name}: expected {bounds}{why and ' '}{why}, got {value}.{do and ' '}{do}")
 
 

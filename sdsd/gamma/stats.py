@@ -6,7 +6,7 @@ The estimators and their errors are written down in estimators.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any, Literal
 
@@ -50,18 +50,19 @@ class GammaStats:
     __slots__ = (
         "_independent",
         "_row",
+        "_smoothed",
         "_source",
         "batch_size",
         "confidence",
         "n",
         "population",
         "samples_per_gradient",
-        "smoothed",
     )
 
     _source: Source
     _row: int | None
     _independent: float
+    _smoothed: GammaStats | Callable[[], GammaStats] | None
     n: int
     """How many gradients."""
     samples_per_gradient: float
@@ -76,8 +77,6 @@ class GammaStats:
     It bears on `signal_unbiased`, on what follows from it and on intervals. Γ, B_simple and `phase` go on comparing the
     signal with the noise of independent samples; that of a batch of B drawn without replacement is 1 − B/N of it.
     """
-    smoothed: GammaStats | None
-    """The same from running averages over steps, with an interval of its own; None but in a training loop."""
 
     def __init__(
         self,
@@ -89,18 +88,19 @@ class GammaStats:
         confidence: float | None,
         population: int | None = None,
         row: int | None = None,
-        smoothed: GammaStats | None = None,
+        smoothed: GammaStats | Callable[[], GammaStats] | None = None,
     ) -> None:
+        independent = n if population is None else independent_count(n, samples_per_gradient, population)
         for name, value in (
             ("_source", source),
             ("_row", row),
-            ("_independent", independent_count(n, samples_per_gradient, population)),
+            ("_independent", independent),
             ("n", n),
             ("samples_per_gradient", samples_per_gradient),
             ("batch_size", batch_size),
             ("confidence", confidence),
             ("population", population),
-            ("smoothed", smoothed),
+            ("_smoothed", smoothed),
         ):
             object.__setattr__(self, name, value)
 
@@ -122,6 +122,13 @@ class GammaStats:
     def _values(self) -> Row:
         table = self._source.table()
         return table.total if self._row is None else table.rows[self._row]
+
+    @property
+    def smoothed(self) -> GammaStats | None:
+        """The same from running averages over steps, with an interval of its own; None but in a training loop."""
+        if callable(self._smoothed):  # made when it is first asked for
+            object.__setattr__(self, "_smoothed", self._smoothed())
+        return self._smoothed  # type: ignore[return-value]
 
     @property
     def signal(self) -> float:

@@ -34,8 +34,8 @@ def _monitored(original: type[nn.Module]) -> type[nn.Module]:
             watcher = self.__dict__.get(KEY)
             if watcher is None:  # somebody kept the bound method beyond `release`
                 return original.forward(self, *args, **kwargs)
-            if watcher.idle and not torch.compiler.is_compiling():
-                return super().forward(*args, **kwargs)
+            if watcher.idle and not torch.compiler.is_dynamo_compiling():
+                return original.forward(self, *args, **kwargs)
             return watcher.forward(self, super().forward, args, kwargs)
 
         def __reduce_ex__(self, protocol: Any) -> Any:

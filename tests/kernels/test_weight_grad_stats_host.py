@@ -19,18 +19,10 @@ if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
 from sdsd_kernels.per_sample import launch, squares
-from sdsd_kernels.per_sample.geometry import LINEAR
+from sdsd_kernels.per_sample.convolution import LINEAR
 from tests.kernels.calls import Calls
 
 H100 = RECORDS["sm_90"]
-
-
-@pytest.fixture
-def allow_tf32():
-    """Sets what torch's matrix products may round; monkeypatch cannot put this attribute back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    yield lambda value: setattr(torch.backends.cuda.matmul, "allow_tf32", value)
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 INPUTS, GRADS = torch.randn(3, 16, 32), torch.randn(3, 16, 16)

@@ -123,21 +123,18 @@ class Here(threading.local):
     def __init__(self) -> None:
         self.asked: set[int] | None = None
         self.through: Owners | None = None
-        self.use(Tracks())
+        self.now = Tracks()
+        self.use(self.now)
 
-    def use(self, tracks: Tracks) -> None:
-        self.now = tracks
+    def use(self, tracks: Tracks) -> Tracks:
+        """Let `tracks` be the account that is read and written from now on; the one before it."""
+        before, self.now = self.now, tracks
         self.held, self.written = tracks.held, tracks.written
+        return before
 
 
 here = Here()
-
-
-def use(tracks: Tracks) -> Tracks:
-    """Let `tracks` be the account that is read and written from now on; the one before it."""
-    before = here.now
-    here.use(tracks)
-    return before
+use = here.use
 
 
 @contextmanager

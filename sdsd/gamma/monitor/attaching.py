@@ -174,7 +174,7 @@ class _RootWatcher(Watcher):
             return plain(*args, **kwargs)
         if compiling():
             return self._traced(module, plain, args, kwargs)
-        if not torch.is_grad_enabled() or torch.jit.is_tracing():
+        if not torch.is_grad_enabled() or torch._C._is_tracing():
             return plain(*args, **kwargs)
         if session.sharded:
             session.learn(module, self.names)

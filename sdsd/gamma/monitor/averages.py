@@ -108,7 +108,11 @@ class RunningAverages:
 
     def source(self, names: tuple[str, ...], independent: float) -> AveragesSource:
         """The averages of now, as what a `GammaStats` of so many independent gradients a step reads."""
-        return AveragesSource(names, independent, self._state, self._waiting, self.decay)
+        return AveragesSource(names, independent, *self.now())
+
+    def now(self) -> tuple[Tensor, list[Step], float]:
+        """The averages of now: the running sums, steps that are not in them yet, and the decay."""
+        return self._state, self._waiting, self.decay
 
     def state_dict(self) -> dict[str, Any]:
         self._settle()
@@ -192,15 +196,18 @@ def statistics(
     step: Step, averages: RunningAverages, names: tuple[str, ...], population: int | None, confidence: float
 ) -> GammaStats:
     """A step's statistics, with those of the steps so far as `smoothed`."""
-    unit, samples = step.unit, round(step.n * step.unit)
-    smoothed = GammaStats(
-        averages.source(names, independent_count(samples, 1, population)),
-        n=samples,
-        samples_per_gradient=1,
-        batch_size=samples,
-        population=population,
-        confidence=confidence,
-    )
+    unit, samples, state = step.unit, round(step.n * step.unit), averages.now()
+
+    def smoothed() -> GammaStats:
+        return GammaStats(
+            AveragesSource(names, independent_count(samples, 1, population), *state),
+            n=samples,
+            samples_per_gradient=1,
+            batch_size=samples,
+            population=population,
+            confidence=confidence,
+        )
+
     return GammaStats(
         StepSource(names, step),
         n=step.n,

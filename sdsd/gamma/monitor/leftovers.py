@@ -16,10 +16,10 @@ from torch.utils.weak import TensorWeakRef
 
 
 class Leftovers:
-    """Which parameters' gradients hold something from a paused pass."""
+    """Which parameters' gradients hold something from a paused pass; where `held` is empty there is nothing to ask."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[nn.Parameter, TensorWeakRef, int]] = {}
+        self.held: dict[str, tuple[nn.Parameter, TensorWeakRef, int]] = {}
         """Name → parameter, its .grad as the paused pass left it, the version of that."""
 
     @contextmanager
@@ -38,24 +38,23 @@ class Leftovers:
 
     def _note(self, name: str, parameter: nn.Parameter) -> None:
         if parameter.grad is not None:
-            self._found[name] = parameter, TensorWeakRef(parameter.grad), parameter.grad._version
+            self.held[name] = parameter, TensorWeakRef(parameter.grad), parameter.grad._version
 
     def forget_changed(self) -> None:
         """Keep those that nobody touched since; called where a measured backward pass begins."""
-        if self._found:
-            self._found = {
-                name: (parameter, left, version)
-                for name, (parameter, left, version) in self._found.items()
-                if parameter.grad is not None and parameter.grad is left() and parameter.grad._version == version
-            }
+        self.held = {
+            name: (parameter, left, version)
+            for name, (parameter, left, version) in self.held.items()
+            if parameter.grad is not None and parameter.grad is left() and parameter.grad._version == version
+        }
 
     def follow(self) -> None:
         """A measured backward pass is over: what it added to leftovers leaves them in there."""
-        for name, (parameter, left, _) in self._found.items():
+        for name, (parameter, left, _) in self.held.items():
             if parameter.grad is not None:
-                self._found[name] = parameter, left, parameter.grad._version
+                self.held[name] = parameter, left, parameter.grad._version
 
     def names(self) -> list[str]:
         """The parameters whose .grad holds something from a paused pass."""
         self.forget_changed()
-        return list(self._found)
+        return list(self.held)

@@ -11,11 +11,12 @@ from torch import Tensor
 from ..layers import UnsupportedError
 from ..sources import independent_count
 from ..uses import Pass
+from .arrivals import Arrivals
 from .averages import Step
 from .inputs import capturing
 from .micro import MicroBatches
 from .parameters import Parameters, by_reason, listed
-from .proof import Prover, impossible, max_eps
+from .proof import EVERY, EVERY_ON_CPU, Prover, impossible, max_eps
 from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
@@ -27,6 +28,11 @@ from .refusals import (
 )
 from .session import Session
 from .sums import Sums
+
+_IN_A_GRAPH = (
+    "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
+    "it outside of the graph, or capture without them."
+)
 
 
 class Meter:
@@ -55,7 +61,8 @@ class Meter:
         self.reduction, self._population, self._strict = loss_reduction, population, strict
         self.scaler = scaler
         self.micro: MicroBatches | None = None
-        self.prover = Prover()
+        self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" else EVERY)
+        self.arrivals = Arrivals()
         self.captured: Step | None = None
         self._nothing_left = ""
 
@@ -69,28 +76,27 @@ class Meter:
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
         session, parameters = self._session, self._parameters
-        refuse_leftovers(session)
-        refuse_strangers(session, parameters)
+        if session.leftovers.held:
+            refuse_leftovers(session)
+        if session.strangers:
+            refuse_strangers(session, parameters)
         if session.unknown is not None:
             raise UnsupportedError(session.unknown)
         exact = session.exact
-        groups = session.batches() if exact else []
-        ledgers = [ledger for group in groups for ledger in group]
-        refused = self._leave_out_or_refuse(ledgers or session.passes) if exact else {}
+        groups, ledgers, n = session.batches() if exact else [], [], 0
+        for group in groups:
+            ledgers += group
+            n += group[0].n
+        probed = session.probed() if session.compiled else set()
+        refused = self._leave_out_or_refuse(ledgers or session.passes, probed) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
-            if refused:
-                reasons = by_reason(refused)
-                self._nothing_left = f"no parameter that was used is left to measure:\n{reasons}\nUse mode='micro'."
-            if self._nothing_left and session.passes:
-                raise UnsupportedError(self._nothing_left)
-            if session.unread is not None:
-                raise UnsupportedError(session.unread)
-            raise no_backward(session, parameters)
+            raise self._no_passes(refused)
         unit, own_signal = 1.0, None
         if exact:
             squares = self._sums.of_samples(ledgers, passes)
-            n = sum(group[0].n for group in groups) if groups else sum(session.sizes)
+            if not groups:
+                n = sum(session.sizes)
             if self._ranks.world > 1:
                 # Ranks may hold batches of different size; that is known to none of them alone.
                 n = self._ranks.total(n, parameters.device)
@@ -104,42 +110,65 @@ class Meter:
                 f"step skipped: it held {n} {of_what}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=4
             )
             return None, passes
-        refuse_unmeasured(session, parameters, ledgers)
+        refuse_unmeasured(session, parameters, ledgers, probed)
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
-        captured = capturing()
+        captured = torch.cuda.is_initialized() and capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
-            raise RuntimeError(
-                "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
-                "for. Call it outside of the graph, or capture without them."
-            )
+            raise RuntimeError(_IN_A_GRAPH)
         if exact and not captured:
-            self.prover.stepped()
+            self.prover.steps += 1
             written = [] if session.direction is None else session.marks.written(session.parameters)
             proving = self._proving(ledgers, written)
             if proving is None:
                 return None, passes
-            if not (self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)):
+            fits = self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)
+            if not fits:
                 squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
-        signal, squares = self._joined(signal, squares.to(parameters.device), own_sum=own_signal is not None)
+            if session.direction is not None and not written:
+                present, proved = session.marks.present or (), proving and fits
+                unusual = self.arrivals.unusual(session.parameters, groups, present, proved=proved)
+                if unusual:
+                    self._doubt(unusual)
+                    return None, passes
+        squares = squares.to(parameters.device)
+        if self._ranks.world > 1 or self.scaler is not None:
+            signal, squares = self._joined(signal, squares, own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
             squares = squares * (n / self._ranks.world) ** 2
         elif self.reduction == "sum":
             signal = signal * (self._ranks.world / (n * unit)) ** 2
-        step = Step(torch.stack([signal, squares]), n, unit, independent_count(n, unit, self._population))
+        independent = n if self._population is None else independent_count(n, unit, self._population)
+        step = Step(torch.stack([signal, squares]), n, unit, independent)
         if captured:
             self.captured = step
             return None, passes
         return step, passes
 
+    def _no_passes(self, refused: dict[str, str]) -> Exception:
+        """The error of a step in which no backward pass counted; refused: what was left out for it."""
+        session = self._session
+        if refused:
+            reasons = by_reason(refused)
+            self._nothing_left = f"no parameter that was used is left to measure:\n{reasons}\nUse mode='micro'."
+        if self._nothing_left and session.passes:
+            return UnsupportedError(self._nothing_left)
+        if session.unread is not None:
+            return UnsupportedError(session.unread)
+        return no_backward(session, self._parameters)
+
+    def _doubt(self, unusual: list[str]) -> None:
+        """Gradients came otherwise than in steps that proved themselves: the next ones have to."""
+        self.prover.again()
+        _warn_of_doubt(unusual, came=True)
+
     def _scaling(self) -> bool:
         return self.scaler is not None and bool(self.scaler.is_enabled())
 
-    def _leave_out_or_refuse(self, ledgers: list[Pass]) -> dict[str, str]:
+    def _leave_out_or_refuse(self, ledgers: list[Pass], probed: set[str]) -> dict[str, str]:
         """Raise, or leave out (strict=False), where samples cannot be told apart; returns what was left out."""
         refused = refused_uses(ledgers, self._parameters)
-        used = {name for ledger in ledgers for name in ledger.counts}
-        for name in sorted(self._session.probed() & used):
+        for name in sorted(probed and probed & {name for ledger in ledgers for name in ledger.counts}):
             reason = "it is used in compiled code and outside of it, too; leave the compiled part uncompiled"
             refused.setdefault(name, reason)
         if refused and self._strict:
@@ -234,7 +263,8 @@ class Meter:
         """
         if self._ranks.world > 1 or self._ranks.sharded or not signal.is_cpu:
             return True
-        most = n / self.scaler.get_scale() ** 2 if self._scaling() and _unscaled(self.scaler) else float(n)
+        unscaled = self.scaler is not None and self._scaling() and _unscaled(self.scaler)
+        most = n / self.scaler.get_scale() ** 2 if unscaled else float(n)
         rows = list(zip(signal.tolist(), squares.tolist(), strict=True))
         for norm, square in rows:
             if norm > most * square:
@@ -257,12 +287,13 @@ class Meter:
         return False
 
 
-def _warn_of_doubt(written: list[str]) -> None:
-    what = (
-        f".grad of {listed(written)} was written to after the backward pass"
-        if written
-        else "an inner autograd.grad(create_graph=True) went through the forward pass"
-    )
+def _warn_of_doubt(names: list[str], came: bool = False) -> None:
+    if came:
+        what = f".grad of {listed(names)} did not come as in the steps before (a penalty, a hook, another use)"
+    elif names:
+        what = f".grad of {listed(names)} was written to after the backward pass"
+    else:
+        what = "an inner autograd.grad(create_graph=True) went through the forward pass"
     warnings.warn(
         f"step skipped: {what}, and this step does not prove itself. Those that follow do, while that goes on. Call "
         "step() before gradients are clipped or otherwise changed, and compute penalties under "

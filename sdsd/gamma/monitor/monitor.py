@@ -136,7 +136,8 @@ class GammaMonitor:
         self._begin_step()
 
     def _begin_step(self) -> None:
-        self._meter.begin_step(self._steps % self.every == 0 and self._metric.begin_step())
+        plain = self._metric.optimizer is None
+        self._meter.begin_step(self._steps % self.every == 0 and (plain or self._metric.begin_step()))
 
     def _switch_to_micro(self) -> None:
         """Take micro-batches for samples from the next step on."""
@@ -345,8 +346,13 @@ class GammaMonitor:
                 "the gradient of the batch alone, or after it."
             )
         if session.measuring:
-            with torch.no_grad():
+            # As torch.no_grad(), without its price.
+            enabled = torch.is_grad_enabled()
+            torch._C._set_grad_enabled(False)
+            try:
                 return self._measured_step()
+            finally:
+                torch._C._set_grad_enabled(enabled)
         self._steps += 1
         self._begin_step()
         return None

@@ -22,6 +22,7 @@ class Parameters:
         coverage: chosen name → what measures it; None where it was left out (strict=False).
         covered: names of those measured; their order is that of every vector of results.
         index: covered name → place in that order.
+        kinds: of the last single pass, what measured each; coverage says the same.
     """
 
     def __init__(self, root: nn.Module, wanted: Iterable[str] | None) -> None:
@@ -37,7 +38,19 @@ class Parameters:
     def set_coverage(self, rules: Mapping[str, str | None]) -> None:
         """Take what measures each; what no rule names is measured at the operations that read it."""
         self.coverage: dict[str, str | None] = {name: rules.get(name, "at its operations") for name in self.chosen}
+        self.kinds: Mapping[str, frozenset[str]] = {}
         self._settle()
+
+    def note_kinds(self, passes: list[dict[str, frozenset[str]]]) -> None:
+        """Take what measured each parameter in these passes; that of a single one is kept in `kinds`."""
+        every: dict[str, frozenset[str]] = {}
+        for kinds in passes:
+            for name, seen in kinds.items():
+                every[name] = every.get(name, seen) | seen
+        for name, seen in every.items():
+            if self.coverage.get(name) is not None:
+                self.coverage[name] = " + ".join(sorted(seen))
+        self.kinds = passes[0] if len(passes) == 1 else {}
 
     def _settle(self) -> None:
         self.covered = tuple(name for name, rule in self.coverage.items() if rule is not None)

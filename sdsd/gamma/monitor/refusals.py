@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from ...models import clean
@@ -21,12 +22,13 @@ def refuse_uncounted(groups: list[list[Pass]], *, unfinished: bool, same_samples
             "gradients (optimizer.zero_grad()) after such an exception."
         )
     for group in groups:
-        if any(ledger.trouble == "repeated" for ledger in group) or any(len(ledger.tasks) > 1 for ledger in group):
-            raise UnsupportedError(
-                "one forward pass was followed by several backward passes, and squares of their gradients do not "
-                "add. Add the losses and call backward once, put the others into `with monitor.paused():`, or use "
-                "mode='micro'."
-            )
+        for ledger in group:
+            if ledger.trouble == "repeated" or len(ledger.tasks) > 1:
+                raise UnsupportedError(
+                    "one forward pass was followed by several backward passes, and squares of their gradients do not "
+                    "add. Add the losses and call backward once, put the others into `with monitor.paused():`, or use "
+                    "mode='micro'."
+                )
         if len(group) > 1 and (not same_samples or len({ledger.n for ledger in group}) > 1):
             raise UnsupportedError(
                 f"the model ran forward {len(group)} times before one backward pass, so its samples cannot be told "
@@ -53,13 +55,12 @@ def refuse_leftovers(session: Session) -> None:
 
 def refuse_strangers(session: Session, parameters: Parameters) -> None:
     """Raise where the model holds parameters that it did not hold when the monitor was attached."""
-    if session.strangers:
-        names = [clean(name) for name, p in parameters.root.named_parameters() if id(p) in session.strangers]
-        if names:
-            raise RuntimeError(
-                f"{', '.join(names[:5])}: not the parameters that were there when the monitor was attached. Attach "
-                "a new monitor after parameters or layers are replaced."
-            )
+    names = [clean(name) for name, p in parameters.root.named_parameters() if id(p) in session.strangers]
+    if names:
+        raise RuntimeError(
+            f"{', '.join(names[:5])}: not the parameters that were there when the monitor was attached. Attach "
+            "a new monitor after parameters or layers are replaced."
+        )
 
 
 def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
@@ -82,16 +83,12 @@ def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
 def refused_uses(ledgers: list[Pass], parameters: Parameters) -> dict[str, str]:
     """Parameters whose samples could not be told apart, with the reason; notes what measured the others."""
     refused: dict[str, str] = {}
-    kinds: dict[str, set[str]] = {}
     for ledger in ledgers:
         for name, reason in ledger.refused.items():
             if name in parameters.index and parameters.chosen[name].grad is not None:
                 refused.setdefault(name, reason)
-        for name, seen in ledger.kinds.items():
-            kinds.setdefault(name, set()).update(seen)
-    for name, every in kinds.items():
-        if parameters.coverage.get(name) is not None:
-            parameters.coverage[name] = " + ".join(sorted(every))
+    if len(ledgers) != 1 or ledgers[0].kinds != parameters.kinds:
+        parameters.note_kinds([ledger.kinds for ledger in ledgers])
     return refused
 
 
@@ -104,31 +101,41 @@ def cannot_be_told_apart(refused: dict[str, str]) -> UnsupportedError:
     )
 
 
-def refuse_unmeasured(session: Session, parameters: Parameters, ledgers: list[Pass]) -> None:
+def refuse_unmeasured(session: Session, parameters: Parameters, ledgers: list[Pass], probed: set[str]) -> None:
     """Raise where a parameter has a gradient that nothing measured, or was measured and has none."""
-    if ledgers and not any(ledger.n for ledger in ledgers):
-        return  # a rank without samples: what is in .grad came from the others
-    measured = session.probed()
+    measured, samples = set(probed), 0
     for ledger in ledgers:
         measured.update(ledger.squares)
-    gone = [name for name in parameters.covered if name in measured and parameters.chosen[name].grad is None]
+        samples += ledger.n
+    if ledgers and not samples:
+        return  # a rank without samples: what is in .grad came from the others
+    coverage, gone, unseen = parameters.coverage, [], None
+    for name, parameter in parameters.everything.items():
+        if parameter.grad is None:
+            if name in measured and name in parameters.index:
+                gone.append(name)
+        elif name in parameters.excluded or (name in coverage and coverage[name] is None):
+            continue
+        elif name not in coverage or (session.exact and name not in measured):
+            unseen = unseen or name
+    if gone or unseen is not None:
+        raise _unmeasured(gone, unseen, coverage)
+
+
+def _unmeasured(gone: list[str], unseen: str | None, coverage: Container[str]) -> RuntimeError:
+    """The error of measured parameters without a gradient, or of one with a gradient that was not measured."""
     if gone:
-        raise RuntimeError(
+        return RuntimeError(
             f"{listed(gone)}: measured, but .grad is None. Call step() before gradients are cleared; optimizers that "
             "step inside backward (DeepSpeed's ZeRO) are not supported."
         )
-    coverage = parameters.coverage
-    for name, parameter in parameters.everything.items():
-        if parameter.grad is None or name in parameters.excluded or (name in coverage and coverage[name] is None):
-            continue
-        if name not in coverage:
-            raise RuntimeError(
-                f"{name} has a gradient but did not train when the monitor was attached. Attach a new monitor."
-            )
-        if session.exact and name not in measured:
-            raise RuntimeError(
-                f"{name} has a gradient, but no operation of the model's forward pass was seen to give it one: the "
-                "parameter is used outside the model's forward, inside an autograd.Function or TorchScript, or an "
-                "old .grad was not cleared. Clear gradients after each step, use mode='micro', or leave it out "
-                "with parameters=…."
-            )
+    if unseen not in coverage:
+        return RuntimeError(
+            f"{unseen} has a gradient but did not train when the monitor was attached. Attach a new monitor."
+        )
+    return RuntimeError(
+        f"{unseen} has a gradient, but no operation of the model's forward pass was seen to give it one: the "
+        "parameter is used outside the model's forward, inside an autograd.Function or TorchScript, or an "
+        "old .grad was not cleared. Clear gradients after each step, use mode='micro', or leave it out "
+        "with parameters=…."
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,18 @@ from torch import Tensor, nn
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
-from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, in_groups, settle_together, through_compiled
-from .inputs import capturing, read_inputs, trained
+from ..uses import (
+    Leaf,
+    Measuring,
+    Operand,
+    Pass,
+    Plan,
+    carrying,
+    in_groups,
+    settle_together,
+    through_compiled,
+)
+from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
 from .refusals import refuse_uncounted
@@ -48,6 +58,7 @@ class Session:
         entering, leaving: what a compiled part of the model is given and gives, and where that carries samples; None
             outside of one. lying: the former, in words.
         uncompiled_parts: compiled parts (their ids) that could not be followed.
+        compiled: whether a backward pass went through compiled code in this step, so that probes may hold gradients.
         calls: calls of torch, by what they look like → where their outputs carry samples.
         operands: measured parameters by their ids, as operations read them.
         plans: sites of uses → how such a use is made; see `uses/plans.py`.
@@ -58,7 +69,7 @@ class Session:
         self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
         self.rows_allowed = batch_size is not None
         self.measuring = self.planned = True
-        self.exact = True
+        self.exact = self.compiled = True
         self.pauses = 0
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
@@ -110,7 +121,11 @@ class Session:
 
     def probed(self) -> set[str]:
         """Parameters of layers that ran in compiled code."""
-        return {name for watcher in self.watchers if watcher.probe.grad is not None for name in watcher.names.values()}
+        names: set[str] = set()
+        for watcher in self.watchers:
+            if watcher.probe.grad is not None:
+                names.update(watcher.names.values())
+        return names
 
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""
@@ -150,13 +165,15 @@ class Session:
         for ledger in self.passes:
             ledger.close()
         self.passes = []
+        self.marks.before, self.marks.present = self.marks.present, None
         self.strangers.clear()
         self.stale, self.given_up, self.unread, self.unknown = None, False, None, None
         self._outer = None
         self._begun.clear()
         self._open.clear()
-        for watcher in self.watchers:
+        for watcher in self.watchers if self.compiled else ():
             watcher.probe.grad = None
+        self.compiled = False
 
     def stepped(self) -> None:
         """Remember the gradients as a step left them: one that is still there, untouched, was not cleared."""
@@ -174,24 +191,6 @@ class Session:
             self.pauses -= 1
             self.measuring = self.planned and not self.pauses
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Inside, the session is as at the beginning of a measured step; afterwards it is what it was."""
-        kept = {
-            name: value.copy() if isinstance(value, (set, dict)) else list(value) if isinstance(value, list) else value
-            for name, value in vars(self).items()
-            if name in _OF_A_STEP
-        }
-        probes = [(watcher, watcher.probe.grad) for watcher in self.watchers]
-        self.passes, self.marks = [], Marks()  # those of now go on afterwards
-        self.reset(True)
-        try:
-            yield
-        finally:
-            vars(self).update(kept)
-            for watcher, grad in probes:
-                watcher.probe.grad = grad
-
     def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The whole model's forward pass in eager mode: one batch."""
         if self._inside or torch._C._current_graph_task_id() != -1:
@@ -206,38 +205,37 @@ class Session:
                 out = plain(*args, **kwargs)
             finally:
                 self._inside = False
-            for tensor in trained(out):
-                tensor.register_hook(self._announce)
+            hear(out, self._announce)
             return out
-        self.settle()
+        if self.passes:
+            self.settle()
         self._outer = None  # of a backward pass that an exception ended
+        directions = self.directions
         if torch.cuda.is_initialized():
             self._keep_to_stream()
-        directions = None if capturing() else self.directions
+            directions = None if capturing() else directions
         ledger = Pass(self.batch, self.max_bytes, self.scale, directions, self.rows, self.scaled)
         if self.batch_size is not None:
             self._join(ledger)
         self.passes.append(ledger)
         if self.batch == 0:
             out = plain(*args, **kwargs)
-            for tensor in trained(out):
-                tensor.register_hook(lambda grad: self._note_empty(ledger))
+            hear(out, lambda grad: self._note_empty(ledger))
             return out
         ledger.inputs, ledger.backends = tracks, self.backends
         self._inside = True
         mode = Measuring(self, ledger)
         parts = compiled_parts(self.root)
         try:
-            with (
-                intercepted(parts, partial(through_compiled, mode)) if parts else nullcontext(),
-                carrying(ledger),
-                mode,
-            ):
-                out = plain(*args, **kwargs)
+            with carrying(ledger, mode):
+                if not parts:
+                    out = plain(*args, **kwargs)
+                else:
+                    with intercepted(parts, partial(through_compiled, mode)):
+                        out = plain(*args, **kwargs)
         finally:
             self._inside = False
-        for tensor in mode.outputs(out):
-            tensor.register_hook(lambda grad: self._announce(grad))
+        hear(out, self._announce)
         return out
 
     def _unread(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
@@ -247,8 +245,7 @@ class Session:
         if len(self.passes) > known:  # behind a hook of the model it has them
             return out
         self.unread = self.unread or reason
-        for tensor in trained(out):
-            tensor.register_hook(lambda grad: self._note_unread(reason))
+        hear(out, lambda grad: self._note_unread(reason))
         return out
 
     def _note_unread(self, reason: str) -> None:
@@ -274,6 +271,8 @@ class Session:
     def _announce(self, grad: Tensor) -> None:
         """The gradient of an output has come: the outermost backward pass begins."""
         if not self.pauses and self._outer is None:
+            if self.exact and self.marks.present is None:
+                self.marks.begin(self.parameters)
             self._outer = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self._outermost_over)
 
@@ -317,22 +316,29 @@ class Session:
         task = self._outer if self._outer is not None else inner
         if task not in self._begun:
             self._begun.add(task)
-            self._backward_begins()
+            self._backward_begins(ledger)
         if inner not in self._open:
             self._open.add(inner)
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._backward_over(inner))
+            torch.autograd.Variable._execution_engine.queue_callback(partial(self._backward_over, inner))
         if ledger is not None:
             ledger.open.add(inner)
         return task
 
-    def _backward_begins(self) -> None:
-        """Before anything is added to .grad: was it cleared since it was last added to?"""
-        self.leftovers.forget_changed()
+    def _backward_begins(self, first: Pass | None) -> None:
+        """Was .grad cleared since it was last added to? Asked before anything is added, but by compiled code (None)."""
+        if self.leftovers.held:
+            self.leftovers.forget_changed()
+        for ledger in self.passes:
+            if ledger.tasks:
+                break
+        else:
+            if not self.sizes and not self.given_up:
+                if self.marks.present is None and first is not None:
+                    self.marks.begin(self.parameters)
+                if self._stepped and self.marks.present != {}:
+                    self.stale = self.marks.stale(self.parameters)
+                return
         earlier = [ledger for ledger in self.passes if ledger.tasks]
-        if not earlier and not self.sizes and not self.given_up:
-            if self._stepped:
-                self.stale = self.marks.stale(self.parameters)
-            return
         if self.marks.cleared(self.parameters):
             self.given_up, self.stale = False, None
             for ledger in earlier:
@@ -345,7 +351,8 @@ class Session:
 
     def _backward_over(self, task: int) -> None:
         self._open.discard(task)
-        self.leftovers.follow()
+        if self.leftovers.held:
+            self.leftovers.follow()
         self.marks.set(self.parameters)
 
     def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
@@ -353,6 +360,7 @@ class Session:
 
         Returns what a probe's gradient is to be replaced with: zeros while paused.
         """
+        self.compiled = True
         if self.pauses:
             return None if gradient is None else torch.zeros_like(gradient)
         inner = torch._C._current_graph_task_id()
@@ -365,11 +373,6 @@ class Session:
 
     def settle(self) -> None:
         """Square what backward passes left behind; accounts that nothing came from stay open."""
-        for ledger in self.passes:
-            if ledger.kept:
-                break
-        else:
-            return
         with torch.no_grad():
             for group in in_groups(self.passes):
                 settle_together(group)
@@ -380,14 +383,10 @@ class Session:
         Raises:
             UnsupportedError: passes whose samples cannot be counted; the message says why, and what to do.
         """
-        self.settle()
-        groups = in_groups(self.passes)
-        unfinished = self.given_up or any(ledger.open & self._open for group in groups for ledger in group)
+        groups, unfinished = in_groups(self.passes), self.given_up
+        for group in groups:
+            settle_together(group)
+            for ledger in group:
+                unfinished = unfinished or not self._open.isdisjoint(ledger.open)
         refuse_uncounted(groups, unfinished=unfinished, same_samples=self.batch_size is not None, stale=self.stale)
         return groups
-
-
-_OF_A_STEP = frozenset(
-    ("planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch", "unread", "unknown")
-)
-_OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "marks", "_stepped"}

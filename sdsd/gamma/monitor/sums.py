@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class Sums:
                     else:
                         rows.append(row)
                         parts.append(value)  # type: ignore[arg-type]
-        for watcher in self._session.watchers:
+        for watcher in self._session.watchers if self._session.compiled else ():
             probed = watcher.probe.grad
             if probed is None or not watcher.names:
                 continue
@@ -127,7 +128,9 @@ class Sums:
 
 def _on(device: torch.device, known: list[float]) -> Tensor:
     """Numbers of the host on `device`; where all are zero nothing is copied there."""
-    if device.type != "cpu" and not any(known):
+    if device.type == "cpu":
+        return torch.from_numpy(np.array(known, dtype=np.float64))
+    if not any(known):
         return torch.zeros(len(known), dtype=torch.float64, device=device)
     return torch.tensor(known, dtype=torch.float64, device=device)
 

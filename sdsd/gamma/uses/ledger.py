@@ -8,9 +8,11 @@ more, for squares do not add.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._C import _pop_torch_function_stack, _push_on_torch_function_stack
 
 from sdsd_kernels import NORMS_WIDTH, default_backend
 
@@ -18,6 +20,10 @@ from ..following import Track, Tracks, set_track, use
 from .combining import combine
 from .operand import Leaf, Operand
 from .pieces import Piece, project
+
+if TYPE_CHECKING:
+    from .measuring import Measuring
+    from .use import Use
 
 _SERVED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -27,12 +33,14 @@ class Pass:
 
     Attributes:
         refused: parameter → why its samples cannot be told apart.
+        taken: uses that were `alone`, the squares of each of their parameters, and the dtype of their gradient.
         tasks: the backward passes (outermost graph tasks) that gradients came from.
         open: graph tasks that began, and have not ended; one that stays was ended by an exception.
         inputs: the model's inputs that carry samples, and where.
         tracks: where every tensor of the pass carries them.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
         scaled: whether squares are taken after a preconditioner.
+        given: parameter → the memory of a gradient that an operation of ours gave.
         differentiated: an inner autograd.grad(create_graph=True) went through this pass.
         backends: device → what serves kernels there.
         rows: parameter → its row in `norms`.
@@ -67,15 +75,17 @@ class Pass:
         self.squares: dict[str, list[Tensor | float]] = {}
         self.norms: dict[torch.device, Tensor] = {}
         self.kept: dict[str, list[Piece]] = {}
+        self.taken: list[tuple[Use, tuple[Tensor | float, ...], torch.dtype]] = []
         self.projections: dict[str, list[Tensor]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+        self.given: dict[str, int] = {}
         self.trouble: str | None = None
         self._owner: dict[str, object] = {}
         self._current: object = None
 
     def close(self) -> None:
         """Nothing is asked of this pass any more: let go of what leads back to it, and so of the nodes it held."""
-        self.peers = []
+        self.peers, self.taken = [], []
         self._owner = {}
         self._current = None
 
@@ -94,28 +104,11 @@ class Pass:
             return self.counts.get(leaf.name, 0) > 1
         return sum(peer.counts.get(leaf.name, 0) for peer in self.peers) > 1
 
-    def alone(self, operands: list[Operand]) -> bool:
-        """Whether squares of a use of these parameters, all of them reached, are all that is asked of it."""
-        if self.directions is not None or self.scaled or len(self.peers) > 1:
-            return False
-        counts = self.counts
-        for operand in operands:
-            if not operand.reached or counts[operand.leaves[0].name] > 1:
-                break
-        else:
-            return True
-        return False
-
-    def take(self, use: object, names: list[str], squares: tuple[Tensor | float, ...], dtype: torch.dtype) -> None:
-        """Squares of a use that is `alone`, one number a parameter."""
-        self._current, self._dtype = use, dtype
-        for name, value in zip(names, squares, strict=True):
-            if name in self.squares:
-                self._note_dtype(name)
-                self._note_owner(name)
-                self.squares[name].append(value)
-            else:
-                self.dtypes[name], self._owner[name], self.squares[name] = dtype, use, [value]
+    def give(self, operands: list[Operand], *gradients: Tensor | None) -> None:
+        """An operation of ours returns these gradients of parameters."""
+        for operand, gradient in zip(operands, gradients, strict=False):
+            if gradient is not None:
+                self.given[operand.leaves[0].name] = gradient.data_ptr()
 
     def refuse(self, names: list[str], reason: str) -> None:
         for name in names:
@@ -171,6 +164,7 @@ class Pass:
                 continue
             leaf = operand.leaves[0]
             name = leaf.name
+            self.given[name] = gradient.data_ptr()
             if name in self.dtypes:
                 self._note_dtype(name)
             else:
@@ -194,7 +188,18 @@ class Pass:
             self.refuse([name], "another use of it turned up after the first had been squared")
 
     def settle(self) -> None:
-        """Square what was kept; nothing of the graph is held any longer."""
+        """Square what was kept, and enter what was taken; nothing of the graph is held any longer."""
+        for planned, squares, dtype in self.taken:
+            assert planned.plan is not None
+            for name, value in zip(planned.plan.names, squares, strict=True):
+                if name in self.squares:
+                    self.begin(planned, dtype)
+                    self._note_dtype(name)
+                    self._note_owner(name)
+                    self.squares[name].append(value)
+                else:
+                    self.dtypes[name], self._owner[name], self.squares[name] = dtype, planned, [value]
+        self.taken = []
         kept, self.kept = self.kept, {}
         for name, pieces in kept.items():
             if name in self.squares:
@@ -206,19 +211,23 @@ class Pass:
 
 
 class carrying:  # noqa: N801
-    """Inside, the model's inputs say where they carry samples."""
+    """Inside, the model's inputs say where they carry samples, and `mode`, if it is given, is on."""
 
-    __slots__ = ("_before", "_ledger")
+    __slots__ = ("_before", "_ledger", "_mode")
 
-    def __init__(self, ledger: Pass) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Pass, mode: Measuring | None = None) -> None:
+        self._ledger, self._mode = ledger, mode
 
     def __enter__(self) -> None:
         self._before = use(self._ledger.tracks)
         for place, (tensor, track) in enumerate(self._ledger.inputs):
             set_track(tensor, track, second=place > 0)
+        if self._mode is not None:
+            _push_on_torch_function_stack(self._mode)
 
     def __exit__(self, *error: object) -> None:
+        if self._mode is not None:
+            _pop_torch_function_stack()
         use(self._before)
 
 
@@ -244,4 +253,5 @@ def settle_together(group: list[Pass]) -> None:
         for name, pieces in other.kept.items():
             first.kept.setdefault(name, []).extend(pieces)
         other.kept = {}
+        other.settle()
     first.settle()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ Measure = Callable[..., Iterable[tuple[int, Piece]]]
 ROWS = "chosen rows"
 """What `operands_of` calls hidden while rows are the samples: functions that find gradients and squares together, which
 ask it, know of whole samples alone."""
+
+
+ANNOUNCED = "announced"
+"""The key of the hook by which the session hears that the gradient of an output has come."""
 
 
 class Saved:
@@ -73,9 +78,16 @@ class ChangedError(Exception):
 
 
 class Use:
-    """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself."""
+    """One operation of one forward pass that joined samples with parameters; one that a plan makes counts itself.
 
-    __slots__ = ("fired", "measure", "mode", "operands", "owners", "plan", "saved")
+    Attributes:
+        alone: of a planned use that is `wanted`, whether squares are all that is asked of it, of all its parameters.
+    """
+
+    __slots__ = ("alone", "fired", "hooks", "measure", "mode", "operands", "owners", "part", "place", "plan", "saved")
+    fired: int | None
+    hooks: Callable[[], Any] | None
+    part: Callable[[Tensor], Tensor] | None
 
     def __init__(
         self,
@@ -86,7 +98,7 @@ class Use:
         plan: Plan | None = None,
     ) -> None:
         self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
-        self.fired: int | None = None
+        self.fired, self.alone, self.hooks, self.part, self.place = None, False, None, None, 0
         if plan is None:
             self.owners = rows_in_view()
             return
@@ -109,7 +121,8 @@ class Use:
             if torch.is_grad_enabled():
                 ledger.differentiate(session.direction)
             return False
-        reached = False
+        reached, counts = False, ledger.counts
+        alone = self.plan is not None and ledger.directions is None and not ledger.scaled and len(ledger.peers) == 1
         for operand in self.operands:
             leaves = operand.leaves
             if len(leaves) == 1:
@@ -120,8 +133,9 @@ class Use:
                     here = False
                 if here or (operand.tensor.grad_fn is None and leaves[0].reached()):
                     operand.reached, reached = leaves, True
+                    alone = alone and counts[leaves[0].name] == 1
                 else:
-                    operand.reached = []
+                    operand.reached, alone = [], False
             elif operand.wanted():
                 reached = True
         if not reached:
@@ -135,22 +149,37 @@ class Use:
         if self.fired is not None and self.fired in ledger.tasks:
             ledger.trouble = "repeated"
             return False
-        self.fired = task
+        self.fired, self.alone = task, alone
         ledger.tasks.add(task)
         return True
 
     def fire(self, b: Tensor) -> None:
         """The gradient of the output has come."""
+        hooks = None if self.hooks is None else self.hooks()
+        if hooks is not None and len(hooks) > 1 + (ANNOUNCED in hooks):
+            self._wait()
+            return
+        if self.part is not None:
+            b = self.part(b)
         if not self.wanted():
             return
-        if torch.autograd._profiler_enabled():
-            with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():
-                self._deliver(b)
-        elif torch.is_grad_enabled():  # create_graph=True
-            with torch.no_grad():
-                self._deliver(b)
-        else:
-            self._deliver(b)
+        if not torch.autograd._profiler_enabled() and not torch.is_grad_enabled():
+            return self._deliver(b)
+        with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():  # with create_graph=True, too
+            return self._deliver(b)
+
+    def _wait(self) -> None:
+        """Fire after hooks of the user's, which may change the gradient, and before the node of the output runs."""
+        hooks, self.hooks = self.hooks, None
+
+        def last(gradients: tuple[Tensor | None, ...]) -> None:
+            handle.remove()
+            gradient = gradients[self.place]
+            if gradient is not None:
+                self.fire(gradient)
+            self.hooks = hooks
+
+        handle = torch._C._current_autograd_node().register_prehook(last)  # type: ignore[attr-defined]
 
     def _deliver(self, b: Tensor) -> None:
         ledger = self.mode.ledger
@@ -165,10 +194,10 @@ class Use:
             else:
                 saved = self.saved.load()
             self.saved = None
-            if self.plan is not None and self.plan.squares is not None and ledger.alone(self.operands):
+            if self.alone and self.plan is not None and self.plan.squares is not None:
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
-                    ledger.take(self, self.plan.names, squares, b.dtype)
+                    ledger.taken.append((self, squares, b.dtype))
                     return
             ledger.begin(self, b.dtype)
             for index, piece in self.measure(b, *saved):
@@ -284,8 +313,9 @@ def watch(
 
 def hook_on(out: Tensor, use: Use) -> None:
     """Let `use` hear of the gradient of `out`."""
-    whole, part = _written(out)
-    whole.register_hook(use.fire if part is None else lambda grad: use.fire(part(grad)))
+    whole, use.part = _written(out)
+    whole.register_hook(use.fire)
+    use.hooks, use.place = weakref.ref(whole._backward_hooks), whole.output_nr  # type: ignore[type-var]
 
 
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:

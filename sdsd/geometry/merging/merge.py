@@ -84,7 +84,8 @@ def merge(
         (True, True)
     """
     group = consumers(model, layer, example_input)
-    merger = Merger(model, group, how, absorption_from(model, group, activations, gram, neuron_dim, how))
+    absorption = absorption_from(model, group, activations, gram, neuron_dim) if how == "absorb" else None
+    merger = Merger(model, group, how, absorption)
     return _merged(merger, merger.checked(pairs))
 
 
@@ -145,13 +146,11 @@ class Merger:
         check_how(how)
         if how == "mean":
             group.require_known()
+            refuse_computed(model, group)
         else:
             group.require(f"how={how!r}", removal=False)
-        self.model, self.group, self.how, self.absorption = model, group, how, absorption
-        if how != "mean":
             refuse_tied(group, f"how={how!r}")
-        if how == "mean":
-            refuse_computed(model, group)
+        self.model, self.group, self.how, self.absorption = model, group, how, absorption
 
     def checked(self, pairs: Pairs) -> IndexPairs:
         """ValueError or TypeError for pairs that cannot be merged."""
@@ -273,11 +272,11 @@ def layer_rows(model: nn.Module, group: Consumers, activations: Tensor | np.ndar
     if rows.shape[0] == len(group.rows) != group.neurons:
         order = group.rows.argsort(stable=True).to(rows.device)
         rows = rows.flatten(1)[order].reshape(group.neurons, -1)
-    if rows.shape[0] != group.neurons or rows[0].numel() == 0:
+    samples = rows[0].numel() if len(rows) else 0
+    if rows.shape[0] != group.neurons or samples == 0:
         raise ValueError(
-            f"activations: expected samples of {group.neurons} neurons, got {rows.shape[0]} neurons along "
-            f"dimension {neuron_dim} and {rows[0].numel() if len(rows) else 0} samples. neuron_dim names the "
-            "dimension that counts neurons."
+            f"activations: expected samples of {group.neurons} neurons, got {rows.shape[0]} neurons along dimension "
+            f"{neuron_dim} and {samples} samples. neuron_dim names the dimension that counts neurons."
         )
     return rows
 
@@ -288,12 +287,8 @@ def absorption_from(
     activations: Tensor | np.ndarray | None,
     gram: Tensor | np.ndarray | None,
     neuron_dim: int | None,
-    how: How,
-) -> Callable[[IndexPairs], Tensor] | None:
-    """A function that gives ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩ of pairs, in float64; None where `how` needs none."""
-    check_how(how)
-    if how != "absorb":
-        return None
+) -> Callable[[IndexPairs], Tensor]:
+    """A function that gives ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩ of pairs, in float64: what "absorb" needs."""
     neurons = group.neurons
     if gram is not None:
         products = torch.as_tensor(gram).detach()

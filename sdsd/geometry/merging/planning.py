@@ -329,9 +329,7 @@ def _candidates(
     checked = checked_pairs(pairs, row.units)
     shares: list[float | None] = [None] * able
     if how == "absorb":
-        absorption = absorption_from(model, group, None, gram, None, how)
-        assert absorption is not None
-        shares = absorption(checked).tolist()
+        shares = absorption_from(model, group, None, gram, None)(checked).tolist()
     kept = in_one_group(model, group, checked) if row.fewer is not group else torch.ones(able, dtype=torch.bool)
     candidates = []
     for (i, j, cosine), price, share, stays in zip(pairs, costs, shares, kept.tolist(), strict=True):

@@ -199,8 +199,8 @@ def _measure(
     ledger = use.mode.ledger
     leaf = use.operands[0].leaves[0]
     on_cpu = x.is_cpu and x.dtype in _WIDE and ledger.backends.get(x.device) == "torch"
-    if wanted and use.plan is not None and on_cpu and not settings[3] and ledger.alone(use.operands):
-        return _squared(use, use.plan.names, x, grad, weight, settings, need_x=need_x)
+    if wanted and use.alone and on_cpu and not settings[3]:
+        return _squared(use, x, grad, weight, settings, need_x=need_x)
     ledger.begin(use, grad.dtype)
     if wanted and x.ndim < 5 and ledger.serves(grad):
         places = rows_of(use)
@@ -241,11 +241,14 @@ def _measure(
         grad_bias = rows.sum(0)
         use.operands[1].deliver(ledger, Dense(rows))
         grad_bias = grad_bias.to(use.operands[1].tensor.dtype)
-    return grad_x, None if grad_weight is None else grad_weight.to(leaf.tensor.dtype), grad_bias
+    grad_weight = None if grad_weight is None else grad_weight.to(leaf.tensor.dtype)
+    if wanted:
+        ledger.give(use.operands, grad_weight, grad_bias)
+    return grad_x, grad_weight, grad_bias
 
 
 def _squared(
-    use: Use, names: list[str], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, *, need_x: bool
+    use: Use, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, *, need_x: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same on a CPU, where squares are all that is asked of the use: without pieces."""
     operands, ledger = use.operands, use.mode.ledger
@@ -266,12 +269,15 @@ def _squared(
         ledger.max_bytes,
         "torch",
     )
+    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
     if len(operands) == 1:
-        ledger.take(use, names, (square,), grad.dtype)
+        ledger.taken.append((use, (square,), grad.dtype))
         return grad_x, grad_weight, None
     rows = grad.flatten(2).sum(2)
-    ledger.take(use, names, (square, square_norm(rows)), grad.dtype)
-    return grad_x, grad_weight, rows.sum(0).to(operands[1].dtype)
+    grad_bias = rows.sum(0).to(operands[1].dtype)
+    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
+    ledger.taken.append((use, (square, square_norm(rows)), grad.dtype))
+    return grad_x, grad_weight, grad_bias
 
 
 def _land(
