@@ -34,7 +34,7 @@ MOST_ENTERED = {
     "gamma_moments": 240,
     "cosine_matrix": 267,
     "step": 1070,
-    "rule": 660,
+    "rule": 630,
     "biopsy": 1402,
     "study": 807,
 }

@@ -10,6 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 import sdsd
+from sdsd.gamma.monitor.proof import EVERY_ON_CPU, Prover
+from sdsd.gamma.uses import project
 from tests.zoo.parts import N, class_loss, classes, numbers, perceptron
 from tests.zoo.verdict import compare, per_sample
 
@@ -140,6 +142,115 @@ def test_writing_that_changes_nothing_is_proved_step_by_step():
     loop.backward = changed_by(clip)
     with pytest.raises(ValueError, match="does not prove itself"):
         loop.step()
+
+
+PENALTIES = {
+    "on the size of all": lambda model: 1e-3 * sum(p.square().sum() for p in model.parameters()),
+    "on the size of one": lambda model: 1e-2 * model[2].weight.square().sum(),
+    "on the sum of sizes": lambda model: 1e-2 * model[0].weight.abs().sum(),
+    "on rows that are not orthogonal": lambda model: 1e-2 * (model[2].weight @ model[2].weight.T).square().sum(),
+    "towards other weights": lambda model: 1e-2 * sum((p - 1).square().sum() for p in model.parameters()),
+}
+
+
+def penalty(of, since=ON):
+    def backward(model, k):
+        loss = class_loss(model, X.double(), Y)
+        (loss + of(model) if k >= since else loss).backward()
+
+    return backward
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_small_penalty_is_one_addition_more(name):
+    loop = Loop(penalty(PENALTIES[name])).until(ON)
+    with pytest.warns(UserWarning, match=r"step skipped: \.grad of .* did not come as in the steps before"):
+        assert loop.step() is None
+    for _ in range(4):
+        with pytest.raises(ValueError, match="does not prove itself"):
+            loop.step()
+    loop.backward = plain
+    assert all(loop.right(loop.step()) for _ in range(5))
+
+
+def test_a_head_called_in_the_loss_is_seen_at_the_next_proof():
+    """Torch adds gradients of two linear layers into memory of its own, which tells nothing."""
+    loop = Loop(penalty(lambda model: 1e-2 * model[2](torch.ones(1, 5, dtype=torch.float64)).square().sum())).until(ON)
+    while loop.k < EVERY_ON_CPU:
+        loop.step()
+    with pytest.raises(ValueError, match=r"does not prove itself.*\n  2\.weight"):
+        loop.step()
+
+
+def test_a_penalty_on_a_layer_whose_gradient_is_ours():
+    """Into that memory, or into another, goes what is added to it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, monitor = numbers(N, 4, 8), sdsd.GammaMonitor(model)
+    for k in range(ON + 2):
+        model.zero_grad()
+        loss = model(x).square().mean()
+        if k >= ON:
+            loss = loss + 1e-2 * model[2](torch.ones(1, 5, dtype=torch.float64)).square().sum()
+        loss.backward()
+        if k < ON:
+            assert monitor.step() is not None
+        elif k == ON:
+            with pytest.warns(UserWarning, match=r"step skipped: \.grad of 2\.weight, 2\.bias did not come as"):
+                assert monitor.step() is None
+        else:
+            with pytest.raises(ValueError, match="does not prove itself"):
+                monitor.step()
+
+
+def test_a_hook_on_a_parameter():
+    def backward(model, k):
+        if k == ON:
+            model[2].weight.register_hook(lambda gradient: gradient / 2)
+        plain(model, k)
+
+    loop = Loop(backward).until(ON)
+    with pytest.warns(UserWarning, match=r"step skipped: \.grad of 2\.weight did not come as"):
+        assert loop.step() is None
+    with pytest.raises(ValueError, match=r"does not prove itself.*\n  2\.weight \("):
+        loop.step()
+
+
+def test_gradients_that_are_not_cleared_any_more():
+    """Of the second layer alone, which the first parameter says nothing of."""
+    loop = Loop(plain).until(ON)
+    loop.model.zero_grad = lambda: loop.model[0].zero_grad()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"2\.weight: its \.grad still held"):
+            loop.step()
+
+
+def test_gradients_that_are_made_smaller_instead_of_cleared():
+    loop = Loop(plain).until(ON)
+    loop.model.zero_grad = lambda: [p.grad.mul_(0.5) for p in loop.model.parameters()]
+    with pytest.raises(ValueError, match="its .grad still held"):
+        loop.step()
+
+
+def test_what_comes_now_so_and_now_so_is_skipped_but_twice():
+    loop = Loop(plain).until(ON)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        skipped = 0
+        for k in range(12):
+            loop.model.zero_grad = lambda none=k % 5 > 0: nn.Module.zero_grad(loop.model, set_to_none=none)
+            stats = loop.step()
+            skipped += stats is None
+            assert stats is None or loop.right(stats)
+    assert skipped <= 2
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6,), (3, 2, 2, 2)])
+def test_no_gradient_of_signs_is_at_right_angles_to_a_direction(shape):
+    """As signs alone would be, to one in three of |w|'s of 24 weights."""
+    signs = torch.randint(0, 2, (100, *shape), generator=torch.Generator().manual_seed(0)).mul(2).sub(1).double()
+    direction = Prover().direction("weight", torch.empty(shape))
+    assert min(abs(project(each, direction).item()) for each in signs) > 1e-3
 
 
 def test_unscaling_is_no_writing():

@@ -7,9 +7,9 @@
 `attaching.py`        watchers on the model's modules
 `session.py`          forward and backward passes between two steps: what is a batch, what was cleared or given up
 `inputs.py`           how many samples a forward pass was given, and where they lie
-`marks.py`            whether gradients were cleared, or written to, since a backward pass
 `leftovers.py`        gradients that a pass inside `paused` left
 `marks.py`            gradients as a pass or a step left them: cleared, or written to, since?
+`arrivals.py`         how gradients came: by how many writes, in whose memory
 `meter.py`            one step: summed, proved, joined over ranks
 `sums.py`             squares of samples and of gradients
 `micro.py`            the same where whole backward passes are the samples

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..stats import GammaStats
+from .arrivals import Arrivals
 from .averages import StepSource
+from .marks import Marks
 from .meter import Meter
 from .parameters import Parameters
 from .session import Session
@@ -80,9 +82,9 @@ def beside_loop(
 ) -> CheckReport:
     """Measure one batch, then loop over its samples; everything is left as it was."""
     scaler, meter.scaler = meter.scaler, None
-    proved = meter.prover.steps
+    proved, arrivals, meter.arrivals = meter.prover.steps, meter.arrivals, Arrivals()
     try:
-        with untouched(parameters.root), session.apart():
+        with untouched(parameters.root), apart(session):
             for parameter in parameters.root.parameters():
                 parameter.grad = None
             session.directions = None if session.sharded else meter.prover.direction
@@ -99,7 +101,7 @@ def beside_loop(
                     parameters.root, parameters.measured(), loss_fn, batch, n, session.batch_dim
                 )
     finally:
-        meter.scaler, meter.prover.steps = scaler, proved
+        meter.scaler, meter.prover.steps, meter.arrivals = scaler, proved, arrivals
     stats = GammaStats(
         StepSource(parameters.covered, step), n=n, samples_per_gradient=1, batch_size=n, confidence=None
     ).parameters
@@ -179,3 +181,28 @@ def by_loop(
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.complex128 if x.is_complex() else torch.float64
+
+
+@contextmanager
+def apart(session: Session) -> Iterator[None]:
+    """Inside, the session is as at the beginning of a measured step; afterwards it is what it was."""
+    kept = {
+        name: value.copy() if isinstance(value, (set, dict)) else list(value) if isinstance(value, list) else value
+        for name, value in vars(session).items()
+        if name in _OF_A_STEP
+    }
+    probes = [(watcher, watcher.probe.grad) for watcher in session.watchers]
+    session.passes, session.marks = [], Marks()  # those of now go on afterwards
+    session.reset(True)
+    try:
+        yield
+    finally:
+        vars(session).update(kept)
+        for watcher, grad in probes:
+            watcher.probe.grad = grad
+
+
+_OF_A_STEP = frozenset(
+    ("planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch", "unread", "unknown")
+)
+_OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "marks", "_stepped", "compiled"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ...models import compiling
 from ..following import Track
 from ..layers import UnsupportedError
-from ..uses import deep_tensors
+from ..uses import ANNOUNCED, deep_tensors
 
 if TYPE_CHECKING:
     from .session import Session
@@ -108,8 +108,12 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def trained(out: Any) -> Iterator[Tensor]:
-    """Tensors in what a model returned that a gradient comes back to."""
-    for tensor in deep_tensors(out):
+def hear(out: Any, hook: Callable[[Tensor], None]) -> None:
+    """Call `hook` with the gradients of all tensors in what a model returned."""
+    for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
         if tensor.grad_fn is not None:
-            yield tensor
+            hooks: Any = tensor._backward_hooks
+            if hooks is None:
+                tensor.register_hook(hook)
+            else:
+                hooks[ANNOUNCED] = hook

@@ -9,15 +9,31 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
+_NONE: tuple[Any, int] = (lambda: None, 0)
+
 
 class Marks:
-    """Which .grad each parameter had, and the version of it."""
+    """Which .grad each parameter had, and the version of it.
+
+    present: parameters that had one when the step's first gradients came back, or None where that was not seen.
+    before: the same of the step before.
+    """
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self.present: dict[str, None] | None = None
+        self.before: dict[str, None] | None = None
+
+    def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Note which gradients are there, before anything is added to them."""
+        self.present = {}
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                self.present[name] = None
 
     def set(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Mark all gradients as they are now."""
@@ -34,12 +50,19 @@ class Marks:
         return grad is reference() and grad._version == version
 
     def stale(self, parameters: Mapping[str, nn.Parameter]) -> str | None:
-        """The first parameter with a mark, where its gradient is untouched and not zero."""
-        for name in self._held:
-            if name in parameters:
-                grad = parameters[name].grad
-                untouched = grad is not None and self._same(name, grad) and bool(grad.any())
-                return name if untouched else None
+        """A parameter whose gradient was not zero where a first backward pass began, or None.
+
+        Looked at are those that nobody touched, and those that had none where the step before began.
+        """
+        appearing = self.present is not None and self.before is not None
+        for name in self._held if self.present is None else self.present:
+            grad = parameters[name].grad if name in parameters and parameters[name].requires_grad else None
+            if grad is None:
+                continue
+            reference, version = self._held.get(name, _NONE)
+            untouched = grad is reference() and grad._version == version
+            if (untouched or (appearing and name not in self.before)) and bool(_local(grad).any()):  # type: ignore[operator]
+                return name
         return None
 
     def cleared(self, parameters: Mapping[str, nn.Parameter]) -> bool:
@@ -50,8 +73,7 @@ class Marks:
                 continue
             if self._same(name, grad):
                 return False
-            local = grad.to_local() if hasattr(grad, "to_local") else grad
-            return not bool(local.any())
+            return not bool(_local(grad).any())
         return True
 
     def written(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
@@ -62,3 +84,10 @@ class Marks:
             if grad is not None and (grad is not reference() or grad._version != version):
                 names.append(name)
         return names
+
+
+def _local(grad: Tensor) -> Tensor:
+    """The numbers of a gradient, of a sharded one those of this rank."""
+    if grad.is_sparse:
+        return grad._values()
+    return grad.to_local() if hasattr(grad, "to_local") else grad  # type: ignore[no-any-return]

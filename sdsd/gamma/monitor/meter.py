@@ -11,11 +11,12 @@ from torch import Tensor
 from ..layers import UnsupportedError
 from ..sources import independent_count
 from ..uses import Pass
+from .arrivals import Arrivals
 from .averages import Step
 from .inputs import capturing
 from .micro import MicroBatches
 from .parameters import Parameters, by_reason, listed
-from .proof import Prover, impossible, max_eps
+from .proof import EVERY, EVERY_ON_CPU, Prover, impossible, max_eps
 from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
@@ -27,6 +28,11 @@ from .refusals import (
 )
 from .session import Session
 from .sums import Sums
+
+_IN_A_GRAPH = (
+    "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
+    "it outside of the graph, or capture without them."
+)
 
 
 class Meter:
@@ -55,7 +61,8 @@ class Meter:
         self.reduction, self._population, self._strict = loss_reduction, population, strict
         self.scaler = scaler
         self.micro: MicroBatches | None = None
-        self.prover = Prover()
+        self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" else EVERY)
+        self.arrivals = Arrivals()
         self.captured: Step | None = None
         self._nothing_left = ""
 
@@ -84,14 +91,7 @@ class Meter:
         refused = self._leave_out_or_refuse(ledgers or session.passes, probed) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
-            if refused:
-                reasons = by_reason(refused)
-                self._nothing_left = f"no parameter that was used is left to measure:\n{reasons}\nUse mode='micro'."
-            if self._nothing_left and session.passes:
-                raise UnsupportedError(self._nothing_left)
-            if session.unread is not None:
-                raise UnsupportedError(session.unread)
-            raise no_backward(session, parameters)
+            raise self._no_passes(refused)
         unit, own_signal = 1.0, None
         if exact:
             squares = self._sums.of_samples(ledgers, passes)
@@ -114,18 +114,22 @@ class Meter:
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
         captured = torch.cuda.is_initialized() and capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
-            raise RuntimeError(
-                "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited "
-                "for. Call it outside of the graph, or capture without them."
-            )
+            raise RuntimeError(_IN_A_GRAPH)
         if exact and not captured:
             self.prover.steps += 1
             written = [] if session.direction is None else session.marks.written(session.parameters)
             proving = self._proving(ledgers, written)
             if proving is None:
                 return None, passes
-            if not (self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)):
+            fits = self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)
+            if not fits:
                 squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
+            if session.direction is not None and not written:
+                present, proved = session.marks.present or (), proving and fits
+                unusual = self.arrivals.unusual(session.parameters, groups, present, proved=proved)
+                if unusual:
+                    self._doubt(unusual)
+                    return None, passes
         squares = squares.to(parameters.device)
         if self._ranks.world > 1 or self.scaler is not None:
             signal, squares = self._joined(signal, squares, own_sum=own_signal is not None)
@@ -140,6 +144,23 @@ class Meter:
             self.captured = step
             return None, passes
         return step, passes
+
+    def _no_passes(self, refused: dict[str, str]) -> Exception:
+        """The error of a step in which no backward pass counted; refused: what was left out for it."""
+        session = self._session
+        if refused:
+            reasons = by_reason(refused)
+            self._nothing_left = f"no parameter that was used is left to measure:\n{reasons}\nUse mode='micro'."
+        if self._nothing_left and session.passes:
+            return UnsupportedError(self._nothing_left)
+        if session.unread is not None:
+            return UnsupportedError(session.unread)
+        return no_backward(session, self._parameters)
+
+    def _doubt(self, unusual: list[str]) -> None:
+        """Gradients came otherwise than in steps that proved themselves: the next ones have to."""
+        self.prover.again()
+        _warn_of_doubt(unusual, came=True)
 
     def _scaling(self) -> bool:
         return self.scaler is not None and bool(self.scaler.is_enabled())
@@ -266,12 +287,13 @@ class Meter:
         return False
 
 
-def _warn_of_doubt(written: list[str]) -> None:
-    what = (
-        f".grad of {listed(written)} was written to after the backward pass"
-        if written
-        else "an inner autograd.grad(create_graph=True) went through the forward pass"
-    )
+def _warn_of_doubt(names: list[str], came: bool = False) -> None:
+    if came:
+        what = f".grad of {listed(names)} did not come as in the steps before (a penalty, a hook, another use)"
+    elif names:
+        what = f".grad of {listed(names)} was written to after the backward pass"
+    else:
+        what = "an inner autograd.grad(create_graph=True) went through the forward pass"
     warnings.warn(
         f"step skipped: {what}, and this step does not prove itself. Those that follow do, while that goes on. Call "
         "step() before gradients are clipped or otherwise changed, and compute penalties under "

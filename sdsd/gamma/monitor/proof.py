@@ -1,8 +1,9 @@
 """The proof of a step: what arrived in .grad is what the measured samples add up to.
 
-For every parameter one number is compared, the projection of both on a fixed direction u ⊗ v of random signs. A part of
-the gradient that was not measured changes it by about that part's norm; rounding changes it by rounding. On the first
-measured steps and on every fiftieth after them: for the price of one product of the gradient with a vector.
+For every parameter one number is compared, the projection of both on a fixed direction u ⊗ v, random signs and random
+normal numbers (signs alone are at right angles to many a gradient of signs, as |w| has). A part of the gradient that
+was not measured changes it by about that part's norm; rounding changes it by rounding. On the first measured steps and
+now and then after them: for the price of one product of the gradient with a vector.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..layers import on_waves as waved
 from ..uses import project
 
-FIRST, EVERY = 3, 50
+FIRST, EVERY, EVERY_ON_CPU = 3, 50, 20
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """By the coarsest dtype on the way, a multiple of the gradients' norm: far above rounding, far below a lost use."""
 
@@ -26,26 +27,28 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 5e-2, torc
 class Prover:
     """Directions of the projections, and whose turn it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int = EVERY) -> None:
+        self._every = every
         self._directions: dict[str, tuple[Tensor, Tensor]] = {}
         self.steps = 0
 
     def due(self) -> bool:
-        return self.steps < FIRST or self.steps % EVERY == 0
+        return self.steps < FIRST or self.steps % self._every == 0
 
     def again(self) -> None:
         """Prove the next step: something changed."""
         self.steps = 0
 
     def direction(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
-        """u over the first dimension, v over the others; signs from a generator of their own."""
+        """u over the first dimension, v over the others, from a generator of their own."""
         if name not in self._directions or self._directions[name][0].device != parameter.device:
             # By the name, so that all ranks take the same direction.
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             rows = parameter.shape[0] if parameter.ndim > 1 else 1
             sizes = (rows, max(parameter.numel() // max(rows, 1), 1))
-            u, v = (torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1) for size in sizes)
-            self._directions[name] = u.to(parameter.device, torch.float32), v.to(parameter.device, torch.float32)
+            u = torch.randint(0, 2, sizes[:1], generator=generator).mul_(2).sub_(1)
+            v = torch.randn(sizes[1:], generator=generator, dtype=torch.float32)
+            self._directions[name] = u.to(parameter.device, torch.float32), v.to(parameter.device)
         return self._directions[name]
 
     def differences(

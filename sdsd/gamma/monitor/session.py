@@ -19,8 +19,18 @@ from torch import Tensor, nn
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
-from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, in_groups, settle_together, through_compiled
-from .inputs import capturing, read_inputs, trained
+from ..uses import (
+    Leaf,
+    Measuring,
+    Operand,
+    Pass,
+    Plan,
+    carrying,
+    in_groups,
+    settle_together,
+    through_compiled,
+)
+from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
 from .refusals import refuse_uncounted
@@ -155,6 +165,7 @@ class Session:
         for ledger in self.passes:
             ledger.close()
         self.passes = []
+        self.marks.before, self.marks.present = self.marks.present, None
         self.strangers.clear()
         self.stale, self.given_up, self.unread, self.unknown = None, False, None, None
         self._outer = None
@@ -180,24 +191,6 @@ class Session:
             self.pauses -= 1
             self.measuring = self.planned and not self.pauses
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Inside, the session is as at the beginning of a measured step; afterwards it is what it was."""
-        kept = {
-            name: value.copy() if isinstance(value, (set, dict)) else list(value) if isinstance(value, list) else value
-            for name, value in vars(self).items()
-            if name in _OF_A_STEP
-        }
-        probes = [(watcher, watcher.probe.grad) for watcher in self.watchers]
-        self.passes, self.marks = [], Marks()  # those of now go on afterwards
-        self.reset(True)
-        try:
-            yield
-        finally:
-            vars(self).update(kept)
-            for watcher, grad in probes:
-                watcher.probe.grad = grad
-
     def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The whole model's forward pass in eager mode: one batch."""
         if self._inside or torch._C._current_graph_task_id() != -1:
@@ -212,8 +205,7 @@ class Session:
                 out = plain(*args, **kwargs)
             finally:
                 self._inside = False
-            for tensor in trained(out):
-                tensor.register_hook(self._announce)
+            hear(out, self._announce)
             return out
         if self.passes:
             self.settle()
@@ -228,8 +220,7 @@ class Session:
         self.passes.append(ledger)
         if self.batch == 0:
             out = plain(*args, **kwargs)
-            for tensor in trained(out):
-                tensor.register_hook(lambda grad: self._note_empty(ledger))
+            hear(out, lambda grad: self._note_empty(ledger))
             return out
         ledger.inputs, ledger.backends = tracks, self.backends
         self._inside = True
@@ -244,8 +235,7 @@ class Session:
                         out = plain(*args, **kwargs)
         finally:
             self._inside = False
-        for tensor in mode.outputs(out):
-            tensor.register_hook(self._announce)
+        hear(out, self._announce)
         return out
 
     def _unread(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
@@ -255,8 +245,7 @@ class Session:
         if len(self.passes) > known:  # behind a hook of the model it has them
             return out
         self.unread = self.unread or reason
-        for tensor in trained(out):
-            tensor.register_hook(lambda grad: self._note_unread(reason))
+        hear(out, lambda grad: self._note_unread(reason))
         return out
 
     def _note_unread(self, reason: str) -> None:
@@ -282,6 +271,8 @@ class Session:
     def _announce(self, grad: Tensor) -> None:
         """The gradient of an output has come: the outermost backward pass begins."""
         if not self.pauses and self._outer is None:
+            if self.exact and self.marks.present is None:
+                self.marks.begin(self.parameters)
             self._outer = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self._outermost_over)
 
@@ -325,7 +316,7 @@ class Session:
         task = self._outer if self._outer is not None else inner
         if task not in self._begun:
             self._begun.add(task)
-            self._backward_begins()
+            self._backward_begins(ledger)
         if inner not in self._open:
             self._open.add(inner)
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._backward_over, inner))
@@ -333,8 +324,8 @@ class Session:
             ledger.open.add(inner)
         return task
 
-    def _backward_begins(self) -> None:
-        """Before anything is added to .grad: was it cleared since it was last added to?"""
+    def _backward_begins(self, first: Pass | None) -> None:
+        """Was .grad cleared since it was last added to? Asked before anything is added, but by compiled code (None)."""
         if self.leftovers.held:
             self.leftovers.forget_changed()
         for ledger in self.passes:
@@ -342,7 +333,9 @@ class Session:
                 break
         else:
             if not self.sizes and not self.given_up:
-                if self._stepped:
+                if self.marks.present is None and first is not None:
+                    self.marks.begin(self.parameters)
+                if self._stepped and self.marks.present != {}:
                     self.stale = self.marks.stale(self.parameters)
                 return
         earlier = [ledger for ledger in self.passes if ledger.tasks]
@@ -397,9 +390,3 @@ class Session:
                 unfinished = unfinished or not self._open.isdisjoint(ledger.open)
         refuse_uncounted(groups, unfinished=unfinished, same_samples=self.batch_size is not None, stale=self.stale)
         return groups
-
-
-_OF_A_STEP = frozenset(
-    ("planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch", "unread", "unknown")
-)
-_OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "marks", "_stepped", "compiled"}

@@ -33,8 +33,10 @@ from .opaque import through_compiled
 from .operand import Leaf, Operand
 from .pieces import FEW, SAFE, chunks, lookup_squares, project, square_norm, sum_of_squares, wide
 from .plans import Plan
+from .use import ANNOUNCED
 
 __all__ = [
+    "ANNOUNCED",
     "FEW",
     "SAFE",
     "Leaf",

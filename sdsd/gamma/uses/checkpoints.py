@@ -9,11 +9,13 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from ..following import Verdict, set_track, track_of
 from .ledger import Pass, carrying
 
+_FORWARD = torch.utils.checkpoint.CheckpointFunction.forward.__code__
 Mode = Callable[[], AbstractContextManager[Any]]
 """Makes what is on while a second run is followed."""
 
@@ -33,15 +35,16 @@ def follow_second_run(ledger: Pass, mode: Mode) -> None:
     frame.recompute_fn = _followed(plain, _arguments(), ledger, mode)
 
 
-def follow_reentrant(node: Any, ledger: Pass, mode: Mode) -> None:
-    """Let the function that the node of a reentrant checkpoint runs again be measured there."""
-    plain = node.run_function
-    if getattr(plain, "_sdsd_followed", False):
-        return
-    inputs = list(node.inputs)
-    for place, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
-        inputs[place] = tensor
-    node.run_function = _followed(plain, inputs, ledger, mode)
+def follow_reentrant(ledger: Pass, mode: Mode) -> None:
+    """Called where gradients are off: let reentrant checkpoints that run for the first time be measured later on."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _FORWARD:
+            node = frame.f_locals["ctx"]
+            if getattr(node.run_function, "_sdsd_followed", False):
+                return
+            node.run_function = _followed(node.run_function, frame.f_locals["args"], ledger, mode)
+        frame = frame.f_back
 
 
 def _followed(plain: Callable[..., Any], inputs: Iterable[Any], ledger: Pass, mode: Mode) -> Callable[..., Any]:

@@ -40,6 +40,7 @@ class Pass:
         tracks: where every tensor of the pass carries them.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
         scaled: whether squares are taken after a preconditioner.
+        given: parameter → the memory of a gradient that an operation of ours gave.
         differentiated: an inner autograd.grad(create_graph=True) went through this pass.
         backends: device → what serves kernels there.
         rows: parameter → its row in `norms`.
@@ -77,6 +78,7 @@ class Pass:
         self.taken: list[tuple[Use, tuple[Tensor | float, ...], torch.dtype]] = []
         self.projections: dict[str, list[Tensor]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+        self.given: dict[str, int] = {}
         self.trouble: str | None = None
         self._owner: dict[str, object] = {}
         self._current: object = None
@@ -101,6 +103,12 @@ class Pass:
         if len(self.peers) == 1:
             return self.counts.get(leaf.name, 0) > 1
         return sum(peer.counts.get(leaf.name, 0) for peer in self.peers) > 1
+
+    def give(self, operands: list[Operand], *gradients: Tensor | None) -> None:
+        """An operation of ours returns these gradients of parameters."""
+        for operand, gradient in zip(operands, gradients, strict=False):
+            if gradient is not None:
+                self.given[operand.leaves[0].name] = gradient.data_ptr()
 
     def refuse(self, names: list[str], reason: str) -> None:
         for name in names:
@@ -156,6 +164,7 @@ class Pass:
                 continue
             leaf = operand.leaves[0]
             name = leaf.name
+            self.given[name] = gradient.data_ptr()
             if name in self.dtypes:
                 self._note_dtype(name)
             else:

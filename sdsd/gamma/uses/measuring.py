@@ -44,7 +44,6 @@ from .calls import (
     SORTS,
     WHOLE,
     WRITES,
-    deep_tensors,
     name_of,
     sort_of,
     spread,
@@ -198,9 +197,6 @@ class Measuring(TorchFunctionMode):
                     parameters.append(tensor)
             elif isinstance(track, Track):
                 sampled = True
-                grad_fn = tensor.grad_fn
-                if grad_fn is not None and type(grad_fn).__name__ == "CheckpointFunctionBackward":
-                    self._enter_reentrant(grad_fn)
                 rows.append(None)
             elif isinstance(track, Rows):
                 sampled = True
@@ -349,6 +345,8 @@ class Measuring(TorchFunctionMode):
         """
         if self.repeats:
             return
+        if not torch.is_grad_enabled():
+            self._note_reentrant()
         ledger, before = self.ledger, list(self.ledger.counts)
         for tensor in tensors:
             # After a write into a view gradients come back through the whole tensor.
@@ -370,6 +368,7 @@ class Measuring(TorchFunctionMode):
     def _count_hidden(self, parameters: list[Tensor]) -> None:
         """Parameters read without gradients: a reentrant checkpoint will read them again, with."""
         self.hidden = True
+        self._note_reentrant()
         if self.repeats or self.inside_backward:
             return
         for tensor in parameters:
@@ -381,18 +380,8 @@ class Measuring(TorchFunctionMode):
         session, ledger = self.session, self.ledger
         checkpoints.follow_second_run(ledger, lambda: Measuring(session, ledger, repeats=True))
 
-    def _enter_reentrant(self, node: Any) -> None:
-        """A reentrant checkpoint runs its function again inside backward: let that run be measured."""
+    def _note_reentrant(self) -> None:
+        """Without gradients: reentrant checkpoints run their function again inside backward, to be measured there."""
         session, ledger = self.session, self.ledger
-        checkpoints.follow_reentrant(node, ledger, lambda: Measuring(session, ledger, inside_backward=True))
-
-    def outputs(self, out: Any) -> list[Tensor]:
-        """Tensors in what the model returned that train, with what is behind them taken note of."""
-        tensors = []
-        for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
-            node = tensor.grad_fn
-            if node is not None:
-                tensors.append(tensor)
-                if type(node).__name__ == "CheckpointFunctionBackward":
-                    self._enter_reentrant(node)
-        return tensors
+        if not self.repeats:
+            checkpoints.follow_reentrant(ledger, lambda: Measuring(session, ledger, inside_backward=True))

@@ -128,8 +128,8 @@ class Piece(abc.ABC):
 class Dense(Piece):
     """All gradients, formed: (N, *shape)."""
 
-    def __init__(self, gradients: Tensor, alone: Tensor | None = None) -> None:
-        self.gradients, self.alone = gradients, alone
+    def __init__(self, gradients: Tensor) -> None:
+        self.gradients = gradients
         self.n = gradients.shape[0]
         self.bytes_each = 8
 
@@ -137,8 +137,6 @@ class Dense(Piece):
         return wide(self.gradients[start:stop])
 
     def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
-        if self.alone is not None and scale is None:
-            return self.alone
         return sum_of_squares(self.gradients, scale)
 
 

@@ -81,6 +81,7 @@ class Watched(Plan):
             node: Any = out.grad_fn
             hooks: Any = OrderedDict(sdsd=use.fire)
             out._backward_hooks = hooks
+            use.hooks = ref(hooks)
             node._register_hook_dict(out)
             node.metadata[SAMPLES] = True
             return out

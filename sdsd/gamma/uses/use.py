@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ Measure = Callable[..., Iterable[tuple[int, Piece]]]
 ROWS = "chosen rows"
 """What `operands_of` calls hidden while rows are the samples: functions that find gradients and squares together, which
 ask it, know of whole samples alone."""
+
+
+ANNOUNCED = "announced"
+"""The key of the hook by which the session hears that the gradient of an output has come."""
 
 
 class Saved:
@@ -79,7 +84,10 @@ class Use:
         alone: of a planned use that is `wanted`, whether squares are all that is asked of it, of all its parameters.
     """
 
-    __slots__ = ("alone", "fired", "measure", "mode", "operands", "owners", "plan", "saved")
+    __slots__ = ("alone", "fired", "hooks", "measure", "mode", "operands", "owners", "part", "place", "plan", "saved")
+    fired: int | None
+    hooks: Callable[[], Any] | None
+    part: Callable[[Tensor], Tensor] | None
 
     def __init__(
         self,
@@ -90,8 +98,7 @@ class Use:
         plan: Plan | None = None,
     ) -> None:
         self.mode, self.operands, self.measure, self.saved, self.plan = mode, operands, measure, saved, plan
-        self.fired: int | None = None
-        self.alone = False
+        self.fired, self.alone, self.hooks, self.part, self.place = None, False, None, None, 0
         if plan is None:
             self.owners = rows_in_view()
             return
@@ -148,16 +155,31 @@ class Use:
 
     def fire(self, b: Tensor) -> None:
         """The gradient of the output has come."""
+        hooks = None if self.hooks is None else self.hooks()
+        if hooks is not None and len(hooks) > 1 + (ANNOUNCED in hooks):
+            self._wait()
+            return
+        if self.part is not None:
+            b = self.part(b)
         if not self.wanted():
             return
-        if torch.autograd._profiler_enabled():
-            with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():
-                self._deliver(b)
-        elif torch.is_grad_enabled():  # create_graph=True
-            with torch.no_grad():
-                self._deliver(b)
-        else:
-            self._deliver(b)
+        if not torch.autograd._profiler_enabled() and not torch.is_grad_enabled():
+            return self._deliver(b)
+        with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():  # with create_graph=True, too
+            return self._deliver(b)
+
+    def _wait(self) -> None:
+        """Fire after hooks of the user's, which may change the gradient, and before the node of the output runs."""
+        hooks, self.hooks = self.hooks, None
+
+        def last(gradients: tuple[Tensor | None, ...]) -> None:
+            handle.remove()
+            gradient = gradients[self.place]
+            if gradient is not None:
+                self.fire(gradient)
+            self.hooks = hooks
+
+        handle = torch._C._current_autograd_node().register_prehook(last)  # type: ignore[attr-defined]
 
     def _deliver(self, b: Tensor) -> None:
         ledger = self.mode.ledger
@@ -291,8 +313,9 @@ def watch(
 
 def hook_on(out: Tensor, use: Use) -> None:
     """Let `use` hear of the gradient of `out`."""
-    whole, part = _written(out)
-    whole.register_hook(use.fire if part is None else lambda grad: use.fire(part(grad)))
+    whole, use.part = _written(out)
+    whole.register_hook(use.fire)
+    use.hooks, use.place = weakref.ref(whole._backward_hooks), whole.output_nr  # type: ignore[type-var]
 
 
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:

@@ -160,6 +160,14 @@ def in_segments(m, x):
     return checkpoint_sequential(m.layers, 2, x, use_reentrant=False)
 
 
+def reentrant(function, x):
+    return checkpoint(function, x, use_reentrant=True)
+
+
+def mixing(m, x):
+    return reentrant(lambda h: torch.tanh(h - h.mean(0)), m.first(x))
+
+
 def tied(m, ids):
     h = checkpoint(lambda h: torch.tanh(m.body(h)), m.emb(ids), use_reentrant=False)
     return F.linear(h, m.emb.weight).mean(1)
@@ -177,6 +185,35 @@ def offloaded(model):
 
 CHECKPOINTS = {
     "a checkpoint within a checkpoint": Program(three_layers(nested), (X, Y), class_loss, measured=True),
+    "reentrant ones within each other, nothing after them": Program(
+        three_layers(
+            lambda m, x: reentrant(lambda h: m.last(reentrant(lambda h: reentrant(m.second, h), h)), m.first(x))
+        ),
+        (X, Y),
+        class_loss,
+        measured=True,
+    ),
+    "a reentrant one within another": Program(
+        three_layers(
+            lambda m, x: m.last(
+                checkpoint(lambda h: torch.tanh(reentrant(m.second, h)), m.first(x), use_reentrant=False)
+            )
+        ),
+        (X, Y),
+        class_loss,
+        measured=True,
+    ),
+    "another within a reentrant one": Program(
+        three_layers(
+            lambda m, x: reentrant(
+                lambda h: m.last(checkpoint(lambda h: torch.tanh(m.second(h)), h, use_reentrant=False)), m.first(x)
+            )
+        ),
+        (X, Y),
+        class_loss,
+        measured=True,
+    ),
+    "samples mixed in a reentrant one": Program(three_layers(mixing), (X, Y), class_loss, hopeless=True),
     "segments of a chain": Program(
         lambda: Net(in_segments, layers=nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 3))),
         (X, Y),

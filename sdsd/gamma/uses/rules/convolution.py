@@ -241,7 +241,10 @@ def _measure(
         grad_bias = rows.sum(0)
         use.operands[1].deliver(ledger, Dense(rows))
         grad_bias = grad_bias.to(use.operands[1].tensor.dtype)
-    return grad_x, None if grad_weight is None else grad_weight.to(leaf.tensor.dtype), grad_bias
+    grad_weight = None if grad_weight is None else grad_weight.to(leaf.tensor.dtype)
+    if wanted:
+        ledger.give(use.operands, grad_weight, grad_bias)
+    return grad_x, grad_weight, grad_bias
 
 
 def _squared(
@@ -266,12 +269,15 @@ def _squared(
         ledger.max_bytes,
         "torch",
     )
+    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
     if len(operands) == 1:
         ledger.taken.append((use, (square,), grad.dtype))
         return grad_x, grad_weight, None
     rows = grad.flatten(2).sum(2)
+    grad_bias = rows.sum(0).to(operands[1].dtype)
+    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
     ledger.taken.append((use, (square, square_norm(rows)), grad.dtype))
-    return grad_x, grad_weight, rows.sum(0).to(operands[1].dtype)
+    return grad_x, grad_weight, grad_bias
 
 
 def _land(

@@ -32,7 +32,7 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
     """F.linear(x, weight, bias)."""
     x, weight, bias = args if len(args) == 3 and not kwargs else _bind(("input", "weight", "bias"), args, kwargs)
     track = track_of(x)
-    if not isinstance(track, Track) or track.axis == x.ndim - 1 or track_of(weight) is not None:
+    if not isinstance(track, Track) or track.axis == x.ndim - 1 or track_of(weight) is not None or weight.ndim != 2:
         return any_operation(mode, func, args, kwargs, parameters)
     trains = weight.requires_grad
     # Of one position a sample a CPU squares faster without the product, and kernels beside it.
@@ -46,18 +46,9 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
 
     def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
         rows = arrange(b, track, n, 1)
-        biased = bias is not None and bias.requires_grad
-        if x is not None and rows.shape[1] == 1:
-            inputs = arrange(x, track, n, 1)
-            squared = one_position(rows[:, 0], inputs[:, 0], bias=True)
-            squares = (None, None) if squared is None else torch.tensor(squared, dtype=torch.float64).unbind()
-            yield 0, Product(inputs.to(rows.dtype), rows, alone=squares[0])
-            if biased:
-                yield 1, Dense(rows[:, 0], alone=squares[1])
-            return
         if x is not None:
             yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows)
-        if biased:
+        if bias is not None and bias.requires_grad:
             yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)))
 
     operands = watch(mode, "linear", out, read, (x if trains else None,), measure)
@@ -300,6 +291,8 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
         rows = b.sum(1, dtype=_sum_dtype(b))
         grad_bias = rows.sum(0).to(operands[1].tensor.dtype)
         operands[1].deliver(ledger, Dense(rows))
+    if wanted:
+        ledger.give(operands, grad_weight, grad_bias)
     return grad_weight, grad_bias
 
 
@@ -309,12 +302,15 @@ def _squared(use: Use, a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor |
     grad_weight, square = _stats(a, b, None, True, operands[0].dtype, None, ledger.max_bytes, "torch")
     if transposed:
         grad_weight = grad_weight.t()
+    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
     if len(operands) == 1:
         ledger.taken.append((use, (square,), b.dtype))
         return grad_weight, None
     rows = b.sum(1) if b.dtype == torch.float32 else b.sum(1, dtype=_sum_dtype(b))
+    grad_bias = rows.sum(0).to(operands[1].dtype)
+    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
     ledger.taken.append((use, (square, square_norm(rows)), b.dtype))
-    return grad_weight, rows.sum(0).to(operands[1].dtype)
+    return grad_weight, grad_bias
 
 
 _stats = torch.ops.sdsd.weight_grad_stats.default
