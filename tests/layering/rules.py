@@ -48,7 +48,6 @@ WITH_TRITON = re.compile(r"(\w+_)?(kernel|config)\.py")
 
 MOST_LINES = 400
 LONG_TESTS = {
-    "tests/geometry/merging/test_consumers.py": "yet to be split by kind of promise",
     "tests/kernels/test_cosine_pairs.py": "yet to be split by kind of promise",
 }
 """Tests that are longer, and why they are."""
