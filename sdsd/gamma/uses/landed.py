@@ -72,7 +72,7 @@ def land_linear(use: Use, rows: list[int], inputs: Tensor, output_grads: Tensor)
 
 
 def land_convolution(
-    use: Use, rows: list[int], inputs: Tensor, output_grads: Tensor, known: tuple[Any, ...], channels_last: bool
+    use: Use, rows: list[int], inputs: Tensor, output_grads: Tensor, geometry: tuple[Any, ...], channels_last: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The same of a convolution."""
     ledger, operands = use.mode.ledger, use.operands
@@ -83,7 +83,7 @@ def land_convolution(
         ledger.norms_on(inputs.device),
         rows[0],
         bias_row,
-        *known,
+        *geometry,
         leaf.tensor.dtype,
         channels_last,
         ledger.max_bytes,

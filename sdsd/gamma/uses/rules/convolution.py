@@ -291,12 +291,12 @@ def _land(
     grad_x = None
     if need_x:
         grad_x = _backward(grad, x, weight, [0], *settings, _OF_INPUT)[0]
-    known = (weight.shape[2:], stride, padding, dilation, groups)
+    geometry = (weight.shape[2:], stride, padding, dilation, groups)
     last = _channels_last(use.operands[0].leaves[0].tensor)
     if not transposed:
-        return grad_x, *land_convolution(use, rows, x, grad, known, last)
+        return grad_x, *land_convolution(use, rows, x, grad, geometry, last)
     bias = land_bias(use, rows[1], grad.flatten(2).mT) if len(rows) > 1 else None
-    return grad_x, land_convolution(use, rows[:1], grad, x, known, last)[0], bias
+    return grad_x, land_convolution(use, rows[:1], grad, x, geometry, last)[0], bias
 
 
 def _channels_last(x: Tensor) -> bool:
