@@ -29,21 +29,25 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ValueError as error:
-        backend = os.environ.get("MPLBACKEND")
-        if module != "matplotlib" or not backend:
+    except (ValueError, ModuleNotFoundError) as error:
+        understood = _understood(error, module.split(".")[0], extra, purpose)
+        if understood is None:
             raise
-        raise ValueError(
+        raise understood from error
+
+
+def _understood(error: Exception, package: str, extra: str, purpose: str) -> Exception | None:
+    """An error that says what to do, where it is known why the import failed."""
+    backend = os.environ.get("MPLBACKEND")
+    if isinstance(error, ValueError) and package == "matplotlib" and backend:
+        return ValueError(
             f"MPLBACKEND: expected a backend of matplotlib's, got {backend!r}. Unset it, or set MPLBACKEND=agg; "
             "sdsd draws into files and needs no display."
-        ) from error
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise
-        package = PACKAGES.get(module.split(".")[0], module.split(".")[0])
-        raise MissingExtraError(
-            f"{purpose} needs {package}, which is not installed. {how_to_install(package, extra)}"
-        ) from error
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name.split(".")[0] == package:
+        name = PACKAGES.get(package, package)
+        return MissingExtraError(f"{purpose} needs {name}, which is not installed. {how_to_install(name, extra)}")
+    return None
 
 
 def how_to_install(package: str, extra: str) -> str:

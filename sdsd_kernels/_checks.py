@@ -24,9 +24,10 @@ def check_float_tensor(value: Any, name: str) -> Tensor:
     """Return `value` if it is a dense tensor of a real floating-point dtype.
 
     Raises:
-        TypeError: not a tensor; sparse, quantised, complex, integer or an unsupported floating-point dtype.
+        TypeError: not a tensor; sparse, nested, quantised, complex, integer or an unsupported floating-point dtype.
     """
-    if isinstance(value, Tensor) and value.dtype in FLOAT_DTYPES and value.layout == torch.strided:
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    if dense and value.dtype in FLOAT_DTYPES:
         return value
     raise _no_float_tensor(value, name)
 
@@ -34,6 +35,8 @@ def check_float_tensor(value: Any, name: str) -> Tensor:
 def _no_float_tensor(value: Any, name: str) -> TypeError:
     if not isinstance(value, Tensor):
         what = f"a torch.Tensor, got {type(value).__name__}. Convert it first, for example with torch.as_tensor({name})"
+    elif value.is_nested:
+        what = f"a dense tensor, got a nested one. Pass torch.cat({name}.unbind()), all samples behind each other"
     elif value.is_quantized:
         what = f"a floating-point tensor, got a quantised one ({value.dtype}). Pass {name}.dequantize()"
     elif value.layout != torch.strided:
@@ -103,10 +106,7 @@ def check_integer(
         raise TypeError(f"{name}: expected an int{' or None' if optional else ''}, got {type(value).__name__}.")
     if (least is None or number >= least) and (most is None or number <= most):
         return number
-    if least is None or most is None:
-        bounds = f"at most {most}" if least is None else f"at least {least}"
-    else:
-        bounds = f"{least} to {most}"
+    bounds = f"at most {most}" if least is None else f"at least {least}" if most is None else f"{least} to {most}"
     raise ValueError(f"{name}: expected {bounds}{why and ' '}{why}, got {value}.{do and ' '}{do}")
 
 

@@ -144,8 +144,8 @@ def test_a_new_card_gets_its_family_s_tiles_and_its_own_ranges(new_card):
     known = RECORDS["sm_90"]
     for neurons in (64, 4096, 20_000):
         for three in (False, True):
-            tile = config.tile_of(new_card, neurons, 4096, three=three)
-            assert tile is config.tile_of(known, neurons, 4096, three=three)
+            tile = config.tile_of(new_card, neurons, 4096, three)
+            assert tile is config.tile_of(known, neurons, 4096, three)
     # Fewer multiprocessors are filled by fewer ranges of samples.
     assert new_card.multiprocessors < known.multiprocessors
     few, many = (config.range_samples(36, 2**20, 512, tile, record) for record in (new_card, known))

@@ -35,8 +35,8 @@ MOST_ENTERED = {
     "cosine_matrix": 270,
     "step": 1070,
     "rule": 630,
-    "biopsy": 1750,
-    "study": 860,
+    "biopsy": 1406,
+    "study": 807,
 }
 """Lines of all functions that a call enters, docstrings included: `python -m tests.entered` lists them."""
 

@@ -77,16 +77,18 @@ def norms_of(rows: Tensor) -> Tensor:
     """
     rows = rows.flatten(1)
     norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    low, high = SQUARED
-    odd = (~((norms > low) & (norms < high))).nonzero().flatten()
+    odd = (~((norms > SQUARED[0]) & (norms < SQUARED[1]))).nonzero().flatten()
     if rows.dtype == torch.float64 and len(odd):
-        some = rows[odd]
-        peak = some.abs().amax(1)
-        exponent = torch.frexp(torch.where(peak.isfinite() & (peak > 0), peak, 1.0)).exponent
-        scale = power_of_two(-exponent)
-        scaled = torch.linalg.vector_norm(some * scale[:, None], dim=1) / scale
-        norms[odd] = torch.where(peak.isfinite(), scaled.clamp_max(torch.finfo(torch.float64).max), scaled)
+        norms[odd] = _norms_out_of_range(rows[odd])
     return norms
+
+
+def _norms_out_of_range(rows: Tensor) -> Tensor:
+    peak = rows.abs().amax(1)
+    exponent = torch.frexp(torch.where(peak.isfinite() & (peak > 0), peak, 1.0)).exponent
+    scale = power_of_two(-exponent)
+    scaled = torch.linalg.vector_norm(rows * scale[:, None], dim=1) / scale
+    return torch.where(peak.isfinite(), scaled.clamp_max(torch.finfo(torch.float64).max), scaled)
 
 
 def exponents_after(exponent: Tensor, peak: Tensor, dtype: torch.dtype) -> Tensor:

@@ -70,8 +70,10 @@ def as_tensor(activations: Tensor | np.ndarray, name: str = "activations") -> Te
         TypeError: no tensor or array, or one of a dtype that torch does not have.
         ValueError: a masked array with something masked.
     """
-    if isinstance(activations, Tensor):
-        return activations
+    return activations if isinstance(activations, Tensor) else _from_numpy(activations, name)
+
+
+def _from_numpy(activations: np.ndarray, name: str) -> Tensor:
     if type(activations).__module__.split(".")[0] != "numpy" or not hasattr(activations, "__array_interface__"):
         raise TypeError(
             f"{name}: expected a torch.Tensor or a NumPy array, got {type(activations).__name__}. "

@@ -44,12 +44,15 @@ class Count(int):
     """Whether it was looked up in a dictionary, which compares it with others' keys."""
     quotients: tuple[tuple[Origin, Origin], ...]
     """Of which numbers it is a quotient, the dividend first."""
+    factors: tuple[Origin, ...]
+    """Of which numbers it is a product; none of a single number."""
 
     def __new__(
         cls, value: int, owner: Owner, ids: tuple[Ids, ...] = (), origins: tuple[Origin, ...] = (), exact: bool = True
     ) -> Count:
         made = super().__new__(cls, value)
         made.ids, made.origins, made.owner, made.exact, made.key, made.quotients = ids, origins, owner, exact, False, ()
+        made.factors = ()
         return made
 
     def _derived(self, value: Any, other: Any) -> Any:
@@ -108,6 +111,8 @@ def _counted(name: str) -> Callable[[Count, Any], Any]:
         made = self._derived(operation(int(self), _plain(other)), other)
         if name == "__floordiv__" and isinstance(made, Count) and isinstance(other, Count):
             made.quotients += tuple((one, two) for one in self.origins for two in other.origins)
+        if name in ("__mul__", "__rmul__") and isinstance(made, Count) and isinstance(other, Count):
+            made.factors = made.origins
         return made
 
     return counted

@@ -16,6 +16,7 @@ from .recording import Recording
 from .values import Axis
 from .walk import IN_TRAINING, Read
 
+USE_SIZES = "Cut by chunk, or by sizes of tensors or of layers, or merge without removal (remove=False)."
 WRITER, BETWEEN, READER, TIED = "writer", "between", "reader", "writer and reader"
 
 
@@ -261,6 +262,7 @@ class Groups:
                     counted.setdefault((module, name), Attribute(module, name, units))
                 else:
                     elsewhere[module, name] = f"{name!r} of module {module!r}"
+        unclear = self._of_products(order, counted)
         for dividend, divisor in {each for walk in walks for each in walk.quotients}:
             if dividend in counted and divisor not in counted and divisor not in elsewhere:
                 counted[divisor] = Attribute(*divisor, counted[dividend].units)
@@ -268,4 +270,20 @@ class Groups:
         advice = "Give the module a number for each, or merge without removal (remove=False)."
         both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in counted]
         both += [obstacle for walk in walks for origin, obstacle in walk.numbers if origin in counted]
-        return tuple(counted.values()), both
+        return tuple(counted.values()), both + unclear
+
+    def _of_products(self, order: dict[int, int], counted: dict[Origin, Attribute]) -> list[Obstacle]:
+        """Of a product of numbers that is a size, one changes with the units; an obstacle where it is not known which,
+        or where several do."""
+        obstacles = []
+        for walk in self.recording.walks:
+            for factors, ids, where in walk.products:
+                if not any(int(root) in order for root in self.atoms.roots(ids)):
+                    continue
+                count = sum(origin in counted for origin in factors)
+                if count != 1:
+                    names = " · ".join(repr(name) for _, name in factors)
+                    which = "it is not known which of them counts the neurons" if count == 0 else "several count them"
+                    reason = f"pieces have {names} entries, and {which}"
+                    obstacles.append(Obstacle(where, reason, USE_SIZES, REMOVAL))
+        return obstacles

@@ -41,7 +41,7 @@ def matrix_product(walk: Walk, step: Step) -> None:
                     made[-k] = walk.join(made[-k], axis, walk.value(plus).label)
     value = together(walk, [a, b])
     if plus is not None:
-        value.static = value.static and walk.value(plus).static
+        value = together(walk, [a, b, plus]) if value.static else value
     walk.give(step.out, made, value)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from torch import Tensor
 
@@ -115,7 +117,19 @@ def _result(walk: Walk, step: Step, given: list[Tensor]) -> Value:
         made.linear = False
     if product and any(each.ndim > 0 and each.numel() > 1 for each in given[1:]):
         made.linear = False
+    if made.linear and made.parameters and _across(walk, given):
+        made.linear = False
     return made
+
+
+def _across(walk: Walk, given: list[Tensor]) -> bool:
+    """Whether one axis of a parameter comes in two places, as in a weight plus its transpose."""
+    for one, other in itertools.combinations([walk.value(each) for each in given], 2):
+        if one.static and other.static and one.parameters & other.parameters:
+            for (k, a), (j, b) in itertools.product(enumerate(one.axes[::-1]), enumerate(other.axes[::-1])):
+                if k != j and isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.isin(a, b).any():
+                    return True
+    return False
 
 
 @rule("copy")
@@ -296,8 +310,20 @@ def batch_norm(walk: Walk, step: Step) -> None:
             axis = walk.followed(other, 0)
             if axis is not None or axes[1] is not None:
                 axes[1] = walk.join(axes[1], axis)
+    for k, axis in enumerate(axes):
+        if k != 1 and given.shape[k] > 1:
+            _over_neurons(walk, axis, "" if step.argument(5, "training") is True else ", in training,")
     for out in tensors(step.out):
         walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
+
+
+def _over_neurons(walk: Walk, axis: Axis, when: str) -> None:
+    """A batch norm takes its statistics over an axis that is not its channels."""
+    reason = f"{walk.name!r} takes its statistics{when} over all neurons, which removing any would change"
+    if isinstance(axis, np.ndarray) and len(np.unique(axis)) < len(axis):  # with samples or positions
+        walk.mixed(axis, reason, REMOVAL)
+    else:
+        walk.statistics(axis, reason, STATISTICS_ADVICE)
 
 
 @rule("layer norm")

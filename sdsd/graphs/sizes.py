@@ -177,7 +177,11 @@ class Sizes(TorchFunctionMode):
         dim = args[2] if len(args) > 2 else named.get("dim", 0)
         for each, piece in zip(sizes, out, strict=False):
             axis = self.walk.value(piece).axes[dim]
-            if self.walk.counts(each) and isinstance(axis, np.ndarray):
+            if not self.walk.counts(each) or not isinstance(axis, np.ndarray):
+                continue
+            if each.factors:
+                self.walk.products.append((each.factors, axis, self.walk.where("split")))
+            else:
                 self.walk.linked += [(origin, axis) for origin in each.origins]
 
     def _link_place(self, whole: Any, counts: list[Count], out: Tensor) -> None:

@@ -92,6 +92,7 @@ class Walk:
         self.pieces = Pieces(atoms)
         self.linked: list[tuple[Origin, Ids]] = []
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
+        self.products: list[tuple[tuple[Origin, ...], Ids, str]] = []  # of numbers, that are sizes of pieces, and where
         self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
         self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls

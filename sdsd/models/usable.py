@@ -18,8 +18,13 @@ def check_model(model: Any, *, only_run: bool = False) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {_what(model)}.")
-    refuse_scripted(model)
-    if _is_exported(model):
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"model: expected an nn.Module in Python, got {type(model).__name__}, whose layers cannot be watched. Pass "
+            "the model that was scripted or traced."
+        )
+    # What `ExportedProgram.module()` gives has an `eval` of its own, which raises.
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
         raise TypeError(
             f"model: expected an nn.Module as it was written, got the {type(model).__name__} of an exported program, "
             "whose layers are operations of a graph. Pass the model that was exported."
@@ -37,20 +42,6 @@ def _what(model: Any) -> str:
     if hasattr(model, "items") and any(isinstance(each, torch.Tensor) for _, each in model.items()):
         return f"{type(model).__name__} of tensors. Load it into a model (load_state_dict), and pass that"
     return type(model).__name__
-
-
-def refuse_scripted(model: nn.Module) -> None:
-    """TypeError for a model whose layers cannot be watched."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            f"model: expected an nn.Module in Python, got {type(model).__name__}, whose layers cannot be watched. Pass "
-            "the model that was scripted or traced."
-        )
-
-
-def _is_exported(model: nn.Module) -> bool:
-    """What `ExportedProgram.module()` gives has an `eval` of its own, which raises."""
-    return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
 
 def refuse_meta(model: nn.Module, offloaded: bool) -> None:

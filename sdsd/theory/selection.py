@@ -111,10 +111,14 @@ def _descend(start: Tensor, gradient: Callable[[Tensor], Tensor], learning_rate:
         weights.append(weights[-1] - learning_rate * gradient(weights[-1]))
     path = torch.stack(weights)
     if not bool(path[-1].isfinite().all()):
-        bad = ~path.isfinite().all(2)
-        step = int(bad.any(1).nonzero()[0])
-        raise ValueError(
-            f"learning_rate: start {int(bad[step].nonzero()[0])} runs away, not finite at step {step}. "
-            "Take a smaller learning_rate, or start nearer to the manifold."
-        )
+        raise _ran_away(path)
     return path
+
+
+def _ran_away(path: Tensor) -> ValueError:
+    bad = ~path.isfinite().all(2)
+    step = int(bad.any(1).nonzero()[0])
+    return ValueError(
+        f"learning_rate: start {int(bad[step].nonzero()[0])} runs away, not finite at step {step}. "
+        "Take a smaller learning_rate, or start nearer to the manifold."
+    )

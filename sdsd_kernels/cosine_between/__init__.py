@@ -1,7 +1,4 @@
-"""Cosine similarity of the neurons of one layer with those of another. Start at README.md or op.py.
+"""Cosine similarity of the neurons of one layer with those of another.
 
-================  =======================================================================
-`op.py`           `cosine_between`: checks, the operator, blocks of products in torch
-`reference.py`    the definition in plain torch and float64; compared with, never served
-================  =======================================================================
+README.md says what is in `op.py` and `reference.py`.
 """

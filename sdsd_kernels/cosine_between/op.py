@@ -12,6 +12,7 @@ from .._register import register
 from .._rows import rows_of_both
 from ..pairwise.blocks import block_sides, fill_cosines, prepare
 from ..pairwise.config import lacks
+from ..pairwise.reading import summed_in
 
 BLOCK = {"cpu": (1024, 4096), "cuda": (8192, 8192)}
 """Cosines filled at a time. Products are written where they stay: blocks only bound what is converted beside them."""
@@ -88,7 +89,7 @@ def _compute(
     # The scale of a block exists beside it on a GPU; on a CPU it is made a piece at a time.
     preferred = BLOCK["cpu" if out.device.type == "cpu" else "cuda"]
     pair_bytes = 0 if out.device.type == "cpu" else out.dtype.itemsize
-    sides = block_sides(left, right, preferred=preferred, pair_bytes=pair_bytes, max_bytes=max_bytes)
+    sides = block_sides(left, right, preferred, pair_bytes=pair_bytes, max_bytes=max_bytes)
     blocks = [(row, column) for row in range(0, len(out), sides[0]) for column in range(0, out.shape[1], sides[1])]
     for done, (row, column) in enumerate(blocks):
         fill_cosines(out[row : row + sides[0], column : column + sides[1]], left, row, right, column)
@@ -101,7 +102,7 @@ def _compute(
 
 
 def _fake(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:
-    return x.new_empty((x.shape[0], y.shape[0]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_empty((x.shape[0], y.shape[0]), dtype=summed_in(x.dtype))
 
 
 _operator = register(

@@ -19,7 +19,7 @@ from .._checks import (
 )
 from .._register import Gradient, is_transformed, register
 from .._rows import as_rows
-from ..pairwise.reading import to_one
+from ..pairwise.reading import summed_in, to_one
 from .cpu import cosine_matrix_torch
 
 
@@ -52,9 +52,9 @@ def cosine_matrix(
         neuron_dim: the dimension that counts neurons; all others are samples.
         precision: what factors may be rounded to on a GPU. "float32" is more accurate than torch's float32 product:
             its factors are pairs of float16, which hold 22 bits. "fp16" takes one float16 and a third of the time,
-            and errs by 2.2e-5 at most among 512 neurons of 4096 normal samples. Products of float16 or bfloat16 inputs
-            are exact at both unless they are centred. Triton only: the torch backend always computes in float32, or
-            float64 for float64. "tf32", "bf16" and "bf16x3" of earlier releases are taken with a warning.
+            and errs by 2.2e-5 at most among 512 neurons of 4096 normal samples. Products of halves are exact at both
+            unless they are centred. Triton only: torch computes in float32, or in float64 for float64. "tf32", "bf16"
+            and "bf16x3" of earlier releases are taken with a warning.
         out_dtype: dtype of the result; None gives float64 for float64 and float32 for all others.
         zero: what a neuron that is zero on every sample gets in its row and column: "zero" | "nan" | "raise".
             A neuron with NaN keeps NaN where it meets one of zeros. "raise" waits for the GPU.
@@ -78,8 +78,7 @@ def cosine_matrix(
     precision = check_precision(precision)
     check_choice(zero, "zero", ZERO_POLICIES)
     check_dtype(out_dtype, "out_dtype")
-    if out_dtype is None:
-        out_dtype = torch.float64 if activations.dtype == torch.float64 else torch.float32
+    out_dtype = out_dtype or summed_in(activations.dtype)
     rows = as_rows(activations, neuron_dim)
     lacks = "the kernel has no float64" if rows.dtype == torch.float64 else None
     chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
@@ -88,14 +87,13 @@ def cosine_matrix(
 
 
 def _compute(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
+    options: dict[str, Any] = {"out_dtype": out_dtype, "zero": zero, "center": center}
     if backend == "triton":
         from ..pairwise.launch import launch_cosine_matrix
 
-        cosine, inverse_norm = launch_cosine_matrix(
-            rows, precision=precision, out_dtype=out_dtype, zero=zero, center=center
-        )
+        cosine, inverse_norm = launch_cosine_matrix(rows, precision=precision, **options)
     else:
-        cosine, inverse_norm = cosine_matrix_torch(rows, out_dtype=out_dtype, zero=zero, center=center)
+        cosine, inverse_norm = cosine_matrix_torch(rows, **options)
     if zero == "raise":
         check_directions(inverse_norm, "activations", center=center)
     return cosine
@@ -126,7 +124,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, N
 
 def _directions(rows: Tensor, center: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """u (N, SAMPLES), zero for a neuron without direction; which have one (N, 1); ‖x_i‖ as a product of two (N, 1)."""
-    x = rows.flatten(1).to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    x = rows.flatten(1).to(summed_in(rows.dtype))
     peak = x.detach().abs().amax(1, keepdim=True)
     finite = peak.isfinite() & (peak > 0)
     # Keeps squares and differences in range, as the forward pass does, and rounds nothing.

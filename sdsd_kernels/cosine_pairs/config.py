@@ -1,4 +1,4 @@
-"""Launch configurations of the passes over the triangle of cosines, and what they take of memory.
+"""Launch configurations of the passes over the triangle of cosines, and what they and pairs take of memory.
 
 They rest on compiling ahead of time (no spill, shared memory within bounds), on counting tiles, and on what
 ../pairwise/config.py knows of the products. None has been timed.
@@ -8,30 +8,19 @@ from __future__ import annotations
 
 from ..pairwise.config import Tile
 
-GROUP = 8
-"""Tile rows that walk their columns together, so that they share the column panels they load."""
-
-_SMALL = Tile(64, 64, 64, num_warps=8, num_stages=3, resident=1, group=GROUP)
-_LARGE = Tile(128, 128, 64, num_warps=8, num_stages=3, resident=1, group=GROUP)
-_AMPERE = Tile(64, 64, 32, num_warps=8, num_stages=2, resident=1, group=GROUP)
-_INTERPRETED = Tile(32, 32, 32, num_warps=4, num_stages=1, resident=1, group=GROUP)
-TILES: dict[str, dict[str, tuple[Tile, Tile]]] = {
-    kernel: {
-        "sm_90": (_LARGE, _LARGE) if kernel == "row_sums_kernel" else (_SMALL, _SMALL),
-        "sm_100": (_LARGE, _SMALL) if kernel == "row_sums_kernel" else (_SMALL, _SMALL),
-        "sm_80": (_AMPERE, _AMPERE),
-        "hip": (_AMPERE, _AMPERE),
-        "interpreted": (_INTERPRETED, _INTERPRETED),
-    }
-    for kernel in ("histogram_kernel", "row_sums_kernel", "past_threshold_kernel")
-}
-"""By kernel and family: of one term and of three. Counting bins, and placing pairs inside a tile, takes the registers
-that tiles of 128² would need."""
-SMALLEST, LARGEST = 32, 128
-"""Neurons of the smallest and of the largest tile."""
+_SMALL = Tile(64, 64, 64, num_warps=8, num_stages=3, resident=1)
+_LARGE = Tile(128, 128, 64, num_warps=8, num_stages=3, resident=1)
+_AMPERE = Tile(64, 64, 32, num_warps=8, num_stages=2, resident=1)
+_INTERPRETED = Tile(32, 32, 32, num_warps=4, num_stages=1, resident=1)
+TILES = {"sm_90": _SMALL, "sm_100": _SMALL, "sm_80": _AMPERE, "hip": _AMPERE, "interpreted": _INTERPRETED}
+"""By family. Counting bins, and placing pairs inside a tile, takes the registers that tiles of 128² would need."""
+SUMS_TILES = {("sm_90", False): _LARGE, ("sm_90", True): _LARGE, ("sm_100", False): _LARGE}
+"""Of row sums, by family and whether products have three terms, where there is another."""
+SMALLEST = 32
+"""Neurons of the smallest tile."""
 
 BAND = 64
-"""Tile rows a launch: of 100,000 neurons they make 50,000 programs of 128², hundreds of waves."""
+"""Tile rows that walk their columns together where pairs are counted."""
 LEAST_BINS = 32
 """A histogram is spread over a warp."""
 MOST_BINS = 512
@@ -40,9 +29,10 @@ VECTORS = 32
 """Bytes a neuron of vectors, of the result and its like."""
 
 
-def tile(kernel: str, family: str, *, three: bool) -> Tile:
-    """The tile of a pass."""
-    return TILES[kernel][family][three]
+def tile(family: str, kind: str, three: bool) -> Tile:
+    """The tile of a pass: a "histogram", "pairs", or a kind of row sums."""
+    small = TILES[family]
+    return small if kind in ("histogram", "pairs") else SUMS_TILES.get((family, three), small)
 
 
 def chunk(tiles: int) -> int:
@@ -54,12 +44,29 @@ def chunk(tiles: int) -> int:
     return max(1, min(16, tiles // 16))
 
 
-def row_sums_bytes(neurons: int, block: int) -> int:
-    """Bytes of the partial sums of one row of tiles."""
-    return 4 * (block * -(-neurons // block) + neurons)
-
-
 def pairs_bytes(neurons: int, block: int) -> int:
     """Bytes of counters, offsets and vectors of the threshold pass."""
     tiles = -(-neurons // block)
     return neurons * -(-tiles // chunk(tiles)) * 12 + neurons * VECTORS
+
+
+class TooManyPairsError(Exception):
+    """More pairs are past the threshold than the memory allowed holds; op.py turns it into advice.
+
+    Arguments: how many there are, how many could be returned, and the bytes that all of them take, scratch included.
+    """
+
+
+def most_pairs(itemsize: int, scratch: int, max_bytes: int) -> int:
+    """How many pairs, two int64 and a cosine, fit into `max_bytes` beside `scratch` bytes.
+
+    On the way there pairs never take more: what was held before is given back in parts.
+    """
+    return max(0, max_bytes - scratch) // (16 + itemsize)
+
+
+def check_room(count: int, itemsize: int, scratch: int, max_bytes: int) -> None:
+    """Raise TooManyPairsError unless `count` pairs fit into `max_bytes` beside `scratch` bytes."""
+    most = most_pairs(itemsize, scratch, max_bytes)
+    if count > most:
+        raise TooManyPairsError(count, most, scratch + count * (16 + itemsize))

@@ -23,8 +23,9 @@ from torch import Tensor
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
 from .._progress import Progress
 from .._rows import rows_of
-from ..pairwise.blocks import Neurons, cosine_blocks, fill_cosines, prepare, stable_topk
-from .cpu import sides_of
+from ..pairwise.blocks import Neurons, block_sides, cosine_blocks, fill_cosines, prepare, stable_topk
+from ..pairwise.reading import part_of
+from .cpu import BLOCK
 from .op import CosinePairs
 
 WHICH = ("nearest", "farthest", "random")
@@ -174,7 +175,8 @@ class _Activations:
         if max_bytes is not None:
             self.rows_together = max(1, min(self.rows_together, (max_bytes - kept) // (2 * a_row)))
         fixed = kept + self.rows_together * a_row
-        self.sides = sides_of(neurons, fixed_bytes=fixed, max_bytes=max_bytes)
+        size = self.dtype.itemsize
+        self.sides = block_sides(neurons, neurons, BLOCK, pair_bytes=size, fixed_bytes=fixed, max_bytes=max_bytes)
 
     def best_in_rows(self, sign: int) -> Tensor:
         best = self.neurons.inverse_norm.new_full((len(self.alive),), -torch.inf)
@@ -199,8 +201,8 @@ def _select(neurons: Neurons, which: Tensor) -> Neurons:
     return replace(
         neurons,
         rows=neurons.rows[which],
-        mean=None if neurons.mean is None else neurons.mean[which],
-        scale=None if neurons.scale is None else neurons.scale[which],
+        mean=part_of(neurons.mean, which),
+        scale=part_of(neurons.scale, which),
         inverse_norm=neurons.inverse_norm[which],
     )
 

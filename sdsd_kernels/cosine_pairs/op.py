@@ -14,9 +14,8 @@ from .._checks import check_choice, check_integer, check_max_bytes, check_number
 from .._progress import Progress
 from .._register import register
 from .._rows import rows_of
-from ..pairwise.config import lacks, operand_bytes
+from ..pairwise.config import Request, lacks, operand_bytes
 from . import config, cpu
-from .budget import TooManyPairsError
 
 ROW_SUMS = ("cosine", "absolute", "distance")
 PAIRS_MAX_BYTES = 2**30
@@ -122,14 +121,14 @@ def cosine_row_sums(
 
     A pair in which one neuron has no direction adds nothing: with L neurons that have one, the mean over the others is
     result / (L − 1), and Σ_{j≠i} (1 − c_ij) is L − 1 − result. A neuron that is zero on every sample gets 0; one with a
-    NaN or an infinity gets NaN. Sums of a block are float32, sums over blocks float64. Where c is within rounding of 1,
+    NaN or an infinity gets NaN. Sums of a block are float32, sums over blocks exact. Where c is within rounding of 1,
     √(2 − 2c) is within 5e-4 of the distance. Not differentiable.
 
     Args:
         activations, neuron_dim, center, progress, backend: as in `cosine_histogram`.
         kind: "cosine" | "absolute" | "distance".
         max_bytes: bound on scratch memory and result; None: none, and 10 MiB (torch), or as much as the input and
-            500 bytes a neuron (Triton) are taken. Where that is more than max_bytes, torch serves.
+            32 bytes a neuron (Triton) are taken. Where that is more than max_bytes, torch serves.
 
     Returns:
         float64, on the device of `activations`.  # shape: (N,)
@@ -146,8 +145,7 @@ def cosine_row_sums(
     rows = rows_of(activations, neuron_dim)
     check_choice(kind, "kind", ROW_SUMS)
     max_bytes = check_max_bytes(max_bytes)
-    needed = config.row_sums_bytes(rows.shape[0], config.LARGEST) + config.VECTORS * rows.shape[0]
-    problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=needed)
+    problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=config.VECTORS * rows.shape[0])
     chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
     if progress is None:
         return _row_sums_operator(rows, kind, bool(center), max_bytes, chosen)
@@ -199,34 +197,26 @@ def cosine_pairs(
     if chosen == "triton" and max_bytes is None:
         samples = rows.shape[1] * rows.shape[2]
         allowed += operand_bytes(rows.shape[0], samples, rows.dtype, "float32", center=bool(center))
-    options: dict[str, Any] = {"center": bool(center), "progress": progress}
+    request = Request(bool(center), allowed, progress)
     try:
-        find = _implementation("cosine_pairs", chosen)
-        pairs = find(rows, threshold=threshold, above=above is not None, max_bytes=allowed, **options)
-    except TooManyPairsError as error:
-        raise ValueError(_advice(error, rows, threshold, above is not None, allowed, chosen, options)) from None
-    return CosinePairs(*pairs)
+        return CosinePairs(*_implementation("cosine_pairs", chosen)(rows, threshold, above is not None, request))
+    except config.TooManyPairsError as error:
+        bins = config.MOST_BINS if chosen == "triton" else ADVICE_BINS
+        counts, _ = _implementation("cosine_histogram", chosen)(rows, bins, request._replace(max_bytes=None))
+        raise ValueError(_advice(error, counts, threshold, above is not None, allowed)) from None
 
 
-def _advice(
-    error: TooManyPairsError,
-    rows: Tensor,
-    threshold: float,
-    above: bool,
-    max_bytes: int,
-    backend: str,
-    options: dict[str, Any],
-) -> str:
-    """How many pairs there are, and what to ask for instead."""
-    bins = config.MOST_BINS if backend == "triton" else ADVICE_BINS
-    counts, _ = _histogram(rows, bins, options["center"], None, backend, options["progress"])
+def _advice(error: config.TooManyPairsError, counts: Tensor, threshold: float, above: bool, max_bytes: int) -> str:
+    """How many pairs there are, and what to ask for instead by the histogram `counts`."""
+    count, most, needed = error.args
+    bins = len(counts)
     # How many pairs are at least (at most) each edge, counting whole bins: never too few.
     reached = counts.flip(0).cumsum(0).flip(0) if above else counts.cumsum(0)
-    fits = (reached <= error.most).nonzero().flatten().tolist()
+    fits = (reached <= most).nonzero().flatten().tolist()
     name, bound = ("above", "at least") if above else ("below", "at most")
     text = (
-        f"{name}: {error.count:,} pairs have a cosine of {bound} {threshold:g}, and max_bytes={max_bytes:,} holds "
-        f"{error.most:,} of them. Allow max_bytes={error.needed:,}"
+        f"{name}: {count:,} pairs have a cosine of {bound} {threshold:g}, and max_bytes={max_bytes:,} holds "
+        f"{most:,} of them. Allow max_bytes={needed:,}"
     )
     if not fits or (not above and fits[-1] == 0):
         return text + f"; no threshold on a grid of {2 / bins:g} leaves as few."
@@ -258,8 +248,8 @@ def _histogram(
     rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str, progress: Progress | None = None
 ) -> tuple[Tensor, Tensor]:
     """Counts and the number of pairs without a cosine: (with a zero neuron, with a NaN)."""
-    count = _implementation("cosine_histogram", backend)
-    counts, inverse_norm = count(rows, bins=bins, center=center, max_bytes=max_bytes, progress=progress)
+    request = Request(center, max_bytes, progress)
+    counts, inverse_norm = _implementation("cosine_histogram", backend)(rows, bins, request)
     clean = (~inverse_norm.isnan()).sum()
     directed = (inverse_norm > 0).sum()
     all_pairs = math.comb(rows.shape[0], 2)
@@ -270,8 +260,8 @@ def _histogram(
 def _row_sums(
     rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str, progress: Progress | None = None
 ) -> Tensor:
-    add_up = _implementation("cosine_row_sums", backend)
-    sums, inverse_norm = add_up(rows, kind=kind, center=center, max_bytes=max_bytes, progress=progress)
+    request = Request(center, max_bytes, progress)
+    sums, inverse_norm = _implementation("cosine_row_sums", backend)(rows, kind, request)
     return sums.masked_fill_(inverse_norm.isnan(), torch.nan)
 
 

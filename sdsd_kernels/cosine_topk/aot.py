@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 
 from .._aot import AotCase, compiled_ahead
 from .._device import DeviceRecord
 from ..pairwise.aot import cases_of, neurons
+from ..pairwise.config import Request
 from . import config
 from .kernel import launch_cosine_topk, topk_kernel
 
@@ -21,24 +21,11 @@ def aot_cases() -> list[AotCase]:
 
 
 def _cases(record: DeviceRecord) -> Iterator[AotCase]:
-    for dtype, table in ((torch.float16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)):
-        for places, _ in table[record.family]:
-            yield from _of(record, dtype, places, thorough=False)
-    yield from _of(record, torch.float16, 32, "neurons adjacent", thorough=record.family != "sm_90")
-    yield from _of(record, torch.float32, 10, farthest=True, others=True)
-
-
-def _of(
-    record: DeviceRecord,
-    dtype: torch.dtype,
-    k: int,
-    layout: str = "",
-    *,
-    farthest: bool = False,
-    others: bool = False,
-    thorough: bool = True,
-) -> Iterable[AotCase]:
-    rows = neurons(64000, 1024, dtype, layout)
-    options: dict[str, Any] = {"precision": "float32", "center": False, "max_bytes": None, "progress": None}
-    call = partial(launch_cosine_topk, rows, rows if others else None, k, farthest=farthest, record=record, **options)
-    return cases_of(record, call, topk_kernel, thorough=thorough)
+    request = Request(center=False, record=record)
+    tables = (torch.float16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)
+    shipped = [(dtype, places, "") for dtype, table in tables for places, _ in table[record.family]]
+    for dtype, k, layout in (*shipped, (torch.float16, 32, "neurons adjacent")):
+        call = partial(launch_cosine_topk, neurons(64000, 1024, dtype, layout), None, k, False, request)
+        yield from cases_of(record, call, topk_kernel, thorough=bool(layout) and record.family != "sm_90")
+    rows = neurons(64000, 1024, torch.float32)
+    yield from cases_of(record, partial(launch_cosine_topk, rows, rows, 10, True, request), topk_kernel)

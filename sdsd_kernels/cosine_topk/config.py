@@ -38,7 +38,7 @@ SPLIT_GAIN = 1.1
 """Lists to merge for less than this are not worth it."""
 
 
-def topk_tile(family: str, three: bool, places: int) -> Tile:
+def topk_tile(family: str, places: int, three: bool) -> Tile:
     """The tile for lists of so many places."""
     return next(tile for most, tile in (THREE_TERMS if three else ONE_TERM)[family] if places <= most)
 

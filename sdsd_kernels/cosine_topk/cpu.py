@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._progress import Progress
 from ..pairwise.blocks import block_sides, cosine_blocks, normalized, prepare, stable_topk
+from ..pairwise.config import Request
 
 GROUP = 32
 """Cosines of a row whose maximum is compared at once: 16 reduce four times slower, 64 leave more to look at."""
@@ -39,19 +39,13 @@ better ones while every other row learns of one. Random neurons take two."""
 
 
 def cosine_topk_torch(
-    rows: Tensor,
-    others: Tensor | None,
-    k: int,
-    *,
-    farthest: bool,
-    center: bool,
-    max_bytes: int | None,
-    progress: Progress | None,
+    rows: Tensor, others: Tensor | None, k: int, farthest: bool, request: Request
 ) -> tuple[Tensor, Tensor]:
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
-    left = prepare(rows, center=center)
-    right = left if others is None else prepare(others, center=center)
-    if max_bytes is None and max(left.rows.numel(), right.rows.numel()) * left.dtype.itemsize <= UNIT_BYTES:
+    left = prepare(rows, center=request.center)
+    right = left if others is None else prepare(others, center=request.center)
+    largest = max(left.rows.numel(), right.rows.numel()) * left.dtype.itemsize
+    if request.max_bytes is None and largest <= UNIT_BYTES:
         same = right is left
         left = normalized(left)
         right = left if same else normalized(right)
@@ -60,19 +54,15 @@ def cosine_topk_torch(
     preferred = BLOCK
     if whole_rows:
         preferred = (max(1, STRIP_ELEMENTS["cpu" if rows.device.type == "cpu" else "cuda"] // neighbors), neighbors)
+    pair_bytes = PAIR_COPIES * left.dtype.itemsize
     sides = block_sides(
-        left,
-        right,
-        preferred=preferred,
-        pair_bytes=PAIR_COPIES * left.dtype.itemsize,
-        whole_rows=whole_rows,
-        max_bytes=max_bytes,
+        left, right, preferred, pair_bytes=pair_bytes, max_bytes=request.max_bytes, whole_rows=whole_rows
     )
     best = TopK(rows.shape[0], k, left.inverse_norm)
     triangle = right is left and not whole_rows
     fill = torch.inf if farthest else -torch.inf
-    options: dict[str, Any] = {"fill": fill, "triangle": triangle, "once": False, "group": GROUP, "progress": progress}
-    for scores, row, column in cosine_blocks(left, right, sides, **options):
+    options: dict[str, Any] = {"triangle": triangle, "once": False, "group": GROUP, "progress": request.progress}
+    for scores, row, column in cosine_blocks(left, right, sides, fill=fill, **options):
         if farthest:
             scores.neg_()
         some = scores[: rows.shape[0] - row]

@@ -15,23 +15,20 @@ The lists of several splits are merged by two stable sorts in torch: of columns,
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._device import DeviceRecord, device_record
-from .._launch import Launch, device_of, kept
-from .._progress import Progress
-from ..pairwise.config import Tile
-from ..pairwise.launch import Pairing, Preparation, bands, key_of
+from .._device import DeviceRecord
+from .._launch import Launch, device_of
+from ..pairwise.config import Request
+from ..pairwise.launch import Pairing, planned, shares
 from ..pairwise.tile_kernel import cosines, inverse_norms, split_columns, tile_products
 from . import config
 
-PROGRESS_STEPS = 16
-"""Launches of a call that reports progress."""
 STRIP = tl.constexpr(128)
 """Columns that are offered together: what a tile of 256 takes beside its products spills."""
 
@@ -49,9 +46,9 @@ def _offered(
         best, best_column = _offered(
             left, column_start, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
         )
+        half = column_start + COLUMNS // 2
         best, best_column = _offered(
-            right, column_start + COLUMNS // 2, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME,
-            FARTHEST,
+            right, half, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
         )
     else:
         column = column_start + tl.arange(0, COLUMNS)
@@ -80,15 +77,18 @@ def _offered(
     return best, best_column
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "k"])
+@triton.jit(do_not_specialize=["first_row_tile", "k", "tiles_per_split"])
 def topk_kernel(
-    rows, columns,  # descriptors, or pointers
-    row_inverse_ptr, column_inverse_ptr, values_ptr, indices_ptr, first_row_tile, k,
-    neurons, others, samples, pitch, column_pitch, tiles_per_split,
+    rows, columns,  # descriptors, or pointers; columns None: as rows
+    row_inverse_ptr, column_inverse_ptr, values_ptr, indices_ptr, first_row_tile, k, tiles_per_split,
+    neurons, others, samples, pitch, column_pitch,
     SAME: tl.constexpr, FARTHEST: tl.constexpr, LANES: tl.constexpr, HOW: tl.constexpr,
 ):
     ROWS: tl.constexpr = HOW.rows
     COLUMNS: tl.constexpr = HOW.columns
+    if columns is None:
+        columns = rows
+    pair = (rows, columns, neurons, others, samples, pitch, column_pitch)
     start = (first_row_tile + tl.program_id(0)) * ROWS
     row = start + tl.arange(0, ROWS)
     split = tl.program_id(1)
@@ -102,9 +102,7 @@ def topk_kernel(
 
     first_tile = split * tiles_per_split
     for tile in range(first_tile, tl.minimum(first_tile + tiles_per_split, tl.cdiv(others, COLUMNS))):
-        products = tile_products(
-            rows, columns, start, tile * COLUMNS, neurons, others, 0, samples, samples, pitch, column_pitch, HOW
-        )
+        products = tile_products(pair, start, tile * COLUMNS, 0, samples, HOW)
         best, best_column = _offered(
             products, tile * COLUMNS, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
         )
@@ -115,53 +113,33 @@ def topk_kernel(
 # fmt: on
 
 
-_plans: dict[tuple[Any, ...], tuple[Pairing, dict[int, Launch], int]] = {}
-"""What to do with tensors like these: launches by number of splits, and the fastest number."""
+def _planned(
+    rows: Tensor, others: Tensor | None, record: DeviceRecord, lanes: int, farthest: bool, options: tuple[str, bool]
+) -> tuple[Pairing, Launch, int]:
+    """What to do with neurons that lie alike, and the fastest number of splits."""
+    tile_of = partial(config.topk_tile, record.family, lanes)
+    pairing = Pairing(rows, others, record, tile_of, precision=options[0], center=options[1])
+    launch = pairing.launch(topk_kernel, SAME=others is None, FARTHEST=farthest, LANES=lanes)
+    return pairing, launch, config.splits(*pairing.tiles, record.multiprocessors)
 
 
 def launch_cosine_topk(
-    rows: Tensor,
-    others: Tensor | None,
-    k: int,
-    *,
-    farthest: bool,
-    precision: str,
-    center: bool,
-    max_bytes: int | None,
-    progress: Progress | None,
-    record: DeviceRecord | None = None,
+    rows: Tensor, others: Tensor | None, k: int, farthest: bool, request: Request
 ) -> tuple[Tensor, Tensor]:
-    """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER).
-
-    `record`: what is taken to be at hand; None: the GPU that is.
-    """
-    lanes = config.lanes(k)
-    key = key_of(rows, None if others is None else key_of(others), lanes, farthest, precision, center, record)
-    plan = _plans.get(key)
-    if plan is None:
-        card = record or device_record(rows.device)
-
-        def tile_of(left: Preparation) -> Tile:
-            return config.topk_tile(card.family, left.three, lanes)
-
-        pairing = Pairing(rows, others, card, tile_of, precision=precision, center=center)
-        plan = kept(_plans, key, (pairing, {}, config.splits(*pairing.tiles, card.multiprocessors)))
-    pairing, launches, splits = plan
+    """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
+    lanes, max_bytes = config.lanes(k), request.max_bytes
+    options = request.precision, request.center
+    pairing, launch, splits = planned(_planned, rows, others, request.record, lanes, farthest, options)
     if max_bytes is not None:
         # The most whose lists fit beside the operands; op.py has seen that those of one do.
         splits = max(1, min(splits, (max_bytes - pairing.scratch) // config.list_bytes(len(rows), lanes)))
-    row_tiles, column_tiles = pairing.tiles
-    launch = launches.get(splits)
-    if launch is None:
-        own = {"SAME": others is None, "FARTHEST": farthest, "LANES": lanes}
-        launch = launches[splits] = pairing.launch(topk_kernel, tiles_per_split=-(-column_tiles // splits), **own)
     with device_of(rows):
         operands = pairing.operands(rows, others)
         values = torch.empty((splits, len(rows), lanes), dtype=torch.float32, device=rows.device)
         indices = torch.empty((splits, len(rows), lanes), dtype=torch.int32, device=rows.device)
-        band = row_tiles if progress is None else -(-row_tiles // PROGRESS_STEPS)
-        for first, end in bands(row_tiles, band, progress, rows.device):
-            launch(*operands, values, indices, first, k, grid=(end - first, splits, 1))
+        for first, end in shares(pairing.tiles[0], request.progress, rows.device):
+            sizes = first, k, -(-pairing.tiles[1] // splits)
+            launch(*operands, values, indices, *sizes, grid=(end - first, splits, 1))
         return _merged(values, indices, k, farthest)
 
 

@@ -12,7 +12,8 @@ from .._checks import check_integer, check_max_bytes, check_precision
 from .._progress import Progress
 from .._register import register
 from .._rows import rows_of, rows_of_both
-from ..pairwise.config import lacks
+from ..pairwise.config import Request, lacks
+from ..pairwise.reading import summed_in
 from .config import MOST_NEIGHBORS, lanes, list_bytes
 from .cpu import cosine_topk_torch
 
@@ -100,27 +101,20 @@ def _check_k(k: Any, rows: Tensor, others: Tensor | None) -> int:
 
 
 def _compute(
-    rows: Tensor,
-    others: Tensor | None,
-    k: int,
-    farthest: bool,
-    precision: str,
-    center: bool,
-    max_bytes: int | None,
-    backend: str,
-    progress: Progress | None = None,
+    rows: Tensor, others: Tensor | None, k: int, farthest: bool, *settings: Any, progress: Progress | None = None
 ) -> tuple[Tensor, Tensor]:
-    options: dict[str, Any] = {"farthest": farthest, "center": center, "max_bytes": max_bytes, "progress": progress}
+    precision, center, max_bytes, backend = settings
+    request = Request(center, max_bytes, progress, precision)
     if backend == "torch":
-        return cosine_topk_torch(rows, others, k, **options)
+        return cosine_topk_torch(rows, others, k, farthest, request)
     from .kernel import launch_cosine_topk
 
-    return launch_cosine_topk(rows, others, k, precision=precision, **options)
+    return launch_cosine_topk(rows, others, k, farthest, request)
 
 
 def _fake(rows: Tensor, others: Tensor | None, k: int, *settings: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    return rows.new_empty((rows.shape[0], k), dtype=dtype), rows.new_empty((rows.shape[0], k), dtype=torch.int64)
+    shape = rows.shape[0], k
+    return rows.new_empty(shape, dtype=summed_in(rows.dtype)), rows.new_empty(shape, dtype=torch.int64)
 
 
 _operator = register(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairwise.products import SUMMED, exact_float32, multiplies_in_place, upper_products
-from ..pairwise.reading import chunks
+from ..pairwise.products import exact_float32, upper_products
+from ..pairwise.reading import chunks, summed_in
 
 PANEL_ELEMENTS = 2**22
 """Bound on float32 products that wait to be added to a float64 sum (16 MiB), unless one row already exceeds it."""
@@ -14,13 +14,9 @@ PANEL_ELEMENTS = 2**22
 
 def gram_accumulate_torch(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None) -> None:
     """gram += a aᵀ on and above the diagonal, with a = (rows − shift) · scale and rows (N, OUTER, INNER)."""
-    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    changed = shift is not None or scale is not None
     with exact_float32():
-        if shift is None and scale is None and multiplies_in_place(rows, dtype):
-            for part in rows[:, 0].split(SUMMED, 1):
-                _add_products(part, gram)
-            return
-        for a in chunks(rows, dtype, None, None):
+        for a in chunks(rows, summed_in(rows.dtype), None, None, copy=changed):
             if shift is not None:
                 a.sub_(shift[:, None])
             if scale is not None:

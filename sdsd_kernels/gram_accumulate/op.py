@@ -11,6 +11,7 @@ from .._backend import choose_backend
 from .._checks import check_device, check_float_tensor, check_neurons, check_precision, check_shape
 from .._register import register
 from .._rows import as_rows
+from ..pairwise.reading import summed_in
 from ..pairwise.sums import add_batch
 from .cpu import gram_accumulate_torch
 
@@ -110,7 +111,7 @@ def _check_gram(gram: Any, activations: Tensor, neurons: int) -> None:
 def _check_vector(vector: Any, name: str, activations: Tensor, neurons: int) -> None:
     """Raise unless `vector` is one number a neuron in the dtype products are taken in."""
     check_float_tensor(vector, name)
-    wanted = torch.float64 if activations.dtype == torch.float64 else torch.float32
+    wanted = summed_in(activations.dtype)
     if vector.dtype != wanted:
         raise TypeError(f"{name}: expected {wanted} for {activations.dtype} activations, got {vector.dtype}.")
     check_shape(vector, name, (neurons,), ", one number a neuron", "Reduce or expand it to that.")

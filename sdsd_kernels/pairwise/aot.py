@@ -156,5 +156,5 @@ def _cases(card: DeviceRecord) -> Iterator[AotCase]:
     yield from cases_of(many, update(few, many, center=False, strips=0), reduce_kernel)
     centred = update(neurons(4096, 4096, torch.float32, "neurons adjacent"), record, center=True, weight=meta(4096))
     yield from cases_of(record, centred, mean_kernel, thorough=False)
-    sums, launch = meta(1, dtype=torch.float64), expand_launch(4096, cosine=True)
+    sums, launch = meta(1, dtype=torch.float64), expand_launch(meta(4096, 4096), None, record, True)
     yield from cases_of(record, lambda: launch(sums, sums, sums, meta(1)), expand_kernel, thorough=False)

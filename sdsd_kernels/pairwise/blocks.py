@@ -10,22 +10,20 @@ a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .._progress import Progress
-from .products import SUMMED, exact_float32, multiplies_in_place, product, transposed, upper_products
-from .reading import PASS_ELEMENTS, converted, means, out_of_range, sample_slices, scales, squares
+from .products import SUMMED, exact_float32, multiplies_in_place, product, symmetric_cosines, upper_products
+from .reading import PASS_ELEMENTS, converted, means, out_of_range, part_of, sample_slices, scales, squares, summed_in
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
 FINISH_ELEMENTS = 2**17
 """Products scaled together: half a MiB stays in the cache. 2**15 is as fast on one thread, but too little for two."""
-MIRROR_ROWS = 256
-"""Rows of a strip that is mirrored at the diagonal."""
 SMALLEST_SIDE = 64
 """Blocks get no smaller than this: below it a product takes longer to start than to compute."""
 
@@ -60,15 +58,20 @@ class Neurons:
         return self.inverse_norm > 0
 
     @property
+    def kept_bytes(self) -> int:
+        """What stays of reading neurons: mean, scale, inverse norm, and flags of one side of a block."""
+        return self.rows.shape[0] * (3 * self.dtype.itemsize + 1)
+
+    @property
     def converts(self) -> bool:
         """Whether products need a converted copy of a panel."""
         changed = self.mean is not None or self.scale is not None
         return changed or not multiplies_in_place(self.rows, self.dtype)
 
 
-def prepare(rows: Tensor, *, center: bool = False, dtype: torch.dtype | None = None) -> Neurons:
-    """Read `rows` (N, OUTER, INNER) for means, scales and norms. `dtype` None: float64 for float64, else float32."""
-    dtype = dtype or (torch.float64 if rows.dtype == torch.float64 else torch.float32)
+def prepare(rows: Tensor, *, center: bool = False) -> Neurons:
+    """Read `rows` (N, OUTER, INNER) for means, scales and norms."""
+    dtype = summed_in(rows.dtype)
     mean = means(rows, dtype, None) if center else None
     # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
     square = squares(rows, dtype, mean, None)
@@ -93,42 +96,47 @@ def normalized(neurons: Neurons) -> Neurons:
 def block_sides(
     left: Neurons,
     right: Neurons,
-    *,
     preferred: tuple[int, int],
+    *,
     pair_bytes: int,
+    max_bytes: int | None,
     fixed_bytes: int = 0,
     whole_rows: bool = False,
-    max_bytes: int | None = None,
 ) -> tuple[int, int]:
     """Rows and columns of a block: `preferred`, or as much smaller as `max_bytes` asks for.
 
     Args:
         left: the neurons of the rows.
         right: the neurons of the columns.
-        preferred: the fastest block; blocks are no larger than the matrix.
+        preferred: the fastest block; none is larger than the matrix or, of one set of neurons, higher than wide.
         pair_bytes: what the caller allocates for a pair of neurons in a block, the cosine included.
-        fixed_bytes: what it allocates whatever the block.
+        max_bytes: bound on all of it, on neurons and their converted panels, and on what `prepare` took; None: none.
+        fixed_bytes: what the caller allocates whatever the block.
         whole_rows: keep all columns of `preferred` and take fewer rows, down to one.
-        max_bytes: bound on all of it, on converted panels, and on what `prepare` took; None: none.
 
     Raises:
         ValueError: even the smallest block, SMALLEST_SIDE squared or one whole row, takes more.
     """
     sides = [min(preferred[0], left.rows.shape[0]), min(preferred[1], right.rows.shape[0])]
     smallest = 1 if whole_rows else SMALLEST_SIDE
-    while max_bytes is not None:
-        block_bytes = fixed_bytes + sides[0] * sides[1] * pair_bytes + _panel_bytes(left, right, sides)
-        needed = max(block_bytes, _prepare_bytes(left.rows), _prepare_bytes(right.rows))
-        if needed <= max_bytes:
-            break
-        longer = 0 if whole_rows or sides[0] > sides[1] else 1
+    row_bytes = 0
+    if left.converts or right.converts:
+        row_bytes = min(left.rows.shape[1] * left.rows.shape[2], SAMPLES_AT_ONCE) * left.dtype.itemsize
+    fixed_bytes += left.kept_bytes + (right is not left) * right.kept_bytes
+    while True:
+        if left is right:
+            sides[0] = min(sides)
+        needed = fixed_bytes + sides[0] * sides[1] * pair_bytes + sum(sides) * row_bytes
+        needed = max(needed, _prepare_bytes(left.rows), _prepare_bytes(right.rows))
+        if max_bytes is None or needed <= max_bytes:
+            return sides[0], sides[1]
+        longer = 0 if whole_rows or sides[0] >= sides[1] else 1
         if sides[longer] <= smallest:
             raise ValueError(
                 f"max_bytes: expected at least {needed:,} for this input, which one block of {sides[0]} × {sides[1]} "
                 f"neurons takes, got {max_bytes:,}. Allow more, or leave max_bytes out."
             )
         sides[longer] = max(smallest, sides[longer] // 2)
-    return sides[0], sides[1]
 
 
 def cosine_blocks(
@@ -181,52 +189,43 @@ def cosine_blocks(
 def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
     """Write C[row:, column:] of `left` against `right` into `out`, as much of it as `out` holds.
 
-    Where `left is right`, the diagonal is exactly 1 (0 or NaN for a neuron without direction), and a block that starts
-    on the diagonal (row == column) is symmetric bit for bit. Two blocks that are mirror images may differ in the last
-    bit, so a symmetric matrix is taken from the blocks on one side of the diagonal.
+    Where `left is right`, a block that starts on the diagonal (row == column), which is no higher than wide, is
+    symmetric bit for bit, and exactly 1 on it (0 or NaN for a neuron without direction). Two blocks that are mirror
+    images may differ in the last bit, so a symmetric matrix is taken from the blocks on one side of the diagonal.
     """
     rows, columns = out.shape
+    side = rows if left is right and row == column else 0
     with exact_float32():
-        _fill_products(out, left, row, right, column)
+        _fill_products(out, left, row, right, column, side if out.device.type == "cpu" else 0)
     unit = left.unit and right.unit
-    row_inverse = left.inverse_norm[row : row + rows, None]
-    column_inverse = right.inverse_norm[None, column : column + columns]
+    inverse, column_inverse = left.inverse_norm[row : row + rows], right.inverse_norm[column : column + columns]
+    if side:
+        symmetric_cosines(out[:, :side], inverse, unit=unit)
     step = max(1, FINISH_ELEMENTS // columns) if out.device.type == "cpu" else rows
-    for top in range(0, rows, step):
-        some = out[top : top + step]
+    for top in range(0, rows, step) if side < columns else ():
+        some = out[top : top + step, side:]
         if not unit:
             # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
-            some.mul_(row_inverse[top : top + step] * column_inverse)
+            some.mul_(inverse[top : top + step, None] * column_inverse[side:])
         some.clamp_(-1, 1)
-    if left is right:
-        _settle_diagonal(out, left.inverse_norm, row, column)
 
 
-def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
-    rows, columns = out.shape
-    on_diagonal = left is right and row == column
+def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int, side: int) -> None:
+    """Products of a block; in its first `side` columns, a square on the diagonal, only those not below that."""
+    rows, columns = slice(row, row + out.shape[0]), slice(column + side, column + out.shape[1])
+    parts: Iterable[tuple[Tensor, Tensor]]
     if not left.converts and not right.converts:
-        a, b = left.rows[row : row + rows, 0], right.rows[column : column + columns, 0]
-        for number, parts in enumerate(zip(a.split(SUMMED, 1), b.split(SUMMED, 1), strict=True)):
-            _multiply(*parts, out, on_diagonal, accumulate=number > 0)
-        return
-    for number, part in enumerate(sample_slices(left.rows.shape, SAMPLES_AT_ONCE)):
-        a = panel(left, slice(row, row + rows), part, "rows")
-        b = a if on_diagonal and rows == columns else panel(right, slice(column, column + columns), part, "columns")
-        _multiply(a, b, out, on_diagonal, accumulate=number > 0)
-
-
-def _multiply(a: Tensor, b: Tensor, out: Tensor, on_diagonal: bool, *, accumulate: bool) -> None:
-    """out (+)= a bᵀ; of a block that starts on the diagonal only what is not below it, where that is cheaper."""
-    if not on_diagonal or out.device.type != "cpu":
-        product(a, b, out, accumulate)
-        return
-    side = min(out.shape)
-    upper_products(a[:side], out[:side, :side], accumulate=accumulate)
-    if side < out.shape[1]:
-        product(a, b[side:], out[:, side:], accumulate)
-    if side < out.shape[0]:
-        product(a[side:], b, out[side:], accumulate)
+        parts = zip(left.rows[rows, 0].split(SUMMED, 1), right.rows[columns, 0].split(SUMMED, 1), strict=True)
+    else:
+        parts = (
+            (panel(left, rows, part, "rows"), panel(right, columns, part, "columns"))
+            for part in sample_slices(left.rows.shape, SAMPLES_AT_ONCE)
+        )
+    for number, (a, b) in enumerate(parts):
+        if side:
+            upper_products(a, out[:, :side], accumulate=number > 0)
+        if side < out.shape[1]:
+            product(a, b, out[:, side:], accumulate=number > 0)
 
 
 def panel(neurons: Neurons, which: slice, part: tuple[slice, slice], room: str = "") -> Tensor:
@@ -234,45 +233,12 @@ def panel(neurons: Neurons, which: slice, part: tuple[slice, slice], room: str =
 
     With `room` in memory of that name, which the next panel there overwrites.
     """
-    mean = None if neurons.mean is None else neurons.mean[which]
-    scale = None if neurons.scale is None else neurons.scale[which]
     chunk, out = neurons.rows[which, part[0], part[1]], None
     if room:
         out = neurons.rooms.get(room)
         if out is None or out.numel() < chunk.numel():
             out = neurons.rooms[room] = chunk.new_empty(chunk.numel(), dtype=neurons.dtype)
-    return converted(chunk, neurons.dtype, mean, scale, out)
-
-
-def _panel_bytes(left: Neurons, right: Neurons, sides: list[int]) -> int:
-    if not left.converts and not right.converts:
-        return 0
-    samples = left.rows.shape[1] * left.rows.shape[2]
-    return sum(sides) * min(samples, SAMPLES_AT_ONCE) * left.dtype.itemsize
-
-
-def _settle_diagonal(out: Tensor, inverse_norm: Tensor, row: int, column: int) -> None:
-    """Exact values where a neuron meets itself, and a symmetric block where it starts on the diagonal."""
-    first = max(row, column)
-    last = min(row + out.shape[0], column + out.shape[1])
-    if first >= last:
-        return
-    square = out[first - row : last - row, first - column : last - column]
-    inverse_norm = inverse_norm[first:last]
-    square.diagonal().copy_(torch.where(inverse_norm > 0, 1.0, inverse_norm))
-    if row == column:
-        _mirror(square)
-
-
-def _mirror(square: Tensor) -> None:
-    """Copy what is above the diagonal to below it, a strip at a time, which keeps the copies small."""
-    for top in range(0, len(square), MIRROR_ROWS):
-        strip = square[top : top + MIRROR_ROWS]
-        bottom = top + len(strip)
-        corner = strip[:, top:bottom]
-        corner.copy_(corner.triu() + corner.triu(1).T)
-        if bottom < len(square):
-            square[bottom:, top:bottom] = transposed(strip[:, bottom:].contiguous())
+    return converted(chunk, neurons.dtype, part_of(neurons.mean, which), part_of(neurons.scale, which), out)
 
 
 def _prepare_bytes(rows: Tensor) -> int:

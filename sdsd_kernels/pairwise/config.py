@@ -14,6 +14,18 @@ import torch
 from torch import Tensor
 
 from .._device import DeviceRecord
+from .._progress import Progress
+
+
+class Request(NamedTuple):
+    """What a call asks of whoever computes it, kernels or torch."""
+
+    center: bool
+    max_bytes: int | None = None
+    progress: Progress | None = None
+    precision: str = "float32"
+    record: DeviceRecord | None = None
+    """What is taken to be at hand; None: the GPU that is."""
 
 
 class How(NamedTuple):
@@ -113,6 +125,9 @@ MOST_PARTIAL_BYTES = 256 * 2**20
 REDUCE = 32
 """Side of a tile of the finishing pass: 512 neurons are 136 of them."""
 
+PROGRESS_STEPS = 16
+"""Launches of a kernel that reports progress."""
+
 MEASURE = {True: (4, 512, 8), False: (32, 128, 8)}
 """Neurons, samples and warps of a program that measures; True where samples are adjacent. 32 neighbouring float32 are
 the 128 bytes that one load fetches anyway."""
@@ -129,7 +144,7 @@ def sums_every(tile: Tile, samples: int, record: DeviceRecord, *, three: bool) -
     return added // tile.samples if samples >= (LONG if record.family != "interpreted" else 2 * added) else 0
 
 
-def tile_of(record: DeviceRecord, neurons: int, samples: int, *, three: bool) -> Tile:
+def tile_of(record: DeviceRecord, neurons: int, samples: int, three: bool) -> Tile:
     """The tile that serves so many neurons; of long ones, whose sums are kept twice, none of more than 128²."""
     table = (THREE_TERMS if three else ONE_TERM)[record.family]
     return next(

@@ -23,12 +23,21 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .tile_kernel import _tile_place, any_marked, scaled_products, store_cosines, store_sums, tile_products
+from .tile_kernel import any_marked, scaled_products, store_cosines, store_sums, tile_place, tile_products
 
 TRITON = triton.__version__
 
 
 # fmt: off
+@triton.jit
+def banded_place(index, down, across, BAND: tl.constexpr):
+    """(row, column) of the index-th of `down` × `across`: bands of BAND rows walk their columns together."""
+    band = index // (BAND * across)
+    height = tl.minimum(down - band * BAND, BAND)
+    inside = index - band * BAND * across
+    return band * BAND + inside % height, inside // height
+
+
 @triton.jit
 def triangle_kernel(
     rows, columns,  # descriptors, or pointers, of one set of neurons, of blocks of rows and of columns; None: as rows
@@ -43,26 +52,24 @@ def triangle_kernel(
     COLUMNS: tl.constexpr = HOW.columns
     if columns is None:
         columns = rows
+    pair = (rows, columns, neurons, neurons, samples, pitch, pitch)
     for work in range(tl.program_id(0), tiles * tl.cdiv(samples, range_samples), tl.num_programs(0)):
         number = work // tiles
-        row, column = _tile_place(work - number * tiles, neurons, GROUP, ROWS, COLUMNS)
+        row, column = tile_place(work - number * tiles, neurons, GROUP, ROWS, COLUMNS)
         first = number * range_samples
         last = tl.minimum(first + range_samples, samples)
-        products = tile_products(
-            rows, columns, row, column, neurons, neurons, first, last, samples, pitch, pitch, HOW
-        )
+        products = tile_products(pair, row, column, first, last, HOW)
         if GUARD:
             if any_marked(inverse_ptr, row, neurons, ROWS) | any_marked(inverse_ptr, column, neurons, COLUMNS):
                 products = scaled_products(rows, scale_ptr, row, column, neurons, first, last, samples, pitch, HOW)
         if STORE == "matrix":
-            store_cosines(products, row, column, inverse_ptr, inverse_ptr, out_ptr, neurons, neurons, True, STRIP)
+            store_cosines(products, row, column, (inverse_ptr, inverse_ptr), out_ptr, neurons, neurons, True, STRIP)
         elif STORE == "add":
-            store_sums(
-                products, row, column, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS, STRIP
-            )
+            terms = (scale_ptr, weight_ptr, delta_ptr, before_ptr)
+            store_sums(products, row, column, terms, out_ptr, neurons, STRIPS, STRIP)
         else:
             plane = out_ptr + tl.cast(number, tl.int64) * neurons * neurons
-            store_sums(products, row, column, None, None, None, None, plane, neurons, 0, STRIP)
+            store_sums(products, row, column, (None, None, None, None), plane, neurons, 0, STRIP)
 
 
 @triton.jit
@@ -72,7 +79,7 @@ def reduce_kernel(
     STORE: tl.constexpr, STRIPS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):
     """One program owns a tile of the triangle: it adds up the ranges in order and finishes the tile."""
-    row_start, column_start = _tile_place(tl.program_id(0), neurons, GROUP, BLOCK, BLOCK)
+    row_start, column_start = tile_place(tl.program_id(0), neurons, GROUP, BLOCK, BLOCK)
     row = row_start + tl.arange(0, BLOCK)
     column = column_start + tl.arange(0, BLOCK)
     place = partial_ptr + (row.to(tl.int64)[:, None] * neurons + column[None, :])
@@ -82,14 +89,11 @@ def reduce_kernel(
         products += tl.load(place, mask=mask, other=0.0)
         place += tl.cast(neurons, tl.int64) * neurons
     if STORE == "matrix":
-        store_cosines(
-            products, row_start, column_start, inverse_ptr, inverse_ptr, out_ptr, neurons, neurons, True, BLOCK
-        )
+        inverses = (inverse_ptr, inverse_ptr)
+        store_cosines(products, row_start, column_start, inverses, out_ptr, neurons, neurons, True, BLOCK)
     else:
-        store_sums(
-            products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, out_ptr, neurons, STRIPS,
-            BLOCK,
-        )
+        terms = (scale_ptr, weight_ptr, delta_ptr, before_ptr)
+        store_sums(products, row_start, column_start, terms, out_ptr, neurons, STRIPS, BLOCK)
 
 
 @triton.jit
@@ -98,21 +102,16 @@ def rectangle_kernel(
     row_inverse_ptr, column_inverse_ptr, out_ptr,  # (N,), (M,), (N, M)
     neurons, others, samples, pitch, column_pitch, STRIP: tl.constexpr, GROUP: tl.constexpr, HOW: tl.constexpr,
 ):
-    across = tl.cdiv(others, HOW.columns)
+    pair = (rows, columns, neurons, others, samples, pitch, column_pitch)
     down = tl.cdiv(neurons, HOW.rows)
+    across = tl.cdiv(others, HOW.columns)
     for work in range(tl.program_id(0), down * across, tl.num_programs(0)):
-        # Bands of GROUP tile rows walk their columns together.
-        band = work // (GROUP * across)
-        height = tl.minimum(down - band * GROUP, GROUP)
-        inside = work - band * GROUP * across
-        row = (band * GROUP + inside % height) * HOW.rows
-        column = inside // height * HOW.columns
-        products = tile_products(
-            rows, columns, row, column, neurons, others, 0, samples, samples, pitch, column_pitch, HOW
-        )
-        store_cosines(
-            products, row, column, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others, False, STRIP
-        )
+        tile_row, tile_column = banded_place(work, down, across, GROUP)
+        row = tile_row * HOW.rows
+        column = tile_column * HOW.columns
+        products = tile_products(pair, row, column, 0, samples, HOW)
+        inverses = (row_inverse_ptr, column_inverse_ptr)
+        store_cosines(products, row, column, inverses, out_ptr, neurons, others, False, STRIP)
 # fmt: on
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -130,24 +131,50 @@ class Preparation:
         return Prepared(parts, scale, inverse, rest)
 
 
-def product_launch(
-    kernel: Any, grid: tuple[int, int, int], tile: Tile, left: Preparation, right: Preparation, **own: Any
-) -> Launch:
-    """A kernel that takes products of these operands with this tile, and what is its `own`."""
-    record, samples = left.record, left.samples
-    how = How(
-        tile.rows,
-        tile.columns,
-        tile.samples,
-        left.three,
-        config.sums_every(tile, samples, record, three=left.three),
-        left.adjacent,
-        not config.reads_boxes(record),
-        interpreting(),
-    )
-    settled = {"neurons": left.neurons, "others": right.neurons, "samples": samples, "HOW": how, "GROUP": tile.group}
-    settled |= {"pitch": left.pitch, "column_pitch": right.pitch, "STRIP": config.strip(tile, record)} | own
-    return Launch(kernel, grid, settled, num_warps=tile.num_warps, num_stages=tile.num_stages)
+class Pairing:
+    """Two sets of neurons that lie alike, or one with itself, and the tile by which kernels take their products.
+
+    Attributes:
+        tiles: rows and columns of them.
+        scratch: bytes that preparing the neurons takes at most.
+    """
+
+    def __init__(
+        self, rows: Tensor, others: Tensor | None, record: DeviceRecord, tile_of: Callable[[bool], Tile], **options: Any
+    ) -> None:
+        """`tile_of`: the tile for products of three terms, or of one."""
+        self.left = self.right = Preparation(rows, record, **options)
+        if others is not None:
+            self.right = Preparation(others, record, **options)
+            if self.left.adjacent != self.right.adjacent:
+                self.left, self.right = (Preparation(each, record, rewrite=True, **options) for each in (rows, others))
+        self.tile = tile = tile_of(self.left.three)
+        self.tiles = -(-self.left.neurons // tile.rows), -(-self.right.neurons // tile.columns)
+        self.rows = self.left.panels(tile.rows, tile.samples)
+        alike = others is None and tile.rows == tile.columns
+        self.columns = None if alike else self.right.panels(tile.columns, tile.samples)
+        self.scratch = sum(each.scratch + 16 * each.neurons for each in {self.left, self.right})
+
+    def launch(self, kernel: Any, grid: tuple[int, int, int] = (0, 0, 0), **own: Any) -> Launch:
+        """A kernel that takes these products, and what is its `own`."""
+        left, tile, record = self.left, self.tile, self.left.record
+        every = config.sums_every(tile, left.samples, record, three=left.three)
+        pointers = not config.reads_boxes(record)
+        how = How(tile.rows, tile.columns, tile.samples, left.three, every, left.adjacent, pointers, interpreting())
+        known = {"neurons": left.neurons, "others": self.right.neurons, "samples": left.samples, "HOW": how} | own
+        known |= {"pitch": left.pitch, "column_pitch": self.right.pitch}
+        known |= {"GROUP": tile.group, "STRIP": config.strip(tile, record)}
+        return Launch(kernel, grid, known, num_warps=tile.num_warps, num_stages=tile.num_stages)
+
+    def of(self, left: Tensor, right: Tensor) -> tuple[Any, Any]:
+        """What kernels read of operands: rows and columns, None where they are the same."""
+        return self.rows.of(left), None if self.columns is None else self.columns.of(right)
+
+    def operands(self, rows: Tensor, others: Tensor | None) -> tuple[Any, Any, Tensor, Tensor]:
+        """What kernels read, rows and columns, and inverse norms of both."""
+        left = self.left(rows)
+        right = left if others is None else self.right(others)
+        return *self.of(left.operands, right.operands), left.inverse, right.inverse
 
 
 class Triangle:
@@ -161,53 +188,65 @@ class Triangle:
         `guard`: marked neurons are scaled first, for which the registers of a wide tile do not suffice.
         """
         neurons, samples = rows.shape[0], rows.shape[1] * rows.shape[2]
-        of_halves = config.tile_of(record, neurons, samples, three=False)
+        tile_of = partial(config.tile_of, record, neurons, samples)
+        of_halves = tile_of(False)
         guarded = not guard or of_halves.rows == of_halves.columns
-        self.prepare = Preparation(rows, record, guarded=guarded, **options)
+        self.pairing = Pairing(rows, None, record, tile_of, guarded=guarded, **options)
+        self.prepare, tile = self.pairing.left, self.pairing.tile
         self.guard = guard and self.prepare.guard
-        tile = config.tile_of(record, neurons, samples, three=self.prepare.three)
         tiles = config.pieces(neurons, tile)
         length = config.range_samples(tiles, samples, neurons, tile, record)
         self.neurons, self.ranges = neurons, -(-samples // length)
-        self.rows = self.prepare.panels(tile.rows, tile.samples)
-        self.columns = None if tile.columns == tile.rows else self.prepare.panels(tile.columns, tile.samples)
         own: dict[str, Any] = {"tiles": tiles, "range_samples": length, "GUARD": self.guard, "STRIPS": strips}
         own["STORE"] = store if self.ranges == 1 else "partial"
         grid = (min(tiles * self.ranges, tile.resident * record.multiprocessors), 1, 1)
-        self.product = product_launch(triangle_kernel, grid, tile, self.prepare, self.prepare, **own)
+        self.product = self.pairing.launch(triangle_kernel, grid, **own)
         self.reduce: Launch | None = None
         if self.ranges > 1:
             side = -(-neurons // config.REDUCE)
-            known = {"ranges": self.ranges, "neurons": neurons, "STORE": store, "STRIPS": strips}
-            known |= {"BLOCK": config.REDUCE, "GROUP": 8}
-            self.reduce = Launch(reduce_kernel, (side * (side + 1) // 2, 1, 1), known, num_warps=4)
+            own |= {"ranges": self.ranges, "neurons": neurons, "STORE": store, "BLOCK": config.REDUCE, "GROUP": 8}
+            self.reduce = Launch(reduce_kernel, (side * (side + 1) // 2, 1, 1), own, num_warps=4)
 
-    def __call__(
-        self,
-        operands: Tensor,
-        scale: Tensor | None,
-        inverse: Tensor | None,
-        weight: Tensor | None,
-        delta: Tensor | None,
-        before: Tensor | None,
-        out: Tensor,
-    ) -> None:
-        rows = self.rows.of(operands)
-        columns = None if self.columns is None else self.columns.of(operands)
+    def __call__(self, operands: Tensor, scale: Tensor | None, inverse: Tensor | None, *rest: Tensor | None) -> None:
+        """`rest`: weights, δ and the sums before, each or None, and the result."""
+        panels = self.pairing.of(operands, operands)
         if self.reduce is None:
-            self.product(rows, columns, scale, inverse, weight, delta, before, out)
+            self.product(*panels, scale, inverse, *rest)
             return
-        partial = torch.empty((self.ranges, self.neurons, self.neurons), dtype=torch.float32, device=out.device)
-        self.product(rows, columns, scale, inverse, None, None, None, partial)
-        self.reduce(partial, scale, inverse, weight, delta, before, out)
+        sums = operands.new_empty((self.ranges, self.neurons, self.neurons), dtype=torch.float32)
+        self.product(*panels, scale, inverse, None, None, None, sums)
+        self.reduce(sums, scale, inverse, *rest)
 
 
-def key_of(rows: Tensor, *choices: Any) -> tuple[Any, ...]:
+def key_of(rows: Tensor) -> tuple[Any, ...]:
     """What plans are told apart by. A kernel is compiled for an address that is, or is not, a multiple of 16 bytes."""
-    return (rows.shape, rows.stride(), rows.dtype, rows.device, rows.data_ptr() % 16, *choices)
+    return rows.shape, rows.stride(), rows.dtype, rows.device, rows.data_ptr() % 16
 
 
-_matrices: dict[tuple[Any, ...], Triangle] = {}
+_plans: dict[tuple[Any, ...], Any] = {}
+
+
+def planned(
+    make: Callable[..., Any],
+    rows: Tensor,
+    others: Tensor | None,
+    record: DeviceRecord | None,
+    *choices: Any,
+    apart: Any = None,
+) -> Any:
+    """make(rows, others, record, *choices), made once for neurons that lie like these.
+
+    Args:
+        record: what is taken to be at hand, here and below; None: the GPU that is.
+        apart: what else compiled kernels are told apart by.
+    """
+    key = make, key_of(rows), others is not None and key_of(others), record, apart, *choices
+    plan = _plans.get(key)
+    return plan or kept(_plans, key, make(rows, others, record or device_record(rows.device), *choices))
+
+
+def _matrix(rows: Tensor, _: None, record: DeviceRecord, precision: str, zero: str, center: bool) -> Triangle:
+    return Triangle(rows, record, "matrix", precision=precision, center=center, zero_as_nan=zero == "nan")
 
 
 def launch_cosine_matrix(
@@ -219,15 +258,8 @@ def launch_cosine_matrix(
     center: bool,
     record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead.
-
-    `record`: what is taken to be at hand, here and below; None: the GPU that is.
-    """
-    key = key_of(rows, precision, zero == "nan", center, record)
-    plan = _matrices.get(key)
-    if plan is None:
-        options: dict[str, Any] = {"precision": precision, "center": center, "zero_as_nan": zero == "nan"}
-        plan = kept(_matrices, key, Triangle(rows, record or device_record(rows.device), "matrix", **options))
+    """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead."""
+    plan = planned(_matrix, rows, None, record, precision, zero, center)
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
     with device_of(rows):
@@ -237,66 +269,19 @@ def launch_cosine_matrix(
         return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
 
 
-class Pairing:
-    """Two sets of neurons that lie alike, or one with itself, and the tile by which kernels take their products.
-
-    Attributes:
-        tiles: rows and columns of them.
-        scratch: bytes that preparing the neurons takes at most.
-    """
-
-    def __init__(
-        self,
-        rows: Tensor,
-        others: Tensor | None,
-        record: DeviceRecord,
-        tile_of: Callable[[Preparation], Tile],
-        **options: Any,
-    ) -> None:
-        self.left = Preparation(rows, record, **options)
-        self.right = self.left if others is None else Preparation(others, record, **options)
-        if others is not None and self.left.adjacent != self.right.adjacent:
-            self.left, self.right = (Preparation(each, record, rewrite=True, **options) for each in (rows, others))
-        self.tile = tile_of(self.left)
-        self.tiles = -(-self.left.neurons // self.tile.rows), -(-self.right.neurons // self.tile.columns)
-        self.rows = self.left.panels(self.tile.rows, self.tile.samples)
-        self.columns = self.right.panels(self.tile.columns, self.tile.samples)
-        self.scratch = sum(each.scratch + 16 * each.neurons for each in {self.left, self.right})
-
-    def launch(self, kernel: Any, grid: tuple[int, int, int] = (0, 0, 0), **own: Any) -> Launch:
-        return product_launch(kernel, grid, self.tile, self.left, self.right, **own)
-
-    def operands(self, rows: Tensor, others: Tensor | None) -> tuple[Any, Any, Tensor, Tensor]:
-        """What kernels read, rows and columns, and inverse norms of both."""
-        left = self.left(rows)
-        right = left if others is None else self.right(others)
-        return self.rows.of(left.operands), self.columns.of(right.operands), left.inverse, right.inverse
-
-
-_rectangles: dict[tuple[Any, ...], tuple[Pairing, Launch]] = {}
+def _rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, center: bool, zero: str) -> tuple[Pairing, Launch]:
+    fewer, samples = min(len(rows), len(others)), rows.shape[1] * rows.shape[2]
+    options: dict[str, Any] = {"precision": "float32", "center": center, "zero_as_nan": zero == "nan"}
+    pairing = Pairing(rows, others, record, partial(config.tile_of, record, fewer, samples), **options)
+    programs = min(math.prod(pairing.tiles), pairing.tile.resident * record.multiprocessors)
+    return pairing, pairing.launch(rectangle_kernel, (programs, 1, 1))
 
 
 def launch_cosine_between(
     rows: Tensor, others: Tensor, *, center: bool, zero: str, record: DeviceRecord | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines (N, M) of `rows` (N, OUTER, INNER) with `others` (M, OUTER, INNER), and the inverse norms of both."""
-    key = key_of(rows, key_of(others), center, zero == "nan", record)
-    plan = _rectangles.get(key)
-    if plan is None:
-        card = record or device_record(rows.device)
-        fewer = min(len(rows), len(others))
-        pairing = Pairing(
-            rows,
-            others,
-            card,
-            lambda left: config.tile_of(card, fewer, left.samples, three=left.three),
-            precision="float32",
-            center=center,
-            zero_as_nan=zero == "nan",
-        )
-        programs = min(math.prod(pairing.tiles), pairing.tile.resident * card.multiprocessors)
-        plan = kept(_rectangles, key, (pairing, pairing.launch(rectangle_kernel, (programs, 1, 1))))
-    pairing, product = plan
+    pairing, product = planned(_rectangle, rows, others, record, center, zero)
     with device_of(rows):
         out = torch.empty((len(rows), len(others)), dtype=torch.float32, device=rows.device)
         operands = pairing.operands(rows, others)
@@ -304,12 +289,13 @@ def launch_cosine_between(
     return out, operands[2], operands[3]
 
 
-def bands(tiles: int, most: int, progress: Progress | None, device: torch.device) -> Iterator[tuple[int, int]]:
-    """(first, end) of bands of at most `most` of so many tile rows; `progress` hears of those the device has done."""
-    for first in range(0, tiles, most):
-        end = min(first + most, tiles)
+def shares(work: int, progress: Progress | None, device: torch.device) -> Iterator[tuple[int, int]]:
+    """(first, end) of all work, or, for `progress` to hear of what the device has done, of PROGRESS_STEPS shares."""
+    share = work if progress is None else -(-work // config.PROGRESS_STEPS)
+    for first in range(0, work, share):
+        end = min(first + share, work)
         yield first, end
         if progress is not None:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            progress(end, tiles)
+            progress(end, work)

@@ -27,8 +27,12 @@ SMALLEST_SQUARE = tl.constexpr(2.0**-80)
 
 # fmt: off
 @triton.jit
-def _load_tile(rows_ptr, neuron, neurons, sample, samples, inner, stride_neuron, stride_outer, stride_inner, NESTED):
-    """A (neurons, samples) tile in the dtype it is stored in; 0 beyond the ends."""
+def _load_tile(rows_ptr, neuron, sample, lie, NESTED):
+    """A (neurons, samples) tile in the dtype it is stored in; 0 beyond the ends.
+
+    `lie`: how many neurons and samples there are and how they lie, (neurons, samples, INNER, and the three strides).
+    """
+    neurons, samples, inner, stride_neuron, stride_outer, stride_inner = lie
     if NESTED:
         offset = (sample // inner).to(tl.int64) * stride_outer + (sample % inner).to(tl.int64) * stride_inner
     else:
@@ -57,10 +61,11 @@ def _power_of_two(square, TARGET: tl.constexpr):
 
 @triton.jit
 def _store_directions(
-    total, square, neuron, neurons, samples, rest_ptr, scale_ptr, inverse_ptr,
+    total, square, neuron, neurons, samples, into,
     CENTER: tl.constexpr, SCALE: tl.constexpr, TARGET: tl.constexpr, ZERO_AS_NAN: tl.constexpr,
 ):
     """Mean, scale and inverse norm from Σδ and Σδ². SCALE: "all" neurons, those out of range ("guard"), or "none"."""
+    rest_ptr, scale_ptr, inverse_ptr = into
     live = neuron < neurons
     if CENTER:
         rest = total / samples
@@ -100,13 +105,12 @@ def measure_kernel(
     SHIFT: tl.constexpr = CENTER or shift_ptr is not None
     if SHIFT:
         origin = _origin(rows_ptr, shift_ptr, neuron, neurons, stride_neuron)
+    lie = (neurons, samples, inner, stride_neuron, stride_outer, stride_inner)
     totals = tl.zeros((BLOCK_NEURONS, BLOCK_SAMPLES), tl.float64)
     squares = tl.zeros((BLOCK_NEURONS, BLOCK_SAMPLES), tl.float64)
     for start in range(first, tl.minimum(first + range_samples, samples), BLOCK_SAMPLES):
         sample = start + lanes
-        tile = _load_tile(
-            rows_ptr, neuron, neurons, sample, samples, inner, stride_neuron, stride_outer, stride_inner, NESTED
-        ).to(tl.float64)
+        tile = _load_tile(rows_ptr, neuron, sample, lie, NESTED).to(tl.float64)
         if SHIFT:
             tile = tl.where((sample < samples)[None, :], tile - origin[:, None], 0.0)
         if CENTER:
@@ -117,10 +121,8 @@ def measure_kernel(
     if CENTER:
         total = tl.sum(totals, axis=1)
     if sums_ptr is None:
-        _store_directions(
-            total, square, neuron, neurons, samples, rest_ptr, scale_ptr, inverse_ptr,
-            CENTER, SCALE, TARGET, ZERO_AS_NAN,
-        )
+        into = (rest_ptr, scale_ptr, inverse_ptr)
+        _store_directions(total, square, neuron, neurons, samples, into, CENTER, SCALE, TARGET, ZERO_AS_NAN)
     else:
         place = sums_ptr + tl.program_id(1).to(tl.int64) * 2 * neurons + neuron
         tl.store(place, total, mask=neuron < neurons)
@@ -140,9 +142,8 @@ def directions_kernel(
         place = sums_ptr + tl.cast(number, tl.int64) * 2 * neurons + neuron
         total += tl.load(place, mask=neuron < neurons, other=0.0)
         square += tl.load(place + neurons, mask=neuron < neurons, other=0.0)
-    _store_directions(
-        total, square, neuron, neurons, samples, rest_ptr, scale_ptr, inverse_ptr, CENTER, SCALE, TARGET, ZERO_AS_NAN
-    )
+    into = (rest_ptr, scale_ptr, inverse_ptr)
+    _store_directions(total, square, neuron, neurons, samples, into, CENTER, SCALE, TARGET, ZERO_AS_NAN)
 
 
 @triton.jit
@@ -155,9 +156,8 @@ def write_kernel(
     blocks = tl.cdiv(samples, BLOCK_SAMPLES)
     neuron = tl.program_id(0) // blocks * BLOCK_NEURONS + tl.arange(0, BLOCK_NEURONS)
     sample = tl.program_id(0) % blocks * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
-    value = _load_tile(
-        rows_ptr, neuron, neurons, sample, samples, inner, stride_neuron, stride_outer, stride_inner, NESTED
-    )
+    lie = (neurons, samples, inner, stride_neuron, stride_outer, stride_inner)
+    value = _load_tile(rows_ptr, neuron, sample, lie, NESTED)
     if rest_ptr is not None or shift_ptr is not None:
         value = value.to(tl.float64) - _origin(rows_ptr, shift_ptr, neuron, neurons, stride_neuron)[:, None]
         if rest_ptr is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .products import SUMMED
+from .products import SUMMED, multiplies_in_place
 
 PASS_ELEMENTS = 2**18
 """Values converted together where neurons are read for their norms: 1 MiB in float32 and 4 MiB of float64."""
@@ -58,8 +58,13 @@ def converted(
     return copy.flatten(1)
 
 
-def chunks(rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Iterator[Tensor]:
-    """rows · scale − mean as matrices (neurons, samples) of all neurons and a bounded number of samples."""
+def chunks(
+    rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None, *, copy: bool = False
+) -> Iterator[Tensor]:
+    """rows · scale − mean as matrices (neurons, samples) of bounded size, copies if `copy`, or else where they lie."""
+    if not copy and mean is None and scale is None and multiplies_in_place(rows, dtype):
+        yield from rows[:, 0].split(SUMMED, 1)
+        return
     for part in sample_slices(rows.shape, min(SUMMED, max(256, SCRATCH_ELEMENTS // rows.shape[0]))):
         yield converted(rows[:, part[0], part[1]], dtype, mean, scale)
 
@@ -75,15 +80,18 @@ def pieces(
     for first in range(0, neurons, together):
         which = slice(first, first + together)
         for part in sample_slices(rows.shape, samples):
-            yield (
-                which,
-                converted(
-                    rows[which, part[0], part[1]],
-                    dtype,
-                    None if mean is None else mean[which],
-                    None if scale is None else scale[which],
-                ),
-            )
+            chunk = rows[which, part[0], part[1]]
+            yield which, converted(chunk, dtype, part_of(mean, which), part_of(scale, which))
+
+
+def part_of(vector: Tensor | None, which: slice | Tensor) -> Tensor | None:
+    """What of a vector there may be belongs to some neurons."""
+    return None if vector is None else vector[which]
+
+
+def summed_in(dtype: torch.dtype) -> torch.dtype:
+    """What products of `dtype` are summed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def means(rows: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:

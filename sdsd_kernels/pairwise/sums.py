@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._device import DeviceRecord, device_record
-from .._launch import Launch, device_of, kept
+from .._device import DeviceRecord
+from .._launch import Launch, device_of
 from .._rows import as_rows
 from .config import operand_bytes
 
@@ -32,9 +32,6 @@ def served(device: torch.device, backend: str | None) -> bool:
 def batch_bytes(samples: int, neurons: int, dtype: torch.dtype, *, center: bool) -> int:
     """The most that `add_batch` takes of memory for a batch beside its result."""
     return operand_bytes(neurons, samples, dtype, "float32", center=center)
-
-
-_plans: dict[tuple[Any, ...], Any] = {}
 
 
 def add_batch(
@@ -73,18 +70,12 @@ def add_batch(
     Returns:
         The mean of all samples, times `weight`, or None without centring.  # shape: (N,)
     """
-    from .launch import Triangle, key_of
+    from .launch import planned
 
     rows = as_rows(activations, 0)
-    absent = (before is None, shift is None, weight is None, mean is None)
-    key = key_of(rows, strips, absent, out.dtype, center, precision, record)
-    plan = _plans.get(key)
-    if plan is None:
-        options: dict[str, Any] = {"precision": precision, "center": center, "shifted": shift is not None}
-        card = record or device_record(rows.device)
-        triangle = Triangle(rows, card, "add", strips=strips, guard=strips > 0, **options)
-        plan = kept(_plans, key, (triangle, _mean_launch(rows) if center else None))
-    triangle, step = plan
+    absent = before is None, weight is None, mean is None
+    choices = strips, shift is not None, (precision, center)
+    triangle, step = planned(_update, rows, None, record, *choices, apart=(absent, out.dtype))
     with device_of(rows):
         if triangle.prepare.in_place and not triangle.guard:
             triangle(rows, None, None, weight, None, before, out)
@@ -99,11 +90,19 @@ def add_batch(
         return after
 
 
-def _mean_launch(rows: Tensor) -> Launch:
+def _update(
+    rows: Tensor, _: None, record: DeviceRecord, strips: int, shifted: bool, products: tuple[str, bool]
+) -> tuple[Any, Launch | None]:
+    """Launches of a batch: the triangle's, and the means' where sums are centred."""
+    from .launch import Triangle
     from .sums_kernel import mean_kernel
 
+    precision, center = products
+    options: dict[str, Any] = {"precision": precision, "center": center, "shifted": shifted}
+    triangle = Triangle(rows, record, "add", strips=strips, guard=strips > 0, **options)
     known = {"neurons": rows.shape[0], "stride_neuron": rows.stride(0), "BLOCK": MEANS}
-    return Launch(mean_kernel, (-(-rows.shape[0] // MEANS), 1, 1), known, num_warps=4)
+    means = Launch(mean_kernel, (-(-rows.shape[0] // MEANS), 1, 1), known, num_warps=4)
+    return triangle, means if center else None
 
 
 def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, *, cosine: bool) -> None:
@@ -116,17 +115,17 @@ def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, 
         out: of any floating-point dtype.
         cosine: within ±1, and exactly 1 on the diagonal of neurons that have a direction.
     """
-    key = (out.shape, out.dtype, out.device, shift is None, cosine)
-    launch = _plans.get(key)
-    if launch is None:
-        launch = kept(_plans, key, expand_launch(out.shape[0], cosine=cosine))
+    from .launch import planned
+
+    launch = planned(expand_launch, out, None, None, cosine, apart=shift is None)
     with device_of(out):
         launch(triangle, factor, shift, out)
 
 
-def expand_launch(neurons: int, *, cosine: bool) -> Launch:
+def expand_launch(out: Tensor, _: None, record: DeviceRecord, cosine: bool) -> Launch:
+    """What `expand` launches."""
     from .sums_kernel import expand_kernel
 
-    across = -(-neurons // EXPANDED)
-    known = {"neurons": neurons, "COSINE": cosine, "STRIPS": STRIP, "BLOCK": EXPANDED, "GROUP": 8}
+    across = -(-len(out) // EXPANDED)
+    known = {"neurons": len(out), "COSINE": cosine, "STRIPS": STRIP, "BLOCK": EXPANDED, "GROUP": 8}
     return Launch(expand_kernel, (across * (across + 1) // 2, 1, 1), known, num_warps=8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile_kernel import _tile_place, store_symmetric, sum_places
+from .tile_kernel import store_symmetric, sum_places, tile_place
 
 
 # fmt: off
@@ -42,7 +42,7 @@ def expand_kernel(
     COSINE: tl.constexpr, STRIPS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):
     """(T[i, j] + shift_i shift_j) · (factor_i factor_j), COSINE within ±1 and with what belongs on the diagonal."""
-    row_start, column_start = _tile_place(tl.program_id(0), neurons, GROUP, BLOCK, BLOCK)
+    row_start, column_start = tile_place(tl.program_id(0), neurons, GROUP, BLOCK, BLOCK)
     row = row_start + tl.arange(0, BLOCK)
     column = column_start + tl.arange(0, BLOCK)
     inside = (row < neurons)[:, None] & (column < neurons)[None, :]

@@ -2,7 +2,8 @@
 
 All functions run on the device; HOW is config.How. Operands are halves, neurons by samples, or, where adjacent, samples
 by neurons. A tensor descriptor reads them, or, where there is no copy engine, pointers. With three terms a second set
-of as many neurons follows the first in the same memory, the low parts.
+of as many neurons follows the first in the same memory, the low parts. `pair` is what products are taken of: (rows,
+columns, neurons, others, samples, pitch, column_pitch).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _triangle_tile(index, tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _tile_place(index, neurons, GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+def tile_place(index, neurons, GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """(first row, first column) of a tile: BLOCK_ROWS rows of a square of BLOCK_COLUMNS²."""
     PARTS: tl.constexpr = BLOCK_COLUMNS // BLOCK_ROWS
     square_row, square_column = _triangle_tile(index // PARTS, tl.cdiv(neurons, BLOCK_COLUMNS), GROUP)
@@ -59,10 +60,9 @@ def _tile_place(index, neurons, GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, B
 @triton.jit
 def _panel(operands, first, count, start, sample, samples, pitch, BLOCK: tl.constexpr, HOW: tl.constexpr):
     """BLOCK neurons from `start` on, of `count` from `first` on, by samples from `sample` on; 0 beyond the ends."""
-    SAMPLES: tl.constexpr = HOW.samples
     if HOW.pointers:
         neuron = start + tl.arange(0, BLOCK)
-        lanes = sample + tl.arange(0, SAMPLES)
+        lanes = sample + tl.arange(0, HOW.samples)
         mask = (neuron < count)[:, None] & (lanes < samples)[None, :]
         if HOW.adjacent:
             place = (first + neuron)[:, None] + lanes.to(tl.int64)[None, :] * pitch
@@ -85,10 +85,9 @@ def _dot(a, b, total, HOW: tl.constexpr):
 
 
 @triton.jit
-def _step(
-    rows, columns, row, column, neurons, others, sample, samples, pitch, column_pitch, total, HOW: tl.constexpr
-):
+def _step(pair, row, column, sample, total, HOW: tl.constexpr):
     """`total` plus the products of one step of samples."""
+    rows, columns, neurons, others, samples, pitch, column_pitch = pair
     a = _panel(rows, 0, neurons, row, sample, samples, pitch, HOW.rows, HOW)
     b = _panel(columns, 0, others, column, sample, samples, column_pitch, HOW.columns, HOW)
     if HOW.three:
@@ -100,32 +99,23 @@ def _step(
 
 
 @triton.jit
-def tile_products(
-    rows, columns, row, column, neurons, others, first, last, samples, pitch, column_pitch, HOW: tl.constexpr
-):
+def tile_products(pair, row, column, first, last, HOW: tl.constexpr):
     """Products of a tile of neurons from `row` on with those from `column` on, over samples `first` to `last`."""
     ROWS: tl.constexpr = HOW.rows
     COLUMNS: tl.constexpr = HOW.columns
-    SAMPLES: tl.constexpr = HOW.samples
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     if HOW.every == 0:
-        for sample in range(first, last, SAMPLES):
-            total = _step(
-                rows, columns, row, column, neurons, others, sample, samples, pitch, column_pitch, total, HOW
-            )
+        for sample in range(first, last, HOW.samples):
+            total = _step(pair, row, column, sample, total, HOW)
     elif HOW.every == 1:
-        for sample in range(first, last, SAMPLES):
+        for sample in range(first, last, HOW.samples):
             nothing = tl.zeros((ROWS, COLUMNS), tl.float32)
-            total += _step(
-                rows, columns, row, column, neurons, others, sample, samples, pitch, column_pitch, nothing, HOW
-            )
+            total += _step(pair, row, column, sample, nothing, HOW)
     else:
-        for start in range(first, last, HOW.every * SAMPLES):
+        for start in range(first, last, HOW.every * HOW.samples):
             part = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for sample in range(start, tl.minimum(start + HOW.every * SAMPLES, last), SAMPLES):
-                part = _step(
-                    rows, columns, row, column, neurons, others, sample, samples, pitch, column_pitch, part, HOW
-                )
+            for sample in range(start, tl.minimum(start + HOW.every * HOW.samples, last), HOW.samples):
+                part = _step(pair, row, column, sample, part, HOW)
             total += part
     return total
 
@@ -190,28 +180,23 @@ def split_columns(tile):
 
 @triton.jit
 def store_cosines(
-    products, row_start, column_start, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others,
-    SAME: tl.constexpr, STRIP: tl.constexpr,
+    products, row_start, column_start, inverses, out_ptr, neurons, others, SAME: tl.constexpr, STRIP: tl.constexpr
 ):
     """Turn a tile of products into cosines and store it; of one set of neurons (SAME) with its mirror image.
 
-    In strips of STRIP columns: the addresses of more take registers that products need.
+    `inverses`: pointers to the inverse norms of rows and of columns. In strips of STRIP columns: the addresses of more
+    take registers that products need.
     """
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
         left, right = split_columns(products)
-        store_cosines(
-            left, row_start, column_start, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons, others, SAME, STRIP
-        )
-        store_cosines(
-            right, row_start, column_start + COLUMNS // 2, row_inverse_ptr, column_inverse_ptr, out_ptr, neurons,
-            others, SAME, STRIP,
-        )
+        store_cosines(left, row_start, column_start, inverses, out_ptr, neurons, others, SAME, STRIP)
+        store_cosines(right, row_start, column_start + COLUMNS // 2, inverses, out_ptr, neurons, others, SAME, STRIP)
     else:
         row = row_start + tl.arange(0, products.shape[0])
         column = column_start + tl.arange(0, COLUMNS)
-        row_inverse = inverse_norms(row_inverse_ptr, row, neurons)
-        cosine = cosines(products, row_inverse, inverse_norms(column_inverse_ptr, column, others))
+        row_inverse = inverse_norms(inverses[0], row, neurons)
+        cosine = cosines(products, row_inverse, inverse_norms(inverses[1], column, others))
         if SAME:
             # 1 for a live neuron, else what stands for the inverse norm of one without direction: 0 or NaN.
             itself = tl.where(row_inverse > 0, 1.0, row_inverse)
@@ -274,40 +259,31 @@ def sum_places(sum_ptr, row, column, row_start, neurons, STRIPS: tl.constexpr):
 
 
 @triton.jit
-def store_sums(
-    products, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons,
-    STRIPS: tl.constexpr, STRIP: tl.constexpr,
-):
-    """Store a tile of products, times weights, plus δ_i δ_j, plus what `before_ptr` holds; each may be None.
+def store_sums(products, row_start, column_start, terms, sum_ptr, neurons, STRIPS: tl.constexpr, STRIP: tl.constexpr):
+    """Store a tile of products, times weights, plus δ_i δ_j, plus what was before. Below the diagonal anything may be.
 
-    Below the diagonal anything may be.
+    `terms`: pointers to scales, weights, δ and the sums before; each may be None.
     """
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
         left, right = split_columns(products)
-        store_sums(
-            left, row_start, column_start, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr, neurons, STRIPS, STRIP
-        )
-        store_sums(
-            right, row_start, column_start + COLUMNS // 2, weight_ptr, scale_ptr, delta_ptr, before_ptr, sum_ptr,
-            neurons, STRIPS, STRIP,
-        )
-    else:
-        if row_start < column_start + COLUMNS:
-            row = row_start + tl.arange(0, products.shape[0])
-            column = column_start + tl.arange(0, COLUMNS)
-            mask = (row < neurons)[:, None] & (column < neurons)[None, :]
-            if weight_ptr is not None or scale_ptr is not None:
-                down = _unit(weight_ptr, scale_ptr, row, neurons)
-                across = _unit(weight_ptr, scale_ptr, column, neurons)
-                value = products.to(tl.float64) * (down[:, None] * across[None, :])
-            else:
-                value = products
-            if delta_ptr is not None:
-                down = tl.load(delta_ptr + row, mask=row < neurons, other=0.0)
-                across = tl.load(delta_ptr + column, mask=column < neurons, other=0.0)
-                value = value.to(tl.float64) + down[:, None] * across[None, :]
-            value = value.to(sum_ptr.dtype.element_ty)
-            if before_ptr is not None:
-                value += tl.load(sum_places(before_ptr, row, column, row_start, neurons, STRIPS), mask=mask, other=0.0)
-            tl.store(sum_places(sum_ptr, row, column, row_start, neurons, STRIPS), value, mask=mask)
+        store_sums(left, row_start, column_start, terms, sum_ptr, neurons, STRIPS, STRIP)
+        store_sums(right, row_start, column_start + COLUMNS // 2, terms, sum_ptr, neurons, STRIPS, STRIP)
+    elif row_start < column_start + COLUMNS:
+        scale_ptr, weight_ptr, delta_ptr, before_ptr = terms
+        row = row_start + tl.arange(0, products.shape[0])
+        column = column_start + tl.arange(0, COLUMNS)
+        mask = (row < neurons)[:, None] & (column < neurons)[None, :]
+        value = products
+        if weight_ptr is not None or scale_ptr is not None:
+            down = _unit(weight_ptr, scale_ptr, row, neurons)
+            across = _unit(weight_ptr, scale_ptr, column, neurons)
+            value = products.to(tl.float64) * (down[:, None] * across[None, :])
+        if delta_ptr is not None:
+            down = tl.load(delta_ptr + row, mask=row < neurons, other=0.0)
+            across = tl.load(delta_ptr + column, mask=column < neurons, other=0.0)
+            value = value.to(tl.float64) + down[:, None] * across[None, :]
+        value = value.to(sum_ptr.dtype.element_ty)
+        if before_ptr is not None:
+            value += tl.load(sum_places(before_ptr, row, column, row_start, neurons, STRIPS), mask=mask, other=0.0)
+        tl.store(sum_places(sum_ptr, row, column, row_start, neurons, STRIPS), value, mask=mask)

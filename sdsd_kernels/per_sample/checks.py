@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_device, check_dtype, check_float_tensor, check_max_bytes, check_shape
-from .geometry import Geometry, make_geometry
+from .convolution import Convolution, make_convolution
 from .method import METHODS
 
 MAX_SCALED_COLUMNS = 2**23
@@ -16,7 +16,7 @@ MAX_SCALED_COLUMNS = 2**23
 _MAX_KEPT = 4096
 _checked: set[tuple[Any, ...]] = set()
 """Calls that passed, by all that their checks look at."""
-_geometries: dict[tuple[Any, ...], Geometry] = {}
+_convolutions: dict[tuple[Any, ...], Convolution] = {}
 
 
 def check_once(check: Any, tensors: tuple[Any, Any, Any], *rest: Any) -> None:
@@ -56,24 +56,24 @@ def check_pair_once(inputs: Tensor, output_grads: Tensor, max_bytes: int, dtype:
 
 
 def check_conv_once(
-    inputs: Tensor, output_grads: Tensor, known: Geometry, max_bytes: int, dtype: torch.dtype | None
+    inputs: Tensor, output_grads: Tensor, known: Convolution, max_bytes: int, dtype: torch.dtype | None
 ) -> None:
     check_once(check_conv, (inputs, output_grads, None), known, max_bytes, dtype)
 
 
-def geometry_of(space: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Geometry:
-    """The same `Geometry` for the same arguments, looked at once; a trace looks each time."""
+def convolution_of(space: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Convolution:
+    """The same `Convolution` for the same arguments, looked at once; a trace looks each time."""
     arguments = (kernel_size, stride, padding, dilation, groups)
     if torch.compiler.is_compiling() or not all([type(value) in (int, tuple) for value in arguments]):  # noqa: C419
-        return make_geometry(space, *arguments)
+        return make_convolution(space, *arguments)
     key = (space, *arguments, *map(type, arguments))
-    geometry = _geometries.get(key)
-    if geometry is None:
-        geometry = make_geometry(space, *arguments)
-        if len(_geometries) >= _MAX_KEPT:
-            _geometries.clear()
-        _geometries[key] = geometry
-    return geometry
+    convolution = _convolutions.get(key)
+    if convolution is None:
+        convolution = make_convolution(space, *arguments)
+        if len(_convolutions) >= _MAX_KEPT:
+            _convolutions.clear()
+        _convolutions[key] = convolution
+    return convolution
 
 
 def lacks_kernel(inputs: Tensor, scale: Tensor | None) -> str | None:
@@ -98,7 +98,7 @@ def check_pair(inputs: Any, output_grads: Any, scale: Any, method: Any, max_byte
     check_dtype(dtype, "dtype")
 
 
-def check_conv(inputs: Any, output_grads: Any, scale: Any, known: Geometry, max_bytes: Any, dtype: Any) -> None:
+def check_conv(inputs: Any, output_grads: Any, scale: Any, known: Convolution, max_bytes: Any, dtype: Any) -> None:
     """Raise unless the arguments of `conv_weight_grad_stats` fit together."""
     check_float_tensor(inputs, "inputs")
     check_float_tensor(output_grads, "output_grads")

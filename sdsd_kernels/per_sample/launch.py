@@ -11,7 +11,7 @@ from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from .._launch import NORMS_WIDTH, Launch, kept, on_device
 from . import config, layout
-from .geometry import LINEAR, Geometry
+from .convolution import LINEAR, Convolution
 from .kernel import boxes_kernel, depthwise_kernel, descriptor, finish_kernel, pointed
 from .layout import Copy, Layout
 from .parts import Split, ceil_divide, plan_split, strides_by_name
@@ -99,7 +99,7 @@ def launch_fused(
     inputs: Tensor,
     output_grads: Tensor,
     scale: Tensor | None,
-    geometry: Geometry,
+    convolution: Convolution,
     weight_grad: bool,
     dtype: torch.dtype,
     channels_last: bool,
@@ -107,12 +107,12 @@ def launch_fused(
 ) -> tuple[Tensor | None, Tensor]:
     """Weight gradient or None, and square norm (), of inputs and output gradients (N, T, d), (N, C, W) or (N, C, H, W).
 
-    Three dimensions are a linear layer's where `geometry` is LINEAR, and a convolution over one dimension otherwise.
+    Three dimensions are a linear layer's where `convolution` is LINEAR, and a convolution over one dimension otherwise.
     """
-    tf32 = inputs.dtype == torch.float32 and tf32_allowed(geometry)
+    tf32 = inputs.dtype == torch.float32 and tf32_allowed(convolution)
     key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
     key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
-    options = (geometry, weight_grad, dtype, channels_last, max_bytes, tf32)
+    options = (convolution, weight_grad, dtype, channels_last, max_bytes, tf32)
     key += (*options, None if scale is None else (scale.stride(), scale.dtype, scale.data_ptr() % 16))
     plan = PLANS.get(key)
     if plan is None:
@@ -122,9 +122,9 @@ def launch_fused(
     return total, square_norm
 
 
-def tf32_allowed(geometry: tuple[Any, ...]) -> bool:
+def tf32_allowed(convolution: tuple[Any, ...]) -> bool:
     """Whether torch itself may round a float32 product's operands to tf32: by one setting for layers, one for cuDNN."""
-    if geometry is LINEAR:
+    if convolution is LINEAR:
         return bool(torch.backends.cuda.matmul.allow_tf32)
     return bool(torch.backends.cudnn.allow_tf32)
 
@@ -133,7 +133,7 @@ def plan_fused(
     inputs: Tensor,
     output_grads: Tensor,
     scale: Tensor | None,
-    geometry: Geometry,
+    convolution: Convolution,
     weight_grad: bool,
     dtype: torch.dtype,
     channels_last: bool,
@@ -143,17 +143,19 @@ def plan_fused(
     bias: Sums | None = None,
 ) -> Fused:
     """What is done with tensors like these; `bias`: where the bias' gradient is wanted too, how it is found."""
-    linear = geometry is LINEAR
+    linear = convolution is LINEAR
     a = layout.as_layout(inputs, linear)
     b = layout.as_layout(output_grads, linear)
     samples, height, width, channels = a.shape
     _, out_height, out_width, outputs = b.shape
-    kernel, stride, dilation = (_two(pair, 1) for pair in (geometry.kernel, geometry.stride, geometry.dilation))
-    padding = _two(geometry.padding, 0)
-    taps, groups = kernel[0] * kernel[1], geometry.groups
+    kernel, stride, dilation = (
+        _two(pair, 1) for pair in (convolution.kernel, convolution.stride, convolution.dilation)
+    )
+    padding = _two(convolution.padding, 0)
+    taps, groups = kernel[0] * kernel[1], convolution.groups
     group_d, group_p = channels // groups, outputs // groups
     elements = outputs * group_d * taps
-    shape = (outputs, group_d, *(() if linear else geometry.kernel))
+    shape = (outputs, group_d, *(() if linear else convolution.kernel))
     strides = layout.weight_strides(shape, channels_last)
     total_d = strides[1]
     total_tap = 0 if linear else strides[-1]

@@ -11,7 +11,7 @@ from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from .._launch import Launch, kept, on_device
 from . import config, layout
-from .geometry import LINEAR
+from .convolution import LINEAR
 from .kernel import descriptor, pointed
 from .launch import PLANS, finish_launch, of_bias, precision_of, tf32_allowed
 from .parts import ceil_divide, strides_by_name

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._device import device_record
 from .._launch import kept, on_device
 from ..per_sample import cpu
-from ..per_sample.geometry import LINEAR, Geometry
+from ..per_sample.convolution import LINEAR, Convolution
 from ..per_sample.launch import plan_fused, tf32_allowed
 from ..per_sample.method import choose_method
 from ..per_sample.squares import Squares, plan_gram, plan_rank1
@@ -38,22 +38,22 @@ def launch_into(
     square_norms: Tensor,
     row: int,
     bias_row: int,
-    geometry: tuple[Any, ...] | None,
+    convolution: tuple[Any, ...] | None,
     dtype: torch.dtype,
     channels_last: bool,
     max_bytes: int,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of weight and bias (None where `bias_row` is below 0); their square norms into `square_norms`.
 
-    `geometry`: the fields of a convolution's `Geometry`, or None for a linear layer.
+    `convolution`: the fields of a `Convolution`, or None for a linear layer.
     """
     flat = bias_row < 0 or output_grads.ndim < 4
     if not flat and output_grads.stride(2) != output_grads.shape[3] * output_grads.stride(3):
         output_grads = output_grads.contiguous()  # so that positions lie along one stride
-    tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR if geometry is None else geometry)
+    tf32 = inputs.dtype == torch.float32 and tf32_allowed(LINEAR if convolution is None else convolution)
     key: tuple[Any, ...] = (inputs.shape, inputs.stride(), output_grads.shape, output_grads.stride())
     key += (inputs.dtype, inputs.device, inputs.data_ptr() % 16, output_grads.data_ptr() % 16)
-    options = (geometry, dtype, channels_last, max_bytes, tf32, bias_row >= 0)
+    options = (convolution, dtype, channels_last, max_bytes, tf32, bias_row >= 0)
     key += options
     plan = _plans.get(key)
     if plan is None:
@@ -65,7 +65,7 @@ def launch_into(
 def _plan(
     inputs: Tensor,
     output_grads: Tensor,
-    geometry: tuple[Any, ...] | None,
+    convolution: tuple[Any, ...] | None,
     dtype: torch.dtype,
     channels_last: bool,
     max_bytes: int,
@@ -76,11 +76,11 @@ def _plan(
     bias: Sums | None = None
     if biased:
         # A view where height and width lie as one; strides are all that is taken of it.
-        rows = output_grads if geometry is None else output_grads.flatten(2).mT
+        rows = output_grads if convolution is None else output_grads.flatten(2).mT
         bias = plan_sums(rows, None, None, None, record)
-    method = "fused" if geometry is not None else choose_method(inputs, output_grads, False, True)
+    method = "fused" if convolution is not None else choose_method(inputs, output_grads, False, True)
     if method != "fused":
         make = plan_gram if method == "gram" else plan_rank1
         return Beside(make(inputs, output_grads, tf32, record, dtype, bias))
-    known = LINEAR if geometry is None else Geometry(*geometry)
+    known = LINEAR if convolution is None else Convolution(*convolution)
     return plan_fused(inputs, output_grads, None, known, True, dtype, channels_last, max_bytes, tf32, record, bias)

@@ -16,9 +16,9 @@ from .._backend import choose_backend
 from .._checks import check_integer
 from .._launch import check_square_norms
 from .._register import register
-from ..per_sample import conv, cpu, sums_cpu
-from ..per_sample.checks import check_conv_once, check_pair_once, geometry_of, lacks_kernel
-from ..per_sample.geometry import Geometry
+from ..per_sample import convolution_cpu, cpu, sums_cpu
+from ..per_sample.checks import check_conv_once, check_pair_once, convolution_of, lacks_kernel
+from ..per_sample.convolution import Convolution
 from ..per_sample.layout import weight_strides
 from ..per_sample.method import choose_method
 
@@ -108,7 +108,7 @@ def conv_weight_grad_into(
             range.
     """
     space = inputs.ndim - 2 if isinstance(inputs, Tensor) else 0
-    known = geometry_of(space, kernel_size, stride, padding, dilation, groups)
+    known = convolution_of(space, kernel_size, stride, padding, dilation, groups)
     if not torch.compiler.is_compiling():
         check_conv_once(inputs, output_grads, known, max_bytes, dtype)
         _check_rows(square_norms, row, bias_row, inputs)
@@ -242,8 +242,8 @@ def _compute_conv(
     if backend == "triton":
         grads = _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
         return _launched(grads, dtype)
-    total, squares = conv.conv_weight_grad_stats(
-        inputs, output_grads, None, Geometry(*known), True, dtype, channels_last, max_bytes
+    total, squares = convolution_cpu.conv_weight_grad_stats(
+        inputs, output_grads, None, Convolution(*known), True, dtype, channels_last, max_bytes
     )
     return _with_bias(total, squares, output_grads.flatten(2).mT, square_norms, row, bias_row, dtype)
 
@@ -252,7 +252,7 @@ def _fake_conv(
     inputs: Tensor, output_grads: Tensor, square_norms: Tensor, row: int, bias_row: int, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     *sizes, groups, dtype, channels_last, max_bytes, _ = settings
-    known = Geometry(*(*map(tuple, sizes), groups))
+    known = Convolution(*(*map(tuple, sizes), groups))
     check_conv_once(inputs, output_grads, known, max_bytes, dtype)
     p = output_grads.shape[1]
     shape = (p, inputs.shape[1] // groups, *known.kernel)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._register import register
-from ..per_sample import conv, cpu
-from ..per_sample.checks import check_conv, check_once, check_pair, geometry_of, lacks_kernel
-from ..per_sample.geometry import LINEAR, Geometry
+from ..per_sample import convolution_cpu, cpu
+from ..per_sample.checks import check_conv, check_once, check_pair, convolution_of, lacks_kernel
+from ..per_sample.convolution import LINEAR, Convolution
 from ..per_sample.layout import weight_strides
 from ..per_sample.method import choose_method
 
@@ -163,7 +163,7 @@ def conv_weight_grad_stats(
         README.md in this folder.
     """
     space = inputs.ndim - 2 if isinstance(inputs, Tensor) else 0
-    known = geometry_of(space, kernel_size, stride, padding, dilation, groups)
+    known = convolution_of(space, kernel_size, stride, padding, dilation, groups)
     if not torch.compiler.is_compiling():
         check_once(check_conv, (inputs, output_grads, scale), known, max_bytes, dtype)
     if scale is not None:
@@ -232,8 +232,8 @@ def _fake(
 
 def _compute_conv(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
     *sizes, groups, weight_grad, dtype, channels_last, max_bytes, backend = settings
-    known = Geometry(*(*map(tuple, sizes), groups))
-    compute = conv.conv_weight_grad_stats
+    known = Convolution(*(*map(tuple, sizes), groups))
+    compute = convolution_cpu.conv_weight_grad_stats
     if backend == "triton":
         from ..per_sample.launch import launch_fused
 
@@ -244,7 +244,7 @@ def _compute_conv(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, *s
 
 def _fake_conv(inputs: Tensor, output_grads: Tensor, scale: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
     *sizes, groups, weight_grad, dtype, channels_last, max_bytes, _ = settings
-    known = Geometry(*(*map(tuple, sizes), groups))
+    known = Convolution(*(*map(tuple, sizes), groups))
     check_conv(inputs, output_grads, scale, known, max_bytes, dtype)
     square_norm = inputs.new_empty((), dtype=torch.float64)
     if not weight_grad:

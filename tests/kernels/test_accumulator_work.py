@@ -81,7 +81,7 @@ def test_updates_take_little_more_than_one_call(dtype, center):
     updates = work_of(plan, itemsize, sums)  # the first finds nothing to add to
     for _ in range(SAMPLES // BATCH - 1):
         updates += work_of(plan, itemsize, 2 * sums)
-    expand = expand_launch(NEURONS, cosine=True)
+    expand = expand_launch(torch.empty(NEURONS, NEURONS, device="meta"), None, SM_90, True)
     across = NEURONS // EXPANDED
     assert expand.grid == (across * (across + 1) // 2, 1, 1)  # reads each tile of the triangle once
     updates += Work(bytes=sums + matrix)

@@ -179,5 +179,5 @@ def test_wide_tiles_are_stored_in_strips(backend, device, monkeypatch):
         pytest.skip("the interpreter's tiles are narrow, those of a GPU as wide as they are")
     launch = importlib.import_module("sdsd_kernels.pairwise.launch")
     monkeypatch.setattr(launch.config, "strip", lambda *_: 8)
-    monkeypatch.setattr(launch, "_rectangles", {})
+    monkeypatch.setattr(launch, "_plans", {})
     check_call(torch.randn(40, 70), torch.randn(40, 75))

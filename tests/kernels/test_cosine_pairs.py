@@ -21,7 +21,7 @@ from sdsd_kernels import cosine_histogram, cosine_pairs, cosine_row_sums
 from sdsd_kernels._aot import compiled_ahead
 from sdsd_kernels._backend import unusable
 from sdsd_kernels.cosine_pairs import config, cpu
-from sdsd_kernels.cosine_pairs.budget import most_pairs
+from sdsd_kernels.cosine_pairs.config import most_pairs
 from sdsd_kernels.cosine_pairs.op import ROW_SUMS
 from sdsd_kernels.cosine_pairs.reference import (
     cosine_histogram_reference,
@@ -342,17 +342,18 @@ def kernel():
     return importlib.import_module("sdsd_kernels.cosine_pairs.kernel")
 
 
-def test_every_tile_belongs_to_one_program(kernel):
-    place = kernel._band_tile.fn
-    for tiles, band, group in itertools.product((1, 2, 3, 7, 16, 33), (1, 2, 5, 16, 64), (1, 2, 8)):
-        seen = set()
-        for first, end in kernel.bands(tiles, band, None, torch.device("cpu")):
-            for program in range(kernel._programs(first, end, tiles, group)):
-                row, column, wanted = place(program, first, end, tiles, group)
-                if wanted:
-                    assert (row, column) not in seen
-                    seen.add((row, column))
-        assert seen == {(row, column) for column in range(tiles) for row in range(column + 1)}
+def test_every_tile_belongs_to_one_program(kernel, monkeypatch):
+    """Those of the triangle are told apart in test_pairwise.py; these are of rows and chunks of columns."""
+    monkeypatch.setattr(kernel.tl, "minimum", min)
+    where = kernel.banded_place.fn
+    for down, across, band in itertools.product((1, 2, 3, 7, 16, 33), (1, 2, 5, 16), (1, 2, 8, 64)):
+        for progress in (None, lambda done, total: None):
+            places = [
+                where(index, down, across, band)
+                for first, end in kernel.shares(down * across, progress, torch.device("cpu"))
+                for index in range(first, end)
+            ]
+            assert sorted(places) == list(itertools.product(range(down), range(across)))
 
 
 @pytest.mark.parametrize(("band", "chunk"), [(1, 2), (3, 16)])
@@ -361,7 +362,7 @@ def test_bands_and_chunks(band, chunk, kernel, monkeypatch):
     monkeypatch.setattr(config, "chunk", lambda tiles: chunk)
     tile = Tile(16, 16, 16, num_warps=4, num_stages=1, resident=1, group=2)
     monkeypatch.setattr(config, "tile", lambda *_, **__: tile)
-    monkeypatch.setattr(kernel, "_plans", {})
+    monkeypatch.setattr(importlib.import_module("sdsd_kernels.pairwise.launch"), "_plans", {})
     check_calls(torch.randn(16, 75), backend="triton")
 
 
@@ -401,14 +402,13 @@ def test_aot_cases_cover_every_configuration():
     cases = importlib.import_module("sdsd_kernels.cosine_pairs.aot").aot_cases()
     assert len({(case.name, case.target) for case in cases}) == len(cases)
     shipped = {
-        (case.function.__name__, case.target, case.constexprs["HOW"].three, case.constexprs["HOW"].rows)
+        (case.constexprs.get("KIND", "pairs"), case.target, case.constexprs["HOW"].three, case.constexprs["HOW"].rows)
         for case in cases
     }
-    for record in compiled_ahead():
-        for name, families in config.TILES.items():
-            for three, tile in enumerate(families[record.family]):
-                assert (name, record.target, bool(three), tile.rows) in shipped
-                assert config.SMALLEST <= tile.rows <= config.LARGEST
+    for record, kind, three in itertools.product(compiled_ahead(), ("histogram", "distance", "pairs"), (False, True)):
+        tile = config.tile(record.family, kind, three)
+        assert (kind, record.target, three, tile.rows) in shipped
+        assert tile.rows == tile.columns >= config.SMALLEST
 
 
 # Memory, progress, interruption

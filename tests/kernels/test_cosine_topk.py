@@ -515,10 +515,10 @@ def test_any_number_of_splits(multiprocessors, device, monkeypatch):
     problem = unusable("triton", device)
     if problem or device.type == "cuda":
         pytest.skip(problem or "the number of multiprocessors is the GPU's own")
-    kernel = importlib.import_module("sdsd_kernels.cosine_topk.kernel")
+    launch = importlib.import_module("sdsd_kernels.pairwise.launch")
     record = dataclasses.replace(INTERPRETED, multiprocessors=multiprocessors)
-    monkeypatch.setattr(kernel, "device_record", lambda device: record)
-    monkeypatch.setattr(kernel, "_plans", {})
+    monkeypatch.setattr(launch, "device_record", lambda device: record)
+    monkeypatch.setattr(launch, "_plans", {})
     monkeypatch.setattr(config, "topk_tile", lambda *_: Tile(16, 16, 16, num_warps=4, num_stages=1, resident=1))
     x = signs(45, 9, seed=1)
     check(cosine_topk(x, 5, backend="triton"), exact_scores(x), 5, False, 0)

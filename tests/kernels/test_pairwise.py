@@ -78,12 +78,9 @@ def way(request, monkeypatch) -> Way:
 
 def forced(monkeypatch: pytest.MonkeyPatch, way: Way) -> Way:
     """Take products in this way alone; plans made otherwise are forgotten, before and after."""
-    for module, plans in ((launch, "_matrices"), (sums, "_plans")):
-        getattr(module, plans).clear()
-        monkeypatch.setattr(module, plans, {})
-    monkeypatch.setattr(
-        config, "tile_of", lambda *_, three, **__: OF_THREE.get(way.tile, way.tile) if three else way.tile
-    )
+    launch._plans.clear()
+    monkeypatch.setattr(launch, "_plans", {})
+    monkeypatch.setattr(config, "tile_of", lambda *_: OF_THREE.get(way.tile, way.tile) if _[-1] else way.tile)
 
     def length(work: int, samples: int, neurons: int, tile: Tile, record: object) -> int:
         return -(-samples // (way.ranges * tile.samples)) * tile.samples
@@ -121,7 +118,7 @@ def test_every_way_dtype_and_layout(shape, dtype, way, device):
         check(by(x), x)
         readable = dtype != torch.float32 and layout != "strange"
         assert launch.descriptors_can_read(as_rows(x, 1)) == readable
-        prepared = next(reversed(launch._matrices.values())).prepare
+        prepared = next(reversed(launch._plans.values())).prepare
         square = way.tile.rows == way.tile.columns
         assert prepared.in_place == (readable and (dtype == torch.float16 or square))
         assert prepared.scratch <= max(x.numel() * 4, 64 * x.shape[1]) * 1.5
@@ -225,12 +222,12 @@ def test_promotion_keeps_the_error_from_growing(device):
 
 
 def test_norms_over_ranges_of_samples(device, monkeypatch):
-    monkeypatch.setattr(launch, "_matrices", {})
+    monkeypatch.setattr(launch, "_plans", {})
     for x in (torch.randn(700, 5, device=device) + 3, torch.randn(5, 700, device=device).T + 3):
         for center in (False, True):
-            launch._matrices.clear()
+            launch._plans.clear()
             check(by(x, center=center), x, center=center)
-            prepared = next(iter(launch._matrices.values())).prepare
+            prepared = next(iter(launch._plans.values())).prepare
             assert device.type == "cuda" or prepared.ranges > 1
 
 
@@ -285,20 +282,20 @@ def test_the_interpreter_of_triton_3_5_wants_strides_of_16_elements(version, int
 
 def test_plans_are_kept_for_one_alignment(device, monkeypatch):
     """A kernel is compiled for an address that is a multiple of 16 bytes, or for one that is not."""
-    monkeypatch.setattr(launch, "_matrices", {})
+    monkeypatch.setattr(launch, "_plans", {})
     storage = torch.randn(201, device=device)
     for start in (0, 1, 0):
         x = storage[start : start + 200].view(2, 100)
         check(by(x), x)
-    assert len(launch._matrices) == 2
+    assert len(launch._plans) == 2
 
 
 def test_plans_that_become_too_many_are_forgotten(device, monkeypatch):
-    monkeypatch.setattr(launch, "_matrices", {})
+    monkeypatch.setattr(launch, "_plans", {})
     monkeypatch.setattr(_launch, "MOST_PLANS", 3)
     for samples in range(1, 6):
         by(torch.randn(samples, 3, device=device))
-    assert 1 <= len(launch._matrices) <= 3
+    assert 1 <= len(launch._plans) <= 3
 
 
 # Settings
@@ -308,7 +305,7 @@ def test_ranges_fill_the_machine():
     record = RECORDS["sm_90"]
     for neurons, samples in ((512, 50_000), (64, 10_000_000), (1024, 1024), (8192, 8192), (512, 300)):
         for three in (False, True):
-            tile = config.tile_of(record, neurons, samples, three=three)
+            tile = config.tile_of(record, neurons, samples, three)
             work = config.pieces(neurons, tile)
             length = config.range_samples(work, samples, neurons, tile, record)
             ranges = -(-samples // length)
@@ -325,7 +322,7 @@ def test_ranges_fill_the_machine():
 def test_every_size_has_a_tile(family):
     record = next(record for record in RECORDS.values() if record.family == family)
     for neurons, samples, three in itertools.product((1, 64, 2048, 100_000), (1, 4096, 10**7), (False, True)):
-        tile = config.tile_of(record, neurons, samples, three=three)
+        tile = config.tile_of(record, neurons, samples, three)
         assert tile.columns % tile.rows == 0
         every = config.sums_every(tile, samples, record, three=three)
         assert every == 1 if three else (every > 0) == (samples >= (2 * 64 if family == "interpreted" else 8192))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sdsd_kernels import available_backends, conv_weight_grad_stats, weight_grad_stats
 from sdsd_kernels._device import device_record
-from sdsd_kernels.per_sample import conv, cpu
-from sdsd_kernels.per_sample.geometry import Geometry
+from sdsd_kernels.per_sample import convolution_cpu, cpu
+from sdsd_kernels.per_sample.convolution import Convolution
 from sdsd_kernels.weight_grad_stats.reference import conv_weight_grad_stats_reference
 from tests.helpers import assert_within, relative_error, summation_error, unit_roundoff
 
@@ -450,7 +450,10 @@ def test_plain_weight_gradient_where_products_serve():
     """Bit for bit what autograd gives, in torch on the CPU."""
     layer = Layer(4, 64, 64, (3, 3), 3, padding=1)
     inputs, output_grads = (x.cpu() for x in layer.batch())
-    assert conv.cheapest_way(inputs, output_grads, Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1), False) == "products"
+    assert (
+        convolution_cpu.cheapest_way(inputs, output_grads, Convolution((3, 3), (1, 1), (1, 1), (1, 1), 1), False)
+        == "products"
+    )
     weight = torch.zeros(layer.weight, requires_grad=True)
     F.conv2d(inputs, weight, padding=1).backward(output_grads)
     assert torch.equal(layer.stats(inputs, output_grads, backend="torch").weight_grad, weight.grad)
@@ -473,8 +476,8 @@ ON_THE_CPU = {
 def test_each_way_on_the_cpu(monkeypatch, name, scaled):
     layer = ON_THE_CPU[name]
     ways = []
-    choose = conv.cheapest_way
-    monkeypatch.setattr(conv, "cheapest_way", lambda *args: ways.append(choose(*args)) or ways[-1])
+    choose = convolution_cpu.cheapest_way
+    monkeypatch.setattr(convolution_cpu, "cheapest_way", lambda *args: ways.append(choose(*args)) or ways[-1])
     inputs, output_grads = (x.cpu() for x in layer.batch())
     scale = torch.rand(layer.weight) if scaled else None
     assert_right(layer, inputs, output_grads, scale=scale, backend="torch")
@@ -497,8 +500,8 @@ def test_squares_beyond_float32_on_the_cpu(layer, size):
 
 def test_groups_of_samples_keep_to_the_bound(monkeypatch):
     seen = []
-    each = conv._each
-    monkeypatch.setattr(conv, "_each", lambda x, *rest: seen.append(x.shape[0]) or each(x, *rest))
+    each = convolution_cpu._each
+    monkeypatch.setattr(convolution_cpu, "_each", lambda x, *rest: seen.append(x.shape[0]) or each(x, *rest))
     layer = Layer(7, 8, 8, (9, 9), 3)
     layer.stats(*layer.batch(), max_bytes=3 * 4 * 648, backend="torch")
     assert seen == [3, 3, 1]

@@ -19,7 +19,7 @@ if "triton" not in available_backends("cpu"):
     pytest.skip("counted under Triton's interpreter", allow_module_level=True)
 
 from sdsd_kernels.per_sample import launch, squares
-from sdsd_kernels.per_sample.geometry import LINEAR
+from sdsd_kernels.per_sample.convolution import LINEAR
 from tests.kernels.calls import Calls
 
 H100 = RECORDS["sm_90"]

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+RESULT = {"schema", "study", "status", "config", "seeds", "versions", "seconds", "series", "verdicts", "figures"}
+"""What results.json holds."""
+
 
 def strict_json(path: Path) -> Any:
     """The file's content; NaN and Infinity are no JSON."""

@@ -16,7 +16,7 @@ from sdsd.studies.claims_page import fill, new_page, write_claims
 from sdsd.studies.engine import Effect, Measured, Progress, Verdict, geometric_interval, run_study
 from sdsd.studies.rules import RULES
 
-from .engine.test_study import MEASURED, toy
+from .engine.toys import MEASURED, toy
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
     no_backward,
-    refuse_leftovers,
-    refuse_strangers,
+    refuse_foreign,
     refuse_unmeasured,
     refused_uses,
 )
@@ -76,10 +75,8 @@ class Meter:
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
         session, parameters = self._session, self._parameters
-        if session.leftovers.held:
-            refuse_leftovers(session)
-        if session.strangers:
-            refuse_strangers(session, parameters)
+        if session.leftovers.held or session.strangers:
+            refuse_foreign(session, parameters)
         if session.unknown is not None:
             raise UnsupportedError(session.unknown)
         exact = session.exact
@@ -91,7 +88,7 @@ class Meter:
         refused = self._leave_out_or_refuse(ledgers or session.passes, probed) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
-            raise self._no_passes(refused)
+            raise self._nothing_came(refused)
         unit, own_signal = 1.0, None
         if exact:
             squares = self._sums.of_samples(ledgers, passes)
@@ -112,7 +109,7 @@ class Meter:
             return None, passes
         refuse_unmeasured(session, parameters, ledgers, probed)
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
-        captured = torch.cuda.is_initialized() and capturing()
+        captured = capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
             raise RuntimeError(_IN_A_GRAPH)
         if exact and not captured:
@@ -145,8 +142,8 @@ class Meter:
             return None, passes
         return step, passes
 
-    def _no_passes(self, refused: dict[str, str]) -> Exception:
-        """The error of a step in which no backward pass counted; refused: what was left out for it."""
+    def _nothing_came(self, refused: dict[str, str]) -> Exception:
+        """The error of a step without a backward pass that counted; `refused`: what was left out just now."""
         session = self._session
         if refused:
             reasons = by_reason(refused)

@@ -103,8 +103,7 @@ class GammaMonitor:
         check_arguments(mode, loss_reduction, ema, confidence, precondition)
         every, max_bytes = checks.check_count(every, "every"), checks.check_count(max_bytes, "max_bytes")
         batch_size = checks.check_count(batch_size, "batch_size", optional=True)
-        batch_dim = check_dimension(batch_dim)
-        self.population = check_population(population)
+        batch_dim, self.population = check_dimension(batch_dim), check_population(population)
         self.model, self.every, self.ema, self.confidence = model, every, ema, confidence
         self.loss_reduction, self.strict = loss_reduction, strict
         self._auto = mode == "auto" and precondition is None
@@ -125,8 +124,7 @@ class GammaMonitor:
             strict=strict,
         )
         self._results = Results(self._parameters, ema, confidence, self.population, history)
-        self._steps = 0
-        self._attachment = Attachment(session)
+        self._attachment, self._steps = Attachment(session), 0
         try:
             self._meter.micro = self._attachment.attach(self._parameters)
         except BaseException:
@@ -136,8 +134,9 @@ class GammaMonitor:
         self._begin_step()
 
     def _begin_step(self) -> None:
-        plain = self._metric.optimizer is None
-        self._meter.begin_step(self._steps % self.every == 0 and (plain or self._metric.begin_step()))
+        self._meter.begin_step(
+            self._steps % self.every == 0 and (not self._session.scaled or self._metric.begin_step())
+        )
 
     def _switch_to_micro(self) -> None:
         """Take micro-batches for samples from the next step on."""
@@ -227,9 +226,8 @@ class GammaMonitor:
         Returns:
             A function without arguments that takes the observer away again.
         """
-        observers = self._results.observers
-        observers.append(observer)
-        return lambda: observers.remove(observer)
+        self._results.observers.append(observer)
+        return lambda: self._results.observers.remove(observer)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -339,16 +337,14 @@ class GammaMonitor:
             ValueError: more samples than the population; samples that cannot be told apart; the message says why, and
                 what to do.
         """
-        session = self._session
-        if session.pauses:
+        if self._session.pauses:
             raise RuntimeError(
                 "step() inside paused(): nothing is measured there. Call it before the with block, so that .grad holds "
                 "the gradient of the batch alone, or after it."
             )
-        if session.measuring:
-            # As torch.no_grad(), without its price.
+        if self._session.measuring:
             enabled = torch.is_grad_enabled()
-            torch._C._set_grad_enabled(False)
+            torch._C._set_grad_enabled(False)  # torch.no_grad(), without its price
             try:
                 return self._measured_step()
             finally:
@@ -360,11 +356,10 @@ class GammaMonitor:
     def _measured_step(self) -> GammaStats | None:
         session, passes, step, stats = self._session, 0, None, None
         try:
+            measure = self._meter.measure
             if torch.autograd._profiler_enabled():
-                with torch.profiler.record_function("GammaMonitor.step"):
-                    step, passes = self._meter.measure()
-            else:
-                step, passes = self._meter.measure()
+                measure = torch.profiler.record_function("GammaMonitor.step")(measure)
+            step, passes = measure()
             stats = None if step is None else self._results.of(step)
             session.stepped()
         finally:

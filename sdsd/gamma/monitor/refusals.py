@@ -42,8 +42,9 @@ def refuse_uncounted(groups: list[list[Pass]], *, unfinished: bool, same_samples
         )
 
 
-def refuse_leftovers(session: Session) -> None:
-    """Raise where .grad holds what a pass inside `paused` added."""
+def refuse_foreign(session: Session, parameters: Parameters) -> None:
+    """Raise where .grad holds what a pass inside `paused` added, or where the model holds parameters that it did not
+    hold when the monitor was attached."""
     names = session.leftovers.names()
     if names:
         raise RuntimeError(
@@ -51,10 +52,6 @@ def refuse_leftovers(session: Session) -> None:
             f"{listed(names)}. Call step() before such a pass, or clear .grad or put it back after it (not through "
             ".data, which hides that it was changed)."
         )
-
-
-def refuse_strangers(session: Session, parameters: Parameters) -> None:
-    """Raise where the model holds parameters that it did not hold when the monitor was attached."""
     names = [clean(name) for name, p in parameters.root.named_parameters() if id(p) in session.strangers]
     if names:
         raise RuntimeError(

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -210,10 +211,9 @@ class Session:
         if self.passes:
             self.settle()
         self._outer = None  # of a backward pass that an exception ended
-        directions = self.directions
         if torch.cuda.is_initialized():
             self._keep_to_stream()
-            directions = None if capturing() else directions
+        directions = None if self.directions is None or capturing() else self.directions
         ledger = Pass(self.batch, self.max_bytes, self.scale, directions, self.rows, self.scaled)
         if self.batch_size is not None:
             self._join(ledger)
@@ -226,13 +226,10 @@ class Session:
         self._inside = True
         mode = Measuring(self, ledger)
         parts = compiled_parts(self.root)
+        run = intercepted(parts, partial(through_compiled, mode))(plain) if parts else plain
         try:
             with carrying(ledger, mode):
-                if not parts:
-                    out = plain(*args, **kwargs)
-                else:
-                    with intercepted(parts, partial(through_compiled, mode)):
-                        out = plain(*args, **kwargs)
+                out = run(*args, **kwargs)
         finally:
             self._inside = False
         hear(out, self._announce)
@@ -328,17 +325,13 @@ class Session:
         """Was .grad cleared since it was last added to? Asked before anything is added, but by compiled code (None)."""
         if self.leftovers.held:
             self.leftovers.forget_changed()
-        for ledger in self.passes:
-            if ledger.tasks:
-                break
-        else:
-            if not self.sizes and not self.given_up:
-                if self.marks.present is None and first is not None:
-                    self.marks.begin(self.parameters)
-                if self._stepped and self.marks.present != {}:
-                    self.stale = self.marks.stale(self.parameters)
-                return
-        earlier = [ledger for ledger in self.passes if ledger.tasks]
+        earlier = list(filter(attrgetter("tasks"), self.passes))
+        if not earlier and not self.sizes and not self.given_up:
+            if self.marks.present is None and first is not None:
+                self.marks.begin(self.parameters)
+            if self._stepped and self.marks.present != {}:
+                self.stale = self.marks.stale(self.parameters)
+            return
         if self.marks.cleared(self.parameters):
             self.given_up, self.stale = False, None
             for ledger in earlier:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..following import take_over
+from .ledger import SERVED
 from .operand import SAMPLES
 from .use import Use
 
@@ -33,88 +34,104 @@ def bare_apply(function: type[torch.autograd.Function]) -> Any:
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
-def rows_of(use: Use) -> list[int] | None:
-    """The row of each operand's squares; None where they have to wait for other uses, or for a preconditioner.
+Places = tuple[Tensor, list[int]]
+"""A tensor that takes squares, and the row of it for each operand of a use."""
+
+
+def places_of(use: Use, output_grads: Tensor) -> Places | None:
+    """Where squares of each operand go; None where no kernel serves, or they wait for other uses or a preconditioner.
 
     Of a use that is `wanted` in this backward pass.
     """
-    ledger = use.mode.ledger
-    if ledger.scaled:
+    ledger, device = use.mode.ledger, output_grads.device
+    backend = ledger.backends.get(device) or ledger.backend_on(device)
+    if backend != "triton" or output_grads.dtype not in SERVED or ledger.scaled:
         return None
-    rows = []
-    alone = len(ledger.peers) == 1
-    for operand in use.operands:
-        leaves = operand.reached
-        if len(leaves) != 1:
-            return None
-        leaf = leaves[0]
-        if ledger.counts.get(leaf.name, 0) > 1 if alone else ledger.shared(leaf):
-            return None
-        rows.append(ledger.rows[leaf.name])
-    return rows
+    if use.alone and use.plan is not None:
+        rows = use.plan.rows
+    else:
+        rows = []
+        for operand in use.operands:
+            leaves = operand.reached
+            if len(leaves) != 1 or ledger.shared(leaves[0]):
+                return None
+            rows.append(ledger.rows[leaves[0].name])
+    norms = ledger.norms.get(device)
+    return ledger.norms_on(device) if norms is None else norms, rows
 
 
-def land_linear(use: Use, rows: list[int], inputs: Tensor, output_grads: Tensor) -> tuple[Tensor, Tensor | None]:
+def land_linear(use: Use, places: Places, inputs: Tensor, output_grads: Tensor) -> tuple[Tensor, Tensor | None]:
     """The gradients of a linear layer's weight (p, d), the first operand, and of its bias if that is the second."""
-    ledger, operands = use.mode.ledger, use.operands
-    leaf, bias_row = operands[0].leaves[0], rows[1] if len(rows) > 1 else -1
+    norms, rows = places
+    biased = len(rows) > 1
     weight, bias = _weight_grad(
         inputs,
         output_grads,
-        ledger.norms_on(inputs.device),
+        norms,
         rows[0],
-        bias_row,
-        leaf.tensor.dtype,
-        ledger.max_bytes,
+        rows[1] if biased else -1,
+        use.operands[0].leaves[0].tensor.dtype,
+        use.mode.ledger.max_bytes,
         "triton",
     )
-    return _landed(use, weight, bias if bias_row >= 0 else None)
+    return _landed(use, output_grads.dtype, weight, bias if biased else None)
 
 
 def land_convolution(
-    use: Use, rows: list[int], inputs: Tensor, output_grads: Tensor, geometry: tuple[Any, ...], channels_last: bool
+    use: Use, places: Places, inputs: Tensor, output_grads: Tensor, geometry: tuple[Any, ...], channels_last: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The same of a convolution."""
-    ledger, operands = use.mode.ledger, use.operands
-    leaf, bias_row = operands[0].leaves[0], rows[1] if len(rows) > 1 else -1
+    norms, rows = places
+    biased = len(rows) > 1
     weight, bias = _conv_weight_grad(
         inputs,
         output_grads,
-        ledger.norms_on(inputs.device),
+        norms,
         rows[0],
-        bias_row,
+        rows[1] if biased else -1,
         *geometry,
-        leaf.tensor.dtype,
+        use.operands[0].leaves[0].tensor.dtype,
         channels_last,
-        ledger.max_bytes,
+        use.mode.ledger.max_bytes,
         "triton",
     )
-    return _landed(use, weight, bias if bias_row >= 0 else None)
-
-
-def _landed(use: Use, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    use.mode.ledger.land(use.operands, weight, bias)
-    return weight, bias
-
-
-def land_bias(use: Use, row: int, output_grads: Tensor) -> Tensor:
-    """The gradient of a bias, the last operand, from output gradients (N, T, C)."""
-    ledger, operand = use.mode.ledger, use.operands[-1]
-    gradient: Tensor = _scale_shift_grads(
-        output_grads, None, None, None, ledger.norms_on(output_grads.device), -1, row, operand.dtype, "triton"
-    )[1]
-    ledger.land([operand], gradient)
-    return gradient
+    return _landed(use, output_grads.dtype, weight, bias if biased else None)
 
 
 def land_norm(
-    use: Use, rows: list[int], output_grads: Tensor, inputs: Tensor, mean: Tensor, rstd: Tensor
+    use: Use, places: Places, output_grads: Tensor, inputs: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of a norm's weight and bias, as far as these are operands; shape: (C,)."""
-    ledger, leaves = use.mode.ledger, [operand.leaves[0] for operand in use.operands]
-    shift = rows[1] if len(rows) > 1 else -1
-    norms = ledger.norms_on(output_grads.device)
+    norms, rows = places
+    biased = len(rows) > 1
+    dtype = use.operands[0].leaves[0].tensor.dtype
     of_scale, of_shift = _scale_shift_grads(
-        output_grads, inputs, mean, rstd, norms, rows[0], shift, leaves[0].tensor.dtype, "triton"
+        output_grads, inputs, mean, rstd, norms, rows[0], rows[1] if biased else -1, dtype, "triton"
     )
-    return _landed(use, of_scale, of_shift if shift >= 0 else None)
+    return _landed(use, output_grads.dtype, of_scale, of_shift if biased else None)
+
+
+def land_apart(use: Use, places: Places, output_grads: Tensor) -> tuple[Places, Tensor | None]:
+    """The gradient of a bias, the second operand, from output gradients (N, T, C), if there is one; and the places of
+    what is left."""
+    norms, rows = places
+    if len(rows) < 2:
+        return places, None
+    ledger, operand = use.mode.ledger, use.operands[-1]
+    gradient: Tensor = _scale_shift_grads(output_grads, None, None, None, norms, -1, rows[1], operand.dtype, "triton")[
+        1
+    ]
+    ledger.begin(use, output_grads.dtype)
+    ledger.land([operand], gradient)
+    return (norms, rows[:1]), gradient
+
+
+def _landed(use: Use, dtype: torch.dtype, *gradients: Tensor | None) -> tuple[Any, ...]:
+    """Squares of the operands with these gradients are in their rows."""
+    ledger = use.mode.ledger
+    if use.alone:
+        ledger.taken.append((use, dtype, ()))
+    else:
+        ledger.begin(use, dtype)
+        ledger.land(use.operands, *gradients)
+    return gradients

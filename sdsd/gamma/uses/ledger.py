@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._C import _pop_torch_function_stack, _push_on_torch_function_stack
 
 from sdsd_kernels import NORMS_WIDTH, default_backend
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from .measuring import Measuring
     from .use import Use
 
-_SERVED = (torch.float32, torch.float16, torch.bfloat16)
+SERVED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Pass:
@@ -33,7 +32,8 @@ class Pass:
 
     Attributes:
         refused: parameter → why its samples cannot be told apart.
-        taken: uses that were `alone`, the squares of each of their parameters, and the dtype of their gradient.
+        taken: uses that were `alone`, the dtype of their gradient, and the squares of each of their parameters, or none
+            where kernels wrote these.
         tasks: the backward passes (outermost graph tasks) that gradients came from.
         open: graph tasks that began, and have not ended; one that stays was ended by an exception.
         inputs: the model's inputs that carry samples, and where.
@@ -58,13 +58,12 @@ class Pass:
     ) -> None:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
-        self.rows = rows
+        self.rows, self.peers = rows, [self]
         self.inputs: list[tuple[Tensor, Track]] = []
         self.tracks = Tracks()
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         self.kinds: dict[str, frozenset[str]] = {}
-        self.peers: list[Pass] = [self]
         self.open: set[int] = set()
         self.differentiated = False
         self.clear()
@@ -75,7 +74,7 @@ class Pass:
         self.squares: dict[str, list[Tensor | float]] = {}
         self.norms: dict[torch.device, Tensor] = {}
         self.kept: dict[str, list[Piece]] = {}
-        self.taken: list[tuple[Use, tuple[Tensor | float, ...], torch.dtype]] = []
+        self.taken: list[tuple[Use, torch.dtype, tuple[Tensor | float, ...]]] = []
         self.projections: dict[str, list[Tensor]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self.given: dict[str, int] = {}
@@ -142,7 +141,7 @@ class Pass:
     def serves(self, x: Tensor) -> bool:
         """Whether kernels take tensors such as `x`."""
         device = x.device
-        return (self.backends.get(device) or self.backend_on(device)) == "triton" and x.dtype in _SERVED
+        return (self.backends.get(device) or self.backend_on(device)) == "triton" and x.dtype in SERVED
 
     def backend_on(self, device: torch.device) -> str:
         """What serves kernels there; looked up once."""
@@ -189,16 +188,17 @@ class Pass:
 
     def settle(self) -> None:
         """Square what was kept, and enter what was taken; nothing of the graph is held any longer."""
-        for planned, squares, dtype in self.taken:
+        for planned, dtype, squares in self.taken:
             assert planned.plan is not None
-            for name, value in zip(planned.plan.names, squares, strict=True):
+            for place, name in enumerate(planned.plan.names):
                 if name in self.squares:
                     self.begin(planned, dtype)
                     self._note_dtype(name)
                     self._note_owner(name)
-                    self.squares[name].append(value)
                 else:
-                    self.dtypes[name], self._owner[name], self.squares[name] = dtype, planned, [value]
+                    self.dtypes[name], self._owner[name], self.squares[name] = dtype, planned, []
+                if squares:
+                    self.squares[name].append(squares[place])
         self.taken = []
         kept, self.kept = self.kept, {}
         for name, pieces in kept.items():
@@ -223,11 +223,11 @@ class carrying:  # noqa: N801
         for place, (tensor, track) in enumerate(self._ledger.inputs):
             set_track(tensor, track, second=place > 0)
         if self._mode is not None:
-            _push_on_torch_function_stack(self._mode)
+            torch._C._push_on_torch_function_stack(self._mode)
 
     def __exit__(self, *error: object) -> None:
         if self._mode is not None:
-            _pop_torch_function_stack()
+            torch._C._pop_torch_function_stack()
         use(self._before)
 
 

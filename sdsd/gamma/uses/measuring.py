@@ -75,7 +75,6 @@ class Measuring(TorchFunctionMode):
     """
 
     def __init__(self, session: Session, ledger: Pass, repeats: bool = False, inside_backward: bool = False) -> None:
-        super().__init__()
         self.session, self.ledger = session, ledger
         self.repeats, self.inside_backward = repeats, inside_backward
         self.hidden = inside_backward or repeats

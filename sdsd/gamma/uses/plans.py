@@ -33,13 +33,17 @@ Squares = Callable[..., "tuple[Tensor | float, ...] | None"]
 
 
 class Plan:
-    """A use of `operands`, each a parameter, by an operation whose output carries samples along `track`."""
+    """A use of `operands`, each a parameter, by an operation whose output carries samples along `track`.
 
-    __slots__ = ("kind", "names", "operands", "squares", "track")
+    rows: of `Pass.norms`, one an operand.
+    """
+
+    __slots__ = ("kind", "names", "operands", "rows", "squares", "track")
 
     def __init__(self, kind: str, operands: list[Operand], track: Verdict) -> None:
         self.kind, self.operands, self.track = alone(kind), operands, track
         self.names = [leaf.name for operand in operands for leaf in operand.leaves]
+        self.rows: list[int] = []
         self.squares: Squares | None = None
 
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -129,4 +133,5 @@ def keep(mode: Measuring, plan: Plan) -> None:
     if all(len(each.leaves) == 1 and held.get(id(each.tensor)) is each for each in plan.operands):
         if len(session.plans) >= MOST_PLANS:
             session.plans.clear()
+        plan.rows = [mode.ledger.rows[name] for name in plan.names]
         session.plans[site] = plan

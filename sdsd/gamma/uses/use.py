@@ -197,7 +197,7 @@ class Use:
             if self.alone and self.plan is not None and self.plan.squares is not None:
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
-                    ledger.taken.append((self, squares, b.dtype))
+                    ledger.taken.append((self, b.dtype, squares))
                     return
             ledger.begin(self, b.dtype)
             for index, piece in self.measure(b, *saved):

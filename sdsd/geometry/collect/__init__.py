@@ -16,7 +16,7 @@
 
 from .activations import MOST_BYTES, collect_activations
 from .layer_activations import LayerActivations
-from .model_call import Forward, ModelCall
+from .model_call import Forward, ModelCall, caller, check_loader
 from .padding import Mask, Padding
 
 __all__ = [
@@ -26,5 +26,7 @@ __all__ = [
     "Mask",
     "ModelCall",
     "Padding",
+    "caller",
+    "check_loader",
     "collect_activations",
 ]

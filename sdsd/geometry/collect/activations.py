@@ -14,7 +14,7 @@ from ..._progress import Progress, reporter
 from ...models import check_model, evaluating, refuse_scripted_parts
 from .collector import Collector
 from .layer_activations import LayerActivations
-from .model_call import Forward, ModelCall
+from .model_call import Forward, caller, check_loader
 from .padding import Mask, Padding
 from .selection import select_layers
 
@@ -81,13 +81,14 @@ def collect_activations(
         layer name → `LayerActivations`, in the model's order.
 
     Raises:
-        TypeError: a model that is no module, or was scripted, traced or exported; layers that are no names; a batch the
-            model cannot be called on; a layer whose output is no tensor of floating-point numbers.
-        ValueError: a model on the meta device; no such layer (the nearest is suggested), or a pattern that matches
-            none; a loader without a batch; a batch that the model does not run on; activations with a NaN or an
-            infinity, or with another number of neurons than before, in which batch and layer; a layer that does not
-            run; no nonlinearity behind a layer where one was asked for; max_bytes exceeded; a mask that is missing, of
-            another shape, or leaves no sample in a batch.
+        TypeError: a model that is no module, or was scripted, traced or exported; a loader that gives no batches;
+            layers that are no names; a forward that is no function; max_bytes that is no int; a batch the model cannot
+            be called on; a layer whose output is no tensor of floating-point numbers.
+        ValueError: a model on the meta device; a device that torch cannot use; no such layer (the nearest is
+            suggested), or a pattern that matches none; a loader without a batch; a batch that the model does not run
+            on; activations with a NaN or an infinity, or with another number of neurons than before, in which batch and
+            layer; a layer that does not run; no nonlinearity behind a layer where one was asked for; max_bytes
+            exceeded; a mask that is missing, of another shape, or leaves no sample in a batch.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -97,10 +98,12 @@ def collect_activations(
         ('relu', 20, torch.Size([8, 8]))
     """
     check_model(model, only_run=True)
+    check_loader(loader)
     max_batches = checks.check_count(max_batches, "max_batches", optional=True)
+    max_bytes = checks.check_max_bytes(max_bytes, optional=False)
     chosen, named = select_layers(model, layers)
     refuse_scripted_parts(chosen)
-    run = forward or ModelCall(model, device)
+    run = caller(model, forward, device)
     collector = Collector(chosen, named, keep, max_bytes, neuron_dim, Padding(mask))
     report = reporter(progress, "collecting activations")
     total = _length(loader, max_batches)
@@ -111,7 +114,7 @@ def collect_activations(
                 collector.look_for_nonlinearities(model, batch, run, required=bool(after_nonlinearity))
             collector.take(model, batch, run, done)
             done += 1
-            report(done, total or done)
+            report(done, max(done, total or 0))
             if done == max_batches:
                 break
     if done == 0:

@@ -39,7 +39,7 @@ class Reading:
     """One call of a layer whose output is followed, and what was seen of it."""
 
     layer: str
-    made: dict[Path, None] = field(default_factory=dict)
+    made: dict[Path, None] = field(default_factory=dict)  # in floating-point numbers
     used: set[Path] = field(default_factory=set)
     read: dict[Path, None] = field(default_factory=dict)
     summed: bool = False  # read by a mean or a sum
@@ -79,6 +79,8 @@ def choose(layer: str, readings: list[Reading]) -> Choice:
         listed = sorted({_listed(path) for path in candidates}, key=len)
         more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
         return Choice(None, f"{own}, for its readers get it in several ways: {'; '.join(listed[:3])}{more}")
+    if curved and not any(shortest in reading.made for reading in readings):
+        return Choice(None, f"{own}, and its readers get that {_listed(shortest)}, in no floating-point numbers")
     if curved:
         taken = f"the map of {layer!r} is of its output {_listed(shortest)}"
         if not read and elsewhere:

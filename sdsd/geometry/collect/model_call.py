@@ -16,6 +16,27 @@ Forward = Callable[[nn.Module, Any], Any]
 """(model, batch) → anything: runs the model on a batch."""
 
 
+def caller(model: nn.Module, forward: Forward | None, device: torch.device | str | None = None) -> Forward:
+    """`forward`, or what calls the model on batches as loaders give them."""
+    if forward is None:
+        return ModelCall(model, device)
+    if not callable(forward):
+        raise TypeError(
+            f"forward: expected a function (model, batch) → anything, or None, got {type(forward).__name__}."
+        )
+    return forward
+
+
+def check_loader(loader: Any) -> None:
+    """TypeError unless `loader` gives batches, one after the other."""
+    if isinstance(loader, (Mapping, str)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        one = " A single batch goes into a list: [batch]." if isinstance(loader, Mapping) else ""
+        raise TypeError(
+            f"loader: expected batches, one after the other, as a DataLoader or a list gives them, got "
+            f"{type(loader).__name__}.{one}"
+        )
+
+
 class ModelCall:
     """Calls the model on a batch as loaders give it."""
 
@@ -24,7 +45,7 @@ class ModelCall:
         if device is None:
             tensors = (*model.parameters(), *model.buffers())
             device = next((each.device for each in tensors if each.device.type != "meta"), "cpu")
-        self.device = torch.device(device)
+        self.device = _usable(device)
         self.takes_any, self.names = True, []  # a compiled forward may not say what it takes
         with contextlib.suppress(ValueError, TypeError):
             parameters = inspect.signature(model.forward).parameters.values()
@@ -51,6 +72,16 @@ class ModelCall:
 
     def _moved(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, Tensor) else value
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        usable = torch.device(device)
+        torch.empty(0, device=usable)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected one that this torch can use, got {device!r}: {why}") from error
+    return usable
 
 
 def _shape_of(batch: Any) -> str:

@@ -110,7 +110,8 @@ class ReadersFollower(TorchFunctionMode):
             self._read_by(name, sources, layer=False)
         elif name in UNCHANGED or name in POOLINGS:
             if result not in self.followed:
-                self._follow(result, [each for source in sources for each in self.followed[source]], again=False)
+                items = [each for source in sources for each in self.followed[source]]
+                self._follow(result, items, again=not sources[0].is_floating_point())
         elif name in ELEMENTWISE or name in NORMS:
             self._elementwise(name, sources, args, named, result)
         elif name in RESHAPES or _permutation(name, args, named, result) is not None:
@@ -201,7 +202,7 @@ class ReadersFollower(TorchFunctionMode):
     def _follow(self, tensor: Tensor, items: list[_Followed], again: bool = True) -> None:
         self.versions[tensor] = _version(tensor)  # first, for a mode that is on is told of this look as well
         self.followed[tensor] = items
-        for each in items if again else ():
+        for each in items if again and tensor.is_floating_point() else ():
             if each.moved:
                 continue
             each.reading.made[each.path] = None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 
 def select_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[dict[str, nn.Module], set[str]]:
     """The modules that names and patterns stand for, in the model's order; and which of them were named outright."""
-    wanted = [layers] if isinstance(layers, str) else list(layers)
+    wanted = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
     if not wanted or not all(isinstance(name, str) for name in wanted):
-        raise TypeError(f"layers: expected the name of a layer, or a sequence of names, got {layers!r}.")
+        names = [name for name, module in model.named_modules() if name and any(each is module for each in wanted)]
+        hint = f" Their names: {', '.join(map(repr, names))}." if names else ""
+        raise TypeError(f"layers: expected the name of a layer, or a sequence of names, got {layers!r}.{hint}")
     modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     leaves = [name for name, module in model.named_modules() if name and not any(module.children())]
     named, by_pattern = set(), set()

@@ -12,7 +12,7 @@
 
 from .approximate import ApproximateNeighbors, approximate_neighbors
 from .costs import merge_cost
-from .neighbours import NeuronNeighbors, NeuronPair, alive_from_norms, alive_neurons, neuron_neighbors
+from .neighbours import NeuronNeighbors, NeuronPair, alive_from_norms, neuron_neighbors
 from .pairs import CosineHistogram, NeuronPairs, cosine_histogram, disjoint_pairs, neuron_pairs, row_sums
 from .similarity import as_cosine, as_similarity, cosine_between, neuron_cosine_matrix
 
@@ -23,7 +23,6 @@ __all__ = [
     "NeuronPair",
     "NeuronPairs",
     "alive_from_norms",
-    "alive_neurons",
     "approximate_neighbors",
     "as_cosine",
     "as_similarity",

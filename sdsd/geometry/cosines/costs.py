@@ -36,6 +36,8 @@ BLOCK_ELEMENTS = 2**22
 """Activations of all neurons that are converted to float64 together (32 MiB), unless one sample has more."""
 CANDIDATES = 32
 """Cheapest partners kept for every neuron; a neuron whose partners are all taken is computed anew."""
+FEW = 4
+"""A neuron with no more partners left is computed anew together with one that has none."""
 HEAPED = 400
 """Bytes of a neuron in the heap: a tuple of a float and two ints, in two lists, and its lengths."""
 
@@ -180,7 +182,7 @@ class Costs:
         for top in range(0, self.count, self.height):
             yield slice(top, min(top + self.height, self.count))
 
-    def of_rows(self, rows: slice) -> Tensor:
+    def of_rows(self, rows: slice | Tensor) -> Tensor:
         """Squared costs of some neurons, which stay where one is dropped, with all.  # shape: (rows, n), float64"""
         if self.absorbed:
             return self._dropping(self.values.products(rows), self.lengths[rows, None], slice(None))
@@ -189,11 +191,13 @@ class Costs:
         apart.mul_(_distances(products, self.outgoing.lengths[rows], self.outgoing.lengths))
         return apart.div_(4 * self.samples)
 
-    def of_columns(self, columns: slice) -> Tensor:
-        """Squared costs of dropping some neurons, for which any other stands in.  # shape: (columns, n), float64"""
-        products = self.values.products(columns)
-        rest = self.lengths[columns, None] - torch.where(self.lengths == 0, 0.0, products.square_() / self.lengths)
-        return rest.clamp_min_(0).mul_(self.outgoing.lengths[columns, None]).div_(self.samples)
+    def of_either(self, rows: Tensor) -> Tensor:
+        """Squared costs of some neurons with all, where the one that costs less is dropped.  # shape: (rows, n)"""
+        if not self.absorbed:
+            return self.of_rows(rows)
+        products = self.values.products(rows)
+        first = self._dropping(products.T, self.lengths[:, None], rows).T
+        return torch.minimum(first, self._dropping(products, self.lengths[rows, None], slice(None)), out=first)
 
     def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
         """Squared costs of pairs, from differences where there are activations.  # shape: (pairs,), float64"""
@@ -229,9 +233,8 @@ def chosen_by_cost(
 ) -> Chosen:
     """Disjoint pairs, greedily the one with the least cost ("nearest"), or the greatest, among the neurons left.
 
-    `CANDIDATES` partners are kept for every neuron, the best of those above it; a heap holds every neuron with its best
-    partner that is free. The outcome is that of the greedy choice from the whole matrix. Arguments and errors as in
-    `disjoint_pairs`.
+    `CANDIDATES` partners are kept for every neuron; a heap holds every neuron with its best partner that is free. The
+    outcome is that of the greedy choice from the whole matrix. Arguments and errors as in `disjoint_pairs`.
     """
     report = reporter(progress, "disjoint pairs by cost")
     pairs = checks.check_integer(pairs, "pairs", least=1)
@@ -264,48 +267,100 @@ def chosen_by_cost(
 
 
 def _greedy(costs: Costs, pairs: int, sign: int, free: Tensor, report: Report) -> tuple[Tensor, Tensor]:
-    width = min(CANDIDATES, costs.count)
-    scores = torch.empty(costs.count, width, dtype=torch.float64)
-    partners = torch.empty(costs.count, width, dtype=torch.long)
-    blocks = list(costs.blocks())
-    for done, rows in enumerate(blocks, 1):
-        scores[rows], partners[rows] = _candidates(costs, rows, sign, free, width)
+    rows = _Rows(costs, sign, free)
+    blocks = free.nonzero().flatten().split(costs.height)
+    for done, some in enumerate(blocks, 1):
+        rows.look_into(some)
         report(done, len(blocks) + pairs)
-    open_neurons = free.cpu()
-    heap = [(float(scores[i, 0]), i, int(partners[i, 0])) for i in open_neurons.nonzero().flatten().tolist()]
-    heap = [entry for entry in heap if entry[0] < math.inf]
-    heapq.heapify(heap)
-    chosen: list[tuple[int, int]] = []
-    while len(chosen) < pairs:
-        _, i, j = heapq.heappop(heap)
-        if not open_neurons[i]:
-            continue
-        if open_neurons[j]:
-            open_neurons[i] = open_neurons[j] = False
-            chosen.append((i, j))
-            report(len(blocks) + len(chosen), len(blocks) + pairs)
-            continue
-        left = (open_neurons[partners[i]] & (scores[i] < math.inf)).nonzero().flatten()
-        if not len(left) and scores[i, -1] < math.inf:  # there are others, that were no candidates
-            row = slice(i, i + 1)
-            scores[row], partners[row] = _candidates(costs, row, sign, open_neurons.to(costs.device), width)
-            left = (scores[i] < math.inf).nonzero().flatten()
-        if len(left):
-            heapq.heappush(heap, (float(scores[i, left[0]]), i, int(partners[i, left[0]])))
+    chosen = []
+    for done in range(len(blocks) + 1, len(blocks) + pairs + 1):
+        chosen.append(rows.pop())
+        report(done, len(blocks) + pairs)
     first, second = torch.tensor(chosen, device=costs.device).unbind(1)
     return first.contiguous(), second.contiguous()
 
 
-def _candidates(costs: Costs, rows: slice, sign: int, free: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """sign × the best costs of some neurons with free ones above them, best first, and whose they are."""
-    rising = costs.of_rows(rows)
-    if costs.absorbed:  # whichever of the two is dropped at the lower cost
-        rising = torch.minimum(rising, costs.of_columns(rows))
-    rising.mul_(sign)
-    numbers = torch.arange(costs.count, device=costs.device)
-    rising.masked_fill_(~(free & free[rows][:, None] & (numbers > numbers[rows][:, None])), math.inf)
-    best, which = rising.sort(dim=1, stable=True)
-    return best[:, :width].cpu(), which[:, :width].cpu()
+class _Rows:
+    """Neurons with their best partners.
+
+    A pair belongs to one neuron, that of which readers get less (more, for the farthest). All others would have the
+    same few as their best, and none left once these are taken.
+
+    The heap holds (score, i, j, neuron) for the best free pair (i, j) of a neuron as far as is known, or (bound, −1,
+    −1, neuron) where it is not.
+    """
+
+    def __init__(self, costs: Costs, sign: int, free: Tensor) -> None:
+        self.costs, self.sign = costs, sign
+        self.free = free.cpu().numpy().copy()
+        order = (costs.lengths * costs.outgoing.lengths).mul_(sign).argsort(stable=True)
+        self.place = torch.empty_like(order)
+        self.place[order] = torch.arange(costs.count, device=costs.device)
+        shape = costs.count, min(CANDIDATES, costs.count)
+        self.scores = torch.full(shape, math.inf, dtype=torch.float64).numpy()
+        self.partners = torch.zeros(shape, dtype=torch.long).numpy()
+        self.heap: list[tuple[float, int, int, int]] = []
+        self.latest: dict[int, tuple[float, int, int, int]] = {}  # of each neuron; older ones on the heap do not count
+
+    def pop(self) -> tuple[int, int]:
+        """The best free pair, whose neurons are free no more."""
+        while True:
+            entry = heapq.heappop(self.heap)
+            _, first, second, neuron = entry
+            if not self.free[neuron] or self.latest[neuron] is not entry:
+                continue
+            if first < 0:
+                self.look_into(self._together(neuron))
+            elif self.free[first] and self.free[second]:
+                self.free[first] = self.free[second] = False
+                return first, second
+            else:
+                self._push(neuron)
+
+    def look_into(self, neurons: Tensor) -> None:
+        """Find the candidates of some neurons, and put them on the heap."""
+        rising = self.costs.of_either(neurons).mul_(self.sign)
+        free = torch.from_numpy(self.free).to(self.costs.device)
+        rising.masked_fill_(~(free & (self.place > self.place[neurons, None])), math.inf)
+        best, which = _least(rising, self.scores.shape[1])
+        where = neurons.tolist()
+        self.scores[where], self.partners[where] = best.cpu().numpy(), which.cpu().numpy()
+        for neuron in where:
+            self._push(neuron)
+
+    def _together(self, neuron: int) -> Tensor:
+        """A neuron whose candidates have all been taken, and those that have the fewest left."""
+        left = (self.free[self.partners] & (self.scores < math.inf)).sum(1)
+        left[~self.free | (self.scores[:, -1] == math.inf)] = CANDIDATES
+        left[neuron] = -1
+        together = left.argsort(kind="stable")[: self.costs.height]
+        return torch.from_numpy(together[left[together] <= FEW]).to(self.costs.device)
+
+    def _push(self, neuron: int) -> None:
+        scores, partners = self.scores[neuron], self.partners[neuron]
+        left = self.free[partners]
+        best = int(left.argmax())
+        if left[best] and scores[best] < math.inf:
+            i, j = sorted((neuron, int(partners[best])))
+            entry = float(scores[best]), i, j, neuron
+        elif scores[-1] < math.inf:  # there are others, that were no candidates
+            entry = float(scores[-1]), -1, -1, neuron
+        else:
+            return
+        self.latest[neuron] = entry
+        heapq.heappush(self.heap, entry)
+
+
+def _least(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The least of every row, rising, and where they are; of equal ones the first.  # shape: (rows, count) each"""
+    least, where = values.topk(count, dim=1, largest=False)
+    last = least[:, -1:]
+    tied = ((values == last).sum(1) > (least == last).sum(1)).nonzero().flatten()
+    if len(tied):
+        least[tied], where[tied] = (each[:, :count] for each in values[tied].sort(dim=1, stable=True))
+    where, order = where.sort(dim=1)
+    least, order = least.gather(1, order).sort(dim=1, stable=True)
+    return least, where.gather(1, order)
 
 
 def _distances(products: Tensor, of_rows: Tensor, of_all: Tensor) -> Tensor:

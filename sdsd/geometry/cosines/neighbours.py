@@ -9,7 +9,6 @@ from torch import Tensor
 from sdsd_kernels import cosine_topk
 
 from ..._progress import Progress, reporter
-from ..arithmetic import norms_of
 from ..arrays import as_tensor, neuron_dim_of_both
 
 if TYPE_CHECKING:
@@ -103,22 +102,8 @@ class NeuronPair(NamedTuple):
     cosine: float
 
 
-def alive_neurons(activations: Tensor, neuron_dim: int, threshold: float = 1e-3) -> Tensor:
-    """True for each neuron whose activation norm is at least `threshold` times the layer's largest.
-
-    Args:
-        activations: a layer's output, neurons along `neuron_dim`.
-        neuron_dim: the dimension that counts neurons.
-        threshold: relative, so that rescaling the layer changes nothing.
-
-    Returns:
-        One boolean a neuron. A neuron with a NaN or infinite activation counts as not alive.  # shape: (n,)
-    """
-    return alive_from_norms(norms_of(activations.detach().movedim(neuron_dim, 0)), threshold)
-
-
 def alive_from_norms(norms: Tensor, threshold: float = 1e-3) -> Tensor:
-    """As `alive_neurons`, from the norms of the activations.  # shape: (n,), bool"""
+    """Whether a neuron's norm is finite and at least `threshold` of the layer's largest.  # shape: (n,), bool"""
     finite = norms.isfinite()
     largest = norms[finite].max() if bool(finite.any()) else norms.new_zeros(())
     return finite & (norms >= threshold * largest) & (norms > 0)

@@ -67,9 +67,9 @@ class Values:
         del self.buffers[1:]
         return total
 
-    def products(self, some: slice) -> Tensor:
+    def products(self, some: slice | Tensor) -> Tensor:
         """Products of some neurons with all.  # shape: (some, n), float64"""
-        total = torch.zeros(some.stop - some.start, len(self.rows), dtype=torch.float64, device=self.rows.device)
+        total = torch.zeros(len(self.lengths[some]), len(self.rows), dtype=torch.float64, device=self.rows.device)
         for part in self.parts():
             total.addmm_(part[some], part.T)
         return total
@@ -109,7 +109,7 @@ class Products:
         divided = products.to(torch.float64, copy=True)
         return divided.mul_(power(-self.exponent)).mul_(power(-self.exponent)) if self.exponent else divided
 
-    def products(self, some: slice) -> Tensor:
+    def products(self, some: slice | Tensor) -> Tensor:
         """Products of some neurons with all.  # shape: (some, n), float64"""
         return self._divided(self.gram[some])
 

@@ -108,6 +108,7 @@ class NeuronMap:
             >>> neurons.points.shape, neurons.taken_after, neurons.nearest[0].cosine > neurons.farthest[0].cosine
             ((8, 3), 'relu', True)
         """
+        placing = Placing(pairs, clusters, method, seed)
         collected = collect_activations(
             model,
             loader,
@@ -124,7 +125,7 @@ class NeuronMap:
         if len(collected) > 1:
             raise ValueError(f"layer: expected a pattern that matches one layer, got {', '.join(collected)}. Name one.")
         only = next(iter(collected.values()))
-        return cls.from_activations(only, pairs=pairs, clusters=clusters, method=method, seed=seed)
+        return cls._of_layer(only, placing)
 
     @classmethod
     def from_activations(
@@ -155,11 +156,7 @@ class NeuronMap:
         """
         placing = Placing(pairs, clusters, method, seed)
         if isinstance(activations, LayerActivations):
-            got = activations
-            correlation = got.cosine_matrix(center=True)
-            cosine = correlation if center else got.cosine_matrix()
-            about = About(got.layer, got.taken_after, got.samples, got.note)
-            return cls(**placed_neurons(cosine, got.norms(), got.alive, correlation, placing, about))
+            return cls._of_layer(activations, placing, center)
         tensor = as_tensor(activations)
         correlation = neuron_cosine_matrix(tensor, neuron_dim=neuron_dim, center=True)
         cosine = correlation if center else neuron_cosine_matrix(tensor, neuron_dim=neuron_dim)
@@ -168,6 +165,13 @@ class NeuronMap:
         norms = norms_of(rows)
         about = About(layer, samples=rows[0].numel())
         return cls(**placed_neurons(cosine, norms, alive_from_norms(norms), correlation, placing, about))
+
+    @classmethod
+    def _of_layer(cls, got: LayerActivations, placing: Placing, center: bool = False) -> NeuronMap:
+        correlation = got.cosine_matrix(center=True)
+        cosine = correlation if center else got.cosine_matrix()
+        about = About(got.layer, got.taken_after, got.samples, got.note)
+        return cls(**placed_neurons(cosine, got.norms(), got.alive, correlation, placing, about))
 
     @classmethod
     def from_cosine(

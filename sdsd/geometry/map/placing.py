@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdsd_kernels import checks
+
 from ..cosines import disjoint_pairs
-from .embedding import cluster, effective_rank, embed
+from .embedding import METHODS, cluster, effective_rank, embed
 
 MOST_PLACED = 5000
 """Live neurons that are placed and grouped; of a larger layer a random sample is, for steps × n² grow."""
@@ -24,6 +26,12 @@ class Placing:
     clusters: int | None
     method: str
     seed: int
+
+    def __post_init__(self) -> None:
+        checks.check_integer(self.pairs, "pairs", least=0)
+        checks.check_count(self.clusters, "clusters", least=2, of="groups", optional=True)
+        checks.check_choice(self.method, "method", METHODS)
+        checks.check_integer(self.seed, "seed", least=0, most=2**32 - 1)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...models import evaluating, restored
+from ...models import restored
 from ..cosines import NeuronPair
 from .consumers import consumers
-from .measurements import Measurements, fingerprint, resumed
-from .merge import How, Merger, absorption_from, applied
+from .measurements import Key, Measurements, fingerprint, resumed
+from .merge import How, IndexPairs, Merger, absorption_from, applied
 from .pair_source import PairSource
 from .sensitivity import LossFunction, Sensitivity, as_sensitivity, single_number
 
@@ -202,7 +202,7 @@ def biopsy(
     _check_statistics(confidence, seed)
     readers = consumers(model, layer, example_input)
     source = PairSource(model, readers, activations, cosine, alive, neuron_dim)
-    absorption = absorption_from(model, readers, activations, gram, neuron_dim, how)
+    absorption = absorption_from(model, readers, activations, gram, neuron_dim) if how == "absorb" else None
     merger = Merger(model, readers, how, absorption)
     chosen = {name: source.pairs(pairs, which, seed) for name, which in COHORTS.items()}
     report = reporter(progress, f"biopsy of {layer}")
@@ -268,7 +268,7 @@ def mass_consolidation(
     random_pairings = checks.check_count(random_pairings, "random_pairings", least=2)
     readers = consumers(model, layer, example_input)
     source = PairSource(model, readers, activations, cosine, alive, neuron_dim)
-    absorption = absorption_from(model, readers, activations, gram, neuron_dim, how)
+    absorption = absorption_from(model, readers, activations, gram, neuron_dim) if how == "absorb" else None
     merger = Merger(model, readers, how, absorption)
     near = source.pairs(pairs, "nearest", seed)
     pairings = [near, *(source.pairs(pairs, "random", seed + number) for number in range(random_pairings))]
@@ -294,18 +294,18 @@ def mass_consolidation(
     )
 
 
-class _Measure:
+class _Measure(NamedTuple):
     """Loss changes of merges; what was measured before is not measured again."""
 
-    def __init__(self, merger: Merger, loss: Sensitivity, measurements: Measurements) -> None:
-        self.merger, self.loss, self.measurements = merger, loss, measurements
+    merger: Merger
+    loss: Sensitivity
+    measurements: Measurements
 
     def __call__(self, pairs: Iterable[NeuronPair]) -> float:
-        listed = list(pairs)
-        key = Measurements.key(listed)
+        key = Measurements.key(pairs)
         if key not in self.measurements.losses:
-            with applied(self.merger.edits(self.merger.checked(listed))):
-                self.measurements.add(key, _finite(self.loss(self.merger.model), f"with {_named(key)} merged"))
+            with applied(self.merger.edits(IndexPairs(*torch.tensor(key).T))):
+                self.measurements.add(key, _finite(self.loss(self.merger.model), key))
         return self.measurements.losses[key] - self.measurements.loss_before
 
 
@@ -317,21 +317,20 @@ def _measuring(
 ) -> Iterator[_Measure]:
     """The untouched network measured, and the model in eval mode; everything put back afterwards."""
     function, model = as_sensitivity(loss), merger.model
-    with restored(model), evaluating(model):
-        before = _finite(function(model), "of the untouched network")
+    with restored(model), torch.no_grad():
+        model.eval()
+        before = _finite(function(model))
         started = Measurements(merger.group.layer, merger.how, fingerprint(model), before)
-        yield _Measure(merger, function, resumed(started, resume))
+        yield _Measure(merger, function, started if resume is None else resumed(started, resume))
 
 
-def _finite(loss: Any, when: str) -> float:
+def _finite(loss: Any, merged: Key = ()) -> float:
     value = single_number(loss, "loss")
     if not math.isfinite(value):
+        pairs = f"pair {merged[0]}" if len(merged) == 1 else f"{len(merged)} pairs"
+        when = f"with {pairs} merged" if merged else "of the untouched network"
         raise ValueError(f"loss: expected a finite number, got {value} {when}. Check the data and the loss function.")
     return value
-
-
-def _named(key: tuple[tuple[int, int], ...]) -> str:
-    return f"pair {key[0]}" if len(key) == 1 else f"{len(key)} pairs"
 
 
 def _check_statistics(confidence: float, seed: int) -> None:
@@ -346,7 +345,7 @@ def _ratio(
     tops, bottoms = (torch.tensor(list(values), dtype=torch.float64).abs() for values in (above, below))
     if bottoms.mean() == 0:
         return None, None
-    generator = torch.Generator().manual_seed(checks.check_integer(seed, "seed"))
+    generator = torch.Generator().manual_seed(seed)
     means = [
         values[torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)].mean(1)
         for values in (tops, bottoms)

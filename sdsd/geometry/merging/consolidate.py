@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdsd_kernels import checks
 
@@ -16,7 +17,19 @@ from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_si
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
-from .merge import How, IndexPairs, Merger, Pairs, absorption_from, added, applied, apply, part_tensor, refuse_tied
+from .merge import (
+    How,
+    IndexPairs,
+    Merger,
+    Pairs,
+    absorption_from,
+    added,
+    applied,
+    apply,
+    check_how,
+    part_tensor,
+    refuse_tied,
+)
 from .norms import REPEAT, Norms, RepeatedNorm, refuse_across_groups, repeat_norms, with_norms_apart
 from .proof import prove, zeroed
 
@@ -145,7 +158,8 @@ def consolidate(
           outputs    equal to the merged network's, to rounding
     """
     group = consumers(model, layer, example_input)
-    absorption = absorption_from(model, group, activations, gram, neuron_dim, how)
+    check_how(how)
+    absorption = absorption_from(model, group, activations, gram, neuron_dim) if how == "absorb" else None
     if remove and how == "act":
         raise ValueError(
             "how: 'act' averages two activations that stay different, so neither neuron can be removed. Pass "
@@ -343,13 +357,26 @@ def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | Non
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if example_input is None:
         return parameters, None
-    from torch.utils.flop_counter import FlopCounterMode
-
     arguments, named = as_arguments(example_input)
-    counter = FlopCounterMode(display=False)
+    counter = _Flops()
     with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter, Plain():
         model(*arguments, **named)
-    return parameters, counter.get_total_flops()
+    return parameters, counter.total
+
+
+class _Flops(TorchDispatchMode):
+    """Counts as `torch.utils.flop_counter` does, whose own mode hooks modules and fails on views of parameters."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def _report(

@@ -228,7 +228,7 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     """
     module = dense_layer(model, layer)
     looks = look(model, example_input)
-    weight, dim = _rows(looks, model, module, layer)
+    weight, dim = _rows(looks, module, layer)
     groups = [each.of(weight, dim) for each in looks]
     group = groups[0]
     obstacles = list(dict.fromkeys(obstacle for each in groups for obstacle in each.obstacles))
@@ -280,33 +280,32 @@ def _of_modules(modules: dict[str, nn.Module], parts: Iterable[Part]) -> list[Ob
     return obstacles
 
 
-def _rows(looks: list[Groups], model: nn.Module, module: nn.Module, layer: str) -> tuple[str, int]:
+def _rows(looks: list[Groups], module: nn.Module, layer: str) -> tuple[str, int]:
     """The parameter and the axis of it that runs over the layer's neurons."""
-    known = looks[0].recording.values
-    if layer in known:
+    if layer in looks[0].recording.values:
         names = [layer]
     elif isinstance(module, (*DENSE, nn.Embedding)):
-        weight = f"{layer}.weight" if layer else "weight"
+        weight = f"{layer}.weight"
         if any(each.used(weight) for each in looks):
             return weight, row_dim(module)
         names = []
     else:
-        names = [
-            f"{layer}.{name}" if layer else name
-            for name, each in module.named_parameters(recurse=False)
-            if each.ndim > 1
-        ]
+        names = [f"{layer}.{name}" for name, each in module.named_parameters(recurse=False) if each.ndim > 1]
     places = [(name, dim) for name in names for dim in looks[0].rows_of(name)]
-    if len(places) == 1:
-        return places[0]
-    if len(places) > 1:
+    if len(places) != 1:
+        raise _no_rows(looks, layer, places)
+    return places[0]
+
+
+def _no_rows(looks: list[Groups], layer: str, places: list[tuple[str, int]]) -> ValueError:
+    if places:
         listed = ", ".join(dict.fromkeys(repr(name) for name, _ in places))
-        raise ValueError(
+        return ValueError(
             f"layer: {layer!r} multiplies by several weights: {listed}. Name the one whose rows are the neurons."
         )
     inside = layer.rpartition(".")[0]
     ran = any(layer in each.recording.ran or inside in each.recording.ran for each in looks)
-    raise ValueError(
+    return ValueError(
         f"layer: {layer!r} is never called as a layer in the model's forward{'' if ran else ' on this example'}. "
         "It may be an expert or a branch that this example does not reach, or compute with its weight before it uses "
         "it; pass another example_input, or choose another layer."
@@ -319,31 +318,35 @@ def dense_layer(model: nn.Module, layer: str) -> nn.Module:
     if not isinstance(layer, str):
         raise TypeError(f"layer: expected the name of a layer, a str, got {type(layer).__name__}.")
     modules = dict(model.named_modules(remove_duplicate=False))
-    suitable = [name for name, module in modules.items() if name and _is_dense(module)]
     holder, _, local = layer.rpartition(".")
     if layer not in modules and isinstance(getattr(modules.get(holder), local, None), nn.Parameter):
         return modules[holder]
+    if layer not in modules or not layer or not _is_dense(modules[layer]):
+        raise _no_layer(modules, layer)
+    if isinstance(modules[layer], DENSE):
+        _check_weight(modules[layer], layer)
+    return modules[layer]
+
+
+def _no_layer(modules: dict[str, nn.Module], layer: str) -> Exception:
     if layer not in modules:
+        suitable = [name for name, module in modules.items() if name and _is_dense(module)]
         near = difflib.get_close_matches(layer, suitable, n=1, cutoff=0.0)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         listed = ", ".join(suitable[:12]) + (", …" if len(suitable) > 12 else "")
-        raise ValueError(
+        return ValueError(
             f"layer: the model has no layer {layer!r}.{hint} Its Linear layers and convolutions: {listed or 'none'}."
         )
-    module = modules[layer]
-    if layer not in suitable:
-        if quantised(module):
-            raise TypeError(
-                f"layer: {layer!r} is {type(module).__name__} of {type(module).__module__}, whose weights are packed "
-                "into whole numbers. Pass the model as it was before quantisation, and quantise the smaller one."
-            )
-        raise TypeError(
-            f"layer: expected an nn.Linear, a convolution or another layer with a weight, got {layer!r}, which is "
-            f"{type(module).__name__}. Name the layer that writes the neurons, not what follows it."
+    kind = type(modules[layer])
+    if quantised(modules[layer]):
+        return TypeError(
+            f"layer: {layer!r} is {kind.__name__} of {kind.__module__}, whose weights are packed into whole numbers. "
+            "Pass the model as it was before quantisation, and quantise the smaller one."
         )
-    if isinstance(module, DENSE):
-        _check_weight(module, layer)
-    return module
+    return TypeError(
+        f"layer: expected an nn.Linear, a convolution or another layer with a weight, got {layer!r}, which is "
+        f"{kind.__name__}. Name the layer that writes the neurons, not what follows it."
+    )
 
 
 def _is_dense(module: nn.Module) -> bool:

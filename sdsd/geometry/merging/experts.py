@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..._progress import Progress, reporter
 from ...models import evaluating, plainly, restored
 from ..arithmetic import widened
-from ..collect import Forward, ModelCall
+from ..collect import Forward, caller, check_loader
 from ..gram import GramAccumulator
 from .merge import Edit, Pairs, apply, checked_pairs
 
@@ -45,7 +45,8 @@ def expert_cosine(
         ValueError: experts that no batch reaches.
     """
     holder = holder_of(model, experts)
-    run, report = forward or ModelCall(model, None), reporter(progress, f"experts of {experts}")
+    check_loader(loader)
+    run, report = caller(model, forward), reporter(progress, f"experts of {experts}")
     sums: GramAccumulator | None = None
     done = 0
     with plainly(model), evaluating(model):

@@ -15,7 +15,7 @@ from sdsd_kernels import checks
 from ..._progress import Progress, reporter
 from ...graphs import CONVOLUTIONS, READER, TIED, listening
 from ...models import evaluating, plainly
-from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding
+from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding, caller, check_loader
 from ..gram import GramAccumulator
 from .consumers import Consumers, consumers
 
@@ -57,7 +57,7 @@ def group_activations(
             layer that writes is no Linear layer or convolution; a reader that a batch does not reach.
     """
     checks.check_choice(of, "of", (READERS, MEMBERS))
-    run = forward or ModelCall(model, None)
+    run = caller(model, forward)
     loader = read_twice(loader, max_batches)
     if example_input is None and forward is None:
         example_input = example_of(model, loader)
@@ -69,6 +69,7 @@ def group_activations(
 
 def read_twice(loader: Iterable[Any], max_batches: int | None) -> Iterable[Any]:
     """The loader, or the batches of one that gives them only once, as generators do."""
+    check_loader(loader)
     return list(itertools.islice(loader, max_batches)) if isinstance(loader, Iterator) else loader
 
 

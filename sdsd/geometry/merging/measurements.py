@@ -78,15 +78,13 @@ class Measurements:
             )
 
 
-def resumed(started: Measurements, resume: str | Path | Measurements | None) -> Measurements:
+def resumed(started: Measurements, resume: str | Path | Measurements) -> Measurements:
     """What `resume` holds, if it belongs to the same experiment as `started`; a new file where there is none yet.
 
     Raises:
         TypeError: resume is no path and no `Measurements`.
         ValueError: it belongs to another experiment, or the file is something else.
     """
-    if resume is None:
-        return started
     if isinstance(resume, Measurements):
         resume.require_same(started, "what was passed")
         return resume

@@ -84,7 +84,8 @@ def merge(
         (True, True)
     """
     group = consumers(model, layer, example_input)
-    merger = Merger(model, group, how, absorption_from(model, group, activations, gram, neuron_dim, how))
+    absorption = absorption_from(model, group, activations, gram, neuron_dim) if how == "absorb" else None
+    merger = Merger(model, group, how, absorption)
     return _merged(merger, merger.checked(pairs))
 
 
@@ -145,13 +146,11 @@ class Merger:
         check_how(how)
         if how == "mean":
             group.require_known()
+            refuse_computed(model, group)
         else:
             group.require(f"how={how!r}", removal=False)
-        self.model, self.group, self.how, self.absorption = model, group, how, absorption
-        if how != "mean":
             refuse_tied(group, f"how={how!r}")
-        if how == "mean":
-            refuse_computed(model, group)
+        self.model, self.group, self.how, self.absorption = model, group, how, absorption
 
     def checked(self, pairs: Pairs) -> IndexPairs:
         """ValueError or TypeError for pairs that cannot be merged."""
@@ -288,12 +287,8 @@ def absorption_from(
     activations: Tensor | np.ndarray | None,
     gram: Tensor | np.ndarray | None,
     neuron_dim: int | None,
-    how: How,
-) -> Callable[[IndexPairs], Tensor] | None:
-    """A function that gives ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩ of pairs, in float64; None where `how` needs none."""
-    check_how(how)
-    if how != "absorb":
-        return None
+) -> Callable[[IndexPairs], Tensor]:
+    """A function that gives ⟨a_i, a_j⟩ / ⟨a_i, a_i⟩ of pairs, in float64: what "absorb" needs."""
     neurons = group.neurons
     if gram is not None:
         products = torch.as_tensor(gram).detach()

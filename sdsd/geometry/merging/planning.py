@@ -17,7 +17,7 @@ from sdsd_kernels import checks
 from ..._progress import Progress, reporter
 from ...graphs import DENSE, WRITER, Groups, look
 from ...models import quantised
-from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding
+from ..collect import Forward, LayerActivations, Mask, Padding, caller
 from ..cosines import disjoint_pairs, merge_cost
 from .consumers import Consumers, consumers
 from .cost import foretold_change, roots_of, unweighable, weights_of
@@ -93,7 +93,7 @@ def plan_consolidation(
     multiple = checks.check_integer(multiple, "multiple", least=1, why="feature")
     loader = read_twice(loader, max_batches)
     example_input = example_of(model, loader) if example_input is None else example_input
-    run = forward or ModelCall(model, None)
+    run = caller(model, forward)
     considered = _groups(model, layers, exclude, example_input)
     rows = [_Row.of(model, group, exclude, how, norms) for group in considered]
     if loss is not None:
@@ -329,9 +329,7 @@ def _candidates(
     checked = checked_pairs(pairs, row.units)
     shares: list[float | None] = [None] * able
     if how == "absorb":
-        absorption = absorption_from(model, group, None, gram, None, how)
-        assert absorption is not None
-        shares = absorption(checked).tolist()
+        shares = absorption_from(model, group, None, gram, None)(checked).tolist()
     kept = in_one_group(model, group, checked) if row.fewer is not group else torch.ones(able, dtype=torch.bool)
     candidates = []
     for (i, j, cosine), price, share, stays in zip(pairs, costs, shares, kept.tolist(), strict=True):

@@ -61,12 +61,7 @@ def to_panels(figure: Any, name: str) -> str:
     """
     columns = _columns(figure)
     if len(columns) == 1:
-        wide = to_svg(figure, name)
-        width, height = figure.get_size_inches()
-        if width <= WIDE:
-            return f"<div>{wide}</div>"
-        figure.set_size_inches(PHONE, max(height * (1 if height < 2 else 0.9), PHONE / 6))
-        return f'<div class="desk">{wide}</div><div class="phone">{to_svg(figure, f"{name}-phone")}</div>'
+        return _panel(figure, name)
     # Laid out once, so that hiding the neighbours of a panel moves nothing.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -78,6 +73,15 @@ def to_panels(figure: Any, name: str) -> str:
     for axes in figure.axes:
         axes.set_visible(True)
     return "".join(panels)
+
+
+def _panel(figure: Any, name: str) -> str:
+    wide = to_svg(figure, name)
+    width, height = figure.get_size_inches()
+    if width <= WIDE:
+        return f"<div>{wide}</div>"
+    figure.set_size_inches(PHONE, max(height * (1 if height < 2 else 0.9), PHONE / 6))
+    return f'<div class="desk">{wide}</div><div class="phone">{to_svg(figure, f"{name}-phone")}</div>'
 
 
 def _columns(figure: Any) -> list[list[Any]]:

@@ -27,20 +27,21 @@ def prepare_output(out: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
-        broken = next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None)
-        why = (
-            f"{blocking} is a file"
-            if blocking
-            else f"{broken} is a link to what is not there"
-            if broken
-            else error.strerror or str(error)
-        )
         raise ValueError(
-            f"output directory {folder}: expected a directory that can be written, but {why}. "
+            f"output directory {folder}: expected a directory that can be written, but {_why(folder, error)}. "
             f"Choose another with --out."
         ) from error
     return folder
+
+
+def _why(folder: Path, error: OSError) -> str:
+    """What keeps a folder from being written."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            return f"{path} is a file"
+        if path.is_symlink() and not path.exists():
+            return f"{path} is a link to what is not there"
+    return error.strerror or str(error)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,16 +103,21 @@ def revive(value: Any) -> Any:
     revived = {name: revive(entry) for name, entry in value.items() if name not in flags}
     for name, flag in flags.items():
         own = name.removesuffix(FLAG)
-        if not isinstance(flag, dict):
-            revived[own] = _number(flag)
-            continue
-        for place, inner in flag.items():
-            *way, last = map(int, place.split("."))
-            inside = revived[own]
-            for step in way:
-                inside = inside[step]
-            inside[last] = _number(inner)
+        revived[own] = _with_numbers(revived[own], flag)
     return revived
+
+
+def _with_numbers(value: Any, flag: Any) -> Any:
+    """`value` with what its flags say in the places of null."""
+    if not isinstance(flag, dict):
+        return _number(flag)
+    for place, inner in flag.items():
+        *way, last = map(int, place.split("."))
+        inside = value
+        for step in way:
+            inside = inside[step]
+        inside[last] = _number(inner)
+    return value
 
 
 def _number(flag: str) -> float | None:

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from sdsd_kernels import checks
-
 from .measured import Measured
 
 VERDICTS = (
@@ -151,8 +149,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (count - place) * p_values[index]))
         corrected[index] = largest
     return corrected
-
-
-def check_verdict(word: str) -> None:
-    """Refuse a word that is none of `VERDICTS`."""
-    checks.check_choice(word, "verdict", VERDICTS)

@@ -21,8 +21,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sdsd_kernels import checks
+
 from .files import revive, versions
-from .judging import Effect, check_verdict
+from .judging import VERDICTS, Effect
 from .measured import Measured
 
 SCHEMA = 4
@@ -57,7 +59,7 @@ class Verdict:
     effect: Effect | None = None
 
     def __post_init__(self) -> None:
-        check_verdict(self.verdict)
+        checks.check_choice(self.verdict, "verdict", VERDICTS)
 
 
 @dataclass

@@ -1,9 +1,8 @@
-"""Whole networks, each operation within held against the oracle; and programs in which samples meet."""
+"""Networks are followed from end to end."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,41 +10,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from sdsd.gamma.following import Mixed, Track
+from sdsd.gamma.following import Track
 
+from .networks import SIZES, D, H, SelfAttention, given, modules
 from .oracle import check
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(1)
-    yield
-    torch.set_default_dtype(before)
-
-
-D, H = 8, 2
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, fused: bool, causal: bool = True) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
-        self.fused, self.causal = fused, causal
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, d = x.shape
-        q, k, v = (y.view(b, t, H, d // H).transpose(1, 2) for y in self.qkv(x).split(d, dim=2))
-        if self.fused:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        else:
-            scores = (q @ k.transpose(-2, -1)) * (d // H) ** -0.5
-            if self.causal:
-                mask = torch.tril(torch.ones(t, t)).view(1, 1, t, t)
-                scores = scores.masked_fill(mask == 0, float("-inf"))
-            y = F.dropout(F.softmax(scores, dim=-1), 0.1) @ v
-        return self.out(y.transpose(1, 2).contiguous().view(b, t, d))
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Block(nn.Module):
@@ -192,10 +162,6 @@ class DenseExperts(Experts):
         return torch.einsum("nte,nted->ntd", full, torch.stack([e(x) for e in self.experts], 2))
 
 
-def modules(*parts: nn.Module) -> nn.Module:
-    return nn.Sequential(*parts)
-
-
 class MaskedMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mask = (x[..., 0] > -1).unsqueeze(-1).to(x.dtype)
@@ -272,46 +238,6 @@ def siamese(x: Tensor) -> tuple[Tensor, Tensor]:
     return (a * b).sum(-1), a
 
 
-def contrastive(x: Tensor) -> Tensor:
-    z = F.normalize(x.flatten(1), dim=-1)
-    return F.cross_entropy(z @ z.t(), torch.arange(x.shape[0]), reduction="none")
-
-
-def batch_norm_by_hand(x: Tensor) -> Tensor:
-    mean = x.mean(dim=0, keepdim=True)
-    return (x - mean) / torch.sqrt(x.var(dim=0, keepdim=True, unbiased=False) + 1e-5)
-
-
-def momentum(x: Tensor) -> Tensor:
-    running = torch.zeros(x.shape[1:])
-    running.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
-    return x - running
-
-
-def through_a_view(x: Tensor) -> Tensor:
-    """A view taken before its memory is written to; the sum of all samples must not pass for a constant."""
-    buffer = torch.zeros(2, *x.shape[1:])
-    seen = buffer[1]
-    buffer[1] = x.sum(0)
-    return x + seen
-
-
-def through_a_view_again(x: Tensor) -> Tensor:
-    buffer = torch.zeros(2, *x.shape[1:])
-    buffer[0].add_(x.sum(0))
-    return x + buffer.sum(0)
-
-
-def through_detach(x: Tensor) -> Tensor:
-    buffer = torch.zeros(x.shape[1:])
-    buffer.detach().copy_(x.mean(0))
-    return x + buffer
-
-
-def mapped(x: Tensor) -> Tensor:
-    return torch.vmap(lambda row: row - row.sum(), in_dims=1, out_dims=1)(x)
-
-
 NETWORKS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "perceptron": (lambda: modules(nn.Linear(D, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 3)), "N D"),
     "perceptron of tokens": (lambda: modules(nn.Linear(D, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 3)), "N T D"),
@@ -367,19 +293,6 @@ NETWORKS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
     "siamese": (lambda: siamese, "N T D"),
 }
 
-MEETING: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
-    "batch norm": (lambda: modules(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 2, 1)), "N 3 4"),
-    "batch norm by hand": (lambda: batch_norm_by_hand, "N T D"),
-    "contrastive": (lambda: contrastive, "N T D"),
-    "momentum": (lambda: momentum, "N T D"),
-    "centred": (lambda: lambda x: x - x.mean(0), "N T D"),
-    "attention, sequence and batch confused": (lambda: SelfAttention(True), "T N D"),
-    "through a view": (lambda: through_a_view, "N T D"),
-    "through a view again": (lambda: through_a_view_again, "N T D"),
-    "through detach": (lambda: through_detach, "N T D"),
-    "vmap": (lambda: mapped, "N T"),
-}
-
 
 def _alone(layer: nn.Module) -> Callable[[Tensor], Any]:
     return lambda x: layer(x, x, x, need_weights=False)[0]
@@ -408,18 +321,6 @@ def _cell(layer: nn.Module) -> Callable[[Tensor], Any]:
     return unrolled
 
 
-def given(spec: str, n: int, t: int) -> tuple[Tensor, Track]:
-    if spec == "ids":
-        return torch.randint(0, 5, (n, t)), Track(0)
-    letters = spec.split()
-    sizes = {"N": n, "T": t, "D": D}
-    shape = [sizes[x] if x in sizes else int(x) for x in letters]
-    return torch.randn(shape), Track(letters.index("N"))
-
-
-SIZES = [(3, 5), (4, 4), (1, 4)]
-
-
 @pytest.mark.parametrize(("n", "t"), SIZES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_are_followed(name: str, n: int, t: int) -> None:
@@ -428,14 +329,3 @@ def test_networks_are_followed(name: str, n: int, t: int) -> None:
     verdicts = check(make(), [x], [track], n, ("small", "large"))
     assert verdicts
     assert not [v for v in verdicts if not isinstance(v, Track)]
-
-
-@pytest.mark.parametrize(("n", "t"), SIZES)
-@pytest.mark.parametrize("name", MEETING)
-def test_samples_that_meet_are_mixed(name: str, n: int, t: int) -> None:
-    make, spec = MEETING[name]
-    x, track = given(spec, n, t)
-    program = make()
-    verdicts = check(lambda y: copy.deepcopy(program)(y), [x], [track], n, ("small",))
-    assert verdicts
-    assert all(isinstance(v, Mixed) for v in verdicts)

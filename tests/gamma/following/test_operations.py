@@ -1,72 +1,17 @@
-"""Every rule against the oracle: each operation alone, over shapes where sizes coincide and where they do not."""
+"""Operations of torch that are followed in any setting, one by one, against the oracle."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sdsd.gamma.following import Mixed, Rows, Summed, Track
+from sdsd.gamma.following import Track
 
-from .oracle import check
+from .operations import FOLDED, NUMBERS, SETTINGS, SIZES, Case, Setting, named, put, settings, verdicts
 
-A = torch.arange
-
-
-class Case(NamedTuple):
-    """f(*inputs); each input is a string of dimensions: N carries samples, T is a length that may equal N,
-    a lower-case letter or a digit a size. A leading "i:" makes it indices below 3, "b:" a mask, "c:" complex;
-    an input without N is a constant."""
-
-    name: str
-    f: Callable[..., Any]
-    inputs: tuple[str, ...]
-    ways: tuple[str, ...] = ("small", "large", "poison")
-
-
-SIZES = {"d": 6, "e": 4, "h": 2, "w": 8, "c": 4, "k": 3}
-NUMBERS = ("small", "large")
-
-
-class Setting(NamedTuple):
-    n: int
-    t: int
-    outer: int = 1
-    inner: int = 1
-
-
-SETTINGS = [Setting(3, 5), Setting(4, 4), Setting(1, 4)]
-FOLDED = [Setting(2, 4, 2, 1), Setting(2, 8, 2, 2)]
-
-
-def made(spec: str, s: Setting) -> tuple[Tensor, Track | None]:
-    kind, _, dims = spec.rpartition(":")
-    letters = dims.split()
-    sizes = {**SIZES, "T": s.t, "N": s.outer * s.n * s.inner}
-    shape = [sizes[x] if x in sizes else int(x) for x in letters]
-    axis = letters.index("N") if "N" in letters else None
-    track = None if axis is None else Track(axis, s.outer, s.inner)
-    if kind == "i":
-        return torch.randint(0, 3, shape), track
-    if kind == "b":
-        return torch.rand(shape) > 0.4, track
-    x = torch.randn(shape, dtype=torch.complex128 if kind == "c" else torch.float64)
-    return (x.abs() + 0.1 if kind == "p" else x), track
-
-
-def verdicts(case: Case, s: Setting) -> list[Any]:
-    inputs, tracks = zip(*(made(spec, s) for spec in case.inputs), strict=True)
-    return check(case.f, inputs, tracks, s.n, case.ways)
-
-
-def put(x: Tensor, index: Any, value: Any) -> Tensor:
-    x = x.clone()
-    x[index] = value
-    return x
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def viewed(x: Tensor, y: Tensor) -> Tensor:
@@ -74,26 +19,6 @@ def viewed(x: Tensor, y: Tensor) -> Tensor:
     buffer = torch.zeros(*x.shape[:2], 2, dtype=x.dtype)
     buffer[:, :, 0].copy_(y)
     return buffer
-
-
-def written(x: Tensor, start: int) -> Tensor:
-    """A column of samples written into a square buffer through a flat view of it."""
-    buffer = torch.zeros(x.shape[0] + 2, x.shape[0])
-    buffer.flatten()[start : start + x.shape[0]].copy_(x[:, 0])
-    return buffer * 2
-
-
-def scattered(x: Tensor, y: Tensor) -> Tensor:
-    """Two rows of each sample of y put in the place of two of x."""
-    mask = torch.zeros_like(x, dtype=torch.bool)
-    mask[:, 1:3] = x[:, 1:3] == x[:, 1:3].clone()
-    return x.masked_scatter(mask, y)
-
-
-def ctc(x: Tensor, reduction: str) -> Tensor:
-    t, n, _ = x.shape
-    lengths = torch.full((n,), t), torch.full((n,), 1)
-    return F.ctc_loss(x.log_softmax(-1), torch.ones(n, 1, dtype=torch.int64), *lengths, reduction=reduction)
 
 
 # Followed: a `Mixed` would refuse what people train. In any setting, also where samples are folded with others.
@@ -330,198 +255,6 @@ FOLLOWED = [
     Case("aten", lambda x: torch.ops.aten.mean.dim(torch.ops.aten.add(x, 1), [1]), ("N T d",)),
 ]
 
-# Followed where a row is a sample's alone (outer = inner = 1).
-PLAIN = [
-    Case("samples one by one", lambda x: torch.stack(list(x)), ("N T",)),
-    Case("stacked elsewhere", lambda x: torch.stack(x.unbind(), -1), ("N T d",)),
-    Case("rows joined", lambda x: torch.cat(x.unbind(), 1), ("N T d",)),
-    Case("chunks joined again", lambda x: torch.cat(x.split(1)), ("N T",)),
-    Case("uneven parts joined again", lambda x: torch.cat(x.split([1, len(x) - 1])), ("N T",)),
-    Case("masked_scatter", scattered, ("N 4 d", "N 2 d"), NUMBERS),
-    Case("triplet none", lambda x, y: F.triplet_margin_loss(x, y, x + y, reduction="none"), ("N T", "N T")),
-    Case("ctc none", lambda x: ctc(x, "none"), ("T N k",), NUMBERS),
-    Case("group_norm", lambda x: F.group_norm(x, 2), ("N c T",)),
-    Case("instance_norm", lambda x: F.instance_norm(x), ("N c 3 w",)),
-    Case("batch_norm eval", lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4)), ("N c T",)),
-    Case("local_response_norm", lambda x: F.local_response_norm(x, 2), ("N c T",)),
-    Case("channel_shuffle", lambda x: F.channel_shuffle(x, 2), ("N c T w",)),
-    Case("F.unfold", lambda x: F.fold(F.unfold(x, 2, stride=2), (4, 8), 2, stride=2), ("N c 4 w",)),
-    Case(
-        "grid_sample, samples as rows of points",
-        lambda x, g: F.grid_sample(x, g, align_corners=False),
-        ("1 c 4 4", "1 N 3 2"),
-        NUMBERS,
-    ),
-    Case(
-        "grid_sample, samples as points",
-        lambda x, g: F.grid_sample(x, g, align_corners=False),
-        ("1 c 4 4", "1 3 N 2"),
-        NUMBERS,
-    ),
-    Case("solve", lambda a, b: torch.linalg.solve(a + 9 * torch.eye(4), b), ("N e e", "N e d"), NUMBERS),
-    Case("solve of columns", lambda a, b: torch.linalg.solve(a + 9 * torch.eye(4), b), ("e e", "e N"), NUMBERS),
-    Case(
-        "solve_triangular of columns",
-        lambda a, b: torch.linalg.solve_triangular(a.tril() + 9 * torch.eye(4), b, upper=False),
-        ("1 e e", "1 e N"),
-        NUMBERS,
-    ),
-    Case(
-        "solve_triangular of rows",
-        lambda a, b: torch.linalg.solve_triangular(a.tril() + 9 * torch.eye(4), b, upper=False, left=False),
-        ("e e", "N e"),
-        NUMBERS,
-    ),
-    Case(
-        "cholesky_solve of columns",
-        lambda b, a: torch.cholesky_solve(b, a.tril() + 9 * torch.eye(4)),
-        ("e N", "e e"),
-        NUMBERS,
-    ),
-    Case("max_unpool", lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), ("N c 4 w",), NUMBERS),
-    Case("grid_sample", lambda x, g: F.grid_sample(x, g, align_corners=False), ("N c 4 4", "N 3 3 2"), NUMBERS),
-    Case("affine_grid", lambda x: F.affine_grid(x, [x.shape[0], 1, 3, 3], align_corners=False), ("N 2 3",), NUMBERS),
-    Case("embedding_bag", lambda i, w: F.embedding_bag(i, w), ("i:N T", "3 d")),
-    Case("index by arange", lambda x, i: x[A(x.shape[0]), i], ("N 3 d", "i:N")),
-    Case("index by arange both", lambda x, i: x[A(x.shape[0])[:, None], i], ("N 3 d", "i:N 2")),
-    Case("index by arange shared", lambda x: x[A(x.shape[0])[:, None], A(3)[None]], ("N 3 d",)),
-    Case("setitem by arange", lambda x, i: put(x, (A(x.shape[0]), i), 0.0), ("N 3 d", "i:N")),
-    Case("setitem by arange of samples", lambda x, i, y: put(x, (A(x.shape[0]), i), y), ("N 3 d", "i:N", "N d")),
-    Case("identity", lambda x: x[A(x.shape[0])] + x[0 : x.shape[0]] + x.index_select(0, A(x.shape[0])), ("N T",)),
-    Case("doubled", lambda x: x[torch.cat([A(x.shape[0]), A(x.shape[0])])], ("N T",)),
-    Case(
-        "lstm",
-        lambda x, w, v: torch.lstm(
-            x, (x.new_zeros(1, x.shape[0], 2), x.new_zeros(1, x.shape[0], 2)), (w, v), False, 1, 0.0, False, False, True
-        ),
-        ("N T d", "8 d", "8 2"),
-    ),
-    Case(
-        "gru, batch second",
-        lambda x, w, v: torch.gru(x, x.new_zeros(1, x.shape[1], 2), (w, v), False, 1, 0.0, False, False, False),
-        ("T N d", "6 d", "6 2"),
-    ),
-    Case("multi_margin none", lambda x, i: F.multi_margin_loss(x, i, reduction="none"), ("N 3", "i:N")),
-]
-
-# Never followed: samples meet. The oracle need not object where a rule knows no better (roll, flip of samples).
-MIXED = [
-    Case("solved over the samples", lambda x: torch.linalg.solve(torch.ones(len(x), len(x)).tril(), x), ("N d",)),
-    Case("sum over samples keepdim", lambda x: x - x.mean(0, keepdim=True), ("N T",)),
-    Case("mean over samples, centred", lambda x: x - x.mean(0), ("N T",)),
-    Case("std of all", lambda x: x / x.std(), ("N T",)),
-    Case("max of all", lambda x: x / x.abs().max(), ("N T",)),
-    Case("softmax over samples", lambda x: x.softmax(0), ("N T",)),
-    Case("softmax without a dimension", lambda x: F.softmax(x), ("N T d",)),
-    Case("cumsum over samples", lambda x: x.cumsum(0), ("N T",)),
-    Case("sort over samples", lambda x: x.sort(0)[0], ("N T",)),
-    Case("topk over samples", lambda x: x.topk(1, 0)[0], ("N T",)),
-    Case("flip samples", lambda x: x.flip(0), ("N T",)),
-    Case("roll samples", lambda x: x.roll(1, 0), ("N T",)),
-    Case("roll flat", lambda x: x.roll(1), ("N T",)),
-    Case("normalize over samples", lambda x: F.normalize(x, dim=0), ("N T",)),
-    Case("similarity", lambda x, y: x @ y.T, ("N d", "N d")),
-    Case("similarity einsum", lambda x, y: torch.einsum("id,jd->ij", x, y), ("N d", "N d")),
-    Case("similarity cdist", lambda x, y: torch.cdist(x, y), ("N d", "N d")),
-    Case("similarity broadcast", lambda x, y: x[:, None] - y[None], ("N d", "N d")),
-    Case("similarity cosine", lambda x, y: F.cosine_similarity(x[:, None], y[None], dim=-1), ("N d", "N d")),
-    Case("contraction", lambda x: x.T @ x, ("N d",)),
-    Case("attention across samples", lambda q: F.scaled_dot_product_attention(q, q, q), ("1 h N d",)),
-    Case("one sample", lambda x: x[0], ("N T",)),
-    Case("one sample for all", lambda x: x - x[0], ("N T",)),
-    Case("last sample", lambda x: x.select(0, -1), ("N T",)),
-    Case("permuted samples", lambda x, i: x[i % len(x)], ("N T", "i:N")),
-    Case("gather over samples", lambda x, i: x.gather(0, i % len(x)), ("N T", "i:N T")),
-    Case("batch_norm", lambda x: F.batch_norm(x, None, None, training=True), ("N c 3",)),
-    Case("layer_norm over samples", lambda x: F.layer_norm(x, x.shape), ("N T",)),
-    Case("group_norm of channels", lambda x: F.group_norm(x, 1), ("2 N T",)),
-    Case("conv over samples", lambda x, w: F.conv1d(x, w, padding=1), ("2 c N", "6 c 3")),
-    Case("flipped target", lambda x: x * x.flip(0), ("N T",)),
-    Case("unique", lambda i: torch.unique(i), ("i:N T",)),
-    Case("bincount", lambda i: torch.bincount(i, minlength=3), ("i:N",)),
-    Case("as_strided", lambda x: x.as_strided((1,), (1,)), ("N T",)),
-    Case(
-        "write into a part", lambda x: put(torch.zeros(x.shape[0] + 1, x.shape[1]), slice(0, x.shape[0]), x), ("N T",)
-    ),
-    Case("gradient within", lambda x: torch.autograd.grad((x.requires_grad_() ** 2).sum(), x)[0], ("N T",)),
-    Case("exponential of a loss", lambda x: x.requires_grad_().square().mean().exp(), ("N T",)),
-    Case("product of losses", lambda x: x.requires_grad_().sum() * x.mean(), ("N T",)),
-    Case("divided by a loss", lambda x: x.requires_grad_().sum() / x.square().mean(), ("N T",)),
-    Case("loss joined with samples", lambda x: x.sum() + x, ("N T",)),
-    Case("batch norm by hand", lambda x: (x - x.mean(0)) / x.var(0), ("N T",)),
-    Case("a part alone", lambda x: x.unbind()[0] * 2, ("N T",)),
-    Case("loss of pairs", lambda x, y: F.mse_loss(x, y.T), ("N N", "N N")),
-]
-
-# A sum over samples of something of each alone, and what stays one.
-SUMMED = [
-    Case("mean of all", lambda x: x.mean(), ("N T",)),
-    Case("sum over samples", lambda x: x.sum(0), ("N T",)),
-    Case("cross_entropy", lambda x, i: F.cross_entropy(x, i), ("N 3", "i:N")),
-    Case("mse", lambda x, y: F.mse_loss(x, y), ("N T", "N T")),
-    Case("squeeze of samples and transposed sum", lambda x: x.t().sum(1), ("N T",)),
-    Case("loss scaled and added", lambda x, y: 2 * F.mse_loss(x, y) / 3 - x.sum() + 1, ("N T", "N T")),
-    Case("loss accumulated", lambda x: torch.zeros(()).add_(x.mean()).add_(x.sum()), ("N T",)),
-    Case("losses stacked", lambda x: torch.stack([x.sum(), x.mean()]).sum(), ("N T",)),
-    Case("loss of single precision", lambda x: x.sum().detach().clone().double().reshape(1).view(1, 1), ("N T",)),
-    Case("cross_entropy deep", lambda x, i: F.cross_entropy(x, i, reduction="sum"), ("N 3 T", "i:N T")),
-    Case("bce", lambda x: F.binary_cross_entropy_with_logits(x, torch.ones_like(x)), ("N T",)),
-    Case("kl", lambda x: F.kl_div(x, torch.ones_like(x) / 2, reduction="sum"), ("N T",), NUMBERS),
-    Case("hinge", lambda x: F.hinge_embedding_loss(x, torch.ones_like(x)), ("N T",), NUMBERS),
-    Case("aten sum", lambda x: torch.ops.aten.sum.dim_IntList(x, [0]), ("N T",)),
-]
-
-# Verdicts differ by values or by how samples are folded; whatever is claimed has to be right.
-ANY = [
-    Case("write into a part of a view", lambda x: written(x, 2), ("N T",)),
-    Case("write into the front of a view", lambda x: written(x, 0), ("N T",)),
-    Case("write into rows of a view", lambda x: written(x, x.shape[0]), ("N T",)),
-    Case("pieces side by side", lambda x: torch.cat(x.chunk(len(x) * 2 // 3 + 1), 1), ("N T",)),
-    Case("some of the samples put together", lambda x: torch.stack(list(x)[:1] * 2), ("N T",)),
-    Case("samples put together in another order", lambda x: torch.stack(list(x)[::-1]), ("N T",)),
-    Case("repeat_interleave by a list", lambda x: x.repeat_interleave(torch.tensor([2] * x.shape[0]), 0), ("N T",)),
-    Case("half", lambda x: x[: max(1, x.shape[0] // 2)], ("N T",)),
-    Case("every other", lambda x: x[::2], ("N T",)),
-    Case("chunk samples", lambda x: x.chunk(2), ("N T",)),
-    Case("strided", lambda x: x[1::2], ("N T",)),
-    Case("view pairs", lambda x: x.reshape(2, -1), ("N 2 T",)),
-    Case("view square", lambda x: x.reshape(x.shape[1], x.shape[0]), ("N T",)),
-    Case("view square deep", lambda x: x.reshape(x.shape[1], x.shape[0], x.shape[2]), ("N T d",)),
-    Case("view of the transposed", lambda x: x.transpose(0, 1).reshape(x.shape), ("N T d",)),
-    Case("pool without a batch", lambda x: F.max_pool2d(x, 2), ("N 4 w",)),
-    Case("fold groups", lambda x: x.reshape(-1, x.shape[1] * 2), ("N T 2",)),
-    Case("swapped halves", lambda x: torch.cat(x.chunk(2)[::-1]), ("N T",)),
-    Case("depthwise", lambda x, w: F.conv1d(x, w, groups=x.shape[1]), ("1 N T", "N 1 1")),
-    Case("index with wrong order", lambda x: x[torch.arange(x.shape[0] - 1, -1, -1)], ("N T",)),
-    Case("shifted", lambda x: torch.cat([x[1:], x[:1]]), ("N T",)),
-    Case("mixup", lambda x: 0.3 * x + 0.7 * x[torch.randperm(x.shape[0])], ("N T",)),
-    Case("squeeze", lambda x: x.squeeze(), ("N 1 T",)),
-    Case("broadcast of samples", lambda x, y: x + y, ("N d", "T 1 d")),
-    Case("scatter over samples", lambda x, i: torch.zeros(3, x.shape[1]).scatter_add(0, i, x), ("N T", "i:N T")),
-    Case("index_add over samples", lambda x, i: torch.zeros(3, x.shape[1]).index_add(0, i, x), ("N T", "i:N")),
-    Case("masked_scatter", lambda x, m, y: x.masked_scatter(m, y), ("N T", "b:N T", "N T"), ("small", "large")),
-    Case("take", lambda x, i: torch.take(x, i % x.numel()), ("N T", "i:N")),
-    Case("constant table of samples' length", lambda x, w: x + w, ("N T", "T")),
-    Case("view then write", lambda x: put(torch.zeros(x.shape[1], x.shape[0]), ..., x.T), ("N T",)),
-]
-
-
-def named(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=[c.name for c in cases])
-
-
-def settings(some: list[Setting]) -> Any:
-    return pytest.mark.parametrize("s", some, ids=["n{}-t{}-o{}-i{}".format(*s) for s in some])
-
-
-@pytest.fixture(autouse=True)
-def double() -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(1)
-    yield
-    torch.set_default_dtype(before)
-
 
 @named(FOLLOWED)
 @settings([*SETTINGS, *FOLDED])
@@ -531,55 +264,3 @@ def test_followed(case: Case, s: Setting) -> None:
     assert not [v for v in found if not isinstance(v, Track | None)]
     if case.name != "no argument is tracked":
         assert any(isinstance(v, Track) for v in found)
-
-
-@named(PLAIN)
-@settings(SETTINGS)
-def test_followed_row_by_row(case: Case, s: Setting) -> None:
-    found = verdicts(case, s)
-    assert found
-    assert not [v for v in found if not isinstance(v, Track)]
-
-
-@named(PLAIN)
-@settings(FOLDED)
-def test_row_by_row_folded_is_never_wrong(case: Case, s: Setting) -> None:
-    assert verdicts(case, s)
-
-
-CHOSEN = [
-    Case("nonzero", lambda m: (m & (A(m.shape[1]) > 0)).nonzero(), ("b:N T",)),
-    Case("where", lambda m: torch.where(m & (A(m.shape[1]) > 0)), ("b:N T",)),
-    Case("masked rows", lambda x, m: x[m], ("N d", "b:N")),
-    Case("masked tokens", lambda x, m: x[m], ("N T d", "b:N T")),
-]
-
-
-@named(CHOSEN)
-@settings([*SETTINGS, *FOLDED])
-def test_chosen(case: Case, s: Setting) -> None:
-    found = verdicts(case, s)
-    assert found
-    assert all(isinstance(v, Rows) for v in found)
-
-
-@named(MIXED)
-@settings([*SETTINGS, *FOLDED])
-def test_mixed(case: Case, s: Setting) -> None:
-    found = verdicts(case, s)
-    assert found
-    assert all(isinstance(v, Mixed) and v.reason for v in found)
-
-
-@named(SUMMED)
-@settings([*SETTINGS, *FOLDED])
-def test_summed(case: Case, s: Setting) -> None:
-    found = verdicts(case, s)
-    assert found
-    assert all(isinstance(v, Summed) and v.reason for v in found)
-
-
-@named(ANY)
-@settings([*SETTINGS, *FOLDED])
-def test_never_wrong(case: Case, s: Setting) -> None:
-    assert verdicts(case, s)

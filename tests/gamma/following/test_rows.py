@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -12,16 +10,9 @@ from sdsd.gamma.following import Mixed, Rows, Track
 
 from .oracle import check, run
 
+pytestmark = pytest.mark.usefixtures("double")
+
 W = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(1)
-    yield
-    torch.set_default_dtype(before)
 
 
 def assigned(x):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +12,8 @@ from torch import Tensor
 from sdsd.gamma.following import Mixed, Track
 
 from .oracle import check, run
+
+pytestmark = pytest.mark.usefixtures("double")
 
 LIBRARY = "sdsd_following_tests"
 calls: list[str] = []
@@ -87,15 +89,6 @@ OVERWRITING = operation(overwriting, "(Tensor(a!) x) -> Tensor")
 PICKED = operation(picked, "(Tensor x, Tensor index) -> Tensor")
 TWO = operation(two, "(Tensor x) -> (Tensor, Tensor)")
 SHAPES = [(3, 5), (4, 4), (2, 2), (6, 3)]
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(1)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -25,9 +25,9 @@ def wanted_costs(activations, outgoing):
 
 
 def greedy(costs, pairs, farthest, alive):
-    n = len(costs)
+    n, costs, alive = len(costs), costs.tolist(), alive.tolist()
     ranked = sorted(
-        ((-1 if farthest else 1) * costs[i, j].item(), i, j)
+        ((-1 if farthest else 1) * costs[i][j], i, j)
         for i in range(n)
         for j in range(i + 1, n)
         if alive[i] and alive[j]
@@ -209,6 +209,58 @@ def test_pairs_by_cost_are_those_of_the_whole_matrix(neurons, farthest, candidat
     assert [pair[:2] for pair in found] == wanted
     for i, j, cosine in found:
         assert cosine == pytest.approx(torch.nn.functional.cosine_similarity(a[:, i], a[:, j], dim=0).item())
+
+
+def hubs(kind, generator):
+    """Neurons of which some few are near all others, or cost all others least."""
+    samples, neurons = 60, 700
+    share = torch.rand(neurons, generator=generator, dtype=torch.float64)
+    common = torch.randn(samples, 1, generator=generator, dtype=torch.float64)
+    noise = torch.randn(samples, neurons, generator=generator, dtype=torch.float64)
+    outgoing = torch.randn(neurons, 8, generator=generator, dtype=torch.float64)
+    if kind == "loud and quiet":
+        return noise * (6 * share).exp2(), outgoing
+    if kind == "ties":
+        return (8 * share).round() * common.round(), (2 * outgoing[:, :1]).round()
+    return common * share + noise * (1 - share.square()).sqrt(), outgoing
+
+
+@pytest.mark.parametrize("kind", ["loud and quiet", "near a mean", "ties"])
+@pytest.mark.parametrize("which", ["nearest", "farthest"])
+@pytest.mark.parametrize("how", ["mean", "absorb"])
+def test_neurons_that_all_others_prefer_take_a_few_passes(kind, which, how, monkeypatch):
+    a, v = hubs(kind, torch.Generator().manual_seed(0))
+    calls = []
+    products = module.Values.products
+
+    def counted(self, some):
+        calls.append(len(self.lengths[some]))
+        return products(self, some)
+
+    monkeypatch.setattr(module.Values, "products", counted)
+    found = disjoint_pairs(a, 300, which, by="cost", how=how, outgoing=v)
+    both = 2 if how == "mean" else 1  # of activations and of weights
+    assert len(calls) <= both * 100
+    assert sum(calls) <= both * 6 * 700
+    assert len({neuron for pair in found for neuron in pair[:2]}) == 600
+    if kind != "ties":
+        costs = merge_cost(a, v, how=how)
+        wanted = greedy(torch.minimum(costs, costs.T), 300, which == "farthest", torch.ones(700, dtype=torch.bool))
+        assert [tuple(sorted(pair[:2])) for pair in found] == wanted
+
+
+def test_equal_costs_go_to_the_lower_neurons():
+    """Integers, whose costs are exact."""
+    generator = torch.Generator().manual_seed(3)
+    for how in ("mean", "absorb"):
+        a = torch.randint(0, 2, (4, 60), generator=generator).double() * 2
+        v = torch.randint(0, 2, (60, 1), generator=generator).double() * 4
+        costs = merge_cost(a, v, how=how).square()
+        alive = a.norm(dim=0) > 0
+        for which in ("nearest", "farthest"):
+            wanted = greedy(torch.minimum(costs, costs.T), 20, which == "farthest", alive)
+            found = disjoint_pairs(a, 20, which, by="cost", how=how, outgoing=v)
+            assert [tuple(sorted(pair[:2])) for pair in found] == wanted
 
 
 def test_pairs_from_sums_of_products_and_of_some_neurons():

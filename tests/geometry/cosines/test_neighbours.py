@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import sdsd
-from sdsd.geometry.cosines.neighbours import alive_from_norms, alive_neurons
+from sdsd.geometry.arithmetic import norms_of
+from sdsd.geometry.cosines.neighbours import alive_from_norms
 from tests.helpers import assert_within, cosine_error
 
 
@@ -109,15 +110,19 @@ def test_cosines_between_layers_of_any_layout(center):
         assert_within(sdsd.cosine_between(one, two, center=center), wanted, allowed)
 
 
+def alive(activations, neuron_dim):
+    return alive_from_norms(norms_of(activations.movedim(neuron_dim, 0)))
+
+
 def test_alive_is_relative_and_per_neuron():
     activations = torch.zeros(5, 4)
     activations[0] = torch.tensor([1.0, 0.0, 2e-3, 0.5e-3])
-    assert alive_neurons(activations, -1).tolist() == [True, False, True, False]
-    assert alive_neurons(activations * 1e-20, 1).tolist() == [True, False, True, False]
-    assert alive_neurons(activations.T, 0).tolist() == [True, False, True, False]
+    assert alive(activations, -1).tolist() == [True, False, True, False]
+    assert alive(activations * 1e-20, 1).tolist() == [True, False, True, False]
+    assert alive(activations.T, 0).tolist() == [True, False, True, False]
     images = activations.reshape(5, 4, 1, 1).expand(5, 4, 2, 3)
-    assert alive_neurons(images, 1).tolist() == [True, False, True, False]
-    assert not alive_neurons(torch.zeros(3, 2), -1).any()
+    assert alive(images, 1).tolist() == [True, False, True, False]
+    assert not alive(torch.zeros(3, 2), -1).any()
     activations[1, 0] = torch.nan
-    assert alive_neurons(activations, -1).tolist() == [False, False, True, True]
+    assert alive(activations, -1).tolist() == [False, False, True, True]
     assert alive_from_norms(torch.tensor([0.0, 1.0, torch.inf, 0.2, 0.1]), 0.2).tolist() == [0, 1, 0, 1, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 import sdsd
 from sdsd.geometry.gram.ring import ring_jobs
 from tests.geometry.gram.distributed_worker import EQUAL, NEURONS, PIECE, RINGS, SAMPLES, N, neurons, streams
-from tests.geometry.gram.test_accumulator import check_promises, check_values
+from tests.geometry.gram.streams import check_promises, check_values
 
 ROOT = Path(__file__).resolve().parents[3]
 

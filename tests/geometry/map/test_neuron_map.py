@@ -138,7 +138,7 @@ def test_cluster_count_is_the_users_to_say():
     assert len(set(best.clusters)) == 3
     assert found.silhouette < best.silhouette
     assert len(set(NeuronMap.from_activations(activations[:, :5], clusters=10).clusters)) == 4
-    with pytest.raises(ValueError, match="count: expected a whole number of groups, at least 2, or None, got 1"):
+    with pytest.raises(ValueError, match="clusters: expected a whole number of groups, at least 2, or None, got 1"):
         NeuronMap.from_activations(activations, clusters=1)
 
 

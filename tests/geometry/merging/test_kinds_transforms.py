@@ -1,11 +1,15 @@
-"""Fourier transforms, complex numbers, patches, and pieces by number: followed along neurons, or refused by name."""
+"""Spectra, complex numbers, patches, updates of weights, norms over samples: followed, or refused by name."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import fft, nn
 from torch.nn import functional
+
+from sdsd.geometry import consolidate, merge
 
 from .programs import built, conv, dense, is_refused, is_the_merged_one, linear, pictures, pointwise, rows, words
 
@@ -52,7 +56,67 @@ def involution(m, x):
     return m.b((patches * m.kernel(x).flatten(2)[:, None]).sum(2))
 
 
+class FoldedHeads(nn.Module):
+    """Attention whose heads are in the batch, and whose queries, keys and values are cut by a product of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.size, self.inner = 3, 4, linear(16, 36)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        parts = self.inner(x).split(self.heads * self.size, -1)
+        q, k, v = (
+            each.reshape(batch, length, self.heads, -1).transpose(1, 2).reshape(batch * self.heads, length, -1)
+            for each in parts
+        )
+        weights = (q @ k.mT / 2).softmax(-1)
+        return (weights @ v).view(batch, self.heads, length, -1).transpose(1, 2).reshape(batch, length, -1)
+
+
+class CutByProduct(nn.Module):
+    """A gate and what it gates, cut by a product of numbers that say nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.m, self.n = 3, 4
+
+    def forward(self, h):
+        one, other = h.split(self.m * self.n, -1)
+        return one * other.sigmoid()
+
+
+def updated_by_addmm(before):
+    return lambda m, x: functional.linear(m.a(x).relu(), torch.addmm(before(m.b.weight), m.up.weight, m.down.weight))
+
+
+def update():
+    return dense(up=linear(2, 4, bias=False), down=linear(12, 2, bias=False))
+
+
+def learned_queries(m, x):
+    queries = m.queries.w.expand(len(x), -1, -1)
+    return m.b(m.a(m.attention(queries, x, x)[0]))
+
+
 RIGHT = {
+    "pieces by a product of numbers": (
+        lambda m, x: m.b(m.a(x)),
+        words,
+        lambda: {"a": FoldedHeads(), "b": linear(12, 4)},
+        "a.inner",
+    ),
+    "update of the reader in one product": (updated_by_addmm(lambda w: w), rows, update),
+    "learned queries, given to a module as a view": (
+        learned_queries,
+        words,
+        lambda: dense(queries=Held(5, 16), attention=nn.MultiheadAttention(16, 2, batch_first=True)),
+    ),
+    "norm of one picture over its pixels": (
+        lambda m, x: m.b(m.norm(m.a(x))),
+        pictures,
+        lambda: pointwise(norm=nn.InstanceNorm2d(12, track_running_stats=True)),
+    ),
     "spectrum over time": (lambda m, x: m.b(fft.rfft(m.a(x), dim=1).real), words, dense),
     "there and back": (
         lambda m, x: m.b(fft.irfft(fft.rfft(m.a(x), dim=1) * m.k.w, n=7, dim=1)),
@@ -91,6 +155,42 @@ RIGHT = {
     ),
 }
 REFUSED = {
+    "a reader and its transpose": (
+        lambda m, x: m.c(functional.linear(m.a(x).relu(), m.b.weight + m.b.weight.T).relu()),
+        rows,
+        lambda: dense(b=linear(12, 12), c=linear(12, 4)),
+        "computed from others, as from 'b.weight'",
+    ),
+    "update of the squared reader in one product": (
+        updated_by_addmm(torch.square),
+        rows,
+        update,
+        "computed from others, as from",
+    ),
+    "cut by a product of which it is not known what counts": (
+        lambda m, x: m.b(m.cut(m.a(x))),
+        rows,
+        lambda: {"a": linear(16, 24), "cut": CutByProduct(), "b": linear(12, 4)},
+        "'m' · 'n' entries, and it is not known which .* Cut by chunk",
+    ),
+    "batch norm of words": (
+        lambda m, x: m.b(m.norm(m.a(x))),
+        words,
+        lambda: dense(norm=nn.BatchNorm1d(7)),
+        "takes its statistics, in training, over all neurons",
+    ),
+    "batch norm of rows of pictures": (
+        lambda m, x: m.b(m.norm(m.a(x))),
+        pictures,
+        lambda: {"a": linear(8, 12), "norm": nn.BatchNorm2d(3), "b": linear(12, 4)},
+        "takes its statistics, in training, over all neurons",
+    ),
+    "batch norm of heads that are samples": (
+        lambda m, x: m.b(m.norm(m.a(x).view(-1, 4)).view(len(x), 7, -1)),
+        words,
+        lambda: dense(norm=nn.BatchNorm1d(4)),
+        "takes its statistics, in training, over all neurons",
+    ),
     "spectrum of the neurons": (
         lambda m, x: m.b(fft.fft(m.a(x), dim=-1).real),
         words,
@@ -122,7 +222,19 @@ REFUSED = {
 @torch.no_grad()
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_smaller_network_is_the_merged_one(name):
-    is_the_merged_one(*built(RIGHT[name]))
+    is_the_merged_one(*built(RIGHT[name]), *RIGHT[name][3:])
+
+
+@torch.no_grad()
+def test_a_batch_norm_of_words_goes_on_to_see_merged_neurons():
+    model, drawn = built(REFUSED["batch norm of words"])
+    x = drawn()
+    smaller, report = consolidate(model, "a", [(0, 1)], norms="repeat", example_input=x)
+    assert report.compared
+    for training in (False, True):
+        with merge(model.train(training), "a", [(0, 1)], example_input=x):
+            wanted = copy.deepcopy(model)(x)
+        torch.testing.assert_close(smaller.train(training)(x), wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -69,7 +69,7 @@ def translator(config: str, model: str, **settings: Any) -> Architecture:
     return Architecture(build(config, model, **settings), translation, of_output)
 
 
-BART = {
+TRANSLATOR = {
     "vocab_size": VOCABULARY,
     "d_model": 16,
     "encoder_layers": 2,
@@ -78,9 +78,9 @@ BART = {
     "decoder_attention_heads": 2,
     "encoder_ffn_dim": 24,
     "decoder_ffn_dim": 24,
-    "max_position_embeddings": 40,
     **ENDS,
 }
+BART = {**TRANSLATOR, "max_position_embeddings": 40}
 T5 = {
     "vocab_size": VOCABULARY,
     "d_model": 16,
@@ -101,20 +101,12 @@ DEBERTA = {
     "position_biased_input": False,
 }
 WHISPER = {
-    "vocab_size": VOCABULARY,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
+    **TRANSLATOR,
     "num_mel_bins": 8,
     "max_source_positions": 8,
     "max_target_positions": 16,
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
-    **ENDS,
 }
 SPEECH = {
     "vocab_size": VOCABULARY,

@@ -55,6 +55,15 @@ VOLO = {
     "stem_hidden_dim": 8,
     "num_classes": 3,
 }
+SWIN = {
+    "img_size": 16,
+    "patch_size": 2,
+    "window_size": 2,
+    "embed_dim": 8,
+    "depths": (2, 1),
+    "num_heads": (2, 2),
+    "num_classes": 3,
+}
 FOUR = {"depths": (1, 1, 1, 1), "num_classes": 3, "drop_path_rate": 0.1}
 
 
@@ -180,39 +189,9 @@ TIMM = {
         )
     ),
     "focalnet": entry(partial(focalnet.FocalNet, embed_dim=8, **FOUR)),
-    "swin": of_timm(
-        "swin_tiny_patch4_window7_224",
-        SMALL,
-        img_size=16,
-        patch_size=2,
-        window_size=2,
-        embed_dim=8,
-        depths=(2, 1),
-        num_heads=(2, 2),
-        num_classes=3,
-    ),
-    "swinv2": of_timm(
-        "swinv2_tiny_window8_256",
-        SMALL,
-        img_size=16,
-        patch_size=2,
-        window_size=2,
-        embed_dim=8,
-        depths=(2, 1),
-        num_heads=(2, 2),
-        num_classes=3,
-    ),
-    "swinv2_cr": of_timm(
-        "swinv2_cr_tiny_224",
-        SMALL,
-        img_size=16,
-        patch_size=2,
-        window_size=2,
-        embed_dim=8,
-        depths=(2, 1),
-        num_heads=(2, 2),
-        num_classes=3,
-    ),
+    "swin": of_timm("swin_tiny_patch4_window7_224", SMALL, **SWIN),
+    "swinv2": of_timm("swinv2_tiny_window8_256", SMALL, **SWIN),
+    "swinv2_cr": of_timm("swinv2_cr_tiny_224", SMALL, **SWIN),
     "davit": of_timm("davit_tiny", embed_dims=(8, 8, 16, 16), num_heads=(2, 2, 2, 2), window_size=2, **FOUR),
     "coat": entry(
         partial(

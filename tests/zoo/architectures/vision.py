@@ -40,6 +40,7 @@ def frozen(make: Any) -> Any:
 
 
 SWIN = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 2], "window_size": 2}
+CONVNEXT = {"num_labels": 3, "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "drop_path_rate": 0.1}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 3}
 SEGFORMER = {
     "num_encoder_blocks": 2,
@@ -91,26 +92,8 @@ MODELS = {
         of_values,
         IMAGES,
     ),
-    "ConvNeXt": classifier(
-        "ConvNextConfig",
-        "ConvNextForImageClassification",
-        ((3, 32), (4, 32)),
-        num_labels=3,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        num_stages=2,
-        drop_path_rate=0.1,
-    ),
-    "ConvNeXt v2": classifier(
-        "ConvNextV2Config",
-        "ConvNextV2ForImageClassification",
-        ((3, 32), (4, 32)),
-        num_labels=3,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        num_stages=2,
-        drop_path_rate=0.1,
-    ),
+    "ConvNeXt": classifier("ConvNextConfig", "ConvNextForImageClassification", ((3, 32), (4, 32)), **CONVNEXT),
+    "ConvNeXt v2": classifier("ConvNextV2Config", "ConvNextV2ForImageClassification", ((3, 32), (4, 32)), **CONVNEXT),
     "ResNet": classifier("ResNetConfig", "ResNetForImageClassification", ((3, 16), (4, 16)), **RESNET),
     "ResNet, BatchNorm frozen": Architecture(
         frozen(build("ResNetConfig", "ResNetForImageClassification", **RESNET)), pictures, of_output, ((3, 16), (4, 16))

@@ -148,6 +148,22 @@ def gradients_summed(model):
         (class_loss(model, X[part], Y[part]) * (part.stop - part.start) / N).backward()
 
 
+def of_ids(ids):
+    return Program(
+        lambda: Net(
+            sequence_first,
+            emb=nn.Embedding(11, 8),
+            pos=parameter(7, 8),
+            layer=nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0),
+            last=nn.Linear(8, 3),
+        ),
+        (ids,),
+        lambda m, ids: any_loss(m, ids.T),
+        options={"batch_dim": 1},
+        measured=True,
+    )
+
+
 BATCHES = {
     "dictionaries of several modalities": Program(
         lambda: Net(
@@ -181,32 +197,8 @@ BATCHES = {
         perceptron, (X, Y), class_loss, step=scaled_loss, situation="grad"
     ),
     "one function for several layers": of(functional_head, first=linear(), second=linear()),
-    "token ids, sequence first": Program(
-        lambda: Net(
-            sequence_first,
-            emb=nn.Embedding(11, 8),
-            pos=parameter(7, 8),
-            layer=nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0),
-            last=nn.Linear(8, 3),
-        ),
-        (IDS,),
-        lambda m, ids: any_loss(m, ids.T),
-        options={"batch_dim": 1},
-        measured=True,
-    ),
-    "token ids, sequence first, T = N": Program(
-        lambda: Net(
-            sequence_first,
-            emb=nn.Embedding(11, 8),
-            pos=parameter(7, 8),
-            layer=nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0),
-            last=nn.Linear(8, 3),
-        ),
-        (tokens(N, N),),
-        lambda m, ids: any_loss(m, ids.T),
-        options={"batch_dim": 1},
-        measured=True,
-    ),
+    "token ids, sequence first": of_ids(IDS),
+    "token ids, sequence first, T = N": of_ids(tokens(N, N)),
     "attention by einsum": of(
         einsum_attention,
         SEQUENCES,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight
-from ..landed import bare_apply, followed, land_bias, land_convolution, rows_of
+from ..landed import Places, bare_apply, followed, land_apart, land_convolution, places_of
 from ..pieces import Dense, Lazy, Piece, square_norm
 from ..plans import Joined, keep
 from ..use import Use, autocast_dtype, cast_alike, joined, watch
@@ -201,11 +201,11 @@ def _measure(
     on_cpu = x.is_cpu and x.dtype in _WIDE and ledger.backends.get(x.device) == "torch"
     if wanted and use.alone and on_cpu and not settings[3]:
         return _squared(use, x, grad, weight, settings, need_x=need_x)
-    ledger.begin(use, grad.dtype)
-    if wanted and x.ndim < 5 and ledger.serves(grad):
-        places = rows_of(use)
+    if wanted and x.ndim < 5:
+        places = places_of(use, grad)
         if places is not None:
             return _land(use, places, x, grad, weight, settings, need_x=need_x)
+    ledger.begin(use, grad.dtype)
     scale, shared = ledger.scale(leaf.name) if ledger.scaled else None, ledger.shared(leaf)
     alone = grad_x = grad_weight = grad_bias = None
     if need_x or shared:
@@ -271,17 +271,17 @@ def _squared(
     )
     ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
     if len(operands) == 1:
-        ledger.taken.append((use, (square,), grad.dtype))
+        ledger.taken.append((use, grad.dtype, (square,)))
         return grad_x, grad_weight, None
     rows = grad.flatten(2).sum(2)
     grad_bias = rows.sum(0).to(operands[1].dtype)
     ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
-    ledger.taken.append((use, (square, square_norm(rows)), grad.dtype))
+    ledger.taken.append((use, grad.dtype, (square, square_norm(rows))))
     return grad_x, grad_weight, grad_bias
 
 
 def _land(
-    use: Use, rows: list[int], x: Tensor, grad: Tensor, weight: Tensor, settings: Any, *, need_x: bool
+    use: Use, places: Places, x: Tensor, grad: Tensor, weight: Tensor, settings: Any, *, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Gradients of weight and bias by kernels that write the squares beside them; of the input by torch's own."""
     stride, padding, dilation, transposed, _, groups = settings
@@ -294,9 +294,9 @@ def _land(
     geometry = (weight.shape[2:], stride, padding, dilation, groups)
     last = _channels_last(use.operands[0].leaves[0].tensor)
     if not transposed:
-        return grad_x, *land_convolution(use, rows, x, grad, geometry, last)
-    bias = land_bias(use, rows[1], grad.flatten(2).mT) if len(rows) > 1 else None
-    return grad_x, land_convolution(use, rows[:1], grad, x, geometry, last)[0], bias
+        return grad_x, *land_convolution(use, places, x, grad, geometry, last)
+    places, bias = land_apart(use, places, grad.flatten(2).mT)
+    return grad_x, land_convolution(use, places, grad, x, geometry, last)[0], bias
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...following import Track, arrange, track_of
-from ..landed import bare_apply, followed, land_norm, rows_of
+from ..landed import bare_apply, followed, land_norm, places_of
 from ..pieces import Dense, wide
 from ..plans import Joined, keep
 from ..use import Use, operands_of, register
@@ -142,18 +142,16 @@ class _Joined(torch.autograd.Function):
         use, norm = ctx.use, ctx.norm
         measured = use.wanted()
         ledger = use.mode.ledger
-        rows = None
-        if measured:
-            ledger.begin(use, grad.dtype)
-            rows = None if torch.is_grad_enabled() else rows_of(use)
-        if rows is None:
+        places = places_of(use, grad) if measured and not torch.is_grad_enabled() else None
+        if places is None:
             by_input = _by_torch(norm, ctx.needs_input_grad[:3], grad, x, weight, bias)
             if measured:
+                ledger.begin(use, grad.dtype)
                 with torch.no_grad():
                     _deliver(use, norm, ctx.track, [t.detach() for t in (grad, x, mean, rstd)])
             return *by_input, None, None, None
         grad_x = norm.input_grad(grad, x, weight, bias, mean, rstd) if ctx.needs_input_grad[0] else None
-        grads = land_norm(use, rows, *norm.rows([grad, x, mean, rstd], ctx.track, ledger.n))
+        grads = land_norm(use, places, *norm.rows([grad, x, mean, rstd], ctx.track, ledger.n))
         of_weight, of_bias = grads
         if weight.ndim > 1:
             of_weight, of_bias = of_weight.view_as(weight), None if of_bias is None else of_bias.view_as(weight)

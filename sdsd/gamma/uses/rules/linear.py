@@ -18,7 +18,7 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
-from ..landed import bare_apply, followed, land_bias, land_linear, rows_of
+from ..landed import bare_apply, followed, land_apart, land_linear, places_of
 from ..pieces import Dense, Piece, Product, one_position, square_norm
 from ..plans import Joined, Squares, Watched, keep
 from ..use import Use, autocast_dtype, cast_alike, joined, watch
@@ -257,17 +257,16 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
         a, b = x, grad
     else:
         a, b = arrange(x, track, n, 1), arrange(grad, track, n, 1)
-    on_cpu = x.is_cpu and ledger.backends.get(x.device) == "torch"
-    if wanted and use.alone and on_cpu:
-        return _squared(use, a, b, transposed)
-    ledger.begin(use, grad.dtype)
-    if wanted and ledger.serves(b):
-        places = rows_of(use)
+    if wanted:
+        if use.alone and x.is_cpu and ledger.backends.get(x.device) == "torch":
+            return _squared(use, a, b, transposed)
+        places = places_of(use, b)
         if places is not None:
             if not transposed:
                 return land_linear(use, places, a, b)
-            bias = land_bias(use, places[1], b) if len(places) > 1 else None
-            return land_linear(use, places[:1], b, a)[0], bias
+            places, bias = land_apart(use, places, b)
+            return land_linear(use, places, b, a)[0], bias
+    ledger.begin(use, grad.dtype)
     weight_leaf = operands[0].leaves[0]
     scale = ledger.scale(weight_leaf.name) if ledger.scaled else None
     shared = ledger.shared(weight_leaf)
@@ -304,12 +303,12 @@ def _squared(use: Use, a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor |
         grad_weight = grad_weight.t()
     ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
     if len(operands) == 1:
-        ledger.taken.append((use, (square,), b.dtype))
+        ledger.taken.append((use, b.dtype, (square,)))
         return grad_weight, None
     rows = b.sum(1) if b.dtype == torch.float32 else b.sum(1, dtype=_sum_dtype(b))
     grad_bias = rows.sum(0).to(operands[1].dtype)
     ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
-    ledger.taken.append((use, (square, square_norm(rows)), b.dtype))
+    ledger.taken.append((use, b.dtype, (square, square_norm(rows))))
     return grad_weight, grad_bias
 
 

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from .convolution import Convolution
 from .cpu import GROUP_BYTES, Unfolding, as_result, one_by_one, sum_of_squares, trusted, working_dtype
-from .geometry import Geometry
 from .layout import weight_strides
 
 # Fitted to some twenty layers, float32, one thread of an EPYC.
@@ -41,24 +41,24 @@ def conv_weight_grad_stats(
     inputs: Tensor,
     output_grads: Tensor,
     scale: Tensor | None,
-    geometry: Geometry,
+    convolution: Convolution,
     weight_grad: bool,
     dtype: torch.dtype,
     channels_last: bool,
     max_bytes: int,
 ) -> tuple[Tensor | None, Tensor]:
     """Weight gradient or None, and the square norm, of inputs (N, C, *size) and output gradients (N, P, *size')."""
-    shape = (output_grads.shape[1], inputs.shape[1] // geometry.groups, *geometry.kernel)
+    shape = (output_grads.shape[1], inputs.shape[1] // convolution.groups, *convolution.kernel)
     total: Tensor | None
     squares: float | Tensor
-    way = cheapest_way(inputs, output_grads, geometry, scale is not None)
+    way = cheapest_way(inputs, output_grads, convolution, scale is not None)
     if way == "products":
-        total = _batch(inputs, output_grads, shape, geometry) if weight_grad else None
-        squares = _by_products(inputs, output_grads, geometry, max_bytes)
+        total = _batch(inputs, output_grads, shape, convolution) if weight_grad else None
+        squares = _by_products(inputs, output_grads, convolution, max_bytes)
     elif way == "patches":
-        total, squares = _by_patches(inputs, output_grads, shape, scale, geometry, weight_grad)
+        total, squares = _by_patches(inputs, output_grads, shape, scale, convolution, weight_grad)
     else:
-        total, squares = _by_samples(inputs, output_grads, shape, scale, geometry, weight_grad, max_bytes)
+        total, squares = _by_samples(inputs, output_grads, shape, scale, convolution, weight_grad, max_bytes)
     if total is not None:
         strides = weight_strides(shape, channels_last)
         if total.dtype != dtype or total.stride() != strides:
@@ -66,7 +66,7 @@ def conv_weight_grad_stats(
     return total, as_result(squares, inputs)
 
 
-def _gradient(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Geometry, groups: int) -> Tensor:
+def _gradient(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Convolution, groups: int) -> Tensor:
     # Only the shape of the weight is looked at when its gradient alone is asked for.
     stand_in = x.new_zeros(1).expand(shape)
     none = (0,) * len(known.kernel)
@@ -76,12 +76,12 @@ def _gradient(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Geometry, 
     return gradient
 
 
-def _batch(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Geometry) -> Tensor:
+def _batch(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Convolution) -> Tensor:
     """The plain weight gradient."""
     return _gradient(x, grad, shape, known, known.groups)
 
 
-def _each(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Geometry) -> Tensor:
+def _each(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Convolution) -> Tensor:
     """Weight gradient of every sample; shape: (N, *shape)."""
     n = x.shape[0]
     together = _gradient(
@@ -99,7 +99,7 @@ def _by_samples(
     output_grads: Tensor,
     shape: tuple[int, ...],
     scale: Tensor | None,
-    known: Geometry,
+    known: Convolution,
     weight_grad: bool,
     max_bytes: int,
 ) -> tuple[Tensor | None, float | Tensor]:
@@ -122,7 +122,7 @@ def _by_samples(
     return (None if total is None else total.view(shape)), squares
 
 
-def cheapest_way(inputs: Tensor, output_grads: Tensor, known: Geometry, scaled: bool) -> str:
+def cheapest_way(inputs: Tensor, output_grads: Tensor, known: Convolution, scaled: bool) -> str:
     """ "samples", "patches" or "products": see the module docstring."""
     if known.groups != 1 or inputs.dtype.itemsize < 4 or inputs.device.type != "cpu":
         return "samples"
@@ -130,7 +130,7 @@ def cheapest_way(inputs: Tensor, output_grads: Tensor, known: Geometry, scaled: 
 
 
 @functools.lru_cache(maxsize=1024)
-def _cheapest(inputs: torch.Size, outputs: torch.Size, known: Geometry, scaled: bool) -> str:
+def _cheapest(inputs: torch.Size, outputs: torch.Size, known: Convolution, scaled: bool) -> str:
     """Of a sample's inputs (C, *size) and outputs (P, *size')."""
     c, p, size = inputs[0], outputs[0], outputs[1:]
     taps, positions, strided = math.prod(known.kernel), size.numel(), max(known.stride) > 1
@@ -150,7 +150,7 @@ def _by_patches(
     output_grads: Tensor,
     shape: tuple[int, ...],
     scale: Tensor | None,
-    known: Geometry,
+    known: Convolution,
     weight_grad: bool,
 ) -> tuple[Tensor | None, float | Tensor]:
     """The weight gradient as the sum of those of the samples, and the sum of their squares."""
@@ -166,7 +166,7 @@ def _by_patches(
     return (None if total is None else total.view(shape)), squares
 
 
-def _unfolding(inputs: Tensor, size: torch.Size, known: Geometry) -> Unfolding:
+def _unfolding(inputs: Tensor, size: torch.Size, known: Convolution) -> Unfolding:
     """Of pictures such as those of `inputs`, and as many positions as `size` says."""
     channels = inputs.shape[1]
     whole = [n + 2 * pad for n, pad in zip(inputs.shape[2:], known.padding, strict=True)]
@@ -183,7 +183,7 @@ def _unfolding(inputs: Tensor, size: torch.Size, known: Geometry) -> Unfolding:
     return Unfolding(inside, windows, copied, copied.view(-1, size.numel()).t())
 
 
-def _by_products(inputs: Tensor, output_grads: Tensor, known: Geometry, max_bytes: int) -> float:
+def _by_products(inputs: Tensor, output_grads: Tensor, known: Convolution, max_bytes: int) -> float:
     """Σ_n ‖g_n‖² = Σ_n ⟨B, A⟩: products of output gradients and of patches, for all pairs of positions."""
     value = _products(inputs, output_grads, known, max_bytes)
     if inputs.dtype != torch.float64 and not trusted(value):
@@ -191,7 +191,7 @@ def _by_products(inputs: Tensor, output_grads: Tensor, known: Geometry, max_byte
     return value
 
 
-def _products(inputs: Tensor, output_grads: Tensor, known: Geometry, max_bytes: int) -> float:
+def _products(inputs: Tensor, output_grads: Tensor, known: Convolution, max_bytes: int) -> float:
     """The product of two patches is a sum over the kernel's taps of products of two inputs: of one product matrix,
     read at shifted places. With a stride only inputs of the same phase ever meet."""
     _, stride, (top, left), *_ = known
@@ -218,7 +218,7 @@ Slices = tuple[slice, slice]
 
 
 @functools.lru_cache(maxsize=1024)
-def _phases(known: Geometry, height: int, width: int) -> list[tuple[tuple[Any, ...], list[Slices]]]:
+def _phases(known: Convolution, height: int, width: int) -> list[tuple[tuple[Any, ...], list[Slices]]]:
     """Where inputs (N, C, H, W) of each phase lie, and where among these those that the taps of the phase meet."""
     met: dict[tuple[int, int], list[Slices]] = {}
     for tap in itertools.product(*map(range, known.kernel)):

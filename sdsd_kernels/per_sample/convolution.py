@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from .._checks import check_integer
 
 
-class Geometry(NamedTuple):
+class Convolution(NamedTuple):
     """One entry a dimension of space."""
 
     kernel: tuple[int, ...]
@@ -25,7 +25,7 @@ class Geometry(NamedTuple):
         )
 
 
-LINEAR = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1)
+LINEAR = Convolution((1, 1), (1, 1), (0, 0), (1, 1), 1)
 
 
 def _each(value: Any, name: str, space: int, least: int) -> tuple[int, ...]:
@@ -40,8 +40,10 @@ def _each(value: Any, name: str, space: int, least: int) -> tuple[int, ...]:
     return (check_integer(value, name, least=least),) * space
 
 
-def make_geometry(space: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Geometry:
-    """The geometry of a convolution over `space` dimensions.
+def make_convolution(
+    space: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Convolution:
+    """A convolution over `space` dimensions.
 
     Raises:
         TypeError: an entry that is no int.
@@ -52,7 +54,7 @@ def make_geometry(space: int, kernel_size: Any, stride: Any, padding: Any, dilat
             f"padding: expected an int or {space} of them, got {padding!r}. "
             "Pass the numbers; where they differ between the sides, pad the inputs with torch.nn.functional.pad."
         )
-    return Geometry(
+    return Convolution(
         _each(kernel_size, "kernel_size", space, 1),
         _each(stride, "stride", space, 1),
         _each(padding, "padding", space, 0),

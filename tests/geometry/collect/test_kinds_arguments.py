@@ -1,0 +1,111 @@
+"""Arguments of what looks at neurons that are not what they should be: a sentence each, before anything runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sdsd import collect_activations, neuron_cosine_matrix
+from sdsd.geometry import GramAccumulator, NeuronMap, consolidate_model, expert_cosine, group_activations
+
+BATCH = torch.randn(12, 5)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"loader": lambda: BATCH}, TypeError, "loader: expected batches, .* got function"),
+        ({"loader": {"input": BATCH}}, TypeError, r"got dict. A single batch goes into a list: \[batch\]"),
+        ({"loader": 3}, TypeError, "loader: expected batches, .* got int"),
+        ({"loader": "train.pt"}, TypeError, "loader: expected batches, .* got str"),
+        ({"layers": nn.ReLU()}, TypeError, r"layers: expected the name of a layer, .* got ReLU\(\)"),
+        ({"forward": 3}, TypeError, r"forward: expected a function \(model, batch\) → anything, or None, got int"),
+        ({"max_bytes": 1e9}, TypeError, "max_bytes: expected an int, got float"),
+        ({"max_bytes": "1GB"}, TypeError, "max_bytes: expected an int, got str"),
+        ({"max_bytes": 0}, ValueError, "max_bytes: expected at least 1, got 0"),
+        ({"device": "gpu"}, ValueError, "device: expected one that this torch can use, got 'gpu'"),
+        ({"device": "xpu:77"}, ValueError, "device: expected one that this torch can use, got 'xpu:77'"),
+    ],
+)
+def test_arguments_of_collect_activations(options, error, match):
+    with pytest.raises(error, match=match):
+        collect_activations(**{"model": mlp(), "loader": [BATCH], "layers": "0"} | options)
+
+
+def test_modules_are_told_by_their_names():
+    model = mlp()
+    with pytest.raises(TypeError, match=r"Their names: '0', '2'\."):
+        collect_activations(model, [BATCH], [model[0], model[2]])
+
+
+@pytest.mark.parametrize("call", [group_activations, expert_cosine])
+def test_other_calls_that_take_a_loader(call):
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([mlp(), mlp()])
+
+        def forward(self, x):
+            return sum(expert(x) for expert in self.experts)
+
+    model, name = (Mixture(), "experts") if call is expert_cosine else (mlp(), "0")
+    arguments = (model, name, 3) if call is expert_cosine else (model, 3, name)
+    with pytest.raises(TypeError, match="loader: expected batches, .* got int"):
+        call(*arguments)
+    arguments = (model, name, [BATCH]) if call is expert_cosine else (model, [BATCH], name)
+    with pytest.raises(TypeError, match="forward: expected a function"):
+        call(*arguments, forward="model")
+
+
+def test_a_driver_that_is_given_no_batches():
+    with pytest.raises(TypeError, match="loader: expected batches, .* got int"):
+        consolidate_model(mlp(), 3, budget=0.1)
+    with pytest.raises(TypeError, match="forward: expected a function"):
+        consolidate_model(mlp(), [BATCH], budget=0.1, forward=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"seed": -1}, ValueError, "seed: expected 0 to 4294967295, got -1"),
+        ({"seed": 1.5}, TypeError, "seed: expected an int, got float"),
+        ({"pairs": -1}, ValueError, "pairs: expected at least 0, got -1"),
+        ({"clusters": 0}, ValueError, "clusters: expected a whole number of groups, at least 2, or None, got 0"),
+        ({"method": "tsne"}, ValueError, "method: expected one of 'smacof', 'umap', got 'tsne'"),
+    ],
+)
+def test_a_map_is_refused_before_the_model_runs(options, error, match):
+    def forward(model, batch):
+        raise AssertionError("the model ran")
+
+    with pytest.raises(error, match=match):
+        NeuronMap.from_model(mlp(), "0", [BATCH], forward=forward, **options)
+    with pytest.raises(error, match=match):
+        NeuronMap.from_activations(BATCH, **options)
+
+
+def test_progress_of_a_loader_that_does_not_know_its_length():
+    class Longer:
+        def __iter__(self):
+            return iter(BATCH.split(3))
+
+        def __len__(self):
+            return 2
+
+    seen = []
+    collect_activations(mlp(), Longer(), "0", progress=lambda *at: seen.append(at))
+    assert seen == [(1, 2), (2, 2), (3, 3), (4, 4)]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused_by_name(layout):
+    nested = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(2, 4)], layout=layout)
+    for call in (neuron_cosine_matrix, NeuronMap.from_activations, GramAccumulator(4).update):
+        with pytest.raises(TypeError, match="activations: expected a dense tensor, got a nested one"):
+            call(nested)
