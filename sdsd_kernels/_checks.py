@@ -21,11 +21,7 @@ RETIRED = {"tf32": "fp16", "bf16": "fp16", "bf16x3": "float32"}
 
 
 def check_float_tensor(value: Any, name: str) -> Tensor:
-    """Return `value` if it is a dense tensor of a real floating-point dtype.
-
-    Raises:
-        TypeError: not a tensor; sparse, nested, quantised, complex, integer or an unsupported floating-point dtype.
-    """
+    """Return `value` if it is a dense tensor of a real floating-point dtype; otherwise a TypeError that says how."""
     dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
     if dense and value.dtype in FLOAT_DTYPES:
         return value

@@ -24,6 +24,15 @@ def alive_flags(alive: Tensor | np.ndarray, count: int) -> Tensor:
     return flags
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device as tensors on it name it; ValueError where torch cannot use it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected one that this torch can use, got {device!r}: {why}") from error
+
+
 def neurons_first(activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:
     """A view (neurons, …) of activations as `neuron_cosine_matrix` takes them; there may be no samples.
 

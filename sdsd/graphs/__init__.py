@@ -21,6 +21,7 @@ all who follow a running model: what can be cut (here), and what can be moved (`
 `writes.py`           parameters that a forward writes into, put back
 `groups.py`           the units of a layer, and every tensor that has entries of theirs
 `look.py`             one recording a model, kept while the model is as it was
+`others.py`           inputs beside the example, for forwards that decide by what they are given
 `chance.py`           random numbers by which a forward decides what it does
 `attention.py`        `torch.nn.MultiheadAttention` that can have fewer heads
 `vocabulary.py`       which attribute of a layer holds which size, a row a class

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -115,6 +117,22 @@ class Atoms:
 
     def put_back(self, kept: tuple[Ids, npt.NDArray[np.int8]]) -> None:
         self.parents, self.flags = kept
+
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """What was said inside is taken back where it raises."""
+        kept, count, notes = self.kept(), self.count, len(self.notes)
+        open_before = [(split, set(split.inside)) for split in self.open]
+        try:
+            yield
+        except Exception:
+            self.put_back(kept)
+            self.count = count
+            del self.notes[notes:]
+            for split, inside in open_before:
+                split.inside = inside
+            self.open = [split for split, _ in open_before]
+            raise
 
     def mark(self, ids: Ids, flag: int) -> None:
         self.flags[self.roots(ids)] |= flag

@@ -15,7 +15,9 @@ Origin = tuple[str, str]
 class Owner(Protocol):
     """What counts tell of what is done with them."""
 
-    atoms: Atoms
+    @property
+    def atoms(self) -> Atoms | None:
+        """Of which run it is; None for sizes of inputs."""
 
     def used(self, count: Count, how: str) -> None:
         """As a number."""
@@ -23,7 +25,11 @@ class Owner(Protocol):
     def equal(self, count: Count, other: Any) -> None:
         """It was compared with a number, and is equal."""
 
+    def compared(self) -> None:
+        """It was compared with a number."""
 
+
+COMPARISONS = {"__lt__", "__le__", "__gt__", "__ge__"}
 KEEPS_SHAPES = {"einops"}
 """Libraries that keep what they computed from shapes, so that numbers would come out that nothing is known of, and
 compute it anew for sizes without a hash."""
@@ -55,13 +61,19 @@ class Count(int):
         made.factors = ()
         return made
 
+    @property
+    def followed(self) -> bool:
+        """Whether it counts entries, or is a number that a module holds; others are sizes of inputs."""
+        return bool(self.ids or self.origins)
+
     def _derived(self, value: Any, other: Any) -> Any:
         if type(value) is not int:
             return value
         more: tuple[Any, ...] = (
             (other.ids, other.origins, other.quotients) if isinstance(other, Count) else ((), (), ())
         )
-        made = Count(value, self.owner, (*self.ids, *more[0]), (*self.origins, *more[1]), False)
+        owner = other.owner if isinstance(other, Count) and not self.followed else self.owner
+        made = Count(value, owner, (*self.ids, *more[0]), (*self.origins, *more[1]), False)
         made.quotients = (*self.quotients, *more[2])
         return made
 
@@ -72,6 +84,10 @@ class Count(int):
 
     def __eq__(self, other: object) -> bool:
         same = int.__eq__(self, other)
+        if isinstance(other, Count) and other.followed and not self.followed:
+            return other.__eq__(int(self))
+        if not (self.key and isinstance(other, Count)):
+            _noted(self)
         if same is True and self.exact and not self.key:
             self.owner.equal(self, other)
         return same
@@ -94,8 +110,21 @@ class Count(int):
     def __float__(self) -> float:
         return self._used(int.__float__(self), "the model's forward")  # type: ignore[no-any-return]
 
+    def __bool__(self) -> bool:
+        _noted(self)
+        return int.__bool__(self)
+
     def bit_length(self) -> int:
         return self._used(int.bit_length(self), "the model's forward")  # type: ignore[no-any-return]
+
+
+def _noted(count: Count, depth: int = 2) -> None:
+    """It is compared; what torch compares itself decides nothing of a model's own."""
+    caller = inspect.currentframe()
+    for _ in range(depth):
+        caller = None if caller is None else caller.f_back
+    if caller is None or caller.f_globals.get("__name__", "").partition(".")[0] != "torch":
+        count.owner.compared()
 
 
 def _plain(other: Any) -> Any:
@@ -122,6 +151,8 @@ def _number(name: str) -> Callable[..., Any]:
     operation, with_float = getattr(int, name), getattr(float, name, None)
 
     def used(self: Count, *others: Any) -> Any:
+        if name in COMPARISONS:
+            _noted(self)
         if others and isinstance(others[0], float) and with_float is not None:
             result = with_float(float(int(self)), *others)
         else:

@@ -16,6 +16,10 @@ from .recording import Recording
 from .values import Axis
 from .walk import IN_TRAINING, Read
 
+REACH_ALL = (
+    "Pass an example_input that reaches all of them, take what never runs out of the model, or merge without removal "
+    "(remove=False)."
+)
 USE_SIZES = "Cut by chunk, or by sizes of tensors or of layers, or merge without removal (remove=False)."
 WRITER, BETWEEN, READER, TIED = "writer", "between", "reader", "writer and reader"
 
@@ -166,12 +170,38 @@ class Groups:
                 reason = f"its units have different numbers of entries in {part.name!r}"
                 obstacles.append(Obstacle(repr(part.name), reason, "Choose another layer.", "merging"))
                 parts = [each for each in parts if each is not part]
+        obstacles += self._unreached(parts) if self.recording.lists else []
         attributes, both = self._attributes(order)
         noted = (*obstacles, *both)
         norms = tuple(
             norm for name in dict.fromkeys(each.norm for each in noted) if (norm := self._norm(name, order)) is not None
         )
         return Group(len(units), torch.from_numpy(rows), tuple(parts), noted, attributes, norms)
+
+    @functools.cached_property
+    def _idle(self) -> list[tuple[list[str], str]]:
+        """Of lists of modules or of parameters, those that were used, beside one with weights that was not."""
+        lists = []
+        for names in self.recording.lists:
+            used = [name for name in names if name in self.recording.ran or any(map(self.used, self._weights(name)))]
+            idle = [name for name in names if name not in used and self._weights(name)]
+            lists += [(used, idle[0])] if used and idle else []
+        return lists
+
+    def _weights(self, name: str) -> list[str]:
+        """The matrices of a module, or the one of this name."""
+        inside = [each for each in self.recording.values if f"{each}.".startswith(f"{name}.")]
+        return [each for each in inside if len(self.recording.values[each].axes) > 1]
+
+    def _unreached(self, parts: list[Part]) -> list[Obstacle]:
+        """What stands beside a reader or writer in a list, and did not run: an expert, or the head of another task."""
+        obstacles = []
+        for used, idle in self._idle:
+            mine = [name for name in used if any((part.name + ".").startswith(name + ".") for part in parts)]
+            if mine and not all((part.name + ".").startswith(mine[0] + ".") for part in parts):
+                reason = f"{mine[0]!r} holds entries of theirs, and {idle!r} beside it did not run"
+                obstacles.append(Obstacle(repr(idle), reason, REACH_ALL, REMOVAL))
+        return obstacles
 
     def _norm(self, name: str | None, order: dict[int, int]) -> Norm | None:
         """What a norm was called on; None where it was called on anything else as well, or gives another order."""
@@ -262,7 +292,7 @@ class Groups:
                     counted.setdefault((module, name), Attribute(module, name, units))
                 else:
                     elsewhere[module, name] = f"{name!r} of module {module!r}"
-        unclear = self._of_products(order, counted)
+        unclear = self._of_products(order, counted) if any(walk.products for walk in walks) else []
         for dividend, divisor in {each for walk in walks for each in walk.quotients}:
             if dividend in counted and divisor not in counted and divisor not in elsewhere:
                 counted[divisor] = Attribute(*divisor, counted[dividend].units)

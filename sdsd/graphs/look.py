@@ -41,12 +41,12 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
             was tried; parameters that were made under torch.inference_mode.
     """
     check_model(model)
-    made_inside = next((name for name, each in model.named_parameters() if each.is_inference()), None)
-    if made_inside is not None:
-        raise ValueError(
-            f"model: {made_inside!r} was made under torch.inference_mode and cannot be changed. Make or load the model "
-            "outside of it."
-        )
+    for name, each in model.named_parameters():
+        if each.is_inference():
+            raise ValueError(
+                f"model: {name!r} was made under torch.inference_mode and cannot be changed. Make or load the model "
+                "outside of it."
+            )
     key = (_signature(model), _signature_of_example(example_input))
     kept = _kept.get(model)
     if kept is not None and kept[0] == key:

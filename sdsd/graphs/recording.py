@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, ValuesView
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from .atoms import READING, REAL, Atoms, Ids, Obstacle
 from .attention import heads_apart
 from .chance import RUNS, draws
 from .counts import Count
+from .others import Call, Decisions, others
 from .sizes import Sizes, counting
 from .values import Value
 from .walk import Walk
@@ -49,13 +50,8 @@ class Recording(NamedTuple):
     names: dict[int, list[str]]  # every name of a tensor, by its id
     walks: list[Walk]
     ran: set[str]  # modules that were called
-
-
-class Call(NamedTuple):
-    """An example of both kinds: positional and keyword arguments."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    others: list[Call]  # what it was run on beside the example
+    lists: list[list[str]]  # names of what stands beside each other in lists and dictionaries of modules and parameters
 
 
 def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -158,8 +154,8 @@ def _parameters(
 
 
 def record(model: nn.Module, example_input: Any) -> Recording:
-    """Run the model in eval mode, and as in training without dropout and with running statistics; where a forward
-    decides by random numbers, several times each.
+    """Run the model in eval mode, and as in training without dropout and with running statistics; several times where a
+    forward decides by random numbers, and on others as well where it decides by sizes or values of what it is given.
 
     Raises:
         Whatever the model raises in eval mode. A model that does not run in training is recorded in eval mode alone.
@@ -167,49 +163,81 @@ def record(model: nn.Module, example_input: Any) -> Recording:
     atoms, named, values, names = _parameters(model)
     walks: list[Walk] = []
     ran: set[str] = set()
-    modes: tuple[tuple[bool, Callable[[nn.Module], AbstractContextManager[None]]], ...]
-    modes = ((False, evaluating), (True, training_outside_torch))
-    devices = _cuda(model)
-    for training, mode in modes:
+    for training, mode in MODES:
         for seed in (None, *range(1, RUNS)):
-            walk = Walk(atoms, named)
-            walk.training = training
+            walk = Walk(atoms, named, training)
             try:
-                with untouched(model), mode(model), heads_apart(model), draws(walk.chance, seed, devices):
-                    _run(model, example_input, walk, ran)
+                _run(model, example_input, walk, mode(model), seed, ran)
             except Exception:
                 if not training:
                     raise
                 break  # it may need targets
             walks.append(walk)
-            walk.values = WeakIdKeyDictionary()
             if not walk.chance.decides:
                 break
+    recording = Recording(atoms, values, names, walks, ran, [], _lists(model))
+    if any(walk.decisions.by_sizes or walk.decisions.by_values for walk in walks):
+        _record_others(model, Call(*as_arguments(example_input)), recording, named)
     atoms.settle()
     for walk in walks:
         walk.pieces.settle()
-    return Recording(atoms, values, names, walks, ran)
+    return recording
+
+
+MODES: tuple[tuple[bool, Callable[[nn.Module], AbstractContextManager[None]]], ...]
+MODES = ((False, evaluating), (True, training_outside_torch))
+
+
+def _record_others(model: nn.Module, call: Call, recording: Recording, named: dict[int, Value]) -> None:
+    """As `record`, on other inputs than the example."""
+    decisions = Decisions()
+    for walk in recording.walks:
+        decisions.by_sizes |= walk.decisions.by_sizes
+        decisions.by_values |= walk.decisions.by_values
+    for alternatives in others(call, decisions):
+        runs = next((each for each in alternatives if _walked_in_both(model, each, recording, named)), None)
+        recording.others.extend([] if runs is None else [runs])
+
+
+def _lists(model: nn.Module) -> list[list[str]]:
+    kinds = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+    lists = [(f"{name}." if name else "", each) for name, each in model.named_modules() if isinstance(each, kinds)]
+    return [[start + name for name in (*each._modules, *each._parameters)] for start, each in lists]
+
+
+def _walked_in_both(model: nn.Module, call: Call, recording: Recording, named: dict[int, Value]) -> bool:
+    """Whether the model runs on it, at least in eval mode; where it does not, nothing is noted."""
+    for training, mode in MODES:
+        walk = Walk(recording.atoms, named, training)
+        try:
+            with recording.atoms.unless_it_fails():
+                _run(model, call, walk, mode(model), None, recording.ran)
+        except Exception:
+            return training
+        recording.walks.append(walk)
+    return True
 
 
 def _cuda(model: nn.Module) -> list[torch.device]:
     return list({each.device for each in (*model.parameters(), *model.buffers()) if each.device.type == "cuda"})
 
 
-def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> None:
+def _run(model: nn.Module, example_input: Any, walk: Walk, mode: Any, seed: int | None, ran: set[str]) -> None:
     arguments, named = as_arguments(example_input)
     for tensor in _inputs((arguments, named)):
         if id(tensor) not in walk.named:
             value = Value([None] * tensor.ndim, label="the model's input", shape=tuple(tensor.shape))
             walk.values[tensor] = value
     with ExitStack() as stack:
+        for kept in (untouched(model), mode, heads_apart(model), draws(walk.chance, seed, _cuda(model))):
+            stack.enter_context(kept)
         stack.enter_context(_module_names(model, walk, ran))
         stack.enter_context(counting(model, walk))
         stack.enter_context(parameters_kept(model, walk.written_into))
         stack.enter_context(_Operations(walk))
         stack.enter_context(Sizes(walk))
-        given = model(*arguments, **named)
+        given_out = list(outputs(model(*arguments, **named)))
     walk.use_what_is_left()
-    given_out = list(outputs(given))
     walk.lose_statistics(tuple(each for each in given_out if isinstance(each, Tensor)))
     for each in given_out:
         if isinstance(each, Tensor):
@@ -219,6 +247,7 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, ran: set[str]) -> Non
                     walk.atoms.note(axis, Obstacle(where, IS_OUTPUT, "Choose a layer before it.", READING))
         elif isinstance(each, Count):
             walk.used(each, "what the model gives")
+    walk.values = WeakIdKeyDictionary()
 
 
 def _inputs(value: Any) -> Iterator[Tensor]:
@@ -232,21 +261,29 @@ def _inputs(value: Any) -> Iterator[Tensor]:
             yield from _inputs(part)
 
 
-def outputs(given: Any, depth: int = 6) -> Iterator[Any]:
+def outputs(given: Any, depth: int = 12) -> Iterator[Any]:
     """Tensors and numbers in what a model gives. Caches of keys and values are a state of the model, and left out."""
     if isinstance(given, (Tensor, int, float)) and not isinstance(given, bool):
         yield given
     elif depth > 0 and not type(given).__name__.endswith("Cache"):
-        if isinstance(given, Mapping):
-            parts = [part for name, part in given.items() if name != "past_key_values"]
-        elif isinstance(given, (tuple, list)):
-            parts = list(given)
-        elif dataclasses.is_dataclass(given) or hasattr(given, "__dict__"):
-            parts = list(vars(given).values())
-        else:
-            parts = []
-        for part in parts:
+        for part in _parts(given):
             yield from outputs(part, depth - 1)
+
+
+def _parts(given: Any) -> list[Any]:
+    if isinstance(given, Mapping):
+        return [part for name, part in given.items() if name != "past_key_values"]
+    if isinstance(given, (tuple, list, set, frozenset, deque, ValuesView, Generator)):
+        return list(given)
+    slots = [name for kind in type(given).__mro__ for name in _slots(kind)]
+    held = [getattr(given, name) for name in slots if hasattr(given, name)]
+    return [*held, *vars(given).values()] if hasattr(given, "__dict__") else held
+
+
+def _slots(kind: type) -> list[str]:
+    named = vars(kind).get("__slots__", ())
+    names = (named,) if isinstance(named, str) else tuple(named)
+    return [name for name in names if not name.startswith("__")]
 
 
 class _Operations(TorchDispatchMode):

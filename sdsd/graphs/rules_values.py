@@ -310,9 +310,9 @@ def batch_norm(walk: Walk, step: Step) -> None:
             axis = walk.followed(other, 0)
             if axis is not None or axes[1] is not None:
                 axes[1] = walk.join(axes[1], axis)
-    for k, axis in enumerate(axes):
+    for k, along in enumerate(axes):
         if k != 1 and given.shape[k] > 1:
-            _over_neurons(walk, axis, "" if step.argument(5, "training") is True else ", in training,")
+            _over_neurons(walk, along, "" if step.argument(5, "training") is True else ", in training,")
     for out in tensors(step.out):
         walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .atoms import REMOVAL, Ids, Obstacle
 from .counts import Count, Origin
+from .operations import tensors
 from .pieces import Piece
 from .values import FREE, words
 from .vocabulary import CONVOLUTIONS, TRANSPOSED, sizes_of
@@ -59,6 +60,8 @@ class Sizes(TorchFunctionMode):
         plain = name.strip("_")
         if plain in READ_OUT:
             self.walk.use(args)
+            self.walk.handed_out(args, plain)
+            self.walk.decisions.by_values |= not all(self.walk.value(each).static for each in tensors(args))
         counts = [each for each in self._counts((*args, *named.values()), 3) if each.ids or each.origins]
         sized = [each for each in counts if each.ids]
         by_place = plain in ("getitem", "narrow", "slice")
@@ -101,7 +104,9 @@ class Sizes(TorchFunctionMode):
     def _count(self, tensor: Tensor, dim: int) -> int:
         axis = self.walk.followed(tensor, dim)
         length = tensor.shape[dim]
-        return self._made(length, axis) if isinstance(axis, np.ndarray) else length
+        if isinstance(axis, np.ndarray):
+            return self._made(length, axis)
+        return length if self.walk.value(tensor).static else Count(length, self.walk.decisions)
 
     def _made(self, length: int, *ids: Ids, exact: bool = True) -> Count:
         return Count(length, self.walk, ids, exact=exact)
@@ -116,6 +121,8 @@ class Sizes(TorchFunctionMode):
         if name == "__len__":  # Python hands it on as a plain number
             if isinstance(axis := self.walk.value(tensor).axes[0], np.ndarray):
                 self.walk.used(self._made(len(tensor), axis), "'len'")
+            elif not self.walk.value(tensor).static:
+                self.walk.decisions.compared()
             return tensor.shape[0]
         ids = [axis for axis in self.walk.axes(tensor) if isinstance(axis, np.ndarray)]
         length = func(*args, **named)
@@ -209,9 +216,13 @@ def _bounds_are_counts(values: Any) -> bool:
             return False
         if isinstance(value, slice):
             bounds = [each for each in (value.start, value.stop) if each is not None]
-            if value.step is not None or not all(isinstance(each, Count) or each == 0 for each in bounds):
+            if value.step is not None or not all(_is_followed(each) or each == 0 for each in bounds):
                 return False
     return True
+
+
+def _is_followed(value: Any) -> bool:
+    return isinstance(value, Count) and value.followed
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
-from .chance import Chance
+from .chance import TAKES_OUT, Chance
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, step_of, tensors
+from .others import Decisions
 from .pieces import Piece, Pieces
 from .values import FREE, MADE, Axis, Value
 
@@ -84,7 +85,7 @@ rule = adding_to(RULES)
 class Walk:
     """Values of the tensors of one run, and what it says about the entries of parameters."""
 
-    def __init__(self, atoms: Atoms, named: dict[int, Value]) -> None:
+    def __init__(self, atoms: Atoms, named: dict[int, Value], training: bool = False) -> None:
         self.atoms, self.named = atoms, named
         self.values: Any = WeakIdKeyDictionary()
         self.reads: list[Read] = []
@@ -99,10 +100,11 @@ class Walk:
         self.read_otherwise: set[str] = set()  # those whose outputs go elsewhere than into products with weights
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
         self.module = ""
-        self.training = False
+        self.training = training
         self.sizes_written_in = True
         self.looking = False  # at an operation
         self.chance = Chance()
+        self.decisions = Decisions()
 
     # ---- values ------------------------------------------------------------------------------------------------------
 
@@ -169,6 +171,12 @@ class Walk:
             value = None if id(tensor) in self.named else self.values.get(tensor)
             while value is not None and value.if_used:
                 self.atoms.note(*value.if_used.pop())
+
+    def handed_out(self, values: Any, name: str) -> None:
+        """Numbers go where no operation of torch is seen."""
+        for tensor in tensors(values):
+            for axis in self.axes(tensor):
+                self.mixed(axis, f"{name!r} hands them to others than torch")
 
     def use_what_is_left(self) -> None:
         """The run is over: tensors that somebody still holds are used."""
@@ -246,6 +254,9 @@ class Walk:
             )
             self.numbers.append(((module, name), Obstacle(self.where(self.name), reason, KEEP_THE_NUMBER, REMOVAL)))
 
+    def compared(self) -> None:
+        """A size of the model was compared, which no input changes."""
+
     def equal(self, count: Count, other: Any) -> None:
         """Two sizes were compared, and the forward goes the way of equal ones, as it has to with fewer neurons."""
         where = self.where("==")
@@ -285,6 +296,8 @@ class Walk:
         for each in tensors(out) if norm else ():
             self.value(each).norm = norm
         self.chance.step(func, made.name, (*args, *kwargs.values()), out)
+        if made.name in TAKES_OUT - {"nonzero"}:
+            self.decisions.by_values |= not all(self.value(each).static for each in tensors(args))
         if made.name in ONLY_SEEN:
             self.value(out).if_used = self.value(args[0]).if_used
 

@@ -24,8 +24,7 @@ BIN_BYTES = 4
 LOOKED_INTO = 2**14
 """Cosines searched for pairs together, where there are any."""
 FOUND_BYTES = 60
-"""What finding pairs allocates for each cosine searched, in buffers of one size: temporaries of changing size leave
-holes in the C heap that none of the next fits in."""
+"""What finding pairs allocates for each cosine searched."""
 CHUNK = 2**16
 """Pairs that wait together to be put in order, which takes no more memory than a block did."""
 
@@ -89,68 +88,54 @@ def cosine_pairs_torch(rows: Tensor, threshold: float, above: bool, request: Req
 
 
 class _Kept:
-    """Pairs as they are found, block by block, until they are put in order. All buffers have one size."""
+    """Pairs as they come up, block by block, until they are put in order."""
 
     def __init__(self, neurons: Neurons, width: int, past: tuple[float, bool], most: int) -> None:
         self.threshold, above = past
         self.past, self.best = (torch.ge, torch.amax) if above else (torch.le, torch.amin)
         self.most, self.count = most, 0
-        device = neurons.rows.device
-        self.in_row = torch.zeros(neurons.rows.shape[0], dtype=torch.int64, device=device)
-        self.size = max(LOOKED_INTO, width)
-        self.dtypes = torch.int32, torch.int32, neurons.dtype
-        self.part, self.cosine = (torch.empty(self.size, dtype=neurons.dtype, device=device) for _ in range(2))
-        self.hit = torch.empty(self.size, dtype=torch.bool, device=device)
-        self.line, self.second = (torch.empty(self.size, dtype=torch.int64, device=device) for _ in range(2))
+        self.in_row = torch.zeros(neurons.rows.shape[0], dtype=torch.int64, device=neurons.rows.device)
+        self.lines = max(1, LOOKED_INTO // width)
+        self.dtypes = torch.int32, torch.int32, torch.int32, neurons.dtype
         self.chunks: list[list[Tensor]] = []
-        """First and second neurons and cosines of CHUNK pairs each, as they were kept."""
+        """Of CHUNK pairs each: first neurons, how many pairs of these came before, second neurons, cosines."""
         self.filled: list[int] = []
 
     def look_into(self, block: Tensor, row: int, column: int) -> None:
         lines = self.past(self.best(block, 1), self.threshold).nonzero().flatten()
-        for some in lines.split(max(1, self.size // block.shape[1])) if len(lines) else ():
-            self._keep(block, some, row, column)
+        for some in lines.split(self.lines) if len(lines) else ():
+            self._keep(block[some], some + row, column)
 
-    def _keep(self, block: Tensor, some: Tensor, row: int, column: int) -> None:
-        width = block.shape[1]
-        searched = len(some) * width
-        part = torch.index_select(block, 0, some, out=self.part[:searched].view(-1, width))
-        counts = self.past(part, self.threshold, out=self.hit[:searched].view(-1, width)).sum(1)
-        pairs = int(counts.sum())
+    def _keep(self, part: Tensor, rows: Tensor, column: int) -> None:
+        line, second = self.past(part, self.threshold).nonzero(as_tuple=True)
+        pairs = len(line)
         self.count += pairs
         if self.count > self.most:
             self.chunks.clear()
             return
-        self.in_row[some + row] += counts
-        self.hit[searched:] = False
-        place = torch.nonzero_static(self.hit, size=self.size, fill_value=0)[:, 0]
-        torch.take(self.part, place, out=self.cosine)
-        torch.remainder(place, width, out=self.second).add_(column)
-        torch.take(some + row, place.floor_divide_(width), out=self.line)
+        counts = torch.bincount(line, minlength=len(rows))
+        rank = torch.arange(pairs, device=line.device).add_((self.in_row[rows] - (counts.cumsum(0) - counts))[line])
+        self.in_row[rows] += counts
         if not self.filled or self.filled[-1] + pairs > CHUNK:
-            self.chunks.append([_room(max(CHUNK, self.size), dtype, block.device) for dtype in self.dtypes])
+            self.chunks.append([_room(max(CHUNK, part.shape[1]), dtype, part.device) for dtype in self.dtypes])
             self.filled.append(0)
         here = slice(self.filled[-1], self.filled[-1] + pairs)
-        for room, new in zip(self.chunks[-1], (self.line, self.second, self.cosine), strict=True):
-            room[here] = new[:pairs]
+        for room, new in zip(self.chunks[-1], (rows[line], rank, second + column, part[line, second]), strict=True):
+            room[here] = new
         self.filled[-1] += pairs
 
     def in_order(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs by first, then second neuron: a row's are found from left to right, so each goes behind the last."""
-        second, cosine = (
-            torch.empty(self.count, dtype=each.dtype, device=each.device) for each in (self.second, self.part)
-        )
-        end = self.in_row.cumsum(0) - self.in_row
+        """Pairs by first, then second neuron: those of a row came up from left to right."""
+        device = self.in_row.device
+        second = torch.empty(self.count, dtype=torch.int64, device=device)
+        cosine = torch.empty(self.count, dtype=self.dtypes[-1], device=device)
+        start = self.in_row.cumsum(0) - self.in_row
         for pairs in self.filled:
-            line, *values = (room[:pairs] for room in self.chunks.pop(0))  # given back as soon as it has been read
-            order = line.argsort(stable=True)
-            line = line[order].long()
-            counts = torch.bincount(line, minlength=len(end))
-            place = torch.arange(pairs, device=end.device).add_((end - (counts.cumsum(0) - counts))[line])
-            end += counts
+            first, rank, *values = (room[:pairs] for room in self.chunks.pop(0))  # given back once they have been read
+            place = start.index_select(0, first).add_(rank)
             for whole, value in zip((second, cosine), values, strict=True):
-                whole[place] = value[order].to(whole.dtype)
-        first = torch.arange(len(end), device=end.device).repeat_interleave(self.in_row, output_size=self.count)
+                whole[place] = value.to(whole.dtype)
+        first = torch.arange(len(start), device=device).repeat_interleave(self.in_row, output_size=self.count)
         return first, second, cosine
 
 

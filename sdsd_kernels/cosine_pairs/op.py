@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -94,10 +95,8 @@ def cosine_histogram(
     if bins > config.MOST_BINS and problem is None:
         problem = f"the kernel has at most {config.MOST_BINS} bins"
     chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
-    if progress is None:
-        counts, left_out = _histogram_operator(rows, bins, bool(center), max_bytes, chosen)
-    else:
-        counts, left_out = _histogram(rows, bins, bool(center), max_bytes, chosen, progress)
+    count = _histogram_operator if progress is None else partial(_histogram, progress=progress)
+    counts, left_out = count(rows, bins, bool(center), max_bytes, chosen)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64, device=rows.device)
     return CosineHistogram(counts, edges, left_out[0], left_out[1])
 
@@ -121,8 +120,8 @@ def cosine_row_sums(
 
     A pair in which one neuron has no direction adds nothing: with L neurons that have one, the mean over the others is
     result / (L − 1), and Σ_{j≠i} (1 − c_ij) is L − 1 − result. A neuron that is zero on every sample gets 0; one with a
-    NaN or an infinity gets NaN. Sums of a block are float32, sums over blocks exact. Where c is within rounding of 1,
-    √(2 − 2c) is within 5e-4 of the distance. Not differentiable.
+    NaN or an infinity gets NaN. Sums of a block are float32, over blocks float64 or exact. Where c is within rounding
+    of 1, √(2 − 2c) is within 5e-4 of the distance. Not differentiable.
 
     Args:
         activations, neuron_dim, center, progress, backend: as in `cosine_histogram`.
@@ -147,9 +146,8 @@ def cosine_row_sums(
     max_bytes = check_max_bytes(max_bytes)
     problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=config.VECTORS * rows.shape[0])
     chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
-    if progress is None:
-        return _row_sums_operator(rows, kind, bool(center), max_bytes, chosen)
-    return _row_sums(rows, kind, bool(center), max_bytes, chosen, progress)
+    add_up = _row_sums_operator if progress is None else partial(_row_sums, progress=progress)
+    return add_up(rows, kind, bool(center), max_bytes, chosen)
 
 
 def cosine_pairs(
@@ -244,10 +242,9 @@ def _check_threshold(above: Any, below: Any) -> float:
     return check_number(value, name, "a cosine from -1 to 1", least=-1, most=1, do="No pair is beyond these.")
 
 
-def _histogram(
-    rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str, progress: Progress | None = None
-) -> tuple[Tensor, Tensor]:
+def _histogram(rows: Tensor, bins: int, *settings: Any, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
     """Counts and the number of pairs without a cosine: (with a zero neuron, with a NaN)."""
+    center, max_bytes, backend = settings
     request = Request(center, max_bytes, progress)
     counts, inverse_norm = _implementation("cosine_histogram", backend)(rows, bins, request)
     clean = (~inverse_norm.isnan()).sum()
@@ -257,21 +254,18 @@ def _histogram(
     return counts, torch.stack((clean_pairs - directed_pairs, all_pairs - clean_pairs))
 
 
-def _row_sums(
-    rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str, progress: Progress | None = None
-) -> Tensor:
+def _row_sums(rows: Tensor, kind: str, *settings: Any, progress: Progress | None = None) -> Tensor:
+    center, max_bytes, backend = settings
     request = Request(center, max_bytes, progress)
     sums, inverse_norm = _implementation("cosine_row_sums", backend)(rows, kind, request)
     return sums.masked_fill_(inverse_norm.isnan(), torch.nan)
 
 
-def _fake_histogram(
-    rows: Tensor, bins: int, center: bool, max_bytes: int | None, backend: str
-) -> tuple[Tensor, Tensor]:
+def _fake_histogram(rows: Tensor, bins: int, *settings: Any) -> tuple[Tensor, Tensor]:
     return rows.new_empty(bins, dtype=torch.int64), rows.new_empty(2, dtype=torch.int64)
 
 
-def _fake_row_sums(rows: Tensor, kind: str, center: bool, max_bytes: int | None, backend: str) -> Tensor:
+def _fake_row_sums(rows: Tensor, kind: str, *settings: Any) -> Tensor:
     return rows.new_empty(rows.shape[0], dtype=torch.float64)
 
 

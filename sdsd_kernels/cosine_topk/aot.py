@@ -27,5 +27,6 @@ def _cases(record: DeviceRecord) -> Iterator[AotCase]:
     for dtype, k, layout in (*shipped, (torch.float16, 32, "neurons adjacent")):
         call = partial(launch_cosine_topk, neurons(64000, 1024, dtype, layout), None, k, False, request)
         yield from cases_of(record, call, topk_kernel, thorough=bool(layout) and record.family != "sm_90")
-    rows = neurons(64000, 1024, torch.float32)
-    yield from cases_of(record, partial(launch_cosine_topk, rows, rows, 10, True, request), topk_kernel)
+    if record.family == "sm_90":  # a shorter list than the longest, and a sign
+        rows = neurons(64000, 1024, torch.float32)
+        yield from cases_of(record, partial(launch_cosine_topk, rows, rows, 10, True, request), topk_kernel)

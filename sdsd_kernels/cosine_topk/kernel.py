@@ -35,21 +35,17 @@ STRIP = tl.constexpr(128)
 
 # fmt: off
 @triton.jit
-def _offered(
-    products, column_start, row, row_inverse, column_inverse_ptr, others, best, best_column,
-    SAME: tl.constexpr, FARTHEST: tl.constexpr,
-):
-    """The lists of rows after a tile of products, whose first column is `column_start`."""
+def _offered(products, column_start, best, best_column, of, SAME: tl.constexpr, FARTHEST: tl.constexpr):
+    """The lists of rows after a tile of products, whose first column is `column_start`.
+
+    `of`: rows, their inverse norms, and the pointer to those of the columns, of which there are so many.
+    """
+    row, row_inverse, column_inverse_ptr, others = of
     COLUMNS: tl.constexpr = products.shape[1]
     if COLUMNS > STRIP:
         left, right = split_columns(products)
-        best, best_column = _offered(
-            left, column_start, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
-        )
-        half = column_start + COLUMNS // 2
-        best, best_column = _offered(
-            right, half, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
-        )
+        best, best_column = _offered(left, column_start, best, best_column, of, SAME, FARTHEST)
+        best, best_column = _offered(right, column_start + COLUMNS // 2, best, best_column, of, SAME, FARTHEST)
     else:
         column = column_start + tl.arange(0, COLUMNS)
         column_inverse = inverse_norms(column_inverse_ptr, column, others)
@@ -103,9 +99,8 @@ def topk_kernel(
     first_tile = split * tiles_per_split
     for tile in range(first_tile, tl.minimum(first_tile + tiles_per_split, tl.cdiv(others, COLUMNS))):
         products = tile_products(pair, start, tile * COLUMNS, 0, samples, HOW)
-        best, best_column = _offered(
-            products, tile * COLUMNS, row, row_inverse, column_inverse_ptr, others, best, best_column, SAME, FARTHEST
-        )
+        of = (row, row_inverse, column_inverse_ptr, others)
+        best, best_column = _offered(products, tile * COLUMNS, best, best_column, of, SAME, FARTHEST)
 
     place = (split.to(tl.int64) * neurons + row) * LANES
     tl.store(values_ptr + place[:, None] + lane[None, :], best, mask=(row < neurons)[:, None])

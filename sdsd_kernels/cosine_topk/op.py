@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,9 +84,8 @@ def cosine_topk(
         problem = f"the kernel keeps at most {MOST_NEIGHBORS} neighbours and k is {k}"
     chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
     settings = (k, bool(farthest), precision, bool(center), max_bytes, chosen)
-    if progress is not None:
-        return _compute(rows, others, *settings, progress=progress)
-    return _operator(rows, others, *settings)
+    search = _operator if progress is None else partial(_compute, progress=progress)
+    return search(rows, others, *settings)
 
 
 def _check_k(k: Any, rows: Tensor, others: Tensor | None) -> int:

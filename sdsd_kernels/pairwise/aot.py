@@ -119,7 +119,11 @@ def update(rows: Tensor, record: DeviceRecord, *, center: bool, **options: Any) 
 
 
 def aot_cases() -> list[AotCase]:
-    """Every kernel, shipped tile and target. Not `thorough` are those that take the most registers."""
+    """Every kernel, shipped tile and target. Not `thorough` are those that take the most registers.
+
+    With factors, and with sums added to a float32 total, a product does all that it does without, and more. Without is
+    what is measured, on sm_90, and elsewhere what small tiles and updates do.
+    """
     return [case for record in compiled_ahead() for case in _cases(record)]
 
 
@@ -134,20 +138,22 @@ def _cases(card: DeviceRecord) -> Iterator[AotCase]:
         three = dtype == torch.float32
         for place, (least, _) in enumerate(table[record.family]):
             rows = neurons(max(least, 1024), 4096, dtype)
-            yield from cases_of(record, matrix(rows, record), triangle_kernel, thorough=place > 0)
+            added = not (hopper or three or place)
+            product = matrix(neurons(len(rows), config.LONG, dtype) if added else rows, record)
+            yield from cases_of(record, product, triangle_kernel, thorough=place > 0)
             yield from cases_of(record, update(rows, record, center=three), triangle_kernel, thorough=place > 0)
         both = neurons(8192, 4096, dtype)
         between = partial(launch_cosine_between, both, both, center=False, zero="zero", record=record)
         yield from cases_of(record, between, rectangle_kernel, thorough=three)
-    least = config.ONE_TERM[record.family][0][0]
-    for count, samples, dtype, layout in (
-        (least, config.LONG, torch.bfloat16, ""),
-        (least, 4096, torch.float16, ""),
-        (least, 4096, torch.float16, "neurons adjacent"),
-        (4096, 4096, torch.bfloat16, "neurons adjacent"),
-    ):
-        rows = neurons(count, samples, dtype, layout)
-        yield from cases_of(record, matrix(rows, record), triangle_kernel, thorough=not hopper)
+    rows = neurons(4096, 4096, torch.bfloat16, "neurons adjacent")
+    yield from cases_of(record, matrix(rows, record), triangle_kernel, thorough=not hopper)
+    if hopper:
+        least = config.ONE_TERM["sm_90"][0][0]
+        for rows in (
+            neurons(least, config.LONG, torch.bfloat16),
+            neurons(least, 4096, torch.float16, "neurons adjacent"),
+        ):
+            yield from cases_of(record, matrix(rows, record), triangle_kernel, thorough=False)
     halves = neurons(4096, 4096, torch.bfloat16)
     yield from cases_of(record, matrix(halves, record), measure_kernel)
     few = neurons(64, 2**20, torch.float32)

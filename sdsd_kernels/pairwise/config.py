@@ -127,6 +127,8 @@ REDUCE = 32
 
 PROGRESS_STEPS = 16
 """Launches of a kernel that reports progress."""
+MOST_PROGRAMS = 2**30
+"""Of a launch: CUDA takes twice as many."""
 
 MEASURE = {True: (4, 512, 8), False: (32, 128, 8)}
 """Neurons, samples and warps of a program that measures; True where samples are adjacent. 32 neighbouring float32 are

@@ -291,7 +291,7 @@ def launch_cosine_between(
 
 def shares(work: int, progress: Progress | None, device: torch.device) -> Iterator[tuple[int, int]]:
     """(first, end) of all work, or, for `progress` to hear of what the device has done, of PROGRESS_STEPS shares."""
-    share = work if progress is None else -(-work // config.PROGRESS_STEPS)
+    share = min(config.MOST_PROGRAMS, work if progress is None else -(-work // config.PROGRESS_STEPS))
     for first in range(0, work, share):
         end = min(first + share, work)
         yield first, end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -243,14 +244,16 @@ def _products() -> Iterator[AotCase]:
             scaled=True,
             thorough=True,
         )
-        for tile in (*config.LINEAR[1:], *config.BOXES, *config.NARROW):
-            box = (1, tile.block_t) if tile in config.LINEAR[1:2] else (4, tile.block_t // 4)
-            yield _boxes(record, tile, bf16, box=box, strided=box[0] > 1, sets=box[0] > 1, thorough=True)
+        yield _boxes(record, config.LINEAR[1], bf16, thorough=True)
+        rated_alike = (replace(tile, rate=1.0) for tile in (*config.LINEAR[2:], *config.BOXES, *config.NARROW))
+        for tile in dict.fromkeys(rated_alike):
+            yield _boxes(record, tile, bf16, box=(4, tile.block_t // 4), strided=True, sets=True, thorough=True)
         for dtype in (bf16, fp32):
             yield _boxes(
                 record, config.FEW_CHANNELS[0], dtype, box=(4, 16), flat=True, scaled=True, pointers=True, thorough=True
             )
             yield _gram(record, dtype, 1024, False, thorough=dtype == fp32)
-            yield _gram(record, dtype, 1024, False, thorough=True, long=False)
+            if main:  # without the total in float32
+                yield _gram(record, dtype, 1024, False, thorough=True, long=False)
             yield _gram(record, dtype, 64, True, thorough=True)
         yield from _small(record)

@@ -1,4 +1,4 @@
-"""Measuring changes nothing: three training steps beside an unmonitored twin."""
+"""Training is what it would be without a monitor, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,35 +14,15 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import sdsd
-from tests.zoo.parts import N, Net, classes, numbers, parameter, perceptron, tokens
-from tests.zoo.programs import ALL
+from tests.zoo.parts import N, Net, numbers, parameter, perceptron
 from tests.zoo.programs.passes import Fails
 from tests.zoo.twins import unchanged
 
-X, Y, IDS, SIGNALS, SEQUENCES = numbers(N, 8), classes(), tokens(N, 5), numbers(N, 3, 9), numbers(N, 4, 8)
-
-
-def classify(x):
-    def run(model, k):
-        out = model(x * (1 + k) if x.is_floating_point() else x)
-        out = out.flatten(1)
-        loss = F.cross_entropy(out, Y)
-        loss.backward()
-        return out.detach(), loss.item()
-
-    return run
-
-
-def chain(*layers):
-    return lambda: nn.Sequential(*(make() for make in layers))
+from .unchanged import IDS, SEQUENCES, SIGNALS, X, Y, chain, classify, linear
 
 
 def net(compute, **parts):
     return lambda: Net(compute, **{name: part() for name, part in parts.items()})
-
-
-def linear(inputs=8, outputs=3):
-    return lambda: nn.Linear(inputs, outputs)
 
 
 def two_names(own):
@@ -193,14 +173,6 @@ def checkpointed(reentrant):
     )
 
 
-def autocast(model, k):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = model(X.float())
-    loss = F.cross_entropy(out.float(), Y)
-    loss.backward()
-    return out.detach(), loss.item()
-
-
 def stochastic_depth(m, x):
     for block in m.blocks:
         keep = (torch.rand(len(x), 1) < 0.7).to(x)
@@ -337,6 +309,7 @@ CASES = {
         classify(SEQUENCES),
     ),
 }
+
 MUST_BE_MEASURED = set(CASES) - {
     "BatchNorm in train mode",
     "an LSTM with dropout",
@@ -392,46 +365,3 @@ def test_micro_mode_is_the_plain_training_bit_for_bit(name):
         return run(model, k), run(model, k + 1)
 
     assert unchanged(make, twice, tolerance=0.0, mode="micro") == ("same", "")
-
-
-def test_autocast():
-    make = chain(linear(8, 8), nn.Tanh, lambda: nn.LayerNorm(8), linear())
-    assert unchanged(make, autocast, tolerance=1e-2, dtype=torch.float32) == ("same", "")
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_programs_train_as_without_a_monitor(name):
-    program = ALL[name].doubled()
-
-    def run(model, k):
-        with torch.enable_grad():
-            (program.step or program.plain)(model)
-
-    verdict, why = unchanged(program.model, run)
-    assert verdict in ("same", "refused"), why
-
-
-class Nudged(sdsd.GammaMonitor):
-    """A monitor with a fault of its own: what the tests of this file have to see."""
-
-    fault = "none"
-
-    def step(self):
-        stats = super().step()
-        if self.fault == "random":
-            torch.rand(())
-        if self.fault == "gradient":
-            self.model[0].weight.grad.mul_(1 + 1e-6)
-        if self.fault == "identity":
-            self.model[0].weight = nn.Parameter(self.model[0].weight.detach())
-            self.model[0].weight.grad = torch.zeros_like(self.model[0].weight)
-        if self.fault == "buffer":
-            self.model.train(False)
-        return stats
-
-
-@pytest.mark.parametrize("fault", ["random", "gradient", "identity", "buffer"])
-def test_these_tests_see_a_change(fault, monkeypatch):
-    monkeypatch.setattr(Nudged, "fault", fault)
-    monkeypatch.setattr(sdsd, "GammaMonitor", Nudged)
-    assert unchanged(perceptron, classify(X))[0] == "changed"

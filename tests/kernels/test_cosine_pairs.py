@@ -28,6 +28,7 @@ from sdsd_kernels.cosine_pairs.reference import (
     cosine_pairs_reference,
     cosine_row_sums_reference,
 )
+from sdsd_kernels.pairwise import config as pairwise_config
 from sdsd_kernels.pairwise.config import Tile
 from tests.helpers import assert_within, cosine_error, summation_error
 from tests.kernels.cosines import exact_cosines, exact_rows, flat
@@ -360,6 +361,7 @@ def test_every_tile_belongs_to_one_program(kernel, monkeypatch):
 def test_bands_and_chunks(band, chunk, kernel, monkeypatch):
     monkeypatch.setattr(config, "BAND", band)
     monkeypatch.setattr(config, "chunk", lambda tiles: chunk)
+    monkeypatch.setattr(pairwise_config, "MOST_PROGRAMS", 4)
     tile = Tile(16, 16, 16, num_warps=4, num_stages=1, resident=1, group=2)
     monkeypatch.setattr(config, "tile", lambda *_, **__: tile)
     monkeypatch.setattr(importlib.import_module("sdsd_kernels.pairwise.launch"), "_plans", {})
@@ -461,7 +463,6 @@ def test_memory_stays_below_max_bytes():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_progress_and_interruption(name, backend, device, monkeypatch):
-    monkeypatch.setattr(config, "BAND", 1)
     monkeypatch.setattr(cpu, "BLOCK", (32, 32))
     call = CALLS[name]
     x = torch.randn(20, 70, device=device)

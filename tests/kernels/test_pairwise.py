@@ -1,11 +1,10 @@
-"""The engine for pairs of neurons: every kind of operand, tile, loader and range of samples, forced."""
+"""The engine of pairs of neurons: every way, dtype, layout and precision; plans and settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import itertools
-import random
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from sdsd_kernels._rows import as_rows
 from sdsd_kernels.pairwise import config
 from sdsd_kernels.pairwise.config import Tile
 from tests.helpers import assert_within, summation_error, unit_roundoff
-from tests.kernels.test_cosine_matrix import (
+from tests.kernels.matrices import (
     INF,
     NAN,
     check,
@@ -38,8 +37,11 @@ from sdsd_kernels.pairwise import launch, sums
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
 
+
 SQUARE, WIDE = Tile(16, 16, 32, 4, 1, 1, group=2), Tile(16, 32, 32, 4, 1, 1, group=2)
+
 OF_THREE: dict[Tile, Tile] = {}
+
 if torch.cuda.is_available():
     # Tiles of 16 neurons are there for the interpreter; a GPU gets what is shipped for it.
     family = device_record(torch.device("cuda")).family
@@ -65,8 +67,10 @@ WAYS = {
     "added every step, 3 ranges": Way(ranges=3, every=1),
     "pointers, wide": Way(WIDE, pointers=True),
 }
+
 SHAPES = [(33, 7), (110, 37)]
 """(samples, neurons): less than a tile, and several tiles and steps, ragged in both."""
+
 if torch.cuda.is_available():
     SHAPES += [(256, 512), (300, 333)]
 
@@ -298,9 +302,6 @@ def test_plans_that_become_too_many_are_forgotten(device, monkeypatch):
     assert 1 <= len(launch._plans) <= 3
 
 
-# Settings
-
-
 def test_ranges_fill_the_machine():
     record = RECORDS["sm_90"]
     for neurons, samples in ((512, 50_000), (64, 10_000_000), (1024, 1024), (8192, 8192), (512, 300)):
@@ -346,118 +347,6 @@ def test_few_configurations_are_shipped():
 )
 def test_what_is_multiplied(precision, dtype, center, wanted):
     assert config.served(precision, dtype, center=center) == wanted
-
-
-# The triangle of tiles
-
-
-def triangle(tiles: int) -> int:
-    return tiles * (tiles + 1) // 2
-
-
-def twin(index: int, tiles: int, group: int) -> tuple[int, int]:
-    """_triangle_tile in Python, whose integers have no end: bands, walked in pairs from both ends."""
-    odd = tiles % group
-    in_odd = sum(tiles - row for row in range(odd))
-    if index < in_odd:
-        first, height, within = 0, odd, index
-    else:
-        rows, rest = tiles - odd, index - in_odd
-        pair, within = divmod(rest, group * (rows + 1))
-        upper = group * (rows - (pair + 1) * group) + group * (group + 1) // 2
-        band = pair
-        if within >= upper:
-            within, band = within - upper, rows // group - 1 - pair
-        first, height = odd + band * group, group
-    column = 0
-    while column < height and within > column:
-        within -= column + 1
-        column += 1
-    if column == height:
-        return first + within % height, first + height + within // height
-    return first + within, first + column
-
-
-def place_of(row: int, column: int, tiles: int, group: int) -> int:
-    """The index of a tile, by adding up what comes before it."""
-    odd = tiles % group
-    rows = tiles - odd
-
-    def tiles_of_band(first: int, height: int) -> int:
-        return height * (height + 1) // 2 + height * (tiles - first - height)
-
-    if row < odd:
-        first, height, before = 0, odd, 0
-    else:
-        band, bands = (row - odd) // group, rows // group
-        pair = min(band, bands - 1 - band)
-        before = tiles_of_band(0, odd) + pair * group * (rows + 1)
-        if band != pair:
-            before += tiles_of_band(odd + pair * group, group)
-        first, height = odd + band * group, group
-    inside = min(column - first, height)
-    return before + inside * (inside + 1) // 2 + max(0, column - first - height) * height + row - first
-
-
-def on_device(indices: Tensor, tiles: int, group: int) -> tuple[Tensor, Tensor]:
-    """(rows, columns) that the device function gives for many indices."""
-    from tests.kernels.triangle_kernel import triangle_kernel
-
-    row, column = torch.full((2, len(indices)), -1, dtype=torch.int32, device=indices.device)
-    block = 65_536 if indices.device.type == "cpu" else 256
-    programs = -(-len(indices) // block)
-    triangle_kernel[(programs,)](indices, row, column, len(indices), tiles, GROUP=group, BLOCK=block)
-    return row.long().cpu(), column.long().cpu()
-
-
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
-def test_the_twin_meets_every_tile_once(group):
-    for tiles in (*range(1, 40), 63, 64, 65):
-        found = [twin(index, tiles, group) for index in range(triangle(tiles))]
-        assert sorted(found) == [(row, column) for row in range(tiles) for column in range(row, tiles)]
-        assert [place_of(row, column, tiles, group) for row, column in found] == list(range(len(found)))
-
-
-@pytest.mark.parametrize("tiles", [333, 1000, 2047])
-def test_thousands_of_tiles_on_the_device(tiles, device):
-    """All indices of the device function, each tile met once."""
-    problem = unusable("triton", device)
-    if problem:
-        pytest.skip(problem)
-    count = triangle(tiles)
-    row, column = on_device(torch.arange(count, device=device), tiles, 8)
-    assert ((row >= 0) & (row <= column) & (column < tiles)).all()
-    assert (torch.bincount(row * tiles + column) <= 1).all()
-    if tiles == 333:
-        found = list(zip(row.tolist(), column.tolist(), strict=True))
-        assert found == [twin(index, tiles, 8) for index in range(count)]
-
-
-@pytest.mark.parametrize("group", [2, 8])
-@pytest.mark.parametrize("tiles", [5, 77, 46_341, 65_537, 99_991, 1_000_003])
-def test_device_and_twin_agree_where_32_bits_end(tiles, group, device):
-    problem = unusable("triton", device)
-    if problem:
-        pytest.skip(problem)
-    generator = random.Random(tiles)
-    last = triangle(tiles) - 1
-    indices = [0, last, last // 2, *(generator.randint(0, last) for _ in range(300))]
-    indices += [index for index in (2**31 - 1, 2**31, 2**31 + 1, 2**32, 2**32 + 1) if index <= last]
-    row, column = on_device(torch.tensor(indices, device=device), tiles, group)
-    found = list(zip(row.tolist(), column.tolist(), strict=True))
-    assert found == [twin(index, tiles, group) for index in indices]
-    assert [place_of(*place, tiles, group) for place in found] == indices
-
-
-def test_a_band_walks_its_columns_together():
-    """Programs side by side read few panels: 128 of them at most 8 rows and 18 columns, twice where two bands meet."""
-    for start in range(0, 1500, 128):
-        window = [twin(index, 64, 8) for index in range(start, min(start + 128, triangle(64)))]
-        panels = len({row for row, _ in window}) + len({column for _, column in window})
-        assert panels <= 2 * (8 + 18)
-
-
-# What is compiled ahead of time
 
 
 def test_aot_cases_cover_every_tile():

@@ -25,14 +25,6 @@ from tests.kernels.calls import Calls
 H100 = RECORDS["sm_90"]
 
 
-@pytest.fixture
-def allow_tf32():
-    """Sets what torch's matrix products may round; monkeypatch cannot put this attribute back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    yield lambda value: setattr(torch.backends.cuda.matmul, "allow_tf32", value)
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 INPUTS, GRADS = torch.randn(3, 16, 32), torch.randn(3, 16, 16)
 IMAGES, IMAGE_GRADS = torch.randn(2, 16, 6, 6), torch.randn(2, 8, 6, 6)
 CALLS = {

@@ -332,16 +332,7 @@ def _require(condition: bool, what: str) -> None:
         raise AssertionError(what)
 
 
-COLUMNS = (
-    "architecture",
-    "layers",
-    "groups",
-    "cut",
-    "MLPs and convolutions",
-    "streams behind norms",
-    "refused",
-    "one way",
-)
+COLUMNS = "architecture | layers | groups | cut | MLPs and convolutions | streams behind norms | refused | one way"
 
 
 def section(rows: list[Row]) -> str:
@@ -351,7 +342,7 @@ def section(rows: list[Row]) -> str:
     total = f"{cut} of {wanted} MLPs and convolutions cut, {streams} of {behind} streams behind norms."
     lines = [*INTRODUCTION.splitlines(), "", f"{len(rows)} architectures; {total}"]
     for family in dict.fromkeys(row.family for row in rows):
-        lines += ["", f"## {family}: geometry", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+        lines += ["", f"## {family}: geometry", "", f"| {COLUMNS} |", "|" + " --- |" * len(COLUMNS.split("|"))]
         for row in rows:
             if row.family == family:
                 refused = "; ".join(f"{count} {why}" for why, count in row.refused.most_common()) or "–"

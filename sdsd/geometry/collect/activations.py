@@ -71,10 +71,11 @@ def collect_activations(
         mask: which positions are samples, the others being padding: the name of an entry of batches that are dicts, or
             a function batch → tensor; 0 or False where a position is padding.  # shape: (batch, positions)
             Masks of pairs of positions, (batch, heads, queries, keys), are read as well, and those that are added to
-            scores, 0 and large negative numbers. None: the entry "attention_mask", where batches have one. False:
-            every position is a sample. It applies to layers whose outputs have these positions in front, (batch,
-            positions, neurons) or flattened; others, a pooler's (batch, neurons) for example, are taken whole, with a
-            note where they have other positions, or refused where a mask was asked for by name.
+            scores, 0 and large negative numbers. None: the entry "attention_mask", where batches have one. False: every
+            position is a sample. It applies to layers whose outputs have these positions in front, (batch, positions,
+            neurons) or flattened, or (positions, batch, neurons) where the sizes tell; others, a pooler's (batch,
+            neurons) for example, are taken whole, with a note where they have other positions, or refused where a mask
+            was asked for by name.
         progress: True for a line on standard error, or a function called with (batches done, batches in all).
 
     Returns:

@@ -127,7 +127,7 @@ class Collector:
         where = f"batch {number}, layer {name!r}"
         if value.numel() == 0:
             raise ValueError(f"{where}: expected samples, got shape {tuple(value.shape)}. Leave empty batches out.")
-        value, dim = self.padding.without(value, dim, where)
+        value, dim = self.padding.without(value, dim, name, where)
         if self.padding.left_in:
             self.notes.setdefault(name, f"layer {name!r} {self.padding.left_in}")
         if value.numel() == 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import check_model
+from ..arrays import usable_device
 
 Forward = Callable[[nn.Module, Any], Any]
 """(model, batch) → anything: runs the model on a batch."""
@@ -45,7 +46,7 @@ class ModelCall:
         if device is None:
             tensors = (*model.parameters(), *model.buffers())
             device = next((each.device for each in tensors if each.device.type != "meta"), "cpu")
-        self.device = _usable(device)
+        self.device = usable_device(device)
         self.takes_any, self.names = True, []  # a compiled forward may not say what it takes
         with contextlib.suppress(ValueError, TypeError):
             parameters = inspect.signature(model.forward).parameters.values()
@@ -72,16 +73,6 @@ class ModelCall:
 
     def _moved(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, Tensor) else value
-
-
-def _usable(device: torch.device | str) -> torch.device:
-    try:
-        usable = torch.device(device)
-        torch.empty(0, device=usable)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"device: expected one that this torch can use, got {device!r}: {why}") from error
-    return usable
 
 
 def _shape_of(batch: Any) -> str:

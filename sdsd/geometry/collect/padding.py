@@ -28,6 +28,7 @@ class Padding:
         self.mask = mask
         self.kept: Tensor | None = None
         self.left_in = ""  # why padding may be among the samples that `without` gave last
+        self.turned: set[str] = set()  # layers whose outputs have positions first, then the batch
 
     def start(self, batch: Any, number: int) -> None:
         """Find the mask of a batch."""
@@ -56,13 +57,17 @@ class Padding:
         if not bool(self.kept.any()):
             raise ValueError(f"mask: batch {number}: every position is padding. Leave such batches out.")
 
-    def without(self, value: Tensor, dim: int, where: str) -> tuple[Tensor, int]:
-        """The samples of an output whose dimension `dim` counts neurons, and that dimension."""
+    def without(self, value: Tensor, dim: int, layer: str, where: str) -> tuple[Tensor, int]:
+        """The samples of a layer's output whose dimension `dim` counts neurons, and that dimension."""
         self.left_in = ""
         if self.kept is None:
             return value, dim
         rows = value.movedim(dim, -1)
-        for kept in (self.kept, self.kept.flatten()):
+        positions_first = tuple(reversed(self.kept.shape))
+        if rows.ndim > 2 == len(positions_first) and rows.shape[:2] == positions_first != tuple(self.kept.shape):
+            self.turned.add(layer)
+        turned = layer in self.turned and rows.ndim > 2
+        for kept in (self.kept.T,) if turned else (self.kept, self.kept.flatten()):
             if rows.shape[: kept.ndim] == kept.shape and (kept.ndim == 2 or rows.ndim == 2) and rows.ndim > kept.ndim:
                 return rows[kept.to(rows.device)], -1
         if self.mask is not None:

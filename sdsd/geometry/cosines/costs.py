@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ HEAPED = 400
 def merge_cost(
     activations: Tensor | np.ndarray | None,
     outgoing: Tensor | np.ndarray,
-    pairs: Tensor | None = None,
+    pairs: Tensor | np.ndarray | Iterable[Sequence[int]] | None = None,
     *,
     how: str = "mean",
     gram: Tensor | np.ndarray | None = None,
@@ -69,7 +70,7 @@ def merge_cost(
         activations: what the readers get of the neurons, as `neuron_cosine_matrix` takes them; or None, with `gram`.
         outgoing: the weights that read each neuron, of all readers: `outgoing_weights` collects them.
             # shape: (neurons, weights)
-        pairs: index pairs; None: all.  # shape: (k, 2)
+        pairs: index pairs, or what `disjoint_pairs` gave; None: all.  # shape: (k, 2)
         how: "mean" | "act" | "absorb", as in `merge`.
         gram: instead of activations, sums Σ_s a_si a_sj, not centred: `GramAccumulator.gram()`.  # shape: (n, n)
         samples: with `gram`, how many were summed.
@@ -368,7 +369,13 @@ def _distances(products: Tensor, of_rows: Tensor, of_all: Tensor) -> Tensor:
     return products.mul_(-2).add_(of_rows[:, None]).add_(of_all).clamp_min_(0)
 
 
-def _checked_pairs(pairs: Tensor, count: int) -> Tensor:
+def _checked_pairs(pairs: Any, count: int) -> Tensor:
+    if not isinstance(pairs, Tensor):
+        try:
+            listed = [[operator.index(neuron) for neuron in pair[:2]] for pair in pairs]
+            pairs = torch.tensor(listed, dtype=torch.long) if listed else torch.empty(0, 2, dtype=torch.long)
+        except (TypeError, ValueError, IndexError) as error:
+            raise TypeError(f"pairs: expected pairs of integers, got {type(pairs).__name__}: {error}") from error
     if not isinstance(pairs, Tensor) or pairs.is_floating_point() or pairs.dtype == torch.bool:
         got = pairs.dtype if isinstance(pairs, Tensor) else type(pairs).__name__
         raise TypeError(f"pairs: expected a tensor of integers, got {got}.")

@@ -148,7 +148,7 @@ def disjoint_pairs(
     cosine: Tensor | np.ndarray | None = None,
     outgoing: Tensor | np.ndarray | None = None,
     gram: Tensor | np.ndarray | None = None,
-    alive: Tensor | None = None,
+    alive: Tensor | np.ndarray | None = None,
     neuron_dim: int | None = None,
     center: bool = False,
     seed: int = 0,
@@ -200,6 +200,7 @@ def disjoint_pairs(
         [(0, 1), (2, 3)]
     """
     checks.check_choice(by, "by", ("cosine", "cost"))
+    alive = as_tensor(alive, "alive") if alive is not None and hasattr(alive, "__array_interface__") else alive
     if by == "cost":
         if outgoing is None or cosine is not None or center:
             got = "no outgoing" if outgoing is None else "cosine" if cosine is not None else "center=True"

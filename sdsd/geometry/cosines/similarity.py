@@ -155,20 +155,22 @@ def as_similarity(matrix: Tensor | np.ndarray, name: str = "cosine") -> Tensor:
     similarity = similarity if similarity.dtype == torch.float64 else similarity.float()
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"{name}: expected a square (n, n) matrix, got shape {tuple(similarity.shape)}.")
-    diagonal = similarity.diagonal()
-    directed = diagonal.isfinite() & (diagonal != 0)
-    if len(diagonal) > 1 and not bool(directed.any()) and bool((similarity != 0).any()):
-        raise ValueError(
-            f"{name}: expected cosines, got 0 on the whole diagonal, as distances have it. Pass 1 - {name}."
-        )
+    largest = 0.0
     for top in range(0, len(similarity), ROWS):
         rows = similarity[top : top + ROWS]
-        bound = (MOST_ASYMMETRIC + epsilon) * max(1.0, rows.nan_to_num(0, 0, 0).abs().max().item())
+        size = rows.nan_to_num(0, 0, 0).abs().max().item()
+        largest = max(largest, size)
+        bound = (MOST_ASYMMETRIC + epsilon) * max(1.0, size)
         if bool(((rows - similarity[:, top : top + ROWS].T).abs() > bound).any()):
             raise ValueError(
                 f"{name}: expected a symmetric matrix, got one whose entries differ from their mirror images. For "
                 "neurons of two layers see cosine_between; (C + C.T) / 2 makes one symmetric."
             )
+    on_diagonal = similarity.diagonal().nan_to_num(0, 0, 0).abs()
+    if len(similarity) and not on_diagonal.max().item() >= (MOST_ASYMMETRIC + 4 * epsilon) * largest:
+        raise ValueError(
+            f"{name}: expected cosines, got 0 on the whole diagonal, as distances have it. Pass 1 - {name}."
+        )
     return similarity
 
 

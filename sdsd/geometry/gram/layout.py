@@ -13,7 +13,7 @@ from torch import Tensor
 from sdsd_kernels import BACKENDS, checks, gram_strips
 
 from ..arithmetic import WINDOW
-from ..arrays import neurons_first
+from ..arrays import neurons_first, usable_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +149,7 @@ class Plan:
             raise ValueError("backend: Triton was asked for, but its kernels have no float64. Use backend='torch'.")
         triangle = Triangle(n)
         part, rows, side = scratch_sizes(triangle, max_bytes)
-        where = torch.empty(0, device=device or "cpu").device
+        where = usable_device(device or "cpu")
         return Plan(n, bool(center), dtype, where, precision, backend, nonfinite, max_bytes, triangle, part, rows, side)
 
     def through_kernel(self) -> bool:

@@ -199,7 +199,7 @@ def biopsy(
         >>> len(result.near.pairs), result.near.pairs[0].cosine >= result.far.pairs[0].cosine
         (2, True)
     """
-    _check_statistics(confidence, seed)
+    seed = _checked_seed(confidence, seed)
     readers = consumers(model, layer, example_input)
     source = PairSource(model, readers, activations, cosine, alive, neuron_dim)
     absorption = absorption_from(model, readers, activations, gram, neuron_dim) if how == "absorb" else None
@@ -264,7 +264,7 @@ def mass_consolidation(
         >>> len(result.random)
         8
     """
-    _check_statistics(confidence, seed)
+    seed = _checked_seed(confidence, seed)
     random_pairings = checks.check_count(random_pairings, "random_pairings", least=2)
     readers = consumers(model, layer, example_input)
     source = PairSource(model, readers, activations, cosine, alive, neuron_dim)
@@ -333,9 +333,9 @@ def _finite(loss: Any, merged: Key = ()) -> float:
     return value
 
 
-def _check_statistics(confidence: float, seed: int) -> None:
+def _checked_seed(confidence: float, seed: int) -> int:
     checks.check_number(confidence, "confidence", "a number between 0 and 1", above=0, below=1)
-    checks.check_count(seed, "seed", least=0)
+    return int(checks.check_count(seed, "seed", least=0))
 
 
 def _ratio(

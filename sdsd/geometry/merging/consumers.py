@@ -231,24 +231,15 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     weight, dim = _rows(looks, module, layer)
     groups = [each.of(weight, dim) for each in looks]
     group = groups[0]
-    obstacles = list(dict.fromkeys(obstacle for each in groups for obstacle in each.obstacles))
+    obstacles = [obstacle for each in groups for obstacle in each.obstacles]
     if any(not _same(group, other) for other in groups[1:]):
         reason = "what reads its neurons depends on the shape of the input"
         obstacles.append(Obstacle(repr(layer), reason, PASS_EXAMPLE, MERGING))
     modules = dict(model.named_modules(remove_duplicate=False))
-    obstacles += _of_modules(modules, group.parts)
     kinds = {name: type(each).__name__ for name, each in modules.items()}
-    return Consumers(
-        layer,
-        type(module).__name__,
-        group.units,
-        group.rows,
-        group.parts,
-        tuple(dict.fromkeys(obstacles)),
-        group.attributes,
-        kinds,
-        group.norms,
-    )
+    in_the_way = tuple(dict.fromkeys((*obstacles, *_of_modules(modules, group.parts))))
+    kind, statistics = type(module).__name__, group.norms
+    return Consumers(layer, kind, group.units, group.rows, group.parts, in_the_way, group.attributes, kinds, statistics)
 
 
 def _same(one: Group, other: Group) -> bool:

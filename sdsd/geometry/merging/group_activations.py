@@ -161,7 +161,8 @@ class _Store:
 
     def add(self, tensor: Tensor, dim: int, place: int = 0) -> None:
         order = self.orders[place].to(tensor.device)
-        rows, last = self.padding.without(tensor.detach(), dim, f"layer {self.group.layer!r}")
+        layer = self.group.layer
+        rows, last = self.padding.without(tensor.detach(), dim, layer, f"layer {layer!r}")
         picked = rows.movedim(last, 0).index_select(0, order)  # shape: (neurons × entries, …)
         picked = picked.reshape(self.group.neurons, -1)
         if self.sums is None:

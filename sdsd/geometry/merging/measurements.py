@@ -39,13 +39,13 @@ class Measurements:
 
     @staticmethod
     def key(pairs: Iterable[Sequence[Any]]) -> Key:
-        """Pairs as what a loss is kept under: whatever their order.
+        """Pairs as what a loss is kept under, whatever their order.
 
         Args:
             pairs: (first, second, …) each.
 
         Returns:
-            The pairs' numbers, sorted.
+            Their first two numbers, sorted.
         """
         return tuple(sorted((int(pair[0]), int(pair[1])) for pair in pairs))
 

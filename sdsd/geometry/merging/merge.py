@@ -272,11 +272,11 @@ def layer_rows(model: nn.Module, group: Consumers, activations: Tensor | np.ndar
     if rows.shape[0] == len(group.rows) != group.neurons:
         order = group.rows.argsort(stable=True).to(rows.device)
         rows = rows.flatten(1)[order].reshape(group.neurons, -1)
-    if rows.shape[0] != group.neurons or rows[0].numel() == 0:
+    samples = rows[0].numel() if len(rows) else 0
+    if rows.shape[0] != group.neurons or samples == 0:
         raise ValueError(
-            f"activations: expected samples of {group.neurons} neurons, got {rows.shape[0]} neurons along "
-            f"dimension {neuron_dim} and {rows[0].numel() if len(rows) else 0} samples. neuron_dim names the "
-            "dimension that counts neurons."
+            f"activations: expected samples of {group.neurons} neurons, got {rows.shape[0]} neurons along dimension "
+            f"{neuron_dim} and {samples} samples. neuron_dim names the dimension that counts neurons."
         )
     return rows
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, outputs, seeded
+from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, look, outputs, seeded
 from ...models import evaluating, training_outside_torch, untouched
 from ..arithmetic import plain_arithmetic, widened
 from .consumers import Consumers
@@ -166,6 +166,7 @@ def _inputs(model: nn.Module, example_input: Any) -> Iterator[Inputs]:
         return
     arguments, named = as_arguments(example_input)
     yield arguments, named
+    yield from (each for groups in look(model, example_input) for each in groups.recording.others)
     generator = torch.Generator().manual_seed(SEED)
 
     def random(value: Any) -> Any:

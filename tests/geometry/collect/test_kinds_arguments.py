@@ -102,6 +102,12 @@ def test_progress_of_a_loader_that_does_not_know_its_length():
     assert seen == [(1, 2), (2, 2), (3, 3), (4, 4)]
 
 
+@pytest.mark.parametrize("device", ["gpu", "xpu:77", 1.5])
+def test_devices_that_torch_cannot_use(device):
+    with pytest.raises(ValueError, match=f"device: expected one that this torch can use, got {device!r}"):
+        GramAccumulator(3, device=device)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 def test_nested_tensors_are_refused_by_name(layout):

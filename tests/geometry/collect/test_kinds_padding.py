@@ -122,6 +122,25 @@ def test_other_positions_than_those_of_the_mask_are_noted():
         assert collect_activations(Strided(), [batch], "a")["a"].samples == 20
 
 
+def test_outputs_with_positions_first():
+    """Transposed inside, as in XLNet; where batch and positions are as many, earlier batches tell."""
+
+    class Turned(Encoder):
+        def forward(self, input_ids, attention_mask=None):
+            return super().forward(input_ids.T, attention_mask)
+
+    model, rows = Turned(), []
+    batches = []
+    for size in (3, 7):
+        ids, mask = torch.randint(0, 20, (size, 7)), torch.ones(size, 7, dtype=torch.long)
+        mask[0, 4:], mask[2, 2:] = 0, 0
+        batches.append({"input_ids": ids, "attention_mask": mask})
+        rows.append(by_hand(model, ids, mask))
+    found = collect_activations(model, batches, "a")["a"]
+    assert found.samples == int(sum(batch["attention_mask"].sum() for batch in batches))
+    assert (found.cosine_matrix().double() - cosine(torch.cat(rows))).abs().max() < 1e-5
+
+
 def test_masks_by_name_and_by_function():
     model, (ids, mask) = Encoder(), padded()
     wanted = by_hand(model, ids, mask)

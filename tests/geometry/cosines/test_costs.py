@@ -302,6 +302,21 @@ def test_what_is_given_is_left_alone():
     assert all(torch.equal(each, kept) for each, kept in zip((a, v, gram), before, strict=True))
 
 
+def test_pairs_as_people_have_them():
+    a, v = torch.randn(20, 6), torch.randn(6, 2)
+    chosen = disjoint_pairs(a, 3, by="cost", outgoing=v)
+    pairs = torch.stack([chosen.first, chosen.second], 1)
+    wanted = merge_cost(a, v, pairs)
+    for same in (chosen, list(chosen), pairs.tolist(), pairs.numpy(), pairs.int().numpy()):
+        assert torch.equal(merge_cost(a, v, same), wanted)
+    assert merge_cost(a, v, []).shape == (0,)
+    alive = torch.arange(6) > 1
+    for options in ({}, {"by": "cost", "outgoing": v}):
+        assert list(disjoint_pairs(a, 2, alive=alive.numpy(), **options)) == list(
+            disjoint_pairs(a, 2, alive=alive, **options)
+        )
+
+
 def test_progress():
     seen = []
     disjoint_pairs(torch.randn(9, 20), 5, by="cost", outgoing=torch.randn(20, 2), progress=lambda *at: seen.append(at))
@@ -345,6 +360,11 @@ def test_refusals():
     a, v = torch.randn(9, 4), torch.randn(4, 2)
     with pytest.raises(TypeError, match="pairs: expected a tensor of integers, got torch.float32"):
         merge_cost(a, v, torch.ones(2, 2))
+    for wrong in (3, [(0, 0.5)], [(0,), (1, 2)], [0, 1]):
+        with pytest.raises(TypeError, match=f"pairs: expected pairs of integers, got {type(wrong).__name__}"):
+            merge_cost(a, v, wrong)
+    with pytest.raises(ValueError, match=r"pairs: expected shape \(k, 2\), got \(1, 1\)"):
+        merge_cost(a, v, [(0,)])
     with pytest.raises(ValueError, match="pairs: expected neurons from 0 to 3, got 0 to 4"):
         merge_cost(a, v, torch.tensor([[0, 4]]))
     with pytest.raises(TypeError, match="samples: expected an int"):

@@ -146,6 +146,22 @@ def test_a_masked_array_is_refused_where_something_is_masked(call):
         call(masked)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["1 - cosine", "euclidean", "angle"])
+def test_distances_are_told_whatever_rounding_left_on_their_diagonal(dtype, kind):
+    """A computed 1 − cosine has ±1e-16 on its diagonal, or 1e-7: neurons with a direction, some of them."""
+    x = torch.randn(60, 9, dtype=torch.float64)
+    unit = x / x.norm(dim=0)
+    cosine = (unit.T @ unit + torch.full((9,), 1e-16).diag()).clamp(max=1)
+    rounding = torch.tensor([1, -1, 2, 0, 3, -2, 1, 0, 1]) * torch.finfo(dtype).eps
+    distances = {"1 - cosine": 1 - cosine, "euclidean": 30 * torch.cdist(x.T, x.T), "angle": cosine.arccos()}[kind]
+    distances = distances.fill_diagonal_(0).to(dtype) + rounding.to(dtype).diag()
+    for call in (NeuronMap.from_cosine, lambda matrix: disjoint_pairs(cosine=matrix, pairs=2)):
+        with pytest.raises(ValueError, match="as distances have it"):
+            call(distances)
+    assert len(disjoint_pairs(cosine=1000 * x.T.cov().to(dtype), pairs=2)) == 2
+
+
 def test_pairs_are_not_chosen_from_what_is_no_matrix_of_similarities():
     _, cosine = small_cosine()
     turned = cosine + torch.ones(8, 8).triu(1) / 100

@@ -320,7 +320,7 @@ class Two(nn.Module):
         self.first, self.head, self.other = linear(3, 4), linear(4, 2), linear(3, 4)
 
     def forward(self, x, y):
-        return self.head(self.first(x) if x.sum() > 0 else self.other(y))
+        return self.head(self.first(x) if y.abs().sum() < 1e9 else self.other(y))
 
 
 @pytest.mark.parametrize(

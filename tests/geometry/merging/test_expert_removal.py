@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from sdsd.geometry import remove_experts
-from tests.geometry.merging.test_whole_models import Stacked, made, tokens
+from tests.geometry.merging.networks import Stacked, made, tokens
 
 
 class Router(nn.Module):

@@ -1,0 +1,132 @@
+"""Calls of consolidation: in place, failing, with batches, on networks that draw numbers."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sdsd.geometry.merging.consolidate import consolidate
+from sdsd.geometry.merging.consumers import consumers
+
+from .refused import PAIRS, Net, built, smaller_is_merged
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(24), nn.PReLU(24)])
+def test_one_norm_on_two_orders_of_a_concatenation_couples_both(module):
+    def forward(m, x, h):
+        other = m.wide(x)
+        return m.one(m.shared(torch.cat([h, other], -1))) + m.two(m.shared(torch.cat([other, h], -1)))
+
+    model = built(Net, forward)
+    model.shared, model.one, model.two = module, nn.Linear(24, 4), nn.Linear(24, 4)
+    for example in (None, x := torch.randn(8, 16)):
+        smaller = smaller_is_merged(copy.deepcopy(model), "a", x, example)
+        assert smaller.wide.out_features == 10
+
+
+class Unbatched(nn.Module):
+    def __init__(self, conv, head, forward):
+        super().__init__()
+        self.conv, self.head, self.run = conv, head, forward
+
+    def forward(self, x):
+        return self.run(self, self.conv(x).relu())
+
+
+UNBATCHED = {
+    "linear over width": (nn.Conv1d(2, 6, 3), nn.Linear(12, 4), lambda m, h: m.head(h.flatten(1)), (2, 14)),
+    "view": (nn.Conv1d(2, 6, 3), nn.Linear(12, 4), lambda m, h: m.head(h.view(h.size(0), -1)), (2, 14)),
+    "rows and columns": (nn.Conv2d(1, 6, 3), nn.Linear(36, 4), lambda m, h: m.head(h.flatten(1)), (1, 8, 8)),
+    "straight": (nn.Conv1d(2, 6, 3), nn.Linear(12, 4), lambda m, h: m.head(h), (2, 14)),
+    "transposed": (nn.Conv1d(2, 6, 3), nn.Linear(6, 4), lambda m, h: m.head(h.transpose(0, 1)), (2, 14)),
+}
+
+
+@pytest.mark.parametrize("name", UNBATCHED)
+def test_convolutions_without_a_batch_are_right_or_asked_about(name):
+    conv, head, forward, shape = UNBATCHED[name]
+    model, x = Unbatched(conv, head, forward), torch.randn(shape)
+    if name == "transposed":
+        smaller_is_merged(model, "conv", x, x)
+    else:
+        with pytest.raises(ValueError, match="Removing neurons is not possible"):
+            consolidate(model, "conv", PAIRS, example_input=x)
+    if name in ("linear over width", "view"):  # they run on other inputs with a batch
+        assert "Pass example_input" in str(consumers(model, "conv"))
+        assert not consumers(model, "conv").changeable
+    assert (tuple(consumers(model, "conv", x).readers) == ()) == (name != "transposed")
+
+
+def test_with_a_batch_the_same_networks_shrink():
+    for name in ("linear over width", "view"):
+        conv, _, forward, _ = UNBATCHED[name]
+        smaller_is_merged(Unbatched(conv, nn.Linear(36, 4), forward), "conv", x := torch.randn(5, 2, 8), x)
+
+
+def test_a_call_that_fails_after_the_cut_leaves_the_model_alone(monkeypatch):
+    module = importlib.import_module("sdsd.geometry.merging.consolidate")
+    model, x = built(Net, lambda m, x, h: m.b(m.norm(h))), torch.randn(8, 16)
+    before, wanted = copy.deepcopy(model.state_dict()), model.eval()(x)
+    tensors = {name: id(tensor) for name, tensor in model.named_parameters()}
+    done = []
+
+    def broken(*arguments, **_named):
+        done.append(arguments)
+        raise KeyboardInterrupt
+
+    for name in ("cut", "prove", "_report"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, broken)
+            with pytest.raises(KeyboardInterrupt):
+                consolidate(model, "a", PAIRS, inplace=True, example_input=x)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert {name: id(tensor) for name, tensor in model.named_parameters()} == tensors
+        assert torch.equal(model(x), wanted)
+    assert len(done) == 3
+
+
+def test_in_place_only_what_is_cut_is_new():
+    model, x = built(Net, lambda m, x, h: m.b(m.norm(h))), torch.randn(8, 16)
+    tensors = {name: id(tensor) for name, tensor in model.named_parameters()}
+    same, _ = consolidate(model, "a", PAIRS, inplace=True, example_input=x)
+    assert same is model
+    new = {name for name, tensor in model.named_parameters() if id(tensor) != tensors[name]}
+    assert new == {"a.weight", "a.bias", "norm.weight", "norm.bias", "b.weight"}
+    assert (model.a.out_features, model.norm.num_features, model.b.in_features) == (10, 10, 10)
+    assert len(model.norm.running_var) == 10
+
+
+def test_what_a_forward_sets_is_as_before():
+    def forward(m, x, h):
+        m.norm.num_batches_tracked += 1
+        m.b.seen = h
+        m.fresh = x
+        return m.b(h)
+
+    model, x = built(Net, forward), torch.randn(8, 16)
+    model.b.seen = "nothing yet"
+    for example in (None, x):
+        consolidate(model, "a", PAIRS, inplace=True, example_input=example)
+        assert model.b.seen == "nothing yet"
+        assert not hasattr(model, "fresh")
+        assert model.norm.num_batches_tracked == 0
+
+
+def test_random_networks_are_run_and_buffers_are_left_alone():
+    def forward(m, x, h):
+        m.norm.num_batches_tracked += 1
+        return m.b(h) + torch.randn(len(x), 1)
+
+    model, x = built(Net, forward), torch.randn(8, 16)
+    smaller, report = consolidate(model, "a", PAIRS, example_input=x)
+    assert report.compared
+    assert model.norm.num_batches_tracked == smaller.norm.num_batches_tracked == 0
+
+    always = built(Net, lambda m, x, h: m.b(functional.dropout(h, 0.5, training=True)))
+    _, report = consolidate(always, "a", PAIRS, example_input=x)
+    assert not report.compared  # other neurons are dropped in a layer of another size

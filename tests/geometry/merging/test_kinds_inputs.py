@@ -1,0 +1,137 @@
+"""Forwards that decide by what they are given, lists of which an example reaches some, and what models hand out."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+import torch
+from torch import nn
+
+from sdsd.geometry import consumers, remove_neurons
+from sdsd.graphs import look, outputs
+
+from .programs import built, dense, is_refused, is_the_merged_one, linear, rows, words
+
+OTHER_SIZES = {
+    "one sample": (lambda m, x: (m.b if len(x) > 1 else m.c)(m.a(x)), rows, lambda x: x[:1]),
+    "one sample, by shape": (lambda m, x: (m.c if x.shape[0] == 1 else m.b)(m.a(x)), rows, lambda x: x[:1]),
+    "many samples": (lambda m, x: (m.b if x.size(0) < 12 else m.c)(m.a(x)), rows, lambda x: torch.cat([x, x])),
+    "few words": (lambda m, x: (m.b if x.shape[1] > 4 else m.c)(m.a(x)), words, lambda x: x[:, :3]),
+    "many words": (lambda m, x: (m.b if x.shape[1] <= 8 else m.c)(m.a(x)), words, lambda x: x.repeat(1, 2, 1)),
+    "the sum": (lambda m, x: (m.b if x[0].sum() * x[0, 0].sum() < 0 else m.c)(m.a(x)), rows, lambda x: x * 0),
+    "a number taken out": (lambda m, x: (m.b if x[0, 0].item() > 0 else m.c)(m.a(x)), rows, lambda x: -x),
+    "a list": (lambda m, x: (m.b if x[0].tolist()[0] > 0 else m.c)(m.a(x)), rows, lambda x: -x),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_the_other_way_is_followed_too(name):
+    forward, drawn, other = OTHER_SIZES[name]
+    model, _ = built((forward, drawn, lambda: dense(c=linear(12, 4))))
+    x = drawn()
+    x = torch.where(x[..., :1] > 0, x, -x)  # the first of each is positive
+    assert {reader.name for reader in consumers(model, "a", x).readers} == {"b", "c"}
+    smaller, report = remove_neurons(model, "a", [11], example_input=x)
+    assert report.compared
+    model.b.weight[:, 11] = 0
+    model.c.weight[:, 11] = 0
+    for each in (x, other(x)):
+        torch.testing.assert_close(smaller(each), model(each), rtol=1e-10, atol=1e-10)
+
+
+def test_a_width_that_is_read_for_few_samples_is_refused():
+    def forward(m, x):
+        h = m.a(x)
+        return m.b(h) / (1 if len(x) > 5 else h.shape[1])
+
+    is_refused(*built((forward, rows, dense)), "uses the number of neurons")
+
+
+def test_the_proof_runs_where_the_forward_decides_otherwise(monkeypatch):
+    """Nothing that is followed says so here: the width is read by what no count can see."""
+    model, _ = built((lambda m, x: m.b(m.a(x)) * (1 if len(x) > 5 else float(f"{m.a(x).shape[1]}")), rows, dense))
+    with pytest.raises(ValueError, match="consolidation: the smaller network computes something else"):
+        remove_neurons(model, "a", [11], example_input=rows())
+
+
+def test_a_forward_that_decides_by_nothing_is_recorded_once_a_mode():
+    model, drawn = built((lambda m, x: m.b(m.a(x)), rows, dense))
+    (found,) = look(model, drawn())
+    assert not found.recording.others
+    assert len(found.recording.walks) == 2
+
+
+def test_what_a_failed_run_said_is_taken_back():
+    """Of half as many words there is no product with m.mix, after m.c has had its say."""
+
+    def forward(m, x):
+        h = m.a(x)
+        if x.shape[1] < 5:
+            return m.mix((m.c(x) + h).mT)
+        return m.b(h)
+
+    model, drawn = built((forward, words, lambda: dense(c=linear(16, 12), mix=linear(7, 2))))
+    x = drawn()
+    assert {part.name for part in consumers(model, "a", x).parts} == {"a.weight", "a.bias", "b.weight"}
+    is_the_merged_one(model, drawn)
+
+
+class Mixture(nn.Module):
+    """Experts by the sign of the first number, or heads by a number that is given."""
+
+    def __init__(self, kind):
+        super().__init__()
+        experts = [nn.Sequential(linear(12, 6), nn.ReLU(), linear(6, 12)) for _ in range(3)]
+        if kind == "parameters":
+            self.experts = nn.ParameterList([nn.Parameter(torch.randn(12, 12)) for _ in range(3)])
+        else:
+            named = {f"e{k}": expert for k, expert in enumerate(experts)}
+            self.experts = nn.ModuleDict(named) if kind == "dictionary" else nn.ModuleList(experts)
+        self.kind = kind
+
+    def forward(self, h):
+        if self.kind == "parameters":
+            return h @ self.experts[1]
+        return self.experts["e1" if self.kind == "dictionary" else 1](h)
+
+
+@pytest.mark.parametrize("kind", ["list", "dictionary", "parameters"])
+def test_what_stands_beside_an_expert_and_does_not_run_is_named(kind):
+    model, drawn = built((lambda m, x: m.b(m.mixed(m.a(x))), rows, lambda: dense(mixed=Mixture(kind))))
+    first = "e0" if kind == "dictionary" else "0"
+    says = f"'mixed.experts.{first}' beside it did not run. Pass an example_input that reaches all"
+    is_refused(model, drawn, says)
+    if kind == "list":
+        is_the_merged_one(model, drawn, "mixed.experts.1.0")  # what only this expert knows of
+
+
+class Slotted:
+    __slots__ = ("first", "second")
+
+    def __init__(self, *given):
+        self.first, self.second = given
+
+
+HANDED_OUT = {
+    "slots": lambda y, h: Slotted(y, h),
+    "a set": lambda y, h: {y, h},
+    "a deque": lambda y, h: deque([y, h]),
+    "values of a dictionary": lambda y, h: {"y": y, "h": h}.values(),
+    "a generator": lambda y, h: (each for each in (y, h)),
+    "deep inside": lambda y, h: (y, [[[[[[[[h]]]]]]]]),
+}
+
+
+@pytest.mark.parametrize("name", HANDED_OUT)
+def test_neurons_that_are_handed_out_in_anything_are_outputs(name):
+    model, drawn = built((lambda m, x: HANDED_OUT[name](m.b(h := m.a(x)), h), rows, dense))
+    assert len(list(outputs(model(drawn())))) == 2
+    assert consumers(model, "a", drawn()).is_output
+
+
+@pytest.mark.parametrize("how", ["numpy", "tolist"])
+def test_neurons_that_others_than_torch_get_are_refused(how):
+    model, drawn = built((lambda m, x: (m.b(h := m.a(x)), getattr(h.detach(), how)()), rows, dense))
+    is_refused(model, drawn, f"'{how}' hands them to others than torch")
