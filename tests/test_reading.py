@@ -33,7 +33,7 @@ MOST_LINES = {
 MOST_ENTERED = {
     "gamma_moments": 240,
     "cosine_matrix": 267,
-    "step": 1070,
+    "step": 1040,
     "rule": 630,
     "biopsy": 1388,
     "study": 807,
