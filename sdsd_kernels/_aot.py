@@ -1,8 +1,8 @@
 """How a kernel folder says what to compile ahead of time, for GPUs this machine does not have.
 
-A folder's `aot.py`, or `kernel.py` where there is none, offers `aot_cases()`, which returns one `AotCase` for every
-kernel, shipped launch configuration and target. `make aot` and tests/test_aot.py find, compile and check them; nothing
-at run time reads this file.
+A folder's `aot.py` offers `aot_cases()`, which returns one `AotCase` for every kernel, shipped launch configuration and
+target, but none for what another does and more: the same kernel and tile on the same target without its factors, its
+table or its total. `make aot` and tests/test_aot.py find, compile and check them; nothing at run time reads this file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class AotCase:
         options: compiler options, for example {"num_warps": 4, "num_stages": 3}.
         expect_mma: the matrix instruction that must appear in the machine code, for example "HGMMA", or None.
         expect_tma: whether tiles must come by the copy engine of tensor descriptors (UTMALDG).
-        expect_load_bits: how wide one thread's widest load from memory must be, for example 128, or None.
+        expect_load_bits: how wide a thread's loads must be that fetch most of what the code loads, for example 128, or
+            None.
         expect_ptx: instructions that must appear in the PTX, for example "min.NaN.f32".
-        thorough: a case that is left to `make aot`. The test suite compiles the others, within two minutes: of each
-            kernel and target the one that takes the most registers or shared memory, and of each instruction that
-            sm_90 must show one.
+        thorough: a case that is left to `make aot`. The test suite compiles the others: of each kernel and target the
+            one that takes the most registers or shared memory, and of each instruction that sm_90 must show one.
         most_stack: bytes of stack a program may use; 0 but where spilling was measured to be faster.
         attrs: what is known of an argument, as the compiler takes it: {(index,): [["tt.divisibility", 16]]}.
     """

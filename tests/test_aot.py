@@ -165,7 +165,7 @@ def unsound(tmp_path_factory) -> Path:
     folder.mkdir(parents=True)
     for path in (folder, folder.parent):
         (path / "__init__.py").touch()
-    (folder / "kernel.py").write_text(UNSOUND)
+    (folder / "aot.py").write_text(UNSOUND)
     return root
 
 
@@ -182,10 +182,26 @@ def test_unsound_kernels_are_found(unsound):
     assert "spills" in problems["spilling", "gfx942"]
     assert "no HGMMA" in problems["no matrix instruction", "sm_90"]
     assert "no HGMMA" in problems["other matrix instruction", "sm_80"]
-    assert "no load of 128 bits" in problems["narrow loads", "sm_90"]
+    assert "loads of 128 bits" in problems["narrow loads", "sm_90"]
     assert "UTMALDG" in problems["no descriptor", "sm_90"]
     assert "no add.rz.f32" in problems["plain addition", "sm_90"]
     assert "does not compile" in problems["faulty", "sm_90"]
+
+
+@pytest.mark.parametrize(
+    ("loads", "most"),
+    [
+        ({"128": 5}, True),
+        ({"128": 5, "64": 5, "32": 2}, True),
+        ({"128": 1, "32": 16}, False),
+        ({"64": 9}, False),
+        ({"TMA": 9}, False),
+        ({}, False),
+    ],
+)
+def test_most_has_to_come_by_wide_loads(loads, most):
+    problems = aot.Report("kernel", "case", "sm_90", loads=loads, expect_load_bits=128).problems()
+    assert ["128 bits" in problem for problem in problems] == [True] * (not most)
 
 
 def test_shared_memory_beyond_the_target_is_found():

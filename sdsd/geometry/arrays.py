@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from sdsd_kernels import checks
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+MAPPED = 2**20
+"""Bytes from which on `room` asks the system for memory of its own."""
 
 
 def alive_flags(alive: Tensor | np.ndarray, count: int) -> Tensor:
@@ -46,6 +51,15 @@ def neurons_first(activations: Tensor | np.ndarray, neuron_dim: int | None) -> T
         neuron_dim = 1 if activations.ndim >= 4 else -1
     neuron_dim = checks.check_neurons(activations, neuron_dim, samples=False)
     return activations.detach().movedim(neuron_dim, 0)
+
+
+def room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory that costs what is written, and that the system gets back when it is freed."""
+    size = rows * columns * dtype.itemsize
+    if device.type != "cpu" or size < MAPPED or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.empty((rows, columns), dtype=dtype, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(rows, columns)
 
 
 def sample_parts(rows: Tensor, most: int) -> list[Tensor]:

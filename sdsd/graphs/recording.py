@@ -40,6 +40,10 @@ __all__ = [
 ]
 
 IS_OUTPUT = "its neurons are the model's output"
+GIVE_LESS = (
+    "Choose a layer before it, or, if you do not need that output, pass a module around the model that gives on the "
+    "others alone."
+)
 
 
 class Recording(NamedTuple):
@@ -244,7 +248,7 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, mode: Any, seed: int 
             for axis in walk.axes(each):
                 if isinstance(axis, np.ndarray):
                     where = "model, in training" if walk.training else "model"
-                    walk.atoms.note(axis, Obstacle(where, IS_OUTPUT, "Choose a layer before it.", READING))
+                    walk.atoms.note(axis, Obstacle(where, IS_OUTPUT, GIVE_LESS, READING))
         elif isinstance(each, Count):
             walk.used(each, "what the model gives")
     walk.values = WeakIdKeyDictionary()

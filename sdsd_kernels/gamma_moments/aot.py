@@ -79,10 +79,10 @@ def aot_cases() -> Iterator[AotCase]:
     """The kernels with every tile in float32 and bfloat16, and with two of them in float64.
 
     float16 is loaded as bfloat16 is. Where N is not a tile's number of rows, rows past the last are masked, which takes
-    more registers, so that is what is compiled. A thread of gfx942 holds half as many values of a resident tile as one
-    elsewhere, with as many registers, so there it is the widest, the tallest and those of most values a thread. Not
-    `thorough` are those that take the most registers or shared memory, the usual one without per-sample sums, and for
-    sm_90 the usual one of halves and a launch by table.
+    more registers, so that is what is compiled. Every resident tile is for sm_90, which has to show wide loads;
+    elsewhere the widest and the tallest of those with as many values a thread, for registers go by these, and fewer for
+    gfx942, where a thread holds half as many values. Not `thorough` are those that take the most registers or shared
+    memory, the usual one without per-sample sums, and for sm_90 the usual one of halves and a launch by table.
     """
     two_walks = 2 * config.RESIDENT_ROWS
     for record in compiled_ahead():
@@ -98,10 +98,10 @@ def aot_cases() -> Iterator[AotCase]:
             yield make(dtype, rows, False, few=1024, thorough=others or dtype != BF16)
         hip = record.family == "hip"
         for tile in config.SAMPLES[F32]:
-            if not hip or tile.rows in (8, 512, 1024):
+            if not others or tile.rows in ((8, 512, 1024) if hip else (8, 128, 512, 1024)):
                 yield make(F32, tile.rows - 1, True, thorough=tile.rows != 512)
         for tile in config.SAMPLES[BF16]:
-            if not (tile.rows == 32 and others) and (not hip or tile.rows in (8, 128, 1024)):
+            if not others or tile.rows in ((8, 128, 1024) if hip else (8, 16, 64, 128, 1024)):
                 yield make(BF16, tile.rows - 1, True, thorough=tile.rows != 32)
         yield make(BF16, 31, True, table=True, thorough=True)  # does all that it does without a table, and more
         for n in (31, 1023, two_walks):

@@ -200,7 +200,11 @@ def aot_cases() -> Iterator[AotCase]:
 
 
 def _products() -> Iterator[AotCase]:
-    """Every tile, the worst of each target in the brief list: strided, several groups a tile, scaled."""
+    """Every tile, the worst of each target in the brief list: strided, several groups a tile, scaled.
+
+    Few channels in halves, and Gram products by pointers where the copy engine reads tiles, are compiled for sm_90
+    alone: elsewhere few channels are in float32, which takes more.
+    """
     bf16, fp32 = torch.bfloat16, torch.float32
     for record in compiled_ahead():
         main = record.family == "sm_90"
@@ -217,19 +221,19 @@ def _products() -> Iterator[AotCase]:
             yield _boxes(record, large, bf16, pointers=True, sets=True, thorough=True)
             yield _boxes(record, small, bf16, pointers=True, sets=True, thorough=True)
             yield _boxes(record, scaled, bf16, pointers=True, sets=True, scaled=True, thorough=True)
+            yield _boxes(
+                record, few, fp32, box=(2, few.block_t // 2), flat=True, scaled=True, pointers=True, thorough=True
+            )
             for dtype in (bf16, fp32):
-                yield _boxes(
-                    record, few, dtype, box=(2, few.block_t // 2), flat=True, scaled=True, pointers=True, thorough=True
-                )
                 yield _gram(record, dtype, 128, True, thorough=dtype == fp32)
             yield from _small(record)
             continue
         yield _boxes(record, config.THREE_BOXES[0], fp32, THREE_TERMS, box=(4, 16), strided=True, sets=True)
-        yield _boxes(record, config.LINEAR[0], bf16, thorough=not main)
         yield _boxes(
             record, config.SCALED[0], bf16, box=(8, 8), strided=True, sets=True, scaled=True, thorough=not main
         )
-        if main:
+        if main:  # elsewhere LINEAR[0] with factors
+            yield _boxes(record, config.LINEAR[0], bf16)
             yield _boxes(record, config.THREE[0], fp32, THREE_TERMS, thorough=True)
             yield _boxes(record, config.WIDE[0], bf16, thorough=True, most_stack=192)
         yield _boxes(record, config.LINEAR[0], fp32, ONE_TERM, thorough=True)
@@ -249,11 +253,12 @@ def _products() -> Iterator[AotCase]:
         for tile in dict.fromkeys(rated_alike):
             yield _boxes(record, tile, bf16, box=(4, tile.block_t // 4), strided=True, sets=True, thorough=True)
         for dtype in (bf16, fp32):
-            yield _boxes(
-                record, config.FEW_CHANNELS[0], dtype, box=(4, 16), flat=True, scaled=True, pointers=True, thorough=True
-            )
             yield _gram(record, dtype, 1024, False, thorough=dtype == fp32)
             if main:  # without the total in float32
                 yield _gram(record, dtype, 1024, False, thorough=True, long=False)
-            yield _gram(record, dtype, 64, True, thorough=True)
+                yield _gram(record, dtype, 64, True, thorough=True)
+        for dtype in (bf16, fp32) if main else (fp32,):
+            yield _boxes(
+                record, config.FEW_CHANNELS[0], dtype, box=(4, 16), flat=True, scaled=True, pointers=True, thorough=True
+            )
         yield from _small(record)

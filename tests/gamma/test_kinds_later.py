@@ -232,6 +232,17 @@ def test_gradients_that_are_made_smaller_instead_of_cleared():
         loop.step()
 
 
+def test_a_model_compiled_later():
+    """Compiled code is asked when it has added to .grad already, which is no gradient that was not cleared."""
+    loop = Loop(plain).until(ON)
+    loop.model.compile(backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steps = [loop.step() for _ in range(4)]
+    assert steps.count(None) <= 1
+    assert all(loop.right(stats) for stats in steps if stats is not None)
+
+
 def test_what_comes_now_so_and_now_so_is_skipped_but_twice():
     loop = Loop(plain).until(ON)
     with warnings.catch_warnings():

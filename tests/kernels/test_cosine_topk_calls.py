@@ -21,8 +21,8 @@ from .nearest import check, check_call, exact_scores, near, signs
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore::RuntimeWarning:numpy")
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 3, 40])
-def test_any_number_of_splits(multiprocessors, device, monkeypatch):
+@pytest.mark.parametrize(("multiprocessors", "splits"), [(1, None), (3, None), (40, None), (8, 2)])
+def test_any_number_of_splits(multiprocessors, splits, device, monkeypatch):
     problem = unusable("triton", device)
     if problem or device.type == "cuda":
         pytest.skip(problem or "the number of multiprocessors is the GPU's own")
@@ -30,6 +30,8 @@ def test_any_number_of_splits(multiprocessors, device, monkeypatch):
     record = dataclasses.replace(INTERPRETED, multiprocessors=multiprocessors)
     monkeypatch.setattr(launch, "device_record", lambda device: record)
     monkeypatch.setattr(launch, "_plans", {})
+    if splits is not None:  # 3 tiles of columns in 2 parts
+        monkeypatch.setattr(config, "splits", lambda *_: splits)
     monkeypatch.setattr(config, "topk_tile", lambda *_: Tile(16, 16, 16, num_warps=4, num_stages=1, resident=1))
     x = signs(45, 9, seed=1)
     check(cosine_topk(x, 5, backend="triton"), exact_scores(x), 5, False, 0)

@@ -294,6 +294,18 @@ def test_plans_are_kept_for_one_alignment(device, monkeypatch):
     assert len(launch._plans) == 2
 
 
+def test_plans_of_sums_are_kept_for_what_there_is(device, monkeypatch):
+    """A compiled kernel has no place for a tensor that was absent, and adds to one dtype."""
+    monkeypatch.setattr(launch, "_plans", {})
+    rows, weight = torch.randn(5, 40, device=device), torch.ones(5, device=device)
+    for dtype in (torch.float32, torch.float64):
+        gram = torch.zeros(5, 5, dtype=dtype, device=device)
+        for before, factors in ((None, None), (gram, None), (gram, weight), (gram, None)):
+            sums.add_batch(before, rows, gram, strips=0, weight=factors)
+        assert torch.allclose(gram.triu().double(), 4 * (rows.double() @ rows.double().T).triu(), rtol=1e-5, atol=1e-5)
+    assert len(launch._plans) == 6
+
+
 def test_plans_that_become_too_many_are_forgotten(device, monkeypatch):
     monkeypatch.setattr(launch, "_plans", {})
     monkeypatch.setattr(_launch, "MOST_PLANS", 3)

@@ -72,6 +72,7 @@ CHOSEN = {
     ),
 }
 SAVED = "saved and loaded"
+ANSWERS = ("logits", "text_embeds", "image_embeds")
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
 HEADING = "# Functional geometry"
 INTRODUCTION = f"""\
@@ -82,9 +83,10 @@ once. *Cut*: groups of which one neuron (channel, head, neuron of all experts) w
 equals the whole one with that neuron's readers blinded. *MLPs and convolutions*: layers of these groups that are no
 projection of attention, no router, and no writer of a residual stream behind a norm over all neurons; cut, of those
 there are. *Streams behind norms*: groups that such a norm stands in the way of; cut with `norms="repeat"`, and
-equal to the merged network. *One way*: activations → map → biopsy → mass consolidation → consolidation, compared with
-the merged network in float64 → pickle and state_dict → a training step → torch.export, and for transformers
-save_pretrained → from_pretrained. `make test-zoo` writes this part, too."""
+equal to the merged network, of a model that gives its stream out as one that gives on its answers alone. *One way*:
+activations → map → biopsy → mass consolidation → consolidation, compared with the merged network in float64 → pickle
+and state_dict → a training step → torch.export, and for transformers save_pretrained → from_pretrained. `make test-zoo`
+writes this part, too."""
 NORM, OUTPUT = "norm over all neurons", "the model's output"
 SHORT = (
     ("takes its statistics", NORM),
@@ -168,10 +170,25 @@ def _look(row: Row, architecture: Architecture) -> None:
         row.way += f", an expert fewer: {_expert_fewer(model, mixtures, example)}"
 
 
+class _Answers(nn.Module):
+    """A model that gives on logits and embeddings alone, and no hidden states."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> list[Tensor]:
+        given = self.model(**inputs)
+        return [given[name] for name in ANSWERS if name in given]
+
+
 def _cut_behind_norms(row: Row, model: nn.Module, group: Consumers, example: Any) -> bool:
     """Whether two of its neurons can be merged and one cut, with norms that go on to see both."""
+    layer = group.layer
+    if group.is_output and isinstance(example, dict):
+        model, layer = _Answers(model), f"model.{layer}"
     try:
-        geometry.consolidate(model, group.layer, [(0, 1)], norms="repeat", example_input=example)
+        geometry.consolidate(model, layer, [(0, 1)], norms="repeat", example_input=example)
     except ValueError as error:
         if str(error).startswith("consolidation:"):
             row.wrong.append(str(error))
@@ -339,18 +356,55 @@ def section(rows: list[Row]) -> str:
     """The part of docs/coverage.md."""
     cut, wanted = (sum(row.wanted[k] for row in rows) for k in (0, 1))
     streams, behind = (sum(row.streams[k] for row in rows) for k in (0, 1))
-    total = f"{cut} of {wanted} MLPs and convolutions cut, {streams} of {behind} streams behind norms."
+    total = _total(cut, wanted, streams, behind)
     lines = [*INTRODUCTION.splitlines(), "", f"{len(rows)} architectures; {total}"]
     for family in dict.fromkeys(row.family for row in rows):
         lines += ["", f"## {family}: geometry", "", f"| {COLUMNS} |", "|" + " --- |" * len(COLUMNS.split("|"))]
         for row in rows:
             if row.family == family:
-                refused = "; ".join(f"{count} {why}" for why, count in row.refused.most_common()) or "–"
-                way = f"**{row.wrong[0]}**" if row.wrong else row.way
-                parts = [f"{some} of {all_}" for some, all_ in (row.wanted, row.streams)]
-                cells = (row.name, row.layers, row.groups, row.cut, *parts, refused, way)
-                lines.append("| " + " | ".join(_cell(str(cell)) for cell in cells) + " |")
+                lines.append(_line(row))
     return "\n".join(lines) + "\n"
+
+
+def _total(cut: int, wanted: int, streams: int, behind: int) -> str:
+    return f"{cut} of {wanted} MLPs and convolutions cut, {streams} of {behind} streams behind norms."
+
+
+TOTAL = re.compile(r"\d+ of \d+ MLPs and convolutions cut")
+
+
+def _line(row: Row) -> str:
+    refused = "; ".join(f"{count} {why}" for why, count in row.refused.most_common()) or "–"
+    way = f"**{row.wrong[0]}**" if row.wrong else row.way
+    parts = [f"{some} of {all_}" for some, all_ in (row.wanted, row.streams)]
+    cells = (row.name, row.layers, row.groups, row.cut, *parts, refused, way)
+    return "| " + " | ".join(_cell(str(cell)) for cell in cells) + " |"
+
+
+def with_rows(text: str, rows: list[Row]) -> str:
+    """The document with the rows of some architectures in place of those it had."""
+    before, _, after = text.partition(f"\n{HEADING}\n")
+    part, symmetries, rest = after.partition("\n# Symmetries\n")
+    lines, family = part.splitlines(), ""
+    for k, line in enumerate(lines):
+        family = line[3:].removesuffix(": geometry") if line.startswith("## ") else family
+        mine = [row for row in rows if row.family == family and line.startswith(f"| {row.name} |")]
+        lines[k] = _line(mine[0]) if mine else line
+    counts = [
+        [sum(int(number) for number in column) for column in zip(*pairs, strict=True)] for pairs in _counts(lines)
+    ]
+    (cut, wanted), (streams, behind) = counts
+    place = next(k for k, line in enumerate(lines) if TOTAL.search(line))
+    total = lines[place].partition("; ")[0] + "; " + _total(cut, wanted, streams, behind)
+    part = "\n".join(["", *INTRODUCTION.splitlines(), "", total, *lines[place + 1 :]])
+    return before + part + "\n" + symmetries + rest
+
+
+def _counts(lines: list[str]) -> list[list[tuple[str, str]]]:
+    """Of every row what was cut, of how many: MLPs and convolutions, and streams."""
+    matched = [re.match(r"\|[^|]+\|[^|]+\|[^|]+\|[^|]+\| (\d+) of (\d+) \| (\d+) of (\d+) \|", line) for line in lines]
+    numbers = [each.groups() for each in matched if each]
+    return [[(one[0], one[1]) for one in numbers], [(one[2], one[3]) for one in numbers]]
 
 
 def with_section(text: str, new: str) -> str:
@@ -363,6 +417,7 @@ def with_section(text: str, new: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.zoo.geometry", description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of names of architectures; all without any")
+    parser.add_argument("--write", action="store_true", help="with names: put their rows into docs/coverage.md, too")
     options = parser.parse_args()
     from .architectures.catalogue import FAMILIES
 
@@ -386,6 +441,8 @@ def main() -> int:
                 print(f"    WRONG {wrong[:600]}", flush=True)
     if not wanted:
         TABLE.write_text(with_section(TABLE.read_text(), section(rows)))
+    elif options.write:
+        TABLE.write_text(with_rows(TABLE.read_text(), rows))
     return 1 if any(row.wrong for row in rows) else 0
 
 

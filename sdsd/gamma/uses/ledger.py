@@ -58,13 +58,12 @@ class Pass:
     ) -> None:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
-        self.rows = rows
+        self.rows, self.peers = rows, [self]
         self.inputs: list[tuple[Tensor, Track]] = []
         self.tracks = Tracks()
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         self.kinds: dict[str, frozenset[str]] = {}
-        self.peers: list[Pass] = [self]
         self.open: set[int] = set()
         self.differentiated = False
         self.clear()

@@ -23,7 +23,7 @@ from .padding import Padding
 
 OUTPUT = "output"
 LEAST_TOGETHER = 128
-"""Samples that are added to a layer's sums together, also where many layers share `max_bytes`."""
+"""Samples that are added to a layer's sums together where many layers share `max_bytes`, if their shares suffice."""
 
 SECOND_DIM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm)
 LAST_DIM = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
@@ -169,7 +169,7 @@ class Collector:
         sums, wanted = triangles_bytes(neurons), scratch_bytes(neurons, dtype)
         left, sample = self.max_bytes - self.bytes, 32 * neurons
         each = left // (len(self.chosen) - len(self.stores)) - sums
-        scratch = max(sample, min(wanted, max(LEAST_TOGETHER * sample, each // 4), left - sums))
+        scratch = max(sample, min(wanted, max(min(LEAST_TOGETHER * sample, each), each // 4), left - sums))
         self._reserve(sums + scratch, f"layer {name!r} of {neurons} neurons")
         bound = None if scratch == wanted else scratch
         return Store(neurons, GramAccumulator(neurons, center=True, dtype=dtype, device=value.device, max_bytes=bound))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-
 import torch
 from torch import Tensor
 
+from ..arrays import room
 from ..gram import GramAccumulator
 
 CHUNK = 2**24
@@ -60,12 +59,3 @@ class Store:
             values[start : start + len(chunk)] = chunk
             start += len(chunk)
         return values
-
-
-def room(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised memory that costs what is written, and that the system gets back when it is freed."""
-    size = rows * columns * dtype.itemsize
-    if device.type != "cpu" or size < CHUNK // 16 or not hasattr(mmap, "MAP_PRIVATE"):
-        return torch.empty((rows, columns), dtype=dtype, device=device)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype).view(rows, columns)

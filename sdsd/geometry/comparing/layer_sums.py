@@ -16,17 +16,19 @@ a power of two near its largest value, which rounds nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..arithmetic import UNSEEN, power_of_two
+from ..arrays import room
 
 GROWTH = 100
 """Powers of two by which a layer may outgrow what it is divided by, before that is chosen anew."""
-SUMMED = 2**22
-"""Values of both layers that are converted to float64 together (32 MiB), unless one sample has more."""
+SUMMED = 2**20
+"""Values of both layers that are converted to float64 together (8 MiB), unless one sample has more."""
 PAIRS = ("xx", "yy", "xy")
 DOUBLE = torch.finfo(torch.float64).eps
 
@@ -58,8 +60,10 @@ class Lengths:
         """Nothing summed yet, about the mean of `rows` (n + m, samples), whose largest values are `peak` (2,)."""
         exponent = exponents_of(peak)
         scale = _scale(exponent, n, len(rows))[:, None]
-        parts = rows.split(max(1, SUMMED // len(rows)), 1)
-        point = torch.stack([(part.double() * scale).sum(1) for part in parts]).sum(0) / rows.shape[1]
+        point = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for z, _ in _pieces(rows, scale):
+            point += z.sum(1)
+        point /= rows.shape[1]
         zeros = point.new_zeros
         return Lengths(exponent, point, 0, zeros(len(point)), zeros(2), zeros(2, 2), zeros(2, len(point)))
 
@@ -68,12 +72,13 @@ class Lengths:
         own = exponents_of(peak)
         new = self.in_units(torch.where(own > self.exponent + GROWTH, own, self.exponent), n)
         scale = _scale(new.exponent, n, len(rows))[:, None]
-        for part in rows.split(max(1, SUMMED // len(rows)), 1):
-            z = (part.double() * scale).sub_(new.point[:, None])
-            lengths = torch.stack([z[:n].square().sum(0), z[n:].square().sum(0)])
+        for z, squares in _pieces(rows, scale):
+            z.sub_(new.point[:, None])
+            torch.mul(z, z, out=squares)
+            lengths = torch.stack([squares[:n].sum(0), squares[n:].sum(0)])
             new = replace(
                 new,
-                count=new.count + part.shape[1],
+                count=new.count + z.shape[1],
                 total=new.total + z.sum(1),
                 first=new.first + lengths.sum(1),
                 second=new.second + lengths @ lengths.T,
@@ -100,6 +105,18 @@ class Lengths:
     def exponents(self, n: int) -> Tensor:
         """What each neuron is divided by.  # shape: (n + m,), int32"""
         return _of_neurons(torch.where(self.exponent == UNSEEN, 0, self.exponent), n, len(self.point))
+
+
+def _pieces(rows: Tensor, scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Samples of `rows` in float64, multiplied by `scale`, and as much memory; the next pieces overwrite them."""
+    step = min(rows.shape[1], max(1, SUMMED // len(rows)))
+    both = [room(1, len(rows) * step, torch.float64, rows.device)[0] for _ in range(2)]
+    for part in rows.split(step, 1):
+        turned = part.stride(0) < part.stride(1)
+        shape = part.T.shape if turned else part.shape
+        values, squares = (each[: part.numel()].view(shape) for each in both)
+        values, squares = (values.T, squares.T) if turned else (values, squares)
+        yield values.copy_(part).mul_(scale), squares
 
 
 def exponents_of(peak: Tensor) -> Tensor:

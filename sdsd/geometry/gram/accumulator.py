@@ -45,7 +45,8 @@ class GramAccumulator:
     An update that is interrupted, or refused, leaves the accumulator as it was. Small updates wait for each other
     in a buffer of 1,024 samples (more for few neurons), which every result takes in first.
 
-    Memory: 8 n² bytes (two float64 triangles), 4 n² and the result while a result is made, and what `max_bytes` bounds.
+    Memory: 8 n (n + 256) bytes (two float64 triangles, in strips of 256 rows), half of that and the result while a
+    result is made, and what `max_bytes` bounds.
 
     Args:
         n: number of neurons.

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdsd_kernels import BACKENDS, checks, gram_strips
 
 from ..arithmetic import WINDOW
-from ..arrays import neurons_first, usable_device
+from ..arrays import neurons_first, room, usable_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,6 +155,16 @@ class Plan:
     def through_kernel(self) -> bool:
         """Whether kernels take a batch whole, rather than tile by tile."""
         return self.dtype == torch.float32 and gram_strips.served(self.device, self.backend)
+
+    def scratch(self, rows: int, columns: int) -> Tensor:
+        """Memory in the dtype of products.
+
+        Where it is bounded, pieces of changing size may leave no holes in the C heap, and each comes from the system,
+        which takes updates of few neurons a third more time.
+        """
+        if self.max_bytes is None:
+            return torch.empty((rows, columns), dtype=self.dtype, device=self.device)
+        return room(rows, columns, self.dtype, self.device)
 
     def blocks(self, flat: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of T and their columns from the first of them on, block by block."""

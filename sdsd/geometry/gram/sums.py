@@ -106,13 +106,15 @@ def add_rows(plan: Plan, sums: Sums, rows: Tensor, fresh: Fresh, report: Report)
         return add_by_kernel(plan, sums, rows, fresh, report)
     out = fresh()
     parts, tiles = sample_parts(rows, plan.part), list(plan.triangle.tiles(plan.side))
+    scratch = tile_scratch(plan)
     for number, part in enumerate(parts):
         a, factor, updated = prepare_rows(plan, part, sums)
-        products = products_of(plan, a)
+        products = products_of(a, scratch)
         for index, tile in enumerate(tiles):
             add_tile(plan, sums.gram, products(*tile), tile, factor, out)
             report(number * len(tiles) + index + 1, len(parts) * len(tiles))
         sums = replace(updated, gram=out)
+        del a, products  # before the next part is converted
     return sums
 
 
@@ -175,9 +177,13 @@ def kernel_part(plan: Plan, rows: Tensor) -> int:
     return max(16, samples * plan.max_bytes // max(needed, 1) // 16 * 16)
 
 
-def products_of(plan: Plan, a: Tensor) -> Callable[[slice, slice], Tensor]:
-    """A function that gives a tile of a aᵀ, for `a` (n, samples); the next call may write over it."""
-    scratch = torch.empty(min(plan.side, plan.n) ** 2, dtype=plan.dtype, device=plan.device)
+def tile_scratch(plan: Plan) -> Tensor:
+    """Memory for a tile of products."""
+    return plan.scratch(1, min(plan.side, plan.n) ** 2)[0]
+
+
+def products_of(a: Tensor, scratch: Tensor) -> Callable[[slice, slice], Tensor]:
+    """A function that gives a tile of a aᵀ in `scratch`, for `a` (n, samples); the next call writes over it."""
 
     def tile(rows: slice, columns: slice) -> Tensor:
         shape = rows.stop - rows.start, columns.stop - columns.start
@@ -211,9 +217,9 @@ def copy_values(plan: Plan, part: Tensor, extra: int) -> Tensor:
     """Values of `part` (n, …) in the dtype of products, laid out as they were, with room for `extra` samples."""
     samples = part[0].numel()
     if part.stride(0) < part.stride(-1):
-        copy = torch.empty((samples + extra, plan.n), dtype=plan.dtype, device=plan.device).T
+        copy = plan.scratch(samples + extra, plan.n).T
     else:
-        copy = torch.empty((plan.n, samples + extra), dtype=plan.dtype, device=plan.device)
+        copy = plan.scratch(plan.n, samples + extra)
     copy[:, samples:] = 0
     copy[:, :samples].unflatten(1, part.shape[1:]).copy_(part)
     return copy

@@ -112,9 +112,9 @@ def consolidate(
     "act" averages two activations that stay different, so nothing can be removed; use it with remove=False.
 
     Before it is returned, both are run on the same inputs, in eval mode and as in training without dropout and with
-    running statistics, and compared: on `example_input` and on random numbers of its shapes, or without an example on
-    random numbers of a shape that the model is found to run on. They may differ by 64 times what one rounding error in
-    each weight of the layer and its readers does.
+    running statistics, and compared: on `example_input`, on other sizes and values where the forward decides by them,
+    and on random numbers of its shapes, or without an example on random numbers of a shape that the model runs on. They
+    may differ by 64 times what one rounding error in each weight of the layer and its readers does.
 
     Args:
         model: any model whose readers of `layer` are known (`consumers` prints them).

@@ -197,11 +197,11 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     """Find what writes, changes and reads the neurons of `layer`.
 
     The model is run on the example, in eval mode and as in training (for heads that run in training only are readers,
-    too), and every operation that torch carries out is followed: which entries of which parameters become one value,
-    whatever the modules are and however the forward is written. Neurons that elementwise operations join, as a gate
-    and what it gates, or every writer of a residual stream, are one group. Where an operation mixes them, takes them by
-    their places, or has no rule, that is an obstacle, named with its module. The recording is kept while the model is
-    as it was: its modules, their settings, the shapes of its tensors.
+    too), on other sizes and values where its forward decides by them, and every operation of torch is followed: which
+    entries of which parameters become one value, however the forward is written. Neurons that elementwise operations
+    join, as a gate and what it gates, or every writer of a residual stream, are one group. Where an operation mixes
+    them, takes them by their places, or has no rule, that is an obstacle, named with its module. The recording is kept
+    while the model is as it was: its modules, their settings, the shapes of its tensors.
 
     Args:
         model: any model that runs; it is not changed.

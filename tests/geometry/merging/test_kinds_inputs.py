@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdsd.geometry import consumers, remove_neurons
+from sdsd.geometry import consolidate, consumers, merge, remove_neurons
 from sdsd.graphs import look, outputs
 
 from .programs import built, dense, is_refused, is_the_merged_one, linear, rows, words
@@ -129,6 +129,29 @@ def test_neurons_that_are_handed_out_in_anything_are_outputs(name):
     model, drawn = built((lambda m, x: HANDED_OUT[name](m.b(h := m.a(x)), h), rows, dense))
     assert len(list(outputs(model(drawn())))) == 2
     assert consumers(model, "a", drawn()).is_output
+
+
+class First(nn.Module):
+    """Gives on the first output of a model alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)[0]
+
+
+def test_a_stream_that_is_given_out_is_cut_where_a_module_around_the_model_gives_on_less():
+    model, drawn = built((lambda m, x: (m.b(m.norm(h := m.a(x))), h), words, lambda: dense(norm=nn.LayerNorm(12))))
+    is_refused(model, drawn, "model's output. Choose a layer before it, or, if .* a module around the model")
+    x, around = drawn(), First(model)
+    with torch.no_grad(), merge(around, "model.a", [(0, 1)], example_input=x):
+        wanted = around(x)
+    _, report = consolidate(around, "model.a", [(0, 1)], norms="repeat", inplace=True, example_input=x)
+    assert report.compared
+    assert model.a.out_features == 11
+    torch.testing.assert_close(model(x)[0], wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("how", ["numpy", "tolist"])
