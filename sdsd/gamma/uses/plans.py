@@ -39,11 +39,11 @@ class Plan:
     """
 
     __slots__ = ("kind", "names", "operands", "rows", "squares", "track")
+    rows: list[int]
 
     def __init__(self, kind: str, operands: list[Operand], track: Verdict) -> None:
         self.kind, self.operands, self.track = alone(kind), operands, track
         self.names = [leaf.name for operand in operands for leaf in operand.leaves]
-        self.rows: list[int] = []
         self.squares: Squares | None = None
 
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
