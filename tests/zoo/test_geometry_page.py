@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tests.zoo import geometry
-from tests.zoo.geometry import Row, section, with_rows, with_section
+from tests.zoo.geometry_page import HEADING, TABLE, Row, section, with_rows, with_section
 
 ROWS = [
     Row("one family", "a", 3, 2, 1, (1, 2), (0, 1)),
@@ -13,7 +12,7 @@ ROWS = [
 
 
 def page(rows):
-    return with_section(f"# Coverage\n\ntext\n\n{geometry.HEADING}\n\nold\n\n# Symmetries\n\nmore\n", section(rows))
+    return with_section(f"# Coverage\n\ntext\n\n{HEADING}\n\nold\n\n# Symmetries\n\nmore\n", section(rows))
 
 
 def test_a_row_that_is_put_in_is_as_if_all_had_been_written():
@@ -24,5 +23,5 @@ def test_a_row_that_is_put_in_is_as_if_all_had_been_written():
 
 
 def test_the_page_has_totals_of_its_rows():
-    text = geometry.TABLE.read_text(encoding="utf-8")
+    text = TABLE.read_text(encoding="utf-8")
     assert with_rows(text, []) == text

@@ -24,7 +24,7 @@ from sdsd.graphs import call_of, follow, outputs
 from sdsd.theory import canonicalize, random_representative, symmetries
 
 from .architectures.base import Architecture
-from .geometry import TABLE
+from .geometry_page import TABLE
 from .runner import LIMIT, limit, nudged, without_chance
 from .verdict import float64_default
 
