@@ -7,6 +7,7 @@ the second one is given back before a result is made.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -108,6 +109,10 @@ class GramAccumulator:
 
     def __repr__(self) -> str:
         return f"GramAccumulator(n={self.n}, center={self.center}, dtype={self.dtype}, samples={self.samples})"
+
+    def __copy__(self) -> GramAccumulator:
+        """Sums and buffers are written in place, so a copy has its own."""
+        return copy.deepcopy(self)
 
     @property
     def samples(self) -> int:

@@ -160,7 +160,7 @@ class Plan:
         """Memory in the dtype of products.
 
         Where it is bounded, pieces of changing size may leave no holes in the C heap, and each comes from the system,
-        which takes updates of few neurons a third more time.
+        which takes updates of few neurons more than half as long again.
         """
         if self.max_bytes is None:
             return torch.empty((rows, columns), dtype=self.dtype, device=self.device)

@@ -104,6 +104,20 @@ def test_state_of_an_empty_one():
     assert other.samples == 0
 
 
+@pytest.mark.parametrize("updates", [1, 500])  # samples that wait, and sums in both buffers
+def test_a_shallow_copy_has_buffers_of_its_own(updates):
+    x, one, two = torch.randn(40 * updates, 9), torch.randn(3, 9), torch.randn(10, 9)
+    gram = GramAccumulator(9)
+    for batch in x.split(40):
+        gram.update(batch)
+    other = copy.copy(gram)
+    other.update(one)
+    gram.update(two)
+    for each, more in ((other, one), (gram, two)):
+        seen = torch.cat([x, more]).double()
+        assert_within(each.gram(), seen.T @ seen, summation_error(len(seen)) * (seen.T.abs() @ seen.abs()))
+
+
 def test_copies_part_ways():
     x = torch.randn(40, 9)
     gram = streamed(x[:20], 7, max_bytes=7 * least_bytes(9))
