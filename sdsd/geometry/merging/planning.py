@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...graphs import DENSE, WRITER, Groups, look
+from ...graphs import DENSE, READER, WRITER, Groups, look
 from ...models import quantised
 from ..collect import Forward, LayerActivations, Mask, Padding, caller
 from ..cosines import disjoint_pairs, merge_cost
@@ -188,8 +188,8 @@ class _Row(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Rows of the layer that make one neuron."""
-        return len(self.group.rows) // self.units
+        """Rows of the layer that make one neuron, or what these and the readers' columns for it are multiples of."""
+        return math.gcd(len(self.group.rows) // self.units, *(part.each for part in self.group.of(READER)))
 
     @staticmethod
     def of(model: nn.Module, group: Consumers, exclude: Patterns, how: How, norms: Norms) -> _Row:
