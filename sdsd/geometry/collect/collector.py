@@ -95,6 +95,7 @@ class Collector:
                 if name not in self.after:
                     hook = module.register_forward_hook(lambda _m, _i, output, name=name: store(name, output))
                     stack.callback(hook.remove)
+            stack.enter_context(self.padding.watching())
             run_batch(model, batch, run, number)
         for name in self.chosen:
             if name not in seen and name not in self.unfit:
