@@ -21,6 +21,7 @@ from ..gram import GramAccumulator
 from .consumers import Consumers, consumers
 
 READERS, MEMBERS = "readers", "members"
+NOT_READ = "what reads it did not run in these batches, in eval mode. Pass batches that reach it."
 
 
 def group_activations(
@@ -66,7 +67,9 @@ def group_activations(
     names = [layers] if isinstance(layers, str) else list(layers)
     groups = [consumers(model, name, example_input) for name in names]
     padding = Padding(mask)
-    return collect_groups(model, loader, groups, run, of, max_batches=max_batches, padding=padding, progress=progress)
+    return collect_groups(
+        model, loader, groups, run, of, max_batches=max_batches, padding=padding, progress=progress, all_run=True
+    )
 
 
 def read_twice(loader: Iterable[Any], max_batches: int | None) -> Iterable[Any]:
@@ -96,8 +99,12 @@ def collect_groups(
     max_batches: int | None,
     padding: Padding,
     progress: Progress,
+    all_run: bool = False,
 ) -> dict[str, LayerActivations]:
-    """`group_activations` of groups that are known; autocast is off meanwhile."""
+    """`group_activations` of groups that are known; autocast is off meanwhile.
+
+    A group whose reader did not run is left out, or with `all_run` refused.
+    """
     stores = [_Store(model, group, of, padding) for group in groups]
     report = reporter(progress, "activations of groups")
     done = 0
@@ -110,7 +117,8 @@ def collect_groups(
             report(done, max_batches or done)
             if done == max_batches:
                 break
-    return {group.layer: store.finished(done) for group, store in zip(groups, stores, strict=True)}
+    ran = [store for store in stores if all_run or store.sums is not None]
+    return {store.group.layer: store.finished(done) for store in ran}
 
 
 @contextmanager

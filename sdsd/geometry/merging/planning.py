@@ -23,7 +23,7 @@ from .consumers import Consumers, consumers
 from .cost import foretold_change, roots_of, unweighable, weights_of
 from .expert_removal import chosen_of, router_of
 from .experts import count_of, expert_cosine, holder_of
-from .group_activations import READERS, collect_groups, example_of, read_twice
+from .group_activations import NOT_READ, READERS, collect_groups, example_of, read_twice
 from .merge import How, Merger, absorption_from, checked_pairs, part_tensor
 from .norms import REPEAT, Norms, in_one_group
 from .plan import EXPERTS, NEURONS, ConsolidationPlan, LayerPlan, PlannedPair, to_remove
@@ -100,15 +100,17 @@ def plan_consolidation(
         rows = [row if row.refused else row._replace(refused=unweighable(row.group)) for row in rows]
     mixtures = [_mixture(model, name) for name in _matching_mixtures(model, experts)]
     able = [row for row in rows if not row.refused]
-    if not able and all(row.refused for row in mixtures):
-        listed = "\n".join(f"{row.layer!r}: {row.refused}" for row in [*rows, *mixtures][:5])
-        raise ValueError(f"layers: none of the layers can be cut.\n{listed}")
     answers: dict[str, LayerActivations] = {}
     if able:
         groups = [row.group for row in able]
         answers = collect_groups(
             model, loader, groups, run, READERS, max_batches=max_batches, padding=Padding(mask), progress=progress
         )
+        rows = [row if row.refused or row.layer in answers else row._replace(refused=NOT_READ) for row in rows]
+        able = [row for row in rows if not row.refused]
+    if not able and all(row.refused for row in mixtures):
+        listed = "\n".join(f"{row.layer!r}: {row.refused}" for row in [*rows, *mixtures][:5])
+        raise ValueError(f"layers: none of the layers can be cut.\n{listed}")
     roots = {} if loss is None else roots_of(model, [row.group for row in able], loss)
     report = reporter(progress, "pairs of layers")
     candidates: list[_Candidate] = []

@@ -288,3 +288,28 @@ def test_grouped_products_name_the_multiple_they_need(fewer):
     smaller, report = consolidate_model(model, [x], "up", budget=budget, multiple=4)
     assert report.compared
     assert smaller.down.shape == (3, 8, 20)
+
+
+class HeadInTraining(nn.Module):
+    """A second head that runs in training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 12), nn.Linear(12, 3)
+        self.aside = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def forward(self, x):
+        h = self.up(x).relu()
+        return (self.head(h), self.aside(h)) if self.training else self.head(h)
+
+
+@torch.no_grad()
+def test_what_runs_in_training_only_stays_and_is_named():
+    model, x = HeadInTraining().double(), torch.randn(9, 4).double()
+    smaller, report = consolidate_model(model, [x], budget=0.1)
+    rows = {row.layer: row for row in report.layers}
+    assert rows["up"].pairs
+    assert "what reads it did not run in these batches" in rows["aside.0"].refused
+    assert smaller.aside[0].weight.shape == (6, smaller.up.out_features)
+    with pytest.raises(ValueError, match="none of the layers can be cut.\n'aside.0': what reads it did not run"):
+        consolidate_model(model, [x], "aside.0", budget=0.1)
