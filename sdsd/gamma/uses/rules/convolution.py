@@ -16,7 +16,7 @@ from torch import Tensor
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight
 from ..landed import Places, bare_apply, followed, land_apart, land_convolution, places_of
-from ..pieces import Dense, Lazy, Piece, square_norm
+from ..pieces import Dense, Lazy, Piece, Squared, square_norm
 from ..plans import Joined, keep
 from ..use import Use, autocast_dtype, cast_alike, joined, watch
 from .generic import any_operation
@@ -306,5 +306,5 @@ def _channels_last(x: Tensor) -> bool:
 class _Weights(Lazy):
     """Gradients of a convolution's weight, whose squares were found with the preconditioner already."""
 
-    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Squared:
         return self.alone if self.alone is not None else super().squares(scale, max_bytes)
