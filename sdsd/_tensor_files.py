@@ -153,17 +153,53 @@ def _load_npz(path: Path, key: str | None) -> dict[str, np.ndarray]:
             named = [name for name in archive.files if key is not None and f"{name}.".startswith(f"{key}.")]
             if key is not None and not named:
                 raise TensorFileError(f"{path}: there is no entry {key!r}. {_entries(archive.files, key)}")
-            arrays = {name: archive[name] for name in named or archive.files}
+            arrays = {name: _member(archive, name) for name in named or archive.files}
     except TensorFileError:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        if "pickle" in str(error).lower():
-            raise _needs_code(path, "an array of Python objects") from error
         raise _damaged(path, "a NumPy archive") from error
+    objects = [name for name, each in arrays.items() if each is None]
+    if objects:
+        raise _objects_among(path, objects, arrays)
     if named:
         return arrays
     # Members that are no arrays come as bytes.
-    return {name: each for name, each in arrays.items() if isinstance(each, np.ndarray) and each.dtype.kind not in "SU"}
+    text = [name for name, each in arrays.items() if not isinstance(each, np.ndarray) or each.dtype.kind in "SU"]
+    if text and len(text) == len(arrays):
+        raise TensorFileError(
+            f"{path}: expected at least one tensor, found text alone, in {_quoted(text)}. Save arrays of numbers under "
+            "names, for example numpy.savez(path, name=array)."
+        )
+    return {name: each for name, each in arrays.items() if name not in text}
+
+
+def _member(archive: Any, name: str) -> Any:
+    """One entry; None for an array of Python objects."""
+    try:
+        return archive[name]
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            return None
+        raise
+
+
+def _objects_among(path: Path, objects: Sequence[str], arrays: Mapping[str, Any]) -> TensorFileError:
+    readable = {
+        name: each for name, each in arrays.items() if isinstance(each, np.ndarray) and each.dtype.kind in "biufc"
+    }
+    what = "an array" if len(objects) == 1 else "arrays"
+    got = f"{what} of Python objects in {_quoted(objects)}"
+    if not readable:
+        return _needs_code(path, got)
+    return TensorFileError(
+        f"{path}: expected arrays of numbers, got {got}, which cannot be loaded without running code from the file. "
+        f"Choose an entry that can be read with --key NAME: {_listed(readable)}."
+    )
+
+
+def _quoted(names: Sequence[str], most: int = 8) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
 
 
 def _entries(names: Sequence[str], key: str, most: int = 8) -> str:
@@ -273,6 +309,6 @@ def _select(path: Path, tensors: Tensor | dict[str, Tensor], key: str) -> Tensor
     raise TensorFileError(f"{path}: there is no entry {key!r}. Its entries: {_listed(tensors)}.{hint}")
 
 
-def _listed(tensors: Mapping[str, Tensor], most: int = 8) -> str:
+def _listed(tensors: Mapping[str, Tensor] | Mapping[str, np.ndarray], most: int = 8) -> str:
     names = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -167,4 +167,19 @@ def test_text_in_an_archive_is_left_out(tmp_path):
     np.savez(tmp_path / "a.npz", layer1=np.ones((2, 3)), model=np.array("resnet18"), labels=np.array([b"a"]))
     assert list(load_tensors(tmp_path / "a.npz")) == ["layer1"]
     np.savez(tmp_path / "b.npz", model=np.array("resnet18"))
-    assert "at least one tensor" in refusal(tmp_path / "b.npz")
+    assert "expected at least one tensor, found text alone, in 'model'. Save" in refusal(tmp_path / "b.npz")
+
+
+def test_an_archive_with_objects_says_what_can_be_read(tmp_path):
+    objects = np.array([None, 1], dtype=object)
+    others = {"name": np.array("resnet18"), "pair": np.array([("a", 1)], dtype=[("name", "U3"), ("value", int)])}
+    np.savez(tmp_path / "a.npz", log=objects, layer1=np.ones((2, 3)), args=objects, **others)
+    refused = refusal(tmp_path / "a.npz")
+    assert "expected arrays of numbers, got arrays of Python objects in 'log', 'args'" in refused
+    assert refused.endswith("Choose an entry that can be read with --key NAME: layer1 (2, 3).")
+    assert torch.equal(load_tensor(tmp_path / "a.npz", "layer1"), torch.ones(2, 3).double())
+    named = refusal(tmp_path / "a.npz", "log")
+    assert "holds an array of Python objects in 'log', which cannot be loaded without running code" in named
+    np.savez(tmp_path / "b.npz", log=objects, name=np.array("resnet18"))
+    assert "holds an array of Python objects in 'log'" in refusal(tmp_path / "b.npz")
+    assert "--key" not in refusal(tmp_path / "b.npz")

@@ -8,9 +8,11 @@
 `collector.py`          values taken out of forward passes, a store a layer
 `kept.py`               such a store: sums, or the values themselves
 `nonlinearity.py`       from a layer's output to what its readers get
+`mixtures.py`           whether a mean, a maximum or a pooling puts several neurons together
 `choice.py`             which of the values on the way is taken
 `function_names.py`     what functions of torch do to the values of neurons, by name
 `padding.py`            which positions are padding, and no samples
+`positions.py`          whether flattened rows have samples or positions first
 ======================  ============================================================================================
 """
 

@@ -73,9 +73,9 @@ def collect_activations(
             Masks of pairs of positions, (batch, heads, queries, keys), are read as well, and those that are added to
             scores, 0 and large negative numbers. None: the entry "attention_mask", where batches have one. False: every
             position is a sample. It applies to layers whose outputs have these positions in front, (batch, positions,
-            neurons) or flattened, or (positions, batch, neurons) where the sizes tell; others, a pooler's (batch,
-            neurons) for example, are taken whole, with a note where they have other positions, or refused where a mask
-            was asked for by name.
+            neurons) or (positions, batch, neurons), or flattened from that; a batch with as many samples as positions
+            is refused where no earlier one has told which come first. Others, a pooler's (batch, neurons) for example,
+            are taken whole, with a note where they have other positions, or refused where a mask was asked for by name.
         progress: True for a line on standard error, or a function called with (batches done, batches in all).
 
     Returns:
@@ -89,7 +89,8 @@ def collect_activations(
             suggested), or a pattern that matches none; a loader without a batch; a batch that the model does not run
             on; activations with a NaN or an infinity, or with another number of neurons than before, in which batch and
             layer; a layer that does not run; no nonlinearity behind a layer where one was asked for; max_bytes
-            exceeded; a mask that is missing, of another shape, or leaves no sample in a batch.
+            exceeded; a mask that is missing, of another shape, or leaves no sample in a batch; as many samples as
+            positions, as above.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))

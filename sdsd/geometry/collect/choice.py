@@ -39,6 +39,7 @@ class Reading:
     """One call of a layer whose output is followed, and what was seen of it."""
 
     layer: str
+    neuron_dim: int  # of the layer's output
     made: dict[Path, None] = field(default_factory=dict)  # in floating-point numbers
     used: set[Path] = field(default_factory=set)
     read: dict[Path, None] = field(default_factory=dict)

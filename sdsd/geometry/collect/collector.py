@@ -51,7 +51,7 @@ class Collector:
 
     def look_for_nonlinearities(self, model: nn.Module, batch: Any, run: Forward, required: bool) -> None:
         """Run a batch once and note what the readers of each layer get."""
-        follower = ReadersFollower()
+        follower = ReadersFollower(self._dim)
         devices = list({each.device for each in (*model.parameters(), *model.buffers()) if each.device.type == "cuda"})
         with untouched(model), torch.random.fork_rng(devices), self._following(follower, set(self.chosen)):
             given: list[Any] = []
@@ -90,11 +90,12 @@ class Collector:
                 store(reading.layer, value())
 
         self.padding.start(batch, number)
-        with self._following(ReadersFollower(made), set(self.after)), ExitStack() as stack:
+        with self._following(ReadersFollower(self._dim, made), set(self.after)), ExitStack() as stack:
             for name, module in self.chosen.items():
                 if name not in self.after:
                     hook = module.register_forward_hook(lambda _m, _i, output, name=name: store(name, output))
                     stack.callback(hook.remove)
+            stack.enter_context(self.padding.watching())
             run_batch(model, batch, run, number)
         for name in self.chosen:
             if name not in seen and name not in self.unfit:

@@ -32,26 +32,35 @@ from .function_names import (
     UNCHANGED,
     name_of,
 )
+from .mixtures import Undo, mixes_neurons
 
 
 class _Followed(NamedTuple):
     reading: Reading
     path: Path
-    undo: tuple[tuple[str, tuple[int, ...]], ...]  # what brings the layout of the layer's output back, last first
+    undo: Undo
     moved: str = ""  # the first of MOVES on the way, behind which nothing is taken
 
 
-def original_layout(value: Tensor, undo: tuple[tuple[str, tuple[int, ...]], ...]) -> Tensor:
+def original_layout(value: Tensor, undo: Undo) -> Tensor:
     for what, numbers in reversed(undo):
         value = value.reshape(numbers) if what == "reshape" else value.permute(numbers)
     return value
 
 
 class ReadersFollower(TorchFunctionMode):
-    """Follows the outputs of layers. `made(reading, path, value)` is called for each step, value in its own layout."""
+    """Follows the outputs of layers. `made(reading, path, value)` is called for each step, value in its own layout.
 
-    def __init__(self, made: Callable[[Reading, Path, Callable[[], Tensor]], object] | None = None) -> None:
+    `neuron_dim(layer, output)` is the dimension of an output that counts neurons.
+    """
+
+    def __init__(
+        self,
+        neuron_dim: Callable[[str, Tensor], int],
+        made: Callable[[Reading, Path, Callable[[], Tensor]], object] | None = None,
+    ) -> None:
         super().__init__()
+        self.neuron_dim = neuron_dim
         self.made = made
         self.readings: list[Reading] = []
         self.followed: Any = WeakIdKeyDictionary()  # tensor → what it is of
@@ -60,7 +69,7 @@ class ReadersFollower(TorchFunctionMode):
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def follow(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                reading = Reading(name)
+                reading = Reading(name, self.neuron_dim(name, output))
                 if self.made is None:
                     self.readings.append(reading)
                 self._follow(output, [*self.followed.get(output, ()), _Followed(reading, (), ())])
@@ -95,7 +104,7 @@ class ReadersFollower(TorchFunctionMode):
         if not isinstance(result, Tensor):
             inside = result if isinstance(result, (tuple, list)) else ()
             if name in LEAVES_TORCH or any(isinstance(part, Tensor) for part in inside):
-                self._read_by(name, sources)
+                self._read_by(name, sources, args, named)
             return
         if name in NORMS or name in POOLINGS or name in UNCHANGED or name in RESHAPES:
             sources = [source for source in sources if source is (args[0] if args else named.get("input"))]
@@ -107,10 +116,14 @@ class ReadersFollower(TorchFunctionMode):
                 self._elementwise("add", added, args, named, result)
             sources = [source for source in sources if source not in added]
         if name == "einsum" and not _sums(args[0], sources[0], args[1:]):
-            self._read_by(name, sources, layer=False)
+            self._read_by(name, sources, args, named, layer=False)
         elif name in UNCHANGED or name in POOLINGS:
             if result not in self.followed:
                 items = [each for source in sources for each in self.followed[source]]
+                if name in POOLINGS:
+                    mixed = [each for each in items if _mixes(name, sources[0], each, args, named)]
+                    self._lost(name, mixed)
+                    items = [each for each in items if each not in mixed]
                 self._follow(result, items, again=not sources[0].is_floating_point())
         elif name in ELEMENTWISE or name in NORMS:
             self._elementwise(name, sources, args, named, result)
@@ -120,7 +133,7 @@ class ReadersFollower(TorchFunctionMode):
             moved = [each._replace(undo=(*each.undo, back)) for each in self.followed[sources[0]]]
             self._follow(result, moved, again=False)
         else:
-            self._read_by(name, sources)
+            self._read_by(name, sources, args, named)
             for each in self.followed[result] if any(result is source for source in sources) else ():
                 each.reading.written = True
 
@@ -177,16 +190,21 @@ class ReadersFollower(TorchFunctionMode):
             others = [each for source in sources if source is not target for each in self.followed[source]]
             self._follow(target, [*held, *(each._replace(moved=each.moved or name) for each in others)], again=False)
 
-    def _read_by(self, name: str, sources: list[Tensor], layer: bool = True) -> None:
+    def _lost(self, name: str, items: Iterable[_Followed]) -> None:
+        """What is not followed beyond the function `name`."""
+        for each in items:
+            each.reading.elsewhere.setdefault(each.path, each.moved or name)
+
+    def _read_by(self, name: str, sources: list[Tensor], args: Any, named: Any, layer: bool = True) -> None:
         for source in sources:
             for each in self.followed[source]:
                 if name in READERS and layer:
                     each.reading.read[each.path] = None
                     each.reading.whole |= not each.moved
-                elif name in SUMMARIES and not each.moved:
+                elif name in SUMMARIES and not each.moved and not _mixes(name, source, each, args, named):
                     each.reading.summed = True
                 else:
-                    each.reading.elsewhere.setdefault(each.path, each.moved or name)
+                    self._lost(name, [each])
 
     def given_back(self, values: Iterable[Any]) -> None:
         """Note what the model gives."""
@@ -208,6 +226,10 @@ class ReadersFollower(TorchFunctionMode):
             each.reading.made[each.path] = None
             if self.made is not None:
                 self.made(each.reading, each.path, partial(original_layout, tensor, each.undo))
+
+
+def _mixes(name: str, source: Tensor, each: _Followed, args: Any, named: Any) -> bool:
+    return not each.moved and mixes_neurons(name, source, each.undo, each.reading.neuron_dim, args, named)
 
 
 def _joined(one: Path, other: Path) -> Path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .positions import Positions, told_apart
 
 ATTENTION_MASK = "attention_mask"
 DROPS = -5000.0
@@ -28,11 +31,12 @@ class Padding:
         self.mask = mask
         self.kept: Tensor | None = None
         self.left_in = ""  # why padding may be among the samples that `without` gave last
-        self.turned: set[str] = set()  # layers whose outputs have positions first, then the batch
+        self.positions: Positions | None = None
+        self.turned: dict[str, bool] = {}  # layer → whether its outputs have positions first, then the batch
 
     def start(self, batch: Any, number: int) -> None:
         """Find the mask of a batch."""
-        self.kept = None
+        self.kept = self.positions = None
         if self.mask is False:
             return
         mask: Any
@@ -57,30 +61,63 @@ class Padding:
         if not bool(self.kept.any()):
             raise ValueError(f"mask: batch {number}: every position is padding. Leave such batches out.")
 
+    def watching(self) -> AbstractContextManager[Any]:
+        """While the model runs on the batch inside, what is flattened is told by whether samples come first."""
+        if self.kept is not None and told_apart(self.kept) and self.kept.shape[0] != self.kept.shape[1]:
+            self.positions = Positions(*self.kept.shape)
+        return self.positions or nullcontext()
+
     def without(self, value: Tensor, dim: int, layer: str, where: str) -> tuple[Tensor, int]:
         """The samples of a layer's output whose dimension `dim` counts neurons, and that dimension."""
         self.left_in = ""
         if self.kept is None:
             return value, dim
         rows = value.movedim(dim, -1)
-        positions_first = tuple(reversed(self.kept.shape))
-        if rows.ndim > 2 == len(positions_first) and rows.shape[:2] == positions_first != tuple(self.kept.shape):
-            self.turned.add(layer)
-        turned = layer in self.turned and rows.ndim > 2
-        for kept in (self.kept.T,) if turned else (self.kept, self.kept.flatten()):
-            if rows.shape[: kept.ndim] == kept.shape and (kept.ndim == 2 or rows.ndim == 2) and rows.ndim > kept.ndim:
-                return rows[kept.to(rows.device)], -1
+        flat = rows.ndim == 2 and len(rows) == self.kept.numel()
+        in_front = rows.ndim > 2 == self.kept.ndim and rows.shape[:2] in (self.kept.shape, self.kept.T.shape)
+        kept = self._as_laid_out(value, rows, layer, where) if flat or in_front else None
+        if kept is not None:
+            return rows[(kept.flatten() if flat else kept).to(rows.device)], -1
+        expected = f"an output with the {tuple(self.kept.shape)} positions of the mask in front"
+        if flat:
+            expected += ", or flattened from that in a way that can be followed"
         if self.mask is not None:
             raise ValueError(
-                f"mask: {where}: expected an output with the {tuple(self.kept.shape)} positions of the mask in front, "
-                f"got shape {tuple(value.shape)}. Collect this layer apart, with mask=False."
+                f"mask: {where}: expected {expected}, got shape {tuple(value.shape)}. Collect this layer apart, with "
+                "mask=False."
             )
-        if rows.ndim > 2 and rows.shape[0] == self.kept.shape[0] and not bool(self.kept.all()):
+        if (flat or (rows.ndim > 2 and rows.shape[0] == self.kept.shape[0])) and not bool(self.kept.all()):
             self.left_in = (
                 f"has outputs of shape {tuple(value.shape)} where {ATTENTION_MASK} has the positions "
                 f"{tuple(self.kept.shape)}, so padding is among its samples; pass mask=, a function of the batch"
             )
         return value, dim
+
+    def _as_laid_out(self, value: Tensor, rows: Tensor, layer: str, where: str) -> Tensor | None:
+        """The mask with positions first where these are first in an output; None where that cannot be followed."""
+        kept = self.kept
+        assert kept is not None
+        if kept.ndim == 1:
+            return kept
+        if kept.shape[0] != kept.shape[1]:
+            if rows.ndim > 2:
+                self.turned[layer] = rows.shape[:2] != kept.shape
+            elif not told_apart(kept):
+                return kept
+            elif self.positions is None or value not in self.positions.turned:
+                return None
+            else:
+                self.turned[layer] = self.positions.turned[value]
+        elif not told_apart(kept):
+            return kept
+        elif layer not in self.turned:
+            raise ValueError(
+                f"mask: {where}: expected another number of positions than of samples, at least in an earlier batch, "
+                f"got {len(kept)} of each, so that it cannot be told which come first in an output of shape "
+                f"{tuple(value.shape)}. Begin with a batch of another size, or pass mask=False, which takes padding "
+                "for samples."
+            )
+        return kept.T if self.turned[layer] else kept
 
 
 def kept_positions(mask: Tensor, number: int) -> Tensor:

@@ -20,7 +20,7 @@ SAVE_WHOLE = "Save the whole model: torch.save(model, path), torch.load(path, we
 
 @dataclass(frozen=True)
 class ConfigFit:
-    """What `fit_config` did.
+    """What `fit_config` did; true where the configuration fits.
 
     Attributes:
         fits: whether a model built from the configuration has the shapes of this one.
@@ -31,6 +31,9 @@ class ConfigFit:
     fits: bool
     changed: dict[str, tuple[Any, Any]]
     why: str
+
+    def __bool__(self) -> bool:
+        return self.fits
 
     def __str__(self) -> str:
         listed = ", ".join(f"{name} {before} → {after}" for name, (before, after) in self.changed.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from ..gram import GramAccumulator
 from .consumers import Consumers, consumers
 
 READERS, MEMBERS = "readers", "members"
+NOT_READ = "what reads it did not run in these batches, in eval mode. Pass batches that reach it."
 
 
 def group_activations(
@@ -46,7 +48,8 @@ def group_activations(
         of: "readers": what the first reader of the group multiplies, behind norms, gates and sums: for heads, their
             outputs. "members": the outputs of all layers that write the group, one behind the other.
         example_input: as in `consumers`; None: the first batch.
-        max_batches, forward, mask: as in `collect_activations`. A mask leaves out positions of what has them in front.
+        max_batches, forward, mask: as in `collect_activations`. A mask leaves out positions of what has them in front,
+            also flattened.
         progress: True for a line on standard error, or a function called with (batches done, batches in all).
 
     Returns:
@@ -64,7 +67,9 @@ def group_activations(
     names = [layers] if isinstance(layers, str) else list(layers)
     groups = [consumers(model, name, example_input) for name in names]
     padding = Padding(mask)
-    return collect_groups(model, loader, groups, run, of, max_batches=max_batches, padding=padding, progress=progress)
+    return collect_groups(
+        model, loader, groups, run, of, max_batches=max_batches, padding=padding, progress=progress, all_run=True
+    )
 
 
 def read_twice(loader: Iterable[Any], max_batches: int | None) -> Iterable[Any]:
@@ -94,21 +99,26 @@ def collect_groups(
     max_batches: int | None,
     padding: Padding,
     progress: Progress,
+    all_run: bool = False,
 ) -> dict[str, LayerActivations]:
-    """`group_activations` of groups that are known; autocast is off meanwhile."""
+    """`group_activations` of groups that are known; autocast is off meanwhile.
+
+    A group whose reader did not run is left out, or with `all_run` refused.
+    """
     stores = [_Store(model, group, of, padding) for group in groups]
     report = reporter(progress, "activations of groups")
     done = 0
     with plainly(model), evaluating(model):
         for batch in loader:
             padding.start(batch, done)
-            with _hearing(model, stores, of):
+            with _hearing(model, stores, of), padding.watching():
                 run(model, batch)
             done += 1
             report(done, max_batches or done)
             if done == max_batches:
                 break
-    return {group.layer: store.finished(done) for group, store in zip(groups, stores, strict=True)}
+    ran = [store for store in stores if all_run or store.sums is not None]
+    return {store.group.layer: store.finished(done) for store in ran}
 
 
 @contextmanager
@@ -157,13 +167,16 @@ class _Store:
         self.orders = [each.argsort(stable=True)[int((each < 0).sum()) :] for each in units]
         self.what = self.place[0].rpartition(".")[0] if of == READERS else ", ".join(w.name for w in group.writers)
         self.samples = 0
+        self.note = ""
         self.sums: GramAccumulator | None = None
 
     def add(self, tensor: Tensor, dim: int, place: int = 0) -> None:
         order = self.orders[place].to(tensor.device)
         layer = self.group.layer
-        rows, last = self.padding.without(tensor.detach(), dim, layer, f"layer {layer!r}")
-        picked = rows.movedim(last, 0).index_select(0, order)  # shape: (neurons × entries, …)
+        rows, last = self.padding.without(tensor, dim, layer, f"layer {layer!r}")
+        if self.padding.left_in:
+            self.note = f"layer {layer!r}: what is compared {self.padding.left_in}"
+        picked = rows.detach().movedim(last, 0).index_select(0, order)  # shape: (neurons × entries, …)
         picked = picked.reshape(self.group.neurons, -1)
         if self.sums is None:
             dtype = torch.float64 if picked.dtype == torch.float64 else torch.float32
@@ -176,4 +189,7 @@ class _Store:
             raise ValueError(
                 f"layers: what reads {self.group.layer!r} did not run in {batches} batches. Pass more of them."
             )
-        return LayerActivations(self.group.layer, f"read by {self.what}", self.group.neurons, self.samples, self.sums)
+        if self.note:
+            warnings.warn(f"{self.note}.", RuntimeWarning, stacklevel=4)
+        read_by = f"read by {self.what}"
+        return LayerActivations(self.group.layer, read_by, self.group.neurons, self.samples, self.sums, note=self.note)

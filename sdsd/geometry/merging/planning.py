@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...graphs import DENSE, WRITER, Groups, look
+from ...graphs import DENSE, READER, WRITER, Groups, look
 from ...models import quantised
 from ..collect import Forward, LayerActivations, Mask, Padding, caller
 from ..cosines import disjoint_pairs, merge_cost
@@ -23,7 +23,7 @@ from .consumers import Consumers, consumers
 from .cost import foretold_change, roots_of, unweighable, weights_of
 from .expert_removal import chosen_of, router_of
 from .experts import count_of, expert_cosine, holder_of
-from .group_activations import READERS, collect_groups, example_of, read_twice
+from .group_activations import NOT_READ, READERS, collect_groups, example_of, read_twice
 from .merge import How, Merger, absorption_from, checked_pairs, part_tensor
 from .norms import REPEAT, Norms, in_one_group
 from .plan import EXPERTS, NEURONS, ConsolidationPlan, LayerPlan, PlannedPair, to_remove
@@ -100,15 +100,17 @@ def plan_consolidation(
         rows = [row if row.refused else row._replace(refused=unweighable(row.group)) for row in rows]
     mixtures = [_mixture(model, name) for name in _matching_mixtures(model, experts)]
     able = [row for row in rows if not row.refused]
-    if not able and all(row.refused for row in mixtures):
-        listed = "\n".join(f"{row.layer!r}: {row.refused}" for row in [*rows, *mixtures][:5])
-        raise ValueError(f"layers: none of the layers can be cut.\n{listed}")
     answers: dict[str, LayerActivations] = {}
     if able:
         groups = [row.group for row in able]
         answers = collect_groups(
             model, loader, groups, run, READERS, max_batches=max_batches, padding=Padding(mask), progress=progress
         )
+        rows = [row if row.refused or row.layer in answers else row._replace(refused=NOT_READ) for row in rows]
+        able = [row for row in rows if not row.refused]
+    if not able and all(row.refused for row in mixtures):
+        listed = "\n".join(f"{row.layer!r}: {row.refused}" for row in [*rows, *mixtures][:5])
+        raise ValueError(f"layers: none of the layers can be cut.\n{listed}")
     roots = {} if loss is None else roots_of(model, [row.group for row in able], loss)
     report = reporter(progress, "pairs of layers")
     candidates: list[_Candidate] = []
@@ -188,8 +190,8 @@ class _Row(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Rows of the layer that make one neuron."""
-        return len(self.group.rows) // self.units
+        """Rows of the layer that make one neuron, or what these and the readers' columns for it are multiples of."""
+        return math.gcd(len(self.group.rows) // self.units, *(part.each for part in self.group.of(READER)))
 
     @staticmethod
     def of(model: nn.Module, group: Consumers, exclude: Patterns, how: How, norms: Norms) -> _Row:

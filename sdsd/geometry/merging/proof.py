@@ -26,6 +26,8 @@ WHAT_TO_DO = (
     "pass check=False if the difference is intended."
 )
 
+GROUPED = "multiple of 16 bytes"  # torch's words for what grouped products take
+
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -77,7 +79,7 @@ class _Comparison:
         except Exception as error:
             raise ValueError(
                 f"consolidation: {self.where}the smaller network does not run where the merged one does: "
-                f"{type(error).__name__} in {self._where_it_stops()}: {_line(error)} {WHAT_TO_DO}"
+                f"{type(error).__name__} in {self._where_it_stops()}: {_line(error)} {self._what_to_do(error)}"
             ) from error
         if len(merged) != len(smaller) or any(a.shape != b.shape for a, b in zip(merged, smaller, strict=True)):
             raise ValueError(
@@ -102,6 +104,16 @@ class _Comparison:
             f"consolidation: {self.where}the smaller network computes something else than the merged one: outputs "
             f"differ by up to {differences[worst]:.3g}, of {_size(merged[worst]):.3g}; rounding does about "
             f"{rounding[worst]:.1g}. They part first in {self._where_they_part()}. {WHAT_TO_DO}"
+        )
+
+    def _what_to_do(self, error: Exception) -> str:
+        if GROUPED not in str(error):
+            return WHAT_TO_DO
+        features = max(1, 16 // next(part_tensor(self.model, part).element_size() for part in self.parts))
+        return (
+            f"Grouped products of experts take only multiples of {features} features of this dtype. Pass "
+            f"multiple={features} to consolidate_model or plan_consolidation, or give consolidate as many pairs as "
+            "leave such a number."
         )
 
     def _run(self, model: nn.Module, seed: int = SEED) -> list[Tensor]:

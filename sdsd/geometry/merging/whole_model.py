@@ -71,8 +71,8 @@ def consolidate_model(
             they would lose and at least one if any does, so that one number in a configuration can say it; see
             `fit_config`. "share": layers with the same last part of their names lose the same share, whatever their
             sizes, as one mlp_ratio says it.
-        multiple: as many features stay in a layer as a multiple of this, for the sake of the hardware, or nothing goes
-            from it; grouped products of experts take only multiples of 16 bytes.
+        multiple: as many features stay in a layer, and in what its readers get, as a multiple of this, for the sake of
+            the hardware, or nothing goes from it; grouped products of experts take only multiples of 16 bytes.
         how: "mean" | "absorb", as in `consolidate`.
         norms: "refuse" | "repeat", as in `consolidate`: "repeat" cuts residual streams behind norms, too.
         loss: (loader, loss_fn) as in `outgoing_weights`: costs are rises of this loss, to second order, and so

@@ -258,3 +258,58 @@ def test_a_loss_does_not_weigh_readers_without_an_output_of_their_own():
     assert "not the weight of a layer with an output of its own" in row.refused
     with pytest.raises(ValueError, match="'down' reads 'gate_up' and is not the weight"):
         outgoing_weights(model, "gate_up", x, loss=loss)
+
+
+class GroupedExperts(nn.Module):
+    """Gates and values of all experts in one parameter; tokens go to the experts in equal parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = (nn.Parameter(torch.randn(3, *shape, dtype=torch.float32)) for shape in ((48, 8), (8, 24)))
+        self.head = nn.Linear(8, 4, dtype=torch.float32)
+
+    def forward(self, x):
+        ends = torch.arange(4, len(x) + 1, 4, dtype=torch.int32)
+        gate, value = torch._grouped_mm(x, self.up.mT, offs=ends).chunk(2, -1)
+        return self.head(torch._grouped_mm(gate.relu() * value, self.down.mT, offs=ends))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fewer", [5, 6])
+def test_grouped_products_name_the_multiple_they_need(fewer):
+    model, x = GroupedExperts(), torch.randn(12, 8, dtype=torch.float32)
+    budget = fewer * 3 * 3 * 8  # of three experts: rows of a gate and of a value, and a column
+    free = plan_consolidation(model, [x], "up", budget=budget)
+    assert len(free.layers[0].pairs) == fewer
+    with pytest.raises(
+        ValueError, match=r"multiples of 4 features of this dtype. Pass multiple=4 to consolidate_model"
+    ):
+        free.carry_out(model, example_input=x)
+    smaller, report = consolidate_model(model, [x], "up", budget=budget, multiple=4)
+    assert report.compared
+    assert smaller.down.shape == (3, 8, 20)
+
+
+class HeadInTraining(nn.Module):
+    """A second head that runs in training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 12), nn.Linear(12, 3)
+        self.aside = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def forward(self, x):
+        h = self.up(x).relu()
+        return (self.head(h), self.aside(h)) if self.training else self.head(h)
+
+
+@torch.no_grad()
+def test_what_runs_in_training_only_stays_and_is_named():
+    model, x = HeadInTraining().double(), torch.randn(9, 4).double()
+    smaller, report = consolidate_model(model, [x], budget=0.1)
+    rows = {row.layer: row for row in report.layers}
+    assert rows["up"].pairs
+    assert "what reads it did not run in these batches" in rows["aside.0"].refused
+    assert smaller.aside[0].weight.shape == (6, smaller.up.out_features)
+    with pytest.raises(ValueError, match="none of the layers can be cut.\n'aside.0': what reads it did not run"):
+        consolidate_model(model, [x], "aside.0", budget=0.1)

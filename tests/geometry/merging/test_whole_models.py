@@ -110,6 +110,7 @@ def test_layers_of_all_sizes_lose_the_same_share_and_a_ratio_says_it():
     assert_same(rebuilt(x), smaller.eval()(x))
     uneven, report = consolidate_model(model, [x], "up.*", budget=0.01, uniform=True, example_input=x)
     assert [a - b for a, b in (row.neurons for row in report.layers)].count(1) == 1
+    assert not fit_config(uneven, x)
     assert not fit_config(uneven, x).fits
 
 
@@ -139,6 +140,7 @@ def test_a_layer_that_loses_one_makes_all_of_its_kind_lose_one():
     smaller, report = consolidate_model(model, [x], "blocks.*.gate", budget=0.001, uniform=True, example_input=x)
     assert {len(row.pairs) for row in report.layers} == {1}
     assert fit_config(smaller, x).fits
+    assert fit_config(smaller, x)
     assert not fit_config(alone, x).fits
 
 
