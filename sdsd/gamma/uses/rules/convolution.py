@@ -269,13 +269,13 @@ def _squared(
         ledger.max_bytes,
         "torch",
     )
-    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
+    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr(), grad_weight._version
     if len(operands) == 1:
         ledger.taken.append((use, grad.dtype, (square,)))
         return grad_x, grad_weight, None
     rows = grad.flatten(2).sum(2)
     grad_bias = rows.sum(0).to(operands[1].dtype)
-    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
+    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr(), grad_bias._version
     ledger.taken.append((use, grad.dtype, (square, square_norm(rows))))
     return grad_x, grad_weight, grad_bias
 

@@ -301,13 +301,13 @@ def _squared(use: Use, a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor |
     grad_weight, square = _stats(a, b, None, True, operands[0].dtype, None, ledger.max_bytes, "torch")
     if transposed:
         grad_weight = grad_weight.t()
-    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
+    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr(), grad_weight._version
     if len(operands) == 1:
         ledger.taken.append((use, b.dtype, (square,)))
         return grad_weight, None
     rows = b.sum(1) if b.dtype == torch.float32 else b.sum(1, dtype=_sum_dtype(b))
     grad_bias = rows.sum(0).to(operands[1].dtype)
-    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
+    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr(), grad_bias._version
     ledger.taken.append((use, b.dtype, (square, square_norm(rows))))
     return grad_weight, grad_bias
 
