@@ -232,16 +232,17 @@ def _run(model: nn.Module, example_input: Any, walk: Walk, mode: Any, seed: int 
         if id(tensor) not in walk.named:
             value = Value([None] * tensor.ndim, label="the model's input", shape=tuple(tensor.shape))
             walk.values[tensor] = value
-    with ExitStack() as stack:
-        for kept in (untouched(model), mode, heads_apart(model), draws(walk.chance, seed, _cuda(model))):
-            stack.enter_context(kept)
-        stack.enter_context(_module_names(model, walk, ran))
-        stack.enter_context(counting(model, walk))
-        stack.enter_context(parameters_kept(model, walk.written_into))
-        stack.enter_context(_Operations(walk))
-        stack.enter_context(Sizes(walk))
-        given_out = list(outputs(model(*arguments, **named)))
-    walk.use_what_is_left()
+    with untouched(model):
+        with ExitStack() as stack:
+            for kept in (mode, heads_apart(model), draws(walk.chance, seed, _cuda(model))):
+                stack.enter_context(kept)
+            stack.enter_context(_module_names(model, walk, ran))
+            stack.enter_context(counting(model, walk))
+            stack.enter_context(parameters_kept(model, walk.written_into))
+            stack.enter_context(_Operations(walk))
+            stack.enter_context(Sizes(walk))
+            given_out = list(outputs(model(*arguments, **named)))
+        walk.use_what_is_left()  # before the model is as it was: attributes that a forward sets hold tensors
     walk.lose_statistics(tuple(each for each in given_out if isinstance(each, Tensor)))
     for each in given_out:
         if isinstance(each, Tensor):

@@ -7,65 +7,63 @@ that comes from elsewhere, a penalty that begins, is one more addition or other 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from ..uses import Pass
+from .marks import Marks
 
 Arrival = tuple[Any, ...]
 """Writes beyond those of the uses and passes that were seen, or None; whether the memory is ours; hooks."""
+
+MOST = 2
+"""What came in more ways than these in steps that proved themselves (recurrent layers add up over a sequence of any
+length) may come in any."""
 
 
 class Arrivals:
     """How the gradient of each parameter came in steps that proved themselves."""
 
     def __init__(self) -> None:
-        self._usual: dict[tuple[Any, ...], Arrival] = {}
-        """By name, number of uses, whether one of them gave memory, and the parameter's strides, which torch gives to
-        its gradient: uses that are measured in another way are no news."""
-        self._once: set[str] = set()
-        self._varying: set[str] = set()
+        self._proved: dict[tuple[Any, ...], set[Arrival]] = {}
+        """By name, number of uses, whether one of them gave memory, the parameter's strides, which torch gives to its
+        gradient, and whether it had one before: uses that are measured in another way are no news."""
 
     def unusual(
         self,
         parameters: Mapping[str, nn.Parameter],
         groups: list[list[Pass]],
-        present: Collection[str],
+        marks: Marks,
         *,
         proved: bool,
     ) -> list[str]:
-        """Parameters whose gradient came otherwise than where steps proved themselves, of which this may be one.
+        """Parameters whose gradient came otherwise than in any step that proved itself, of which this may be one.
 
-        What came now so and now so in such steps, or twice otherwise than in them, is not looked at again. `present`:
-        parameters whose .grad was there before; writes to it tell of no addition.
+        `marks`: of what was there when the first gradients came; writes to a .grad that was tell of no addition.
         """
         unusual: list[str] = []
-        first = groups[0] if groups else []
+        first, present = groups[0] if groups else [], marks.present or ()
         for name, parameter in parameters.items():
             grad = parameter.grad
-            if grad is None or name in self._varying:
+            if grad is None:
                 continue
-            uses, gave, ours = 0, False, False
+            uses, gave, ours = 0, False, None
             for ledger in first:
                 uses += ledger.counts.get(name, 0)
                 given = ledger.given.get(name)
                 if given is not None:
-                    gave, ours = True, ours or given == grad.data_ptr()
-            writes = None if name in present else grad._version - uses - len(groups)
-            of_parameter, after = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
-            arrival = writes, ours, len(of_parameter or ()), len(after or ())  # type: ignore[arg-type]
-            key = name, uses, gave, parameter.stride()
-            usual = self._usual.get(key)
-            if usual == arrival:
+                    gave, ours = True, given if given[0] == grad.data_ptr() else ours
+            earlier = len(groups) + uses + (ours[1] if ours is not None else 0)
+            writes = None if name in present else grad._version - earlier
+            arrival = writes, ours is not None, marks.hooks.get(name)
+            key = name, uses, gave, parameter.stride(), writes is None
+            known = self._proved.get(key)
+            if known is not None and (arrival in known or len(known) > MOST):
                 continue
-            if proved and usual is None:
-                self._usual[key] = arrival
-            elif proved:
-                self._varying.add(name)
-            elif usual is not None:
+            if proved:
+                self._proved.setdefault(key, set()).add(arrival)
+            elif known is not None:
                 unusual.append(name)
-                (self._varying if name in self._once else self._once).add(name)
-                del self._usual[key]
         return unusual

@@ -21,17 +21,21 @@ class Marks:
 
     present: parameters that had one when the step's first gradients came back, or None where that was not seen.
     before: the same of the step before.
+    hooks: of each parameter then, on its gradient as it comes and after it was added.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         self.present: dict[str, None] | None = None
         self.before: dict[str, None] | None = None
+        self.hooks: dict[str, tuple[int, int]] = {}
 
     def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Note which gradients are there, before anything is added to them."""
+        """Note which gradients and hooks are there, before anything is added to gradients."""
         self.present = {}
         for name, parameter in parameters.items():
+            of_parameter, after = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
+            self.hooks[name] = len(of_parameter or ()), len(after or ())  # type: ignore[arg-type]
             if parameter.grad is not None:
                 self.present[name] = None
 

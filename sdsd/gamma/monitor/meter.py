@@ -122,8 +122,8 @@ class Meter:
             if not fits:
                 squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
             if session.direction is not None and not written:
-                present, proved = session.marks.present or (), proving and fits
-                unusual = self.arrivals.unusual(session.parameters, groups, present, proved=proved)
+                proved = proving and fits
+                unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=proved)
                 if unusual:
                     self._doubt(unusual)
                     return None, passes
@@ -155,8 +155,8 @@ class Meter:
         return no_backward(session, self._parameters)
 
     def _doubt(self, unusual: list[str]) -> None:
-        """Gradients came otherwise than in steps that proved themselves: the next ones have to."""
-        self.prover.again()
+        """Gradients came otherwise than in steps that proved themselves: many have to now, for it may come again."""
+        self.prover.again(EVERY)
         _warn_of_doubt(unusual, came=True)
 
     def _scaling(self) -> bool:

@@ -35,9 +35,9 @@ class Prover:
     def due(self) -> bool:
         return self.steps < FIRST or self.steps % self._every == 0
 
-    def again(self) -> None:
-        """Prove the next step: something changed."""
-        self.steps = 0
+    def again(self, steps: int = FIRST) -> None:
+        """Prove as many steps as these, or more if more were to be: something changed."""
+        self.steps = min(self.steps, FIRST - steps)
 
     def direction(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
         """u over the first dimension, v over the others, from a generator of their own."""

@@ -334,6 +334,8 @@ class Session:
             return
         if self.marks.cleared(self.parameters):
             self.given_up, self.stale = False, None
+            if self.marks.present is not None and first is not None:
+                self.marks.begin(self.parameters)
             for ledger in earlier:
                 ledger.clear()
                 ledger.open.clear()

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from .pieces import Piece, chunks, lookup_squares, sum_of_squares, wide
+from .pieces import Piece, Squared, chunks, lookup_squares, sum_of_squares, wide
 
 
-def combine(pieces: list[Piece], scale: Tensor | None, max_bytes: int) -> Tensor:
+def combine(pieces: list[Piece], scale: Tensor | None, max_bytes: int) -> Squared:
     """Σ_n ‖Σ_uses g_n‖²: squares of the sum over uses, which do not add."""
     if len(pieces) == 1:
         return pieces[0].squares(scale, max_bytes)

@@ -71,12 +71,11 @@ class SamplesByGroup(Piece):
         return total
 
     def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
-        return torch.stack(
-            [
-                product.squares(None if scale is None else scale[group], max_bytes)
-                for group, product in self.products.items()
-            ]
-        ).sum()
+        squares = (
+            product.squares(None if scale is None else scale[group], max_bytes)
+            for group, product in self.products.items()
+        )
+        return torch.stack([torch.as_tensor(each, dtype=torch.float64) for each in squares]).sum()
 
     def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
         u, v = direction

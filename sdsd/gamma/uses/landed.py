@@ -133,7 +133,7 @@ def _landed(use: Use, dtype: torch.dtype, *gradients: Tensor | None) -> tuple[An
         ledger.taken.append((use, dtype, ()))
         for operand, gradient in zip(use.operands, gradients, strict=False):
             if gradient is not None:
-                ledger.given[operand.leaves[0].name] = gradient.data_ptr()
+                ledger.given[operand.leaves[0].name] = gradient.data_ptr(), gradient._version
     else:
         ledger.begin(use, dtype)
         ledger.land(use.operands, *gradients)

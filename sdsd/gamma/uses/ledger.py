@@ -40,7 +40,7 @@ class Pass:
         tracks: where every tensor of the pass carries them.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
         scaled: whether squares are taken after a preconditioner.
-        given: parameter → the memory of a gradient that an operation of ours gave.
+        given: parameter → the memory of a gradient that an operation of ours gave, and the writes to it so far.
         differentiated: an inner autograd.grad(create_graph=True) went through this pass.
         backends: device → what serves kernels there.
         rows: parameter → its row in `norms`.
@@ -77,7 +77,7 @@ class Pass:
         self.taken: list[tuple[Use, torch.dtype, tuple[Tensor | float, ...]]] = []
         self.projections: dict[str, list[Tensor]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
-        self.given: dict[str, int] = {}
+        self.given: dict[str, tuple[int, int]] = {}
         self.trouble: str | None = None
         self._owner: dict[str, object] = {}
         self._current: object = None
@@ -107,7 +107,7 @@ class Pass:
         """An operation of ours returns these gradients of parameters."""
         for operand, gradient in zip(operands, gradients, strict=False):
             if gradient is not None:
-                self.given[operand.leaves[0].name] = gradient.data_ptr()
+                self.given[operand.leaves[0].name] = gradient.data_ptr(), gradient._version
 
     def refuse(self, names: list[str], reason: str) -> None:
         for name in names:
@@ -163,7 +163,7 @@ class Pass:
                 continue
             leaf = operand.leaves[0]
             name = leaf.name
-            self.given[name] = gradient.data_ptr()
+            self.given[name] = gradient.data_ptr(), gradient._version
             if name in self.dtypes:
                 self._note_dtype(name)
             else:

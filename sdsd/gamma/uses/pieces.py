@@ -86,13 +86,17 @@ def project(gradient: Tensor, direction: tuple[Tensor, Tensor]) -> Tensor:
     return torch.dot(torch.mv(matrix, v.to(matrix.dtype)).double(), u.double())
 
 
+Squared = Tensor | float
+"""Σ_n ‖g_n‖²: a 0-dim tensor, or a number where it was read on a CPU."""
+
+
 class Piece(abc.ABC):
     """Gradients of N samples with respect to one operand."""
 
     n: int
     factors: tuple[str, Tensor, Tensor] | None = None
     """("linear", a, b) or ("embedding", tokens, g): what a tied pair needs to skip forming gradients."""
-    alone: Tensor | None = None
+    alone: Squared | None = None
     """Σ‖·‖² of this use by itself, where it was found on the way."""
     bytes_each: int
     """Memory that one sample's gradient takes while it is formed."""
@@ -105,7 +109,7 @@ class Piece(abc.ABC):
     def each(self, start: int, stop: int) -> Tensor:
         """Gradients of samples start … stop; shape: (stop − start, *operand.shape)."""
 
-    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Squared:
         """Σ_n ‖D ∘ g_n‖²."""
         if self.alone is not None and scale is None:
             return self.alone
@@ -128,16 +132,16 @@ class Piece(abc.ABC):
 class Dense(Piece):
     """All gradients, formed: (N, *shape)."""
 
-    def __init__(self, gradients: Tensor) -> None:
-        self.gradients = gradients
+    def __init__(self, gradients: Tensor, alone: Squared | None = None) -> None:
+        self.gradients, self.alone = gradients, alone
         self.n = gradients.shape[0]
         self.bytes_each = 8
 
     def each(self, start: int, stop: int) -> Tensor:
         return wide(self.gradients[start:stop])
 
-    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
-        return sum_of_squares(self.gradients, scale)
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Squared:
+        return sum_of_squares(self.gradients, scale) if self.alone is None or scale is not None else self.alone
 
 
 class Sums(Piece):
@@ -219,7 +223,7 @@ class Product(Piece):
     """g_n = Σ_t b_nt a_ntᵀ of a linear operation: a (N, T, d), b (N, T, p); the operand (p, d), transposed (d, p)."""
 
     def __init__(
-        self, a: Tensor, b: Tensor, transposed: bool = False, alone: Tensor | None = None, total: Tensor | None = None
+        self, a: Tensor, b: Tensor, transposed: bool = False, alone: Squared | None = None, total: Tensor | None = None
     ) -> None:
         self.a, self.b, self.transposed, self.alone, self.total = a, b, transposed, alone, total
         self.n = a.shape[0]
@@ -234,7 +238,7 @@ class Product(Piece):
         a, b = (a.conj(), b) if self.transposed else (a, b.conj())
         return torch.bmm(a.transpose(1, 2), b)
 
-    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Squared:
         # Where it came with the gradient, the preconditioner is in it already.
         if self.alone is not None and (scale is None or self.total is not None):
             return self.alone
@@ -311,7 +315,7 @@ class Lookup(Piece):
         table = part.new_zeros(stop - start, self.rows, part.shape[-1])
         return table.scatter_add_(1, self.tokens[start:stop].unsqueeze(-1).expand_as(part), part)
 
-    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Squared:
         if self.distinct and scale is None:
             return sum_of_squares(self.gradients, None)  # no two positions read one row
         return lookup_squares(self.gradients, self.tokens, scale)

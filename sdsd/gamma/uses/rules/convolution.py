@@ -16,7 +16,7 @@ from torch import Tensor
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight
 from ..landed import Places, bare_apply, followed, land_apart, land_convolution, places_of
-from ..pieces import Dense, Lazy, Piece, square_norm
+from ..pieces import Dense, Lazy, Piece, Squared, square_norm
 from ..plans import Joined, keep
 from ..use import Use, autocast_dtype, cast_alike, joined, watch
 from .generic import any_operation
@@ -269,13 +269,13 @@ def _squared(
         ledger.max_bytes,
         "torch",
     )
-    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
+    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr(), grad_weight._version
     if len(operands) == 1:
         ledger.taken.append((use, grad.dtype, (square,)))
         return grad_x, grad_weight, None
     rows = grad.flatten(2).sum(2)
     grad_bias = rows.sum(0).to(operands[1].dtype)
-    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
+    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr(), grad_bias._version
     ledger.taken.append((use, grad.dtype, (square, square_norm(rows))))
     return grad_x, grad_weight, grad_bias
 
@@ -306,5 +306,5 @@ def _channels_last(x: Tensor) -> bool:
 class _Weights(Lazy):
     """Gradients of a convolution's weight, whose squares were found with the preconditioner already."""
 
-    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Squared:
         return self.alone if self.alone is not None else super().squares(scale, max_bytes)

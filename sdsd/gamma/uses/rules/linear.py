@@ -34,26 +34,26 @@ def linear(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[
     track = track_of(x)
     if not isinstance(track, Track) or track.axis == x.ndim - 1 or track_of(weight) is not None or weight.ndim != 2:
         return any_operation(mode, func, args, kwargs, parameters)
-    trains = weight.requires_grad
+    n = mode.ledger.n
     # Of one position a sample a CPU squares faster without the product, and kernels beside it.
-    if trains and weight.grad_fn is None and (mode.ledger.serves(x) or x.shape.numel() // x.shape[-1] != mode.ledger.n):
+    if weight.requires_grad and weight.is_leaf and (mode.ledger.serves(x) or x.shape.numel() // x.shape[-1] != n):
         out = _joined(mode, x, weight, bias, track, place=0 if args else None)
         if out is not None:
             return out
     out = mode.run(func, args, kwargs)
-    n = mode.ledger.n
     read = [t for t in (weight, bias) if t is not None and t.requires_grad]
+    squares = _squares_of_rows(x, track, len(read))
 
     def measure(b: Tensor, x: Tensor | None) -> Iterator[tuple[int, Piece]]:
         rows = arrange(b, track, n, 1)
+        alone = (x is not None and squares and rows.shape[1] == 1 and squares(b, x)) or [None]
         if x is not None:
-            yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows)
+            yield 0, Product(arrange(x, track, n, 1).to(rows.dtype), rows, alone=alone[0])
         if bias is not None and bias.requires_grad:
-            yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)))
+            yield len(read) - 1, Dense(rows.sum(1, dtype=_sum_dtype(rows)), alone=alone[-1])
 
-    operands = watch(mode, "linear", out, read, (x if trains else None,), measure)
+    operands = watch(mode, "linear", out, read, (x if weight.requires_grad else None,), measure)
     if operands and args:
-        squares = _squares_of_rows(x, track, len(operands))
         keep(mode, Watched("linear", operands, track_of(out), measure, squares=squares))
     return out
 
@@ -301,13 +301,13 @@ def _squared(use: Use, a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor |
     grad_weight, square = _stats(a, b, None, True, operands[0].dtype, None, ledger.max_bytes, "torch")
     if transposed:
         grad_weight = grad_weight.t()
-    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr()
+    ledger.given[operands[0].leaves[0].name] = grad_weight.data_ptr(), grad_weight._version
     if len(operands) == 1:
         ledger.taken.append((use, b.dtype, (square,)))
         return grad_weight, None
     rows = b.sum(1) if b.dtype == torch.float32 else b.sum(1, dtype=_sum_dtype(b))
     grad_bias = rows.sum(0).to(operands[1].dtype)
-    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr()
+    ledger.given[operands[1].leaves[0].name] = grad_bias.data_ptr(), grad_bias._version
     ledger.taken.append((use, b.dtype, (square, square_norm(rows))))
     return grad_weight, grad_bias
 
