@@ -100,3 +100,23 @@ def test_rows_in_another_order_are_not_masked_in_silence(function):
     assert "padding is among its samples" in found.note
     with pytest.raises(ValueError, match="or flattened from that in a way that can be followed, got shape"):
         function(Sorted(False, ""), [batch(3, 7)], "a", mask="attention_mask")
+
+
+@pytest.mark.parametrize("function", [collect_activations, group_activations])
+def test_rows_of_an_expert_are_not_masked_in_silence(function):
+    class Routed(Encoder):
+        def forward(self, input_ids, attention_mask=None):
+            h = self.e(input_ids).flatten(0, 1)
+            return self.c(self.b(self.a(h[h[:, 0] > 0]).relu()))
+
+    model = Routed(False, "")
+    nn.init.constant_(model.e.weight[:, 0].data[:25], 1.0)
+    with pytest.warns(RuntimeWarning, match=r"padding is among its samples"):
+        assert "padding is among its samples" in function(model, [batch(3, 7)], "a")["a"].note
+
+
+def test_layers_of_torchs_encoder_give_positions_too():
+    model, data = Attention(True).eval(), batch(3, 7)
+    model.layer = nn.TransformerEncoder(model.layer, 2)
+    found = collect_activations(model, [data], ["layer.layers.0", "layer.layers.1"])
+    assert {each.samples for each in found.values()} == {int(data["attention_mask"].sum())}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...graphs import outputs
+from ...graphs import Plain, outputs
 from ...models import untouched
 from ..gram import GramAccumulator, scratch_bytes, triangles_bytes
 from .choice import Choice, Path, Reading, choose, path_name
@@ -96,6 +96,7 @@ class Collector:
                     hook = module.register_forward_hook(lambda _m, _i, output, name=name: store(name, output))
                     stack.callback(hook.remove)
             stack.enter_context(self.padding.watching())
+            stack.enter_context(Plain())  # torch's encoder gives nested tensors otherwise
             run_batch(model, batch, run, number)
         for name in self.chosen:
             if name not in seen and name not in self.unfit:

@@ -86,10 +86,13 @@ class Padding:
                 f"mask: {where}: expected {expected}, got shape {tuple(value.shape)}. Collect this layer apart, with "
                 "mask=False."
             )
-        if (flat or (rows.ndim > 2 and rows.shape[0] == self.kept.shape[0])) and not bool(self.kept.all()):
+        samples = self.kept.shape[0]
+        others = len(rows) != samples if rows.ndim == 2 == self.kept.ndim else rows.ndim > 2 and len(rows) == samples
+        if others and not bool(self.kept.all()):
+            advice = "pass mask=, a function of the batch" if rows.ndim > 2 else "pass batches without padding"
             self.left_in = (
                 f"has outputs of shape {tuple(value.shape)} where {ATTENTION_MASK} has the positions "
-                f"{tuple(self.kept.shape)}, so padding is among its samples; pass mask=, a function of the batch"
+                f"{tuple(self.kept.shape)}, so padding is among its samples; {advice}"
             )
         return value, dim
 

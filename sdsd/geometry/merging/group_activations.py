@@ -118,6 +118,10 @@ def collect_groups(
             if done == max_batches:
                 break
     ran = [store for store in stores if all_run or store.sums is not None]
+    notes = [store.note for store in ran if store.note]
+    if notes:
+        more = f" So is it among those of {len(notes) - 1} other layers." if len(notes) > 1 else ""
+        warnings.warn(f"{notes[0]}.{more}", RuntimeWarning, stacklevel=3)
     return {store.group.layer: store.finished(done) for store in ran}
 
 
@@ -189,7 +193,5 @@ class _Store:
             raise ValueError(
                 f"layers: what reads {self.group.layer!r} did not run in {batches} batches. Pass more of them."
             )
-        if self.note:
-            warnings.warn(f"{self.note}.", RuntimeWarning, stacklevel=4)
         read_by = f"read by {self.what}"
         return LayerActivations(self.group.layer, read_by, self.group.neurons, self.samples, self.sums, note=self.note)
