@@ -139,6 +139,9 @@ class Collector:
         if name not in self.stores:
             self.stores[name] = self._new_store(name, neurons, value)
         store = self.stores[name]
+        if neurons != store.neurons and name not in self.named:
+            self.unfit[name] = f"layer {name!r} is called with {store.neurons} and with {neurons} neurons"
+            return
         if neurons != store.neurons:
             raise ValueError(
                 f"{where}: expected {store.neurons} neurons as before, got {neurons} (shape {tuple(value.shape)}, "

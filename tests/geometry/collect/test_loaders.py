@@ -105,6 +105,23 @@ def test_layers_of_a_pattern_without_values_are_left_out_aloud():
         collect_activations(model, x, "idl*")
 
 
+def test_a_layer_of_several_widths_is_left_out_of_a_pattern():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.relu = nn.Linear(3, 4), nn.Linear(4, 5), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.b(self.relu(self.a(x))))
+
+    model, x = Model(), torch.randn(6, 3)
+    with pytest.warns(RuntimeWarning, match="layer 'relu' is called with 4 and with 5 neurons; it is left out"):
+        found = collect_activations(model, [x], "*")
+    assert {name: layer.neurons for name, layer in found.items()} == {"a": 4, "b": 5}
+    with pytest.raises(ValueError, match="layer 'relu': expected 4 neurons as before, got 5"):
+        collect_activations(model, [x], ["a", "relu"])
+
+
 def test_a_layer_that_gives_no_numbers():
     class Model(nn.Module):
         def __init__(self) -> None:
