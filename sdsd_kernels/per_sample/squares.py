@@ -38,7 +38,8 @@ class Squares(NamedTuple):
         if square_norms is None:
             square_norms = torch.empty((), dtype=torch.float64, device=a.device)
         squares = square_norms.new_empty(self.shares)
-        self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
+        of_a, of_b = self.descriptors
+        self.main(a if of_a is None else pointed(of_a, a), b if of_b is None else pointed(of_b, b), squares)
         self.finish(None, squares, squares, bias_part, bias_total, square_norms, row, bias_row)
         return bias_total, square_norms
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight
-from ..landed import Places, bare_apply, followed, land_apart, land_convolution, places_of
+from ..landed import Places, bare_apply, conv_weight_grad_into, followed, land, land_apart, places_of
 from ..pieces import Dense, Lazy, Piece, Squared, square_norm
 from ..plans import Joined, keep
 from ..use import Use, autocast_dtype, cast_alike, joined, watch
@@ -143,8 +143,8 @@ def _joined(
     return out  # type: ignore[no-any-return]
 
 
-_backward = torch.ops.aten.convolution_backward.default
-_stats = torch.ops.sdsd.conv_weight_grad_stats.default
+_backward: Any = torch.ops.aten.convolution_backward.default._op
+_stats: Any = torch.ops.sdsd.conv_weight_grad_stats.default._op
 _WIDE = (torch.float32, torch.float64)
 _OF_INPUT = [True, False, False]
 
@@ -291,12 +291,12 @@ def _land(
     grad_x = None
     if need_x:
         grad_x = _backward(grad, x, weight, [0], *settings, _OF_INPUT)[0]
-    geometry = (weight.shape[2:], stride, padding, dilation, groups)
-    last = _channels_last(use.operands[0].leaves[0].tensor)
+    held, most = use.operands[0].leaves[0].tensor, use.mode.ledger.max_bytes
+    how = weight.shape[2:], stride, padding, dilation, groups, held.dtype, _channels_last(held), most
     if not transposed:
-        return grad_x, *land_convolution(use, places, x, grad, geometry, last)
+        return grad_x, *land(use, places, grad.dtype, conv_weight_grad_into, (x, grad), how)
     places, bias = land_apart(use, places, grad.flatten(2).mT)
-    return grad_x, land_convolution(use, places, grad, x, geometry, last)[0], bias
+    return grad_x, land(use, places, grad.dtype, conv_weight_grad_into, (grad, x), how)[0], bias
 
 
 def _channels_last(x: Tensor) -> bool:
