@@ -34,7 +34,7 @@ HELD = 64
 class Step(NamedTuple):
     """What one measured step found."""
 
-    raw: Tensor
+    raw: np.ndarray | Tensor
     """‖ḡ‖² and Σ‖g‖² of every parameter, float64; shape: (2, parameters)."""
     n: int
     """Gradients."""
@@ -56,7 +56,7 @@ def _worked_in(state: Tensor, steps: list[Step], decay: float) -> Tensor:
     """The running sums after `steps`, on the device of `state`."""
     if not steps:
         return state
-    raw = torch.stack([step.raw for step in steps]).to(state.device)
+    raw = torch.stack([torch.as_tensor(step.raw) for step in steps]).to(state.device)
     n, unit, independent = state.new_tensor([[step.n, step.unit, step.independent] for step in steps]).unbind(1)
     signal, noise = _signal_and_noise(raw, n)
     # Averaged by sample, so that modes, and micro-batches of any size, go into one average.
@@ -186,7 +186,7 @@ class StepSource(Source):
         self._step = step
 
     def _fetch(self) -> Table:
-        raw, n = self._step.raw.cpu(), self._step.n
+        raw, n = torch.as_tensor(self._step.raw).cpu(), self._step.n
         signal, noise = (values[0].tolist() for values in _signal_and_noise(raw.unsqueeze(0), raw.new_tensor([n])))
         rows = [Row(m, v, None, None) for m, v in zip(signal, noise, strict=True)]
         return Table(rows[-1], tuple(rows[:-1]), degrees=math.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,8 @@ if TYPE_CHECKING:
     from .session import Session
 
 
-class Inputs(NamedTuple):
-    """What one forward pass was given."""
-
-    batch: int
-    """Samples."""
-    tracks: list[tuple[Tensor, Track]]
-    """Inputs that carry samples, the first one first."""
+Inputs = tuple[int, list[tuple[Tensor, Track]]]
+"""What one forward pass was given: samples, and the inputs that carry them, the first one first."""
 
 
 def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> Inputs | None:
@@ -40,7 +35,7 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         only = args[0]
         if only.ndim > axis and not only.is_nested:
             batch = only.shape[axis]
-            return Inputs(batch, [(only, Track(axis))] if batch else [])
+            return batch, [(only, session.along)] if batch else []
     plain = not kwargs and all(isinstance(x, Tensor) for x in args)
     leaves = args if plain else pytree.tree_leaves((args, kwargs), is_leaf=_is_packed)
     for each in leaves:
@@ -52,7 +47,7 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
             continue
         if exact:
             raise UnsupportedError(_of_different_length(each))
-        return Inputs(samples, [])
+        return samples, []
     tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]
     if not tensors and not compiling():  # in an object of the user's, or of a library
         tensors = [x for x in deep_tensors([*args, *kwargs.values()]) if x.ndim > axis]
@@ -85,7 +80,7 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         for x in tensors
         if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
     ]
-    return Inputs(batch, sorted(carry, key=lambda pair: pair[0] is not first))
+    return batch, sorted(carry, key=lambda pair: pair[0] is not first)
 
 
 def _is_packed(value: Any) -> bool:

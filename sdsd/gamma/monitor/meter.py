@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from .refusals import (
     refused_uses,
 )
 from .session import Session
-from .sums import Sums
+from .sums import Sums, Vector, on
 
 _IN_A_GRAPH = (
     "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
@@ -108,7 +109,8 @@ class Meter:
             )
             return None, passes
         refuse_unmeasured(session, parameters, ledgers, probed)
-        signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
+        device = parameters.device
+        signal = self._sums.of_gradients() if own_signal is None else own_signal.to(device)
         captured = capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
             raise RuntimeError(_IN_A_GRAPH)
@@ -127,16 +129,17 @@ class Meter:
                 if unusual:
                     self._doubt(unusual)
                     return None, passes
-        squares = squares.to(parameters.device)
         if self._ranks.world > 1 or self.scaler is not None:
-            signal, squares = self._joined(signal, squares, own_sum=own_signal is not None)
+            signal, squares = self._joined(on(device, signal), on(device, squares), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
             squares = squares * (n / self._ranks.world) ** 2
         elif self.reduction == "sum":
             signal = signal * (self._ranks.world / (n * unit)) ** 2
         independent = n if self._population is None else independent_count(n, unit, self._population)
-        step = Step(torch.stack([signal, squares]), n, unit, independent)
+        host = not captured and isinstance(signal, np.ndarray) and isinstance(squares, np.ndarray)
+        raw = np.array([signal, squares]) if host else torch.stack([on(device, signal), on(device, squares)])
+        step = Step(raw, n, unit, independent)
         if captured:
             self.captured = step
             return None, passes
@@ -213,7 +216,7 @@ class Meter:
                 return None
         return proving
 
-    def _proves(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
+    def _proves(self, ledgers: list[Pass], squares: Vector, n: int) -> bool:
         """Whether what arrived in .grad is what the samples measured add up to.
 
         Where it is not, raises, or, with strict=False, leaves parameters out.
@@ -228,7 +231,7 @@ class Meter:
             else sum((each.to(zero.device) for ledger in ledgers for each in ledger.projections.get(name, [])), zero)
             for name in names
         ]
-        of_each = squares[[parameters.index[name] for name in names]]
+        of_each = on(parameters.device, squares)[[parameters.index[name] for name in names]]
         table = self._ranks.add(torch.stack([torch.stack(measured) if measured else of_each, of_each]))
         unit = 1 / self._ranks.world
         if self._scaling() and _unscaled(self.scaler):
@@ -253,12 +256,12 @@ class Meter:
         )
         return self._accepted(differences)
 
-    def _is_possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:
+    def _is_possible(self, ledgers: list[Pass], squares: Vector, signal: Vector, n: int) -> bool:
         """Whether samples can add up to .grad, for n contributions have ‖Σ c‖² ≤ n Σ‖c‖²; looked at on a CPU alone.
 
         Where they cannot, raises, or, with strict=False, leaves parameters out.
         """
-        if self._ranks.world > 1 or self._ranks.sharded or not signal.is_cpu:
+        if self._ranks.world > 1 or self._ranks.sharded or (isinstance(signal, Tensor) and not signal.is_cpu):
             return True
         unscaled = self.scaler is not None and self._scaling() and _unscaled(self.scaler)
         most = n / self.scaler.get_scale() ** 2 if unscaled else float(n)

@@ -1,6 +1,11 @@
-"""Σ‖contribution‖² of the samples and ‖.grad‖², one number a parameter, without waiting for a device."""
+"""Σ‖contribution‖² of the samples and ‖.grad‖², one number a parameter, without waiting for a device.
+
+Of parameters on a CPU they stay numbers of the host: operations of torch on so few cost more than they compute.
+"""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,23 +17,29 @@ from .metric import Metric
 from .parameters import Parameters
 from .session import Session
 
+Vector: TypeAlias = "np.ndarray | Tensor"
+"""One float64 number a covered parameter: of the host, or on a device."""
+
 
 class Sums:
-    """Vectors of one float64 number a covered parameter."""
+    """Such vectors."""
 
     def __init__(self, session: Session, parameters: Parameters, metric: Metric) -> None:
         self._session, self._parameters, self._metric = session, parameters, metric
         self._looked_for_reuse = 0
         self._rows: dict[tuple[int, ...], Tensor] = {}
 
-    def of_samples(self, ledgers: list[Pass], passes: int) -> Tensor:
+    def of_samples(self, ledgers: list[Pass], passes: int) -> Vector:
         """Σ‖contribution‖² of this rank's samples to each gradient; shape: (parameters,)."""
         parameters, device = self._parameters, self._parameters.device
         index = parameters.index
         known = [0.0] * len(index)
         rows: list[int] = []
         parts: list[Tensor] = []
+        landed: list[tuple[Pass, Tensor]] = []
         for ledger in ledgers:
+            for norms in ledger.norms.values():
+                landed.append((ledger, norms))
             for name, values in ledger.squares.items():
                 row = index.get(name)
                 if row is None:
@@ -48,13 +59,15 @@ class Sums:
             self._refuse_reuse(watcher, probed, passes)
             parts += probed[: len(watcher.names)]
             rows += [index[name] for name in watcher.names.values()]
-        squares = _on(device, known)
-        for ledger in ledgers:
-            for norms in ledger.norms.values():
-                sums = norms.sum(1)
-                if ledger.rows is not index:  # some were left out since
-                    sums = sums[[ledger.rows[name] for name in parameters.covered]]
-                squares += sums.to(device)
+        host = np.array(known)
+        if not parts and not landed:
+            return host
+        squares = on(device, host)
+        for ledger, norms in landed:
+            sums = norms.sum(1)
+            if ledger.rows is not index:  # some were left out since
+                sums = sums[[ledger.rows[name] for name in parameters.covered]]
+            squares += sums.to(device)
         if parts:
             squares.index_add_(0, self._on_device(rows), _joined(parts, device))
         return squares
@@ -69,7 +82,7 @@ class Sums:
                     total[name] = total[name] + value if name in total else value
         return total
 
-    def of_gradients(self) -> Tensor:
+    def of_gradients(self) -> Vector:
         """‖.grad‖² of each; shape: (parameters,)."""
         parameters, device = self._parameters, self._parameters.device
         scaled = self._session.exact and self._metric.optimizer is not None
@@ -98,10 +111,11 @@ class Sums:
             else:
                 rows.append(row)
                 grads.append(wide(grad))
+        host = np.array(known)
         if not grads:
-            return _on(device, known)
+            return host
         norms = _joined(list(torch._foreach_norm(grads)), device).square()
-        return norms if len(rows) == len(known) else _on(device, known).index_put((self._on_device(rows),), norms)
+        return norms if len(rows) == len(known) else on(device, host).index_put((self._on_device(rows),), norms)
 
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
@@ -126,13 +140,13 @@ class Sums:
             )
 
 
-def _on(device: torch.device, known: list[float]) -> Tensor:
-    """Numbers of the host on `device`; where all are zero nothing is copied there."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.array(known, dtype=np.float64))
-    if not any(known):
-        return torch.zeros(len(known), dtype=torch.float64, device=device)
-    return torch.tensor(known, dtype=torch.float64, device=device)
+def on(device: torch.device, vector: Vector) -> Tensor:
+    """It on `device`; where all are zero nothing is copied there."""
+    if isinstance(vector, Tensor):
+        return vector.to(device)
+    if device.type != "cpu" and not vector.any():
+        return torch.zeros(len(vector), dtype=torch.float64, device=device)
+    return torch.from_numpy(vector).to(device)
 
 
 def _joined(values: list[Tensor], device: torch.device) -> Tensor:
