@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from .refusals import (
     refused_uses,
 )
 from .session import Session
-from .sums import Sums, Vector, on
+from .sums import Sums, Vector, on, scaled
 
 _IN_A_GRAPH = (
     "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
@@ -133,12 +132,13 @@ class Meter:
             signal, squares = self._joined(on(device, signal), on(device, squares), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
-            squares = squares * (n / self._ranks.world) ** 2
+            squares = scaled(squares, (n / self._ranks.world) ** 2)
         elif self.reduction == "sum":
-            signal = signal * (self._ranks.world / (n * unit)) ** 2
+            signal = scaled(signal, (self._ranks.world / (n * unit)) ** 2)
         independent = n if self._population is None else independent_count(n, unit, self._population)
-        host = not captured and isinstance(signal, np.ndarray) and isinstance(squares, np.ndarray)
-        raw = np.array([signal, squares]) if host else torch.stack([on(device, signal), on(device, squares)])
+        raw: tuple[Vector, Vector] | Tensor = signal, squares
+        if captured or isinstance(signal, Tensor) or isinstance(squares, Tensor):
+            raw = torch.stack([on(device, signal), on(device, squares)])
         step = Step(raw, n, unit, independent)
         if captured:
             self.captured = step
@@ -265,7 +265,9 @@ class Meter:
             return True
         unscaled = self.scaler is not None and self._scaling() and _unscaled(self.scaler)
         most = n / self.scaler.get_scale() ** 2 if unscaled else float(n)
-        rows = list(zip(signal.tolist(), squares.tolist(), strict=True))
+        if isinstance(signal, Tensor):
+            signal = signal.tolist()
+        rows = list(zip(signal, squares.tolist() if isinstance(squares, Tensor) else squares, strict=True))
         for norm, square in rows:
             if norm > most * square:
                 break

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +16,8 @@ from .metric import Metric
 from .parameters import Parameters
 from .session import Session
 
-Vector: TypeAlias = "np.ndarray | Tensor"
-"""One float64 number a covered parameter: of the host, or on a device."""
+Vector: TypeAlias = "list[float] | Tensor"
+"""One number a covered parameter: of the host, or in float64 on a device."""
 
 
 class Sums:
@@ -59,10 +58,9 @@ class Sums:
             self._refuse_reuse(watcher, probed, passes)
             parts += probed[: len(watcher.names)]
             rows += [index[name] for name in watcher.names.values()]
-        host = np.array(known)
         if not parts and not landed:
-            return host
-        squares = on(device, host)
+            return known
+        squares = on(device, known)
         for ledger, norms in landed:
             sums = norms.sum(1)
             if ledger.rows is not index:  # some were left out since
@@ -111,11 +109,10 @@ class Sums:
             else:
                 rows.append(row)
                 grads.append(wide(grad))
-        host = np.array(known)
         if not grads:
-            return host
+            return known
         norms = _joined(list(torch._foreach_norm(grads)), device).square()
-        return norms if len(rows) == len(known) else on(device, host).index_put((self._on_device(rows),), norms)
+        return norms if len(rows) == len(known) else on(device, known).index_put((self._on_device(rows),), norms)
 
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
@@ -144,9 +141,14 @@ def on(device: torch.device, vector: Vector) -> Tensor:
     """It on `device`; where all are zero nothing is copied there."""
     if isinstance(vector, Tensor):
         return vector.to(device)
-    if device.type != "cpu" and not vector.any():
+    if not any(vector):
         return torch.zeros(len(vector), dtype=torch.float64, device=device)
-    return torch.from_numpy(vector).to(device)
+    return torch.tensor(vector, dtype=torch.float64, device=device)
+
+
+def scaled(vector: Vector, factor: float) -> Vector:
+    """It times a number."""
+    return vector * factor if isinstance(vector, Tensor) else list(map(factor.__mul__, vector))
 
 
 def _joined(values: list[Tensor], device: torch.device) -> Tensor:
