@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def hear(out: Any, hook: Callable[[Tensor], None]) -> None:
     for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
         if tensor.grad_fn is not None:
             hooks: Any = tensor._backward_hooks
-            if hooks is None:
-                tensor.register_hook(hook)
-            else:
-                hooks[ANNOUNCED] = hook
+            if hooks is None:  # what Tensor.register_hook does
+                tensor._backward_hooks = hooks = OrderedDict()
+                tensor.grad_fn._register_hook_dict(tensor)  # type: ignore[attr-defined]
+            hooks[ANNOUNCED] = hook

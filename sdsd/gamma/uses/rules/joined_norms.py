@@ -112,7 +112,8 @@ def joined_norm(
             x = x.float()  # as autocast does with these norms, but for those on a CPU
         if isinstance(norm, GroupNorm):
             # What F.group_norm does first.
-            x = x.contiguous(memory_format=torch.channels_last) if device == "cpu" and _last(x) else x.contiguous()
+            last = device == "cpu" and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=torch.channels_last) if last else x.contiguous()
         return _apply(x, weight, bias, use, track, norm)  # type: ignore[no-any-return]
 
     out = call(register(mode, operands, kind), x)
@@ -122,17 +123,13 @@ def joined_norm(
     return out
 
 
-def _last(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
-
 class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, track: Track, norm: LayerNorm | GroupNorm
     ) -> Tensor:
         out, mean, rstd = norm.forward(x, weight, bias)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.to_save = x, weight, bias, mean, rstd
         ctx.use, ctx.track, ctx.norm = use, track, norm
         return out
 

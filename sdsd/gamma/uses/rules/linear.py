@@ -21,7 +21,7 @@ from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land, land_apart, places_of, weight_grad_into
 from ..pieces import Dense, Piece, Product, one_position, square_norm
 from ..plans import Joined, Squares, Watched, keep
-from ..use import Use, autocast_dtype, cast_alike, joined, watch
+from ..use import Use, autocast_dtype, joined, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -204,9 +204,12 @@ class _Joined(torch.autograd.Function):
     ) -> Tensor:
         ctx.use, ctx.how = use, how
         ctx.weight = None
-        if cast:
-            weight, bias = cast_alike(ctx, x, weight, bias)
-        ctx.save_for_backward(x, weight)
+        if cast and weight.dtype != x.dtype:
+            # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
+            ctx.weight, weight = weight, weight.to(x.dtype)
+        if cast and bias is not None:
+            bias = bias.to(x.dtype)
+        ctx.to_save = x, weight  # save_for_backward, without its call
         if how.transposed:
             return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
         y = F.linear(x, weight, bias)
