@@ -13,8 +13,7 @@ dtype; on a CPU it is the default.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
 
@@ -75,7 +74,7 @@ def cosine_topk_torch(
     )
     triangle = right is left and not whole_rows
     with torch.inference_mode(False):  # threads that are not in that mode write, too
-        best = TopK(rows.shape[0], k, left.inverse_norm, strip=sides[0])
+        best = TopK(rows.shape[0], k, left.inverse_norm)
 
     def start() -> Callable[[tuple[int, int]], None]:
         own = replace(left, rooms={})  # memory of this thread
@@ -119,12 +118,10 @@ class TopK:
     Several threads may offer scores, in any order: what a row ends with depends on the scores alone.
     """
 
-    def __init__(self, rows: int, k: int, like: Tensor, *, strip: int) -> None:
-        """`strip`: rows that are locked together."""
-        self.k, self.strip = k, strip
+    def __init__(self, rows: int, k: int, like: Tensor) -> None:
+        self.k, self.lock = k, Lock()
         self.values = like.new_full((rows, k), -torch.inf)
         self.indices = torch.full((rows, k), -1, dtype=torch.int64, device=like.device)
-        self.locks = [Lock() for _ in range(0, rows, strip)]
 
     def take(self, first_row: int, scores: Tensor) -> None:
         """Set rows from `first_row` on to the best of all their scores."""
@@ -139,7 +136,7 @@ class TopK:
         if not len(scores):
             return
         which = slice(first_row, first_row + scores.shape[0])
-        with self._locked(which):
+        with self.lock:
             threshold = self.values[which, -1:].clone()
             last = self.indices[which, -1:].clone()
         # An equal score is better where it lies further left than the k-th best.
@@ -161,7 +158,7 @@ class TopK:
         hit, lane = (offered > threshold[row]).nonzero(as_tuple=True)
         if len(hit):
             column = first_column + group[hit] * size + lane
-            self._merge(which, first_column, first_row + row[hit], column, offered[hit, lane])
+            self._merge(first_column, first_row + row[hit], column, offered[hit, lane])
 
     def result(self, farthest: bool) -> tuple[Tensor, Tensor]:
         """Cosines and places; NaN and -1 where there are fewer than k."""
@@ -170,16 +167,8 @@ class TopK:
             self.values.neg_()
         return self.values.masked_fill_(missing, torch.nan), self.indices.masked_fill_(missing, -1)
 
-    @contextmanager
-    def _locked(self, which: slice) -> Iterator[None]:
-        """Keep other threads from some rows."""
-        with ExitStack() as held:
-            for lock in self.locks[which.start // self.strip : -(-which.stop // self.strip)]:
-                held.enter_context(lock)
-            yield
-
-    def _merge(self, which: slice, first_column: int, row: Tensor, column: Tensor, value: Tensor) -> None:
-        """Merge single scores of rows in `which`, given in ascending order of row and column."""
+    def _merge(self, first_column: int, row: Tensor, column: Tensor, value: Tensor) -> None:
+        """Merge single scores, given in ascending order of row and column."""
         touched, line, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
         width = self.k + int(counts.max())
         values = self.values.new_full((len(touched), width), -torch.inf)
@@ -189,26 +178,25 @@ class TopK:
         place = line * width + self.k + torch.arange(len(row), device=row.device) - first
         values.view(-1).scatter_(0, place, value)
         indices.view(-1).scatter_(0, place, column)
-        with self._locked(which):
-            self._keep_best(touched, first_column, values, indices)
+        self._keep_best(touched, first_column, values, indices)
 
     def _merge_all(self, which: slice, first_column: int, scores: Tensor) -> None:
         values, places = stable_topk(scores, min(self.k, scores.shape[1]))
         rows = torch.arange(which.start, which.stop, device=scores.device)
         values, indices = pad(values, (self.k, 0)), pad(places.add_(first_column), (self.k, 0))
-        with self._locked(which):
-            self._keep_best(rows, first_column, values, indices)
+        self._keep_best(rows, first_column, values, indices)
 
     def _keep_best(self, rows: Tensor, first_column: int, values: Tensor, indices: Tensor) -> None:
         """Merge new scores, equal ones by place, that lie behind room for the k old ones."""
-        values[:, : self.k] = self.values.index_select(0, rows)
-        indices[:, : self.k] = self.indices.index_select(0, rows)
-        if bool((indices[:, : self.k] > first_column).any()):  # another thread was ahead
-            indices, order = indices.sort(dim=1)
-            values = values.gather(1, order)
-        best, order = values.sort(dim=1, descending=True, stable=True)
-        self.values.index_copy_(0, rows, best[:, : self.k])
-        self.indices.index_copy_(0, rows, indices.gather(1, order[:, : self.k]))
+        with self.lock:
+            values[:, : self.k] = self.values.index_select(0, rows)
+            indices[:, : self.k] = self.indices.index_select(0, rows)
+            if bool((indices[:, : self.k] > first_column).any()):  # another thread was ahead
+                indices, order = indices.sort(dim=1)
+                values = values.gather(1, order)
+            best, order = values.sort(dim=1, descending=True, stable=True)
+            self.values.index_copy_(0, rows, best[:, : self.k])
+            self.indices.index_copy_(0, rows, indices.gather(1, order[:, : self.k]))
 
 
 def _next_below(values: Tensor) -> Tensor:

@@ -139,11 +139,11 @@ def block_sides(
         sides[longer] = max(smallest, sides[longer] // 2)
 
 
-def cosine_blocks(
-    left: Neurons, right: Neurons, sides: tuple[int, int], *, fill: float, progress: Progress | None = None
+def triangle_blocks(
+    neurons: Neurons, sides: tuple[int, int], *, fill: float, progress: Progress | None = None
 ) -> Iterator[tuple[Tensor, int, int]]:
-    """(cosines, first row, first column) of the blocks of a triangle, each pair once; the buffer is overwritten."""
-    places, block_at = block_places(left, right, sides), blocks_of(left, right, sides, fill=fill)
+    """(cosines, first row, first column) of blocks that hold each pair once; the buffer is overwritten."""
+    places, block_at = block_places(neurons, neurons, sides), blocks_of(neurons, neurons, sides, fill=fill)
     for done, (row, column) in enumerate(places, 1):
         yield block_at(row, column), row, column
         if progress is not None:

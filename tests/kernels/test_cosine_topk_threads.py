@@ -45,7 +45,7 @@ def test_lists_do_not_depend_on_the_order_of_offers(data):
     width = data.draw(st.sampled_from([8, 16, 40]))
     starts = data.draw(st.permutations(range(0, columns, width)))
     lie_by_row = data.draw(st.booleans())
-    best = cpu.TopK(rows + 3, k, scores, strip=4)
+    best = cpu.TopK(rows + 3, k, scores)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "GROUP", 8)
         patch.setattr(cpu, "COLUMN_GROUP", 4)

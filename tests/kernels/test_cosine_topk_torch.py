@@ -179,7 +179,7 @@ def test_memory_stays_within_its_bound(make, k, options, max_bytes):
 @pytest.mark.parametrize("late", [False, True])
 def test_memory_where_one_row_learns_of_a_whole_block(dtype, late):
     """The list of every touched row is as long as the longest."""
-    best = cpu.TopK(512, 3, torch.zeros((), dtype=dtype), strip=512)
+    best = cpu.TopK(512, 3, torch.zeros((), dtype=dtype))
     best.values.zero_()
     if late:
         best.indices += torch.tensor([1001, 1002, 1003])
