@@ -38,8 +38,9 @@ One call, from its door to the launch; these functions, in this order, are the w
                         gamma_moments/cpu.Blocks.sums_of_pieces, gamma_moments/cpu.Blocks._sums
 
 What all share: `_checks.py` and `_rows.py` on arguments, `_backend.py` and `_device.py` on who computes, `_register.py`
-for operators, `_launch.py` for launches, `_progress.py`; `_validate.py` compares backends with definitions, `_aot.py`
-says what is compiled ahead of time, `_interpreter_config.py` mends old interpreters of Triton.
+for operators, `_launch.py` for launches, `_workers.py` for threads of a CPU, `_progress.py`; `_validate.py` compares
+backends with definitions, `_aot.py` says what is compiled ahead of time, `_interpreter_config.py` mends Triton's
+interpreter of old.
 
 Two engines belong to no function. `pairwise/`: matrix, neighbours, pairs, histogram, sums and the accumulator differ in
 what they do with a tile. `per_sample/`: gradients of weights, biases and norms with the norms of the samples' own.

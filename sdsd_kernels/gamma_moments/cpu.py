@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._workers import run_tasks
 from .layout import as_matrices
-from .workers import run_tasks
 
 BLOCK_BYTES = 2 * 2**20
 """The largest block. Time is flat from here to 8 MB where the third level of cache is fast, as on AMD (within a tenth);
