@@ -147,6 +147,7 @@ class Session:
             return None
         if held is not None:
             self.plans.clear()
+            self.marks.unwatch()
         leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
         self.operands[key] = Operand(parameter, [leaf])
         return self.operands[key]
@@ -162,6 +163,8 @@ class Session:
         """Begin a new step, measured or not."""
         self.planned = measuring
         self.measuring = measuring and not self.pauses
+        if not measuring:
+            self.marks.unwatch()
         self.sizes: list[int] = []
         for ledger in self.passes:
             ledger.close()
@@ -258,6 +261,7 @@ class Session:
 
     def forget(self) -> None:
         """Look into parameters, and into what is done with them, anew: what adds to their .grad may be other nodes."""
+        self.marks.unwatch()
         self.operands.clear()
         self.plans.clear()
 
@@ -332,6 +336,8 @@ class Session:
             if self._stepped and self.marks.present != {}:
                 self.stale = self.marks.stale(self.parameters)
             return
+        if first is not None:
+            self.marks.watch(self.parameters)
         if self.marks.cleared(self.parameters):
             self.given_up, self.stale = False, None
             if self.marks.present is not None and first is not None:
