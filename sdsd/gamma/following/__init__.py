@@ -19,6 +19,7 @@ what any sample was sent to) and `Named` (what was read under such a name), or b
 | `layers.py` | norms, pools, resampling, recurrent layers, losses |
 | `sums.py` | what a sum over samples stays one under |
 | `rows.py` | rows chosen by a mask or an index, and their way back |
+| `packed.py` | sequences of different length in one tensor, samples in another order |
 | `occurring.py` | which experts some token was sent to |
 | `independence.py` | a test on the spot for functions without a rule |
 | `bodies.py` | `COMPOSITE` functions, whose inside is followed |
@@ -32,6 +33,7 @@ import torch
 from .bodies import body, composite_functions
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
+from .packed import by_length, is_packed_call, samples_along
 from .rows import sorted_offsets
 from .table import RULES, called, in_place
 from .tracks import (
@@ -106,16 +108,19 @@ __all__ = [
     "as_constants",
     "batch_of",
     "body",
+    "by_length",
     "by_shape",
     "entrywise",
     "follow",
     "has_rule",
     "here",
     "indexes",
+    "is_packed_call",
     "is_second",
     "layers_of",
     "name_of",
     "rows_in_view",
+    "samples_along",
     "set_second",
     "set_track",
     "sorted_offsets",

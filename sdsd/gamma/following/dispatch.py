@@ -19,6 +19,7 @@ from . import (  # noqa: F401  (they enter their rules)
 )
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
+from .packed import sequences
 from .reductions import chosen
 from .rows import chosen as chosen_rows
 from .rows import on_rows, sorted_offsets
@@ -59,6 +60,9 @@ UNWRITTEN = {torch.empty, torch.empty_like, torch.empty_strided, torch.empty_per
     torch.Tensor.new_empty_strided,
 }
 """Memory that holds nothing yet; what fills it may be out of sight."""
+
+ORDERING = {indexing.getitem, indexing.index_select, layers.recurrent}
+PACKING = {torch._pack_padded_sequence, torch._pad_packed_sequence}
 
 READS: dict[Any, slice] = {
     **dict.fromkeys((first, view, expand), slice(0, 1)),
@@ -120,6 +124,11 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
         if func is torch._grouped_mm and Mixed in kinds and (offsets := sorted_offsets(args, kwargs)) is not None:
             with as_constants([offsets]):
                 return follow(func, args, kwargs, out, n)
+        ordered = sequences(rule, func, args, kwargs, out, n) if rule in ORDERING or func in PACKING else None
+        if ordered is not None:
+            return state(
+                seen, ordered, all(is_second(x) for x, v in zip(inputs, verdicts, strict=True) if v is not None)
+            )
         if kinds <= NOTHING:
             if rule is not fresh or not own:
                 state(seen, None)

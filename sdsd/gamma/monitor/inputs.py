@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from ...models import compiling
-from ..following import Track
+from ..following import Owners, Rows, Track, by_length
 from ..layers import UnsupportedError
 from ..uses import ANNOUNCED, deep_tensors
 
@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
 
     batch: int
     """Samples."""
-    tracks: list[tuple[Tensor, Track]]
+    tracks: list[tuple[Tensor, Track | Rows]]
     """Inputs that carry samples, the first one first."""
 
 
@@ -48,6 +48,8 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
             samples = each.size(0)
         elif isinstance(each, PackedSequence):
             samples = int(each.batch_sizes[0])
+            if exact and not compiling():
+                return _packed(leaves, samples, given, axis)
         else:
             continue
         if exact:
@@ -86,6 +88,33 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
     ]
     return Inputs(batch, sorted(carry, key=lambda pair: pair[0] is not first))
+
+
+def _packed(leaves: Any, sequences: int, given: int | None, axis: int) -> Inputs:
+    """Of a model that is called with packed sequences: each is a sample, or `sequences` // `given` are one."""
+    batch = sequences if given is None else given
+    if sequences % batch:
+        raise UnsupportedError(
+            f"the model was given a PackedSequence of {sequences} sequences, no whole number for each of the {batch} "
+            "samples that batch_size announces. Pass the right batch_size."
+        )
+    inner = sequences // batch
+    orders: list[tuple[Tensor, Owners]] = []
+    tracks: list[tuple[Tensor, Track | Rows]] = []
+    for each in leaves:
+        if isinstance(each, PackedSequence) and int(each.batch_sizes[0]) == sequences:
+            where: Track | Owners = Track(0, 1, inner)
+            places = torch.arange(sequences, device=each.data.device)
+            if each.sorted_indices is not None:
+                places = each.sorted_indices.to(places.device)
+                same = [owners for order, owners in orders if torch.equal(order, places)]
+                where = same[0] if same else Owners(places // inner, sequences, inner)
+                where.places = places
+                orders.append((places, where))
+            tracks.append((each.data, Rows(Track(0), by_length(each.batch_sizes, places // inner, where))))
+        elif isinstance(each, Tensor) and each.ndim > axis and each.shape[axis] == sequences:
+            tracks.append((each, Track(axis, 1, inner)))
+    return Inputs(batch, sorted(tracks, key=lambda pair: type(pair[1]) is Track))
 
 
 def _is_packed(value: Any) -> bool:

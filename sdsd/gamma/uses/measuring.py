@@ -27,6 +27,7 @@ from ..following import (
     follow,
     here,
     indexes,
+    is_packed_call,
     set_track,
     sorted_offsets,
     stated,
@@ -238,7 +239,7 @@ class Measuring(TorchFunctionMode):
             if any(t.requires_grad for t in tensors_in((out,), {})):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
-        if any(owners is not None for owners in rows):
+        if any(owners is not None for owners in rows) and not is_packed_call(func, args):
             with as_constants(tensor for tensor, _ in named):
                 return self._use_of_rows(func, args, kwargs, parameters, rows)
         return self._use(func, args, kwargs, parameters)
