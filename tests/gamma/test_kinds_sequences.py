@@ -355,3 +355,32 @@ def test_packed_lengths_of_other_samples_are_refused():
     verdict = judge(case)
     assert verdict.kind == "refused", verdict
     assert "cells.weight_ih_l0" in verdict.why
+
+
+def test_lengths_in_another_order_than_the_sequences_are_refused():
+    """All are as long, so that torch does not see it."""
+
+    def compute(m, x, given):
+        order = (x[:, 0, 0] * 100).long().argsort()
+        return mean_of(m, m.cells(rnn.pack_padded_sequence(x[order], given, batch_first=True))[0])
+
+    same = torch.full((N,), 4)
+    verdict = judge(program(compute, numbers(N, 4, 8), same, cells=PARTS["cells"], last=PARTS["last"]), again=False)
+    assert verdict.kind == "refused", verdict
+    assert "lengths of other samples" in verdict.why
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_wrong_way_back_is_never_taken_for_the_order_of_the_samples(listed):
+    def taken_again(m, x, given):
+        sizes, order = (torch.tensor(given.tolist()) if listed else given).sort(descending=True)
+        out = m.cells(rnn.pack_padded_sequence(x[order], sizes, batch_first=True))[0]
+        return mean_of(m, out)[order]
+
+    def beside_the_samples(m, x, given):
+        return taken_again(m, x, given) * m.last(m.first(x)[:, 0, :5])
+
+    for compute, kinds in ((taken_again, ("right", "refused")), (beside_the_samples, ("refused",))):
+        parts = {name: PARTS[name] for name in ("cells", "last", "first")}
+        verdict = judge(program(compute, numbers(N, 4, 8), lengths(4), **parts))
+        assert verdict.kind in kinds, verdict.why
