@@ -19,6 +19,7 @@ what any sample was sent to) and `Named` (what was read under such a name), or b
 | `layers.py` | norms, pools, resampling, recurrent layers, losses |
 | `sums.py` | what a sum over samples stays one under |
 | `rows.py` | rows chosen by a mask or an index, and their way back |
+| `bags.py` | bags of embeddings, by offsets |
 | `packed.py` | sequences of different length in one tensor, samples in another order |
 | `occurring.py` | which experts some token was sent to |
 | `independence.py` | a test on the spot for functions without a rule |
@@ -30,6 +31,7 @@ from typing import Any
 
 import torch
 
+from .bags import Bags, with_offsets
 from .bodies import body, composite_functions
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
@@ -93,6 +95,7 @@ __all__ = [
     "PROPERTIES",
     "SHAPE_ONLY",
     "WRITING",
+    "Bags",
     "Mixed",
     "Named",
     "Occurring",
@@ -129,4 +132,5 @@ __all__ = [
     "track_of",
     "use",
     "using",
+    "with_offsets",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import (  # noqa: F401  (they enter their rules)
+    bags,
     indexing,
     layers,
     occurring,
@@ -124,6 +125,9 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
         if func is torch._grouped_mm and Mixed in kinds and (offsets := sorted_offsets(args, kwargs)) is not None:
             with as_constants([offsets]):
                 return follow(func, args, kwargs, out, n)
+        cut = bags.with_offsets(func, args, kwargs) if rule is bags.bag and not kinds <= NOTHING else None
+        if cut is not None and track_of(cut.weight) is None:
+            return state(seen, bags.cut(cut, n))
         ordered = sequences(rule, func, args, kwargs, out, n) if rule in ORDERING or func in PACKING else None
         if ordered is not None:
             return state(

@@ -32,6 +32,7 @@ from ..following import (
     sorted_offsets,
     stated,
     track_of,
+    with_offsets,
 )
 from . import checkpoints
 from .calls import (
@@ -234,12 +235,14 @@ class Measuring(TorchFunctionMode):
             apart = None
         if named and None in rows:
             apart = Mixed(f"{named[0][1].reason}, and what belongs to that meets samples which it may not occur in")
+        if with_offsets(func, args, kwargs) is not None or is_packed_call(func, args):
+            return self._use(func, args, kwargs, parameters)
         if apart is not None:
             out = marked(self.follow(func, args, kwargs, func(*args, **kwargs)))
             if any(t.requires_grad for t in tensors_in((out,), {})):
                 self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], apart)
             return out
-        if any(owners is not None for owners in rows) and not is_packed_call(func, args):
+        if any(owners is not None for owners in rows):
             with as_constants(tensor for tensor, _ in named):
                 return self._use_of_rows(func, args, kwargs, parameters, rows)
         return self._use(func, args, kwargs, parameters)

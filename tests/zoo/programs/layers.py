@@ -204,14 +204,13 @@ OTHER = {
         lambda: Spectral(5, 5), lambda: nn.Linear(8, 3), measured=False, options={"mode": "exact"}
     ),
     "complex scales": layers(lambda: ComplexScale(4), lambda: nn.Linear(8, 3), measured=False),
-    "EmbeddingBag": layers(lambda: nn.EmbeddingBag(11, 5), lambda: nn.Linear(5, 3), batch=BAGS, measured=False),
+    "EmbeddingBag": layers(lambda: nn.EmbeddingBag(11, 5), lambda: nn.Linear(5, 3), batch=BAGS),
     "EmbeddingBag with offsets": layers(
         net(
             lambda m, ids: m.bag(ids.flatten(), torch.arange(len(ids)) * ids.shape[1]),
             bag=lambda: nn.EmbeddingBag(11, 5, mode="sum"),
         ),
         batch=BAGS,
-        measured=False,
     ),
     "an embedding with sparse gradients": layers(
         lambda: nn.Embedding(11, 5, sparse=True), lambda: nn.Linear(5, 3), batch=IDS
