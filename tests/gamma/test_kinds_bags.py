@@ -39,6 +39,7 @@ class Bags(nn.Module):
             last,
         )
         self.weights = parameter(WORDS) if weights else None
+        nn.init.normal_(self.bag.weight)  # what stands at the padding, too
 
     def forward(self, offsets, indices, scales=None):
         if self.weights is not None:
@@ -196,3 +197,14 @@ def test_a_model_called_with_the_indices_first_is_told_to_turn_them_round(sizes)
     )
     assert verdict.kind == "refused", verdict
     assert "call the model with the offsets first" in verdict.why
+
+
+@pytest.mark.parametrize("long", [4, N])
+def test_bags_that_begin_one_index_too_early_are_refused(long):
+    def compute(m, ids, given):
+        starts = torch.arange(len(ids)) * ids.shape[1]
+        return m.last(m.bag(ids.flatten(), starts - (starts > 0).long()))
+
+    verdict = judge(program(compute, words(N, long), lengths(long), bag=PARTS["bag"], last=PARTS["last"]))
+    assert verdict.kind == "refused", verdict
+    assert "bag.weight" in verdict.why
