@@ -64,6 +64,7 @@ class Session:
         operands: measured parameters by their ids, as operations read them.
         plans: sites of uses → how such a use is made; see `uses/plans.py`.
         backends: device → what serves kernels there, looked up once.
+        within: parameters → the autograd.Function of the user's that read them.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
@@ -93,6 +94,7 @@ class Session:
         self.calls: dict[Any, Any] = {}
         self.plans: dict[Any, Plan] = {}
         self.backends: dict[torch.device, str] = {}
+        self.within: dict[str, str] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}

@@ -52,7 +52,7 @@ from .calls import (
     tensors_in,
 )
 from .ledger import Pass
-from .opaque import transformed
+from .opaque import transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation
 
@@ -377,6 +377,8 @@ class Measuring(TorchFunctionMode):
         for tensor in parameters:
             for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
+                if leaf.name not in self.session.within and (function := user_function()) is not None:
+                    self.session.within[leaf.name] = function
 
     def note_checkpoint(self) -> None:
         """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""
