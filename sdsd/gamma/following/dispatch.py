@@ -283,7 +283,10 @@ def asked_of(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) 
     try:
         verdict = rule(call, *args, **named)
     except Exception as error:  # Whatever the arguments were, training goes on.
-        return call.mixed(f"with arguments that could not be read ({error})")
+        why = str(error).partition("\n")[0]
+        if "data-dependent" in why:
+            return call.mixed("with an index or a mask whose values are not there yet while code is compiled")
+        return call.mixed(f"with arguments that could not be read ({why})")
     finally:
         tracks.here.asked = None
     if rule in READS or rule is chosen or type(verdict) is Mixed:
