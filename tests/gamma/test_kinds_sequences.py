@@ -384,3 +384,16 @@ def test_a_wrong_way_back_is_never_taken_for_the_order_of_the_samples(listed):
         parts = {name: PARTS[name] for name in ("cells", "last", "first")}
         verdict = judge(program(compute, numbers(N, 4, 8), lengths(4), **parts))
         assert verdict.kind in kinds, verdict.why
+
+
+@pytest.mark.parametrize("long", LONG.values(), ids=LONG)
+def test_sizes_that_are_computed_with_are_refused(long):
+    """They are of all samples together; what runs and pads the sequences may read them."""
+
+    def compute(m, x, given):
+        out = m.cells(packed_by(torch.clone)(x, given))[0]
+        return mean_of(m, out) / out.batch_sizes.sum()
+
+    verdict = judge(program(compute, numbers(N, long, 8), lengths(long), cells=PARTS["cells"], last=PARTS["last"]))
+    assert verdict.kind == "refused", verdict
+    assert "batch_sizes" in verdict.why

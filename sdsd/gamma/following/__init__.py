@@ -35,7 +35,7 @@ from .bags import Bags, with_offsets
 from .bodies import body, composite_functions
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
-from .packed import by_length, is_packed_call, samples_along
+from .packed import SIZES, by_length, is_packed_call, samples_along
 from .rows import sorted_offsets
 from .table import RULES, called, in_place
 from .tracks import (
@@ -94,6 +94,7 @@ __all__ = [
     "ENTRYWISE",
     "PROPERTIES",
     "SHAPE_ONLY",
+    "SIZES",
     "WRITING",
     "Bags",
     "Mixed",

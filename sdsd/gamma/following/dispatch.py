@@ -62,7 +62,7 @@ UNWRITTEN = {torch.empty, torch.empty_like, torch.empty_strided, torch.empty_per
 }
 """Memory that holds nothing yet; what fills it may be out of sight."""
 
-ORDERING = {indexing.getitem, indexing.index_select, layers.recurrent}
+REGROUPING = {indexing.getitem, indexing.index_select, layers.recurrent, bags.bag}
 PACKING = {torch._pack_padded_sequence, torch._pad_packed_sequence}
 
 READS: dict[Any, slice] = {
@@ -125,14 +125,8 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
         if func is torch._grouped_mm and Mixed in kinds and (offsets := sorted_offsets(args, kwargs)) is not None:
             with as_constants([offsets]):
                 return follow(func, args, kwargs, out, n)
-        cut = bags.with_offsets(func, args, kwargs) if rule is bags.bag and not kinds <= NOTHING else None
-        if cut is not None and track_of(cut.weight) is None:
-            return state(seen, bags.cut(cut, n))
-        ordered = sequences(rule, func, args, kwargs, out, n) if rule in ORDERING or func in PACKING else None
-        if ordered is not None:
-            return state(
-                seen, ordered, all(is_second(x) for x, v in zip(inputs, verdicts, strict=True) if v is not None)
-            )
+        if (rule in REGROUPING or func in PACKING) and (regrouped := regroup(seen, kinds)) is not None:
+            return state_regrouped(seen, regrouped, inputs, verdicts)
         if kinds <= NOTHING:
             if rule is not fresh or not own:
                 state(seen, None)
@@ -166,6 +160,21 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
                 break
     set_track(out, verdict, second)
     return None
+
+
+def regroup(seen: Seen, kinds: set[type]) -> Any:
+    """The verdict of a call that packs, cuts or orders samples anew; None where it is none."""
+    rule, func, args, kwargs, out, n = seen
+    if rule is not bags.bag:
+        return sequences(rule, func, args, kwargs, out, n)
+    cut = bags.with_offsets(func, args, kwargs)
+    return None if cut is None or kinds <= NOTHING or track_of(cut.weight) is not None else bags.cut(cut, n)
+
+
+def state_regrouped(seen: Seen, verdict: Any, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Mixed | None:
+    second = all(is_second(x) for x, v in zip(inputs, verdicts, strict=True) if v is not None)
+    mixed = state(seen, verdict, second)
+    return None if type(verdict) is list else mixed
 
 
 def fits(track: Track, out: Tensor, n: int) -> bool:
@@ -205,7 +214,7 @@ def apart(
         if type(verdict) is Track:
             sampled = True
         elif type(verdict) is Mixed:
-            mixed = verdict
+            mixed = mixed or verdict
             anew = anew or newly_mixed(x)
         elif type(verdict) is Summed:
             sums.append(x)

@@ -1,7 +1,7 @@
 """Sequences of different length: put in order by their length, packed into one tensor, run, padded and put back.
 
 A packed tensor holds what all sequences have first, then what those have second that are that long, and so on: rows,
-each of one sequence, and so of one sample. How many have a row at each time is as a shape is, a constant.
+each of one sequence, and so of one sample.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from .table import name_of
 from .tracks import Mixed, Owners, Rows, Track, Verdict, here, track_of
 
 RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+
+SIZES = Mixed("how many of all samples' sequences have a row at each time (batch_sizes)")
+"""The verdict of the sizes of a packed sequence, which only what runs and pads it may read."""
 
 
 def is_packed_call(func: Any, args: Sequence[Any]) -> bool:
@@ -79,7 +82,7 @@ def _packed(input: Tensor, lengths: Tensor, batch_first: bool, *, sizes: Tensor,
     if of_lengths is not None and of_lengths != (Rows(Track(0), batch) if isinstance(batch, Owners) else batch):
         return Mixed(f"{name_of(torch._pack_padded_sequence)} with lengths of other samples")
     owners = by_length(sizes, samples_along(own, input.shape[axis], n, input.device), batch)
-    return [Rows(Track(0), owners), None]
+    return [Rows(Track(0), owners), SIZES]
 
 
 def _padded(data: Tensor, batch_first: bool) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import compiled_parts, intercepted
-from ..following import Rows, Track, Verdict
+from ..following import Mixed, Rows, Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
 from ..uses import (
     Leaf,
@@ -289,7 +289,7 @@ class Session:
         for other in peers:
             other.peers = peers
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track | Rows]]:
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track | Rows | Mixed]]:
         """Find the batch size, and the inputs that carry samples."""
         inputs = read_inputs(args, kwargs, self)
         if inputs is None:  # none has a sample axis

@@ -11,7 +11,8 @@ file                 operations
 `joined_norms.py`    layer and group norm by functions whose backward is one kernel's
 `elementwise.py`     + − × ÷ with a parameter, PReLU
 `attention.py`       attention with a mask of parameters
-`recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, lstm_cell
+`recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, packed or not, lstm_cell
+`unrolled.py`        such a layer, run again for one sample
 `generic.py`         every other one, and writing into samples
 `broadcasting.py`    what several share: gradients of an operand that is broadcast to the output
 ===================  =================================================================================================
