@@ -74,6 +74,16 @@ def test_what_is_always_there_costs_no_step(kind, every):
             assert stats is None or loop.right(stats), k
 
 
+def test_a_parameter_frozen_on_the_way_breaks_no_backward_pass():
+    loop = Loop(plain).until(1)
+    loop.model[0].weight.requires_grad_(False)
+    loop.model.zero_grad()
+    for _ in range(3):
+        nn.Module.zero_grad(loop.model, set_to_none=False)
+        plain(loop.model, 0)
+        assert set(loop.monitor.step().parameters) >= {"0.bias", "2.weight", "2.bias"}
+
+
 def test_gradients_are_watched_as_long_as_they_are_measured():
     loop = Zeroed(plain).until(ON)
     marks = loop.monitor._session.marks

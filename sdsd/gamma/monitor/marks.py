@@ -53,7 +53,7 @@ class Marks:
     def watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Note how gradients come: what is added to a .grad that is there leaves no other trace in it."""
         for name, parameter in parameters.items():
-            if name not in self._watched:
+            if name not in self._watched and parameter.requires_grad:
                 node = torch.autograd.graph.get_gradient_edge(parameter).node
                 # Held, or the node would be made anew for every pass, without what it has to call.
                 self._watched[name] = node, node.register_prehook(partial(_note, self.came, name))
