@@ -79,8 +79,8 @@ def gram_accumulate(
     _operator(
         gram,
         as_rows(activations.detach(), neuron_dim),
-        None if shift is None else shift.detach(),
-        None if scale is None else scale.detach(),
+        None if shift is None else shift.detach().contiguous(),
+        None if scale is None else scale.detach().contiguous(),
         precision,
         chosen,
     )

@@ -76,6 +76,11 @@ class Preparation:
         """`guarded`: products look for marked neurons, so bfloat16 may stay where it lies; `rewrite`: nothing does."""
         neurons, outer, inner = rows.shape
         samples = outer * inner
+        if max(neurons, samples) >= 2**31:
+            raise ValueError(
+                f"activations: expected fewer than 2³¹ neurons and samples for the kernels, got {neurons:,} and "
+                f"{samples:,}. Use backend='torch', or batches of them with GramAccumulator."
+            )
         halves, self.three = config.served(precision, rows.dtype, center=center or shifted)
         self.neurons, self.samples, self.record, self.center = neurons, samples, record, center
         readable = descriptors_can_read(rows) and (guarded or rows.dtype == torch.float16)
