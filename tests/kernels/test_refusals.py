@@ -79,27 +79,27 @@ def test_bytes_beyond_64_bits_are_refused_in_words():
         sdsd_kernels.weight_grad_stats(torch.ones(3, 5), torch.ones(3, 5), max_bytes=2**63)
 
 
-MEMORY = torch.zeros(3000)
 SHARED: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
-    "activations": lambda gram: {"activations": gram},
-    "part of activations": lambda gram: {"activations": MEMORY[400 : 400 + 1600].view(40, 40)},
-    "every second of them": lambda gram: {"activations": MEMORY[1:].as_strided((10, 40), (250, 2))},
-    "shift": lambda gram: {"shift": gram[3]},
-    "scale": lambda gram: {"scale": gram[39]},
+    "activations": lambda memory: {"activations": memory[:1600].view(40, 40)},
+    "part of activations": lambda memory: {"activations": memory[400:2000].view(40, 40)},
+    "every second of them": lambda memory: {"activations": memory.as_strided((10, 40), (250, 2), 1)},
+    "shift": lambda memory: {"shift": memory[120:160]},
+    "scale": lambda memory: {"scale": memory[1560:1600]},
 }
 
 
 @pytest.mark.parametrize("shared", SHARED)
-def test_a_sum_that_lies_in_what_is_read_is_refused(shared, backend):
-    gram = MEMORY[:1600].view(40, 40)
-    given = {"activations": torch.ones(7, 40)} | SHARED[shared](gram)
+def test_a_sum_that_lies_in_what_is_read_is_refused(shared, backend, device):
+    memory = torch.zeros(3000, device=device)
+    gram = memory[:1600].view(40, 40)
+    given = {"activations": torch.ones(7, 40, device=device)} | SHARED[shared](memory)
     with pytest.raises(ValueError, match=r"gram: expected memory of its own, got .* Pass \w+\.clone\(\)"):
         gram_accumulate(gram, backend=backend, **given)
-    assert not MEMORY.any()
+    assert not memory.any()
 
 
-def test_neighbours_in_memory_are_taken(backend):
-    memory = torch.ones(4000)
+def test_neighbours_in_memory_are_taken(backend, device):
+    memory = torch.ones(4000, device=device)
     gram, x, shift = memory[400:2000].view(40, 40), memory[2000:2800].view(20, 40), memory[360:400]
     assert gram_accumulate(gram, x, shift=shift, backend=backend) is gram
     gram_accumulate(gram, memory[:400].view(10, 40), backend=backend)
