@@ -157,7 +157,10 @@ def check_number(
 def check_max_bytes(value: Any, *, optional: bool = True) -> Any:
     """Return `value` as an int if it is a bound on memory, at least one byte; None too where it is optional."""
     do = "It bounds memory, in bytes; None takes what is fastest." if optional else "It bounds memory, in bytes."
-    return check_integer(value, "max_bytes", least=1, most=2**63 - 1, optional=optional, do=do)
+    number = check_integer(value, "max_bytes", least=1, optional=optional, do=do)
+    if type(number) is int and number >= 2**63:
+        raise ValueError(f"max_bytes: expected fewer than 2**63, got {value}. {do}")
+    return number
 
 
 def check_neurons(activations: Tensor, neuron_dim: Any, name: str = "activations", *, samples: bool = True) -> int:
