@@ -269,9 +269,9 @@ def launch_cosine_matrix(
     record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead."""
-    plan = planned(_matrix, rows, None, record, precision, zero, center)
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
+    plan = planned(_matrix, rows, None, record, precision, zero, center, apart=kept_dtype)
     with device_of(rows):
         out = torch.empty((plan.neurons, plan.neurons), dtype=kept_dtype, device=rows.device)
         operands, scale, inverse, _ = plan.prepare(rows)
