@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .._precision import exact_float32
 from .._progress import Progress
-from .products import SUMMED, exact_float32, multiplies_in_place, product, symmetric_cosines, upper_products
+from .products import SUMMED, multiplies_in_place, product, symmetric_cosines, upper_products
 from .reading import PASS_ELEMENTS, converted, means, out_of_range, part_of, sample_slices, scales, squares, summed_in
 
 SAMPLES_AT_ONCE = 1024
