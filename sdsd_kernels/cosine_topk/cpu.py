@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .._precision import exact_float32
 from .._workers import run_tasks
 from ..pairwise.blocks import block_places, block_sides, blocks_of, normalized, prepare, stable_topk
 from ..pairwise.config import Request
-from ..pairwise.products import exact_float32
 
 GROUP = 32
 """Cosines of a row whose maximum is compared at once: 16 reduce four times slower, 64 leave more to look at."""
