@@ -79,13 +79,16 @@ class Owners:
     """The sample that each of some rows belongs to, which a mask or an index chose by what the samples hold.
 
     samples: (rows,), whole numbers. size, inner: of the dimension that the rows were chosen from, as in `Track`.
-    order: (rows,), the whole numbers that the rows were sorted by, where they were.
+    order, places: (rows,), the numbers that the rows were sorted by, and where each came from, where all were sorted.
+    batch: of rows of packed sequences, how the sequences lie that they were packed from.
     """
 
-    __slots__ = ("inner", "order", "samples", "size")
+    __slots__ = ("batch", "inner", "order", "places", "samples", "size")
 
     def __init__(self, samples: Tensor, size: int, inner: int, order: Tensor | None = None) -> None:
         self.samples, self.size, self.inner, self.order = samples, size, inner, order
+        self.places: Tensor | None = None
+        self.batch: Track | Owners | None = None
 
 
 class Rows(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import compiled_parts, intercepted
-from ..following import Track, Verdict
+from ..following import Mixed, Rows, Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
 from ..uses import (
     Leaf,
@@ -65,6 +65,7 @@ class Session:
         operands: measured parameters by their ids, as operations read them.
         plans: sites of uses → how such a use is made; see `uses/plans.py`.
         backends: device → what serves kernels there, looked up once.
+        within: parameters → the autograd.Function of the user's that read them.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
@@ -94,6 +95,7 @@ class Session:
         self.calls: dict[Any, Any] = {}
         self.plans: dict[Any, Plan] = {}
         self.backends: dict[torch.device, str] = {}
+        self.within: dict[str, str] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
@@ -148,6 +150,7 @@ class Session:
             return None
         if held is not None:
             self.plans.clear()
+            self.marks.unwatch()
         leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
         self.operands[key] = Operand(parameter, [leaf])
         return self.operands[key]
@@ -163,6 +166,8 @@ class Session:
         """Begin a new step, measured or not."""
         self.planned = measuring
         self.measuring = measuring and not self.pauses
+        if not measuring:
+            self.marks.unwatch()
         self.sizes: list[int] = []
         for ledger in self.passes:
             ledger.close()
@@ -259,6 +264,7 @@ class Session:
 
     def forget(self) -> None:
         """Look into parameters, and into what is done with them, anew: what adds to their .grad may be other nodes."""
+        self.marks.unwatch()
         self.operands.clear()
         self.plans.clear()
 
@@ -284,7 +290,7 @@ class Session:
         for other in peers:
             other.peers = peers
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track]]:
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track | Rows | Mixed]]:
         """Find the batch size, and the inputs that carry samples."""
         inputs = read_inputs(args, kwargs, self)
         if inputs is None:  # none has a sample axis
@@ -333,6 +339,8 @@ class Session:
             if self._stepped and self.marks.present != {}:
                 self.stale = self.marks.stale(self.parameters)
             return
+        if first is not None:
+            self.marks.watch(self.parameters)
         if self.marks.cleared(self.parameters):
             self.given_up, self.stale = False, None
             if self.marks.present is not None and first is not None:

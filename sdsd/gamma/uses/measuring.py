@@ -27,10 +27,12 @@ from ..following import (
     follow,
     here,
     indexes,
+    is_packed_call,
     set_track,
     sorted_offsets,
     stated,
     track_of,
+    with_offsets,
 )
 from . import checkpoints
 from .calls import (
@@ -50,7 +52,7 @@ from .calls import (
     tensors_in,
 )
 from .ledger import Pass
-from .opaque import transformed
+from .opaque import transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation
 
@@ -234,6 +236,8 @@ class Measuring(TorchFunctionMode):
             apart = None
         if named and None in rows:
             apart = Mixed(f"{named[0][1].reason}, and what belongs to that meets samples which it may not occur in")
+        if with_offsets(func, args, kwargs) is not None or is_packed_call(func, args):
+            return self._use(func, args, kwargs, parameters)
         if apart is not None:
             out = marked(self.follow(func, args, kwargs, func(*args, **kwargs)))
             if any(t.requires_grad for t in tensors_in((out,), {})):
@@ -374,6 +378,8 @@ class Measuring(TorchFunctionMode):
         for tensor in parameters:
             for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
+                if leaf.name not in self.session.within and (function := user_function()) is not None:
+                    self.session.within[leaf.name] = function
 
     def note_checkpoint(self) -> None:
         """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""
