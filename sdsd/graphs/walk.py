@@ -95,7 +95,8 @@ class Walk:
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
         self.products: list[tuple[tuple[Origin, ...], Ids, str]] = []  # of numbers, that are sizes of pieces, and where
         self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
-        self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
+        self.quotients: list[tuple[Origin | None, Origin]] = []  # of numbers, that were taken for sizes
+        self.shares: list[tuple[Origin | None, Origin, Ids]] = []  # the same, that are the length of an axis
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
         self.read_otherwise: set[str] = set()  # those whose outputs go elsewhere than into products with weights
         self.heard: Callable[[Ids, Tensor, int], None] | None = None

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdsd_kernels import checks
 
-from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_sizes, sizes_of
+from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_sizes, is_fitted
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
@@ -334,7 +334,7 @@ def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> No
         fit_sizes(module, shapes[place])
     for attribute, left in attributes:
         module = model.get_submodule(attribute.module)
-        if attribute.name not in sizes_of(module):
+        if not is_fitted(module, attribute.name):
             _fit_attribute(module, attribute, left)
 
 
