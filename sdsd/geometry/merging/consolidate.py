@@ -27,6 +27,7 @@ from .merge import (
     applied,
     apply,
     check_how,
+    checked_neurons,
     part_tensor,
     refuse_tied,
 )
@@ -234,13 +235,7 @@ def remove_neurons(
     """
     group = consumers(model, layer, example_input)
     group.require("Removing neurons", removal=True)
-    removed = [int(neuron) for neuron in neurons]
-    bad = [neuron for neuron in removed if not 0 <= neuron < group.neurons]
-    if bad or len(set(removed)) < len(removed) or len(removed) >= group.neurons:
-        raise ValueError(
-            f"neurons: expected different indices from 0 to {group.neurons - 1}, and at least one neuron left, got "
-            f"{bad[0] if bad else f'{len(removed)} with {len(set(removed))} different ones'}."
-        )
+    removed = checked_neurons(neurons, group.neurons)
     sizes = sizes_of_model(model, example_input)
     smaller = copied(model, [group], inplace)
     cut(smaller, [(group, removed)])
