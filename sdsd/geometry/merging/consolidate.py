@@ -32,7 +32,7 @@ from .merge import (
     refuse_tied,
 )
 from .norms import REPEAT, Norms, RepeatedNorm, refuse_across_groups, repeat_norms, with_norms_apart
-from .proof import prove, zeroed
+from .proof import outcome, prove, zeroed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ class Consolidation:
                 if self.foretold is None
                 else f"\n  readers    get values that differ by {self.foretold:.2%}, foretold (root mean square)"
             )
-            + ("\n  outputs    equal to the merged network's, to rounding" if self.compared else "")
+            + (f"\n  outputs    {outcome(self.compared)}" if self.compared or self.removed else "")
         )
 
 

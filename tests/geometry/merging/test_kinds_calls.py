@@ -142,6 +142,9 @@ def test_random_networks_are_run_and_buffers_are_left_alone():
     always = built(Net, lambda m, x, h: m.b(functional.dropout(h, 0.5, training=True)))
     _, report = consolidate(always, "a", PAIRS, example_input=x)
     assert not report.compared  # other neurons are dropped in a layer of another size
+    assert "outputs    not compared: the model is random" in str(report)
+    _, report = consolidate_model(always, [x], budget=0.1, example_input=x)
+    assert "outputs not compared: the model is random" in str(report)
 
 
 def perceptron():
