@@ -35,10 +35,7 @@ class Sums:
         known = [0.0] * len(index)
         rows: list[int] = []
         parts: list[Tensor] = []
-        landed: list[tuple[Pass, Tensor]] = []
         for ledger in ledgers:
-            for norms in ledger.norms.values():
-                landed.append((ledger, norms))
             for name, values in ledger.squares.items():
                 row = index.get(name)
                 if row is None:
@@ -58,16 +55,21 @@ class Sums:
             self._refuse_reuse(watcher, probed, passes)
             parts += probed[: len(watcher.names)]
             rows += [index[name] for name in watcher.names.values()]
-        if not parts and not landed:
-            return known
-        squares = on(device, known)
-        for ledger, norms in landed:
-            sums = norms.sum(1)
-            if ledger.rows is not index:  # some were left out since
-                sums = sums[[ledger.rows[name] for name in parameters.covered]]
-            squares += sums.to(device)
+        squares: Vector = known
+        for ledger in ledgers:
+            if ledger.norms:
+                squares = self._with_landed(on(device, squares), ledger)
         if parts:
-            squares.index_add_(0, self._on_device(rows), _joined(parts, device))
+            squares = on(device, squares).index_add(0, self._on_device(rows), _joined(parts, device))
+        return squares
+
+    def _with_landed(self, squares: Tensor, ledger: Pass) -> Tensor:
+        """With those that kernels wrote, which nothing has read yet."""
+        for norms in ledger.norms.values():
+            sums = norms.sum(1)
+            if ledger.rows is not self._parameters.index:  # some were left out since
+                sums = sums[[ledger.rows[name] for name in self._parameters.covered]]
+            squares = squares + sums.to(squares.device)
         return squares
 
     def probed(self) -> dict[str, Tensor]:
