@@ -186,8 +186,7 @@ class StepSource(Source):
     """Host values of one step: signal and noise of every parameter, total last."""
 
     def __init__(self, names: tuple[str, ...], step: Step) -> None:
-        super().__init__(names)
-        self._step = step
+        self.names, self._table, self._step = names, None, step
 
     def _fetch(self) -> Table:
         raw, n = self._step.tensor().cpu(), self._step.n
