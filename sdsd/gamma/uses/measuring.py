@@ -259,9 +259,16 @@ class Measuring(TorchFunctionMode):
 
     def _unseen(self, tensor: Tensor) -> Mixed | None:
         """Of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""
-        hidden = leaves_of(tensor, self.session, unseen=True)[1]
+        leaves, hidden = leaves_of(tensor, self.session, unseen=True)
         if hidden is not None:
             return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
+        node: Any = tensor.grad_fn
+        own = isinstance(node, torch.autograd.function.BackwardCFunction) or self.inside_backward
+        if not own and node._sequence_nr() >= self.ledger.began:
+            # What a user's own function takes is seen; TorchScript may have been given samples, too.
+            mixed = Mixed(f"{node.name()} of code that PyTorch does not show while it runs (TorchScript, C++)")
+            self.ledger.refuse([leaf.name for leaf in leaves], mixed.reason)
+            return mixed
         set_track(tensor, None)
         return None
 
