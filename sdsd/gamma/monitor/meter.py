@@ -24,6 +24,7 @@ from .refusals import (
     refuse_foreign,
     refuse_unmeasured,
     refused_uses,
+    unproved,
 )
 from .session import Session
 from .sums import Sums
@@ -251,7 +252,7 @@ class Meter:
             n,
             on_waves=probed,
         )
-        return self._accepted(differences)
+        return self._accepted(differences, ledgers, prover.common_factor() if differences else None)
 
     def _is_possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:
         """Whether samples can add up to .grad, for n contributions have ‖Σ c‖² ≤ n Σ‖c‖²; looked at on a CPU alone.
@@ -270,15 +271,15 @@ class Meter:
             return True
         dtypes = {dtype for ledger in ledgers for dtype in ledger.dtypes.values()}
         dtypes |= {torch.bfloat16 for watcher in self._session.watchers if watcher.ran and watcher.half}
-        return self._accepted(impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes))
+        return self._accepted(impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes), ledgers)
 
-    def _accepted(self, differences: dict[str, float]) -> bool:
+    def _accepted(self, differences: dict[str, float], ledgers: list[Pass], factor: float | None = None) -> bool:
         """Whether there are none between .grad and what was measured; else raises, or leaves the parameters out."""
         if not differences:
             return True
         self.prover.again()
         if self._strict:
-            raise _unproved(differences)
+            raise unproved(differences, factor, any(ledger.differentiated for ledger in ledgers))
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False
@@ -296,19 +297,6 @@ def _warn_of_doubt(names: list[str], came: bool = False) -> None:
         "step() before gradients are clipped or otherwise changed, and compute penalties under "
         "`with monitor.paused():` after it.",
         stacklevel=5,
-    )
-
-
-def _unproved(differences: dict[str, float]) -> UnsupportedError:
-    shown = [f"{name} ({difference:.1%} of it)" for name, difference in list(differences.items())[:8]]
-    more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
-    return UnsupportedError(
-        "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
-        f"{', '.join(shown)}{more}.\nLikely reasons: the parameter is used outside the model's "
-        "forward pass (in the loss, in a penalty, tied by hand), an inner autograd.grad(create_graph=True), a "
-        "gradient that was not cleared, or changed by a hook or by clipping before step(). Compute penalties under "
-        "`with monitor.paused():` after step(), clear gradients after every step, or leave the parameter out with "
-        "parameters=…."
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import UnsupportedError
+from ..uses import Leaf
 from .session import Session
 
 
@@ -26,6 +27,10 @@ class MicroBatches:
 
     def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
         self._session, self._parameters = session, list(parameters.values())
+        self._leaves = [
+            Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
+            for name, parameter in parameters.items()
+        ]
         self.clear()
 
     def clear(self) -> None:
@@ -40,7 +45,8 @@ class MicroBatches:
 
     def _arrived(self, row: int, grad: Tensor) -> None:
         session = self._session
-        if not session.measuring:
+        # torch.autograd.grad looks at gradients, and adds nothing to .grad.
+        if not session.measuring or not self._leaves[row].reached():
             return
         session.backward_runs(grad)
         wide = torch.float64 if grad.dtype == torch.float64 else torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
@@ -135,4 +136,42 @@ def _unmeasured(gone: list[str], unseen: str | None, coverage: Container[str]) -
         "parameter is used outside the model's forward, inside an autograd.Function or TorchScript, or an "
         "old .grad was not cleared. Clear gradients after each step, use mode='micro', or leave it out "
         "with parameters=…."
+    )
+
+
+def unproved(differences: dict[str, float], factor: float | None, differentiated: bool) -> UnsupportedError:
+    """The error of a step whose gradients are not what its samples add up to, by these parts of them.
+
+    factor: what every gradient is of what was measured, where that is one number. differentiated: an inner
+    autograd.grad(create_graph=True) went through the forward pass.
+    """
+    shown = [
+        f"{name} ({difference:.1%} of it)" if difference < math.inf else name
+        for name, difference in list(differences.items())[:8]
+    ]
+    more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
+    if factor == 0:
+        reason = "Every .grad is 0: call step() after loss.backward() and before gradients are cleared."
+    elif factor is not None:
+        reason = (
+            f"Every gradient is {factor:.4g} times what its samples add up to: call step() before gradients are clipped "
+            "or otherwise scaled; where a GradScaler scaled the loss, pass it to the monitor as scaler=…."
+        )
+    elif differentiated:
+        reason = (
+            "An autograd.grad(create_graph=True) went through the forward pass, so that the loss holds derivatives of "
+            "what the model gave. Where they are the loss (forces, equations of physics, score matching), use "
+            "mode='micro' with two or more backward passes a step; compute a penalty under `with monitor.paused():` "
+            "after step()."
+        )
+    else:
+        reason = (
+            "Likely reasons: the parameter is used outside the model's forward pass (in the loss, in a penalty, tied "
+            "by hand), an inner autograd.grad(create_graph=True), a gradient that was not cleared, or changed by a hook "
+            "or by clipping before step(). Compute penalties under `with monitor.paused():` after step(), clear "
+            "gradients after every step, or leave the parameter out with parameters=…."
+        )
+    return UnsupportedError(
+        "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
+        f"{', '.join(shown)}{more}.\n{reason}"
     )
