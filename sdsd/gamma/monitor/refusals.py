@@ -154,8 +154,8 @@ def unproved(differences: dict[str, float], factor: float | None, differentiated
         reason = "Every .grad is 0: call step() after loss.backward() and before gradients are cleared."
     elif factor is not None:
         reason = (
-            f"Every gradient is {factor:.4g} times what its samples add up to: call step() before gradients are clipped "
-            "or otherwise scaled; where a GradScaler scaled the loss, pass it to the monitor as scaler=…."
+            f"Every gradient is {factor:.4g} times what its samples add up to: call step() before gradients are "
+            "clipped or otherwise scaled; where a GradScaler scaled the loss, pass it to the monitor as scaler=…."
         )
     elif differentiated:
         reason = (
@@ -167,8 +167,8 @@ def unproved(differences: dict[str, float], factor: float | None, differentiated
     else:
         reason = (
             "Likely reasons: the parameter is used outside the model's forward pass (in the loss, in a penalty, tied "
-            "by hand), an inner autograd.grad(create_graph=True), a gradient that was not cleared, or changed by a hook "
-            "or by clipping before step(). Compute penalties under `with monitor.paused():` after step(), clear "
+            "by hand), an inner autograd.grad(create_graph=True), a gradient that was not cleared, or changed by a "
+            "hook or by clipping before step(). Compute penalties under `with monitor.paused():` after step(), clear "
             "gradients after every step, or leave the parameter out with parameters=…."
         )
     return UnsupportedError(
