@@ -97,7 +97,6 @@ class Prover:
                 relative[name] = difference / norm if norm else math.inf
         return relative
 
-
     def common_factor(self) -> float | None:
         """What every gradient is of what was measured of it, where that is one number for all; else None."""
         ratios = list(self.ratios.values())
