@@ -34,6 +34,7 @@ import torch
 from .bodies import body, composite_functions
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
+from .places import reordered
 from .rows import sorted_offsets
 from .table import RULES, called, in_place
 from .tracks import (
@@ -117,6 +118,7 @@ __all__ = [
     "is_second",
     "layers_of",
     "name_of",
+    "reordered",
     "rows_in_view",
     "set_second",
     "set_track",

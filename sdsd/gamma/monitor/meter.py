@@ -68,7 +68,7 @@ class Meter:
 
     def begin_step(self, measuring: bool) -> None:
         self._session.reset(measuring)
-        proving = self._session.exact and self.prover.due() and not self._ranks.sharded
+        proving = self.prover.due() and not self._ranks.sharded
         self._session.directions = self.prover.direction if proving else None
         # Ranks have to agree on which steps they prove.
         self._session.direction = self.prover.direction if self._ranks.world == 1 and not self._ranks.sharded else None
@@ -128,6 +128,8 @@ class Meter:
                 if unusual:
                     self._doubt(unusual)
                     return None, passes
+        elif not captured and not self._micro_batches_prove():
+            return None, passes
         squares = squares.to(parameters.device)
         if self._ranks.world > 1 or self.scaler is not None:
             signal, squares = self._joined(signal, squares, own_sum=own_signal is not None)
@@ -219,28 +221,66 @@ class Meter:
 
         Where it is not, raises, or, with strict=False, leaves parameters out.
         """
-        session, parameters, prover = self._session, self._parameters, self.prover
-        probed = self._sums.probed()
+        parameters, probed = self._parameters, self._sums.probed()
+        projections: dict[str, list[Tensor]] = {}
+        dtypes: dict[str, torch.dtype] = {}
+        for ledger in ledgers:
+            for name, values in ledger.projections.items():
+                projections.setdefault(name, []).extend(values)
+            for name, dtype in ledger.dtypes.items():
+                dtypes[name] = max_eps(dtypes.get(name), dtype)
+        for watcher in self._session.watchers:
+            if watcher.ran and watcher.half:
+                dtypes.update(dict.fromkeys(watcher.names.values(), torch.bfloat16))
+        of_each = squares[[parameters.index[name] for name in parameters.covered]]
+        return self._accepted(*self._differences(projections, probed, of_each, dtypes, n), ledgers)
+
+    def _micro_batches_prove(self) -> bool:
+        """Whether micro-batches add up to .grad, where this step is proved; raises where they do not.
+
+        False, with a warning, where it had to be proved and cannot be.
+        """
+        session, prover = self._session, self.prover
+        proof = None if self.micro is None else self.micro.proof
+        prover.steps += 1
+        written = [] if session.direction is None else session.marks.written(session.parameters)
+        if written:
+            prover.again()
+        if proof is None:
+            if written:
+                _warn_of_doubt(written)
+            return not written
+        differences, factor = self._differences(proof.projections, {}, proof.squares, {}, len(session.sizes))
+        if differences:
+            prover.again()
+            raise unproved(differences, factor, differentiated=False)
+        return True
+
+    def _differences(
+        self,
+        projections: dict[str, list[Tensor]],
+        probed: dict[str, Tensor],
+        squares: Tensor,
+        dtypes: dict[str, torch.dtype],
+        n: int,
+    ) -> tuple[dict[str, float], float | None]:
+        """Parameters whose .grad is not what n contributions add up to, and the factor that all are off by, if any.
+
+        probed: projections that compiled code took. squares: Σ‖contribution‖² of this rank to each.
+        """
+        parameters, prover = self._parameters, self.prover
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
         names = list(parameters.covered)
         measured = [
             probed[name].to(zero.device)
             if name in probed
-            else sum((each.to(zero.device) for ledger in ledgers for each in ledger.projections.get(name, [])), zero)
+            else sum((each.to(zero.device) for each in projections.get(name, [])), zero)
             for name in names
         ]
-        of_each = squares[[parameters.index[name] for name in names]]
-        table = self._ranks.add(torch.stack([torch.stack(measured) if measured else of_each, of_each]))
+        table = self._ranks.add(torch.stack([torch.stack(measured) if measured else squares, squares]))
         unit = 1 / self._ranks.world
         if self._scaling() and _unscaled(self.scaler):
             unit /= self.scaler.get_scale()
-        dtypes: dict[str, torch.dtype] = {}
-        for ledger in ledgers:
-            for name, dtype in ledger.dtypes.items():
-                dtypes[name] = max_eps(dtypes.get(name), dtype)
-        for watcher in session.watchers:
-            if watcher.ran and watcher.half:
-                dtypes.update(dict.fromkeys(watcher.names.values(), torch.bfloat16))
         gradients = {name: grad for name in names if (grad := parameters.chosen[name].grad) is not None}
         for name, grad in gradients.items():
             prover.direction(name, grad)
@@ -252,7 +292,7 @@ class Meter:
             n,
             on_waves=probed,
         )
-        return self._accepted(differences, ledgers, prover.common_factor() if differences else None)
+        return differences, prover.common_factor() if differences else None
 
     def _is_possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:
         """Whether samples can add up to .grad, for n contributions have ‖Σ c‖² ≤ n Σ‖c‖²; looked at on a CPU alone.
@@ -271,9 +311,10 @@ class Meter:
             return True
         dtypes = {dtype for ledger in ledgers for dtype in ledger.dtypes.values()}
         dtypes |= {torch.bfloat16 for watcher in self._session.watchers if watcher.ran and watcher.half}
-        return self._accepted(impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes), ledgers)
+        parts = impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes)
+        return self._accepted(parts, None, ledgers)
 
-    def _accepted(self, differences: dict[str, float], ledgers: list[Pass], factor: float | None = None) -> bool:
+    def _accepted(self, differences: dict[str, float], factor: float | None, ledgers: list[Pass]) -> bool:
         """Whether there are none between .grad and what was measured; else raises, or leaves the parameters out."""
         if not differences:
             return True

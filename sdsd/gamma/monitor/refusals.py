@@ -27,8 +27,7 @@ def refuse_uncounted(groups: list[list[Pass]], *, unfinished: bool, same_samples
             if ledger.trouble == "repeated" or len(ledger.tasks) > 1:
                 raise UnsupportedError(
                     "one forward pass was followed by several backward passes, and squares of their gradients do not "
-                    "add. Add the losses and call backward once, put the others into `with monitor.paused():`, or use "
-                    "mode='micro'."
+                    "add. Add the losses and call backward once, or put the others into `with monitor.paused():`."
                 )
         if len(group) > 1 and (not same_samples or len({ledger.n for ledger in group}) > 1):
             raise UnsupportedError(

@@ -30,10 +30,12 @@ from ..uses import (
     in_groups,
     settle_together,
     through_compiled,
+    watch_order,
 )
 from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
+from .origins import Forward, Origins
 from .refusals import refuse_uncounted
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ class Session:
         self.root = nn.Module()
         self.passes: list[Pass] = []
         self._inside = False
-        self.marks = Marks()
+        self.marks, self.origins = Marks(), Origins()
         self._outer: int | None = None
         self._begun: set[int] = set()
         self._open: set[int] = set()
@@ -172,6 +174,7 @@ class Session:
         self._outer = None
         self._begun.clear()
         self._open.clear()
+        self.origins.clear()
         for watcher in self.watchers if self.compiled else ():
             watcher.probe.grad = None
         self.compiled = False
@@ -200,17 +203,18 @@ class Session:
             tracks = self.read(args, kwargs)
         except UnsupportedError as error:
             return self._unread(plain, args, kwargs, str(error))
+        self._outer = None  # of a backward pass that an exception ended
         if not self.exact or self.batch is None:
+            forward = self.origins.begin(self.batch)
             self._inside = True  # hooks of the model stand around it
             try:
                 out = plain(*args, **kwargs)
             finally:
                 self._inside = False
-            hear(out, self._announce)
+            hear(out, partial(self._announce, forward=forward))
             return out
         if self.passes:
             self.settle()
-        self._outer = None  # of a backward pass that an exception ended
         if torch.cuda.is_initialized():
             self._keep_to_stream()
         directions = None if self.directions is None or capturing() else self.directions
@@ -230,6 +234,8 @@ class Session:
         try:
             with carrying(ledger, mode):
                 out = run(*args, **kwargs)
+                if ledger.tracks.placed:
+                    watch_order(mode, out)
         finally:
             self._inside = False
         hear(out, self._announce)
@@ -265,13 +271,17 @@ class Session:
         if not self.pauses:
             ledger.tasks.add(self.enter_task(ledger))
 
-    def _announce(self, grad: Tensor) -> None:
+    def _announce(self, grad: Tensor, forward: Forward | None = None) -> None:
         """The gradient of an output has come: the outermost backward pass begins."""
-        if not self.pauses and self._outer is None:
+        if self.pauses:
+            return
+        if self._outer is None:
             if self.exact and self.marks.present is None:
                 self.marks.begin(self.parameters)
             self._outer = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self._outermost_over)
+        if forward is not None:
+            self.origins.hear(self._outer, forward)
 
     def _outermost_over(self) -> None:
         self._outer = None
@@ -340,6 +350,8 @@ class Session:
                 ledger.clear()
                 ledger.open.clear()
             self.sizes.clear()
+            self.origins.give_up()
+            self._open.clear()
             self.forget_micro()
         elif any(ledger.open & self._open for ledger in earlier):
             self.given_up = True
@@ -363,7 +375,7 @@ class Session:
         new = task not in self._begun
         self.enter_task()
         if new:
-            self.sizes.append(self.batch or 0)
+            self.sizes.append(self.origins.arrive(task, self.batch))
         return None
 
     def settle(self) -> None:
