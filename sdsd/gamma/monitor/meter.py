@@ -35,6 +35,12 @@ _IN_A_GRAPH = (
 )
 
 
+Projections = dict[str, list[Tensor]]
+"""Parameter → those of what is added to its .grad."""
+Dtypes = dict[str, torch.dtype]
+Differences = tuple[dict[str, float], float | None]
+
+
 class Meter:
     """Reads a step off the session and the gradients.
 
@@ -68,8 +74,7 @@ class Meter:
 
     def begin_step(self, measuring: bool) -> None:
         self._session.reset(measuring)
-        proving = self.prover.due() and not self._ranks.sharded
-        self._session.directions = self.prover.direction if proving else None
+        self._session.directions = self.prover.direction if self.prover.due() and not self._ranks.sharded else None
         # Ranks have to agree on which steps they prove.
         self._session.direction = self.prover.direction if self._ranks.world == 1 and not self._ranks.sharded else None
 
@@ -128,7 +133,7 @@ class Meter:
                 if unusual:
                     self._doubt(unusual)
                     return None, passes
-        elif not captured and not self._micro_batches_prove():
+        elif not captured and not self._micro_batches_prove(n):
             return None, passes
         squares = squares.to(parameters.device)
         if self._ranks.world > 1 or self.scaler is not None:
@@ -221,9 +226,8 @@ class Meter:
 
         Where it is not, raises, or, with strict=False, leaves parameters out.
         """
-        parameters, probed = self._parameters, self._sums.probed()
-        projections: dict[str, list[Tensor]] = {}
-        dtypes: dict[str, torch.dtype] = {}
+        projections: Projections = {}
+        dtypes: Dtypes = {}
         for ledger in ledgers:
             for name, values in ledger.projections.items():
                 projections.setdefault(name, []).extend(values)
@@ -232,11 +236,11 @@ class Meter:
         for watcher in self._session.watchers:
             if watcher.ran and watcher.half:
                 dtypes.update(dict.fromkeys(watcher.names.values(), torch.bfloat16))
-        of_each = squares[[parameters.index[name] for name in parameters.covered]]
-        return self._accepted(*self._differences(projections, probed, of_each, dtypes, n), ledgers)
+        of_each = squares[[self._parameters.index[name] for name in self._parameters.covered]]
+        return self._accepted(*self._differences(projections, of_each, dtypes, n), ledgers)
 
-    def _micro_batches_prove(self) -> bool:
-        """Whether micro-batches add up to .grad, where this step is proved; raises where they do not.
+    def _micro_batches_prove(self, n: int) -> bool:
+        """Whether micro-batches, n of all ranks, add up to .grad, where this step is proved; else raises.
 
         False, with a warning, where it had to be proved and cannot be.
         """
@@ -250,25 +254,15 @@ class Meter:
             if written:
                 _warn_of_doubt(written)
             return not written
-        differences, factor = self._differences(proof.projections, {}, proof.squares, {}, len(session.sizes))
+        differences, factor = self._differences(proof.projections, proof.squares, {}, n)
         if differences:
             prover.again()
             raise unproved(differences, factor, differentiated=False)
         return True
 
-    def _differences(
-        self,
-        projections: dict[str, list[Tensor]],
-        probed: dict[str, Tensor],
-        squares: Tensor,
-        dtypes: dict[str, torch.dtype],
-        n: int,
-    ) -> tuple[dict[str, float], float | None]:
-        """Parameters whose .grad is not what n contributions add up to, and the factor that all are off by, if any.
-
-        probed: projections that compiled code took. squares: Σ‖contribution‖² of this rank to each.
-        """
-        parameters, prover = self._parameters, self.prover
+    def _differences(self, projections: Projections, squares: Tensor, dtypes: Dtypes, n: int) -> Differences:
+        """Parameters whose .grad is not what n contributions add up to, and the factor that all are off by, if any."""
+        parameters, prover, probed = self._parameters, self.prover, self._sums.probed()
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
         names = list(parameters.covered)
         measured = [
@@ -279,19 +273,14 @@ class Meter:
         ]
         table = self._ranks.add(torch.stack([torch.stack(measured) if measured else squares, squares]))
         unit = 1 / self._ranks.world
-        if self._scaling() and _unscaled(self.scaler):
+        if self.scaler is not None and self._scaling() and _unscaled(self.scaler):
             unit /= self.scaler.get_scale()
         gradients = {name: grad for name in names if (grad := parameters.chosen[name].grad) is not None}
         for name, grad in gradients.items():
             prover.direction(name, grad)
-        differences = prover.differences(
-            dict(zip(names, table[0] * unit, strict=True)),
-            dict(zip(names, table[1] * unit**2, strict=True)),
-            gradients,
-            dtypes,
-            n,
-            on_waves=probed,
-        )
+        sums = dict(zip(names, table[0] * unit, strict=True))
+        of_each = dict(zip(names, table[1] * unit**2, strict=True))
+        differences = prover.differences(sums, of_each, gradients, dtypes, n, on_waves=probed)
         return differences, prover.common_factor() if differences else None
 
     def _is_possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:

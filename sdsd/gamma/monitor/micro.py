@@ -49,6 +49,8 @@ class MicroBatches:
         self.clear()
 
     def clear(self) -> None:
+        """Forget what the backward passes so far brought; one that begins may have been heard of."""
+        self._session.origins.arrived.clear()
         self._norms: list[dict[int, Tensor]] = []
         self._weighted: dict[int, Tensor] = {}
         self._projections: dict[str, list[Tensor]] = {}
@@ -85,11 +87,12 @@ class MicroBatches:
     def collect(self, world: int, reduction: str) -> tuple[Tensor, int, float, Tensor | None]:
         """Σ (b_k / b̄)‖g_k‖² of this rank, micro-batches of all ranks, b̄, and ‖ḡ‖² where .grad does not give it."""
         session, norms, weighted, projections = self._session, self._norms, self._weighted, self._projections
-        self.clear()
+        sizes = session.sizes
         refuse_uncounted([], unfinished=bool(session._open), same_samples=False, stale=session.stale)
         if session.batch_size is None:
             session.origins.check()
-        sizes = session.sizes
+        session.origins.clear()
+        self.clear()
         if len(set(sizes)) > 1 and world > 1:
             raise UnsupportedError(
                 f"micro-batches of unequal size on this rank ({sizes}): with several ranks they have to be equal. Drop "

@@ -16,6 +16,7 @@ class Origins:
     """Forward passes by the backward passes (outermost graph tasks) that came through them.
 
     Attributes:
+        arrived: the backward passes that brought gradients of parameters, and were not cleared since.
         compiled: whether forward passes ran in compiled code, so that they cannot be heard.
     """
 
@@ -25,9 +26,9 @@ class Origins:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the backward passes of a step."""
+        """Forget the backward passes so far."""
         self._heard: dict[int, set[Forward]] = {}
-        self._arrived: list[int] = []
+        self.arrived: list[int] = []
 
     def begin(self, samples: int | None) -> Forward:
         """A forward pass."""
@@ -43,12 +44,8 @@ class Origins:
 
         last: those of the last forward pass.
         """
-        self._arrived.append(task)
+        self.arrived.append(task)
         return next((size for _, size in self._heard.get(task, ())), last or 0)
-
-    def give_up(self) -> None:
-        """What arrived so far was cleared."""
-        self._arrived.clear()
 
     def check(self) -> None:
         """Whether each backward pass that brought gradients is a micro-batch, of as many samples as was said.
@@ -60,7 +57,7 @@ class Origins:
         if self.compiled:
             return
         counted: set[Forward] = set()
-        for task in self._arrived:
+        for task in self.arrived:
             heard = self._heard.get(task, set())
             if not heard:
                 raise UnsupportedError(

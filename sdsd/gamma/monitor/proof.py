@@ -104,7 +104,7 @@ class Prover:
             return None
         middle = sorted(ratios)[len(ratios) // 2]
         alike = all(abs(each - middle) <= 1e-2 * abs(middle) for each in ratios)
-        return middle if alike else None
+        return middle if alike and abs(middle - 1) > 1e-2 else None
 
 
 def impossible(rows: Mapping[str, tuple[float, float]], most: float, dtypes: Iterable[torch.dtype]) -> dict[str, float]:

@@ -170,11 +170,11 @@ class Session:
         self.passes = []
         self.marks.before, self.marks.present = self.marks.present, None
         self.strangers.clear()
-        self.stale, self.given_up, self.unread, self.unknown = None, False, None, None
-        self._outer = None
+        self.stale, self._outer, self.given_up, self.unread, self.unknown = None, None, False, None, None
         self._begun.clear()
         self._open.clear()
-        self.origins.clear()
+        if not self.exact:
+            self.forget_micro()
         for watcher in self.watchers if self.compiled else ():
             watcher.probe.grad = None
         self.compiled = False
@@ -205,13 +205,12 @@ class Session:
             return self._unread(plain, args, kwargs, str(error))
         self._outer = None  # of a backward pass that an exception ended
         if not self.exact or self.batch is None:
-            forward = self.origins.begin(self.batch)
             self._inside = True  # hooks of the model stand around it
             try:
                 out = plain(*args, **kwargs)
             finally:
                 self._inside = False
-            hear(out, partial(self._announce, forward=forward))
+            hear(out, partial(self._came_through, self.origins.begin(self.batch)))
             return out
         if self.passes:
             self.settle()
@@ -271,16 +270,17 @@ class Session:
         if not self.pauses:
             ledger.tasks.add(self.enter_task(ledger))
 
-    def _announce(self, grad: Tensor, forward: Forward | None = None) -> None:
+    def _announce(self, grad: Tensor) -> None:
         """The gradient of an output has come: the outermost backward pass begins."""
-        if self.pauses:
-            return
-        if self._outer is None:
+        if not self.pauses and self._outer is None:
             if self.exact and self.marks.present is None:
                 self.marks.begin(self.parameters)
             self._outer = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self._outermost_over)
-        if forward is not None:
+
+    def _came_through(self, forward: Forward, grad: Tensor) -> None:
+        self._announce(grad)
+        if self._outer is not None and not self.pauses:
             self.origins.hear(self._outer, forward)
 
     def _outermost_over(self) -> None:
@@ -350,7 +350,6 @@ class Session:
                 ledger.clear()
                 ledger.open.clear()
             self.sizes.clear()
-            self.origins.give_up()
             self._open.clear()
             self.forget_micro()
         elif any(ledger.open & self._open for ledger in earlier):

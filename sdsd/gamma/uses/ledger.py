@@ -59,9 +59,8 @@ class Pass:
     ) -> None:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
-        self.rows, self.peers = rows, [self]
+        self.rows, self.peers, self.tracks = rows, [self], Tracks()
         self.inputs: list[tuple[Tensor, Track]] = []
-        self.tracks = Tracks()
         self.began: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}
