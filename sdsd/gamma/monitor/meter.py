@@ -21,9 +21,10 @@ from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
     no_backward,
+    of_unmeasured,
     refuse_foreign,
-    refuse_unmeasured,
     refused_uses,
+    unmeasured,
     unproved,
 )
 from .session import Session
@@ -108,12 +109,11 @@ class Meter:
             squares, n, unit, own_signal = self.micro.collect(self._ranks.world, self.reduction)
         if n < 2:
             # The odd last batch of an epoch; stopping a run for it would be no help.
-            of_what = "sample" if exact else "micro-batch"
-            warnings.warn(
-                f"step skipped: it held {n} {of_what}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=4
-            )
+            _warn_of_too_few(n, exact)
             return None, passes
-        refuse_unmeasured(session, parameters, ledgers, probed)
+        if unseen := unmeasured(session, parameters, ledgers, probed):
+            self._refuse_unseen(unseen)
+            squares = self._sums.of_samples(ledgers, passes)
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
         captured = capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
@@ -181,6 +181,14 @@ class Meter:
         if refused:
             self._leave_out(refused)
         return refused
+
+    def _refuse_unseen(self, names: list[str]) -> None:
+        """Raise, or leave out (strict=False), parameters with a gradient that nothing measured."""
+        coverage = self._parameters.coverage
+        if self._strict or not self._session.exact or any(name not in coverage for name in names):
+            raise of_unmeasured(names, coverage)
+        why = "its gradient came from no operation of the model's forward pass that was seen"
+        self._leave_out(dict.fromkeys(names, why))
 
     def _leave_out(self, refused: dict[str, str]) -> None:
         self._parameters.leave_out(refused)
@@ -313,6 +321,19 @@ class Meter:
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False
+
+
+def _warn_of_too_few(n: int, exact: bool) -> None:
+    of_what = "sample" if exact else "micro-batch"
+    if exact:
+        what_to_do = "take micro-batches for samples, mode='micro' with two or more backward passes a step"
+    else:
+        what_to_do = "split its batch into two or more backward passes"
+    warnings.warn(
+        f"step skipped: it held {n} {of_what}{'' if n else 's'}, and a variance needs at least 2. Where every step is "
+        f"like this one, {what_to_do}.",
+        stacklevel=5,
+    )
 
 
 def _warn_of_doubt(names: list[str], came: bool = False) -> None:

@@ -98,15 +98,15 @@ def cannot_be_told_apart(refused: dict[str, str]) -> UnsupportedError:
     )
 
 
-def refuse_unmeasured(session: Session, parameters: Parameters, ledgers: list[Pass], probed: set[str]) -> None:
-    """Raise where a parameter has a gradient that nothing measured, or was measured and has none."""
+def unmeasured(session: Session, parameters: Parameters, ledgers: list[Pass], probed: set[str]) -> list[str]:
+    """Parameters with a gradient that nothing measured; raises where one was measured and has none."""
     measured, samples = set(probed), 0
     for ledger in ledgers:
         measured.update(ledger.squares)
         samples += ledger.n
     if ledgers and not samples:
-        return  # a rank without samples: what is in .grad came from the others
-    coverage, gone, unseen = parameters.coverage, [], None
+        return []  # a rank without samples: what is in .grad came from the others
+    coverage, gone, unseen = parameters.coverage, [], []
     for name, parameter in parameters.everything.items():
         if parameter.grad is None:
             if name in measured and name in parameters.index:
@@ -114,27 +114,31 @@ def refuse_unmeasured(session: Session, parameters: Parameters, ledgers: list[Pa
         elif name in parameters.excluded or (name in coverage and coverage[name] is None):
             continue
         elif name not in coverage or (session.exact and name not in measured):
-            unseen = unseen or name
-    if gone or unseen is not None:
-        raise _unmeasured(gone, unseen, coverage)
-
-
-def _unmeasured(gone: list[str], unseen: str | None, coverage: Container[str]) -> RuntimeError:
-    """The error of measured parameters without a gradient, or of one with a gradient that was not measured."""
+            unseen.append(name)
     if gone:
-        return RuntimeError(
-            f"{listed(gone)}: measured, but .grad is None. Call step() before gradients are cleared; optimizers that "
-            "step inside backward (DeepSpeed's ZeRO) are not supported."
-        )
-    if unseen not in coverage:
-        return RuntimeError(
-            f"{unseen} has a gradient but did not train when the monitor was attached. Attach a new monitor."
-        )
+        raise _gone(gone)
+    return unseen
+
+
+def _gone(names: list[str]) -> RuntimeError:
     return RuntimeError(
-        f"{unseen} has a gradient, but no operation of the model's forward pass was seen to give it one: the "
-        "parameter is used outside the model's forward, inside an autograd.Function or TorchScript, or an "
-        "old .grad was not cleared. Clear gradients after each step, use mode='micro', or leave it out "
-        "with parameters=…."
+        f"{listed(names)}: measured, but .grad is None. Call step() before gradients are cleared; optimizers that step "
+        "inside backward (DeepSpeed's ZeRO) are not supported."
+    )
+
+
+def of_unmeasured(unseen: list[str], coverage: Container[str]) -> RuntimeError:
+    """The error of parameters with a gradient that was not measured."""
+    for name in unseen:
+        if name not in coverage:
+            return RuntimeError(
+                f"{name} has a gradient but did not train when the monitor was attached. Attach a new monitor."
+            )
+    has = "has a gradient" if len(unseen) == 1 else "have gradients"
+    return RuntimeError(
+        f"{listed(unseen)} {has}, but no operation of the model's forward pass was seen to give one: used outside the "
+        "model's forward, inside an autograd.Function or TorchScript, or an old .grad was not cleared. Clear gradients "
+        "after each step, use mode='micro', leave it out with parameters=…, or have it left out with strict=False."
     )
 
 
