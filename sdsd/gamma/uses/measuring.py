@@ -9,6 +9,7 @@ from weakref import ref
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.overrides import TorchFunctionMode
 
 from ..following import (
@@ -391,3 +392,7 @@ class Measuring(TorchFunctionMode):
         session, ledger = self.session, self.ledger
         if not self.repeats:
             checkpoints.follow_reentrant(ledger, lambda: Measuring(session, ledger, inside_backward=True))
+
+
+# Where a compiled function is called under the mode, Dynamo would compile the mode itself, frame by frame.
+set_code_exec_strategy(Measuring.__torch_function__.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
