@@ -38,8 +38,9 @@ One call, from its door to the launch; these functions, in this order, are the w
                         gamma_moments/cpu.Blocks.sums_of_pieces, gamma_moments/cpu.Blocks._sums
 
 What all share: `_checks.py` and `_rows.py` on arguments, `_backend.py` and `_device.py` on who computes, `_register.py`
-for operators, `_launch.py` for launches, `_progress.py`; `_validate.py` compares backends with definitions, `_aot.py`
-says what is compiled ahead of time, `_interpreter_config.py` mends old interpreters of Triton.
+for operators, `_launch.py` for launches, `_workers.py` for threads of a CPU, `_precision.py` on what torch may round,
+`_progress.py`; `_validate.py` compares backends with definitions, `_aot.py` says what is compiled ahead of time,
+`_interpreter_config.py` mends Triton's interpreter of old.
 
 Two engines belong to no function. `pairwise/`: matrix, neighbours, pairs, histogram, sums and the accumulator differ in
 what they do with a tile. `per_sample/`: gradients of weights, biases and norms with the norms of the samples' own.
@@ -49,6 +50,7 @@ what they do with a tile. `per_sample/`: gradients of weights, biases and norms 
 from . import _checks as checks
 from ._backend import BACKENDS, available_backends, default_backend
 from ._launch import NORMS_WIDTH
+from ._precision import exact_convolutions, exact_float32
 from ._validate import ValidationReport, validate
 from .cosine_between.op import cosine_between
 from .cosine_matrix.op import cosine_matrix
@@ -85,6 +87,8 @@ __all__ = [
     "cosine_topk",
     "default_backend",
     "disjoint_pairs",
+    "exact_convolutions",
+    "exact_float32",
     "gamma_moments",
     "gram_accumulate",
     "gram_strips",

@@ -157,7 +157,10 @@ def check_number(
 def check_max_bytes(value: Any, *, optional: bool = True) -> Any:
     """Return `value` as an int if it is a bound on memory, at least one byte; None too where it is optional."""
     do = "It bounds memory, in bytes; None takes what is fastest." if optional else "It bounds memory, in bytes."
-    return check_integer(value, "max_bytes", least=1, optional=optional, do=do)
+    number = check_integer(value, "max_bytes", least=1, optional=optional, do=do)
+    if type(number) is int and number >= 2**63:
+        raise ValueError(f"max_bytes: expected fewer than 2**63, got {value}. {do}")
+    return number
 
 
 def check_neurons(activations: Tensor, neuron_dim: Any, name: str = "activations", *, samples: bool = True) -> int:
@@ -216,3 +219,18 @@ def check_device(value: Tensor, name: str, other: Tensor, like: str) -> None:
     """ValueError unless `value` is on the device of `other`, the argument named by `like`."""
     if value.device != other.device:
         raise ValueError(f"{name}: expected device {other.device} like {like}, got {value.device}. Move it there.")
+
+
+def check_apart(written: Tensor, name: str, **read: Tensor | None) -> None:
+    """ValueError where what is `written`, a contiguous tensor, lies in the memory of what is `read`."""
+    start = written.data_ptr()
+    end = start + written.numel() * written.element_size()
+    for like, other in read.items():
+        if other is not None and other.numel():
+            last = sum((size - 1) * stride for size, stride in zip(other.shape, other.stride(), strict=True))
+            first = other.data_ptr()
+            if first < end and start < first + (last + 1) * other.element_size():
+                raise ValueError(
+                    f"{name}: expected memory of its own, got some that it shares with {like}, which is read while "
+                    f"{name} is written. Pass {like}.clone()."
+                )

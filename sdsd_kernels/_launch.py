@@ -34,8 +34,9 @@ class Launch:
         compiled = self._compiled
         if compiled is None:
             # None from the interpreter, which has nothing to keep.
-            self._compiled = compiled = self.kernel[grid](*tensors, *self.settled, **self.options)
+            compiled = self.kernel[grid](*tensors, *self.settled, **self.options)
             self._run = getattr(compiled, "run", None)
+            self._compiled = compiled  # last: another thread may call now
             return
         stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
         self._run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors, *self.settled)

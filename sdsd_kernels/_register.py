@@ -47,6 +47,8 @@ def register(
         raise ValueError(f"schema: expected no default values, got {schema!r}. Give them to the public function.")
     if gradient is not None:
         _LIBRARY.impl(name, _differentiable(operator, gradient), "Autograd", with_keyset=True)
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, _outside_autocast(operator), f"Autocast{device}")
     return operator
 
 
@@ -61,6 +63,21 @@ def _has_tangent(tensor: Any) -> bool:
     if forward_ad._current_level < 0 or not isinstance(tensor, Tensor):
         return False
     return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+def _outside_autocast(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    """What is called under autocast alone, which would round the factors of products within."""
+
+    def plainly(*inputs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return operator(*inputs)
+
+    return plainly
 
 
 def _differentiable(operator: torch._ops.OpOverload, gradient: Gradient) -> Callable[..., Any]:

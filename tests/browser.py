@@ -35,6 +35,13 @@ FLAGS = (
 )
 
 
+STARTS = 3
+
+
+class EndedError(AssertionError):
+    """The browser's process ended while an answer was waited for."""
+
+
 def executable() -> str | None:
     """Chromium or Chrome on this machine; CHROME names another."""
     named = os.environ.get("CHROME")
@@ -50,39 +57,62 @@ class Browser:
     """
 
     def __init__(self, profile: Path, width: int = 1000, height: int = 800) -> None:
-        command = executable()
-        assert command is not None
         self.requests: list[str] = []
         self.complaints: list[str] = []
+        # The first browser that a machine starts now and then ends before it has answered; the next one works.
+        for attempt in range(1, STARTS + 1):
+            self._start(profile / str(attempt), width, height)
+            try:
+                target = self.call("Target.createTarget", url="about:blank")["targetId"]
+                break
+            except EndedError:
+                self._end()
+                if attempt == STARTS:
+                    raise
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def _start(self, profile: Path, width: int, height: int) -> None:
+        command = executable()
+        assert command is not None
+        self._session: str | None = None
         self._number, self._buffer = 0, b""
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         arguments = [command, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
         # The browser reads its file descriptor 3 and writes 4; here the pipes themselves may have these numbers.
         moves = f"exec 18<&{to_browser} 19>&{from_browser}; exec 3<&18 4>&19 18<&- 19>&-"
-        self._process = subprocess.Popen(
-            ["bash", "-c", f'{moves}; exec "$@"', "browser", *arguments],
-            pass_fds=(to_browser, from_browser),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        profile.mkdir(parents=True)
+        self._said = profile / "said.txt"
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                ["bash", "-c", f'{moves}; exec "$@"', "browser", *arguments],
+                pass_fds=(to_browser, from_browser),
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
         os.close(to_browser)
         os.close(from_browser)
-        self._session: str | None = None
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._out)
+        os.close(self._in)
+
+    def _ended(self) -> EndedError:
+        """What to raise once the browser answers no more: how it ended, and what it said last."""
+        status = self._process.wait()
+        last = self._said.read_text(errors="replace")[-2000:]
+        return EndedError(f"the browser has ended with status {status}; it said last:\n{last}")
 
     def __enter__(self) -> Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        os.close(self._out)
-        os.close(self._in)
+        self._end()
 
     def call(self, method: str, timeout: float = 60, **parameters: Any) -> dict[str, Any]:
         """Send a command and wait for its answer."""
@@ -90,7 +120,10 @@ class Browser:
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._out, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError:
+            raise self._ended() from None
         deadline = time.monotonic() + timeout
         while True:
             answer = self._read(deadline)
@@ -153,7 +186,8 @@ class Browser:
             ready, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, "the browser does not answer"
             part = os.read(self._in, 1 << 20)
-            assert part, "the browser has ended"
+            if not part:
+                raise self._ended()
             self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(line)

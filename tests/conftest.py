@@ -15,6 +15,9 @@ if not torch.cuda.is_available():
 
 import pytest
 
+from sdsd_kernels._launch import Launch
+from tests.launches import Launches
+
 # A shell lets what it runs in the background ignore Ctrl-C, which tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,17 +64,33 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill fresh floating-point memory with NaN, so that an element nobody wrote shows."""
+    """Fill fresh memory with NaN, and with numbers no index or count has, so that an element nobody wrote shows."""
 
     def poison(allocate):
         def allocated(*args, **kwargs):
             tensor = allocate(*args, **kwargs)
+            if tensor.dtype == torch.bool or tensor.dtype.is_complex:
+                return tensor
+            value = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max // 3
             # A leaf that requires a gradient may be filled only outside of autograd's sight.
             with torch.no_grad():
-                return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+                return tensor.fill_(value)
 
         return allocated
 
-    for name in ("empty", "empty_like", "empty_strided"):
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, poison(getattr(torch.Tensor, name)))
+
+
+_launches = Launches()
+"""One for the whole run, as plans are kept from test to test."""
+
+
+@pytest.fixture(autouse=True)
+def launches_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold every interpreted launch to what a compiled one would take for granted."""
+    if torch.cuda.is_available():
+        return
+    monkeypatch.setattr(Launch, "__call__", lambda launch, *tensors, grid=None: _launches(launch, tensors, grid))

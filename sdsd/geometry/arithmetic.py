@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from sdsd_kernels import exact_float32
+
 UNSEEN = -(2**20)
 """Exponent of a neuron that has been zero so far."""
 WINDOW = {torch.float32: (-30, 40, 126), torch.float64: (-300, 400, 1022)}
@@ -29,15 +31,13 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
 
     Tensors made under torch.inference_mode, where hooks often run, refuse to be written outside it.
     """
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+    with (
+        exact_float32(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairwise.products import exact_float32, symmetric_cosines, upper_products
+from .._precision import exact_float32
+from ..pairwise.products import symmetric_cosines, upper_products
 from ..pairwise.reading import chunks, means, out_of_range, scales, summed_in
 
 

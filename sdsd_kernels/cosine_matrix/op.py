@@ -117,7 +117,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, N
     u, live, scale = _directions(rows, ctx.center)
     # What flows into entries of a neuron without direction goes nowhere.
     g = torch.where(live & live.T, grad.to(u.dtype), 0.0)
-    v = (g + g.T) @ u
+    with torch.autocast(u.device.type, enabled=False):
+        v = (g + g.T) @ u
     grad_x = (v - (u * v).sum(1, keepdim=True) * u) / scale[0] / scale[1]
     return grad_x.reshape(rows.shape).to(rows.dtype), None, None, None, None, None
 
@@ -166,7 +167,9 @@ class _Transformed(torch.autograd.Function):
         t = torch.where(live, tangent.flatten(1).to(u.dtype), 0.0)
         if ctx.center:
             t = t - t.mean(1, keepdim=True)
-        half = ((t - (u * t).sum(1, keepdim=True) * u) / scale[0] / scale[1]) @ u.T
+        across = (t - (u * t).sum(1, keepdim=True) * u) / scale[0] / scale[1]
+        with torch.autocast(u.device.type, enabled=False):
+            half = across @ u.T
         return (half + half.T).to(ctx.out_dtype)
 
 

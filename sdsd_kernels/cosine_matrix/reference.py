@@ -7,25 +7,18 @@ from torch import Tensor
 
 
 def cosine_matrix_reference(
-    activations: Tensor,
-    *,
-    neuron_dim: int = -1,
-    precision: str = "float32",
-    out_dtype: torch.dtype | None = None,
-    zero: str = "zero",
-    center: bool = False,
+    activations: Tensor, *, neuron_dim: int = -1, zero: str = "zero", center: bool = False
 ) -> Tensor:
-    """cosine_matrix by definition: x_i · x_j / (‖x_i‖ ‖x_j‖) in float64, then one rounding to `out_dtype`.
-
-    Takes what `cosine_matrix` takes; `precision` changes nothing here. `out_dtype` None gives float64.
-    """
+    """cosine_matrix by definition: x_i · x_j / (‖x_i‖ ‖x_j‖)."""
     u = directions(activations, "activations", neuron_dim=neuron_dim, zero=zero, center=center)
     cosine = (u @ u.T).clamp(-1, 1)
     cosine.diagonal()[u.norm(dim=1) > 0] = 1.0
-    return cosine.to(out_dtype or torch.float64)
+    return cosine
 
 
-def directions(activations: Tensor, name: str, *, neuron_dim: int, zero: str, center: bool) -> Tensor:
+def directions(
+    activations: Tensor, name: str, *, neuron_dim: int = -1, zero: str = "zero", center: bool = False
+) -> Tensor:
     """Every neuron divided by its norm; NaN for one with a NaN or an infinity.  # shape: (N, SAMPLES)"""
     rows = activations.movedim(neuron_dim, 0).flatten(1).double()
     if center:

@@ -12,7 +12,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from ..pairwise.blocks import SMALLEST_SIDE, Neurons, block_sides, cosine_blocks, prepare
+from ..pairwise.blocks import SMALLEST_SIDE, Neurons, block_sides, prepare, triangle_blocks
 from ..pairwise.config import Request
 from .config import check_room, most_pairs
 
@@ -38,7 +38,7 @@ def cosine_histogram_torch(rows: Tensor, bins: int, request: Request) -> tuple[T
     sides = block_sides(neurons, neurons, BLOCK, pair_bytes=size, fixed_bytes=fixed, max_bytes=request.max_bytes)
     dtype = torch.int16 if 2 * bins <= torch.iinfo(torch.int16).max else torch.int32
     buffer = torch.empty(sides[0] * sides[1], dtype=dtype, device=rows.device)
-    for block, _, _ in cosine_blocks(neurons, neurons, sides, fill=3, progress=request.progress):
+    for block, _, _ in triangle_blocks(neurons, sides, fill=3, progress=request.progress):
         place = buffer[: block.numel()].copy_(block.add_(1).mul_(bins * 0.5).flatten())
         counts += torch.bincount(place, minlength=2 * bins + 1)
     counts[bins - 1] += counts[bins]
@@ -52,7 +52,7 @@ def cosine_row_sums_torch(rows: Tensor, kind: str, request: Request) -> tuple[Te
     size, fixed = neurons.dtype.itemsize, 3 * sums.nbytes
     sides = block_sides(neurons, neurons, BLOCK, pair_bytes=size, fixed_bytes=fixed, max_bytes=request.max_bytes)
     nothing = 1 if kind == "distance" else 0
-    for block, row, column in cosine_blocks(neurons, neurons, sides, fill=nothing, progress=request.progress):
+    for block, row, column in triangle_blocks(neurons, sides, fill=nothing, progress=request.progress):
         if kind == "absolute":
             block.abs_()
         elif kind == "distance":
@@ -80,7 +80,7 @@ def cosine_pairs_torch(rows: Tensor, threshold: float, above: bool, request: Req
     scratch = fixed + neurons.kept_bytes + sides[0] * sides[1] * size
     kept = _Kept(neurons, sides[1], (threshold, above), most_pairs(size, scratch, request.max_bytes))
     nothing = -torch.inf if above else torch.inf
-    for block, row, column in cosine_blocks(neurons, neurons, sides, fill=nothing, progress=request.progress):
+    for block, row, column in triangle_blocks(neurons, sides, fill=nothing, progress=request.progress):
         kept.look_into(block, row, column)
     check_room(kept.count, size, scratch, request.max_bytes)
     neurons.rooms.clear()

@@ -23,7 +23,7 @@ from torch import Tensor
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
 from .._progress import Progress
 from .._rows import rows_of
-from ..pairwise.blocks import Neurons, block_sides, cosine_blocks, fill_cosines, prepare, stable_topk
+from ..pairwise.blocks import Neurons, block_sides, fill_cosines, prepare, stable_topk, triangle_blocks
 from ..pairwise.reading import part_of
 from .cpu import BLOCK
 from .op import CosinePairs
@@ -181,8 +181,7 @@ class _Activations:
     def best_in_rows(self, sign: int) -> Tensor:
         best = self.neurons.inverse_norm.new_full((len(self.alive),), -torch.inf)
         fill = -sign * torch.inf
-        blocks = cosine_blocks(self.neurons, self.neurons, self.sides, fill=fill, progress=self.progress)
-        for block, row, _ in blocks:
+        for block, row, _ in triangle_blocks(self.neurons, self.sides, fill=fill, progress=self.progress):
             some = best[row : row + block.shape[0]]
             torch.maximum(some, block.mul_(sign).amax(1), out=some)
         return best

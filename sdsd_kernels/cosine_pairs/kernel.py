@@ -57,10 +57,12 @@ def _add_units(totals_ptr, start, neurons, sums):
 
 @triton.jit(do_not_specialize=["first"])
 def totals_kernel(
-    rows, inverse_ptr, totals_ptr, first, neurons, samples, pitch, bins,  # totals: (bins,) or (N,), int64
+    rows, inverse_ptr, totals_ptr, first: tl.int64, neurons, samples, pitch, bins,  # totals: (bins,) or (N,), int64
     KIND: tl.constexpr, BINS: tl.constexpr, GROUP: tl.constexpr, HOW: tl.constexpr,
 ):
     row, column = tile_place(first + tl.program_id(0), neurons, GROUP, HOW.rows, HOW.columns)
+    row = row.to(tl.int32)  # of more than 2³¹ tiles
+    column = column.to(tl.int32)
     cosine, is_pair = _cosine_tile(rows, inverse_ptr, row, column, neurons, samples, pitch, HOW)
     if KIND == "histogram":
         position = (cosine + 1.0) * (bins * 0.5)

@@ -5,18 +5,25 @@ columns both learn from it. A block that holds nothing better than the k-th best
 the maxima of groups of cosines; only groups whose maximum is better are looked into. Where k is a large part of the
 neurons nearly every group would be, so whole rows of cosines are computed then, and selected from once.
 
-Every row meets its columns in ascending order, stable sorts keep them so, and "better" is strictly greater: that is
-all it takes for equal cosines to come out by index. Serves every device and every dtype; on a CPU it is the default.
+Threads take blocks as they get to them and share the lists. Where a row meets its columns in ascending order, stable
+sorts keep them so, and "better" is strictly greater: that is all it takes for equal cosines to come out by index. A row
+that another thread has taken further takes equal ones too, and is sorted by index first. Serves every device and every
+dtype; on a CPU it is the default.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Lock
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ..pairwise.blocks import block_sides, cosine_blocks, normalized, prepare, stable_topk
+from .._precision import exact_float32
+from .._workers import run_tasks
+from ..pairwise.blocks import block_places, block_sides, blocks_of, normalized, prepare, stable_topk
 from ..pairwise.config import Request
 
 GROUP = 32
@@ -36,6 +43,13 @@ STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
 PAIR_COPIES = 10
 """What a pair in a block may take, in cosines: one itself, and up to nine where one row learns of a whole block of
 better ones while every other row learns of one. Random neurons take two."""
+
+
+SHARED_SAMPLES = 2**12
+"""Up to so many samples threads take blocks each for itself. Products of more keep all threads busy, and would let an
+interruption wait for longer than half a second."""
+SHARED_BLOCKS = 4
+"""So many blocks a thread at least: with fewer some threads would wait at the end."""
 
 
 def cosine_topk_torch(
@@ -58,30 +72,54 @@ def cosine_topk_torch(
     sides = block_sides(
         left, right, preferred, pair_bytes=pair_bytes, max_bytes=request.max_bytes, whole_rows=whole_rows
     )
-    best = TopK(rows.shape[0], k, left.inverse_norm)
     triangle = right is left and not whole_rows
-    fill = torch.inf if farthest else -torch.inf
-    options: dict[str, Any] = {"triangle": triangle, "once": False, "group": GROUP, "progress": request.progress}
-    for scores, row, column in cosine_blocks(left, right, sides, fill=fill, **options):
-        if farthest:
-            scores.neg_()
-        some = scores[: rows.shape[0] - row]
-        if whole_rows:
-            best.take(row, some)
-            continue
-        best.offer(row, some, column)
-        if triangle:
-            # Columns that are rows of this block have met it already.
-            first = max(0, row + sides[0] - column)
-            best.offer(column + first, scores.T[first : neighbors - column], row)
+    with torch.inference_mode(False):  # threads that are not in that mode write, too
+        best = TopK(rows.shape[0], k, left.inverse_norm)
+
+    def start() -> Callable[[tuple[int, int]], None]:
+        own = replace(left, rooms={})  # memory of this thread
+        own_right = own if right is left else replace(right, rooms={})
+        fill = torch.inf if farthest else -torch.inf
+        block_at = blocks_of(own, own_right, sides, fill=fill, once=False, group=GROUP)
+
+        def look_into(place: tuple[int, int]) -> None:
+            row, column = place
+            scores = block_at(row, column)
+            if farthest:
+                scores.neg_()
+            some = scores[: min(sides[0], rows.shape[0] - row)]
+            if whole_rows:
+                best.take(row, some)
+                return
+            best.offer(row, some, column)
+            if triangle:
+                # Columns that are rows of this block have met it already.
+                first = max(0, row + sides[0] - column)
+                best.offer(column + first, scores.T[first : min(sides[1], neighbors - column)], row)
+
+        return look_into
+
+    places = block_places(left, right, sides, triangle=triangle)
+    with exact_float32():
+        run_tasks(places, start, threads=_threads(rows, len(places), request), progress=request.progress)
     return best.result(farthest)
 
 
+def _threads(rows: Tensor, blocks: int, request: Request) -> int:
+    """Threads that take blocks as they get to them; 1: one block after the other, by as many threads as torch has."""
+    threads = torch.get_num_threads()
+    alone = rows.device.type != "cpu" or request.max_bytes is not None or rows[0].numel() > SHARED_SAMPLES
+    return 1 if alone or blocks < threads * SHARED_BLOCKS else threads
+
+
 class TopK:
-    """The k best scores of every row so far, best first, equal ones by place; -inf and -1 where there are fewer."""
+    """The k best scores of every row so far, best first, equal ones by place; -inf and -1 where there are fewer.
+
+    Several threads may offer scores, in any order: what a row ends with depends on the scores alone.
+    """
 
     def __init__(self, rows: int, k: int, like: Tensor) -> None:
-        self.k = k
+        self.k, self.lock = k, Lock()
         self.values = like.new_full((rows, k), -torch.inf)
         self.indices = torch.full((rows, k), -1, dtype=torch.int64, device=like.device)
 
@@ -93,23 +131,26 @@ class TopK:
     def offer(self, first_row: int, scores: Tensor, first_column: int) -> None:
         """Let rows from `first_row` on take what is better among `scores` (rows, a whole number of groups of columns).
 
-        What the same row is offered later must lie further right.
+        No row is offered a column twice.
         """
         if not len(scores):
             return
         which = slice(first_row, first_row + scores.shape[0])
-        threshold = self.values[which, -1:].clone()
+        with self.lock:
+            threshold = self.values[which, -1:].clone()
+            last = self.indices[which, -1:].clone()
+        # An equal score is better where it lies further left than the k-th best.
+        threshold = torch.where(last > first_column, _next_below(threshold), threshold)
         size = COLUMN_GROUP if scores.stride(0) < scores.stride(1) else GROUP
         maxima = _group_maxima(scores, size)
         wanted = maxima > threshold
         if 4 * int(wanted.count_nonzero()) > wanted.numel():
             if maxima.shape[1] > self.k:
                 # k scores of a row reach the k-th best of its maxima, so what is below it is out.
-                reached = maxima.topk(self.k, dim=1).values[:, -1:]
-                threshold = torch.maximum(threshold, reached.nextafter(reached.new_full((), -torch.inf)))
+                threshold = torch.maximum(threshold, _next_below(maxima.topk(self.k, dim=1).values[:, -1:]))
                 wanted = maxima > threshold
             if int(wanted.count_nonzero()) > min(2 * self.k, maxima.shape[1] - 1) * len(threshold):
-                self._merge_all(which, scores, first_column)
+                self._merge_all(which, first_column, scores)
                 return
         # Of columns' groups nonzero takes two and a half times as long as they lie.
         row, group = wanted.contiguous().nonzero(as_tuple=True)
@@ -117,7 +158,7 @@ class TopK:
         hit, lane = (offered > threshold[row]).nonzero(as_tuple=True)
         if len(hit):
             column = first_column + group[hit] * size + lane
-            self._merge(first_row + row[hit], column, offered[hit, lane])
+            self._merge(first_column, first_row + row[hit], column, offered[hit, lane])
 
     def result(self, farthest: bool) -> tuple[Tensor, Tensor]:
         """Cosines and places; NaN and -1 where there are fewer than k."""
@@ -126,28 +167,40 @@ class TopK:
             self.values.neg_()
         return self.values.masked_fill_(missing, torch.nan), self.indices.masked_fill_(missing, -1)
 
-    def _merge(self, row: Tensor, column: Tensor, value: Tensor) -> None:
+    def _merge(self, first_column: int, row: Tensor, column: Tensor, value: Tensor) -> None:
         """Merge single scores, given in ascending order of row and column."""
         touched, line, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
         width = self.k + int(counts.max())
         values = self.values.new_full((len(touched), width), -torch.inf)
         indices = self.indices.new_full((len(touched), width), -1)
-        values[:, : self.k] = self.values.index_select(0, touched)
-        indices[:, : self.k] = self.indices.index_select(0, touched)
         # The c-th new score of a row goes behind its k old ones.
         first = (counts.cumsum(0) - counts).index_select(0, line)
         place = line * width + self.k + torch.arange(len(row), device=row.device) - first
         values.view(-1).scatter_(0, place, value)
         indices.view(-1).scatter_(0, place, column)
-        best, order = values.sort(dim=1, descending=True, stable=True)
-        self.values.index_copy_(0, touched, best[:, : self.k])
-        self.indices.index_copy_(0, touched, indices.gather(1, order[:, : self.k]))
+        self._keep_best(touched, first_column, values, indices)
 
-    def _merge_all(self, which: slice, scores: Tensor, first_column: int) -> None:
-        best, order = stable_topk(torch.cat((self.values[which], scores), 1), self.k)
-        known = self.indices[which].gather(1, order.clamp(max=self.k - 1))
-        self.indices[which] = torch.where(order < self.k, known, order - self.k + first_column)
-        self.values[which] = best
+    def _merge_all(self, which: slice, first_column: int, scores: Tensor) -> None:
+        values, places = stable_topk(scores, min(self.k, scores.shape[1]))
+        rows = torch.arange(which.start, which.stop, device=scores.device)
+        values, indices = pad(values, (self.k, 0)), pad(places.add_(first_column), (self.k, 0))
+        self._keep_best(rows, first_column, values, indices)
+
+    def _keep_best(self, rows: Tensor, first_column: int, values: Tensor, indices: Tensor) -> None:
+        """Merge new scores, equal ones by place, that lie behind room for the k old ones."""
+        with self.lock:
+            values[:, : self.k] = self.values.index_select(0, rows)
+            indices[:, : self.k] = self.indices.index_select(0, rows)
+            if bool((indices[:, : self.k] > first_column).any()):  # another thread was ahead
+                indices, order = indices.sort(dim=1)
+                values = values.gather(1, order)
+            best, order = values.sort(dim=1, descending=True, stable=True)
+            self.values.index_copy_(0, rows, best[:, : self.k])
+            self.indices.index_copy_(0, rows, indices.gather(1, order[:, : self.k]))
+
+
+def _next_below(values: Tensor) -> Tensor:
+    return values.nextafter(values.new_full((), -torch.inf))
 
 
 def _group_maxima(scores: Tensor, size: int) -> Tensor:

@@ -52,9 +52,9 @@ def cosine_topk(
         farthest: the lowest cosines, lowest first, instead of the highest.
         precision: what the products may be rounded to on a GPU: "float32" or "fp16", as in `cosine_matrix`.
         center: subtract the mean of each neuron first, which makes cosines Pearson's correlations.
-        max_bytes: bound on the memory beyond input and result; None takes what is fastest: 20 to 96 MiB on a CPU,
-            about 1 GiB of a GPU. The Triton kernel takes as much as the input and k of a few partial results; where
-            that is more than max_bytes, torch serves.
+        max_bytes: bound on the memory beyond input and result; None takes what is fastest: 20 to 96 MiB a thread
+            on a CPU, about 1 GiB of a GPU. The Triton kernel takes as much as the input and k of a few partial results;
+            where that is more than max_bytes, torch serves.
         progress: called with (done, total) from time to time, in units of equal work, last with done == total.
         backend: "triton" | "torch"; None lets SDSD_BACKEND or the device decide. Triton has no float64 and keeps at
             most 32 neighbours; torch serves beyond, on every device.

@@ -11,23 +11,12 @@ from ..cosine_matrix.reference import directions
 
 
 def cosine_topk_reference(
-    activations: Tensor,
-    k: int,
-    *,
-    neuron_dim: int = -1,
-    other: Tensor | None = None,
-    farthest: bool = False,
-    precision: str = "float32",
-    center: bool = False,
+    activations: Tensor, k: int, *, other: Tensor | None = None, farthest: bool = False, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """cosine_topk by definition: every cosine in float64, sorted by value and then by index.
-
-    Takes what `cosine_topk` takes; `precision` changes nothing here. Values are float64.
-    """
+    """cosine_topk by definition: every cosine, sorted by value and then by index. `options`: neuron_dim, center."""
     # NaN for a neuron without direction.
-    options: dict[str, Any] = {"neuron_dim": neuron_dim, "zero": "nan", "center": center}
-    rows = directions(activations, "activations", **options)
-    others = rows if other is None else directions(other, "other", **options)
+    rows = directions(activations, "activations", zero="nan", **options)
+    others = rows if other is None else directions(other, "other", zero="nan", **options)
     scores = rows @ others.T
     if farthest:
         scores = -scores

@@ -5,7 +5,6 @@
 `launch.py`       one matrix by its arguments, a list by a table of who has which columns
 `kernel.py`       the passes in Triton
 `cpu.py`          blocks that stay in cache, shared out among threads
-`workers.py`      those threads
 `layout.py`       how gradients lie in memory, and how a row of results is laid out
 `config.py`       launch configurations by dtype, N and device
 `aot.py`          what is compiled ahead of time, and what must show in the machine code

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._workers import run_tasks
 from .layout import as_matrices
-from .workers import run_tasks
 
 BLOCK_BYTES = 2 * 2**20
 """The largest block. Time is flat from here to 8 MB where the third level of cache is fast, as on AMD (within a tenth);
@@ -93,11 +93,9 @@ def gamma_moments(grads: list[Tensor], per_sample: bool) -> Tensor:
     ]
     alone = device.type != "cpu" or sum(entry.numel() for entry in grads) <= INLINE_ELEMENTS
     tasks = [pieces] if alone else _tasks_of(pieces)
-    lowered = torch.is_autocast_enabled(device.type)
 
     def start() -> Callable[[list[Piece]], list[Sums]]:
-        blocks = Blocks(per_sample)
-        return blocks.sums_outside_autocast if lowered else blocks.sums_of_pieces
+        return Blocks(per_sample).sums_of_pieces
 
     done = run_tasks(tasks, start, threads=1 if alone else torch.get_num_threads())
     totals = [Sums() for _ in grads]
@@ -151,10 +149,6 @@ class Blocks:
     weights: dict[torch.dtype, Tensor] = field(default_factory=dict)
     """1 / N for every row of a chunk."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
-
-    def sums_outside_autocast(self, pieces: list[Piece]) -> list[Sums]:
-        with torch.autocast(pieces[0].matrix.device.type, enabled=False):
-            return self.sums_of_pieces(pieces)
 
     def sums_of_pieces(self, pieces: list[Piece]) -> list[Sums]:
         totals = []

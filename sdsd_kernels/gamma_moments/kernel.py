@@ -376,8 +376,8 @@ def finish_kernel(
     R: tl.constexpr, C: tl.constexpr,
 ):
     """One program owns C columns of one row of the result and adds that matrix's partial rows in order, R at a time."""
-    matrix = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * C + tl.arange(0, C)
+    matrix = tl.program_id(1).to(tl.int64)
+    columns = tl.program_id(0) * C + tl.arange(0, C)
     live = (columns < width)[None, :]
     start = tl.cast(0, tl.int64)
     end = tl.cast(rows, tl.int64)

@@ -59,7 +59,7 @@ def finish_launch(rows: int, width: int) -> Launch:
     """The launch that adds partial rows: `rows` of them for one matrix, for which its grid is; 0 where bounds say."""
     tall, wide, num_warps = config.FINISH_TWO if width == 2 else config.FINISH_SAMPLES
     settled = {"rows": rows, "width": width, "R": tall, "C": wide}
-    return Launch(finish_kernel, (1, -(-width // wide), 1), settled, num_warps=num_warps)
+    return Launch(finish_kernel, (-(-width // wide), 1, 1), settled, num_warps=num_warps)
 
 
 def _columns_and_programs(
@@ -206,7 +206,7 @@ def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
             None, host[start:middle], host[middle:end].view(torch.int32), partials, grid=(total, 1, 1)
         )
     finish = _finish.get((width, device)) or kept(_finish, (width, device), finish_launch(0, width))
-    finish(partials, host[: bounds.size], table, grid=(len(grads), *finish.grid[1:]))
+    finish(partials, host[: bounds.size], table, grid=(finish.grid[0], len(grads), 1))
     del views
     return table
 

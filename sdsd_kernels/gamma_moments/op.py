@@ -91,7 +91,8 @@ def _check(entries: list[Any], grads: Any) -> None:
     tracing = torch.compiler.is_compiling()
     first = entries[0]
     for index, entry in enumerate(entries):
-        if tracing or not isinstance(entry, Tensor) or (entry.shape, entry.dtype, entry.layout) not in _checked:
+        unseen = tracing or not isinstance(entry, Tensor) or entry.is_nested  # which has no shape
+        if unseen or (entry.shape, entry.dtype, entry.layout) not in _checked:
             name = _name(grads, index)
             check_gradient_rows(check_float_tensor(entry, name), name)
             if not tracing:

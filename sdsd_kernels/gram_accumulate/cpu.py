@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairwise.products import exact_float32, upper_products
+from .._precision import exact_float32
+from ..pairwise.products import upper_products
 from ..pairwise.reading import chunks, summed_in
 
 PANEL_ELEMENTS = 2**22

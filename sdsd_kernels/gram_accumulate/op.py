@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_device, check_float_tensor, check_neurons, check_precision, check_shape
+from .._checks import check_apart, check_device, check_float_tensor, check_neurons, check_precision, check_shape
 from .._register import register
 from .._rows import as_rows
 from ..pairwise.reading import summed_in
@@ -60,8 +60,9 @@ def gram_accumulate(
 
     Raises:
         TypeError: not a dense tensor of a supported floating-point dtype, or a dtype that does not go with the others.
-        ValueError: shapes or devices that do not fit together, a `gram` that is not contiguous or requires a gradient,
-            an unknown choice, Triton asked for where it cannot serve. `gram` is unharmed then.
+        ValueError: shapes or devices that do not fit together, a `gram` that is not contiguous, requires a gradient or
+            shares memory with another argument, an unknown choice, Triton asked for where it cannot serve. `gram` is
+            unharmed then.
 
     Source:
         README.md in this folder.
@@ -79,8 +80,8 @@ def gram_accumulate(
     _operator(
         gram,
         as_rows(activations.detach(), neuron_dim),
-        None if shift is None else shift.detach(),
-        None if scale is None else scale.detach(),
+        None if shift is None else shift.detach().contiguous(),
+        None if scale is None else scale.detach().contiguous(),
         precision,
         chosen,
     )
@@ -121,6 +122,7 @@ def _check_vector(vector: Any, name: str, activations: Tensor, neurons: int) -> 
 def _compute(
     gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str
 ) -> None:
+    check_apart(gram, "gram", activations=rows, shift=shift, scale=scale)
     if backend == "triton":
         add_batch(gram, rows, gram, strips=0, shift=shift, weight=scale, precision=precision)
     else:

@@ -12,12 +12,8 @@ def gram_accumulate_reference(
     neuron_dim: int = -1,
     shift: Tensor | None = None,
     scale: Tensor | None = None,
-    precision: str = "float32",
 ) -> Tensor:
-    """The upper triangle that `gram_accumulate` leaves, zeros below it, as a new float64 matrix.
-
-    Takes what `gram_accumulate` takes; `precision` changes nothing here.
-    """
+    """The upper triangle that `gram_accumulate` leaves, zeros below it, as a new float64 matrix."""
     a = activations.detach().movedim(neuron_dim, 0).flatten(1).double()
     if shift is not None:
         a = a - shift.detach().double()[:, None]

@@ -19,6 +19,7 @@ def aot_cases() -> Iterator[AotCase]:
                 "ordered": "*i64",
                 "order": "*i64",
                 "shares": "*fp64",
+                "padding": "i64",
                 "b_d": "constexpr",
                 "BLOCK": "constexpr",
                 "BLOCK_K": "constexpr",

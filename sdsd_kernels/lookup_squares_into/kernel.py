@@ -20,13 +20,14 @@ def lookup_kernel(
     grads,  # b (N, T, d)
     ordered, order,  # (N, T) int64, contiguous: tokens in order, and the positions they come from
     shares,  # (splits, N, tiles) float64
-    padding,  # the token that trains nothing; −1 for none
+    padding: tl.int64,  # the token that trains nothing; −1 for none
     positions, features, b_n, b_t, b_d,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    splits = tl.num_programs(2)
-    n = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(positions, BLOCK)
+    tile = tl.program_id(0) % tiles
+    splits = tl.num_programs(1)
+    n = (tl.program_id(0) // tiles).to(tl.int64)
     ordered += n * positions
     order += n * positions
     grads += n * b_n
@@ -46,7 +47,7 @@ def lookup_kernel(
         second = tl.load(ordered + column, mask=there, other=-1)
         right_rows = grads + tl.load(order + column, mask=there, other=0)[None, :] * b_t
         products = tl.zeros((BLOCK, BLOCK), tl.float32)
-        for start in range(tl.program_id(2) * BLOCK_K, features, splits * BLOCK_K):
+        for start in range(tl.program_id(1) * BLOCK_K, features, splits * BLOCK_K):
             feature = start + lanes
             inside = feature < features
             offset = feature.to(tl.int64) * b_d
@@ -59,7 +60,7 @@ def lookup_kernel(
         other += 1
         going = other * BLOCK < positions
         going = going & (tl.load(ordered + tl.minimum(other * BLOCK, positions - 1)) == last)
-    share = (tl.program_id(2) * tl.num_programs(1) + n) * tl.num_programs(0) + tile
+    share = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     tl.store(shares + share, tl.sum(total, 0))
 
 

@@ -50,7 +50,7 @@ def _plan(grads: Tensor) -> tuple[Launch, Launch, tuple[int, int, int]]:
     settled |= dict(zip(("b_n", "b_t", "b_d"), grads.stride(), strict=True))
     add = {"count": splits * samples * tiles, "width": NORMS_WIDTH, "BLOCK": SHARES}
     return (
-        Launch(lookup_kernel, (tiles, samples, splits), settled, num_warps=4),
+        Launch(lookup_kernel, (tiles * samples, splits, 1), settled, num_warps=4),
         Launch(add_shares_kernel, (1, 1, 1), add, num_warps=4),
         (splits, samples, tiles),
     )

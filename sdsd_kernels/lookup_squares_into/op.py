@@ -32,7 +32,8 @@ def lookup_squares_into(
         square_norms[row].sum() == g.double().square().sum()
 
     Tokens are sorted by sample, once. The memory that is read and written is that of b and tokens, whatever the size
-    of the table. Halves are widened to float32; squares are summed in float64. Same input, same bits on a GPU.
+    of the table. Halves are widened to float32; squares are summed in float64. Same input, same bits on a GPU, where
+    products are in float32: of output gradients from 1e-19 to 1e19 in size.
 
     Args:
         output_grads: b, shape (N, T, d); float64, float32, float16 or bfloat16; any strides.
@@ -67,9 +68,11 @@ def _check(output_grads: Any, tokens: Any, square_norms: Any, row: Any, padding:
         raise ValueError(
             f"output_grads: expected shape (N, T, d) with at least one element, got {tuple(output_grads.shape)}."
         )
-    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise TypeError(f"tokens: expected a tensor of int64 or int32, got {got}.")
+    dense = isinstance(tokens, Tensor) and tokens.layout == torch.strided and not tokens.is_nested
+    if not dense or tokens.dtype not in (torch.int64, torch.int32):
+        got = f"{tokens.dtype}, {tokens.layout}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        got = f"a nested one of {got}" if isinstance(tokens, Tensor) and tokens.is_nested else got
+        raise TypeError(f"tokens: expected a dense tensor of int64 or int32, got {got}.")
     check_shape(tokens, "tokens", tuple(output_grads.shape[:2]), ", that of output_grads", "Both are of one call.")
     check_device(tokens, "tokens", output_grads, "output_grads")
     check_square_norms(square_norms, output_grads, "output_grads")

@@ -29,6 +29,7 @@ CLAMP = ("min.NaN.f32", "max.NaN.f32")
 """In PTX: the plain instructions turn NaN into a bound."""
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 TYPES |= {torch.int64: "i64", torch.int32: "i32"}
+_ANNOTATED = {"tl.int64": "i64"}
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,7 +64,8 @@ def _case_of(record: DeviceRecord, launch: Launch, tensors: tuple[Any, ...], tho
     attrs: dict[tuple[int, ...], list[list[Any]]] = {}
     values = (*tensors, *launch.settled)
     for place, (name, value) in enumerate(zip(launch.kernel.arg_names, values, strict=True)):
-        kind = _kind(value, settled=place >= len(tensors), name=name)
+        kind = _ANNOTATED.get(str(launch.kernel.fn.__annotations__.get(name)))
+        kind = kind or _kind(value, settled=place >= len(tensors), name=name)
         signature[name] = kind
         if kind == "constexpr":
             # What the interpreter is told says nothing of a GPU.

@@ -10,14 +10,15 @@ a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .._precision import exact_float32
 from .._progress import Progress
-from .products import SUMMED, exact_float32, multiplies_in_place, product, symmetric_cosines, upper_products
+from .products import SUMMED, multiplies_in_place, product, symmetric_cosines, upper_products
 from .reading import PASS_ELEMENTS, converted, means, out_of_range, part_of, sample_slices, scales, squares, summed_in
 
 SAMPLES_AT_ONCE = 1024
@@ -139,32 +140,37 @@ def block_sides(
         sides[longer] = max(smallest, sides[longer] // 2)
 
 
-def cosine_blocks(
-    left: Neurons,
-    right: Neurons,
-    sides: tuple[int, int],
-    *,
-    fill: float,
-    triangle: bool = True,
-    once: bool = True,
-    group: int = 1,
-    progress: Progress | None = None,
+def triangle_blocks(
+    neurons: Neurons, sides: tuple[int, int], *, fill: float, progress: Progress | None = None
 ) -> Iterator[tuple[Tensor, int, int]]:
-    """(cosines, first row, first column) of blocks, strip by strip, from left to right; the buffer is overwritten.
-
-    With `triangle`, of one set of neurons, blocks begin on the diagonal. `fill` stands where no pair is: a neuron meets
-    itself, or one has no direction; beyond the ends, up to a multiple of `group` rows and columns; and, where each pair
-    is wanted only `once`, below the diagonal.
-    """
-    count = left.rows.shape[0], right.rows.shape[0]
-    places = [
-        (row, column)
-        for row in range(0, count[0], sides[0])
-        for column in range(row if triangle else 0, count[1], sides[1])
-    ]
-    buffer = left.rows.new_empty(math.prod(-(-side // group) * group for side in sides), dtype=left.dtype)
+    """(cosines, first row, first column) of blocks that hold each pair once; the buffer is overwritten."""
+    places, block_at = block_places(neurons, neurons, sides), blocks_of(neurons, neurons, sides, fill=fill)
     for done, (row, column) in enumerate(places, 1):
-        rows, columns = min(sides[0], count[0] - row), min(sides[1], count[1] - column)
+        yield block_at(row, column), row, column
+        if progress is not None:
+            progress(done, len(places))
+
+
+def block_places(
+    left: Neurons, right: Neurons, sides: tuple[int, int], *, triangle: bool = True
+) -> list[tuple[int, int]]:
+    """First row and column of blocks, strip by strip, from left to right; in a `triangle` from the diagonal on."""
+    rows, columns = left.rows.shape[0], right.rows.shape[0]
+    return [(row, column) for row in range(0, rows, sides[0]) for column in range(row * triangle, columns, sides[1])]
+
+
+def blocks_of(
+    left: Neurons, right: Neurons, sides: tuple[int, int], *, fill: float, once: bool = True, group: int = 1
+) -> Callable[[int, int], Tensor]:
+    """What gives the cosines of the block that begins at a row and a column, one after the other in the same buffer.
+
+    `fill` stands where no pair is: a neuron meets itself, or one has no direction; beyond the ends, up to a multiple of
+    `group` rows and columns; and, where each pair is wanted only `once`, below the diagonal.
+    """
+    buffer = left.rows.new_empty(math.prod(-(-side // group) * group for side in sides), dtype=left.dtype)
+
+    def block_at(row: int, column: int) -> Tensor:
+        rows, columns = min(sides[0], left.rows.shape[0] - row), min(sides[1], right.rows.shape[0] - column)
         shape = -(-rows // group) * group, -(-columns // group) * group
         padded = buffer[: shape[0] * shape[1]].view(shape)
         block = padded[:rows, :columns]
@@ -172,18 +178,17 @@ def cosine_blocks(
         padded[rows:] = fill
         padded[:, columns:] = fill
         if left is right and once and column < row + rows:
-            first = torch.arange(row, row + rows, device=block.device)[:, None]
-            second = torch.arange(column, min(column + columns, row + rows), device=block.device)
-            block[:, : len(second)].masked_fill_(second <= first, fill)
+            square = block[:, : row + rows - column]
+            square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(row - column), fill)
         elif left is right:
             block.diagonal(row - column).fill_(fill)
         for side, neurons, start in ((0, left, row), (1, right, column)):
             without = (~neurons.directed[start : start + block.shape[side]]).nonzero().flatten()
             if len(without):
                 block.index_fill_(side, without, fill)
-        yield padded, row, column
-        if progress is not None:
-            progress(done, len(places))
+        return padded
+
+    return block_at
 
 
 def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:

@@ -76,6 +76,11 @@ class Preparation:
         """`guarded`: products look for marked neurons, so bfloat16 may stay where it lies; `rewrite`: nothing does."""
         neurons, outer, inner = rows.shape
         samples = outer * inner
+        if max(neurons, samples) >= 2**31:
+            raise ValueError(
+                f"activations: expected fewer than 2³¹ neurons and samples for the kernels, got {neurons:,} and "
+                f"{samples:,}. Use backend='torch', or batches of them with GramAccumulator."
+            )
         halves, self.three = config.served(precision, rows.dtype, center=center or shifted)
         self.neurons, self.samples, self.record, self.center = neurons, samples, record, center
         readable = descriptors_can_read(rows) and (guarded or rows.dtype == torch.float16)
@@ -264,9 +269,9 @@ def launch_cosine_matrix(
     record: DeviceRecord | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead."""
-    plan = planned(_matrix, rows, None, record, precision, zero, center)
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
+    plan = planned(_matrix, rows, None, record, precision, zero, center, apart=kept_dtype)
     with device_of(rows):
         out = torch.empty((plan.neurons, plan.neurons), dtype=kept_dtype, device=rows.device)
         operands, scale, inverse, _ = plan.prepare(rows)

@@ -7,9 +7,6 @@ that knows nothing of torch.set_num_threads and a slow mirror; the recursion mea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -25,19 +22,6 @@ FINISH = 384
 42, 47 ms at 4096, where half of it is memory touched for the first time; two threads alike."""
 SMALL = 2**14
 """Up to so many products the sum of earlier ones is kept out of BLAS, which would add one sample at a time to it."""
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Keep torch.set_float32_matmul_precision("high" or "medium") out of the products."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        if before != "highest":
-            torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
 
 
 def multiplies_in_place(rows: Tensor, dtype: torch.dtype) -> bool:

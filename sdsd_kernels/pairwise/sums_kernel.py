@@ -16,7 +16,7 @@ from .tile_kernel import store_symmetric, sum_places, tile_place
 @triton.jit(do_not_specialize=["count", "samples"])
 def mean_kernel(
     rows_ptr, rest_ptr, weight_ptr, before_ptr,  # the neuron's mean is its first sample plus the rest; before: or None
-    mean_ptr, delta_ptr, count, samples, neurons, stride_neuron, BLOCK: tl.constexpr,
+    mean_ptr, delta_ptr, count: tl.int64, samples: tl.int64, neurons, stride_neuron, BLOCK: tl.constexpr,
 ):
     """μ of `count` samples before and `samples` now, and δ = √(n₁ n₂ / n) (m − μ); 0 where there were none."""
     neuron = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -23,7 +23,9 @@ def check_once(check: Any, tensors: tuple[Any, Any, Any], *rest: Any) -> None:
     """`check(*tensors, *rest)`, left out where all that it looks at has passed before."""
     inputs, output_grads, scale = tensors
     key: tuple[Any, ...] | None = None
-    if isinstance(inputs, Tensor) and isinstance(output_grads, Tensor) and isinstance(scale, (Tensor, type(None))):
+    known = isinstance(inputs, Tensor) and isinstance(output_grads, Tensor) and isinstance(scale, (Tensor, type(None)))
+    # A nested tensor has no shape.
+    if known and not (inputs.is_nested or output_grads.is_nested or (scale is not None and scale.is_nested)):
         kinds = tuple(map(type, rest))  # True is no number of bytes, though it equals 1
         key = (
             check,

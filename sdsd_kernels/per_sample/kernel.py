@@ -246,8 +246,8 @@ def depthwise_kernel(
         if box == boxes - 1:
             sample = tl.sum(sums, 0)
             total += sample
-            sample = sample * factor
-            squares += (sample * sample).to(tl.float64)
+            sample = (sample * factor).to(tl.float64)
+            squares += sample * sample
             sums = tl.zeros((BLOCK_T, BLOCK_P), tl.float32)
     samples_range = tl.program_id(1).to(tl.int64)
     tl.store(squares_ptr + samples_range * tl.num_programs(0) + tl.program_id(0), tl.sum(squares, 0))

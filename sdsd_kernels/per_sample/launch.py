@@ -10,6 +10,7 @@ from torch import Tensor
 from .._backend import interpreting
 from .._device import DeviceRecord, device_record
 from .._launch import NORMS_WIDTH, Launch, kept, on_device
+from .._precision import convolutions_may_use_tf32, layers_may_use_tf32
 from . import config, layout
 from .convolution import LINEAR, Convolution
 from .kernel import boxes_kernel, depthwise_kernel, descriptor, finish_kernel, pointed
@@ -124,9 +125,7 @@ def launch_fused(
 
 def tf32_allowed(convolution: tuple[Any, ...]) -> bool:
     """Whether torch itself may round a float32 product's operands to tf32: by one setting for layers, one for cuDNN."""
-    if convolution is LINEAR:
-        return bool(torch.backends.cuda.matmul.allow_tf32)
-    return bool(torch.backends.cudnn.allow_tf32)
+    return layers_may_use_tf32() if convolution is LINEAR else convolutions_may_use_tf32()
 
 
 def plan_fused(

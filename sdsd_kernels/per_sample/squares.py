@@ -80,7 +80,7 @@ def plan_gram(
     settled |= strides_by_name("a", "ntd", inputs.stride() if pointers else (0, 0, 0))
     settled |= strides_by_name("b", "ntp", output_grads.stride() if pointers else (0, 0, 0))
     main = Launch(
-        gram_kernel, (triangle, samples, 1), settled, num_warps=chosen.num_warps, num_stages=chosen.num_stages
+        gram_kernel, (triangle * samples, 1, 1), settled, num_warps=chosen.num_warps, num_stages=chosen.num_stages
     )
     shares = triangle * samples
     finish = finish_launch(shares, 1, 1, bias)

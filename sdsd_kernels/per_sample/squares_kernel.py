@@ -25,9 +25,10 @@ def gram_kernel(
     Both products stay on chip, are multiplied and summed. Tiles off the diagonal count twice. The matrix
     unit's truncated sums are added to a float32 total every EVERY features; 0 is never.
     """
-    n = tl.program_id(1)
+    triangle = tiles * (tiles + 1) // 2
+    n = tl.program_id(0) // triangle
     row = 0
-    left = tl.program_id(0)
+    left = tl.program_id(0) % triangle
     while left >= tiles - row:
         left -= tiles - row
         row += 1
@@ -39,7 +40,7 @@ def gram_kernel(
     # Row by row, Triton 3.7 cannot compile the sum for sm_100.
     products = (inner_a * inner_b).reshape([BLOCK_T * BLOCK_T])
     value = tl.sum(products, 0).to(tl.float64) * tl.where(row == column, 1.0, 2.0)
-    tl.store(squares_ptr + n.to(tl.int64) * tl.num_programs(0) + tl.program_id(0), value)
+    tl.store(squares_ptr + tl.program_id(0), value)
 
 
 @triton.jit

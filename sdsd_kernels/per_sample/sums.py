@@ -42,7 +42,7 @@ def plan_sums(
         known["PER_POSITION"] = statistic.shape[1] == positions and statistic.shape[2] == 1
     block_n, block_c = sums_config.finish_block(record, samples, channels)
     return Sums(
-        Launch(sums_kernel, (across, samples, splits), known, num_warps=chosen.num_warps),
+        Launch(sums_kernel, (across * samples, splits, 1), known, num_warps=chosen.num_warps),
         (samples, splits, channels),
         {"samples": samples, "splits": splits, "channels": channels, "BLOCK_N": block_n, "BLOCK_C": block_c},
         -(-channels // block_c),

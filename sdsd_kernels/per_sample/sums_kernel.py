@@ -26,9 +26,10 @@ def sums_kernel(
     group,  # channels that share a mean
     PER_POSITION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
-    n = tl.program_id(1).to(tl.int64)
-    splits = tl.num_programs(2)
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    across = tl.cdiv(channels, BLOCK_C)
+    n = (tl.program_id(0) // across).to(tl.int64)
+    splits = tl.num_programs(1)
+    channel = tl.program_id(0) % across * BLOCK_C + tl.arange(0, BLOCK_C)
     held = channel < channels
     grads += n * b_n + channel.to(tl.int64)[None, :] * b_c
     scale = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
@@ -39,7 +40,7 @@ def sums_kernel(
         if not PER_POSITION:
             if mean is not None:
                 centre = tl.load(mean + n * m_n + of_group * m_g, mask=held, other=0.0)[None, :].to(tl.float32)
-    for start in range(tl.program_id(2) * BLOCK_T, positions, splits * BLOCK_T):
+    for start in range(tl.program_id(1) * BLOCK_T, positions, splits * BLOCK_T):
         position = start + tl.arange(0, BLOCK_T)
         there = position < positions
         live = there[:, None] & held[None, :]
@@ -57,7 +58,7 @@ def sums_kernel(
             elif mean is not None:
                 x -= centre
             scale += b * x
-    target = (n * splits + tl.program_id(2)) * channels + channel
+    target = (n * splits + tl.program_id(1)) * channels + channel
     if shift_part is not None:
         tl.store(shift_part + target, tl.sum(shift, 0), mask=held)
     if inputs is not None:
@@ -85,7 +86,8 @@ def finish_block(
         for split in range(0, splits):
             each += tl.load(part + place + split * channels, mask=live, other=0.0)
         sums += each
-        squares += (each * each).to(tl.float64)
+        wide = each.to(tl.float64)
+        squares += wide * wide
     tl.store(total + channel, tl.sum(sums, 0).to(total.dtype.element_ty), mask=held)
     tl.store(square_norms + block, tl.sum(tl.sum(squares, 1), 0))
 

@@ -103,15 +103,21 @@ def _check(
 ) -> None:
     tensors = (output_grads, inputs, mean, rstd, square_norms)
     key = None
-    if all(t is None or isinstance(t, Tensor) for t in tensors) and type(scale_row) is type(shift_row) is int:
+    plain = all(t is None or (isinstance(t, Tensor) and not t.is_nested) for t in tensors)
+    if plain and type(scale_row) is type(shift_row) is int:
         known = (None if t is None else (t.shape, t.dtype, t.layout, t.device) for t in tensors)
-        key = (*known, scale_row, shift_row, dtype, square_norms is not None and square_norms.is_contiguous())
-        if key in _checked:
-            return
+        written = square_norms is not None and (square_norms.is_contiguous(), square_norms.requires_grad)
+        key = (*known, scale_row, shift_row, dtype, written)
+        try:
+            if key in _checked:
+                return
+        except TypeError:  # a dtype that cannot be hashed is none
+            key = None
     _look(*tensors, scale_row, shift_row, dtype)
-    if len(_checked) >= _MAX_KEPT:
-        _checked.clear()
-    _checked.add(key)  # type: ignore[arg-type]
+    if key is not None:
+        if len(_checked) >= _MAX_KEPT:
+            _checked.clear()
+        _checked.add(key)
 
 
 def _look(

@@ -140,7 +140,8 @@ _passed: set[tuple[Any, ...]] = set()
 def _check_rows(square_norms: Any, row: Any, bias_row: Any, inputs: Tensor) -> None:
     """Raise unless these are rows of `square_norms`; looked at once for each pair."""
     key = None
-    if isinstance(square_norms, Tensor) and type(row) is int and type(bias_row) in (int, type(None)):
+    plain = isinstance(square_norms, Tensor) and not square_norms.is_nested
+    if plain and type(row) is int and type(bias_row) in (int, type(None)):
         key = (
             square_norms.shape,
             square_norms.dtype,

@@ -51,8 +51,10 @@ def weight_grad_stats(
     With "gram" and "rank1" the weight gradient is, bit for bit, what autograd gives `torch.nn.functional.linear`.
 
     Halves are widened to float32 before anything is squared or added up; squares are summed in float64. On a GPU
-    float32 keeps its precision unless torch may round it (`torch.backends.cuda.matmul.allow_tf32`). The result does not
-    depend on chance: same input, same bits. Not differentiable: inputs are detached.
+    float32 keeps its precision unless torch may round it (`torch.backends.cuda.matmul.fp32_precision`), and a square is
+    taken in float32: of entries of per-sample gradients from 1e-19 to 1e19; smaller ones are lost, larger ones make it
+    infinite or NaN. The result does not depend on chance: same input, same bits, on one machine with one number of
+    threads. Not differentiable: inputs are detached.
 
     Args:
         inputs: a, shape (N, T, d) or (N, d); float64, float32, float16 or bfloat16; any strides.
@@ -132,7 +134,7 @@ def conv_weight_grad_stats(
     inputs as `output_grads`.
 
     Precision, determinism and derivatives as in `weight_grad_stats`; for float32 on a GPU the setting that counts is
-    `torch.backends.cudnn.allow_tf32`, which torch allows unless told otherwise.
+    `torch.backends.cudnn.conv.fp32_precision`, which allows tf32 unless told otherwise.
 
     Args:
         inputs: a, shape (N, C, *size) with one to three dimensions of space; float64, float32, float16 or bfloat16; any

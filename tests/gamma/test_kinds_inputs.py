@@ -73,16 +73,11 @@ def jagged(which=range(N)):
     return torch.nested.nested_tensor([SEQUENCES[i, : LENGTHS[i]] for i in which], layout=torch.jagged)
 
 
-def of_rows(model):
-    model(packed()).square().sum().backward()
-
-
 def of_jagged(model):
     model(jagged()).values().square().sum().backward()
 
 
 DIFFERENT_LENGTHS = {
-    "packed": (lambda batch: batch.data, of_rows, "PackedSequence.*pad_packed_sequence"),
     "jagged": (lambda batch: batch, of_jagged, "nested tensor.*to_padded_tensor"),
     "jagged inside": (
         lambda x: torch.nested.as_nested_tensor(list(x), layout=torch.jagged),

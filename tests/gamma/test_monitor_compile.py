@@ -242,3 +242,33 @@ def test_dynamo_leaves_the_monitor_alone(caplog):
     said = [str(each.message) for each in caught if "Dynamo" in str(each.message)]
     assert not [each for each in said if "sdsd" in each or "plans.py" in each or "use.py" in each], said
     assert "recompile_limit" not in caplog.text
+
+
+class ByIndex(nn.Module):
+    """A mask read by positions, as the masks of Hugging Face's models are."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x, mask):
+        chosen = mask[torch.arange(len(x))[:, None], torch.arange(x.shape[1])]
+        return self.last(self.first(x) * chosen[..., None])
+
+
+def test_a_refusal_for_values_that_are_not_there_yet_is_ours():
+    """And not an error inside of Dynamo; without fullgraph=True the model is measured."""
+    x, mask = torch.randn(4, 6, 8), torch.ones(4, 6)
+    for fullgraph in (True, False):
+        torch._dynamo.reset()
+        model = ByIndex()
+        monitor = sdsd.GammaMonitor(model)
+        compiled = torch.compile(model, fullgraph=fullgraph, backend="aot_eager")
+        if fullgraph:
+            with pytest.raises(torch._dynamo.exc.Unsupported, match=r"last: samples cannot.*values are not there yet"):
+                compiled(x, mask)
+        else:
+            with pytest.warns(UserWarning, match="measured steps run uncompiled: last: samples cannot be told apart"):
+                compiled(x, mask).square().mean().backward()
+            assert monitor.step().n == 4
+        monitor.detach()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import sdsd
 from sdsd_kernels import available_backends
+from tests.launches import unwatched
 
 from .priced import MODELS, Operations, owners
 
@@ -78,10 +79,7 @@ class Counter:
                 self._inside = False
 
         monkeypatch.setattr(GridExecutor, "__call__", counted)
-        # Without conftest.py's poison, which takes calls of its own.
-        for name in ("empty", "empty_like", "empty_strided"):
-            monkeypatch.setattr(torch, name, getattr(torch._C._VariableFunctions, name))
-        monkeypatch.setattr(Tensor, "new_empty", torch._C.TensorBase.new_empty)
+        unwatched(monkeypatch)
 
     def _event(self, frame: Any, event: str, _: Any) -> None:
         file = frame.f_code.co_filename

@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import sdsd
+from tests.launches import unwatched
 
 from .priced import MODELS, Operations, owners
 
@@ -50,10 +51,7 @@ def calls_of(call: Callable[[], Any]) -> int:
 def priced(request, monkeypatch) -> Callable[..., tuple[Step, Step, int]]:
     """(arguments of the monitor) → a plain step, a step with it, and the number of modules."""
     monkeypatch.setenv("SDSD_BACKEND", "torch")
-    # Without conftest.py's poison, which takes calls of its own.
-    for name in ("empty", "empty_like", "empty_strided"):
-        monkeypatch.setattr(torch, name, getattr(torch._C._VariableFunctions, name))
-    monkeypatch.setattr(Tensor, "new_empty", torch._C.TensorBase.new_empty)
+    unwatched(monkeypatch)
     torch.manual_seed(0)
     model, x, y = (make() for make in MODELS[request.param])
 

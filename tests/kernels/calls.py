@@ -7,9 +7,10 @@ import os
 import sys
 
 import pytest
-import torch
 import triton
 from triton.runtime.interpreter import GridExecutor
+
+from tests.launches import unwatched
 
 TRITON = os.path.dirname(triton.__file__)
 
@@ -28,10 +29,7 @@ class Calls:
         self._launching = False
         # What a call of a launched kernel enters, in every version of Triton.
         monkeypatch.setattr(GridExecutor, "__call__", self._counted(GridExecutor.__call__))
-        # Without conftest.py's poison, which takes calls of its own.
-        for name in ("empty", "empty_strided"):
-            monkeypatch.setattr(torch, name, getattr(torch._C._VariableFunctions, name))
-        monkeypatch.setattr(torch.Tensor, "new_empty", torch._C.TensorBase.new_empty)
+        unwatched(monkeypatch)
 
     def _counted(self, run):
         def counted(*arguments, **options):

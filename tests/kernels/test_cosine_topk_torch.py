@@ -176,16 +176,21 @@ def test_memory_stays_within_its_bound(make, k, options, max_bytes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_memory_where_one_row_learns_of_a_whole_block(dtype):
+@pytest.mark.parametrize("late", [False, True])
+def test_memory_where_one_row_learns_of_a_whole_block(dtype, late):
     """The list of every touched row is as long as the longest."""
     best = cpu.TopK(512, 3, torch.zeros((), dtype=dtype))
     best.values.zero_()
+    if late:
+        best.indices += torch.tensor([1001, 1002, 1003])
     scores = -torch.ones(512, 512, dtype=dtype)
     scores[0] = scores[:, 40] = 1
     with Allocated() as allocated:
         best.offer(0, scores, 7)
-    assert best.indices[:2].tolist() == [[7, 8, 9], [47, -1, -1]]
-    assert scores.nbytes < allocated.peak <= (cpu.PAIR_COPIES - 1) * scores.nbytes
+    assert best.indices[:2].tolist() == [[7, 8, 9], [47, *([1000, 1001] if late else [-1, -1])]]
+    # With max_bytes there are no other threads, so none is ahead.
+    copies = cpu.PAIR_COPIES + 2 if late else cpu.PAIR_COPIES - 1
+    assert scores.nbytes < allocated.peak <= copies * scores.nbytes
 
 
 def test_max_bytes_too_small(device):

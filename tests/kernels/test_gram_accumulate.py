@@ -90,6 +90,36 @@ def test_any_strides(view, neuron_dim, backend, device):
     )
 
 
+@pytest.mark.parametrize("view", [lambda x: x[:, 1], lambda x: x[::2, 0], lambda x: x[0, :1].expand(40)])
+def test_any_strides_of_shift_and_scale(view, backend, device):
+    numbers = torch.rand(80, 3, device=device) + 0.5
+    shift, scale = view(numbers)[:40], view(numbers.flip(0))[:40]
+    x = torch.randn(70, 40, device=device)
+    start = torch.zeros(40, 40, device=device, dtype=torch.float64)
+    got = gram_accumulate(start.clone(), x, shift=shift, scale=scale, backend=backend)
+    check(got, start, x, backend=backend, shift=shift, scale=scale)
+
+
+@pytest.mark.parametrize("place", ["gram", "shift", "scale", "activations"])
+def test_any_address(place, backend, device):
+    """Calls of one shape after another, of which some have an address that is no multiple of 16 bytes."""
+    x = torch.randn(64, 32, device=device)
+    for number in (0, 1, 2):
+        moved = torch.rand(64 * 32 + 8, device=device)
+        given = {
+            "gram": torch.ones(32, 32, device=device),
+            "activations": x,
+            "shift": torch.randn(32, device=device),
+            "scale": torch.rand(32, device=device),
+        }
+        size = given[place].numel()
+        given[place] = moved[number : number + size].view(given[place].shape)
+        start = given["gram"].clone()
+        rest = {"shift": given["shift"], "scale": given["scale"]}
+        gram_accumulate(given["gram"], given["activations"], backend=backend, **rest)
+        check(given["gram"], start, given["activations"], backend=backend, **rest)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_dtypes(dtype, backend, device):
     x = torch.randn(70, 40, device=device, dtype=torch.float64).to(dtype)

@@ -41,6 +41,33 @@ def test_compiled_kernels_are_kept(monkeypatch):
     ]
 
 
+def test_another_thread_may_call_before_the_first_call_has_returned(monkeypatch):
+    """Whoever calls while the compiled kernel is being kept compiles too, or has all that it takes to run it."""
+    log = []
+
+    class Compiled:
+        function, packed_metadata = "function", "metadata"
+
+        @property
+        def run(self):
+            if len(log) < 3:
+                started("meanwhile")  # as another thread would
+            return lambda *arguments: log.append("compiled")
+
+    class Kernel:
+        arg_names = ("tensor",)
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: log.append("kernel") or Compiled()
+
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+    started = Launch(Kernel(), (1, 1, 1), {})
+    started("first")
+    started("after")
+    assert log == ["kernel"] * 3 + ["compiled"]
+
+
 class Guard:
     """Stands in for torch.cuda.device, and notes what happens."""
 

@@ -108,7 +108,13 @@ def test_operator_registration(backend):
     ("change", "error", "message"),
     [
         ({"output_grads": torch.ones(3, 5)}, ValueError, r"expected shape \(N, T, d\)"),
-        ({"tokens": torch.zeros(3, 4)}, TypeError, "tokens: expected a tensor of int64 or int32, got torch.float32"),
+        (
+            {"tokens": torch.zeros(3, 4)},
+            TypeError,
+            "tokens: expected a dense tensor of int64 or int32, got torch.float32",
+        ),
+        ({"tokens": torch.zeros(3, 4).long().to_sparse()}, TypeError, "tokens: expected a dense .* got .*sparse"),
+        ({"tokens": torch.nested.nested_tensor([torch.zeros(4).long()] * 3)}, TypeError, "tokens: .* got a nested one"),
         ({"tokens": [[0]]}, TypeError, "got list"),
         ({"tokens": torch.zeros(3, 5).long()}, ValueError, "that of output_grads"),
         ({"square_norms": torch.zeros(2, 64)}, ValueError, "expected float64 of shape"),

@@ -121,6 +121,15 @@ def test_halves_meet_float32(backend):
     check(x, b, dtype=torch.bfloat16, backend=backend)
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_squares_of_any_float32(backend, size):
+    grads = torch.randn(3, 2, 5, device=DEVICE) * size
+    written = norms(1)
+    scale_shift_grads(grads, written, shift_row=0, backend=backend)
+    wanted = grads.double().sum(1).square().sum()
+    torch.testing.assert_close(written.sum(), wanted, rtol=1e-6, atol=0.0)
+
+
 def test_strides(backend):
     wide = batch(5, 9, 4, 14)
     check(

@@ -21,6 +21,8 @@ depends on no sample.
 | `sums.py` | what a sum over samples stays one under |
 | `rows.py` | rows chosen by a mask or an index, and their way back |
 | `places.py` | rows at constant places of the samples: chunks, slices, permutations |
+| `bags.py` | bags of embeddings, by offsets |
+| `packed.py` | sequences of different length in one tensor, samples in another order |
 | `occurring.py` | which experts some token was sent to |
 | `independence.py` | a test on the spot for functions without a rule |
 | `bodies.py` | `COMPOSITE` functions, whose inside is followed |
@@ -31,9 +33,11 @@ from typing import Any
 
 import torch
 
+from .bags import Bags, with_offsets
 from .bodies import body, composite_functions
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
+from .packed import SIZES, by_length, is_packed_call, samples_along
 from .places import reordered
 from .rows import sorted_offsets
 from .table import RULES, called, in_place
@@ -93,7 +97,9 @@ __all__ = [
     "ENTRYWISE",
     "PROPERTIES",
     "SHAPE_ONLY",
+    "SIZES",
     "WRITING",
+    "Bags",
     "Mixed",
     "Named",
     "Occurring",
@@ -109,17 +115,20 @@ __all__ = [
     "as_constants",
     "batch_of",
     "body",
+    "by_length",
     "by_shape",
     "entrywise",
     "follow",
     "has_rule",
     "here",
     "indexes",
+    "is_packed_call",
     "is_second",
     "layers_of",
     "name_of",
     "reordered",
     "rows_in_view",
+    "samples_along",
     "set_second",
     "set_track",
     "sorted_offsets",
@@ -128,4 +137,5 @@ __all__ = [
     "track_of",
     "use",
     "using",
+    "with_offsets",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import (  # noqa: F401  (they enter their rules)
+    bags,
     indexing,
     layers,
     occurring,
@@ -19,6 +20,7 @@ from . import (  # noqa: F401  (they enter their rules)
 )
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
+from .packed import sequences
 from .reductions import chosen
 from .rows import chosen as chosen_rows
 from .rows import on_rows, sorted_offsets
@@ -59,6 +61,9 @@ UNWRITTEN = {torch.empty, torch.empty_like, torch.empty_strided, torch.empty_per
     torch.Tensor.new_empty_strided,
 }
 """Memory that holds nothing yet; what fills it may be out of sight."""
+
+REGROUPING = {indexing.getitem, indexing.index_select, layers.recurrent, bags.bag}
+PACKING = {torch._pack_padded_sequence, torch._pad_packed_sequence}
 
 READS: dict[Any, slice] = {
     **dict.fromkeys((first, view, expand), slice(0, 1)),
@@ -120,6 +125,8 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
         if func is torch._grouped_mm and Mixed in kinds and (offsets := sorted_offsets(args, kwargs)) is not None:
             with as_constants([offsets]):
                 return follow(func, args, kwargs, out, n)
+        if (rule in REGROUPING or func in PACKING) and (regrouped := regroup(seen, kinds)) is not None:
+            return state_regrouped(seen, regrouped, inputs, verdicts)
         if kinds <= NOTHING:
             if rule is not fresh or not own:
                 state(seen, None)
@@ -153,6 +160,21 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
                 break
     set_track(out, verdict, second)
     return None
+
+
+def regroup(seen: Seen, kinds: set[type]) -> Any:
+    """The verdict of a call that packs, cuts or orders samples anew; None where it is none."""
+    rule, func, args, kwargs, out, n = seen
+    if rule is not bags.bag:
+        return sequences(rule, func, args, kwargs, out, n)
+    cut = bags.with_offsets(func, args, kwargs)
+    return None if cut is None or kinds <= NOTHING or track_of(cut.weight) is not None else bags.cut(cut, n)
+
+
+def state_regrouped(seen: Seen, verdict: Any, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Mixed | None:
+    second = all(is_second(x) for x, v in zip(inputs, verdicts, strict=True) if v is not None)
+    mixed = state(seen, verdict, second)
+    return None if type(verdict) is list else mixed
 
 
 def fits(track: Track, out: Tensor, n: int) -> bool:
@@ -192,7 +214,7 @@ def apart(
         if type(verdict) is Track:
             sampled = True
         elif type(verdict) is Mixed:
-            mixed = verdict
+            mixed = mixed or verdict
             anew = anew or newly_mixed(x)
         elif type(verdict) is Summed:
             sums.append(x)
@@ -270,7 +292,10 @@ def asked_of(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) 
     try:
         verdict = rule(call, *args, **named)
     except Exception as error:  # Whatever the arguments were, training goes on.
-        return call.mixed(f"with arguments that could not be read ({error})")
+        why = str(error).partition("\n")[0]
+        if "data-dependent" in why:
+            return call.mixed("with an index or a mask whose values are not there yet while code is compiled")
+        return call.mixed(f"with arguments that could not be read ({why})")
     finally:
         tracks.here.asked = None
     if rule in READS or rule is chosen or type(verdict) is Mixed:

@@ -120,8 +120,8 @@ register(
 )
 register("copy_ new_tensor", copied, TORCH)
 register(
-    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
-    "new_empty_strided zero_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ "
+    "zeros ones zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones "
+    "new_empty new_full new_empty_strided zero_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ "
     "is_floating_point is_complex is_same_size size dim stride numel nelement element_size storage_offset "
     "data_ptr get_device is_contiguous is_nonzero item tolist ndimension register_hook result_type __len__ __bool__ "
     "__float__ __int__ __index__ __contains__ __hash__ __repr__ __format__ backward equal allclose is_set_to "

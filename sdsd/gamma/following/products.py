@@ -248,20 +248,6 @@ def embedding(call: Call, input: Tensor, weight: Tensor, *settings: Any, **named
     return call.agreed([track_of(input), track])
 
 
-def bag(call: Call, input: Tensor, weight: Tensor, offsets: Any = None, *_: Any, **kwargs: Any) -> Verdict:
-    """embedding_bag: a row of indices a bag; with offsets, bags of any length in one dimension."""
-    if input.dim() != 2:
-        return call.mixed("of bags given by offsets; give the indices as a matrix")
-    track = track_of(input)
-    if isinstance(track, Track) and track.axis == 1:
-        return call.over(input)
-    weights = kwargs.get("per_sample_weights", _[4] if len(_) > 4 else None)
-    tracks = [track, track_of(weights) if isinstance(weights, Tensor) else None]
-    if track_of(weight) is not None:
-        return call.mixed("into a table that depends on samples")
-    return call.agreed(tracks)
-
-
 def batch_of_matrices(call: Call, *operands: Any, **_: Any) -> Verdict:
     """Linear algebra of one or two (batches of) matrices or vectors: only leading dimensions are apart."""
     verdicts: list[Verdict] = []
@@ -320,7 +306,6 @@ register("conv_transpose1d conv_transpose2d conv_transpose3d", transposed_convol
 register("convolution", general_convolution, TORCH)
 register("embedding", embedding, FUNCTIONAL)
 register("embedding", lambda call, weight, indices, *_, **__: embedding(call, indices, weight), TORCH)
-register("embedding_bag", bag, FUNCTIONAL)
 register(
     "inverse det logdet slogdet pinverse cholesky cholesky_inverse qr svd matrix_power matrix_exp",
     batch_of_matrices,

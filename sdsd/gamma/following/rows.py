@@ -31,7 +31,7 @@ def chosen(rule: Any, func: Any, args: Sequence[Any], out: Any, n: int) -> Any:
         masked = _is_mask(args[1]) and args[1].dim() and track_of(args[1]) is not None
         return _picked_by_mask(args[0], args[1], n) if masked else _at_places(args[0], args[1], n)
     if rule in (reductions.sort, reductions.along) and name_of(func).split(".")[-1] in ("sort", "argsort"):
-        return _sorted(args[0], out, n) if len(args) == 1 else None
+        return _sorted(args[0], out, n)
     alone = rule is reductions.chosen or (rule is elementwise.where and len(args) == 1)
     return _positions(args[0], out, n) if alone and args else None
 
@@ -52,7 +52,8 @@ def _sorted(x: Tensor, out: Any, n: int) -> Any:
         return None
     indices = out if isinstance(out, Tensor) else out[1]
     samples = indices.div(track.inner, rounding_mode="floor") % n
-    rows = Rows(Track(0), Owners(samples, x.shape[0], track.inner, x.detach()[indices]))
+    owners = Owners(samples, x.shape[0], track.inner, x.detach()[indices])
+    owners.places, rows = indices, Rows(Track(0), owners)
     return rows if isinstance(out, Tensor) else [rows, rows]
 
 

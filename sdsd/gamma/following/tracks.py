@@ -79,14 +79,17 @@ class Owners:
     """The sample that each of some rows belongs to, which a mask or an index chose by what the samples hold.
 
     samples: (rows,), whole numbers. size, inner: of the dimension that the rows were chosen from, as in `Track`.
-    order: (rows,), the whole numbers that the rows were sorted by, where they were.
+    order, places: (rows,), the numbers that the rows were sorted by, and where each came from, where all were sorted.
+    batch: of rows of packed sequences, how the sequences lie that they were packed from.
     known: the samples as numbers, where rows at constant places were taken; see `places.py`.
     """
 
-    __slots__ = ("inner", "known", "order", "samples", "size")
+    __slots__ = ("batch", "inner", "known", "order", "places", "samples", "size")
 
     def __init__(self, samples: Tensor, size: int, inner: int, order: Tensor | None = None) -> None:
         self.samples, self.size, self.inner, self.order = samples, size, inner, order
+        self.places: Tensor | None = None
+        self.batch: Track | Owners | None = None
         self.known: tuple[int, ...] | None = None
 
 

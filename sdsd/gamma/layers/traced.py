@@ -130,7 +130,9 @@ class Followed:
         else:
             func = function_of(node)
             try:
-                run_rule(func, args, kwargs, out, self.n)
+                # A rule may ask for a value that is not there yet; nobody is to wait for what stands in its place.
+                with output.shape_env.ignore_fresh_unbacked_symbols():
+                    run_rule(func, args, kwargs, out, self.n)
             except Exception as error:  # of a rule that wanted values
                 state(out, Mixed(f"{name_of(func)}, which cannot be followed while it is compiled ({error})"))
         if any(type(track_of(x)) is Mixed and x.requires_grad for x in tensors_of(out)):

@@ -97,6 +97,7 @@ class Attachment:
         for module in reversed(self._modules):
             release(module)
         self._hooks, self._modules = [], []
+        self._session.marks.unwatch()
 
 
 def _pair(watchers: list[Watcher], session: Session) -> None:

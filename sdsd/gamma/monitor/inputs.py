@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from ...models import compiling
-from ..following import Track
+from ..following import SIZES, Mixed, Owners, Rows, Track, by_length
 from ..layers import UnsupportedError
 from ..uses import ANNOUNCED, deep_tensors
 
@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
 
     batch: int
     """Samples."""
-    tracks: list[tuple[Tensor, Track]]
+    tracks: list[tuple[Tensor, Track | Rows | Mixed]]
     """Inputs that carry samples, the first one first."""
 
 
@@ -44,15 +44,8 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
     plain = not kwargs and all(isinstance(x, Tensor) for x in args)
     leaves = args if plain else pytree.tree_leaves((args, kwargs), is_leaf=_is_packed)
     for each in leaves:
-        if isinstance(each, Tensor) and each.is_nested:
-            samples = each.size(0)
-        elif isinstance(each, PackedSequence):
-            samples = int(each.batch_sizes[0])
-        else:
-            continue
-        if exact:
-            raise UnsupportedError(_of_different_length(each))
-        return Inputs(samples, [])
+        if isinstance(each, PackedSequence) or (isinstance(each, Tensor) and each.is_nested):
+            return _of_different_length(each, leaves, session)
     tensors = [x for x in leaves if isinstance(x, Tensor) and x.ndim > axis]
     if not tensors and not compiling():  # in an object of the user's, or of a library
         tensors = [x for x in deep_tensors([*args, *kwargs.values()]) if x.ndim > axis]
@@ -88,16 +81,50 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
     return Inputs(batch, sorted(carry, key=lambda pair: pair[0] is not first))
 
 
+def _packed(leaves: Any, sequences: int, given: int | None, axis: int) -> Inputs:
+    """Of a model that is called with packed sequences: each is a sample, or `sequences` // `given` are one."""
+    batch = sequences if given is None else given
+    if sequences % batch:
+        raise UnsupportedError(
+            f"the model was given a PackedSequence of {sequences} sequences, no whole number for each of the {batch} "
+            "samples that batch_size announces. Pass the right batch_size."
+        )
+    inner = sequences // batch
+    orders: list[tuple[Tensor, Owners]] = []
+    tracks: list[tuple[Tensor, Track | Rows | Mixed]] = []
+    for each in leaves:
+        if isinstance(each, PackedSequence) and int(each.batch_sizes[0]) == sequences:
+            where: Track | Owners = Track(0, 1, inner)
+            places = torch.arange(sequences, device=each.data.device)
+            if each.sorted_indices is not None:
+                places = each.sorted_indices.to(places.device)
+                same = [owners for order, owners in orders if torch.equal(order, places)]
+                where = same[0] if same else Owners(places // inner, sequences, inner)
+                where.places = places
+                orders.append((places, where))
+            tracks.append((each.data, Rows(Track(0), by_length(each.batch_sizes, places // inner, where))))
+            tracks.append((each.batch_sizes, SIZES))
+        elif isinstance(each, Tensor) and each.ndim > axis and each.shape[axis] == sequences:
+            tracks.append((each, Track(axis, 1, inner)))
+    return Inputs(batch, sorted(tracks, key=lambda pair: type(pair[1]) is not Rows))
+
+
 def _is_packed(value: Any) -> bool:
     return isinstance(value, PackedSequence)
 
 
-def _of_different_length(value: Any) -> str:
-    if _is_packed(value):
+def _of_different_length(first: Any, leaves: Any, session: Session) -> Inputs:
+    """Of a model that is called with samples of different length in one tensor."""
+    samples = int(first.batch_sizes[0]) if _is_packed(first) else first.size(0)
+    if not session.exact:
+        return Inputs(samples, [])
+    if _is_packed(first) and not compiling():
+        return _packed(leaves, samples, session.batch_size, session.batch_dim)
+    if _is_packed(first):
         what, how = "a PackedSequence, whose rows are of several sequences by turns", "pad_packed_sequence"
     else:
         what, how = "a nested tensor, whose samples have no dimension of their own", "torch.nested.to_padded_tensor"
-    return (
+    raise UnsupportedError(
         f"the batch is {what}, and they cannot be told apart. Give the model the padded tensor ({how}) and a mask of "
         "what is valid, or use mode='micro'."
     )

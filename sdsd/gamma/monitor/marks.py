@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _NONE: tuple[Any, int] = (lambda: None, 0)
@@ -22,9 +24,15 @@ class Marks:
     present: parameters that had one when the step's first gradients came back, or None where that was not seen.
     before: the same of the step before.
     hooks: of each parameter then, on its gradient as it comes and after it was added.
+    came: of each parameter that is watched, how gradients came to be added to its .grad: their memory, the writes to
+        it, and whether they were views.
+    always: whether all are watched from the first gradients on, and not only where these are added to others.
     """
 
     def __init__(self) -> None:
+        self.came: dict[str, set[tuple[int, int, bool]]] = {}
+        self.always = False
+        self._watched: dict[str, tuple[Any, Any]] = {}
         self._held: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         self.present: dict[str, None] | None = None
         self.before: dict[str, None] | None = None
@@ -33,11 +41,27 @@ class Marks:
     def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Note which gradients and hooks are there, before anything is added to gradients."""
         self.present = {}
+        self.came.clear()
         for name, parameter in parameters.items():
             of_parameter, after = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
             self.hooks[name] = len(of_parameter or ()), len(after or ())  # type: ignore[arg-type]
             if parameter.grad is not None:
                 self.present[name] = None
+        if self.present or self.always:
+            self.watch(parameters)
+
+    def watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Note how gradients come: what is added to a .grad that is there leaves no other trace in it."""
+        for name, parameter in parameters.items():
+            if name not in self._watched and parameter.requires_grad:
+                node = torch.autograd.graph.get_gradient_edge(parameter).node
+                # Held, or the node would be made anew for every pass, without what it has to call.
+                self._watched[name] = node, node.register_prehook(partial(_note, self.came, name))
+
+    def unwatch(self) -> None:
+        for _, handle in self._watched.values():
+            handle.remove()
+        self._watched.clear()
 
     def set(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Mark all gradients as they are now."""
@@ -88,6 +112,13 @@ class Marks:
             if grad is not None and (grad is not reference() or grad._version != version):
                 names.append(name)
         return names
+
+
+def _note(came: dict[str, set[tuple[int, int, bool]]], name: str, gradients: tuple[Tensor | None, ...]) -> None:
+    gradient = gradients[0]
+    if gradient is not None:
+        memory = gradient.data_ptr() if type(gradient) is Tensor and gradient.layout is torch.strided else 0
+        came.setdefault(name, set()).add((memory, gradient._version, gradient._is_view()))
 
 
 def _local(grad: Tensor) -> Tensor:

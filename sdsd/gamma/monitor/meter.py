@@ -68,8 +68,11 @@ class Meter:
         self.reduction, self._population, self._strict = loss_reduction, population, strict
         self.scaler = scaler
         self.micro: MicroBatches | None = None
-        self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" else EVERY)
+        # Several ranks wait for the device at every step, to know how many samples there are.
+        self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" or ranks.world > 1 else EVERY)
         self.arrivals = Arrivals()
+        self._doubted: list[str] | None = None
+        session.marks.always = ranks.world > 1 and not ranks.sharded
         self.captured: Step | None = None
         self._nothing_left = ""
 
@@ -103,7 +106,7 @@ class Meter:
                 n = sum(session.sizes)
             if self._ranks.world > 1:
                 # Ranks may hold batches of different size; that is known to none of them alone.
-                n = self._ranks.total(n, parameters.device)
+                n = self._of_all_ranks(n, groups)
         else:
             assert self.micro is not None
             squares, n, unit, own_signal = self.micro.collect(self._ranks.world, self.reduction)
@@ -127,7 +130,7 @@ class Meter:
             fits = self._proves(ledgers, squares, n) if proving else self._is_possible(ledgers, squares, signal, n)
             if not fits:
                 squares, signal = self._sums.of_samples(ledgers, passes), self._sums.of_gradients()
-            if session.direction is not None and not written:
+            if (proving or session.direction is not None) and not written:
                 proved = proving and fits
                 unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=proved)
                 if unusual:
@@ -162,6 +165,18 @@ class Meter:
             return UnsupportedError(session.unread)
         return no_backward(session, self._parameters)
 
+    def _of_all_ranks(self, n: int, groups: list[list[Pass]]) -> int:
+        """The samples of all ranks; they agree here on whether any of them doubts its gradients."""
+        session, names, differentiated = self._session, [], False
+        if not self._ranks.sharded:
+            names = self.arrivals.unusual(session.parameters, groups, session.marks, proved=False)
+            differentiated = any(ledger.differentiated for group in groups for ledger in group)
+        total, doubts = self._ranks.totals([n, int(differentiated or bool(names))], self._parameters.device)
+        self._doubted = names if doubts else None
+        if doubts:
+            self.prover.again(EVERY)
+        return total
+
     def _doubt(self, unusual: list[str]) -> None:
         """Gradients came otherwise than in steps that proved themselves: many have to now, for it may come again."""
         self.prover.again(EVERY)
@@ -186,7 +201,7 @@ class Meter:
         """Raise, or leave out (strict=False), parameters with a gradient that nothing measured."""
         coverage = self._parameters.coverage
         if self._strict or not self._session.exact or any(name not in coverage for name in names):
-            raise of_unmeasured(names, coverage)
+            raise of_unmeasured(self._session, names, coverage)
         why = "its gradient came from no operation of the model's forward pass that was seen"
         self._leave_out(dict.fromkeys(names, why))
 
@@ -222,6 +237,9 @@ class Meter:
         for ledger in ledgers:
             proving = proving and ledger.directions is not None
             differentiated = differentiated or ledger.differentiated
+        if self._doubted is not None and not proving:
+            self._doubt(self._doubted)
+            return None
         if session.direction is not None and (written or differentiated):
             self.prover.again()
             if not proving:
@@ -337,7 +355,9 @@ def _warn_of_too_few(n: int, exact: bool) -> None:
 
 
 def _warn_of_doubt(names: list[str], came: bool = False) -> None:
-    if came:
+    if came and not names:
+        what = "on some rank a gradient did not come as in the steps before, or an inner autograd.grad went through"
+    elif came:
         what = f".grad of {listed(names)} did not come as in the steps before (a penalty, a hook, another use)"
     elif names:
         what = f".grad of {listed(names)} was written to after the backward pass"

@@ -6,7 +6,14 @@ compiled has no such hooks; there the last forward pass counts.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
 from ..layers import UnsupportedError
+
+if TYPE_CHECKING:
+    from .session import Session
 
 Forward = tuple[int, int]
 """The number of a forward pass, and its samples."""
@@ -35,9 +42,11 @@ class Origins:
         self._passes += 1
         return self._passes, samples or 0
 
-    def hear(self, task: int, forward: Forward) -> None:
-        """The gradient of an output of this forward pass came in a backward pass."""
-        self._heard.setdefault(task, set()).add(forward)
+    def come(self, session: Session, forward: Forward, grad: Tensor) -> None:
+        """The gradient of an output of this forward pass comes in the backward pass that runs."""
+        session._announce(grad)
+        if session._outer is not None and not session.pauses:
+            self._heard.setdefault(session._outer, set()).add(forward)
 
     def arrive(self, task: int, last: int | None) -> int:
         """Gradients of parameters came in a backward pass that had brought none before: of so many samples.

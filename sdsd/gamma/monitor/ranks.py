@@ -23,9 +23,9 @@ class Ranks(NamedTuple):
             dist.all_reduce(values, group=self.group)
         return values
 
-    def total(self, count: int, device: torch.device) -> int:
-        """The sum of what each rank counts."""
-        return round(self.add(torch.tensor([count], dtype=torch.float64, device=device)).item())
+    def totals(self, counts: list[int], device: torch.device) -> list[int]:
+        """The sums of what each rank counts."""
+        return [round(total) for total in self.add(torch.tensor(counts, dtype=torch.float64, device=device)).tolist()]
 
 
 def ranks_of(model: nn.Module, parameters: list[nn.Parameter], given: Any) -> Ranks:

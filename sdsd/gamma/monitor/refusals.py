@@ -63,6 +63,8 @@ def refuse_foreign(session: Session, parameters: Parameters) -> None:
 def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
     """The error of a step without a backward pass that counted."""
     trained = [name for name in parameters.covered if parameters.chosen[name].grad is not None]
+    if any(name in session.within for name in trained):
+        return _inside_a_function(session, trained)
     seen = ""
     if trained and any(ledger.n and not ledger.inputs for ledger in session.passes):
         seen = (
@@ -127,8 +129,24 @@ def _gone(names: list[str]) -> RuntimeError:
     )
 
 
-def of_unmeasured(unseen: list[str], coverage: Container[str]) -> RuntimeError:
+def _inside_a_function(session: Session, names: list[str]) -> RuntimeError:
+    """The error of parameters that an autograd.Function of the user's gives gradients to."""
+    inside = {name: session.within[name] for name in names if name in session.within}
+    functions = ", ".join(dict.fromkeys(inside.values()))
+    return RuntimeError(
+        f"{listed(list(inside))}: read inside {functions}, an autograd.Function, whose backward adds samples up where "
+        "nobody can see it. Leave out what it alone reads,\n"
+        "  monitor = sdsd.GammaMonitor(model, parameters=[name for name, _ in model.named_parameters() "
+        f"if name not in {sorted(inside)!r}])\n"
+        "or take micro-batches for samples, sdsd.GammaMonitor(model, mode='micro'), or do in torch's own operations "
+        "what it does."
+    )
+
+
+def of_unmeasured(session: Session, unseen: list[str], coverage: Container[str]) -> RuntimeError:
     """The error of parameters with a gradient that was not measured."""
+    if unseen[0] in coverage and unseen[0] in session.within:
+        return _inside_a_function(session, unseen)
     for name in unseen:
         if name not in coverage:
             return RuntimeError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import compiled_parts, intercepted
-from ..following import Track, Verdict
+from ..following import Mixed, Rows, Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
 from ..uses import (
     Leaf,
@@ -35,7 +35,7 @@ from ..uses import (
 from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
-from .origins import Forward, Origins
+from .origins import Origins
 from .refusals import refuse_uncounted
 
 if TYPE_CHECKING:
@@ -66,13 +66,13 @@ class Session:
         operands: measured parameters by their ids, as operations read them.
         plans: sites of uses → how such a use is made; see `uses/plans.py`.
         backends: device → what serves kernels there, looked up once.
+        within: parameters → the autograd.Function of the user's that read them.
     """
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
         self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
         self.rows_allowed = batch_size is not None
-        self.measuring = self.planned = True
-        self.exact = self.compiled = True
+        self.measuring = self.planned = self.exact = self.compiled = True
         self.pauses = 0
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
@@ -95,6 +95,7 @@ class Session:
         self.calls: dict[Any, Any] = {}
         self.plans: dict[Any, Plan] = {}
         self.backends: dict[torch.device, str] = {}
+        self.within: dict[str, str] = {}
         self.strangers: set[int] = set()
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = {}
@@ -149,6 +150,7 @@ class Session:
             return None
         if held is not None:
             self.plans.clear()
+            self.marks.unwatch()
         leaf = Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
         self.operands[key] = Operand(parameter, [leaf])
         return self.operands[key]
@@ -164,6 +166,8 @@ class Session:
         """Begin a new step, measured or not."""
         self.planned = measuring
         self.measuring = measuring and not self.pauses
+        if not measuring:
+            self.marks.unwatch()
         self.sizes: list[int] = []
         for ledger in self.passes:
             ledger.close()
@@ -210,7 +214,7 @@ class Session:
                 out = plain(*args, **kwargs)
             finally:
                 self._inside = False
-            hear(out, partial(self._came_through, self.origins.begin(self.batch)))
+            hear(out, partial(self.origins.come, self, self.origins.begin(self.batch)))
             return out
         if self.passes:
             self.settle()
@@ -263,6 +267,7 @@ class Session:
 
     def forget(self) -> None:
         """Look into parameters, and into what is done with them, anew: what adds to their .grad may be other nodes."""
+        self.marks.unwatch()
         self.operands.clear()
         self.plans.clear()
 
@@ -278,11 +283,6 @@ class Session:
             self._outer = torch._C._current_graph_task_id()
             torch.autograd.Variable._execution_engine.queue_callback(self._outermost_over)
 
-    def _came_through(self, forward: Forward, grad: Tensor) -> None:
-        self._announce(grad)
-        if self._outer is not None and not self.pauses:
-            self.origins.hear(self._outer, forward)
-
     def _outermost_over(self) -> None:
         self._outer = None
 
@@ -293,7 +293,7 @@ class Session:
         for other in peers:
             other.peers = peers
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track]]:
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track | Rows | Mixed]]:
         """Find the batch size, and the inputs that carry samples."""
         inputs = read_inputs(args, kwargs, self)
         if inputs is None:  # none has a sample axis
@@ -342,6 +342,8 @@ class Session:
             if self._stepped and self.marks.present != {}:
                 self.stale = self.marks.stale(self.parameters)
             return
+        if first is not None:
+            self.marks.watch(self.parameters)
         if self.marks.cleared(self.parameters):
             self.given_up, self.stale = False, None
             if self.marks.present is not None and first is not None:

@@ -6,10 +6,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-import torch
 import torch.utils.checkpoint
 from torch import Tensor
-from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.overrides import TorchFunctionMode
 
 from ..following import (
@@ -28,10 +26,12 @@ from ..following import (
     follow,
     here,
     indexes,
+    is_packed_call,
     set_track,
     sorted_offsets,
     stated,
     track_of,
+    with_offsets,
 )
 from . import checkpoints
 from .calls import (
@@ -51,7 +51,7 @@ from .calls import (
     tensors_in,
 )
 from .ledger import Pass
-from .opaque import transformed
+from .opaque import hide_from_dynamo, transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation
 
@@ -234,6 +234,8 @@ class Measuring(TorchFunctionMode):
             apart = None
         if named and None in rows:
             apart = Mixed(f"{named[0][1].reason}, and what belongs to that meets samples which it may not occur in")
+        if with_offsets(func, args, kwargs) is not None or is_packed_call(func, args):
+            return self._use(func, args, kwargs, parameters)
         if apart is not None:
             out = marked(self.follow(func, args, kwargs, func(*args, **kwargs)))
             if any(t.requires_grad for t in tensors_in((out,), {})):
@@ -264,12 +266,11 @@ class Measuring(TorchFunctionMode):
         if hidden is not None:
             return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
         node: Any = tensor.grad_fn
-        own = isinstance(node, torch.autograd.function.BackwardCFunction) or self.inside_backward
+        own = self.inside_backward or isinstance(node, torch.autograd.function.BackwardCFunction)
         if not own and node._sequence_nr() >= self.ledger.began:
-            # What a user's own function takes is seen; TorchScript may have been given samples, too.
-            mixed = Mixed(f"{node.name()} of code that PyTorch does not show while it runs (TorchScript, C++)")
-            self.ledger.refuse([leaf.name for leaf in leaves], mixed.reason)
-            return mixed
+            why = f"{node.name()} of code that PyTorch does not show while it runs (TorchScript, C++)"
+            self.ledger.refuse([leaf.name for leaf in leaves], why)
+            return Mixed(why)
         set_track(tensor, None)
         return None
 
@@ -381,6 +382,8 @@ class Measuring(TorchFunctionMode):
         for tensor in parameters:
             for leaf in leaves_of(tensor, self.session)[0]:
                 self.ledger.count(leaf)
+                if leaf.name not in self.session.within and (function := user_function()) is not None:
+                    self.session.within[leaf.name] = function
 
     def note_checkpoint(self) -> None:
         """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""
@@ -394,5 +397,4 @@ class Measuring(TorchFunctionMode):
             checkpoints.follow_reentrant(ledger, lambda: Measuring(session, ledger, inside_backward=True))
 
 
-# Where a compiled function is called under the mode, Dynamo would compile the mode itself, frame by frame.
-set_code_exec_strategy(Measuring.__torch_function__.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
+hide_from_dynamo(Measuring.__torch_function__)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.overrides import _pop_mode_temporarily
 
@@ -22,6 +24,13 @@ _LOST = Mixed(
 )
 
 
+def hide_from_dynamo(function: Any) -> None:
+    """Of a mode: where a compiled function is called under it, Dynamo would compile the mode, too, frame by frame."""
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+
+
 def transformed(mode: Measuring, func: Any, args: Any, kwargs: Any) -> Any:
     """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
     inputs = [layer for tensor in tensors_in(args, kwargs) for layer in layers_of(tensor)]
@@ -31,7 +40,7 @@ def transformed(mode: Measuring, func: Any, args: Any, kwargs: Any) -> Any:
         # By name alone: within a transform a parameter's own node cannot be asked for.
         computed = [leaf.name for t in parameters if t.grad_fn is not None for leaf in leaves_of(t, mode.session)[0]]
         own = [mode.session.name_of(t) for t in parameters if t.grad_fn is None]
-        mode.ledger.refuse([*computed, *(name for name in own if name is not None)], "a transform of torch.func")
+        mode.ledger.refuse([*computed, *(name for name in own if name is not None)], _transforms())
     return out
 
 
@@ -41,6 +50,28 @@ def watch_order(mode: Measuring, out: Any) -> None:
         mixed = reordered(tensor, mode.ledger.n)
         if mixed is not None:
             mode.watch_mixing([tensor], mixed)
+
+
+def _transforms() -> str:
+    """Why nothing is measured in the transforms that are under way."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    names = ", ".join(dict.fromkeys(f"torch.func.{each.key().name.lower()}" for each in stack))
+    return (
+        f"samples are not followed inside {names}. Where vmap only repeats a layer, call the layer with all samples "
+        "(layer(x) in the place of vmap(layer)(x)); what needs derivatives of the model takes micro-batches for samples"
+    )
+
+
+def user_function() -> str | None:
+    """The autograd.Function of the user's inside of which this is called, or None."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "apply":
+            kind = frame.f_locals.get("cls")
+            if isinstance(kind, type) and issubclass(kind, torch.autograd.Function):
+                return None if kind.__module__.startswith("torch.") else kind.__qualname__
+        frame = frame.f_back
+    return None
 
 
 def through_compiled(

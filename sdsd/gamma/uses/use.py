@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..following import Track, rows_in_view, track_of
+from ..following import Rows, Track, rows_in_view, track_of
 from .grouping import of_samples
 from .operand import Operand, leaves_of
 from .pieces import Piece
@@ -300,7 +300,7 @@ def watch(
     else:
         return []
     track = track_of(out)
-    if hidden is not None or not isinstance(track, Track):
+    if hidden is not None or not isinstance(track, (Track, Rows)):
         mode.lost(operands, f"samples go through {hidden}, which is not followed" if hidden else track)
         return []
     mode.note_checkpoint()

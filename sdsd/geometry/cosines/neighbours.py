@@ -55,8 +55,8 @@ def neuron_neighbors(
             another layer, or of another model. A neuron may then be its own neighbour.
         center: subtract each neuron's mean over samples first: Pearson's correlations.
         precision: "float32" | "fp16": what factors may be rounded to on a GPU, as in `neuron_cosine_matrix`.
-        max_bytes: bound on the memory beyond activations and result; None takes what is fastest: 20 to 96 MiB on a
-            CPU, about 1 GiB of a GPU.
+        max_bytes: bound on the memory beyond activations and result; None takes what is fastest: 20 to 96 MiB a
+            thread on a CPU, about 1 GiB of a GPU.
         progress: True for a line on standard error, or a function called with (done, total).
         backend: "triton" | "torch"; None takes SDSD_BACKEND, or Triton on a GPU, for k up to 32, and torch elsewhere.
 

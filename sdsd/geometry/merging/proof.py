@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import exact_convolutions
+
 from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, look, outputs, seeded
 from ...models import evaluating, training_outside_torch, untouched
 from ..arithmetic import plain_arithmetic, widened
@@ -239,7 +241,7 @@ def _exact(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(plain_arithmetic(device))
         if device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            stack.enter_context(exact_convolutions())
         yield
 
 

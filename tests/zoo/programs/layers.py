@@ -143,18 +143,16 @@ RECURRENT = {
         net(along_rows, cells=lambda: nn.LSTM(8, 5, batch_first=True, bidirectional=True)), batch=GRID
     ),
     "a GRU along its columns": layers(net(along_columns, cells=lambda: nn.GRU(8, 5, batch_first=True)), batch=GRID),
-    "LSTM": layers(last_state(lambda: nn.LSTM(8, 5, batch_first=True)), batch=SEQUENCES, measured=False),
-    "GRU, two layers": layers(all_states(lambda: nn.GRU(8, 5, 2, batch_first=True)), batch=SEQUENCES, measured=False),
-    "RNN, T = N": layers(last_state(lambda: nn.RNN(8, 5, batch_first=True)), batch=numbers(N, N, 8), measured=False),
+    "LSTM": layers(last_state(lambda: nn.LSTM(8, 5, batch_first=True)), batch=SEQUENCES),
+    "GRU, two layers": layers(all_states(lambda: nn.GRU(8, 5, 2, batch_first=True)), batch=SEQUENCES),
+    "RNN, T = N": layers(last_state(lambda: nn.RNN(8, 5, batch_first=True)), batch=numbers(N, N, 8)),
     "bidirectional LSTM": layers(
         net(lambda m, x: m.cells(x)[0], cells=lambda: nn.LSTM(8, 5, batch_first=True, bidirectional=True)),
         batch=SEQUENCES,
-        measured=False,
     ),
     "LSTM, sequence first": layers(
         net(lambda m, x: m.cells(x.transpose(0, 1))[0].transpose(0, 1), cells=lambda: nn.LSTM(8, 5)),
         batch=SEQUENCES,
-        measured=False,
     ),
     "a GRU cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.GRUCell(8, 5)), batch=SEQUENCES),
     "a plain cell in a loop": layers(net(unrolled_cell, cell=lambda: nn.RNNCell(8, 5, bias=False)), batch=SEQUENCES),
@@ -169,7 +167,6 @@ RECURRENT = {
             state=lambda: parameter(1, 1, 5),
         ),
         batch=SEQUENCES,
-        measured=False,
     ),
     "packed sequences": layers(
         net(
@@ -179,7 +176,6 @@ RECURRENT = {
             cells=lambda: nn.LSTM(8, 5, batch_first=True),
         ),
         batch=SEQUENCES,
-        measured=False,
     ),
 }
 
@@ -208,14 +204,13 @@ OTHER = {
         lambda: Spectral(5, 5), lambda: nn.Linear(8, 3), measured=False, options={"mode": "exact"}
     ),
     "complex scales": layers(lambda: ComplexScale(4), lambda: nn.Linear(8, 3), measured=False),
-    "EmbeddingBag": layers(lambda: nn.EmbeddingBag(11, 5), lambda: nn.Linear(5, 3), batch=BAGS, measured=False),
+    "EmbeddingBag": layers(lambda: nn.EmbeddingBag(11, 5), lambda: nn.Linear(5, 3), batch=BAGS),
     "EmbeddingBag with offsets": layers(
         net(
             lambda m, ids: m.bag(ids.flatten(), torch.arange(len(ids)) * ids.shape[1]),
             bag=lambda: nn.EmbeddingBag(11, 5, mode="sum"),
         ),
         batch=BAGS,
-        measured=False,
     ),
     "an embedding with sparse gradients": layers(
         lambda: nn.Embedding(11, 5, sparse=True), lambda: nn.Linear(5, 3), batch=IDS

@@ -6,12 +6,13 @@ file                 operations
 `linear.py`          F.linear, matrix products of samples with a matrix, addmm
 `convolution.py`     conv1d … conv3d, transposed too
 `grouped.py`         _grouped_mm: rows sorted by expert
-`lookup.py`          embedding
+`lookup.py`          embedding, embedding_bag
 `norms.py`           layer norm, RMS norm, group norm, instance norm, batch norm in eval mode
 `joined_norms.py`    layer and group norm by functions whose backward is one kernel's
 `elementwise.py`     + − × ÷ with a parameter, PReLU
 `attention.py`       attention with a mask of parameters
-`recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, lstm_cell
+`recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, packed or not, lstm_cell
+`unrolled.py`        such a layer, run again for one sample
 `generic.py`         every other one, and writing into samples
 `broadcasting.py`    what several share: gradients of an operand that is broadcast to the output
 ===================  =================================================================================================
@@ -49,6 +50,7 @@ RULES: dict[Any, Any] = {
         convolution.convolution,
     ),
     F.embedding: lookup.embedding,
+    F.embedding_bag: lookup.embedding_bag,
     F.scaled_dot_product_attention: attention.attention,
     F.layer_norm: norms.layer_norm,
     F.rms_norm: norms.rms_norm,

@@ -1,4 +1,4 @@
-"""torch.lstm, torch.gru and the plain recurrent layers: a sample at a time, with its own initial state.
+"""torch.lstm, torch.gru and the plain recurrent layers: a sample at a time, with its own first state, packed or not.
 
 An LSTM cell by itself is followed through the operations that torch makes it of.
 """
@@ -12,83 +12,69 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...following import Mixed, Track, track_of
-from ..operand import Operand, leaves_of
+from ...following import Mixed, Rows, Track, is_packed_call, samples_along, track_of
+from ..operand import Operand, leaves_of, unexpanded_of
 from ..pieces import Lazy, Piece
 from ..use import watch
 from .generic import any_operation
+from .unrolled import Call, Given
 
 if TYPE_CHECKING:
     from ..measuring import Measuring
 
 
 def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
-    """func(x, state, parameters, has_biases, layers, dropout, training, bidirectional, batch_first)."""
+    """func(x, state, parameters, has_biases, layers, dropout, training, bidirectional, batch_first), or, packed,
+    func(data, sizes, state, parameters, has_biases, layers, dropout, training, bidirectional)."""
+    packed = is_packed_call(func, args)
+    drops = len(args) == 9 and args[5 + packed] > 0 and args[6 + packed]
+    state = torch.get_rng_state() if drops else None
     out = mode.run(func, args, kwargs)
-    x = args[0]
-    track = track_of(x)
     distinct = list({id(t): t for t in parameters}.values())
+    verdict = track_of(args[0])
     why = None
-    if not isinstance(args[2], (list, tuple)) or len(args) != 9:
-        why = "packed sequences join samples of different length"
-    elif args[5] > 0 and args[6]:
+    if len(args) != 9 or not isinstance(args[2 + packed], (list, tuple)):
+        why = "it is called in a way that is not known"
+    elif drops and args[0].device.type != "cpu":
         why = "dropout between its layers draws other numbers when a sample runs again"
-    elif any(t.requires_grad and track_of(t) is None for t in _states(args[1])):
-        why = "its first state is computed from parameters"
-    elif not isinstance(track, Track) or x.ndim != 3:
+    elif not (isinstance(verdict, Rows) if packed else isinstance(verdict, Track) and args[0].ndim == 3):
         why = "its samples do not lie along one dimension of its input"
     if why is not None:
         mode.lost([Operand(t, leaves_of(t, mode.session)[0]) for t in distinct], Mixed(f"a recurrent layer: {why}"))
         return out
-    assert isinstance(track, Track)
-    n, axis = mode.ledger.n, track.axis
-    states = _states(args[1])
-    several = isinstance(args[1], (list, tuple))
-    weights, settings = [t.detach() for t in args[2]], tuple(args[3:])
-    places = [next(k for k, t in enumerate(args[2]) if t is each) for each in distinct]
-
-    def forward(own: list[Tensor], x: Tensor, states: tuple[Tensor, ...], which: int) -> Tensor:
-        all_weights = list(weights)
-        for place, tensor in zip(places, own, strict=True):
-            all_weights[place] = tensor
-        result = func(x, states if several else states[0], all_weights, *settings)
-        return result[which]
-
-    def own_rows(tensor: Tensor, dim: int, k: int) -> Tensor:
-        """Those of sample k along the batch dimension."""
-        return tensor.unflatten(dim, (track.outer, n, track.inner)).select(dim + 1, k).flatten(dim, dim + 1)
-
-    # cuDNN's backward wants its own kind of forward; the plain implementation serves a single sample.
+    assert isinstance(verdict, (Rows, Track))
+    n, axis = mode.ledger.n, 0 if isinstance(verdict, Rows) else verdict.axis
+    samples = samples_along(verdict, args[0].shape[axis], n, args[0].device)
+    states = _states(args[1 + packed])
+    of_parameters = [t.requires_grad and track_of(t) is None for t in states]
+    bases = [unexpanded_of(t).shape for t in distinct]
+    sampled = [t for t, own in zip(states, of_parameters, strict=True) if not own]
+    given = Given(args[0], [t.detach() for t in states], [t.detach() for t in args[2 + packed]])
+    call = Call(func, args, packed, axis, samples, random_state=state)
+    places = [given.places_of(each, args[2 + packed], states) for each in distinct]
     for which, output in enumerate(out):
-        where = axis if which == 0 else 1
 
         def measure(
-            b: Tensor, x: Tensor, *states: Tensor, which: int = which, where: int = where
+            b: Tensor, x: Tensor, whole: Tensor, *sampled: Tensor, which: int = which
         ) -> Iterator[tuple[int, Piece]]:
+            own = iter(sampled)
+            held = given.with_inputs(
+                x, [s if learned else next(own) for s, learned in zip(given.states, of_parameters, strict=True)]
+            )
+            masks = call.masks(held, whole)
             formed: dict[tuple[int, int], list[Tensor]] = {}
 
             def all_of(start: int, stop: int) -> list[Tensor]:
                 if (start, stop) not in formed:
                     formed.clear()
-                    rows = []
-                    for k in range(start, stop):
-                        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-                            own = [weights[place].clone().requires_grad_() for place in places]
-                            one = forward(
-                                own,
-                                own_rows(x, axis, k),
-                                tuple(own_rows(s, 1, k).contiguous() for s in states),
-                                which,
-                            )
-                            b_of_k = own_rows(b, where, k)
-                            rows.append(torch.autograd.grad(one, own, b_of_k, allow_unused=True))
+                    rows = [call.gradients(held, places, masks, b, which, k) for k in range(start, stop)]
                     formed[start, stop] = [
-                        torch.stack([torch.zeros_like(weights[place]) if each is None else each for each in column])
-                        for place, column in zip(places, zip(*rows, strict=True), strict=True)
+                        torch.stack([each.sum_to_size(shape) for each in column])
+                        for shape, column in zip(bases, zip(*rows, strict=True), strict=True)
                     ]
                 return formed[start, stop]
 
-            size = 8 * sum(weights[place].numel() for place in places)
+            size = 8 * sum(given.numel(place) for place in places)
             for index in range(len(places)):
 
                 def form(start: int, stop: int, index: int = index) -> Tensor:
@@ -96,7 +82,15 @@ def recurrent(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: li
 
                 yield index, Lazy(n, size, form)
 
-        watch(mode, "recurrent", output, distinct, (x, *states), measure)
+        watch(
+            mode,
+            "recurrent",
+            output,
+            distinct,
+            (args[0], out[0] if drops else None, *sampled),
+            measure,
+            unexpanded=True,
+        )
     return out
 
 

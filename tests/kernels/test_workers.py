@@ -1,4 +1,4 @@
-"""Its worker threads, and modes of the thread that calls."""
+"""Threads that take tasks, and modes of the thread that calls."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from sdsd_kernels import _workers as workers
 from sdsd_kernels import gamma_moments
-from sdsd_kernels.gamma_moments import cpu, workers
+from sdsd_kernels.gamma_moments import cpu
 
 from .moments_cpu import assert_right, moments, torch_threads
 
@@ -157,6 +158,29 @@ class TestThreads:
             assert torch.get_num_threads() == 2
             assert in_new_thread(torch.get_num_threads) == 2
 
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_progress_is_told_in_the_calling_thread_and_may_end_the_call(self, threads):
+        steps, performed = [], []
+
+        def start():
+            return performed.append
+
+        def tell(done, total):
+            steps.append((done, total, threading.get_ident()))
+            if done == stop:
+                raise KeyError("enough")
+
+        with torch_threads(2):
+            stop = None
+            workers.run_tasks(range(30), start, threads=threads, progress=tell)
+            assert steps == [(done, 30, threading.get_ident()) for done in range(1, 31)]
+            stop = 3
+            with pytest.raises(KeyError, match="enough"):
+                workers.run_tasks(range(10**6), start, threads=threads, progress=tell)
+            after = len(performed)
+            time.sleep(0.02)
+            assert len(performed) == after < 10**6
+
     def test_several_callers_at_once(self):
         inputs = [torch.randn(32, 20_000 + 1000 * k) for k in range(6)]
         with torch_threads(2):
@@ -267,6 +291,6 @@ def test_autocast_is_off_wherever_a_block_is_worked_on(columns, monkeypatch):
 
     monkeypatch.setattr(cpu.Blocks, "_sums", watched)
     with torch_threads(2), torch.autocast("cpu", torch.bfloat16):
-        moments(torch.randn(32, columns))
+        gamma_moments(torch.randn(32, columns), backend="torch")
     assert seen
     assert not any(seen)

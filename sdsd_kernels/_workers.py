@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
+
+from ._progress import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -111,20 +113,40 @@ def _pool(threads: int) -> Pool | None:
     return _pools.get(threads)
 
 
-def run_tasks(tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result]], *, threads: int) -> list[Result]:
+def run_tasks(
+    tasks: Sequence[Task],
+    start: Callable[[], Callable[[Task], Result]],
+    *,
+    threads: int,
+    progress: Progress | None = None,
+) -> list[Result]:
     """The results of all tasks, in their order, whoever does them; the first exception of a task is raised.
 
     Args:
         tasks: what there is to do.
         start: called in every thread that takes part; gives what does one task.
         threads: how many threads take part; 1: the calling thread does everything.
+        progress: told, in the calling thread, how many tasks are done. An exception of its own ends the rest.
     """
     pool = _pool(threads) if threads > 1 else None
-    return list(map(start(), tasks)) if pool is None else _shared_out(pool, threads, tasks, start)
+    if pool is not None:
+        return _shared_out(pool, threads, tasks, start, progress)
+    results = map(start(), tasks)
+    return list(results if progress is None else _told(results, len(tasks), progress))
+
+
+def _told(results: Iterable[Result], total: int, progress: Progress) -> Iterator[Result]:
+    for done, result in enumerate(results, 1):
+        yield result
+        progress(done, total)
 
 
 def _shared_out(
-    pool: Pool, threads: int, tasks: Sequence[Task], start: Callable[[], Callable[[Task], Result]]
+    pool: Pool,
+    threads: int,
+    tasks: Sequence[Task],
+    start: Callable[[], Callable[[Task], Result]],
+    progress: Progress | None,
 ) -> list[Result]:
     """`run_tasks` by the threads of a pool."""
     # What threads of the pool may still refer to when this call is over holds no tensor: one that is freed in such a
@@ -135,8 +157,9 @@ def _shared_out(
     remaining = iter(range(len(tasks)))
     at_work = min(threads, len(tasks))
     asleep = at_work - 1
-    stopped = False
+    stopped, reports = False, progress is not None
     taking, finished = threading.Lock(), threading.Event()
+    news: SimpleQueue[bool | None] = SimpleQueue()
 
     def take_part() -> None:
         nonlocal asleep, at_work, stopped
@@ -155,6 +178,8 @@ def _shared_out(
                 if index is None:
                     break
                 results[index] = perform(todo[index])
+                if reports:
+                    news.put(True)
         except BaseException as error:
             stopped = True
             errors.append(error)
@@ -165,10 +190,14 @@ def _shared_out(
                 last = at_work == 0
             if last:
                 finished.set()
+                news.put(None)
 
     pool.keep_apart()
     try:
         pool.calls.put(take_part)
+        if progress is not None:
+            for done, _ in enumerate(iter(news.get, None), 1):
+                progress(done, len(tasks))
         finished.wait()
     finally:
         stopped = True
