@@ -38,7 +38,6 @@ from .bodies import body, composite_functions
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
 from .packed import SIZES, by_length, is_packed_call, samples_along
-from .places import reordered
 from .rows import sorted_offsets
 from .table import RULES, called, in_place
 from .tracks import (
@@ -126,7 +125,6 @@ __all__ = [
     "is_second",
     "layers_of",
     "name_of",
-    "reordered",
     "rows_in_view",
     "samples_along",
     "set_second",

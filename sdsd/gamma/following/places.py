@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tracks import Mixed, Owners, Rows, Track, Verdict, here, sequence, track_of
+from .tracks import Owners, Rows, Track, Verdict, here, sequence, track_of
 
 
 def rows_at(x: Tensor, places: Sequence[int], axis: int, n: int) -> Rows | None:
@@ -51,12 +51,3 @@ def joined(tensors: Iterable[Any], dim: int, n: int) -> Verdict:
     first = held[0]
     assert type(first) is Rows
     return Rows(first.track, owners_of(samples, rows[0], first.owners.size, first.owners.inner))
-
-
-def reordered(x: Tensor, n: int) -> Mixed | None:
-    """Whether these rows are the whole batch in another order, so that what is paired with them outside is unknown."""
-    verdict = track_of(x)
-    known = verdict.owners.known if type(verdict) is Rows else None
-    if known is None or sorted(known) != list(range(n)):
-        return None
-    return Mixed("an output of the model, which holds the samples in another order than its input")

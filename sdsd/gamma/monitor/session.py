@@ -30,7 +30,6 @@ from ..uses import (
     in_groups,
     settle_together,
     through_compiled,
-    watch_order,
 )
 from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
@@ -237,8 +236,6 @@ class Session:
         try:
             with carrying(ledger, mode):
                 out = run(*args, **kwargs)
-                if ledger.tracks.placed:
-                    watch_order(mode, out)
         finally:
             self._inside = False
         hear(out, self._announce)

@@ -29,7 +29,7 @@ from .combining import combine
 from .convolutions import by_samples, products_win, squares_by_products
 from .ledger import Pass, carrying, in_groups, settle_together
 from .measuring import Measuring
-from .opaque import through_compiled, watch_order
+from .opaque import through_compiled
 from .operand import Leaf, Operand
 from .pieces import FEW, SAFE, chunks, lookup_squares, project, square_norm, sum_of_squares, wide
 from .plans import Plan
@@ -58,6 +58,5 @@ __all__ = [
     "squares_by_products",
     "sum_of_squares",
     "through_compiled",
-    "watch_order",
     "wide",
 ]

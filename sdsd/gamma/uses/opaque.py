@@ -1,4 +1,4 @@
-"""What the mode cannot look into: compiled parts of a model, the inside of torch.func's transforms, what is outside."""
+"""What the mode cannot look into: compiled parts of a model, and the inside of torch.func's transforms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import _pop_mode_temporarily
 
 from ...models import is_skipped, uncompiled
-from ..following import Mixed, layers_of, reordered, set_track, track_of
+from ..following import Mixed, layers_of, set_track, track_of
 from .calls import deep_tensors, tensors_in
 from .operand import leaves_of, marked
 
@@ -42,14 +42,6 @@ def transformed(mode: Measuring, func: Any, args: Any, kwargs: Any) -> Any:
         own = [mode.session.name_of(t) for t in parameters if t.grad_fn is None]
         mode.ledger.refuse([*computed, *(name for name in own if name is not None)], _transforms())
     return out
-
-
-def watch_order(mode: Measuring, out: Any) -> None:
-    """What a model gives in another order than it was given is paired outside with nobody knows which samples."""
-    for tensor in deep_tensors(out):
-        mixed = reordered(tensor, mode.ledger.n)
-        if mixed is not None:
-            mode.watch_mixing([tensor], mixed)
 
 
 def _transforms() -> str:

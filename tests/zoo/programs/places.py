@@ -165,9 +165,6 @@ PLACES = {
     "statistics of a chunk": hopeless(
         lambda m, x: m.last(torch.cat([(h := m.first(part)) - h.mean(0) for part in x.split(CUT)]))
     ),
-    "samples given back in another order": hopeless(
-        lambda m, x: m.last(torch.tanh(m.first(x[torch.arange(len(x)).flip(0)])))
-    ),
     "messages around a ring": hopeless(messages),
     "rows written to places of other samples": hopeless(
         lambda m, x: m.last(torch.zeros(len(x), 8).to(x).index_copy(0, torch.arange(len(x)).roll(1), m.first(x)))
