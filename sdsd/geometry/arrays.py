@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -96,11 +97,19 @@ def as_tensor(activations: Tensor | np.ndarray, name: str = "activations") -> Te
     return activations if isinstance(activations, Tensor) else _from_numpy(activations, name)
 
 
+def _instead(given: Any, name: str) -> str:
+    if hasattr(given, "cosine_matrix"):
+        return "Pass its cosine_matrix() where there is cosine=, or its values (collect_activations(keep=True))."
+    if isinstance(given, Mapping):
+        return f"Pass one of its entries: {', '.join(map(repr, list(given)[:5]))}{', …' if len(given) > 5 else ''}."
+    return f"Convert it first, for example with torch.as_tensor({name})."
+
+
 def _from_numpy(activations: np.ndarray, name: str) -> Tensor:
     if type(activations).__module__.split(".")[0] != "numpy" or not hasattr(activations, "__array_interface__"):
         raise TypeError(
             f"{name}: expected a torch.Tensor or a NumPy array, got {type(activations).__name__}. "
-            f"Convert it first, for example with torch.as_tensor({name})."
+            + _instead(activations, name)
         )
     if hasattr(activations, "mask"):
         import numpy as np

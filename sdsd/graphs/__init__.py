@@ -41,9 +41,9 @@ from .vocabulary import (
     MAKE_PERMANENT,
     computed_tensors,
     fit_sizes,
+    is_fitted,
     register_layer,
     row_dim,
-    sizes_of,
     spatial_dims,
 )
 
@@ -79,6 +79,7 @@ __all__ = [
     "first_line",
     "fit_sizes",
     "follow",
+    "is_fitted",
     "likely_inputs",
     "listening",
     "look",
@@ -86,7 +87,6 @@ __all__ = [
     "register_layer",
     "row_dim",
     "seeded",
-    "sizes_of",
     "spatial_dims",
     "step_of",
     "tensors",

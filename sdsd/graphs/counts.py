@@ -48,8 +48,8 @@ class Count(int):
     exact: bool
     key: bool
     """Whether it was looked up in a dictionary, which compares it with others' keys."""
-    quotients: tuple[tuple[Origin, Origin], ...]
-    """Of which numbers it is a quotient, the dividend first."""
+    quotients: tuple[tuple[Origin | None, Origin], ...]
+    """Of which numbers it is a quotient, the dividend first; None for one that no module holds."""
     factors: tuple[Origin, ...]
     """Of which numbers it is a product; none of a single number."""
 
@@ -139,7 +139,9 @@ def _counted(name: str) -> Callable[[Count, Any], Any]:
             return self._used(with_float(float(int(self)), other), "the model's forward")
         made = self._derived(operation(int(self), _plain(other)), other)
         if name == "__floordiv__" and isinstance(made, Count) and isinstance(other, Count):
-            made.quotients += tuple((one, two) for one in self.origins for two in other.origins)
+            made.quotients += tuple((one, two) for one in self.origins or (None,) for two in other.origins)
+        if name == "__rfloordiv__" and isinstance(made, Count):
+            made.quotients += tuple((None, one) for one in self.origins)
         if name in ("__mul__", "__rmul__") and isinstance(made, Count) and isinstance(other, Count):
             made.factors = made.origins
         return made

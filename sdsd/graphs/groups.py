@@ -292,15 +292,28 @@ class Groups:
                     counted.setdefault((module, name), Attribute(module, name, units))
                 else:
                     elsewhere[module, name] = f"{name!r} of module {module!r}"
-        unclear = self._of_products(order, counted) if any(walk.products for walk in walks) else []
+        unclear = self._of_computed(order, counted, elsewhere) if any(w.products or w.shares for w in walks) else []
         for dividend, divisor in {each for walk in walks for each in walk.quotients}:
-            if dividend in counted and divisor not in counted and divisor not in elsewhere:
+            if dividend in counted and divisor not in {*counted, *elsewhere}:
                 counted[divisor] = Attribute(*divisor, counted[dividend].units)
         reason = "it is the size of these neurons and of others, which would not change"
         advice = "Give the module a number for each, or merge without removal (remove=False)."
         both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in counted]
         both += [obstacle for walk in walks for origin, obstacle in walk.numbers if origin in counted]
         return tuple(counted.values()), both + unclear
+
+    def _of_computed(
+        self, order: dict[int, int], counted: dict[Origin, Attribute], elsewhere: dict[Origin, str]
+    ) -> list[Obstacle]:
+        """Numbers that sizes are computed from: where an axis is a share of one and the units vary along it, it grows
+        and shrinks with them, and the number of shares stays."""
+        for dividend, divisor, ids in (each for walk in self.recording.walks for each in walk.shares):
+            units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(ids)])
+            if bool((units >= 0).any()) and len(units.unique()) == len(units):
+                elsewhere[divisor] = f"{divisor[1]!r} of module {divisor[0]!r}"
+                if dividend is not None:
+                    counted.setdefault(dividend, Attribute(dividend[0], dividend[1], units))
+        return self._of_products(order, counted)
 
     def _of_products(self, order: dict[int, int], counted: dict[Origin, Attribute]) -> list[Obstacle]:
         """Of a product of numbers that is a size, one changes with the units; an obstacle where it is not known which,

@@ -336,6 +336,7 @@ def index(walk: Walk, step: Step) -> None:
         walk.mixed(axes[dim], "some of them are looked up by their places")
         made = [None if k == dim else axis for k, axis in enumerate(axes)]
         if step.name != "index_select":
+            walk.join_indices(axes, step.argument(2, "index", None), dim)
             made = [axis if step.out.shape[k] == given.shape[k] else None for k, axis in enumerate(made)]
     walk.give(step.out, made, walk.value(given))
 

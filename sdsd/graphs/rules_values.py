@@ -186,6 +186,8 @@ def put(walk: Walk, step: Step) -> None:
                 axis = walk.followed(source, source.ndim - k)
                 if axis is not None or axes[-k] is not None:
                     axes[-k] = walk.join(axes[-k], axis)
+    if step.name != "index_put":
+        walk.join_indices(axes, step.argument(2, "index", None), dims[0])
     if step.out is target and id(target) not in walk.named:
         walk.value(target).axes = axes
         walk.value(target).static = False

@@ -22,7 +22,8 @@ from .walk import KEEP_SIZE, Walk
 
 TAKE_SIZES = words(
     """
-    conv1d conv2d conv3d view reshape expand repeat split split_with_sizes chunk narrow unflatten tensor_split zeros
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    view reshape expand repeat split split_with_sizes chunk narrow unflatten tensor_split zeros
     ones empty full rand randn new_zeros new_ones new_empty new_full flatten tile slice unsafe_chunk broadcast_to select
     index_select
     """
@@ -35,6 +36,8 @@ HAVE_NO_SIZE = {"chunk", "expand_as", "matmul", "broadcast_tensors", "pad"}
 MADE = {"zeros", "ones", "empty", "full", "rand", "randn"}
 ALIGNED = {"view", "reshape", "expand", "unflatten", *MADE, "new_zeros", "new_ones", "new_empty", "new_full"}
 """Those whose sizes are the result's; of MADE they are the first arguments."""
+TAKE_GROUPS = {f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3)}
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 READ_OUT = {"numpy", "tolist", "array", "dlpack"}
 """What hands numbers to others than torch."""
 
@@ -82,12 +85,16 @@ class Sizes(TorchFunctionMode):
             out = func(*args, **named)
         finally:
             self.walk.sizes_written_in = before
-        if plain in TAKE_SIZES:
+        if plain in TAKE_SIZES and "split" not in plain:
             self.walk.quotients += [each for count in counts for each in count.quotients]
         if plain in ALIGNED or (plain == "repeat" and known):
             self._align(plain, args, named, out)
         elif plain in ("split", "unsafe_split") and isinstance(out, (tuple, list)):
             self._link_pieces(args, named, out)
+        elif plain in TAKE_GROUPS:
+            self._link_groups(plain, args, named)
+        elif plain == "multi_head_attention_forward":
+            self._refuse_heads(plain, args, named)
         elif by_place and known and isinstance(out, Tensor):
             self._link_place(args[0], known, out)
         return out
@@ -146,6 +153,26 @@ class Sizes(TorchFunctionMode):
             self.walk.mixed(axis, f"'group_norm' has the size {groups} written into it", REMOVAL, KEEP_SIZE)
         return True
 
+    def _link_groups(self, name: str, args: Any, named: Any) -> None:
+        """The number of groups of a convolution that takes every neuron by itself."""
+        given, weight = args[0], args[1] if len(args) > 1 else named["weight"]
+        groups = args[6] if len(args) > 6 else named.get("groups", 1)
+        channels = given.ndim - weight.ndim + 1
+        axis = self.walk.followed(given, channels)
+        if int(groups) < 2 or not isinstance(axis, np.ndarray) or int(groups) != len(axis):
+            return
+        if self.walk.counts(groups):
+            self.walk.linked += [(origin, axis) for origin in groups.origins]
+        else:
+            self.walk.mixed(axis, f"{name!r} has {groups} groups written into it", REMOVAL, KEEP_SIZE)
+
+    def _refuse_heads(self, name: str, args: Any, named: Any) -> None:
+        """Of the function behind `torch.nn.MultiheadAttention`, called with weights of a model's own."""
+        reason = f"{name!r} takes the size of a head from the width and num_heads"
+        advice = "Use torch.nn.MultiheadAttention itself, or merge without removal (remove=False)."
+        for weight in tensors((*args[5:6], *(named.get(each) for each in PROJECTIONS))):
+            self.walk.note(self.walk.value(weight).axes[0], reason, advice, REMOVAL, name)
+
     def _align(self, name: str, args: Any, named: Any, out: Any) -> None:
         made = name in MADE
         sizes = args if made else args[1:]
@@ -171,6 +198,7 @@ class Sizes(TorchFunctionMode):
             if self.walk.counts(size):
                 for origin in size.origins if size.exact else ():
                     self.walk.linked.append((origin, axis))
+                self.walk.shares += [(*each, axis) for each in size.quotients]
                 if size.exact and size.ids and len(size.ids[0]) == len(axis):
                     reason = f"{name!r} gives them the size of other neurons"
                     obstacle = Obstacle(self.walk.where(name), reason, KEEP_SIZE, REMOVAL)
@@ -188,8 +216,9 @@ class Sizes(TorchFunctionMode):
                 continue
             if each.factors:
                 self.walk.products.append((each.factors, axis, self.walk.where("split")))
-            else:
-                self.walk.linked += [(origin, axis) for origin in each.origins]
+            else:  # a share of a number grows and shrinks with it, and the number of shares stays
+                shares = {divisor for _, divisor in each.quotients}
+                self.walk.linked += [(origin, axis) for origin in each.origins if origin not in shares]
 
     def _link_place(self, whole: Any, counts: list[Count], out: Tensor) -> None:
         """Numbers that say where a piece begins or ends."""

@@ -102,6 +102,11 @@ def fit_sizes(module: nn.Module, before: dict[str, tuple[int, ...]]) -> None:
             setattr(module, attribute, tensor.shape[dim])
 
 
+def is_fitted(module: nn.Module, attribute: str) -> bool:
+    """Whether `fit_sizes` sets it."""
+    return attribute in sizes_of(module) or (isinstance(module, CONVOLUTIONS) and attribute == "groups")
+
+
 def _fit_convolution(module: nn.Module, weight: Tensor, before: tuple[int, ...]) -> None:
     inner: Any = module
     if isinstance(module, TRANSPOSED):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -95,7 +95,8 @@ class Walk:
         self.placed: list[tuple[Origin, Ids]] = []  # numbers that say where a piece begins or ends
         self.products: list[tuple[tuple[Origin, ...], Ids, str]] = []  # of numbers, that are sizes of pieces, and where
         self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
-        self.quotients: list[tuple[Origin, Origin]] = []  # of numbers, that were taken for sizes
+        self.quotients: list[tuple[Origin | None, Origin]] = []  # of numbers, that were taken for sizes
+        self.shares: list[tuple[Origin | None, Origin, Ids]] = []  # the same, that are the length of an axis
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
         self.read_otherwise: set[str] = set()  # those whose outputs go elsewhere than into products with weights
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
@@ -215,6 +216,13 @@ class Walk:
         advice = KEEP_IN_BUFFER if who == MADE else CHOOSE_ANOTHER
         self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}", advice=advice)
         return known
+
+    def join_indices(self, axes: Sequence[Axis], indices: Any, dim: int) -> None:
+        """What looks entries up along `dim`, or writes them there, has one index for every entry of other axes."""
+        if isinstance(indices, Tensor) and indices.ndim == len(axes):
+            for k, (axis, own) in enumerate(zip(axes, self.value(indices).axes, strict=True)):
+                if k != dim and isinstance(axis, np.ndarray) and isinstance(own, np.ndarray) and len(axis) == len(own):
+                    self.atoms.unite(axis, own)
 
     def cut_apart(self, whole: Axis, part: Axis, reason: str) -> None:
         """Some entries are taken by their places; allowed where removal leaves the same share of them."""

@@ -43,8 +43,6 @@ STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
 PAIR_COPIES = 10
 """What a pair in a block may take, in cosines: one itself, and up to nine where one row learns of a whole block of
 better ones while every other row learns of one. Random neurons take two."""
-
-
 SHARED_SAMPLES = 2**12
 """Up to so many samples threads take blocks each for itself. Products of more keep all threads busy, and would let an
 interruption wait for longer than half a second."""

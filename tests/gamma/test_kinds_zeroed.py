@@ -14,6 +14,7 @@ import sdsd
 from tests.zoo.parts import class_loss
 
 from .priced import MODELS
+from .test_kinds_by_turns import Sentences
 from .test_kinds_later import ON, PENALTIES, Loop, X, Y, penalty, plain
 from .test_price_of_host import calls_of
 
@@ -72,6 +73,23 @@ def test_what_is_always_there_costs_no_step(kind, every):
             stats = loop.step()
             assert (stats is not None) == (k % every == 0)
             assert stats is None or loop.right(stats), k
+
+
+@pytest.mark.parametrize("kind", ["attention", "recurrent", "rows"])
+def test_sentences_of_changing_length_cost_no_step(kind):
+    """Gradients come by other operations, or after more additions, where more words are in a sentence."""
+    torch.manual_seed(0)
+    rows = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    model = (rows if kind == "rows" else Sentences(kind)).double()
+    monitor, generator = sdsd.GammaMonitor(model), torch.Generator().manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in range(25):
+            model.zero_grad(set_to_none=False)
+            words = torch.randint(0, 11, (len(X), 2 + k % 9), generator=generator)
+            given = torch.randn(len(X), 1 + k % 9, 8, generator=generator).double() if kind == "rows" else words
+            model(given).square().mean().backward()
+            assert monitor.step() is not None, k
 
 
 def test_a_parameter_frozen_on_the_way_breaks_no_backward_pass():

@@ -55,7 +55,7 @@ class Arrivals:
             ways = set()
             own = grad.data_ptr() if given else 0, grad._version + 1 - len(groups), False
             for memory, writes, view in came or (own,):
-                ways.add((memory in given, writes - given.get(memory, 0), view))
+                ways.add((memory in given, writes - given.get(memory, 0), view and memory not in given))
             arrival = frozenset(ways), marks.hooks.get(name)
             key = name, uses / max(1, len(groups)), bool(given), parameter.stride(), came is None
             if proved:

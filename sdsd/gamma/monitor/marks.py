@@ -8,7 +8,7 @@ not among the others any more.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,11 +27,13 @@ class Marks:
     came: of each parameter that is watched, how gradients came to be added to its .grad: their memory, the writes to
         it, and whether they were views.
     always: whether all are watched from the first gradients on, and not only where these are added to others.
+    begun: to be called once, when gradients are watched for the first time: no step has said yet how they come.
     """
 
     def __init__(self) -> None:
         self.came: dict[str, set[tuple[int, int, bool]]] = {}
         self.always = False
+        self.begun: Callable[[], None] | None = None
         self._watched: dict[str, tuple[Any, Any]] = {}
         self._held: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         self.present: dict[str, None] | None = None
@@ -57,6 +59,10 @@ class Marks:
                 node = torch.autograd.graph.get_gradient_edge(parameter).node
                 # Held, or the node would be made anew for every pass, without what it has to call.
                 self._watched[name] = node, node.register_prehook(partial(_note, self.came, name))
+
+        if self.begun is not None:
+            self.begun()
+            self.begun = None
 
     def unwatch(self) -> None:
         for _, handle in self._watched.values():

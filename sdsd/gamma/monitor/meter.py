@@ -72,7 +72,7 @@ class Meter:
         self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" or ranks.world > 1 else EVERY)
         self.arrivals = Arrivals()
         self._doubted: list[str] | None = None
-        session.marks.always = ranks.world > 1 and not ranks.sharded
+        session.marks.always, session.marks.begun = ranks.world > 1 and not ranks.sharded, self.prover.again
         self.captured: Step | None = None
         self._nothing_left = ""
 

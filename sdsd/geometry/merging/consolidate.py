@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdsd_kernels import checks
 
-from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_sizes, sizes_of
+from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_sizes, is_fitted
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
@@ -27,11 +27,12 @@ from .merge import (
     applied,
     apply,
     check_how,
+    checked_neurons,
     part_tensor,
     refuse_tied,
 )
 from .norms import REPEAT, Norms, RepeatedNorm, refuse_across_groups, repeat_norms, with_norms_apart
-from .proof import prove, zeroed
+from .proof import outcome, prove, zeroed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +77,7 @@ class Consolidation:
                 if self.foretold is None
                 else f"\n  readers    get values that differ by {self.foretold:.2%}, foretold (root mean square)"
             )
-            + ("\n  outputs    equal to the merged network's, to rounding" if self.compared else "")
+            + (f"\n  outputs    {outcome(self.compared)}" if self.compared or self.removed else "")
         )
 
 
@@ -234,13 +235,7 @@ def remove_neurons(
     """
     group = consumers(model, layer, example_input)
     group.require("Removing neurons", removal=True)
-    removed = [int(neuron) for neuron in neurons]
-    bad = [neuron for neuron in removed if not 0 <= neuron < group.neurons]
-    if bad or len(set(removed)) < len(removed) or len(removed) >= group.neurons:
-        raise ValueError(
-            f"neurons: expected different indices from 0 to {group.neurons - 1}, and at least one neuron left, got "
-            f"{bad[0] if bad else f'{len(removed)} with {len(set(removed))} different ones'}."
-        )
+    removed = checked_neurons(neurons, group.neurons)
     sizes = sizes_of_model(model, example_input)
     smaller = copied(model, [group], inplace)
     cut(smaller, [(group, removed)])
@@ -334,7 +329,7 @@ def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> No
         fit_sizes(module, shapes[place])
     for attribute, left in attributes:
         module = model.get_submodule(attribute.module)
-        if attribute.name not in sizes_of(module):
+        if not is_fitted(module, attribute.name):
             _fit_attribute(module, attribute, left)
 
 

@@ -13,7 +13,7 @@ from ...graphs import READER, TIED, Part, spatial_dims
 from ...models import evaluating, plainly
 from .consumers import Consumers, consumers
 from .merge import IndexPairs, layer_rows, part_tensor
-from .sensitivity import LossFunction
+from .sensitivity import LossFunction, from_torch, takes_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,6 +162,8 @@ def module_of(part: Part) -> str:
 
 def _roots(model: nn.Module, readers: Iterable[str], loader: Iterable[Any], loss_fn: LossFunction) -> dict[str, Tensor]:
     """For each reader a root R of F = R Rᵀ.  # shape: (outputs, outputs) each"""
+    if from_torch(loss_fn):
+        raise takes_outputs(loss_fn)
     modules = {name: model.get_submodule(name) for name in sorted(readers)}
     sums: dict[str, Tensor] = {}
     samples = 0

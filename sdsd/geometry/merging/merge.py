@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -239,10 +240,12 @@ def refuse_computed(model: nn.Module, group: Consumers) -> None:
 
 def checked_pairs(pairs: Pairs, neurons: int) -> IndexPairs:
     """Pairs as two index tensors; TypeError or ValueError that names the first that cannot be merged."""
+    if not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs: expected index pairs, as disjoint_pairs gives them, got {type(pairs).__name__}.")
     listed: list[tuple[int, int]] = []
     for pair in pairs.tolist() if isinstance(pairs, Tensor) else pairs:
         try:
-            first, second = (operator.index(neuron) for neuron in pair[:2])
+            first, second = map(operator.index, (*pair[:2], *(each for each in pair[2:] if isinstance(each, Integral))))
         except (TypeError, ValueError) as error:
             raise TypeError(f"pairs: expected (first, second) neuron indices, whole numbers, got {pair!r}.") from error
         listed.append((first, second))
@@ -250,17 +253,33 @@ def checked_pairs(pairs: Pairs, neurons: int) -> IndexPairs:
     for first, second in listed:
         for neuron in (first, second):
             if not 0 <= neuron < neurons:
-                raise ValueError(
-                    f"pairs: expected neurons from 0 to {neurons - 1}, got {neuron} in ({first}, {second})."
-                )
-        if first == second:
-            raise ValueError(f"pairs: expected two different neurons in a pair, got ({first}, {second}).")
-        for neuron in (first, second):
+                raise ValueError(f"pairs: expected neurons from 0 to {neurons - 1}, got {neuron} in {first, second}.")
             if neuron in seen:
                 raise ValueError(f"pairs: neuron {neuron} is in two pairs; each may be in one only.")
-            seen.add(neuron)
-    indices = torch.tensor(listed, dtype=torch.long).reshape(-1, 2)
-    return IndexPairs(indices[:, 0], indices[:, 1])
+        if first == second:
+            raise ValueError(f"pairs: expected two different neurons in a pair, got ({first}, {second}).")
+        seen |= {first, second}
+    return IndexPairs(*torch.tensor(listed, dtype=torch.long).reshape(-1, 2).unbind(1))
+
+
+def checked_neurons(neurons: Iterable[int], count: int) -> list[int]:
+    """Neurons to be removed; TypeError or ValueError that names the first that cannot be."""
+    if isinstance(neurons, str) or not isinstance(neurons, Iterable):
+        raise TypeError(f"neurons: expected a list of indices, got {type(neurons).__name__} {neurons!r}.")
+    listed = [each.item() if isinstance(each, Tensor) and each.ndim == 0 else each for each in neurons]
+    if listed and all(type(each).__name__.startswith("bool") for each in listed):
+        raise TypeError(
+            f"neurons: expected indices, got {len(listed)} booleans. Of a mask, pass torch.as_tensor(mask).nonzero()"
+            ".flatten()."
+        )
+    removed = [checks.check_integer(each, "neurons") for each in listed]
+    bad = [neuron for neuron in removed if not 0 <= neuron < count]
+    if bad or len(set(removed)) < len(removed) or len(removed) >= count:
+        raise ValueError(
+            f"neurons: expected different indices from 0 to {count - 1}, and at least one neuron left, got "
+            f"{bad[0] if bad else f'{len(removed)} with {len(set(removed))} different ones'}."
+        )
+    return removed
 
 
 def layer_rows(model: nn.Module, group: Consumers, activations: Tensor | np.ndarray, neuron_dim: int | None) -> Tensor:

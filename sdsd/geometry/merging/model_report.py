@@ -9,6 +9,7 @@ from typing import Any
 
 from .merge import How
 from .model_page import page_of
+from .proof import outcome
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class ModelConsolidation:
         lines.append(f"parameters {self.parameters[0]:,} → {self.parameters[1]:,} (−{share:.1f}%), how={self.how!r}")
         if self.evaluated is not None:
             lines.append(f"evaluated {self.evaluated[0]:.6g} → {self.evaluated[1]:.6g}")
+        if not self.compared and self.parameters[1] < self.parameters[0]:
+            lines.append(f"outputs {outcome(self.compared)}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

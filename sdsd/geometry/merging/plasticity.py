@@ -20,7 +20,7 @@ from .consumers import consumers
 from .controls import Training, cuda_devices
 from .merge import How
 from .pair_source import PairSource
-from .sensitivity import LossFunction, single_number
+from .sensitivity import LossFunction, from_torch, single_number, takes_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,12 @@ def sgd_training(
         loader: any iterable of batches that can be read again and again.
         loss_fn: (model, batch) → the batch's mean loss.
         lr, momentum, weight_decay: of torch.optim.SGD.
+
+    Raises:
+        TypeError: a loss of torch.nn, which takes outputs and targets.
     """
+    if from_torch(loss_fn):
+        raise takes_outputs(loss_fn)
 
     def train(model: nn.Module) -> Iterator[None]:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -56,6 +56,13 @@ def prove(
     return compared
 
 
+def outcome(compared: bool) -> str:
+    """What became of the outputs, for a report."""
+    if compared:
+        return "equal to the merged network's, to rounding"
+    return "not compared: the model is random, it ran on no input that was tried, or check=False"
+
+
 class _Comparison:
     """Both networks on one input, in one mode."""
 

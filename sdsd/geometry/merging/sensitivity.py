@@ -21,6 +21,12 @@ LossFunction = Callable[[nn.Module, Any], Tensor]
 """(model, batch) → the batch's mean loss, as `compute_gamma` takes it."""
 
 
+NO_SAMPLES = (
+    "loader: expected at least one batch with samples, got none. A generator is empty after its first reading; pass a "
+    "list or a DataLoader."
+)
+
+
 def mean_loss(loader: Iterable[Any], loss_fn: LossFunction) -> Sensitivity:
     """A function of the model: the mean over all samples of `loss_fn(model, batch)`.
 
@@ -31,8 +37,9 @@ def mean_loss(loader: Iterable[Any], loss_fn: LossFunction) -> Sensitivity:
     Returns:
         A function of a model that gives a float.
 
-    Raises, when it is called:
-        ValueError: a loader without a batch, or a loss that is no single number.
+    Raises:
+        TypeError: a loss of torch.nn, which takes outputs and targets; when it is called, a loss that is no number.
+        ValueError: when it is called, a loader without a batch.
 
     Example:
         >>> data = [(torch.eye(2), torch.tensor([0, 1]))]
@@ -41,6 +48,9 @@ def mean_loss(loader: Iterable[Any], loss_fn: LossFunction) -> Sensitivity:
         0.3133
     """
 
+    if from_torch(loss_fn):
+        raise takes_outputs(loss_fn)
+
     def loss(model: nn.Module) -> float:
         total, samples = 0.0, 0
         for batch in loader:
@@ -48,10 +58,7 @@ def mean_loss(loader: Iterable[Any], loss_fn: LossFunction) -> Sensitivity:
             total += single_number(loss_fn(model, batch), "loss_fn") * size
             samples += size
         if samples == 0:
-            raise ValueError(
-                "loader: expected at least one batch with samples, got none. A generator is empty after its first "
-                "reading; pass a list or a DataLoader."
-            )
+            raise ValueError(NO_SAMPLES)
         return total / samples
 
     return loss
@@ -154,11 +161,21 @@ def as_sensitivity(loss: Sensitivity | tuple[Iterable[Any], LossFunction]) -> Se
     if isinstance(loss, tuple) and len(loss) == 2 and callable(loss[1]):
         return mean_loss(*loss)
     if not callable(loss):
-        raise TypeError(
-            f"loss: expected a function of the model, or (loader, loss_fn), got {type(loss).__name__}. "
-            "sdsd.geometry.mean_loss(loader, loss_fn) makes such a function."
-        )
+        raise TypeError(f"loss: expected a function of the model, or (loader, loss_fn), got {type(loss).__name__}.")
     return loss
+
+
+def from_torch(loss_fn: Any) -> bool:
+    return str(getattr(loss_fn, "__module__", "")).startswith("torch.nn")
+
+
+def takes_outputs(loss_fn: Any) -> TypeError:
+    """The error for a loss of torch.nn."""
+    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    return TypeError(
+        f"loss_fn: expected a function (model, batch) → loss, got torch's {name}, which takes outputs and targets. "
+        "Pass a function that runs the model, for example lambda model, batch: loss(model(batch[0]), batch[1])."
+    )
 
 
 def single_number(value: Any, name: str) -> float:

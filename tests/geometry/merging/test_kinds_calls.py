@@ -5,11 +5,23 @@ from __future__ import annotations
 import copy
 import importlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from sdsd.geometry import (
+    NeuronMap,
+    biopsy,
+    collect_activations,
+    consolidate_model,
+    disjoint_pairs,
+    mean_loss,
+    outgoing_weights,
+    remove_neurons,
+    sgd_training,
+)
 from sdsd.geometry.merging.consolidate import consolidate
 from sdsd.geometry.merging.consumers import consumers
 
@@ -130,3 +142,73 @@ def test_random_networks_are_run_and_buffers_are_left_alone():
     always = built(Net, lambda m, x, h: m.b(functional.dropout(h, 0.5, training=True)))
     _, report = consolidate(always, "a", PAIRS, example_input=x)
     assert not report.compared  # other neurons are dropped in a layer of another size
+    assert "outputs    not compared: the model is random" in str(report)
+    _, report = consolidate_model(always, [x], budget=0.1, example_input=x)
+    assert "outputs not compared: the model is random" in str(report)
+
+
+def perceptron():
+    return nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+
+
+NO_NEURONS = {
+    "a fraction": ([1.5], TypeError, "neurons: expected an int, got float"),
+    "a word": ("3", TypeError, "neurons: expected a list of indices, got str '3'"),
+    "one": (3, TypeError, "neurons: expected a list of indices, got int 3"),
+    "none": (None, TypeError, "neurons: expected a list of indices, got NoneType"),
+    "a mask": (torch.arange(12) > 9, TypeError, "expected indices, got 12 booleans. Of a mask, pass"),
+    "a mask of NumPy": (np.arange(12) > 9, TypeError, "expected indices, got 12 booleans"),
+    "no number": ([float("nan")], TypeError, "neurons: expected an int, got float"),
+}
+
+
+@pytest.mark.parametrize("name", NO_NEURONS)
+def test_what_is_no_list_of_neurons_is_refused(name):
+    given, error, says = NO_NEURONS[name]
+    with pytest.raises(error, match=says):
+        remove_neurons(perceptron(), "0", given)
+
+
+@pytest.mark.parametrize("given", [[1, 5], (1, 5), torch.tensor([1, 5]), np.array([1, 5]), iter([1, 5]), {1, 5}])
+def test_lists_of_neurons_of_any_kind_are_taken(given):
+    assert sorted(remove_neurons(perceptron(), "0", given)[1].removed) == [1, 5]
+
+
+@pytest.mark.parametrize("three", [(0, 1, 2), torch.tensor([[0, 1, 2]]), np.array([[0, 1, 2]])])
+def test_three_neurons_are_no_pair(three):
+    with pytest.raises(TypeError, match=r"pairs: expected \(first, second\) neuron indices"):
+        consolidate(perceptron(), "0", [three] if isinstance(three, tuple) else three)
+
+
+@pytest.mark.parametrize("given", [None, 3, NeuronMap.from_cosine(np.eye(4))])
+def test_what_holds_no_pairs_is_refused_by_its_kind(given):
+    with pytest.raises(TypeError, match=f"as disjoint_pairs gives them, got {type(given).__name__}"):
+        consolidate(perceptron(), "0", given)
+
+
+DATA = [(torch.randn(8, 16), torch.randint(4, (8,)))]
+LOSSES = {
+    "biopsy": lambda model, x, loss: biopsy(model, "0", (DATA, loss), 2, cosine=torch.eye(12)),
+    "mean_loss": lambda model, x, loss: mean_loss(DATA, loss),
+    "outgoing_weights": lambda model, x, loss: outgoing_weights(model, "0", x, loss=(DATA, loss)),
+    "sgd_training": lambda model, x, loss: sgd_training(DATA, loss),
+    "evaluate": lambda model, x, loss: consolidate_model(
+        model, DATA, budget=0.1, example_input=x, evaluate=(DATA, loss)
+    ),
+    "by cost": lambda model, x, loss: consolidate_model(model, DATA, budget=0.1, by="cost", loss=(DATA, loss)),
+}
+
+
+@pytest.mark.parametrize("loss", [functional.cross_entropy, nn.MSELoss()], ids=["function", "module"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_outputs_and_targets_is_refused_with_what_to_pass(name, loss):
+    with pytest.raises(TypeError, match=r"got torch's (cross_entropy|MSELoss), .* lambda model, batch"):
+        LOSSES[name](perceptron(), DATA[0][0], loss)
+
+
+def test_what_was_collected_is_no_tensor_and_the_error_says_what_is():
+    found = collect_activations(perceptron(), [torch.randn(8, 16)], "0")
+    with pytest.raises(TypeError, match=r"got LayerActivations. Pass its cosine_matrix\(\)"):
+        disjoint_pairs(found["0"], 2)
+    with pytest.raises(TypeError, match="got dict. Pass one of its entries: '0'"):
+        NeuronMap.from_activations(found)

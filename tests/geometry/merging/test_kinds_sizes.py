@@ -129,6 +129,40 @@ RIGHT = {
         lambda: {"up": conv(3, 12, 1), "a": nn.ConvTranspose2d(12, 12, 2, 2, groups=3), "b": conv(12, 2, 1)},
     ),
 }
+
+
+class Paths(nn.Module):
+    """A reader of 12 neurons in as many equal pieces as it has paths."""
+
+    def __init__(self, pieces):
+        super().__init__()
+        self.one, self.two = linear(6, 4), linear(6, 4)
+        self.width, self.paths, self.pieces = 12, 2, pieces
+
+    def forward(self, h):
+        one, two = self.pieces(self, h)
+        return self.one(one) + self.two(two)
+
+
+class Blurred(nn.Module):
+    """Every channel by itself, by a kernel that is not learned."""
+
+    def __init__(self, convolve):
+        super().__init__()
+        self.channels, self.convolve = 12, convolve
+        self.register_buffer("kernel", torch.rand(12, 1, 3, 3))
+
+    def forward(self, h):
+        return self.convolve(h, self.kernel, padding=1, groups=self.channels)
+
+
+SHARES = {  # what cuts 12 neurons into two pieces, and the width that the smaller network states
+    "of an attribute": (lambda m, h: h.split(m.width // m.paths, -1), 8),
+    "of the tensor's size": (lambda m, h: h.split(h.shape[-1] // m.paths, -1), 12),
+    "in a list": (lambda m, h: h.split([m.width // m.paths] * m.paths, -1), 8),
+    "viewed": (lambda m, h: h.view(len(h), m.paths, m.width // m.paths).unbind(1), 8),
+    "unflattened": (lambda m, h: h.unflatten(-1, (m.paths, m.width // m.paths)).unbind(1), 8),
+}
 REFUSED = {
     "asserted and divided": (
         lambda m, x: m.b(m.a(x)),
@@ -178,6 +212,35 @@ REFUSED = {
         dense,
         "'unflatten' has the size 4 written into it",
     ),
+    "groups as written": (
+        lambda m, x: m.b(nn.functional.conv2d(m.a(x), m.up.weight, groups=12)),
+        pictures,
+        lambda: pointwise(up=conv(12, 12, 3, groups=12)),
+        "'conv2d' has 12 groups written into it",
+    ),
+    "heads of the function behind attention": (
+        lambda m, x: nn.functional.multi_head_attention_forward(
+            *[x.transpose(0, 1)] * 3,
+            16,
+            4,
+            None,
+            torch.cat([m.a.bias, m.k.bias, m.v.bias]),
+            None,
+            None,
+            False,
+            0.0,
+            m.b.weight,
+            m.b.bias,
+            need_weights=False,
+            use_separate_proj_weight=True,
+            q_proj_weight=m.a.weight,
+            k_proj_weight=m.k.weight,
+            v_proj_weight=m.v.weight,
+        )[0],
+        words,
+        lambda: {name: linear(16, 16) for name in "akvb"},
+        "takes the size of a head from the width and num_heads",
+    ),
     "length of one sample": (
         lambda m, x: m.b((h := m.a(x)) * (len(h[0]) if m.training else 1)),
         rows,
@@ -185,6 +248,22 @@ REFUSED = {
         "in training: 'len' uses the number of neurons",
     ),
 }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SHARES)
+def test_of_a_number_that_is_shared_the_shares_stay(name):
+    pieces, width = SHARES[name]
+    smaller = is_the_merged_one(*built((lambda m, x: m.b(m.a(x)), rows, lambda: dense(b=Paths(pieces)))))
+    assert (smaller.b.paths, smaller.b.width, smaller.b.one.in_features) == (2, width, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_groups_follow_where_a_module_keeps_their_number(name):
+    convolve = getattr(nn.functional, name)
+    case = (lambda m, x: m.b(m.up(m.a(x)).relu()), pictures, lambda: pointwise(up=Blurred(convolve)))
+    assert is_the_merged_one(*built(case)).up.channels == 10
 
 
 @torch.no_grad()
