@@ -29,3 +29,10 @@ def test_strict_false_leaves_out_by_name_what_it_cannot_measure(name):
 def test_a_function_out_of_sight_is_named():
     """Not only does the step not prove itself: what hides samples is known by their history."""
     assert "whose inside PyTorch does not show" in judge(ALL["own functions: a script that mixes samples"]).why
+
+
+def test_a_script_is_named_and_not_the_caller():
+    """A layer of TorchScript first of all: the parameters in it, and after it, are refused for it."""
+    why = judge(ALL["layers: a scripted layer"]).why
+    assert "TorchScript" in why, why
+    assert "call the model as a whole" not in why, why

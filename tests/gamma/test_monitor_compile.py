@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -216,6 +218,30 @@ def test_parts_that_are_compiled(compiled, first):
         assert stats.n == N
         found.append([each.noise for each in stats.parameters.values()])
     assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_dynamo_leaves_the_monitor_alone(caplog):
+    """A compiled function inside a model that is not: what measures it is not compiled beside it, with a warning."""
+
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.scale, self.last = nn.Linear(5, 4), nn.Parameter(torch.ones(4)), nn.Linear(4, 2)
+            self.norm = torch.compile(lambda x, scale: nn.functional.rms_norm(x, (4,), scale), backend="aot_eager")
+
+        def forward(self, x):
+            return self.last(self.norm(self.first(x), self.scale))
+
+    model = Inside()
+    with sdsd.GammaMonitor(model) as monitor, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for n in range(4, 14):
+            model.zero_grad()
+            mean_of_squares(model(torch.randn(n, 3, 5)), torch.zeros(n)).backward()
+            assert monitor.step().n == n
+    said = [str(each.message) for each in caught if "Dynamo" in str(each.message)]
+    assert not [each for each in said if "sdsd" in each or "plans.py" in each or "use.py" in each], said
+    assert "recompile_limit" not in caplog.text
 
 
 class ByIndex(nn.Module):

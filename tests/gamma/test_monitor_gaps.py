@@ -8,9 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 import sdsd
-from tests.gamma.models import (
-    mean_of_squares,
-)
+from tests.gamma.models import mean_of_squares
+from tests.zoo.parts import Net, parameter
 
 from .exact import N, assert_exact, images
 
@@ -94,6 +93,33 @@ class TestNoSilentGap:
             model.zero_grad()
             model(x).square().mean().backward()
             assert monitor.step().n == N
+
+    def test_a_parameter_used_outside_is_left_out_with_strict_false(self):
+        """CLIP's temperature: the model returns it, and the loss takes it."""
+        model = Net(lambda m, x: (m.last(x), m.scale.exp()), last=nn.Linear(5, 4), scale=parameter(1)).double()
+        x = torch.randn(N, 5, dtype=torch.float64)
+
+        def loss(x):
+            out, scale = model(x)
+            return (scale * out - 1).square().mean()
+
+        with sdsd.GammaMonitor(model) as monitor:
+            loss(x).backward()
+            with pytest.raises(RuntimeError, match=r"scale has a gradient.*strict=False"):
+                monitor.step()
+        model.zero_grad()
+        with sdsd.GammaMonitor(model, strict=False) as monitor:
+            loss(x).backward()
+            with pytest.warns(UserWarning, match="left out of Γ(.|\n)*scale"):
+                stats = monitor.step()
+            assert monitor.coverage["scale"] is None
+            assert set(stats.parameters) == {"last.weight", "last.bias"}
+            names = [name for name, _ in model.named_parameters()]
+            rows = [torch.autograd.grad(loss(x[i : i + 1]), list(model.parameters())) for i in range(N)]
+            for name, each in zip(names, zip(*rows, strict=True), strict=True):
+                if name != "scale":
+                    noise = torch.stack(each).var(0).sum().item()
+                    assert stats.parameters[name].noise == pytest.approx(noise)
 
     def test_a_parameter_that_starts_to_train_later(self):
         model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))

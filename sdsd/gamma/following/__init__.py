@@ -2,8 +2,9 @@
 
 A tensor is known by its `Track` (the dimension along which the samples lie), by `Summed` (a sum over samples, as a
 loss is), by `Part` (some of the samples, on their way to be put together again), by `Mixed` (it depends on samples that
-cannot be told apart any more), by `Rows` (rows that a mask chose, each of one sample), by `Occurring` (the names of
-what any sample was sent to) and `Named` (what was read under such a name), or by nothing: it depends on no sample.
+cannot be told apart any more), by `Rows` (rows that a mask or constant places chose, each of one sample), by
+`Occurring` (the names of what any sample was sent to) and `Named` (what was read under such a name), or by nothing: it
+depends on no sample.
 `follow` takes what is known of a call's inputs to its outputs; it never decides by a size. What is known is kept in a
 `Tracks`, one for each forward pass.
 
@@ -19,6 +20,7 @@ what any sample was sent to) and `Named` (what was read under such a name), or b
 | `layers.py` | norms, pools, resampling, recurrent layers, losses |
 | `sums.py` | what a sum over samples stays one under |
 | `rows.py` | rows chosen by a mask or an index, and their way back |
+| `places.py` | rows at constant places of the samples: chunks, slices, permutations |
 | `bags.py` | bags of embeddings, by offsets |
 | `packed.py` | sequences of different length in one tensor, samples in another order |
 | `occurring.py` | which experts some token was sent to |

@@ -120,7 +120,9 @@ def tested(func: Any, args: Any, kwargs: Any, out: Any, n: int) -> Any:
         with torch.no_grad():
             verdicts = _tried(func, args, kwargs, inputs, outputs, n, unknown=unknown, states=states)
     except Exception as error:  # Whatever a function says about changed inputs, it cannot be tried.
-        verdicts = [Mixed(f"{name}, which is not known and could not be tried ({error})")] * len(outputs)
+        # Some of torch's errors list every backend there is.
+        why = str(error).split(". ")[0]
+        verdicts = [Mixed(f"{name}, which is not known and could not be tried ({why})")] * len(outputs)
     finally:
         _restore(states)
     if key is not None:

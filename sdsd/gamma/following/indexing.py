@@ -212,8 +212,9 @@ def back(call: Call, input: Tensor, how: Indexing, wanted: Track, own: Verdict) 
 
 
 def masked_write(call: Call, input: Tensor, mask: Tensor, value: Any, how: Indexing) -> Verdict:
-    """input[mask] = one value, the mask depending on samples."""
-    if isinstance(value, Tensor) and value.numel() != 1:
+    """input[mask] = one value, or the same row of values at each place; the mask depends on samples."""
+    alike = how.picked[0].dimension == 0 and isinstance(value, Tensor) and value.dim() <= input.dim() - mask.dim()
+    if isinstance(value, Tensor) and value.numel() != 1 and (not alike or track_of(value) is not None):
         return call.mixed("by a mask that depends on samples")
     track = track_of(mask)
     if len({id(p.index) for p in how.picked}) != 1 or not isinstance(track, Track):

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import elementwise, indexing, reductions
+from . import elementwise, indexing, reductions, shapes
 from .indexing import read_index
+from .places import joined, owners_of, rows_at
 from .table import name_of
-from .tracks import Mixed, Owners, Rows, Track, Verdict, chosen_by, rows_in_view, track_of
+from .tracks import Mixed, Owners, Rows, Track, Verdict, chosen_by, rows_in_view, sequence, track_of
 
 
 def _is_mask(index: Any) -> bool:
@@ -26,8 +27,9 @@ def _is_mask(index: Any) -> bool:
 
 def chosen(rule: Any, func: Any, args: Sequence[Any], out: Any, n: int) -> Any:
     """The verdict of a call that chooses rows by a mask with samples, or sorts them; None where it is none."""
-    if rule is indexing.getitem:
-        return _picked_by_mask(args[0], args[1], n) if len(args) > 1 and _is_mask(args[1]) and args[1].dim() else None
+    if rule is indexing.getitem and len(args) > 1:
+        masked = _is_mask(args[1]) and args[1].dim() and track_of(args[1]) is not None
+        return _picked_by_mask(args[0], args[1], n) if masked else _at_places(args[0], args[1], n)
     if rule in (reductions.sort, reductions.along) and name_of(func).split(".")[-1] in ("sort", "argsort"):
         return _sorted(args[0], out, n)
     alone = rule is reductions.chosen or (rule is elementwise.where and len(args) == 1)
@@ -81,6 +83,54 @@ def _picked_by_mask(x: Tensor, mask: Tensor, n: int) -> Verdict:
     return None if owners is None else Rows(Track(0), owners)
 
 
+def _at_places(x: Tensor, index: Any, n: int) -> Rows | None:
+    """x[index] where a constant index takes samples out of their order; None where it does not, or cannot be read."""
+    track, how = track_of(x), read_index(x.dim(), index)
+    if type(track) is not Track or any(track_of(place.index) is not None for place in how.picked):
+        return None
+    for place in how.kept:
+        if place.dimension == track.axis:
+            length = x.shape[track.axis]
+            return rows_at(x, range(length)[place.index], place.out, n)
+    if any(place.index.dim() != 1 or _is_mask(place.index) for place in how.picked):
+        return None
+    for place in how.picked:
+        if place.dimension == track.axis and len(place.index) == max(len(other.index) for other in how.picked):
+            return rows_at(x, _values(place.index), how.start, n)
+    return None
+
+
+def _values(index: Tensor) -> list[int]:
+    unread = index.is_cuda and torch.cuda.is_current_stream_capturing()
+    return [] if unread else index.tolist()
+
+
+def _picked_again(x: Tensor, index: Any, n: int) -> Verdict:
+    """rows[index], a constant index: other rows, or the samples in their order again; None where it is neither."""
+    verdict = track_of(x)
+    if type(verdict) is not Rows or verdict.owners.known is None or verdict.track != Track(verdict.track.axis):
+        return None
+    how = read_index(x.dim(), index)
+    axis, known = verdict.track.axis, verdict.owners.known
+    for place in how.kept:
+        if place.dimension == axis:
+            chosen, out = known[place.index], place.out
+            break
+    else:
+        if len(how.picked) != 1 or how.picked[0].dimension != axis:
+            return None
+        at = how.picked[0].index
+        if track_of(at) is not None or at.dim() != 1 or _is_mask(at):
+            return None
+        chosen, out = tuple(known[place] for place in _values(at)), how.start
+    if chosen == known or not chosen:
+        return verdict._replace(track=Track(out)) if chosen else None
+    order = sequence(chosen, n)
+    if order is not None:
+        return Track(out, *order)
+    return Rows(Track(out), owners_of(chosen, x, verdict.owners.size, verdict.owners.inner))
+
+
 def on_rows(
     rule: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], n: int, verdicts: Sequence[Verdict]
 ) -> Verdict | Owners:
@@ -89,14 +139,19 @@ def on_rows(
         if type(verdict) is Mixed:
             return verdict
     owners = {v.owners for v in verdicts if type(v) is Rows}
+    if rule is shapes.cat:
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+        together = joined(args[0] if args else kwargs["tensors"], dim, n)
+        if together is not None:
+            return together
     if len(owners) > 1:
         return Mixed(f"{name_of(func)} of rows that were chosen in different ways")
     (own,) = owners
     if rule is indexing.getitem or (rule is indexing.index_select and len(args) == 3):
         index = args[1] if len(args) == 2 else (*[slice(None)] * (args[1] % args[0].dim()), args[2])
-        picked = _put_back(args[0], index, own, n) or _picked(args[0], index, own, n)
-        if picked is not None:
-            return picked
+        taken = _put_back(args[0], index, own, n) or _picked(args[0], index, own, n) or _picked_again(args[0], index, n)
+        if taken is not None:
+            return taken
     if rule is indexing.index_write and len(args) > 2:
         return _added(func, args, kwargs, own, n)
     if rule is indexing.setitem:
@@ -118,7 +173,11 @@ def _belongs(index: Tensor, owners: Owners, size: int, inner: int, n: int) -> bo
 
 def _rows_of(index: Any, owners: Owners) -> bool:
     """Whether `index` is a position for each of the rows."""
-    return isinstance(index, Tensor) and track_of(index) == Rows(Track(0), owners) and index.dim() == 1
+    if not isinstance(index, Tensor) or index.dim() != 1:
+        return False
+    held = track_of(index)
+    constant = held is None and len(index) == len(owners.samples) and not _is_mask(index)
+    return constant or held == Rows(Track(0), owners)
 
 
 def _picked(x: Tensor, index: Any, owners: Owners, n: int) -> Verdict:
@@ -189,6 +248,11 @@ def _written(input: Tensor, index: Any, value: Any, owners: Owners, n: int) -> V
     for place in how.picked if positions and not how.start else ():
         target = _target(input, place.dimension, owners, n) if _rows_of(place.index, owners) else None
         if target is not None and _belongs(place.index, owners, input.shape[target.axis], target.inner, n):
+            return target
+    for place in how.kept if owners.known is not None and not how.picked else ():
+        target = _target(input, place.dimension, owners, n)
+        places = range(input.shape[place.dimension])[place.index]
+        if target is not None and owners.known == tuple(at // target.inner % n for at in places):
             return target
     return Mixed("chosen rows written to places of other samples")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .places import rows_at
 from .table import FUNCTIONAL, RULES, SECOND_ALLOWED, TORCH, Call, called, register, register_property
 from .tracks import Part, Track, Verdict, track_of
 
@@ -170,10 +171,12 @@ def pieces(call: Call, input: Tensor, dim: int) -> Any:
     track = track_of(input)
     if not isinstance(track, Track) or track.axis != dim % input.dim():
         return track
-    verdicts, start = [], 0
+    verdicts: list[Verdict] = []
+    start = 0
     for part in call.out:
         length = part.shape[track.axis]
-        verdicts.append(piece(track, start, length, call.n))
+        whole = piece(track, start, length, call.n)
+        verdicts.append(whole or rows_at(input, range(start, start + length), track.axis, call.n))
         start += length
     return verdicts if all(verdicts) else parts(call, input, track, track.axis)
 

@@ -81,14 +81,16 @@ class Owners:
     samples: (rows,), whole numbers. size, inner: of the dimension that the rows were chosen from, as in `Track`.
     order, places: (rows,), the numbers that the rows were sorted by, and where each came from, where all were sorted.
     batch: of rows of packed sequences, how the sequences lie that they were packed from.
+    known: the samples as numbers, where rows at constant places were taken; see `places.py`.
     """
 
-    __slots__ = ("batch", "inner", "order", "places", "samples", "size")
+    __slots__ = ("batch", "inner", "known", "order", "places", "samples", "size")
 
     def __init__(self, samples: Tensor, size: int, inner: int, order: Tensor | None = None) -> None:
         self.samples, self.size, self.inner, self.order = samples, size, inner, order
         self.places: Tensor | None = None
         self.batch: Track | Owners | None = None
+        self.known: tuple[int, ...] | None = None
 
 
 class Rows(NamedTuple):
@@ -106,12 +108,13 @@ Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 class Tracks:
     """What one forward pass knows of its tensors."""
 
-    __slots__ = ("chosen", "held", "written")
+    __slots__ = ("chosen", "held", "placed", "written")
 
     def __init__(self) -> None:
         self.held: dict[int, Entry] = {}
         self.chosen: dict[int, tuple[weakref.ref[Tensor], int, Owners]] = {}
         """Masks that rows were chosen by, and the version that they had."""
+        self.placed: dict[tuple[int, ...], Owners] = {}
         self.written: dict[int, tuple[StorageWeakRef, Mixed | None]] = {}
 
 
@@ -170,7 +173,7 @@ def _as_batch(verdict: Verdict) -> Verdict:
 
 
 @contextmanager
-def batch_of(owners: Owners) -> Iterator[None]:
+def batch_of(owners: Owners | None) -> Iterator[None]:
     """Inside, these rows are the samples: their verdict is a `Track`, and what carries them gets one of `Rows`."""
     before, here.through = here.through, owners
     try:

@@ -6,6 +6,7 @@
 `parameters.py`       which parameters are measured, and by what
 `attaching.py`        watchers on the model's modules
 `session.py`          forward and backward passes between two steps: what is a batch, what was cleared or given up
+`origins.py`          which forward passes a backward pass came through
 `inputs.py`           how many samples a forward pass was given, and where they lie
 `leftovers.py`        gradients that a pass inside `paused` left
 `marks.py`            gradients as a pass or a step left them: cleared, or written to, since?

@@ -192,6 +192,7 @@ class _RootWatcher(Watcher):
         session = self.session
         if not session.exact or not torch.is_grad_enabled():
             session.read(args, kwargs)
+            session.origins.compiled = True
             return plain(*args, **kwargs)
         # This runs as ordinary code, too, once tracing has been given up; then it may not trace.
         if not may_trace(session):

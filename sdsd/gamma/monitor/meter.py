@@ -21,9 +21,11 @@ from .ranks import Ranks
 from .refusals import (
     cannot_be_told_apart,
     no_backward,
+    of_unmeasured,
     refuse_foreign,
-    refuse_unmeasured,
     refused_uses,
+    unmeasured,
+    unproved,
 )
 from .session import Session
 from .sums import Sums, Vector, on, scaled
@@ -32,6 +34,12 @@ _IN_A_GRAPH = (
     "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
     "it outside of the graph, or capture without them."
 )
+
+
+Projections = dict[str, list[Tensor]]
+"""Parameter → those of what is added to its .grad."""
+Dtypes = dict[str, torch.dtype]
+Differences = tuple[dict[str, float], float | None]
 
 
 class Meter:
@@ -70,8 +78,7 @@ class Meter:
 
     def begin_step(self, measuring: bool) -> None:
         self._session.reset(measuring)
-        proving = self._session.exact and self.prover.due() and not self._ranks.sharded
-        self._session.directions = self.prover.direction if proving else None
+        self._session.directions = self.prover.direction if self.prover.due() and not self._ranks.sharded else None
         # Ranks have to agree on which steps they prove.
         self._session.direction = self.prover.direction if self._ranks.world == 1 and not self._ranks.sharded else None
 
@@ -105,12 +112,11 @@ class Meter:
             squares, n, unit, own_signal = self.micro.collect(self._ranks.world, self.reduction)
         if n < 2:
             # The odd last batch of an epoch; stopping a run for it would be no help.
-            of_what = "sample" if exact else "micro-batch"
-            warnings.warn(
-                f"step skipped: it held {n} {of_what}{'s'[: n == 0]}, and a variance needs at least 2.", stacklevel=4
-            )
+            _warn_of_too_few(n, exact)
             return None, passes
-        refuse_unmeasured(session, parameters, ledgers, probed)
+        if unseen := unmeasured(session, parameters, ledgers, probed):
+            self._refuse_unseen(unseen)
+            squares = self._sums.of_samples(ledgers, passes)
         device = parameters.device
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(device)
         captured = capturing()
@@ -131,6 +137,8 @@ class Meter:
                 if unusual:
                     self._doubt(unusual)
                     return None, passes
+        elif not captured and not self._micro_batches_prove(n):
+            return None, passes
         if self._ranks.world > 1 or self.scaler is not None:
             signal, squares = self._joined(on(device, signal), on(device, squares), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
@@ -192,6 +200,14 @@ class Meter:
             self._leave_out(refused)
         return refused
 
+    def _refuse_unseen(self, names: list[str]) -> None:
+        """Raise, or leave out (strict=False), parameters with a gradient that nothing measured."""
+        coverage = self._parameters.coverage
+        if self._strict or not self._session.exact or any(name not in coverage for name in names):
+            raise of_unmeasured(self._session, names, coverage)
+        why = "its gradient came from no operation of the model's forward pass that was seen"
+        self._leave_out(dict.fromkeys(names, why))
+
     def _leave_out(self, refused: dict[str, str]) -> None:
         self._parameters.leave_out(refused)
         self._session.take(self._parameters)
@@ -239,40 +255,62 @@ class Meter:
 
         Where it is not, raises, or, with strict=False, leaves parameters out.
         """
-        session, parameters, prover = self._session, self._parameters, self.prover
-        probed = self._sums.probed()
+        projections: Projections = {}
+        dtypes: Dtypes = {}
+        for ledger in ledgers:
+            for name, values in ledger.projections.items():
+                projections.setdefault(name, []).extend(values)
+            for name, dtype in ledger.dtypes.items():
+                dtypes[name] = max_eps(dtypes.get(name), dtype)
+        for watcher in self._session.watchers:
+            if watcher.ran and watcher.half:
+                dtypes.update(dict.fromkeys(watcher.names.values(), torch.bfloat16))
+        of_each = on(self._parameters.device, squares)
+        return self._accepted(*self._differences(projections, of_each, dtypes, n), ledgers)
+
+    def _micro_batches_prove(self, n: int) -> bool:
+        """Whether micro-batches, n of all ranks, add up to .grad, where this step is proved; else raises.
+
+        False, with a warning, where it had to be proved and cannot be.
+        """
+        session, prover = self._session, self.prover
+        proof = None if self.micro is None else self.micro.proof
+        prover.steps += 1
+        written = [] if session.direction is None else session.marks.written(session.parameters)
+        if written:
+            prover.again()
+        if proof is None:
+            if written:
+                _warn_of_doubt(written)
+            return not written
+        differences, factor = self._differences(proof.projections, proof.squares, {}, n)
+        if differences:
+            prover.again()
+            raise unproved(differences, factor, differentiated=False)
+        return True
+
+    def _differences(self, projections: Projections, squares: Tensor, dtypes: Dtypes, n: int) -> Differences:
+        """Parameters whose .grad is not what n contributions add up to, and the factor that all are off by, if any."""
+        parameters, prover, probed = self._parameters, self.prover, self._sums.probed()
         zero = torch.zeros((), dtype=torch.float64, device=parameters.device)
         names = list(parameters.covered)
         measured = [
             probed[name].to(zero.device)
             if name in probed
-            else sum((each.to(zero.device) for ledger in ledgers for each in ledger.projections.get(name, [])), zero)
+            else sum((each.to(zero.device) for each in projections.get(name, [])), zero)
             for name in names
         ]
-        of_each = on(parameters.device, squares)[[parameters.index[name] for name in names]]
-        table = self._ranks.add(torch.stack([torch.stack(measured) if measured else of_each, of_each]))
+        table = self._ranks.add(torch.stack([torch.stack(measured) if measured else squares, squares]))
         unit = 1 / self._ranks.world
-        if self._scaling() and _unscaled(self.scaler):
+        if self.scaler is not None and self._scaling() and _unscaled(self.scaler):
             unit /= self.scaler.get_scale()
-        dtypes: dict[str, torch.dtype] = {}
-        for ledger in ledgers:
-            for name, dtype in ledger.dtypes.items():
-                dtypes[name] = max_eps(dtypes.get(name), dtype)
-        for watcher in session.watchers:
-            if watcher.ran and watcher.half:
-                dtypes.update(dict.fromkeys(watcher.names.values(), torch.bfloat16))
         gradients = {name: grad for name in names if (grad := parameters.chosen[name].grad) is not None}
         for name, grad in gradients.items():
             prover.direction(name, grad)
-        differences = prover.differences(
-            dict(zip(names, table[0] * unit, strict=True)),
-            dict(zip(names, table[1] * unit**2, strict=True)),
-            gradients,
-            dtypes,
-            n,
-            on_waves=probed,
-        )
-        return self._accepted(differences)
+        sums = dict(zip(names, table[0] * unit, strict=True))
+        of_each = dict(zip(names, table[1] * unit**2, strict=True))
+        differences = prover.differences(sums, of_each, gradients, dtypes, n, on_waves=probed)
+        return differences, prover.common_factor() if differences else None
 
     def _is_possible(self, ledgers: list[Pass], squares: Vector, signal: Vector, n: int) -> bool:
         """Whether samples can add up to .grad, for n contributions have ‖Σ c‖² ≤ n Σ‖c‖²; looked at on a CPU alone.
@@ -293,18 +331,32 @@ class Meter:
             return True
         dtypes = {dtype for ledger in ledgers for dtype in ledger.dtypes.values()}
         dtypes |= {torch.bfloat16 for watcher in self._session.watchers if watcher.ran and watcher.half}
-        return self._accepted(impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes))
+        parts = impossible(dict(zip(self._parameters.covered, rows, strict=True)), most, dtypes)
+        return self._accepted(parts, None, ledgers)
 
-    def _accepted(self, differences: dict[str, float]) -> bool:
+    def _accepted(self, differences: dict[str, float], factor: float | None, ledgers: list[Pass]) -> bool:
         """Whether there are none between .grad and what was measured; else raises, or leaves the parameters out."""
         if not differences:
             return True
         self.prover.again()
         if self._strict:
-            raise _unproved(differences)
+            raise unproved(differences, factor, any(ledger.differentiated for ledger in ledgers))
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False
+
+
+def _warn_of_too_few(n: int, exact: bool) -> None:
+    of_what = "sample" if exact else "micro-batch"
+    if exact:
+        what_to_do = "take micro-batches for samples, mode='micro' with two or more backward passes a step"
+    else:
+        what_to_do = "split its batch into two or more backward passes"
+    warnings.warn(
+        f"step skipped: it held {n} {of_what}{'' if n else 's'}, and a variance needs at least 2. Where every step is "
+        f"like this one, {what_to_do}.",
+        stacklevel=5,
+    )
 
 
 def _warn_of_doubt(names: list[str], came: bool = False) -> None:
@@ -321,19 +373,6 @@ def _warn_of_doubt(names: list[str], came: bool = False) -> None:
         "step() before gradients are clipped or otherwise changed, and compute penalties under "
         "`with monitor.paused():` after it.",
         stacklevel=5,
-    )
-
-
-def _unproved(differences: dict[str, float]) -> UnsupportedError:
-    shown = [f"{name} ({difference:.1%} of it)" for name, difference in list(differences.items())[:8]]
-    more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
-    return UnsupportedError(
-        "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
-        f"{', '.join(shown)}{more}.\nLikely reasons: the parameter is used outside the model's "
-        "forward pass (in the loss, in a penalty, tied by hand), an inner autograd.grad(create_graph=True), a "
-        "gradient that was not cleared, or changed by a hook or by clipping before step(). Compute penalties under "
-        "`with monitor.paused():` after step(), clear gradients after every step, or leave the parameter out with "
-        "parameters=…."
     )
 
 

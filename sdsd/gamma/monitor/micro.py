@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import UnsupportedError
+from ..uses import Leaf, project
+from .refusals import refuse_uncounted
 from .session import Session
+
+
+class Proof(NamedTuple):
+    """What the micro-batches of a step add up to.
+
+    projections: parameter → those of what each pass added to its .grad. squares: Σ‖·‖² of that; (parameters,).
+    """
+
+    projections: dict[str, list[Tensor]]
+    squares: Tensor
 
 
 class MicroBatches:
@@ -22,15 +34,26 @@ class MicroBatches:
 
     With means over micro-batches of one size, and with sums, ḡ is .grad up to a factor. Means over unequal ones need
     Σ b_k c_k, one buffer of the parameters' size, made when the first odd micro-batch comes.
+
+    Attributes:
+        proof: what proves the step that was collected last, or None.
     """
 
     def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
         self._session, self._parameters = session, list(parameters.values())
+        self.proof: Proof | None = None
+        self._leaves = [
+            Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
+            for name, parameter in parameters.items()
+        ]
         self.clear()
 
     def clear(self) -> None:
+        """Forget what the backward passes so far brought; one that begins may have been heard of."""
+        self._session.origins.arrived.clear()
         self._norms: list[dict[int, Tensor]] = []
         self._weighted: dict[int, Tensor] = {}
+        self._projections: dict[str, list[Tensor]] = {}
 
     def hook(self) -> list[Any]:
         return [
@@ -40,27 +63,35 @@ class MicroBatches:
 
     def _arrived(self, row: int, grad: Tensor) -> None:
         session = self._session
-        if not session.measuring:
+        # torch.autograd.grad looks at gradients, and adds nothing to .grad.
+        if not session.measuring or not self._leaves[row].reached():
             return
         session.backward_runs(grad)
-        wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-        values = grad.coalesce().values() if grad.is_sparse else grad
+        if session.directions is not None:
+            dense, name = grad.coalesce().to_dense() if grad.is_sparse else grad, self._leaves[row].name
+            self._projections.setdefault(name, []).append(project(dense, session.directions(name, dense)))
         before_this = session.sizes[:-1]
         place = len(before_this)
         while len(self._norms) <= place:
             self._norms.append({})
-        self._norms[place][row] = torch.linalg.vector_norm(values, dtype=wide).double().square()
-        size, first = session.batch or 0, before_this[0] if before_this else session.batch
+        self._norms[place][row] = _norm(grad).square()
+        size = session.sizes[-1]
+        first = before_this[0] if before_this else size
         if row in self._weighted:
             self._weighted[row].add_(grad, alpha=size)
         elif any(each != size for each in before_this):
             before = self._parameters[row].grad
-            earlier = torch.zeros_like(grad) if before is None else before.detach() * float(first or 0)
+            earlier = torch.zeros_like(grad) if before is None else before.detach() * float(first)
             self._weighted[row] = earlier.add_(grad, alpha=size)
 
     def collect(self, world: int, reduction: str) -> tuple[Tensor, int, float, Tensor | None]:
         """Σ (b_k / b̄)‖g_k‖² of this rank, micro-batches of all ranks, b̄, and ‖ḡ‖² where .grad does not give it."""
-        sizes, norms, weighted = self._session.sizes, self._norms, self._weighted
+        session, norms, weighted, projections = self._session, self._norms, self._weighted, self._projections
+        sizes = session.sizes
+        refuse_uncounted([], unfinished=bool(session._open), same_samples=False, stale=session.stale)
+        if session.batch_size is None:
+            session.origins.check()
+        session.origins.clear()
         self.clear()
         if len(set(sizes)) > 1 and world > 1:
             raise UnsupportedError(
@@ -72,21 +103,30 @@ class MicroBatches:
         device = self._parameters[0].device
         zero = torch.zeros((), dtype=torch.float64, device=device)
         squares = torch.zeros(len(self._parameters), dtype=torch.float64, device=device)
+        plain = torch.zeros_like(squares)
         for size, each in zip(sizes, norms, strict=True):
             factor = count**2 if reduction == "mean" else 1 / size**2
             rows = [each.get(row, zero).to(device) for row in range(len(self._parameters))]
-            squares += torch.stack(rows) * (factor * size / mean)
+            taken = torch.stack(rows)
+            squares += taken * (factor * size / mean)
+            plain += taken
+        self.proof = None if session.directions is None else Proof(projections, plain)
         own = None
         if reduction == "mean" and len(set(sizes)) > 1:
             parts = []
             for row, parameter in enumerate(self._parameters):
                 if row in weighted:
-                    parts.append(torch.linalg.vector_norm(weighted[row]).double().to(device) * (count / total))
+                    parts.append(_norm(weighted[row]).to(device) * (count / total))
                 elif parameter.grad is not None:  # no odd micro-batch reached it
-                    parts.append(
-                        torch.linalg.vector_norm(parameter.grad).double().to(device) * (sizes[0] * count / total)
-                    )
+                    parts.append(_norm(parameter.grad).to(device) * (sizes[0] * count / total))
                 else:
                     parts.append(zero)
             own = torch.stack(parts).square()
         return squares, count * world, mean, own
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """‖gradient‖ as a 0-dim float64 tensor, from sums in float32 at least."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    wide = torch.float64 if values.dtype in (torch.float64, torch.complex128) else torch.float32
+    return torch.linalg.vector_norm(values, dtype=None if values.is_complex() else wide).double()

@@ -31,6 +31,8 @@ class Prover:
         self._every = every
         self._directions: dict[str, tuple[Tensor, Tensor]] = {}
         self.steps = 0
+        self.ratios: dict[str, float] = {}
+        """Of the last step that was compared: .grad's projection over that of the measured sum."""
 
     def due(self) -> bool:
         return self.steps < FIRST or self.steps % self._every == 0
@@ -72,7 +74,7 @@ class Prover:
             samples: n.
             on_waves: names whose projection compiled code took, which has a direction of its own.
         """
-        relative = {}
+        relative, self.ratios = {}, {}
         # A gradient that is rounding alone (a bias before a softmax, say) has no digits to compare.
         whole = math.sqrt(max(sum(value.item() for value in squares.values() if value.isfinite()), 0.0))
         for name, gradient in gradients.items():
@@ -89,9 +91,20 @@ class Prover:
             most = math.sqrt(samples * max(squares[name].item(), 0.0))
             if math.isfinite(norm) and norm > most + allowed * size:
                 difference = max(difference, norm - most)
+            if expected := measured[name].item():
+                self.ratios[name] = actual / expected
             if math.isfinite(actual) and math.isfinite(size) and difference > allowed * size:
                 relative[name] = difference / norm if norm else math.inf
         return relative
+
+    def common_factor(self) -> float | None:
+        """What every gradient is of what was measured of it, where that is one number for all; else None."""
+        ratios = list(self.ratios.values())
+        if len(ratios) < 2:
+            return None
+        middle = sorted(ratios)[len(ratios) // 2]
+        alike = all(abs(each - middle) <= 1e-2 * abs(middle) for each in ratios)
+        return middle if alike and abs(middle - 1) > 1e-2 else None
 
 
 def impossible(rows: Mapping[str, tuple[float, float]], most: float, dtypes: Iterable[torch.dtype]) -> dict[str, float]:

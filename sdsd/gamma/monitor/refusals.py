@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,7 @@ def refuse_uncounted(groups: list[list[Pass]], *, unfinished: bool, same_samples
             if ledger.trouble == "repeated" or len(ledger.tasks) > 1:
                 raise UnsupportedError(
                     "one forward pass was followed by several backward passes, and squares of their gradients do not "
-                    "add. Add the losses and call backward once, put the others into `with monitor.paused():`, or use "
-                    "mode='micro'."
+                    "add. Add the losses and call backward once, or put the others into `with monitor.paused():`."
                 )
         if len(group) > 1 and (not same_samples or len({ledger.n for ledger in group}) > 1):
             raise UnsupportedError(
@@ -100,15 +100,15 @@ def cannot_be_told_apart(refused: dict[str, str]) -> UnsupportedError:
     )
 
 
-def refuse_unmeasured(session: Session, parameters: Parameters, ledgers: list[Pass], probed: set[str]) -> None:
-    """Raise where a parameter has a gradient that nothing measured, or was measured and has none."""
+def unmeasured(session: Session, parameters: Parameters, ledgers: list[Pass], probed: set[str]) -> list[str]:
+    """Parameters with a gradient that nothing measured; raises where one was measured and has none."""
     measured, samples = set(probed), 0
     for ledger in ledgers:
         measured.update(ledger.squares)
         samples += ledger.n
     if ledgers and not samples:
-        return  # a rank without samples: what is in .grad came from the others
-    coverage, gone, unseen = parameters.coverage, [], None
+        return []  # a rank without samples: what is in .grad came from the others
+    coverage, gone, unseen = parameters.coverage, [], []
     for name, parameter in parameters.everything.items():
         if parameter.grad is None:
             if name in measured and name in parameters.index:
@@ -116,11 +116,17 @@ def refuse_unmeasured(session: Session, parameters: Parameters, ledgers: list[Pa
         elif name in parameters.excluded or (name in coverage and coverage[name] is None):
             continue
         elif name not in coverage or (session.exact and name not in measured):
-            unseen = unseen or name
-    if gone or unseen is not None:
-        if not gone and unseen in coverage and unseen in session.within:
-            raise _inside_a_function(session, [name for name in parameters.everything if name not in measured])
-        raise _unmeasured(gone, unseen, coverage)
+            unseen.append(name)
+    if gone:
+        raise _gone(gone)
+    return unseen
+
+
+def _gone(names: list[str]) -> RuntimeError:
+    return RuntimeError(
+        f"{listed(names)}: measured, but .grad is None. Call step() before gradients are cleared; optimizers that step "
+        "inside backward (DeepSpeed's ZeRO) are not supported."
+    )
 
 
 def _inside_a_function(session: Session, names: list[str]) -> RuntimeError:
@@ -137,20 +143,56 @@ def _inside_a_function(session: Session, names: list[str]) -> RuntimeError:
     )
 
 
-def _unmeasured(gone: list[str], unseen: str | None, coverage: Container[str]) -> RuntimeError:
-    """The error of measured parameters without a gradient, or of one with a gradient that was not measured."""
-    if gone:
-        return RuntimeError(
-            f"{listed(gone)}: measured, but .grad is None. Call step() before gradients are cleared; optimizers that "
-            "step inside backward (DeepSpeed's ZeRO) are not supported."
-        )
-    if unseen not in coverage:
-        return RuntimeError(
-            f"{unseen} has a gradient but did not train when the monitor was attached. Attach a new monitor."
-        )
+def of_unmeasured(session: Session, unseen: list[str], coverage: Container[str]) -> RuntimeError:
+    """The error of parameters with a gradient that was not measured."""
+    if unseen[0] in coverage and unseen[0] in session.within:
+        return _inside_a_function(session, unseen)
+    for name in unseen:
+        if name not in coverage:
+            return RuntimeError(
+                f"{name} has a gradient but did not train when the monitor was attached. Attach a new monitor."
+            )
+    has = "has a gradient" if len(unseen) == 1 else "have gradients"
     return RuntimeError(
-        f"{unseen} has a gradient, but no operation of the model's forward pass was seen to give it one: the "
-        "parameter is used outside the model's forward, inside an autograd.Function or TorchScript, or an "
-        "old .grad was not cleared. Clear gradients after each step, use mode='micro', or leave it out "
-        "with parameters=…."
+        f"{listed(unseen)} {has}, but no operation of the model's forward pass was seen to give one: used outside the "
+        "model's forward, inside an autograd.Function or TorchScript, or an old .grad was not cleared. Clear gradients "
+        "after each step, use mode='micro', leave it out with parameters=…, or have it left out with strict=False."
+    )
+
+
+def unproved(differences: dict[str, float], factor: float | None, differentiated: bool) -> UnsupportedError:
+    """The error of a step whose gradients are not what its samples add up to, by these parts of them.
+
+    factor: what every gradient is of what was measured, where that is one number. differentiated: an inner
+    autograd.grad(create_graph=True) went through the forward pass.
+    """
+    shown = [
+        f"{name} ({difference:.1%} of it)" if difference < math.inf else name
+        for name, difference in list(differences.items())[:8]
+    ]
+    more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
+    if factor == 0:
+        reason = "Every .grad is 0: call step() after loss.backward() and before gradients are cleared."
+    elif factor is not None:
+        reason = (
+            f"Every gradient is {factor:.4g} times what its samples add up to: call step() before gradients are "
+            "clipped or otherwise scaled; where a GradScaler scaled the loss, pass it to the monitor as scaler=…."
+        )
+    elif differentiated:
+        reason = (
+            "An autograd.grad(create_graph=True) went through the forward pass, so that the loss holds derivatives of "
+            "what the model gave. Where they are the loss (forces, equations of physics, score matching), use "
+            "mode='micro' with two or more backward passes a step; compute a penalty under `with monitor.paused():` "
+            "after step()."
+        )
+    else:
+        reason = (
+            "Likely reasons: the parameter is used outside the model's forward pass (in the loss, in a penalty, tied "
+            "by hand), an inner autograd.grad(create_graph=True), a gradient that was not cleared, or changed by a "
+            "hook or by clipping before step(). Compute penalties under `with monitor.paused():` after step(), clear "
+            "gradients after every step, or leave the parameter out with parameters=…."
+        )
+    return UnsupportedError(
+        "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
+        f"{', '.join(shown)}{more}.\n{reason}"
     )

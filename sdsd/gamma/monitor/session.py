@@ -34,6 +34,7 @@ from ..uses import (
 from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
+from .origins import Origins
 from .refusals import refuse_uncounted
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ class Session:
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
         self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
         self.along, self.rows_allowed = Track(batch_dim), batch_size is not None
-        self.measuring = self.planned = True
-        self.exact = self.compiled = True
+        self.measuring = self.planned = self.exact = self.compiled = True
         self.pauses = 0
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
@@ -103,7 +103,7 @@ class Session:
         self.root = nn.Module()
         self.passes: list[Pass] = []
         self._inside = False
-        self.marks = Marks()
+        self.marks, self.origins = Marks(), Origins()
         self._outer: int | None = None
         self._begun: set[int] = set()
         self._open: set[int] = set()
@@ -174,10 +174,11 @@ class Session:
         self.passes = []
         self.marks.before, self.marks.present = self.marks.present, None
         self.strangers.clear()
-        self.stale, self.given_up, self.unread, self.unknown = None, False, None, None
-        self._outer = None
+        self.stale, self._outer, self.given_up, self.unread, self.unknown = None, None, False, None, None
         self._begun.clear()
         self._open.clear()
+        if not self.exact:
+            self.forget_micro()
         for watcher in self.watchers if self.compiled else ():
             watcher.probe.grad = None
         self.compiled = False
@@ -206,17 +207,17 @@ class Session:
             tracks = self.read(args, kwargs)
         except UnsupportedError as error:
             return self._unread(plain, args, kwargs, str(error))
+        self._outer = None  # of a backward pass that an exception ended
         if not self.exact or self.batch is None:
             self._inside = True  # hooks of the model stand around it
             try:
                 out = plain(*args, **kwargs)
             finally:
                 self._inside = False
-            hear(out, self._announce)
+            hear(out, partial(self.origins.come, self, self.origins.begin(self.batch)))
             return out
         if self.passes:
             self.settle()
-        self._outer = None  # of a backward pass that an exception ended
         if torch.cuda.is_initialized():
             self._keep_to_stream()
         directions = None if self.directions is None or capturing() else self.directions
@@ -349,6 +350,7 @@ class Session:
                 ledger.clear()
                 ledger.open.clear()
             self.sizes.clear()
+            self._open.clear()
             self.forget_micro()
         elif any(ledger.open & self._open for ledger in earlier):
             self.given_up = True
@@ -372,7 +374,7 @@ class Session:
         new = task not in self._begun
         self.enter_task()
         if new:
-            self.sizes.append(self.batch or 0)
+            self.sizes.append(self.origins.arrive(task, self.batch))
         return None
 
     def settle(self) -> None:

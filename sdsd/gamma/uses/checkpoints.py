@@ -12,7 +12,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from ..following import Verdict, set_track, track_of
+from ..following import Verdict, batch_of, set_track, track_of
 from .ledger import Pass, carrying
 
 _FORWARD = torch.utils.checkpoint.CheckpointFunction.forward.__code__
@@ -73,7 +73,8 @@ def _arguments() -> tuple[Any, ...]:
 
 
 def _tracks(values: Iterable[Any]) -> list[Verdict]:
-    return [track_of(each) if isinstance(each, Tensor) else None for each in values]
+    with batch_of(None):  # chosen rows are still that
+        return [track_of(each) if isinstance(each, Tensor) else None for each in values]
 
 
 def _carry(values: Iterable[Any], tracks: list[Verdict]) -> None:

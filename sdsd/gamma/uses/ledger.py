@@ -34,6 +34,7 @@ class Pass:
         refused: parameter → why its samples cannot be told apart.
         taken: uses that were `alone`, the dtype of their gradient, and the squares of each of their parameters, or none
             where kernels wrote these.
+        began: the number that autograd gives to the first node of the pass.
         tasks: the backward passes (outermost graph tasks) that gradients came from.
         open: graph tasks that began, and have not ended; one that stays was ended by an exception.
         inputs: the model's inputs that carry samples, and where.
@@ -58,9 +59,9 @@ class Pass:
     ) -> None:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
-        self.rows, self.peers = rows, [self]
+        self.rows, self.peers, self.tracks = rows, [self], Tracks()
         self.inputs: list[tuple[Tensor, Track | Rows | Mixed]] = []
-        self.tracks = Tracks()
+        self.began: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         self.kinds: dict[str, frozenset[str]] = {}

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-import torch
 import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -52,7 +51,7 @@ from .calls import (
     tensors_in,
 )
 from .ledger import Pass
-from .opaque import transformed, user_function
+from .opaque import hide_from_dynamo, transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation
 
@@ -264,9 +263,15 @@ class Measuring(TorchFunctionMode):
 
     def _unseen(self, tensor: Tensor) -> Mixed | None:
         """Of a tensor with a history that no call of this pass wrote: samples may be in it, or are not."""
-        hidden = leaves_of(tensor, self.session, unseen=True)[1]
+        leaves, hidden = leaves_of(tensor, self.session, unseen=True)
         if hidden is not None:
             return Mixed(f"{hidden}, a function whose inside PyTorch does not show")
+        node: Any = tensor.grad_fn
+        own = self.inside_backward or isinstance(node, torch.autograd.function.BackwardCFunction)
+        if not own and node._sequence_nr() >= self.ledger.began:
+            why = f"{node.name()} of code that PyTorch does not show while it runs (TorchScript, C++)"
+            self.ledger.refuse([leaf.name for leaf in leaves], why)
+            return Mixed(why)
         set_track(tensor, None)
         return None
 
@@ -391,3 +396,6 @@ class Measuring(TorchFunctionMode):
         session, ledger = self.session, self.ledger
         if not self.repeats:
             checkpoints.follow_reentrant(ledger, lambda: Measuring(session, ledger, inside_backward=True))
+
+
+hide_from_dynamo(Measuring.__torch_function__)

@@ -24,6 +24,13 @@ _LOST = Mixed(
 )
 
 
+def hide_from_dynamo(function: Any) -> None:
+    """Of a mode: where a compiled function is called under it, Dynamo would compile the mode, too, frame by frame."""
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+
+
 def transformed(mode: Measuring, func: Any, args: Any, kwargs: Any) -> Any:
     """Within vmap and the like samples are not followed, and no parameter that meets them is measured."""
     inputs = [layer for tensor in tensors_in(args, kwargs) for layer in layers_of(tensor)]

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from sdsd.gamma.following import (
     COMPOSITE,
     Mixed,
-    Part,
+    Rows,
     Summed,
     Track,
     Tracks,
@@ -171,10 +171,13 @@ def test_the_call_that_mixes_says_so_once() -> None:
     assert "not linear" in mixed.reason
     halves = x.chunk(2)
     assert follow(Tensor.chunk, (x, 2), {}, halves, 6) is None
-    assert isinstance(track_of(halves[0]), Part)
+    assert isinstance(track_of(halves[0]), Rows)
     turned, mixed = told(torch.cat, [halves[1], halves[0]])
-    assert isinstance(track_of(turned), Mixed)
-    assert mixed == track_of(turned)
+    assert track_of(turned).owners.known == (3, 4, 5, 0, 1, 2)
+    assert mixed is None
+    both, mixed = told(torch.add, turned, x)
+    assert isinstance(track_of(both), Mixed)
+    assert mixed == track_of(both)
     whole, mixed = told(torch.cat, list(halves))
     assert track_of(whole) == Track(0)
     assert mixed is None

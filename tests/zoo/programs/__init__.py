@@ -11,6 +11,7 @@ from . import (
     layers,
     losses,
     passes,
+    places,
     practice,
     routing,
     sizes,
@@ -32,6 +33,7 @@ _MODULES = (
     practice,
     densities,
     contrast,
+    places,
 )
 ALL = {
     f"{kind}: {name}": program

@@ -169,6 +169,17 @@ FUNCTIONS = {
         any_loss,
         hopeless=True,
     ),
+    "a script that mixes samples of the input": Program(
+        lambda: Net(
+            lambda m, x: m.last(m.first(x) + projected_by_script(x, m.weight)),
+            first=nn.Linear(8, 8),
+            weight=parameter(8, 8),
+            last=nn.Linear(8, 3),
+        ),
+        (SEQUENCES,),
+        any_loss,
+        hopeless=True,
+    ),
     "samples without gradient beside parameters in a function": Program(
         lambda: Net(smuggled, a=parameter(8, 2), b=parameter(2, 8), last=nn.Linear(8, 3)), (X,), any_loss, hopeless=True
     ),
@@ -178,6 +189,11 @@ FUNCTIONS = {
 @torch.jit.script
 def centred_by_script(x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x - x.mean(0))
+
+
+@torch.jit.script
+def projected_by_script(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean(0)) @ weight.t()
 
 
 def with_buffer(compute, **buffers):
