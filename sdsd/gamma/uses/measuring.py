@@ -60,8 +60,7 @@ if TYPE_CHECKING:
 
 _NOTHING = object()
 _saving = torch._C._autograd._top_saved_tensors_default_hooks
-_any_autocast = torch._C._is_any_autocast_enabled
-_STRIDED = torch.strided
+_any_autocast, _STRIDED = torch._C._is_any_autocast_enabled, torch.strided
 MOST_CALLS = 20_000
 """So many calls are remembered by what they look like."""
 
