@@ -49,7 +49,9 @@ class Fused(NamedTuple):
         device = a.device
         bias_part = bias_total = None
         if self.bias is not None:
-            bias_part, bias_total = of_bias(self.bias, b, self.dtype)
+            bias_part = torch.empty(self.bias.part, dtype=torch.float32, device=device)
+            self.bias.launch(b, None, None, None, None, bias_part)
+            bias_total = torch.empty(self.bias.part[2], dtype=self.dtype, device=device)
         first, second = self.copies
         if first is not None:
             a = first.of(a)
@@ -84,13 +86,6 @@ class Fused(NamedTuple):
             partial, squares, squares if total is None else total, bias_part, bias_total, square_norms, row, bias_row
         )
         return total, bias_total, square_norms
-
-
-def of_bias(bias: Sums, grads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Sums of output gradients by sample, and memory for the bias' gradient."""
-    part = torch.empty(bias.part, dtype=torch.float32, device=grads.device)
-    bias.launch(grads, None, None, None, None, part)
-    return part, torch.empty(bias.part[2], dtype=dtype, device=grads.device)
 
 
 PLANS: dict[tuple[Any, ...], Any] = {}

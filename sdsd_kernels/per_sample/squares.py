@@ -13,7 +13,7 @@ from .._launch import Launch, kept, on_device
 from . import config, layout
 from .convolution import LINEAR
 from .kernel import descriptor, pointed
-from .launch import PLANS, finish_launch, of_bias, precision_of, tf32_allowed
+from .launch import PLANS, finish_launch, precision_of, tf32_allowed
 from .parts import ceil_divide, strides_by_name
 from .squares_kernel import gram_kernel, rank1_kernel
 from .sums import Sums
@@ -34,11 +34,14 @@ class Squares(NamedTuple):
     ) -> tuple[Tensor | None, Tensor]:
         bias_part = bias_total = None
         if self.bias is not None:
-            bias_part, bias_total = of_bias(self.bias, b, self.dtype)
+            bias_part = torch.empty(self.bias.part, dtype=torch.float32, device=b.device)
+            self.bias.launch(b, None, None, None, None, bias_part)
+            bias_total = torch.empty(self.bias.part[2], dtype=self.dtype, device=b.device)
         if square_norms is None:
             square_norms = torch.empty((), dtype=torch.float64, device=a.device)
         squares = square_norms.new_empty(self.shares)
-        self.main(pointed(self.descriptors[0], a), pointed(self.descriptors[1], b), squares)
+        of_a, of_b = self.descriptors
+        self.main(a if of_a is None else pointed(of_a, a), b if of_b is None else pointed(of_b, b), squares)
         self.finish(None, squares, squares, bias_part, bias_total, square_norms, row, bias_row)
         return bias_total, square_norms
 

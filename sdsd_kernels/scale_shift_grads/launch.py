@@ -77,7 +77,9 @@ def launch(
     if plan is None:
         made = make_plan(grads, inputs, mean, rstd, shift_row >= 0, device_record(grads.device))
         plan = kept(_plans, key, made)
-    return on_device(grads, plan, grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype)  # type: ignore[no-any-return]
+    given = grads, inputs, mean, rstd, square_norms, scale_row, shift_row, dtype
+    here = not grads.is_cuda or grads.get_device() == torch._C._cuda_getDevice()
+    return plan(*given) if here else on_device(grads, plan, *given)  # type: ignore[no-any-return]
 
 
 def make_plan(

@@ -42,8 +42,8 @@ def launch_into(
     dtype: torch.dtype,
     channels_last: bool,
     max_bytes: int,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of weight and bias (None where `bias_row` is below 0); their square norms into `square_norms`.
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias (empty where `bias_row` is below 0); their square norms into `square_norms`.
 
     `convolution`: the fields of a `Convolution`, or None for a linear layer.
     """
@@ -58,8 +58,10 @@ def launch_into(
     plan = _plans.get(key)
     if plan is None:
         plan = kept(_plans, key, _plan(inputs, output_grads, *options))
-    total, bias, _ = on_device(inputs, plan, inputs, output_grads, None, square_norms, row, bias_row)
-    return total, bias
+    given = inputs, output_grads, None, square_norms, row, bias_row
+    here = not inputs.is_cuda or inputs.get_device() == torch._C._cuda_getDevice()
+    total, bias, _ = plan(*given) if here else on_device(inputs, plan, *given)
+    return total, torch.empty(0, dtype=dtype, device=total.device) if bias is None else bias
 
 
 def _plan(

@@ -196,11 +196,6 @@ def _kernels() -> Any:
     return launch_into
 
 
-def _launched(grads: tuple[Tensor, Tensor | None], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    total, bias = grads
-    return total, torch.empty(0, dtype=dtype, device=total.device) if bias is None else bias
-
-
 def _compute(
     inputs: Tensor,
     output_grads: Tensor,
@@ -212,8 +207,7 @@ def _compute(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
-        grads = _kernels()(inputs, output_grads, square_norms, row, bias_row, None, dtype, False, max_bytes)
-        return _launched(grads, dtype)
+        return _kernels()(inputs, output_grads, square_norms, row, bias_row, None, dtype, False, max_bytes)  # type: ignore[no-any-return]
     method = choose_method(inputs, output_grads, False, True)
     total, squares = cpu.weight_grad_stats(inputs, output_grads, None, True, dtype, method, max_bytes)
     return _with_bias(total, squares, output_grads, square_norms, row, bias_row, dtype)
@@ -241,8 +235,7 @@ def _compute_conv(
     *sizes, groups, dtype, channels_last, max_bytes, backend = settings
     known = (*map(tuple, sizes), groups)
     if backend == "triton":
-        grads = _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)
-        return _launched(grads, dtype)
+        return _kernels()(inputs, output_grads, square_norms, row, bias_row, known, dtype, channels_last, max_bytes)  # type: ignore[no-any-return]
     total, squares = convolution_cpu.conv_weight_grad_stats(
         inputs, output_grads, None, Convolution(*known), True, dtype, channels_last, max_bytes
     )

@@ -91,11 +91,14 @@ class Counter:
         ):
             self.calls += 1
 
-    def of(self, call: Callable[[], Any]) -> Counted:
+    def of(self, call: Callable[[], Any], ready: Callable[[], Any] = lambda: None) -> Counted:
+        """`ready` goes before each call, and is not counted."""
+        ready()
         self.kernels = self.calls = 0
         with Operations() as operations:
             call()
         kernels = self.kernels
+        ready()
         before = sys.getprofile()
         sys.setprofile(self._event)
         try:
@@ -146,8 +149,15 @@ def passes(request, monkeypatch) -> Iterator[Callable[[str], Price]]:
             if what == "forward":
                 found.append(counter.of(forward))
             elif what == "backward":
-                losses = iter([forward(), forward()])
-                found.append(counter.of(lambda losses=losses: next(losses).backward()))
+                losses: list[Tensor] = []
+
+                # A step each: a second backward pass of a step is one that adds to gradients.
+                def ready(losses: list[Tensor] = losses, forward: Any = forward, finish: Any = finish) -> None:
+                    if losses:
+                        finish()
+                    losses[:] = [forward()]
+
+                found.append(counter.of(lambda losses=losses: losses[0].backward(), ready))
             elif what == "step":
 
                 def step(forward: Any = forward, finish: Any = finish) -> None:
@@ -176,12 +186,16 @@ def test_nothing_waits_for_the_device(passes):
 
 
 def test_python_calls_of_the_backward_pass(passes):
-    """What a backward pass takes beside its modules, some 30 calls, is shared out among few of them here."""
+    """What a backward pass takes beside its modules, some 25 calls, is shared out among few of them here."""
     price = passes("backward")
-    assert 0 < price.more("calls") <= 22 + 30 / price.modules
+    assert 0 < price.more("calls") <= 16 + 25 / price.modules
 
 
-def test_python_calls_of_the_step(passes):
-    """Forward, backward and step(); what a pass and step() take whatever the model, some 90 calls, is shared out."""
+MOST_CALLS = {"GPT": 39, "CNN": 40, "MLP": 52}
+"""Python calls a module. Those of a pass and of step() whatever the model, some 68, are shared by three in the MLP."""
+
+
+def test_python_calls_of_the_step(passes, request):
+    """Forward, backward and step()."""
     price = passes("step")
-    assert 0 < price.more("calls") <= 42 + 90 / price.modules
+    assert 0 < price.more("calls") <= MOST_CALLS[request.node.callspec.params["passes"]]

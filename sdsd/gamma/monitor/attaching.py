@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...models import attach, clean, compiling, is_attached, release
+from ...models import attach, clean, is_attached, release
 from ..layers import (
     WHAT_TO_DO,
     EmbeddingRule,
@@ -173,7 +173,7 @@ class _RootWatcher(Watcher):
         session = self.session
         if not session.measuring:
             return plain(*args, **kwargs)
-        if compiling():
+        if torch.compiler.is_compiling():
             return self._traced(module, plain, args, kwargs)
         if not torch.is_grad_enabled() or torch._C._is_tracing():
             return plain(*args, **kwargs)

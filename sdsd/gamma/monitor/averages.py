@@ -34,14 +34,18 @@ HELD = 64
 class Step(NamedTuple):
     """What one measured step found."""
 
-    raw: Tensor
-    """‖ḡ‖² and Σ‖g‖² of every parameter, float64; shape: (2, parameters)."""
+    raw: tuple[Any, Any] | Tensor
+    """‖ḡ‖² and Σ‖g‖² of every parameter, (2, parameters) in float64, or two lists of numbers of the host."""
     n: int
     """Gradients."""
     unit: float
     """Samples a gradient."""
     independent: float
     """`stats.independent_count` of them: n, and more where they are a good part of a finite population."""
+
+    def tensor(self) -> Tensor:
+        """`raw`, in any case a tensor."""
+        return torch.as_tensor(self.raw, dtype=torch.float64)
 
 
 def _signal_and_noise(raw: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +60,7 @@ def _worked_in(state: Tensor, steps: list[Step], decay: float) -> Tensor:
     """The running sums after `steps`, on the device of `state`."""
     if not steps:
         return state
-    raw = torch.stack([step.raw for step in steps]).to(state.device)
+    raw = torch.stack([step.tensor() for step in steps]).to(state.device)
     n, unit, independent = state.new_tensor([[step.n, step.unit, step.independent] for step in steps]).unbind(1)
     signal, noise = _signal_and_noise(raw, n)
     # Averaged by sample, so that modes, and micro-batches of any size, go into one average.
@@ -182,11 +186,10 @@ class StepSource(Source):
     """Host values of one step: signal and noise of every parameter, total last."""
 
     def __init__(self, names: tuple[str, ...], step: Step) -> None:
-        super().__init__(names)
-        self._step = step
+        self.names, self._table, self._step = names, None, step
 
     def _fetch(self) -> Table:
-        raw, n = self._step.raw.cpu(), self._step.n
+        raw, n = self._step.tensor().cpu(), self._step.n
         signal, noise = (values[0].tolist() for values in _signal_and_noise(raw.unsqueeze(0), raw.new_tensor([n])))
         rows = [Row(m, v, None, None) for m, v in zip(signal, noise, strict=True)]
         return Table(rows[-1], tuple(rows[:-1]), degrees=math.nan)

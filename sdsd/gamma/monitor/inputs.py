@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,8 @@ if TYPE_CHECKING:
     from .session import Session
 
 
-class Inputs(NamedTuple):
-    """What one forward pass was given."""
-
-    batch: int
-    """Samples."""
-    tracks: list[tuple[Tensor, Track | Rows | Mixed]]
-    """Inputs that carry samples, the first one first."""
+Inputs = tuple[int, list[tuple[Tensor, Track | Rows | Mixed]]]
+"""What one forward pass was given: samples, and the inputs that carry them, the first one first."""
 
 
 def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> Inputs | None:
@@ -40,7 +36,7 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         only = args[0]
         if only.ndim > axis and not only.is_nested:
             batch = only.shape[axis]
-            return Inputs(batch, [(only, Track(axis))] if batch else [])
+            return batch, [(only, session.along)] if batch else []
     plain = not kwargs and all(isinstance(x, Tensor) for x in args)
     leaves = args if plain else pytree.tree_leaves((args, kwargs), is_leaf=_is_packed)
     for each in leaves:
@@ -78,7 +74,7 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         for x in tensors
         if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
     ]
-    return Inputs(batch, sorted(carry, key=lambda pair: pair[0] is not first))
+    return batch, sorted(carry, key=lambda pair: pair[0] is not first)
 
 
 def _packed(leaves: Any, sequences: int, given: int | None, axis: int) -> Inputs:
@@ -106,7 +102,7 @@ def _packed(leaves: Any, sequences: int, given: int | None, axis: int) -> Inputs
             tracks.append((each.batch_sizes, SIZES))
         elif isinstance(each, Tensor) and each.ndim > axis and each.shape[axis] == sequences:
             tracks.append((each, Track(axis, 1, inner)))
-    return Inputs(batch, sorted(tracks, key=lambda pair: type(pair[1]) is not Rows))
+    return batch, sorted(tracks, key=lambda pair: type(pair[1]) is not Rows)
 
 
 def _is_packed(value: Any) -> bool:
@@ -117,7 +113,7 @@ def _of_different_length(first: Any, leaves: Any, session: Session) -> Inputs:
     """Of a model that is called with samples of different length in one tensor."""
     samples = int(first.batch_sizes[0]) if _is_packed(first) else first.size(0)
     if not session.exact:
-        return Inputs(samples, [])
+        return samples, []
     if _is_packed(first) and not compiling():
         return _packed(leaves, samples, session.batch_size, session.batch_dim)
     if _is_packed(first):
@@ -140,7 +136,7 @@ def hear(out: Any, hook: Callable[[Tensor], None]) -> None:
     for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
         if tensor.grad_fn is not None:
             hooks: Any = tensor._backward_hooks
-            if hooks is None:
-                tensor.register_hook(hook)
-            else:
-                hooks[ANNOUNCED] = hook
+            if hooks is None:  # what Tensor.register_hook does
+                tensor._backward_hooks = hooks = OrderedDict()
+                tensor.grad_fn._register_hook_dict(tensor)  # type: ignore[attr-defined]
+            hooks[ANNOUNCED] = hook

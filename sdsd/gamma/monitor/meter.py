@@ -28,7 +28,7 @@ from .refusals import (
     unproved,
 )
 from .session import Session
-from .sums import Sums
+from .sums import Sums, Vector, on, scaled
 
 _IN_A_GRAPH = (
     "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
@@ -117,7 +117,8 @@ class Meter:
         if unseen := unmeasured(session, parameters, ledgers, probed):
             self._refuse_unseen(unseen)
             squares = self._sums.of_samples(ledgers, passes)
-        signal = self._sums.of_gradients() if own_signal is None else own_signal.to(parameters.device)
+        device = parameters.device
+        signal = self._sums.of_gradients() if own_signal is None else own_signal.to(device)
         captured = capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
             raise RuntimeError(_IN_A_GRAPH)
@@ -138,16 +139,18 @@ class Meter:
                     return None, passes
         elif not captured and not self._micro_batches_prove(n):
             return None, passes
-        squares = squares.to(parameters.device)
         if self._ranks.world > 1 or self.scaler is not None:
-            signal, squares = self._joined(signal, squares, own_sum=own_signal is not None)
+            signal, squares = self._joined(on(device, signal), on(device, squares), own_sum=own_signal is not None)
         if exact and self.reduction == "mean":
             # Contributions to .grad add up to it; n times a contribution is a gradient whose mean is .grad.
-            squares = squares * (n / self._ranks.world) ** 2
+            squares = scaled(squares, (n / self._ranks.world) ** 2)
         elif self.reduction == "sum":
-            signal = signal * (self._ranks.world / (n * unit)) ** 2
+            signal = scaled(signal, (self._ranks.world / (n * unit)) ** 2)
         independent = n if self._population is None else independent_count(n, unit, self._population)
-        step = Step(torch.stack([signal, squares]), n, unit, independent)
+        raw: tuple[Vector, Vector] | Tensor = signal, squares
+        if captured or isinstance(signal, Tensor) or isinstance(squares, Tensor):
+            raw = torch.stack([on(device, signal), on(device, squares)])
+        step = Step(raw, n, unit, independent)
         if captured:
             self.captured = step
             return None, passes
@@ -247,7 +250,7 @@ class Meter:
                 return None
         return proving
 
-    def _proves(self, ledgers: list[Pass], squares: Tensor, n: int) -> bool:
+    def _proves(self, ledgers: list[Pass], squares: Vector, n: int) -> bool:
         """Whether what arrived in .grad is what the samples measured add up to.
 
         Where it is not, raises, or, with strict=False, leaves parameters out.
@@ -262,7 +265,7 @@ class Meter:
         for watcher in self._session.watchers:
             if watcher.ran and watcher.half:
                 dtypes.update(dict.fromkeys(watcher.names.values(), torch.bfloat16))
-        of_each = squares[[self._parameters.index[name] for name in self._parameters.covered]]
+        of_each = on(self._parameters.device, squares)
         return self._accepted(*self._differences(projections, of_each, dtypes, n), ledgers)
 
     def _micro_batches_prove(self, n: int) -> bool:
@@ -309,16 +312,18 @@ class Meter:
         differences = prover.differences(sums, of_each, gradients, dtypes, n, on_waves=probed)
         return differences, prover.common_factor() if differences else None
 
-    def _is_possible(self, ledgers: list[Pass], squares: Tensor, signal: Tensor, n: int) -> bool:
+    def _is_possible(self, ledgers: list[Pass], squares: Vector, signal: Vector, n: int) -> bool:
         """Whether samples can add up to .grad, for n contributions have ‖Σ c‖² ≤ n Σ‖c‖²; looked at on a CPU alone.
 
         Where they cannot, raises, or, with strict=False, leaves parameters out.
         """
-        if self._ranks.world > 1 or self._ranks.sharded or not signal.is_cpu:
+        if self._ranks.world > 1 or self._ranks.sharded or (isinstance(signal, Tensor) and not signal.is_cpu):
             return True
         unscaled = self.scaler is not None and self._scaling() and _unscaled(self.scaler)
         most = n / self.scaler.get_scale() ** 2 if unscaled else float(n)
-        rows = list(zip(signal.tolist(), squares.tolist(), strict=True))
+        if isinstance(signal, Tensor):
+            signal = signal.tolist()
+        rows = list(zip(signal, squares.tolist() if isinstance(squares, Tensor) else squares, strict=True))
         for norm, square in rows:
             if norm > most * square:
                 break

@@ -395,6 +395,6 @@ class GammaMonitor:
         if captured is None:
             raise RuntimeError("replayed: no step was captured. Call step() inside `with torch.cuda.graph(…)`.")
         # The next replay writes over the numbers of this one.
-        stats = self._results.of(captured._replace(raw=captured.raw.clone()))
+        stats = self._results.of(captured._replace(raw=captured.tensor().clone()))
         self._results.tell(self, stats)
         return stats

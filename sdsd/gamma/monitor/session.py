@@ -46,6 +46,7 @@ class Session:
     """State between two calls of `GammaMonitor.step`.
 
     Attributes:
+        along: where a tensor has one row a sample.
         planned: whether this step is to be measured.
         directions: of the projections that prove this step, or None; direction: where any other could be proved, too.
         measuring: whether passes are measured now: in this step, and outside of `paused`.
@@ -70,7 +71,7 @@ class Session:
 
     def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
         self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
-        self.rows_allowed = batch_size is not None
+        self.along, self.rows_allowed = Track(batch_dim), batch_size is not None
         self.measuring = self.planned = self.exact = self.compiled = True
         self.pauses = 0
         self.leftovers = Leftovers()
@@ -296,8 +297,8 @@ class Session:
         if inputs is None:  # none has a sample axis
             self.batch = self.batch_size if self.batch_size is not None else self.batch
             return []
-        self.batch = inputs.batch
-        return inputs.tracks
+        self.batch, tracks = inputs
+        return tracks
 
     def begin_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The whole model's forward pass in code that is being compiled: where its samples are followed from."""

@@ -1,8 +1,12 @@
-"""Σ‖contribution‖² of the samples and ‖.grad‖², one number a parameter, without waiting for a device."""
+"""Σ‖contribution‖² of the samples and ‖.grad‖², one number a parameter, without waiting for a device.
+
+Of parameters on a CPU they stay numbers of the host: operations of torch on so few cost more than they compute.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -12,16 +16,19 @@ from .metric import Metric
 from .parameters import Parameters
 from .session import Session
 
+Vector: TypeAlias = "list[float] | Tensor"
+"""One number a covered parameter: of the host, or in float64 on a device."""
+
 
 class Sums:
-    """Vectors of one float64 number a covered parameter."""
+    """Such vectors."""
 
     def __init__(self, session: Session, parameters: Parameters, metric: Metric) -> None:
         self._session, self._parameters, self._metric = session, parameters, metric
         self._looked_for_reuse = 0
         self._rows: dict[tuple[int, ...], Tensor] = {}
 
-    def of_samples(self, ledgers: list[Pass], passes: int) -> Tensor:
+    def of_samples(self, ledgers: list[Pass], passes: int) -> Vector:
         """Σ‖contribution‖² of this rank's samples to each gradient; shape: (parameters,)."""
         parameters, device = self._parameters, self._parameters.device
         index = parameters.index
@@ -48,15 +55,21 @@ class Sums:
             self._refuse_reuse(watcher, probed, passes)
             parts += probed[: len(watcher.names)]
             rows += [index[name] for name in watcher.names.values()]
-        squares = _on(device, known)
+        squares: Vector = known
         for ledger in ledgers:
-            for norms in ledger.norms.values():
-                sums = norms.sum(1)
-                if ledger.rows is not index:  # some were left out since
-                    sums = sums[[ledger.rows[name] for name in parameters.covered]]
-                squares += sums.to(device)
+            if ledger.norms:
+                squares = self._with_landed(on(device, squares), ledger)
         if parts:
-            squares.index_add_(0, self._on_device(rows), _joined(parts, device))
+            squares = on(device, squares).index_add(0, self._on_device(rows), _joined(parts, device))
+        return squares
+
+    def _with_landed(self, squares: Tensor, ledger: Pass) -> Tensor:
+        """With those that kernels wrote, which nothing has read yet."""
+        for norms in ledger.norms.values():
+            sums = norms.sum(1)
+            if ledger.rows is not self._parameters.index:  # some were left out since
+                sums = sums[[ledger.rows[name] for name in self._parameters.covered]]
+            squares = squares + sums.to(squares.device)
         return squares
 
     def probed(self) -> dict[str, Tensor]:
@@ -69,7 +82,7 @@ class Sums:
                     total[name] = total[name] + value if name in total else value
         return total
 
-    def of_gradients(self) -> Tensor:
+    def of_gradients(self) -> Vector:
         """‖.grad‖² of each; shape: (parameters,)."""
         parameters, device = self._parameters, self._parameters.device
         scaled = self._session.exact and self._metric.optimizer is not None
@@ -99,9 +112,9 @@ class Sums:
                 rows.append(row)
                 grads.append(wide(grad))
         if not grads:
-            return _on(device, known)
+            return known
         norms = _joined(list(torch._foreach_norm(grads)), device).square()
-        return norms if len(rows) == len(known) else _on(device, known).index_put((self._on_device(rows),), norms)
+        return norms if len(rows) == len(known) else on(device, known).index_put((self._on_device(rows),), norms)
 
     def _on_device(self, rows: list[int]) -> Tensor:
         """`rows` as a tensor; the same from step to step, so it is kept rather than copied over each time."""
@@ -126,13 +139,18 @@ class Sums:
             )
 
 
-def _on(device: torch.device, known: list[float]) -> Tensor:
-    """Numbers of the host on `device`; where all are zero nothing is copied there."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.array(known, dtype=np.float64))
-    if not any(known):
-        return torch.zeros(len(known), dtype=torch.float64, device=device)
-    return torch.tensor(known, dtype=torch.float64, device=device)
+def on(device: torch.device, vector: Vector) -> Tensor:
+    """It on `device`; where all are zero nothing is copied there."""
+    if isinstance(vector, Tensor):
+        return vector.to(device)
+    if not any(vector):
+        return torch.zeros(len(vector), dtype=torch.float64, device=device)
+    return torch.tensor(vector, dtype=torch.float64, device=device)
+
+
+def scaled(vector: Vector, factor: float) -> Vector:
+    """It times a number."""
+    return vector * factor if isinstance(vector, Tensor) else list(map(factor.__mul__, vector))
 
 
 def _joined(values: list[Tensor], device: torch.device) -> Tensor:

@@ -17,9 +17,10 @@ from .ledger import SERVED
 from .operand import SAMPLES
 from .use import Use
 
-_weight_grad = torch.ops.sdsd.weight_grad_into.default
-_conv_weight_grad = torch.ops.sdsd.conv_weight_grad_into.default
-_scale_shift_grads = torch.ops.sdsd.scale_shift_grads.default
+# Without the Python function that OpOverload puts in front.
+weight_grad_into: Any = torch.ops.sdsd.weight_grad_into.default._op
+conv_weight_grad_into: Any = torch.ops.sdsd.conv_weight_grad_into.default._op
+scale_shift_grads: Any = torch.ops.sdsd.scale_shift_grads.default._op
 
 
 def followed(out: Tensor, source: Tensor) -> None:
@@ -60,55 +61,28 @@ def places_of(use: Use, output_grads: Tensor) -> Places | None:
     return ledger.norms_on(device) if norms is None else norms, rows
 
 
-def land_linear(use: Use, places: Places, inputs: Tensor, output_grads: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The gradients of a linear layer's weight (p, d), the first operand, and of its bias if that is the second."""
-    norms, rows = places
-    biased = len(rows) > 1
-    weight, bias = _weight_grad(
-        inputs,
-        output_grads,
-        norms,
-        rows[0],
-        rows[1] if biased else -1,
-        use.operands[0].leaves[0].tensor.dtype,
-        use.mode.ledger.max_bytes,
-        "triton",
-    )
-    return _landed(use, output_grads.dtype, weight, bias if biased else None)
-
-
-def land_convolution(
-    use: Use, places: Places, inputs: Tensor, output_grads: Tensor, geometry: tuple[Any, ...], channels_last: bool
+def land(
+    use: Use, places: Places, dtype: torch.dtype, kernel: Any, tensors: tuple[Tensor, ...], settings: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor | None]:
-    """The same of a convolution."""
-    norms, rows = places
-    biased = len(rows) > 1
-    weight, bias = _conv_weight_grad(
-        inputs,
-        output_grads,
-        norms,
-        rows[0],
-        rows[1] if biased else -1,
-        *geometry,
-        use.operands[0].leaves[0].tensor.dtype,
-        channels_last,
-        use.mode.ledger.max_bytes,
-        "triton",
-    )
-    return _landed(use, output_grads.dtype, weight, bias if biased else None)
+    """The gradients of the first operand, and of the second if there is one, by a `kernel` of those above.
 
-
-def land_norm(
-    use: Use, places: Places, output_grads: Tensor, inputs: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of a norm's weight and bias, as far as these are operands; shape: (C,)."""
+    dtype: of the gradient of the use's output. settings: what the kernel takes after the rows.
+    """
     norms, rows = places
+    ledger, operands = use.mode.ledger, use.operands
     biased = len(rows) > 1
-    dtype = use.operands[0].leaves[0].tensor.dtype
-    of_scale, of_shift = _scale_shift_grads(
-        output_grads, inputs, mean, rstd, norms, rows[0], rows[1] if biased else -1, dtype, "triton"
-    )
-    return _landed(use, output_grads.dtype, of_scale, of_shift if biased else None)
+    gradient, of_bias = kernel(*tensors, norms, rows[0], rows[1] if biased else -1, *settings, "triton")
+    if not biased:
+        of_bias = None
+    if not use.alone:
+        ledger.begin(use, dtype)
+        ledger.land(operands, gradient, of_bias)
+        return gradient, of_bias
+    ledger.taken.append((use, dtype, ()))
+    ledger.given[operands[0].leaves[0].name] = gradient.data_ptr(), gradient._version
+    if of_bias is not None:
+        ledger.given[operands[1].leaves[0].name] = of_bias.data_ptr(), of_bias._version
+    return gradient, of_bias
 
 
 def land_apart(use: Use, places: Places, output_grads: Tensor) -> tuple[Places, Tensor | None]:
@@ -118,23 +92,8 @@ def land_apart(use: Use, places: Places, output_grads: Tensor) -> tuple[Places, 
     if len(rows) < 2:
         return places, None
     ledger, operand = use.mode.ledger, use.operands[-1]
-    gradient: Tensor = _scale_shift_grads(output_grads, None, None, None, norms, -1, rows[1], operand.dtype, "triton")[
-        1
-    ]
+    given = output_grads, None, None, None, norms, -1, rows[1], operand.dtype
+    gradient: Tensor = scale_shift_grads(*given, "triton")[1]
     ledger.begin(use, output_grads.dtype)
     ledger.land([operand], gradient)
     return (norms, rows[:1]), gradient
-
-
-def _landed(use: Use, dtype: torch.dtype, *gradients: Tensor | None) -> tuple[Any, ...]:
-    """Squares of the operands with these gradients are in their rows."""
-    ledger = use.mode.ledger
-    if use.alone:
-        ledger.taken.append((use, dtype, ()))
-        for operand, gradient in zip(use.operands, gradients, strict=False):
-            if gradient is not None:
-                ledger.given[operand.leaves[0].name] = gradient.data_ptr(), gradient._version
-    else:
-        ledger.begin(use, dtype)
-        ledger.land(use.operands, *gradients)
-    return gradients

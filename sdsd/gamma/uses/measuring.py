@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 _NOTHING = object()
 _saving = torch._C._autograd._top_saved_tensors_default_hooks
+_any_autocast, _STRIDED = torch._C._is_any_autocast_enabled, torch.strided
 MOST_CALLS = 20_000
 """So many calls are remembered by what they look like."""
 
@@ -84,9 +85,7 @@ class Measuring(TorchFunctionMode):
         self.result: Any = _NOTHING
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        how = SORTS.get(func)
-        if how is None:
-            how = sort_of(func)
+        how = SORTS.get(func) or sort_of(func)
         if how is LOOKS_ONLY:
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
@@ -112,7 +111,7 @@ class Measuring(TorchFunctionMode):
         parameters: list[Tensor] = []
         for value in values:
             if isinstance(value, Tensor):
-                if (how is BY_FIRST and len(key) > 1) or value.layout is not torch.strided:
+                if (how is BY_FIRST and len(key) > 1) or value.layout is not _STRIDED:
                     return self._any_call(func, args, kwargs, how)
                 if type(value) not in PLAIN:
                     others += 1
@@ -157,7 +156,8 @@ class Measuring(TorchFunctionMode):
                 return self._use(func, args, kwargs, parameters)
             # What decides, beside the call, how a use is made: see plans.py.
             device = parameters[0].device
-            autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+            casts = _any_autocast() and torch.is_autocast_enabled(device.type)
+            autocast = torch.get_autocast_dtype(device.type) if casts else None
             backend = self.ledger.backends.get(device) or self.ledger.backend_on(device)
             site = (call, autocast, backend, device, *map(id, parameters))
             plan = self.session.plans.get(site)

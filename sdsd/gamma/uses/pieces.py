@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from ..following import Track, arrange
 if TYPE_CHECKING:
     from .ledger import Pass
 
-_scale_shift_grads = torch.ops.sdsd.scale_shift_grads.default
-_lookup_squares = torch.ops.sdsd.lookup_squares_into.default
+_scale_shift_grads: Any = torch.ops.sdsd.scale_shift_grads.default._op
+_lookup_squares: Any = torch.ops.sdsd.lookup_squares_into.default._op
 
 SAFE = (1e-20, 1e30)
 """Sums of squares in this range have lost nothing that counts to float32 underflow or overflow."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..following import Track, Verdict
 from .operand import SAMPLES, marked
-from .use import Measure, Use, alone, hook_on, version_of
+from .use import Kept, Measure, Use, alone, hook_on, version_of
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -74,12 +74,13 @@ class Watched(Plan):
 
     def run(self, mode: Measuring, func: Any, args: Any, kwargs: Any) -> Tensor:
         if self.save is None:
-            out, saved = func(*args, **kwargs), args[:1]
+            out, x = func(*args, **kwargs), args[0]
+            kept: Kept = (x.detach(),), (x._version,)
         else:
             out, saved = self.save(*args, **kwargs)
+            kept = tuple(map(Tensor.detach, saved)), tuple(map(version_of, saved))
         mode.ledger.tracks.held[id(out)] = (ref(out), self.track, False)
-        kept = tuple(map(Tensor.detach, saved))
-        use = Use(mode, self.operands, self.measure, (kept, tuple(map(version_of, kept))), self)
+        use = Use(mode, self.operands, self.measure, kept, self)
         if out._base is None and out._backward_hooks is None:
             # What Tensor.register_hook does.
             node: Any = out.grad_fn

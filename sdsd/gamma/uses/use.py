@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _will_execute = torch._C._will_engine_execute_node
 _current_task = torch._C._current_graph_task_id
+_profiling, _with_gradients = torch.autograd._profiler_enabled, torch.is_grad_enabled
 Measure = Callable[..., Iterable[tuple[int, Piece]]]
 """measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
 
@@ -163,7 +164,7 @@ class Use:
             b = self.part(b)
         if not self.wanted():
             return
-        if not torch.autograd._profiler_enabled() and not torch.is_grad_enabled():
+        if not _profiling() and not _with_gradients():
             return self._deliver(b)
         with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():  # with create_graph=True, too
             return self._deliver(b)
@@ -258,14 +259,6 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast casts `x` to, or None where it is off."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def cast_alike(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, cast as autocast cast `x`, for an operation whose own backward measures."""
-    if weight.dtype != x.dtype:
-        # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
-        ctx.weight, weight = weight, weight.to(x.dtype)
-    return weight, None if bias is None else bias.to(x.dtype)
 
 
 @functools.cache

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight
-from ..landed import Places, bare_apply, followed, land_apart, land_convolution, places_of
+from ..landed import Places, bare_apply, conv_weight_grad_into, followed, land, land_apart, places_of
 from ..pieces import Dense, Lazy, Piece, Squared, square_norm
 from ..plans import Joined, keep
-from ..use import Use, autocast_dtype, cast_alike, joined, watch
+from ..use import Use, autocast_dtype, joined, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def _joined(
     return out  # type: ignore[no-any-return]
 
 
-_backward = torch.ops.aten.convolution_backward.default
-_stats = torch.ops.sdsd.conv_weight_grad_stats.default
+_backward: Any = torch.ops.aten.convolution_backward.default._op
+_stats: Any = torch.ops.sdsd.conv_weight_grad_stats.default._op
 _WIDE = (torch.float32, torch.float64)
 _OF_INPUT = [True, False, False]
 
@@ -158,9 +158,11 @@ class _Joined(torch.autograd.Function):
     ) -> Tensor:
         ctx.use, ctx.settings = use, settings
         ctx.weight = None
-        if cast:
-            weight, bias = cast_alike(ctx, x, weight, bias)
-        ctx.save_for_backward(x, weight)
+        if cast and weight.dtype != x.dtype:
+            ctx.weight, weight = weight, weight.to(x.dtype)  # which leads back to the parameter; the copy does not
+        if cast and bias is not None:
+            bias = bias.to(x.dtype)
+        ctx.to_save = x, weight
         return torch.convolution(x, weight, bias, *settings)
 
     @staticmethod
@@ -285,18 +287,19 @@ def _land(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Gradients of weight and bias by kernels that write the squares beside them; of the input by torch's own."""
     stride, padding, dilation, transposed, _, groups = settings
-    if _channels_last(x) or _channels_last(weight):
+    held, most = use.operands[0].leaves[0].tensor, use.mode.ledger.max_bytes
+    last = _channels_last(held)
+    if last or _channels_last(x):
         # Where torch's own backward would convert them, once for the input's gradient and once for the weight's.
         x, grad = x.contiguous(memory_format=torch.channels_last), grad.contiguous(memory_format=torch.channels_last)
     grad_x = None
     if need_x:
         grad_x = _backward(grad, x, weight, [0], *settings, _OF_INPUT)[0]
-    geometry = (weight.shape[2:], stride, padding, dilation, groups)
-    last = _channels_last(use.operands[0].leaves[0].tensor)
+    how = weight.shape[2:], stride, padding, dilation, groups, held.dtype, last, most
     if not transposed:
-        return grad_x, *land_convolution(use, places, x, grad, geometry, last)
+        return grad_x, *land(use, places, grad.dtype, conv_weight_grad_into, (x, grad), how)
     places, bias = land_apart(use, places, grad.flatten(2).mT)
-    return grad_x, land_convolution(use, places, grad, x, geometry, last)[0], bias
+    return grad_x, land(use, places, grad.dtype, conv_weight_grad_into, (grad, x), how)[0], bias
 
 
 def _channels_last(x: Tensor) -> bool:

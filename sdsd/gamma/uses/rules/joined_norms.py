@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...following import Track, arrange, track_of
-from ..landed import bare_apply, followed, land_norm, places_of
+from ..landed import bare_apply, followed, land, places_of, scale_shift_grads
 from ..pieces import Dense, wide
 from ..plans import Joined, keep
 from ..use import Use, operands_of, register
@@ -20,8 +20,8 @@ from ..use import Use, operands_of, register
 if TYPE_CHECKING:
     from ..measuring import Measuring
 
-_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
-_group_norm_backward = torch.ops.aten.native_group_norm_backward.default
+_layer_norm_backward: Any = torch.ops.aten.native_layer_norm_backward.default._op
+_group_norm_backward: Any = torch.ops.aten.native_group_norm_backward.default._op
 
 
 class LayerNorm(NamedTuple):
@@ -112,7 +112,8 @@ def joined_norm(
             x = x.float()  # as autocast does with these norms, but for those on a CPU
         if isinstance(norm, GroupNorm):
             # What F.group_norm does first.
-            x = x.contiguous(memory_format=torch.channels_last) if device == "cpu" and _last(x) else x.contiguous()
+            last = device == "cpu" and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=torch.channels_last) if last else x.contiguous()
         return _apply(x, weight, bias, use, track, norm)  # type: ignore[no-any-return]
 
     out = call(register(mode, operands, kind), x)
@@ -122,17 +123,13 @@ def joined_norm(
     return out
 
 
-def _last(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
-
 class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, use: Use, track: Track, norm: LayerNorm | GroupNorm
     ) -> Tensor:
         out, mean, rstd = norm.forward(x, weight, bias)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.to_save = x, weight, bias, mean, rstd
         ctx.use, ctx.track, ctx.norm = use, track, norm
         return out
 
@@ -151,8 +148,9 @@ class _Joined(torch.autograd.Function):
                     _deliver(use, norm, ctx.track, [t.detach() for t in (grad, x, mean, rstd)])
             return *by_input, None, None, None
         grad_x = norm.input_grad(grad, x, weight, bias, mean, rstd) if ctx.needs_input_grad[0] else None
-        grads = land_norm(use, places, *norm.rows([grad, x, mean, rstd], ctx.track, ledger.n))
-        of_weight, of_bias = grads
+        rows = norm.rows([grad, x, mean, rstd], ctx.track, ledger.n)
+        settings = (use.operands[0].leaves[0].tensor.dtype,)
+        of_weight, of_bias = land(use, places, grad.dtype, scale_shift_grads, tuple(rows), settings)
         if weight.ndim > 1:
             of_weight, of_bias = of_weight.view_as(weight), None if of_bias is None else of_bias.view_as(weight)
         return grad_x, of_weight, of_bias, None, None, None

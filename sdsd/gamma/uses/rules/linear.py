@@ -18,10 +18,10 @@ from torch import Tensor
 from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
-from ..landed import bare_apply, followed, land_apart, land_linear, places_of
+from ..landed import bare_apply, followed, land, land_apart, places_of, weight_grad_into
 from ..pieces import Dense, Piece, Product, one_position, square_norm
 from ..plans import Joined, Squares, Watched, keep
-from ..use import Use, autocast_dtype, cast_alike, joined, watch
+from ..use import Use, autocast_dtype, joined, watch
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _joined(
     return out  # type: ignore[no-any-return]
 
 
-_unsafe_view = torch.ops.aten._unsafe_view.default
+_unsafe_view: Any = torch.ops.aten._unsafe_view.default._op
 
 
 class How(NamedTuple):
@@ -204,9 +204,12 @@ class _Joined(torch.autograd.Function):
     ) -> Tensor:
         ctx.use, ctx.how = use, how
         ctx.weight = None
-        if cast:
-            weight, bias = cast_alike(ctx, x, weight, bias)
-        ctx.save_for_backward(x, weight)
+        if cast and weight.dtype != x.dtype:
+            # A cast copy does not lead back to the parameter; a gradient that is to be differentiated needs that.
+            ctx.weight, weight = weight, weight.to(x.dtype)
+        if cast and bias is not None:
+            bias = bias.to(x.dtype)
+        ctx.to_save = x, weight  # save_for_backward, without its call
         if how.transposed:
             return torch.addmm(bias, x, weight) if bias is not None else x.mm(weight)
         y = F.linear(x, weight, bias)
@@ -253,8 +256,8 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     """Deliver the pieces; the gradients of weight and bias where they are `wanted`."""
     ledger, operands = use.mode.ledger, use.operands
     track, n, transposed = how
-    if x.ndim == 3 and track == _PLAIN:
-        a, b = x, grad
+    if track == _PLAIN and x.ndim <= 3:
+        a, b = (x, grad) if x.ndim == 3 else (x.unsqueeze(1), grad.unsqueeze(1))
     else:
         a, b = arrange(x, track, n, 1), arrange(grad, track, n, 1)
     if wanted:
@@ -262,10 +265,11 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
             return _squared(use, a, b, transposed)
         places = places_of(use, b)
         if places is not None:
+            settings = operands[0].leaves[0].tensor.dtype, ledger.max_bytes
             if not transposed:
-                return land_linear(use, places, a, b)
+                return land(use, places, b.dtype, weight_grad_into, (a, b), settings)
             places, bias = land_apart(use, places, b)
-            return land_linear(use, places, b, a)[0], bias
+            return land(use, places, b.dtype, weight_grad_into, (b, a), settings)[0], bias
     ledger.begin(use, grad.dtype)
     weight_leaf = operands[0].leaves[0]
     scale = ledger.scale(weight_leaf.name) if ledger.scaled else None
@@ -312,5 +316,5 @@ def _squared(use: Use, a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor |
     return grad_weight, grad_bias
 
 
-_stats = torch.ops.sdsd.weight_grad_stats.default
+_stats: Any = torch.ops.sdsd.weight_grad_stats.default._op
 _PLAIN = Track(0)
