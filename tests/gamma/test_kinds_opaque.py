@@ -97,6 +97,40 @@ def test_a_function_of_samples_alone_is_not_named():
     assert compare(monitor.step(), rows).kind == "right"
 
 
+MEMORY = {
+    "empty": lambda x: torch.empty(x.shape, dtype=x.dtype),
+    "filled": lambda x: torch.empty(x.shape, dtype=x.dtype).fill_(-1.0),
+    "zeroed": lambda x: torch.empty(x.shape, dtype=x.dtype).zero_(),
+    "written": lambda x: torch.empty(x.shape, dtype=x.dtype).index_fill_(0, torch.arange(N), 0.0),
+    "full": lambda x: torch.full(x.shape, -1.0, dtype=x.dtype),
+    "like": lambda x: torch.full_like(x, -1.0),
+    "computed": lambda x: torch.ones(x.shape, dtype=x.dtype) * 2,
+}
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_a_kernel_of_the_users_mixes_samples_whatever_its_output_was_made_with(memory):
+    """Added to its input, its output must not pass for a constant."""
+
+    class Centered(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            out = MEMORY[memory](x)
+            with torch._C.DisableTorchFunction():  # out of sight, as a kernel's launch is
+                return out.copy_(x - x.mean(0))
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient - gradient.mean(0)
+
+    first, last = nn.Linear(8, 8), nn.Linear(8, 3)
+    model = Net(lambda m, x: m.last(m.first(x) + Centered.apply(m.first(x))), first=first, last=last).double()
+    monitor = sdsd.GammaMonitor(model)
+    any_loss(model, X).backward()
+    with pytest.raises(ValueError, match=r"last\.weight.*CenteredBackward, a function whose inside"):
+        monitor.step()
+
+
 def one(m, x):
     return m.last(torch.tanh(m.first(x)))
 

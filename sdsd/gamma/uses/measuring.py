@@ -212,14 +212,14 @@ class Measuring(TorchFunctionMode):
                 apart = track
         if torch._C._are_functorch_transforms_active():
             return transformed(self, func, args, kwargs)
-        if how is WRITES and args:
+        if how is WRITES and args and torch.is_grad_enabled():
             about_to_write(args[0])
         if not sampled and apart is None:
             out = func(*args, **kwargs)
             if parameters:
                 note_source(func, args, kwargs, out)
-            # Without gradients too, for this may be the inside of a user's function, whose output will have a history.
-            if parameters or not torch.is_grad_enabled():
+            # Of what parameters became, too: this may be the inside of a user's function, whose output has a history.
+            if parameters or (not torch.is_grad_enabled() and any(map(stated, tensors_in(args, kwargs)))):
                 follow(func, args, kwargs, out, self.ledger.n)
             return out
         if how is IS_COMPOSITE:

@@ -27,6 +27,7 @@ from sdsd.gamma.following import (
     body,
     follow,
     set_track,
+    stated,
     track_of,
     using,
 )
@@ -63,9 +64,12 @@ class Recorder(TorchFunctionMode):
             with self:
                 return body(func)(*args, **kwargs)
         before = [track_of(x) for x in tensors_of((args, kwargs))]
-        if func in WRITING:
+        recording = torch.is_grad_enabled()
+        if func in WRITING and recording:
             about_to_write(args[0])
         out = func(*args, **kwargs)
+        if not (recording or any(x.requires_grad or stated(x) for x in tensors_of((args, kwargs)))):
+            return out
         mixed = follow(func, args, kwargs, out, self.n)
         if mixed is not None:
             self.mixing.append(mixed)
