@@ -37,7 +37,7 @@ docs: $(VENV)/docs.stamp  ## build the site into out/site, its notebooks run and
 	$(BIN)/python -m docs.check_site out/site
 
 test: $(VENV)/dev.stamp $(VENV)/axe.stamp  ## run the tests (kernels interpreted where there is no GPU)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -o faulthandler_exit_on_timeout=true $(TEST_ARGS)
 
 test-oldest:  ## test with the oldest releases claimed: Python 3.10, torch 2.9, Triton 3.5, NumPy 1.26 (in .venv-oldest)
 

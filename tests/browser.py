@@ -4,6 +4,7 @@ browser. Every request, console message and exception is noted."""
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -38,14 +39,23 @@ FLAGS = (
 STARTS = 3
 
 
-class EndedError(AssertionError):
-    """The browser's process ended while an answer was waited for."""
+class NoAnswerError(AssertionError):
+    """The browser's process ended, or stayed silent, while an answer was waited for."""
 
 
 def executable() -> str | None:
     """Chromium or Chrome on this machine; CHROME names another."""
     named = os.environ.get("CHROME")
     return named or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def _pipe() -> tuple[int, int]:
+    """The two ends of a pipe, with numbers above those that a browser uses."""
+    low = os.pipe()
+    high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in low)
+    for end in low:
+        os.close(end)
+    return high
 
 
 class Browser:
@@ -59,13 +69,13 @@ class Browser:
     def __init__(self, profile: Path, width: int = 1000, height: int = 800) -> None:
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        # The first browser that a machine starts now and then ends before it has answered; the next one works.
+        # The first browser that a machine starts now and then ends, or hangs, before its first answer; the next works.
         for attempt in range(1, STARTS + 1):
             self._start(profile / str(attempt), width, height)
             try:
                 target = self.call("Target.createTarget", url="about:blank")["targetId"]
                 break
-            except EndedError:
+            except NoAnswerError:
                 self._end()
                 if attempt == STARTS:
                     raise
@@ -79,11 +89,11 @@ class Browser:
         assert command is not None
         self._session: str | None = None
         self._number, self._buffer = 0, b""
-        to_browser, self._out = os.pipe()
-        self._in, from_browser = os.pipe()
+        to_browser, self._out = _pipe()
+        self._in, from_browser = _pipe()
         arguments = [command, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
-        # The browser reads its file descriptor 3 and writes 4; here the pipes themselves may have these numbers.
-        moves = f"exec 18<&{to_browser} 19>&{from_browser}; exec 3<&18 4>&19 18<&- 19>&-"
+        # The browser reads its file descriptor 3 and writes 4; an end that stayed open there would hide that it ended.
+        moves = f"exec 3<&{to_browser} 4>&{from_browser} {to_browser}<&- {from_browser}>&-"
         profile.mkdir(parents=True)
         self._said = profile / "said.txt"
         with self._said.open("wb") as said:
@@ -98,15 +108,20 @@ class Browser:
 
     def _end(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.wait(timeout=60)
         os.close(self._out)
         os.close(self._in)
 
-    def _ended(self) -> EndedError:
+    def _ended(self) -> NoAnswerError:
         """What to raise once the browser answers no more: how it ended, and what it said last."""
-        status = self._process.wait()
-        last = self._said.read_text(errors="replace")[-2000:]
-        return EndedError(f"the browser has ended with status {status}; it said last:\n{last}")
+        try:
+            status = f"status {self._process.wait(timeout=10)}"
+        except subprocess.TimeoutExpired:  # it has closed its pipe and stays
+            status = "no status: its process goes on, its pipe is closed"
+        return NoAnswerError(f"the browser has ended with {status}; it said last:\n{self._last_words()}")
+
+    def _last_words(self) -> str:
+        return self._said.read_text(errors="replace")[-2000:]
 
     def __enter__(self) -> Browser:
         return self
@@ -184,7 +199,8 @@ class Browser:
     def _read(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, "the browser does not answer"
+            if not ready:
+                raise NoAnswerError(f"the browser does not answer; it said last:\n{self._last_words()}")
             part = os.read(self._in, 1 << 20)
             if not part:
                 raise self._ended()
