@@ -127,7 +127,7 @@ def test_a_look_at_curvature_is_no_penalty():
 def test_gradients_changed_after_the_backward_pass(change):
     """The first such step proves nothing, and says so; the next ones are refused."""
     loop = Loop(changed_by(change)).until(ON)
-    with pytest.warns(UserWarning, match=r"step skipped: \.grad of .* was written to after the backward pass"):
+    with pytest.warns(UserWarning, match=r"step skipped: \.grad of .* was written to after a backward pass"):
         assert loop.step() is None
     for _ in range(2):
         with pytest.raises(ValueError, match="does not prove itself"):

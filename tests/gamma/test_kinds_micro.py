@@ -188,7 +188,7 @@ def test_clipping_that_begins_later():
             assert_right(monitor.step(), copy.deepcopy(model), EVEN)
         model.zero_grad()
         clipped(model)
-        with pytest.warns(UserWarning, match="was written to after the backward pass"):
+        with pytest.warns(UserWarning, match="was written to after a backward pass"):
             assert monitor.step() is None
         model.zero_grad()
         clipped(model)

@@ -205,4 +205,5 @@ def apart(session: Session) -> Iterator[None]:
 _OF_A_STEP = frozenset(
     ("planned", "measuring", "sizes", "passes", "strangers", "stale", "given_up", "batch", "unread", "unknown")
 )
-_OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "marks", "_stepped", "compiled"}
+_OF_A_STEP |= {"directions", "_outer", "_begun", "_open", "marks", "_stepped", "compiled", "last", "rewritten"}
+_OF_A_STEP |= {"_waiting", "repeated"}

@@ -77,12 +77,6 @@ class Marks:
             if grad is not None:
                 self._held[name] = weakref.ref(grad), grad._version
 
-    def _same(self, name: str, grad: Tensor) -> bool:
-        if name not in self._held:
-            return False
-        reference, version = self._held[name]
-        return grad is reference() and grad._version == version
-
     def stale(self, parameters: Mapping[str, nn.Parameter]) -> str | None:
         """A parameter whose gradient was not zero where a first backward pass began, or None.
 
@@ -95,20 +89,31 @@ class Marks:
                 continue
             reference, version = self._held.get(name, _NONE)
             untouched = grad is reference() and grad._version == version
-            if (untouched or (appearing and name not in self.before)) and bool(_local(grad).any()):  # type: ignore[operator]
+            if (untouched or (appearing and name not in self.before)) and bool(local(grad).any()):  # type: ignore[operator]
                 return name
         return None
 
-    def cleared(self, parameters: Mapping[str, nn.Parameter]) -> bool:
-        """Whether .grad no longer holds what earlier passes added."""
+    def rewritten(self, parameters: Mapping[str, nn.Parameter]) -> list[str] | None:
+        """Parameters whose gradient is not as it was marked, written to, replaced or gone; None: all were cleared."""
+        names: list[str] = []
+        changed: list[Tensor] = []
+        untouched: list[Tensor] = []
         for name, parameter in parameters.items():
-            grad = parameter.grad
-            if grad is None or (self._held and name not in self._held):
-                continue
-            if self._same(name, grad):
-                return False
-            return not bool(_local(grad).any())
-        return True
+            grad, (reference, version) = parameter.grad, self._held.get(name, _NONE)
+            if grad is None:
+                if name in self._held:
+                    names.append(name)
+            elif grad is reference() and grad._version == version:
+                untouched.append(grad)
+            else:
+                names.append(name)
+                if not self._held or name in self._held:
+                    changed.append(grad)
+        if untouched and not names:
+            return names
+        # Of those that were written to, one stands for all; a device is waited for.
+        cleared = not any(bool(local(grad).any()) for grad in (*changed[:1], *untouched))
+        return None if cleared else names
 
     def written(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
         """Parameters whose gradient is there, and is not the one that was marked, or was written to since."""
@@ -127,7 +132,7 @@ def _note(came: dict[str, set[tuple[int, int, bool]]], name: str, gradients: tup
         came.setdefault(name, set()).add((memory, gradient._version, gradient._is_view()))
 
 
-def _local(grad: Tensor) -> Tensor:
+def local(grad: Tensor) -> Tensor:
     """The numbers of a gradient, of a sharded one those of this rank."""
     if grad.is_sparse:
         return grad._values()

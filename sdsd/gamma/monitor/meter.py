@@ -94,8 +94,9 @@ class Meter:
         for group in groups:
             ledgers += group
             n += group[0].n
-        probed = session.probed() if session.compiled else set()
-        refused = self._leave_out_or_refuse(ledgers or session.passes, probed) if exact else {}
+        probed = self._sums.in_compiled_code() if session.compiled else set()
+        ran = ledgers or ([session.last] if session.last else [])
+        refused = self._leave_out_or_refuse(ran, probed) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
             raise self._no_passes(refused)
@@ -119,12 +120,14 @@ class Meter:
             squares = self._sums.of_samples(ledgers, passes)
         device = parameters.device
         signal = self._sums.of_gradients() if own_signal is None else own_signal.to(device)
+        if exact and self._sums.unscaled:
+            return None, passes
         captured = capturing()
         if captured and (self._ranks.world > 1 or self._scaling()):
             raise RuntimeError(_IN_A_GRAPH)
         if exact and not captured:
             self.prover.steps += 1
-            written = [] if session.direction is None else session.marks.written(session.parameters)
+            written = [] if session.direction is None else session.rewritten + session.marks.written(session.parameters)
             proving = self._proving(ledgers, written)
             if proving is None:
                 return None, passes
@@ -162,7 +165,7 @@ class Meter:
         if refused:
             reasons = by_reason(refused)
             self._nothing_left = f"no parameter that was used is left to measure:\n{reasons}\nUse mode='micro'."
-        if self._nothing_left and session.passes:
+        if self._nothing_left and session.last is not None:
             return UnsupportedError(self._nothing_left)
         if session.unread is not None:
             return UnsupportedError(session.unread)
@@ -276,7 +279,7 @@ class Meter:
         session, prover = self._session, self.prover
         proof = None if self.micro is None else self.micro.proof
         prover.steps += 1
-        written = [] if session.direction is None else session.marks.written(session.parameters)
+        written = [] if session.direction is None else session.rewritten + session.marks.written(session.parameters)
         if written:
             prover.again()
         if proof is None:
@@ -365,7 +368,7 @@ def _warn_of_doubt(names: list[str], came: bool = False) -> None:
     elif came:
         what = f".grad of {listed(names)} did not come as in the steps before (a penalty, a hook, another use)"
     elif names:
-        what = f".grad of {listed(names)} was written to after the backward pass"
+        what = f".grad of {listed([*dict.fromkeys(names)])} was written to after a backward pass"
     else:
         what = "an inner autograd.grad(create_graph=True) went through the forward pass"
     warnings.warn(

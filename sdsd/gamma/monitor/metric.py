@@ -18,21 +18,19 @@ class Metric:
         self.optimizer, self._parameters = optimizer, parameters
         self._of_step: dict[str, Tensor | None] = {}
 
-    def begin_step(self) -> bool:
-        """Forget the last step's diagonals; whether the optimizer has them for the next.
+    def begin_step(self) -> None:
+        """Forget the last step's diagonals.
 
         Raises:
             ValueError: the optimizer does not hold a measured parameter.
         """
         self._of_step = {}
         if self.optimizer is None:
-            return True
+            return
         self._groups = precondition.groups_of(self.optimizer)
-        measured = self._parameters.measured()
-        for name, parameter in measured.items():
+        for name, parameter in self._parameters.measured().items():
             if id(parameter) not in self._groups:
                 raise ValueError(f"precondition: the optimizer does not hold {name}.")
-        return all(self.optimizer.state.get(parameter) for parameter in measured.values())
 
     def scale(self, name: str) -> Tensor | None:
         """D of a parameter in this step; None where gradients are measured as they are."""

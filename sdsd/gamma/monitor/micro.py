@@ -42,10 +42,11 @@ class MicroBatches:
     def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
         self._session, self._parameters = session, list(parameters.values())
         self.proof: Proof | None = None
-        self._leaves = [
-            Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
-            for name, parameter in parameters.items()
-        ]
+        with torch.inference_mode(False):
+            self._leaves = [
+                Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
+                for name, parameter in parameters.items()
+            ]
         self.clear()
 
     def clear(self) -> None:

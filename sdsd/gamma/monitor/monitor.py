@@ -67,7 +67,7 @@ class GammaMonitor:
         ema: weight β of the past in the running averages behind `stats.smoothed`.
         confidence: level of the smoothed interval.
         precondition: an Adam, AdamW or RMSprop optimizer: signal and noise in its metric, ‖Dḡ‖² and Tr(DΣD), D from
-            before the step. Steps before its first give None.
+            before the step. Steps for which it has no state yet (the first) give None.
         scaler: the GradScaler in use: its scale is divided out, whether or not gradients were unscaled yet.
         parameters: names or patterns ("blocks.*.weight") of the parameters to measure; None takes all that train.
         strict: raise in `step` where a parameter's samples cannot be told apart, or a step does not prove itself; False
@@ -106,8 +106,7 @@ class GammaMonitor:
         batch_dim, self.population = check_dimension(batch_dim), check_population(population)
         self.model, self.every, self.ema, self.confidence = model, every, ema, confidence
         self.loss_reduction, self.strict = loss_reduction, strict
-        self._auto = mode == "auto" and precondition is None
-        self._parameters = Parameters(unwrap(model), parameters)
+        self._auto, self._parameters = mode == "auto" and precondition is None, Parameters(unwrap(model), parameters)
         ranks = ranks_of(model, list(self._parameters.chosen.values()), process_group)
         self._metric = Metric(precondition, self._parameters)
         self._session = session = Session(batch_dim, batch_size, max_bytes)
@@ -134,9 +133,9 @@ class GammaMonitor:
         self._begin_step()
 
     def _begin_step(self) -> None:
-        self._meter.begin_step(
-            self._steps % self.every == 0 and (not self._session.scaled or self._metric.begin_step())
-        )
+        if self._session.scaled:
+            self._metric.begin_step()
+        self._meter.begin_step(self._steps % self.every == 0)
 
     def _switch_to_micro(self) -> None:
         """Take micro-batches for samples from the next step on."""
@@ -182,8 +181,8 @@ class GammaMonitor:
         """
         if self._results.last is None:
             raise RuntimeError(
-                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a "
-                "step() that returns statistics; the first does, unless it is skipped with a warning."
+                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a step() "
+                "that returns statistics; the first does, unless it is skipped with a warning."
             )
         return self._results.last
 
@@ -326,10 +325,10 @@ class GammaMonitor:
         """Statistics of the backward passes since the last call; call it before clipping and optimizer.step().
 
         Returns:
-            `GammaStats` of this step, with `.smoothed` over the steps so far, or None on a step that is not measured
-            (by `every`, before the optimizer's first step with `precondition`, inside a CUDA graph: see `replayed`; or,
-            with a warning, for a single sample, or where .grad was written to since the backward pass and the step
-            proves nothing). Nothing is copied to the host before a value is read.
+            `GammaStats` of this step, with `.smoothed` over the steps so far, or None on one that is not measured (by
+            `every`, while the `precondition` optimizer has no state, inside a CUDA graph: see `replayed`; or, with a
+            warning, for a single sample, or where .grad was written to since a backward pass and the step proves
+            nothing). Nothing is copied to the host before a value is read.
 
         Raises:
             RuntimeError: no backward pass since the last call; a gradient from outside a parameter's layer, or of a
@@ -364,12 +363,13 @@ class GammaMonitor:
             session.stepped()
         finally:
             self._steps += 1
-            if self._auto and session.exact and passes >= AUTO_SWITCH:
+            if switching := self._auto and session.exact and passes >= AUTO_SWITCH:
                 self._switch_to_micro()
-                warn_of_switch(passes)
             self._begin_step()
         if stats is not None:
             self._results.tell(self, stats)
+        if switching:
+            warn_of_switch(passes)
         return stats
 
     def replayed(self) -> GammaStats:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
+import torch
+
 from ...models import clean
 from ..layers import UnsupportedError
 from ..uses import Pass
+from .inputs import capturing
+from .marks import local
 from .parameters import Parameters, by_reason, listed
 
 if TYPE_CHECKING:
@@ -66,15 +71,21 @@ def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
     if any(name in session.within for name in trained):
         return _inside_a_function(session, trained)
     seen = ""
-    if trained and any(ledger.n and not ledger.inputs for ledger in session.passes):
+    if trained and session.last is not None and session.last.n and not session.last.inputs:
         seen = (
             f" {listed(trained)} have gradients, but the model was called without a tensor that carries samples: "
             "pass the batch, or the noise that samples are made from, as tensors; arrays and numbers are constants."
         )
+    elif trained and session.repeated:
+        seen = (
+            f" {listed(trained)} have gradients, but the model ran inside the backward pass, as in a reentrant "
+            "checkpoint round the whole of it: pass use_reentrant=False to torch.utils.checkpoint."
+        )
     elif trained:
         seen = (
             f" {listed(trained)} have gradients, but not from a forward pass of this model that was seen: call "
-            "the model as a whole, or attach the monitor to the part that is called, or clear old gradients."
+            "the model as a whole, or attach the monitor to the part that is called, or clear old gradients. Nor is a "
+            "forward pass seen that ran before the monitor was attached, or during a step that `every` leaves out."
         )
     return RuntimeError(f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}")
 
@@ -119,7 +130,14 @@ def unmeasured(session: Session, parameters: Parameters, ledgers: list[Pass], pr
             unseen.append(name)
     if gone:
         raise _gone(gone)
-    return unseen
+    return _not_zero(unseen, parameters) if unseen and not capturing() else unseen
+
+
+def _not_zero(names: list[str], parameters: Parameters) -> list[str]:
+    """Those whose gradient is not zeros: a head that is not used, a layer that is frozen. A device is waited for."""
+    gradients = [parameters.everything[name].grad for name in names]
+    looks = [local(grad).any().to(parameters.device) for grad in gradients if grad is not None]
+    return list(itertools.compress(names, torch.stack(looks).tolist()))
 
 
 def _gone(names: list[str]) -> RuntimeError:

@@ -1,13 +1,14 @@
 """What happens between two calls of `GammaMonitor.step`: forward passes, backward passes, what they left behind.
 
-A batch is a forward pass of the model. Its account (`uses.Pass`) is opened when the model is called and settled at the
-next call or at the step, when its backward pass is certainly over. Nothing here depends on a backward pass ending well:
-one that an exception ended is seen by its task never having been finished.
+A batch is a forward pass of the model. Its account (`uses.Pass`) is opened when the model is called, held by the graph
+alone until a backward pass comes through it, and settled when that is over: inputs may be written over then. Nothing
+here depends on a backward pass ending well: one that an exception ended is seen by its task never having been finished.
 """
 
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,8 +28,7 @@ from ..uses import (
     Pass,
     Plan,
     carrying,
-    in_groups,
-    settle_together,
+    settle,
     through_compiled,
 )
 from .inputs import capturing, hear, read_inputs
@@ -40,6 +40,7 @@ from .refusals import refuse_uncounted
 if TYPE_CHECKING:
     from ..layers import Watcher
     from .parameters import Parameters
+_KEPT = attrgetter("kept")
 
 
 class Session:
@@ -55,7 +56,10 @@ class Session:
         leftovers: gradients that passes in such blocks added to .grad.
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
-        passes: accounts of the forward passes since the last step.
+        passes: accounts of the forward passes that backward passes came through since the last step or since gradients
+            were cleared; last: that of the step's last forward pass.
+        rewritten: parameters whose gradient was written to between two backward passes of the step.
+        repeated: whether the model ran inside a backward pass.
         unread: why the samples of a forward pass are not known, or None; unknown: the same, if gradients came from it.
         uncompiled: why compiled code cannot be followed, so that the model runs as it is where it is measured, or None.
         entering, leaving: what a compiled part of the model is given and gives, and where that carries samples; None
@@ -102,7 +106,10 @@ class Session:
         self.forget_micro: Callable[[], None] = lambda: None
         self.root = nn.Module()
         self.passes: list[Pass] = []
-        self._inside = False
+        self.last: Pass | None = None
+        self.rewritten: list[str] = []
+        self._waiting: list[weakref.ref[Pass]] = []
+        self._inside = self.repeated = False
         self.marks, self.origins = Marks(), Origins()
         self._outer: int | None = None
         self._begun: set[int] = set()
@@ -122,14 +129,6 @@ class Session:
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.known = {id(parameter) for parameter in parameters.everything.values()}
         self.plans.clear()
-
-    def probed(self) -> set[str]:
-        """Parameters of layers that ran in compiled code."""
-        names: set[str] = set()
-        for watcher in self.watchers:
-            if watcher.probe.grad is not None:
-                names.update(watcher.names.values())
-        return names
 
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a measured parameter, or None; a parameter that came after the monitor is noted."""
@@ -171,10 +170,11 @@ class Session:
         self.sizes: list[int] = []
         for ledger in self.passes:
             ledger.close()
-        self.passes = []
+        self.passes, self.last, self.rewritten, self._waiting = [], None, [], []
         self.marks.before, self.marks.present = self.marks.present, None
         self.strangers.clear()
-        self.stale, self._outer, self.given_up, self.unread, self.unknown = None, None, False, None, None
+        self.given_up = self.repeated = False
+        self.stale = self._outer = self.unread = self.unknown = None
         self._begun.clear()
         self._open.clear()
         if not self.exact:
@@ -202,6 +202,7 @@ class Session:
     def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The whole model's forward pass in eager mode: one batch."""
         if self._inside or torch._C._current_graph_task_id() != -1:
+            self.repeated = self.repeated or not self._inside
             return plain(*args, **kwargs)  # the model calls itself, or a checkpoint repeats it
         try:
             tracks = self.read(args, kwargs)
@@ -216,15 +217,13 @@ class Session:
                 self._inside = False
             hear(out, partial(self.origins.come, self, self.origins.begin(self.batch)))
             return out
-        if self.passes:
-            self.settle()
         if torch.cuda.is_initialized():
             self._keep_to_stream()
         directions = None if self.directions is None or capturing() else self.directions
         ledger = Pass(self.batch, self.max_bytes, self.scale, directions, self.rows, self.scaled)
         if self.batch_size is not None:
-            self._join(ledger)
-        self.passes.append(ledger)
+            self._waiting = ledger.join(self._waiting)
+        self.last = ledger
         if self.batch == 0:
             out = plain(*args, **kwargs)
             hear(out, lambda grad: self._note_empty(ledger))
@@ -244,9 +243,9 @@ class Session:
 
     def _unread(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
         """A pass whose samples are not known is like any other; a step that it belongs to is not measured."""
-        known = len(self.passes)
+        before = self.last
         out = plain(*args, **kwargs)
-        if len(self.passes) > known:  # behind a hook of the model it has them
+        if self.last is not before:  # behind a hook of the model it has them
             return out
         self.unread = self.unread or reason
         hear(out, lambda grad: self._note_unread(reason))
@@ -283,13 +282,8 @@ class Session:
 
     def _outermost_over(self) -> None:
         self._outer = None
-
-    def _join(self, ledger: Pass) -> None:
-        """With batch_size given, passes that wait for one backward pass are of the same samples, side by side."""
-        waiting = [other for other in self.passes if not other.tasks and other.n == ledger.n]
-        peers = [*waiting, ledger]
-        for other in peers:
-            other.peers = peers
+        if any(map(_KEPT, self.passes)):
+            self._settle()
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track | Rows | Mixed]]:
         """Find the batch size, and the inputs that carry samples."""
@@ -327,39 +321,54 @@ class Session:
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._backward_over, inner))
         if ledger is not None:
             ledger.open.add(inner)
+            if ledger not in self.passes:
+                self.passes.append(ledger)
         return task
 
     def _backward_begins(self, first: Pass | None) -> None:
         """Was .grad cleared since it was last added to? Asked before anything is added, but by compiled code (None)."""
         if self.leftovers.held:
             self.leftovers.forget_changed()
-        earlier = list(filter(attrgetter("tasks"), self.passes))
-        if not earlier and not self.sizes and not self.given_up:
+        if not self.passes and not self.sizes and not self.given_up:
             if self.marks.present is None and first is not None:
                 self.marks.begin(self.parameters)
             if self._stepped and self.marks.present != {}:
                 self.stale = self.marks.stale(self.parameters)
             return
+        self._another_begins(first)
+
+    def _another_begins(self, first: Pass | None) -> None:
+        """A backward pass that is not the step's first."""
         if first is not None:
             self.marks.watch(self.parameters)
-        if self.marks.cleared(self.parameters):
+        rewritten = self.marks.rewritten(self.parameters)
+        if rewritten is None:  # cleared
             self.given_up, self.stale = False, None
             if self.marks.present is not None and first is not None:
                 self.marks.begin(self.parameters)
-            for ledger in earlier:
+            for ledger in self.passes:
                 ledger.clear()
                 ledger.open.clear()
+            self.passes, self.rewritten = [], []
             self.sizes.clear()
             self._open.clear()
             self.forget_micro()
-        elif any(ledger.open & self._open for ledger in earlier):
-            self.given_up = True
+            return
+        if first is not None or not self.exact:
+            self.rewritten += rewritten
+        self.given_up = self.given_up or any(ledger.open & self._open for ledger in self.passes)
 
     def _backward_over(self, task: int) -> None:
         self._open.discard(task)
         if self.leftovers.held:
             self.leftovers.follow()
         self.marks.set(self.parameters)
+        if task in self._begun and any(map(_KEPT, self.passes)):
+            self._settle()
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        settle(self.passes)
 
     def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
         """A hook of compiled code, or of a parameter in micro mode, fires: a backward pass is under way.
@@ -377,21 +386,14 @@ class Session:
             self.sizes.append(self.origins.arrive(task, self.batch))
         return None
 
-    def settle(self) -> None:
-        """Square what backward passes left behind; accounts that nothing came from stay open."""
-        with torch.no_grad():
-            for group in in_groups(self.passes):
-                settle_together(group)
-
     def batches(self) -> list[list[Pass]]:
         """The batches of this step, settled.
 
         Raises:
             UnsupportedError: passes whose samples cannot be counted; the message says why, and what to do.
         """
-        groups, unfinished = in_groups(self.passes), self.given_up
+        groups, unfinished = settle(self.passes), self.given_up
         for group in groups:
-            settle_together(group)
             for ledger in group:
                 unfinished = unfinished or not self._open.isdisjoint(ledger.open)
         refuse_uncounted(groups, unfinished=unfinished, same_samples=self.batch_size is not None, stale=self.stale)

@@ -25,6 +25,8 @@ class Sums:
 
     def __init__(self, session: Session, parameters: Parameters, metric: Metric) -> None:
         self._session, self._parameters, self._metric = session, parameters, metric
+        self.unscaled = False
+        """Whether a gradient of those summed last had no preconditioner: its optimizer has no state for it."""
         self._looked_for_reuse = 0
         self._rows: dict[tuple[int, ...], Tensor] = {}
 
@@ -72,6 +74,11 @@ class Sums:
             squares = squares + sums.to(squares.device)
         return squares
 
+    def in_compiled_code(self) -> set[str]:
+        """Parameters of layers that ran there."""
+        ran = (watcher for watcher in self._session.watchers if watcher.probe.grad is not None)
+        return {name for watcher in ran for name in watcher.names.values()}
+
     def probed(self) -> dict[str, Tensor]:
         """What the samples of layers in compiled code add up to, on waves; by parameter, with a 0-dim tensor."""
         total: dict[str, Tensor] = {}
@@ -86,7 +93,7 @@ class Sums:
         """‖.grad‖² of each; shape: (parameters,)."""
         parameters, device = self._parameters, self._parameters.device
         scaled = self._session.exact and self._metric.optimizer is not None
-        chosen, known = parameters.chosen, [0.0] * len(parameters.covered)
+        chosen, known, self.unscaled = parameters.chosen, [0.0] * len(parameters.covered), False
         rows: list[int] = []
         grads: list[Tensor] = []
         for row, name in enumerate(parameters.covered):
@@ -98,6 +105,7 @@ class Sums:
             if hasattr(grad, "to_local"):
                 grad = grad.to_local()
             scale = self._metric.scale(name) if scaled else None
+            self.unscaled = self.unscaled or (scaled and scale is None)
             if scale is not None:
                 grad = grad * (scale.to_local() if hasattr(scale, "to_local") else scale)
             if grad.is_cpu:

@@ -27,7 +27,7 @@ these and a line in `RULES` of `rules/`.
 from .calls import deep_tensors
 from .combining import combine
 from .convolutions import by_samples, products_win, squares_by_products
-from .ledger import Pass, carrying, in_groups, settle_together
+from .ledger import Pass, carrying, settle
 from .measuring import Measuring
 from .opaque import through_compiled
 from .operand import Leaf, Operand
@@ -49,11 +49,10 @@ __all__ = [
     "chunks",
     "combine",
     "deep_tensors",
-    "in_groups",
     "lookup_squares",
     "products_win",
     "project",
-    "settle_together",
+    "settle",
     "square_norm",
     "squares_by_products",
     "sum_of_squares",

@@ -7,6 +7,7 @@ more, for squares do not add.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class Pass:
         open: graph tasks that began, and have not ended; one that stays was ended by an exception.
         inputs: the model's inputs that carry samples, and where.
         tracks: where every tensor of the pass carries them.
+        peers: passes of the same samples side by side, this one among them, or None.
         directions: parameter → (u, v) of the projection that proves the step; None where this one is not proved.
         scaled: whether squares are taken after a preconditioner.
         given: parameter → the memory of a gradient that an operation of ours gave, and the writes to it so far.
@@ -59,7 +61,8 @@ class Pass:
     ) -> None:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
-        self.rows, self.peers, self.tracks = rows, [self], Tracks()
+        self.rows, self.tracks = rows, Tracks()
+        self.peers: list[Pass] | None = None
         self.inputs: list[tuple[Tensor, Track | Rows | Mixed]] = []
         self.began: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         self.counts: dict[str, int] = {}
@@ -85,8 +88,7 @@ class Pass:
 
     def close(self) -> None:
         """Nothing is asked of this pass any more: let go of what leads back to it, and so of the nodes it held."""
-        self.peers, self.taken = [], []
-        self._owner = {}
+        self.peers, self.taken, self._owner = None, [], {}
         self._current = None
 
     def differentiate(self, direction: Callable[[str, Tensor], tuple[Tensor, Tensor]] | None) -> None:
@@ -98,9 +100,20 @@ class Pass:
     def count(self, leaf: Leaf, uses: int = 1) -> None:
         self.counts[leaf.name] = self.counts.get(leaf.name, 0) + uses
 
+    def join(self, others: list[weakref.ref[Pass]]) -> list[weakref.ref[Pass]]:
+        """Those that wait for a backward pass, and as many samples, are of the same samples as this one, side by side.
+
+        Returns those that wait now.
+        """
+        waiting = [other for each in others if (other := each()) is not None and not other.tasks]
+        peers = [*(other for other in waiting if other.n == self.n), self]
+        for peer in peers if len(peers) > 1 else ():
+            peer.peers = peers
+        return [weakref.ref(each) for each in (*waiting, self)]
+
     def shared(self, leaf: Leaf) -> bool:
         """Whether squares have to wait for other uses of the parameter."""
-        if len(self.peers) == 1:
+        if self.peers is None:
             return self.counts.get(leaf.name, 0) > 1
         return sum(peer.counts.get(leaf.name, 0) for peer in self.peers) > 1
 
@@ -129,7 +142,7 @@ class Pass:
         if self.directions is not None:
             direction = self.directions(name, leaf.tensor)
             self.projections.setdefault(name, []).append(piece.projection(direction, self.max_bytes))
-        if self.counts.get(name, 0) > 1 if len(self.peers) == 1 else self.shared(leaf):
+        if self.counts.get(name, 0) > 1 if self.peers is None else self.shared(leaf):
             self.kept.setdefault(name, []).append(piece)
             return
         self._note_owner(name)
@@ -208,7 +221,10 @@ class Pass:
             elif len({piece.n for piece in pieces}) > 1:
                 self.refuse([name], "its uses saw batches of different size")
             else:
-                self.squares[name] = [combine(pieces, self.scale(name), self.max_bytes)]
+                try:
+                    self.squares[name] = [combine(pieces, self.scale(name), self.max_bytes)]
+                except Exception as error:  # in a backward pass that goes on; the step says what happened
+                    self.refuse([name], f"its samples could not be measured ({type(error).__name__}: {error})")
 
 
 class carrying:  # noqa: N801
@@ -247,12 +263,18 @@ def in_groups(passes: list[Pass]) -> list[list[Pass]]:
     return groups
 
 
-def settle_together(group: list[Pass]) -> None:
-    """Square what came to passes of one backward pass, of the same samples: their uses add before they are squared."""
-    first = group[0]
-    for other in group[1:]:
-        for name, pieces in other.kept.items():
-            first.kept.setdefault(name, []).extend(pieces)
-        other.kept = {}
-        other.settle()
-    first.settle()
+def settle(passes: list[Pass]) -> list[list[Pass]]:
+    """Square what came to these passes; returns those that gradients came from, those of one backward pass together.
+
+    Passes of one backward pass are of the same samples: their uses add before they are squared.
+    """
+    groups = in_groups(passes)
+    for group in groups:
+        first = group[0]
+        for other in group[1:]:
+            for name, pieces in other.kept.items():
+                first.kept.setdefault(name, []).extend(pieces)
+            other.kept = {}
+            other.settle()
+        first.settle()
+    return groups

@@ -123,7 +123,7 @@ class Use:
                 ledger.differentiate(session.direction)
             return False
         reached, counts = False, ledger.counts
-        alone = self.plan is not None and ledger.directions is None and not ledger.scaled and len(ledger.peers) == 1
+        alone = self.plan is not None and ledger.directions is None and not ledger.scaled and ledger.peers is None
         for operand in self.operands:
             leaves = operand.leaves
             if len(leaves) == 1:
