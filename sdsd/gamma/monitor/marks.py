@@ -23,7 +23,7 @@ class Marks:
 
     present: parameters that had one when the step's first gradients came back, or None where that was not seen.
     before: the same of the step before.
-    hooks: of each parameter then, on its gradient as it comes and after it was added.
+    hooks: of each parameter then, on its gradient as it comes and after it was added; hooked: those that have any.
     came: of each parameter that is watched, how gradients came to be added to its .grad: their memory, the writes to
         it, and whether they were views.
     always: whether all are watched from the first gradients on, and not only where these are added to others.
@@ -39,14 +39,17 @@ class Marks:
         self.present: dict[str, None] | None = None
         self.before: dict[str, None] | None = None
         self.hooks: dict[str, tuple[int, int]] = {}
+        self.hooked: list[str] = []
 
     def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Note which gradients and hooks are there, before anything is added to gradients."""
-        self.present = {}
+        self.present, self.hooked = {}, []
         self.came.clear()
         for name, parameter in parameters.items():
             of_parameter, after = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
             self.hooks[name] = len(of_parameter or ()), len(after or ())  # type: ignore[arg-type]
+            if of_parameter or after:
+                self.hooked.append(name)
             if parameter.grad is not None:
                 self.present[name] = None
         if self.present or self.always:

@@ -14,7 +14,7 @@ from ..uses import Pass
 from .arrivals import Arrivals
 from .averages import Step
 from .inputs import capturing
-from .micro import MicroBatches
+from .micro import MicroBatches, hooked_in_micro_mode
 from .parameters import Parameters, by_reason, listed
 from .proof import EVERY, EVERY_ON_CPU, Prover, impossible, max_eps
 from .ranks import Ranks
@@ -137,7 +137,7 @@ class Meter:
             if (proving or session.direction is not None) and not written:
                 proved = proving and fits
                 unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=proved)
-                if unusual:
+                if unusual := unusual or ([] if proving else session.marks.hooked):
                     self._doubt(unusual)
                     return None, passes
         elif not captured and not self._micro_batches_prove(n):
@@ -175,7 +175,8 @@ class Meter:
         """The samples of all ranks; they agree here on whether any of them doubts its gradients."""
         session, names, differentiated = self._session, [], False
         if not self._ranks.sharded:
-            names = self.arrivals.unusual(session.parameters, groups, session.marks, proved=False)
+            unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=False)
+            names = unusual or session.marks.hooked
             differentiated = any(ledger.differentiated for group in groups for ledger in group)
         total, doubts = self._ranks.totals([n, int(differentiated or bool(names))], self._parameters.device)
         self._doubted = names if doubts else None
@@ -246,9 +247,9 @@ class Meter:
         if self._doubted is not None and not proving:
             self._doubt(self._doubted)
             return None
-        if session.direction is not None and (written or differentiated):
-            self.prover.again()
-            if not proving:
+        if session.direction is not None and (written or differentiated or session.marks.hooked):
+            self.prover.again()  # what may change a gradient by its value does so now and then
+            if not proving and (written or differentiated):
                 _warn_of_doubt(written)
                 return None
         return proving
@@ -280,12 +281,14 @@ class Meter:
         proof = None if self.micro is None else self.micro.proof
         prover.steps += 1
         written = [] if session.direction is None else session.rewritten + session.marks.written(session.parameters)
-        if written:
+        hooked = hooked_in_micro_mode(session.parameters)
+        if written or hooked:
             prover.again()
+            if proof is None:
+                _warn_of_doubt(written or hooked, came=not written)
+                return False
         if proof is None:
-            if written:
-                _warn_of_doubt(written)
-            return not written
+            return True
         differences, factor = self._differences(proof.projections, proof.squares, {}, n)
         if differences:
             prover.again()

@@ -94,13 +94,21 @@ class MicroBatches:
             session.origins.check()
         session.origins.clear()
         self.clear()
+        if reduction == "sum":  # one without samples adds nothing
+            norms = [each for each, size in zip(norms, sizes, strict=True) if size]
+            sizes = [size for size in sizes if size]
+        elif 0 in sizes:
+            raise UnsupportedError(
+                f"a micro-batch without samples among those of {sizes}: what its loss is divided by is not known. Leave "
+                "it out before the forward pass, or make losses sums and pass loss_reduction='sum'."
+            )
         if len(set(sizes)) > 1 and world > 1:
             raise UnsupportedError(
                 f"micro-batches of unequal size on this rank ({sizes}): with several ranks they have to be equal. Drop "
                 "the odd last one, or use mode='exact'."
             )
         count, total = len(sizes), sum(sizes)
-        mean = total / count
+        mean = total / max(count, 1)
         device = self._parameters[0].device
         zero = torch.zeros((), dtype=torch.float64, device=device)
         squares = torch.zeros(len(self._parameters), dtype=torch.float64, device=device)
@@ -124,6 +132,15 @@ class MicroBatches:
                     parts.append(zero)
             own = torch.stack(parts).square()
         return squares, count * world, mean, own
+
+
+def hooked_in_micro_mode(parameters: dict[str, nn.Parameter]) -> list[str]:
+    """Parameters with hooks on their gradient beside the one that `MicroBatches` put there."""
+    return [
+        name
+        for name, parameter in parameters.items()
+        if len(parameter._backward_hooks or ()) > 1 or parameter._post_accumulate_grad_hooks  # type: ignore[arg-type]
+    ]
 
 
 def _norm(gradient: Tensor) -> Tensor:
