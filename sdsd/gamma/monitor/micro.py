@@ -99,8 +99,8 @@ class MicroBatches:
             sizes = [size for size in sizes if size]
         elif 0 in sizes:
             raise UnsupportedError(
-                f"a micro-batch without samples among those of {sizes}: what its loss is divided by is not known. Leave "
-                "it out before the forward pass, or make losses sums and pass loss_reduction='sum'."
+                f"a micro-batch without samples among those of {sizes}: what its loss is divided by is not known. "
+                "Leave it out before the forward pass, or make losses sums and pass loss_reduction='sum'."
             )
         if len(set(sizes)) > 1 and world > 1:
             raise UnsupportedError(
