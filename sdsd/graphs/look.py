@@ -122,8 +122,7 @@ def _signature(model: nn.Module) -> tuple[Any, ...]:
 def _setting(value: Any, depth: int = 4) -> Any:
     """What an attribute says, as far as it is numbers and words, in lists and dictionaries too."""
     if isinstance(value, (list, tuple, dict)) and len(value) <= MOST_ENTRIES and depth:
-        listed = value.items() if isinstance(value, dict) else value
-        return tuple(_setting(each, depth - 1) for each in listed)
+        return tuple(_setting(each, depth - 1) for each in (value.items() if isinstance(value, dict) else value))
     if isinstance(value, Tensor):
         return id(value), _version(value)
     return value if isinstance(value, (int, float, str)) else id(value)
