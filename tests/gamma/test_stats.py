@@ -61,12 +61,12 @@ def test_small_gradients_keep_their_ratio():
 @pytest.mark.parametrize("n", [3, 4, 9, 32])
 def test_interval_is_the_jackknife(n):
     G = torch.randn(n, 60, dtype=torch.float64) + 1.0  # enough signal that the floor for Γ ≈ 0 is not what counts
-    stats = sdsd.gamma_stats(G, confidence=0.9)
+    stats = sdsd.gamma_stats(G, samples_per_gradient=5, confidence=0.9)
     half = scipy_stats.t.ppf(0.95, n - 1) * jackknife(G.numpy())
     low, high = stats.interval
     assert (low + high) / 2 == pytest.approx(stats.gamma_unbiased)
     assert (high - low) / 2 == pytest.approx(half, rel=1e-8)
-    assert stats.noise_scale_interval == pytest.approx((1 / high, 1 / low if low > 0 else math.inf))
+    assert stats.noise_scale_interval == pytest.approx((5 / high, 5 / low if low > 0 else math.inf))
 
 
 def test_error_is_at_least_that_of_pure_noise():
@@ -145,6 +145,11 @@ class TestEdges:
         assert stats.parameters["fine"].finite
         assert math.isnan(stats.noise)
 
+    @pytest.mark.parametrize(("n", "told"), [(15, False), (16, True)])
+    def test_directions_are_told_from_sixteen_gradients_on(self, n, told):
+        stats = sdsd.gamma_stats(torch.randn(n, 50), confidence=0.95)
+        assert math.isfinite(stats.effective_dimension) == told
+
     def test_phase_needs_ten_directions(self):
         one_direction = torch.randn(40, 1) * torch.ones(1, 30) + 0.01
         stats = sdsd.gamma_stats(one_direction, confidence=0.95)
@@ -166,6 +171,10 @@ def test_phase_follows_the_batch():
     grads = torch.randn(64, 1000) + 0.1  # Γ_1 = .01
     assert sdsd.gamma_stats(grads, confidence=0.95, batch_size=10).phase == "diffusion"
     assert sdsd.gamma_stats(grads, confidence=0.95, batch_size=1000).phase == "drift"
+    # Means over 4 samples: a batch of 200 is 50 of them, Γ = .5, and one of 800 is 200, Γ = 2.
+    for batch, phase in ((200, "diffusion"), (800, "drift")):
+        stats = sdsd.gamma_stats(grads, samples_per_gradient=4, confidence=0.95, batch_size=batch)
+        assert stats.phase == phase
 
 
 class TestCoverage:
