@@ -183,6 +183,18 @@ def test_gamma_of_a_population(capsys, gradients):
     assert "at least the 40 samples seen" in refused(capsys, "gamma", path, "--population", "39")
 
 
+def test_gamma_says_in_a_sentence_what_the_data_can_tell(capsys, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for shift, sentence in (
+        (0.5, "samples holds as much signal as noise.\n"),
+        (0.09, "samples holds as much signal as noise, but the interval is open above: more gradients would tell.\n"),
+        (0.0, "No signal can be told from the noise with so few gradients.\n"),
+    ):
+        np.save(tmp_path / "grads.npy", (torch.randn(24, 60, generator=generator) + shift).numpy())
+        _, out, _ = run(capsys, "gamma", tmp_path / "grads.npy")
+        assert sentence in out
+
+
 def test_gamma_json_is_strict_where_nothing_is_known(capsys, tmp_path):
     np.save(tmp_path / "noise.npy", np.array([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]))
     status, out, _ = run(capsys, "gamma", tmp_path / "noise.npy", "--json")
