@@ -91,11 +91,10 @@ def is_transformed(tensor: Tensor) -> bool:
 
 
 def check_no_transform(name: str) -> None:
-    """ValueError inside torch.vmap and torch.func, for what looks at values to know what comes next."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    """ValueError inside torch.vmap and torch.func, for what gives as much as values say."""
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
         raise ValueError(
-            f"{name}: expected a tensor outside torch.vmap, torch.func.grad and their like, got one inside. How many "
-            "pairs there are hangs on values: call this outside, for one tensor at a time."
+            f"{name}: expected a tensor outside torch.vmap and torch.func, got one inside. Call it before."
         )
 
 

@@ -78,8 +78,7 @@ def disjoint_pairs(
         TypeError: not a dense tensor of a supported floating-point dtype; pairs, seed or max_bytes that is no int.
         ValueError: both or neither of activations and cosine; a matrix that is not square, or has a NaN between
             neurons that may be paired; alive that is not (N,) booleans; fewer than two neurons a pair; an unknown
-            `which`; max_bytes that is not enough; shapes as in `cosine_matrix`; a call inside torch.vmap or a
-            transform of torch.func.
+            `which`; max_bytes that is not enough; shapes as in `cosine_matrix`; a call within torch.vmap or torch.func.
     """
     pairs = check_integer(pairs, "pairs", least=1)
     check_choice(which, "which", WHICH)
@@ -97,9 +96,7 @@ def disjoint_pairs(
             raise ValueError(f"cosine: expected a square (N, N) matrix, got shape {tuple(cosine.shape)}.")
         source = _Matrix(cosine.detach(), alive)
     else:
-        assert activations is not None
-        rows = rows_of(activations, neuron_dim)
-        source = _Activations(rows, alive, bool(center), max_bytes, first_half)
+        source = _Activations(rows_of(activations, neuron_dim), alive, bool(center), max_bytes, first_half)
     live = int(source.alive.sum())
     if pairs > live // 2:
         raise ValueError(
@@ -183,8 +180,7 @@ class _Activations:
 
     def best_in_rows(self, sign: int) -> Tensor:
         best = self.neurons.inverse_norm.new_full((len(self.alive),), -torch.inf)
-        fill = -sign * torch.inf
-        for block, row, _ in triangle_blocks(self.neurons, self.sides, fill=fill, progress=self.progress):
+        for block, row, _ in triangle_blocks(self.neurons, self.sides, fill=-sign * torch.inf, progress=self.progress):
             some = best[row : row + block.shape[0]]
             torch.maximum(some, block.mul_(sign).amax(1), out=some)
         return best

@@ -183,8 +183,8 @@ def cosine_pairs(
     Raises:
         TypeError: as `cosine_histogram`; a threshold that is no number.
         ValueError: as `cosine_histogram`; both or neither of above and below, a threshold outside [−1, 1], more pairs
-            than `max_bytes` holds: the message has their number and a threshold that would fit; a call inside
-            torch.vmap or a transform of torch.func.
+            than `max_bytes` holds: the message has their number and a threshold that would fit; a call within
+            torch.vmap or torch.func.
     """
     rows = rows_of(activations, neuron_dim)
     check_no_transform("activations")
