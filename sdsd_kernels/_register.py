@@ -93,9 +93,7 @@ def is_transformed(tensor: Tensor) -> bool:
 def check_no_transform(name: str) -> None:
     """ValueError inside torch.vmap and torch.func, for what gives as much as values say."""
     if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-        raise ValueError(
-            f"{name}: expected a tensor outside torch.vmap and torch.func, got one inside. Call it before."
-        )
+        raise ValueError(f"{name}: expected a tensor outside torch.vmap and torch.func, got one inside. Call it first.")
 
 
 def _has_tangent(tensor: Any) -> bool:
