@@ -88,7 +88,7 @@ def cosine_histogram(
             is not enough for one block, an unknown backend, or Triton asked for where it cannot serve.
     """
     rows = rows_of(activations, neuron_dim)
-    bins = check_integer(bins, "bins", least=1)
+    bins = check_integer(bins, "bins", least=1, most=2**30 - 1)  # twice as many have 32 bits
     max_bytes = check_max_bytes(max_bytes)
     # Counts, and the edges that are added to them. Tiles stay in registers.
     problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=16 * (bins + 1))

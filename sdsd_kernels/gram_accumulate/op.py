@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_apart, check_device, check_float_tensor, check_precision, check_shape
+from .._checks import check_apart, check_device, check_float_tensor, check_precision, check_shape, check_written
 from .._register import register
 from .._rows import rows_of
 from ..pairwise.reading import summed_in
@@ -95,10 +95,7 @@ def _check_gram(gram: Any, rows: Tensor) -> None:
         raise TypeError(f"gram: expected float64 for float64 activations, got {gram.dtype}. Start from a float64 one.")
     what, do = f" for activations of {len(rows)} neurons", "Check that neuron_dim names the dimension of neurons."
     check_shape(gram, "gram", (len(rows), len(rows)), what, do)
-    if not gram.is_contiguous():
-        raise ValueError(f"gram: expected contiguous rows, got strides {gram.stride()}. Start from torch.zeros(n, n).")
-    if gram.requires_grad:
-        raise ValueError("gram: expected a tensor without gradient, since it is written in place. Use gram.detach().")
+    check_written(gram, "gram", "torch.zeros(n, n)")
     check_device(gram, "gram", rows, "activations")
 
 
