@@ -19,7 +19,7 @@ from sdsd_kernels import NORMS_WIDTH, default_backend
 from ..following import Mixed, Rows, Track, Tracks, set_track, use
 from .combining import combine
 from .operand import Leaf, Operand
-from .pieces import Piece, project
+from .pieces import OfSamples, Piece, project
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -151,6 +151,20 @@ class Pass:
             return
         scale = self.scale(name) if self.scaled else None
         self.squares.setdefault(name, []).append(piece.squares(scale, self.max_bytes))
+
+    def receive_one(self, leaf: Leaf, sample: int, gradient: Tensor) -> None:
+        """Take a gradient of one sample, to be added to what else comes of it."""
+        name = leaf.name
+        self._note_dtype(name)
+        piece = OfSamples(sample, gradient, self.n)
+        if self.directions is not None:
+            direction = self.directions(name, leaf.tensor)
+            self.projections.setdefault(name, []).append(piece.projection(direction, self.max_bytes))
+        kept = self.kept.setdefault(name, [])
+        for other in kept:
+            if isinstance(other, OfSamples):
+                return other.add(sample, gradient)
+        kept.append(piece)
 
     def serves(self, x: Tensor) -> bool:
         """Whether kernels take tensors such as `x`."""
