@@ -95,8 +95,7 @@ class Meter:
             ledgers += group
             n += group[0].n
         probed = self._sums.in_compiled_code() if session.compiled else set()
-        ran = ledgers or ([session.last] if session.last else [])
-        refused = self._leave_out_or_refuse(ran, probed) if exact else {}
+        refused = self._leave_out_or_refuse(ledgers, probed) if exact else {}
         passes = len(groups) or len(session.sizes)
         if not passes:
             raise self._no_passes(refused)
@@ -194,6 +193,8 @@ class Meter:
 
     def _leave_out_or_refuse(self, ledgers: list[Pass], probed: set[str]) -> dict[str, str]:
         """Raise, or leave out (strict=False), where samples cannot be told apart; returns what was left out."""
+        if not ledgers and self._session.last is not None:
+            ledgers = [self._session.last]
         refused = refused_uses(ledgers, self._parameters)
         for name in sorted(probed and probed & {name for ledger in ledgers for name in ledger.counts}):
             reason = "it is used in compiled code and outside of it, too; leave the compiled part uncompiled"
