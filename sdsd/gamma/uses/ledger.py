@@ -50,6 +50,8 @@ class Pass:
         norms: device → (parameters, width) of shares of squares, which kernels wrote; see `landed.py`.
     """
 
+    peers: list[Pass] | None
+
     def __init__(
         self,
         n: int,
@@ -61,8 +63,7 @@ class Pass:
     ) -> None:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
-        self.rows, self.tracks = rows, Tracks()
-        self.peers: list[Pass] | None = None
+        self.rows, self.peers, self.tracks = rows, None, Tracks()
         self.inputs: list[tuple[Tensor, Track | Rows | Mixed]] = []
         self.began: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         self.counts: dict[str, int] = {}
