@@ -319,8 +319,7 @@ def _measuring(
     function, model = as_sensitivity(loss), merger.model
     with untouched(model, parameters=True), torch.no_grad():
         model.eval()
-        before = _measured(function, model)
-        started = Measurements(merger.group.layer, merger.how, fingerprint(model), before)
+        started = Measurements(merger.group.layer, merger.how, fingerprint(model), _measured(function, model))
         yield _Measure(merger, function, started if resume is None else resumed(started, resume))
 
 

@@ -158,17 +158,16 @@ class Merger:
         return checked_pairs(pairs, self.group.neurons)
 
     def edits(self, pairs: IndexPairs) -> list[Edit]:
-        """What to write where, in this order. `pairs` come from `checked`."""
+        """What to write where, in this order: several axes of a tensor one after the other. `pairs`: from `checked`."""
         roles = (WRITER, BETWEEN, TIED) if self.how == "mean" else (READER,)
         parts = [part for part in self.group.parts if part.role in roles]
         share = self.absorption(pairs) if self.how == "absorb" and self.absorption is not None else None
         names, edits, changed = [part.name for part in parts], list[Edit](), dict[str, Tensor]()
         for part in parts:
             tensor = part_tensor(self.model, part)
-            several = names.count(part.name) > 1  # axes with entries of the neurons, one after the other
-            now = changed.setdefault(part.name, tensor.detach().clone()) if several else tensor
+            now = changed.setdefault(part.name, tensor.detach().clone()) if names.count(part.name) > 1 else tensor
             own = [_averaged(now, part, pairs)] if share is None else added(now, part, pairs, share)
-            if several:
+            if now is not tensor:
                 apply(own)
             edits += [edit._replace(tensor=tensor) for edit in own]
         return edits
