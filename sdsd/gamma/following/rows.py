@@ -19,7 +19,7 @@ from .arranging import sequence
 from .indexing import read_index
 from .places import joined, owners_of, rows_at
 from .table import name_of
-from .tracks import Mixed, Owners, Rows, Single, Track, Verdict, chosen_by, rows_in_view, track_of
+from .tracks import Mixed, Owners, Rows, Single, Track, Verdict, chosen_by, owners_of_rows, rows_in_view, track_of
 
 
 def _is_mask(index: Any) -> bool:
@@ -52,9 +52,9 @@ def _sorted(x: Tensor, out: Any, n: int) -> Any:
     if type(track) is not Track or x.dim() != 1 or x.is_floating_point() or x.dtype == torch.bool:
         return None
     indices = out if isinstance(out, Tensor) else out[1]
-    samples = indices.div(track.inner, rounding_mode="floor") % n
+    samples = owners_of_rows(indices.div(track.inner, rounding_mode="floor") % n)
     owners = Owners(samples, x.shape[0], track.inner, x.detach()[indices])
-    owners.places, rows = indices, Rows(Track(0), owners)
+    owners.places, rows = None if rows_in_view() else indices, Rows(Track(0), owners)
     return rows if isinstance(out, Tensor) else [rows, rows]
 
 

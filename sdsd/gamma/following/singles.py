@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import indexing
 from .indexing import read_index
-from .places import joined, stacked
+from .places import joined, single_at, stacked
 from .sums import PRODUCTS, linear_in
 from .table import called, in_place, name_of
 from .tracks import (
@@ -27,11 +27,14 @@ from .tracks import (
     note_written,
     set_track,
     set_written,
+    stated,
     tensors_in,
     track_of,
 )
 
 _PAD = torch._C._nn.pad_sequence
+ADDED = -1
+"""The axis of constants that a sample was written into as a whole, and others may be added to."""
 
 
 def met(
@@ -44,22 +47,36 @@ def met(
         return mixed
     if rule is indexing.setitem:
         return _set(args[0], args[1], args[2])
+    if rule is indexing.index_write and len(args) > 3:
+        return _set(args[0], (*[slice(None)] * (args[1] % args[0].dim()), args[2]), args[3])
     singles = [v for v in verdicts if type(v) is Single]
     others = {type(v) for v in verdicts} - {Single, type(None)}
     alone = not others and len({v.sample for v in singles}) == 1
     if alone and (n > 1 or len(inputs) > 1):  # else a list of all samples, which are one, may be put together
         return _looked_at(rule, args, out, inputs, singles[0])
+    if rule is indexing.getitem and (verdict := _read(args[0], args[1], n)) is not None:
+        return verdict
     together = _together(func, args, kwargs, n)
     if together is not None:
         return together
     if alone:
         return _looked_at(rule, args, out, inputs, singles[0])
     over = Mixed(f"{name_of(func)} of samples that were taken one by one, and of others")
-    if not others <= {Summed} or (in_place(func) and type(track_of(args[0])) is not Summed):
+    into = track_of(args[0]) if in_place(func) else None
+    if not others <= {Summed} or not (into is None or type(into) is Summed or _only_added(into)):
         return over
     summed = [x for x, v in zip(inputs, verdicts, strict=True) if v is not None]
     joins = called(func) in PRODUCTS and any(x.requires_grad for x in summed)
     return Summed(over.reason) if linear_in(func, args, summed) and not joins else over
+
+
+def _read(x: Tensor, index: Any, n: int) -> Verdict:
+    """x[i, places], samples of which only the i-th is read, at places that itself says; None of any other call."""
+    track, own = track_of(x), {v.sample for each in tensors_in((index,)) if type(v := track_of(each)) is Single}
+    places = _places(x, index, track.axis) if type(track) is Track else None
+    one = single_at(x, places, n) if places else None
+    others = any(type(track_of(each)) not in (type(None), Single) for each in tensors_in((index,)))
+    return one if one is not None and own == {one.sample} and not others else None
 
 
 def _looked_at(rule: Any, args: Sequence[Any], out: Any, inputs: Sequence[Tensor], one: Single) -> Verdict:
@@ -68,7 +85,8 @@ def _looked_at(rule: Any, args: Sequence[Any], out: Any, inputs: Sequence[Tensor
         verdict = track_of(x)
         if type(verdict) is not Single or verdict.axis is None:
             continue
-        if not any(memory_of(y) == memory_of(x) for y in tensors_in(out)):
+        shared = [y for y in tensors_in(out) if memory_of(y) == memory_of(x)]
+        if not shared or (verdict.axis == ADDED and shared[0] is x):
             continue
         places = _places(x, args[1], verdict.axis) if rule is indexing.getitem and x is args[0] else None
         owners = {verdict.at(place) for place in places} if places else set()
@@ -76,7 +94,8 @@ def _looked_at(rule: Any, args: Sequence[Any], out: Any, inputs: Sequence[Tensor
             set_track(x, verdict._replace(viewed=True))
             return Single(owners.pop(), *verdict[1:4])
         set_track(x, verdict._replace(axis=None))
-    return one._replace(axis=None, viewed=False)
+    goes_on = out is inputs[0] and _only_added(track_of(out))
+    return one._replace(axis=ADDED if goes_on else None, viewed=False)
 
 
 def _together(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], n: int) -> Verdict:
@@ -94,6 +113,8 @@ def _together(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], n: int)
         return stacked(tensors, 0 if (rest[0] if rest else kwargs.get("batch_first", False)) else 1, n)
     if name in ("vstack", "row_stack"):
         return stacked(tensors, 0, n) if max(x.dim() for x in tensors) < 2 else joined(tensors, 0, n)
+    if name == "column_stack":
+        return stacked(tensors, 1, n) if max(x.dim() for x in tensors) < 2 else joined(tensors, 1, n)
     if name == "hstack":
         return joined(tensors, 0 if tensors[0].dim() < 2 else 1, n)
     return None
@@ -148,6 +169,10 @@ def _own(input: Tensor, index: Any, axis: int, one: Single) -> bool:
     return bool(places) and all(one.at(place) == one.sample for place in places or ())
 
 
+def _only_added(verdict: Verdict) -> bool:
+    return type(verdict) is Single and verdict.axis == ADDED
+
+
 def _first(one: Single, axis: int) -> Verdict:
     """What constants hold after a first sample was written at its own place along `axis`."""
     if one.size == one.outer * one.inner:  # there is no other
@@ -171,11 +196,16 @@ def write(x: Tensor, after: Verdict) -> Mixed | None:
         return None
     elsewhere = Mixed("a sample written over others, or elsewhere than in its own place")
     kept = type(before) is Single and type(after) is Single and before.sample == after.sample
+    if type(after) is Summed and x._base is None and _only_added(before):
+        set_track(x, after)
+        return None
+    if before is None and type(after) is Single and after.axis is None and x._base is None:
+        after = after._replace(axis=ADDED)
     filled = type(before) is Single and type(after) is Track and before.axis == after.axis
     if type(after) is Mixed or not (before is None or kept or filled):
         return set_written(x, before, after if type(after) is Mixed else elsewhere)
     base = x._base
-    if base is not None:
+    if base is not None and (before is None or stated(base)):  # else torch's own, and this view all that there is
         whole = _of_base(x, base, after) if type(after) is Single else None
         if whole is None:
             return set_written(x, before, elsewhere)

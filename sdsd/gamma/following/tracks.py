@@ -208,6 +208,11 @@ def rows_in_view() -> Owners | None:
     return here.through
 
 
+def owners_of_rows(rows: Tensor) -> Tensor:
+    """The samples of these rows of the batch in view: the numbers themselves, unless it is one of chosen rows."""
+    return rows if here.through is None else here.through.samples[rows]
+
+
 def chosen_by(mask: Tensor, n: int) -> Owners | None:
     """Whose the rows are that a mask with samples chooses, by its values; None where these cannot be looked at."""
     held = here.now.chosen.get(id(mask))
@@ -216,7 +221,7 @@ def chosen_by(mask: Tensor, n: int) -> Owners | None:
     track = track_of(mask)
     if type(track) is not Track or (mask.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
-    samples = mask.detach().nonzero()[:, track.axis].div(track.inner, rounding_mode="floor") % n
+    samples = owners_of_rows(mask.detach().nonzero()[:, track.axis].div(track.inner, rounding_mode="floor") % n)
     owners = Owners(samples, mask.shape[track.axis], track.inner)
     for _, _, other in here.now.chosen.values():  # the same choice, made again
         if (other.size, other.inner) == (owners.size, owners.inner) and torch.equal(other.samples, samples):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdsd_kernels import NORMS_WIDTH, default_backend
 
-from ..following import Mixed, Rows, Track, Tracks, set_track, use
+from ..following import Tracks, Verdict, set_track, use
 from .combining import combine
 from .operand import Leaf, Operand
 from .pieces import OfSamples, Piece, project
@@ -64,7 +64,7 @@ class Pass:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
         self.rows, self.peers, self.tracks = rows, None, Tracks()
-        self.inputs: list[tuple[Tensor, Track | Rows | Mixed]] = []
+        self.inputs: list[tuple[Tensor, Verdict]] = []
         self.began: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}

@@ -34,6 +34,13 @@ def copied(x, f):
     return out
 
 
+def indexed(x):
+    out = torch.zeros_like(x)
+    for i in range(len(x)):
+        out = out.index_add(0, torch.tensor([i]), x[i : i + 1].exp())
+    return out
+
+
 def looked_at(x):
     """All of what one sample was written into is looked at, and then others are written there."""
     out = torch.zeros(x.shape)
@@ -68,6 +75,7 @@ ONE = [
     Case("a table at its indices", lambda i, w: F.embedding(i[1], w)[i[1].sort().indices], ("i:N T", "3 d")),
     Case("a constant filled by it", lambda x: put_all(torch.zeros(7, 2), x[1, 0].exp()), ("N T",)),
     Case("steps written one by one", scratch, ("N T",)),
+    Case("read where it says", lambda x: x[1, x[1].argsort()], ("N T",), ("small", "large")),
     Case("a part of a part", lambda x: torch.cat([x[1], x[1, :2]]), ("N T",)),
     Case("a function without a rule", lambda x: torch.linalg.svdvals(x[1]), ("N T d",), ("small", "large")),
     Case("random numbers", lambda x: F.dropout(x[1]), ("N T",), ("small",)),
@@ -85,6 +93,8 @@ WHOLE = [
     Case("filled with numbers", lambda x: filled(x, torch.sum), ("N T",)),
     Case("added and scaled in place", lambda x: added(x, torch.exp), ("N T",)),
     Case("copied into views", lambda x: copied(x, torch.exp), ("N T",)),
+    Case("columns", lambda x: torch.column_stack([row.exp() for row in x]), ("N T",)),
+    Case("copied by index", lambda x: indexed(x), ("N T",)),
     Case("put in order again", lambda x: torch.stack([x[i] for i in range(len(x) - 1, -1, -1)])[reverse(x)], ("N T",)),
     Case("written into what holds samples", lambda x: overwritten(x), ("N T",)),
 ]
@@ -94,6 +104,9 @@ ROWS = [
     Case("some of them", lambda x: torch.cat([x[:1], x[2:]]), ("N T",)),
 ]
 MIXED = [
+    Case("read where another says", lambda x: x[0, x[-1].argsort()], ("N T",), ("small", "large")),
+    Case("scaled as a whole by one of them", lambda x: scaled(x), ("N T",)),
+    Case("added into what was looked at", lambda x: accumulated(x), ("N T",)),
     Case("two samples", lambda x: x[0].requires_grad_().exp() * x[-1], ("N T",)),
     Case("the distance of two", lambda x: torch.dist(x[0].requires_grad_(), x[-1]), ("N T",)),
     Case("one among all", lambda x: x - x[0], ("N T",)),
@@ -105,6 +118,24 @@ MIXED = [
     Case("looked at before others came", looked_at, ("N T",)),
     Case("a place of another sample", lambda x: put_all(x.clone()[1:], x[0]), ("N T",)),
 ]
+
+
+def scaled(x):
+    out = torch.ones(x.shape)
+    out[0] = x[0].requires_grad_()
+    out *= x[0].sum()
+    for i in range(1, len(x)):
+        out[i] += x[i]
+    return out
+
+
+def accumulated(x):
+    """A view of a sum, taken when it held one sample alone."""
+    total = torch.zeros(x.shape[1])
+    total += x[0].requires_grad_()
+    seen = total[:2]
+    total += x[-1]
+    return seen.exp()
 
 
 def put_all(x, value):
@@ -135,7 +166,7 @@ def overwritten(x):
 def test_of_one_sample(case: Case, s: Setting) -> None:
     found = verdicts(case, s)
     assert found
-    assert all(isinstance(v, Single) and v.axis is None for v in found), found
+    assert all(isinstance(v, Single) and v.axis in (None, -1) for v in found), found
 
 
 @named(WHOLE)
@@ -166,7 +197,10 @@ def test_mixed(case: Case, s: Setting) -> None:
 def test_sums_of_single_samples_are_sums_over_samples(s: Setting) -> None:
     def losses(x):
         x.requires_grad_()
-        return sum(row.square().mean() for row in x) / 2 - torch.stack([row.exp().sum() for row in x]).mean()
+        total = x.new_zeros(())
+        for row in x:
+            total += row.sin().sum()
+        return total + sum(row.square().mean() for row in x) / 2 - torch.stack([row.exp().sum() for row in x]).mean()
 
     assert all(isinstance(v, Summed) for v in verdicts(Case("losses", losses, ("N T",)), s))
 

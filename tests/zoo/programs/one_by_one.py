@@ -57,6 +57,55 @@ def loss_in_a_loop(m, x):
     return total / len(x)
 
 
+def loss_in_place(m, x):
+    total = torch.zeros(())
+    for row in x:
+        total += (m.last(torch.tanh(m.first(row))).sum() - 1) ** 2
+    return total / len(x)
+
+
+def chosen_places(m, x):
+    scores = m.scores(x).squeeze(-1)
+    rows = [m.first(x[i, scores[i].topk(2).indices]).sum(0) * scores[i].sigmoid().mean() for i in range(len(x))]
+    return m.last(torch.stack(rows))
+
+
+def folded(m, x):
+    """A tree of each sample's steps, folded up from the left."""
+    roots = []
+    for row in x:
+        nodes = list(row)
+        while len(nodes) > 1:
+            nodes = [torch.tanh(m.first(torch.cat(nodes[:2]))), *nodes[2:]]
+        roots.append(nodes[0])
+    return m.last(torch.stack(roots))
+
+
+def cells(m, x):
+    states = []
+    for row in x:
+        h = c = torch.zeros(1, 8)
+        for step in row:
+            h, c = m.cell(step[None], (h, c))
+        states.append(h)
+    return m.last(torch.cat(states))
+
+
+def copied_by_index(m, x):
+    out = torch.zeros(len(x), 8)
+    for i in range(len(x)):
+        out = out.index_copy(0, torch.tensor([i]), torch.tanh(m.first(x[i : i + 1])))
+    return m.last(out)
+
+
+def carried(m, x):
+    state, outputs = torch.zeros(8), []
+    for row in x:
+        state = torch.tanh(m.first(row + state))
+        outputs.append(state)
+    return m.last(torch.stack(outputs))
+
+
 def unlike_lengths(m, x):
     h = torch.tanh(m.first(torch.cat([x[i, :length] for i, length in enumerate(LENGTHS)])))
     return m.last(torch.stack([part.mean(0) for part in h.split(LENGTHS)]))
@@ -140,6 +189,13 @@ OF_SEQUENCES = {
         lambda m, x: m.last(torch.stack([m.first(row)[0][-1] for row in x])),
         BOTH | {"first": gru},
     ),
+    "places that each chooses": (chosen_places, {"scores": linear(8, 1), **BOTH}),
+    "a tree of each": (folded, {"first": linear(16, 8), "last": linear(8, 3)}),
+    "an LSTM cell along each": (cells, {"cell": lambda: nn.LSTMCell(8, 8), "last": linear(8, 3)}),
+    "a transformer's layer on each": (
+        lambda m, x: m.last(torch.cat([m.first(row[None]).mean(1) for row in x])),
+        BOTH | {"first": lambda: nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)},
+    ),
     "views of steps, stacked": (views_of_steps, {"weight": matrix, "last": linear(8, 3)}),
 }
 ONE_BY_ONE = {
@@ -168,6 +224,9 @@ ONE_BY_ONE = {
         last=linear(8, 3),
     ),
     "a loss added up": of(loss_in_a_loop, loss=lambda m, x: m(x), **BOTH),
+    "a loss added up in place": of(loss_in_place, loss=lambda m, x: m(x), **BOTH),
+    "copied to places that an index says": of(copied_by_index, **BOTH),
+    "a state carried from sample to sample": hopeless(carried),
     "a layer for all and for each": of(
         lambda m, x: m.last(torch.stack([m.first(row) for row in torch.tanh(m.first(x))])), **BOTH
     ),

@@ -16,6 +16,7 @@ from ...following import WRITING, Mixed, Single, is_packed_call, track_of
 from ..operand import Operand, leaves_of
 from ..use import autocast_dtype, watch
 from .generic import DRAWING, in_dtype, run_again
+from .recurrent import lstm_cell
 
 if TYPE_CHECKING:
     from ..measuring import Measuring
@@ -37,6 +38,8 @@ def _of_several(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: 
 
 
 def _of_one(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    if func is torch.lstm_cell:
+        return lstm_cell(mode, func, args, kwargs, parameters)
     name = getattr(func, "__name__", str(func))
     values, structure = pytree.tree_flatten((args, kwargs))
     into = args[0] if func in WRITING and not any(args[0] is t for t in parameters) else None
@@ -51,13 +54,15 @@ def _of_one(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list
     draws = name.startswith(DRAWING) and not recurrent
     if recurrent and len(args) == 9:
         draws = args[5 + is_packed_call(func, args)] > 0 and args[6 + is_packed_call(func, args)]
-    if any(t._version != version for t, version in given):
+    if not outputs:
+        why = f"torch's {name} writes a sample into what parameters gave; put them together by torch.cat or torch.stack"
+    elif any(t._version != version for t, version in given):
         why = f"torch's {name} changes what it is given in place"
     elif draws or not torch.equal(state, torch.get_rng_state()):
         why = f"torch's {name} draws random numbers, and cannot be run again"
     elif any(each is value for each in outputs for value, _ in given):
         why = f"torch's {name} gives back what it was given"
-    verdict = track_of(outputs[0])
+    verdict = track_of(outputs[0]) if outputs else None
     if why is not None or not isinstance(verdict, Single):
         mode.lost([Operand(t, leaves_of(t, mode.session)[0]) for t in distinct], Mixed(why) if why else verdict)
         return out
