@@ -48,8 +48,8 @@ test-newest:  ## test with the newest torch that was tried, Python 3.12
 test-oldest test-torch-2.11 test-newest: test-%: .venv-%/stamp
 	.venv-$*/bin/python -m pytest $(VERSION_TESTS)
 
-test-integrations: $(VENV)/integrations.stamp  ## test with the real Lightning, transformers, TensorBoard, W&B, MLflow and trackio
-	$(BIN)/python -m pytest tests/integrations
+test-integrations: $(VENV)/integrations.stamp  ## test with the real Lightning, transformers, TensorBoard, W&B, MLflow, trackio and UMAP
+	$(BIN)/python -m pytest tests/integrations tests/geometry/map
 
 test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSDP2, Accelerate, torchtitan's loop, DeepSpeed
 	.venv-recipes/bin/python -m pytest tests/integrations/test_recipes.py
@@ -111,7 +111,7 @@ $(VENV)/axe.stamp: $(VENV)/dev.stamp
 	@touch $@
 
 $(VENV)/integrations.stamp: $(VENV)/dev.stamp
-	$(INSTALL) -e '.[integrations]'
+	$(INSTALL) -e '.[integrations,umap]'
 	@touch $@
 
 $(VENV)/docs.stamp: constraints-docs.txt $(VENV)/report.stamp

@@ -92,11 +92,11 @@ def choose_backend(requested: str | None, device: torch.device, *, kernel_lacks:
 choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def default_backend(device: torch.device) -> str:
+def default_backend(device: torch.device | str) -> str:
     """The backend that a call without `backend=` takes for tensors on `device` that the kernels serve.
 
     Args:
-        device: of the tensors.
+        device: of the tensors, or its name.
 
     Returns:
         "triton" or "torch"; what SDSD_BACKEND names, where it is set.
@@ -104,7 +104,7 @@ def default_backend(device: torch.device) -> str:
     Raises:
         ValueError: SDSD_BACKEND names no backend, or one that cannot serve here.
     """
-    return choose_backend(None, device)
+    return choose_backend(None, torch.device(device))
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:

@@ -221,6 +221,17 @@ def check_device(value: Tensor, name: str, other: Tensor, like: str) -> None:
         raise ValueError(f"{name}: expected device {other.device} like {like}, got {value.device}. Move it there.")
 
 
+def check_written(value: Tensor, name: str, start: str) -> None:
+    """ValueError unless `value` can be written in place; `start` makes one that can."""
+    negated = not torch.compiler.is_compiling() and value.is_neg()
+    if negated or not value.is_contiguous():
+        got = "a view that negates" if negated else f"strides {value.stride()}"
+        raise ValueError(f"{name}: expected contiguous rows, got {got}. Start from {start}.")
+    if value.requires_grad:
+        do = f"Use {name}.detach()."
+        raise ValueError(f"{name}: expected a tensor without gradient, since it is written in place. {do}")
+
+
 def check_apart(written: Tensor, name: str, **read: Tensor | None) -> None:
     """ValueError where what is `written`, a contiguous tensor, lies in the memory of what is `read`."""
     start = written.data_ptr()

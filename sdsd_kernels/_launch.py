@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_device, check_float_tensor
+from ._checks import check_device, check_float_tensor, check_written
 
 NORMS_WIDTH = 64
 """Numbers in a row of a tensor that takes square norms: programs write a share each, the square norm is their sum."""
@@ -74,13 +74,11 @@ def kept(plans: dict[tuple[Any, ...], Any], key: tuple[Any, ...], plan: Any) -> 
 def check_square_norms(square_norms: Any, other: Tensor, like: str) -> None:
     """Raise unless `square_norms` can take square norms of what lies on the device of `other`."""
     check_float_tensor(square_norms, "square_norms")
+    start = f"torch.zeros(rows, {NORMS_WIDTH}, dtype=torch.float64)"
     if square_norms.dtype != torch.float64 or square_norms.ndim != 2 or square_norms.shape[1] != NORMS_WIDTH:
         raise ValueError(
             f"square_norms: expected float64 of shape (rows, {NORMS_WIDTH}), got {square_norms.dtype} of shape "
-            f"{tuple(square_norms.shape)}. Start from torch.zeros(rows, {NORMS_WIDTH}, dtype=torch.float64)."
+            f"{tuple(square_norms.shape)}. Start from {start}."
         )
-    if not square_norms.is_contiguous():
-        raise ValueError(f"square_norms: expected a contiguous tensor, got strides {square_norms.stride()}.")
-    if square_norms.requires_grad:
-        raise ValueError("square_norms: expected a tensor without gradient, since it is written in place.")
+    check_written(square_norms, "square_norms", start)
     check_device(square_norms, "square_norms", other, like)

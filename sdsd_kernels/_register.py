@@ -45,6 +45,7 @@ def register(
     operator: torch._ops.OpOverload = getattr(torch.ops.sdsd, name).default
     if any(argument.has_default_value() for argument in operator._schema.arguments):
         raise ValueError(f"schema: expected no default values, got {schema!r}. Give them to the public function.")
+    torch.library.register_vmap(f"sdsd::{name}", _one_by_one(operator), lib=_LIBRARY)
     if gradient is not None:
         _LIBRARY.impl(name, _differentiable(operator, gradient), "Autograd", with_keyset=True)
     for device in ("CPU", "CUDA"):
@@ -52,11 +53,47 @@ def register(
     return operator
 
 
+def _one_by_one(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    """What torch.vmap calls: the operator for one entry of the batch after the other, results stacked."""
+    written = [place for place, argument in enumerate(operator._schema.arguments) if argument.is_write]
+
+    def rule(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        for place in written:
+            if dims[place] is None:
+                name = operator._schema.arguments[place].name
+                raise ValueError(
+                    f"{name}: expected a tensor that torch.vmap cuts as it does the others, got one for all "
+                    f"{info.batch_size}, which each of them would write into. Pass one for each, through in_dims."
+                )
+        results = [operator(*_entry(list(inputs), list(dims), index)) for index in range(info.batch_size)]
+        if results[0] is None:
+            return None, None
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    return rule
+
+
+def _entry(inputs: list[Any], dims: list[Any], index: int) -> list[Any]:
+    """One entry of every tensor that has a dimension of the batch, in lists too."""
+    return [
+        _entry(value, dim, index) if isinstance(dim, list) else value if dim is None else value.select(dim, index)
+        for value, dim in zip(inputs, dims, strict=True)
+    ]
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Whether torch.func is at work, or the tensor has a forward-mode tangent. torch.compile handles both by itself."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or _has_tangent(tensor)
+
+
+def check_no_transform(name: str) -> None:
+    """ValueError inside torch.vmap and torch.func, for what gives as much as values say."""
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+        raise ValueError(f"{name}: expected a tensor outside torch.vmap and torch.func, got one inside. Call it first.")
 
 
 def _has_tangent(tensor: Any) -> bool:

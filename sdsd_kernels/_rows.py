@@ -42,8 +42,8 @@ def _cut_alike(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_rows(activations: Tensor, neuron_dim: int) -> Tensor:
-    """(N, OUTER, INNER) view with one stride for each; a copy only where the samples have more than two strides."""
-    moved = activations.movedim(neuron_dim, 0)
+    """(N, OUTER, INNER) view, one stride for each; a copy where samples have more than two, or torch negates a view."""
+    moved = activations.resolve_neg().movedim(neuron_dim, 0)
     sizes, strides = moved.shape[1:], moved.stride()[1:]
     # INNER is the longest run of trailing dimensions that one stride walks.
     inner, stride = 1, None

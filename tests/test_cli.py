@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -138,6 +139,8 @@ def test_unknown_words_are_met_with_the_nearest_known(capsys):
     assert "Did you mean 'demo'" in refused(capsys, "dmo")
     assert "Commands: demo" in refused(capsys, "xyzzy")
     assert "Did you mean --confidence" in refused(capsys, "gamma", "a.npy", "--confidnce", "0.9")
+    assert "Did you mean --confidence?" in refused(capsys, "gamma", "a.npy", "--conf", "0.9")
+    assert "Did you mean --seed or --seeds?" in refused(capsys, "study", "rank", "--see=1")
     assert "sdsd gamma --help" in refused(capsys, "gamma")
     assert "between 0 and 1" in refused(capsys, "gamma", "a.npy", "--confidence", "95")
     assert "at least 1, got '0'" in refused(capsys, "demo", "--epochs", "0")
@@ -178,6 +181,18 @@ def test_gamma_of_a_population(capsys, gradients):
     assert found["gamma_unbiased"] == sdsd.gamma_stats(values, population=50, confidence=0.95).gamma_unbiased
     assert found["gamma_unbiased"] > sdsd.gamma_stats(values).gamma_unbiased
     assert "at least the 40 samples seen" in refused(capsys, "gamma", path, "--population", "39")
+
+
+def test_gamma_says_in_a_sentence_what_the_data_can_tell(capsys, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for shift, sentence in (
+        (0.5, "samples holds as much signal as noise.\n"),
+        (0.09, "samples holds as much signal as noise, but the interval is open above: more gradients would tell.\n"),
+        (0.0, "No signal can be told from the noise with so few gradients.\n"),
+    ):
+        np.save(tmp_path / "grads.npy", (torch.randn(24, 60, generator=generator) + shift).numpy())
+        _, out, _ = run(capsys, "gamma", tmp_path / "grads.npy")
+        assert sentence in out
 
 
 def test_gamma_json_is_strict_where_nothing_is_known(capsys, tmp_path):
@@ -246,15 +261,20 @@ def test_map_of_few_neurons_and_of_images(capsys, tmp_path, shape):
     np.save(tmp_path / "few.npy", np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
     status, out, _ = run(capsys, "map", tmp_path / "few.npy", "--out", tmp_path / "out")
     assert status == 0
-    assert f"{shape[1]} neurons" in out
+    assert f"few.npy: {shape[1]} neuron{'s' if shape[1] > 1 else ''}, " in out
+    assert ("nearest" in out) == (shape[1] > 1)
 
 
-def test_map_of_a_dead_layer(capsys, tmp_path):
+def test_map_of_a_dead_layer(capsys, activations, tmp_path):
+    """Pictures of the file that was mapped into the same folder before are gone, not left as if they were its own."""
     pytest.importorskip("sklearn")
     np.save(tmp_path / "dead.npy", np.zeros((5, 4), dtype=np.float32))
+    run(capsys, "map", activations, "--out", tmp_path / "out")
     status, out, _ = run(capsys, "map", tmp_path / "dead.npy", "--out", tmp_path / "out")
     assert status == 0
     assert "4 neurons, 0 alive, 4 dead" in out
+    assert "nearest" not in out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cosine.npy", "results.json"]
 
 
 def test_bad_files_end_in_one_line(capsys, gradients, activations, tmp_path):
@@ -307,6 +327,37 @@ def test_our_own_faults_are_not_dressed_up(monkeypatch, gradients):
     monkeypatch.setattr("sdsd.cli.gamma.print_gamma", lambda *_: [][1])
     with pytest.raises(IndexError):
         cli.main(["gamma", str(gradients[0])])
+
+
+def test_a_full_disk_is_named_by_the_folder(capsys, monkeypatch, activations, tmp_path):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write has it: without a name
+
+    monkeypatch.setattr(np, "save", full)
+    said = refused(capsys, "map", activations, "--out", tmp_path / "out")
+    assert f"{tmp_path / 'out'}: could not be written to the end (No space left on device). Make room" in said
+    monkeypatch.setattr("sdsd.cli.gamma.print_text", full)
+    assert "standard output: could not be written (No space" in refused(capsys, "gamma", activations)
+
+
+def test_claims_are_refused_a_folder_before_the_studies_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sdsd.studies.Runner", lambda *_, **__: pytest.fail("the studies ran"))
+    (tmp_path / "file").touch()
+    said = refused(capsys, "claims", "--out", tmp_path / "out", "--docs", tmp_path / "file")
+    assert "is a file. Choose another with --docs." in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes file descriptors before the process starts")
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_a_closed_output_is_no_fault(gradients, descriptor):
+    done = subprocess.run(
+        [sys.executable, "-m", "sdsd", "gamma", gradients[0], "--samples-per-gradient", "2"],
+        stdout=subprocess.PIPE if descriptor != 1 else None,
+        stderr=subprocess.PIPE if descriptor != 2 else None,
+        preexec_fn=lambda: os.close(descriptor),
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in (done.stdout or b"") + (done.stderr or b"")
 
 
 def test_interrupt(capsys, monkeypatch, tmp_path):

@@ -42,6 +42,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (of the process by default) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None or sys.stderr is None:  # closed by who started us
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for as long as the process runs
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     spell_what_cannot_be_shown(sys.stdout, sys.stderr)
     LOGGER.info("begins: %s", shlex.join(["sdsd", *arguments]))
     status = answer(arguments)
@@ -82,4 +85,16 @@ def run(arguments: list[str]) -> int:
     command = COMMANDS[known.command]
     importlib.import_module(command.loads)
     work_begins()
-    return command.run(known)
+    try:
+        return command.run(known)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.filename is not None or error.errno is None:
+            raise
+        raise OSError(no_room(error, getattr(known, "out", None))) from error
+
+
+def no_room(error: OSError, out: object) -> str:
+    """What a write that failed means; the system says neither which file it was nor what to do."""
+    if out is None:
+        return f"standard output: could not be written ({error.strerror})."
+    return f"{out}: could not be written to the end ({error.strerror}). Make room, or choose another with --out."

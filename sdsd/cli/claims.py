@@ -20,12 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..studies import Runner, choose_progress, choose_studies, read_claims, write_claims
+    from ..studies import Runner, choose_progress, choose_studies, prepare_output, read_claims, write_claims
 
-    out = arguments.out or Path("out/quick" if arguments.quick else "out/studies")
+    out = arguments.out = arguments.out or Path("out/quick" if arguments.quick else "out/studies")
     docs = arguments.docs or (out if arguments.quick else Path("docs"))
     progress = choose_progress(arguments.quiet)
     if not arguments.read:
+        prepare_output(docs, "--docs")  # before half an hour of work, not after it
         runner = Runner(out, progress, quick=arguments.quick, jobs=arguments.jobs)
         for _, result in runner.run(choose_studies(["all"])):
             if result.interrupted:
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     claims = read_claims(out)
     if claims.missing and len(claims.missing) == len(choose_studies(["all"])):
         raise CommandLineError(f"{out} holds no finished study. Leave out --read, or name another folder with --out")
+    prepare_output(docs, "--docs")
     for path in write_claims(claims, docs, out / "claims.html"):
         progress.say(f"written: {path}")
     if claims.missing:

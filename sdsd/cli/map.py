@@ -59,26 +59,26 @@ def run(arguments: argparse.Namespace) -> int:
         counts.append(f"{len(strange)} with NaN or infinity")
     if neuron_map.silhouette is not None:
         counts.append(f"{len(set(neuron_map.clusters))} clusters (silhouette {minus(f'{neuron_map.silhouette:.2f}')})")
-    print_text(f"{arguments.file}: {len(neuron_map.alive)} neurons, {', '.join(counts)}")
-    for words, neurons in (("dead", dead), ("NaN or infinity", sorted(strange))):
-        if neurons:
-            print_text(f"{words}: {', '.join(map(str, neurons[:20]))}{' …' if len(neurons) > 20 else ''}")
+    neurons = len(neuron_map.alive)
+    print_text(f"{arguments.file}: {neurons} neuron{'s'[: neurons != 1]}, {', '.join(counts)}")
+    for words, named in (("dead", dead), ("NaN or infinity", sorted(strange))):
+        if named:
+            print_text(f"{words}: {', '.join(map(str, named[:20]))}{' …' if len(named) > 20 else ''}")
     for note in neuron_map.notes:
         print_text(note)
     pairs = zip(neuron_map.nearest, farthest_examples(neuron_map, arguments.k), strict=False)
-    print_table(
-        ("", "nearest", "cosine", "farthest", "cosine"),
+    rows = [
         (
-            (
-                str(index),
-                f"{near.first} – {near.second}",
-                minus(f"{near.cosine:.4f}"),
-                f"{far.first} – {far.second}",
-                minus(f"{far.cosine:.4f}"),
-            )
-            for index, (near, far) in enumerate(pairs, start=1)
-        ),
-    )
+            str(index),
+            f"{near.first} – {near.second}",
+            minus(f"{near.cosine:.4f}"),
+            f"{far.first} – {far.second}",
+            minus(f"{far.cosine:.4f}"),
+        )
+        for index, (near, far) in enumerate(pairs, start=1)
+    ]
+    if rows:
+        print_table(("", "nearest", "cosine", "farthest", "cosine"), rows)
     print_text(f"written to {arguments.out}: {', '.join(path.name for path in mapped.written)}")
     return OK
 

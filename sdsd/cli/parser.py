@@ -92,8 +92,10 @@ def check_command_name(arguments: Sequence[str], commands: Mapping[str, Command]
 def unknown_words(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     options = re.findall(r"--[a-z][a-z-]*", parser.format_help())
     word = next((word for word in unknown if word.startswith("-")), unknown[0])
-    near = difflib.get_close_matches(word.split("=")[0], options, n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"See: {parser.prog} --help"
+    typed = word.split("=")[0]
+    begun = [option for option in options if typed.startswith("--") and option.startswith(typed)]
+    near = begun or difflib.get_close_matches(typed, options, n=1)
+    hint = f"Did you mean {' or '.join(dict.fromkeys(near))}?" if near else f"See: {parser.prog} --help"
     return f"{parser.prog} does not know {word!r}. {hint}"
 
 

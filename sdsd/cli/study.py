@@ -67,8 +67,9 @@ def run_studies(arguments: argparse.Namespace, group: str | None = None) -> int:
         raise CommandLineError("--layer and --samples belong to a network: pass --model FILE.py, too")
     chosen = choose_studies(arguments.names, group)
     progress = choose_progress(arguments.quiet or arguments.json)
+    arguments.out = arguments.out or Path("out/quick" if arguments.quick else "out/studies")
     runner = Runner(
-        arguments.out or Path("out/quick" if arguments.quick else "out/studies"),
+        arguments.out,
         progress,
         first=arguments.seed,
         count=arguments.seeds,
@@ -102,7 +103,7 @@ def _run_own(arguments: argparse.Namespace) -> int:
         raise CommandLineError("--seeds, --fresh and --jobs belong to networks that a study makes, not to --model")
     names = list(OWN) if arguments.names == ["all"] else [check_own(name, CATALOGUE) for name in arguments.names]
     progress = choose_progress(arguments.quiet or arguments.json)
-    out = arguments.out or Path("out/own")
+    out = arguments.out = arguments.out or Path("out/own")
     finished = []
     try:
         for name in dict.fromkeys(names):

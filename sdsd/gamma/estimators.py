@@ -51,7 +51,7 @@ def gamma_stats(
     """Γ = ‖E[g]‖² / Tr Var[g], unbiased estimates, the gradient noise scale and, on request, error bars.
 
     Drop-in for the published ``(grads.mean(0) ** 2).sum() / (grads.var(0).sum() + 1e-10)``: that is `gamma`, without
-    the epsilon, which turned 0.26 into 0.005 where gradients were small. Formulas: sdsd/gamma/stats.py.
+    the epsilon, which turned 0.26 into 0.005 where gradients were small. Formulas: sdsd/gamma/estimators.py.
 
     Args:
         grads: n ≥ 2 gradients. A tensor or NumPy array of shape (n, P), or of any shape (n, ...); or a list, tuple or

@@ -24,6 +24,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from sdsd_kernels import checks
 
 from .stats import MIN_EFFECTIVE_DIMENSION, GammaStats
@@ -138,7 +140,7 @@ class BatchRecommendation:
         worth = f"{_rounded(self.samples)} samples"
         if self.tokens is not None:
             worth += f", or {_rounded(self.tokens)} tokens,"
-        worth += f" are worth having ({self.confidence:.0%} interval {_rounded(low)} to {_rounded(high)} samples)"
+        worth += f" are worth having ({100 * self.confidence:g}% interval {_rounded(low)} to {_rounded(high)} samples)"
         how = {
             "too large": f"is {self.ratio:.2g} times too large",
             "can grow": f"can grow {1 / self.ratio:.2g} times",
@@ -185,7 +187,8 @@ def recommend_batch(
         batch_size: the batch to judge, in samples, of all ranks and accumulation steps together; None takes that of
             the last step.
         tokens_per_sample: mean tokens of a sample that enter the loss, padding left out, to have the answer in tokens
-            too. It holds for samples of about that length: tokens of one text are not independent samples.
+            too: a number, or a tensor that holds one. It holds for samples of about that length: tokens of one text are
+            not independent samples.
         widest: `samples` is None where the interval's bounds lie further apart than this factor.
 
     Returns:
@@ -194,7 +197,7 @@ def recommend_batch(
         than 10 directions carry the noise, there is no noise, or a value is not finite.
 
     Raises:
-        TypeError: no GammaStats, for example the None of a step that was not measured.
+        TypeError: no GammaStats, for example the None of a step that was not measured; tokens_per_sample no number.
         ValueError: statistics of a single step, or without an interval; an argument out of range.
     """
     if not isinstance(stats, GammaStats):
@@ -211,7 +214,7 @@ def recommend_batch(
         )
     batch_size = checks.check_count(batch_size, "batch_size", of="samples", optional=True)
     if tokens_per_sample is not None:
-        _positive("tokens_per_sample", tokens_per_sample)
+        tokens_per_sample = _positive("tokens_per_sample", tokens_per_sample)
     if not widest > 1:
         raise ValueError(f"widest: expected a factor above 1, got {widest!r}.")
     batch = batch_size or stats.batch_size
@@ -253,10 +256,10 @@ def _unusable(stats: GammaStats) -> str | None:
     return None
 
 
-def _positive(name: str, value: float) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a number above 0, got {value!r}.")
-    return value
+def _positive(name: str, value: Any) -> float:
+    # A running mean of tokens is a tensor where they were counted by torch.
+    number = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+    return checks.check_number(number, name, "a number above 0", above=0)
 
 
 def _rounded(value: float) -> str:

@@ -290,7 +290,7 @@ class GammaStats:
         if self.population is not None:
             head += f", of a population of {self.population}"
         if self.confidence is not None:
-            head += f"; intervals at {self.confidence:.0%}; phase of a batch of {self.batch_size}"
+            head += f"; intervals at {100 * self.confidence:g}%; phase of a batch of {self.batch_size}"
         return head
 
     def _lines(self) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,11 +26,13 @@ class Owner(Protocol):
     def equal(self, count: Count, other: Any) -> None:
         """It was compared with a number, and is equal."""
 
-    def compared(self) -> None:
-        """It was compared with a number."""
+    def compared(self, size: int = 0, beyond: int = 0) -> None:
+        """It was compared with a number, which would have come out otherwise for the size `beyond`; 0 where none is
+        known."""
 
 
-COMPARISONS = {"__lt__", "__le__", "__gt__", "__ge__"}
+COMPARISONS = {"__lt__": "__gt__", "__le__": "__ge__", "__gt__": "__lt__", "__ge__": "__le__"}
+"""Each with its mirror image."""
 KEEPS_SHAPES = {"einops"}
 """Libraries that keep what they computed from shapes, so that numbers would come out that nothing is known of, and
 compute it anew for sizes without a hash."""
@@ -84,10 +87,10 @@ class Count(int):
 
     def __eq__(self, other: object) -> bool:
         same = int.__eq__(self, other)
+        if not (self.key and isinstance(other, Count)):
+            _noted(self, "__eq__", other)
         if isinstance(other, Count) and other.followed and not self.followed:
             return other.__eq__(int(self))
-        if not (self.key and isinstance(other, Count)):
-            _noted(self)
         if same is True and self.exact and not self.key:
             self.owner.equal(self, other)
         return same
@@ -107,24 +110,45 @@ class Count(int):
     def __reduce__(self) -> Any:
         return int, (int(self),)
 
+    def __neg__(self) -> Any:
+        return self._derived(int.__neg__(self), None)
+
     def __float__(self) -> float:
         return self._used(int.__float__(self), "the model's forward")  # type: ignore[no-any-return]
 
     def __bool__(self) -> bool:
-        _noted(self)
+        _noted(self, "__eq__", None)
         return int.__bool__(self)
 
     def bit_length(self) -> int:
         return self._used(int.bit_length(self), "the model's forward")  # type: ignore[no-any-return]
 
 
-def _noted(count: Count, depth: int = 2) -> None:
+def _noted(count: Count, name: str, other: Any, depth: int = 2) -> None:
     """It is compared; what torch compares itself decides nothing of a model's own."""
     caller = inspect.currentframe()
     for _ in range(depth):
         caller = None if caller is None else caller.f_back
-    if caller is None or caller.f_globals.get("__name__", "").partition(".")[0] != "torch":
-        count.owner.compared()
+    if caller is not None and caller.f_globals.get("__name__", "").partition(".")[0] == "torch":
+        return
+    count.owner.compared(int(count), 0 if count.followed else _beyond(name, int(count), other))
+    if isinstance(other, Count) and count.followed and not other.followed:
+        other.owner.compared(int(other), _beyond(COMPARISONS.get(name, name), int(other), count))
+
+
+def _beyond(name: str, size: int, other: Any) -> int:
+    """The nearest size for which a comparison with a number comes out otherwise; 0 where there is none, or where the
+    other one is a size of inputs, too."""
+    fixed = other.followed if isinstance(other, Count) else isinstance(other, (int, float))
+    other = _plain(other)
+    if not fixed or not math.isfinite(other):
+        return 0
+    limit = math.ceil(other) if name in ("__lt__", "__ge__") else math.floor(other)
+    if name in ("__lt__", "__ge__"):
+        return limit if size < limit else limit - 1
+    if name in ("__gt__", "__le__"):
+        return limit + 1 if size <= limit else limit
+    return limit if size != other else 0
 
 
 def _plain(other: Any) -> Any:
@@ -154,7 +178,7 @@ def _number(name: str) -> Callable[..., Any]:
 
     def used(self: Count, *others: Any) -> Any:
         if name in COMPARISONS:
-            _noted(self)
+            _noted(self, name, others[0])
         if others and isinstance(others[0], float) and with_float is not None:
             result = with_float(float(int(self)), *others)
         else:
@@ -169,7 +193,7 @@ def _number(name: str) -> Callable[..., Any]:
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod"):
     setattr(Count, f"__{_name}__", _counted(f"__{_name}__"))
 for _name in (
-    *("truediv", "rtruediv", "pow", "rpow", "lt", "le", "gt", "ge", "neg", "abs", "round", "divmod", "rdivmod"),
+    *("truediv", "rtruediv", "pow", "rpow", "lt", "le", "gt", "ge", "abs", "round", "divmod", "rdivmod"),
     *("lshift", "rshift", "rlshift", "rrshift", "and", "or", "xor", "rand", "ror", "rxor", "rmod"),
 ):
     setattr(Count, f"__{_name}__", _number(f"__{_name}__"))

@@ -19,6 +19,8 @@ from .writes import parameters_kept
 SIZES = (8, 16, 28, 32, 64, 224)
 """Widths of pictures, and lengths of sequences, to try where there is no example."""
 SEED = 0
+MOST_ENTRIES = 256
+"""Of a list or dictionary that is a module's setting, and no data it holds."""
 
 _kept: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any, list[Groups]]] = weakref.WeakKeyDictionary()
 
@@ -110,15 +112,25 @@ def _signature(model: nn.Module) -> tuple[Any, ...]:
             type(module),
             tuple((key, id(each), tuple(each.shape)) for key, each in module._parameters.items() if each is not None),
             tuple((key, each.dtype, tuple(each.shape)) for key, each in module._buffers.items() if each is not None),
-            tuple(
-                (key, value if isinstance(value, (int, float, str)) else id(value))
-                for key, value in vars(module).items()
-                if key != "training" and not key.startswith("_")
-            ),
+            tuple((key, _setting(each)) for key, each in vars(module).items() if key != "training" and key[0] != "_"),
             _config_of(module),
         )
         for name, module in model.named_modules(remove_duplicate=False)
     )
+
+
+def _setting(value: Any, depth: int = 4) -> Any:
+    """What an attribute says, as far as it is numbers and words, in lists and dictionaries too."""
+    if isinstance(value, (list, tuple, dict)) and len(value) <= MOST_ENTRIES and depth:
+        return tuple(_setting(each, depth - 1) for each in (value.items() if isinstance(value, dict) else value))
+    if isinstance(value, Tensor):
+        return id(value), _version(value)
+    return value if isinstance(value, (int, float, str)) else id(value)
+
+
+def _version(tensor: Tensor) -> int:
+    """Changes when it is written into."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _config_of(module: nn.Module) -> str:
@@ -128,7 +140,7 @@ def _config_of(module: nn.Module) -> str:
 
 def _signature_of_example(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), value._version, tuple(value.shape), value.dtype
+        return id(value), _version(value), tuple(value.shape), value.dtype
     if isinstance(value, Mapping):
         return tuple((name, _signature_of_example(part)) for name, part in value.items())
     if isinstance(value, (tuple, list)):

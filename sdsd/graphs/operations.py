@@ -122,7 +122,11 @@ ROWS = (
     Row("cumulate", "cumsum cumprod logcumsumexp"),
     Row("order", "topk sort argsort unique_dim cummax cummin"),
     Row("gate", "glu"),
+    Row("from patches", "col2im", linear=True, power=1),
+    Row("unpool", "max_unpool2d max_unpool3d", linear=True, power=1),
     Row("pool", " ".join(spatial_names()), power=1),
+    Row("grid", "grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback"),
+    Row("distance", "_cdist_forward _euclidean_dist _pdist_forward", power=1),
     Row(
         "batch norm",
         """
@@ -135,6 +139,7 @@ ROWS = (
     Row("weight norm", "_weight_norm_interface _weight_norm"),
     # Products that are summed over an axis.
     Row("matrix product", "mm addmm bmm baddbmm mv addmv dot vdot"),
+    Row("bilinear", "_trilinear"),
     Row("grouped product", "_grouped_mm _scaled_grouped_mm"),
     Row("convolution", "convolution _convolution"),
     Row(

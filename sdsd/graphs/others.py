@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 TIMES = -3.0
+COMPARISONS = 16
+"""Of sizes with numbers: how many are tried the other way."""
 
 
 class Call(NamedTuple):
@@ -24,6 +26,7 @@ class Decisions:
     Attributes:
         by_sizes: it compares how many samples, words or pixels there are.
         by_values: it takes numbers out of tensors, and goes on as they say.
+        beyond: sizes that it compares with numbers, each with the nearest for which it would go another way.
     """
 
     atoms = None
@@ -31,10 +34,19 @@ class Decisions:
     def __init__(self) -> None:
         self.by_sizes = False
         self.by_values = False
+        self.beyond: set[tuple[int, int]] = set()
 
-    def compared(self) -> None:
+    def compared(self, size: int = 0, beyond: int = 0) -> None:
         """A size of an input was compared."""
         self.by_sizes = True
+        if beyond > 0:
+            self.beyond.add((size, beyond))
+
+    def add(self, other: Decisions) -> None:
+        """What another run decided by."""
+        self.by_sizes |= other.by_sizes
+        self.by_values |= other.by_values
+        self.beyond |= other.beyond
 
     def used(self, _count: Any, _how: str) -> None:
         """As a number, which says nothing of neurons."""
@@ -43,9 +55,15 @@ class Decisions:
         """As `compared` says."""
 
 
-def others(call: Call, decisions: Decisions) -> Iterator[list[Call]]:
+def others(call: Call, decisions: Decisions, most: int) -> Iterator[list[Call]]:
     """Inputs of other sizes, and of other values, as far as a forward decides by them; of each list, the first that
-    the model runs on is enough."""
+    the model runs on is enough.
+
+    Args:
+        call: the example.
+        decisions: what the model decided by on it.
+        most: numbers in an input that is made larger than twice the example.
+    """
     first = next(_tensors((call.args, call.kwargs)), None)
     if first is None or first.ndim == 0:
         return
@@ -58,6 +76,13 @@ def others(call: Call, decisions: Decisions) -> Iterator[list[Call]]:
         yield [_changed(call, one, shorter), _changed(call, one, smaller), _changed(call, one)]
         more, longer, larger = _repeated(0, batch), _repeated(1, length), _repeated(-1, pixels)
         yield [_changed(call, more, longer), _changed(call, more, larger), _changed(call, more), _changed(call, longer)]
+        for size, beyond in sorted(decisions.beyond)[:COMPARISONS]:
+            for changes in _resized(first, size, beyond):
+                yield [
+                    made
+                    for made in (_changed(call, *each) for each in changes)
+                    if all(tensor.numel() <= most for tensor in _tensors((made.args, made.kwargs)))
+                ]
     if decisions.by_values:
         yield [_changed(call, _other_way)]
         yield [_changed(call, _nothing)]
@@ -93,6 +118,30 @@ def _changed(call: Call, *changes: Change) -> Call:
 def _sliced(dim: int, size: int, to: int) -> Change:
     """What is as large along `dim` as the first tensor, smaller."""
     return lambda x: x.narrow(dim, 0, to) if x.ndim > max(dim, 0) and x.shape[dim] == size else x
+
+
+def _resized(first: Tensor, size: int, to: int) -> Iterator[list[list[Change]]]:
+    """For each axis of the first tensor that has this size, changes to the other one; where none has, for it was
+    computed from sizes, changes that make one axis larger by as much."""
+    dims = [dim for dim in range(first.ndim) if first.shape[dim] == size]
+    pictures = first.ndim > 3 and first.shape[-1] == first.shape[-2] == size
+    for dim in dims:
+        both = [[_to(first.ndim - 2, size, to), _to(first.ndim - 1, size, to)]] if pictures and dim > 1 else []
+        yield [*both, [_to(dim, size, to)]]
+    times = -(-to // size) if size else 0
+    if not dims and times > 1:
+        yield [[_to(dim, first.shape[dim], first.shape[dim] * times)] for dim in (1, 0, -1) if dim < first.ndim]
+
+
+def _to(dim: int, size: int, to: int) -> Change:
+    """What is as large along `dim` as the first tensor, of another size."""
+
+    def change(x: Tensor) -> Tensor:
+        if x.ndim <= max(dim, 0) or x.shape[dim] != size or not size:
+            return x
+        return x.index_select(dim, torch.arange(to, device=x.device) % size)
+
+    return change
 
 
 def _repeated(dim: int, size: int) -> Change:

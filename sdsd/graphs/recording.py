@@ -39,6 +39,9 @@ __all__ = [
     "rules_values",
 ]
 
+PRODUCTS = 2**34
+"""Of numbers in an input with parameters, for which a forward is run on sizes beyond those that it compares: about a
+second's work."""
 IS_OUTPUT = "its neurons are the model's output"
 GIVE_LESS = (
     "Choose a layer before it, or, if you do not need that output, pass a module around the model that gives on the "
@@ -89,8 +92,10 @@ def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
             heard(name, axis, tensor, dim)
 
     walk.heard = recognised
+    held = [*model.parameters(), *model.buffers()]  # a buffer that a forward replaces would leave its id to others
     with _Operations(walk), Plain():
         yield
+    del held
 
 
 class Listener(Protocol):
@@ -196,9 +201,9 @@ def _record_others(model: nn.Module, call: Call, recording: Recording, named: di
     """As `record`, on other inputs than the example."""
     decisions = Decisions()
     for walk in recording.walks:
-        decisions.by_sizes |= walk.decisions.by_sizes
-        decisions.by_values |= walk.decisions.by_values
-    for alternatives in others(call, decisions):
+        decisions.add(walk.decisions)
+    most = PRODUCTS // max(1, sum(each.numel() for each in model.parameters()))
+    for alternatives in others(call, decisions, most):
         runs = next((each for each in alternatives if _walked_in_both(model, each, recording, named)), None)
         recording.others.extend([] if runs is None else [runs])
 

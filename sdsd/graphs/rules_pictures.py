@@ -34,6 +34,47 @@ def im2col(walk: Walk, step: Step) -> None:
     walk.give(step.out, [*batch, made, None], walk.value(given))
 
 
+@rule("from patches")
+def col2im(walk: Walk, step: Step) -> None:
+    """Patches laid over each other: every place of a patch is of a channel."""
+    *batch, channels, _ = walk.axes(step.args[0])
+    made = _of_each(walk, channels, math.prod(step.args[2]))
+    walk.give(step.out, [*batch, made, None, None], walk.value(step.args[0]))
+
+
+def _of_each(walk: Walk, axis: Axis, times: int) -> Axis:
+    """Units that have so many entries each, one behind the other."""
+    if not isinstance(axis, np.ndarray):
+        return None
+    parts = walk.atoms.split(axis.reshape(-1, times))
+    walk.atoms.choose(parts, 0)
+    return parts.factors[0]
+
+
+@rule("unpool")
+def max_unpool(walk: Walk, step: Step) -> None:
+    """Every entry goes to the place in its picture that an index says."""
+    given, indices = step.args[0], step.args[1]
+    size = int(step.name[-2])
+    axes, places = walk.axes(given), walk.axes(indices)
+    for axis in (*axes[-size:], *places[-size:]):
+        walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
+    pairs = zip(axes, places, strict=True)
+    made = [None if one is None and other is None else walk.join(one, other) for one, other in pairs]
+    walk.give(step.out, [*made[:-size], *[None] * size], walk.value(given))
+
+
+@rule("grid")
+def grid_sample(walk: Walk, step: Step) -> None:
+    """Every channel of a picture at points between its pixels."""
+    given, points = step.args[0], step.args[1]
+    size = given.ndim - 2
+    axes = walk.axes(given)
+    for axis in (*axes[2:], *walk.axes(points)[1:]):
+        walk.mixed(axis, f"{walk.name!r} looks pixels up along the axis of the neurons")
+    walk.give(step.out, [*axes[:2], *[None] * size], walk.value(given), linear=False)
+
+
 @rule("restride")
 def as_strided(walk: Walk, step: Step) -> None:
     """What pooling to one entry does, in place: axes of length 1 get other strides, and nothing moves."""
@@ -47,12 +88,7 @@ def as_strided(walk: Walk, step: Step) -> None:
 def pixel_shuffle(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
-    channels, times = axes[-3], step.args[1] ** 2
-    made: Axis = None
-    if isinstance(channels, np.ndarray):
-        parts = walk.atoms.split(channels.reshape(-1, times))
-        walk.atoms.choose(parts, 0)
-        made = parts.factors[0]
+    made = _of_each(walk, axes[-3], step.args[1] ** 2)
     walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
 
 
@@ -63,3 +99,22 @@ def pixel_unshuffle(walk: Walk, step: Step) -> None:
     channels = axes[-3]
     made = np.repeat(channels, times) if isinstance(channels, np.ndarray) else None
     walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
+
+
+@rule("window")
+def unfold(walk: Walk, step: Step) -> None:
+    """Pieces of an axis, one behind the other; what lies in a piece becomes the last axis."""
+    given: Tensor = step.args[0]
+    axes, dim = walk.axes(given), step.args[1] % given.ndim
+    walk.mixed(axes[dim], f"{walk.name!r} cuts them into pieces")
+    walk.give(step.out, [*axes[:dim], None, *axes[dim + 1 :], None], walk.value(given))
+
+
+@rule("diagonal")
+def diagonal(walk: Walk, step: Step) -> None:
+    given: Tensor = step.args[0]
+    axes = walk.axes(given)
+    dims = {step.argument(2, "dim1", 0) % given.ndim, step.argument(3, "dim2", 1) % given.ndim}
+    for dim in dims:
+        walk.mixed(axes[dim], f"{walk.name!r} takes some of them by their places")
+    walk.give(step.out, [*(axis for k, axis in enumerate(axes) if k not in dims), None], walk.value(given))

@@ -59,6 +59,21 @@ def _batch(walk: Walk, one: Axis, other: Axis) -> Axis:
     return known if isinstance(known, np.ndarray) else None
 
 
+@rule("bilinear")
+def bilinear(walk: Walk, step: Step) -> None:
+    """One matrix an output between two tensors, as in `torch.nn.Bilinear`."""
+    (one, weight, other), places = step.args[:3], [list(each) for each in step.args[3:7]]
+    if places != [[1, 3], [0], [1, 2], [2, 3]]:
+        walk.unknown(step)
+        return
+    samples, left = walk.axes(one)
+    outputs, rows, columns = walk.axes(weight)
+    walk.contract(Factor(one, 1, left), Factor(weight, 1, rows))
+    walk.contract(Factor(other, 1, walk.axes(other)[1]), Factor(weight, 2, columns))
+    walk.writes(weight, outputs)
+    walk.give(step.out, [samples, outputs], together(walk, [one, weight, other]), linear=False)
+
+
 @rule("convolution")
 def convolution(walk: Walk, step: Step) -> None:
     given, weight, bias = step.args[0], step.args[1], step.args[2]

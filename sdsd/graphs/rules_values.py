@@ -267,6 +267,15 @@ def along(walk: Walk, step: Step) -> None:
     walk.give(step.out, axes, walk.value(given), linear=False)
 
 
+@rule("distance")
+def distance(walk: Walk, step: Step) -> None:
+    """Of points in a space that the neurons span."""
+    given = list(tensors(step.args))
+    for each in given:
+        walk.mixed(walk.axes(each)[-1], f"{walk.name!r} adds up differences of all neurons")
+    walk.give(step.out, [None] * step.out.ndim, together(walk, given), linear=False)
+
+
 @rule("transform")
 def transform(walk: Walk, step: Step) -> None:
     given: Tensor = step.args[0]

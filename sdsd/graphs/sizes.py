@@ -133,7 +133,9 @@ class Sizes(TorchFunctionMode):
             return tensor.shape[0]
         ids = [axis for axis in self.walk.axes(tensor) if isinstance(axis, np.ndarray)]
         length = func(*args, **named)
-        return self._made(length, *ids, exact=False) if ids else length
+        if ids:
+            return self._made(length, *ids, exact=False)
+        return length if self.walk.value(tensor).static else Count(length, self.walk.decisions)
 
     def _own(self, tensor: Any, counts: list[Count]) -> bool:
         """Whether the sizes are of the tensor that is sliced."""

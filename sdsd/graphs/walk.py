@@ -262,7 +262,7 @@ class Walk:
             )
             self.numbers.append(((module, name), Obstacle(self.where(self.name), reason, KEEP_THE_NUMBER, REMOVAL)))
 
-    def compared(self) -> None:
+    def compared(self, _size: int = 0, _beyond: int = 0) -> None:
         """A size of the model was compared, which no input changes."""
 
     def equal(self, count: Count, other: Any) -> None:

@@ -20,7 +20,7 @@ from .attachment import (
     uncompiled,
 )
 from .names import clean, unwrap
-from .restore import evaluating, plainly, restored, training_outside_torch, untouched
+from .restore import evaluating, plainly, restored, running, training_outside_torch, untouched
 from .usable import check_model, quantised, refuse_scripted_parts
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "refuse_scripted_parts",
     "release",
     "restored",
+    "running",
     "training_outside_torch",
     "uncompiled",
     "untouched",

@@ -26,6 +26,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def running(model: nn.Module) -> Iterator[None]:
+    """For blocks that run a model and do no more: eval mode and no gradients, and afterwards it is as it was, with what
+    its forward writes into buffers and attributes.
+
+    Args:
+        model: what is run.
+
+    Yields:
+        None.
+    """
+    with untouched(model), evaluating(model):
+        yield
+
+
+@contextmanager
 def plainly(model: nn.Module) -> Iterator[None]:
     """Neither torch.inference_mode nor autocast inside, so that what layers multiply are the model's own parameters.
 
@@ -64,41 +79,26 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """For blocks that run a model and change no parameter: afterwards its buffers are as before, bit for bit, and so is
-    every attribute that a forward may set, hooks and entries of dictionaries included."""
-    attributes = [
-        (
-            module,
-            dict(vars(module)),
-            {name: dict(value) for name, value in vars(module).items() if isinstance(value, dict)},
-        )
-        for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)  # whose attributes are not Python's
-    ]
-    buffers = [each for module in model.modules() for each in module.buffers(recurse=False)]
-    held = [(tensor, tensor.detach().clone()) for tensor in buffers]
+def untouched(model: nn.Module, parameters: bool = False) -> Iterator[None]:
+    """For blocks that run a model: afterwards its buffers are as before, bit for bit, and so is every attribute that a
+    forward may set, hooks and entries of dictionaries included. With `parameters` these are, too, and copies wait."""
+    # Attributes of a ScriptModule are not Python's.
+    plain = [vars(each) for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    kept = [(store, dict(store)) for own in plain for store in (own, *own.values()) if isinstance(store, dict)]
+    held = [(each, each.detach().clone()) for each in (*model.buffers(), *(model.parameters() if parameters else ()))]
     try:
         yield
     finally:
-        for module, before, stores in attributes:
-            vars(module).clear()
-            vars(module).update(before)
-            for store, entries in stores.items():
-                before[store].clear()
-                before[store].update(entries)
-        with torch.no_grad():
-            for tensor, copy in held:
-                if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
-                    tensor.copy_(copy)
-                else:
-                    tensor.data = copy
+        for store, entries in kept:
+            store.clear()
+            store.update(entries)
+        for tensor, copy in held:
+            _put_back(tensor, copy)
 
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Afterwards parameters, buffers, requires_grad and modes are as before, bit for bit; copies wait meanwhile."""
-    modes = [(module, module.training) for module in model.modules()]
     held: list[tuple[dict[str, Any], str, Tensor, Tensor, bool]] = [
         (store, name, tensor, tensor.detach().clone(), tensor.requires_grad)
         for module in model.modules()
@@ -106,17 +106,20 @@ def restored(model: nn.Module) -> Iterator[None]:
         for name, tensor in store.items()
         if tensor is not None
     ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
+    with _modes_kept(model):
+        try:
+            yield
+        finally:
             for store, name, tensor, copy, requires_grad in held:
                 store[name] = tensor
-                if (tensor.dtype, tensor.device, tensor.shape) == (copy.dtype, copy.device, copy.shape):
-                    tensor.copy_(copy)
-                else:
-                    tensor.data = copy
+                _put_back(tensor, copy)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
-        for module, training in modes:
-            module.training = training
+
+
+def _put_back(tensor: Tensor, copy: Tensor) -> None:
+    """Through `data`, so that graphs which hold the tensor, with these values, can still be walked."""
+    if (tensor.dtype, tensor.device, tensor.shape) == (copy.dtype, copy.device, copy.shape):
+        tensor.data.copy_(copy)
+    else:
+        tensor.data = copy

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 def check_model(model: Any, *, only_run: bool = False) -> None:
@@ -45,12 +46,14 @@ def _what(model: Any) -> str:
 
 
 def refuse_meta(model: nn.Module, offloaded: bool) -> None:
-    """ValueError for tensors without values, now or in what would be made of the model."""
+    """ValueError for tensors without values or sizes, now or in what would be made of the model."""
     for path, module in model.named_modules():
         if offloaded and hasattr(module, "_hf_hook"):
             continue
         tensors = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
         for name, tensor in tensors:
+            if is_lazy(tensor):
+                raise ValueError(f"model: {name!r} has no size yet. Run the model once.")
             if tensor.device.type == "meta":
                 raise ValueError(
                     f"model: {name!r} is on the meta device and has no values. Load its weights first "

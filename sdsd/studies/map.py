@@ -13,6 +13,9 @@ from ..geometry import NeuronMap
 from ..report import figures
 from .engine import prepare_output, versions, write_json
 
+DRAWN = ("cosine_matrix.png", "neuron_map.png", "map.html")
+"""What is drawn where a neuron is alive."""
+
 
 @dataclass(frozen=True)
 class MapResult:
@@ -48,6 +51,8 @@ def run_map(
         **neuron_map.to_dict(),
     }
     written = [folder / "cosine.npy", folder / "results.json"]
+    for name in DRAWN:  # of another file, perhaps, that was mapped into this folder before
+        (folder / name).unlink(missing_ok=True)
     np.save(written[0], neuron_map.cosine.numpy())
     write_json(written[1], results)
     if neuron_map.order:
@@ -63,9 +68,10 @@ def draw(neuron_map: NeuronMap, folder: Path) -> list[Path]:
     figure, axes = figures.new_figure(6.0, 5.4)
     figures.draw_cosine_matrix(axes, matrix, changes, float(matrix.min()))
     figures.set_title(axes, f"{len(order)} live neurons, ordered by cluster")
-    figures.save_png(figure, folder / "cosine_matrix.png")
+    matrix_file, plane_file, page = (folder / name for name in DRAWN)
+    figures.save_png(figure, matrix_file)
     figure, axes = figures.new_figure(6.0, 5.6)
     figures.draw_neuron_map(axes, neuron_map.plane().points, clusters, order, neuron_map.links())
     figures.set_title(axes, "distance ≈ 1 − cosine; lines: nearest pairs")
-    figures.save_png(figure, folder / "neuron_map.png")
-    return [folder / "cosine_matrix.png", folder / "neuron_map.png", neuron_map.save_html(folder / "map.html")]
+    figures.save_png(figure, plane_file)
+    return [matrix_file, plane_file, neuron_map.save_html(page)]

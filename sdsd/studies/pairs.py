@@ -13,6 +13,8 @@ LEAST_NORM = 0.1
 
 One that hardly ever answers is orthogonal to most others, which says nothing about what they do.
 """
+ANSWERING = f"answer at least {LEAST_NORM:.0%} as strongly as the median one"
+"""What examples are taken from, in words."""
 
 
 def answering(neuron_map: NeuronMap) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .._checks import check_choice, check_float_tensor, check_integer, check_max_bytes
 from .._progress import Progress
+from .._register import check_no_transform
 from .._rows import rows_of
 from ..pairwise.blocks import Neurons, block_sides, fill_cosines, prepare, stable_topk, triangle_blocks
 from ..pairwise.reading import part_of
@@ -77,7 +78,7 @@ def disjoint_pairs(
         TypeError: not a dense tensor of a supported floating-point dtype; pairs, seed or max_bytes that is no int.
         ValueError: both or neither of activations and cosine; a matrix that is not square, or has a NaN between
             neurons that may be paired; alive that is not (N,) booleans; fewer than two neurons a pair; an unknown
-            `which`; max_bytes that is not enough; shapes as in `cosine_matrix`.
+            `which`; max_bytes that is not enough; shapes as in `cosine_matrix`; a call within torch.vmap or torch.func.
     """
     pairs = check_integer(pairs, "pairs", least=1)
     check_choice(which, "which", WHICH)
@@ -86,6 +87,7 @@ def disjoint_pairs(
     if (activations is None) == (cosine is None):
         got = "neither" if activations is None else "both"
         raise ValueError(f"activations, cosine: expected exactly one of them, got {got}.")
+    check_no_transform("activations" if cosine is None else "cosine")
     first_half, second_half = _shares(progress)
     source: _Matrix | _Activations
     if cosine is not None:
@@ -94,9 +96,7 @@ def disjoint_pairs(
             raise ValueError(f"cosine: expected a square (N, N) matrix, got shape {tuple(cosine.shape)}.")
         source = _Matrix(cosine.detach(), alive)
     else:
-        assert activations is not None
-        rows = rows_of(activations, neuron_dim)
-        source = _Activations(rows, alive, bool(center), max_bytes, first_half)
+        source = _Activations(rows_of(activations, neuron_dim), alive, bool(center), max_bytes, first_half)
     live = int(source.alive.sum())
     if pairs > live // 2:
         raise ValueError(
@@ -180,8 +180,7 @@ class _Activations:
 
     def best_in_rows(self, sign: int) -> Tensor:
         best = self.neurons.inverse_norm.new_full((len(self.alive),), -torch.inf)
-        fill = -sign * torch.inf
-        for block, row, _ in triangle_blocks(self.neurons, self.sides, fill=fill, progress=self.progress):
+        for block, row, _ in triangle_blocks(self.neurons, self.sides, fill=-sign * torch.inf, progress=self.progress):
             some = best[row : row + block.shape[0]]
             torch.maximum(some, block.mul_(sign).amax(1), out=some)
         return best

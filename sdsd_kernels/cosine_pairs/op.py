@@ -13,7 +13,7 @@ from torch import Tensor
 from .._backend import choose_backend
 from .._checks import check_choice, check_integer, check_max_bytes, check_number
 from .._progress import Progress
-from .._register import register
+from .._register import check_no_transform, register
 from .._rows import rows_of
 from ..pairwise.config import Request, lacks, operand_bytes
 from . import config, cpu
@@ -88,7 +88,7 @@ def cosine_histogram(
             is not enough for one block, an unknown backend, or Triton asked for where it cannot serve.
     """
     rows = rows_of(activations, neuron_dim)
-    bins = check_integer(bins, "bins", least=1)
+    bins = check_integer(bins, "bins", least=1, most=2**30 - 1)  # twice as many have 32 bits
     max_bytes = check_max_bytes(max_bytes)
     # Counts, and the edges that are added to them. Tiles stay in registers.
     problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=16 * (bins + 1))
@@ -183,9 +183,11 @@ def cosine_pairs(
     Raises:
         TypeError: as `cosine_histogram`; a threshold that is no number.
         ValueError: as `cosine_histogram`; both or neither of above and below, a threshold outside [−1, 1], more pairs
-            than `max_bytes` holds: the message has their number and a threshold that would fit.
+            than `max_bytes` holds: the message has their number and a threshold that would fit; a call within
+            torch.vmap or torch.func.
     """
     rows = rows_of(activations, neuron_dim)
+    check_no_transform("activations")
     threshold = _check_threshold(above, below)
     max_bytes = check_max_bytes(max_bytes)
     counters = config.pairs_bytes(rows.shape[0], config.SMALLEST)

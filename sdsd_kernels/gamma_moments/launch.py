@@ -151,7 +151,17 @@ def _facts(grads: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
     return np.array(rows, dtype=np.int64), views
 
 
+def _capturing(where: Tensor) -> bool:
+    return where.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _launch_many(grads: list[Tensor], per_sample: bool) -> Tensor:
+    if _capturing(grads[0]):
+        raise RuntimeError(
+            f"gamma_moments: expected one tensor of one piece inside a CUDA graph, got {len(grads)} of shapes "
+            f"{[tuple(entry.shape) for entry in grads[:3]]}, whose addresses are copied from the host. Call it for "
+            "each of them, contiguous, and once outside before."
+        )
     device, n = grads[0].device, grads[0].shape[0]
     record, width = device_record(device), row_width(n, per_sample)
     facts, views = _facts(grads)

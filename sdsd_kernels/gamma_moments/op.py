@@ -62,6 +62,7 @@ def gamma_moments(
     Raises:
         TypeError: an entry that is not a dense real floating-point tensor.
         ValueError: N < 2, an empty tensor, list or mapping, entries that differ in N or device, an unusable backend.
+        RuntimeError: several tensors, or one that no single pair of strides walks, inside a CUDA graph.
     """
     if isinstance(grads, (list, tuple)):
         entries = list(grads)

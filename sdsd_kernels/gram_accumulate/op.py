@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .._backend import choose_backend
-from .._checks import check_apart, check_device, check_float_tensor, check_neurons, check_precision, check_shape
+from .._checks import check_apart, check_device, check_float_tensor, check_precision, check_shape, check_written
 from .._register import register
-from .._rows import as_rows
+from .._rows import rows_of
 from ..pairwise.reading import summed_in
 from ..pairwise.sums import add_batch
 from .cpu import gram_accumulate_torch
@@ -67,19 +67,17 @@ def gram_accumulate(
     Source:
         README.md in this folder.
     """
-    check_float_tensor(activations, "activations")
-    neuron_dim = check_neurons(activations, neuron_dim)
+    rows = rows_of(activations, neuron_dim)
     precision = check_precision(precision)
-    neurons = activations.shape[neuron_dim]
-    _check_gram(gram, activations, neurons)
+    _check_gram(gram, rows)
     for name, vector in (("shift", shift), ("scale", scale)):
         if vector is not None:
-            _check_vector(vector, name, activations, neurons)
-    lacks = "the kernel has no float64 activations" if activations.dtype == torch.float64 else None
-    chosen = choose_backend(backend, activations.device, kernel_lacks=lacks)
+            _check_vector(vector, name, rows)
+    lacks = "the kernel has no float64 activations" if rows.dtype == torch.float64 else None
+    chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
     _operator(
         gram,
-        as_rows(activations.detach(), neuron_dim),
+        rows,
         None if shift is None else shift.detach().contiguous(),
         None if scale is None else scale.detach().contiguous(),
         precision,
@@ -88,35 +86,27 @@ def gram_accumulate(
     return gram
 
 
-def _check_gram(gram: Any, activations: Tensor, neurons: int) -> None:
-    """Raise unless `gram` is an (N, N) sum that `activations` can be added to."""
+def _check_gram(gram: Any, rows: Tensor) -> None:
+    """Raise unless `gram` is an (N, N) sum that activations `rows` can be added to."""
     check_float_tensor(gram, "gram")
     if gram.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"gram: expected float32 or float64, got {gram.dtype}. Sums need more digits than halves have.")
-    if activations.dtype == torch.float64 and gram.dtype != torch.float64:
-        raise TypeError(
-            f"gram: expected float64 for float64 activations, got {gram.dtype}. Pass a float64 gram, or "
-            "activations.float()."
-        )
-    what = f" for activations of {neurons} neurons"
-    check_shape(
-        gram, "gram", (neurons, neurons), what, "Check that neuron_dim names the dimension that counts neurons."
-    )
-    if not gram.is_contiguous():
-        raise ValueError(f"gram: expected contiguous rows, got strides {gram.stride()}. Start from torch.zeros(n, n).")
-    if gram.requires_grad:
-        raise ValueError("gram: expected a tensor without gradient, since it is written in place. Use gram.detach().")
-    check_device(gram, "gram", activations, "activations")
+    if rows.dtype == torch.float64 and gram.dtype != torch.float64:
+        raise TypeError(f"gram: expected float64 for float64 activations, got {gram.dtype}. Start from a float64 one.")
+    what, do = f" for activations of {len(rows)} neurons", "Check that neuron_dim names the dimension of neurons."
+    check_shape(gram, "gram", (len(rows), len(rows)), what, do)
+    check_written(gram, "gram", "torch.zeros(n, n)")
+    check_device(gram, "gram", rows, "activations")
 
 
-def _check_vector(vector: Any, name: str, activations: Tensor, neurons: int) -> None:
+def _check_vector(vector: Any, name: str, rows: Tensor) -> None:
     """Raise unless `vector` is one number a neuron in the dtype products are taken in."""
     check_float_tensor(vector, name)
-    wanted = summed_in(activations.dtype)
+    wanted = summed_in(rows.dtype)
     if vector.dtype != wanted:
-        raise TypeError(f"{name}: expected {wanted} for {activations.dtype} activations, got {vector.dtype}.")
-    check_shape(vector, name, (neurons,), ", one number a neuron", "Reduce or expand it to that.")
-    check_device(vector, name, activations, "activations")
+        raise TypeError(f"{name}: expected {wanted} for {rows.dtype} activations, got {vector.dtype}.")
+    check_shape(vector, name, (len(rows),), ", one number a neuron", "Reduce or expand it to that.")
+    check_device(vector, name, rows, "activations")
 
 
 def _compute(

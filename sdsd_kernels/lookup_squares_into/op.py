@@ -80,7 +80,7 @@ def _check(output_grads: Any, tokens: Any, square_norms: Any, row: Any, padding:
     if row >= square_norms.shape[0]:
         raise ValueError(f"row: expected one of square_norms, below {square_norms.shape[0]}, got {row}.")
     if padding is not None:
-        check_integer(padding, "padding", least=0)
+        check_integer(padding, "padding", least=0, most=2**63 - 1)
 
 
 @functools.cache

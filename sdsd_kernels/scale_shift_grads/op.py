@@ -106,7 +106,11 @@ def _check(
     plain = all(t is None or (isinstance(t, Tensor) and not t.is_nested) for t in tensors)
     if plain and type(scale_row) is type(shift_row) is int:
         known = (None if t is None else (t.shape, t.dtype, t.layout, t.device) for t in tensors)
-        written = square_norms is not None and (square_norms.is_contiguous(), square_norms.requires_grad)
+        written = square_norms is not None and (
+            square_norms.is_contiguous(),
+            square_norms.is_neg(),
+            square_norms.requires_grad,
+        )
         key = (*known, scale_row, shift_row, dtype, written)
         try:
             if key in _checked:

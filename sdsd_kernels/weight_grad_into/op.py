@@ -147,6 +147,7 @@ def _check_rows(square_norms: Any, row: Any, bias_row: Any, inputs: Tensor) -> N
             square_norms.dtype,
             square_norms.layout,
             square_norms.is_contiguous(),
+            square_norms.is_neg(),
             square_norms.requires_grad,
             square_norms.device,
             inputs.device,

@@ -53,8 +53,9 @@ def weight_grad_stats(
     Halves are widened to float32 before anything is squared or added up; squares are summed in float64. On a GPU
     float32 keeps its precision unless torch may round it (`torch.backends.cuda.matmul.fp32_precision`), and a square is
     taken in float32: of entries of per-sample gradients from 1e-19 to 1e19; smaller ones are lost, larger ones make it
-    infinite or NaN. The result does not depend on chance: same input, same bits, on one machine with one number of
-    threads. Not differentiable: inputs are detached.
+    infinite or NaN. "gram" squares `inputs` and `output_grads` by themselves: there they have these limits, and those
+    below 1e-19 are lost beside large ones of the other on a CPU, too. The result does not depend on chance: same input,
+    same bits, on one machine with one number of threads. Not differentiable: inputs are detached.
 
     Args:
         inputs: a, shape (N, T, d) or (N, d); float64, float32, float16 or bfloat16; any strides.

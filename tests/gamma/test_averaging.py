@@ -57,6 +57,15 @@ def test_present_and_past():
     assert averaging_lag(moving[-1], moving[100], steps=99, ema=0.9).lag < 0
 
 
+def test_the_error_of_the_lag_is_of_both_averages():
+    """Of log(now / earlier) · memory / steps, each known to half an interval; here the earlier one far worse."""
+    earlier, now = averaged([1.0] * 100, 0.9, 0.3)[-1], averaged([2.0] * 100, 0.9, 0.02)[-1]
+    found = averaging_lag(earlier, now, steps=100, ema=0.9)
+    halves = [(stats.interval[1] - stats.interval[0]) / 2 / stats.gamma_unbiased for stats in (earlier, now)]
+    assert halves[0] > 5 * halves[1]
+    assert found.lag_error == pytest.approx(now.gamma_unbiased * 9 / 100 * math.hypot(*halves), rel=1e-6)
+
+
 def test_what_cannot_be_told():
     hidden = averaged([0.01] * 200, 0.9, 1.0)
     assert averaging_lag(hidden[100], hidden[-1], steps=99, ema=0.9) == AveragingLag(None, None, None)

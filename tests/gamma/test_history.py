@@ -140,6 +140,18 @@ def test_a_file_is_gone_on_with_and_steps_that_come_again_are_replaced(tmp_path)
         }
 
 
+def test_the_last_step_that_comes_again_is_replaced(tmp_path):
+    monitor, model = monitored()
+    one, other = train(monitor, model, 2)
+    history = sdsd.GammaHistory(tmp_path / "run.jsonl")
+    for step, stats in ((1, one), (2, one), (2, other)):
+        history.append(step, stats)
+    history.flush()
+    for each in (history, sdsd.GammaHistory(tmp_path / "run.jsonl")):
+        assert each.column("step") == [1, 2]
+        assert each.column("noise") == pytest.approx([one.noise, other.noise])
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello\nthere\n")
     with pytest.raises(ValueError, match=r"notes.txt, line 1: expected a row of a GammaHistory, got 'hello'"):

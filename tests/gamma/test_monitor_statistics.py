@@ -102,6 +102,20 @@ class TestSmoothing:
         assert (high - low) / 2 == pytest.approx(half, rel=1e-6)
         assert smoothed.parameters["weight"].noise < smoothed.noise
 
+    def test_averages_are_by_sample_in_either_mode(self):
+        """The averages of one step are that step, in the unit of one sample however many make a micro-batch."""
+        model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        with sdsd.GammaMonitor(model, mode="micro", ema=0.0) as monitor:
+            for part in range(4):
+                x = images(5) + part
+                (mean_of_squares(model(x), torch.randn(N, dtype=torch.float64)) / 4).backward()
+            stats = monitor.step()
+        smoothed = stats.smoothed
+        assert (stats.samples_per_gradient, smoothed.samples_per_gradient) == (N, 1)
+        assert smoothed.noise == pytest.approx(N * stats.noise, rel=1e-9)
+        assert smoothed.signal_unbiased == pytest.approx(stats.signal_unbiased, rel=1e-9)
+        assert smoothed.noise_scale == pytest.approx(stats.noise_scale, rel=1e-9)
+
     def test_one_step_has_no_interval(self):
         model = nn.Linear(5, 1).double()
         with sdsd.GammaMonitor(model) as monitor:

@@ -103,6 +103,27 @@ def test_no_number_where_the_data_cannot_tell(stats, reason):
     assert str(found).startswith("The data cannot tell which batch is worth having")
 
 
+@pytest.mark.parametrize(("confidence", "shown"), [(0.999, "99.9%"), (0.9, "90%")])
+def test_the_level_is_said_as_it_is(confidence, shown):
+    stats = made(0.01, 0.002, confidence=confidence)
+    assert f"({shown} interval" in str(sdsd.recommend_batch(stats))
+    assert f"intervals at {shown};" in str(stats)
+
+
+@pytest.mark.parametrize("tokens", [50.0, np.float64(50), np.float32(50), np.int64(50), torch.tensor(50.0)])
+def test_tokens_as_they_are_counted(tokens):
+    found = sdsd.recommend_batch(made(0.01, 0.002), tokens_per_sample=tokens)
+    assert type(found.tokens) is float
+    assert found.tokens == pytest.approx(50 * found.samples)
+    json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize("tokens", ["50", True, torch.ones(2), [50]])
+def test_what_is_no_number_of_tokens(tokens):
+    with pytest.raises(TypeError, match="tokens_per_sample: expected a number, got"):
+        sdsd.recommend_batch(made(0.01, 0.002), tokens_per_sample=tokens)
+
+
 def test_the_limits_are_the_last_that_answer():
     assert sdsd.recommend_batch(made(0.01, 0.002, degrees=MIN_DEGREES)).samples is not None
     assert sdsd.recommend_batch(made(0.01, 0.002, dimension=10.0)).samples is not None

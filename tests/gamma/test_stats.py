@@ -61,12 +61,12 @@ def test_small_gradients_keep_their_ratio():
 @pytest.mark.parametrize("n", [3, 4, 9, 32])
 def test_interval_is_the_jackknife(n):
     G = torch.randn(n, 60, dtype=torch.float64) + 1.0  # enough signal that the floor for Γ ≈ 0 is not what counts
-    stats = sdsd.gamma_stats(G, confidence=0.9)
+    stats = sdsd.gamma_stats(G, samples_per_gradient=5, confidence=0.9)
     half = scipy_stats.t.ppf(0.95, n - 1) * jackknife(G.numpy())
     low, high = stats.interval
     assert (low + high) / 2 == pytest.approx(stats.gamma_unbiased)
     assert (high - low) / 2 == pytest.approx(half, rel=1e-8)
-    assert stats.noise_scale_interval == pytest.approx((1 / high, 1 / low if low > 0 else math.inf))
+    assert stats.noise_scale_interval == pytest.approx((5 / high, 5 / low if low > 0 else math.inf))
 
 
 def test_error_is_at_least_that_of_pure_noise():
@@ -145,6 +145,11 @@ class TestEdges:
         assert stats.parameters["fine"].finite
         assert math.isnan(stats.noise)
 
+    @pytest.mark.parametrize(("n", "told"), [(15, False), (16, True)])
+    def test_directions_are_told_from_sixteen_gradients_on(self, n, told):
+        stats = sdsd.gamma_stats(torch.randn(n, 50), confidence=0.95)
+        assert math.isfinite(stats.effective_dimension) == told
+
     def test_phase_needs_ten_directions(self):
         one_direction = torch.randn(40, 1) * torch.ones(1, 30) + 0.01
         stats = sdsd.gamma_stats(one_direction, confidence=0.95)
@@ -166,6 +171,10 @@ def test_phase_follows_the_batch():
     grads = torch.randn(64, 1000) + 0.1  # Γ_1 = .01
     assert sdsd.gamma_stats(grads, confidence=0.95, batch_size=10).phase == "diffusion"
     assert sdsd.gamma_stats(grads, confidence=0.95, batch_size=1000).phase == "drift"
+    # Means over 4 samples: a batch of 200 is 50 of them, Γ = .5, and one of 800 is 200, Γ = 2.
+    for batch, phase in ((200, "diffusion"), (800, "drift")):
+        stats = sdsd.gamma_stats(grads, samples_per_gradient=4, confidence=0.95, batch_size=batch)
+        assert stats.phase == phase
 
 
 class TestCoverage:
@@ -173,14 +182,14 @@ class TestCoverage:
 
     draws = 600
 
-    def covered(self, gamma: float, spectrum: torch.Tensor, n: int, heavy: bool = False) -> float:
-        """Share of 95% intervals that hold the true Γ = `gamma`, noise covariance diag(spectrum²)."""
+    def covered(self, gamma: float, spectrum: torch.Tensor, n: int, freedom: float = math.inf) -> float:
+        """Share of 95% intervals that hold the true Γ = `gamma`, noise covariance diag(spectrum²), Student's t."""
         mean = torch.full_like(spectrum, math.sqrt(gamma * spectrum.square().sum().item() / len(spectrum)))
         hits = 0
         for _ in range(self.draws):
             noise = torch.randn(n, len(spectrum))
-            if heavy:
-                noise = noise * (torch.distributions.Chi2(5.0).sample((n, 1)) / 3).rsqrt()
+            if freedom < math.inf:
+                noise = noise * (torch.distributions.Chi2(freedom).sample((n, 1)) / (freedom - 2)).rsqrt()
             stats = sdsd.gamma_stats(noise * spectrum + mean, confidence=0.95)
             low, high = stats.interval
             hits += low <= gamma <= high
@@ -189,6 +198,11 @@ class TestCoverage:
     @pytest.mark.parametrize("gamma", [0.2, 1.0])
     def test_with_signal(self, gamma):
         assert 0.92 <= self.covered(gamma, torch.ones(60), 32) <= 0.99
+
+    @pytest.mark.parametrize("gamma", [0.2, 1.0])
+    def test_heavy_tails_cost_what_readme_says(self, gamma):
+        """.80 to .86 with t of three degrees of freedom, and four standard deviations of 600 draws."""
+        assert 0.74 <= self.covered(gamma, torch.ones(60), 32, freedom=3.0) <= 0.92
 
     def test_without_signal(self):
         assert 0.92 <= self.covered(0.0, torch.ones(60), 32) <= 1.0

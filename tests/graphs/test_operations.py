@@ -56,6 +56,9 @@ ARGUMENTS = {
     "constant_pad_nd": (([1, 1], 1.0), {}),
     "unfold": ((2, 2, 1), {}),
     "diagonal": ((), {}),
+    "col2im": (([1, 6], [1, 3], [1, 1], [0, 0], [1, 1]), {}),
+    "max_unpool2d": ((torch.arange(12).reshape(3, 4).expand(2, 3, 4).contiguous(), [3, 4]), {}),
+    "_cdist_forward": ((torch.Tensor, 2.0, None), {}),
     "avg_pool2d": (([2, 2],), {}),
     **dict.fromkeys(PLAIN.split(), ((), {})),
 }
@@ -126,7 +129,7 @@ def test_every_kind_is_followed_by_a_walk():
     unread = [kind for kind in KINDS if kind not in CUT and kind not in MOVED]
     assert unread == []
     assert set(CUT) | set(MOVED) <= set(KINDS)
-    assert set(MOVES) - set(CUT) == {"window", "diagonal"}, "the layers that these stand between are not cut"
+    assert set(MOVES) <= set(CUT)
 
 
 def test_an_operation_without_a_row_is_pointwise_or_unknown():

@@ -124,7 +124,7 @@ def test_large_mean_where_float64_is_slow(shape, outlier, device, slow_float64):
     assert_moments(grads.to(device, torch.float32), "triton")
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30], ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-18, 1e18, 1e30], ids=str)
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [((8, 60), torch.float32), ((600, 16), torch.float32), ((1100, 9), torch.float32), ((33, 60), torch.bfloat16)],
@@ -135,7 +135,7 @@ def test_extreme_scales(shape, dtype, scale, backend, device):
 
 
 @TRITON
-@pytest.mark.parametrize("scale", [1e-30, 1e18, 1e30], ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e18, 1e30], ids=str)
 @pytest.mark.parametrize("shape", [(8, 60), (33, 60), (1100, 9)], ids=str)
 def test_extreme_scales_where_float64_is_slow(shape, scale, device, slow_float64):
     assert_moments((torch.randn(shape) * scale).to(device), "triton")

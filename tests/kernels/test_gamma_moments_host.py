@@ -59,3 +59,13 @@ def test_the_table_starts_every_part_at_sixteen_bytes(monkeypatch):
     gamma_moments(layers, backend="triton")
     assert len(tensors) == 4 * 3 + 3
     assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+
+
+def test_a_list_inside_a_cuda_graph_is_refused_before_anything_is_launched(monkeypatch):
+    monkeypatch.setattr(launch, "_capturing", lambda where: True)
+    monkeypatch.setattr(torch, "from_numpy", None)
+    grads = torch.randn(4, 6, 10)
+    assert gamma_moments(grads, backend="triton").squares > 0
+    for several in ([grads, grads[:, :3]], grads[:, ::2, ::3]):
+        with pytest.raises(RuntimeError, match=r"one piece inside a CUDA graph, got [12] of shapes .*each"):
+            gamma_moments(several, backend="triton")

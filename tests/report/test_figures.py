@@ -62,6 +62,29 @@ def test_same_figure_same_bytes(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_a_loss_is_drawn_with_its_unit():
+    _, (left, right) = figures.new_figure(6, 3, columns=2)
+    figures.draw_merges(left, {"near": [1e-4]}, unit="nats")
+    figures.draw_batch_merges(right, {"near": [1e-4]}, unit="nats")
+    assert (left.get_ylabel(), right.get_ylabel()) == ("|loss change| (nats)", "loss change (nats)")
+    figures.draw_batch_merges(right, {"near": [1e-4]})
+    assert right.get_ylabel() == "loss change"
+
+
+def test_every_style_of_line_on_a_map_is_explained_and_its_ends_are_named():
+    _, axes = figures.new_figure(4, 4)
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    names = [10, 11, 12, 13]
+    figures.draw_neuron_map(axes, points, [0] * 4, names, [(0, 1)], dotted=[(2, 3)], dotted_means="dearer")
+    legend = {text.get_text(): line for text, line in zip(*_texts_and_lines(axes.get_legend()), strict=True)}
+    assert (legend["nearest pair"].get_linestyle(), legend["dearer"].get_linestyle()) == ("-", ":")
+    assert {text.get_text() for text in axes.texts} == set(map(str, names))
+
+
+def _texts_and_lines(legend):
+    return legend.get_texts(), legend.get_lines()
+
+
 def test_drawing_leaves_the_users_settings_alone():
     import matplotlib
 

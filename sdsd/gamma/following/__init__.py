@@ -2,15 +2,16 @@
 
 A tensor is known by its `Track` (the dimension along which the samples lie), by `Summed` (a sum over samples, as a
 loss is), by `Part` (some of the samples, on their way to be put together again), by `Mixed` (it depends on samples that
-cannot be told apart any more), by `Rows` (rows that a mask or constant places chose, each of one sample), by
-`Occurring` (the names of what any sample was sent to) and `Named` (what was read under such a name), or by nothing: it
-depends on no sample.
+cannot be told apart any more), by `Rows` (rows that a mask or constant places chose, each of one sample), by `Single`
+(one sample alone), by `Occurring` (the names of what any sample was sent to) and `Named` (what was read under such a
+name), or by nothing: it depends on no sample.
 `follow` takes what is known of a call's inputs to its outputs; it never decides by a size. What is known is kept in a
 `Tracks`, one for each forward pass.
 
 | module | what is inside |
 |---|---|
-| `tracks.py` | `Track` and its kin, the account they are kept in, writes into shared memory, `arrange` |
+| `tracks.py` | `Track` and its kin, the account they are kept in, writes into shared memory |
+| `arranging.py` | `arrange`: a tensor by sample; whether places lie as a track says |
 | `table.py` | the table of rules, and what a rule is given |
 | `elementwise.py` | entry by entry; conversions; outputs without samples |
 | `reductions.py` | sums, extremes, softmax, sorting, norms of vectors, Fourier transforms |
@@ -19,6 +20,7 @@ depends on no sample.
 | `products.py` | matmul, einsum, linear, convolution, embedding, attention |
 | `layers.py` | norms, pools, resampling, recurrent layers, losses |
 | `sums.py` | what a sum over samples stays one under |
+| `singles.py` | samples one by one: loops over them, and their way back |
 | `rows.py` | rows chosen by a mask or an index, and their way back |
 | `places.py` | rows at constant places of the samples: chunks, slices, permutations |
 | `bags.py` | bags of embeddings, by offsets |
@@ -33,6 +35,7 @@ from typing import Any
 
 import torch
 
+from .arranging import arrange
 from .bags import Bags, with_offsets
 from .bodies import body, composite_functions
 from .dispatch import entrywise, follow, has_rule, layers_of
@@ -47,12 +50,12 @@ from .tracks import (
     Owners,
     Part,
     Rows,
+    Single,
     Summed,
     Track,
     Tracks,
     Verdict,
     about_to_write,
-    arrange,
     as_constants,
     batch_of,
     here,
@@ -105,6 +108,7 @@ __all__ = [
     "Owners",
     "Part",
     "Rows",
+    "Single",
     "Summed",
     "Track",
     "Tracks",

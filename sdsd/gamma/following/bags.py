@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .arranging import sequence
 from .packed import samples_along
 from .table import FUNCTIONAL, Call, register
-from .tracks import Mixed, Rows, Track, Verdict, is_second, sequence, set_track, track_of
+from .tracks import Mixed, Rows, Track, Verdict, is_second, set_track, track_of
 
 
 class Bags(NamedTuple):

@@ -16,6 +16,7 @@ from . import (  # noqa: F401  (they enter their rules)
     products,
     reductions,
     shapes,
+    singles,
     tracks,
 )
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
@@ -34,6 +35,7 @@ from .tracks import (
     Owners,
     Part,
     Rows,
+    Single,
     Summed,
     Track,
     Verdict,
@@ -122,6 +124,8 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
                 mixed = follow(func, args, kwargs, out, n)
             occurring.name_outputs(out, named[0][1].reason)
             return mixed
+        if Single in kinds:
+            return state(seen, singles.met(rule, func, args, kwargs, out, n, inputs=inputs))
         if func is torch._grouped_mm and Mixed in kinds and (offsets := sorted_offsets(args, kwargs)) is not None:
             with as_constants([offsets]):
                 return follow(func, args, kwargs, out, n)
@@ -344,7 +348,8 @@ def state(seen: Seen, verdict: Any, second: bool = False) -> Mixed | None:
         if type(v) is Rows and not fits(v.track, x, len(v.owners.samples)):
             v = Mixed(f"{name_of(func)}, which broadcasts or drops chosen rows into shape {tuple(x.shape)}")
         if x is target or any(x is g for g in given):
-            v = set_written(x, track_of(x), v) or v
+            before = track_of(x)
+            v = (singles.write(x, v) if Single in (type(before), type(v)) else set_written(x, before, v)) or v
         elif rule is not fresh:  # Memory that a function out of sight may write into is not called a constant.
             set_track(x, v, second and v is not None)
         if type(v) is Mixed:

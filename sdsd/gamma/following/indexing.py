@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .arranging import sequence
+from .places import single_at
 from .shapes import piece
 from .table import TORCH, Call, register
-from .tracks import Mixed, Track, Verdict, sequence, track_of
+from .tracks import Mixed, Single, Track, Verdict, track_of
 
 
 class Place(NamedTuple):
@@ -30,7 +32,8 @@ class Indexing(NamedTuple):
 
     kept: list[Place]
     picked: list[Place]
-    dropped: list[int]
+    dropped: dict[int, int]
+    """Dimensions that an integer took away, and that integer."""
     start: int
     width: int
 
@@ -50,7 +53,7 @@ def read_index(ndim: int, index: Any) -> Indexing:
     if not any(i is Ellipsis for i in items):
         items.append(Ellipsis)
     slots: list[tuple[int | None, Any]] = []  # (dimension, or None for a new one; slice or tensor)
-    dropped: list[int] = []
+    dropped: dict[int, int] = {}
     d = 0
     for item in items:
         if item is Ellipsis:
@@ -73,8 +76,7 @@ def read_index(ndim: int, index: Any) -> Indexing:
                 slots.append((d, item))
                 d += 1
         else:
-            int(item)
-            dropped.append(d)
+            dropped[d] = int(item)
             d += 1
     places = [k for k, (_, item) in enumerate(slots) if isinstance(item, Tensor)]
     width = 0
@@ -143,7 +145,7 @@ def index_verdicts(call: Call, x: Tensor, how: Indexing, track: Verdict) -> list
     if not isinstance(track, Track):
         return [*verdicts, track]
     if track.axis in how.dropped:
-        return [call.over(x)]
+        return [*verdicts, single_at(x, [how.dropped[track.axis]], call.n) or call.over(x)]
     for place in how.kept:
         if place.dimension == track.axis:
             return [*verdicts, sliced(call, x, place.index, track, place.out)]
@@ -153,10 +155,16 @@ def index_verdicts(call: Call, x: Tensor, how: Indexing, track: Verdict) -> list
                 return [call.over(x)]
             order = picked_in_order(call, place.index, track, x.shape[track.axis])
             if order is None:
-                return [call.over(x)]
+                return [*verdicts, _of_one(x, place.index, call.n) or call.over(x)]
             axis = how.start + how.width - place.index.dim() + order[0]
             return [*verdicts, Track(axis, order[1], order[2])]
     return [call.mixed("with an index that could not be read")]
+
+
+def _of_one(x: Tensor, index: Tensor, n: int) -> Single | None:
+    """What a constant index picks, if all of it is of one sample."""
+    unread = index.is_cuda and torch.cuda.is_current_stream_capturing()
+    return None if unread or not index.numel() else single_at(x, index.flatten().tolist(), n)
 
 
 def getitem(call: Call, input: Tensor, index: Any) -> Verdict:

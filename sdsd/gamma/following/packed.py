@@ -106,6 +106,8 @@ def _run(data: Tensor, states: Any, *, has_cells: bool) -> Any:
 def _reordered(x: Tensor, dim: int, index: Any, n: int) -> Verdict:
     """x[index] along `dim`: rows put back where they came from, or samples in another order."""
     own = track_of(x)
+    if here.through is not None:  # other rows of chosen ones
+        return None
     if not isinstance(index, Tensor) or index.dim() != 1 or index.dtype in (torch.bool, torch.uint8):
         return None
     if index.is_cuda and torch.cuda.is_current_stream_capturing():

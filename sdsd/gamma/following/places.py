@@ -1,7 +1,7 @@
 """Rows at constant places of the samples: chunks of a batch, slices, a permutation, features picked by image.
 
 `x[2:]`, `x.split(4)`, `x[places]` give rows that are followed as those which a mask chose are; `cat` puts them together
-again, and is a batch where the rows then lie as its samples do.
+again, and is a batch where the rows then lie as its samples do. `x[i]` and the rows of one sample are a `Single`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tracks import Owners, Rows, Track, Verdict, here, sequence, track_of
+from .arranging import sequence
+from .tracks import Owners, Rows, Single, Track, Verdict, here, track_of
 
 
-def rows_at(x: Tensor, places: Sequence[int], axis: int, n: int) -> Rows | None:
-    """The rows of `x` at these places of its samples, along dimension `axis` of what takes them."""
+def rows_at(x: Tensor, places: Sequence[int], axis: int, n: int) -> Rows | Single | None:
+    """What `x` has at these places of its samples; they lie along dimension `axis` of what takes it."""
     track = track_of(x)
-    plain = type(x) in (Tensor, torch.nn.Parameter) and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
-    if type(track) is not Track or not plain or not len(places) or here.through is not None:
+    if type(track) is not Track or n == 1 or not len(places):
         return None
-    size = x.shape[track.axis]
-    owners = owners_of([(place % size) // track.inner % n for place in places], x, size, track.inner)
-    return None if sequence(owners.known, n) is not None else Rows(Track(axis), owners)
+    one = single_at(x, places, n)
+    if one is not None:
+        return one
+    if not _readable(x):
+        return None
+    size, through = x.shape[track.axis], here.through
+    samples: Sequence[int] = [(place % size) // track.inner % n for place in places]
+    if through is None:
+        owners = owners_of(samples, x, size, track.inner)
+        return None if sequence(owners.known, n) is not None else Rows(Track(axis), owners)
+    if through.known is None:
+        return None
+    return Rows(Track(axis), owners_of([through.known[row] for row in samples], x, through.size, through.inner))
+
+
+def _readable(x: Tensor) -> bool:
+    plain = type(x) in (Tensor, torch.nn.Parameter)
+    return plain and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def single_at(x: Tensor, places: Sequence[int], n: int) -> Single | None:
+    """`x` at places of one sample; None where they are of several."""
+    track = track_of(x)
+    assert type(track) is Track
+    size, owners = int(x.shape[track.axis]), here.through
+    samples = {int(place) % size // track.inner % int(n) for place in places}
+    if owners is None:
+        return Single(samples.pop(), size, int(track.outer), int(track.inner)) if len(samples) == 1 else None
+    if owners.known is None and not _readable(x):
+        return None
+    whose = {int(owners.samples[row]) if owners.known is None else owners.known[row] for row in samples}
+    return Single(whose.pop()) if len(whose) == 1 else None
 
 
 def owners_of(samples: Sequence[int], x: Tensor, size: int, inner: int) -> Owners:
@@ -37,17 +66,37 @@ def owners_of(samples: Sequence[int], x: Tensor, size: int, inner: int) -> Owner
 
 
 def joined(tensors: Iterable[Any], dim: int, n: int) -> Verdict:
-    """cat of rows at constant places along their own dimension; None where it is another call."""
-    rows = list(tensors)
-    held = [track_of(x) for x in rows]
+    """cat, along `dim`, of single samples and of rows at constant places; None where it is another call."""
+    pieces = list(tensors)
+    dim %= max(1, pieces[0].dim())
     samples: list[int] = []
-    for x, verdict in zip(rows, held, strict=True):
-        if type(verdict) is not Rows or verdict.track != Track(dim % x.dim()) or verdict.owners.known is None:
+    size, inner = -1, 1
+    for x in pieces:
+        verdict = track_of(x)
+        if type(verdict) is Single:
+            samples += [verdict.sample] * (x.shape[dim] if x.dim() else 1)
+        elif type(verdict) is Rows and verdict.track == Track(dim) and verdict.owners.known is not None:
+            samples += verdict.owners.known
+            size, inner = verdict.owners.size, verdict.owners.inner
+        else:
             return None
-        samples += verdict.owners.known
+    return _placed(samples, pieces[0], dim, n, size, inner)
+
+
+def stacked(tensors: Iterable[Any], dim: int, n: int) -> Verdict:
+    """Single samples side by side along a new dimension; None where it is another call."""
+    pieces = list(tensors)
+    held = [track_of(x) for x in pieces]
+    if not all(type(verdict) is Single for verdict in held):
+        return None
+    samples = [verdict.sample for verdict in held if type(verdict) is Single]
+    return _placed(samples, pieces[0], dim % (pieces[0].dim() + 1), n, -1, 1)
+
+
+def _placed(samples: list[int], x: Tensor, dim: int, n: int, size: int, inner: int) -> Verdict:
     order = sequence(samples, n)
     if order is not None:
-        return Track(dim % rows[0].dim(), *order)
-    first = held[0]
-    assert type(first) is Rows
-    return Rows(first.track, owners_of(samples, rows[0], first.owners.size, first.owners.inner))
+        return Track(dim, *order)
+    if len(set(samples)) == 1:
+        return Single(samples[0])
+    return Rows(Track(dim), owners_of(samples, x, size, inner)) if samples and _readable(x) else None

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from . import elementwise, indexing, reductions, shapes
+from .arranging import sequence
 from .indexing import read_index
 from .places import joined, owners_of, rows_at
 from .table import name_of
-from .tracks import Mixed, Owners, Rows, Track, Verdict, chosen_by, rows_in_view, sequence, track_of
+from .tracks import Mixed, Owners, Rows, Single, Track, Verdict, chosen_by, owners_of_rows, rows_in_view, track_of
 
 
 def _is_mask(index: Any) -> bool:
@@ -51,9 +52,9 @@ def _sorted(x: Tensor, out: Any, n: int) -> Any:
     if type(track) is not Track or x.dim() != 1 or x.is_floating_point() or x.dtype == torch.bool:
         return None
     indices = out if isinstance(out, Tensor) else out[1]
-    samples = indices.div(track.inner, rounding_mode="floor") % n
+    samples = owners_of_rows(indices.div(track.inner, rounding_mode="floor") % n)
     owners = Owners(samples, x.shape[0], track.inner, x.detach()[indices])
-    owners.places, rows = indices, Rows(Track(0), owners)
+    owners.places, rows = None if rows_in_view() else indices, Rows(Track(0), owners)
     return rows if isinstance(out, Tensor) else [rows, rows]
 
 
@@ -83,7 +84,7 @@ def _picked_by_mask(x: Tensor, mask: Tensor, n: int) -> Verdict:
     return None if owners is None else Rows(Track(0), owners)
 
 
-def _at_places(x: Tensor, index: Any, n: int) -> Rows | None:
+def _at_places(x: Tensor, index: Any, n: int) -> Rows | Single | None:
     """x[index] where a constant index takes samples out of their order; None where it does not, or cannot be read."""
     track, how = track_of(x), read_index(x.dim(), index)
     if type(track) is not Track or any(track_of(place.index) is not None for place in how.picked):
@@ -128,6 +129,8 @@ def _picked_again(x: Tensor, index: Any, n: int) -> Verdict:
     order = sequence(chosen, n)
     if order is not None:
         return Track(out, *order)
+    if len(set(chosen)) == 1:
+        return Single(chosen[0])
     return Rows(Track(out), owners_of(chosen, x, verdict.owners.size, verdict.owners.inner))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .places import rows_at
+from .places import rows_at, single_at
 from .table import FUNCTIONAL, RULES, SECOND_ALLOWED, TORCH, Call, called, register, register_property
 from .tracks import Part, Track, Verdict, track_of
 
@@ -181,27 +181,24 @@ def pieces(call: Call, input: Tensor, dim: int) -> Any:
     return verdicts if all(verdicts) else parts(call, input, track, track.axis)
 
 
-def parts(call: Call, input: Tensor, track: Track, axis: int | None) -> list[Part]:
+def parts(call: Call, input: Tensor, track: Track, axis: int) -> list[Part]:
     """The samples are cut: what each piece is, so that `together` knows them again."""
     key, count = next(cuts), len(call.out)
     return [Part(call.over(input).reason, key, k, count, track, axis) for k in range(count)]
 
 
 def together(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Track | None:
-    """cat and stack of all the pieces that a tensor was cut into along its samples, in their order."""
+    """cat of all the pieces that a tensor was cut into along its samples, in their order."""
     name = called(func)
     tensors = args[0] if args else kwargs.get("tensors")
-    if name not in ("cat", "concat", "concatenate", "stack") or not isinstance(tensors, (tuple, list)):
+    if name not in ("cat", "concat", "concatenate") or not isinstance(tensors, (tuple, list)):
         return None
     tracks = [track_of(x) for x in tensors]
     head = tracks[0]
     if not isinstance(head, Part) or tracks != [head._replace(place=k) for k in range(head.pieces)]:
         return None
     dim = int(args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))) % out.dim()
-    whole = head.whole
-    if head.axis is None:  # Each piece is one index, in whatever shape.
-        return Track(dim, whole.outer, whole.inner if name == "stack" else whole.inner * tensors[0].shape[dim])
-    return whole if name != "stack" and dim == head.axis else None
+    return head.whole if dim == head.axis else None
 
 
 def split(call: Call, input: Tensor, size: Any = None, dim: int = 0, **_: Any) -> Any:
@@ -219,7 +216,9 @@ def narrow(call: Call, input: Tensor, dim: int, start: Any, length: int) -> Verd
     if not isinstance(track, Track) or track.axis != dim % input.dim():
         return track
     at = int(start)
-    return piece(track, at % max(1, input.shape[dim]), length, call.n) or call.over(input)
+    at %= max(1, input.shape[dim])
+    whole = piece(track, at, length, call.n) or rows_at(input, range(at, at + length), track.axis, call.n)
+    return whole or call.over(input)
 
 
 def select(call: Call, input: Tensor, dim: int, index: Any) -> Verdict:
@@ -230,14 +229,14 @@ def select(call: Call, input: Tensor, dim: int, index: Any) -> Verdict:
         return track
     dim %= input.dim()
     if track.axis == dim:
-        return call.over(input)
+        return single_at(input, [int(index)], call.n) or call.over(input)
     return Track(track.axis - (dim < track.axis), track.outer, track.inner)
 
 
 def unbind(call: Call, input: Tensor, dim: int = 0) -> Any:
     track = track_of(input)
     if isinstance(track, Track) and track.axis == dim % input.dim():
-        return parts(call, input, track, None)
+        return [single_at(input, [place], call.n) or call.over(input) for place in range(len(call.out))]
     return select(call, input, dim, 0)
 
 

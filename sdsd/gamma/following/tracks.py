@@ -61,10 +61,11 @@ class Named(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Piece `place` of `pieces` that a tensor with track `whole` was cut into along its samples.
+    """Piece `place` of `pieces` that a tensor with track `whole` was cut into along its samples, where values are not
+    there to be read.
 
-    `axis`: the dimension along which it was cut; None where each piece is one index of it, without that dimension.
-    `key`: the cut. All pieces put together again in their order are followed on.
+    `axis`: the dimension along which it was cut. `key`: the cut. All pieces put together again in their order are
+    followed on.
     """
 
     reason: str
@@ -72,7 +73,27 @@ class Part(NamedTuple):
     place: int
     pieces: int
     whole: Track
-    axis: int | None
+    axis: int
+
+
+class Single(NamedTuple):
+    """The tensor depends on one sample alone, whatever was done to it.
+
+    sample: its number. size, outer, inner: of the dimension along which it was one of many; 0 where that is not known.
+    axis: of constants that samples are written into, the dimension along which this one, the only one so far, was
+    written at its own place; None of any other tensor. viewed: places of other samples were looked at.
+    """
+
+    sample: int
+    size: int = 0
+    outer: int = 1
+    inner: int = 1
+    axis: int | None = None
+    viewed: bool = False
+
+    def at(self, place: int) -> int:
+        """The sample that a place along that dimension is of."""
+        return place % self.size // self.inner % (self.size // (self.outer * self.inner))
 
 
 class Owners:
@@ -100,7 +121,7 @@ class Rows(NamedTuple):
     owners: Owners
 
 
-Verdict: TypeAlias = "Track | Mixed | Summed | Occurring | Named | Part | Rows | None"
+Verdict: TypeAlias = "Track | Mixed | Summed | Occurring | Named | Part | Rows | Single | None"
 """Where the samples are; None for a tensor that does not depend on samples."""
 Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 
@@ -187,6 +208,11 @@ def rows_in_view() -> Owners | None:
     return here.through
 
 
+def owners_of_rows(rows: Tensor) -> Tensor:
+    """The samples of these rows of the batch in view: the numbers themselves, unless it is one of chosen rows."""
+    return rows if here.through is None else here.through.samples[rows]
+
+
 def chosen_by(mask: Tensor, n: int) -> Owners | None:
     """Whose the rows are that a mask with samples chooses, by its values; None where these cannot be looked at."""
     held = here.now.chosen.get(id(mask))
@@ -195,7 +221,7 @@ def chosen_by(mask: Tensor, n: int) -> Owners | None:
     track = track_of(mask)
     if type(track) is not Track or (mask.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
-    samples = mask.detach().nonzero()[:, track.axis].div(track.inner, rounding_mode="floor") % n
+    samples = owners_of_rows(mask.detach().nonzero()[:, track.axis].div(track.inner, rounding_mode="floor") % n)
     owners = Owners(samples, mask.shape[track.axis], track.inner)
     for _, _, other in here.now.chosen.values():  # the same choice, made again
         if (other.size, other.inner) == (owners.size, owners.inner) and torch.equal(other.samples, samples):
@@ -272,7 +298,8 @@ def newly_mixed(tensor: Tensor) -> bool:
     return entry is None or type(entry[1]) is not Mixed
 
 
-def _storage(tensor: Tensor) -> int | None:
+def memory_of(tensor: Tensor) -> int | None:
+    """Which memory a tensor lies in; None where it has none."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # Sparse tensors have no storage.
@@ -281,7 +308,7 @@ def _storage(tensor: Tensor) -> int | None:
 
 def _shared(tensor: Tensor, verdict: Verdict) -> Verdict:
     """The verdict of a tensor that may lie in memory that was written to through another one."""
-    held = here.written.get(key) if (key := _storage(tensor)) is not None else None
+    held = here.written.get(key) if (key := memory_of(tensor)) is not None else None
     if held is None:
         return verdict
     if held[1] is not None:
@@ -299,7 +326,7 @@ def set_written(tensor: Tensor, before: Verdict, after: Verdict) -> Mixed | None
     set_track(tensor, after, is_second(tensor))
     if after is None or (type(after) is type(before) and after == before):
         return after if type(after) is Mixed else None
-    key = _storage(tensor)
+    key = memory_of(tensor)
     if key is None:
         return after if type(after) is Mixed else None
     earlier = here.written.get(key)
@@ -315,6 +342,14 @@ def set_written(tensor: Tensor, before: Verdict, after: Verdict) -> Mixed | None
             set_track(base, track)
     here.written[key] = (StorageWeakRef(tensor.untyped_storage()), mixed)
     return mixed
+
+
+def note_written(tensor: Tensor) -> None:
+    """From here on no tensor in the memory of `tensor` is a constant."""
+    key = memory_of(tensor)
+    if key is not None:
+        earlier = here.written.get(key)
+        here.written[key] = (StorageWeakRef(tensor.untyped_storage()), earlier[1] if earlier else None)
 
 
 def _track_of_base(view: Tensor, base: Tensor, track: Track) -> Track | None:
@@ -359,41 +394,3 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
-
-
-def arrange(x: Tensor, track: Track, n: int, features: int) -> Tensor:
-    """`x` as (N, T, *last `features` dims): row n holds every entry of sample n. A view where possible.
-
-    With the sample dimension among the last `features` ones there is no such arrangement: ValueError.
-    """
-    leading = x.dim() - features
-    if not 0 <= track.axis < leading:
-        raise ValueError(
-            f"expected the samples of a tensor of shape {tuple(x.shape)} before its last {features} dimensions, "
-            f"got them along dimension {track.axis}; such a use cannot be arranged by sample"
-        )
-    if leading <= 2 and track == (0, 1, 1):
-        return x if leading == 2 else x.unsqueeze(1)
-    tail = x.shape[leading:]
-    if track.outer == track.inner == 1:
-        x = x.movedim(track.axis, 0)
-    else:
-        x = x.unflatten(track.axis, (track.outer, n, track.inner)).movedim(track.axis + 1, 0)
-    return x.reshape(n, x.shape[1 : x.dim() - features].numel(), *tail)
-
-
-def sequence(samples: Any, n: int) -> tuple[int, int] | None:
-    """(outer, inner) if position j of `samples` is sample (j // inner) % n for all j, and each of n occurs; else None.
-
-    With one sample, every sequence is one block: (1, length).
-    """
-    length = len(samples)
-    if length == 0 or length % n:
-        return None
-    if n == 1:
-        return 1, length
-    inner = next((j for j, s in enumerate(samples) if s != 0), length)
-    if inner == 0 or length % (inner * n):
-        return None
-    fits = all(s == (j // inner) % n for j, s in enumerate(samples))
-    return (length // (inner * n), inner) if fits else None

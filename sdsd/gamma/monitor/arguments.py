@@ -34,9 +34,14 @@ def warn_of_switch(passes: int) -> None:
     )
 
 
-def check_dimension(batch_dim: Any) -> int:
-    """`batch_dim` as an int, if it counts from the front."""
+def check_dimension(batch_dim: Any) -> int | None:
+    """`batch_dim` as an int, if it counts from the front; None stays None, for lists of samples."""
+    if batch_dim is None:
+        return None
     dimension = checks.whole_number(batch_dim)
     if dimension is None or dimension < 0:
-        raise ValueError(f"batch_dim: expected a dimension counted from the front, 0 or more, got {batch_dim!r}.")
+        raise ValueError(
+            "batch_dim: expected a dimension counted from the front, 0 or more, or None where the model is called with "
+            f"a list of samples, got {batch_dim!r}."
+        )
     return int(dimension)

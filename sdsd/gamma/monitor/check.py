@@ -119,8 +119,14 @@ def beside_loop(
     return report
 
 
-def slices(batch: Any, n: int, axis: int) -> Iterator[Any]:
-    """The batch's samples, each a batch of one: every tensor with n entries along `axis` is cut."""
+def slices(batch: Any, n: int, axis: int | None) -> Iterator[Any]:
+    """The batch's samples, each a batch of one: every tensor with n entries along `axis` is cut.
+
+    With None, lists and tuples of n entries, none of which is one itself, and tensors of n rows.
+    """
+    if axis is None:
+        yield from (_listed(batch, n, k) for k in range(n))
+        return
     leaves, structure = pytree.tree_flatten(batch)
     for k in range(n):
         cut = [
@@ -128,6 +134,16 @@ def slices(batch: Any, n: int, axis: int) -> Iterator[Any]:
             for leaf in leaves
         ]
         yield pytree.tree_unflatten(cut, structure)
+
+
+def _listed(batch: Any, n: int, k: int) -> Any:
+    if type(batch) in (list, tuple):
+        if len(batch) == n and not any(type(each) in (list, tuple) for each in batch):
+            return type(batch)([batch[k]])
+        return type(batch)(_listed(each, n, k) for each in batch)
+    if isinstance(batch, dict):
+        return {name: _listed(each, n, k) for name, each in batch.items()}
+    return batch[k : k + 1] if isinstance(batch, Tensor) and batch.ndim and batch.shape[0] == n else batch
 
 
 @contextmanager
@@ -158,7 +174,7 @@ def by_loop(
     loss_fn: Callable[[nn.Module, Any], Tensor],
     batch: Any,
     n: int,
-    axis: int,
+    axis: int | None,
 ) -> tuple[dict[str, tuple[float, float]], float]:
     """Signal and noise of every parameter by one backward pass a sample, and the mean of the samples' losses."""
     total = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in parameters.items()}

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from ...models import compiling
-from ..following import SIZES, Mixed, Owners, Rows, Track, by_length
+from ..following import SIZES, Owners, Rows, Single, Track, Verdict, by_length
 from ..layers import UnsupportedError
 from ..uses import ANNOUNCED, deep_tensors
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 
-Inputs = tuple[int, list[tuple[Tensor, Track | Rows | Mixed]]]
+Inputs = tuple[int, list[tuple[Tensor, Verdict]]]
 """What one forward pass was given: samples, and the inputs that carry them, the first one first."""
 
 
@@ -32,6 +32,8 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
             whole number for each sample.
     """
     axis, given, exact = session.batch_dim, session.batch_size, session.exact
+    if axis is None:
+        return _listed([*args, *kwargs.values()], session)
     if len(args) == 1 and not kwargs and given is None and isinstance(args[0], Tensor):
         only = args[0]
         if only.ndim > axis and not only.is_nested:
@@ -69,12 +71,47 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         )
     else:
         batch = min(size, given) if exact else given
-    carry = [
+    carry: list[tuple[Tensor, Verdict]] = [
         (x, Track(axis, 1, x.shape[axis] // batch))
         for x in tensors
         if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
     ]
     return batch, sorted(carry, key=lambda pair: pair[0] is not first)
+
+
+def _listed(values: list[Any], session: Session) -> Inputs:
+    """Of a model that is called with a list of samples: all that its k-th element holds is of sample k.
+
+    Other lists as long are taken in the same way, and tensors with as many rows.
+    """
+    first = next((each for each in values if type(each) in (list, tuple)), None)
+    if first is None or compiling():
+        where = "in code that is compiled; leave the model uncompiled" if first is not None else "and got none"
+        raise UnsupportedError(
+            f"batch_dim=None says that the model is called with a list of samples: expected a list or tuple, {where}. "
+            "Pass batch_dim=0 where the samples are the rows of a tensor."
+        )
+    batch = len(first)
+    if session.batch_size not in (None, batch):
+        raise UnsupportedError(
+            f"the model was given a list of {batch} samples, and batch_size announces {session.batch_size}. "
+            "Pass the right batch_size, or none."
+        )
+    inputs: list[tuple[Tensor, Verdict]] = []
+    owners: dict[int, int] = {}
+    for value in values if session.exact else ():
+        if type(value) in (list, tuple) and len(value) == batch:
+            for sample, each in enumerate(value):
+                for tensor in deep_tensors(each):
+                    if owners.setdefault(id(tensor), sample) != sample:
+                        raise UnsupportedError(
+                            f"samples {owners[id(tensor)]} and {sample} of the list hold the same tensor, of shape "
+                            f"{tuple(tensor.shape)}, and cannot be told apart. Give each a clone of its own."
+                        )
+                    inputs.append((tensor, Single(sample, batch)))
+        elif isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
+            inputs.append((value, Track(0)))
+    return batch, inputs
 
 
 def _packed(leaves: Any, sequences: int, given: int | None, axis: int) -> Inputs:
@@ -87,7 +124,7 @@ def _packed(leaves: Any, sequences: int, given: int | None, axis: int) -> Inputs
         )
     inner = sequences // batch
     orders: list[tuple[Tensor, Owners]] = []
-    tracks: list[tuple[Tensor, Track | Rows | Mixed]] = []
+    tracks: list[tuple[Tensor, Verdict]] = []
     for each in leaves:
         if isinstance(each, PackedSequence) and int(each.batch_sizes[0]) == sequences:
             where: Track | Owners = Track(0, 1, inner)
@@ -115,7 +152,7 @@ def _of_different_length(first: Any, leaves: Any, session: Session) -> Inputs:
     if not session.exact:
         return samples, []
     if _is_packed(first) and not compiling():
-        return _packed(leaves, samples, session.batch_size, session.batch_dim)
+        return _packed(leaves, samples, session.batch_size, session.batch_dim or 0)
     if _is_packed(first):
         what, how = "a PackedSequence, whose rows are of several sequences by turns", "pad_packed_sequence"
     else:

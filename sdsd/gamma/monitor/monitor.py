@@ -55,7 +55,7 @@ class GammaMonitor:
         model: any nn.Module; may be wrapped in DistributedDataParallel or compiled, before or after.
         every: measure each `every`-th step; the others run as if nothing were attached and give None.
         mode: "exact", "micro", or "auto": exact until one step has shown four or more backward passes, then micro.
-        batch_dim: the dimension of the model's input, and of the layers' inputs, that counts samples.
+        batch_dim: the dimension of the model's input that counts samples; None if it is called with a list of samples.
         batch_size: samples a forward pass; None reads it off the model's first tensor argument. Give it where the input
             has several rows a sample, sample after sample, and where several forward passes of the same samples (pairs,
             say) go into one backward pass. The last batch may be smaller.
@@ -86,7 +86,7 @@ class GammaMonitor:
         *,
         every: int = 1,
         mode: str = "auto",
-        batch_dim: int = 0,
+        batch_dim: int | None = 0,
         batch_size: int | None = None,
         loss_reduction: str = "mean",
         population: int | None = None,
@@ -307,7 +307,7 @@ class GammaMonitor:
 
         Args:
             loss_fn: (model, batch) → the loss, a mean over samples (or a sum, with loss_reduction="sum").
-            batch: a tensor or a nest of tensors; those with n entries along batch_dim are cut into samples.
+            batch: a tensor or a nest; tensors with n entries along batch_dim (None: lists of n) are cut into samples.
 
         Returns:
             `CheckReport`: signal and noise of every covered parameter, measured and by the loop. It is printed too.

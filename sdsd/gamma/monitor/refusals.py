@@ -167,7 +167,7 @@ def unproved(differences: dict[str, float], factor: float | None, differentiated
     autograd.grad(create_graph=True) went through the forward pass.
     """
     shown = [
-        f"{name} ({difference:.1%} of it)" if difference < math.inf else name
+        f"{name} ({100 * difference:{'.2g' if difference < 1 else '.0f'}}% of it)" if difference < math.inf else name
         for name, difference in list(differences.items())[:8]
     ]
     more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""

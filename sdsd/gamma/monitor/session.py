@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import compiled_parts, intercepted
-from ..following import Mixed, Rows, Track, Verdict
+from ..following import Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
 from ..uses import (
     Leaf,
@@ -69,9 +69,9 @@ class Session:
         within: parameters → the autograd.Function of the user's that read them.
     """
 
-    def __init__(self, batch_dim: int, batch_size: int | None, max_bytes: int) -> None:
+    def __init__(self, batch_dim: int | None, batch_size: int | None, max_bytes: int) -> None:
         self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
-        self.along, self.rows_allowed = Track(batch_dim), batch_size is not None
+        self.along, self.rows_allowed = Track(batch_dim or 0), batch_size is not None
         self.measuring = self.planned = self.exact = self.compiled = True
         self.pauses = 0
         self.leftovers = Leftovers()
@@ -291,7 +291,7 @@ class Session:
         for other in peers:
             other.peers = peers
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Track | Rows | Mixed]]:
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, Verdict]]:
         """Find the batch size, and the inputs that carry samples."""
         inputs = read_inputs(args, kwargs, self)
         if inputs is None:  # none has a sample axis

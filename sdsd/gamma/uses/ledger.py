@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sdsd_kernels import NORMS_WIDTH, default_backend
 
-from ..following import Mixed, Rows, Track, Tracks, set_track, use
+from ..following import Tracks, Verdict, set_track, use
 from .combining import combine
 from .operand import Leaf, Operand
-from .pieces import Piece, project
+from .pieces import OfSamples, Piece, project
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -60,7 +60,7 @@ class Pass:
         self.n, self.max_bytes, self.scale, self.directions, self.scaled = n, max_bytes, scale, directions, scaled
         self.backends: dict[torch.device, str] = {}
         self.rows, self.peers, self.tracks = rows, [self], Tracks()
-        self.inputs: list[tuple[Tensor, Track | Rows | Mixed]] = []
+        self.inputs: list[tuple[Tensor, Verdict]] = []
         self.began: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         self.counts: dict[str, int] = {}
         self.refused: dict[str, str] = {}
@@ -138,6 +138,20 @@ class Pass:
             return
         scale = self.scale(name) if self.scaled else None
         self.squares.setdefault(name, []).append(piece.squares(scale, self.max_bytes))
+
+    def receive_one(self, leaf: Leaf, sample: int, gradient: Tensor) -> None:
+        """Take a gradient of one sample, to be added to what else comes of it."""
+        name = leaf.name
+        self._note_dtype(name)
+        piece = OfSamples(sample, gradient, self.n)
+        if self.directions is not None:
+            direction = self.directions(name, leaf.tensor)
+            self.projections.setdefault(name, []).append(piece.projection(direction, self.max_bytes))
+        kept = self.kept.setdefault(name, [])
+        for other in kept:
+            if isinstance(other, OfSamples):
+                return other.add(sample, gradient)
+        kept.append(piece)
 
     def serves(self, x: Tensor) -> bool:
         """Whether kernels take tensors such as `x`."""

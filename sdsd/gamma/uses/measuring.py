@@ -17,6 +17,7 @@ from ..following import (
     Occurring,
     Part,
     Rows,
+    Single,
     Summed,
     Track,
     about_to_write,
@@ -53,7 +54,7 @@ from .calls import (
 from .ledger import Pass
 from .opaque import hide_from_dynamo, transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
-from .rules import RULES, any_operation
+from .rules import RULES, any_operation, one_by_one
 
 if TYPE_CHECKING:
     from ..monitor import Session
@@ -192,23 +193,20 @@ class Measuring(TorchFunctionMode):
             track = track_of(tensor)
             if track is None and tensor.requires_grad and tensor.grad_fn is not None and not stated(tensor):
                 track = self._unseen(tensor)
-            if track is None:
-                if tensor.requires_grad:
-                    parameters.append(tensor)
-            elif isinstance(track, Track):
+            if tensor.requires_grad and (track is None or type(track) is Named):
+                parameters.append(tensor)
+            if isinstance(track, Track):
                 sampled = True
                 rows.append(None)
-            elif isinstance(track, Rows):
+            elif isinstance(track, (Rows, Single)):
                 sampled = True
-                rows.append(track.owners)
+                rows.append(track.owners if isinstance(track, Rows) else track)
             elif isinstance(track, Named):
                 named.append((tensor, track))
-                if tensor.requires_grad:
-                    parameters.append(tensor)
             elif isinstance(track, Occurring):
                 if not indexes(func, args):
                     apart = Mixed(track.reason)
-            else:
+            elif track is not None:
                 apart = track
         if torch._C._are_functorch_transforms_active():
             return transformed(self, func, args, kwargs)
@@ -230,6 +228,8 @@ class Measuring(TorchFunctionMode):
         if not torch.is_grad_enabled():
             self._count_hidden(parameters)
             return self.follow(func, args, kwargs, func(*args, **kwargs))
+        if Single in map(type, rows):
+            return self._use(func, args, kwargs, parameters, one_by_one(rows, named or apart))
         if func is torch._grouped_mm and isinstance(apart, Mixed) and sorted_offsets(args, kwargs) is not None:
             apart = None
         if named and None in rows:
@@ -274,14 +274,14 @@ class Measuring(TorchFunctionMode):
         set_track(tensor, None)
         return None
 
-    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
+    def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], rule: Any = None) -> Any:
         """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
         if func is torch.broadcast_tensors:  # joins nothing
             shape = torch.broadcast_shapes(*(t.shape for t in args))
             with self:
                 return tuple(t.expand(shape) for t in args)
         try:
-            out = RULES.get(func, any_operation)(self, func, args, kwargs, parameters)
+            out = (rule or RULES.get(func, any_operation))(self, func, args, kwargs, parameters)
             if type(out) is not Tensor or out._base is not None:
                 return marked(out, args)
             if out.grad_fn is not None:

@@ -194,6 +194,15 @@ class Operand:
         else:
             self._pull(ledger, piece, leaves)
 
+    def deliver_one(self, ledger: Pass, sample: int, gradient: Tensor) -> None:
+        """The same of one sample."""
+        if self.direct and self.reached:
+            ledger.receive_one(self.reached[0], sample, gradient)
+        elif self.reached:
+            by_name = {leaf.name: leaf for leaf in self.reached}
+            for name, pulled in self._pulled(gradient.unsqueeze(0), self.reached):
+                ledger.receive_one(by_name[name], sample, pulled[0])
+
     def _pull(self, ledger: Pass, piece: Piece, leaves: list[Leaf]) -> None:
         size = piece.bytes_each + 8 * max(leaf.tensor.numel() for leaf in leaves)
         whole = any(ledger.shared(leaf) for leaf in leaves)

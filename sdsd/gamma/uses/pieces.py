@@ -194,6 +194,28 @@ class Lazy(Piece):
         return super().projection(direction, max_bytes)
 
 
+class OfSamples(Piece):
+    """Gradients of single samples, by their numbers; those of the others are zero."""
+
+    def __init__(self, sample: int, gradient: Tensor, n: int) -> None:
+        self.gradients, self.n = {sample: wide(gradient)}, n
+        self.bytes_each = 8 * gradient.numel()
+
+    def add(self, sample: int, gradient: Tensor) -> None:
+        held = self.gradients.get(sample)
+        self.gradients[sample] = wide(gradient) if held is None else held + wide(gradient)
+
+    def each(self, start: int, stop: int) -> Tensor:
+        nothing = torch.zeros_like(next(iter(self.gradients.values())))
+        return torch.stack([self.gradients.get(k, nothing) for k in range(start, stop)])
+
+    def squares(self, scale: Tensor | None, max_bytes: int) -> Tensor:
+        return torch.stack([sum_of_squares(each.unsqueeze(0), scale) for each in self.gradients.values()]).sum()
+
+    def projection(self, direction: tuple[Tensor, Tensor], max_bytes: int) -> Tensor:
+        return torch.stack([project(each, direction) for each in self.gradients.values()]).sum()
+
+
 class OwnRows(Piece):
     """An operand of `shape` with rows for every sample: the gradient of a sample is zero in those of all others.
 

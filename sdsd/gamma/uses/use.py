@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..following import Rows, Track, rows_in_view, track_of
+from ..following import Rows, Single, Track, rows_in_view, track_of
 from .grouping import of_samples
 from .operand import Operand, leaves_of
 from .pieces import Piece
@@ -293,7 +293,7 @@ def watch(
     else:
         return []
     track = track_of(out)
-    if hidden is not None or not isinstance(track, (Track, Rows)):
+    if hidden is not None or not isinstance(track, (Track, Rows, Single)):
         mode.lost(operands, f"samples go through {hidden}, which is not followed" if hidden else track)
         return []
     mode.note_checkpoint()
@@ -321,4 +321,5 @@ def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     if base is None or base.grad_fn is None or not base.is_contiguous():
         return out, None
     shape, strides, offset = out.shape, out.stride(), out.storage_offset() - base.storage_offset()
-    return base, lambda grad: grad.contiguous().as_strided(shape, strides, offset)
+    # A gradient that is one of several in a row begins anywhere in their memory.
+    return base, lambda grad: (g := grad.contiguous()).as_strided(shape, strides, g.storage_offset() + offset)

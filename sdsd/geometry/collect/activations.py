@@ -11,7 +11,7 @@ from torch import nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...models import check_model, evaluating, refuse_scripted_parts
+from ...models import check_model, refuse_scripted_parts, running
 from .collector import Collector
 from .layer_activations import LayerActivations
 from .model_call import Forward, caller, check_loader
@@ -43,7 +43,7 @@ def collect_activations(
     and what is summed together, whatever the number of samples; with `keep` the values themselves stay.
 
     The model runs in eval mode without gradients. Afterwards, whatever happened, Ctrl-C included, every module is in
-    the mode it was in and no hook is left.
+    the mode it was in, no hook is left, and what its forward writes into buffers and attributes is as it was.
 
     Args:
         model: any module.
@@ -110,7 +110,7 @@ def collect_activations(
     report = reporter(progress, "collecting activations")
     total = _length(loader, max_batches)
     done = 0
-    with evaluating(model):
+    with running(model):
         for batch in loader:
             if done == 0 and after_nonlinearity is not False:
                 collector.look_for_nonlinearities(model, batch, run, required=bool(after_nonlinearity))

@@ -55,9 +55,6 @@ class LossBarrier:
         Returns:
             The figure and the axes.
 
-        Returns:
-            (figure, axes) of matplotlib.
-
         Raises:
             MissingExtraError: matplotlib is not installed.
         """

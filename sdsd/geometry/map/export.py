@@ -51,6 +51,8 @@ HINT = (
     "Drag to turn, scroll or pinch to zoom, point at a neuron for its nearest neighbours or choose it below the map, "
     "click the legend to hide a cluster."
 )
+SIZE = "The larger a point, the more strongly the neuron answers."
+STRESS = "Stress is how far distances on the map are from those meant: 0 would be exact."
 NEIGHBOURS = 5
 SMALLEST, LARGEST = 5.0, 16.0
 """Diameters of points on the page, in pixels: of a neuron with norm 0 and of that with the largest."""
@@ -185,7 +187,7 @@ def save_html(neuron_map: NeuronMap, path: str | Path) -> Path:
         library=plot_library(),
         style=MAP_STYLE,
         plot=plot(neuron_map, "map"),
-        hint=HINT,
+        hint=" ".join([HINT, *[SIZE] * (neuron_map.norms is not None), STRESS]),
     )
     path = Path(path)
     draft = path.with_name(path.name + ".part")

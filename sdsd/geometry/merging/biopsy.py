@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...models import restored
+from ...models import untouched
 from ..cosines import NeuronPair
 from .consumers import consumers
 from .measurements import Key, Measurements, fingerprint, resumed
@@ -155,11 +155,11 @@ def biopsy(
     a shared job, near pairs cost less than far ones. Pairs of a cohort are disjoint and chosen greedily, by
     `disjoint_pairs`.
 
-    Memory: a copy of the model's parameters, and what `disjoint_pairs` takes.
+    Memory: a copy of the model's parameters and buffers, and what `disjoint_pairs` takes.
 
     Args:
-        model: put into eval mode meanwhile, and left as it was: parameters, buffers and modes, bit for bit. A copy of
-            its parameters waits meanwhile.
+        model: put into eval mode meanwhile, and left as it was, bit for bit: parameters, buffers, attributes, modes.
+            Every measurement starts from the same buffers and attributes.
         layer: name of an nn.Linear or convolution.
         loss: a function of the model that gives a number (a float or a tensor with one element), or (loader, loss_fn)
             as `mean_loss` takes them. It must see the same data each time. `kl_to_untouched` and `cosine_to_untouched`
@@ -305,7 +305,7 @@ class _Measure(NamedTuple):
         key = Measurements.key(pairs)
         if key not in self.measurements.losses:
             with applied(self.merger.edits(IndexPairs(*torch.tensor(key).T))):
-                self.measurements.add(key, _finite(self.loss(self.merger.model), key))
+                self.measurements.add(key, _measured(self.loss, self.merger.model, key))
         return self.measurements.losses[key] - self.measurements.loss_before
 
 
@@ -317,15 +317,15 @@ def _measuring(
 ) -> Iterator[_Measure]:
     """The untouched network measured, and the model in eval mode; everything put back afterwards."""
     function, model = as_sensitivity(loss), merger.model
-    with restored(model), torch.no_grad():
+    with untouched(model, parameters=True), torch.no_grad():
         model.eval()
-        before = _finite(function(model))
-        started = Measurements(merger.group.layer, merger.how, fingerprint(model), before)
+        started = Measurements(merger.group.layer, merger.how, fingerprint(model), _measured(function, model))
         yield _Measure(merger, function, started if resume is None else resumed(started, resume))
 
 
-def _finite(loss: Any, merged: Key = ()) -> float:
-    value = single_number(loss, "loss")
+def _measured(loss: Sensitivity, model: nn.Module, merged: Key = ()) -> float:
+    with untouched(model):  # what a forward counts or averages is the same for every measurement
+        value = single_number(loss(model), "loss")
     if not math.isfinite(value):
         pairs = f"pair {merged[0]}" if len(merged) == 1 else f"{len(merged)} pairs"
         when = f"with {pairs} merged" if merged else "of the untouched network"

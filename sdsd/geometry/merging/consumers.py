@@ -344,7 +344,7 @@ def _is_dense(module: nn.Module) -> bool:
     if isinstance(module, DENSE):
         return True
     own = [each for each in module._parameters.values() if each is not None]
-    return any(isinstance(each, nn.UninitializedParameter) or each.ndim > 1 for each in own)
+    return any(each.ndim > 1 for each in own)
 
 
 def _check_weight(module: nn.Module, layer: str) -> None:
@@ -356,5 +356,3 @@ def _check_weight(module: nn.Module, layer: str) -> None:
     computed = computed_tensors(module)
     if computed:
         raise ValueError(f"layer: the {computed[0]} of {layer!r} is computed from other tensors. {MAKE_PERMANENT}")
-    if isinstance(module._parameters["weight"], nn.UninitializedParameter):
-        raise ValueError(f"layer: {layer!r} has no size yet. Run the model once.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...graphs import READER, TIED, Part, spatial_dims
-from ...models import evaluating, plainly
+from ...models import plainly, running
 from .consumers import Consumers, consumers
 from .merge import IndexPairs, layer_rows, part_tensor
 from .sensitivity import LossFunction, from_torch, takes_outputs
@@ -167,7 +167,7 @@ def _roots(model: nn.Module, readers: Iterable[str], loader: Iterable[Any], loss
     modules = {name: model.get_submodule(name) for name in sorted(readers)}
     sums: dict[str, Tensor] = {}
     samples = 0
-    with plainly(model), evaluating(model), torch.enable_grad(), ExitStack() as stack:
+    with plainly(model), running(model), torch.enable_grad(), ExitStack() as stack:
         seen: dict[str, list[Tensor]] = {name: [] for name in modules}
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(_added_zero(seen[name])).remove)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._progress import Progress, reporter
-from ...models import evaluating, plainly, restored
+from ...models import plainly, restored, running
 from ..arithmetic import widened
 from ..collect import Forward, caller, check_loader
 from ..gram import GramAccumulator
@@ -49,7 +49,7 @@ def expert_cosine(
     run, report = caller(model, forward), reporter(progress, f"experts of {experts}")
     sums: GramAccumulator | None = None
     done = 0
-    with plainly(model), evaluating(model):
+    with plainly(model), running(model):
         for batch in loader:
             tokens = _tokens(model, holder, run, batch)
             if tokens is not None:

@@ -15,7 +15,7 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...graphs import CONVOLUTIONS, READER, TIED, listening
-from ...models import evaluating, plainly
+from ...models import plainly, running
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding, caller, check_loader
 from ..gram import GramAccumulator
 from .consumers import Consumers, consumers
@@ -108,7 +108,7 @@ def collect_groups(
     stores = [_Store(model, group, of, padding) for group in groups]
     report = reporter(progress, "activations of groups")
     done = 0
-    with plainly(model), evaluating(model):
+    with plainly(model), running(model):
         for batch in loader:
             padding.start(batch, done)
             with _hearing(model, stores, of), padding.watching():

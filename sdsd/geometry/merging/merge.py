@@ -158,19 +158,19 @@ class Merger:
         return checked_pairs(pairs, self.group.neurons)
 
     def edits(self, pairs: IndexPairs) -> list[Edit]:
-        """What to write where. `pairs` come from `checked`."""
-        if self.how == "mean":
-            return [
-                _averaged(part_tensor(self.model, part), part, pairs)
-                for part in self.group.parts
-                if part.role in (WRITER, BETWEEN, TIED)
-            ]
-        weights = [(part_tensor(self.model, part), part) for part in self.group.of(READER)]
-        if self.how == "act":
-            return [_averaged(weight, part, pairs) for weight, part in weights]
-        assert self.absorption is not None
-        share = self.absorption(pairs)
-        return [edit for weight, part in weights for edit in added(weight, part, pairs, share)]
+        """What to write where, in this order: several axes of a tensor one after the other. `pairs`: from `checked`."""
+        roles = (WRITER, BETWEEN, TIED) if self.how == "mean" else (READER,)
+        parts = [part for part in self.group.parts if part.role in roles]
+        share = self.absorption(pairs) if self.how == "absorb" and self.absorption is not None else None
+        names, edits, changed = [part.name for part in parts], list[Edit](), dict[str, Tensor]()
+        for part in parts:
+            tensor = part_tensor(self.model, part)
+            now = changed.setdefault(part.name, tensor.detach().clone()) if names.count(part.name) > 1 else tensor
+            own = [_averaged(now, part, pairs)] if share is None else added(now, part, pairs, share)
+            if now is not tensor:
+                apply(own)
+            edits += [edit._replace(tensor=tensor) for edit in own]
+        return edits
 
 
 def check_how(how: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...models import evaluating
+from ...models import running
 from .consolidate import copied, given_back, shrink, sizes_of_model
 from .consumers import Consumers, consumers
 from .expert_removal import remove_experts
@@ -335,7 +335,7 @@ def _without_experts(model: nn.Module, rows: Sequence[LayerPlan], example_input:
 
 
 def _value(measure: Sensitivity, model: nn.Module) -> float:
-    with evaluating(model):
+    with running(model):
         return single_number(measure(model), "evaluate")
 
 

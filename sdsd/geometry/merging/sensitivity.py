@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ...graphs import outputs
-from ...models import evaluating
+from ...models import running, untouched
 
 Sensitivity = Callable[[nn.Module], Any]
 """A function of the model that gives one number, a float or a tensor with one element."""
@@ -114,19 +114,20 @@ def _against_untouched(
     distance: Callable[[Tensor, Tensor], Tensor],
 ) -> Sensitivity:
     run = forward or _forward
-    with evaluating(model):
-        untouched = [run(model, batch).detach() for batch in loader]
-    if not untouched:
+    with running(model):
+        answers = [run(model, batch).detach() for batch in loader]
+    if not answers:
         raise ValueError("loader: expected at least one batch, got none. Pass a list or a DataLoader.")
 
     def mean_distance(changed: nn.Module) -> float:
-        distances = [
-            distance(before.double(), run(changed, batch).double()).flatten()
-            for before, batch in zip(untouched, loader, strict=False)
-        ]
-        if len(distances) < len(untouched):
+        with untouched(changed):
+            distances = [
+                distance(before.double(), run(changed, batch).double()).flatten()
+                for before, batch in zip(answers, loader, strict=False)
+            ]
+        if len(distances) < len(answers):
             raise ValueError(
-                f"loader: expected the same {len(untouched)} batches each time, got {len(distances)}. A generator is "
+                f"loader: expected the same {len(answers)} batches each time, got {len(distances)}. A generator is "
                 "empty after its first reading; pass a list or a DataLoader."
             )
         return torch.cat(distances).mean().item()

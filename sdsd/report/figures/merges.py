@@ -13,13 +13,14 @@ from .style import BLUE, COHORT_COLOURS, INK, MUTED, styled
 
 
 @styled
-def draw_merges(axes: Any, cohorts: Mapping[str, Sequence[float]], seed: int = 0) -> None:
+def draw_merges(axes: Any, cohorts: Mapping[str, Sequence[float]], seed: int = 0, *, unit: str = "") -> None:
     """|loss change| of each single merge, one strip a cohort, on a log axis, with its median as a bar.
 
     Args:
         axes: matplotlib's, to draw into.
         cohorts: name → changes of the loss, one a merge.
         seed: of the sideways spread of points.
+        unit: of the loss, "nats" for a cross entropy; "" where it has no name.
     """
     jitter = np.random.default_rng(seed)
     sizes = [abs(value) for values in cohorts.values() for value in values if value]
@@ -40,17 +41,18 @@ def draw_merges(axes: Any, cohorts: Mapping[str, Sequence[float]], seed: int = 0
     axes.set_xticks(range(len(cohorts)), labels)
     _emphasise_ticks(axes)
     axes.grid(False, axis="x")
-    axes.set_ylabel("|loss change|")
+    axes.set_ylabel(_in("|loss change|", unit))
     log_axis(axes.yaxis, bottom, top)
 
 
 @styled
-def draw_batch_merges(axes: Any, cohorts: Mapping[str, Sequence[float]]) -> None:
+def draw_batch_merges(axes: Any, cohorts: Mapping[str, Sequence[float]], *, unit: str = "") -> None:
     """Loss change when a whole cohort is merged at once: a dot for each cohort, several for random pairings.
 
     Args:
         axes: matplotlib's, to draw into.
         cohorts: name → changes of the loss.
+        unit: of the loss, as in `draw_merges`.
     """
     everything = [value for values in cohorts.values() for value in values]
     low, high = min([0.0, *everything]), max([0.0, *everything])
@@ -71,7 +73,11 @@ def draw_batch_merges(axes: Any, cohorts: Mapping[str, Sequence[float]]) -> None
     axes.set_xticks(range(len(cohorts)), labels)
     _emphasise_ticks(axes)
     axes.grid(False, axis="x")
-    axes.set_ylabel("loss change")
+    axes.set_ylabel(_in("loss change", unit))
+
+
+def _in(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
 
 
 def _emphasise_ticks(axes: Any) -> None:

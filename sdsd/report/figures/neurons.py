@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ def draw_neuron_map(
     pairs: Sequence[tuple[int, int]] = (),
     sizes: Sequence[float] | None = None,
     *,
+    dotted: Sequence[tuple[int, int]] = (),
+    dotted_means: str = "",
     labels: bool = True,
     legend: bool = True,
 ) -> None:
@@ -43,21 +45,26 @@ def draw_neuron_map(
         clusters, names: of each neuron.
         pairs: (first, second) each, as rows of `points`.
         sizes: of the points; None: all alike.
+        dotted: more pairs, whose lines are dotted.
+        dotted_means: what the legend says of them.
         labels, legend: whether they are drawn.
     """
-    for first, second in pairs:
-        axes.plot(*points[[first, second]].T, color=INK, linewidth=1.6, zorder=1)
+    lines = {"-": ("nearest pair", pairs), ":": (dotted_means, dotted)}
+    for style, (_, some) in lines.items():
+        for first, second in some:
+            axes.plot(*points[[first, second]].T, color=INK, linewidth=1.6, linestyle=style, zorder=1)
     colours = [CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)] for cluster in clusters]
     area = 58.0 if sizes is None else 24 + 90 * np.asarray(sizes) / max(float(np.max(sizes)), 1e-30)
     axes.scatter(*points.T, s=area, c=colours, edgecolors=PAPER, linewidths=0.9, zorder=2)
     frame_map(axes)
     if legend and clusters:
-        _cluster_legend(axes, clusters, bool(pairs))
-    if labels and pairs:
-        _name_pairs(axes, points, names, pairs)
+        _cluster_legend(axes, clusters, {style: words for style, (words, some) in lines.items() if some})
+    if labels and (pairs or dotted):
+        _name_pairs(axes, points, names, [*pairs, *dotted])
 
 
-def _cluster_legend(axes: Any, clusters: Sequence[int], linked: bool) -> None:
+def _cluster_legend(axes: Any, clusters: Sequence[int], lines: Mapping[Any, str]) -> None:
+    """Which colour is which cluster, and what each style of line joins."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -73,8 +80,8 @@ def _cluster_legend(axes: Any, clusters: Sequence[int], linked: bool) -> None:
         )
         for group in sorted(set(clusters))
     ]
-    if linked:
-        handles.append(Line2D([], [], color=INK, linewidth=1.6, label="nearest pair"))
+    for style, words in lines.items():
+        handles.append(Line2D([], [], color=INK, linewidth=1.6, linestyle=style, label=words))
     axes.legend(
         handles=handles,
         title="cluster (neurons)",

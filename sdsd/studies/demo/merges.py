@@ -9,6 +9,7 @@ from typing import Any
 from ...report import figures, html
 from ...report.figures import plain_number
 from ..engine import FigureBook
+from ..pairs import ANSWERING
 
 
 def merge_sections(results: dict[str, Any], book: FigureBook) -> list[html.Section]:
@@ -39,8 +40,9 @@ def merge_sections(results: dict[str, Any], book: FigureBook) -> list[html.Secti
                     "To merge two neurons, both get the average of their incoming weights and biases, so that from "
                     "then on they compute the same; nothing else is touched, and nothing is retrained. "
                     f"Merging the nearest pair ({near['first']} and {near['second']}) changed the loss on held-out "
-                    f"digits by {signed(near['loss_change'])}; merging the farthest that both answer "
-                    f"({far['first']} and {far['second']}) by {signed(far['loss_change'])}. One pair may be luck, so "
+                    f"digits by {signed(near['loss_change'])} nats; merging the farthest ({far['first']} and "
+                    f"{far['second']}) by {signed(far['loss_change'])}. Both are of neurons that {ANSWERING}, if "
+                    "any do. One pair may be luck, so "
                     f"{size} near, {size} far and {size} random pairs were merged, each singly and each cohort at once."
                 ),
                 html.Figure(
@@ -54,7 +56,8 @@ def merge_sections(results: dict[str, Any], book: FigureBook) -> list[html.Secti
                 html.Table(
                     ("pairs", "mean cosine", "median |Δ|", "largest |Δ|", "Δ, all at once", "accuracy, all at once"),
                     rows,
-                    f"Δ: change of the loss on held-out digits, {merges['loss_before']:.4f} before. Accuracy before: "
+                    f"Δ: change of the loss on held-out digits, in nats; {merges['loss_before']:.4f} before. "
+                    "Accuracy before: "
                     f"{100 * merges['accuracy_before']:.1f}%. The weights were restored after each merge"
                     f"{', bit for bit.' if merges['restored_exactly'] else '; the check of that FAILED.'}",
                 ),
@@ -82,7 +85,7 @@ def pair_table(cohorts: dict[str, Any]) -> html.Table:
         ("", *(head for name in names.values() for head in (f"{name} pair", "its cosine", "its Δ"))),
         [(str(rank), *near, *far) for rank, (near, far) in enumerate(zip(*columns, strict=True), start=1)],
         "The first pairs of both cohorts, each merged alone. Pairs of a cohort share no neuron; neurons that hardly "
-        "ever fire have cosine 0 with most others.",
+        "ever fire have cosine 0 with most others, and are no example above.",
     )
 
 
@@ -119,7 +122,7 @@ def merge_sentence(facts: dict[str, Any], size: int) -> str:
         f"{plain_number(facts['median']['near'])})"
     )
     at_once = (
-        f"Merging {size} pairs at once changed the loss by {signed(facts['near'])} for the nearest, "
+        f"Merging {size} pairs at once changed the loss by {signed(facts['near'])} nats for the nearest, "
         f"{signed(facts['far'])} for the farthest, and {signed(facts['random'])} on average for random pairs; "
         f"{facts['random_worse_than_near']} of {facts['random_count']} random pairings did worse than the nearest"
     )
@@ -136,10 +139,12 @@ def merge_sentence(facts: dict[str, Any], size: int) -> str:
 
 def draw_merge_axes(left: Any, right: Any, cohorts: dict[str, Any], size: int) -> None:
     figures.draw_merges(
-        left, {name: [pair["loss_change"] for pair in cohort["pairs"]] for name, cohort in cohorts.items()}
+        left, {name: [pair["loss_change"] for pair in cohort["pairs"]] for name, cohort in cohorts.items()}, unit="nats"
     )
     figures.set_title(left, "one pair at a time")
-    figures.draw_batch_merges(right, {name: cohort["together_loss_change"] for name, cohort in cohorts.items()})
+    figures.draw_batch_merges(
+        right, {name: cohort["together_loss_change"] for name, cohort in cohorts.items()}, unit="nats"
+    )
     figures.set_title(right, f"{size} pairs at once")
 
 

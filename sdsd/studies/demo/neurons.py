@@ -8,7 +8,7 @@ from typing import Any
 from ...report import figures, html
 from ...report.figures import plain_number
 from ..engine import FigureBook
-from ..pairs import farthest_examples
+from ..pairs import ANSWERING, farthest_examples
 from .config import DemoResult
 
 LINKS = 10
@@ -43,7 +43,8 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
             book.add(figure, "pairs"),
             "Each dot is one held-out digit, placed by what two neurons answer to it. "
             + ("The nearest pair answers nearly in step" if near.cosine > 0.9 else "Left the pair most alike")
-            + ("; in the farthest, one is silent where the other speaks." if abs(far.cosine) < 0.02 else "."),
+            + ("; in the farthest, one is silent where the other speaks" if abs(far.cosine) < 0.02 else "")
+            + f" (of neurons that {ANSWERING}, if any do).",
             "Figure 3. Two neurons, the same digits.",
         )
     )
@@ -52,9 +53,9 @@ def map_sections(result: DemoResult, book: FigureBook) -> list[html.Section]:
     norms = activations[:, order].norm(dim=0).numpy()
     plane = neuron_map.plane()
     cheap, dear, words = judged_links(neuron_map, result.results["merges"])
-    figures.draw_neuron_map(axes, plane.points, neuron_map.clusters, order, cheap, norms)
-    for link in dear:
-        axes.plot(*plane.points[list(link)].T, color=figures.INK, linewidth=1.6, linestyle=":", zorder=1)
+    figures.draw_neuron_map(
+        axes, plane.points, neuron_map.clusters, order, cheap, norms, dotted=dear, dotted_means="one that costs more"
+    )
     drawn = [
         html.Figure(
             book.add(figure, "neuron_map"),

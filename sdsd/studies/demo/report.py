@@ -12,6 +12,7 @@ from ...report import figures, html
 from ...report.figures import plain_number
 from ..digits import CENTRE, split_digits
 from ..engine import FigureBook, write_text
+from ..pairs import ANSWERING
 from .config import HISTORY, DemoResult
 from .merges import example, merge_facts, merge_sections, merge_sentence, points, signed
 from .neurons import map_sections
@@ -121,7 +122,9 @@ def overview(result: DemoResult, book: FigureBook) -> None:
     )
     figures.set_title(axes[1], "Which neurons do the same job?")
     cohorts = results["merges"]["cohorts"]
-    figures.draw_batch_merges(axes[2], {name: cohort["together_loss_change"] for name, cohort in cohorts.items()})
+    figures.draw_batch_merges(
+        axes[2], {name: cohort["together_loss_change"] for name, cohort in cohorts.items()}, unit="nats"
+    )
     figures.set_title(axes[2], f"Can they be merged? ({results['merges']['pairs_in_a_cohort']} pairs at once)")
     book.save(figure, "overview", dpi=100)
 
@@ -162,9 +165,10 @@ def summary_lines(result: DemoResult) -> list[str]:
     if merges and merges["pairs_in_a_cohort"]:
         for name, word in (("near", "nearest"), ("far", "farthest")):
             pair = example(merges["cohorts"][name])
+            which = f" of neurons that {ANSWERING}" if pair is not merges["cohorts"][name]["pairs"][0] else ""
             lines.append(
-                f"Merging the {word} pair, {pair['first']} and {pair['second']} (cosine {pair['cosine']:.3f}): "
-                f"loss {signed(pair['loss_change'])}."
+                f"Merging the {word} pair{which}, {pair['first']} and {pair['second']} (cosine {pair['cosine']:.3f}): "
+                f"loss {signed(pair['loss_change'])} nats."
             )
         lines.append(merge_sentence(merge_facts(merges), merges["pairs_in_a_cohort"]))
     lines.append(f"Report: {result.folder / 'report.html'}")

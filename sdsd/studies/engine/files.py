@@ -15,8 +15,8 @@ FLAG = "_is"
 """Ends the name of what says which number stands behind a null."""
 
 
-def prepare_output(out: str | Path) -> Path:
-    """Create `out` and prove that a file can be written there.
+def prepare_output(out: str | Path, option: str = "--out") -> Path:
+    """Create `out`, which `option` names, and prove that a file can be written there.
 
     Raises:
         ValueError: it cannot; the message says why.
@@ -29,7 +29,7 @@ def prepare_output(out: str | Path) -> Path:
     except OSError as error:
         raise ValueError(
             f"output directory {folder}: expected a directory that can be written, but {_why(folder, error)}. "
-            f"Choose another with --out."
+            f"Choose another with {option}."
         ) from error
     return folder
 

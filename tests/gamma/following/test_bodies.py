@@ -191,7 +191,10 @@ def test_the_call_that_mixes_says_so_once() -> None:
     one, two = (other.unbind() for other in others)
     for other, rows in zip(others, (one, two), strict=True):
         follow(Tensor.unbind, (other,), {}, rows, 6)
-    mingled, mixed = told(torch.stack, [*one[:3], *two[3:]])
+    whole, mixed = told(torch.stack, [*one[:3], *two[3:]])
+    assert track_of(whole) == Track(0)
+    assert mixed is None
+    mingled, mixed = told(torch.mul, one[0].requires_grad_(), two[1].requires_grad_())
     assert mixed is not None
     assert mixed == track_of(mingled)
 

@@ -222,7 +222,7 @@ def test_a_layer_that_is_the_output_is_silent_and_one_that_nothing_reads_is_not(
         collect_activations(Model(), [torch.randn(9, 16)], "*")
 
 
-def test_looking_costs_no_random_number_and_changes_no_buffer():
+def test_looking_costs_no_random_number_and_a_forward_that_counts_is_where_it_was():
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -231,6 +231,7 @@ def test_looking_costs_no_random_number_and_changes_no_buffer():
 
         def forward(self, x):
             self.calls += 1
+            self.seen = x
             return self.b((self.a(x) + torch.randn(8)).relu())
 
     model, batches = Noisy(), [torch.randn(9, 16) for _ in range(3)]
@@ -240,7 +241,8 @@ def test_looking_costs_no_random_number_and_changes_no_buffer():
         collect_activations(model, batches, "a", after_nonlinearity=after)
         values.append(torch.rand(3))
     torch.testing.assert_close(*values)
-    assert int(model.calls) == 6
+    assert int(model.calls) == 0
+    assert not hasattr(model, "seen")
 
 
 def test_a_network_with_nothing_to_say_is_silent():

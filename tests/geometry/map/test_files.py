@@ -190,7 +190,7 @@ def test_maps_saved_before_there_was_a_choice_of_method(layer, tmp_path):
 
 
 def test_umap_keeps_groups_together_and_says_what_its_distances_are(tmp_path):
-    pytest.importorskip("umap")
+    pytest.importorskip("umap", reason="umap-learn is not installed: make test-integrations")
     from sdsd.geometry import NeuronMap
 
     generator = torch.Generator().manual_seed(0)

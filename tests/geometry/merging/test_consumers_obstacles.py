@@ -74,7 +74,7 @@ OBSTACLES = {
     "sorted": (lambda m, x: m.head(m.first(x).sort(-1).values), READING, "orders the neurons"),
     "running sum": (lambda m, x: m.head(m.first(x).cumsum(-1)), READING, "mixes"),
     "rolled": (lambda m, x: m.head(m.first(x).roll(1, -1)), READING, "'roll'"),
-    "no rule": (lambda m, x: m.head(torch.cdist(h := m.first(x).T, h)), READING, "no rule for 'cdist_forward'"),
+    "no rule": (lambda m, x: m.head(torch.renorm(m.first(x), 2, 0, 1.0)), READING, "no rule for 'renorm'"),
     "with the input": (lambda m, x: m.head(m.first(x) + x), READING, "joins the neurons with the model's input"),
 }
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from sdsd.geometry import consolidate, consumers, merge, remove_neurons
-from sdsd.graphs import look, outputs
+from sdsd.graphs import look, outputs, recording
 
-from .programs import built, dense, is_refused, is_the_merged_one, linear, rows, words
+from .programs import built, conv, dense, is_refused, is_the_merged_one, linear, pictures, rows, words
 
 OTHER_SIZES = {
     "one sample": (lambda m, x: (m.b if len(x) > 1 else m.c)(m.a(x)), rows, lambda x: x[:1]),
@@ -47,6 +47,67 @@ def test_a_width_that_is_read_for_few_samples_is_refused():
         return m.b(h) / (1 if len(x) > 5 else h.shape[1])
 
     is_refused(*built((forward, rows, dense)), "uses the number of neurons")
+
+
+class Window(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = 20
+
+
+FAR_SIZES = {
+    "a number of samples": (lambda m, x: x.shape[0] >= 100, rows, lambda x: x.repeat(13, 1)),
+    "the other way round": (lambda m, x: not x.size(0) <= 99, rows, lambda x: x.repeat(13, 1)),
+    "exactly so many": (lambda m, x: x.shape[0] == 101, rows, lambda x: x.repeat(13, 1)[:101]),
+    "a setting": (lambda m, x: x.shape[1] > m.window.words, words, lambda x: x.repeat(1, 3, 1)),
+    "a setting, before": (lambda m, x: m.window.words < x.shape[1], words, lambda x: x.repeat(1, 3, 1)),
+    "the lesser of two": (
+        lambda m, x: min(x.shape[1], m.window.words) == m.window.words,
+        words,
+        lambda x: x.repeat(1, 3, 1),
+    ),
+    "words of all samples": (lambda m, x: x.shape[0] * x.shape[1] > 300.5, words, lambda x: x.repeat(11, 1, 1)),
+    "numbers": (lambda m, x: x.numel() > 4000, rows, lambda x: x.repeat(32, 1)),
+    "half a length": (lambda m, x: x.shape[1] // 2 >= 15, words, lambda x: x.repeat(1, 5, 1)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAR_SIZES)
+def test_sizes_that_a_forward_compares_are_tried_from_the_other_side(name):
+    """Readers that only much larger inputs reach, and a width that is read there."""
+    far, drawn, other = FAR_SIZES[name]
+    forward = lambda m, x: (m.c if far(m, x) else m.b)(m.a(x))  # noqa: E731
+    model, _ = built((forward, drawn, lambda: dense(c=linear(12, 4), window=Window())))
+    x = drawn()
+    assert not far(model, x)
+    assert far(model, other(x))
+    assert {reader.name for reader in consumers(model, "a", x).readers} == {"b", "c"}
+    smaller, _ = remove_neurons(model, "a", [11], example_input=x)
+    model.c.weight[:, 11] = 0
+    torch.testing.assert_close(smaller(other(x)), model(other(x)), rtol=1e-10, atol=1e-10)
+
+    def scaled(m, x):
+        h = m.a(x)
+        return m.b(h) / (h.shape[-1] if far(m, x) else 1)
+
+    is_refused(*built((scaled, drawn, lambda: dense(window=Window()))), "uses the number of neurons")
+
+
+def test_sizes_of_pictures_are_compared_along_both_sides():
+    def forward(m, x):
+        return (m.c if max(x.shape[-2:]) > 20 else m.b)(m.a(x).mean((2, 3)))
+
+    model, drawn = built((forward, pictures, lambda: dense(a=conv(3, 12, 3), c=linear(12, 4))))
+    assert {reader.name for reader in consumers(model, "a", drawn()).readers} == {"b", "c"}
+
+
+def test_what_would_take_too_long_is_not_tried(monkeypatch):
+    case = (lambda m, x: (m.b if x.shape[0] < 1000 else m.c)(m.a(x)), rows, lambda: dense(c=linear(12, 4)))
+    for most, readers in ((2**34, {"b", "c"}), (100_000, {"b"})):
+        monkeypatch.setattr(recording, "PRODUCTS", most)
+        model, drawn = built(case)
+        assert {reader.name for reader in consumers(model, "a", drawn()).readers} == readers
 
 
 def test_the_proof_runs_where_the_forward_decides_otherwise(monkeypatch):

@@ -10,6 +10,7 @@ from . import (
     in_place,
     layers,
     losses,
+    one_by_one,
     passes,
     places,
     practice,
@@ -21,6 +22,7 @@ from . import (
 _MODULES = (
     uses,
     losses,
+    one_by_one,
     passes,
     batches,
     sizes,
@@ -34,6 +36,7 @@ _MODULES = (
     densities,
     contrast,
     places,
+    one_by_one,
 )
 ALL = {
     f"{kind}: {name}": program

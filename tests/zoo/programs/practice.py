@@ -189,8 +189,8 @@ BATCHES = {
     ),
     "sets of points": of(points, SEQUENCES, first=lambda: nn.Conv1d(8, 6, 1), last=linear(6, 3)),
     "the batch in two halves": of(in_two_halves, measured=False, first=linear(), last=linear(8, 3)),
-    "sample by sample, joined": of(sample_by_sample, SEQUENCES, measured=False, first=linear(), last=linear(8, 3)),
-    "sample by sample, stacked": of(unpadded, SEQUENCES, first=linear(), last=linear(8, 3), measured=False),
+    "sample by sample, joined": of(sample_by_sample, SEQUENCES, first=linear(), last=linear(8, 3)),
+    "sample by sample, stacked": of(unpadded, SEQUENCES, first=linear(), last=linear(8, 3)),
     "a checkpoint round parameters": of(checkpointed, first=linear(), gain=lambda: parameter(8), last=linear(8, 3)),
     "two inputs through one encoder": of(siamese, (X, X.flip(0)), body=linear(), head=linear(8, 3)),
     "a loss scaled up and gradients scaled down": Program(

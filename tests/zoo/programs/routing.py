@@ -226,7 +226,6 @@ ROUTING = {
     "a branch taken by each sample": of(
         lambda m, x: m.last(torch.stack([(m.one if row[0] > 0 else m.two)(row) for row in x])),
         X,
-        False,
         one=linear(),
         two=linear(),
         last=linear(8, 3),
@@ -250,4 +249,60 @@ def valid_alone(m, ids):
     return m.last(out.sum(1))
 
 
-PROGRAMS = {"routing": ROUTING}
+def among(choose, rows, measured):
+    """Rows chosen among the `rows` that a mask of tokens chose; choose(rows) → what of them goes on.
+
+    Numbers of rows below N and above: those of rows are then numbers of samples, or are not.
+    """
+    mask = torch.zeros(N, 4, dtype=torch.bool)
+    mask.view(-1)[torch.arange(rows) * 23 // max(1, rows - 1)] = True
+    samples = torch.arange(N)[:, None].expand(N, 4)[mask]
+
+    def made():
+        return Net(
+            lambda m, x, mask: m.last(m.second(choose(torch.tanh(m.first(x[mask])))[1])),
+            first=nn.Linear(8, 8),
+            second=nn.Linear(8, 8),
+            last=nn.Linear(8, 3),
+        )
+
+    def contribution(model, i):
+        chosen, h = choose(torch.tanh(model.first(SEQUENCES.double()[mask])))
+        return (model.last(model.second(h)).square().sum(1) * (samples[chosen] == i)).sum() / N
+
+    return Program(
+        made,
+        (SEQUENCES, mask),
+        lambda m, x, mask: m(x, mask).square().sum() / N,
+        contribution=contribution,
+        measured=measured,
+    )
+
+
+def masked(h):
+    mask = h[:, 0] > -0.3
+    return mask, h[mask]
+
+
+def turned(h):
+    order = torch.arange(len(h)).roll(1)
+    return order, h[order]
+
+
+def by_size(h):
+    order = (10 * h[:, 0]).long().argsort()
+    return order, h[order]
+
+
+AMONG = {
+    f"{name}, {rows} of {N}": among(choose, rows, measured)
+    for name, choose, measured in (
+        ("rows chosen among rows", masked, True),
+        ("chosen rows turned", turned, False),
+        ("chosen rows sorted", by_size, False),
+        ("the first of chosen rows", lambda h: (slice(0, 1), h[0][None]), True),
+    )
+    for rows in (N // 2, N - 1, N, N + 3)
+}
+
+PROGRAMS = {"routing": ROUTING, "among chosen rows": AMONG}

@@ -14,6 +14,7 @@ file                 operations
 `recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, packed or not, lstm_cell
 `unrolled.py`        such a layer, run again for one sample
 `generic.py`         every other one, and writing into samples
+`alone.py`           any operation of one sample alone
 `broadcasting.py`    what several share: gradients of an operand that is broadcast to the output
 ===================  =================================================================================================
 
@@ -30,6 +31,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from . import attention, convolution, elementwise, grouped, linear, lookup, norms, recurrent
+from .alone import one_by_one
 from .generic import any_operation
 
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = map(elementwise.combination, ("add", "subtract", "multiply", "divide"))
@@ -93,4 +95,4 @@ RULES: dict[Any, Any] = {
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), recurrent.recurrent),
 }
 
-__all__ = ["RULES", "any_operation"]
+__all__ = ["RULES", "any_operation", "one_by_one"]

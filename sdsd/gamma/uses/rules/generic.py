@@ -16,13 +16,13 @@ from torch.utils import _pytree as pytree
 from ...following import Mixed, Track, follow, set_track, track_of
 from ..operand import Operand, leaves_of, unexpanded_of
 from ..pieces import Lazy, Piece
-from ..use import watch
+from ..use import autocast_dtype, watch
 from .broadcasting import apart
 
 if TYPE_CHECKING:
     from ..measuring import Measuring
 
-_RANDOM = (
+DRAWING = (
     "dropout",
     "rrelu",
     "bernoulli",
@@ -35,6 +35,7 @@ _RANDOM = (
     "rnn_tanh",
     "rnn_relu",
 )
+"""Functions that may draw random numbers, by how their names begin."""
 
 
 def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
@@ -60,7 +61,7 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
         why = f"torch's {name} changes its input in place"
     elif name == "lstm_cell":
         why = "torch's fused lstm_cell gives two outputs, one of them computed from the other; use nn.LSTM"
-    elif any(name.startswith(each) for each in _RANDOM) and not name.endswith("_cell"):
+    elif name.startswith(DRAWING) and not name.endswith("_cell"):
         why = f"torch's {name} cannot be run again a sample at a time"
     elif [t._version for t in parameters] != before:
         why = f"torch's {name} changes it in place"
@@ -86,6 +87,23 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     return out
 
 
+def in_dtype(x: Any, dtype: torch.dtype | None) -> Any:
+    """`x` in another dtype if it is numbers and one is given."""
+    return x.to(dtype) if dtype is not None and isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def run_again(func: Any, values: list[Any], structure: Any, cast: torch.dtype | None) -> Any:
+    """func of its arguments as `values` and their structure, in the parameters' dtype `cast` where autocast was on."""
+    if cast is None:
+        args, kwargs = pytree.tree_unflatten(values, structure)
+        return func(*args, **kwargs)
+    values = [in_dtype(x, cast) for x in values]
+    args, kwargs = pytree.tree_unflatten(values, structure)
+    device = next(x.device.type for x in values if isinstance(x, Tensor))
+    with torch.autocast(device, enabled=False):
+        return func(*args, **kwargs)
+
+
 class _Pieces:
     """Per-sample gradients of the operands of one operation."""
 
@@ -104,6 +122,7 @@ class _Pieces:
         self.func, self.structure, self.n = func, structure, n
         self.places, self.bases, self.sampled, self.tracks = places, bases, sampled, tracks
         self.values = [value.detach() if isinstance(value, Tensor) else value for value in values]
+        self.cast = bases[0].dtype if autocast_dtype(bases[0]) is not None else None
         self.sizes = [self._sizes(values[place], base) for place, base in zip(places, bases, strict=True)]
         for k in sampled:
             self.values[k] = None
@@ -187,8 +206,11 @@ class _Pieces:
             values[place] = tensor if rows else tensor.expand(sizes)
         for place, tensor in zip(self.sampled, inputs, strict=True):
             values[place] = tensor
-        args, kwargs = pytree.tree_unflatten(values, self.structure)
-        out = [t for t in pytree.tree_leaves(self.func(*args, **kwargs)) if isinstance(t, Tensor)]
+        out = [
+            t
+            for t in pytree.tree_leaves(run_again(self.func, values, self.structure, self.cast))
+            if isinstance(t, Tensor)
+        ]
         return [t for t in out if t.is_floating_point() or t.is_complex()][which]
 
     def _gradients(

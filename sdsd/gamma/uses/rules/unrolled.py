@@ -102,7 +102,9 @@ class Call:
         sizes = None
         if self._packed:
             sizes = torch.bincount(self._times[entries.cpu()])
-        weights, states = list(given.weights), [each.index_select(1, sequences) for each in given.states]
+        weights = list(given.weights)
+        cast = weights[0].dtype  # where autocast was on, the others may be of a smaller one, and it is off by now
+        states = [each.index_select(1, sequences).to(cast) for each in given.states]
         own: list[Tensor] = []
         # cuDNN's backward wants its own kind of forward; the plain implementation serves a single sample.
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
@@ -111,14 +113,14 @@ class Call:
                 own.append(held[where[0]].clone().requires_grad_())
                 for each in where:
                     held[each] = own[-1]
-            part = Given(given.x.index_select(self._axis, entries), states, weights)
+            part = Given(given.x.index_select(self._axis, entries).to(cast), states, weights)
             mine = iter([mask.index_select(self._axis, entries) for mask in masks])
             if masks:
                 out = self._by_layers(part, sizes, lambda x: x * next(mine))
             else:
                 out = self._run(part, sizes, self._layers)
             b = b.index_select(self._axis, entries) if which == 0 else b.index_select(1, sequences)
-            pulled = torch.autograd.grad(out[which], own, b, allow_unused=True)
+            pulled = torch.autograd.grad(out[which], own, b.to(out[which].dtype), allow_unused=True)
         return [
             self._placed(gradient, full, sequences if kind == "states" else None)
             for gradient, full, (kind, _) in zip(pulled, whole, places, strict=True)
