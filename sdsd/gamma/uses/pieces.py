@@ -287,7 +287,8 @@ class Product(Piece):
 
 
 class OnePosition:
-    """Σ‖a_n‖²‖b_n‖², and Σ‖b_n‖² with `bias`, of rows b (n, p) and a (n, d) on a CPU, from norms taken once.
+    """Σ‖a_n‖²‖b_n‖², and Σ‖b_n‖² with `bias`, of rows b (n, p) and a (n, d) on a CPU, from norms taken once;
+    None where it is not safe.
 
     `weight_grad_stats` would find the first, but a bias shares the norms, and small layers are spared its overhead. The
     norms have memory of their own: behind products that fill the caches, making and freeing small tensors costs as much
@@ -299,7 +300,6 @@ class OnePosition:
         self.norms_a, self.norms_b = torch.empty(2, n, dtype=dtype).unbind()
 
     def __call__(self, b: Tensor, a: Tensor) -> tuple[float, ...] | None:
-        """None where it is not safe."""
         if type(b) is not Tensor or b.dtype is not self.dtype:
             return None
         products, norms_b = self.norms_a, self.norms_b
