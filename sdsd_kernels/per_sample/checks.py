@@ -12,7 +12,8 @@ from .convolution import Convolution, make_convolution
 from .method import METHODS
 
 MAX_SCALED_COLUMNS = 2**23
-"""Beyond this, offsets in one tile of the scale would not fit 32 bits."""
+MOST_ROWS = 128
+"""Of a tile. Offsets within one of the scale have 32 bits."""
 _MAX_KEPT = 4096
 _checked: set[tuple[Any, ...]] = set()
 """Calls that passed, by all that their checks look at."""
@@ -82,8 +83,12 @@ def lacks_kernel(inputs: Tensor, scale: Tensor | None) -> str | None:
     """What this call needs that the kernels do not offer."""
     if inputs.dtype == torch.float64:
         return "the kernel has no float64"
-    if scale is not None and scale[0].numel() >= MAX_SCALED_COLUMNS:
-        return f"the kernel takes a scale of fewer than {MAX_SCALED_COLUMNS} numbers a row"
+    if scale is not None:
+        if scale[0].numel() >= MAX_SCALED_COLUMNS:
+            return f"the kernel takes a scale of fewer than {MAX_SCALED_COLUMNS} numbers a row"
+        tile = zip((MOST_ROWS, *scale.shape[1:]), scale.stride(), strict=True)
+        if sum((size - 1) * stride for size, stride in tile) >= 2**31:
+            return "the kernel takes a scale whose rows reach over fewer than 2³¹ numbers. Pass scale.contiguous()"
     return None
 
 

@@ -243,5 +243,5 @@ def _scaled_rank1(a: Tensor, b: Tensor, scale: Tensor, max_bytes: int, dtype: to
     result = torch.zeros((), dtype=torch.float64, device=a.device)
     for start in range(0, a.shape[0], chunk):
         weights = torch.mm(a[start : start + chunk].to(dtype).square(), factors.t())
-        result += torch.dot(weights.view(-1), b[start : start + chunk].to(dtype).square().view(-1))
+        result += torch.dot(weights.view(-1), b[start : start + chunk].to(dtype).square().reshape(-1))
     return result

@@ -107,3 +107,12 @@ def test_whole_numbers_beyond_64_bits_are_refused_in_words():
     tokens = torch.zeros(6, 8, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"padding: expected 0 to 9223372036854775807, got 1180591620717411303424"):
         sdsd_kernels.lookup_squares_into(torch.ones(6, 8, 4), tokens, norms(torch.device("cpu")), 0, padding=2**70)
+
+
+@pytest.mark.parametrize("strides", [(1, 9), (1, 1), (0, 1), (2, 18)], ids=str)
+def test_output_gradients_may_lie_anyhow_beside_a_scale(strides, device):
+    x, scale = torch.randn(9, 5, device=device), torch.randn(7, 5, device=device)
+    b = torch.randn(200, device=device).as_strided((9, 7), strides)
+    got = sdsd_kernels.weight_grad_stats(x, b, scale=scale)
+    each = scale.double() * torch.einsum("np,nd->npd", b.double(), x.double())
+    assert got.square_norm.item() == pytest.approx(each.square().sum().item(), rel=1e-5)

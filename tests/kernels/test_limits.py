@@ -27,6 +27,8 @@ from sdsd_kernels.gamma_moments.launch import launch_gamma_moments
 from sdsd_kernels.lookup_squares_into import launch as lookup
 from sdsd_kernels.pairwise.config import Request
 from sdsd_kernels.pairwise.launch import launch_cosine_between, launch_cosine_matrix
+from sdsd_kernels.per_sample import config
+from sdsd_kernels.per_sample.checks import MOST_ROWS, lacks_kernel
 from sdsd_kernels.per_sample.squares import launch_squares
 from sdsd_kernels.scale_shift_grads import launch as scale_shift
 from sdsd_kernels.weight_grad_into import launch as into
@@ -169,3 +171,23 @@ def test_more_neurons_or_samples_than_32_bits_count_are_refused(shape):
     x = torch.ones(1, 1).expand(shape)
     with pytest.raises(ValueError, match=r"activations: expected fewer than 2³¹ .* Use backend='torch'"):
         sdsd_kernels.cosine_matrix(x, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "served"),
+    [
+        ((2**18, 2**13), (2**13, 1), True),
+        ((2**18 + 128, 2**13), (1, 2**18 + 128), False),
+        ((2**18, 2**12), (1, 2**18), True),
+        ((8, 2**12, 3, 3), (1, 2**20, 2**10, 2**5), False),
+        ((8, 2**23), (2**23, 1), False),
+    ],
+)
+def test_a_scale_that_32_bits_do_not_reach_over_is_left_to_torch(shape, strides, served):
+    scale = torch.empty_strided(shape, strides, device="meta")
+    assert (lacks_kernel(torch.ones(1, 1), scale) is None) == served
+
+
+def test_no_tile_of_a_scale_is_taller_than_checks_take_it_for():
+    tiles = [each for value in vars(config).values() if isinstance(value, tuple) for each in value]
+    assert max(each.block_p for each in tiles if isinstance(each, config.Tile)) == MOST_ROWS

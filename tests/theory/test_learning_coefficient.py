@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -233,6 +234,37 @@ def test_effective_draws_and_r_hat():
     assert effective_draws(shifted) < 20
     still = torch.zeros(2, 10)
     assert (split_r_hat(still), effective_draws(still)) == (math.inf, 0.0)
+
+
+def test_effective_draws_is_geyers_sum_term_by_term():
+    """Of short chains, where autocorrelations rise again by chance: the pairs that count may fall only."""
+    draw = torch.Generator().manual_seed(0)
+    rose = 0
+    for _ in range(20):
+        draws = torch.randn(3, 60, dtype=torch.float64, generator=draw).cumsum(1)
+        chains, length = draws.shape
+        rows = draws.tolist()
+        means = [math.fsum(row) / length for row in rows]
+
+        def covariance(lag, rows=rows, means=means, length=length):
+            each = [
+                math.fsum((row[t] - mean) * (row[t + lag] - mean) for t in range(length - lag)) / (length - 1)
+                for row, mean in zip(rows, means, strict=True)
+            ]
+            return math.fsum(each) / len(each)
+
+        within, between = covariance(0), statistics.variance(means)
+        total = (length - 1) / length * within + between
+        rho = [1 - (within - covariance(lag)) / total for lag in range(length)]
+        last, time = math.inf, -1.0
+        for pair in (rho[lag] + rho[lag + 1] for lag in range(0, length - 1, 2)):
+            if pair <= 0:
+                break
+            rose += pair > last
+            last = min(last, pair)
+            time += 2 * last
+        assert effective_draws(draws) == pytest.approx(chains * length / max(time, 1.0), rel=1e-9)
+    assert rose > 0
 
 
 def test_plot(trained):

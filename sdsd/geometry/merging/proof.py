@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdsd_kernels import exact_convolutions
 
 from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, look, outputs, seeded
+from ...graphs import tensors as taken
 from ...models import evaluating, training_outside_torch, untouched
 from ..arithmetic import plain_arithmetic, widened
 from .consumers import Consumers
@@ -60,7 +62,7 @@ def outcome(compared: bool) -> str:
     """What became of the outputs, for a report."""
     if compared:
         return "equal to the merged network's, to rounding"
-    return "not compared: the model is random, it ran on no input that was tried, or check=False"
+    return "not compared: the model is random, it gave no finite number on any input that was tried, or check=False"
 
 
 class _Comparison:
@@ -83,13 +85,19 @@ class _Comparison:
             merged = self._run(self.model)
         except Exception:
             return False  # in training it may need targets, and random numbers may be no input for it
+        if not any(bool(each.isfinite().any()) for each in merged):
+            return False
+        uses = _Uses(self.model, self.smaller, self.parts)
         try:
-            smaller = self._run(self.smaller)
+            with uses:
+                smaller = self._run(self.smaller)
         except Exception as error:
+            uses.refuse()
             raise ValueError(
                 f"consolidation: {self.where}the smaller network does not run where the merged one does: "
                 f"{type(error).__name__} in {self._where_it_stops()}: {_line(error)} {self._what_to_do(error)}"
             ) from error
+        uses.refuse()
         if len(merged) != len(smaller) or any(a.shape != b.shape for a, b in zip(merged, smaller, strict=True)):
             raise ValueError(
                 f"consolidation: {self.where}the smaller network gives outputs of other shapes than the merged one: "
@@ -178,6 +186,29 @@ class _Comparison:
                 stack.callback(module.register_forward_hook(noting(name)).remove)
             self._run(model)
         return by_module
+
+
+class _Uses(TorchDispatchMode):
+    """Whether the copy takes a tensor of the model itself, where it has one of its own."""
+
+    def __init__(self, model: nn.Module, smaller: nn.Module, parts: Sequence[Part]) -> None:
+        super().__init__()
+        shared = {id(each) for each in (*smaller.parameters(), *smaller.buffers())}
+        names = {id(part_tensor(model, part)): part.name for part in parts}
+        self.names, self.name = {key: name for key, name in names.items() if key not in shared}, ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.name = self.name or next((self.names[id(each)] for each in taken(args) if id(each) in self.names), "")
+        return func(*args, **(kwargs or {}))
+
+    def refuse(self) -> None:
+        """ValueError where it does."""
+        if self.name:
+            raise ValueError(
+                f"consolidation: the copy that was cut computes with {self.name!r} of the model itself: its forward or "
+                "a hook is a function that holds the model (model.forward = lambda …). Write it as a method, or let "
+                "the hook take the module it is given."
+            )
 
 
 def _inputs(model: nn.Module, example_input: Any) -> Iterator[Inputs]:

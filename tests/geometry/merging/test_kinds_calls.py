@@ -25,6 +25,7 @@ from sdsd.geometry import (
 from sdsd.geometry.merging.consolidate import consolidate
 from sdsd.geometry.merging.consumers import consumers
 
+from ..networks import Forward
 from .refused import PAIRS, Net, built, smaller_is_merged
 
 
@@ -212,3 +213,49 @@ def test_what_was_collected_is_no_tensor_and_the_error_says_what_is():
         disjoint_pairs(found["0"], 2)
     with pytest.raises(TypeError, match="got dict. Pass one of its entries: '0'"):
         NeuronMap.from_activations(found)
+
+
+def by_a_function(model):
+    model.forward = lambda x: model.b(model.a(x).tanh())
+
+
+def by_a_hook(model):
+    model.a.register_forward_hook(lambda _module, given, _output: functional.linear(*given, model.a.weight))
+
+
+def by_a_dictionary(model):
+    vars(model)["kept"] = {"weight": model.a}
+    model.run = lambda m, x: m.b(vars(m)["kept"]["weight"](x).relu())
+
+
+@pytest.mark.parametrize("change", [by_a_function, by_a_hook])
+def test_a_copy_that_runs_the_model_itself_is_refused(change):
+    """The smaller network would be as large as before, and change when the model does."""
+    torch.manual_seed(0)
+    model = Forward(lambda m, x: m.b(m.a(x).tanh()), a=nn.Linear(5, 6), b=nn.Linear(6, 3))
+    change(model)
+    x = torch.randn(4, 5)
+    before, wanted = copy.deepcopy(model.state_dict()), model(x)
+    for inplace in (False, True):
+        for call, which in ((consolidate, [(0, 1)]), (remove_neurons, [1])):
+            with pytest.raises(ValueError, match=r"computes with 'a\.weight' of the model itself"):
+                call(model, "a", which, example_input=x, inplace=inplace)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(model(x), wanted)
+
+
+def test_a_copy_follows_dictionaries_and_bound_methods():
+    torch.manual_seed(0)
+    model = Forward(lambda m, x: m.b(m.a(x).tanh()), a=nn.Linear(5, 6), b=nn.Linear(6, 3))
+    by_a_dictionary(model)
+    model.forward = model.forward
+    smaller, report = consolidate(model, "a", [(0, 1)], example_input=torch.randn(4, 5))
+    assert report.compared
+    assert vars(smaller)["kept"]["weight"] is smaller.a
+
+
+def test_nothing_is_said_to_be_equal_where_there_was_nothing_to_compare():
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    _, report = consolidate(model, "0", [(0, 1)], example_input=torch.zeros(0, 5))
+    assert not report.compared
+    assert "no finite number" in str(report)
