@@ -65,6 +65,8 @@ def _one_by_one(operator: torch._ops.OpOverload) -> Callable[..., Any]:
                     f"{name}: expected a tensor that torch.vmap cuts as it does the others, got one for all "
                     f"{info.batch_size}, which each of them would write into. Pass one for each, through in_dims."
                 )
+        if info.batch_size == 0:
+            raise ValueError(f"{operator.name()}: expected a batch of one entry at least in torch.vmap, got none.")
         results = [operator(*_entry(list(inputs), list(dims), index)) for index in range(info.batch_size)]
         if results[0] is None:
             return None, None

@@ -111,3 +111,8 @@ def test_what_counts_by_values_is_refused_in_words(transform, device):
     for call in calls:
         with pytest.raises(ValueError, match=r"^(activations|cosine): expected a tensor outside torch\.vmap"):
             transform(call)(batch if transform is torch.vmap else batch[0])
+
+
+def test_a_batch_of_nothing_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"sdsd::gamma_moments: expected a batch of one entry at least .* got none"):
+        torch.vmap(lambda x: gamma_moments(x).squares)(torch.ones(0, 5, 4))

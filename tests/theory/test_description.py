@@ -47,10 +47,14 @@ def test_it_is_the_coarsest_rounding_that_keeps_the_loss():
     assert found.loss == 0
     assert found.rounded_loss <= 0.02
     assert errors(found.model, (x, y)).item() == found.rounded_loss
+    bits = 8.0  # the exponent
     for parameter, rounded in zip(model.parameters(), found.model.parameters(), strict=True):
         step = 2.0**found.exponent * parameter.detach().square().mean().sqrt()
         assert torch.allclose(rounded / step, (rounded / step).round(), atol=1e-4)
         assert (rounded - parameter).abs().max() <= step * 0.5001
+        wholes = (rounded.detach() / step).round().long().flatten()
+        bits += 32 + code_length(wholes)  # the step, and its multiples
+    assert found.bits == pytest.approx(bits)
     with torch.no_grad():
         for parameter in model.parameters():
             step = 2.0 ** (found.exponent + 0.25) * parameter.square().mean().sqrt()

@@ -159,7 +159,7 @@ def _of_different_length(first: Any, leaves: Any, session: Session) -> Inputs:
         what, how = "a nested tensor, whose samples have no dimension of their own", "torch.nested.to_padded_tensor"
     raise UnsupportedError(
         f"the batch is {what}, and they cannot be told apart. Give the model the padded tensor ({how}) and a mask of "
-        "what is valid, or use mode='micro'."
+        "what is valid, or a list of samples (batch_dim=None), or use mode='micro'."
     )
 
 
