@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,10 @@ def _instead(given: Any, name: str) -> str:
         return "Pass its cosine_matrix() where there is cosine=, or its values (collect_activations(keep=True))."
     if isinstance(given, Mapping):
         return f"Pass one of its entries: {', '.join(map(repr, list(given)[:5]))}{', …' if len(given) > 5 else ''}."
+    if hasattr(given, "to_numpy"):  # pandas and what is like it
+        return f"Pass {name}.to_numpy(dtype='float32')."
+    if isinstance(given, (str, os.PathLike)):
+        return "Read the file first, for example with numpy.load."
     return f"Convert it first, for example with torch.as_tensor({name})."
 
 

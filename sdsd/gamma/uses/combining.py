@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from .pieces import Piece, Squared, chunks, lookup_squares, sum_of_squares, wide
+from .pieces import PART_BYTES, Piece, Squared, chunks, lookup_squares, sum_of_squares, wide
 
 
 def combine(pieces: list[Piece], scale: Tensor | None, max_bytes: int) -> Squared:
@@ -43,18 +43,23 @@ def _from_factors(pieces: list[Piece], max_bytes: int) -> Tensor | None:
     elif linear:
         if len({x.dtype for pair in linear for x in pair}) > 1:
             return None
-        a, b = (torch.cat(parts, 1) for parts in zip(*linear, strict=True))
+        a, b = map(_side_by_side, zip(*linear, strict=True))
         total = total + weight_grad_stats(a, b, weight_grad=False).square_norm
     if lookups:
-        tokens, g = (torch.cat(parts, 1) for parts in zip(*lookups, strict=True))
+        tokens, g = map(_side_by_side, zip(*lookups, strict=True))
         total = total + lookup_squares(g, tokens, None)
     if linear and lookups:
         # ⟨Σ_t b_t a_tᵀ, Σ_s e_token(s) g_sᵀ⟩ = Σ_s Σ_t (g_s·a_t) b_t[token(s)]
         each = a.shape[1] * tokens.shape[1] * 8 * 2
-        for start, stop in chunks(a.shape[0], each, max_bytes):
+        for start, stop in chunks(a.shape[0], each, min(max_bytes, PART_BYTES) if a.is_cpu else max_bytes):
             left, right = wide(g[start:stop]), wide(a[start:stop])
             products = torch.bmm(left, right.to(left.dtype).transpose(1, 2))
             columns = tokens[start:stop].unsqueeze(1).expand(-1, b.shape[1], -1)
             picked = wide(b[start:stop].gather(2, columns)).transpose(1, 2)
             total = total + 2 * (products * picked).sum(dtype=torch.float64)
     return total
+
+
+def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
+    """Positions (N, T, …) of several uses; one use's as they are, not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

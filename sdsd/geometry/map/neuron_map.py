@@ -158,6 +158,8 @@ class NeuronMap:
         if isinstance(activations, LayerActivations):
             return cls._of_layer(activations, placing, center)
         tensor = as_tensor(activations)
+        if tensor.is_meta:
+            raise ValueError("activations: expected values; a tensor on the meta device has none. Use another device.")
         correlation = neuron_cosine_matrix(tensor, neuron_dim=neuron_dim, center=True)
         cosine = correlation if center else neuron_cosine_matrix(tensor, neuron_dim=neuron_dim)
         dim = (1 if tensor.ndim >= 4 else -1) if neuron_dim is None else neuron_dim

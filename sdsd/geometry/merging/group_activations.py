@@ -21,7 +21,10 @@ from ..gram import GramAccumulator
 from .consumers import Consumers, consumers
 
 READERS, MEMBERS = "readers", "members"
-NOT_READ = "what reads it did not run in these batches, in eval mode. Pass batches that reach it."
+NOT_READ = (
+    "what reads it did not run in these batches, in eval mode, or with a weight that is computed anew each time. Pass "
+    "batches that reach it, or a model that holds such a weight as one parameter."
+)
 
 
 def group_activations(
@@ -190,8 +193,6 @@ class _Store:
 
     def finished(self, batches: int) -> LayerActivations:
         if self.sums is None:
-            raise ValueError(
-                f"layers: what reads {self.group.layer!r} did not run in {batches} batches. Pass more of them."
-            )
+            raise ValueError(f"layers: {self.group.layer!r} in {batches} batches: {NOT_READ}")
         read_by = f"read by {self.what}"
         return LayerActivations(self.group.layer, read_by, self.group.neurons, self.samples, self.sums, note=self.note)

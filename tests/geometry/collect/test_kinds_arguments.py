@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,3 +118,43 @@ def test_nested_tensors_are_refused_by_name(layout):
     for call in (neuron_cosine_matrix, NeuronMap.from_activations, GramAccumulator(4).update):
         with pytest.raises(TypeError, match="activations: expected a dense tensor, got a nested one"):
             call(nested)
+
+
+class Frame:
+    """As in pandas."""
+
+    def to_numpy(self, dtype=None):
+        return np.zeros((5, 3), dtype)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Frame(), r"got Frame\. Pass activations\.to_numpy\(dtype='float32'\)"),
+        ("a.npy", r"got str\. Read the file first"),
+        (Path("a.npy"), r"got \w*Path\. Read the file first"),
+        ([[1.0]], r"got list\. Convert it first"),
+    ],
+)
+def test_what_is_no_array_is_told_how_to_become_one(given, says):
+    with pytest.raises(TypeError, match=says):
+        NeuronMap.from_activations(given)
+
+
+def test_a_map_of_a_tensor_without_values_is_refused():
+    with pytest.raises(ValueError, match="a tensor on the meta device has none. Use another"):
+        NeuronMap.from_activations(torch.empty(5, 3, device="meta"))
+
+
+def test_a_reader_whose_weight_is_made_anew_is_said_to_be_one():
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(3, 2))
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return nn.functional.linear(self.a(x).relu(), self.b.weight + self.up @ self.down)
+
+    with pytest.raises(ValueError, match="or with a weight that is computed anew each time"):
+        group_activations(Adapted(), [torch.randn(4, 5)], "a")

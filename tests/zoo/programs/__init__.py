@@ -10,6 +10,7 @@ from . import (
     in_place,
     layers,
     losses,
+    newer,
     one_by_one,
     passes,
     places,
@@ -22,6 +23,7 @@ from . import (
 _MODULES = (
     uses,
     losses,
+    newer,
     one_by_one,
     passes,
     batches,
@@ -37,6 +39,7 @@ _MODULES = (
     contrast,
     places,
     one_by_one,
+    newer,
 )
 ALL = {
     f"{kind}: {name}": program

@@ -19,7 +19,7 @@ from sdsd_kernels import weight_grad_stats
 
 from ...following import Track, arrange, track_of
 from ..landed import bare_apply, followed, land, land_apart, places_of, weight_grad_into
-from ..pieces import Dense, Piece, Product, one_position, square_norm
+from ..pieces import Dense, OnePosition, Piece, Product, square_norm
 from ..plans import Joined, Squares, Watched, keep
 from ..use import Use, autocast_dtype, joined, watch
 from .generic import any_operation
@@ -121,9 +121,9 @@ def addmm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[T
 
 def _squares_of_rows(x: Tensor, track: Track, operands: int) -> Squares | None:
     """Squares of a weight, and of a bias where that is the second operand, if a sample is one row."""
-    if x.ndim != 2 or track != _PLAIN:
+    if x.ndim != 2 or track != _PLAIN or type(x) is not Tensor or not x.is_cpu or x.dtype not in _SQUARED:
         return None
-    return functools.partial(one_position, bias=operands == 2)
+    return OnePosition(x.shape[0], x.dtype, bias=operands == 2)
 
 
 def _bind(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
@@ -318,3 +318,4 @@ def _squared(use: Use, a: Tensor, b: Tensor, transposed: bool) -> tuple[Tensor |
 
 _stats: Any = torch.ops.sdsd.weight_grad_stats.default._op
 _PLAIN = Track(0)
+_SQUARED = (torch.float32, torch.float64)

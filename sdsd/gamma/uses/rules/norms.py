@@ -7,6 +7,7 @@ it is; f is computed once more from the saved input.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...following import Track, arrange, track_of
-from ..pieces import Dense, Piece, Sums, square_norm, wide
-from ..plans import Watched, keep
+from ..pieces import PART_BYTES, Dense, Piece, Sums, chunks, square_norm, wide
+from ..plans import Squares, Watched, keep
 from ..use import watch
 from .broadcasting import gathered
 from .generic import any_operation
@@ -71,6 +72,16 @@ def _watch_scale(
 
 
 _PLAIN = Track(0)
+
+
+def _in_parts(squares: Callable[..., tuple[float, ...]], x: Tensor) -> Squares:
+    """`squares`, which takes tensors with samples first, of which x (N, …) is one, for some samples at a time."""
+    parts = [slice(*part) for part in chunks(x.shape[0], x[0].nbytes, PART_BYTES)]
+    return squares if len(parts) == 1 else functools.partial(_added, squares, parts)
+
+
+def _added(squares: Callable[..., tuple[float, ...]], parts: list[slice], *given: Tensor) -> tuple[float, ...]:
+    return tuple(map(sum, zip(*(squares(*(each[part] for each in given)) for part in parts), strict=True)))
 
 
 def _free(track: Any, dims: int, x: Tensor) -> bool:
@@ -131,8 +142,8 @@ def layer_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
     operands = watch(mode, "layer norm", out, read, saved, measure)
     if operands and args:
         simple = x.ndim == 3 and len(shape) == 1 and track == _PLAIN and x.is_cpu and wide(x) is x
-        plan = Watched("layer norm", operands, track_of(out), measure, save, squares if simple else None)
-        keep(mode, plan)
+        at_once = _in_parts(squares, x) if simple else None
+        keep(mode, Watched("layer norm", operands, track_of(out), measure, save, at_once))
     return out
 
 
@@ -209,9 +220,9 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
         values = wide(b)
         products = values * wide(x)
         sums = values.sum(places) if places else values
-        products = (products.sum(places) if places else products).view(n, groups, -1)
-        products = torch.addcmul(products, sums.view(n, groups, -1), mean.unsqueeze(2), value=-1)
-        return products.mul_(rstd.unsqueeze(2)).view(n, c), sums
+        products = (products.sum(places) if places else products).view(-1, groups, c // groups)
+        products = torch.addcmul(products, sums.view(products.shape), mean.unsqueeze(2), value=-1)
+        return products.mul_(rstd.unsqueeze(2)).view(-1, c), sums
 
     def measure(b: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Iterator[tuple[int, Piece]]:
         of_scale, of_shift = gradients(b, x, mean, rstd)
@@ -225,7 +236,8 @@ def group_norm(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: l
 
     operands = watch(mode, "group norm", out, read, saved, measure)
     if operands and args:
-        keep(mode, Watched("group norm", operands, track_of(out), measure, save, squares if x.is_cpu else None))
+        at_once = _in_parts(squares, x) if x.is_cpu else None
+        keep(mode, Watched("group norm", operands, track_of(out), measure, save, at_once))
     return out
 
 
