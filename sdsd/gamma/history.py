@@ -43,6 +43,7 @@ COLUMNS = (
     "smoothed_noise_scale",
     "noise_scale_low",
     "noise_scale_high",
+    "confidence",
     "phase",
     "recommended_batch",
     "verdict",
@@ -61,8 +62,9 @@ class GammaHistory(Sequence[Row]):
 
     - `step`: which call of `monitor.step()`, from 1; `parameter`: its name, or "total"; `batch_size`, in samples;
     - `signal`, `noise`, `gamma`, `gamma_unbiased`, `noise_scale` of the step's gradients, as in `GammaStats`;
-    - `smoothed_gamma`, `smoothed_noise_scale`, `noise_scale_low`, `noise_scale_high`, `phase`: the unbiased Γ of one
-      sample, the noise scale in samples with its interval, and the phase at `batch_size`, from the running averages;
+    - `smoothed_gamma`, `smoothed_noise_scale`, `noise_scale_low`, `noise_scale_high`, `confidence`, `phase`: the
+      unbiased Γ of one sample, the noise scale in samples, its interval, its level (None without an interval, and in
+      files of older releases), and the phase at `batch_size`, from the running averages;
     - `recommended_batch` in samples and `verdict`, as `recommend_batch` gives them, None where the data cannot tell;
       `advice`: its sentence, in rows of the total.
 
@@ -304,8 +306,8 @@ class GammaHistory(Sequence[Row]):
 
 def _row(step: int, name: str, stats: GammaStats) -> Row:
     smoothed = stats.smoothed
-    missing = (math.nan, math.nan)
-    low, high = missing if smoothed is None else smoothed.noise_scale_interval or missing
+    interval, level = (None, None) if smoothed is None else (smoothed.noise_scale_interval, smoothed.confidence)
+    low, high = interval or (math.nan, math.nan)
     per_sample = math.nan if smoothed is None else smoothed.gamma_unbiased / smoothed.samples_per_gradient
     advice = None if smoothed is None or smoothed.confidence is None else recommend_batch(smoothed)
     values = (
@@ -321,6 +323,7 @@ def _row(step: int, name: str, stats: GammaStats) -> Row:
         math.nan if smoothed is None else smoothed.noise_scale,
         low,
         high,
+        None if interval is None else level,
         None if smoothed is None else smoothed.phase,
         None if advice is None else advice.samples,
         None if advice is None else advice.verdict,
@@ -350,7 +353,7 @@ def row_of_line(line: str) -> Row:
         ValueError: it holds none.
     """
     try:
-        plain = json.loads(line)
+        plain = {"confidence": None} | json.loads(line)
         row = {name: float(plain[f"{name}_is"]) if f"{name}_is" in plain else plain[name] for name in COLUMNS}
         if type(row["step"]) is not int or not isinstance(row["parameter"], str):
             raise TypeError("step and parameter are no whole number and text")

@@ -23,6 +23,7 @@ def plot_history(history: GammaHistory, parameter: str, axes: Any = None) -> tup
     figure, axes = figure_and_axes(axes, 7.2, 3.8)
     names = ("smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "batch_size")
     scale, low, high, batch = (history.column(name, parameter) for name in names)
+    levels = sorted({level for level in history.column("confidence", parameter) if level is not None})
     shown = [value for value in (*scale, *low, *high, *batch) if 0 < value < math.inf]
     bottom, top = min(shown) / 2, max(shown) * 2
     axes.set_yscale("log")
@@ -35,7 +36,7 @@ def plot_history(history: GammaHistory, parameter: str, axes: Any = None) -> tup
         color=BLUE,
         alpha=0.2,
         linewidth=0,
-        label="interval",
+        label=" and ".join(f"{100 * level:g}%" for level in levels) + " interval" if levels else "interval",
     )
     # What is infinite lies on the upper edge, so that a gap means that nothing was measured.
     axes.plot(steps, [min(value, top) for value in scale], color=BLUE, label="noise scale")

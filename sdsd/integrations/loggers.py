@@ -25,8 +25,9 @@ from ..gamma import history
 Log = Callable[[Mapping[str, float], int], None]
 """Called with the scalars of a step, by name, and its number."""
 
-SCALARS = tuple(name for name in history.COLUMNS if name not in ("step", "parameter", "phase", "verdict", "advice"))
-"""Columns of a history that are numbers."""
+WORDS = ("step", "parameter", "confidence", "phase", "verdict", "advice")
+SCALARS = tuple(name for name in history.COLUMNS if name not in WORDS)
+"""Columns of a history that are measured numbers."""
 NOT_IN_MLFLOW = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 

@@ -34,7 +34,7 @@ def monitored(**options):
 
 
 def test_a_row_a_measured_step():
-    monitor, model = monitored(every=2, history=sdsd.GammaHistory())
+    monitor, model = monitored(every=2, confidence=0.9, history=sdsd.GammaHistory())
     taken = train(monitor, model, 5)
     assert [row["step"] for row in monitor.history] == [1, 3, 5]
     for row, stats in zip(monitor.history, taken[::2], strict=True):
@@ -49,8 +49,10 @@ def test_a_row_a_measured_step():
         bounds = (row["noise_scale_low"], row["noise_scale_high"])
         if smoothed.noise_scale_interval is None:
             assert all(map(math.isnan, bounds))
+            assert row["confidence"] is None
         else:
             assert bounds == smoothed.noise_scale_interval
+            assert row["confidence"] == 0.9
     assert monitor.steps == 5
 
 
@@ -309,3 +311,17 @@ def test_notebooks_show_the_last_rows_of_a_history(tmp_path):
     train(first, other, 1)
     assert "<td>–</td>" in first.history._repr_html_()
     assert "nan" not in first.history._repr_html_()
+
+
+def test_files_from_before_intervals_had_a_level(tmp_path):
+    path = tmp_path / "gamma.jsonl"
+    monitor, model = monitored(confidence=0.9, history=sdsd.GammaHistory(path))
+    train(monitor, model, 5)
+    monitor.history.flush()
+    assert sdsd.GammaHistory(path).column("confidence")[-1] == 0.9
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(row.pop("confidence", row) is not row for row in rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = sdsd.GammaHistory(path)
+    assert again.column("confidence") == [None] * 5
+    assert again.column("noise_scale_low")[-1] == monitor.history.column("noise_scale_low")[-1]

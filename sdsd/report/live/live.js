@@ -202,6 +202,10 @@ function drawTable() {
     : all ? "" : "The file holds the total alone: GammaHistory(path, parameters=True) keeps parameters.";
 }
 
+function level() {
+  return view.confidence === null ? "" : `${Number((100 * view.confidence).toPrecision(6))}% `;
+}
+
 function drawRun() {
   const total = view.curves[0], at = place(total), gamma = total.gamma[at], range = byId("step");
   const low = total.low[at], high = total.high[at];
@@ -212,7 +216,7 @@ function drawRun() {
   byId("newest").disabled = chosen === null;
   byId("scale").textContent = plain(scaleOf(gamma));
   byId("scale-label").textContent = low === null || high === null ? "samples: the noise scale"
-    : `samples: the noise scale (interval ${plain(scaleOf(high))} – ${plain(scaleOf(low))})`;
+    : `samples: the noise scale (${level()}interval ${plain(scaleOf(high))} – ${plain(scaleOf(low))})`;
   byId("gamma").textContent = plain(gamma === null ? null : gamma * view.batch);
   byId("gamma-label").textContent = `${batchGamma()}${total.phase && chosen === null ? ": " + total.phase : ""}`;
   byId("batch").textContent = view.batch.toLocaleString("en-US");

@@ -129,6 +129,7 @@ class LiveRun:
             "advice": total.get("advice"),
             "verdict": total.get("verdict"),
             "recommended": total.get("recommended_batch"),
+            "confidence": total.get("confidence"),
         }
         if known != self.version:
             names = [name for name in self._curves if name != history.TOTAL]

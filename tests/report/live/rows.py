@@ -27,6 +27,7 @@ def lines(count: int, first: int = 1, names: int = 1, scale: float = 100.0) -> l
                 "noise_scale_low": 0.5 / gamma,
                 "noise_scale_high": None,
                 "noise_scale_high_is": "inf",
+                "confidence": 0.999,
                 "phase": "diffusion",
                 "recommended_batch": None,
                 "verdict": "can grow",

@@ -31,7 +31,7 @@ def test_the_page_waits_for_its_file_and_redraws_as_it_grows(chromium, server, p
     page.wait_for("document.querySelector('#state').textContent === 'writing'")
     assert page.evaluate("document.querySelector('#about').textContent").startswith("last step 30")
     assert page.evaluate("document.querySelector('#scale').textContent") == "130"
-    assert page.evaluate("document.querySelector('#scale-label').textContent").endswith("(interval 65 – ∞)")
+    assert page.evaluate("document.querySelector('#scale-label').textContent").endswith("(99.9% interval 65 – ∞)")
     assert page.evaluate("document.querySelector('#advice').textContent") == "Grow."
     assert page.evaluate("document.querySelectorAll('#gamma-chart path.curve').length") == 4
     named = page.evaluate("[...document.querySelectorAll('.batch-gamma')].map((each) => each.textContent)")
