@@ -142,10 +142,10 @@ def trade_off(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
                     break
                 runs.append(run)
             else:
-                found = {target: statistics.mean(run[target] for run in runs) for target in TARGETS}
-                if best is not None and found[TARGETS[-1]] >= best[TARGETS[-1]]:
+                means = {target: statistics.mean(run[target] for run in runs) for target in TARGETS}
+                if best is not None and means[TARGETS[-1]] >= best[TARGETS[-1]]:
                     break
-                best, best_rate = found, rate
+                best, best_rate = means, rate
         assert best is not None
         rows.append({"batch": batch, "rate": best_rate, "steps": best})
         print(f"batch {batch:>4}, rate {best_rate}: " + ", ".join(f"{s:.0f} steps to {t}" for t, s in best.items()))

@@ -62,9 +62,9 @@ def minimise_alone(model: nn.Module) -> None:
 @torch.no_grad()
 def measure(model: nn.Module, split: Split) -> tuple[float, float, float]:
     """(held-out accuracy, H_G, log V)."""
-    found = geometric_functional(model, LAMBDA)
+    functional = geometric_functional(model, LAMBDA)
     accuracy = (model(split[2]).argmax(1) == split[3]).double().mean().item()
-    return accuracy, found.entropy.item(), found.volume.item()
+    return accuracy, functional.entropy.item(), functional.volume.item()
 
 
 def draw(rows: dict[float, list[tuple[float, float, float]]], path: Path) -> None:

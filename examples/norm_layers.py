@@ -144,7 +144,7 @@ def follow(task: Task, seed: int) -> np.ndarray:
     torch.manual_seed(seed)
     model, draw = task.make(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    found = []
+    scales = []
     with sdsd.GammaMonitor(model, mode="exact") as monitor:
         for step in range(1, STEPS + 1):
             backward(model, task.batch(draw))
@@ -154,13 +154,13 @@ def follow(task: Task, seed: int) -> np.ndarray:
             if step >= FROM:
                 assert stats is not None
                 assert stats.smoothed is not None
-                found.append((part(stats.smoothed, "*"), part(stats.smoothed, task.pattern)))
-    return np.array(found)
+                scales.append((part(stats.smoothed, "*"), part(stats.smoothed, task.pattern)))
+    return np.array(scales)
 
 
-def compare(found: np.ndarray) -> dict[str, float]:
+def compare(scales: np.ndarray) -> dict[str, float]:
     """Correlations over steps, and the ratio of the norm layers' noise scale to the total."""
-    seen = found[np.isfinite(found).all(1)]
+    seen = scales[np.isfinite(scales).all(1)]
     total, norms = np.log(seen).T
     ratio = np.exp(norms - total)
     return {
@@ -171,7 +171,7 @@ def compare(found: np.ndarray) -> dict[str, float]:
         "high": float(np.quantile(ratio, 0.95)),
         "first": float(np.exp(total[0])),
         "last": float(np.exp(total[-1])),
-        "unseen": 1 - len(seen) / len(found),
+        "unseen": 1 - len(seen) / len(scales),
     }
 
 

@@ -47,11 +47,6 @@ WITH_TRITON = re.compile(r"(\w+_)?(kernel|config)\.py")
 
 
 MOST_LINES = 400
-LONG_TESTS = {
-    "tests/kernels/test_cosine_pairs.py": "yet to be split by kind of promise",
-}
-"""Tests that are longer, and why they are."""
-
 MOST_POSITIONAL = 6
 
 AS_TORCH_TAKES_THEM = {
@@ -174,14 +169,11 @@ def shape_violations(path: Path, root: Path) -> Iterator[str]:
 
 
 def long_tests(root: Path) -> Iterator[str]:
-    """Tests that are longer than a file may be, and what is in `LONG_TESTS` without need."""
+    """Tests that are longer than a file may be."""
     for path in sorted((root / "tests").rglob("*.py")):
         where, lines = path.relative_to(root), len(path.read_text(encoding="utf-8").splitlines())
-        excused = where.as_posix() in LONG_TESTS
-        if lines > MOST_LINES and not excused:
+        if lines > MOST_LINES:
             yield f"{where}: {lines} lines; make it a folder, a file for each kind of promise"
-        if lines <= MOST_LINES and excused:
-            yield f"{where}: {lines} lines; take it out of LONG_TESTS"
 
 
 def format_violations(path: Path, root: Path) -> Iterator[str]:
@@ -214,8 +206,9 @@ def violations(root: Path) -> list[str]:
     """Every import under `root` that breaks a rule of the house, as "file:line: what is wrong"."""
     wrong: list[str] = []
     public = exported(root)
-    for path in sorted([*(root / "sdsd").rglob("*.py"), *(root / "sdsd_kernels").rglob("*.py")]):
-        wrong += vague_names(path, root)
+    for folder in ("sdsd", "sdsd_kernels", "examples"):
+        for path in sorted((root / folder).rglob("*.py")):
+            wrong += vague_names(path, root)
     for path in sorted((root / "sdsd").rglob("*.py")):
         wrong += [*room_violations(path, root), *door_violations(path, root), *shape_violations(path, root)]
         for target, line, _, plain, _ in imports(path, root):
