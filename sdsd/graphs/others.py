@@ -11,6 +11,9 @@ from torch import Tensor
 TIMES = -3.0
 COMPARISONS = 16
 """Of sizes with numbers: how many are tried the other way."""
+NUMBERS, PAIRS = 2**25, 2**26
+"""What an input that is made larger may have: numbers, and pairs of places along the axis that grows, for attention
+keeps a number a head for each."""
 
 
 class Call(NamedTuple):
@@ -76,13 +79,10 @@ def others(call: Call, decisions: Decisions, most: int) -> Iterator[list[Call]]:
         yield [_changed(call, one, shorter), _changed(call, one, smaller), _changed(call, one)]
         more, longer, larger = _repeated(0, batch), _repeated(1, length), _repeated(-1, pixels)
         yield [_changed(call, more, longer), _changed(call, more, larger), _changed(call, more), _changed(call, longer)]
+        growth = min(most, NUMBERS) / max(1, *(tensor.numel() for tensor in _tensors((call.args, call.kwargs))))
         for size, beyond in sorted(decisions.beyond)[:COMPARISONS]:
-            for changes in _resized(first, size, beyond):
-                yield [
-                    made
-                    for made in (_changed(call, *each) for each in changes)
-                    if all(tensor.numel() <= most for tensor in _tensors((made.args, made.kwargs)))
-                ]
+            for changes in _resized(first, size, beyond, growth) if first.numel() else []:
+                yield [_changed(call, each) for each in changes]
     if decisions.by_values:
         yield [_changed(call, _other_way)]
         yield [_changed(call, _nothing)]
@@ -120,17 +120,29 @@ def _sliced(dim: int, size: int, to: int) -> Change:
     return lambda x: x.narrow(dim, 0, to) if x.ndim > max(dim, 0) and x.shape[dim] == size else x
 
 
-def _resized(first: Tensor, size: int, to: int) -> Iterator[list[list[Change]]]:
+def _resized(first: Tensor, size: int, to: int, growth: float) -> Iterator[list[Change]]:
     """For each axis of the first tensor that has this size, changes to the other one; where none has, for it was
-    computed from sizes, changes that make one axis larger by as much."""
+    computed from sizes, changes that make one axis larger by as much. No tensor grows by more than `growth`."""
     dims = [dim for dim in range(first.ndim) if first.shape[dim] == size]
-    pictures = first.ndim > 3 and first.shape[-1] == first.shape[-2] == size
-    for dim in dims:
-        both = [[_to(first.ndim - 2, size, to), _to(first.ndim - 1, size, to)]] if pictures and dim > 1 else []
-        yield [*both, [_to(dim, size, to)]]
     times = -(-to // size) if size else 0
     if not dims and times > 1:
-        yield [[_to(dim, first.shape[dim], first.shape[dim] * times)] for dim in (1, 0, -1) if dim < first.ndim]
+        wanted = [(dim, first.shape[dim] * times) for dim in (1, 0, -1) if dim < first.ndim]
+        yield [_to(dim, first.shape[dim], larger) for dim, larger in wanted if _fits(first, dim, larger, growth)]
+    for dim in dims:
+        changes = [_to(dim, size, to)] if _fits(first, dim, to, growth) else []
+        if first.ndim > 3 and dim > 1 and first.shape[-1] == first.shape[-2] and (to / size) ** 2 <= growth:
+            height, width = _to(first.ndim - 2, size, to), _to(first.ndim - 1, size, to)
+            changes.insert(0, lambda x, height=height, width=width: width(height(x)))  # type: ignore[misc]
+        yield changes
+
+
+def _fits(first: Tensor, dim: int, to: int, growth: float) -> bool:
+    """Whether an input is small enough with an axis of that size."""
+    size, last = first.shape[dim], first.ndim - 1
+    if to > growth * size:
+        return False
+    others = first.numel() // size // (1 if dim in (-1, last) else first.shape[-1])
+    return first.ndim > 3 or to <= size or to * to * others <= PAIRS
 
 
 def _to(dim: int, size: int, to: int) -> Change:
