@@ -15,6 +15,7 @@ line and status 2; SDSD_DEBUG=1 shows the traceback as well.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import shlex
@@ -88,6 +89,7 @@ def run(arguments: list[str]) -> int:
     try:
         return command.run(known)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) or error.filename is not None or error.errno is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, BrokenPipeError) or error.errno is None or (error.filename is not None and not full):
             raise
-        raise OSError(no_room(getattr(known, "out", None), error.strerror)) from error
+        raise OSError(no_room(error.filename or getattr(known, "out", None), error.strerror)) from error

@@ -18,13 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..gamma.history import NotWrittenError
+    from ..gamma import history
     from ..studies import DemoConfig, run_demo
 
     config = DemoConfig(seed=arguments.seed, **({"epochs": arguments.epochs} if arguments.epochs else {}))
     try:
         result = run_demo(arguments.out, config, quiet=arguments.quiet)
-    except NotWrittenError as error:
+    except history.NotWrittenError as error:
         raise OSError(no_room(error.path, error.reason)) from error
     if not arguments.quiet:
         from ..studies import summary_lines

@@ -98,7 +98,7 @@ def check_gamma_options(arguments: argparse.Namespace, training: bool) -> None:
 
 
 def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
-    from ..gamma.history import NotWrittenError
+    from ..gamma import history
     from ..studies import UserCodeError, train_file
 
     try:
@@ -113,7 +113,7 @@ def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
         )
     except UserCodeError as error:
         return complain_of_users_code(error)
-    except NotWrittenError as error:
+    except history.NotWrittenError as error:
         raise OSError(no_room(error.path, error.reason, "--history")) from error
     smoothed = run.stats.smoothed if run.stats is not None else None
     if arguments.json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import tempfile
 import time
 import warnings
@@ -13,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from sdsd_kernels import checks
 
+from .._drafts import draft_of
 from .._extras import require
 from .rows import COLUMNS, TOTAL, Row, line_of, row_of, row_of_line
 from .stats import GammaStats
@@ -245,7 +245,7 @@ class GammaHistory(Sequence[Row]):
             OSError: the file cannot be written; what was there stays.
         """
         rows, path = list(self), Path(path)
-        with _naming(path), _in_the_place_of(path) as file:
+        with _naming(path), draft_of(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
@@ -278,7 +278,8 @@ class GammaHistory(Sequence[Row]):
     def _write_all(self) -> None:
         assert self.path is not None
         self._size = None  # a file that stays as it was has rows that are replaced
-        with _naming(self.path), _in_the_place_of(self.path.resolve()) as file:  # a link stays one
+        target = self.path.resolve()  # a link stays one
+        with _naming(self.path), draft_of(target) as draft, draft.open("w", encoding="utf-8") as file:
             file.writelines(map(line_of, self._rows))
         self._now_written()
 
@@ -306,19 +307,6 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotWrittenError(path, error.strerror or str(error)) from error
-
-
-@contextmanager
-def _in_the_place_of(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of another once it is whole; of one that does not get there nothing is left."""
-    draft = path.with_name(path.name + ".part")
-    try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _shown(value: Any) -> str:
@@ -349,7 +337,8 @@ def _read(path: Path) -> tuple[list[Row], bool]:
     """The rows of a file, and whether it was whole: a last line that was cut off is left out."""
     rows: list[Row] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with path.open(encoding="utf-8") as file:
+            lines = file.readlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a history, which is text, got other bytes. Name another file.") from error
     for number, line in enumerate(lines, start=1):

@@ -178,6 +178,23 @@ def test_a_place_that_cannot_hold_a_history_is_refused_before_the_run(tmp_path):
             sdsd.GammaHistory(path)
 
 
+def test_what_is_no_history_is_refused_before_the_run(tmp_path):
+    for given in (b"run.jsonl", 3, open(tmp_path / "run.jsonl", "wb")):  # noqa: SIM115
+        with pytest.raises(TypeError, match=r"history: expected a path, such as 'run\.jsonl', a GammaHistory, or"):
+            monitored(history=given)
+
+
+def test_a_name_with_a_line_separator_stays_one_line(tmp_path):
+    model = nn.Sequential()
+    model.add_module("a\u2028b\x85c", nn.Linear(3, 2))
+    history = sdsd.GammaHistory(tmp_path / "run.jsonl", parameters=True)
+    with sdsd.GammaMonitor(model, history=history) as monitor:
+        train(monitor, model, 2)
+    names = [row["parameter"] for row in history]
+    assert "a\u2028b\x85c.weight" in names
+    assert [row["parameter"] for row in sdsd.GammaHistory(tmp_path / "run.jsonl")] == names
+
+
 def test_two_runs_with_one_file_are_told_so_and_the_later_keeps_it(tmp_path):
     path = tmp_path / "run.jsonl"
     (first, model), (second, other) = monitored(history=path), monitored(history=path)

@@ -78,6 +78,7 @@ class GammaMonitor:
 
     Raises:
         ValueError: an argument out of range, BatchNorm in train mode (exact), a monitored model, or ranks of no group.
+        TypeError: `parameters` are no names, or `history` is neither a path nor a history.
     """
 
     def __init__(
@@ -180,10 +181,7 @@ class GammaMonitor:
             RuntimeError: no step has been measured yet.
         """
         if self._results.last is None:
-            raise RuntimeError(
-                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a step() "
-                "that returns statistics; the first does, unless it is skipped with a warning."
-            )
+            raise RuntimeError("stats: expected a step() of this monitor that gave statistics, and there was none yet.")
         return self._results.last
 
     @property

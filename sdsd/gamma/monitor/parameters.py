@@ -94,8 +94,13 @@ def _trainable(root: nn.Module, wanted: Iterable[str] | None) -> list[tuple[str,
     everything = [(clean(name), p) for name, p in root.named_parameters() if p.requires_grad]
     if wanted is None:
         return everything
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    patterns = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"parameters: expected names or patterns of names, got {type(pattern).__name__}. Names are those of "
+                "model.named_parameters(), such as '0.weight'; patterns such as '*.weight'."
+            )
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in everything):
             raise ValueError(
                 f"parameters: {pattern!r} matches none of the parameters that train, for example "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ..._drafts import draft_of
 
 FLAG = "_is"
 """Ends the name of what says which number stands behind a null."""
@@ -46,9 +47,8 @@ def _why(folder: Path, error: OSError) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` is never half a file."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
