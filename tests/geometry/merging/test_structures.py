@@ -236,6 +236,25 @@ def test_hooks_that_a_forward_installs_are_taken_away():
 
 
 @torch.no_grad()
+def test_what_all_experts_share_is_not_merged_and_a_scalar_is():
+    model, x = made(Mixture(False)), tokens(6, 5)
+    model.experts.gain = nn.Parameter(torch.rand(5))
+    model.experts.scale = nn.Parameter(torch.rand(()))
+    gain = model.experts.gain.clone()
+    with merge_experts(model, "experts", [(0, 2)]):
+        assert torch.equal(model.experts.gain, gain)
+    model = made(Mixture(True))
+    for k, expert in enumerate(model.experts):
+        expert.scale = nn.Parameter(torch.tensor(float(k)))
+    with merge_experts(model, "experts", [(0, 2)]):
+        inside = model(x)
+        assert [expert.scale.item() for expert in model.experts] == [1, 1, 1]
+    assert [expert.scale.item() for expert in model.experts] == [0, 1, 2]
+    assert consolidate_experts(model, "experts", [(0, 2)], inplace=True) is model
+    assert torch.equal(model(x), inside)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("listed", [False, True])
 def test_experts_are_compared_on_the_same_tokens_and_merged(listed):
     model, x = made(Mixture(listed)), tokens(30, 5)
