@@ -109,6 +109,12 @@ def test_heads_and_groups_of_keys_and_values(written, layer, units):
     smaller, _ = consolidate(model, layer, [(1, 0)], example_input=x)
     assert_same(smaller(x), merged)
     assert (merged - model(x)).abs().max() > 1e-3
+    if written not in ("fused", "chunks"):
+        rows = model.get_submodule(layer)(x)
+        heads = rows.movedim(-1, 0).reshape(units, -1)
+        of_rows, _ = consolidate(model, layer, [(1, 0)], how="absorb", activations=rows, example_input=x)
+        of_heads, _ = consolidate(model, layer, [(1, 0)], how="absorb", gram=heads @ heads.T, example_input=x)
+        assert_same(of_rows(x), of_heads(x))
     answers = group_activations(model, [x], layer)[layer]
     inputs = []
     with evaluating(model):
