@@ -212,7 +212,7 @@ class Measuring(TorchFunctionMode):
             return transformed(self, func, args, kwargs)
         if how is WRITES and args and torch.is_grad_enabled():
             about_to_write(args[0])
-        if func is Tensor.expand_as and spreads(args):
+        if func is Tensor.expand_as and parameters and spreads(args):
             return spread_to_samples(self, *args)
         if not sampled and apart is None:
             out = func(*args, **kwargs)
