@@ -157,9 +157,7 @@ class NeuronMap:
         placing = Placing(pairs, clusters, method, seed)
         if isinstance(activations, LayerActivations):
             if neuron_dim is not None:
-                raise ValueError(
-                    "neuron_dim: it goes with a tensor; collect_activations takes it for what it collects."
-                )
+                raise ValueError("neuron_dim: it goes with a tensor; collect_activations takes it where it collects.")
             return cls._of_layer(activations, placing, center, layer)
         tensor = as_tensor(activations)
         if tensor.is_meta:
