@@ -19,6 +19,7 @@ from . import (  # noqa: F401  (they enter their rules)
     singles,
     tracks,
 )
+from .constants import as_constants, constant_from_here_on, written
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
 from .packed import sequences
@@ -39,7 +40,6 @@ from .tracks import (
     Summed,
     Track,
     Verdict,
-    as_constants,
     batch_of,
     is_second,
     known,
@@ -281,8 +281,7 @@ def decided(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -
             with as_constants(masks):
                 verdict = asked_of(seen, [x for x, _ in rest], [v for _, v in rest])
             if type(verdict) is not Mixed:
-                for mask in masks:
-                    set_track(mask, None)
+                constant_from_here_on(masks)
     return verdict
 
 
@@ -350,6 +349,8 @@ def state(seen: Seen, verdict: Any, second: bool = False) -> Mixed | None:
         if x is target or any(x is g for g in given):
             before = track_of(x)
             v = (singles.write(x, v) if Single in (type(before), type(v)) else set_written(x, before, v)) or v
+            if type(v) is Track:
+                written(x, v, second)
         elif rule is not fresh:  # Memory that a function out of sight may write into is not called a constant.
             set_track(x, v, second and v is not None)
         if type(v) is Mixed:
