@@ -64,6 +64,8 @@ UNWRITTEN = {torch.empty, torch.empty_like, torch.empty_strided, torch.empty_per
 }
 """Memory that holds nothing yet; what fills it may be out of sight."""
 
+NOT_FIRST = {"condition", "sorted_sequence"}
+"""Arguments that come before one that is called input."""
 REGROUPING = {indexing.getitem, indexing.index_select, layers.recurrent, bags.bag}
 PACKING = {torch._pack_padded_sequence, torch._pad_packed_sequence}
 
@@ -86,6 +88,13 @@ class Seen(NamedTuple):
     n: int
 
 
+def _by_place(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments of a call, `input` first where it is given by name and comes first."""
+    if args or "input" not in kwargs or kwargs.keys() & NOT_FIRST:
+        return args, kwargs
+    return (kwargs["input"],), {name: each for name, each in kwargs.items() if name != "input"}
+
+
 def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out: Any, n: int) -> Mixed | None:
     """Set where each tensor of `out` carries the samples, from the tensors among the arguments.
 
@@ -98,7 +107,7 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
     """
     if type(out) in WITHOUT_TENSORS or func in UNWRITTEN:
         return None
-    kwargs = kwargs or {}
+    args, kwargs = _by_place(args, kwargs or {})
     if torch._C._are_functorch_transforms_active():
         return transformed(func, args, kwargs, out)
     rule = RULES.get(func)
