@@ -333,3 +333,6 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 def _rebuild(names: tuple[str, ...], table: Table, settings: dict[str, Any]) -> GammaStats:
     return GammaStats(HostSource(names, table), **settings)
+
+
+torch.serialization.add_safe_globals([_rebuild, Row, Table])  # so that torch.load reads what torch.save wrote
