@@ -10,18 +10,17 @@ from pathlib import Path
 
 @contextmanager
 def draft_of(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`, whose place the file takes afterwards; of one that fails nothing is left.
-
-    Raises:
-        OSError: the file cannot be written; it names `path`, not the draft.
-    """
-    draft = path.with_name(path.name + ".part")
+    """Where to write what takes the place of `path` once it is whole; errors name `path`, and leave nothing."""
     try:
-        yield draft
+        yield (draft := path.with_name(path.name + ".part"))
         os.replace(draft, path)
     except BaseException as error:
-        with suppress(OSError):
-            draft.unlink()
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        _give_up(draft, path, error)
         raise
+
+
+def _give_up(draft: Path, path: Path, error: BaseException) -> None:
+    with suppress(OSError):
+        draft.unlink()
+    if isinstance(error, OSError) and error.errno is not None:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any, Literal
 
+import torch
+
 from .._student_t import student_t_quantile
 from .sources import HostSource, Row, Source, Table, independent_count
 

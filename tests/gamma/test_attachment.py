@@ -126,3 +126,12 @@ def test_parameters_are_names():
         with pytest.raises(TypeError, match=f"parameters: expected names or patterns of names, got {kind}"):
             sdsd.GammaMonitor(net, parameters=given)
     assert not is_attached(net)
+
+
+def test_a_layer_without_a_size_is_refused_by_name():
+    net = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    for wanted in (None, ["1.weight"]):
+        with pytest.raises(ValueError, match=r"model: '0\.weight' has no size yet\. Run the model once, then attach"):
+            sdsd.GammaMonitor(net, parameters=wanted)
+    net(torch.randn(2, 3))
+    sdsd.GammaMonitor(net).detach()

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,17 @@ def prepare_output(out: str | Path, option: str = "--out") -> Path:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(
-            f"output directory {folder}: expected a directory that can be written, but {_why(folder, error)}. "
-            f"Choose another with {option}."
-        ) from error
+        raise ValueError(_not_writable(folder, error, option)) from error
     return folder
+
+
+def _not_writable(folder: Path, error: OSError, option: str) -> str:
+    return (
+        f"output directory {folder}: expected a directory that can be written, but {_why(folder, error)}. "
+        f"Choose another with {option}."
+    )
 
 
 def _why(folder: Path, error: OSError) -> str:
@@ -72,9 +76,7 @@ def plain(value: Any) -> Any:
         return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def _flag(value: Any) -> Any:
@@ -128,8 +130,6 @@ def versions() -> dict[str, str]:
     """What computed the numbers."""
     used = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("sdsd", "torch", "numpy", "scikit-learn", "matplotlib"):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             used[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return used
