@@ -31,10 +31,12 @@ all who follow a running model: what can be cut (here), and what can be moved (`
 from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
 from .attention import FewerHeads, can_have_fewer_heads
 from .chance import seeded
+from .cut import IS_OUTPUT
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
-from .look import first_line, likely_inputs, look
+from .look import likely_inputs, look, on_inputs
 from .operations import EACH, Step, adding_to, step_of, tensors
-from .recording import IS_OUTPUT, Plain, as_arguments, call_of, follow, listening, outputs
+from .recording import listening
+from .running import Plain, as_arguments, call_of, outputs, run
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -46,6 +48,7 @@ from .vocabulary import (
     row_dim,
     spatial_dims,
 )
+from .walk import Walk
 
 __all__ = [
     "BETWEEN",
@@ -71,21 +74,22 @@ __all__ = [
     "Part",
     "Plain",
     "Step",
+    "Walk",
     "adding_to",
     "as_arguments",
     "call_of",
     "can_have_fewer_heads",
     "computed_tensors",
-    "first_line",
     "fit_sizes",
-    "follow",
     "is_fitted",
     "likely_inputs",
     "listening",
     "look",
+    "on_inputs",
     "outputs",
     "register_layer",
     "row_dim",
+    "run",
     "seeded",
     "spatial_dims",
     "step_of",

@@ -1,7 +1,7 @@
 """What operations of torch do to neurons: one vocabulary for all that follows a running model.
 
-An operation has one row; a walk has one rule for each kind of row that it can follow (`Walk`, for what can be cut;
-`ChannelWalk` of `sdsd.theory`, for what can be moved). A new operation is one name in a row.
+An operation has one row; a table of rules has one rule for each kind of row that it can follow (`CutWalk`, for what can
+be cut; `MoveWalk` of `sdsd.theory`, for what can be moved). A new operation is one name in a row.
 """
 
 from __future__ import annotations
@@ -167,7 +167,18 @@ class Step(NamedTuple):
     kwargs: dict[str, Any]
     out: Any
 
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """All tensors that it took."""
+        return (*tensors(self.args), *tensors(tuple(self.kwargs.values())))
+
+    @property
+    def written(self) -> tuple[Tensor, ...]:
+        """Those that it wrote into."""
+        return tuple(written(self.func, self.args))
+
     def argument(self, place: int, name: str, default: Any = None) -> Any:
+        """What came by its place or by name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
 
@@ -213,4 +224,11 @@ def tensors(values: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (tuple, list)):
+            yield from tensors(value)
+
+
+def written(func: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors among arguments that an operation writes into."""
+    for known, value in zip(func._schema.arguments, args, strict=False) if func._schema.is_mutable else ():
+        if known.alias_info is not None and known.alias_info.is_write:
             yield from tensors(value)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from .atoms import INNER, READING, REMOVAL, Ids
+from .cut import KEEP_SIZE, CutWalk, rule
 from .operations import Step, tensors
 from .values import FREE, Axis, Value
-from .walk import KEEP_SIZE, Walk, rule
 
 
 @rule("reshape")
-def reshape(walk: Walk, step: Step) -> None:
+def reshape(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
     if step.out.dtype != given.dtype:
@@ -27,7 +27,7 @@ def reshape(walk: Walk, step: Step) -> None:
     walk.give(step.out, reshaped(walk, axes, tuple(given.shape), tuple(step.out.shape)), value)
 
 
-def reshaped(walk: Walk, axes: list[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
+def reshaped(walk: CutWalk, axes: list[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
     """Entries of the axes after a view. Both shapes are cut into their common factors, then put together anew."""
     if 0 in before:
         return [None] * len(after)
@@ -76,7 +76,7 @@ def _between(cuts: set[int], inner: int, length: int) -> list[int] | None:
     return factors[::-1] or [length]
 
 
-def _cut(walk: Walk, axis: Axis, shape: list[int]) -> list[Axis]:
+def _cut(walk: CutWalk, axis: Axis, shape: list[int]) -> list[Axis]:
     if not isinstance(axis, np.ndarray) or len(shape) == 1:
         return [axis] if len(shape) == 1 else [None] * len(shape)
     grid, roots = axis.reshape(shape), walk.atoms.roots(axis).reshape(shape)
@@ -88,7 +88,7 @@ def _cut(walk: Walk, axis: Axis, shape: list[int]) -> list[Axis]:
     return list(walk.atoms.split(grid).factors)
 
 
-def _together(walk: Walk, axes: list[Axis], sizes: list[int]) -> Axis:
+def _together(walk: CutWalk, axes: list[Axis], sizes: list[int]) -> Axis:
     if len(axes) == 1:
         return axes[0]
     known = [k for k, axis in enumerate(axes) if isinstance(axis, np.ndarray)]
@@ -112,7 +112,7 @@ def _together(walk: Walk, axes: list[Axis], sizes: list[int]) -> Axis:
     return np.tile(np.repeat(unit, inner), outer)
 
 
-def _put_back(walk: Walk, axes: list[Axis]) -> Ids | None:
+def _put_back(walk: CutWalk, axes: list[Axis]) -> Ids | None:
     """The axis that was cut into these, in the same order."""
     for split in walk.atoms.open:
         if len(split.factors) == len(axes) and all(a is b for a, b in zip(split.factors, axes, strict=True)):
@@ -120,7 +120,7 @@ def _put_back(walk: Walk, axes: list[Axis]) -> Ids | None:
     return None
 
 
-def _decide(walk: Walk, axes: list[Axis]) -> Ids | None:
+def _decide(walk: CutWalk, axes: list[Axis]) -> Ids | None:
     """Of the axes that one was cut into, in another order: the longest counts units, as in a shuffle of channels."""
     for split in list(walk.atoms.open):
         mine = {k for k, factor in enumerate(split.factors) if any(axis is factor for axis in axes)}
@@ -132,7 +132,7 @@ def _decide(walk: Walk, axes: list[Axis]) -> Ids | None:
 
 
 @rule("permute")
-def permute(walk: Walk, step: Step) -> None:
+def permute(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     order = list(range(given.ndim))
@@ -145,7 +145,7 @@ def permute(walk: Walk, step: Step) -> None:
 
 
 @rule("squeeze")
-def squeeze(walk: Walk, step: Step) -> None:
+def squeeze(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
     before = value.shape if step.out is given else given.shape  # in place, the tensor has its new shape
@@ -156,7 +156,7 @@ def squeeze(walk: Walk, step: Step) -> None:
 
 
 @rule("expand")
-def expand(walk: Walk, step: Step) -> None:
+def expand(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
     axes = walk.axes(given)
@@ -172,7 +172,7 @@ def expand(walk: Walk, step: Step) -> None:
 
 
 @rule("repeat")
-def repeat(walk: Walk, step: Step) -> None:
+def repeat(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     new = step.out.ndim - given.ndim
     axes = [None] * new + walk.axes(given)
@@ -186,7 +186,7 @@ def repeat(walk: Walk, step: Step) -> None:
 
 
 @rule("select")
-def select(walk: Walk, step: Step) -> None:
+def select(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", 0) % given.ndim
     axes = walk.axes(given)
@@ -197,7 +197,7 @@ def select(walk: Walk, step: Step) -> None:
 
 
 @rule("slice")
-def slice_(walk: Walk, step: Step) -> None:
+def slice_(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", 0) % given.ndim
     axes = walk.axes(given)
@@ -214,7 +214,7 @@ def slice_(walk: Walk, step: Step) -> None:
 
 
 @rule("split")
-def split(walk: Walk, step: Step) -> None:
+def split(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2, "dim", 0) % given.ndim
     axes = walk.axes(given)
@@ -232,7 +232,7 @@ def split(walk: Walk, step: Step) -> None:
 
 
 @rule("cat")
-def cat(walk: Walk, step: Step) -> None:
+def cat(walk: CutWalk, step: Step) -> None:
     parts = [part for part in step.args[0] if part.shape != (0,)]
     if not parts:
         walk.give(step.out, [FREE] * step.out.ndim)
@@ -256,11 +256,11 @@ def cat(walk: Walk, step: Step) -> None:
     walk.give(step.out, columns, together(walk, parts))
 
 
-def _alongside(walk: Walk, one: Axis, other: Axis) -> Axis:
+def _alongside(walk: CutWalk, one: Axis, other: Axis) -> Axis:
     return None if one is None and other is None else walk.join(one, other)
 
 
-def together(walk: Walk, parts: list[Tensor]) -> Value:
+def together(walk: CutWalk, parts: list[Tensor]) -> Value:
     """What a tensor made of several is."""
     values = [walk.value(part) for part in parts]
     names = frozenset[str]().union(*(value.parameters for value in values))
@@ -271,7 +271,7 @@ def together(walk: Walk, parts: list[Tensor]) -> Value:
 
 
 @rule("stack")
-def stack(walk: Walk, step: Step) -> None:
+def stack(walk: CutWalk, step: Step) -> None:
     parts = list(step.args[0])
     dim = step.argument(1, "dim", 0) % step.out.ndim
     columns: list[Axis] = list(walk.axes(parts[0]))
@@ -281,7 +281,7 @@ def stack(walk: Walk, step: Step) -> None:
 
 
 @rule("parts of complex")
-def parts_of_complex(walk: Walk, step: Step) -> None:
+def parts_of_complex(walk: CutWalk, step: Step) -> None:
     """The last axis of the real tensor is of two numbers."""
     given: Tensor = step.args[0]
     axes = walk.axes(given)
@@ -293,7 +293,7 @@ def parts_of_complex(walk: Walk, step: Step) -> None:
 
 
 @rule("flip")
-def flip(walk: Walk, step: Step) -> None:
+def flip(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     for dim in step.args[1]:
@@ -303,7 +303,7 @@ def flip(walk: Walk, step: Step) -> None:
 
 
 @rule("pad")
-def pad(walk: Walk, step: Step) -> None:
+def pad(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes, widths = walk.axes(given), step.args[1]
     for k in range(len(widths) // 2):
@@ -319,7 +319,7 @@ def pad(walk: Walk, step: Step) -> None:
 
 
 @rule("index")
-def index(walk: Walk, step: Step) -> None:
+def index(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     if step.name == "index":
@@ -353,7 +353,7 @@ def _covered(chosen: list[Any], ndim: int) -> list[int]:
 
 
 @rule("lookup")
-def embedding(walk: Walk, step: Step) -> None:
+def embedding(walk: CutWalk, step: Step) -> None:
     weight, indices = step.args[0], step.args[1]
     rows, columns = walk.axes(weight)
     walk.mixed(rows, "they are looked up by their places")
@@ -364,7 +364,7 @@ def embedding(walk: Walk, step: Step) -> None:
 
 
 @rule("bag")
-def embedding_bag(walk: Walk, step: Step) -> None:
+def embedding_bag(walk: CutWalk, step: Step) -> None:
     weight = step.args[0]
     rows, columns = walk.axes(weight)
     walk.mixed(rows, "they are looked up by their places")
@@ -376,7 +376,7 @@ def embedding_bag(walk: Walk, step: Step) -> None:
 
 
 @rule("shuffle")
-def channel_shuffle(walk: Walk, step: Step) -> None:
+def channel_shuffle(walk: CutWalk, step: Step) -> None:
     given, groups = step.args[0], step.args[1]
     batch, channels, *places = walk.axes(given)
     length = given.shape[1]
@@ -385,7 +385,7 @@ def channel_shuffle(walk: Walk, step: Step) -> None:
 
 
 @rule("roll")
-def roll(walk: Walk, step: Step) -> None:
+def roll(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     dims = step.argument(2, "dims", ()) or range(given.ndim)

@@ -8,13 +8,13 @@ import re
 import numpy as np
 from torch import Tensor
 
+from .cut import CutWalk, rule
 from .operations import Step, tensors
 from .values import Axis
-from .walk import Walk, rule
 
 
 @rule("pool")
-def spatial(walk: Walk, step: Step) -> None:
+def spatial(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     size = int(match[1]) if (match := re.search(r"(\d)d", step.name)) else 2
@@ -25,7 +25,7 @@ def spatial(walk: Walk, step: Step) -> None:
 
 
 @rule("patches")
-def im2col(walk: Walk, step: Step) -> None:
+def im2col(walk: CutWalk, step: Step) -> None:
     """Every channel of every place of a patch, one behind the other."""
     given: Tensor = step.args[0]
     *batch, channels, _, _ = walk.axes(given)
@@ -35,14 +35,14 @@ def im2col(walk: Walk, step: Step) -> None:
 
 
 @rule("from patches")
-def col2im(walk: Walk, step: Step) -> None:
+def col2im(walk: CutWalk, step: Step) -> None:
     """Patches laid over each other: every place of a patch is of a channel."""
     *batch, channels, _ = walk.axes(step.args[0])
     made = _of_each(walk, channels, math.prod(step.args[2]))
     walk.give(step.out, [*batch, made, None, None], walk.value(step.args[0]))
 
 
-def _of_each(walk: Walk, axis: Axis, times: int) -> Axis:
+def _of_each(walk: CutWalk, axis: Axis, times: int) -> Axis:
     """Units that have so many entries each, one behind the other."""
     if not isinstance(axis, np.ndarray):
         return None
@@ -52,7 +52,7 @@ def _of_each(walk: Walk, axis: Axis, times: int) -> Axis:
 
 
 @rule("unpool")
-def max_unpool(walk: Walk, step: Step) -> None:
+def max_unpool(walk: CutWalk, step: Step) -> None:
     """Every entry goes to the place in its picture that an index says."""
     given, indices = step.args[0], step.args[1]
     size = int(step.name[-2])
@@ -65,7 +65,7 @@ def max_unpool(walk: Walk, step: Step) -> None:
 
 
 @rule("grid")
-def grid_sample(walk: Walk, step: Step) -> None:
+def grid_sample(walk: CutWalk, step: Step) -> None:
     """Every channel of a picture at points between its pixels."""
     given, points = step.args[0], step.args[1]
     size = given.ndim - 2
@@ -76,7 +76,7 @@ def grid_sample(walk: Walk, step: Step) -> None:
 
 
 @rule("restride")
-def as_strided(walk: Walk, step: Step) -> None:
+def as_strided(walk: CutWalk, step: Step) -> None:
     """What pooling to one entry does, in place: axes of length 1 get other strides, and nothing moves."""
     given: Tensor = step.args[0]
     in_place = step.out is given and len(walk.value(given).axes) == given.ndim
@@ -85,7 +85,7 @@ def as_strided(walk: Walk, step: Step) -> None:
 
 
 @rule("to pixels")
-def pixel_shuffle(walk: Walk, step: Step) -> None:
+def pixel_shuffle(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     made = _of_each(walk, axes[-3], step.args[1] ** 2)
@@ -93,7 +93,7 @@ def pixel_shuffle(walk: Walk, step: Step) -> None:
 
 
 @rule("from pixels")
-def pixel_unshuffle(walk: Walk, step: Step) -> None:
+def pixel_unshuffle(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes, times = walk.axes(given), step.args[1] ** 2
     channels = axes[-3]
@@ -102,7 +102,7 @@ def pixel_unshuffle(walk: Walk, step: Step) -> None:
 
 
 @rule("window")
-def unfold(walk: Walk, step: Step) -> None:
+def unfold(walk: CutWalk, step: Step) -> None:
     """Pieces of an axis, one behind the other; what lies in a piece becomes the last axis."""
     given: Tensor = step.args[0]
     axes, dim = walk.axes(given), step.args[1] % given.ndim
@@ -111,7 +111,7 @@ def unfold(walk: Walk, step: Step) -> None:
 
 
 @rule("diagonal")
-def diagonal(walk: Walk, step: Step) -> None:
+def diagonal(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     dims = {step.argument(2, "dim1", 0) % given.ndim, step.argument(3, "dim2", 1) % given.ndim}

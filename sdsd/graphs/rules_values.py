@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from .atoms import READING, REMOVAL, Ids
+from .cut import CutWalk, rule
 from .operations import Step, tensors
 from .rules_layout import together
 from .values import FREE, MADE, Axis, Value
-from .walk import Walk, rule
 
 STATISTICS_ADVICE = (
     "Pass norms='repeat' to consolidate, so that the norm goes on to see merged neurons as often as there were, merge "
@@ -20,7 +20,7 @@ STATISTICS_ADVICE = (
 
 
 @rule("each", "same", "sum", "product", "negative", "power", "prelu", "curved", "mask")
-def pointwise(walk: Walk, step: Step) -> None:
+def pointwise(walk: CutWalk, step: Step) -> None:
     everything = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
     outs = list(tensors(step.out))
     if not everything or not outs:
@@ -63,7 +63,7 @@ def pointwise(walk: Walk, step: Step) -> None:
                 walk.value(one).written_in = written_in
 
 
-def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -> bool:
+def _has_neurons(walk: CutWalk, given: list[Tensor], statistic: Ids, out: Tensor) -> bool:
     """Whether a mean over all neurons comes back to them, as in a norm."""
     roots = walk.atoms.roots(statistic)
     for tensor in given:
@@ -78,7 +78,7 @@ def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -
 
 
 @rule("weight norm")
-def weight_norm(walk: Walk, step: Step) -> None:
+def weight_norm(walk: CutWalk, step: Step) -> None:
     direction, size = step.args[0], step.args[1]
     dim = step.argument(2, "dim", 0) % direction.ndim
     axes = walk.axes(direction)
@@ -92,7 +92,7 @@ def weight_norm(walk: Walk, step: Step) -> None:
         walk.give(out, axes if same else [None] * out.ndim, together(walk, [direction, size]), linear=False)
 
 
-def _joined(walk: Walk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Axis]) -> Axis:
+def _joined(walk: CutWalk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Axis]) -> Axis:
     (a, a_axis), (b, b_axis) = one, other
     if a_axis is None and b_axis is None:
         return None
@@ -107,7 +107,7 @@ def _joined(walk: Walk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Ax
     return walk.join(a_axis, b_axis, label)
 
 
-def _result(walk: Walk, step: Step, given: list[Tensor]) -> Value:
+def _result(walk: CutWalk, step: Step, given: list[Tensor]) -> Value:
     made = together(walk, given)
     with_parameters = sum(bool(walk.value(each).parameters) for each in given)
     product = step.row.kind == "product"
@@ -122,7 +122,7 @@ def _result(walk: Walk, step: Step, given: list[Tensor]) -> Value:
     return made
 
 
-def _across(walk: Walk, given: list[Tensor]) -> bool:
+def _across(walk: CutWalk, given: list[Tensor]) -> bool:
     """Whether one axis of a parameter comes in two places, as in a weight plus its transpose."""
     for one, other in itertools.combinations([walk.value(each) for each in given], 2):
         if one.static and other.static and one.parameters & other.parameters:
@@ -133,7 +133,7 @@ def _across(walk: Walk, given: list[Tensor]) -> bool:
 
 
 @rule("copy")
-def copy_(walk: Walk, step: Step) -> None:
+def copy_(walk: CutWalk, step: Step) -> None:
     """One tensor is written into another, which keeps its entries."""
     target, source = step.args[0], step.args[1]
     shift = target.ndim - source.ndim
@@ -150,18 +150,16 @@ def copy_(walk: Walk, step: Step) -> None:
         _spread(walk, target, written.static)
 
 
-def _spread(walk: Walk, target: Tensor, static: bool) -> None:
+def _spread(walk: CutWalk, target: Tensor, static: bool) -> None:
     """What shares memory with a tensor that was written is no more static than what was written."""
     if static:
         return
-    place = target.untyped_storage().data_ptr()
-    for tensor, value in list(walk.values.items()):
-        if value.static and tensor.untyped_storage().data_ptr() == place:
-            value.static = False
+    for _, value in walk.sharing(target):
+        value.static = False
 
 
 @rule("put")
-def put(walk: Walk, step: Step) -> None:
+def put(walk: CutWalk, step: Step) -> None:
     """Samples or positions are written by their places."""
     target = step.args[0]
     axes = list(walk.value(target).axes)
@@ -197,7 +195,7 @@ def put(walk: Walk, step: Step) -> None:
 
 
 @rule("constant")
-def factory(walk: Walk, step: Step) -> None:
+def factory(walk: CutWalk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [FREE] * out.ndim, Value([], True, True))
         walk.value(out).written_in = walk.sizes_written_in
@@ -205,12 +203,12 @@ def factory(walk: Walk, step: Step) -> None:
 
 
 @rule("like")
-def made_like(walk: Walk, step: Step) -> None:
+def made_like(walk: CutWalk, step: Step) -> None:
     walk.give(step.out, walk.axes(step.args[0]), Value([], True, True))
 
 
 @rule("count")
-def counted(walk: Walk, step: Step) -> None:
+def counted(walk: CutWalk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [None] * out.ndim, Value([], True, True))
         walk.value(out).label = MADE
@@ -220,7 +218,7 @@ def counted(walk: Walk, step: Step) -> None:
 
 
 @rule("reduce", "digest")
-def reduction(walk: Walk, step: Step) -> None:
+def reduction(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     if step.name in ("max", "min") and len(step.args) > 1 and isinstance(step.args[1], Tensor):
         pointwise(walk, step)
@@ -248,7 +246,7 @@ def reduction(walk: Walk, step: Step) -> None:
             walk.value(out).statistic = statistic
 
 
-def _as_statistic(walk: Walk, step: Step, axes: list[Axis], over: set[int]) -> Ids | None:
+def _as_statistic(walk: CutWalk, step: Step, axes: list[Axis], over: set[int]) -> Ids | None:
     """The neurons of a mean over them that keeps its place, which a norm may divide by."""
     if step.name not in ("mean", "var", "linalg_vector_norm") or len(over) != 1:
         return None
@@ -258,7 +256,7 @@ def _as_statistic(walk: Walk, step: Step, axes: list[Axis], over: set[int]) -> I
 
 
 @rule("softmax", "cumulate")
-def along(walk: Walk, step: Step) -> None:
+def along(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     if given.ndim:
@@ -268,7 +266,7 @@ def along(walk: Walk, step: Step) -> None:
 
 
 @rule("distance")
-def distance(walk: Walk, step: Step) -> None:
+def distance(walk: CutWalk, step: Step) -> None:
     """Of points in a space that the neurons span."""
     given = list(tensors(step.args))
     for each in given:
@@ -277,7 +275,7 @@ def distance(walk: Walk, step: Step) -> None:
 
 
 @rule("transform")
-def transform(walk: Walk, step: Step) -> None:
+def transform(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     for dim in step.args[1]:
@@ -287,7 +285,7 @@ def transform(walk: Walk, step: Step) -> None:
 
 
 @rule("order")
-def ordered(walk: Walk, step: Step) -> None:
+def ordered(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2 if step.name == "topk" else 1, "dim", -1)
     axes = walk.axes(given)
@@ -298,7 +296,7 @@ def ordered(walk: Walk, step: Step) -> None:
 
 
 @rule("gate")
-def glu(walk: Walk, step: Step) -> None:
+def glu(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", -1) % given.ndim
     axes = walk.axes(given)
@@ -313,7 +311,7 @@ def glu(walk: Walk, step: Step) -> None:
 
 
 @rule("batch norm")
-def batch_norm(walk: Walk, step: Step) -> None:
+def batch_norm(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     for other in tensors(step.args[1:5]):
@@ -328,7 +326,7 @@ def batch_norm(walk: Walk, step: Step) -> None:
         walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
 
 
-def _over_neurons(walk: Walk, axis: Axis, when: str) -> None:
+def _over_neurons(walk: CutWalk, axis: Axis, when: str) -> None:
     """A batch norm takes its statistics over an axis that is not its channels."""
     reason = f"{walk.name!r} takes its statistics{when} over all neurons, which removing any would change"
     if isinstance(axis, np.ndarray) and len(np.unique(axis)) < len(axis):  # with samples or positions
@@ -338,7 +336,7 @@ def _over_neurons(walk: Walk, axis: Axis, when: str) -> None:
 
 
 @rule("layer norm")
-def layer_norm(walk: Walk, step: Step) -> None:
+def layer_norm(walk: CutWalk, step: Step) -> None:
     given, shape = step.args[0], step.args[1]
     axes = walk.axes(given)
     for k in range(1, len(shape) + 1):
@@ -355,7 +353,7 @@ def layer_norm(walk: Walk, step: Step) -> None:
 
 
 @rule("group norm")
-def group_norm(walk: Walk, step: Step) -> None:
+def group_norm(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     for other in tensors(step.args[1:3]):

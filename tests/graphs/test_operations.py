@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sdsd.graphs.cut import RULES as CUT
 from sdsd.graphs.operations import EACH, KINDS, MOVES, OPERATIONS, ROWS, adding_to, step_of
-from sdsd.graphs.walk import RULES as CUT
 from sdsd.theory.quotient import trace
 from sdsd.theory.quotient.walk import RULES as MOVED
 

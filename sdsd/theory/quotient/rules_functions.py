@@ -9,12 +9,12 @@ from torch import Tensor
 from ...graphs import EACH, tensors
 from .channels import EXTRA, MATRIX, NormUse, Seen, compact, spread, unique, varies
 from .rules_sums import by_place, of_two, times
-from .walk import TRY_SHAPES, ChannelWalk, Step, rule
+from .walk import TRY_SHAPES, MoveWalk, Step, rule
 
 
-def _passed(walk: ChannelWalk, step: Step, seen: Seen) -> None:
+def _passed(walk: MoveWalk, step: Step, seen: Seen) -> None:
     if seen.ids is None:
-        walk.opaque(step)
+        walk.unknown(step)
         return
     walk.channels.keep_shift(unique(seen.ids), f"they pass through {walk.label(step.name)}")
     walk.channels.bend(unique(seen.ids))
@@ -24,33 +24,33 @@ def _passed(walk: ChannelWalk, step: Step, seen: Seen) -> None:
 
 
 @rule("prelu")
-def prelu(walk: ChannelWalk, step: Step) -> None:
-    seen, weight = walk.seen(step.args[0]), walk.seen(step.args[1])
+def prelu(walk: MoveWalk, step: Step) -> None:
+    seen, weight = walk.value(step.args[0]), walk.value(step.args[1])
     if seen.ids is not None and weight.is_parameter and any(each.numel() > 1 for each in weight.entries):
         place = walk.laid(seen.ids, weight, tuple(seen.ids.shape))
         if place is None:
-            walk.opaque(step, f"{walk.label('prelu')} runs over another axis than theirs; {TRY_SHAPES}")
+            walk.unknown(step, f"{walk.label('prelu')} runs over another axis than theirs; {TRY_SHAPES}")
             return
         walk.use(EXTRA, weight, *place, walk.taken(weight))
     _passed(walk, step, seen)
 
 
 @rule("negative")
-def negative(walk: ChannelWalk, step: Step) -> None:
-    seen = walk.seen(step.args[0])
+def negative(walk: MoveWalk, step: Step) -> None:
+    seen = walk.value(step.args[0])
     if seen.ids is None:
-        walk.opaque(step)
+        walk.unknown(step)
     else:
         offsets = times(seen.offsets, -1.0)
         walk.give(step.out, Seen(seen.ids, offsets=offsets, power=seen.power, statistic=seen.statistic))
 
 
 @rule("power")
-def power(walk: ChannelWalk, step: Step) -> None:
-    seen = walk.seen(step.args[0])
+def power(walk: MoveWalk, step: Step) -> None:
+    seen = walk.value(step.args[0])
     exponent = step.args[1] if step.row.power is None else step.row.power
     if seen.ids is None or not isinstance(exponent, (int, float)):
-        walk.opaque(step)
+        walk.unknown(step)
         return
     walk.channels.keep_shift(unique(seen.ids), f"they pass through {walk.label(step.name)}")
     walk.channels.bend(unique(seen.ids))
@@ -58,19 +58,19 @@ def power(walk: ChannelWalk, step: Step) -> None:
 
 
 @rule(EACH)
-def pointwise(walk: ChannelWalk, step: Step) -> None:
+def pointwise(walk: MoveWalk, step: Step) -> None:
     """A function nobody has told of may be any."""
     if torch.Tag.pointwise in step.func.tags and len(list(tensors(step.args))) == 1:
         curved(walk, step)
     else:
-        walk.opaque(step)
+        walk.unknown(step)
 
 
 @rule("curved")
-def curved(walk: ChannelWalk, step: Step) -> None:
-    seen = walk.seen(step.args[0])
+def curved(walk: MoveWalk, step: Step) -> None:
+    seen = walk.value(step.args[0])
     if seen.ids is None:
-        walk.opaque(step)
+        walk.unknown(step)
         return
     if step.name == "clamp_min" and step.args[1] == 0:
         _passed(walk, step, seen)
@@ -86,20 +86,20 @@ def curved(walk: ChannelWalk, step: Step) -> None:
 
 
 @rule("mask")
-def masked(walk: ChannelWalk, step: Step) -> None:
-    seen = walk.seen(step.args[0])
+def masked(walk: MoveWalk, step: Step) -> None:
+    seen = walk.value(step.args[0])
     if seen.ids is None or not isinstance(step.args[2], (int, float)) or step.args[2] != 0:
-        walk.opaque(step)
+        walk.unknown(step)
         return
     by_place(walk, seen.ids, step.args[1])
     _passed(walk, step, seen)
 
 
 @rule("gate")
-def glu(walk: ChannelWalk, step: Step) -> None:
-    seen = walk.seen(step.args[0])
+def glu(walk: MoveWalk, step: Step) -> None:
+    seen = walk.value(step.args[0])
     if seen.ids is None:
-        walk.opaque(step)
+        walk.unknown(step)
         return
     dim = step.argument(1, "dim", -1)
     one, gate = seen.ids.chunk(2, dim)
@@ -111,13 +111,13 @@ def glu(walk: ChannelWalk, step: Step) -> None:
 
 
 @rule("reduce")
-def reduction(walk: ChannelWalk, step: Step) -> None:
-    seen, given = walk.seen(step.args[0]), step.args[0]
+def reduction(walk: MoveWalk, step: Step) -> None:
+    seen, given = walk.value(step.args[0]), step.args[0]
     label = walk.label(step.name)
     order = step.argument(1, "ord", 2) if step.name == "linalg_vector_norm" else 2
     dims = step.argument(2 if step.name == "linalg_vector_norm" else 1, "dim")
     if seen.ids is None or isinstance(dims, (bool, Tensor)) or order in (0,):
-        walk.opaque(step)
+        walk.unknown(step)
         return
     listed = range(given.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     over = {dim % max(1, given.ndim) for dim in listed}
@@ -139,18 +139,18 @@ def reduction(walk: ChannelWalk, step: Step) -> None:
             power = seen.power if place == 1 and "_mean" in step.name else seen.power * step.row.power
             walk.give(out, Seen(ids.reshape(out.shape), power=power, statistic=statistic))
         elif out.is_floating_point():
-            walk.opaque(step)
+            walk.unknown(step)
 
 
 @rule("pool")
-def pool(walk: ChannelWalk, step: Step) -> None:
-    seen, label = walk.seen(step.args[0]), walk.label(step.name)
+def pool(walk: MoveWalk, step: Step) -> None:
+    seen, label = walk.value(step.args[0]), walk.label(step.name)
     size = next((int(each) for each in step.name if each.isdigit()), 2)
     if seen.ids is None:
-        walk.opaque(step)
+        walk.unknown(step)
         return
     if any(varies(seen.ids, dim) for dim in range(seen.ids.ndim - size, seen.ids.ndim)):
-        walk.opaque(step, f"{label} pools another axis than their positions; {TRY_SHAPES}")
+        walk.unknown(step, f"{label} pools another axis than their positions; {TRY_SHAPES}")
         return
     walk.channels.keep_shift(unique(seen.ids), f"they pass through {label}")
     walk.channels.bend(unique(seen.ids))
@@ -163,14 +163,14 @@ def pool(walk: ChannelWalk, step: Step) -> None:
 
 
 @rule("softmax")
-def softmax(walk: ChannelWalk, step: Step) -> None:
-    seen, label = walk.seen(step.args[0]), walk.label(step.name.strip("_"))
+def softmax(walk: MoveWalk, step: Step) -> None:
+    seen, label = walk.value(step.args[0]), walk.label(step.name.strip("_"))
     if seen.ids is None:
-        walk.opaque(step)
+        walk.unknown(step)
         return
     ids, dim = seen.ids, step.argument(1, "dim", -1)
     if any(varies(ids, k) for k in range(ids.ndim) if k != dim % ids.ndim):
-        walk.opaque(step, f"{label} runs over another axis than theirs; {TRY_SHAPES}")
+        walk.unknown(step, f"{label} runs over another axis than theirs; {TRY_SHAPES}")
         return
     walk.regular(seen, f"{label} reads a power or a mean of them")
     known = unique(ids)
@@ -182,10 +182,10 @@ def softmax(walk: ChannelWalk, step: Step) -> None:
 
 
 @rule("lookup")
-def embedding(walk: ChannelWalk, step: Step) -> None:
-    weight = walk.seen(step.args[0])
+def embedding(walk: MoveWalk, step: Step) -> None:
+    weight = walk.value(step.args[0])
     if not weight.is_parameter or len(weight.entries) != 2 or weight.entries[0].shape != step.args[0].shape:
-        walk.opaque(step)
+        walk.unknown(step)
         return
     axis = walk.axis_along(weight, 1)
     if axis is None:  # vectors of one entry

@@ -11,11 +11,11 @@ from torch import Tensor
 from ...graphs import tensors
 from .channels import BIAS, EXTRA, SCALE, NormUse, Seen, compact, renamed, unique, varies
 from .rules_products import apart
-from .walk import TRY_SHAPES, ChannelWalk, Step, eps_of, kind_of, rule
+from .walk import TRY_SHAPES, MoveWalk, Step, eps_of, kind_of, rule
 
 
 def _after(
-    walk: ChannelWalk,
+    walk: MoveWalk,
     before: Tensor | None,
     shape: tuple[int, ...],
     dim: int,
@@ -39,7 +39,7 @@ def _after(
         walk.channels.follow(known, made)
     layout = [-1 if k == dim else 1 for k in range(len(shape))]
     for tensor, role in ((weight, SCALE), (bias, BIAS), *((each, EXTRA) for each in extras)):
-        seen = walk.seen(tensor)
+        seen = walk.value(tensor)
         if not isinstance(tensor, Tensor):
             continue
         if not seen.is_parameter or (place := walk.laid(after, _reshape_seen(seen, layout), shape)) is None:
@@ -48,7 +48,7 @@ def _after(
                 walk.channels.fix(made, f"{walk.label('norm')} has parameters that are computed or laid otherwise")
             continue
         walk.use(role, seen, *place, walk.taken(seen))
-    if not walk.seen(weight).is_parameter:
+    if not walk.value(weight).is_parameter:
         walk.channels.hold(made, why)
     return after
 
@@ -57,29 +57,29 @@ def _reshape_seen(seen: Seen, layout: list[int]) -> Seen:
     return Seen(name=seen.name, entries=tuple(each.reshape(layout) for each in seen.entries))
 
 
-def _offsets(walk: ChannelWalk, bias: Any) -> dict[str, float]:
-    seen = walk.seen(bias)
+def _offsets(walk: MoveWalk, bias: Any) -> dict[str, float]:
+    seen = walk.value(bias)
     return {seen.name: 1.0} if seen.is_parameter else {}
 
 
 @rule("batch norm")
-def batch_norm(walk: ChannelWalk, step: Step) -> None:
+def batch_norm(walk: MoveWalk, step: Step) -> None:
     given, weight, bias = step.args[:3]
     running = [each for each in step.args[3:5] if isinstance(each, Tensor)]
     kind = kind_of(walk, ("BatchNorm", "InstanceNorm"), "BatchNorm")
     eps = next((each for each in reversed(step.args) if isinstance(each, float)), 1e-5)
-    seen, label = walk.seen(given), walk.label("batch_norm")
+    seen, label = walk.value(given), walk.label("batch_norm")
     if seen.ids is not None and any(varies(seen.ids, dim) for dim in range(given.ndim) if dim != 1):
-        walk.opaque(step, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
+        walk.unknown(step, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
         return
     walk.regular(seen, f"{label} reads a power or a mean of them")
-    buffers = [walk.seen(each) for each in running]
+    buffers = [walk.value(each) for each in running]
     owned = all(each.is_parameter for each in buffers)
     owner = buffers[0].name.rpartition(".")[0] if buffers and owned else walk.module
     if seen.ids is not None:
         line = seen.ids.movedim(1, 0).reshape(given.shape[1], -1)[:, 0].numpy()
         if "InstanceNorm" in kind:  # it sees each sample's channels one after the other
-            gamma = walk.seen(weight)
+            gamma = walk.value(weight)
             line = line[: len(gamma.entries[0].unique() if gamma.is_parameter else unique(seen.ids))]
         names = owner if not buffers or owned else ""
         walk.channels.norms.append(NormUse(names, kind, line, dict(seen.offsets or {}), eps_of(walk, eps)))
@@ -95,18 +95,18 @@ def batch_norm(walk: ChannelWalk, step: Step) -> None:
 
 
 @rule("layer norm")
-def layer_norm(walk: ChannelWalk, step: Step) -> None:
+def layer_norm(walk: MoveWalk, step: Step) -> None:
     given, shape, weight = step.args[0], step.args[1], step.args[2]
     mean = "layer" in step.name
     bias, eps = (step.args[3], step.argument(4, "eps", 1e-5)) if mean else (None, step.argument(3, "eps"))
     kind, label = ("LayerNorm" if mean else "RMSNorm"), walk.label(step.name)
-    seen = walk.seen(given)
+    seen = walk.value(given)
     if len(shape) != 1:
-        walk.opaque(step, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
+        walk.unknown(step, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
         return
     walk.regular(seen, f"{label} reads a power or a mean of them")
     if seen.ids is not None and not varies(seen.ids, given.ndim - 1) and given.shape[-1] > 1:
-        walk.opaque(step, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
+        walk.unknown(step, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
         return
     if seen.ids is not None:
         lead = seen.ids.narrow(-1, 0, 1)
@@ -127,12 +127,12 @@ def layer_norm(walk: ChannelWalk, step: Step) -> None:
 
 
 @rule("group norm")
-def group_norm(walk: ChannelWalk, step: Step) -> None:
+def group_norm(walk: MoveWalk, step: Step) -> None:
     given, weight, bias = step.args[:3]
     groups, eps = step.args[6], step.args[7]
-    seen, label = walk.seen(given), walk.label("group_norm")
+    seen, label = walk.value(given), walk.label("group_norm")
     if seen.ids is not None and any(varies(seen.ids, dim) for dim in range(given.ndim) if dim != 1):
-        walk.opaque(step, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
+        walk.unknown(step, f"{label} normalises another axis than theirs; {TRY_SHAPES}")
         return
     walk.regular(seen, f"{label} reads a power or a mean of them")
     if seen.ids is not None:

@@ -9,14 +9,14 @@ from torch import Tensor
 from ...graphs import Ids, tensors
 from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, unique, varies
 from .rules_sums import added, biased
-from .walk import ChannelWalk, Step, rule
+from .walk import MoveWalk, Step, rule
 
 
 @rule("matrix product")
-def product(walk: ChannelWalk, step: Step) -> None:
+def product(walk: MoveWalk, step: Step) -> None:
     plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
     a, b = step.args[1:3] if plus is not None else step.args[:2]
-    one, other = walk.seen(a), walk.seen(b)
+    one, other = walk.value(a), walk.value(b)
     if a.ndim == 1:
         one = _reshaped(one, (1, len(a)))
     if b.ndim == 1:
@@ -67,7 +67,7 @@ def _reshaped(seen: Seen, shape: tuple[int, int]) -> Seen:
     )
 
 
-def _by_computed(walk: ChannelWalk, *both: Seen) -> Seen:
+def _by_computed(walk: MoveWalk, *both: Seen) -> Seen:
     for each in both:
         if each.is_parameter:
             walk.outside.add(each.name)
@@ -77,7 +77,7 @@ def _by_computed(walk: ChannelWalk, *both: Seen) -> Seen:
     return Seen(computed=all(each.ids is None for each in both))
 
 
-def _of_neurons(walk: ChannelWalk, step: Step, one: Seen, other: Seen, shape: tuple[int, ...]) -> Seen:
+def _of_neurons(walk: MoveWalk, step: Step, one: Seen, other: Seen, shape: tuple[int, ...]) -> Seen:
     """A product of two tensors that the model computes: queries by keys, what attention gives by values."""
     label = walk.label(step.name.strip("_"))
     for each in (one, other):
@@ -100,7 +100,7 @@ def _of_neurons(walk: ChannelWalk, step: Step, one: Seen, other: Seen, shape: tu
     return Seen()
 
 
-def _inverse(walk: ChannelWalk, queries: Tensor, keys: Tensor, label: str) -> None:
+def _inverse(walk: MoveWalk, queries: Tensor, keys: Tensor, label: str) -> None:
     """Their products are summed over: one can grow as the other shrinks. The last dimension is summed over."""
     walk.channels.tie(queries, keys, inverse=True, why=f"{label} multiplies them by what the model computes")
     for ids in (queries, keys):
@@ -108,7 +108,7 @@ def _inverse(walk: ChannelWalk, queries: Tensor, keys: Tensor, label: str) -> No
         apart(walk, ids, ids.ndim - 1)
 
 
-def _attended(walk: ChannelWalk, queries: Tensor, keys: Tensor, one: Seen, other: Seen) -> Attention:
+def _attended(walk: MoveWalk, queries: Tensor, keys: Tensor, one: Seen, other: Seen) -> Attention:
     """Note heads: their last dimension is summed over, the ones before count them and the samples."""
     shape = torch.broadcast_shapes(queries.shape, keys.shape)
     offsets = tuple(dict.fromkeys((*(one.offsets or ()), *(other.offsets or ()))))
@@ -121,14 +121,14 @@ def _rows(ids: Tensor) -> Ids:
     return ids.reshape(-1, ids.shape[-1]).numpy()
 
 
-def _weighted(walk: ChannelWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
+def _weighted(walk: MoveWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
     """Sums over positions, with weights that the model computes."""
     walk.channels.keep_shift(unique(ids), f"{label} sums over their positions")
     apart(walk, ids, ids.ndim - 2)
     return Seen(ids.expand(shape))
 
 
-def apart(walk: ChannelWalk, ids: Tensor, batch: int) -> None:
+def apart(walk: MoveWalk, ids: Tensor, batch: int) -> None:
     """Those of different products of a batch (of heads, that is) do not change places with one another."""
     if any(varies(ids, dim) for dim in range(min(batch, ids.ndim))):
         shape = ids.shape
@@ -138,15 +138,15 @@ def apart(walk: ChannelWalk, ids: Tensor, batch: int) -> None:
 
 
 @rule("convolution")
-def convolution(walk: ChannelWalk, step: Step) -> None:
+def convolution(walk: MoveWalk, step: Step) -> None:
     given, weight, bias = step.args[0], step.args[1], step.args[2]
     transposed, groups = bool(step.args[6]), int(step.args[8])
-    x, kernel = walk.seen(given), walk.seen(weight)
+    x, kernel = walk.value(given), walk.value(weight)
     whole = kernel.is_parameter and kernel.entries[0].shape == walk.model_tensor(kernel.name).shape
     if not whole:
         computed = _by_computed(walk, x, kernel)
-        if bias is not None and walk.seen(bias).is_parameter:
-            walk.outside.add(walk.seen(bias).name)
+        if bias is not None and walk.value(bias).is_parameter:
+            walk.outside.add(walk.value(bias).name)
         walk.give(step.out, Seen(computed=False) if x.ids is not None else computed)
         return
     layer, taken = kernel.name.rpartition(".")[0] or kernel.name, walk.taken(kernel)
@@ -184,31 +184,31 @@ def convolution(walk: ChannelWalk, step: Step) -> None:
     shape[1] = -1
     walk.give(step.out, Seen(torch.from_numpy(made).view(shape).expand(step.out.shape), offsets={}))
     if bias is not None:
-        turned = walk.seen(bias)
+        turned = walk.value(bias)
         laid = Seen(
             name=turned.name, computed=turned.computed, entries=tuple(each.reshape(shape) for each in turned.entries)
         )
         if turned.is_parameter:
-            mine = walk.seen(step.out)
+            mine = walk.value(step.out)
             walk.give(step.out, biased(walk, mine, laid, 1.0, tuple(step.out.shape), {}))
         else:
             walk.channels.fix(made, f"{layer!r} computes its bias from other parameters")
 
 
 @rule("attention")
-def attention(walk: ChannelWalk, step: Step) -> None:
+def attention(walk: MoveWalk, step: Step) -> None:
     """Heads: queries by keys, and what that gives by values.  # shapes: (N, heads, positions, entries)"""
     label = walk.label("scaled_dot_product_attention")
-    seen = [walk.seen(each) for each in step.args[:3]]
+    seen = [walk.value(each) for each in step.args[:3]]
     if any(each.is_parameter or each.computed for each in seen) or any(
         each.ids is not None and varies(each.ids, 2) for each in seen
     ):
-        walk.opaque(step)
+        walk.unknown(step)
         return
     for each in seen:
         walk.regular(each, f"{label} multiplies powers or means of them")
     for mask in (*tensors(step.args[3:]), *tensors(tuple(step.kwargs.values()))):
-        added = walk.seen(mask)
+        added = walk.value(mask)
         if added.ids is not None:
             walk.channels.fix(unique(added.ids), f"{label} adds them to its scores")
         walk.outside.update([added.name] if added.is_parameter else [])

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from .channels import BIAS, KERNEL, READ, SCALE, NormUse, Seen, pairs, renamed, spread, unique, varies
-from .walk import ChannelWalk, Step, eps_of, kind_of, rule
+from .walk import MoveWalk, Step, eps_of, kind_of, rule
 
 
 @rule("sum")
-def add_(walk: ChannelWalk, step: Step) -> None:
+def add_(walk: MoveWalk, step: Step) -> None:
     one, other = step.args[0], step.args[1]
     alpha = float(step.kwargs.get("alpha", 1.0))
     factors = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[step.name]
     walk.give(step.out, added(walk, (one, other), factors, tuple(step.out.shape)))
 
 
-def added(walk: ChannelWalk, terms: tuple[Any, Any], factors: tuple[float, float], shape: tuple[int, ...]) -> Seen:
+def added(walk: MoveWalk, terms: tuple[Any, Any], factors: tuple[float, float], shape: tuple[int, ...]) -> Seen:
     """What the sum of two terms is."""
-    seen = [walk.seen(term) for term in terms]
+    seen = [walk.value(term) for term in terms]
     if all(each.ids is None for each in seen):
         walk.outside.update(each.name for each in seen if each.is_parameter)
         return Seen(computed=any(each.is_parameter or each.computed for each in seen))
@@ -63,7 +63,7 @@ def times(offsets: dict[str, float] | None, factor: float) -> dict[str, float] |
 
 
 def biased(
-    walk: ChannelWalk, mine: Seen, weight: Seen, factor: float, shape: tuple[int, ...], offsets: dict[str, float] | None
+    walk: MoveWalk, mine: Seen, weight: Seen, factor: float, shape: tuple[int, ...], offsets: dict[str, float] | None
 ) -> Seen:
     assert mine.ids is not None
     ids = mine.ids.expand(shape)
@@ -81,7 +81,7 @@ def biased(
 
 
 def _with_constant(
-    walk: ChannelWalk,
+    walk: MoveWalk,
     mine: Seen,
     constant: Any,
     shape: tuple[int, ...],
@@ -100,7 +100,7 @@ def _with_constant(
     return Seen(ids, offsets=offsets, power=mine.power)
 
 
-def by_place(walk: ChannelWalk, ids: Tensor, other: Any, unknown: bool = False) -> None:
+def by_place(walk: MoveWalk, ids: Tensor, other: Any, unknown: bool = False) -> None:
     """Channels each of which meets another number cannot change places."""
     if not isinstance(other, Tensor) or other.numel() == 1:
         return
@@ -111,7 +111,7 @@ def by_place(walk: ChannelWalk, ids: Tensor, other: Any, unknown: bool = False) 
         walk.channels.bend(unique(ids))
 
 
-def _with_statistic(walk: ChannelWalk, mine: Seen, theirs: Seen, shape: tuple[int, ...], label: str) -> Seen:
+def _with_statistic(walk: MoveWalk, mine: Seen, theirs: Seen, shape: tuple[int, ...], label: str) -> Seen:
     """A mean over neurons is added to them, or taken away, as a norm does."""
     if mine.statistic:
         mine, theirs = theirs, mine
@@ -125,16 +125,16 @@ def _with_statistic(walk: ChannelWalk, mine: Seen, theirs: Seen, shape: tuple[in
 
 
 @rule("product")
-def scaled(walk: ChannelWalk, step: Step) -> None:
+def scaled(walk: MoveWalk, step: Step) -> None:
     one, other = step.args[0], step.args[1]
-    a, b = walk.seen(one), walk.seen(other)
+    a, b = walk.value(one), walk.value(other)
     shape = tuple(step.out.shape)
     if a.ids is None and b.ids is None:
         walk.outside.update(each.name for each in (a, b) if each.is_parameter)
         walk.give(step.out, Seen(computed=any(each.is_parameter or each.computed for each in (a, b))))
         return
     if a.ids is None and step.name == "div":
-        walk.opaque(step)
+        walk.unknown(step)
         return
     if a.ids is None:
         one, other, a, b = other, one, b, a
@@ -148,7 +148,7 @@ def scaled(walk: ChannelWalk, step: Step) -> None:
     elif b.is_parameter:
         walk.give(step.out, _gamma(walk, a, b, shape) if step.name == "mul" else Seen())
         if step.name == "div":
-            walk.opaque(step)
+            walk.unknown(step)
     elif b.ids is None:
         by_place(walk, ids, other, b.computed)
         walk.channels.keep_shift(unique(ids), f"they pass through {walk.label(step.name)}")
@@ -157,7 +157,7 @@ def scaled(walk: ChannelWalk, step: Step) -> None:
         walk.give(step.out, of_two(walk, a, b, shape))
 
 
-def _gamma(walk: ChannelWalk, given: Seen, weight: Seen, shape: tuple[int, ...]) -> Seen:
+def _gamma(walk: MoveWalk, given: Seen, weight: Seen, shape: tuple[int, ...]) -> Seen:
     """A parameter multiplies each channel by a number of its own."""
     assert given.ids is not None
     ids = given.ids.expand(shape)
@@ -188,7 +188,7 @@ def _gamma(walk: ChannelWalk, given: Seen, weight: Seen, shape: tuple[int, ...])
     return Seen(after, offsets={})
 
 
-def of_two(walk: ChannelWalk, a: Seen, b: Seen, shape: tuple[int, ...]) -> Seen:
+def of_two(walk: MoveWalk, a: Seen, b: Seen, shape: tuple[int, ...]) -> Seen:
     """A product of neurons with neurons, entry by entry: gates, powers, and norms put together by hand."""
     assert a.ids is not None
     assert b.ids is not None
@@ -225,7 +225,7 @@ def of_two(walk: ChannelWalk, a: Seen, b: Seen, shape: tuple[int, ...]) -> Seen:
     return Seen(wide)
 
 
-def _normed(walk: ChannelWalk, ids: Tensor) -> Seen:
+def _normed(walk: MoveWalk, ids: Tensor) -> Seen:
     """What a norm gives: the same neurons, whose scale is gone."""
     known = unique(ids)
     made = walk.channels.new(len(known))
@@ -236,7 +236,7 @@ def _normed(walk: ChannelWalk, ids: Tensor) -> Seen:
     return Seen(renamed(ids, table))
 
 
-def _norm_of_statistic(walk: ChannelWalk, statistic: Seen, eps: float) -> None:
+def _norm_of_statistic(walk: MoveWalk, statistic: Seen, eps: float) -> None:
     """A mean over neurons, plus eps: a norm that is put together by hand."""
     ids = unique(statistic.ids)  # type: ignore[arg-type]
     name = walk.module if eps_of(walk, eps) else ""

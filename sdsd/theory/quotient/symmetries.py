@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...graphs import call_of, likely_inputs
-from ...models import unwrap
+from ...models import plainly, unwrap
 from .groups import Permutation, Scaling, Translation, build
 from .mixing import Mixing
 from .segments import Segment
@@ -163,7 +163,8 @@ translation
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
     root = unwrap(model)
-    traced = trace(root, example_input, softmax_head)
+    with plainly(root):  # in inference mode layers are one operation each, under autocast they multiply copies
+        traced = trace(root, example_input, softmax_head)
     scalings, translations, permutations, mixings, notes = build(traced)
     return Symmetries(
         root,

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...graphs import Ids, first_line, follow, likely_inputs, outputs
+from ...graphs import Ids, Plain, on_inputs, run
 from ...models import is_attached
 from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
 from .attention import heads_and_shifts
-from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, compact, unique, varies
+from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use
 from .segments import Norm, Order, Segment, Slice, Trace
-from .walk import ChannelWalk
+from .walk import MoveWalk
 
 RULE_MODULES = (rules_functions, rules_layout, rules_norms, rules_products, rules_sums)
 """Whose import fills the table of rules."""
@@ -29,52 +29,26 @@ def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = Fals
         ValueError: the model does not run on `example_input`, or, without one, on nothing of a likely shape.
     """
     watched = any(is_attached(module) for module in model.modules())
-    run = copy.deepcopy(model) if watched else model
-    if example_input is None:
-        example_input = next(likely_inputs(run), None)
-        if example_input is None:
-            raise ValueError(
-                f"model: {type(model).__name__} runs on no input of a likely shape. Pass example_input, an input the "
-                "model runs on: a tensor, a tuple of arguments or a dictionary of keyword arguments."
-            )
-    walk = ChannelWalk(run)
-    try:
-        given = follow(run, example_input, walk)
-    except Exception as error:
-        raise ValueError(
-            f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
-        ) from None
-    _outputs(walk, given, softmax_head)
+    run_on = copy.deepcopy(model) if watched else model
+
+    def walked(example: Any) -> tuple[MoveWalk, Any]:
+        walk = MoveWalk(run_on, softmax_head)
+        run(run_on, example, walk, beside=(Plain(),))
+        return walk, example
+
+    ((walk, example_input),) = on_inputs(run_on, example_input, walked, most=1)
     finish = _Finish(walk, dict(model.named_parameters()))
     traced = finish.trace()
-    heads, traced.shifts, notes = heads_and_shifts(run, example_input, walk.channels, finish.free_uses())
+    heads, traced.shifts, notes = heads_and_shifts(run_on, example_input, walk.channels, finish.free_uses())
     traced.orders[:0] = heads  # first, for inside them neurons change places, too
     traced.notes += notes
     return traced
 
 
-def _outputs(walk: ChannelWalk, given: Any, softmax_head: bool) -> None:
-    why, channels = "they are the model's outputs", walk.channels
-    for each in outputs(given):
-        ids = walk.seen(each).ids
-        if walk.seen(each).is_parameter:
-            walk.outside.add(walk.seen(each).name)
-        if ids is None:
-            continue
-        known = unique(ids)
-        channels.outputs.append(known)
-        channels.hold(known, why)
-        channels.keep_place(known, why)
-        if softmax_head and not any(varies(ids, dim) for dim in range(ids.ndim - 1)):
-            channels.norms.append(NormUse("", "softmax", compact(ids)[0], {}, ""))
-        else:
-            channels.keep_shift(known, why)
-
-
 class _Finish:
     """Puts channels together: what scales as one is a unit, and units of one kind a segment."""
 
-    def __init__(self, walk: ChannelWalk, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(self, walk: MoveWalk, parameters: dict[str, nn.Parameter]) -> None:
         self.walk, self.channels, self.parameters = walk, walk.channels, parameters
         self._keep_what_is_shared()
         everything = np.arange(self.channels.count)

@@ -1,4 +1,4 @@
-"""What becomes of channels while a model runs: one operation after the other."""
+"""What can be moved: channels while a model runs, one operation after the other."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...graphs import Ids, Step, adding_to, step_of, tensors
-from .channels import KERNEL, READ, Channels, Seen, Use, compact, unique, varies
+from ...graphs import Ids, Step, Walk, adding_to, tensors
+from .channels import KERNEL, READ, Channels, NormUse, Seen, Use, compact, unique, varies
 
-Rule = Callable[["ChannelWalk", Step], None]
+Rule = Callable[["MoveWalk", Step], None]
 RULES: dict[str, Rule] = {}
 """The rule of each kind of operation that can be followed."""
 TRY_SHAPES = "pass example_input if this is wrong"
@@ -32,16 +32,16 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-class ChannelWalk:
-    """What is known of the tensors of one run, and what it says about their channels."""
+class MoveWalk(Walk[Seen]):
+    """What one run says about channels."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    rules = RULES
+
+    def __init__(self, model: nn.Module, softmax_head: bool = False) -> None:
+        super().__init__({})
+        self.softmax_head = softmax_head
         self.channels = Channels()
-        self.named: dict[int, Seen] = {}
-        self.values: Any = WeakIdKeyDictionary()
         self.scores: Any = WeakIdKeyDictionary()  # what became of products of queries and keys: which attention's
-        self.module = ""
         self.outside: set[str] = set()  # parameters that go into something without a rule
         self.calls = 0
         self.modules = dict(model.named_modules())
@@ -55,11 +55,8 @@ class ChannelWalk:
 
     # ---- values ------------------------------------------------------------------------------------------------------
 
-    def seen(self, tensor: Any) -> Seen:
-        """What is known of a tensor."""
-        if not isinstance(tensor, Tensor):
-            return Seen()
-        return self.named.get(id(tensor)) or self.values.get(tensor) or Seen()
+    def given(self, tensor: Any) -> Seen:
+        return Seen()
 
     def give(self, tensor: Any, value: Seen) -> None:
         """Note what a result is."""
@@ -78,34 +75,46 @@ class ChannelWalk:
                 return f"{self.module!r} ({kind.__name__})"
         return f"{op!r} in {self.module!r}" if self.module else repr(op)
 
-    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
-        """A module has run: nothing here rests on where one ends."""
-
-    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """One operation of torch."""
-        given = [self.seen(each) for each in (*tensors(args), *tensors(tuple(kwargs.values())))]
-        made = step_of(func, args, kwargs, out)
-        self.pass_scores(made)
-        if all(each.ids is None and not each.entries and not each.computed for each in given):
-            return
-        RULES.get(made.row.kind, ChannelWalk.opaque)(self, made)
+    def follow(self, step: Step) -> None:
+        self.pass_scores(step)
+        if any(each.ids is not None or each.entries or each.computed for each in map(self.value, step.given)):
+            super().follow(step)
 
     def pass_scores(self, step: Step) -> None:
         """What is made of scores of attention are scores still, until values are weighted by them."""
         if step.row.kind == "matrix product":
             return
-        for given in (*tensors(step.args), *tensors(tuple(step.kwargs.values()))):
+        for given in step.given:
             scores = self.scores.get(given)
             if scores is not None:
                 for out in tensors(step.out):
                     self.scores[out] = scores
                 return
 
+    def written_into(self, parameter: Tensor) -> None:
+        self.outside.add(self.value(parameter).name)
+
+    def ended(self, outputs: list[Any]) -> None:
+        why, channels = "they are the model's outputs", self.channels
+        for seen in map(self.value, outputs):
+            if seen.is_parameter:
+                self.outside.add(seen.name)
+            if seen.ids is None:
+                continue
+            known = unique(seen.ids)
+            channels.outputs.append(known)
+            channels.hold(known, why)
+            channels.keep_place(known, why)
+            if self.softmax_head and not any(varies(seen.ids, dim) for dim in range(seen.ids.ndim - 1)):
+                channels.norms.append(NormUse("", "softmax", compact(seen.ids)[0], {}, ""))
+            else:
+                channels.keep_shift(known, why)
+
     # ---- what no rule knows ------------------------------------------------------------------------------------------
 
-    def opaque(self, step: Step, why: str = "") -> None:
-        """No rule: channels that enter stay as they are."""
-        given = [self.seen(each) for each in (*tensors(step.args), *tensors(tuple(step.kwargs.values())))]
+    def unknown(self, step: Step, why: str = "") -> None:
+        """Channels that enter stay as they are."""
+        given = [self.value(each) for each in step.given]
         for each in given:
             if each.is_parameter:
                 self.outside.add(each.name)
@@ -245,7 +254,7 @@ class ChannelWalk:
         return axes[0], entries, channels
 
 
-def eps_of(walk: ChannelWalk, eps: float | None) -> str:
+def eps_of(walk: MoveWalk, eps: float | None) -> str:
     """The attribute of the module that runs which holds eps."""
     module = walk.modules.get(walk.module)
     if module is None:
@@ -262,7 +271,7 @@ def _alike(one: Any, other: float | None) -> bool:
     return isinstance(one, float) and other is not None and abs(one - other) <= 1e-6 * abs(one)
 
 
-def kind_of(walk: ChannelWalk, names: tuple[str, ...], otherwise: str) -> str:
+def kind_of(walk: MoveWalk, names: tuple[str, ...], otherwise: str) -> str:
     """The class of the norm that runs, where its name says what it is."""
     module = walk.modules.get(walk.module)
     kind = plain_type(module).__name__ if module is not None and walk.module else ""
