@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .atoms import INNER, READING, REMOVAL, Ids
@@ -242,7 +240,7 @@ def cat(walk: CutWalk, step: Step) -> None:
     for part in parts[1:]:
         for k, axis in enumerate(walk.axes(part)):
             if k != dim and step.out.shape[k] > 1:
-                columns[k] = _alongside(walk, columns[k], axis)
+                columns[k] = walk.join(columns[k], axis)
     along = [walk.axes(part)[dim] for part in parts]
     if any(isinstance(axis, np.ndarray) for axis in along):
         columns[dim] = np.concatenate(
@@ -254,10 +252,6 @@ def cat(walk: CutWalk, step: Step) -> None:
     else:
         columns[dim] = None
     walk.give(step.out, columns, together(walk, parts))
-
-
-def _alongside(walk: CutWalk, one: Axis, other: Axis) -> Axis:
-    return None if one is None and other is None else walk.join(one, other)
 
 
 def together(walk: CutWalk, parts: list[Tensor]) -> Value:
@@ -276,7 +270,7 @@ def stack(walk: CutWalk, step: Step) -> None:
     dim = step.argument(1, "dim", 0) % step.out.ndim
     columns: list[Axis] = list(walk.axes(parts[0]))
     for part in parts[1:]:
-        columns = [_alongside(walk, a, b) for a, b in zip(columns, walk.axes(part), strict=True)]
+        columns = [walk.join(a, b) for a, b in zip(columns, walk.axes(part), strict=True)]
     walk.give(step.out, [*columns[:dim], None, *columns[dim:]], together(walk, parts))
 
 
@@ -296,7 +290,7 @@ def parts_of_complex(walk: CutWalk, step: Step) -> None:
 def flip(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
-    for dim in step.args[1]:
+    for dim in step.by_place:
         axis = axes[dim]
         axes[dim] = axis[::-1].copy() if isinstance(axis, np.ndarray) else axis
     walk.give(step.out, axes, walk.value(given))
@@ -322,34 +316,23 @@ def pad(walk: CutWalk, step: Step) -> None:
 def index(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
+    taken = step.by_place
     if step.name == "index":
-        covered = _covered([*step.args[1]], given.ndim)
-        for k in covered:
+        for k in taken:
             if given.shape[k] > 1:
                 walk.mixed(axes[k], "some of them are looked up by their places")
-        adjacent = covered == list(range(covered[0], covered[-1] + 1))
-        before = [axes[k] for k in range(covered[0])] if adjacent else []
-        after = [axes[k] for k in range(len(before), given.ndim) if k not in covered]
+        adjacent = taken == list(range(taken[0], taken[-1] + 1))
+        before = [axes[k] for k in range(taken[0])] if adjacent else []
+        after = [axes[k] for k in range(len(before), given.ndim) if k not in taken]
         made: list[Axis] = [*before, *[None] * (step.out.ndim - len(before) - len(after)), *after]
     else:
-        dim = step.argument(1, "dim", 0) % given.ndim
+        (dim,) = taken
         walk.mixed(axes[dim], "some of them are looked up by their places")
         made = [None if k == dim else axis for k, axis in enumerate(axes)]
         if step.name != "index_select":
             walk.join_indices(axes, step.argument(2, "index", None), dim)
             made = [axis if step.out.shape[k] == given.shape[k] else None for k, axis in enumerate(made)]
     walk.give(step.out, made, walk.value(given))
-
-
-def _covered(chosen: list[Any], ndim: int) -> list[int]:
-    """The dimensions that indices take; a mask of several takes several."""
-    covered, dim = [], 0
-    for each in chosen:
-        taken = each.ndim if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
-        if each is not None:
-            covered += list(range(dim, dim + taken))
-        dim += taken
-    return [dim for dim in covered if dim < ndim]
 
 
 @rule("lookup")
@@ -388,7 +371,6 @@ def channel_shuffle(walk: CutWalk, step: Step) -> None:
 def roll(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
-    dims = step.argument(2, "dims", ()) or range(given.ndim)
-    for dim in [dims] if isinstance(dims, int) else dims:
+    for dim in step.by_place:
         walk.mixed(axes[dim], f"{walk.name!r} moves them by a number of places")
     walk.give(step.out, axes, walk.value(given))

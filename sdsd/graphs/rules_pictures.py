@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +16,7 @@ from .values import Axis
 def spatial(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
-    size = int(match[1]) if (match := re.search(r"(\d)d", step.name)) else 2
+    size = step.picture_dims
     for axis in axes[given.ndim - size :]:
         walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     for out in tensors(step.out):
@@ -60,7 +59,7 @@ def max_unpool(walk: CutWalk, step: Step) -> None:
     for axis in (*axes[-size:], *places[-size:]):
         walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     pairs = zip(axes, places, strict=True)
-    made = [None if one is None and other is None else walk.join(one, other) for one, other in pairs]
+    made = [walk.join(one, other) for one, other in pairs]
     walk.give(step.out, [*made[:-size], *[None] * size], walk.value(given))
 
 
@@ -105,7 +104,7 @@ def pixel_unshuffle(walk: CutWalk, step: Step) -> None:
 def unfold(walk: CutWalk, step: Step) -> None:
     """Pieces of an axis, one behind the other; what lies in a piece becomes the last axis."""
     given: Tensor = step.args[0]
-    axes, dim = walk.axes(given), step.args[1] % given.ndim
+    axes, (dim,) = walk.axes(given), step.by_place
     walk.mixed(axes[dim], f"{walk.name!r} cuts them into pieces")
     walk.give(step.out, [*axes[:dim], None, *axes[dim + 1 :], None], walk.value(given))
 
@@ -114,7 +113,6 @@ def unfold(walk: CutWalk, step: Step) -> None:
 def diagonal(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
-    dims = {step.argument(2, "dim1", 0) % given.ndim, step.argument(3, "dim2", 1) % given.ndim}
-    for dim in dims:
+    for dim in step.by_place:
         walk.mixed(axes[dim], f"{walk.name!r} takes some of them by their places")
-    walk.give(step.out, [*(axis for k, axis in enumerate(axes) if k not in dims), None], walk.value(given))
+    walk.give(step.out, [*(axis for k, axis in enumerate(axes) if k not in step.by_place), None], walk.value(given))

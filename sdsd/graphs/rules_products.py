@@ -16,8 +16,7 @@ from .values import Axis, Value
 
 @rule("matrix product")
 def matrix_product(walk: CutWalk, step: Step) -> None:
-    plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
-    a, b = step.args[1:3] if plus is not None else step.args[:2]
+    plus, a, b = step.factors
     a_axes, b_axes = walk.axes(a), walk.axes(b)
     over = b.ndim - 2 if b.ndim > 1 else 0
     made: list[Axis] = []
@@ -36,9 +35,7 @@ def matrix_product(walk: CutWalk, step: Step) -> None:
         walk.read_otherwise |= {walk.norm_of(plus)} - {""}
         for k in range(1, plus.ndim + 1):
             if plus.shape[-k] == step.out.shape[-k] > 1:
-                axis = walk.followed(plus, plus.ndim - k)
-                if axis is not None or made[-k] is not None:
-                    made[-k] = walk.join(made[-k], axis, walk.value(plus).label)
+                made[-k] = walk.join(made[-k], walk.followed(plus, plus.ndim - k), walk.value(plus).label)
     value = together(walk, [a, b])
     if plus is not None:
         value = together(walk, [a, b, plus]) if value.static else value
@@ -163,9 +160,7 @@ def attention(walk: CutWalk, step: Step) -> None:
         walk.atoms.unite(q[3], k[3])
     for bias in tensors((*step.args[3:], *step.kwargs.values())):
         if bias.ndim == 4 and bias.shape[1] == query.shape[1] > 1:
-            axis = walk.followed(bias, 1)
-            if axis is not None or heads is not None:
-                walk.join(heads, axis, walk.value(bias).label)
+            walk.join(heads, walk.followed(bias, 1), walk.value(bias).label)
     outs: list[Any] = list(tensors(step.out))
     for out in outs:
         same = out.ndim == 4 and out.shape[:3] == query.shape[:3] and out.shape[3] == value.shape[3]

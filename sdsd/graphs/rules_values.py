@@ -139,9 +139,7 @@ def copy_(walk: CutWalk, step: Step) -> None:
     shift = target.ndim - source.ndim
     for dim in range(source.ndim):
         if source.shape[dim] == target.shape[dim + shift] > 1:
-            one, other = walk.followed(target, dim + shift), walk.followed(source, dim)
-            if one is not None or other is not None:
-                walk.join(one, other)
+            walk.join(walk.followed(target, dim + shift), walk.followed(source, dim))
     written = walk.value(target)
     if id(target) not in walk.named:
         written.static = written.static and walk.value(source).static
@@ -176,14 +174,11 @@ def put(walk: CutWalk, step: Step) -> None:
     if source is not None and source.ndim == target.ndim:
         for k in range(target.ndim):
             if k not in dims and source.shape[k] == target.shape[k] > 1:
-                axis = walk.followed(source, k)
-                axes[k] = axis if axes[k] is FREE else None if axes[k] is None is axis else walk.join(axes[k], axis)
+                axes[k] = walk.join(axes[k], walk.followed(source, k))
     elif source is not None and source.ndim > 0:
         for k in range(1, source.ndim + 1):
             if k <= target.ndim and source.shape[-k] == target.shape[-k] > 1 and target.ndim - k not in dims:
-                axis = walk.followed(source, source.ndim - k)
-                if axis is not None or axes[-k] is not None:
-                    axes[-k] = walk.join(axes[-k], axis)
+                axes[-k] = walk.join(axes[-k], walk.followed(source, source.ndim - k))
     if step.name != "index_put":
         walk.join_indices(axes, step.argument(2, "index", None), dims[0])
     if step.out is target and id(target) not in walk.named:
@@ -223,11 +218,7 @@ def reduction(walk: CutWalk, step: Step) -> None:
     if step.name in ("max", "min") and len(step.args) > 1 and isinstance(step.args[1], Tensor):
         pointwise(walk, step)
         return
-    place = 2 if step.name in ("linalg_vector_norm", "norm", "kthvalue") else 1
-    dims = step.argument(place, "dim")
-    whole = dims is None or dims == [] or isinstance(dims, bool) or "dim" not in str(step.func._schema)
-    listed = range(given.ndim) if whole else [dims] if isinstance(dims, int) else dims
-    over = {dim % max(1, given.ndim) for dim in listed}
+    over = step.over
     axes = walk.axes(given)
     value = walk.value(given)
     blocks = REMOVAL if value.static else READING
@@ -246,11 +237,11 @@ def reduction(walk: CutWalk, step: Step) -> None:
             walk.value(out).statistic = statistic
 
 
-def _as_statistic(walk: CutWalk, step: Step, axes: list[Axis], over: set[int]) -> Ids | None:
+def _as_statistic(walk: CutWalk, step: Step, axes: list[Axis], over: list[int]) -> Ids | None:
     """The neurons of a mean over them that keeps its place, which a norm may divide by."""
     if step.name not in ("mean", "var", "linalg_vector_norm") or len(over) != 1:
         return None
-    axis = axes[next(iter(over))]
+    axis = axes[over[0]]
     kept = step.out.ndim == step.args[0].ndim and step.out.shape != step.args[0].shape
     return axis if kept and isinstance(axis, np.ndarray) and not walk.atoms.inside(axis) else None
 
@@ -316,9 +307,7 @@ def batch_norm(walk: CutWalk, step: Step) -> None:
     axes = walk.axes(given)
     for other in tensors(step.args[1:5]):
         if other.ndim == 1 and given.ndim > 1 and given.shape[1] > 1:
-            axis = walk.followed(other, 0)
-            if axis is not None or axes[1] is not None:
-                axes[1] = walk.join(axes[1], axis)
+            axes[1] = walk.join(axes[1], walk.followed(other, 0))
     for k, along in enumerate(axes):
         if k != 1 and given.shape[k] > 1:
             _over_neurons(walk, along, "" if step.argument(5, "training") is True else ", in training,")
@@ -343,8 +332,7 @@ def layer_norm(walk: CutWalk, step: Step) -> None:
         if given.shape[-k] == 1:
             continue
         for other in tensors(step.args[2:4]):
-            axis = walk.followed(other, other.ndim - k)
-            axes[-k] = walk.join(axes[-k], axis) if axis is not None or axes[-k] is not None else None
+            axes[-k] = walk.join(axes[-k], walk.followed(other, other.ndim - k))
         reason = f"{walk.name!r} takes its statistics over all neurons, which removing any would change"
         walk.statistics(axes[-k], reason, STATISTICS_ADVICE)
     for out in tensors(step.out):

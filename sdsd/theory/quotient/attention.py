@@ -38,12 +38,8 @@ def heads_and_shifts(
         model: left as it is.
         uses: of parameters that train and nothing holds, by name.
     """
-    orders = [
-        each
-        for each in (_heads(each_attention, channels, uses) for each_attention in channels.attentions)
-        if each is not None
-    ]
-    orders = list({tuple(part.key for part in order.parts): order for order in orders}.values())
+    made = (_heads(each, channels, uses) for each in channels.attentions)
+    orders = list({tuple(part.key for part in order.parts): order for order in made if order is not None}.values())
     shifts = dict(_shifts(channels, uses))
     if not orders and not shifts:
         return [], [], []
@@ -79,7 +75,7 @@ def _heads(attention: Attention, channels: Channels, uses: dict[str, list[Use]])
     writers: dict[str, None] = {}
     readers: dict[str, None] = {}
     for use in (use for each in uses.values() for use in each):
-        units = np.where(use.channels > 0, owner[use.channels], -1)
+        units = use.units(owner)
         sizes = np.bincount(units[units >= 0], minlength=count)
         if not sizes[0] or (sizes != sizes[0]).any():
             continue  # nothing of theirs, or what all of them share

@@ -7,7 +7,9 @@ in the same order. And they hold some still. What is left free is a symmetry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,16 @@ class Seen:
         """Whether it is a parameter or buffer, or a view of one."""
         return bool(self.entries)
 
+    def on(self, ids: Tensor | None, **changes: Any) -> Seen:
+        """The same, of channels at other places."""
+        return replace(self, ids=ids, **changes)
+
+    def laid_out(self, shape: Iterable[int]) -> Seen:
+        """The same, in another shape."""
+        shape = tuple(shape)
+        ids = None if self.ids is None else self.ids.reshape(shape)
+        return replace(self, ids=ids, entries=tuple(each.reshape(shape) for each in self.entries))
+
 
 @dataclass(frozen=True, eq=False)
 class Use:
@@ -62,6 +74,10 @@ class Use:
     layer: str
     call: int
     taken: tuple[Ids, ...]
+
+    def units(self, of: Ids) -> Ids:
+        """What `of` has for the channel of each entry, −1 where there is none."""
+        return np.where(self.channels > 0, of[self.channels], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +147,14 @@ class Channels:
         self.writers = np.concatenate([self.writers, np.full(count, self.next_writer)])
         self.next_writer += 1
         return np.arange(first, self.count, dtype=np.int64)
+
+    def renewed(self, ids: Tensor) -> tuple[Ids, Ids]:
+        """A new channel for each: those there were, and a table from them to the new ones."""
+        known = unique(ids)
+        made = self.new(len(known))
+        table = np.zeros(max(self.count, int(known.max(initial=0)) + 1), np.int64)
+        table[known] = made
+        return known, table
 
     # ---- what is said of them ----------------------------------------------------------------------------------------
 
@@ -217,10 +241,6 @@ class Channels:
             known, place = np.unique(np.stack([self.labels[ids], parts]), axis=1, return_inverse=True)
             self.labels[ids] = self.next_label + place.ravel()
             self.next_label += known.shape[1]
-
-    def use(self, made: Use) -> None:
-        """Note a use, and keep all its channels where others of its entries belong to none."""
-        self.uses.append(made)
 
 
 def live(ids: Ids) -> Ids:

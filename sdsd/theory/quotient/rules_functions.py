@@ -9,100 +9,83 @@ from torch import Tensor
 from ...graphs import EACH, tensors
 from .channels import EXTRA, MATRIX, NormUse, Seen, compact, spread, unique, varies
 from .rules_sums import by_place, of_two, times
-from .walk import TRY_SHAPES, MoveWalk, Step, rule
+from .walk import RULES, TRY_SHAPES, MoveWalk, Step, rule, rule_of_channels
 
 
-def _passed(walk: MoveWalk, step: Step, seen: Seen) -> None:
-    if seen.ids is None:
-        walk.unknown(step)
-        return
-    walk.channels.keep_shift(unique(seen.ids), f"they pass through {walk.label(step.name)}")
-    walk.channels.bend(unique(seen.ids))
+def _passed(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
+    _through(walk, step, ids)
     for out in tensors(step.out):
         if out.shape == step.args[0].shape:
-            walk.give(out, Seen(seen.ids, power=seen.power, statistic=seen.statistic))
+            walk.give(out, Seen(ids, power=seen.power, statistic=seen.statistic))
 
 
-@rule("prelu")
-def prelu(walk: MoveWalk, step: Step) -> None:
-    seen, weight = walk.value(step.args[0]), walk.value(step.args[1])
-    if seen.ids is not None and weight.is_parameter and any(each.numel() > 1 for each in weight.entries):
-        place = walk.laid(seen.ids, weight, tuple(seen.ids.shape))
+def _through(walk: MoveWalk, step: Step, ids: Tensor) -> None:
+    walk.channels.keep_shift(unique(ids), f"they pass through {walk.label(step.name)}")
+    walk.channels.bend(unique(ids))
+
+
+@rule_of_channels("prelu")
+def prelu(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
+    weight = walk.value(step.args[1])
+    if weight.is_parameter and any(each.numel() > 1 for each in weight.entries):
+        place = walk.laid(ids, weight, tuple(ids.shape))
         if place is None:
             walk.unknown(step, f"{walk.label('prelu')} runs over another axis than theirs; {TRY_SHAPES}")
             return
         walk.use(EXTRA, weight, *place, walk.taken(weight))
-    _passed(walk, step, seen)
+    _passed(walk, step, seen, ids)
 
 
-@rule("negative")
-def negative(walk: MoveWalk, step: Step) -> None:
-    seen = walk.value(step.args[0])
-    if seen.ids is None:
-        walk.unknown(step)
-    else:
-        offsets = times(seen.offsets, -1.0)
-        walk.give(step.out, Seen(seen.ids, offsets=offsets, power=seen.power, statistic=seen.statistic))
+@rule_of_channels("negative")
+def negative(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
+    walk.give(step.out, seen.on(ids, offsets=times(seen.offsets, -1.0)))
 
 
-@rule("power")
-def power(walk: MoveWalk, step: Step) -> None:
-    seen = walk.value(step.args[0])
+@rule_of_channels("power")
+def power(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
     exponent = step.args[1] if step.row.power is None else step.row.power
-    if seen.ids is None or not isinstance(exponent, (int, float)):
+    if not isinstance(exponent, (int, float)):
         walk.unknown(step)
         return
-    walk.channels.keep_shift(unique(seen.ids), f"they pass through {walk.label(step.name)}")
-    walk.channels.bend(unique(seen.ids))
-    walk.give(step.out, Seen(seen.ids, power=seen.power * float(exponent), statistic=seen.statistic))
+    _through(walk, step, ids)
+    walk.give(step.out, Seen(ids, power=seen.power * float(exponent), statistic=seen.statistic))
 
 
 @rule(EACH)
 def pointwise(walk: MoveWalk, step: Step) -> None:
     """A function nobody has told of may be any."""
     if torch.Tag.pointwise in step.func.tags and len(list(tensors(step.args))) == 1:
-        curved(walk, step)
+        RULES["curved"](walk, step)
     else:
         walk.unknown(step)
 
 
-@rule("curved")
-def curved(walk: MoveWalk, step: Step) -> None:
-    seen = walk.value(step.args[0])
-    if seen.ids is None:
-        walk.unknown(step)
-        return
+@rule_of_channels("curved")
+def curved(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
     if step.name == "clamp_min" and step.args[1] == 0:
-        _passed(walk, step, seen)
+        _passed(walk, step, seen, ids)
         return
-    ids = unique(seen.ids)
     why = f"they pass through {walk.label(step.name)}, which is not positively homogeneous"
-    walk.channels.hold(ids, why)
-    walk.channels.keep_shift(ids, why)
-    walk.channels.bend(ids)
+    walk.channels.hold(unique(ids), why)
+    walk.channels.keep_shift(unique(ids), why)
+    walk.channels.bend(unique(ids))
     for out in tensors(step.out):
         if out.shape == step.args[0].shape:
-            walk.give(out, Seen(seen.ids, statistic=seen.statistic))
+            walk.give(out, Seen(ids, statistic=seen.statistic))
 
 
-@rule("mask")
-def masked(walk: MoveWalk, step: Step) -> None:
-    seen = walk.value(step.args[0])
-    if seen.ids is None or not isinstance(step.args[2], (int, float)) or step.args[2] != 0:
+@rule_of_channels("mask")
+def masked(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
+    if not isinstance(step.args[2], (int, float)) or step.args[2] != 0:
         walk.unknown(step)
         return
-    by_place(walk, seen.ids, step.args[1])
-    _passed(walk, step, seen)
+    by_place(walk, ids, step.args[1])
+    _passed(walk, step, seen, ids)
 
 
-@rule("gate")
-def glu(walk: MoveWalk, step: Step) -> None:
-    seen = walk.value(step.args[0])
-    if seen.ids is None:
-        walk.unknown(step)
-        return
-    dim = step.argument(1, "dim", -1)
-    one, gate = seen.ids.chunk(2, dim)
+@rule_of_channels("gate")
+def glu(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
+    one, gate = ids.chunk(2, step.argument(1, "dim", -1))
     for part in (one, gate):
         mine = unique(part)
         walk.channels.refine(mine, np.zeros_like(mine))
@@ -110,18 +93,13 @@ def glu(walk: MoveWalk, step: Step) -> None:
     walk.give(step.out, of_two(walk, Seen(spread(one)), Seen(spread(gate)), tuple(step.out.shape)))
 
 
-@rule("reduce")
-def reduction(walk: MoveWalk, step: Step) -> None:
-    seen, given = walk.value(step.args[0]), step.args[0]
-    label = walk.label(step.name)
+@rule_of_channels("reduce")
+def reduction(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
     order = step.argument(1, "ord", 2) if step.name == "linalg_vector_norm" else 2
-    dims = step.argument(2 if step.name == "linalg_vector_norm" else 1, "dim")
-    if seen.ids is None or isinstance(dims, (bool, Tensor)) or order in (0,):
+    if isinstance(step.argument(1, "dim"), (bool, Tensor)) or order == 0:
         walk.unknown(step)
         return
-    listed = range(given.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    over = {dim % max(1, given.ndim) for dim in listed}
-    ids, statistic = seen.ids, seen.statistic
+    over, statistic, label = step.over, seen.statistic, walk.label(step.name)
     mixed = [dim for dim in over if varies(ids, dim)]
     walk.channels.keep_shift(unique(ids), f"they pass through {label}")
     if mixed or not step.row.linear:
@@ -142,33 +120,23 @@ def reduction(walk: MoveWalk, step: Step) -> None:
             walk.unknown(step)
 
 
-@rule("pool")
-def pool(walk: MoveWalk, step: Step) -> None:
-    seen, label = walk.value(step.args[0]), walk.label(step.name)
-    size = next((int(each) for each in step.name if each.isdigit()), 2)
-    if seen.ids is None:
-        walk.unknown(step)
+@rule_of_channels("pool")
+def pool(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
+    pixels = range(ids.ndim - step.picture_dims, ids.ndim)
+    if any(varies(ids, dim) for dim in pixels):
+        walk.unknown(step, f"{walk.label(step.name)} pools another axis than their positions; {TRY_SHAPES}")
         return
-    if any(varies(seen.ids, dim) for dim in range(seen.ids.ndim - size, seen.ids.ndim)):
-        walk.unknown(step, f"{label} pools another axis than their positions; {TRY_SHAPES}")
-        return
-    walk.channels.keep_shift(unique(seen.ids), f"they pass through {label}")
-    walk.channels.bend(unique(seen.ids))
-    ids = seen.ids
-    for dim in range(ids.ndim - size, ids.ndim):
+    _through(walk, step, ids)
+    for dim in pixels:
         ids = ids.narrow(dim, 0, 1)
     for out in tensors(step.out):
         if out.is_floating_point():
             walk.give(out, Seen(ids.expand(out.shape), power=seen.power, statistic=seen.statistic))
 
 
-@rule("softmax")
-def softmax(walk: MoveWalk, step: Step) -> None:
-    seen, label = walk.value(step.args[0]), walk.label(step.name.strip("_"))
-    if seen.ids is None:
-        walk.unknown(step)
-        return
-    ids, dim = seen.ids, step.argument(1, "dim", -1)
+@rule_of_channels("softmax")
+def softmax(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
+    label, dim = walk.label(step.name.strip("_")), step.argument(1, "dim", -1)
     if any(varies(ids, k) for k in range(ids.ndim) if k != dim % ids.ndim):
         walk.unknown(step, f"{label} runs over another axis than theirs; {TRY_SHAPES}")
         return

@@ -29,7 +29,7 @@ def _moved(walk: MoveWalk, step: Step, move: Any) -> None:
             walk.give(out, Seen(name=seen.name, entries=tuple(part[place] for part in parts)))
     elif seen.ids is not None:
         for out, ids in zip(outs, apply(seen.ids), strict=True):
-            walk.give(out, Seen(ids, offsets=seen.offsets, power=seen.power, statistic=seen.statistic))
+            walk.give(out, seen.on(ids))
     else:
         for out in outs:
             walk.give(out, Seen(computed=seen.computed))
@@ -72,20 +72,10 @@ def pieces(walk: MoveWalk, step: Step) -> None:
 @rule("flip", "roll", "index", "repeat", "pad", "window", "diagonal")
 def placed(walk: MoveWalk, step: Step) -> None:
     """What takes entries by their places lets none of them change places, where it runs over channels."""
-    seen = walk.value(step.args[0])
-    if seen.ids is not None and step.name == "index":
-        dims = [k for k, each in enumerate(step.args[1]) if each is not None]
-    elif seen.ids is not None and step.row.kind in ("index", "window"):
-        dims = [step.args[1] % seen.ids.ndim]
-    elif seen.ids is not None and step.row.kind in ("flip", "roll"):
-        given = step.args[1] if step.name == "flip" else (step.argument(2, "dims", ()) or range(seen.ids.ndim))
-        dims = [dim % seen.ids.ndim for dim in ([given] if isinstance(given, int) else given)]
-    else:
-        dims = list(range(seen.ids.ndim)) if seen.ids is not None and step.name == "diagonal" else []
-    if seen.ids is not None and any(varies(seen.ids, dim) for dim in dims):
-        ids = unique(seen.ids)
-        walk.channels.keep_place(ids, f"{walk.label(step.name)} takes them by their places")
-        walk.channels.bend(ids)
+    ids = walk.value(step.args[0]).ids
+    if ids is not None and any(varies(ids, dim) for dim in step.by_place):
+        walk.channels.keep_place(unique(ids), f"{walk.label(step.name)} takes them by their places")
+        walk.channels.bend(unique(ids))
     pad: tuple[Any, ...] = (0,) if step.row.kind == "pad" else ()
     rest = step.args[1:2] if pad else step.args[1:]
     _moved(walk, step, lambda ids: step.func(ids, *rest, *pad, **({} if pad else step.kwargs)))

@@ -9,18 +9,17 @@ from torch import Tensor
 from ...graphs import Ids, tensors
 from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, unique, varies
 from .rules_sums import added, biased
-from .walk import MoveWalk, Step, rule
+from .walk import MoveWalk, Step, layer_of, rule
 
 
 @rule("matrix product")
 def product(walk: MoveWalk, step: Step) -> None:
-    plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
-    a, b = step.args[1:3] if plus is not None else step.args[:2]
+    plus, a, b = step.factors
     one, other = walk.value(a), walk.value(b)
     if a.ndim == 1:
-        one = _reshaped(one, (1, len(a)))
+        one = one.laid_out((1, len(a)))
     if b.ndim == 1:
-        other = _reshaped(other, (len(b), 1))
+        other = other.laid_out((len(b), 1))
     rows, columns = (1 if a.ndim == 1 else a.shape[-2]), (1 if b.ndim == 1 else b.shape[-1])
     batch = a.shape[:-2]
     if one.computed or other.computed:
@@ -37,13 +36,9 @@ def product(walk: MoveWalk, step: Step) -> None:
             MATRIX,
         )
     elif one.is_parameter:
-        turned = (
-            None
-            if other.ids is None
-            else Seen(other.ids.mT, offsets=other.offsets, power=other.power, statistic=other.statistic)
-        )
+        turned = other if other.ids is None else other.on(other.ids.mT)
         last = max(a.ndim, 2)
-        made = walk.through(turned or Seen(), one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
+        made = walk.through(turned, one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
         made = Seen(None if made.ids is None else made.ids.mT, offsets=made.offsets)
     else:
         made = _of_neurons(walk, step, one, other, (*batch, rows, columns))
@@ -53,18 +48,6 @@ def product(walk: MoveWalk, step: Step) -> None:
         walk.give(step.out, made)
         made = added(walk, (step.out, plus), (1.0, 1.0), tuple(step.out.shape))
     walk.give(step.out, made)
-
-
-def _reshaped(seen: Seen, shape: tuple[int, int]) -> Seen:
-    return Seen(
-        None if seen.ids is None else seen.ids.reshape(shape),
-        seen.name,
-        tuple(each.reshape(shape) for each in seen.entries),
-        seen.computed,
-        seen.offsets,
-        seen.power,
-        seen.statistic,
-    )
 
 
 def _by_computed(walk: MoveWalk, *both: Seen) -> Seen:
@@ -149,7 +132,7 @@ def convolution(walk: MoveWalk, step: Step) -> None:
             walk.outside.add(walk.value(bias).name)
         walk.give(step.out, Seen(computed=False) if x.ids is not None else computed)
         return
-    layer, taken = kernel.name.rpartition(".")[0] or kernel.name, walk.taken(kernel)
+    layer, taken = layer_of(kernel.name), walk.taken(kernel)
     ids = x.ids
     channels: Tensor | None = None
     if ids is not None:
@@ -184,12 +167,9 @@ def convolution(walk: MoveWalk, step: Step) -> None:
     shape[1] = -1
     walk.give(step.out, Seen(torch.from_numpy(made).view(shape).expand(step.out.shape), offsets={}))
     if bias is not None:
-        turned = walk.value(bias)
-        laid = Seen(
-            name=turned.name, computed=turned.computed, entries=tuple(each.reshape(shape) for each in turned.entries)
-        )
-        if turned.is_parameter:
-            mine = walk.value(step.out)
+        added_on = walk.value(bias)
+        if added_on.is_parameter:
+            mine, laid = walk.value(step.out), added_on.laid_out(shape)
             walk.give(step.out, biased(walk, mine, laid, 1.0, tuple(step.out.shape), {}))
         else:
             walk.channels.fix(made, f"{layer!r} computes its bias from other parameters")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .channels import BIAS, KERNEL, READ, SCALE, NormUse, Seen, pairs, renamed, spread, unique, varies
-from .walk import MoveWalk, Step, eps_of, kind_of, rule
+from .channels import BIAS, KERNEL, READ, SCALE, Seen, pairs, renamed, spread, unique, varies
+from .walk import MoveWalk, Step, eps_of, kind_of, noted, rule
 
 
 @rule("sum")
@@ -141,10 +141,10 @@ def scaled(walk: MoveWalk, step: Step) -> None:
     assert a.ids is not None
     ids = a.ids.expand(shape)
     if step.name == "div" and b.ids is not None:
-        b = Seen(b.ids, power=-b.power, statistic=b.statistic)
+        b = b.on(b.ids, power=-b.power)
     if isinstance(other, (int, float)):
         factor = float(other) if step.name == "mul" else 1 / float(other)
-        walk.give(step.out, Seen(ids, offsets=times(a.offsets, factor), power=a.power, statistic=a.statistic))
+        walk.give(step.out, a.on(ids, offsets=times(a.offsets, factor)))
     elif b.is_parameter:
         walk.give(step.out, _gamma(walk, a, b, shape) if step.name == "mul" else Seen())
         if step.name == "div":
@@ -173,16 +173,13 @@ def _gamma(walk: MoveWalk, given: Seen, weight: Seen, shape: tuple[int, ...]) ->
         walk.channels.fix(unique(ids), f"no rule for their product with {label}")
         return Seen()
     axis, entries, channels = place
-    known = unique(ids)
-    made = walk.channels.new(len(known))
-    table = np.zeros(walk.channels.count, np.int64)
-    table[known] = made
+    known, table = walk.channels.renewed(ids)
     taken = walk.taken(weight)
     walk.use(READ, weight, axis, entries, channels, taken)
     walk.use(SCALE, weight, axis, entries, table[channels], taken)
     after = renamed(ids, table)
     walk.laid(after, weight, shape)
-    walk.channels.follow(known, made)
+    walk.channels.follow(known, table[known])
     walk.channels.keep_shift(known, f"{label} multiplies them")
     walk.channels.bend(known)
     return Seen(after, offsets={})
@@ -227,18 +224,13 @@ def of_two(walk: MoveWalk, a: Seen, b: Seen, shape: tuple[int, ...]) -> Seen:
 
 def _normed(walk: MoveWalk, ids: Tensor) -> Seen:
     """What a norm gives: the same neurons, whose scale is gone."""
-    known = unique(ids)
-    made = walk.channels.new(len(known))
-    table = np.zeros(walk.channels.count, np.int64)
-    table[known] = made
-    walk.channels.follow(known, made)
-    walk.channels.hold(made, "a norm sets their scale")
+    known, table = walk.channels.renewed(ids)
+    walk.channels.follow(known, table[known])
+    walk.channels.hold(table[known], "a norm sets their scale")
     return Seen(renamed(ids, table))
 
 
 def _norm_of_statistic(walk: MoveWalk, statistic: Seen, eps: float) -> None:
     """A mean over neurons, plus eps: a norm that is put together by hand."""
     ids = unique(statistic.ids)  # type: ignore[arg-type]
-    name = walk.module if eps_of(walk, eps) else ""
-    kind = kind_of(walk, ("Norm",), "a norm")
-    walk.channels.norms.append(NormUse(name, kind, ids, {}, eps_of(walk, eps)))
+    noted(walk, ids, kind_of(walk, ("Norm",), "a norm"), eps)

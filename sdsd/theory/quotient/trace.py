@@ -14,7 +14,7 @@ from ...graphs import Ids, Plain, on_inputs, run
 from ...models import is_attached
 from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
 from .attention import heads_and_shifts
-from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use
+from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, live
 from .segments import Norm, Order, Segment, Slice, Trace
 from .walk import MoveWalk
 
@@ -66,20 +66,19 @@ class _Finish:
 
     def free_uses(self) -> dict[str, list[Use]]:
         """Uses of parameters that train, and that nothing outside a layer takes."""
+        free = {name for name, each in self.parameters.items() if each.requires_grad} - self.walk.outside
+        return {name: uses for name, uses in self._by_name().items() if name in free}
+
+    def _by_name(self) -> dict[str, list[Use]]:
         by_name: dict[str, list[Use]] = {}
         for use in self.channels.uses:
-            parameter = self.parameters.get(use.name)
-            if parameter is not None and parameter.requires_grad and use.name not in self.walk.outside:
-                by_name.setdefault(use.name, []).append(use)
+            by_name.setdefault(use.name, []).append(use)
         return by_name
 
     # ---- what may not move after all ---------------------------------------------------------------------------------
 
     def _keep_what_is_shared(self) -> None:
-        by_name: dict[str, list[Use]] = {}
-        for use in self.channels.uses:
-            by_name.setdefault(use.name, []).append(use)
-        for name, uses in by_name.items():
+        for name, uses in self._by_name().items():
             calls = {use.call: use.taken for use in uses}
             why = self._why_not(name, calls, {use.axis for use in uses})
             if name not in self.parameters and any(use.role != EXTRA for use in uses):
@@ -138,7 +137,7 @@ class _Finish:
         """Segments in the order of their first channels, and the channels of each."""
         kinds: dict[Any, list[int]] = {}
         signatures = self._signatures(self.unit, self.sign, self.channels.norms)
-        first = {unit: channel for channel, unit in reversed(list(enumerate(self.unit.tolist())))}
+        first = _first(self.unit)
         for unit in sorted(signatures, key=first.__getitem__):
             kinds.setdefault(signatures[unit], []).append(unit)
         segments, members = [], []
@@ -191,7 +190,7 @@ class _Finish:
         lists = {name: getattr(segment, name) for name in (*WRITING, READ)}
         known_parts: set[Any] = set()
         for use in self.channels.uses:
-            units = np.where(use.channels > 0, unit[use.channels], -1)
+            units = use.units(unit)
             mine, signs = units >= 0, self.sign[use.channels]
             if not mine.any() or use.role not in lists:
                 continue
@@ -226,13 +225,11 @@ class _Finish:
             (self.channels.fixed, "no_order"),
         ):
             for ids, why in notes:
-                for number in np.unique(owner[ids]).tolist():
-                    if number >= 0:
-                        getattr(segments[number], name).append(why)
+                for number in live(owner[ids] + 1).tolist():
+                    getattr(segments[number - 1], name).append(why)
         for ids in self.channels.outputs:
-            for number in np.unique(owner[ids]).tolist():
-                if number >= 0:
-                    segments[number].is_output = True
+            for number in live(owner[ids] + 1).tolist():
+                segments[number - 1].is_output = True
         for segment, mine in zip(segments, members, strict=True):
             if self.held[mine].any() and not segment.no_scale:
                 segment.no_scale.append("they are tied to neurons that cannot be")
@@ -267,7 +264,7 @@ class _Finish:
             ids = np.unique(use.channels[use.channels > 0])
             units, counts = np.unique(self.place[ids], return_counts=True)
             bad |= set(units[counts > 1].tolist())
-        first = {unit: channel for channel, unit in reversed(list(enumerate(self.place.tolist())))}
+        first = _first(self.place)
         labels: dict[int, list[int]] = {}
         for unit, label in zip(self.place.tolist(), self.channels.labels.tolist(), strict=True):
             labels.setdefault(unit, []).append(label)
@@ -292,7 +289,7 @@ class _Finish:
         number = np.full(len(self.channels.places.parents), -1)
         number[units] = np.arange(len(units))
         unit = number[self.place]
-        mine = [(use, np.where(use.channels > 0, unit[use.channels], -1)) for use in self.channels.uses]
+        mine = [(use, use.units(unit)) for use in self.channels.uses]
         mine = [(use, units) for use, units in mine if (units >= 0).any()]
         roles = (*WRITING, READ, EXTRA)
 
@@ -307,3 +304,9 @@ class _Finish:
         return Order(
             len(units), run, tuple(writers), tuple(readers), tuple({part.key: part for part in parts}.values())
         )
+
+
+def _first(of: Ids) -> dict[int, int]:
+    """The first channel of each unit."""
+    units, channels = np.unique(of, return_index=True)
+    return dict(zip(units.tolist(), channels.tolist(), strict=True))

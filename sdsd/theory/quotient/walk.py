@@ -14,12 +14,30 @@ from ...graphs import Ids, Step, Walk, adding_to, tensors
 from .channels import KERNEL, READ, Channels, NormUse, Seen, Use, compact, unique, varies
 
 Rule = Callable[["MoveWalk", Step], None]
+ChannelRule = Callable[["MoveWalk", Step, Seen, Tensor], None]
 RULES: dict[str, Rule] = {}
 """The rule of each kind of operation that can be followed."""
 TRY_SHAPES = "pass example_input if this is wrong"
 
 
 rule = adding_to(RULES)
+
+
+def rule_of_channels(*kinds: str) -> Callable[[ChannelRule], ChannelRule]:
+    """As `rule`, for operations that are followed if their first tensor has channels, which the rule gets as well."""
+
+    def add(made: ChannelRule) -> ChannelRule:
+        @rule(*kinds)
+        def with_channels(walk: MoveWalk, step: Step) -> None:
+            seen = walk.value(step.args[0])
+            if seen.ids is None:
+                walk.unknown(step)
+            else:
+                made(walk, step, seen, seen.ids)
+
+        return made
+
+    return add
 
 
 def plain_type(module: nn.Module) -> type:
@@ -149,7 +167,7 @@ class MoveWalk(Walk[Seen]):
         units = np.zeros(length, np.int64)
         units[entries] = channels
         layer = layer_of(weight.name)
-        self.channels.use(Use(role, weight.name, axis, units, layer, self.calls, taken))
+        self.channels.uses.append(Use(role, weight.name, axis, units, layer, self.calls, taken))
 
     def model_tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its name."""
@@ -276,3 +294,10 @@ def kind_of(walk: MoveWalk, names: tuple[str, ...], otherwise: str) -> str:
     module = walk.modules.get(walk.module)
     kind = plain_type(module).__name__ if module is not None and walk.module else ""
     return kind if any(each in kind for each in names) else otherwise
+
+
+def noted(walk: MoveWalk, ids: Ids, kind: str, eps: float | None, offsets: dict[str, float] | None = None) -> None:
+    """A norm reads channels; it moves along if its module holds its eps."""
+    attribute = eps_of(walk, eps)
+    name = walk.module if attribute else ""
+    walk.channels.norms.append(NormUse(name, kind, ids, dict(offsets or {}), attribute))
