@@ -134,6 +134,12 @@ class CutWalk(Walk[Value]):
         made.shape = tuple(tensor.shape)
         self.values[tensor] = made
 
+    def give_alike(self, step: Step, axes: list[Axis], like: Value) -> None:
+        """Results of the shape of the first argument have its axes, others none."""
+        for out in tensors(step.out):
+            same = out.shape == step.args[0].shape
+            self.give(out, axes if same else [None] * out.ndim, like, linear=False)
+
     def followed(self, tensor: Tensor, dim: int) -> Ids | None:
         """The entries of an axis. A free one gets entries of its own, which views of it share."""
         value = self.value(tensor)

@@ -32,7 +32,6 @@ class Recording(NamedTuple):
 
     atoms: Atoms
     values: dict[str, Value]  # by the names of parameters and buffers
-    names: dict[int, list[str]]  # every name of a tensor, by its id
     walks: list[CutWalk]
     ran: set[str]  # modules that were called
     others: list[Call]  # what it was run on beside the example
@@ -46,7 +45,7 @@ Heard = Callable[[str, int, Tensor, int], None]
 @contextmanager
 def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
     """While the model runs inside, in the mode it is in, `heard` gets what each of its parameters multiplies."""
-    atoms, named, _, _ = _parameters(model)
+    atoms, named, _ = _parameters(model)
     axes = {
         int(axis[0]): (next(iter(value.parameters)), dim, len(axis))
         for value in named.values()
@@ -67,22 +66,18 @@ def listening(model: nn.Module, heard: Heard) -> Iterator[None]:
     del held
 
 
-def _parameters(
-    model: nn.Module,
-) -> tuple[Atoms, dict[int, Value], dict[str, Value], dict[int, list[str]]]:
-    """Entries for every parameter and buffer, by the tensor's id and by name, and the names of each."""
+def _parameters(model: nn.Module) -> tuple[Atoms, dict[int, Value], dict[str, Value]]:
+    """Entries for every parameter and buffer, by the tensor's id and by each of its names."""
     atoms = Atoms()
     named: dict[int, Value] = {}
     values: dict[str, Value] = {}
-    names: dict[int, list[str]] = {}
     owned = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in owned:
-        names.setdefault(id(tensor), []).append(name)
         if id(tensor) not in named:
             axes: list[Any] = [atoms.new(length, REAL) for length in tensor.shape]
             named[id(tensor)] = Value(axes, True, True, frozenset([name]), repr(name))
         values[name] = named[id(tensor)]
-    return atoms, named, values, names
+    return atoms, named, values
 
 
 def record(model: nn.Module, example_input: Any) -> Recording:
@@ -92,7 +87,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
     Raises:
         Whatever the model raises in eval mode. A model that does not run in training is recorded in eval mode alone.
     """
-    atoms, named, values, names = _parameters(model)
+    atoms, named, values = _parameters(model)
     walks: list[CutWalk] = []
     ran: set[str] = set()
     for training, mode in MODES:
@@ -107,7 +102,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
             walks.append(walk)
             if not walk.chance.decides:
                 break
-    recording = Recording(atoms, values, names, walks, ran, [], _lists(model))
+    recording = Recording(atoms, values, walks, ran, [], _lists(model))
     if any(walk.decisions.by_sizes or walk.decisions.by_values for walk in walks):
         _record_others(model, Call(*as_arguments(example_input)), recording, named)
     atoms.settle()

@@ -23,31 +23,32 @@ def spatial(walk: CutWalk, step: Step) -> None:
         walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
 
 
-@rule("patches")
-def im2col(walk: CutWalk, step: Step) -> None:
-    """Every channel of every place of a patch, one behind the other."""
+@rule("patches", "from pixels")
+def into_channels(walk: CutWalk, step: Step) -> None:
+    """Every channel of every place of a patch, one behind the other; places of a picture are left, or of patches."""
     given: Tensor = step.args[0]
     *batch, channels, _, _ = walk.axes(given)
-    places = math.prod(step.args[1])
-    made = np.repeat(channels, places) if isinstance(channels, np.ndarray) else None
-    walk.give(step.out, [*batch, made, None], walk.value(given))
+    made = np.repeat(channels, _places(step)) if isinstance(channels, np.ndarray) else None
+    walk.give(step.out, [*batch, made, *[None] * (step.out.ndim - len(batch) - 1)], walk.value(given))
 
 
-@rule("from patches")
-def col2im(walk: CutWalk, step: Step) -> None:
-    """Patches laid over each other: every place of a patch is of a channel."""
-    *batch, channels, _ = walk.axes(step.args[0])
-    made = _of_each(walk, channels, math.prod(step.args[2]))
-    walk.give(step.out, [*batch, made, None, None], walk.value(step.args[0]))
+@rule("from patches", "to pixels")
+def out_of_channels(walk: CutWalk, step: Step) -> None:
+    """Patches laid beside or over each other: every place of a patch is of a channel."""
+    given: Tensor = step.args[0]
+    *batch, channels = walk.axes(given)[: -1 if step.row.kind == "from patches" else -2]
+    made: Axis = None
+    if isinstance(channels, np.ndarray):
+        parts = walk.atoms.split(channels.reshape(-1, _places(step)))
+        walk.atoms.choose(parts, 0)
+        made = parts.factors[0]
+    walk.give(step.out, [*batch, made, None, None], walk.value(given))
 
 
-def _of_each(walk: CutWalk, axis: Axis, times: int) -> Axis:
-    """Units that have so many entries each, one behind the other."""
-    if not isinstance(axis, np.ndarray):
-        return None
-    parts = walk.atoms.split(axis.reshape(-1, times))
-    walk.atoms.choose(parts, 0)
-    return parts.factors[0]
+def _places(step: Step) -> int:
+    """Of a patch."""
+    size = step.args[2] if step.row.kind == "from patches" else step.args[1]
+    return math.prod(size) if isinstance(size, (tuple, list)) else size**2
 
 
 @rule("unpool")
@@ -81,23 +82,6 @@ def as_strided(walk: CutWalk, step: Step) -> None:
     in_place = step.out is given and len(walk.value(given).axes) == given.ndim
     if not in_place or not given.squeeze().is_contiguous():
         walk.unknown(step)
-
-
-@rule("to pixels")
-def pixel_shuffle(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    made = _of_each(walk, axes[-3], step.args[1] ** 2)
-    walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
-
-
-@rule("from pixels")
-def pixel_unshuffle(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes, times = walk.axes(given), step.args[1] ** 2
-    channels = axes[-3]
-    made = np.repeat(channels, times) if isinstance(channels, np.ndarray) else None
-    walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
 
 
 @rule("window")

@@ -87,9 +87,7 @@ def weight_norm(walk: CutWalk, step: Step) -> None:
             walk.join(axis, walk.followed(size, size.ndim - direction.ndim + k))
         else:
             walk.mixed(axis, "the norm of a weight is taken over them", REMOVAL)
-    for out in tensors(step.out):
-        same = out.shape == direction.shape
-        walk.give(out, axes if same else [None] * out.ndim, together(walk, [direction, size]), linear=False)
+    walk.give_alike(step, axes, together(walk, [direction, size]))
 
 
 def _joined(walk: CutWalk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Axis]) -> Axis:
@@ -335,9 +333,7 @@ def layer_norm(walk: CutWalk, step: Step) -> None:
             axes[-k] = walk.join(axes[-k], walk.followed(other, other.ndim - k))
         reason = f"{walk.name!r} takes its statistics over all neurons, which removing any would change"
         walk.statistics(axes[-k], reason, STATISTICS_ADVICE)
-    for out in tensors(step.out):
-        same = out.shape == given.shape
-        walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
+    walk.give_alike(step, axes, walk.value(given))
 
 
 @rule("group norm")
@@ -350,6 +346,4 @@ def group_norm(walk: CutWalk, step: Step) -> None:
     if given.shape[1] != groups:
         reason = f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change"
         walk.statistics(axes[1], reason, STATISTICS_ADVICE)
-    for out in tensors(step.out):
-        same = out.shape == given.shape
-        walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
+    walk.give_alike(step, axes, walk.value(given))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -135,13 +135,9 @@ class _Finish:
 
     def _segments(self) -> tuple[list[Segment], list[Ids]]:
         """Segments in the order of their first channels, and the channels of each."""
-        kinds: dict[Any, list[int]] = {}
         signatures = self._signatures(self.unit, self.sign, self.channels.norms)
-        first = _first(self.unit)
-        for unit in sorted(signatures, key=first.__getitem__):
-            kinds.setdefault(signatures[unit], []).append(unit)
         segments, members = [], []
-        for units in sorted(kinds.values(), key=lambda units: first[units[0]]):
+        for units in _alike(_in_order(self.unit, signatures), signatures):
             number = np.full(len(self.channels.signs.parents), -1)
             number[units] = np.arange(len(units))
             segment = self._segment(number[self.unit], len(units))
@@ -238,22 +234,21 @@ class _Finish:
         """Units that pass nothing but what is the same for all of them, in sets that do not mix with one another."""
         if segment.no_scale or segment.norms or not segment.outgoing or segment.scales or segment.bent:
             return None
-        units, where = np.unique(self.unit[mine], return_inverse=True)
-        labels: list[list[int]] = [[] for _ in units]
-        for place, label in zip(where.tolist(), self.channels.labels[mine].tolist(), strict=True):
-            labels[place].append(label)
-        first = [int(mine[where == k][0]) for k in range(len(units))] if len(units) < 4096 else None
-        sets: dict[tuple[int, ...], list[int]] = {}
-        order = range(len(units)) if first is None else sorted(range(len(units)), key=first.__getitem__)
-        for number, place in enumerate(order):
-            sets.setdefault(tuple(sorted(labels[place])), []).append(number)
-        sizes = {len(each) for each in sets.values()}
-        if len(sizes) != 1 or sizes == {1}:
+        units = _in_order(self.unit[mine])
+        sets = _alike(range(len(units)), [*map(self._labels(self.unit[mine], mine).__getitem__, units)])
+        if len({len(each) for each in sets}) != 1 or len(sets[0]) == 1:
             return None
         for part in (*segment.incoming, *segment.outgoing):
             if len(np.unique(np.bincount(part.units[part.units >= 0].numpy(), minlength=segment.count))) != 1:
                 return None
-        return torch.tensor(list(sets.values()))
+        return torch.tensor(sets)
+
+    def _labels(self, units: Ids, channels: Ids) -> dict[int, tuple[int, ...]]:
+        """For each unit the labels of its channels."""
+        labels: dict[int, list[int]] = {}
+        for unit, label in zip(units.tolist(), self.channels.labels[channels].tolist(), strict=True):
+            labels.setdefault(unit, []).append(label)
+        return {unit: tuple(sorted(each)) for unit, each in labels.items()}
 
     # ---- orders ------------------------------------------------------------------------------------------------------
 
@@ -264,24 +259,17 @@ class _Finish:
             ids = np.unique(use.channels[use.channels > 0])
             units, counts = np.unique(self.place[ids], return_counts=True)
             bad |= set(units[counts > 1].tolist())
-        first = _first(self.place)
-        labels: dict[int, list[int]] = {}
-        for unit, label in zip(self.place.tolist(), self.channels.labels.tolist(), strict=True):
-            labels.setdefault(unit, []).append(label)
-        kinds: dict[Any, list[int]] = {}
-        for unit in sorted(signatures, key=first.__getitem__):
-            if unit not in bad:
-                kinds.setdefault(signatures[unit], []).append(unit)
+        free = [unit for unit in _in_order(self.place, signatures) if unit not in bad]
+        labels = self._labels(self.place, np.arange(self.channels.count))
         alike_runs = []
-        for alike in kinds.values():
-            runs: dict[tuple[int, ...], list[int]] = {}
-            for unit in alike:
-                runs.setdefault(tuple(sorted(labels[unit])), []).append(unit)
-            sizes = {len(run) for run in runs.values()}
+        for alike in _alike(free, signatures):
+            runs = _alike(alike, labels)
+            sizes = {len(run) for run in runs}
             if len(sizes) == 1:
-                alike_runs.append(([unit for run in runs.values() for unit in run], sizes.pop()))
+                alike_runs.append(([unit for run in runs for unit in run], sizes.pop()))
             else:
-                alike_runs += [(each, len(each)) for each in runs.values()]
+                alike_runs += [(each, len(each)) for each in runs]
+        first = {unit: place for place, unit in enumerate(free)}
         alike_runs.sort(key=lambda each: first[each[0][0]])
         return [self._order(alike, run) for alike, run in alike_runs if run > 1]
 
@@ -306,7 +294,14 @@ class _Finish:
         )
 
 
-def _first(of: Ids) -> dict[int, int]:
-    """The first channel of each unit."""
-    units, channels = np.unique(of, return_index=True)
-    return dict(zip(units.tolist(), channels.tolist(), strict=True))
+def _in_order(units: Ids, among: Container[int] | None = None) -> list[int]:
+    """Units in the order of their first channels."""
+    return [unit for unit in dict.fromkeys(units.tolist()) if among is None or unit in among]
+
+
+def _alike(units: Iterable[int], kinds: Any) -> list[list[int]]:
+    """Those of one kind together, in the order in which they come."""
+    sets: dict[Any, list[int]] = {}
+    for unit in units:
+        sets.setdefault(kinds[unit], []).append(unit)
+    return list(sets.values())
