@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, tensors
 from .others import Decisions
 from .pieces import Piece, Pieces
-from .values import FREE, MADE, Axis, Value
+from .values import FREE, MADE, Axis, Factor, Normed, Read, Value, Written
 from .walk import Walk
 
 IN_TRAINING = ", in training"
@@ -40,40 +40,6 @@ GIVE_LESS = (
 WRITE_ONCE = "Write into it once, outside of the forward, and take the line out, or choose another layer."
 
 
-class Read(NamedTuple):
-    """A product with a tensor of the model, over one of its axes."""
-
-    ids: Ids
-    parameters: frozenset[str]
-    linear: bool
-    where: str
-    norm: str  # the module whose output is read; "" where it is that of no norm over all neurons, or was changed since
-
-
-class Written(NamedTuple):
-    """Axes of parameters that a product, a convolution or a lookup gives on."""
-
-    ids: Ids
-    parameters: frozenset[str]
-
-
-class Factor(NamedTuple):
-    """A tensor of a product, the dimension that is summed over, and its entries."""
-
-    tensor: Tensor
-    dim: int
-    ids: Axis
-
-
-class Normed(NamedTuple):
-    """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it, and of
-    all axes of what else it takes."""
-
-    before: list[Axis]
-    after: list[Axis]
-    others: list[Axis]
-
-
 Rule = Callable[["CutWalk", Step], None]
 RULES: dict[str, Rule] = {}
 """The rule of each kind of operation that can be followed."""
@@ -86,6 +52,23 @@ ONLY_SEEN = {"squeeze", "detach", "alias"}
 """Operations that give the same numbers, which is no use of them."""
 
 rule = adding_to(RULES)
+AxesRule = Callable[["CutWalk", Step, Tensor, list[Axis]], list[Axis]]
+
+
+def rule_of_axes(*kinds: str, linear: bool = True) -> Callable[[AxesRule], AxesRule]:
+    """As `rule`, where results are what the first tensor is: the rule gets that and its axes, and gives theirs."""
+
+    def add(made: AxesRule) -> AxesRule:
+        @rule(*kinds)
+        def with_axes(walk: CutWalk, step: Step) -> None:
+            given: Tensor = step.args[0]
+            axes = made(walk, step, given, walk.axes(given))
+            for out in tensors(step.out):
+                walk.give(out, axes, walk.value(given), linear)
+
+        return made
+
+    return add
 
 
 class CutWalk(Walk[Value]):

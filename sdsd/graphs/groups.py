@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .atoms import INNER, READING, REMOVAL, Ids, Obstacle
 from .counts import Origin
-from .cut import IN_TRAINING, Read
+from .cut import IN_TRAINING
 from .recording import Recording
-from .values import Axis
+from .values import Axis, Read
 
 REACH_ALL = (
     "Pass an example_input that reaches all of them, take what never runs out of the model, or merge without removal "

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from .atoms import INNER, READING, REMOVAL, Ids
-from .cut import KEEP_SIZE, CutWalk, rule
-from .operations import Step, tensors
+from .cut import KEEP_SIZE, CutWalk, rule, rule_of_axes
+from .operations import Step
 from .values import FREE, Axis, Value
 
 
@@ -129,17 +129,15 @@ def _decide(walk: CutWalk, axes: list[Axis]) -> Ids | None:
     return None
 
 
-@rule("permute")
-def permute(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("permute")
+def permute(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     order = list(range(given.ndim))
     if step.name == "permute":
         order = [dim % given.ndim for dim in step.args[1]]
     elif given.ndim > 1:
         one, other = (0, 1) if step.name == "t" else (step.args[1] % given.ndim, step.args[2] % given.ndim)
         order[one], order[other] = order[other], order[one]
-    walk.give(step.out, [axes[k] for k in order], walk.value(given))
+    return [axes[k] for k in order]
 
 
 @rule("squeeze")
@@ -183,22 +181,17 @@ def repeat(walk: CutWalk, step: Step) -> None:
     walk.value(step.out).written_in = walk.sizes_written_in
 
 
-@rule("select")
-def select(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
+@rule_of_axes("select")
+def select(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     dim = step.argument(1, "dim", 0) % given.ndim
-    axes = walk.axes(given)
     if given.shape[dim] > 1:
         walk.mixed(axes[dim], f"{walk.name!r} takes some of them by their places")
-    for out in tensors(step.out):
-        walk.give(out, axes[:dim] + axes[dim + 1 :], walk.value(given))
+    return axes[:dim] + axes[dim + 1 :]
 
 
-@rule("slice")
-def slice_(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
+@rule_of_axes("slice")
+def slice_(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     dim = step.argument(1, "dim", 0) % given.ndim
-    axes = walk.axes(given)
     axis = axes[dim]
     if step.out.shape[dim] != given.shape[dim] and isinstance(axis, np.ndarray):
         start, stride = step.argument(2, "start", 0) or 0, step.argument(4, "step", 1)
@@ -208,7 +201,7 @@ def slice_(walk: CutWalk, step: Step) -> None:
             walk.every(axis, stride, f"one in {stride} of them is taken")
         else:
             walk.cut_apart(axis, axes[dim], "some of them are taken by their places")
-    walk.give(step.out, axes, walk.value(given))
+    return axes
 
 
 @rule("split")
@@ -274,32 +267,27 @@ def stack(walk: CutWalk, step: Step) -> None:
     walk.give(step.out, [*columns[:dim], None, *columns[dim:]], together(walk, parts))
 
 
-@rule("parts of complex")
-def parts_of_complex(walk: CutWalk, step: Step) -> None:
+@rule_of_axes("parts of complex")
+def parts_of_complex(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     """The last axis of the real tensor is of two numbers."""
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
     if step.name == "view_as_real":
         axes.append(None)
     else:
         walk.mixed(axes.pop(), f"{walk.name!r} makes one number of two neurons")
-    walk.give(step.out, axes, walk.value(given))
+    return axes
 
 
-@rule("flip")
-def flip(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("flip")
+def flip(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     for dim in step.by_place:
         axis = axes[dim]
         axes[dim] = axis[::-1].copy() if isinstance(axis, np.ndarray) else axis
-    walk.give(step.out, axes, walk.value(given))
+    return axes
 
 
-@rule("pad")
-def pad(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes, widths = walk.axes(given), step.args[1]
+@rule_of_axes("pad")
+def pad(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    widths = step.args[1]
     for k in range(len(widths) // 2):
         axis, (before, after) = axes[given.ndim - 1 - k], widths[2 * k : 2 * k + 2]
         if isinstance(axis, np.ndarray) and (before or after):
@@ -309,13 +297,11 @@ def pad(walk: CutWalk, step: Step) -> None:
                 axes[given.ndim - 1 - k] = None
             else:
                 axes[given.ndim - 1 - k] = np.concatenate([walk.atoms.new(before), axis, walk.atoms.new(after)])
-    walk.give(step.out, axes, walk.value(given))
+    return axes
 
 
-@rule("index")
-def index(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("index")
+def index(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     taken = step.by_place
     if step.name == "index":
         for k in taken:
@@ -332,7 +318,7 @@ def index(walk: CutWalk, step: Step) -> None:
         if step.name != "index_select":
             walk.join_indices(axes, step.argument(2, "index", None), dim)
             made = [axis if step.out.shape[k] == given.shape[k] else None for k, axis in enumerate(made)]
-    walk.give(step.out, made, walk.value(given))
+    return made
 
 
 @rule("lookup")
@@ -367,10 +353,8 @@ def channel_shuffle(walk: CutWalk, step: Step) -> None:
     walk.give(step.out, [batch, *reshaped(walk, cut[::-1], (length // groups, groups), (length,)), *places])
 
 
-@rule("roll")
-def roll(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("roll")
+def roll(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     for dim in step.by_place:
         walk.mixed(axes[dim], f"{walk.name!r} moves them by a number of places")
-    walk.give(step.out, axes, walk.value(given))
+    return axes

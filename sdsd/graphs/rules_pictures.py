@@ -7,42 +7,37 @@ import math
 import numpy as np
 from torch import Tensor
 
-from .cut import CutWalk, rule
-from .operations import Step, tensors
+from .cut import CutWalk, rule, rule_of_axes
+from .operations import Step
 from .values import Axis
 
 
-@rule("pool")
-def spatial(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("pool", linear=False)
+def spatial(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     size = step.picture_dims
     for axis in axes[given.ndim - size :]:
         walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
-    for out in tensors(step.out):
-        walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
+    return [*axes[: given.ndim - size], *[None] * size]
 
 
-@rule("patches", "from pixels")
-def into_channels(walk: CutWalk, step: Step) -> None:
+@rule_of_axes("patches", "from pixels")
+def into_channels(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     """Every channel of every place of a patch, one behind the other; places of a picture are left, or of patches."""
-    given: Tensor = step.args[0]
-    *batch, channels, _, _ = walk.axes(given)
+    *batch, channels, _, _ = axes
     made = np.repeat(channels, _places(step)) if isinstance(channels, np.ndarray) else None
-    walk.give(step.out, [*batch, made, *[None] * (step.out.ndim - len(batch) - 1)], walk.value(given))
+    return [*batch, made, *[None] * (step.out.ndim - len(batch) - 1)]
 
 
-@rule("from patches", "to pixels")
-def out_of_channels(walk: CutWalk, step: Step) -> None:
+@rule_of_axes("from patches", "to pixels")
+def out_of_channels(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     """Patches laid beside or over each other: every place of a patch is of a channel."""
-    given: Tensor = step.args[0]
-    *batch, channels = walk.axes(given)[: -1 if step.row.kind == "from patches" else -2]
+    *batch, channels = axes[: -1 if step.row.kind == "from patches" else -2]
     made: Axis = None
     if isinstance(channels, np.ndarray):
         parts = walk.atoms.split(channels.reshape(-1, _places(step)))
         walk.atoms.choose(parts, 0)
         made = parts.factors[0]
-    walk.give(step.out, [*batch, made, None, None], walk.value(given))
+    return [*batch, made, None, None]
 
 
 def _places(step: Step) -> int:
@@ -64,15 +59,12 @@ def max_unpool(walk: CutWalk, step: Step) -> None:
     walk.give(step.out, [*made[:-size], *[None] * size], walk.value(given))
 
 
-@rule("grid")
-def grid_sample(walk: CutWalk, step: Step) -> None:
+@rule_of_axes("grid", linear=False)
+def grid_sample(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     """Every channel of a picture at points between its pixels."""
-    given, points = step.args[0], step.args[1]
-    size = given.ndim - 2
-    axes = walk.axes(given)
-    for axis in (*axes[2:], *walk.axes(points)[1:]):
+    for axis in (*axes[2:], *walk.axes(step.args[1])[1:]):
         walk.mixed(axis, f"{walk.name!r} looks pixels up along the axis of the neurons")
-    walk.give(step.out, [*axes[:2], *[None] * size], walk.value(given), linear=False)
+    return [*axes[:2], *[None] * (given.ndim - 2)]
 
 
 @rule("restride")
@@ -84,19 +76,16 @@ def as_strided(walk: CutWalk, step: Step) -> None:
         walk.unknown(step)
 
 
-@rule("window")
-def unfold(walk: CutWalk, step: Step) -> None:
+@rule_of_axes("window")
+def unfold(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     """Pieces of an axis, one behind the other; what lies in a piece becomes the last axis."""
-    given: Tensor = step.args[0]
-    axes, (dim,) = walk.axes(given), step.by_place
+    (dim,) = step.by_place
     walk.mixed(axes[dim], f"{walk.name!r} cuts them into pieces")
-    walk.give(step.out, [*axes[:dim], None, *axes[dim + 1 :], None], walk.value(given))
+    return [*axes[:dim], None, *axes[dim + 1 :], None]
 
 
-@rule("diagonal")
-def diagonal(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("diagonal")
+def diagonal(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     for dim in step.by_place:
         walk.mixed(axes[dim], f"{walk.name!r} takes some of them by their places")
-    walk.give(step.out, [*(axis for k, axis in enumerate(axes) if k not in step.by_place), None], walk.value(given))
+    return [*(axis for k, axis in enumerate(axes) if k not in step.by_place), None]

@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from .atoms import CHOOSE_ANOTHER, INNER, MERGING, Ids
-from .cut import CutWalk, Factor, rule
+from .cut import CutWalk, rule
 from .operations import Step, tensors
 from .rules_layout import together
-from .values import Axis, Value
+from .values import Axis, Factor, Value
 
 
 @rule("matrix product")

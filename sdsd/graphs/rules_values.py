@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .atoms import READING, REMOVAL, Ids
-from .cut import CutWalk, rule
+from .cut import CutWalk, rule, rule_of_axes
 from .operations import Step, tensors
 from .rules_layout import together
 from .values import FREE, MADE, Axis, Value
@@ -244,14 +244,11 @@ def _as_statistic(walk: CutWalk, step: Step, axes: list[Axis], over: list[int]) 
     return axis if kept and isinstance(axis, np.ndarray) and not walk.atoms.inside(axis) else None
 
 
-@rule("softmax", "cumulate")
-def along(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("softmax", "cumulate", linear=False)
+def along(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     if given.ndim:
-        dim = step.argument(1, "dim", -1)
-        walk.mixed(axes[dim], f"{walk.name!r} mixes all neurons")
-    walk.give(step.out, axes, walk.value(given), linear=False)
+        walk.mixed(axes[step.argument(1, "dim", -1)], f"{walk.name!r} mixes all neurons")
+    return axes
 
 
 @rule("distance")
@@ -263,25 +260,21 @@ def distance(walk: CutWalk, step: Step) -> None:
     walk.give(step.out, [None] * step.out.ndim, together(walk, given), linear=False)
 
 
-@rule("transform")
-def transform(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("transform", linear=False)
+def transform(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     for dim in step.args[1]:
         walk.mixed(axes[dim], f"{walk.name!r} mixes all neurons")
         axes[dim] = None
-    walk.give(step.out, axes, walk.value(given), linear=False)
+    return axes
 
 
-@rule("order")
-def ordered(walk: CutWalk, step: Step) -> None:
-    given: Tensor = step.args[0]
+@rule_of_axes("order", linear=False)
+def ordered(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     dim = step.argument(2 if step.name == "topk" else 1, "dim", -1)
-    axes = walk.axes(given)
-    walk.mixed(axes[dim if isinstance(dim, int) else -1], f"{walk.name!r} orders the neurons")
-    axes[dim if isinstance(dim, int) else -1] = None
-    for out in tensors(step.out):
-        walk.give(out, axes, walk.value(given), linear=False)
+    dim = dim if isinstance(dim, int) else -1
+    walk.mixed(axes[dim], f"{walk.name!r} orders the neurons")
+    axes[dim] = None
+    return axes
 
 
 @rule("gate")

@@ -264,22 +264,26 @@ def spread(ids: Tensor) -> Tensor:
     shape = ids.shape
     if 0 in shape:
         return ids
+    ids = narrowed(ids)
     for dim in along(ids):
         first = ids.narrow(dim, 0, 1)
         if bool((ids == first).all()):
             ids = first
-        elif ids.stride(dim) == 0:
-            ids = ids.narrow(dim, 0, 1)
     return ids.expand(shape)
+
+
+def narrowed(ids: Tensor, *others: Tensor) -> Tensor:
+    """One entry of each dimension along which neither it varies nor others of its shape."""
+    for dim in range(ids.ndim):
+        if not any(varies(each, dim) for each in (ids, *others)):
+            ids = ids.narrow(dim, 0, min(1, ids.shape[dim]))
+    return ids
 
 
 def compact(*tensors: Tensor) -> list[Ids]:
     """Entries of tensors of one shape, without dimensions along which none of them varies."""
-    shown = list(torch.broadcast_tensors(*tensors))
-    for dim in range(shown[0].ndim):
-        if not any(varies(each, dim) for each in shown):
-            shown = [each.narrow(dim, 0, min(1, each.shape[dim])) for each in shown]
-    return [each.reshape(-1).numpy() for each in shown]
+    shown = torch.broadcast_tensors(*tensors)
+    return [narrowed(each, *shown).reshape(-1).numpy() for each in shown]
 
 
 def pairs(one: Tensor, other: Tensor) -> tuple[Ids, Ids]:
@@ -298,8 +302,4 @@ def unique(ids: Tensor) -> Ids:
 
 def renamed(ids: Tensor, table: Ids) -> Tensor:
     """Other channels at the same places."""
-    shape = ids.shape
-    for dim in range(ids.ndim):
-        if not varies(ids, dim):
-            ids = ids.narrow(dim, 0, min(1, ids.shape[dim]))
-    return torch.from_numpy(table)[ids].expand(shape)
+    return torch.from_numpy(table)[narrowed(ids)].expand(ids.shape)
