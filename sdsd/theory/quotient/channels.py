@@ -194,6 +194,15 @@ class Channels:
         ids = live(ids)
         return bool((self.signs.roots(2 * ids) == self.signs.roots(2 * ids + 1)).all())
 
+    def alike(self, one: Seen, other: Seen) -> bool:
+        """Whether both scale and change places alike."""
+        if one.ids is None or other.ids is None:
+            return one.ids is other.ids
+        a, b = pairs(one.ids, other.ids)
+        same = np.array_equal(self.signs.roots(2 * a), self.signs.roots(2 * b))
+        same &= np.array_equal(self.places.roots(a), self.places.roots(b))
+        return same and (one.power, one.statistic) == (other.power, other.statistic)
+
     def tie(
         self,
         one: Tensor,

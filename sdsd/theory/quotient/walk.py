@@ -96,7 +96,21 @@ class MoveWalk(Walk[Seen]):
     def follow(self, step: Step) -> None:
         self.pass_scores(step)
         if any(each.ids is not None or each.entries or each.computed for each in map(self.value, step.given)):
+            before = [(each, self.value(each)) for each in step.written]
             super().follow(step)
+            for tensor, was in before:
+                self.spread(tensor, was, f"{self.label(step.name)} writes in place into what is seen elsewhere, too")
+
+    def spread(self, tensor: Tensor, was: Seen, why: str) -> None:
+        """What shares memory with a tensor that was written is no longer what was known of it."""
+        now = self.value(tensor)
+        alike = self.channels.alike(was, now)
+        for _, other in self.sharing(tensor) if not alike or was.offsets != now.offsets else ():
+            for ids in (unique(each.ids) for each in (was, now, other) if each.ids is not None):
+                if alike:
+                    self.channels.keep_shift(ids, why)
+                else:
+                    self.channels.fix(ids, why)
 
     def pass_scores(self, step: Step) -> None:
         """What is made of scores of attention are scores still, until values are weighted by them."""
