@@ -45,12 +45,6 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
             was tried; parameters that were made under torch.inference_mode.
     """
     check_model(model)
-    for name, each in model.named_parameters():
-        if each.is_inference():
-            raise ValueError(
-                f"model: {name!r} was made under torch.inference_mode and cannot be changed. Make or load the model "
-                "outside of it."
-            )
     key = (_signature(model), _signature_of_example(example_input))
     kept = _kept.get(model)
     if kept is not None and kept[0] == key:
@@ -72,6 +66,12 @@ def on_inputs(
     Raises:
         ValueError: as `look`.
     """
+    for name, each in model.named_parameters():
+        if each.is_inference():
+            raise ValueError(
+                f"model: {name!r} was made under torch.inference_mode and cannot be changed. Make or load the model "
+                "outside of it."
+            )
     if example_input is None:
         made = [follow(each) for each in itertools.islice(likely_inputs(model), most)]
         if not made:

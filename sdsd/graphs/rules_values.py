@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .atoms import READING, REMOVAL, Ids
 from .cut import CutWalk, rule, rule_of_axes
-from .operations import Step, tensors
+from .operations import Step, covered, tensors
 from .rules_layout import together
 from .values import FREE, MADE, Axis, Value
 
@@ -160,8 +161,11 @@ def put(walk: CutWalk, step: Step) -> None:
     target = step.args[0]
     axes = list(walk.value(target).axes)
     if step.name == "index_put":
-        dims = [k for k, each in enumerate(step.args[1]) if each is not None]
-        source = step.args[2] if isinstance(step.args[2], Tensor) else None
+        dims, source = covered(step.args[1], target.ndim), step.args[2]
+        first = step.args[1][0]
+        if source.numel() == 1 and first is not None and first.dtype == torch.bool and first.shape == target.shape:
+            axes = [walk.join(axis, walk.followed(first, k)) for k, axis in enumerate(axes)]
+            dims = []  # one number, wherever a mask says: each entry by itself
     else:
         dims = [step.args[1] % max(1, target.ndim)]
         source = step.args[3] if len(step.args) > 3 and isinstance(step.args[3], Tensor) else None
