@@ -158,40 +158,42 @@ class Channels:
 
     # ---- what is said of them ----------------------------------------------------------------------------------------
 
-    def hold(self, ids: Ids, reason: str) -> None:
+    def hold(self, ids: Tensor | Ids, reason: str) -> None:
         """They cannot be rescaled."""
-        ids = live(ids)
-        if len(ids):
-            self.held.append((ids, reason))
-            self.signs.unite(2 * ids, 2 * ids + 1)
+        ids = self._noted(self.held, ids, reason)
+        self.signs.unite(2 * ids, 2 * ids + 1)
 
-    def keep_shift(self, ids: Ids, reason: str) -> None:
+    def keep_shift(self, ids: Tensor | Ids, reason: str) -> None:
         """Nothing can be added to them."""
-        ids = live(ids)
-        if len(ids):
-            self.still.append((ids, reason))
+        self._noted(self.still, ids, reason)
 
-    def keep_place(self, ids: Ids, reason: str) -> None:
+    def keep_place(self, ids: Tensor | Ids, reason: str) -> None:
         """They cannot change places."""
-        ids = live(ids)
-        if len(ids):
-            self.fixed.append((ids, reason))
+        self._noted(self.fixed, ids, reason)
 
-    def fix(self, ids: Ids, reason: str) -> None:
+    def _noted(self, notes: list[Note], ids: Tensor | Ids, reason: str) -> Ids:
+        if len(ids := unique(ids)):
+            notes.append((ids, reason))
+        return ids
+
+    def fix(self, ids: Tensor | Ids, reason: str) -> None:
         """Nothing may move them."""
         self.hold(ids, reason)
         self.keep_shift(ids, reason)
         self.keep_place(ids, reason)
 
-    def bend(self, ids: Ids) -> None:
+    def bend(self, ids: Tensor | Ids) -> None:
         """They cannot be mixed: each goes through something of its own."""
-        ids = live(ids)
-        if len(ids):
-            self.bent.append(ids)
+        self.bent.append(unique(ids))
 
-    def is_held(self, ids: Ids) -> bool:
+    def pass_through(self, ids: Tensor | Ids, reason: str) -> None:
+        """They go through a function of single neurons: nothing can be added to them, and they cannot be mixed."""
+        self.keep_shift(ids, reason)
+        self.bend(ids)
+
+    def is_held(self, ids: Tensor | Ids) -> bool:
         """Whether none of them can be rescaled."""
-        ids = live(ids)
+        ids = unique(ids)
         return bool((self.signs.roots(2 * ids) == self.signs.roots(2 * ids + 1)).all())
 
     def alike(self, one: Seen, other: Seen) -> bool:
@@ -252,12 +254,6 @@ class Channels:
             self.next_label += known.shape[1]
 
 
-def live(ids: Ids) -> Ids:
-    """Those that are channels, each once."""
-    channels = np.unique(ids)
-    return channels[channels > 0]
-
-
 def varies(ids: Tensor, dim: int) -> bool:
     """Whether entries differ along a dimension."""
     return ids.shape[dim] > 1 and ids.stride(dim) != 0
@@ -304,9 +300,10 @@ def pairs(one: Tensor, other: Tensor) -> tuple[Ids, Ids]:
     return a, b
 
 
-def unique(ids: Tensor) -> Ids:
-    """All channels of a tensor."""
-    return live(compact(ids)[0])
+def unique(ids: Tensor | Ids) -> Ids:
+    """All that are channels, each once."""
+    channels = np.unique(compact(ids)[0] if isinstance(ids, Tensor) else ids)
+    return channels[channels > 0]
 
 
 def renamed(ids: Tensor, table: Ids) -> Tensor:

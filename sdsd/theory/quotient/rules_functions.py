@@ -13,15 +13,10 @@ from .walk import RULES, TRY_SHAPES, MoveWalk, Step, rule, rule_of_channels
 
 
 def _passed(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
-    _through(walk, step, ids)
+    walk.channels.pass_through(ids, f"they pass through {walk.label(step.name)}")
     for out in tensors(step.out):
         if out.shape == step.args[0].shape:
             walk.give(out, Seen(ids, power=seen.power, statistic=seen.statistic))
-
-
-def _through(walk: MoveWalk, step: Step, ids: Tensor) -> None:
-    walk.channels.keep_shift(unique(ids), f"they pass through {walk.label(step.name)}")
-    walk.channels.bend(unique(ids))
 
 
 @rule_of_channels("prelu")
@@ -47,7 +42,7 @@ def power(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
     if not isinstance(exponent, (int, float)):
         walk.unknown(step)
         return
-    _through(walk, step, ids)
+    walk.channels.pass_through(ids, f"they pass through {walk.label(step.name)}")
     walk.give(step.out, Seen(ids, power=seen.power * float(exponent), statistic=seen.statistic))
 
 
@@ -66,9 +61,8 @@ def curved(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
         _passed(walk, step, seen, ids)
         return
     why = f"they pass through {walk.label(step.name)}, which is not positively homogeneous"
-    walk.channels.hold(unique(ids), why)
-    walk.channels.keep_shift(unique(ids), why)
-    walk.channels.bend(unique(ids))
+    walk.channels.hold(ids, why)
+    walk.channels.pass_through(ids, why)
     for out in tensors(step.out):
         if out.shape == step.args[0].shape:
             walk.give(out, Seen(ids, statistic=seen.statistic))
@@ -89,7 +83,7 @@ def glu(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
     for part in (one, gate):
         mine = unique(part)
         walk.channels.refine(mine, np.zeros_like(mine))
-    walk.channels.hold(unique(gate), f"they pass through {walk.label('glu')}, which is not positively homogeneous")
+    walk.channels.hold(gate, f"they pass through {walk.label('glu')}, which is not positively homogeneous")
     walk.give(step.out, of_two(walk, Seen(spread(one)), Seen(spread(gate)), tuple(step.out.shape)))
 
 
@@ -101,9 +95,9 @@ def reduction(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
         return
     over, statistic, label = step.over, seen.statistic, walk.label(step.name)
     mixed = [dim for dim in over if varies(ids, dim)]
-    walk.channels.keep_shift(unique(ids), f"they pass through {label}")
+    walk.channels.keep_shift(ids, f"they pass through {label}")
     if mixed or not step.row.linear:
-        walk.channels.bend(unique(ids))
+        walk.channels.bend(ids)
     for dim in over:
         first = ids.narrow(dim, 0, 1)
         if dim in mixed:
@@ -126,7 +120,7 @@ def pool(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
     if any(varies(ids, dim) for dim in pixels):
         walk.unknown(step, f"{walk.label(step.name)} pools another axis than their positions; {TRY_SHAPES}")
         return
-    _through(walk, step, ids)
+    walk.channels.pass_through(ids, f"they pass through {walk.label(step.name)}")
     for dim in pixels:
         ids = ids.narrow(dim, 0, 1)
     for out in tensors(step.out):

@@ -74,8 +74,8 @@ def placed(walk: MoveWalk, step: Step) -> None:
     """What takes entries by their places lets none of them change places, where it runs over channels."""
     ids = walk.value(step.args[0]).ids
     if ids is not None and any(varies(ids, dim) for dim in step.by_place):
-        walk.channels.keep_place(unique(ids), f"{walk.label(step.name)} takes them by their places")
-        walk.channels.bend(unique(ids))
+        walk.channels.keep_place(ids, f"{walk.label(step.name)} takes them by their places")
+        walk.channels.bend(ids)
     pad: tuple[Any, ...] = (0,) if step.row.kind == "pad" else ()
     rest = step.args[1:2] if pad else step.args[1:]
     _moved(walk, step, lambda ids: step.func(ids, *rest, *pad, **({} if pad else step.kwargs)))

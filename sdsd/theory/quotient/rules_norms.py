@@ -88,7 +88,7 @@ def batch_norm(walk: MoveWalk, step: Step) -> None:
         names = owner if not buffers or owned else ""
         walk.channels.norms.append(NormUse(names, kind, line, dict(seen.offsets or {}), eps_of(walk, eps)))
         if not owned:
-            walk.channels.fix(unique(seen.ids), f"{label} keeps its statistics elsewhere than in buffers")
+            walk.channels.fix(seen.ids, f"{label} keeps its statistics elsewhere than in buffers")
     extras = [each for each, buffer in zip(running, buffers, strict=True) if buffer.is_parameter]
     _gives(walk, step, seen.ids, 1, weight=weight, bias=bias, extras=extras)
 
@@ -109,9 +109,9 @@ def layer_norm(walk: MoveWalk, step: Step) -> None:
     if seen.ids is not None:
         lead = seen.ids.narrow(-1, 0, 1)
         walk.channels.tie(seen.ids, lead.expand(seen.ids.shape), order=False, why=f"{label} joins them with others")
-        walk.channels.bend(unique(seen.ids))
+        walk.channels.bend(seen.ids)
         if not mean:
-            walk.channels.keep_shift(unique(seen.ids), f"{label} does not subtract a mean")
+            walk.channels.keep_shift(seen.ids, f"{label} does not subtract a mean")
         apart(walk, seen.ids, given.ndim - 1)
         noted(walk, compact(seen.ids)[0], "LayerNorm" if mean else "RMSNorm", eps, seen.offsets)
     _gives(walk, step, seen.ids, given.ndim - 1, weight=weight, bias=bias)
@@ -130,7 +130,7 @@ def group_norm(walk: MoveWalk, step: Step) -> None:
     if seen.ids is not None:
         rows = _line(seen.ids).view(groups, -1)
         walk.channels.tie(rows, rows[:, :1].expand(rows.shape), order=False, why=f"{label} joins them with others")
-        walk.channels.bend(unique(rows))
+        walk.channels.bend(rows)
         if several:
             apart(walk, rows, 1)
         noted(walk, rows.flatten().numpy(), "GroupNorm", eps, seen.offsets)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...graphs import Ids, tensors
-from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, unique, varies
+from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, varies
 from .rules_sums import added, biased
 from .walk import MoveWalk, Step, layer_of, rule
 
@@ -56,7 +56,7 @@ def _by_computed(walk: MoveWalk, *both: Seen) -> Seen:
             walk.outside.add(each.name)
         if each.ids is not None:
             why = f"{walk.module!r} computes its weight from other parameters"
-            walk.channels.fix(unique(each.ids), why)
+            walk.channels.fix(each.ids, why)
     return Seen(computed=all(each.ids is None for each in both))
 
 
@@ -79,7 +79,7 @@ def _of_neurons(walk: MoveWalk, step: Step, one: Seen, other: Seen, shape: tuple
         return _weighted(walk, left[..., :, :1], shape, label)
     for each in (one, other):
         if each.ids is not None:
-            walk.channels.fix(unique(each.ids), f"{label} multiplies them by what the model computes")
+            walk.channels.fix(each.ids, f"{label} multiplies them by what the model computes")
     return Seen()
 
 
@@ -87,7 +87,7 @@ def _inverse(walk: MoveWalk, queries: Tensor, keys: Tensor, label: str) -> None:
     """Their products are summed over: one can grow as the other shrinks. The last dimension is summed over."""
     walk.channels.tie(queries, keys, inverse=True, why=f"{label} multiplies them by what the model computes")
     for ids in (queries, keys):
-        walk.channels.keep_shift(unique(ids), f"{label} multiplies them by other neurons")
+        walk.channels.keep_shift(ids, f"{label} multiplies them by other neurons")
         apart(walk, ids, ids.ndim - 1)
 
 
@@ -106,7 +106,7 @@ def _rows(ids: Tensor) -> Ids:
 
 def _weighted(walk: MoveWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
     """Sums over positions, with weights that the model computes."""
-    walk.channels.keep_shift(unique(ids), f"{label} sums over their positions")
+    walk.channels.keep_shift(ids, f"{label} sums over their positions")
     apart(walk, ids, ids.ndim - 2)
     return Seen(ids.expand(shape))
 
@@ -138,19 +138,19 @@ def convolution(walk: MoveWalk, step: Step) -> None:
     if ids is not None:
         walk.regular(x, f"{layer!r} reads a power or a mean of them")
         if any(varies(ids, dim) for dim in range(ids.ndim) if dim != 1):
-            walk.channels.fix(unique(ids), f"{layer!r} reads another axis than theirs")
+            walk.channels.fix(ids, f"{layer!r} reads another axis than theirs")
         else:
             channels = ids.movedim(1, 0).reshape(ids.shape[1], -1)[:, 0]
     rows = 1 if transposed else 0
     inputs, outputs = int(given.shape[1]), int(step.out.shape[1])
     depthwise = groups > 1 and groups == inputs == outputs
     if channels is not None:
-        walk.channels.keep_shift(unique(channels), f"{layer!r} reads them")
+        walk.channels.keep_shift(channels, f"{layer!r} reads them")
         if groups == 1 or depthwise:
             axis = (1 - rows) if groups == 1 else 0
             walk.use(READ, kernel, axis, np.arange(inputs), channels.numpy(), taken)
         else:
-            walk.channels.fix(unique(channels), f"{layer!r} reads them in groups")
+            walk.channels.fix(channels, f"{layer!r} reads them in groups")
     made = walk.channels.new(outputs)
     if not (transposed and groups > 1 and not depthwise):
         walk.use(KERNEL, kernel, 0 if depthwise else rows, np.arange(outputs), made, taken)
@@ -160,7 +160,7 @@ def convolution(walk: MoveWalk, step: Step) -> None:
         else:
             walk.channels.follow(channels.numpy()[channels.numpy() > 0], made[channels.numpy() > 0])
         walk.channels.bend(made)
-        walk.channels.bend(unique(channels) if channels is not None else made)
+        walk.channels.bend(channels if channels is not None else made)
     elif groups > 1:
         walk.channels.fix(made, f"{layer!r} writes them in groups")
     shape = [1] * step.out.ndim
@@ -190,7 +190,7 @@ def attention(walk: MoveWalk, step: Step) -> None:
     for mask in (*tensors(step.args[3:]), *tensors(tuple(step.kwargs.values()))):
         added = walk.value(mask)
         if added.ids is not None:
-            walk.channels.fix(unique(added.ids), f"{label} adds them to its scores")
+            walk.channels.fix(added.ids, f"{label} adds them to its scores")
         walk.outside.update([added.name] if added.is_parameter else [])
     heads = step.args[0].shape[1]
     q, k, v = (None if each.ids is None else each.ids[:, :, :1] for each in seen)

@@ -38,7 +38,7 @@ def added(walk: MoveWalk, terms: tuple[Any, Any], factors: tuple[float, float], 
         return _with_constant(walk, mine, terms[1], shape, offsets, theirs.computed)
     if mine.power != theirs.power:
         for each in (mine, theirs):
-            walk.channels.hold(unique(each.ids), f"{label} adds different powers of them")  # type: ignore[arg-type]
+            walk.channels.hold(each.ids, f"{label} adds different powers of them")  # type: ignore[arg-type]
         mine, theirs = (Seen(each.ids, statistic=each.statistic) for each in (mine, theirs))
     if mine.statistic or theirs.statistic:
         return _with_statistic(walk, mine, theirs, shape, label)
@@ -70,7 +70,7 @@ def biased(
     place = walk.laid(ids, weight, shape)
     if place is None:
         walk.outside.add(weight.name)
-        walk.channels.fix(unique(ids), f"{weight.name!r} is added to them all alike")
+        walk.channels.fix(ids, f"{weight.name!r} is added to them all alike")
         return Seen(ids)
     axis, entries, channels = place
     plain = len(weight.entries) == 1
@@ -94,8 +94,8 @@ def _with_constant(
         _norm_of_statistic(walk, mine, float(constant))
         return Seen(ids, power=mine.power, statistic=True)
     if not isinstance(constant, (int, float)) or constant != 0:
-        walk.channels.hold(unique(ids), f"a constant is added to them ({walk.label('add')})")
-        walk.channels.bend(unique(ids))
+        walk.channels.hold(ids, f"a constant is added to them ({walk.label('add')})")
+        walk.channels.bend(ids)
     by_place(walk, ids, constant, computed)
     return Seen(ids, offsets=offsets, power=mine.power)
 
@@ -107,8 +107,8 @@ def by_place(walk: MoveWalk, ids: Tensor, other: Any, unknown: bool = False) -> 
     shift = ids.ndim - other.ndim
     if any(varies(ids, dim) and dim >= shift and other.shape[dim - shift] > 1 for dim in range(ids.ndim)):
         what = "what the model computes from parameters" if unknown else "what no layer writes"
-        walk.channels.keep_place(unique(ids), f"{walk.label('each')} meets an entry of its own of {what}")
-        walk.channels.bend(unique(ids))
+        walk.channels.keep_place(ids, f"{walk.label('each')} meets an entry of its own of {what}")
+        walk.channels.bend(ids)
 
 
 def _with_statistic(walk: MoveWalk, mine: Seen, theirs: Seen, shape: tuple[int, ...], label: str) -> Seen:
@@ -119,8 +119,7 @@ def _with_statistic(walk: MoveWalk, mine: Seen, theirs: Seen, shape: tuple[int, 
     assert theirs.ids is not None
     walk.channels.tie(mine.ids, theirs.ids, order=False, why=f"{label} joins them with what no layer writes")
     for each in (mine.ids, theirs.ids):
-        walk.channels.keep_shift(unique(each), f"{label} joins them with a mean")
-        walk.channels.bend(unique(each))
+        walk.channels.pass_through(each, f"{label} joins them with a mean")
     return Seen(mine.ids.expand(shape), power=mine.power, statistic=mine.statistic)
 
 
@@ -151,7 +150,7 @@ def scaled(walk: MoveWalk, step: Step) -> None:
             walk.unknown(step)
     elif b.ids is None:
         by_place(walk, ids, other, b.computed)
-        walk.channels.keep_shift(unique(ids), f"they pass through {walk.label(step.name)}")
+        walk.channels.keep_shift(ids, f"they pass through {walk.label(step.name)}")
         walk.give(step.out, Seen(ids, power=a.power, statistic=a.statistic))
     else:
         walk.give(step.out, of_two(walk, a, b, shape))
@@ -165,12 +164,12 @@ def _gamma(walk: MoveWalk, given: Seen, weight: Seen, shape: tuple[int, ...]) ->
     walk.regular(given, f"{label} multiplies a power or a mean of them")
     if all(each.numel() == 1 for each in weight.entries) and len(unique(ids)) > 1:
         walk.outside.add(weight.name)
-        walk.channels.keep_shift(unique(ids), f"they pass through a product with {label}")
+        walk.channels.keep_shift(ids, f"they pass through a product with {label}")
         return Seen(ids)
     place = walk.laid(ids, weight, shape)
     if place is None:
         walk.outside.add(weight.name)
-        walk.channels.fix(unique(ids), f"no rule for their product with {label}")
+        walk.channels.fix(ids, f"no rule for their product with {label}")
         return Seen()
     axis, entries, channels = place
     known, table = walk.channels.renewed(ids)
@@ -180,8 +179,7 @@ def _gamma(walk: MoveWalk, given: Seen, weight: Seen, shape: tuple[int, ...]) ->
     after = renamed(ids, table)
     walk.laid(after, weight, shape)
     walk.channels.follow(known, table[known])
-    walk.channels.keep_shift(known, f"{label} multiplies them")
-    walk.channels.bend(known)
+    walk.channels.pass_through(known, f"{label} multiplies them")
     return Seen(after, offsets={})
 
 
@@ -196,12 +194,11 @@ def of_two(walk: MoveWalk, a: Seen, b: Seen, shape: tuple[int, ...]) -> Seen:
     assert b.ids is not None
     wide, second = a.ids.expand(shape), b.ids.expand(shape)
     for ids in (a.ids, b.ids):
-        walk.channels.keep_shift(unique(ids), f"they pass through {label}")
-        walk.channels.bend(unique(ids))
+        walk.channels.pass_through(ids, f"they pass through {label}")
     if b.statistic and not a.statistic:
         walk.channels.tie(wide, second, order=False, why=f"{label} joins them with what no layer writes")
         if a.power + b.power != 0:
-            walk.channels.hold(unique(wide), f"{label} multiplies them by a mean of them")
+            walk.channels.hold(wide, f"{label} multiplies them by a mean of them")
             return Seen(wide)
         return _normed(walk, wide)
     mine, theirs = pairs(wide, second)
@@ -211,10 +208,10 @@ def of_two(walk: MoveWalk, a: Seen, b: Seen, shape: tuple[int, ...]) -> Seen:
         return Seen(wide, power=a.power + b.power, statistic=a.statistic and b.statistic)
     for each in (a, b):
         walk.regular(each, f"{label} multiplies powers of neurons")
-    if walk.channels.is_held(unique(a.ids)):
+    if walk.channels.is_held(a.ids):
         wide, second = second, wide
-    elif not walk.channels.is_held(unique(b.ids)):
-        walk.channels.hold(unique(b.ids), f"{label} multiplies them by other neurons")
+    elif not walk.channels.is_held(b.ids):
+        walk.channels.hold(b.ids, f"{label} multiplies them by other neurons")
     both = (mine > 0) & (theirs > 0)
     walk.channels.follow(mine[both], theirs[both])
     for alone in (mine[theirs == 0], theirs[mine == 0]):

@@ -14,7 +14,7 @@ from ...graphs import Ids, Plain, on_inputs, run
 from ...models import is_attached
 from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
 from .attention import heads_and_shifts
-from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, live
+from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, unique
 from .segments import Norm, Order, Segment, Slice, Trace
 from .walk import MoveWalk
 
@@ -221,10 +221,10 @@ class _Finish:
             (self.channels.fixed, "no_order"),
         ):
             for ids, why in notes:
-                for number in live(owner[ids] + 1).tolist():
+                for number in unique(owner[ids] + 1).tolist():
                     getattr(segments[number - 1], name).append(why)
         for ids in self.channels.outputs:
-            for number in live(owner[ids] + 1).tolist():
+            for number in unique(owner[ids] + 1).tolist():
                 segments[number - 1].is_output = True
         for segment, mine in zip(segments, members, strict=True):
             if self.held[mine].any() and not segment.no_scale:

@@ -155,7 +155,7 @@ class MoveWalk(Walk[Seen]):
             reason = why or f"no rule for {self.label(step.name.strip('_'))}"
             self.channels.notes.append(f"{reason}; neurons that enter or leave it stay as they are")
             for ids in moving:
-                self.channels.fix(unique(ids), reason)
+                self.channels.fix(ids, reason)
         for out in tensors(step.out):
             self.give(out, Seen(computed=not moving and any(each.entries or each.computed for each in given)))
 
@@ -163,10 +163,10 @@ class MoveWalk(Walk[Seen]):
         """Its channels scale it as they are, or not at all."""
         if seen.ids is None or (seen.power == 1 and not seen.statistic):
             return
-        self.channels.hold(unique(seen.ids), why)
-        self.channels.keep_shift(unique(seen.ids), why)
+        self.channels.hold(seen.ids, why)
+        self.channels.keep_shift(seen.ids, why)
         if seen.statistic:
-            self.channels.keep_place(unique(seen.ids), why)
+            self.channels.keep_place(seen.ids, why)
 
     # ---- parameters --------------------------------------------------------------------------------------------------
 
@@ -210,18 +210,18 @@ class MoveWalk(Walk[Seen]):
         if None in axes or axes[0] == axes[1] or stray:
             self.outside.add(weight.name)
             if given.ids is not None:
-                self.channels.fix(unique(given.ids), f"{layer!r} multiplies them by a weight in parts")
+                self.channels.fix(given.ids, f"{layer!r} multiplies them by a weight in parts")
             return Seen()
         taken = self.taken(weight)
         ids = given.ids
         if ids is not None:
             others = [dim for dim in range(ids.ndim - 1) if varies(ids, dim)]
             if others and not varies(ids, ids.ndim - 1):
-                self.channels.keep_shift(unique(ids), f"{layer!r} sums over their positions")
+                self.channels.keep_shift(ids, f"{layer!r} sums over their positions")
                 self.outside.add(weight.name)
                 return Seen(ids[..., :1].expand(tuple(shape)))
             if others:
-                self.channels.fix(unique(ids), f"{layer!r} reads another axis than theirs")
+                self.channels.fix(ids, f"{layer!r} reads another axis than theirs")
             else:
                 self.regular(given, f"{layer!r} reads a power or a mean of them")
                 self.read(ids[(0,) * (ids.ndim - 1)], weight, axes[0], into, taken)
@@ -231,7 +231,7 @@ class MoveWalk(Walk[Seen]):
         """An axis of a parameter multiplies channels, and their sum is taken."""
         entries = weight.entries[axis].movedim(dim, 0).reshape(ids.shape[0], -1)[:, 0].numpy()
         self.use(READ, weight, axis, entries, ids.numpy(), taken)
-        self.channels.keep_shift(unique(ids), f"{layer_of(weight.name)!r} reads them")
+        self.channels.keep_shift(ids, f"{layer_of(weight.name)!r} reads them")
 
     def write(
         self, weight: Seen, axis: Any, dim: int, shape: tuple[int, ...], role: str, taken: tuple[Ids, ...]
