@@ -100,7 +100,12 @@ def on_inputs(
 def _runs(model: nn.Module, example_input: Any, gradients: bool = False) -> bool:
     arguments, named = as_arguments(example_input)
     try:
-        with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradients):
+        with (
+            untouched(model, parameters=True),
+            evaluating(model),
+            torch.random.fork_rng(devices=[]),
+            torch.set_grad_enabled(gradients),
+        ):
             model(*arguments, **named)
     except Exception:
         return False

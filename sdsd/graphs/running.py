@@ -75,7 +75,7 @@ def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
         lambda _module, args, kwargs: calls.append(Call(args, dict(kwargs))), with_kwargs=True
     )
     try:
-        with untouched(model), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
+        with untouched(model, parameters=True), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
             use()
     except Exception:
         return None  # whoever asked runs it again, and is told

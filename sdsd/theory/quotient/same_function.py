@@ -1,4 +1,4 @@
-"""Whether two models compute the same."""
+"""What a model gives in float64, and whether two give the same."""
 
 from __future__ import annotations
 

@@ -142,7 +142,8 @@ def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: boo
         `Symmetries`, which print as a list.
 
     Raises:
-        ValueError: the model does not run on `example_input` or, without one, on nothing of a likely shape.
+        ValueError: the model does not run on `example_input` or, without one, on nothing of a likely shape; it runs,
+            but what it does cannot be followed; parameters that were made under torch.inference_mode.
 
     Example:
         >>> print(symmetries(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))))

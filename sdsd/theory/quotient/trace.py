@@ -26,7 +26,7 @@ def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = Fals
     """Run `model` once on an example and put together what can move.
 
     Raises:
-        ValueError: the model does not run on `example_input`, or, without one, on nothing of a likely shape.
+        ValueError: as `symmetries`.
     """
     watched = any(is_attached(module) for module in model.modules())
     run_on = copy.deepcopy(model) if watched else model
