@@ -106,8 +106,14 @@ def refused_uses(ledgers: list[Pass], parameters: Parameters) -> dict[str, str]:
 
 def cannot_be_told_apart(refused: dict[str, str]) -> UnsupportedError:
     """The error that names those parameters and says what to do."""
+    by_chance = ""
+    if any("along different dimensions" in reason for reason in refused.values()):
+        by_chance = (
+            "An input that has as many rows as the batch by chance (a mask, positions, query points) is a constant in "
+            "monitor.forward(lambda x: model(x, constant), x). "
+        )
     return UnsupportedError(
-        f"no exact per-sample gradient for\n{by_reason(refused)}\nUse mode='micro', which takes whole "
+        f"no exact per-sample gradient for\n{by_reason(refused)}\n{by_chance}Use mode='micro', which takes whole "
         "micro-batches for samples; leave these parameters out with parameters=…; or strict=False, which leaves "
         "out what cannot be told apart and says so in coverage."
     )

@@ -70,7 +70,8 @@ def curved(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
 
 @rule_of_channels("mask")
 def masked(walk: MoveWalk, step: Step, seen: Seen, ids: Tensor) -> None:
-    if not isinstance(step.args[2], (int, float)) or step.args[2] != 0:
+    computed = walk.value(step.args[1]).ids is not None
+    if computed or not isinstance(step.args[2], (int, float)) or step.args[2] != 0:
         walk.unknown(step)
         return
     by_place(walk, ids, step.args[1])
