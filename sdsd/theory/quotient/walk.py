@@ -105,12 +105,14 @@ class MoveWalk(Walk[Seen]):
         """What shares memory with a tensor that was written is no longer what was known of it."""
         now = self.value(tensor)
         alike = self.channels.alike(was, now)
-        for _, other in self.sharing(tensor) if not alike or was.offsets != now.offsets else ():
-            for ids in (unique(each.ids) for each in (was, now, other) if each.ids is not None):
-                if alike:
-                    self.channels.keep_shift(ids, why)
-                else:
-                    self.channels.fix(ids, why)
+        if alike and was.offsets == now.offsets:
+            return
+        others = [each.ids for _, each in self.sharing(tensor) if each.ids is not None]
+        if others:
+            all_ids = (each for each in (was.ids, now.ids, *others) if each is not None)
+            ids = np.concatenate([unique(each) for each in all_ids])
+            say = self.channels.keep_shift if alike else self.channels.fix
+            say(ids, why)
 
     def pass_scores(self, step: Step) -> None:
         """What is made of scores of attention are scores still, until values are weighted by them."""
