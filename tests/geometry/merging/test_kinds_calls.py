@@ -285,4 +285,4 @@ def test_what_cannot_be_changed_is_not_put_back():
     assert report.compared
     assert smaller.config == model.config == {"scale": 2.0}
     assert model.seen == {"batches": 7}
-    assert collect_activations(model, [x], "a")["a"].shape == (4, 6)
+    assert list(collect_activations(model, [x], "a")) == ["a"]
