@@ -11,7 +11,7 @@ name), or by nothing: it depends on no sample.
 | module | what is inside |
 |---|---|
 | `tracks.py` | `Track` and its kin, the account they are kept in, writes into shared memory |
-| `constants.py` | further inputs of the model that turn out to be constants |
+| `constants.py` | further inputs that turn out to be constants; constants in the likeness of samples |
 | `arranging.py` | `arrange`: a tensor by sample; whether places lie as a track says |
 | `table.py` | the table of rules, and what a rule is given |
 | `elementwise.py` | entry by entry; conversions; outputs without samples |
@@ -39,7 +39,7 @@ import torch
 from .arranging import arrange
 from .bags import Bags, with_offsets
 from .bodies import body, composite_functions
-from .constants import as_constants
+from .constants import as_constants, like_samples
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
 from .packed import SIZES, by_length, is_packed_call, samples_along
@@ -129,6 +129,7 @@ __all__ = [
     "is_packed_call",
     "is_second",
     "layers_of",
+    "like_samples",
     "name_of",
     "rows_in_view",
     "samples_along",

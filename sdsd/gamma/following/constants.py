@@ -1,13 +1,16 @@
-"""Tensors taken for constants: further inputs of the model that do not lie as the samples do, as a mask (T, T)."""
+"""Constants beside samples: further inputs of the model that do not lie as the samples do, as a mask (T, T), and what
+was made in the likeness of samples (`torch.ones_like(mean)`), whose rows are theirs though nothing of them is in it.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
 
-from .tracks import Track, here, is_second, memory_of, note_written, set_track
+from .tracks import Track, here, is_second, memory_of, note_written, set_track, track_of
 
 
 def written(tensor: Tensor, track: Track, second: bool) -> None:
@@ -18,6 +21,19 @@ def written(tensor: Tensor, track: Track, second: bool) -> None:
     key = memory_of(tensor)
     if second and key in here.written:
         here.now.by_second[key] = here.written[key]
+
+
+def made_like(tensor: Tensor, model: Tensor) -> None:
+    """`tensor` is a constant of the shape, and in the likeness, of `model`."""
+    track = track_of(model)
+    if isinstance(track, Track):
+        here.now.likes[id(tensor)] = (weakref.ref(tensor), track)
+
+
+def like_samples(tensor: Tensor) -> Track | None:
+    """Where samples lie that `tensor`, a constant, was made in the likeness of; None for any other."""
+    held = here.now.likes.get(id(tensor))
+    return held[1] if held is not None and held[0]() is tensor else None
 
 
 @contextmanager

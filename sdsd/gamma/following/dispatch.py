@@ -19,7 +19,7 @@ from . import (  # noqa: F401  (they enter their rules)
     singles,
     tracks,
 )
-from .constants import as_constants, constant_from_here_on, written
+from .constants import as_constants, constant_from_here_on, made_like, written
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
 from .packed import sequences
@@ -28,7 +28,7 @@ from .rows import chosen as chosen_rows
 from .rows import on_rows, sorted_offsets
 from .shapes import cat, expand, together, view
 from .sums import linear_in
-from .table import ALIASES, RULES, SECOND_ALLOWED, Call, name_of
+from .table import ALIASES, RULES, SECOND_ALLOWED, Call, called, name_of
 from .tracks import (
     Mixed,
     Named,
@@ -141,8 +141,7 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
         if (rule in REGROUPING or func in PACKING) and (regrouped := regroup(seen, kinds)) is not None:
             return state_regrouped(seen, regrouped, inputs, verdicts)
         if kinds <= NOTHING:
-            if rule is not fresh or not own:
-                state(seen, None)
+            state(seen, None)
             return None
         anew = True
         verdict = occurring.occurrences(rule, args, verdicts) if Mixed in kinds else None
@@ -365,6 +364,8 @@ def state(seen: Seen, verdict: Any, second: bool = False) -> Mixed | None:
                 written(x, v, second)
         elif rule is not fresh:  # Memory that a function out of sight may write into is not called a constant.
             set_track(x, v, second and v is not None)
+        elif called(func).endswith("_like"):
+            made_like(x, args[0])
         if type(v) is Mixed:
             mixed = v
     return mixed

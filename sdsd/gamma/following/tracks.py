@@ -129,7 +129,7 @@ Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 class Tracks:
     """What one forward pass knows of its tensors."""
 
-    __slots__ = ("by_second", "chosen", "held", "placed", "written")
+    __slots__ = ("by_second", "chosen", "held", "likes", "placed", "written")
 
     def __init__(self) -> None:
         self.held: dict[int, Entry] = {}
@@ -139,6 +139,8 @@ class Tracks:
         self.written: dict[int, tuple[StorageWeakRef, Mixed | None]] = {}
         self.by_second: dict[int, tuple[StorageWeakRef, Mixed | None]] = {}
         """Those entries of `written` that further inputs of the model alone made."""
+        self.likes: dict[int, tuple[weakref.ref[Tensor], Track]] = {}
+        """Constants made in the likeness of samples, and of which: see constants.py."""
 
 
 class Here(threading.local):

@@ -54,7 +54,7 @@ from .calls import (
 from .ledger import Pass
 from .opaque import hide_from_dynamo, transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
-from .rules import RULES, any_operation, one_by_one, spread_to_samples, spread_together, spreads
+from .rules import RULES, any_operation, meets_a_likeness, one_by_one, spread_to_samples, spread_together, spreads
 
 if TYPE_CHECKING:
     from ..monitor import Session
@@ -214,7 +214,7 @@ class Measuring(TorchFunctionMode):
             about_to_write(args[0])
         if func is Tensor.expand_as and parameters and spreads(args):
             return spread_to_samples(self, *args)
-        if not sampled and apart is None:
+        if not sampled and apart is None and not (parameters and meets_a_likeness(func, args)):
             out = func(*args, **kwargs)
             if parameters:
                 note_source(func, args, kwargs, out)

@@ -65,6 +65,29 @@ def expanded_in_place(m, x):
     return spread.exp()
 
 
+def over_ones(m, x):
+    """stable-baselines3: a spread as wide as the mean, and its entropy beside the log-likelihood."""
+    mean = m.last(x)
+    policy = distributions.Normal(mean, torch.ones_like(mean) * m.log_std.exp())
+    return torch.stack([policy.log_prob(x[:, :3]).sum(1), policy.entropy().sum(1)], 1)
+
+
+def beside_zeros(m, x):
+    mean = m.last(x)
+    return torch.cat([mean, (torch.zeros_like(input=mean) + m.log_std).sigmoid()], 1)
+
+
+def beside_zeros_of_its_own(m, x, rows):
+    mean = m.last(x)
+    return mean * (torch.zeros_like(mean) + (m.table if len(x) == N else m.table[rows]))
+
+
+def table_beside_zeros(m, x):
+    """Zeros like one sample are of no sample."""
+    places = torch.zeros_like(m.first(x)[0]) + m.shift
+    return torch.relu(m.first(x) + places).mean(1)
+
+
 SPREADS = {
     "returned with the mean": of(returned, last=linear(8, 3), log_std=of_shape(1, 3)),
     "computed, returned apart": of(returned_apart, last=linear(8, 3), log_std=of_shape(3)),
@@ -77,6 +100,17 @@ SPREADS = {
     "at every position": of(of_every_position, SEQUENCES, first=linear(), shift=of_shape(8)),
     "broadcast, two of three": of(two_of_three, last=linear(8, 3), log_std=of_shape(3), shift=of_shape(1)),
     "written into": of(expanded_in_place, last=linear(8, 3), log_std=of_shape(3)),
+    "over ones": of(over_ones, last=linear(8, 3), log_std=of_shape(3)),
+    "beside zeros": of(beside_zeros, last=linear(8, 3), log_std=of_shape(1, 3)),
+    "beside zeros, a row for each": of(
+        beside_zeros_of_its_own, (X, torch.arange(N)), last=linear(8, 3), table=of_shape(N, 3)
+    ),
+    "a table of positions beside zeros, T = N": of(
+        table_beside_zeros, numbers(N, N, 8), measured=False, first=linear(), shift=of_shape(8)
+    ),
+    "a table of positions beside zeros": of(
+        table_beside_zeros, SEQUENCES, measured=False, first=linear(), shift=of_shape(8)
+    ),
     "a table as long as the batch": of(
         as_long_as_the_batch, (X, torch.arange(N)), last=linear(8, 3), table=of_shape(N, 3)
     ),

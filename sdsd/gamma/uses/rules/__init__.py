@@ -34,7 +34,7 @@ from torch import Tensor
 from . import attention, convolution, elementwise, grouped, linear, lookup, norms, recurrent
 from .alone import one_by_one
 from .generic import any_operation
-from .spreading import spread_to_samples, spread_together, spreads
+from .spreading import meets_a_likeness, spread_to_samples, spread_together, spreads
 
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = map(elementwise.combination, ("add", "subtract", "multiply", "divide"))
 
@@ -97,4 +97,12 @@ RULES: dict[Any, Any] = {
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), recurrent.recurrent),
 }
 
-__all__ = ["RULES", "any_operation", "one_by_one", "spread_to_samples", "spread_together", "spreads"]
+__all__ = [
+    "RULES",
+    "any_operation",
+    "meets_a_likeness",
+    "one_by_one",
+    "spread_to_samples",
+    "spread_together",
+    "spreads",
+]

@@ -1,7 +1,7 @@
 """A parameter expanded to the shape of samples: from there on every sample has a copy of its own.
 
-So a policy's learned spread has samples (`log_std.expand_as(mean)`, and what torch.distributions does with it), though
-nothing has joined it with them yet.
+So a policy's learned spread has samples (`log_std.expand_as(mean)`, `torch.ones_like(mean) * log_std`, and what
+torch.distributions does with it), though nothing has joined it with them yet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...following import Track, set_track, stated, track_of
+from ...following import Track, entrywise, like_samples, set_track, stated, track_of
 from ..operand import SAMPLES, unexpanded_of
 from ..pieces import Piece
 from ..use import watch
@@ -27,13 +27,28 @@ def spreads(args: Sequence[Any]) -> bool:
     if len(args) != 2 or not all(isinstance(each, Tensor) for each in args) or not torch.is_grad_enabled():
         return False
     tensor, samples = args
-    track = track_of(samples)
-    if not isinstance(track, Track) or track_of(tensor) is not None or not tensor.requires_grad:
-        return False
-    if tensor.grad_fn is not None and not stated(tensor):
+    return isinstance(track := track_of(samples), Track) and _broadcasts(tensor, samples, track)
+
+
+def _broadcasts(tensor: Tensor, samples: Tensor, track: Track) -> bool:
+    """Whether `tensor` trains, holds no samples, and has one entry for all of them."""
+    if track_of(tensor) is not None or not tensor.requires_grad or (tensor.grad_fn is not None and not stated(tensor)):
         return False
     axis = track.axis - samples.dim() + unexpanded_of(tensor).dim()
     return axis < 0 or unexpanded_of(tensor).shape[axis] == 1
+
+
+def meets_a_likeness(func: Any, args: Sequence[Any]) -> bool:
+    """Whether an operation entry by entry spreads a parameter over a constant made in the likeness of samples, as
+    `torch.ones_like(mean) * log_std.exp()` does: its rows are the samples' from there on."""
+    if not entrywise(func) or len(args) != 2 or not torch.is_grad_enabled():
+        return False
+    for tensor, other in (args, args[::-1]):
+        track = like_samples(other) if isinstance(tensor, Tensor) and isinstance(other, Tensor) else None
+        if track is not None and tensor.dim() <= other.dim() and _broadcasts(tensor, other, track):
+            set_track(other, track)
+            return True
+    return False
 
 
 def spread_to_samples(mode: Measuring, tensor: Tensor, samples: Tensor) -> Tensor:
