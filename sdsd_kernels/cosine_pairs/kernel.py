@@ -136,7 +136,7 @@ def _totals(
 
 def _launch_totals(rows: Tensor, kind: str, bins: int, request: Request) -> tuple[Tensor, Tensor]:
     """Totals, int64, and inverse norms (N,)."""
-    pairing, launch, work = planned(_totals, rows, None, request.record, request.center, kind, bins)
+    pairing, launch, work = planned(_totals, rows, None, request.center, kind, bins)
     with device_of(rows):
         operands, _, inverse, _ = pairing.operands(rows, None)
         totals = torch.zeros(bins or len(rows), dtype=torch.int64, device=rows.device)
@@ -173,7 +173,7 @@ def launch_cosine_pairs(rows: Tensor, threshold: float, above: bool, request: Re
 
     TooManyPairsError, before anything is allocated for them, where they take more than max_bytes.
     """
-    pairing, (count_pairs, fill), chunks = planned(_past_threshold, rows, None, request.record, request.center, above)
+    pairing, (count_pairs, fill), chunks = planned(_past_threshold, rows, None, request.center, above)
     neurons, device, work = len(rows), rows.device, pairing.tiles[0] * chunks
     tell = request.progress
     with device_of(rows):

@@ -124,7 +124,7 @@ def launch_cosine_topk(
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
     lanes, max_bytes = config.lanes(k), request.max_bytes
     options = request.precision, request.center
-    pairing, launch, splits = planned(_planned, rows, others, request.record, lanes, farthest, options)
+    pairing, launch, splits = planned(_planned, rows, others, lanes, farthest, options)
     if max_bytes is not None:
         # The most whose lists fit beside the operands; op.py has seen that those of one do.
         splits = max(1, min(splits, (max_bytes - pairing.scratch) // config.list_bytes(len(rows), lanes)))

@@ -24,8 +24,6 @@ class Request(NamedTuple):
     max_bytes: int | None = None
     progress: Progress | None = None
     precision: str = "float32"
-    record: DeviceRecord | None = None
-    """What is taken to be at hand; None: the GPU that is."""
 
 
 class How(NamedTuple):

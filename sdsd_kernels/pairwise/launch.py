@@ -240,19 +240,15 @@ def planned(
     make: Callable[..., Any],
     rows: Tensor,
     others: Tensor | None,
-    record: DeviceRecord | None,
     *choices: Any,
     apart: Any = None,
 ) -> Any:
-    """make(rows, others, record, *choices), made once for neurons that lie like these.
+    """make(rows, others, record of their GPU, *choices), made once for neurons that lie like these.
 
-    Args:
-        record: what is taken to be at hand, here and below; None: the GPU that is.
-        apart: what else compiled kernels are told apart by.
+    `apart`: what else compiled kernels are told apart by.
     """
-    key = make, key_of(rows), others is not None and key_of(others), record, apart, *choices
-    plan = _plans.get(key)
-    return plan or kept(_plans, key, make(rows, others, record or device_record(rows.device), *choices))
+    key = make, key_of(rows), others is not None and key_of(others), apart, *choices
+    return _plans.get(key) or kept(_plans, key, make(rows, others, device_record(rows.device), *choices))
 
 
 def _matrix(rows: Tensor, _: None, record: DeviceRecord, precision: str, zero: str, center: bool) -> Triangle:
@@ -260,18 +256,12 @@ def _matrix(rows: Tensor, _: None, record: DeviceRecord, precision: str, zero: s
 
 
 def launch_cosine_matrix(
-    rows: Tensor,
-    *,
-    precision: str,
-    out_dtype: torch.dtype,
-    zero: str,
-    center: bool,
-    record: DeviceRecord | None = None,
+    rows: Tensor, *, precision: str, out_dtype: torch.dtype, zero: str, center: bool
 ) -> tuple[Tensor, Tensor]:
     """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead."""
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
-    plan = planned(_matrix, rows, None, record, precision, zero, center, apart=kept_dtype)
+    plan = planned(_matrix, rows, None, precision, zero, center, apart=kept_dtype)
     with device_of(rows):
         out = torch.empty((plan.neurons, plan.neurons), dtype=kept_dtype, device=rows.device)
         operands, scale, inverse, _ = plan.prepare(rows)
@@ -288,10 +278,10 @@ def _rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, center: bool,
 
 
 def launch_cosine_between(
-    rows: Tensor, others: Tensor, *, center: bool, zero: str, record: DeviceRecord | None = None
+    rows: Tensor, others: Tensor, *, center: bool, zero: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines (N, M) of `rows` (N, OUTER, INNER) with `others` (M, OUTER, INNER), and the inverse norms of both."""
-    pairing, product = planned(_rectangle, rows, others, record, center, zero)
+    pairing, product = planned(_rectangle, rows, others, center, zero)
     with device_of(rows):
         out = torch.empty((len(rows), len(others)), dtype=torch.float32, device=rows.device)
         operands = pairing.operands(rows, others)

@@ -46,7 +46,6 @@ def add_batch(
     count: int = 0,
     center: bool = False,
     precision: str = "float32",
-    record: DeviceRecord | None = None,
 ) -> Tensor | None:
     """out = before + products of a batch of samples: of a = weight (x − shift), less its mean over all samples.
 
@@ -65,7 +64,6 @@ def add_batch(
         count: how many samples there were.
         center: whether sums are about the mean of all samples; without `shift`.
         precision: "float32" or "fp16", as in `cosine_matrix`.
-        record: what is taken to be at hand; None: the GPU that is.
 
     Returns:
         The mean of all samples, times `weight`, or None without centring.  # shape: (N,)
@@ -76,7 +74,7 @@ def add_batch(
     # Kernels are compiled for addresses that are, or are not, multiples of 16 bytes.
     places = [None if each is None else each.data_ptr() % 16 for each in (before, weight, mean, shift, out)]
     choices = strips, shift is not None, (precision, center)
-    triangle, step = planned(_update, rows, None, record, *choices, apart=(*places, out.dtype))
+    triangle, step = planned(_update, rows, None, *choices, apart=(*places, out.dtype))
     with device_of(rows):
         if triangle.prepare.in_place and not triangle.guard:
             triangle(rows, None, None, weight, None, before, out)
@@ -118,7 +116,7 @@ def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, 
     """
     from .launch import planned
 
-    launch = planned(expand_launch, out, None, None, cosine, apart=shift is None)
+    launch = planned(expand_launch, out, None, cosine, apart=shift is None)
     with device_of(out):
         launch(triangle, factor, shift, out)
 
