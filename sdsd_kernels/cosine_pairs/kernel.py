@@ -4,12 +4,10 @@
 
 Only pairs of two neurons with a direction (r > 0) are looked at.
 
-- `totals_kernel`: one program owns one tile on or above the diagonal and adds to int64: its counts to a histogram, or
-  its sums over columns and over rows, in units of 2⁻³⁸, to those of the neurons. Sums of integers are exact in any
-  order, so these atomics leave nothing to chance.
-- `past_threshold_kernel`: one program owns BLOCK rows and a chunk of CHUNK tile columns, which it walks from left to
-  right. It runs twice: first it counts, counts (N, CHUNKS); then, with the offsets that a running sum over the counts
-  gives, it writes every pair to its place, ordered by first and second neuron.
+- `totals_kernel`: one program owns one tile on or above the diagonal and adds integers: its counts to a histogram, or
+  its sums over columns and over rows to those of the neurons.
+- `past_threshold_kernel`: one program owns BLOCK rows and a chunk of CHUNK tile columns, walked from left to right. It
+  runs twice: first it counts, counts (N, CHUNKS); then it writes every pair to its place. README.md says more.
 """
 
 from __future__ import annotations

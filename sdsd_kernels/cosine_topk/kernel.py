@@ -6,11 +6,8 @@ Shapes: operands of N neurons and of M others, which are the same where neurons 
 norms (N,) and (M,). The lists values and indices are (SPLITS, N, LANES), float32 and int32.
 
 `topk_kernel`: one program owns ROWS neurons and one of SPLITS ranges of column tiles, which it walks from left to
-right. A tile is left at once where no cosine beats the worst entry of its row's list. Else the best cosine of every row
-is taken out of the tile and replaces the worst entry, until none is better. Among equals the lower column comes first
-and a later one never replaces it, so equal cosines come out by index.
-
-The lists of several splits are merged by two stable sorts in torch: of columns, then of cosines.
+right. Among equals the lower column comes first and a later one never replaces it, so equal cosines come out by index.
+README.md says more.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ from ..pairwise.config import Request
 from ..pairwise.launch import Pairing, planned, shares
 from ..pairwise.tile_kernel import cosines, inverse_norms, split_columns, tile_products
 from . import config
+from .cpu import cosines_of
 
 STRIP = tl.constexpr(128)
 """Columns that are offered together: what a tile of 256 takes beside its products spills."""
@@ -150,7 +148,4 @@ def _merged(values: Tensor, indices: Tensor, k: int, farthest: bool) -> tuple[Te
         value, order = value.sort(dim=1, descending=True, stable=True)
         best[which] = value[:, :k]
         places[which] = column.gather(1, order[:, :k])
-    missing = best == -torch.inf
-    if farthest:
-        best.neg_()
-    return best.masked_fill_(missing, torch.nan), places.masked_fill_(missing, -1)
+    return cosines_of(best, places, farthest)

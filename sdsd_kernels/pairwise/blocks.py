@@ -2,15 +2,14 @@
 
     C[i, j] = (a_i · b_j) · (r_i r_j),    a_i = x_i · s_i − mean_i,    r_i = 1 / ‖a_i‖
 
-`prepare` reads the neurons once: their means if the call centres, their norms, and the powers of two s_i that bring
-neurons out of range back into it. `block_sides` chooses how large a block may be. `fill_cosines` writes one block into
-a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuron has one, 1 on the diagonal.
+s_i is a power of two that brings a neuron out of range back into it. A block has the promises of the whole matrix:
+|C| ≤ 1, NaN wherever a neuron has one, 1 on the diagonal.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from .._precision import exact_float32
 from .._progress import Progress
-from .products import SUMMED, multiplies_in_place, product, symmetric_cosines, upper_products
-from .reading import PASS_ELEMENTS, converted, means, out_of_range, part_of, sample_slices, scales, squares, summed_in
+from .products import multiplies_in_place, product, symmetric_cosines, upper_products
+from .reading import PASS_ELEMENTS, chunks, converted, means, out_of_range, part_of, scales, squares, summed_in
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
@@ -89,8 +88,7 @@ def prepare(rows: Tensor, *, center: bool = False) -> Neurons:
 def normalized(neurons: Neurons) -> Neurons:
     """The same neurons as a copy of unit length, which takes their size in float32 (float64) and saves each block two
     passes: where samples are few, those are a quarter of its products."""
-    everything = slice(None)
-    unit = panel(neurons, everything, (everything, everything)).mul_(neurons.inverse_norm[:, None])
+    unit = converted(neurons.rows, neurons.dtype, neurons.mean, neurons.scale).mul_(neurons.inverse_norm[:, None])
     return Neurons(unit[:, None], neurons.dtype, None, None, neurons.inverse_norm, unit=True)
 
 
@@ -218,14 +216,8 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
 def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int, side: int) -> None:
     """Products of a block; in its first `side` columns, a square on the diagonal, only those not below that."""
     rows, columns = slice(row, row + out.shape[0]), slice(column + side, column + out.shape[1])
-    parts: Iterable[tuple[Tensor, Tensor]]
-    if not left.converts and not right.converts:
-        parts = zip(left.rows[rows, 0].split(SUMMED, 1), right.rows[columns, 0].split(SUMMED, 1), strict=True)
-    else:
-        parts = (
-            (panel(left, rows, part, "rows"), panel(right, columns, part, "columns"))
-            for part in sample_slices(left.rows.shape, SAMPLES_AT_ONCE)
-        )
+    copy = left.converts or right.converts
+    parts = zip(_panels(left, rows, copy, "rows"), _panels(right, columns, copy, "columns"), strict=True)
     for number, (a, b) in enumerate(parts):
         if side:
             upper_products(a, out[:, :side], accumulate=number > 0)
@@ -233,17 +225,14 @@ def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column:
             product(a, b, out[:, side:], accumulate=number > 0)
 
 
-def panel(neurons: Neurons, which: slice, part: tuple[slice, slice], room: str = "") -> Tensor:
-    """x · scale − mean of some neurons over some samples, in the dtype of the products.
-
-    With `room` in memory of that name, which the next panel there overwrites.
-    """
-    chunk, out = neurons.rows[which, part[0], part[1]], None
-    if room:
-        out = neurons.rooms.get(room)
-        if out is None or out.numel() < chunk.numel():
-            out = neurons.rooms[room] = chunk.new_empty(chunk.numel(), dtype=neurons.dtype)
-    return converted(chunk, neurons.dtype, part_of(neurons.mean, which), part_of(neurons.scale, which), out)
+def _panels(neurons: Neurons, which: slice, copy: bool, name: str) -> Iterator[Tensor]:
+    """`chunks` of some neurons; copies lie in the room of that name."""
+    some, room = neurons.rows[which], neurons.rooms.get(name)
+    size = len(some) * min(neurons.rows[0].numel(), SAMPLES_AT_ONCE)
+    if copy and (room is None or room.numel() < size):
+        room = neurons.rooms[name] = some.new_empty(size, dtype=neurons.dtype)
+    mean, scale = part_of(neurons.mean, which), part_of(neurons.scale, which)
+    return chunks(some, neurons.dtype, mean, scale, copy=copy, most=SAMPLES_AT_ONCE, room=room)
 
 
 def _prepare_bytes(rows: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,15 +23,10 @@ def sample_slices(shape: torch.Size, most: int) -> Iterator[tuple[slice, slice]]
     What is converted then takes memory of one size; pieces of changing size leave holes in the C heap.
     """
     _, outer, inner = shape
-    together, each = even_part(outer, max(1, most // inner)), even_part(inner, most)
+    together, each = (-(-count // -(-count // part)) for count, part in ((outer, max(1, most // inner)), (inner, most)))
     for first_outer in range(0, outer, together):
         for first_inner in range(0, inner, each):
             yield slice(first_outer, first_outer + together), slice(first_inner, first_inner + each)
-
-
-def even_part(count: int, most: int) -> int:
-    """The size of parts, as many as parts of `most` would be, and as equal as can be."""
-    return -(-count // -(-count // most))
 
 
 def converted(
@@ -59,29 +54,49 @@ def converted(
 
 
 def chunks(
-    rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None, *, copy: bool = False
+    rows: Tensor,
+    dtype: torch.dtype,
+    mean: Tensor | None,
+    scale: Tensor | None,
+    *,
+    copy: bool = False,
+    most: int | None = None,
+    room: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """rows · scale − mean as matrices (neurons, samples) of bounded size, copies if `copy`, or else where they lie."""
+    """rows · scale − mean as matrices (neurons, samples), copies if `copy`, or else where they lie.
+
+    Copies have `most` samples at most, and lie in `room`, where it is given, one over the other.
+    """
     if not copy and mean is None and scale is None and multiplies_in_place(rows, dtype):
         yield from rows[:, 0].split(SUMMED, 1)
         return
-    for part in sample_slices(rows.shape, min(SUMMED, max(256, SCRATCH_ELEMENTS // rows.shape[0]))):
-        yield converted(rows[:, part[0], part[1]], dtype, mean, scale)
+    for part in sample_slices(rows.shape, most or min(SUMMED, max(256, SCRATCH_ELEMENTS // rows.shape[0]))):
+        yield converted(rows[:, part[0], part[1]], dtype, mean, scale, room)
 
 
-def pieces(
-    rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None
-) -> Iterator[tuple[slice, Tensor]]:
-    """All neurons over all samples in matrices of at most PASS_ELEMENTS, in the order they lie in memory."""
+def reduced(
+    rows: Tensor,
+    dtype: torch.dtype,
+    mean: Tensor | None,
+    scale: Tensor | None,
+    reduce: Callable[[Tensor], Tensor],
+    join: Callable[[Tensor, Tensor], Tensor] = torch.add,
+) -> Tensor:
+    """What `reduce` makes of rows · scale − mean, (neurons, samples) to (neurons,), joined over all samples, in float64.
+
+    Read in the order they lie in memory, at most PASS_ELEMENTS values at a time.
+    """
     neurons, outer, inner = rows.shape
     by_neuron = rows.stride(2) <= rows.stride(0)
     samples = min(outer * inner, PASS_ELEMENTS if by_neuron else max(1, PASS_ELEMENTS // neurons))
     together = max(1, PASS_ELEMENTS // samples) if by_neuron else neurons
+    total = rows.new_zeros(neurons, dtype=torch.float64)
     for first in range(0, neurons, together):
         which = slice(first, first + together)
         for part in sample_slices(rows.shape, samples):
-            chunk = rows[which, part[0], part[1]]
-            yield which, converted(chunk, dtype, part_of(mean, which), part_of(scale, which))
+            chunk = converted(rows[which, part[0], part[1]], dtype, part_of(mean, which), part_of(scale, which))
+            total[which] = join(total[which], reduce(chunk))
+    return total
 
 
 def part_of(vector: Tensor | None, which: slice | Tensor) -> Tensor | None:
@@ -99,18 +114,13 @@ def means(rows: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
     exactly x_0."""
     first = rows[:, 0, 0].to(dtype)
     first = first if scale is None else first * scale
-    total = torch.zeros_like(first, dtype=torch.float64)
-    for which, piece in pieces(rows, dtype, first, scale):
-        total[which] += piece.sum(1)
+    total = reduced(rows, dtype, first, scale, lambda values: values.sum(1))
     return first + (total / (rows.shape[1] * rows.shape[2])).to(dtype)
 
 
 def squares(rows: Tensor, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None) -> Tensor:
     """‖x · scale − mean‖² of every neuron, in float64."""
-    square = rows.new_zeros(rows.shape[0], dtype=torch.float64)
-    for which, piece in pieces(rows, dtype, mean, scale):
-        square[which] += piece.double().square_().sum(1)
-    return square
+    return reduced(rows, dtype, mean, scale, lambda values: values.double().square_().sum(1))
 
 
 def out_of_range(square: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,9 +134,7 @@ def scales(rows: Tensor, dtype: torch.dtype, suspicious: Tensor) -> Tensor | Non
 
     Values that differ do so by a unit of their largest at least, so that centring later leaves the range of no dtype.
     """
-    peak = rows.new_zeros(rows.shape[0], dtype=dtype)
-    for which, piece in pieces(rows, dtype, None, None):
-        peak[which] = torch.maximum(peak[which], piece.abs_().amax(1))
+    peak = reduced(rows, dtype, None, None, lambda values: values.abs_().amax(1), torch.maximum).to(dtype)
     suspicious = suspicious & peak.isfinite() & (peak > 0)
     if not bool(suspicious.any()):
         return None

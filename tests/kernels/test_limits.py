@@ -84,9 +84,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "matrix of long neurons": lambda: launch_cosine_matrix(
         meta(3, 1, 2**30), precision="float32", out_dtype=F32, zero="zero", center=True
     ),
-    "between": lambda: launch_cosine_between(
-        meta(MANY, 1, 64), meta(2 * MANY, 1, 64), center=False, zero="zero"
-    ),
+    "between": lambda: launch_cosine_between(meta(MANY, 1, 64), meta(2 * MANY, 1, 64), center=False, zero="zero"),
     "topk": lambda: launch_cosine_topk(meta(16_000_000, 1, 16), None, 10, False, REQUEST),
     "histogram": lambda: launch_cosine_histogram(meta(16_000_000, 1, 16), 100, REQUEST),
     "pairs": lambda: launch_cosine_pairs(meta(MANY, 1, 16), 0.9, True, REQUEST),
