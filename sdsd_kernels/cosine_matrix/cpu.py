@@ -11,28 +11,27 @@ from torch import Tensor
 
 from .._precision import exact_float32
 from ..pairwise.products import symmetric_cosines, upper_products
-from ..pairwise.reading import chunks, means, out_of_range, scales, summed_in
+from ..pairwise.reading import Values, out_of_range, scales, summed_in, values_of
 
 
 def cosine_matrix_torch(rows: Tensor, *, out_dtype: torch.dtype, zero: str, center: bool) -> tuple[Tensor, Tensor]:
     """Cosine matrix of `rows` (N, OUTER, INNER) and its inverse norms (N,): 0 or NaN for a neuron without direction."""
     gram = rows.new_empty((rows.shape[0],) * 2, dtype=summed_in(rows.dtype))
     with exact_float32():
-        _fill_upper(gram, rows, None, center)
+        _fill_upper(gram, values_of(rows, center=center))
         square = gram.diagonal()
         suspicious = out_of_range(square, gram.dtype)
         if bool(suspicious.any()):
-            scale = scales(rows, gram.dtype, suspicious)
+            scale = scales(rows, suspicious)
             if scale is not None:
-                _fill_upper(gram, rows, scale, center)
+                _fill_upper(gram, values_of(rows, scale, center=center))
             square = torch.where(square.isfinite(), square, torch.nan)
     inverse_norm = square.rsqrt().masked_fill_(square == 0, torch.nan if zero == "nan" else 0.0)
     symmetric_cosines(gram, inverse_norm)
     return gram.to(out_dtype), inverse_norm
 
 
-def _fill_upper(gram: Tensor, rows: Tensor, scale: Tensor | None, center: bool) -> None:
-    """Products of scaled, centred neurons on and above the diagonal."""
-    mean = means(rows, gram.dtype, scale) if center else None
-    for number, a in enumerate(chunks(rows, gram.dtype, mean, scale)):
+def _fill_upper(gram: Tensor, values: Values) -> None:
+    """Products of neurons on and above the diagonal."""
+    for number, a in enumerate(values.chunks(copy=values.converts)):
         upper_products(a, gram, accumulate=number > 0)

@@ -17,8 +17,7 @@ from .._checks import check_choice, check_float_tensor, check_integer, check_max
 from .._progress import Progress
 from .._register import check_no_transform
 from .._rows import rows_of
-from ..pairwise.blocks import Neurons, block_sides, fill_cosines, prepare, stable_topk, triangle_blocks
-from ..pairwise.reading import part_of
+from ..pairwise.blocks import block_sides, fill_cosines, prepare, stable_topk, triangle_blocks
 from .cpu import BLOCK
 from .op import CosinePairs
 
@@ -178,23 +177,11 @@ class _Activations(_Matrix):
         return best
 
     def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        left = _select(self.neurons, rows)
-        right = self.neurons if columns is None else _select(self.neurons, columns)
+        left, right = (self.neurons if each is None else self.neurons.some(each) for each in (rows, columns))
         out = left.inverse_norm.new_empty((len(rows), right.rows.shape[0]))
         for column in range(0, out.shape[1], self.sides[1]):
             fill_cosines(out[:, column : column + self.sides[1]], left, 0, right, column)
         return out
-
-
-def _select(neurons: Neurons, which: Tensor) -> Neurons:
-    """A copy of some neurons."""
-    return replace(
-        neurons,
-        rows=neurons.rows[which],
-        mean=part_of(neurons.mean, which),
-        scale=part_of(neurons.scale, which),
-        inverse_norm=neurons.inverse_norm[which],
-    )
 
 
 class _Rows:

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from .._precision import exact_float32
 from ..pairwise.products import upper_products
-from ..pairwise.reading import chunks, summed_in
+from ..pairwise.reading import values_of
 
 
 def gram_accumulate_torch(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None) -> None:
     """gram += a aᵀ on and above the diagonal, with a = (rows − shift) · scale and rows (N, OUTER, INNER)."""
-    changed = shift is not None or scale is not None
+    values = values_of(rows, center=False)
     with exact_float32():
-        for a in chunks(rows, summed_in(rows.dtype), None, None, copy=changed):
+        for a in values.chunks(copy=values.converts or shift is not None or scale is not None):
             if shift is not None:
                 a.sub_(shift[:, None])
             if scale is not None:
