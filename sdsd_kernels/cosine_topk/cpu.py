@@ -57,10 +57,8 @@ def cosine_topk_torch(
     neighbors, device = right.rows.shape[0], "cpu" if rows.device.type == "cpu" else "cuda"
     whole_rows = device == "cuda" or k * WHOLE_ROWS_FROM > neighbors
     preferred = (max(1, STRIP_ELEMENTS[device] // neighbors), neighbors) if whole_rows else BLOCK
-    pair_bytes = PAIR_COPIES * left.dtype.itemsize
-    sides = block_sides(
-        left, right, preferred, pair_bytes=pair_bytes, max_bytes=request.max_bytes, whole_rows=whole_rows
-    )
+    size, max_bytes = PAIR_COPIES * left.dtype.itemsize, request.max_bytes
+    sides = block_sides(left, right, preferred, pair_bytes=size, max_bytes=max_bytes, whole_rows=whole_rows)
     triangle = others is None and not whole_rows
     with torch.inference_mode(False):  # threads that are not in that mode write, too
         best = TopK(rows.shape[0], k, left.inverse_norm)
@@ -89,16 +87,13 @@ def cosine_topk_torch(
         return look_into
 
     places = block_places(left, right, sides, triangle=triangle)
-    with exact_float32():
-        run_tasks(places, start, threads=_threads(rows, len(places), request), progress=request.progress)
-    return cosines_of(best.values, best.indices, farthest)
-
-
-def _threads(rows: Tensor, blocks: int, request: Request) -> int:
-    """Threads that take blocks as they get to them; 1: one block after the other, by as many threads as torch has."""
     threads = torch.get_num_threads()
-    alone = rows.device.type != "cpu" or request.max_bytes is not None or rows[0].numel() > SHARED_SAMPLES
-    return 1 if alone or blocks < threads * SHARED_BLOCKS else threads
+    alone = device == "cuda" or request.max_bytes is not None or rows[0].numel() > SHARED_SAMPLES
+    if alone or len(places) < threads * SHARED_BLOCKS:
+        threads = 1  # one block after the other, by as many threads as torch has
+    with exact_float32():
+        run_tasks(places, start, threads=threads, progress=request.progress)
+    return cosines_of(best.values, best.indices, farthest)
 
 
 class TopK:

@@ -75,14 +75,8 @@ def gram_accumulate(
             _check_vector(vector, name, rows)
     lacks = "the kernel has no float64 activations" if rows.dtype == torch.float64 else None
     chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
-    _operator(
-        gram,
-        rows,
-        None if shift is None else shift.detach().contiguous(),
-        None if scale is None else scale.detach().contiguous(),
-        precision,
-        chosen,
-    )
+    shift, scale = (None if each is None else each.detach().contiguous() for each in (shift, scale))
+    _operator(gram, rows, shift, scale, precision, chosen)
     return gram
 
 

@@ -224,13 +224,7 @@ def key_of(rows: Tensor) -> tuple[Any, ...]:
 _plans: dict[tuple[Any, ...], Any] = {}
 
 
-def planned(
-    make: Callable[..., Any],
-    rows: Tensor,
-    others: Tensor | None,
-    *choices: Any,
-    apart: Any = None,
-) -> Any:
+def planned(make: Callable[..., Any], rows: Tensor, others: Tensor | None, *choices: Any, apart: Any = None) -> Any:
     """make(rows, others, record of their GPU, *choices), made once for neurons that lie like these.
 
     `apart`: what else compiled kernels are told apart by.
