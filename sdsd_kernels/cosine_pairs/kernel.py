@@ -126,7 +126,7 @@ def _totals(
     rows: Tensor, _: None, record: DeviceRecord, center: bool, kind: str, bins: int
 ) -> tuple[Pairing, Launch, int]:
     tile_of = partial(config.tile, record.family, kind)
-    pairing = Pairing(rows, None, record, tile_of, precision="float32", center=center)
+    pairing = Pairing(rows, None, record, tile_of, center=center)
     places = triton.next_power_of_2(max(bins, config.LEAST_BINS))
     tiles = pairing.tiles[0]
     return pairing, pairing.launch(totals_kernel, KIND=kind, bins=bins, BINS=places), tiles * (tiles + 1) // 2
@@ -134,7 +134,7 @@ def _totals(
 
 def _launch_totals(rows: Tensor, kind: str, bins: int, request: Request) -> tuple[Tensor, Tensor]:
     """Totals, int64, and inverse norms (N,)."""
-    pairing, launch, work = planned(_totals, rows, None, request.center, kind, bins)
+    pairing, launch, work = planned(_totals, rows, None, center=request.center, kind=kind, bins=bins)
     with device_of(rows):
         operands, _, inverse, _ = pairing.operands(rows, None)
         totals = torch.zeros(bins or len(rows), dtype=torch.int64, device=rows.device)
@@ -159,7 +159,7 @@ def _past_threshold(
 ) -> tuple[Pairing, list[Launch], int]:
     """Launches that count and fill, and into how many chunks the columns are cut."""
     tile_of = partial(config.tile, record.family, "pairs")
-    pairing = Pairing(rows, None, record, tile_of, precision="float32", center=center)
+    pairing = Pairing(rows, None, record, tile_of, center=center)
     chunk = config.chunk(pairing.tiles[0])
     own = {"ABOVE": above, "CHUNK": chunk, "BAND": config.BAND}
     launches = [pairing.launch(past_threshold_kernel, FILL=fill, **own) for fill in (False, True)]
@@ -171,7 +171,7 @@ def launch_cosine_pairs(rows: Tensor, threshold: float, above: bool, request: Re
 
     TooManyPairsError, before anything is allocated for them, where they take more than max_bytes.
     """
-    pairing, (count_pairs, fill), chunks = planned(_past_threshold, rows, None, request.center, above)
+    pairing, (count_pairs, fill), chunks = planned(_past_threshold, rows, None, center=request.center, above=above)
     neurons, device, work = len(rows), rows.device, pairing.tiles[0] * chunks
     tell = request.progress
     with device_of(rows):

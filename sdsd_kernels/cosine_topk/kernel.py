@@ -13,6 +13,7 @@ README.md says more.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -107,11 +108,11 @@ def topk_kernel(
 
 
 def _planned(
-    rows: Tensor, others: Tensor | None, record: DeviceRecord, lanes: int, farthest: bool, options: tuple[str, bool]
+    rows: Tensor, others: Tensor | None, record: DeviceRecord, lanes: int, farthest: bool, **options: Any
 ) -> tuple[Pairing, Launch, int]:
     """What to do with neurons that lie alike, and the fastest number of splits."""
     tile_of = partial(config.topk_tile, record.family, lanes)
-    pairing = Pairing(rows, others, record, tile_of, precision=options[0], center=options[1])
+    pairing = Pairing(rows, others, record, tile_of, **options)
     launch = pairing.launch(topk_kernel, SAME=others is None, FARTHEST=farthest, LANES=lanes)
     return pairing, launch, config.splits(*pairing.tiles, record.multiprocessors)
 
@@ -121,8 +122,9 @@ def launch_cosine_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
     lanes, max_bytes = config.lanes(k), request.max_bytes
-    options = request.precision, request.center
-    pairing, launch, splits = planned(_planned, rows, others, lanes, farthest, options)
+    pairing, launch, splits = planned(
+        _planned, rows, others, lanes=lanes, farthest=farthest, precision=request.precision, center=request.center
+    )
     if max_bytes is not None:
         # The most whose lists fit beside the operands; op.py has seen that those of one do.
         splits = max(1, min(splits, (max_bytes - pairing.scratch) // config.list_bytes(len(rows), lanes)))

@@ -48,7 +48,7 @@ class Preparation:
         rows: Tensor,
         record: DeviceRecord,
         *,
-        precision: str,
+        precision: str = "float32",
         center: bool,
         zero_as_nan: bool = False,
         shifted: bool = False,
@@ -224,17 +224,17 @@ def key_of(rows: Tensor) -> tuple[Any, ...]:
 _plans: dict[tuple[Any, ...], Any] = {}
 
 
-def planned(make: Callable[..., Any], rows: Tensor, others: Tensor | None, *choices: Any, apart: Any = None) -> Any:
-    """make(rows, others, record of their GPU, *choices), made once for neurons that lie like these.
+def planned(make: Callable[..., Any], rows: Tensor, others: Tensor | None, *, apart: Any = None, **choices: Any) -> Any:
+    """make(rows, others, record of their GPU, **choices), made once for neurons that lie like these.
 
     `apart`: what else compiled kernels are told apart by.
     """
-    key = make, key_of(rows), others is not None and key_of(others), apart, *choices
-    return _plans.get(key) or kept(_plans, key, make(rows, others, device_record(rows.device), *choices))
+    key = make, key_of(rows), others is not None and key_of(others), apart, *choices.values()
+    return _plans.get(key) or kept(_plans, key, make(rows, others, device_record(rows.device), **choices))
 
 
-def _matrix(rows: Tensor, _: None, record: DeviceRecord, precision: str, zero: str, center: bool) -> Triangle:
-    return Triangle(rows, record, "matrix", precision=precision, center=center, zero_as_nan=zero == "nan")
+def _matrix(rows: Tensor, _: None, record: DeviceRecord, **options: Any) -> Triangle:
+    return Triangle(rows, record, "matrix", **options)
 
 
 def launch_cosine_matrix(
@@ -243,7 +243,8 @@ def launch_cosine_matrix(
     """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead."""
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
-    plan = planned(_matrix, rows, None, precision, zero, center, apart=kept_dtype)
+    zero_as_nan = zero == "nan"
+    plan = planned(_matrix, rows, None, apart=kept_dtype, precision=precision, center=center, zero_as_nan=zero_as_nan)
     with device_of(rows):
         out = torch.empty((plan.neurons, plan.neurons), dtype=kept_dtype, device=rows.device)
         operands, scale, inverse, _ = plan.prepare(rows)
@@ -251,9 +252,8 @@ def launch_cosine_matrix(
         return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
 
 
-def _rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, center: bool, zero: str) -> tuple[Pairing, Launch]:
+def _rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, **options: Any) -> tuple[Pairing, Launch]:
     fewer, samples = min(len(rows), len(others)), rows.shape[1] * rows.shape[2]
-    options: dict[str, Any] = {"precision": "float32", "center": center, "zero_as_nan": zero == "nan"}
     pairing = Pairing(rows, others, record, partial(config.tile_of, record, fewer, samples), **options)
     programs = min(math.prod(pairing.tiles), pairing.tile.resident * record.multiprocessors)
     return pairing, pairing.launch(rectangle_kernel, (programs, 1, 1))
@@ -261,7 +261,7 @@ def _rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, center: bool,
 
 def launch_cosine_between(rows: Tensor, others: Tensor, *, center: bool, zero: str) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines (N, M) of `rows` (N, OUTER, INNER) with `others` (M, OUTER, INNER), and the inverse norms of both."""
-    pairing, product = planned(_rectangle, rows, others, center, zero)
+    pairing, product = planned(_rectangle, rows, others, center=center, zero_as_nan=zero == "nan")
     with device_of(rows):
         out = torch.empty((len(rows), len(others)), dtype=torch.float32, device=rows.device)
         operands = pairing.operands(rows, others)
