@@ -9,7 +9,7 @@ s_i is a power of two that brings a neuron out of range back into it. A block ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -54,7 +54,7 @@ class Neurons(Values):
         """What stays of reading neurons: mean, scale, inverse norm, and flags of one side of a block."""
         return self.rows.shape[0] * (3 * self.dtype.itemsize + 1)
 
-    def panels(self, which: slice, copy: bool, name: str) -> Iterator[Tensor]:
+    def panels(self, which: slice, copy: bool, name: str) -> Iterable[Tensor]:
         """`chunks` of some neurons; copies lie in the room of that name."""
         some, room = self.some(which), self.rooms.get(name)
         size = len(some.rows) * min(self.rows[0].numel(), SAMPLES_AT_ONCE)

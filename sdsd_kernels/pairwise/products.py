@@ -26,15 +26,6 @@ WAITING = 2**22
 """Bound on products that wait to be added to sums of another dtype (16 MiB), unless one row already exceeds it."""
 
 
-def multiplies_in_place(rows: Tensor, dtype: torch.dtype) -> bool:
-    """Whether BLAS takes `rows` as they lie: one sample stride, and neurons or samples adjacent."""
-    neurons, outer, inner = rows.shape
-    stride_neuron, _, stride_inner = rows.stride()
-    by_neuron = stride_inner == 1 and stride_neuron >= inner
-    by_sample = stride_neuron == 1 and stride_inner >= neurons
-    return rows.dtype == dtype and outer == 1 and (by_neuron or by_sample)
-
-
 def upper_products(a: Tensor, out: Tensor, *, accumulate: bool) -> None:
     """out (+)= a aᵀ on and above the diagonal; below it only inside the STRIP² blocks on the diagonal."""
     neurons = a.shape[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .products import SUMMED, multiplies_in_place
+from .products import SUMMED
 
 PASS_ELEMENTS = 2**18
 """Values converted together where neurons are read for their norms: 1 MiB in float32 and 4 MiB of float64."""
@@ -42,8 +42,12 @@ class Values:
 
     @property
     def converts(self) -> bool:
-        """Whether products need a converted copy."""
-        return self.mean is not None or self.scale is not None or not multiplies_in_place(self.rows, self.dtype)
+        """Whether products need a copy: BLAS takes one sample stride, and neurons or samples adjacent."""
+        neurons, outer, inner = self.rows.shape
+        stride_neuron, _, stride_inner = self.rows.stride()
+        adjacent = (stride_inner == 1 and stride_neuron >= inner) or (stride_neuron == 1 and stride_inner >= neurons)
+        plain = self.rows.dtype == self.dtype and self.mean is None and self.scale is None
+        return not (plain and outer == 1 and adjacent)
 
     def some(self: Own, which: slice | Tensor) -> Own:
         """Those of some neurons."""
@@ -69,16 +73,12 @@ class Values:
             copy.sub_(self.mean[:, None, None])
         return copy.flatten(1)
 
-    def chunks(self, *, copy: bool, most: int | None = None, room: Tensor | None = None) -> Iterator[Tensor]:
-        """All samples in matrices (neurons, samples), copies if `copy`, else where they lie.
-
-        Copies have `most` samples at most, and lie in `room`, where it is given, one over the other.
-        """
-        if copy:
-            most = most or min(SUMMED, max(256, SCRATCH_ELEMENTS // self.rows.shape[0]))
-            yield from (self.copy(part, room) for part in sample_slices(self.rows.shape, most))
-        else:
-            yield from self.rows[:, 0].split(SUMMED, 1)
+    def chunks(self, *, copy: bool, most: int | None = None, room: Tensor | None = None) -> Iterable[Tensor]:
+        """Matrices (neurons, samples): where samples lie, or copies of `most` at most, all in `room` if it is given."""
+        if not copy:
+            return self.rows[:, 0].split(SUMMED, 1)
+        most = most or min(SUMMED, max(256, SCRATCH_ELEMENTS // self.rows.shape[0]))
+        return (self.copy(part, room) for part in sample_slices(self.rows.shape, most))
 
     def reduced(
         self, reduce: Callable[[Tensor], Tensor], join: Callable[[Tensor, Tensor], Tensor] = torch.add
@@ -117,13 +117,11 @@ def summed_in(dtype: torch.dtype) -> torch.dtype:
 
 
 def values_of(rows: Tensor, scale: Tensor | None = None, *, center: bool) -> Values:
-    """What products take of `rows`. A mean is that of x · scale: sums of x − x_0 are as small as the spread, and a
-    constant neuron's mean is exactly x_0."""
+    """What products take of `rows`. Sums of x − x_0 are as small as the spread, and a constant neuron's mean is x_0."""
     values = Values(rows, summed_in(rows.dtype), None, scale)
     if not center:
         return values
-    first = rows[:, 0, 0].to(values.dtype)
-    first = first if scale is None else first * scale
+    first = rows[:, 0, 0].to(values.dtype) * (1 if scale is None else scale)
     rest = replace(values, mean=first).reduced(lambda some: some.sum(1)) / (rows.shape[1] * rows.shape[2])
     return replace(values, mean=first + rest.to(values.dtype))
 
