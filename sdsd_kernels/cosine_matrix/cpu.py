@@ -26,7 +26,8 @@ def cosine_matrix_torch(rows: Tensor, *, out_dtype: torch.dtype, zero: str, cent
             if scale is not None:
                 _fill_upper(gram, values_of(rows, scale, center=center))
             square = torch.where(square.isfinite(), square, torch.nan)
-    inverse_norm = square.rsqrt().masked_fill_(square == 0, torch.nan if zero == "nan" else 0.0)
+            square.masked_fill_(square == 0, torch.nan if zero == "nan" else torch.inf)  # 1 / √∞ is 0
+    inverse_norm = square.rsqrt()
     symmetric_cosines(gram, inverse_norm)
     return gram.to(out_dtype), inverse_norm
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._precision import exact_float32
 from .._progress import Progress
-from .products import product, symmetric_cosines, upper_products
+from .products import SUMMED, product, symmetric_cosines, upper_products
 from .reading import PASS_ELEMENTS, Values, out_of_range, scales, values_of
 
 SAMPLES_AT_ONCE = 1024
@@ -56,11 +56,13 @@ class Neurons(Values):
 
     def panels(self, which: slice, copy: bool, name: str) -> Iterable[Tensor]:
         """`chunks` of some neurons; copies lie in the room of that name."""
+        if not copy:
+            return self.rows[which, 0].split(SUMMED, 1)
         some, room = self.some(which), self.rooms.get(name)
         size = len(some.rows) * min(self.rows[0].numel(), SAMPLES_AT_ONCE)
-        if copy and (room is None or room.numel() < size):
+        if room is None or room.numel() < size:
             room = self.rooms[name] = self.rows.new_empty(size, dtype=self.dtype)
-        return some.chunks(copy=copy, most=SAMPLES_AT_ONCE, room=room)
+        return some.chunks(copy=True, most=SAMPLES_AT_ONCE, room=room)
 
 
 def prepare(rows: Tensor, *, center: bool = False) -> Neurons:

@@ -93,7 +93,8 @@ class Values:
         together = max(1, PASS_ELEMENTS // samples) if by_neuron else neurons
         total = self.rows.new_zeros(neurons, dtype=torch.float64)
         for first in range(0, neurons, together):
-            some, sums = self.some(slice(first, first + together)), total[first : first + together]
+            some = self if together >= neurons else self.some(slice(first, first + together))
+            sums = total[first : first + together]
             for part in sample_slices(self.rows.shape, samples):
                 sums.copy_(join(sums, reduce(some.copy(part))))
         return total
