@@ -272,6 +272,37 @@ SHARED = {
         lambda m, x: m.first(x) @ m.first.own,
         first=lambda: own_name(nn.Linear(8, 8)),
     ),
+    "a parameter over samples and under them": vectors(
+        lambda m, x: m.last(m.first(x) / (1 + m.under.square()) + m.over / (1 + x.square())),
+        under=lambda: parameter(8),
+        over=lambda: parameter(8),
+        first=lambda: nn.Linear(8, 8),
+        last=lambda: nn.Linear(8, 3),
+    ),
+    "complex factors and divisors": vectors(
+        lambda m, x: (
+            (z := torch.complex(x[:, :4], x[:, 4:])).mul(m.factor).abs() + (z / torch.view_as_complex(m.pairs)).abs()
+        ),
+        factor=lambda: parameter(4),
+        pairs=lambda: parameter(4, 2),
+    ),
+    "scores with a learned table": vectors(
+        lambda m, x: F.scaled_dot_product_attention(
+            (h := m.first(x).view(-1, 2, 4)), h, h, attn_mask=m.table, scale=0.5
+        ).flatten(1),
+        first=lambda: nn.Linear(8, 8),
+        table=lambda: parameter(2, 2),
+    ),
+    "functions of torch by keywords": vectors(
+        lambda m, x: F.linear(
+            input=torch.prelu(input=torch.addmm(input=m.shift, mat1=x, mat2=m.mixed), weight=m.slope),
+            weight=m.last.weight,
+        ),
+        shift=lambda: parameter(8),
+        mixed=lambda: parameter(8, 8),
+        slope=lambda: parameter(8),
+        last=lambda: nn.Linear(8, 3, bias=False),
+    ),
     "a layer used three times on other shapes": vectors(
         lambda m, x: m.same(m.same(x.unsqueeze(1).expand(-1, 3, -1))).mean(1) + m.same(x),
         same=lambda: nn.Linear(8, 8),
