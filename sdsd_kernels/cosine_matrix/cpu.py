@@ -22,8 +22,7 @@ def cosine_matrix_torch(rows: Tensor, *, out_dtype: torch.dtype, zero: str, cent
         square = gram.diagonal()
         suspicious = out_of_range(square, gram.dtype)
         if bool(suspicious.any()):
-            scale = scales(rows, suspicious)
-            if scale is not None:
+            if (scale := scales(rows, suspicious)) is not None:
                 _fill_upper(gram, values_of(rows, scale, center=center))
             square = torch.where(square.isfinite(), square, torch.nan)
             square.masked_fill_(square == 0, torch.nan if zero == "nan" else torch.inf)  # 1 / √∞ is 0
