@@ -33,9 +33,10 @@ from ...graphs import (
     look,
     row_dim,
 )
-from ...models import check_model, quantised
+from ...models import check_model, memory_of_others, quantised
 
 CANNOT = {MERGING: "merge", READING: "change readers", REMOVAL: "remove"}
+ONE_TENSOR = "Give it memory of its own (nn.Parameter(tensor.clone())), or use the one parameter in both places."
 PASS_EXAMPLE = "Pass example_input, so that shapes are known."
 
 
@@ -237,7 +238,8 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
         obstacles.append(Obstacle(repr(layer), reason, PASS_EXAMPLE, MERGING))
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds = {name: type(each).__name__ for name, each in modules.items()}
-    in_the_way = tuple(dict.fromkeys((*obstacles, *_of_modules(modules, group.parts))))
+    obstacles += [*_of_modules(modules, group.parts), *_of_memory(model, group.parts)]
+    in_the_way = tuple(dict.fromkeys(obstacles))
     kind, statistics = type(module).__name__, group.norms
     return Consumers(layer, kind, group.units, group.rows, group.parts, in_the_way, group.attributes, kinds, statistics)
 
@@ -268,6 +270,19 @@ def _of_modules(modules: dict[str, nn.Module], parts: Iterable[Part]) -> list[Ob
         if computed and part.name.rpartition(".")[2].startswith(computed[0]):
             reason = f"its {computed[0]} is computed from other tensors (pruning or a parametrisation)"
             obstacles.append(Obstacle(repr(name), reason, MAKE_PERMANENT, READING if part.role == READER else REMOVAL))
+    return obstacles
+
+
+def _of_memory(model: nn.Module, parts: Iterable[Part]) -> list[Obstacle]:
+    """Tensors that cannot be changed without another one."""
+    others = memory_of_others(model)
+    tensors = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
+    obstacles = []
+    for name in dict.fromkeys(part.name for part in parts if others and id(tensors[part.name]) in others):
+        other = others[id(tensors[name])]
+        own = f"several entries of {name!r} are one number in memory, as expand makes them"
+        reason = own if other == name else f"{name!r} lies in the memory of {other!r}, so that both change together"
+        obstacles.append(Obstacle(repr(name), reason, ONE_TENSOR, MERGING))
     return obstacles
 
 
