@@ -174,6 +174,12 @@ REFUSED = {
         dense,
         "'mean' mixes all neurons",
     ),
+    "channels shuffled in as many groups": (
+        lambda m, x: m.b(functional.channel_shuffle(m.a(x), 12)),
+        pictures,
+        pointwise,
+        "'channel_shuffle' has 12 groups written into it",
+    ),
     "a mean in place": (lambda m, x: m.b(h := m.a(x)).add_(h.mean()), rows, dense, "'mean' mixes all neurons"),
 }
 
