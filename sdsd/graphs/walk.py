@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
+from .atoms import CHOOSE_ANOTHER, GIVEN, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .chance import TAKES_OUT, Chance
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, step_of, tensors
@@ -213,6 +213,7 @@ class Walk:
             self.atoms.unite(one, other)
             return one
         known = one if isinstance(one, np.ndarray) else other
+        self.atoms.mark(known, GIVEN)
         advice = KEEP_IN_BUFFER if who == MADE else CHOOSE_ANOTHER
         self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}", advice=advice)
         return known

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 
 def memory_of_others(model: nn.Module) -> dict[int, str]:
-    """By the id of a parameter or buffer, the name of another in whose memory it lies, as a view; its own, where several
-    of its entries are one number in memory. A tensor under several names is one."""
+    """By the id of a parameter or buffer, the name of another in whose memory it lies, as a view.
+
+    It is its own name where several of its entries are one number in memory. A tensor under several names is one."""
     by_storage: dict[int, dict[int, tuple[str, Tensor]]] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.layout == torch.strided and tensor.numel():
@@ -40,8 +41,8 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 def _span(tensor: Tensor) -> tuple[int, int]:
     """In bytes, from the first of its numbers to behind the last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.storage_offset() * tensor.element_size()
-    return start, start + (last + 1) * tensor.element_size()
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    return start, start + (int(last) + 1) * tensor.element_size()
 
 
 def _places(tensor: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

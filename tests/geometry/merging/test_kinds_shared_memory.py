@@ -1,4 +1,4 @@
-"""Parameters that lie in the memory of others, as a weight tied by a view: what is written into one is written into both."""
+"""Parameters that lie in the memory of others, as a weight tied by a view: both change together."""
 
 from __future__ import annotations
 

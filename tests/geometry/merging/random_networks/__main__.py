@@ -30,8 +30,15 @@ def main(first: int, count: int) -> int:
             seen[verdict.alike] += 1
             print(f"seed {seed}: {verdict}", flush=True)
             if seen[verdict.alike] <= 2:
-                small = minimised(program, lambda p, v=verdict, s=seed, t=thorough: any(each.alike == v.alike for each in judged(p, s, t, v.layer)))
+                small = minimised(
+                    program,
+                    lambda p, v=verdict, s=seed, t=thorough: any(
+                        each.alike == v.alike for each in judged(p, s, t, v.layer)
+                    ),
+                )
                 print(small.source(), f"\n# sizes {small.sizes}, {program.inputs}\n", flush=True)
+        if (seed - first) % 50 == 49:
+            print(f"{seed - first + 1} networks, {time.monotonic() - start:.0f} s: {dict(counts)}", flush=True)
     print(f"{count} networks, {time.monotonic() - start:.0f} s")
     for name, number in sorted(counts.items()):
         print(f"{number:6d} {name}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,8 @@ from sdsd.geometry import (
     remove_neurons,
 )
 
-from .networks import Program, float64, seeds
+from .networks import Program, float64
+from .oracle import DiffersError, averaged, compare, named, planted, run, same_gradients, same_state, state_of
 
 OURS = re.compile(
     r"^(layer|layers|model|pairs|example_input|consolidation|neurons|norms|activations|budget|above)\b.*:|"
@@ -34,7 +34,6 @@ BY_PLACE = re.compile("place|piece|is taken|are written")
 RIGHT, REFUSED, WRONG, CRASHED, FALSE, TOUCHED = "right", "refused", "wrong", "crashed", "false refusal", "touched"
 CAUGHT = "wrong, but the proof says so"
 FAILURES = (WRONG, CRASHED, FALSE, TOUCHED)
-RELATIVE, ROUNDINGS = 1e-9, 1e3
 
 
 class Verdict(NamedTuple):
@@ -54,10 +53,6 @@ class Verdict(NamedTuple):
         return self.kind, self.call, re.sub(r"'[^']*'|\d\S*", "…", self.text)[:120]
 
 
-class Differs(Exception):
-    """Two networks give other things."""
-
-
 def layers_of(model: nn.Module) -> list[str]:
     """What may be named: layers, and matrices that a module holds."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Embedding, nn.Bilinear)
@@ -74,7 +69,9 @@ def judged(program: Program, seed: int = 0, thorough: bool = True, only: str = "
             verdict
             for layer in layers_of(model)
             if only in ("", layer)
-            for verdict in Judge(program, (model, example), layer, random.Random(f"{seed} {layer}"), thorough).verdicts()
+            for verdict in Judge(
+                program, (model, example), layer, random.Random(f"{seed} {layer}"), thorough
+            ).verdicts()
         ]
 
 
@@ -137,7 +134,11 @@ class Judge:
 
     def _pairs(self, neurons: int) -> list[tuple[int, int]]:
         order = self.random.sample(range(neurons), neurons)
-        return [(order[2 * k], order[2 * k + 1]) for k in range(self.random.randint(1, max(1, neurons // 2)))] if neurons > 1 else []
+        return (
+            [(order[2 * k], order[2 * k + 1]) for k in range(self.random.randint(1, max(1, neurons // 2)))]
+            if neurons > 1
+            else []
+        )
 
     # ---- calls -------------------------------------------------------------------------------------------------------
 
@@ -146,17 +147,18 @@ class Judge:
         smaller, _ = consolidate(self.model, self.layer, self.pairs, example_input=self.example, check=False)
         averaged(kept, self.group, self.pairs)
         with merge(self.model, self.layer, self.pairs, example_input=self.example) as merged:
-            compare(self, kept, copy.deepcopy(merged))
-        compare(self, kept, smaller, gradients=True)
+            compare(self.program, kept, copy.deepcopy(merged))
+        compare(self.program, kept, smaller)
+        same_gradients(self.example, kept, smaller, self.edited)
         if not self.thorough or any(nn.utils.parametrize.is_parametrized(each) for each in smaller.modules()):
             return  # torch does not pickle them
         again = copy.deepcopy(smaller)
         again.load_state_dict(smaller.state_dict())
-        compare(self, smaller, again, few=True)
+        compare(self.program, smaller, again, few=True)
         stored = io.BytesIO()
         torch.save(smaller, stored)
         stored.seek(0)
-        compare(self, smaller, torch.load(stored, weights_only=False), few=True)
+        compare(self.program, smaller, torch.load(stored, weights_only=False), few=True)
 
     def _planted(self) -> None:
         """Neurons that are the same are one, and merging them changes nothing."""
@@ -168,21 +170,23 @@ class Judge:
         gram = activations.gram()
         for i, j in self.pairs:
             if (gram[i] - gram[j]).abs().max() > 1e-9 * gram.abs().max():
-                raise Differs(f"readers do not get the same of neurons {i} and {j}")
+                raise DiffersError(f"readers do not get the same of neurons {i} and {j}")
         alive = activations.norms() > 1e-3 * activations.norms().max()
         lengths = gram.diagonal()[alive].sqrt()
         off = activations.cosine_matrix()[alive][:, alive] - gram[alive][:, alive] / lengths[:, None] / lengths
         if off.numel() and off.abs().max() > 1e-6:
-            raise Differs("cosines are not those of the sums")
+            raise DiffersError("cosines are not those of the sums")
         for how, more in (("mean", {}), ("absorb", {"gram": gram})):
             try:
-                smaller, _ = consolidate(model, self.layer, self.pairs, how, example_input=self.example, check=False, **more)
+                smaller, _ = consolidate(
+                    model, self.layer, self.pairs, how, example_input=self.example, check=False, **more
+                )
             except ValueError as error:
                 if "is zero on every sample" in str(error) or "not finite" in str(error):
                     continue
                 raise
             if how == "mean" or all(gram[i, i] > 0 for i, _ in self.pairs):
-                compare(self, model, smaller, few=how == "absorb")
+                compare(self.program, model, smaller, few=how == "absorb")
 
     def _activations(self, model: nn.Module) -> Any:
         """Of more samples than neurons, so that neurons are alike for their weights alone."""
@@ -206,11 +210,11 @@ class Judge:
         gram = self._activations(model).gram()
         for i, j in self.pairs:
             if (gram[i] - gram[j]).abs().max() > 1e-9 * gram.abs().max():
-                raise Differs(f"readers do not get the same of neurons {i} and {j}")
+                raise DiffersError(f"readers do not get the same of neurons {i} and {j}")
         more = {"gram": torch.ones(self.group.neurons, self.group.neurons)} if how == "absorb" else {}
         with merge(model, self.layer, self.pairs, how, example_input=self.example, **more):
             merged = copy.deepcopy(model)
-        compare(self, model, merged)
+        compare(self.program, model, merged)
 
     def _removed(self) -> None:
         gone = [j for _, j in self.pairs]
@@ -221,7 +225,7 @@ class Judge:
                 entries = [k for k, unit in enumerate(part.units.tolist()) if unit in gone]
                 tensor.data.movedim(part.dim, 0)[entries] = 0
         smaller, _ = remove_neurons(self.model, self.layer, gone, example_input=self.example, check=False)
-        compare(self, kept, smaller)
+        compare(self.program, kept, smaller)
 
     def _proof(self) -> None:
         consolidate(self.model, self.layer, self.pairs, example_input=self.example)
@@ -237,9 +241,9 @@ class Judge:
         smaller, _ = consolidate(self.model, self.layer, self.pairs, example_input=self.example, check=False)
         model = copy.deepcopy(self.model)
         consolidate(model, self.layer, self.pairs, example_input=self.example, inplace=True, check=False)
-        compare(self, smaller, model, few=True)
+        compare(self.program, smaller, model, few=True)
         if sorted(model.state_dict()) != sorted(smaller.state_dict()):
-            raise Differs("names of the state in place")
+            raise DiffersError("names of the state in place")
 
     def _whole_model(self) -> None:
         with planted(self.model, self.group, self.pairs) as model:
@@ -256,13 +260,15 @@ class Judge:
             check=False,
         )
         if all(sorted(pair) in [sorted(each) for each in self.pairs] for row in report.layers for pair in row.pairs):
-            compare(self, model, smaller, few=True)
+            compare(self.program, model, smaller, few=True)
 
     def _norms_apart(self) -> None:
-        smaller, _ = consolidate(self.model, self.layer, self.pairs, example_input=self.example, check=False, norms="repeat")
+        smaller, _ = consolidate(
+            self.model, self.layer, self.pairs, example_input=self.example, check=False, norms="repeat"
+        )
         kept = copy.deepcopy(self.model)
         averaged(kept, self.group, self.pairs)
-        compare(self, kept, smaller)
+        compare(self.program, kept, smaller)
         consolidate(self.model, self.layer, self.pairs, example_input=self.example, norms="repeat")
 
 
@@ -274,7 +280,7 @@ class Answer:
     def of(self, call: str, layer: str, use: Callable[[], Any]) -> Verdict:
         try:
             self.value = use()
-        except Differs as error:
+        except DiffersError as error:
             return Verdict(WRONG, layer, call, str(error))
         except (ValueError, TypeError) as error:
             kind = REFUSED if OURS.search(str(error)) else CRASHED
@@ -282,156 +288,3 @@ class Answer:
         except Exception as error:
             return Verdict(CRASHED, layer, call, f"{type(error).__name__}: {error}")
         return Verdict(RIGHT, layer, call)
-
-
-# ---- the oracle ------------------------------------------------------------------------------------------------------
-
-
-def named(model: nn.Module, name: str) -> Tensor:
-    holder, _, local = name.rpartition(".")
-    return getattr(model.get_submodule(holder), local)  # type: ignore[no-any-return]
-
-
-def entries_of(units: Sequence[int], i: int, j: int) -> list[tuple[int, int]]:
-    one, two = ([k for k, unit in enumerate(units) if unit == each] for each in (i, j))
-    return list(zip(one, two, strict=True))
-
-
-def averaged(model: nn.Module, group: Consumers, pairs: Sequence[tuple[int, int]]) -> None:
-    """Both neurons of a pair become their average, wherever they have entries that are not read."""
-    for part in group.parts:
-        if part.role != "reader":
-            rows = named(model, part.name).data.movedim(part.dim, 0)
-            for a, b in [each for i, j in pairs for each in entries_of(part.units.tolist(), i, j)]:
-                rows[a] = (rows[a] + rows[b]) / 2
-                rows[b] = rows[a]
-
-
-@contextlib.contextmanager
-def planted(model: nn.Module, group: Consumers, pairs: Sequence[tuple[int, int]]) -> Iterator[nn.Module]:
-    """Inside, the second of a pair is the first."""
-    before = [(each, each.detach().clone()) for each in (*model.parameters(), *model.buffers())]
-    for part in group.parts:
-        if part.role != "reader":
-            rows = named(model, part.name).data.movedim(part.dim, 0)
-            for a, b in [each for i, j in pairs for each in entries_of(part.units.tolist(), i, j)]:
-                rows[b] = rows[a]
-    try:
-        yield model
-    finally:
-        for tensor, values in before:
-            tensor.data.copy_(values)
-
-
-def compare(
-    judge: Judge,
-    one: nn.Module,
-    two: nn.Module,
-    few: bool = False,
-    gradients: bool = False,
-) -> None:
-    """`Differs` unless `two` gives what `one` does, wherever that runs."""
-    batch, length = judge.program.sizes
-    calls = [judge.program.drawn(0)]
-    if not few:
-        sizes = [(1, length), (batch + 3, 2 * length), (length, batch + 2)]
-        calls += [judge.program.drawn(7, *each) for each in sizes]
-    random_in_training = any(isinstance(each, nn.Dropout) for each in one.modules())
-    for training in (False,) if few or random_in_training else (False, True):
-        one, two = (copy.deepcopy(each).train(training) for each in (one, two))
-        for inputs in calls:
-            where = f"{'training' if training else 'eval'}, inputs {[tuple(each.shape) for each in inputs]}"
-            try:
-                wanted = run(one, inputs)
-            except Exception:
-                continue
-            try:
-                got = run(two, inputs)
-            except Exception as error:
-                raise Differs(f"does not run: {type(error).__name__}: {error}; {where}") from error
-            _equal(wanted, got, lambda inputs=inputs, one=one: run(shaken(one), inputs), where)
-    if gradients:
-        _same_gradients(judge, one, two)
-
-
-def run(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    with seeds(3), torch.no_grad():
-        return flat(model(*inputs))
-
-
-def flat(output: Any) -> list[Tensor]:
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else (output,)
-    return list(values)
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """What a few roundings in every parameter do."""
-    model = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(5)
-    for each in model.parameters():
-        each.data *= 1 + 1e-14 * torch.randn(each.shape, generator=generator, dtype=torch.float64)
-    return model
-
-
-def _equal(wanted: list[Tensor], got: list[Tensor], again: Callable[[], list[Tensor]], where: str) -> None:
-    if [each.shape for each in wanted] != [each.shape for each in got]:
-        raise Differs(f"other shapes; {where}")
-    for place, (a, b) in enumerate(zip(wanted, got, strict=True)):
-        if not a.isfinite().all():
-            continue
-        size, off = a.abs().max(), (a - b).abs().max()
-        if not off <= RELATIVE * size and not off <= RELATIVE * size + ROUNDINGS * (a - again()[place]).abs().max():
-            raise Differs(f"outputs differ by {off:.2g}, of {size:.2g}; {where}")
-
-
-def _same_gradients(judge: Judge, one: nn.Module, two: nn.Module) -> None:
-    """Of what is the same in both."""
-    sides = []
-    for model in (one, two):
-        model = copy.deepcopy(model).eval()
-        try:
-            with seeds(3):
-                outputs = flat(model(*judge.example))
-        except RuntimeError:
-            if not sides:
-                return  # it has no gradients
-            raise
-        sum((each * each).sum() for each in outputs).backward()  # type: ignore[union-attr]
-        sides.append({name: each.grad for name, each in model.named_parameters() if name not in judge.edited})
-    for name, wanted in sides[0].items():
-        got = sides[1][name]
-        if (wanted is None) != (got is None):
-            raise Differs(f"a gradient of {name!r} in one alone")
-        if wanted is not None and wanted.isfinite().all():
-            off, size = (wanted - got).abs().max(), wanted.abs().max()
-            if not off <= 1e-6 * (size + 1e-6):
-                raise Differs(f"gradients of {name!r} differ by {off:.2g}, of {size:.2g}")
-
-
-# ---- what a model is -------------------------------------------------------------------------------------------------
-
-
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """Every tensor, flag, hook and setting, and which object it is."""
-    state: dict[str, Any] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for key, value in vars(module).items():
-            if key in ("_parameters", "_buffers"):
-                for name, each in value.items():
-                    state[f"{path}.{name}"] = None if each is None else (id(each), each.requires_grad, each.detach().clone(), each.grad)
-            elif key == "_modules":
-                state[f"{path}.{key}"] = [(name, id(each)) for name, each in value.items()]
-            elif isinstance(value, Tensor):
-                state[f"{path}.{key}"] = (id(value), value.requires_grad, value.detach().clone(), None)
-            elif isinstance(value, dict):
-                state[f"{path}.{key}"] = dict(value)
-            else:
-                state[f"{path}.{key}"] = type(value), value
-        state[f"{path} is a"] = type(module)
-    return state
-
-
-def same_state(one: Any, other: Any) -> bool:
-    if isinstance(one, tuple) and len(one) == 4 and isinstance(other, tuple) and len(other) == 4:
-        return one[:2] == other[:2] and torch.equal(one[2], other[2]) and one[3] is other[3]
-    return type(one) is type(other) and bool(one == other)

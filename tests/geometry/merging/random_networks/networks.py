@@ -17,7 +17,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from .steps import HEADS, SECTIONS, STEPS
+from .steps import HEADS, SECTIONS, STEPS, lines_of
 
 NAMES = {"torch": torch, "nn": nn, "F": nn.functional, "math": math, "prune": prune}
 WIDTHS = (2, 4, 4, 6, 6, 8, 12)
@@ -191,7 +191,12 @@ class Drawing:
             return re.sub(r"([\w.]+)~", r"\1" + {"S": "[:, None]", "P": "[:, None, None]"}.get(own, ""), text)
 
         *lines, last = [made(part) for part in body.split(" | ")]
-        return Step(target, kind, tuple(made(each) for each in init.split(" ; ") if init.strip()), (*lines, f"{target} = {last}"))
+        return Step(
+            target,
+            kind,
+            tuple(made(each) for each in init.split(" ; ") if init.strip()),
+            (*lines, f"{target} = {last}"),
+        )
 
     def _alike(self, name: str, other: str) -> bool:
         one, two, axis = self.env[name].shape, self.env[other].shape, AXIS.get(self.kinds[other], 0)
@@ -207,7 +212,7 @@ def draw(seed: int, most: int = 9) -> Program:
     drawing.env = {**NAMES, "self": nn.Module()}
     for place, tensor in enumerate(drawing.program.drawn(0)):
         drawing.env[f"h{place}"], drawing.kinds[f"h{place}"] = tensor, kind
-    lines = {name: [line for line in text.strip().splitlines() if line] for name, text in STEPS.items()}
+    lines = {name: lines_of(name) for name in STEPS}
     layers = [line for line in lines["layers"] if kind in line.split()[0]]
     drawing.add(chosen.choice(layers))
     steps, tries = chosen.randint(2, most), 0
