@@ -315,11 +315,12 @@ def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     """The tensor through which the gradient of `out` comes, and how to cut it out of that one's.
 
     Of a view, as einsum returns, that is what it is a view of: once somebody writes into the view, or another of the
-    same memory, no gradient comes through the view itself any more.
+    same memory, no gradient comes through the view itself any more. Into an expansion nobody can write.
     """
     base = out._base
-    if base is None or base.grad_fn is None or not base.is_contiguous():
+    shape, strides = out.shape, out.stride()
+    if base is None or base.grad_fn is None or not base.is_contiguous() or 0 in strides:
         return out, None
-    shape, strides, offset = out.shape, out.stride(), out.storage_offset() - base.storage_offset()
+    offset = out.storage_offset() - base.storage_offset()
     # A gradient that is one of several in a row begins anywhere in their memory.
     return base, lambda grad: (g := grad.contiguous()).as_strided(shape, strides, g.storage_offset() + offset)

@@ -63,6 +63,14 @@ def test_other_calls_that_take_a_loader(call):
     arguments = (model, name, [BATCH]) if call is expert_cosine else (model, [BATCH], name)
     with pytest.raises(TypeError, match="forward: expected a function"):
         call(*arguments, forward="model")
+    for most in (0, 1.5, True):
+        with pytest.raises(ValueError, match="max_batches: expected a whole number, at least 1, or None"):
+            call(*arguments, max_batches=most)
+    for options, total in ({}, 3), ({"max_batches": 2}, 2), ({"max_batches": 7}, 3):
+        seen: list[tuple[int, int]] = []
+        arguments = (model, name, [BATCH] * 3) if call is expert_cosine else (model, [BATCH] * 3, name)
+        call(*arguments, progress=lambda *at, seen=seen: seen.append(at), **options)
+        assert seen == [(done, total) for done in range(1, total + 1)]
 
 
 def test_a_driver_that_is_given_no_batches():
@@ -70,6 +78,8 @@ def test_a_driver_that_is_given_no_batches():
         consolidate_model(mlp(), 3, budget=0.1)
     with pytest.raises(TypeError, match="forward: expected a function"):
         consolidate_model(mlp(), [BATCH], budget=0.1, forward=3)
+    with pytest.raises(ValueError, match="max_batches: expected a whole number, at least 1, or None, got 0"):
+        consolidate_model(mlp(), [BATCH], budget=0.1, max_batches=0)
 
 
 @pytest.mark.parametrize(
