@@ -57,7 +57,7 @@ def with_positions(then):
 POSITIONS = {
     "more than": (lambda m, h: h.shape[1] > 9, 14),
     "half": (lambda m, h: h.size(1) // 2 >= 5, 14),
-    "the other way round": (lambda m, h: not 9 >= h.shape[1], 14),
+    "the other way round": (lambda m, h: not h.shape[1] <= 9, 14),
     "a list of sizes": (lambda m, h: [*h.shape][1] == 5, 5),
 }
 

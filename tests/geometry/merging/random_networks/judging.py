@@ -29,7 +29,7 @@ OURS = re.compile(
     r"^(layer|layers|model|pairs|example_input|consolidation|neurons|norms|activations|budget|above)\b.*:|"
     r" is not possible for layer |needs a layer that reads|^how="
 )
-BY_PLACE = re.compile("place|piece|is taken|are written")
+BY_PLACE = re.compile("place|piece|is taken|are written|groups of neurons")
 """Obstacles where the forward may do one thing with a neuron and another with the next."""
 RIGHT, REFUSED, WRONG, CRASHED, FALSE, TOUCHED = "right", "refused", "wrong", "crashed", "false refusal", "touched"
 CAUGHT = "wrong, but the proof says so"

@@ -203,15 +203,20 @@ class Drawing:
         return len(one) == len(two) and all(a == b for k, (a, b) in enumerate(zip(one, two, strict=True)) if k != axis)
 
 
+def started(kinds: tuple[str, ...], sizes: tuple[int, int], chosen: random.Random) -> Drawing:
+    """Inputs of these kinds, and no step yet."""
+    drawing = Drawing(Program(kinds, sizes), chosen, {**NAMES, "self": nn.Module()})
+    for place, (kind, tensor) in enumerate(zip(kinds, drawing.program.drawn(0), strict=True)):
+        drawing.env[f"h{place}"], drawing.kinds[f"h{place}"] = tensor, kind
+    return drawing
+
+
 def draw(seed: int, most: int = 9) -> Program:
     """A random network."""
     chosen = random.Random(seed)
     kind = chosen.choice("RRWWWSPPII")
     sizes = chosen.choice((2, 3, 4, 6)), chosen.choice((4, 4, 6, 8))
-    drawing = Drawing(Program((kind,) * (1 + (chosen.random() < 0.15)), sizes), chosen)
-    drawing.env = {**NAMES, "self": nn.Module()}
-    for place, tensor in enumerate(drawing.program.drawn(0)):
-        drawing.env[f"h{place}"], drawing.kinds[f"h{place}"] = tensor, kind
+    drawing = started((kind,) * (1 + (chosen.random() < 0.15)), sizes, chosen)
     lines = {name: lines_of(name) for name in STEPS}
     layers = [line for line in lines["layers"] if kind in line.split()[0]]
     drawing.add(chosen.choice(layers))

@@ -1,4 +1,4 @@
-"""Lines of random networks: programs around layers, and what is done to all neurons. `steps.py` says how to read one."""
+"""Lines of random networks: programs around layers, and what is done to all neurons. `steps.py` says how to read it."""
 
 SIZES = """
 RWSP .  : H / math.sqrt(H.shape[C])

@@ -1,8 +1,9 @@
 """Lines that random networks are made of, as people write them.
 
 A line is `kinds result attributes : statements`, and goes on in those that are indented; statements are parted by "|",
-and the last is what it gives. Kinds of tensors, and of the result ("." for the same): R rows (batch, features), W words (batch, length, features), S
-signals (batch, channels, length), P pictures (batch, channels, height, width), I indices (batch, length).
+and the last is what it gives. Kinds of tensors, and of the result ("." for the same): R rows (batch, features), W words
+(batch, length, features), S signals (batch, channels, length), P pictures (batch, channels, height, width), I indices
+(batch, length).
 
     H    a tensor of one of the kinds        D    how many neurons it has, as a number
     G    another of the same shape           K    a new number of neurons
