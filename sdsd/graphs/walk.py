@@ -213,7 +213,8 @@ class Walk:
             self.atoms.unite(one, other)
             return one
         known = one if isinstance(one, np.ndarray) else other
-        self.atoms.mark(known, GIVEN)
+        if isinstance(known, np.ndarray):
+            self.atoms.mark(known, GIVEN)
         advice = KEEP_IN_BUFFER if who == MADE else CHOOSE_ANOTHER
         self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}", advice=advice)
         return known

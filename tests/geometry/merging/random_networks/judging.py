@@ -115,7 +115,7 @@ class Judge:
             for verdict in self._kept(before, answer.of(name, self.layer, call)):
                 if verdict.kind == RIGHT:
                     right.add(name)
-                if verdict.kind == WRONG and name not in ("proof", "act", "absorb") and self._is_caught():
+                if verdict.kind in (WRONG, CRASHED) and name not in ("proof", "act", "absorb") and self._is_caught():
                     verdict = verdict._replace(kind=CAUGHT)
                 if name == "proof" and verdict.kind in (REFUSED, CRASHED):
                     verdict = verdict._replace(kind=FALSE)
