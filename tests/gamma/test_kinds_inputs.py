@@ -264,6 +264,9 @@ RELATIONS = {
     "linear": lambda m, x, a: related(m, nn.functional.linear(m.first(x).mT, a).mT),
     "baddbmm": lambda m, x, a: related(m, torch.baddbmm(m.first(x), a.expand(len(x), -1, -1), m.first(x))),
     "tensordot": lambda m, x, a: related(m, torch.tensordot(m.first(x), a, ([1], [1])).mT),
+    "rows of other constants behind it (rotary positions of text and picture)": lambda m, x, a: related(
+        m, torch.cat([a, torch.ones(2, a.shape[1])]).mean(0)[:, None] * m.first(x)
+    ),
     "a mask that is written": lambda m, x, a: related(m, attended(m.first(x), torch.zeros_like(a), a < 0.5)),
     "a mask that is written, a layer after the other": lambda m, x, a: related(
         m, attended(attended(m.first(x), torch.zeros_like(a), a < 0.5), torch.zeros_like(a), a > 0.5)

@@ -26,7 +26,7 @@ from .packed import sequences
 from .reductions import chosen
 from .rows import chosen as chosen_rows
 from .rows import on_rows, sorted_offsets
-from .shapes import expand, together, view
+from .shapes import cat, expand, together, view
 from .sums import linear_in
 from .table import ALIASES, RULES, SECOND_ALLOWED, Call, name_of
 from .tracks import (
@@ -286,6 +286,9 @@ def decided(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -
         allowed = [*allowed, *(value for key, value in seen.kwargs.items() if name in (key, None))]
         masks = [x for x in tensors_in(allowed) if is_second(x) and not x.requires_grad]
         rest = [(x, v) for x, v in zip(inputs, verdicts, strict=True) if not any(x is m for m in masks)]
+        if seen.rule is cat and masks and rest and all(v is None for _, v in rest):  # rows for all samples and others
+            constant_from_here_on(masks)
+            return None
         if masks and any(v is not None for _, v in rest):
             with as_constants(masks):
                 verdict = asked_of(seen, [x for x, _ in rest], [v for _, v in rest])

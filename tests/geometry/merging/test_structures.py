@@ -241,6 +241,19 @@ def test_hooks_that_a_forward_installs_are_taken_away():
     assert model.seen == {"calls": [1]}
 
 
+def test_experts_that_cannot_be_compared_or_merged_say_why():
+    model, x = made(Mixture(True)), tokens(6, 5)
+    model.experts[1] = nn.Sequential(nn.Linear(5, 3), nn.GELU(), nn.Linear(3, 5)).double()
+    with pytest.raises(ValueError, match="experts 0 and 1 of 'experts' have parameters of different shapes"):
+        merge_experts(model, "experts", [(0, 1)])
+    model.forward = lambda x: x
+    with pytest.raises(ValueError, match="experts: 'experts' did not run in these batches"):
+        expert_cosine(model, "experts", [x])
+    alone = nn.ModuleDict({"whole": Experts()})
+    with pytest.raises(TypeError, match=r"\(Experts\) is not called with tokens, chosen experts and weights"):
+        expert_cosine(alone, "whole", [x])
+
+
 @torch.no_grad()
 def test_what_all_experts_share_is_not_merged_and_a_scalar_is():
     model, x = made(Mixture(False)), tokens(6, 5)
