@@ -7,7 +7,7 @@ import random
 import pytest
 
 from sdsd.graphs import tensors
-from sdsd.graphs.walk import RULES
+from sdsd.graphs.cut import RULES
 
 from .random_networks.judging import CAUGHT, FAILURES, judged
 from .random_networks.networks import Program, draw, finished, minimised, started
