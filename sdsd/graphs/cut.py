@@ -355,8 +355,9 @@ class CutWalk(Walk[Value]):
                 if value.static and isinstance(ids, np.ndarray):
                     self.heard(ids, tensor, dim)
         if not isinstance(a_ids, np.ndarray) or not isinstance(b_ids, np.ndarray):
-            known, label = (a_ids, b_value.label) if isinstance(a_ids, np.ndarray) else (b_ids, a_value.label)
-            self.mixed(known, f"{self.name!r} multiplies them by {label or 'what no layer writes'}")
+            known, by = (a_ids, b_value) if isinstance(a_ids, np.ndarray) else (b_ids, a_value)
+            computed = f"a weight computed from {min(by.parameters)!r}" if by.static and by.parameters else ""
+            self.mixed(known, f"{self.name!r} multiplies them by {by.label or computed or 'what no layer writes'}")
             return
         self.atoms.unite(a_ids, b_ids)
         static = [(value, ids) for value, ids in ((a_value, a_ids), (b_value, b_ids)) if value.static]

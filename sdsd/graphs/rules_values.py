@@ -305,7 +305,10 @@ def batch_norm(walk: CutWalk, step: Step) -> None:
             axes[1] = walk.join(axes[1], walk.followed(other, 0))
     for k, along in enumerate(axes):
         if k != 1 and given.shape[k] > 1:
-            _over_neurons(walk, along, "" if step.argument(5, "training") is True else ", in training,")
+            if walk.value(given).static:  # a weight that is standardised
+                walk.mixed(along, "a weight that is computed from others takes statistics over them", REMOVAL)
+            else:
+                _over_neurons(walk, along, "" if step.argument(5, "training") is True else ", in training,")
     for out in tensors(step.out):
         walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
 
