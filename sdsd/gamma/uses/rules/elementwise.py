@@ -63,10 +63,10 @@ def combination(kind: str) -> Any:
                 values = wide(b) * wide(other).conj()
             else:
                 assert other is not None
-                assert own is not None
                 if place == 0:
                     values = wide(b) / wide(other).conj()
                 else:
+                    assert own is not None
                     values = -wide(b) * (wide(other) / wide(own).square()).conj()
             if operand.is_complex() is False and values.is_complex():
                 values = values.real
