@@ -23,8 +23,6 @@ class DeviceRecord:
     """Of the usual card; `device_record` puts in those of the device at hand."""
     shared_bytes: int
     """Most shared memory (LDS on AMD) one program may use."""
-    registers: int
-    """32-bit registers of one multiprocessor."""
     matrix_instruction: str | None
     """What a matrix product becomes in machine code, for example "HGMMA"."""
     copy_engine: bool
@@ -39,26 +37,25 @@ class DeviceRecord:
 
 _KIB = 1024
 
-SM_80 = DeviceRecord("sm_80", "sm_80", 108, 163 * _KIB, 65536, "HMMA", False, True, ("cuda", 80, 32), True)
-SM_86 = DeviceRecord("sm_86", "sm_80", 84, 99 * _KIB, 65536, "HMMA", False, False, ("cuda", 86, 32))
-SM_89 = DeviceRecord("sm_89", "sm_80", 128, 99 * _KIB, 65536, "HMMA", False, False, ("cuda", 89, 32))
-SM_90 = DeviceRecord("sm_90", "sm_90", 132, 227 * _KIB, 65536, "HGMMA", True, True, ("cuda", 90, 32), True)
-SM_100 = DeviceRecord("sm_100", "sm_100", 148, 227 * _KIB, 65536, "UTCHMMA", True, True, ("cuda", 100, 32), True)
+SM_80 = DeviceRecord("sm_80", "sm_80", 108, 163 * _KIB, "HMMA", False, True, ("cuda", 80, 32), True)
+SM_86 = DeviceRecord("sm_86", "sm_80", 84, 99 * _KIB, "HMMA", False, False, ("cuda", 86, 32))
+SM_89 = DeviceRecord("sm_89", "sm_80", 128, 99 * _KIB, "HMMA", False, False, ("cuda", 89, 32))
+SM_90 = DeviceRecord("sm_90", "sm_90", 132, 227 * _KIB, "HGMMA", True, True, ("cuda", 90, 32), True)
+SM_100 = DeviceRecord("sm_100", "sm_100", 148, 227 * _KIB, "UTCHMMA", True, True, ("cuda", 100, 32), True)
 # The B300 gave up most of its float64 units.
-SM_103 = DeviceRecord("sm_103", "sm_100", 148, 227 * _KIB, 65536, "UTCHMMA", True, False, ("cuda", 103, 32))
+SM_103 = DeviceRecord("sm_103", "sm_100", 148, 227 * _KIB, "UTCHMMA", True, False, ("cuda", 103, 32))
 # The shared memory and the matrix instructions of 8.x.
-SM_120 = DeviceRecord("sm_120", "sm_80", 170, 99 * _KIB, 65536, "HMMA", True, False, ("cuda", 120, 32))
-GFX90A = DeviceRecord("gfx90a", "hip", 104, 64 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx90a", 64))
-GFX942 = DeviceRecord("gfx942", "hip", 304, 64 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx942", 64), True)
-GFX950 = DeviceRecord("gfx950", "hip", 256, 160 * _KIB, 131072, "v_mfma", False, True, ("hip", "gfx950", 64))
-GFX1100 = DeviceRecord("gfx1100", "hip", 48, 64 * _KIB, 98304, "v_wmma", False, False, ("hip", "gfx1100", 32))
+SM_120 = DeviceRecord("sm_120", "sm_80", 170, 99 * _KIB, "HMMA", True, False, ("cuda", 120, 32))
+GFX90A = DeviceRecord("gfx90a", "hip", 104, 64 * _KIB, "v_mfma", False, True, ("hip", "gfx90a", 64))
+GFX942 = DeviceRecord("gfx942", "hip", 304, 64 * _KIB, "v_mfma", False, True, ("hip", "gfx942", 64), True)
+GFX950 = DeviceRecord("gfx950", "hip", 256, 160 * _KIB, "v_mfma", False, True, ("hip", "gfx950", 64))
+GFX1100 = DeviceRecord("gfx1100", "hip", 48, 64 * _KIB, "v_wmma", False, False, ("hip", "gfx1100", 32))
 INTERPRETED = DeviceRecord(
     # Few multiprocessors, so that small shapes are split as large ones are on a GPU.
     "interpreted",
     "interpreted",
     8,
     227 * _KIB,
-    65536,
     None,
     True,
     True,

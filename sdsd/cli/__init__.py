@@ -30,7 +30,7 @@ from . import claims, completion, demo, gamma, geometry, map, study, theory, val
 from .parser import CommandLineError, build_parser, check_command_name, unknown_words
 from .status import BAD_INPUT, FELL_SHORT, INTERRUPTED, LOGGER, OK, complain, show_warning
 
-__all__ = ["BAD_INPUT", "COMMANDS", "FELL_SHORT", "INTERRUPTED", "OK", "CommandLineError", "main"]
+__all__ = ["BAD_INPUT", "COMMANDS", "FELL_SHORT", "INTERRUPTED", "OK", "main"]
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND

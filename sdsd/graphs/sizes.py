@@ -38,6 +38,8 @@ ALIGNED = {"view", "reshape", "expand", "unflatten", *MADE, "new_zeros", "new_on
 """Those whose sizes are the result's; of MADE they are the first arguments."""
 TAKE_GROUPS = {f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3)}
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+INPUT_FIRST = {*ALIGNED, *TAKE_GROUPS, "numel", "narrow"}
+"""What takes `input` first, or by that name."""
 READ_OUT = {"numpy", "tolist", "array", "dlpack"}
 """What hands numbers to others than torch."""
 
@@ -54,6 +56,8 @@ class Sizes(TorchFunctionMode):
         if self.walk.looking:  # scripted code leaves this mode on while its operations are followed
             return func(*args, **named)
         name = getattr(func, "__name__", "")
+        if not args and name in INPUT_FIRST and "input" in named:
+            args, named = (named["input"],), {key: each for key, each in named.items() if key != "input"}
         if name == "__get__":
             if getattr(getattr(func, "__self__", None), "__name__", "") == "shape":
                 return torch.Size(self._count(args[0], dim) for dim in range(args[0].ndim))

@@ -248,6 +248,13 @@ def related(m, h):
     return m.last(h.relu().mean(1))
 
 
+def attended(h, mask, hidden):
+    """As nn.TransformerEncoderLayer with a mask of booleans, in float64 as it is given one."""
+    mask = mask.masked_fill_(hidden, -9.0).unsqueeze(0).unsqueeze(0)
+    q = h.unsqueeze(1)
+    return nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask).squeeze(1)
+
+
 RELATIONS = {
     "einsum": lambda m, x, a: related(m, torch.einsum("vw,nwf->nvf", a, m.first(x))),
     "einsum with a parameter": lambda m, x, a: related(m, torch.einsum("vw,nwf,fg->nvg", a, x, m.mixing)),
@@ -257,6 +264,13 @@ RELATIONS = {
     "linear": lambda m, x, a: related(m, nn.functional.linear(m.first(x).mT, a).mT),
     "baddbmm": lambda m, x, a: related(m, torch.baddbmm(m.first(x), a.expand(len(x), -1, -1), m.first(x))),
     "tensordot": lambda m, x, a: related(m, torch.tensordot(m.first(x), a, ([1], [1])).mT),
+    "rows of other constants behind it (rotary positions of text and picture)": lambda m, x, a: related(
+        m, torch.cat([a, torch.ones(2, a.shape[1])]).mean(0)[:, None] * m.first(x)
+    ),
+    "a mask that is written": lambda m, x, a: related(m, attended(m.first(x), torch.zeros_like(a), a < 0.5)),
+    "a mask that is written, a layer after the other": lambda m, x, a: related(
+        m, attended(attended(m.first(x), torch.zeros_like(a), a < 0.5), torch.zeros_like(a), a > 0.5)
+    ),
 }
 CLASSES = {
     "linear": lambda m, x, c: nn.functional.linear(m.first(x), c),

@@ -11,6 +11,7 @@ name), or by nothing: it depends on no sample.
 | module | what is inside |
 |---|---|
 | `tracks.py` | `Track` and its kin, the account they are kept in, writes into shared memory |
+| `constants.py` | further inputs of the model that turn out to be constants |
 | `arranging.py` | `arrange`: a tensor by sample; whether places lie as a track says |
 | `table.py` | the table of rules, and what a rule is given |
 | `elementwise.py` | entry by entry; conversions; outputs without samples |
@@ -38,6 +39,7 @@ import torch
 from .arranging import arrange
 from .bags import Bags, with_offsets
 from .bodies import body, composite_functions
+from .constants import as_constants
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
 from .packed import SIZES, by_length, is_packed_call, samples_along
@@ -56,7 +58,6 @@ from .tracks import (
     Tracks,
     Verdict,
     about_to_write,
-    as_constants,
     batch_of,
     here,
     is_second,

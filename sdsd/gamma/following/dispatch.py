@@ -19,13 +19,14 @@ from . import (  # noqa: F401  (they enter their rules)
     singles,
     tracks,
 )
+from .constants import as_constants, constant_from_here_on, written
 from .elementwise import copied, elementwise, fill, first, fresh, set_data
 from .independence import tested
 from .packed import sequences
 from .reductions import chosen
 from .rows import chosen as chosen_rows
 from .rows import on_rows, sorted_offsets
-from .shapes import expand, together, view
+from .shapes import cat, expand, together, view
 from .sums import linear_in
 from .table import ALIASES, RULES, SECOND_ALLOWED, Call, name_of
 from .tracks import (
@@ -39,7 +40,6 @@ from .tracks import (
     Summed,
     Track,
     Verdict,
-    as_constants,
     batch_of,
     is_second,
     known,
@@ -64,6 +64,8 @@ UNWRITTEN = {torch.empty, torch.empty_like, torch.empty_strided, torch.empty_per
 }
 """Memory that holds nothing yet; what fills it may be out of sight."""
 
+NOT_FIRST = {"condition", "sorted_sequence"}
+"""Arguments that come before one that is called input."""
 REGROUPING = {indexing.getitem, indexing.index_select, layers.recurrent, bags.bag}
 PACKING = {torch._pack_padded_sequence, torch._pad_packed_sequence}
 
@@ -86,6 +88,13 @@ class Seen(NamedTuple):
     n: int
 
 
+def _by_place(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments of a call, `input` first where it is given by name and comes first."""
+    if args or "input" not in kwargs or kwargs.keys() & NOT_FIRST:
+        return args, kwargs
+    return (kwargs["input"],), {name: each for name, each in kwargs.items() if name != "input"}
+
+
 def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out: Any, n: int) -> Mixed | None:
     """Set where each tensor of `out` carries the samples, from the tensors among the arguments.
 
@@ -98,7 +107,7 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
     """
     if type(out) in WITHOUT_TENSORS or func in UNWRITTEN:
         return None
-    kwargs = kwargs or {}
+    args, kwargs = _by_place(args, kwargs or {})
     if torch._C._are_functorch_transforms_active():
         return transformed(func, args, kwargs, out)
     rule = RULES.get(func)
@@ -277,12 +286,14 @@ def decided(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -
         allowed = [*allowed, *(value for key, value in seen.kwargs.items() if name in (key, None))]
         masks = [x for x in tensors_in(allowed) if is_second(x) and not x.requires_grad]
         rest = [(x, v) for x, v in zip(inputs, verdicts, strict=True) if not any(x is m for m in masks)]
+        if seen.rule is cat and masks and rest and all(v is None for _, v in rest):  # rows for all samples and others
+            constant_from_here_on(masks)
+            return None
         if masks and any(v is not None for _, v in rest):
             with as_constants(masks):
                 verdict = asked_of(seen, [x for x, _ in rest], [v for _, v in rest])
             if type(verdict) is not Mixed:
-                for mask in masks:
-                    set_track(mask, None)
+                constant_from_here_on(masks)
     return verdict
 
 
@@ -350,6 +361,8 @@ def state(seen: Seen, verdict: Any, second: bool = False) -> Mixed | None:
         if x is target or any(x is g for g in given):
             before = track_of(x)
             v = (singles.write(x, v) if Single in (type(before), type(v)) else set_written(x, before, v)) or v
+            if type(v) is Track:
+                written(x, v, second)
         elif rule is not fresh:  # Memory that a function out of sight may write into is not called a constant.
             set_track(x, v, second and v is not None)
         if type(v) is Mixed:

@@ -286,8 +286,11 @@ def index_select(call: Call, input: Tensor, dim: int, index: Tensor, **_: Any) -
     return getitem(call, input, slots)
 
 
-def index_write(call: Call, input: Tensor, dim: int, index: Tensor, source: Any, *_: Any, **__: Any) -> Verdict:
-    """index_copy, index_add, index_reduce, index_fill: slices of `source` into those of `input`."""
+def index_write(
+    call: Call, input: Tensor, dim: int, index: Tensor, source: Any = None, *_: Any, value: Any = None, **__: Any
+) -> Verdict:
+    """index_copy, index_add, index_reduce, index_fill: slices of `source` into those of `input`, or one `value`."""
+    source = value if source is None else source
     dim %= input.dim()
     if track_of(index) is not None:
         return call.mixed("at positions that depend on samples")

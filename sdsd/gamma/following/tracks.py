@@ -129,7 +129,7 @@ Entry: TypeAlias = "tuple[weakref.ref[Tensor], Verdict, bool]"
 class Tracks:
     """What one forward pass knows of its tensors."""
 
-    __slots__ = ("chosen", "held", "placed", "written")
+    __slots__ = ("by_second", "chosen", "held", "placed", "written")
 
     def __init__(self) -> None:
         self.held: dict[int, Entry] = {}
@@ -137,6 +137,8 @@ class Tracks:
         """Masks that rows were chosen by, and the version that they had."""
         self.placed: dict[tuple[int, ...], Owners] = {}
         self.written: dict[int, tuple[StorageWeakRef, Mixed | None]] = {}
+        self.by_second: dict[int, tuple[StorageWeakRef, Mixed | None]] = {}
+        """Those entries of `written` that further inputs of the model alone made."""
 
 
 class Here(threading.local):
@@ -266,17 +268,6 @@ def is_second(tensor: Tensor) -> bool:
 def take_over(out: Tensor, source: Tensor) -> None:
     """`out` carries samples as `source` does."""
     set_track(out, track_of(source), is_second(source))
-
-
-@contextmanager
-def as_constants(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Inside, `tensors` do not depend on samples."""
-    kept = {id(x): here.held[id(x)] for x in tensors if id(x) in here.held}
-    here.held.update({key: (tensor, None, False) for key, (tensor, _, _) in kept.items()})
-    try:
-        yield
-    finally:
-        here.held.update(kept)
 
 
 def known(tensor: Tensor) -> Verdict:

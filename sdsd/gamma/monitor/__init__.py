@@ -2,6 +2,7 @@
 
 ====================  ==============================================================================================
 `monitor.py`          `GammaMonitor`: what a training loop calls
+`readings.py`         what it can be asked between two steps
 `arguments.py`        what it may be given
 `parameters.py`       which parameters are measured, and by what
 `attaching.py`        watchers on the model's modules

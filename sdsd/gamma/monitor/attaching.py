@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,16 @@ class Attachment:
         self._session.watchers.append(watcher)
         self._modules.append(module)
         return watcher
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function as one forward pass; what it calls of the model runs uncompiled, where it is measured."""
+        session = self._session
+        if not session.measuring or not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        if "torch._dynamo" not in sys.modules:
+            return session.forward(function, args, kwargs)
+        with torch.compiler.set_stance("force_eager"):
+            return session.forward(function, args, kwargs, compiled=False)
 
     def release(self) -> None:
         """Leave the model as it was; twice does no harm."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,15 @@ from .meter import Meter
 from .metric import Metric
 from .parameters import Parameters
 from .ranks import ranks_of
+from .readings import Readings
 from .results import Observer, Results
 from .session import Session
 from .sums import Sums
 
+Result = TypeVar("Result")
 
-class GammaMonitor:
+
+class GammaMonitor(Readings):
     """Measures signal and noise of the gradient while an unchanged training loop runs.
 
     In exact mode the samples of a batch are the gradients. While the model runs, the samples are followed from its
@@ -157,65 +160,6 @@ class GammaMonitor:
     def __exit__(self, *error: object) -> None:
         self.detach()
 
-    @property
-    def scaler(self) -> Any:
-        """The GradScaler whose scale is divided out, or None."""
-        return self._meter.scaler
-
-    @property
-    def mode(self) -> str:
-        """ "exact" or "micro": what the next step is measured by."""
-        return "exact" if self._session.exact else "micro"
-
-    @property
-    def coverage(self) -> Mapping[str, str | None]:
-        """Every parameter that trains → the rule that measures it; None for one that is left out (strict=False)."""
-        return dict(self._parameters.coverage)
-
-    @property
-    def stats(self) -> GammaStats:
-        """What the last measured step gave: on the steps between, which `every` leaves out, it stays.
-
-        Raises:
-            RuntimeError: no step has been measured yet.
-        """
-        if self._results.last is None:
-            raise RuntimeError(
-                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a step() "
-                "that returns statistics; the first does, unless it is skipped with a warning."
-            )
-        return self._results.last
-
-    @property
-    def smoothed(self) -> GammaStats:
-        """`stats.smoothed`: signal and noise of single samples, averaged over the measured steps so far.
-
-        Raises:
-            RuntimeError: no step has been measured yet.
-        """
-        smoothed = self.stats.smoothed
-        assert smoothed is not None
-        return smoothed
-
-    @property
-    def steps(self) -> int:
-        """How many calls of `step` there were, measured or not; `load_state_dict` goes on from another's."""
-        return self._steps
-
-    @property
-    def history(self) -> GammaHistory:
-        """The rows of all measured steps.
-
-        Raises:
-            RuntimeError: none is kept.
-        """
-        if self._results.history is None:
-            raise RuntimeError(
-                "history: expected a monitor that keeps one. Pass history='run.jsonl', or history=sdsd.GammaHistory(), "
-                "to GammaMonitor."
-            )
-        return self._results.history
-
     def add_observer(self, observer: Observer) -> Callable[[], None]:
         """Call `observer(monitor, stats)` after every measured step; returns a function that takes it away again.
 
@@ -262,6 +206,36 @@ class GammaMonitor:
         self._results.averages.load_state_dict(state["averages"])
         self._steps = state["steps"]
         self._begin_step()
+
+    def forward(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Run a function as one forward pass: what calls the model by other methods, in parts, or more than once.
+
+        A batch is a forward pass, and that is a call of the model unless you say what else is one::
+
+            _, log_prob, entropy, value = monitor.forward(agent.get_action_and_value, observations, actions)
+            a, b, c = monitor.forward(lambda a, b, c: (model(a), model(b), model(c)), anchors, positives, negatives)
+
+        The samples are read off the arguments, as a call of the model reads them off its inputs, and followed through
+        all that the function does; tensors that it takes from elsewhere are constants. On steps that are not measured,
+        and in `paused`, this is a call of the function and nothing else.
+
+        Args:
+            function: a bound method, or any function that calls the model or parts of it.
+            args: what it is called with, tensors or nests of them.
+            kwargs: the same by name.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            RuntimeError: called inside a function that torch.compile traces.
+        """
+        if compiling():
+            raise RuntimeError(
+                "monitor.forward cannot be called inside compiled code, which would not keep to its beginning and end. "
+                "Call it round the compiled model or function."
+            )
+        return self._attachment.run(function, args, kwargs)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -37,8 +37,9 @@ def refuse_uncounted(groups: list[list[Pass]], *, unfinished: bool, same_samples
         if len(group) > 1 and (not same_samples or len({ledger.n for ledger in group}) > 1):
             raise UnsupportedError(
                 f"the model ran forward {len(group)} times before one backward pass, so its samples cannot be told "
-                "apart. Where the passes are of the same samples (pairs, as in SimCLR), pass batch_size to the "
-                "monitor; else call backward after each forward pass, or use mode='micro'."
+                "apart. Where the passes are of the same samples (pairs, as in SimCLR), run them as one, "
+                "monitor.forward(lambda a, b: (model(a), model(b)), a, b), or pass batch_size to the monitor; else "
+                "call backward after each forward pass, or use mode='micro'."
             )
     if stale is not None:
         raise UnsupportedError(
@@ -84,8 +85,9 @@ def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
     elif trained:
         seen = (
             f" {listed(trained)} have gradients, but not from a forward pass of this model that was seen: call "
-            "the model as a whole, or attach the monitor to the part that is called, or clear old gradients. Nor is a "
-            "forward pass seen that ran before the monitor was attached, or during a step that `every` leaves out."
+            "the model as a whole, or what you call in its place by monitor.forward(function, *inputs), or clear old "
+            "gradients. Nor is a forward pass seen that ran before the monitor was attached, or during a step that "
+            "`every` leaves out."
         )
     return RuntimeError(f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}")
 
@@ -104,8 +106,14 @@ def refused_uses(ledgers: list[Pass], parameters: Parameters) -> dict[str, str]:
 
 def cannot_be_told_apart(refused: dict[str, str]) -> UnsupportedError:
     """The error that names those parameters and says what to do."""
+    by_chance = ""
+    if any("along different dimensions" in reason for reason in refused.values()):
+        by_chance = (
+            "An input that has as many rows as the batch by chance (a mask, positions, query points) is a constant in "
+            "monitor.forward(lambda x: model(x, constant), x). "
+        )
     return UnsupportedError(
-        f"no exact per-sample gradient for\n{by_reason(refused)}\nUse mode='micro', which takes whole "
+        f"no exact per-sample gradient for\n{by_reason(refused)}\n{by_chance}Use mode='micro', which takes whole "
         "micro-batches for samples; leave these parameters out with parameters=…; or strict=False, which leaves "
         "out what cannot be told apart and says so in coverage."
     )
@@ -172,9 +180,10 @@ def of_unmeasured(session: Session, unseen: list[str], coverage: Container[str])
             )
     has = "has a gradient" if len(unseen) == 1 else "have gradients"
     return RuntimeError(
-        f"{listed(unseen)} {has}, but no operation of the model's forward pass was seen to give one: used outside the "
-        "model's forward, inside an autograd.Function or TorchScript, or an old .grad was not cleared. Clear gradients "
-        "after each step, use mode='micro', leave it out with parameters=…, or have it left out with strict=False."
+        f"{listed(unseen)} {has}, but no operation of samples in the model's forward pass was seen to give one: used "
+        "outside of it (run the loss in it, too: monitor.forward(function, *inputs)), inside an autograd.Function or "
+        "TorchScript, or an old .grad was not cleared. Clear gradients after each step, use mode='micro', leave it out "
+        "with parameters=…, or have it left out with strict=False."
     )
 
 

@@ -199,8 +199,8 @@ class Session:
             self.pauses -= 1
             self.measuring = self.planned and not self.pauses
 
-    def forward(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The whole model's forward pass in eager mode: one batch."""
+    def forward(self, plain: Callable[..., Any], args: Any, kwargs: Any, *, compiled: bool = True) -> Any:
+        """The whole model's forward pass in eager mode, with parts that are `compiled` or none: one batch."""
         if self._inside or torch._C._current_graph_task_id() != -1:
             self.repeated = self.repeated or not self._inside
             return plain(*args, **kwargs)  # the model calls itself, or a checkpoint repeats it
@@ -231,7 +231,7 @@ class Session:
         ledger.inputs, ledger.backends = tracks, self.backends
         self._inside = True
         mode = Measuring(self, ledger)
-        parts = compiled_parts(self.root)
+        parts = compiled_parts(self.root) if compiled else []
         run = intercepted(parts, partial(through_compiled, mode))(plain) if parts else plain
         try:
             with carrying(ledger, mode):

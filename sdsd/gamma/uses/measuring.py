@@ -54,7 +54,7 @@ from .calls import (
 from .ledger import Pass
 from .opaque import hide_from_dynamo, transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
-from .rules import RULES, any_operation, one_by_one
+from .rules import RULES, any_operation, one_by_one, spread_to_samples, spread_together, spreads
 
 if TYPE_CHECKING:
     from ..monitor import Session
@@ -212,6 +212,8 @@ class Measuring(TorchFunctionMode):
             return transformed(self, func, args, kwargs)
         if how is WRITES and args and torch.is_grad_enabled():
             about_to_write(args[0])
+        if func is Tensor.expand_as and parameters and spreads(args):
+            return spread_to_samples(self, *args)
         if not sampled and apart is None:
             out = func(*args, **kwargs)
             if parameters:
@@ -277,9 +279,7 @@ class Measuring(TorchFunctionMode):
     def _use(self, func: Any, args: Any, kwargs: Any, parameters: list[Tensor], rule: Any = None) -> Any:
         """An operation of samples and parameters, by its rule. Whatever the rule does, the operation's result comes."""
         if func is torch.broadcast_tensors:  # joins nothing
-            shape = torch.broadcast_shapes(*(t.shape for t in args))
-            with self:
-                return tuple(t.expand(shape) for t in args)
+            return spread_together(self, args)
         try:
             out = (rule or RULES.get(func, any_operation))(self, func, args, kwargs, parameters)
             if type(out) is not Tensor or out._base is not None:
@@ -300,8 +300,7 @@ class Measuring(TorchFunctionMode):
         # Either the operation itself is at fault, and says so again, or what measures it is.
         result = func(*args, **kwargs) if self.result is _NOTHING else self.result
         self.call = None
-        kind = getattr(func, "__name__", str(func))
-        track = Mixed(f"torch's {kind} could not be measured ({type(error).__name__}: {error})")
+        track = Mixed(f"torch's {name_of(func) or func} could not be measured ({type(error).__name__}: {error})")
         for tensor in tensors_in((result,), {}):
             set_track(tensor, track)
         self.lost([Operand(t, leaves_of(t, self.session)[0]) for t in parameters], track)

@@ -316,14 +316,14 @@ def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     """The tensor through which the gradient of `out` comes, and how to cut it out of that one's.
 
     Of a view, as einsum returns, that is what it is a view of: once somebody writes into the view, or another of the
-    same memory, no gradient comes through the view itself any more.
+    same memory, no gradient comes through the view itself any more. Into an expansion nobody can write.
     """
-    base = out._base
+    base, shape, strides = out._base, out.shape, out.stride()
     # What lies in memory without gaps, in any order of its dimensions, is made again just so.
-    if base is None or base.grad_fn is None or torch.empty_like(base, device="meta").stride() != base.stride():
+    dense = base is not None and torch.empty_like(base, device="meta").stride() == base.stride()
+    if base is None or base.grad_fn is None or not dense or 0 in strides:
         return out, None
-    whole, shape, strides = base.stride(), out.shape, out.stride()
-    offset = out.storage_offset() - base.storage_offset()
+    whole, offset = base.stride(), out.storage_offset() - base.storage_offset()
 
     def cut(grad: Tensor) -> Tensor:
         if grad.stride() != whole:

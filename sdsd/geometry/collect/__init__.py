@@ -18,7 +18,7 @@
 
 from .activations import MOST_BYTES, collect_activations
 from .layer_activations import LayerActivations
-from .model_call import Forward, ModelCall, caller, check_loader
+from .model_call import Forward, ModelCall, batches_of, caller, check_loader
 from .padding import Mask, Padding
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Mask",
     "ModelCall",
     "Padding",
+    "batches_of",
     "caller",
     "check_loader",
     "collect_activations",

@@ -14,7 +14,7 @@ from ..._progress import Progress, reporter
 from ...models import check_model, refuse_scripted_parts, running
 from .collector import Collector
 from .layer_activations import LayerActivations
-from .model_call import Forward, caller, check_loader
+from .model_call import Forward, batches_of, caller, check_loader
 from .padding import Mask, Padding
 from .selection import select_layers
 
@@ -100,36 +100,22 @@ def collect_activations(
         ('relu', 20, torch.Size([8, 8]))
     """
     check_model(model, only_run=True)
-    check_loader(loader)
-    max_batches = checks.check_count(max_batches, "max_batches", optional=True)
+    max_batches = check_loader(loader, max_batches)
     max_bytes = checks.check_max_bytes(max_bytes, optional=False)
     chosen, named = select_layers(model, layers)
     refuse_scripted_parts(chosen)
     run = caller(model, forward, device)
     collector = Collector(chosen, named, keep, max_bytes, neuron_dim, Padding(mask))
     report = reporter(progress, "collecting activations")
-    total = _length(loader, max_batches)
     done = 0
     with running(model):
-        for batch in loader:
-            if done == 0 and after_nonlinearity is not False:
+        for done, batch in enumerate(batches_of(loader, max_batches, report), 1):
+            if done == 1 and after_nonlinearity is not False:
                 collector.look_for_nonlinearities(model, batch, run, required=bool(after_nonlinearity))
-            collector.take(model, batch, run, done)
-            done += 1
-            report(done, max(done, total or 0))
-            if done == max_batches:
-                break
+            collector.take(model, batch, run, done - 1)
     if done == 0:
         raise ValueError(
             "loader: expected at least one batch, got none. A generator is empty after its first reading; pass a list "
             "or a DataLoader."
         )
     return collector.finished()
-
-
-def _length(loader: Iterable[Any], max_batches: int | None) -> int | None:
-    try:
-        length = len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return max_batches
-    return length if max_batches is None else min(length, max_batches)

@@ -132,8 +132,6 @@ class Collector:
         value, dim = self.padding.without(value, dim, name, where)
         if self.padding.left_in:
             self.notes.setdefault(name, f"layer {name!r} {self.padding.left_in}")
-        if value.numel() == 0:
-            return
         _check_finite(value, dim, where)
         neurons = value.shape[dim]
         if name not in self.stores:

@@ -95,6 +95,7 @@ POOLINGS = {
     for size in (1, 2, 3)
 } | {"interpolate", "upsample", "upsample_nearest", "upsample_bilinear"}
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
+PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "adjoint", "mH", "H"}
 MOVES = {
     "cat",
     "concat",
@@ -128,8 +129,6 @@ MOVES = {
     "pixel_shuffle",
     "pixel_unshuffle",
     "channel_shuffle",
-    "movedim",
-    "moveaxis",
     "as_strided",
 }
 """What puts values in other places, or beside others, as they are."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdsd_kernels import checks
+
+from ..._progress import Report
 from ...models import check_model
 from ..arrays import usable_device
 
@@ -28,14 +31,33 @@ def caller(model: nn.Module, forward: Forward | None, device: torch.device | str
     return forward
 
 
-def check_loader(loader: Any) -> None:
-    """TypeError unless `loader` gives batches, one after the other."""
+def check_loader(loader: Any, max_batches: int | None) -> int | None:
+    """TypeError unless `loader` gives batches, one after the other; `max_batches`, checked."""
     if isinstance(loader, (Mapping, str)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
         one = " A single batch goes into a list: [batch]." if isinstance(loader, Mapping) else ""
         raise TypeError(
             f"loader: expected batches, one after the other, as a DataLoader or a list gives them, got "
             f"{type(loader).__name__}.{one}"
         )
+    return checks.check_count(max_batches, "max_batches", optional=True)
+
+
+def batches_of(loader: Iterable[Any], max_batches: int | None, report: Report) -> Iterator[Any]:
+    """The batches of a loader, at most so many; `report` hears of each when the next is asked for."""
+    total = _length(loader, max_batches) or 0
+    for done, batch in enumerate(loader, 1):
+        yield batch
+        report(done, max(done, total))
+        if done == max_batches:
+            break
+
+
+def _length(loader: Iterable[Any], max_batches: int | None) -> int | None:
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return max_batches
+    return length if max_batches is None else min(length, max_batches)
 
 
 class ModelCall:

@@ -25,6 +25,7 @@ from .function_names import (
     MOVES,
     NO_VALUES,
     NORMS,
+    PERMUTES,
     POOLINGS,
     READERS,
     RESHAPES,
@@ -127,9 +128,10 @@ class ReadersFollower(TorchFunctionMode):
                 self._follow(result, items, again=not sources[0].is_floating_point())
         elif name in ELEMENTWISE or name in NORMS:
             self._elementwise(name, sources, args, named, result)
-        elif name in RESHAPES or _permutation(name, args, named, result) is not None:
-            order = _permutation(name, args, named, result)
-            back = ("reshape", tuple(sources[0].shape)) if order is None else ("permute", _inverse(order))
+        elif name in RESHAPES or name in PERMUTES:
+            back = ("reshape", tuple(sources[0].shape))
+            if name in PERMUTES:
+                back = ("permute", _inverse(_permutation(func, sources[0].ndim, args, named)))
             moved = [each._replace(undo=(*each.undo, back)) for each in self.followed[sources[0]]]
             self._follow(result, moved, again=False)
         else:
@@ -266,22 +268,11 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _permutation(name: str, args: Any, named: Any, result: Any) -> tuple[int, ...] | None:
-    """Where each dimension of the result comes from; None for what is no transpose, or one not known here."""
-    ndim = result.ndim
-    if name == "permute":
-        order = named.get("dims", args[1:])
-        order = order[0] if len(order) == 1 and isinstance(order[0], (tuple, list)) else order
-        return tuple(dim % ndim for dim in order)
-    if name in ("transpose", "swapaxes", "swapdims"):
-        pair = [*args[1:], *named.values()]
-    elif name in ("t", "T", "mT") and ndim >= 2 and (name == "mT" or ndim == 2):
-        pair = [-2, -1]
-    else:
-        return None
-    order = list(range(ndim))
-    order[pair[0]], order[pair[1]] = order[pair[1]], order[pair[0]]
-    return tuple(order)
+def _permutation(func: Any, ndim: int, args: Any, named: Any) -> tuple[int, ...]:
+    """Where each dimension of what the function gives comes from."""
+    numbered = torch.empty(tuple(range(ndim)), device="meta")
+    given = func(numbered, *args[1:], **named) if args else func(**{**named, "input": numbered})
+    return tuple(given.shape)
 
 
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:

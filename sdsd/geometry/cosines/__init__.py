@@ -14,7 +14,7 @@ from .approximate import ApproximateNeighbors, approximate_neighbors
 from .costs import merge_cost
 from .neighbours import NeuronNeighbors, NeuronPair, alive_from_norms, neuron_neighbors
 from .pairs import CosineHistogram, NeuronPairs, cosine_histogram, disjoint_pairs, neuron_pairs, row_sums
-from .similarity import as_cosine, as_similarity, cosine_between, neuron_cosine_matrix
+from .similarity import as_cosine, cosine_between, neuron_cosine_matrix
 
 __all__ = [
     "ApproximateNeighbors",
@@ -25,7 +25,6 @@ __all__ = [
     "alive_from_norms",
     "approximate_neighbors",
     "as_cosine",
-    "as_similarity",
     "cosine_between",
     "cosine_histogram",
     "disjoint_pairs",

@@ -145,34 +145,35 @@ class NeuronMap:
         Args:
             activations: a layer's output after the nonlinearity as `neuron_cosine_matrix` takes it; or what
                 `collect_activations` gave for a layer.
-            neuron_dim: as in `neuron_cosine_matrix`.
+            neuron_dim: as in `neuron_cosine_matrix`; what was collected knows it.
             center: map correlations instead of cosines.
-            layer: its name, for titles.
+            layer: its name, for titles; "": that of what was collected.
             pairs, clusters, method, seed: as in `from_model`.
 
         Raises:
-            TypeError, ValueError: as `neuron_cosine_matrix`.
+            TypeError, ValueError: as `neuron_cosine_matrix`; neuron_dim for what was collected.
             MissingExtraError: scikit-learn is not installed.
         """
         placing = Placing(pairs, clusters, method, seed)
         if isinstance(activations, LayerActivations):
-            return cls._of_layer(activations, placing, center)
+            if neuron_dim is not None:
+                raise ValueError("neuron_dim: it goes with a tensor; collect_activations takes it where it collects.")
+            return cls._of_layer(activations, placing, center, layer)
         tensor = as_tensor(activations)
         if tensor.is_meta:
             raise ValueError("activations: expected values; a tensor on the meta device has none. Use another device.")
         correlation = neuron_cosine_matrix(tensor, neuron_dim=neuron_dim, center=True)
         cosine = correlation if center else neuron_cosine_matrix(tensor, neuron_dim=neuron_dim)
         dim = (1 if tensor.ndim >= 4 else -1) if neuron_dim is None else neuron_dim
-        rows = tensor.detach().movedim(dim, 0)
-        norms = norms_of(rows)
+        norms = norms_of(rows := tensor.detach().movedim(dim, 0))
         about = About(layer, samples=rows[0].numel())
         return cls(**placed_neurons(cosine, norms, alive_from_norms(norms), correlation, placing, about))
 
     @classmethod
-    def _of_layer(cls, got: LayerActivations, placing: Placing, center: bool = False) -> NeuronMap:
+    def _of_layer(cls, got: LayerActivations, placing: Placing, center: bool = False, layer: str = "") -> NeuronMap:
         correlation = got.cosine_matrix(center=True)
         cosine = correlation if center else got.cosine_matrix()
-        about = About(got.layer, got.taken_after, got.samples, got.note)
+        about = About(layer or got.layer, got.taken_after, got.samples, got.note)
         return cls(**placed_neurons(cosine, got.norms(), got.alive, correlation, placing, about))
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator
@@ -71,7 +72,11 @@ def fit_config(model: Any, example_input: Any = None) -> ConfigFit:
     config = copy.deepcopy(model.config)
     changed: dict[Path, tuple[Any, Any]] = {}
     refused: dict[str, Any] = {}
-    wrong = _unfit(model, config, wanted)
+    try:
+        wrong = _unfit(model, config, wanted)
+    except Exception as error:
+        why = f"{type(model).__name__} is not built from its configuration alone ({type(error).__name__}: {error})"
+        return ConfigFit(False, {}, f"{why}. {SAVE_WHOLE}")
     while wrong:
         better = _step(model, config, wanted, wrong, refused)
         if better is None:
@@ -122,13 +127,10 @@ Path = tuple[str | int, ...]
 Unfit = dict[str, tuple[Shape, Shape]]
 
 
-def _unfit(model: nn.Module, config: Any, wanted: dict[str, Shape]) -> Unfit | None:
-    """Parameters whose shapes differ from those of an empty model built from the configuration."""
-    try:
-        with torch.device("meta"):
-            built = type(model)(copy.deepcopy(config)).state_dict()
-    except Exception:
-        return None
+def _unfit(model: nn.Module, config: Any, wanted: dict[str, Shape]) -> Unfit:
+    """Parameters whose shapes differ from those of an empty model built from the configuration; what that raises."""
+    with torch.device("meta"):
+        built = type(model)(copy.deepcopy(config)).state_dict()
     return {
         name: (shape, tuple(built[name].shape) if name in built else ())
         for name, shape in wanted.items()
@@ -148,7 +150,9 @@ def _step(
             takes = _set(config, path, new)
             if not takes:
                 _force(config, path, new)
-            left = _unfit(model, config, wanted)
+            left: Unfit | None = None
+            with contextlib.suppress(Exception):  # no model has this number
+                left = _unfit(model, config, wanted)
             _force(config, path, value)
             if left is None or len(left) >= len(wrong if best is None else best[2]):
                 continue

@@ -150,7 +150,8 @@ class Consumers:
         return "\n".join(lines)
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a tensor: its name, role ("writer", "between", "reader"), axis, entries in all and a neuron."""
+        """One row a tensor: its name, role ("writer", "between", "reader" or "writer and reader"), axis, entries in all
+        and a neuron."""
         return [
             {"tensor": part.name, "role": part.role, "axis": part.dim, "entries": len(part.units), "each": part.each}
             for part in self.parts

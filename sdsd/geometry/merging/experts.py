@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..._progress import Progress, reporter
 from ...models import plainly, restored, running
 from ..arithmetic import widened
-from ..collect import Forward, caller, check_loader
+from ..collect import Forward, batches_of, caller, check_loader
 from ..gram import GramAccumulator
 from .merge import Edit, Pairs, apply, checked_pairs
 
@@ -45,12 +45,11 @@ def expert_cosine(
         ValueError: experts that no batch reaches.
     """
     holder = holder_of(model, experts)
-    check_loader(loader)
+    max_batches = check_loader(loader, max_batches)
     run, report = caller(model, forward), reporter(progress, f"experts of {experts}")
     sums: GramAccumulator | None = None
-    done = 0
     with plainly(model), running(model):
-        for batch in loader:
+        for batch in batches_of(loader, max_batches, report):
             tokens = _tokens(model, holder, run, batch)
             if tokens is not None:
                 answers = torch.stack([_answer(holder, k, tokens).flatten() for k in range(count_of(holder))])
@@ -58,12 +57,8 @@ def expert_cosine(
                     dtype = torch.float64 if answers.dtype == torch.float64 else torch.float32
                     sums = GramAccumulator(len(answers), dtype=dtype, device=answers.device)
                 sums.update(answers, neuron_dim=0)
-            done += 1
-            report(done, max_batches or done)
-            if done == max_batches:
-                break
     if sums is None:
-        raise ValueError(f"experts: {experts!r} did not run in {done} batches. Pass others, or another name.")
+        raise ValueError(f"experts: {experts!r} did not run in these batches. Pass others, or another name.")
     return sums.cosine_matrix()
 
 
@@ -123,6 +118,8 @@ def _edits(model: nn.Module, experts: str, pairs: Pairs) -> list[Edit]:
                 edits += [_whole(each, mean) for each in (tensor, other[name])]
         return edits
     for tensor in holder.parameters(recurse=False):
+        if not tensor.ndim or len(tensor) != count_of(holder):
+            continue  # shared by all experts, as a gain of the features that they read
         first, second = (widened(tensor.detach()[which.to(tensor.device)]) for which in checked)
         mean = ((first + second) / 2).to(tensor.dtype)
         edits.append(Edit(tensor, 0, both.to(tensor.device), torch.cat((mean, mean))))
@@ -130,7 +127,7 @@ def _edits(model: nn.Module, experts: str, pairs: Pairs) -> list[Edit]:
 
 
 def _whole(tensor: Tensor, values: Tensor) -> Edit:
-    return Edit(tensor, 0, torch.arange(len(tensor), device=tensor.device), values)
+    return Edit(tensor, 0, torch.arange(len(tensor) if tensor.ndim else 1, device=tensor.device), values)
 
 
 def holder_of(model: nn.Module, experts: str) -> nn.Module:

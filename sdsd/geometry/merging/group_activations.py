@@ -16,7 +16,7 @@ from sdsd_kernels import checks
 from ..._progress import Progress, reporter
 from ...graphs import CONVOLUTIONS, READER, TIED, listening
 from ...models import plainly, running
-from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding, caller, check_loader
+from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding, batches_of, caller, check_loader
 from ..gram import GramAccumulator
 from .consumers import Consumers, consumers
 
@@ -77,7 +77,7 @@ def group_activations(
 
 def read_twice(loader: Iterable[Any], max_batches: int | None) -> Iterable[Any]:
     """The loader, or the batches of one that gives them only once, as generators do."""
-    check_loader(loader)
+    max_batches = check_loader(loader, max_batches)
     return list(itertools.islice(loader, max_batches)) if isinstance(loader, Iterator) else loader
 
 
@@ -112,14 +112,10 @@ def collect_groups(
     report = reporter(progress, "activations of groups")
     done = 0
     with plainly(model), running(model):
-        for batch in loader:
-            padding.start(batch, done)
+        for done, batch in enumerate(batches_of(loader, max_batches, report), 1):
+            padding.start(batch, done - 1)
             with _hearing(model, stores, of), padding.watching():
                 run(model, batch)
-            done += 1
-            report(done, max_batches or done)
-            if done == max_batches:
-                break
     ran = [store for store in stores if all_run or store.sums is not None]
     notes = [store.note for store in ran if store.note]
     if notes:

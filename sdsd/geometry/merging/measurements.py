@@ -106,7 +106,7 @@ def resumed(started: Measurements, resume: str | Path | Measurements) -> Measure
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers.
+    """SHA-256 of all parameters and buffers, those too that a state_dict leaves out.
 
     Args:
         model: on any device.
@@ -115,7 +115,7 @@ def fingerprint(model: nn.Module) -> str:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

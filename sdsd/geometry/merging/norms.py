@@ -13,7 +13,7 @@ from .consumers import Consumers
 from .merge import IndexPairs
 
 Norms = Literal["refuse", "repeat"]
-REFUSE, REPEAT = "refuse", "repeat"
+REPEAT = "repeat"
 
 
 class RepeatedNorm(nn.Module):

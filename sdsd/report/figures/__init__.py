@@ -19,19 +19,16 @@ matplotlib is imported when the first figure is made (the extra "report").
 from .curves import draw_curves, draw_dots, draw_level, draw_phase_diagram
 from .examined import draw_costs, draw_points, draw_relearning, draw_silhouettes
 from .merges import draw_batch_merges, draw_merges
-from .neurons import draw_cosine_matrix, draw_images, draw_neuron_map, draw_pair_scatter, frame_map
-from .numbers import log_axis, minus, plain_number, power_of_ten
+from .neurons import draw_cosine_matrix, draw_images, draw_neuron_map, draw_pair_scatter
+from .numbers import log_axis, minus, plain_number
 from .style import (
-    BEHIND_TEXT,
     BLUE,
     CLUSTER_COLOURS,
-    COHORT_COLOURS,
     GREEN,
     GRID,
     INK,
     MUTED,
     ORANGE,
-    PAPER,
     PURPLE,
     RED,
     TEAL,
@@ -44,16 +41,13 @@ from .svg import to_panels, to_svg
 from .training import draw_accuracy, draw_layer_gamma, draw_noise_scale
 
 __all__ = [
-    "BEHIND_TEXT",
     "BLUE",
     "CLUSTER_COLOURS",
-    "COHORT_COLOURS",
     "GREEN",
     "GRID",
     "INK",
     "MUTED",
     "ORANGE",
-    "PAPER",
     "PURPLE",
     "RED",
     "TEAL",
@@ -74,12 +68,10 @@ __all__ = [
     "draw_points",
     "draw_relearning",
     "draw_silhouettes",
-    "frame_map",
     "log_axis",
     "minus",
     "new_figure",
     "plain_number",
-    "power_of_ten",
     "save_png",
     "set_title",
     "styled",

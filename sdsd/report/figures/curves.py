@@ -80,14 +80,11 @@ def draw_dots(
     rows: Mapping[str, tuple[float, float, float]],
     *,
     ylabel: str = "",
-    log_y: bool = False,
-    colours: Mapping[str, str] | None = None,
 ) -> None:
     """One dot with its interval (value, low, high) for each name, the value written beside it."""
-    for position, (name, (value, low, high)) in enumerate(rows.items()):
-        colour = (colours or {}).get(name, BLUE)
-        axes.plot([position, position], [low, high], color=colour, linewidth=2.4, solid_capstyle="round", zorder=3)
-        axes.plot([position], [value], "o", color=colour, markersize=8, markeredgewidth=0, zorder=4)
+    for position, (value, low, high) in enumerate(rows.values()):
+        axes.plot([position, position], [low, high], color=BLUE, linewidth=2.4, solid_capstyle="round", zorder=3)
+        axes.plot([position], [value], "o", color=BLUE, markersize=8, markeredgewidth=0, zorder=4)
         axes.annotate(
             plain_number(value),
             (position, value),
@@ -102,9 +99,6 @@ def draw_dots(
     axes.tick_params(axis="x", labelcolor=INK, length=0, pad=6)
     axes.grid(False, axis="x")
     axes.set_ylabel(ylabel)
-    if log_y:
-        axes.set_yscale("log")
-        _log_ticks(axes.yaxis, *axes.get_ylim())
 
 
 @styled

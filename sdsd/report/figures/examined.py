@@ -55,13 +55,13 @@ def draw_costs(axes: Any, costs: Mapping[str, Sequence[float]], best: str, xlabe
 
 
 @styled
-def draw_silhouettes(axes: Any, silhouettes: Mapping[str, Sequence[float]], trained: str = "trained") -> None:
+def draw_silhouettes(axes: Any, silhouettes: Mapping[str, Sequence[float]]) -> None:
     """How clearly neurons fall into clusters: a bar for the trained network and one for each control."""
     names = list(silhouettes)
     for position, name in enumerate(names):
         values = list(silhouettes[name])
         mean = float(np.mean(values))
-        axes.bar(position, mean, width=0.62, color=BLUE if name == trained else GREY, alpha=0.9)
+        axes.bar(position, mean, width=0.62, color=BLUE if name == "trained" else GREY, alpha=0.9)
         if len(values) > 1:
             axes.plot([position] * len(values), values, ".", color=INK, markersize=5, alpha=0.6)
         axes.annotate(

@@ -83,13 +83,13 @@ def training_sections(results: dict[str, Any], book: FigureBook) -> list[html.Se
     ]
 
 
-def noise_scales(training: dict[str, Any], batch_size: int, layer: str = "whole network") -> dict[str, list[float]]:
+def noise_scales(training: dict[str, Any], batch_size: int) -> dict[str, list[float]]:
     """Noise scale with its bounds at each step; infinite where no signal is seen."""
 
     def invert(gamma: float) -> float:
         return math.nan if math.isnan(gamma) else batch_size / gamma if gamma > 0 else math.inf
 
-    bounds = training["series"]["layers"][layer]
+    bounds = training["series"]["layers"]["whole network"]
     return {
         "estimate": [invert(value) for value in bounds["gamma"]],
         "low": [invert(value) for value in bounds["high"]],

@@ -105,11 +105,6 @@ def _biopsy(runs: Sequence[Run], geometry: str, key: str) -> list[Any]:
     return [run["biopsy"][geometry][key] for run in runs]
 
 
-def _range(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    return plain_number(low) if low == high else f"{plain_number(low)} to {plain_number(high)}"
-
-
 def _judge_batch(runs: Sequence[Run]) -> Verdict:
     intervals = _biopsy(runs, "activations", "interval")
     ours = over_seeds(_biopsy(runs, "activations", "ratio"), "× far / near", intervals[0])

@@ -73,11 +73,6 @@ class Scaling(Move):
     incoming: tuple[Slice, ...]
     outgoing: tuple[Slice, ...]
 
-    @property
-    def loops(self) -> bool:
-        """Whether some weight both writes and reads these neurons."""
-        return bool({part.name for part in self.incoming} & {part.name for part in self.outgoing})
-
     def exact(self, model: nn.Module) -> bool:
         """Whether the function can stay: eps or the running statistics of every norm move along."""
         return all(

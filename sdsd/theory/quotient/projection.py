@@ -42,7 +42,8 @@ def vertical(model: nn.Module | Symmetries, vectors: Any, *, softmax_head: bool 
 
     Raises:
         TypeError: something else than tensors.
-        ValueError: no symmetry is known; missing or unknown names; shapes that differ from the parameters'.
+        ValueError: no symmetry is known; missing or unknown names; shapes that differ from the parameters';
+            softmax_head beside a `Symmetries`.
     """
     return _split(model, vectors, softmax_head)[1]
 
@@ -73,7 +74,7 @@ def vertical_fraction(model: nn.Module | Symmetries, vectors: Vectors, *, softma
     Args:
         model: or its `symmetries`, found once for many calls.
         vectors: as in `vertical`.
-        softmax_head: as in `symmetries`.
+        softmax_head: as in `vertical`.
 
     Returns:
         A float between 0 and 1.
@@ -86,6 +87,10 @@ def vertical_fraction(model: nn.Module | Symmetries, vectors: Vectors, *, softma
 
 
 def _split(model: nn.Module | Symmetries, vectors: Any, softmax_head: bool) -> tuple[Any, Any]:
+    if softmax_head and isinstance(model, Symmetries):
+        raise ValueError(
+            "softmax_head: a Symmetries has it from where it was found. Pass symmetries(model, softmax_head=True)."
+        )
     moves = model if isinstance(model, Symmetries) else symmetries(model, softmax_head=softmax_head)
     span = moves._span()
     if not span.moves:

@@ -87,8 +87,8 @@ def curved(walk: ChannelWalk, step: Step) -> None:
 
 @rule("mask")
 def masked(walk: ChannelWalk, step: Step) -> None:
-    seen = walk.seen(step.args[0])
-    if seen.ids is None or not isinstance(step.args[2], (int, float)) or step.args[2] != 0:
+    seen, known = walk.seen(step.args[0]), walk.seen(step.args[1]).ids is None
+    if seen.ids is None or not known or not isinstance(step.args[2], (int, float)) or step.args[2] != 0:
         walk.opaque(step)
         return
     by_place(walk, seen.ids, step.args[1])

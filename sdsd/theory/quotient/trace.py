@@ -151,8 +151,9 @@ class _Finish:
                 alone = sum(other.call == use.call for other in uses) == 1
                 if not alone or len(theirs) != 1 or not np.array_equal(mine, np.flatnonzero(theirs[0].channels)):
                     self.channels.fix(use.channels, why)
-                elif theirs[0] in uses[:number] and not np.array_equal(use.channels, theirs[0].channels):
-                    inverse = (use.role in WRITING) != (theirs[0].role in WRITING)
+                    continue
+                inverse = (use.role in WRITING) != (theirs[0].role in WRITING)
+                if theirs[0] in uses[:number] and (inverse or not np.array_equal(use.channels, theirs[0].channels)):
                     both = (torch.from_numpy(each.channels) for each in (theirs[0], use))
                     self.channels.tie(*both, inverse=inverse, why=why)
                     for each in (use, theirs[0]):

@@ -216,6 +216,20 @@ FOLLOWED = [
         ("N 2", "i:N 2"),
     ),
     Case("scatter a number", lambda i: torch.zeros(i.shape[0], 3).scatter_(1, i, 1.0), ("i:N 2",)),
+    Case(
+        "index_select by keywords", lambda x: torch.index_select(input=x, dim=1, index=torch.tensor([0, 2])), ("N 3 d",)
+    ),
+    Case(
+        "index_fill by keywords",
+        lambda x: (
+            torch.index_fill(input=x, dim=1, index=torch.tensor([1]), value=0.0),
+            x.index_fill(dim=1, index=torch.tensor([1]), value=torch.tensor(0.5)),
+        ),
+        ("N 3 d",),
+    ),
+    Case("sort by keywords", lambda x: torch.sort(input=x, dim=1)[0], ("N 5 d",)),
+    Case("where by keywords", lambda x, m: torch.where(condition=m, input=x, other=0.0), ("N T d", "b:N T 1")),
+    Case("searchsorted by keywords", lambda x, y: torch.searchsorted(sorted_sequence=y, input=x), ("N T", "3")),
     Case("index_select", lambda x: x.index_select(1, torch.tensor([0, 2])), ("N 3 d",)),
     Case("index_add", lambda x: torch.zeros(x.shape[0], 4).index_add(1, torch.tensor([0, 2, 2]), x), ("N 3",)),
     Case("setitem slice", lambda x, y: put(x, (slice(None), slice(1, 3)), y), ("N 4 d", "N 2 d")),

@@ -161,6 +161,21 @@ def test_a_further_input_that_lies_otherwise_is_no_samples() -> None:
     assert isinstance(track_of(trained), Mixed), "what has a gradient is no mask"
 
 
+def test_what_samples_wrote_too_is_no_constant() -> None:
+    n = 4
+    scores, mask, memory = torch.randn(n, 2, n, n), torch.randn(n, n), torch.zeros(n, n)
+    for x in (scores, mask):
+        set_track(x, Track(0))
+    set_second(mask)
+    with Recorder(n):
+        memory.add_(mask)
+        assert track_of(scores + memory.unsqueeze(0)) == Track(0)
+        view = memory.add_(mask).unsqueeze(0)
+        memory.add_(scores[:, 0, 0])
+        refused = [scores + memory, scores + view]
+    assert [type(track_of(x)) for x in refused] == [Mixed] * 2
+
+
 def test_names() -> None:
     assert name_of(Tensor.add_) == name_of(torch.add) == "add"
     assert name_of(Tensor.__getitem__) == "__getitem__"

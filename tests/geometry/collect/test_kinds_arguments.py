@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,14 @@ def test_other_calls_that_take_a_loader(call):
     arguments = (model, name, [BATCH]) if call is expert_cosine else (model, [BATCH], name)
     with pytest.raises(TypeError, match="forward: expected a function"):
         call(*arguments, forward="model")
+    for most in (0, 1.5, True):
+        with pytest.raises(ValueError, match="max_batches: expected a whole number, at least 1, or None"):
+            call(*arguments, max_batches=most)
+    for options, total in ({}, 3), ({"max_batches": 2}, 2), ({"max_batches": 7}, 3):
+        seen: list[tuple[int, int]] = []
+        arguments = (model, name, [BATCH] * 3) if call is expert_cosine else (model, [BATCH] * 3, name)
+        call(*arguments, progress=lambda *at, seen=seen: seen.append(at), **options)
+        assert seen == [(done, total) for done in range(1, total + 1)]
 
 
 def test_a_driver_that_is_given_no_batches():
@@ -70,6 +79,8 @@ def test_a_driver_that_is_given_no_batches():
         consolidate_model(mlp(), 3, budget=0.1)
     with pytest.raises(TypeError, match="forward: expected a function"):
         consolidate_model(mlp(), [BATCH], budget=0.1, forward=3)
+    with pytest.raises(ValueError, match="max_batches: expected a whole number, at least 1, or None, got 0"):
+        consolidate_model(mlp(), [BATCH], budget=0.1, max_batches=0)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +155,42 @@ def test_what_is_no_array_is_told_how_to_become_one(given, says):
 def test_a_map_of_a_tensor_without_values_is_refused():
     with pytest.raises(ValueError, match="a tensor on the meta device has none. Use another"):
         NeuronMap.from_activations(torch.empty(5, 3, device="meta"))
+
+
+def test_whole_numbers_are_left_out_by_name_and_only_once():
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.choice, self.b = nn.Linear(5, 8), nn.Identity(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            self.choice(h.argmax(-1))
+            return self.b(h.relu())
+
+    model, batches = Choosing(), [BATCH] * 3
+    with pytest.warns(RuntimeWarning) as said:
+        answers = collect_activations(model, batches, "*")
+    assert sorted(answers) == ["a", "b"]
+    wanted = (
+        r"layer 'choice': expected a tensor of floating-point numbers as its output, got torch.int64 of shape \(12,\)"
+    )
+    assert [bool(re.match(wanted, str(each.message))) for each in said] == [True]
+    with pytest.raises(TypeError, match=wanted):
+        collect_activations(model, batches, "choice")
+
+
+def test_shapes_of_a_batch_that_is_a_dict_are_named():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(5, 8)
+
+        def forward(self, x, y):
+            return self.a(x) + y
+
+    with pytest.raises(ValueError, match=r"batch 0: .* got shape x \(12, 4\), y \(12, 8\), and the model raised"):
+        collect_activations(Two(), [{"x": BATCH[:, :4], "y": torch.ones(12, 8)}], "a")
 
 
 def test_a_reader_whose_weight_is_made_anew_is_said_to_be_one():

@@ -57,6 +57,7 @@ def added_in_place(h, x):
 
 TAKEN = {
     "swish": lambda m, x, h: h * torch.sigmoid(h),
+    "swish of a ReLU": lambda m, x, h: (lambda r: r * torch.sigmoid(r))(h.relu()),
     "swish, turned round": lambda m, x, h: torch.sigmoid(h) * h,
     "quick GELU": lambda m, x, h: h * torch.sigmoid(1.702 * h),
     "mish": lambda m, x, h: h * torch.tanh(functional.softplus(h)),
@@ -68,6 +69,9 @@ TAKEN = {
     "view": lambda m, x, h: h.view(-1, 4, 4).relu().view(-1, 16),
     "reshape and transpose": lambda m, x, h: h.reshape(-1, 2, 8).transpose(1, 2).tanh().transpose(1, 2).flatten(1),
     "transposed": lambda m, x, h: h.T.relu().T,
+    "transposed by keywords": lambda m, x, h: torch.transpose(input=h, dim0=0, dim1=1).relu().T,
+    "permuted": lambda m, x, h: torch.permute(h.view(-1, 2, 8), dims=(2, 0, -2)).tanh().permute(1, 2, 0).flatten(1),
+    "moved": lambda m, x, h: h.view(-1, 2, 8).movedim(-1, 0).tanh().moveaxis((0, 2), (2, 1)).flatten(1),
     "unsqueezed": lambda m, x, h: h.unsqueeze(0).relu().squeeze(0),
     "divided": lambda m, x, h: (h / 3).relu(),
     "divided afterwards": lambda m, x, h: h.relu() / m.scale,
@@ -131,6 +135,14 @@ SAID = {
     ),
     "in bins": (lambda m, x, h: torch.bucketize(h, torch.linspace(-1, 1, 5)).to(h), "bucketize"),
     "places to be zero": (lambda m, x, h: written_where(m.c(x), h > 0), "after gt, in no floating-point numbers"),
+    "written by what is not known": (
+        lambda m, x, h: h.clone().index_fill_(0, torch.tensor([1]), 0.0),
+        "not seen writes",
+    ),
+    "scaled by einsum without an arrow": (
+        lambda m, x, h: torch.einsum("bn,n", h, m.scale)[:, None] * h,
+        "several ways: as it is; after mul",
+    ),
     "two readers": (lambda m, x, h: m.c(h.relu()) + m.c(h.tanh()), "several ways"),
 }
 

@@ -170,6 +170,11 @@ def test_refusals():
         few.cka(debiased=True)
     with pytest.raises(ValueError, match="n: "):
         LayerComparison(0, 3)
+    assert str(LayerComparison(2, 3)) == "LayerComparison(2 and 3 neurons, 0 samples)"
+    with pytest.raises(ValueError, match="backend: expected one of 'triton', 'torch', got 'numpy'"):
+        LayerComparison(2, 3, backend="numpy")
+    with pytest.raises(ValueError, match="activations: expected device meta like the accumulator, got cpu"):
+        LayerComparison(2, 3, device="meta").update(torch.ones(4, 2), torch.ones(4, 3))
 
 
 def test_examples():

@@ -264,6 +264,14 @@ def test_one_rank(alone):
     assert torch.equal(gram.cosine_matrix(), before)
 
 
+@pytest.mark.parametrize("neurons", [7, 140])
+def test_products_of_many_samples_are_added_in_parts(alone, neurons):
+    """More samples than are multiplied together: few products are added when they are whole, many in place."""
+    x = torch.randn(40_000, neurons) + 0.5
+    for center in (False, True):
+        check_values(sdsd.sharded_cosine(x, center=center), x, center)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("sklearn")
 
-from sdsd.geometry import GramAccumulator, neuron_cosine_matrix
+from sdsd.geometry import GramAccumulator, collect_activations, neuron_cosine_matrix
 from sdsd.geometry.cosines import similarity
 from sdsd.geometry.map import embedding
 from sdsd.geometry.map.neuron_map import NeuronMap
@@ -176,6 +176,19 @@ def test_from_model_is_from_its_activations():
     assert [pair[:2] for pair in found.nearest] == [pair[:2] for pair in wanted.nearest]
     with pytest.raises(ValueError, match="expected a pattern that matches one layer, got 0, 1, 2"):
         NeuronMap.from_model(model, "*", batches)
+
+
+def test_what_was_collected_is_mapped():
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(40, 5)
+    collected = collect_activations(model, [x], "0")["0"]
+    once, again = NeuronMap.from_model(model, "0", [x]), NeuronMap.from_activations(collected)
+    assert torch.equal(once.cosine, again.cosine)
+    assert (again.layer, again.taken_after, again.samples) == ("0", "relu", 40)
+    centred = NeuronMap.from_activations(collected, center=True, layer="first")
+    assert centred.layer == "first"
+    torch.testing.assert_close(centred.cosine, torch.corrcoef(model[:2](x).T), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="neuron_dim: it goes with a tensor"):
+        NeuronMap.from_activations(collected, neuron_dim=0)
 
 
 def test_from_cosine():

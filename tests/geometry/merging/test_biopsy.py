@@ -234,15 +234,18 @@ def test_an_earlier_result_is_extended():
     assert counted.calls == 1 + len(second.measurements.losses) - known
 
 
-@pytest.mark.parametrize("change", ["weights", "loss", "layer", "how", "file", "type"])
+@pytest.mark.parametrize("change", ["weights", "buffer", "loss", "layer", "how", "file", "other file", "type"])
 def test_measurements_of_something_else_are_refused(tmp_path, change):
     model, path = mlp(), tmp_path / "biopsy.jsonl"
     cosine = weight_cosine(model, "0")
     options = {"cosine": cosine, "resume": path, "gram": cosine + 1}
+    model.register_buffer("offset", torch.zeros(2), persistent=False)
     biopsy(model, "0", small_loss, 1, **options)
     layer, loss, error, says = "0", small_loss, ValueError, "other weights"
     if change == "weights":
         model[4].bias.data[0] += 1e-3
+    if change == "buffer":
+        model.offset += 1
     if change == "loss":
         loss, says = (lambda model: small_loss(model) * 1.001), "another loss or other data"
     if change == "layer":
@@ -251,6 +254,9 @@ def test_measurements_of_something_else_are_refused(tmp_path, change):
         options["how"], says = "act", "how 'mean'"
     if change == "file":
         path.write_text("a diary\n")
+        says = "does not hold measurements"
+    if change == "other file":
+        path.write_text(path.read_text().replace('"measurements"', '"notes"'))
         says = "does not hold measurements"
     if change == "type":
         options["resume"], error, says = 3, TypeError, "expected a path"

@@ -340,3 +340,22 @@ def test_a_model_is_recorded_once_while_it_is_unchanged(monkeypatch):
     consolidate(model, "0", [(0, 1)], example_input=x, inplace=True)
     consumers(model, "0", x)
     assert len(runs) == 6
+
+
+def test_a_group_as_a_picture_and_as_a_table():
+    model = nn.Sequential(conv(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 2, 1)).double()
+    group = consumers(model, "0", torch.zeros(2, 2, 8, 8).double())
+    assert group.picture() == "0 [4] ──→ 1 [4] ──→ 3 [4]"
+    rows = {row["tensor"]: (row["role"], row["axis"], row["entries"], row["each"]) for row in group.table()}
+    assert rows["0.weight"] == ("writer", 0, 4, 1)
+    assert rows["1.bias"] == ("between", 0, 4, 1)
+    assert rows["3.weight"] == ("reader", 1, 4, 1)
+    stream = Forward(
+        lambda m, x: m.head(m.norm((h := m.inlet(x)) + m.one(m.norm(h)))),
+        inlet=linear(5, 8),
+        one=linear(8, 8),
+        norm=nn.LayerNorm(8),
+        head=linear(8, 3),
+    ).double()
+    pictured = consumers(stream, "inlet", torch.zeros(4, 5).double()).picture()
+    assert pictured.splitlines() == ["inlet [8] ─┬→ norm [8] ─┬→ one [8]", "one [8]    │            │  head [8]"]

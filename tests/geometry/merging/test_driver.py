@@ -189,8 +189,11 @@ def test_pairs_across_the_groups_of_a_norm_are_not_planned():
 @pytest.mark.parametrize("inplace", [False, True])
 def test_experts_go_too_when_asked_for(inplace):
     model, x = mixture()
-    by_hand = copy.deepcopy(model)
-    smaller, report = consolidate_model(model, [x], experts="*experts", above=-1, inplace=inplace)
+    before, by_hand = copy.deepcopy(model), copy.deepcopy(model)
+    evaluate = lambda model: model(x).square().mean().item()  # noqa: E731
+    smaller, report = consolidate_model(
+        model, [x], experts="*experts", above=-1, inplace=inplace, evaluate=evaluate, example_input=x
+    )
     assert (smaller is model) == inplace
     row = next(row for row in report.layers if row.layer == "experts")
     assert row.neurons == (3, 2)
@@ -203,6 +206,9 @@ def test_experts_go_too_when_asked_for(inplace):
             stack.enter_context(merge(by_hand, layer, pairs, example_input=x))
         wanted = remove_experts(by_hand, "experts", [gone], example_input=x)
     assert_same(smaller(x), wanted(x))
+    assert report.evaluated == pytest.approx((evaluate(before), evaluate(wanted)))
+    alone = remove_experts(before, "experts", [gone], example_input=x)
+    assert row.alone == pytest.approx(evaluate(alone))
     assert report.parameters[1] == sum(each.numel() for each in smaller.parameters())
     with pytest.raises(ValueError, match="experts: it goes with by='cosine'"):
         consolidate_model(model, [x], experts="*experts", by="cost", below=1)

@@ -139,6 +139,11 @@ def test_the_report_is_json_and_a_page(tmp_path):
     assert sum(1 for name, value in seen.attributes if (name, value) == ("class", "gone")) >= 3
     assert all(f"{row.foretold:.2%}" in page for row in report.layers if row.pairs)
     assert f"{report.evaluated[1]:.6g}" in page
+    _, report = consolidate_model(deep()[0], [x], budget=0.25, check=False)
+    page = report.save_html(tmp_path / "plain.html").read_text(encoding="utf-8")
+    assert "Evaluated" not in page
+    assert "evaluated alone" not in page
+    assert "The smaller network was not compared with the merged one." in page
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,9 @@ def test_bad_plans(tmp_path):
         plan.without("nine")
     file = tmp_path / "plan.json"
     file.write_text("{}", encoding="utf-8")
-    for path in (file, tmp_path / "none.json"):
+    other = plan.save(tmp_path / "other.json")
+    other.write_text(other.read_text(encoding="utf-8").replace("consolidation plan", "shopping list"), encoding="utf-8")
+    for path in (file, other, tmp_path / "none.json"):
         with pytest.raises(ValueError, match="expected a file that ConsolidationPlan.save wrote"):
             ConsolidationPlan.load(path)
     with pytest.raises(ValueError, match="no layer '.'"):

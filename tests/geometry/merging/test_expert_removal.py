@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sdsd.geometry import remove_experts
+from sdsd.geometry import plan_consolidation, remove_experts
 from tests.geometry.merging.networks import Stacked, made, tokens
 
 
@@ -134,6 +134,18 @@ def test_experts_in_groups_and_routers_that_are_not_found_are_named():
     model.layers[0].other = nn.Linear(5, 3)
     with pytest.raises(ValueError, match=r"found \['layers.0.gate', 'layers.0.other'\]. Pass router="):
         remove_experts(model, "layers.0.experts", [0], example_input=x)
+    with pytest.raises(
+        ValueError, match="expected a module with a weight of 3 rows, one an expert, got 'layers.0.none'"
+    ):
+        remove_experts(model, "layers.0.experts", [0], router="layers.0.none", example_input=x)
+    plan = plan_consolidation(model, [x], experts="layers.*.experts", above=-1, example_input=x)
+    refused = {row.layer: row.refused for row in plan.layers if row.layer.endswith("experts")}
+    assert "'layers.0.other'" in refused["layers.0.experts"]
+    assert refused["layers.1.experts"] == ""
+    model.layers[1].gate.top_k = 3
+    plan = plan_consolidation(model, [x], experts="layers.1.experts", above=-1, example_input=x)
+    assert [row.refused for row in plan.layers if row.layer.endswith("experts")] == ["each token goes to all 3 experts"]
+    model.layers[1].gate.top_k = 2
     model.layers[0].gate.n_group = 3
     with pytest.raises(ValueError, match="3 groups of experts by their places"):
         remove_experts(model, "layers.0.experts", [0], router="layers.0.gate", example_input=x)

@@ -194,6 +194,33 @@ RIGHT = {
         lambda: {"a": nn.ConvTranspose3d(3, 12, 2), "b": nn.ConvTranspose3d(12, 2, 2)},
     ),
     "padded with ones": (lambda m, x: m.b(functional.pad(m.a(x).relu(), (1, 1, 1, 1), value=1.0)), pictures, pointwise),
+    "convolution by keywords": (
+        lambda m, x: m.b(functional.conv2d(input=(h := m.a(x)), weight=m.deep.weight, groups=h.shape[1])),
+        pictures,
+        lambda: pointwise(deep=conv(12, 12, 3, groups=12, bias=False)),
+    ),
+    "shapes by keywords": (
+        lambda m, x: m.b(torch.unflatten(input=m.a(x), dim=0, sizes=(1, -1)).view(torch.numel(input=x) // 16, -1)),
+        rows,
+        dense,
+    ),
+    "narrowed by keywords": (
+        lambda m, x: m.b(torch.narrow(input=(h := m.a(x)), dim=1, start=0, length=h.shape[1]).relu()),
+        rows,
+        dense,
+    ),
+    "one row written over others": (
+        lambda m, x: m.b(m.a(x).relu().index_put((torch.tensor([0, 2]),), m.c.bias)),
+        rows,
+        lambda: dense(c=linear(16, 12)),
+    ),
+    "rows filled with a number in a tensor": (
+        lambda m, x: m.b(m.a(x).relu().index_fill(0, torch.tensor([1]), torch.tensor(0.5).double())),
+        rows,
+        dense,
+    ),
+    "nothing put in front": (lambda m, x: m.b(torch.cat([x.new_empty(0), m.a(x).relu()])), rows, dense),
+    "nothing added up": (lambda m, x: m.b(m.a(x)) + torch.cat([x.new_empty(0)] * 2).sum(), rows, dense),
     "linear as a convolution": (
         lambda m, x: functional.conv2d(m.a(x).relu(), m.b.weight[:, :, None, None]),
         pictures,

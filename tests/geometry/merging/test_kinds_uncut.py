@@ -131,6 +131,13 @@ REFUSED = {
         lambda: dense(b=linear(16, 3)),
         "taken by their places",
     ),
+    "cropped": (lambda m, x: m.b(functional.pad(m.a(x), (-2, 2))), rows, dense, "pads the axis of the neurons"),
+    "neurons of two layers in one axis": (
+        lambda m, x: m.b((m.a(x)[:, :, None] * m.c(x)[:, None]).flatten(1)),
+        rows,
+        lambda: dense(b=linear(144, 4), c=linear(16, 12)),
+        "puts two kinds of neurons into one axis",
+    ),
     "size changed in place": (
         lambda m, x: m.b(m.a(x).detach().clone().resize_(16, 6)),
         rows,

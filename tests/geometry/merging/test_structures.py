@@ -109,6 +109,12 @@ def test_heads_and_groups_of_keys_and_values(written, layer, units):
     smaller, _ = consolidate(model, layer, [(1, 0)], example_input=x)
     assert_same(smaller(x), merged)
     assert (merged - model(x)).abs().max() > 1e-3
+    if written not in ("fused", "chunks"):
+        rows = model.get_submodule(layer)(x)
+        heads = rows.movedim(-1, 0).reshape(units, -1)
+        of_rows, _ = consolidate(model, layer, [(1, 0)], how="absorb", activations=rows, example_input=x)
+        of_heads, _ = consolidate(model, layer, [(1, 0)], how="absorb", gram=heads @ heads.T, example_input=x)
+        assert_same(of_rows(x), of_heads(x))
     answers = group_activations(model, [x], layer)[layer]
     inputs = []
     with evaluating(model):
@@ -233,6 +239,38 @@ def test_hooks_that_a_forward_installs_are_taken_away():
     assert model.seen == {}
     model(x)
     assert model.seen == {"calls": [1]}
+
+
+def test_experts_that_cannot_be_compared_or_merged_say_why():
+    model, x = made(Mixture(True)), tokens(6, 5)
+    model.experts[1] = nn.Sequential(nn.Linear(5, 3), nn.GELU(), nn.Linear(3, 5)).double()
+    with pytest.raises(ValueError, match="experts 0 and 1 of 'experts' have parameters of different shapes"):
+        merge_experts(model, "experts", [(0, 1)])
+    model.forward = lambda x: x
+    with pytest.raises(ValueError, match="experts: 'experts' did not run in these batches"):
+        expert_cosine(model, "experts", [x])
+    alone = nn.ModuleDict({"whole": Experts()})
+    with pytest.raises(TypeError, match=r"\(Experts\) is not called with tokens, chosen experts and weights"):
+        expert_cosine(alone, "whole", [x])
+
+
+@torch.no_grad()
+def test_what_all_experts_share_is_not_merged_and_a_scalar_is():
+    model, x = made(Mixture(False)), tokens(6, 5)
+    model.experts.gain = nn.Parameter(torch.rand(5))
+    model.experts.scale = nn.Parameter(torch.rand(()))
+    gain = model.experts.gain.clone()
+    with merge_experts(model, "experts", [(0, 2)]):
+        assert torch.equal(model.experts.gain, gain)
+    model = made(Mixture(True))
+    for k, expert in enumerate(model.experts):
+        expert.scale = nn.Parameter(torch.tensor(float(k)))
+    with merge_experts(model, "experts", [(0, 2)]):
+        inside = model(x)
+        assert [expert.scale.item() for expert in model.experts] == [1, 1, 1]
+    assert [expert.scale.item() for expert in model.experts] == [0, 1, 2]
+    assert consolidate_experts(model, "experts", [(0, 2)], inplace=True) is model
+    assert torch.equal(model(x), inside)
 
 
 @torch.no_grad()

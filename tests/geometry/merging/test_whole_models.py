@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -112,6 +113,15 @@ def test_layers_of_all_sizes_lose_the_same_share_and_a_ratio_says_it():
     assert [a - b for a, b in (row.neurons for row in report.layers)].count(1) == 1
     assert not fit_config(uneven, x)
     assert not fit_config(uneven, x).fits
+    unbuilt = type("Unbuilt", (Stages,), {"__init__": lambda self, config, more: Stages.__init__(self, config)})
+    fit = fit_config(made(unbuilt(Ratios(), 1)), x)
+    assert not fit
+    assert re.search("Unbuilt is not built from its configuration alone .*'more'.* Save the whole model", fit.why)
+    bent, _ = consolidate_model(model, [x], "up.*", budget=0.01, uniform="share", example_input=x)
+    bent.up[0].dense.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    fit = fit_config(bent, x)
+    assert "a model built with other mlp_ratio has these shapes and computes something else" in fit.why
+    assert bent.config.mlp_ratio == 2.0
 
 
 @torch.no_grad()

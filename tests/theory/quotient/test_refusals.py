@@ -62,6 +62,15 @@ def test_layers_that_cannot_be_rescaled_say_why():
         rescale(make("layer_norm"), "0", torch.ones(8))
 
 
+def test_a_softmax_head_goes_with_a_model_not_with_its_symmetries():
+    model = make("mlp")
+    found, update = symmetries(model), list(model.parameters())
+    for call in (vertical, horizontal, vertical_fraction):
+        call(model, update, softmax_head=True)
+        with pytest.raises(ValueError, match=r"Pass symmetries\(model, softmax_head=True\)"):
+            call(found, update, softmax_head=True)
+
+
 def test_vectors_have_to_match_the_parameters():
     model = Residual()
     good = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}

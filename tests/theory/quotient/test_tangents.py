@@ -55,6 +55,11 @@ def test_gradients_of_an_invariant_loss_are_horizontal(name):
     grads = torch.autograd.grad(functional.cross_entropy(outputs, y), list(model.parameters()))
     assert vertical_fraction(model, grads, **head) <= 1e-20
     assert vertical_fraction(model, list(model.parameters()), **head) > 1e-3
+    for part, wanted in (
+        (vertical(model, grads, **head), [torch.zeros(())] * len(grads)),
+        (horizontal(model, grads, **head), grads),
+    ):
+        assert all((one - other).abs().max() < 1e-9 for one, other in zip(part, wanted, strict=True))
 
 
 def test_projections_are_orthogonal_and_idempotent():

@@ -17,6 +17,7 @@ from . import (
     practice,
     routing,
     sizes,
+    spreads,
     uses,
 )
 
@@ -38,8 +39,7 @@ _MODULES = (
     densities,
     contrast,
     places,
-    one_by_one,
-    newer,
+    spreads,
 )
 ALL = {
     f"{kind}: {name}": program

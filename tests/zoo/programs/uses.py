@@ -272,6 +272,16 @@ SHARED = {
         lambda m, x: m.first(x) @ m.first.own,
         first=lambda: own_name(nn.Linear(8, 8)),
     ),
+    "functions of torch by keywords": vectors(
+        lambda m, x: F.linear(
+            input=torch.prelu(input=torch.addmm(input=m.shift, mat1=x, mat2=m.mixed), weight=m.slope),
+            weight=m.last.weight,
+        ),
+        shift=lambda: parameter(8),
+        mixed=lambda: parameter(8, 8),
+        slope=lambda: parameter(8),
+        last=lambda: nn.Linear(8, 3, bias=False),
+    ),
     "a layer used three times on other shapes": vectors(
         lambda m, x: m.same(m.same(x.unsqueeze(1).expand(-1, 3, -1))).mean(1) + m.same(x),
         same=lambda: nn.Linear(8, 8),

@@ -10,6 +10,7 @@ file                 operations
 `norms.py`           layer norm, RMS norm, group norm, instance norm, batch norm in eval mode
 `joined_norms.py`    layer and group norm by functions whose backward is one kernel's
 `elementwise.py`     + − × ÷ with a parameter, PReLU
+`spreading.py`       a parameter expanded to the shape of samples
 `attention.py`       attention with a mask of parameters
 `recurrent.py`       lstm, gru, rnn_tanh, rnn_relu, packed or not, lstm_cell
 `unrolled.py`        such a layer, run again for one sample
@@ -33,6 +34,7 @@ from torch import Tensor
 from . import attention, convolution, elementwise, grouped, linear, lookup, norms, recurrent
 from .alone import one_by_one
 from .generic import any_operation
+from .spreading import spread_to_samples, spread_together, spreads
 
 _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = map(elementwise.combination, ("add", "subtract", "multiply", "divide"))
 
@@ -95,4 +97,4 @@ RULES: dict[Any, Any] = {
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), recurrent.recurrent),
 }
 
-__all__ = ["RULES", "any_operation", "one_by_one"]
+__all__ = ["RULES", "any_operation", "one_by_one", "spread_to_samples", "spread_together", "spreads"]

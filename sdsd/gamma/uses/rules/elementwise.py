@@ -84,7 +84,7 @@ _NAMES = {"add": "sum", "subtract": "difference", "multiply": "product", "divide
 
 def prelu(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
     """torch.prelu(x, weight): weight (1,) or one value a channel, dimension 1."""
-    x, weight = (args[0], args[1]) if len(args) > 1 else (args[0], kwargs["weight"])
+    x, weight = (args[k] if k < len(args) else kwargs[name] for k, name in enumerate(("input", "weight")))
     if track_of(weight) is not None or not isinstance(track_of(x), Track):
         return any_operation(mode, func, args, kwargs, parameters)
     out = mode.run(func, args, kwargs)

@@ -1,0 +1,82 @@
+"""What a monitor can be asked between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..history import GammaHistory
+from ..stats import GammaStats
+from .meter import Meter
+from .parameters import Parameters
+from .results import Results
+from .session import Session
+
+
+class Readings:
+    """The properties of `GammaMonitor`."""
+
+    _session: Session
+    _parameters: Parameters
+    _meter: Meter
+    _results: Results
+    _steps: int
+
+    @property
+    def scaler(self) -> Any:
+        """The GradScaler whose scale is divided out, or None."""
+        return self._meter.scaler
+
+    @property
+    def mode(self) -> str:
+        """ "exact" or "micro": what the next step is measured by."""
+        return "exact" if self._session.exact else "micro"
+
+    @property
+    def coverage(self) -> Mapping[str, str | None]:
+        """Every parameter that trains → the rule that measures it; None for one that is left out (strict=False)."""
+        return dict(self._parameters.coverage)
+
+    @property
+    def stats(self) -> GammaStats:
+        """What the last measured step gave: on the steps between, which `every` leaves out, it stays.
+
+        Raises:
+            RuntimeError: no step has been measured yet.
+        """
+        if self._results.last is None:
+            raise RuntimeError(
+                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a step() "
+                "that returns statistics; the first does, unless it is skipped with a warning."
+            )
+        return self._results.last
+
+    @property
+    def smoothed(self) -> GammaStats:
+        """`stats.smoothed`: signal and noise of single samples, averaged over the measured steps so far.
+
+        Raises:
+            RuntimeError: no step has been measured yet.
+        """
+        smoothed = self.stats.smoothed
+        assert smoothed is not None
+        return smoothed
+
+    @property
+    def steps(self) -> int:
+        """How many calls of `step` there were, measured or not; `load_state_dict` goes on from another's."""
+        return self._steps
+
+    @property
+    def history(self) -> GammaHistory:
+        """The rows of all measured steps.
+
+        Raises:
+            RuntimeError: none is kept.
+        """
+        if self._results.history is None:
+            raise RuntimeError(
+                "history: expected a monitor that keeps one. Pass history='run.jsonl', or history=sdsd.GammaHistory(), "
+                "to GammaMonitor."
+            )
+        return self._results.history
