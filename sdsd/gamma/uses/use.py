@@ -318,12 +318,16 @@ def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     Of a view, as einsum returns, that is what it is a view of: once somebody writes into the view, or another of the
     same memory, no gradient comes through the view itself any more. Into an expansion nobody can write.
     """
-    base, shape, strides = out._base, out.shape, out.stride()
+    base = out._base
+    return (out, None) if base is None or base.grad_fn is None else _through(base, out)
+
+
+def _through(base: Tensor, out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+    whole, shape, strides = base.stride(), out.shape, out.stride()
     # What lies in memory without gaps, in any order of its dimensions, is made again just so.
-    dense = base is not None and torch.empty_like(base, device="meta").stride() == base.stride()
-    if base is None or base.grad_fn is None or not dense or 0 in strides:
+    if torch.empty_like(base, device="meta").stride() != whole or 0 in strides:
         return out, None
-    whole, offset = base.stride(), out.storage_offset() - base.storage_offset()
+    offset = out.storage_offset() - base.storage_offset()
 
     def cut(grad: Tensor) -> Tensor:
         if grad.stride() != whole:
