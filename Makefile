@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 ZOO := .venv-zoo
 ZOO_ARGS ?=
+DRAWN ?= 0 1000
 TEST_ARGS ?=
 NEWCOMER_ARGS ?=
 VERSION_TESTS ?= tests/test_helpers.py tests/test_validate.py tests/kernels tests/gamma tests/geometry tests/theory
@@ -57,7 +58,7 @@ test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSD
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
 
-test-drawn: $(VENV)/dev.stamp  ## the monitor in programs drawn at random, of seeds DRAWN="0 1000", which takes minutes
+test-drawn: $(VENV)/dev.stamp  ## the monitor in programs drawn at random, of the seeds DRAWN="0 1000", in minutes
 	$(BIN)/python -m tests.zoo.drawn $(DRAWN)
 
 test-zoo: $(ZOO)/stamp  ## monitor, functional geometry and symmetries on architectures people train; docs/coverage.md

@@ -161,6 +161,8 @@ def _counted(name: str) -> Callable[[Count, Any], Any]:
     def counted(self: Count, other: Any) -> Any:
         if isinstance(other, float) and with_float is not None:
             return self._used(with_float(float(int(self)), other), "the model's forward")
+        if name in ("__floordiv__", "__mul__", "__rmul__") and type(other) is int and other == 1:
+            return self  # as with one head
         made = self._derived(operation(int(self), _plain(other)), other)
         if name == "__floordiv__" and isinstance(made, Count) and isinstance(other, Count):
             made.quotients += tuple((one, two) for one in self.origins or (None,) for two in other.origins)

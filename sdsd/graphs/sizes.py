@@ -199,6 +199,8 @@ class Sizes(TorchFunctionMode):
                 continue  # a number of times
             if self.walk.counts(size) and (made or axis is FREE) and size.exact:
                 axis = self.walk.followed(out, dim)
+            if axis is FREE and self.walk.counts(size) and size.origins and not size.ids:
+                self.walk.value(out).written_in = True  # a number computed from a module's, which stays
             if not isinstance(axis, np.ndarray) or not isinstance(size, int) or int(size) < 2:
                 continue
             if self.walk.counts(size):

@@ -90,8 +90,10 @@ def untouched(model: nn.Module, parameters: bool = False) -> Iterator[None]:
         yield
     finally:
         for store, entries in kept:
-            store.clear()
-            store.update(entries)
+            # One that refuses changes, as the configurations of diffusers do, has none.
+            if [*map(id, store), *map(id, store.values())] != [*map(id, entries), *map(id, entries.values())]:
+                store.clear()
+                store.update(entries)
         for tensor, copy in held:
             _put_back(tensor, copy)
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from sdsd_kernels import checks
+
 from ..models import paused
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -106,12 +108,15 @@ def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_p
         The gradients, flattened and joined in the order of `model.parameters()`.  # shape: (n, parameters)
 
     Raises:
-        ValueError: the samples do not divide evenly; BatchNorm in train mode with single samples.
+        ValueError: samples_per_gradient that is no whole number above 0, or does not divide the samples; no parameter
+            that trains; BatchNorm in train mode with single samples.
     """
-    samples = length_of(batch)
+    samples, samples_per_gradient = length_of(batch), checks.check_count(samples_per_gradient, "samples_per_gradient")
     if samples % samples_per_gradient:
         raise ValueError(f"batch: its {samples} samples do not divide into gradients of {samples_per_gradient}.")
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ValueError("model: expected at least one parameter that requires a gradient, got none.")
     if samples_per_gradient > 1:
         starts = range(0, samples, samples_per_gradient)
         return torch.stack(
@@ -126,7 +131,7 @@ def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_p
     loss = _Loss(model, loss_fn)
 
     def of_sample(parameters: dict[str, Tensor], sample: Any) -> Tensor:
-        one = pytree.tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, sample)
+        one = pytree.tree_map(lambda leaf, axis: leaf if axis is None else leaf[None], sample, axes)
         return torch.func.functional_call(loss, {**constant, **parameters}, (one,))
 
     moving = {f"model.{name}": parameter.detach() for name, parameter in trainable.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from collections import UserDict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -23,6 +25,12 @@ from .steps import X, Y, assert_right, attempt, message
 def double():
     with float64_default():
         yield
+
+
+@dataclass
+class Fields:
+    inputs: UserDict
+    labels: torch.Tensor
 
 
 class TestStaleGradients:
@@ -233,6 +241,20 @@ class TestCheck:
         with sdsd.GammaMonitor(model) as monitor:
             monitor.check(lambda m, batch: class_loss(m, batch["x"], batch["y"]), {"x": X, "y": Y})
         assert "0.weight" in capsys.readouterr().out
+
+    def test_batches_as_libraries_give_them(self):
+        """A mapping as tokenizers give it (UserDict), a dataclass, one inside the other; not what hides its tensors."""
+        by_name = lambda m, batch: class_loss(m, batch["x"], batch["y"])  # noqa: E731
+        of_fields = lambda m, batch: class_loss(m, batch.inputs["x"], batch.labels)  # noqa: E731
+        hidden = type("Hidden", (), {"inputs": {"x": X}, "labels": Y})()
+        with sdsd.GammaMonitor(perceptron()) as monitor:
+            plain = monitor.check(by_name, {"x": X, "y": Y})
+            for loss, batch in ((by_name, UserDict(x=X, y=Y, name="a")), (of_fields, Fields(UserDict(x=X), Y))):
+                report = monitor.check(loss, batch)
+                assert report.difference < 1e-5
+                assert report.parameters == plain.parameters
+            with pytest.raises(ValueError, match=r"batch: expected tensors with its \d+ samples .* got Hidden"):
+                monitor.check(of_fields, hidden)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import nn
 import sdsd
 from sdsd._extras import MissingExtraError
 from sdsd.integrations import scalars, write_scalars
+from sdsd.integrations.loggers import to_tensorboard
 
 
 def steps(count):
@@ -85,3 +86,19 @@ def test_import_sdsd_loads_none_of_them():
         "('lightning', 'pytorch_lightning', 'transformers', 'accelerate', 'tensorboard', 'wandb')])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_whatever_has_add_scalar_gets_them():
+    class Writer:
+        def __init__(self):
+            self.written = {}
+
+        def add_scalar(self, name, value, step):
+            self.written[name, step] = value
+
+    writer, last = Writer(), steps(3)[-1]
+    write_scalars(writer, last, 7, "run/", parameters=True)
+    assert writer.written == {(name, 7): value for name, value in scalars(last, "run/", parameters=True).items()}
+    assert ("run/noise_scale/weight", 7) in writer.written
+    to_tensorboard(writer)({"a": 1.0}, 8)
+    assert writer.written["a", 8] == 1.0

@@ -100,6 +100,7 @@ def test_every_study_takes_a_network_or_says_why_not():
         (["quotient", "--model", "{}", "--samples", "16"], "expected at least 2 batches"),
         (["quotient", "--model", "{}", "--seeds", "2"], "belong to networks that a study makes"),
         (["quotient", "--layer", "0"], "pass --model FILE.py, too"),
+        (["orbit", "--model", "{}", "--layer", "0"], "--layer: expected two layers, WRITER:READER, got '0'"),
         (["quotient", "--model", "missing.py"], "missing.py: there is no such file"),
     ],
 )
@@ -119,6 +120,12 @@ def test_a_network_without_hidden_layers_that_rescale_says_which_to_name(net, ca
     assert "Traceback" not in said
     [found] = measured(net, capsys, "orbit", "--layer", "0:2")
     assert found["numbers"]["0"]["caps"] == 16
+
+
+def test_a_loader_without_a_batch(net, capsys):
+    net.write_text(f"{NET}\nloader = []\n", encoding="utf-8")
+    assert main(["study", "flatness", "--model", str(net), "--out", str(net.parent / "own")]) == 2
+    assert f"{net}: loader gave no batch." in capsys.readouterr().err
 
 
 def test_numbers_are_written_where_no_figure_can_be(net, capsys, monkeypatch):

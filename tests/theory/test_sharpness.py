@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sdsd.theory import canonicalize, random_representative, sharpness
+from sdsd.theory import canonicalize, gradient_rows, random_representative, sharpness
 
 from . import models
 
@@ -96,3 +98,34 @@ def test_too_few_products(model):
     with pytest.raises(ValueError, match="tolerance: expected a number above 0"):
         sharpness(model, DATA, loss_of, tolerance=0.0)
     assert "at the canonical representative" in str(sharpness(model, DATA, loss_of))
+
+
+def test_parameters_that_are_frozen_or_not_finite_and_gradients_of_no_samples_are_refused(model):
+    frozen, broken = copy.deepcopy(model).requires_grad_(False), copy.deepcopy(model)
+    next(broken.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="at least one parameter that requires a gradient, got none"):
+        sharpness(frozen, DATA, loss_of, canonicalize=False)
+    with pytest.raises(ValueError, match="expected finite parameters, got NaN or infinity"):
+        sharpness(broken, DATA, loss_of, canonicalize=False)
+    with pytest.raises(ValueError, match="at least one parameter that requires a gradient, got none"):
+        gradient_rows(frozen, loss_of, DATA, 1)
+    for wrong in (0, -2, True, 1.5):
+        with pytest.raises(ValueError, match="samples_per_gradient: expected a whole number, at least 1, got"):
+            gradient_rows(model, loss_of, DATA, wrong)
+    with pytest.raises(ValueError, match="its 200 samples do not divide into gradients of 3"):
+        gradient_rows(model, loss_of, DATA, 3)
+
+
+def test_a_number_beside_the_samples_is_the_same_for_all(model):
+    """A tensor without dimensions in a batch has no samples, and reaches the loss as it is."""
+
+    def scaled(model: nn.Module, batch) -> Tensor:
+        assert batch["scale"].ndim == 0
+        return cross_entropy(model(batch["x"]) * batch["scale"], batch["y"])
+
+    batch = {"x": INPUTS[:8], "y": LABELS[:8], "scale": torch.tensor(2.0).double()}
+    rows = gradient_rows(model, scaled, batch, 1)
+    for k in range(8):
+        part = {"x": INPUTS[k : k + 1], "y": LABELS[k : k + 1], "scale": batch["scale"]}
+        wanted = torch.autograd.grad(scaled(model, part), list(model.parameters()))
+        assert torch.allclose(rows[k], torch.cat([each.flatten() for each in wanted]), rtol=1e-10, atol=1e-12)

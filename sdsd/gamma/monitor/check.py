@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -122,18 +124,42 @@ def beside_loop(
 def slices(batch: Any, n: int, axis: int | None) -> Iterator[Any]:
     """The batch's samples, each a batch of one: every tensor with n entries along `axis` is cut.
 
-    With None, lists and tuples of n entries, none of which is one itself, and tensors of n rows.
+    With None, lists and tuples of n entries, none of which is one itself, and tensors of n rows. ValueError where there
+    is nothing to cut.
     """
     if axis is None:
         yield from (_listed(batch, n, k) for k in range(n))
         return
-    leaves, structure = pytree.tree_flatten(batch)
     for k in range(n):
-        cut = [
-            leaf.narrow(axis, k, 1) if isinstance(leaf, Tensor) and leaf.ndim > axis and leaf.shape[axis] == n else leaf
-            for leaf in leaves
-        ]
-        yield pytree.tree_unflatten(cut, structure)
+        cut: list[Tensor] = []
+        sample = _part(batch, n, axis, k, cut)
+        if not cut:
+            raise ValueError(
+                f"batch: expected tensors with its {n} samples along dimension {axis}, in tuples, lists, mappings or "
+                f"dataclasses, got {type(batch).__name__}. Pass them so, and let loss_fn take them."
+            )
+        yield sample
+
+
+def _part(value: Any, n: int, axis: int, k: int, cut: list[Tensor]) -> Any:
+    """Sample k of what a batch holds; `cut` gets what has been cut."""
+    if isinstance(value, Tensor):
+        if value.ndim <= axis or value.shape[axis] != n:
+            return value
+        cut.append(value)
+        return value.narrow(axis, k, 1)
+    if isinstance(value, MutableMapping):  # as a tokenizer gives them, too
+        part = copy.copy(value)
+        for name in value:
+            part[name] = _part(value[name], n, axis, k, cut)
+        return part
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
+        return dataclasses.replace(value, **{name: _part(each, n, axis, k, cut) for name, each in fields.items()})
+    leaves, structure = pytree.tree_flatten(value, is_leaf=lambda each: each is not value)
+    if len(leaves) == 1 and leaves[0] is value:
+        return value
+    return pytree.tree_unflatten([_part(leaf, n, axis, k, cut) for leaf in leaves], structure)
 
 
 def _listed(batch: Any, n: int, k: int) -> Any:

@@ -64,6 +64,16 @@ OBSTACLES = {
         REMOVAL,
         "the size of other neurons",
     ),
+    "the size of other neurons, in one head": (
+        lambda m, x: m.head(m.first(x).view(len(x), -1, 1, m.other(x).shape[-1] // 1 * 1).flatten(1)),
+        REMOVAL,
+        "the size of other neurons",
+    ),
+    "joined with what is repeated as often as a number of the model's says": (
+        lambda m, x: m.head(m.first(x) + x[:, :1].repeat(1, m.half + 3)),
+        REMOVAL,
+        "a tensor is made with the size 6 written into it",
+    ),
     "a number for these and others": (
         lambda m, x: m.head(m.first(x).view(6, 1, m.width)[:, 0]) + m.last(m.other(x).view(6, 1, m.width)[:, 0]),
         REMOVAL,
@@ -84,7 +94,7 @@ def test_what_cannot_be_followed_is_said(name):
     forward, blocks, says = OBSTACLES[name]
     model = Forward(forward, first=linear(6, 6), other=linear(6, 6), head=linear(6, 4), last=linear(6, 4))
     model.masked = prune.random_unstructured(linear(6, 4), "weight", 0.4)
-    model.width = 6
+    model.width, model.half = 6, 3
     found = consumers(model, "first", torch.rand(6, 6))
     assert any(says in str(obstacle) and obstacle.blocks == blocks for obstacle in found.obstacles), found
     assert all(obstacle.where and obstacle.advice for obstacle in found.obstacles)

@@ -259,3 +259,30 @@ def test_nothing_is_said_to_be_equal_where_there_was_nothing_to_compare():
     _, report = consolidate(model, "0", [(0, 1)], example_input=torch.zeros(0, 5))
     assert not report.compared
     assert "no finite number" in str(report)
+
+
+class Frozen(dict):
+    """A configuration that refuses to be changed, as that of a model of diffusers."""
+
+    def _refuse(self, *args, **kwargs):
+        raise TypeError("a frozen dictionary")
+
+    update = clear = pop = setdefault = __setitem__ = __delitem__ = _refuse
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_what_cannot_be_changed_is_not_put_back():
+    def forward(m, x):
+        m.seen["batches"] = m.seen.get("batches", 0) + 1
+        return m.b(m.a(x).tanh() * m.config["scale"])
+
+    model = Forward(forward, a=nn.Linear(5, 6), b=nn.Linear(6, 3))
+    model.config, model.seen = Frozen(scale=2.0), {"batches": 7}
+    x = torch.randn(4, 5)
+    smaller, report = consolidate(model, "a", [(0, 1)], example_input=x)
+    assert report.compared
+    assert smaller.config == model.config == {"scale": 2.0}
+    assert model.seen == {"batches": 7}
+    assert list(collect_activations(model, [x], "a")) == ["a"]

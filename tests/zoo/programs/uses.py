@@ -272,6 +272,27 @@ SHARED = {
         lambda m, x: m.first(x) @ m.first.own,
         first=lambda: own_name(nn.Linear(8, 8)),
     ),
+    "a parameter over samples and under them": vectors(
+        lambda m, x: m.last(m.first(x) / (1 + m.under.square()) + m.over / (1 + x.square())),
+        under=lambda: parameter(8),
+        over=lambda: parameter(8),
+        first=lambda: nn.Linear(8, 8),
+        last=lambda: nn.Linear(8, 3),
+    ),
+    "complex factors and divisors": vectors(
+        lambda m, x: (
+            (z := torch.complex(x[:, :4], x[:, 4:])).mul(m.factor).abs() + (z / torch.view_as_complex(m.pairs)).abs()
+        ),
+        factor=lambda: parameter(4),
+        pairs=lambda: parameter(4, 2),
+    ),
+    "scores with a learned table": vectors(
+        lambda m, x: F.scaled_dot_product_attention(
+            (h := m.first(x).view(-1, 2, 4)), h, h, attn_mask=m.table, scale=0.5
+        ).flatten(1),
+        first=lambda: nn.Linear(8, 8),
+        table=lambda: parameter(2, 2),
+    ),
     "functions of torch by keywords": vectors(
         lambda m, x: F.linear(
             input=torch.prelu(input=torch.addmm(input=m.shift, mat1=x, mat2=m.mixed), weight=m.slope),
