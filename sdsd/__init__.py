@@ -44,6 +44,7 @@ inside                what is there
 `_progress.py`        how far a long call is
 `_tensor_files.py`    tensors from files
 `_student_t.py`       quantiles of Student's t
+`_drafts.py`           files that are whole or not there
 `_drawing.py`         figures without a display
 `_terminal.py`        output that is not Unicode
 `_interrupts.py`      Ctrl-C, which always ends a command

@@ -22,8 +22,8 @@ RETIRED = {"tf32": "fp16", "bf16": "fp16", "bf16x3": "float32"}
 
 def check_float_tensor(value: Any, name: str) -> Tensor:
     """Return `value` if it is a dense tensor of a real floating-point dtype; otherwise a TypeError that says how."""
-    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
-    if dense and value.dtype in FLOAT_DTYPES:
+    strided = isinstance(value, Tensor) and value.layout == torch.strided
+    if strided and value.dtype in FLOAT_DTYPES and not (value.is_nested or hasattr(value, "device_mesh")):
         return value
     raise _no_float_tensor(value, name)
 
@@ -33,6 +33,8 @@ def _no_float_tensor(value: Any, name: str) -> TypeError:
         what = f"a torch.Tensor, got {type(value).__name__}. Convert it first, for example with torch.as_tensor({name})"
     elif value.is_nested:
         what = f"a dense tensor, got a nested one. Pass torch.cat({name}.unbind()), all samples behind each other"
+    elif hasattr(value, "device_mesh"):
+        what = f"a tensor of this process, got a {type(value).__name__}. Pass {name}.full_tensor(), or .to_local()"
     elif value.is_quantized:
         what = f"a floating-point tensor, got a quantised one ({value.dtype}). Pass {name}.dequantize()"
     elif value.layout != torch.strided:

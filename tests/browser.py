@@ -129,7 +129,7 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def call(self, method: str, timeout: float = 60, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, timeout: float = 300, **parameters: Any) -> dict[str, Any]:
         """Send a command and wait for its answer."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}

@@ -15,6 +15,7 @@ line and status 2; SDSD_DEBUG=1 shows the traceback as well.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import shlex
@@ -28,7 +29,7 @@ from .._interrupts import work_begins
 from .._terminal import spell_what_cannot_be_shown
 from . import claims, completion, demo, gamma, geometry, map, study, theory, validate, watch
 from .parser import CommandLineError, build_parser, check_command_name, unknown_words
-from .status import BAD_INPUT, FELL_SHORT, INTERRUPTED, LOGGER, OK, complain, show_warning
+from .status import BAD_INPUT, FELL_SHORT, INTERRUPTED, LOGGER, OK, complain, no_room, show_warning
 
 __all__ = ["BAD_INPUT", "COMMANDS", "FELL_SHORT", "INTERRUPTED", "OK", "main"]
 
@@ -88,13 +89,7 @@ def run(arguments: list[str]) -> int:
     try:
         return command.run(known)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) or error.filename is not None or error.errno is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, BrokenPipeError) or error.errno is None or (error.filename is not None and not full):
             raise
-        raise OSError(no_room(error, getattr(known, "out", None))) from error
-
-
-def no_room(error: OSError, out: object) -> str:
-    """What a write that failed means; the system says neither which file it was nor what to do."""
-    if out is None:
-        return f"standard output: could not be written ({error.strerror})."
-    return f"{out}: could not be written to the end ({error.strerror}). Make room, or choose another with --out."
+        raise OSError(no_room(error.filename or getattr(known, "out", None), error.strerror)) from error

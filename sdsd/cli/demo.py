@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from .parser import Command, natural_number, positive_integer
-from .status import INTERRUPTED, OK, complain
+from .status import INTERRUPTED, OK, complain, no_room
 from .tables import print_text
 
 
@@ -18,10 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ..gamma import history
     from ..studies import DemoConfig, run_demo
 
     config = DemoConfig(seed=arguments.seed, **({"epochs": arguments.epochs} if arguments.epochs else {}))
-    result = run_demo(arguments.out, config, quiet=arguments.quiet)
+    try:
+        result = run_demo(arguments.out, config, quiet=arguments.quiet)
+    except history.NotWrittenError as error:
+        raise OSError(no_room(error.path, error.reason)) from error
     if not arguments.quiet:
         from ..studies import summary_lines
 

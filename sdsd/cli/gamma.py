@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from .parser import Command, CommandLineError, add_json, level, positive_integer
-from .status import FELL_SHORT, INTERRUPTED, OK, complain_of_users_code
+from .status import FELL_SHORT, INTERRUPTED, OK, complain_of_users_code, no_room
 from .tables import print_json, print_table, print_text
 
 
@@ -98,6 +98,7 @@ def check_gamma_options(arguments: argparse.Namespace, training: bool) -> None:
 
 
 def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
+    from ..gamma import history
     from ..studies import UserCodeError, train_file
 
     try:
@@ -112,6 +113,8 @@ def gamma_of_training(path: str, arguments: argparse.Namespace) -> int:
         )
     except UserCodeError as error:
         return complain_of_users_code(error)
+    except history.NotWrittenError as error:
+        raise OSError(no_room(error.path, error.reason, "--history")) from error
     smoothed = run.stats.smoothed if run.stats is not None else None
     if arguments.json:
         stats = {} if run.stats is None else run.stats.to_dict()

@@ -20,6 +20,13 @@ def complain(message: str, status: int) -> int:
     return status
 
 
+def no_room(path: object, reason: object, option: str = "--out") -> str:
+    """What a write that failed means; the system says neither which file it was nor what to do."""
+    if path is None:
+        return f"standard output: could not be written ({reason})."
+    return f"{path}: could not be written to the end ({reason}). Make room, or choose another with {option}."
+
+
 class HasTraceback(Protocol):
     """An error in the user's file."""
 

@@ -12,6 +12,7 @@ file or folder     what is inside
 `layers/`          the same module by module, for code that torch.compile traces
 `precondition.py`  an optimizer's metric
 `history.py`       `GammaHistory`: the measured steps as rows, a file that grows, a table, a picture
+`rows.py`          such a row, and its line in a file
 `plots.py`         those pictures
 `recommend.py`     `recommend_batch`
 `published.py`     `compute_gamma`

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
-import os
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsd_kernels import checks
 
+from .._drafts import draft_of
 from .._extras import require
-from .recommend import recommend_batch
+from .rows import COLUMNS, TOTAL, Row, line_of, row_of, row_of_line
 from .stats import GammaStats
 
 if TYPE_CHECKING:
@@ -29,30 +29,9 @@ WAITING = 64
 """Measured steps whose numbers stay on their device: they are copied together, for a copy waits for the device."""
 SECONDS = 5.0
 """After which waiting steps are written to a file all the same, so that who watches it sees them."""
-TOTAL = "total"
-COLUMNS = (
-    "step",
-    "parameter",
-    "batch_size",
-    "signal",
-    "noise",
-    "gamma",
-    "gamma_unbiased",
-    "noise_scale",
-    "smoothed_gamma",
-    "smoothed_noise_scale",
-    "noise_scale_low",
-    "noise_scale_high",
-    "confidence",
-    "phase",
-    "recommended_batch",
-    "verdict",
-    "advice",
-)
 SMOOTHED = ("smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase")
 LAST = 10
 """Rows that a notebook shows."""
-Row = dict[str, Any]
 
 
 class GammaHistory(Sequence[Row]):
@@ -101,6 +80,7 @@ class GammaHistory(Sequence[Row]):
         self.parameters = parameters
         self._waiting: list[tuple[int, GammaStats]] = []
         self._rows: list[Row] = []
+        self._unwritten: list[Row] = []
         self._written = time.monotonic()
         self._size: int | None = 0
         """Of the file as this history left it, in bytes; None where that is not known."""
@@ -127,18 +107,20 @@ class GammaHistory(Sequence[Row]):
 
         Raises:
             ValueError: no whole number.
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; the step is kept, and written with the next ones.
         """
         step = checks.check_count(step, "step", least=0)
         last = self._waiting[-1][0] if self._waiting else self._rows[-1]["step"] if self._rows else 0
         if step <= last:
-            self.flush()
+            self._collect()
             kept = [row for row in self._rows if row["step"] < step]
             LOGGER.info("step %d comes again: %d rows from it on are replaced", step, len(self._rows) - len(kept))
             self._rows = kept
+            self._waiting.append((step, stats))
             if self._is_ours():
                 self._write_all()
-        self._waiting.append((step, stats))
+        else:
+            self._waiting.append((step, stats))
         late = self.path is not None and time.monotonic() - self._written >= SECONDS
         if late or len(self._waiting) >= WAITING:
             self.flush()
@@ -149,18 +131,18 @@ class GammaHistory(Sequence[Row]):
         Raises:
             OSError: the file cannot be written; its rows stay in memory, and the next call writes them.
         """
+        self._collect()
+        self._written = time.monotonic()
+        if (self._unwritten or self._size is None) and self._is_ours():
+            self._write()
+
+    def _collect(self) -> None:
+        """Make rows of the steps that wait: reading needs no file, nor room in one."""
         waiting, self._waiting = self._waiting, []
         fresh = [row for step, stats in waiting for row in self._rows_of(step, stats)]
         self._rows += fresh
-        self._written = time.monotonic()
-        if fresh and self._is_ours():
-            try:
-                self._write(fresh)
-            except OSError as error:
-                raise OSError(
-                    f"{self.path}: the history could not be written there ({error.strerror}). Its rows are in memory: "
-                    "make room and call flush() again, or save_csv() elsewhere."
-                ) from error
+        if self.path is not None:
+            self._unwritten += fresh
 
     def _is_ours(self) -> bool:
         """Whether there is a file to write to: not one that somebody else has changed, which is left to them."""
@@ -174,33 +156,33 @@ class GammaHistory(Sequence[Row]):
         )
         LOGGER.warning("%s", text)
         warnings.warn(text, RuntimeWarning, stacklevel=4)
-        self.path = None
+        self.path, self._unwritten = None, []
         return False
 
-    def _write(self, fresh: list[Row]) -> None:
+    def _write(self) -> None:
         assert self.path is not None
         if self._size is None or not self.path.exists():
             self._write_all()
             return
         self._size = None  # what a write that fails leaves there is not known
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(row) for row in fresh)
-        self._size = self.path.stat().st_size
+        with _naming(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.writelines(line_of(row) for row in self._unwritten)
+        self._now_written()
 
     def __getstate__(self) -> dict[str, Any]:
-        self.flush()
-        return self.__dict__ | {"path": None, "_rows": list(self._rows), "_waiting": []}
+        self._collect()
+        return self.__dict__ | {"path": None, "_rows": list(self._rows), "_waiting": [], "_unwritten": []}
 
     def __len__(self) -> int:
-        self.flush()
+        self._collect()
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        self.flush()
+        self._collect()
         return self._rows[index]
 
     def __iter__(self) -> Iterator[Row]:
-        self.flush()
+        self._collect()
         return iter(self._rows)
 
     def __repr__(self) -> str:
@@ -260,15 +242,13 @@ class GammaHistory(Sequence[Row]):
             The path.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; what was there stays.
         """
-        path = Path(path)
-        draft = path.with_name(path.name + ".part")
-        with draft.open("w", encoding="utf-8", newline="") as file:
+        rows, path = list(self), Path(path)
+        with _naming(path), draft_of(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(self)
-        os.replace(draft, path)
+            writer.writerows(rows)
         return path
 
     def plot(self, parameter: str = TOTAL, *, axes: Any = None) -> tuple[Any, Any]:
@@ -290,78 +270,48 @@ class GammaHistory(Sequence[Row]):
         return plot_history(self, parameter, axes)
 
     def _rows_of(self, step: int, stats: GammaStats) -> Iterator[Row]:
-        yield _row(step, TOTAL, stats)
+        yield row_of(step, TOTAL, stats)
         if self.parameters:
             for name, part in stats.parameters.items():
-                yield _row(step, name, part)
+                yield row_of(step, name, part)
 
     def _write_all(self) -> None:
         assert self.path is not None
+        self._size = None  # a file that stays as it was has rows that are replaced
         target = self.path.resolve()  # a link stays one
-        draft = target.with_name(target.name + ".part")
-        draft.write_text("".join(map(_line, self._rows)), encoding="utf-8")
-        os.replace(draft, target)
+        with _naming(self.path), draft_of(target) as draft, draft.open("w", encoding="utf-8") as file:
+            file.writelines(map(line_of, self._rows))
+        self._now_written()
+
+    def _now_written(self) -> None:
+        assert self.path is not None
+        self._unwritten = []
         self._size = self.path.stat().st_size
 
 
-def _row(step: int, name: str, stats: GammaStats) -> Row:
-    smoothed = stats.smoothed
-    interval, level = (None, None) if smoothed is None else (smoothed.noise_scale_interval, smoothed.confidence)
-    low, high = interval or (math.nan, math.nan)
-    per_sample = math.nan if smoothed is None else smoothed.gamma_unbiased / smoothed.samples_per_gradient
-    advice = None if smoothed is None or smoothed.confidence is None else recommend_batch(smoothed)
-    values = (
-        step,
-        name,
-        stats.batch_size,
-        stats.signal,
-        stats.noise,
-        stats.gamma,
-        stats.gamma_unbiased,
-        stats.noise_scale,
-        per_sample,
-        math.nan if smoothed is None else smoothed.noise_scale,
-        low,
-        high,
-        None if interval is None else level,
-        None if smoothed is None else smoothed.phase,
-        None if advice is None else advice.samples,
-        None if advice is None else advice.verdict,
-        None if advice is None or name != TOTAL else str(advice),
-    )
-    return dict(zip(COLUMNS, values, strict=True))
+class NotWrittenError(OSError):
+    """A history's file cannot be written. Rows stay in memory. `path` and `reason` say where and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(
+            f"{path}: the history could not be written there ({reason}). Its rows are in memory: make room and call "
+            "flush() again, or save_csv() elsewhere."
+        )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have errors of a file system, which name no file where a disk is full, say which it was."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWrittenError(path, error.strerror or str(error)) from error
 
 
 def _shown(value: Any) -> str:
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "–" if missing else f"{value:.4g}" if isinstance(value, float) else escape(str(value))
-
-
-def _line(row: Row) -> str:
-    plain = {}
-    for name, value in row.items():
-        plain[name] = value
-        if isinstance(value, float) and not math.isfinite(value):
-            plain |= {name: None, f"{name}_is": "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"}
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def row_of_line(line: str) -> Row:
-    """The row that a line of a file holds.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    try:
-        plain = {"confidence": None} | json.loads(line)
-        row = {name: float(plain[f"{name}_is"]) if f"{name}_is" in plain else plain[name] for name in COLUMNS}
-        if type(row["step"]) is not int or not isinstance(row["parameter"], str):
-            raise TypeError("step and parameter are no whole number and text")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"expected a row of a GammaHistory, got {line.strip()[:60]!r} ({type(error).__name__}: {error})."
-        ) from error
-    return row
 
 
 def _check_writable(path: Path) -> None:
@@ -387,7 +337,8 @@ def _read(path: Path) -> tuple[list[Row], bool]:
     """The rows of a file, and whether it was whole: a last line that was cut off is left out."""
     rows: list[Row] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with path.open(encoding="utf-8") as file:
+            lines = file.readlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a history, which is text, got other bytes. Name another file.") from error
     for number, line in enumerate(lines, start=1):

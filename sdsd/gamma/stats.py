@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any, Literal
 
+import torch
+
 from .._student_t import student_t_quantile
 from .sources import HostSource, Row, Source, Table, independent_count
 
@@ -333,3 +335,6 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 def _rebuild(names: tuple[str, ...], table: Table, settings: dict[str, Any]) -> GammaStats:
     return GammaStats(HostSource(names, table), **settings)
+
+
+torch.serialization.add_safe_globals([_rebuild, Row, Table])  # so that torch.load reads what torch.save wrote

@@ -1,28 +1,30 @@
 """A model while it runs: which entries of its parameters belong together, and what reads them.
 
-The model is run once, on an example, in eval mode and as in training, and every operation that torch carries out is
-followed (`torch.utils._python_dispatch`): below autograd there are few operations, whatever a model is made of and
-however its forward is written, so that one row of the vocabulary serves modules, functions and libraries alike, and
-all who follow a running model: what can be cut (here), and what can be moved (`sdsd.theory`).
+The model is run on an example, and every operation that torch carries out is followed (`torch.utils._python_dispatch`):
+below autograd there are few operations, whatever a model is made of and however its forward is written, so that one row
+of the vocabulary serves modules, functions and libraries alike. One loop serves all who ask, each with a table of
+rules: what can be cut (here, in eval mode and as in training), and what can be moved (`sdsd.theory`).
 
 ====================  ==============================================================================================
+`operations.py`       the vocabulary: what torch's operations do to neurons, a row for those alike
+`walk.py`             what is known of tensors, and one operation after the other, by the rule of its kind
+`running.py`          running a model under a walk
+`writes.py`           parameters that a forward writes into, put back
+`chance.py`           random numbers by which a forward decides what it does
 `atoms.py`            entries of axes, those that go together (union-find), and what stands in the way
 `values.py`           what is known of a tensor
 `counts.py`           sizes as numbers that know what they count
 `sizes.py`            where those go while a model runs
-`operations.py`       the vocabulary: what torch's operations do to neurons, a row for those alike
-`walk.py`             one operation after the other, by the rule of its kind
+`cut.py`              the walk for what can be cut, and its table of rules
 `pieces.py`           pieces of axes, and what has to hold of them
 `rules_layout.py`     rules for what moves entries about: views, concatenations, pieces, lookups
 `rules_values.py`     rules for elementwise operations, sums, norms
 `rules_pictures.py`   rules for poolings, resizing, channels that become pixels
 `rules_products.py`   rules for matrix products, convolutions, attention
-`recording.py`        running a model and noting all of this
-`writes.py`           parameters that a forward writes into, put back
+`recording.py`        all runs that say what can be cut
 `groups.py`           the units of a layer, and every tensor that has entries of theirs
 `look.py`             one recording a model, kept while the model is as it was
 `others.py`           inputs beside the example, for forwards that decide by what they are given
-`chance.py`           random numbers by which a forward decides what it does
 `attention.py`        `torch.nn.MultiheadAttention` that can have fewer heads
 `vocabulary.py`       which attribute of a layer holds which size, a row a class
 ====================  ==============================================================================================
@@ -31,10 +33,12 @@ all who follow a running model: what can be cut (here), and what can be moved (`
 from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
 from .attention import FewerHeads, can_have_fewer_heads
 from .chance import seeded
+from .cut import IS_OUTPUT
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
-from .look import first_line, likely_inputs, look
-from .operations import EACH, Step, adding_to, step_of, tensors
-from .recording import IS_OUTPUT, Plain, as_arguments, call_of, follow, listening, outputs
+from .look import likely_inputs, look, on_inputs
+from .operations import EACH, Step, adding_to, tensors
+from .recording import listening
+from .running import Plain, as_arguments, call_of, outputs, run
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -46,6 +50,7 @@ from .vocabulary import (
     row_dim,
     spatial_dims,
 )
+from .walk import Walk
 
 __all__ = [
     "BETWEEN",
@@ -71,23 +76,23 @@ __all__ = [
     "Part",
     "Plain",
     "Step",
+    "Walk",
     "adding_to",
     "as_arguments",
     "call_of",
     "can_have_fewer_heads",
     "computed_tensors",
-    "first_line",
     "fit_sizes",
-    "follow",
     "is_fitted",
     "likely_inputs",
     "listening",
     "look",
+    "on_inputs",
     "outputs",
     "register_layer",
     "row_dim",
+    "run",
     "seeded",
     "spatial_dims",
-    "step_of",
     "tensors",
 ]

@@ -86,6 +86,12 @@ class Atoms:
                 return roots
             roots = above
 
+    def numbered(self, ids: Ids) -> tuple[Ids, Ids]:
+        """The classes of entries in the order in which they come, and the number of each entry's."""
+        units, first, number = np.unique(self.roots(ids), return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        return units[order], np.argsort(order)[number]
+
     def unite(self, one: Ids, other: Ids) -> None:
         """Entry k of both has to go together."""
         if one is other:

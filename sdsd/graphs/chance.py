@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .operations import tensors
+from .operations import Step, tensors
 
 RUNS = 8
 """How often a forward is run that decides by chance: of two equally likely ways one is missed once in 128 times."""
@@ -25,14 +25,14 @@ class Chance:
         self.decides = False
         self.drawn: Any = WeakIdKeyDictionary()
 
-    def step(self, func: Any, name: str, given: Any, out: Any) -> None:
-        """One operation: its name, what it took and what it gave."""
-        by_chance = torch.Tag.nondeterministic_seeded in func.tags or any(each in self.drawn for each in tensors(given))
-        if not by_chance:
+    def step(self, step: Step) -> None:
+        """One operation."""
+        drawn = torch.Tag.nondeterministic_seeded in step.func.tags or any(each in self.drawn for each in step.given)
+        if not drawn:
             return
-        if name in TAKES_OUT:
+        if step.name in TAKES_OUT:
             self.decides = True
-        for each in tensors(out):
+        for each in tensors(step.out):
             self.drawn[each] = True
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .atoms import INNER, READING, REMOVAL, Ids, Obstacle
 from .counts import Origin
+from .cut import IN_TRAINING
 from .recording import Recording
-from .values import Axis
-from .walk import IN_TRAINING, Read
+from .values import Axis, Read
 
 REACH_ALL = (
     "Pass an example_input that reaches all of them, take what never runs out of the model, or merge without removal "
@@ -154,11 +154,8 @@ class Groups:
         """The group of an axis of a parameter."""
         axis = self.recording.values[name].axes[dim]
         assert isinstance(axis, np.ndarray)
-        roots = self.atoms.roots(axis)
-        units, first = np.unique(roots, return_index=True)
-        units = units[np.argsort(first)]
+        units, rows = self.atoms.numbered(axis)
         order = {int(root): k for k, root in enumerate(units)}
-        rows = np.array([order[int(root)] for root in roots])
         parts, obstacles = self._parts(units, order), self._obstacles(units)
         per_unit = np.bincount(rows)
         if (per_unit != per_unit[0]).any():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..models import check_model, evaluating, plainly, untouched
 from .groups import Groups
-from .recording import as_arguments, record
+from .recording import record
+from .running import as_arguments
 from .vocabulary import CONVOLUTIONS, spatial_dims
 from .writes import parameters_kept
 
@@ -43,54 +45,67 @@ def look(model: nn.Module, example_input: Any = None) -> list[Groups]:
             was tried; parameters that were made under torch.inference_mode.
     """
     check_model(model)
+    key = (_signature(model), _signature_of_example(example_input))
+    kept = _kept.get(model)
+    if kept is not None and kept[0] == key:
+        return kept[2]
+    with plainly(model):  # in inference mode layers are one operation each, under autocast they multiply copies
+        looks = on_inputs(model, example_input, lambda each: Groups(record(model, each)))
+    _kept[model] = (key, example_input, looks)
+    return looks
+
+
+Made = TypeVar("Made")
+
+
+def on_inputs(
+    model: nn.Module, example_input: Any, follow: Callable[[Any], Made], most: int | None = None
+) -> list[Made]:
+    """What `follow` makes of running the model on the example; without one, on at most `most` of a likely shape.
+
+    Raises:
+        ValueError: as `look`.
+    """
     for name, each in model.named_parameters():
         if each.is_inference():
             raise ValueError(
                 f"model: {name!r} was made under torch.inference_mode and cannot be changed. Make or load the model "
                 "outside of it."
             )
-    key = (_signature(model), _signature_of_example(example_input))
-    kept = _kept.get(model)
-    if kept is not None and kept[0] == key:
-        return kept[2]
-    with plainly(model):  # in inference mode layers are one operation each, under autocast they multiply copies
-        looks = _looked(model, example_input)
-    _kept[model] = (key, example_input, looks)
-    return looks
-
-
-def _looked(model: nn.Module, example_input: Any) -> list[Groups]:
     if example_input is None:
-        looks = [Groups(record(model, each)) for each in likely_inputs(model)]
-        if not looks:
+        made = [follow(each) for each in itertools.islice(likely_inputs(model), most)]
+        if not made:
             raise ValueError(
                 f"model: {type(model).__name__} runs on no input of a likely shape. Pass example_input, an input the "
-                "model runs on."
+                "model runs on: a tensor, a tuple of arguments or a dictionary of keyword arguments."
             )
-    else:
-        try:
-            looks = [Groups(record(model, example_input))]
-        except Exception as error:
-            if not _runs(model, example_input):
-                if _runs(model, example_input, gradients=True):
-                    raise ValueError(
-                        f"model: {type(model).__name__} takes gradients in its forward, which are not followed "
-                        f"({type(error).__name__}: {first_line(error)}). Pass a part of the model without them."
-                    ) from error
-                raise ValueError(
-                    f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
-                ) from error
+        return made
+    try:
+        return [follow(example_input)]
+    except Exception as error:
+        what = f"({type(error).__name__}: {first_line(error)})"
+        if _runs(model, example_input):
             raise ValueError(
-                f"model: {type(model).__name__} runs, but what it does cannot be followed ({type(error).__name__}: "
-                f"{first_line(error)}). Pass a part of the model."
+                f"model: {type(model).__name__} runs, but what it does cannot be followed {what}. Pass a part of the "
+                "model."
             ) from error
-    return looks
+        if _runs(model, example_input, gradients=True):
+            raise ValueError(
+                f"model: {type(model).__name__} takes gradients in its forward, which are not followed {what}. Pass a "
+                "part of the model without them."
+            ) from error
+        raise ValueError(f"example_input: the model does not run on it {what}.") from error
 
 
 def _runs(model: nn.Module, example_input: Any, gradients: bool = False) -> bool:
     arguments, named = as_arguments(example_input)
     try:
-        with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradients):
+        with (
+            untouched(model, parameters=True),
+            evaluating(model),
+            torch.random.fork_rng(devices=[]),
+            torch.set_grad_enabled(gradients),
+        ):
             model(*arguments, **named)
     except Exception:
         return False

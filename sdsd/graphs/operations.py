@@ -1,13 +1,13 @@
 """What operations of torch do to neurons: one vocabulary for all that follows a running model.
 
-An operation has one row; a walk has one rule for each kind of row that it can follow (`Walk`, for what can be cut;
-`ChannelWalk` of `sdsd.theory`, for what can be moved). A new operation is one name in a row.
+An operation has one row; a table of rules has one rule for each kind of row that it can follow (`CutWalk`, for what can
+be cut; `MoveWalk` of `sdsd.theory`, for what can be moved). A new operation is one name in a row.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -167,7 +167,55 @@ class Step(NamedTuple):
     kwargs: dict[str, Any]
     out: Any
 
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """All tensors that it took."""
+        return (*tensors(self.args), *tensors(tuple(self.kwargs.values())))
+
+    @property
+    def written(self) -> tuple[Tensor, ...]:
+        """Those that it wrote into."""
+        return tuple(written(self.func, self.args))
+
+    @property
+    def factors(self) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Of a product of matrices: what is added to it, and both."""
+        plus, first, *others = self.args if self.name in ("addmm", "baddbmm", "addmv") else (None, *self.args)
+        return plus, first, others[0]
+
+    @property
+    def over(self) -> list[int]:
+        """Of an operation that takes entries together: the dimensions along which it does."""
+        ndim = self.args[0].ndim
+        dims = self.argument(2 if self.name in ("linalg_vector_norm", "norm", "kthvalue") else 1, "dim")
+        whole = dims is None or dims == [] or isinstance(dims, bool) or "dim" not in str(self.func._schema)
+        listed = range(ndim) if whole else [dims] if isinstance(dims, int) else dims
+        return sorted({dim % max(1, ndim) for dim in listed})
+
+    @property
+    def by_place(self) -> list[int]:
+        """Of an operation that moves entries: the dimensions along which it says which goes where, one by one."""
+        ndim, kind = self.args[0].ndim, self.row.kind
+        if self.name == "index":
+            return covered(self.args[1], ndim)
+        if kind in ("index", "window", "flip"):
+            listed = self.argument(1, "dim", 0)
+        elif kind == "roll":
+            listed = self.argument(2, "dims", ()) or range(ndim)
+        elif kind == "diagonal":
+            listed = self.argument(2, "dim1", 0), self.argument(3, "dim2", 1)
+        else:
+            listed = ()
+        return [dim % max(1, ndim) for dim in ([listed] if isinstance(listed, int) else listed)]
+
+    @property
+    def picture_dims(self) -> int:
+        """Of a pool, a resize or the like: how many dimensions, the last ones, a picture has."""
+        size = re.search(r"(\d)d", self.name)
+        return int(size[1]) if size else 2
+
     def argument(self, place: int, name: str, default: Any = None) -> Any:
+        """What came by its place or by name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
 
@@ -214,3 +262,21 @@ def tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (tuple, list)):
             yield from tensors(value)
+
+
+def written(func: Any, args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors among arguments that an operation writes into."""
+    for known, value in zip(func._schema.arguments, args, strict=False) if func._schema.is_mutable else ():
+        if known.alias_info is not None and known.alias_info.is_write:
+            yield from tensors(value)
+
+
+def covered(chosen: Iterable[Any], ndim: int) -> list[int]:
+    """The dimensions that indices take; a mask of several takes several."""
+    dims, dim = [], 0
+    for each in chosen:
+        taken = each.ndim if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
+        if each is not None:
+            dims += list(range(dim, dim + taken))
+        dim += taken
+    return [dim for dim in dims if dim < ndim]

@@ -67,7 +67,7 @@ def others(call: Call, decisions: Decisions, most: int) -> Iterator[list[Call]]:
         decisions: what the model decided by on it.
         most: numbers in an input that is made larger than twice the example.
     """
-    first = next(_tensors((call.args, call.kwargs)), None)
+    first = next(tensors_in((call.args, call.kwargs)), None)
     if first is None or first.ndim == 0:
         return
     batch = first.shape[0]
@@ -79,7 +79,7 @@ def others(call: Call, decisions: Decisions, most: int) -> Iterator[list[Call]]:
         yield [_changed(call, one, shorter), _changed(call, one, smaller), _changed(call, one)]
         more, longer, larger = _repeated(0, batch), _repeated(1, length), _repeated(-1, pixels)
         yield [_changed(call, more, longer), _changed(call, more, larger), _changed(call, more), _changed(call, longer)]
-        growth = min(most, NUMBERS) / max(1, *(tensor.numel() for tensor in _tensors((call.args, call.kwargs))))
+        growth = min(most, NUMBERS) / max(1, *(tensor.numel() for tensor in tensors_in((call.args, call.kwargs))))
         for size, beyond in sorted(decisions.beyond)[:COMPARISONS]:
             for changes in _resized(first, size, beyond, growth) if first.numel() else []:
                 yield [_changed(call, each) for each in changes]
@@ -88,15 +88,16 @@ def others(call: Call, decisions: Decisions, most: int) -> Iterator[list[Call]]:
         yield [_changed(call, _nothing)]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments, in dictionaries too."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 Change = Callable[[Tensor], Tensor]

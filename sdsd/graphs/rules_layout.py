@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .atoms import INNER, READING, REMOVAL, Ids
-from .operations import Step, tensors
+from .cut import KEEP_SIZE, CutWalk, rule, rule_of_axes
+from .operations import Step
 from .values import FREE, Axis, Value
-from .walk import KEEP_SIZE, Walk, rule
 
 
 @rule("reshape")
-def reshape(walk: Walk, step: Step) -> None:
+def reshape(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
     if step.out.dtype != given.dtype:
@@ -27,7 +25,7 @@ def reshape(walk: Walk, step: Step) -> None:
     walk.give(step.out, reshaped(walk, axes, tuple(given.shape), tuple(step.out.shape)), value)
 
 
-def reshaped(walk: Walk, axes: list[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
+def reshaped(walk: CutWalk, axes: list[Axis], before: tuple[int, ...], after: tuple[int, ...]) -> list[Axis]:
     """Entries of the axes after a view. Both shapes are cut into their common factors, then put together anew."""
     if 0 in before:
         return [None] * len(after)
@@ -76,7 +74,7 @@ def _between(cuts: set[int], inner: int, length: int) -> list[int] | None:
     return factors[::-1] or [length]
 
 
-def _cut(walk: Walk, axis: Axis, shape: list[int]) -> list[Axis]:
+def _cut(walk: CutWalk, axis: Axis, shape: list[int]) -> list[Axis]:
     if not isinstance(axis, np.ndarray) or len(shape) == 1:
         return [axis] if len(shape) == 1 else [None] * len(shape)
     grid, roots = axis.reshape(shape), walk.atoms.roots(axis).reshape(shape)
@@ -88,7 +86,7 @@ def _cut(walk: Walk, axis: Axis, shape: list[int]) -> list[Axis]:
     return list(walk.atoms.split(grid).factors)
 
 
-def _together(walk: Walk, axes: list[Axis], sizes: list[int]) -> Axis:
+def _together(walk: CutWalk, axes: list[Axis], sizes: list[int]) -> Axis:
     if len(axes) == 1:
         return axes[0]
     known = [k for k, axis in enumerate(axes) if isinstance(axis, np.ndarray)]
@@ -112,7 +110,7 @@ def _together(walk: Walk, axes: list[Axis], sizes: list[int]) -> Axis:
     return np.tile(np.repeat(unit, inner), outer)
 
 
-def _put_back(walk: Walk, axes: list[Axis]) -> Ids | None:
+def _put_back(walk: CutWalk, axes: list[Axis]) -> Ids | None:
     """The axis that was cut into these, in the same order."""
     for split in walk.atoms.open:
         if len(split.factors) == len(axes) and all(a is b for a, b in zip(split.factors, axes, strict=True)):
@@ -120,7 +118,7 @@ def _put_back(walk: Walk, axes: list[Axis]) -> Ids | None:
     return None
 
 
-def _decide(walk: Walk, axes: list[Axis]) -> Ids | None:
+def _decide(walk: CutWalk, axes: list[Axis]) -> Ids | None:
     """Of the axes that one was cut into, in another order: the longest counts units, as in a shuffle of channels."""
     for split in list(walk.atoms.open):
         mine = {k for k, factor in enumerate(split.factors) if any(axis is factor for axis in axes)}
@@ -131,21 +129,19 @@ def _decide(walk: Walk, axes: list[Axis]) -> Ids | None:
     return None
 
 
-@rule("permute")
-def permute(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("permute")
+def permute(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     order = list(range(given.ndim))
     if step.name == "permute":
         order = [dim % given.ndim for dim in step.args[1]]
     elif given.ndim > 1:
         one, other = (0, 1) if step.name == "t" else (step.args[1] % given.ndim, step.args[2] % given.ndim)
         order[one], order[other] = order[other], order[one]
-    walk.give(step.out, [axes[k] for k in order], walk.value(given))
+    return [axes[k] for k in order]
 
 
 @rule("squeeze")
-def squeeze(walk: Walk, step: Step) -> None:
+def squeeze(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
     before = value.shape if step.out is given else given.shape  # in place, the tensor has its new shape
@@ -156,7 +152,7 @@ def squeeze(walk: Walk, step: Step) -> None:
 
 
 @rule("expand")
-def expand(walk: Walk, step: Step) -> None:
+def expand(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     value = walk.value(given)
     axes = walk.axes(given)
@@ -172,7 +168,7 @@ def expand(walk: Walk, step: Step) -> None:
 
 
 @rule("repeat")
-def repeat(walk: Walk, step: Step) -> None:
+def repeat(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     new = step.out.ndim - given.ndim
     axes = [None] * new + walk.axes(given)
@@ -185,22 +181,17 @@ def repeat(walk: Walk, step: Step) -> None:
     walk.value(step.out).written_in = walk.sizes_written_in
 
 
-@rule("select")
-def select(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
+@rule_of_axes("select")
+def select(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     dim = step.argument(1, "dim", 0) % given.ndim
-    axes = walk.axes(given)
     if given.shape[dim] > 1:
         walk.mixed(axes[dim], f"{walk.name!r} takes some of them by their places")
-    for out in tensors(step.out):
-        walk.give(out, axes[:dim] + axes[dim + 1 :], walk.value(given))
+    return axes[:dim] + axes[dim + 1 :]
 
 
-@rule("slice")
-def slice_(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
+@rule_of_axes("slice")
+def slice_(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     dim = step.argument(1, "dim", 0) % given.ndim
-    axes = walk.axes(given)
     axis = axes[dim]
     if step.out.shape[dim] != given.shape[dim] and isinstance(axis, np.ndarray):
         start, stride = step.argument(2, "start", 0) or 0, step.argument(4, "step", 1)
@@ -210,11 +201,11 @@ def slice_(walk: Walk, step: Step) -> None:
             walk.every(axis, stride, f"one in {stride} of them is taken")
         else:
             walk.cut_apart(axis, axes[dim], "some of them are taken by their places")
-    walk.give(step.out, axes, walk.value(given))
+    return axes
 
 
 @rule("split")
-def split(walk: Walk, step: Step) -> None:
+def split(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(2, "dim", 0) % given.ndim
     axes = walk.axes(given)
@@ -232,7 +223,7 @@ def split(walk: Walk, step: Step) -> None:
 
 
 @rule("cat")
-def cat(walk: Walk, step: Step) -> None:
+def cat(walk: CutWalk, step: Step) -> None:
     parts = [part for part in step.args[0] if part.shape != (0,)]
     if not parts:
         walk.give(step.out, [FREE] * step.out.ndim)
@@ -242,7 +233,7 @@ def cat(walk: Walk, step: Step) -> None:
     for part in parts[1:]:
         for k, axis in enumerate(walk.axes(part)):
             if k != dim and step.out.shape[k] > 1:
-                columns[k] = _alongside(walk, columns[k], axis)
+                columns[k] = walk.join(columns[k], axis)
     along = [walk.axes(part)[dim] for part in parts]
     if any(isinstance(axis, np.ndarray) for axis in along):
         columns[dim] = np.concatenate(
@@ -256,11 +247,7 @@ def cat(walk: Walk, step: Step) -> None:
     walk.give(step.out, columns, together(walk, parts))
 
 
-def _alongside(walk: Walk, one: Axis, other: Axis) -> Axis:
-    return None if one is None and other is None else walk.join(one, other)
-
-
-def together(walk: Walk, parts: list[Tensor]) -> Value:
+def together(walk: CutWalk, parts: list[Tensor]) -> Value:
     """What a tensor made of several is."""
     values = [walk.value(part) for part in parts]
     names = frozenset[str]().union(*(value.parameters for value in values))
@@ -271,41 +258,36 @@ def together(walk: Walk, parts: list[Tensor]) -> Value:
 
 
 @rule("stack")
-def stack(walk: Walk, step: Step) -> None:
+def stack(walk: CutWalk, step: Step) -> None:
     parts = list(step.args[0])
     dim = step.argument(1, "dim", 0) % step.out.ndim
     columns: list[Axis] = list(walk.axes(parts[0]))
     for part in parts[1:]:
-        columns = [_alongside(walk, a, b) for a, b in zip(columns, walk.axes(part), strict=True)]
+        columns = [walk.join(a, b) for a, b in zip(columns, walk.axes(part), strict=True)]
     walk.give(step.out, [*columns[:dim], None, *columns[dim:]], together(walk, parts))
 
 
-@rule("parts of complex")
-def parts_of_complex(walk: Walk, step: Step) -> None:
+@rule_of_axes("parts of complex")
+def parts_of_complex(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     """The last axis of the real tensor is of two numbers."""
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
     if step.name == "view_as_real":
         axes.append(None)
     else:
         walk.mixed(axes.pop(), f"{walk.name!r} makes one number of two neurons")
-    walk.give(step.out, axes, walk.value(given))
+    return axes
 
 
-@rule("flip")
-def flip(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    for dim in step.args[1]:
+@rule_of_axes("flip")
+def flip(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    for dim in step.by_place:
         axis = axes[dim]
         axes[dim] = axis[::-1].copy() if isinstance(axis, np.ndarray) else axis
-    walk.give(step.out, axes, walk.value(given))
+    return axes
 
 
-@rule("pad")
-def pad(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes, widths = walk.axes(given), step.args[1]
+@rule_of_axes("pad")
+def pad(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    widths = step.args[1]
     for k in range(len(widths) // 2):
         axis, (before, after) = axes[given.ndim - 1 - k], widths[2 * k : 2 * k + 2]
         if isinstance(axis, np.ndarray) and (before or after):
@@ -315,45 +297,32 @@ def pad(walk: Walk, step: Step) -> None:
                 axes[given.ndim - 1 - k] = None
             else:
                 axes[given.ndim - 1 - k] = np.concatenate([walk.atoms.new(before), axis, walk.atoms.new(after)])
-    walk.give(step.out, axes, walk.value(given))
+    return axes
 
 
-@rule("index")
-def index(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("index")
+def index(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    taken = step.by_place
     if step.name == "index":
-        covered = _covered([*step.args[1]], given.ndim)
-        for k in covered:
+        for k in taken:
             if given.shape[k] > 1:
                 walk.mixed(axes[k], "some of them are looked up by their places")
-        adjacent = covered == list(range(covered[0], covered[-1] + 1))
-        before = [axes[k] for k in range(covered[0])] if adjacent else []
-        after = [axes[k] for k in range(len(before), given.ndim) if k not in covered]
+        adjacent = taken == list(range(taken[0], taken[-1] + 1))
+        before = [axes[k] for k in range(taken[0])] if adjacent else []
+        after = [axes[k] for k in range(len(before), given.ndim) if k not in taken]
         made: list[Axis] = [*before, *[None] * (step.out.ndim - len(before) - len(after)), *after]
     else:
-        dim = step.argument(1, "dim", 0) % given.ndim
+        (dim,) = taken
         walk.mixed(axes[dim], "some of them are looked up by their places")
         made = [None if k == dim else axis for k, axis in enumerate(axes)]
         if step.name != "index_select":
             walk.join_indices(axes, step.argument(2, "index", None), dim)
             made = [axis if step.out.shape[k] == given.shape[k] else None for k, axis in enumerate(made)]
-    walk.give(step.out, made, walk.value(given))
-
-
-def _covered(chosen: list[Any], ndim: int) -> list[int]:
-    """The dimensions that indices take; a mask of several takes several."""
-    covered, dim = [], 0
-    for each in chosen:
-        taken = each.ndim if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
-        if each is not None:
-            covered += list(range(dim, dim + taken))
-        dim += taken
-    return [dim for dim in covered if dim < ndim]
+    return made
 
 
 @rule("lookup")
-def embedding(walk: Walk, step: Step) -> None:
+def embedding(walk: CutWalk, step: Step) -> None:
     weight, indices = step.args[0], step.args[1]
     rows, columns = walk.axes(weight)
     walk.mixed(rows, "they are looked up by their places")
@@ -364,7 +333,7 @@ def embedding(walk: Walk, step: Step) -> None:
 
 
 @rule("bag")
-def embedding_bag(walk: Walk, step: Step) -> None:
+def embedding_bag(walk: CutWalk, step: Step) -> None:
     weight = step.args[0]
     rows, columns = walk.axes(weight)
     walk.mixed(rows, "they are looked up by their places")
@@ -376,7 +345,7 @@ def embedding_bag(walk: Walk, step: Step) -> None:
 
 
 @rule("shuffle")
-def channel_shuffle(walk: Walk, step: Step) -> None:
+def channel_shuffle(walk: CutWalk, step: Step) -> None:
     given, groups = step.args[0], step.args[1]
     batch, channels, *places = walk.axes(given)
     length = given.shape[1]
@@ -384,11 +353,8 @@ def channel_shuffle(walk: Walk, step: Step) -> None:
     walk.give(step.out, [batch, *reshaped(walk, cut[::-1], (length // groups, groups), (length,)), *places])
 
 
-@rule("roll")
-def roll(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    dims = step.argument(2, "dims", ()) or range(given.ndim)
-    for dim in [dims] if isinstance(dims, int) else dims:
+@rule_of_axes("roll")
+def roll(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    for dim in step.by_place:
         walk.mixed(axes[dim], f"{walk.name!r} moves them by a number of places")
-    walk.give(step.out, axes, walk.value(given))
+    return axes

@@ -3,56 +3,51 @@
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 from torch import Tensor
 
-from .operations import Step, tensors
+from .cut import CutWalk, rule, rule_of_axes
+from .operations import Step
 from .values import Axis
-from .walk import Walk, rule
 
 
-@rule("pool")
-def spatial(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    size = int(match[1]) if (match := re.search(r"(\d)d", step.name)) else 2
+@rule_of_axes("pool", linear=False)
+def spatial(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    size = step.picture_dims
     for axis in axes[given.ndim - size :]:
         walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
-    for out in tensors(step.out):
-        walk.give(out, [*axes[: given.ndim - size], *[None] * size], walk.value(given), linear=False)
+    return [*axes[: given.ndim - size], *[None] * size]
 
 
-@rule("patches")
-def im2col(walk: Walk, step: Step) -> None:
-    """Every channel of every place of a patch, one behind the other."""
-    given: Tensor = step.args[0]
-    *batch, channels, _, _ = walk.axes(given)
-    places = math.prod(step.args[1])
-    made = np.repeat(channels, places) if isinstance(channels, np.ndarray) else None
-    walk.give(step.out, [*batch, made, None], walk.value(given))
+@rule_of_axes("patches", "from pixels")
+def into_channels(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    """Every channel of every place of a patch, one behind the other; places of a picture are left, or of patches."""
+    *batch, channels, _, _ = axes
+    made = np.repeat(channels, _places(step)) if isinstance(channels, np.ndarray) else None
+    return [*batch, made, *[None] * (step.out.ndim - len(batch) - 1)]
 
 
-@rule("from patches")
-def col2im(walk: Walk, step: Step) -> None:
-    """Patches laid over each other: every place of a patch is of a channel."""
-    *batch, channels, _ = walk.axes(step.args[0])
-    made = _of_each(walk, channels, math.prod(step.args[2]))
-    walk.give(step.out, [*batch, made, None, None], walk.value(step.args[0]))
+@rule_of_axes("from patches", "to pixels")
+def out_of_channels(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    """Patches laid beside or over each other: every place of a patch is of a channel."""
+    *batch, channels = axes[: -1 if step.row.kind == "from patches" else -2]
+    made: Axis = None
+    if isinstance(channels, np.ndarray):
+        parts = walk.atoms.split(channels.reshape(-1, _places(step)))
+        walk.atoms.choose(parts, 0)
+        made = parts.factors[0]
+    return [*batch, made, None, None]
 
 
-def _of_each(walk: Walk, axis: Axis, times: int) -> Axis:
-    """Units that have so many entries each, one behind the other."""
-    if not isinstance(axis, np.ndarray):
-        return None
-    parts = walk.atoms.split(axis.reshape(-1, times))
-    walk.atoms.choose(parts, 0)
-    return parts.factors[0]
+def _places(step: Step) -> int:
+    """Of a patch."""
+    size = step.args[2] if step.row.kind == "from patches" else step.args[1]
+    return math.prod(size) if isinstance(size, (tuple, list)) else size**2
 
 
 @rule("unpool")
-def max_unpool(walk: Walk, step: Step) -> None:
+def max_unpool(walk: CutWalk, step: Step) -> None:
     """Every entry goes to the place in its picture that an index says."""
     given, indices = step.args[0], step.args[1]
     size = int(step.name[-2])
@@ -60,23 +55,20 @@ def max_unpool(walk: Walk, step: Step) -> None:
     for axis in (*axes[-size:], *places[-size:]):
         walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     pairs = zip(axes, places, strict=True)
-    made = [None if one is None and other is None else walk.join(one, other) for one, other in pairs]
+    made = [walk.join(one, other) for one, other in pairs]
     walk.give(step.out, [*made[:-size], *[None] * size], walk.value(given))
 
 
-@rule("grid")
-def grid_sample(walk: Walk, step: Step) -> None:
+@rule_of_axes("grid", linear=False)
+def grid_sample(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     """Every channel of a picture at points between its pixels."""
-    given, points = step.args[0], step.args[1]
-    size = given.ndim - 2
-    axes = walk.axes(given)
-    for axis in (*axes[2:], *walk.axes(points)[1:]):
+    for axis in (*axes[2:], *walk.axes(step.args[1])[1:]):
         walk.mixed(axis, f"{walk.name!r} looks pixels up along the axis of the neurons")
-    walk.give(step.out, [*axes[:2], *[None] * size], walk.value(given), linear=False)
+    return [*axes[:2], *[None] * (given.ndim - 2)]
 
 
 @rule("restride")
-def as_strided(walk: Walk, step: Step) -> None:
+def as_strided(walk: CutWalk, step: Step) -> None:
     """What pooling to one entry does, in place: axes of length 1 get other strides, and nothing moves."""
     given: Tensor = step.args[0]
     in_place = step.out is given and len(walk.value(given).axes) == given.ndim
@@ -84,37 +76,16 @@ def as_strided(walk: Walk, step: Step) -> None:
         walk.unknown(step)
 
 
-@rule("to pixels")
-def pixel_shuffle(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    made = _of_each(walk, axes[-3], step.args[1] ** 2)
-    walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
-
-
-@rule("from pixels")
-def pixel_unshuffle(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes, times = walk.axes(given), step.args[1] ** 2
-    channels = axes[-3]
-    made = np.repeat(channels, times) if isinstance(channels, np.ndarray) else None
-    walk.give(step.out, [*axes[:-3], made, None, None], walk.value(given))
-
-
-@rule("window")
-def unfold(walk: Walk, step: Step) -> None:
+@rule_of_axes("window")
+def unfold(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     """Pieces of an axis, one behind the other; what lies in a piece becomes the last axis."""
-    given: Tensor = step.args[0]
-    axes, dim = walk.axes(given), step.args[1] % given.ndim
+    (dim,) = step.by_place
     walk.mixed(axes[dim], f"{walk.name!r} cuts them into pieces")
-    walk.give(step.out, [*axes[:dim], None, *axes[dim + 1 :], None], walk.value(given))
+    return [*axes[:dim], None, *axes[dim + 1 :], None]
 
 
-@rule("diagonal")
-def diagonal(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
-    dims = {step.argument(2, "dim1", 0) % given.ndim, step.argument(3, "dim2", 1) % given.ndim}
-    for dim in dims:
+@rule_of_axes("diagonal")
+def diagonal(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
+    for dim in step.by_place:
         walk.mixed(axes[dim], f"{walk.name!r} takes some of them by their places")
-    walk.give(step.out, [*(axis for k, axis in enumerate(axes) if k not in dims), None], walk.value(given))
+    return [*(axis for k, axis in enumerate(axes) if k not in step.by_place), None]

@@ -8,16 +8,15 @@ import numpy as np
 from torch import Tensor
 
 from .atoms import CHOOSE_ANOTHER, INNER, MERGING, Ids
+from .cut import CutWalk, rule
 from .operations import Step, tensors
 from .rules_layout import together
-from .values import Axis, Value
-from .walk import Factor, Walk, rule
+from .values import Axis, Factor, Value
 
 
 @rule("matrix product")
-def matrix_product(walk: Walk, step: Step) -> None:
-    plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
-    a, b = step.args[1:3] if plus is not None else step.args[:2]
+def matrix_product(walk: CutWalk, step: Step) -> None:
+    plus, a, b = step.factors
     a_axes, b_axes = walk.axes(a), walk.axes(b)
     over = b.ndim - 2 if b.ndim > 1 else 0
     made: list[Axis] = []
@@ -36,16 +35,14 @@ def matrix_product(walk: Walk, step: Step) -> None:
         walk.read_otherwise |= {walk.norm_of(plus)} - {""}
         for k in range(1, plus.ndim + 1):
             if plus.shape[-k] == step.out.shape[-k] > 1:
-                axis = walk.followed(plus, plus.ndim - k)
-                if axis is not None or made[-k] is not None:
-                    made[-k] = walk.join(made[-k], axis, walk.value(plus).label)
+                made[-k] = walk.join(made[-k], walk.followed(plus, plus.ndim - k), walk.value(plus).label)
     value = together(walk, [a, b])
     if plus is not None:
         value = together(walk, [a, b, plus]) if value.static else value
     walk.give(step.out, made, value)
 
 
-def _batch(walk: Walk, one: Axis, other: Axis) -> Axis:
+def _batch(walk: CutWalk, one: Axis, other: Axis) -> Axis:
     """The axis of a batch of products: of samples, or of heads, or of both."""
     for axis in (one, other):
         if isinstance(axis, np.ndarray):
@@ -60,7 +57,7 @@ def _batch(walk: Walk, one: Axis, other: Axis) -> Axis:
 
 
 @rule("bilinear")
-def bilinear(walk: Walk, step: Step) -> None:
+def bilinear(walk: CutWalk, step: Step) -> None:
     """One matrix an output between two tensors, as in `torch.nn.Bilinear`."""
     (one, weight, other), places = step.args[:3], [list(each) for each in step.args[3:7]]
     if places != [[1, 3], [0], [1, 2], [2, 3]]:
@@ -75,7 +72,7 @@ def bilinear(walk: Walk, step: Step) -> None:
 
 
 @rule("convolution")
-def convolution(walk: Walk, step: Step) -> None:
+def convolution(walk: CutWalk, step: Step) -> None:
     given, weight, bias = step.args[0], step.args[1], step.args[2]
     transposed, groups = step.args[6], step.args[8]
     axes, kernel = walk.axes(given), walk.axes(weight)
@@ -95,7 +92,7 @@ def convolution(walk: Walk, step: Step) -> None:
     walk.give(step.out, [axes[0], out, *[None] * (step.out.ndim - 2)], Value([], walk.value(given).static, False))
 
 
-def _grouped(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list[Axis]], groups: int) -> Axis:
+def _grouped(walk: CutWalk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list[Axis]], groups: int) -> Axis:
     (x, channels), (weight, kernel) = given, weights
     rows = kernel[0]
     if weight.shape[1] == 1:  # depthwise
@@ -111,7 +108,7 @@ def _grouped(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list
     return rows
 
 
-def _transposed(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list[Axis]], groups: int) -> Axis:
+def _transposed(walk: CutWalk, given: tuple[Tensor, Axis], weights: tuple[Tensor, list[Axis]], groups: int) -> Axis:
     (x, channels), (weight, kernel) = given, weights
     rows, out = kernel[:2]
     if groups == weight.shape[0] > 1 and (weight.shape[1] == 1 or isinstance(channels, np.ndarray)):  # depthwise
@@ -127,7 +124,7 @@ def _transposed(walk: Walk, given: tuple[Tensor, Axis], weights: tuple[Tensor, l
     return np.tile(out, groups) if isinstance(out, np.ndarray) else None
 
 
-def _each(walk: Walk, channels: Axis, rows: Axis, times: int) -> Axis:
+def _each(walk: CutWalk, channels: Axis, rows: Axis, times: int) -> Axis:
     """Every channel by itself, by `times` kernels."""
     if not isinstance(rows, np.ndarray):
         walk.mixed(channels, f"{walk.name!r} multiplies each by what no layer writes")
@@ -138,14 +135,14 @@ def _each(walk: Walk, channels: Axis, rows: Axis, times: int) -> Axis:
     return rows
 
 
-def _alike(walk: Walk, rows: Ids) -> None:
+def _alike(walk: CutWalk, rows: Ids) -> None:
     """Every group has to lose the same places."""
     for row in rows[1:]:
         walk.atoms.unite(rows[0], row)
 
 
 @rule("attention")
-def attention(walk: Walk, step: Step) -> None:
+def attention(walk: CutWalk, step: Step) -> None:
     query, key, value = step.args[:3]
     q, k, v = (walk.axes(each) for each in (query, key, value))
     heads = q[1]
@@ -163,9 +160,7 @@ def attention(walk: Walk, step: Step) -> None:
         walk.atoms.unite(q[3], k[3])
     for bias in tensors((*step.args[3:], *step.kwargs.values())):
         if bias.ndim == 4 and bias.shape[1] == query.shape[1] > 1:
-            axis = walk.followed(bias, 1)
-            if axis is not None or heads is not None:
-                walk.join(heads, axis, walk.value(bias).label)
+            walk.join(heads, walk.followed(bias, 1), walk.value(bias).label)
     outs: list[Any] = list(tensors(step.out))
     for out in outs:
         same = out.ndim == 4 and out.shape[:3] == query.shape[:3] and out.shape[3] == value.shape[3]
@@ -173,7 +168,7 @@ def attention(walk: Walk, step: Step) -> None:
 
 
 @rule("recurrent layer")
-def recurrent_layer(walk: Walk, step: Step) -> None:
+def recurrent_layer(walk: CutWalk, step: Step) -> None:
     """An LSTM: its inputs are read by one matrix, and everything else stays as it is."""
     given, weight, *others = step.args[:7]
     inputs, columns = walk.axes(given)[-1], walk.axes(weight)[1]
@@ -188,7 +183,7 @@ def recurrent_layer(walk: Walk, step: Step) -> None:
 
 
 @rule("grouped product")
-def grouped_product(walk: Walk, step: Step) -> None:
+def grouped_product(walk: CutWalk, step: Step) -> None:
     """Rows of one tensor, in groups, each by a matrix of its own: experts."""
     rows, experts = step.args[0], step.args[1]
     if rows.ndim != 2 or experts.ndim != 3:

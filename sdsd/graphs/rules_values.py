@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .atoms import READING, REMOVAL, Ids
-from .operations import Step, tensors
+from .cut import CutWalk, rule, rule_of_axes
+from .operations import Step, covered, tensors
 from .rules_layout import together
 from .values import FREE, MADE, Axis, Value
-from .walk import Walk, rule
 
 STATISTICS_ADVICE = (
     "Pass norms='repeat' to consolidate, so that the norm goes on to see merged neurons as often as there were, merge "
@@ -20,7 +21,7 @@ STATISTICS_ADVICE = (
 
 
 @rule("each", "same", "sum", "product", "negative", "power", "prelu", "curved", "mask")
-def pointwise(walk: Walk, step: Step) -> None:
+def pointwise(walk: CutWalk, step: Step) -> None:
     everything = [*tensors(step.args), *tensors(tuple(step.kwargs.values()))]
     outs = list(tensors(step.out))
     if not everything or not outs:
@@ -63,7 +64,7 @@ def pointwise(walk: Walk, step: Step) -> None:
                 walk.value(one).written_in = written_in
 
 
-def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -> bool:
+def _has_neurons(walk: CutWalk, given: list[Tensor], statistic: Ids, out: Tensor) -> bool:
     """Whether a mean over all neurons comes back to them, as in a norm."""
     roots = walk.atoms.roots(statistic)
     for tensor in given:
@@ -78,7 +79,7 @@ def _has_neurons(walk: Walk, given: list[Tensor], statistic: Ids, out: Tensor) -
 
 
 @rule("weight norm")
-def weight_norm(walk: Walk, step: Step) -> None:
+def weight_norm(walk: CutWalk, step: Step) -> None:
     direction, size = step.args[0], step.args[1]
     dim = step.argument(2, "dim", 0) % direction.ndim
     axes = walk.axes(direction)
@@ -87,12 +88,10 @@ def weight_norm(walk: Walk, step: Step) -> None:
             walk.join(axis, walk.followed(size, size.ndim - direction.ndim + k))
         else:
             walk.mixed(axis, "the norm of a weight is taken over them", REMOVAL)
-    for out in tensors(step.out):
-        same = out.shape == direction.shape
-        walk.give(out, axes if same else [None] * out.ndim, together(walk, [direction, size]), linear=False)
+    walk.give_alike(step, axes, together(walk, [direction, size]))
 
 
-def _joined(walk: Walk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Axis]) -> Axis:
+def _joined(walk: CutWalk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Axis]) -> Axis:
     (a, a_axis), (b, b_axis) = one, other
     if a_axis is None and b_axis is None:
         return None
@@ -107,7 +106,7 @@ def _joined(walk: Walk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Ax
     return walk.join(a_axis, b_axis, label)
 
 
-def _result(walk: Walk, step: Step, given: list[Tensor]) -> Value:
+def _result(walk: CutWalk, step: Step, given: list[Tensor]) -> Value:
     made = together(walk, given)
     with_parameters = sum(bool(walk.value(each).parameters) for each in given)
     product = step.row.kind == "product"
@@ -122,7 +121,7 @@ def _result(walk: Walk, step: Step, given: list[Tensor]) -> Value:
     return made
 
 
-def _across(walk: Walk, given: list[Tensor]) -> bool:
+def _across(walk: CutWalk, given: list[Tensor]) -> bool:
     """Whether one axis of a parameter comes in two places, as in a weight plus its transpose."""
     for one, other in itertools.combinations([walk.value(each) for each in given], 2):
         if one.static and other.static and one.parameters & other.parameters:
@@ -133,15 +132,13 @@ def _across(walk: Walk, given: list[Tensor]) -> bool:
 
 
 @rule("copy")
-def copy_(walk: Walk, step: Step) -> None:
+def copy_(walk: CutWalk, step: Step) -> None:
     """One tensor is written into another, which keeps its entries."""
     target, source = step.args[0], step.args[1]
     shift = target.ndim - source.ndim
     for dim in range(source.ndim):
         if source.shape[dim] == target.shape[dim + shift] > 1:
-            one, other = walk.followed(target, dim + shift), walk.followed(source, dim)
-            if one is not None or other is not None:
-                walk.join(one, other)
+            walk.join(walk.followed(target, dim + shift), walk.followed(source, dim))
     written = walk.value(target)
     if id(target) not in walk.named:
         written.static = written.static and walk.value(source).static
@@ -150,24 +147,25 @@ def copy_(walk: Walk, step: Step) -> None:
         _spread(walk, target, written.static)
 
 
-def _spread(walk: Walk, target: Tensor, static: bool) -> None:
+def _spread(walk: CutWalk, target: Tensor, static: bool) -> None:
     """What shares memory with a tensor that was written is no more static than what was written."""
     if static:
         return
-    place = target.untyped_storage().data_ptr()
-    for tensor, value in list(walk.values.items()):
-        if value.static and tensor.untyped_storage().data_ptr() == place:
-            value.static = False
+    for _, value in walk.sharing(target):
+        value.static = False
 
 
 @rule("put")
-def put(walk: Walk, step: Step) -> None:
+def put(walk: CutWalk, step: Step) -> None:
     """Samples or positions are written by their places."""
     target = step.args[0]
     axes = list(walk.value(target).axes)
     if step.name == "index_put":
-        dims = [k for k, each in enumerate(step.args[1]) if each is not None]
-        source = step.args[2] if isinstance(step.args[2], Tensor) else None
+        dims, source = covered(step.args[1], target.ndim), step.args[2]
+        first = step.args[1][0]
+        if source.numel() == 1 and first is not None and first.dtype == torch.bool and first.shape == target.shape:
+            axes = [walk.join(axis, walk.followed(first, k)) for k, axis in enumerate(axes)]
+            dims = []  # one number, wherever a mask says: each entry by itself
     else:
         dims = [step.args[1] % max(1, target.ndim)]
         source = step.args[3] if len(step.args) > 3 and isinstance(step.args[3], Tensor) else None
@@ -178,14 +176,11 @@ def put(walk: Walk, step: Step) -> None:
     if source is not None and source.ndim == target.ndim:
         for k in range(target.ndim):
             if k not in dims and source.shape[k] == target.shape[k] > 1:
-                axis = walk.followed(source, k)
-                axes[k] = axis if axes[k] is FREE else None if axes[k] is None is axis else walk.join(axes[k], axis)
+                axes[k] = walk.join(axes[k], walk.followed(source, k))
     elif source is not None and source.ndim > 0:
         for k in range(1, source.ndim + 1):
             if k <= target.ndim and source.shape[-k] == target.shape[-k] > 1 and target.ndim - k not in dims:
-                axis = walk.followed(source, source.ndim - k)
-                if axis is not None or axes[-k] is not None:
-                    axes[-k] = walk.join(axes[-k], axis)
+                axes[-k] = walk.join(axes[-k], walk.followed(source, source.ndim - k))
     if step.name != "index_put":
         walk.join_indices(axes, step.argument(2, "index", None), dims[0])
     if step.out is target and id(target) not in walk.named:
@@ -197,7 +192,7 @@ def put(walk: Walk, step: Step) -> None:
 
 
 @rule("constant")
-def factory(walk: Walk, step: Step) -> None:
+def factory(walk: CutWalk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [FREE] * out.ndim, Value([], True, True))
         walk.value(out).written_in = walk.sizes_written_in
@@ -205,12 +200,12 @@ def factory(walk: Walk, step: Step) -> None:
 
 
 @rule("like")
-def made_like(walk: Walk, step: Step) -> None:
+def made_like(walk: CutWalk, step: Step) -> None:
     walk.give(step.out, walk.axes(step.args[0]), Value([], True, True))
 
 
 @rule("count")
-def counted(walk: Walk, step: Step) -> None:
+def counted(walk: CutWalk, step: Step) -> None:
     for out in tensors(step.out):
         walk.give(out, [None] * out.ndim, Value([], True, True))
         walk.value(out).label = MADE
@@ -220,16 +215,12 @@ def counted(walk: Walk, step: Step) -> None:
 
 
 @rule("reduce", "digest")
-def reduction(walk: Walk, step: Step) -> None:
+def reduction(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     if step.name in ("max", "min") and len(step.args) > 1 and isinstance(step.args[1], Tensor):
         pointwise(walk, step)
         return
-    place = 2 if step.name in ("linalg_vector_norm", "norm", "kthvalue") else 1
-    dims = step.argument(place, "dim")
-    whole = dims is None or dims == [] or isinstance(dims, bool) or "dim" not in str(step.func._schema)
-    listed = range(given.ndim) if whole else [dims] if isinstance(dims, int) else dims
-    over = {dim % max(1, given.ndim) for dim in listed}
+    over = step.over
     axes = walk.axes(given)
     value = walk.value(given)
     blocks = REMOVAL if value.static else READING
@@ -248,27 +239,24 @@ def reduction(walk: Walk, step: Step) -> None:
             walk.value(out).statistic = statistic
 
 
-def _as_statistic(walk: Walk, step: Step, axes: list[Axis], over: set[int]) -> Ids | None:
+def _as_statistic(walk: CutWalk, step: Step, axes: list[Axis], over: list[int]) -> Ids | None:
     """The neurons of a mean over them that keeps its place, which a norm may divide by."""
     if step.name not in ("mean", "var", "linalg_vector_norm") or len(over) != 1:
         return None
-    axis = axes[next(iter(over))]
+    axis = axes[over[0]]
     kept = step.out.ndim == step.args[0].ndim and step.out.shape != step.args[0].shape
     return axis if kept and isinstance(axis, np.ndarray) and not walk.atoms.inside(axis) else None
 
 
-@rule("softmax", "cumulate")
-def along(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("softmax", "cumulate", linear=False)
+def along(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     if given.ndim:
-        dim = step.argument(1, "dim", -1)
-        walk.mixed(axes[dim], f"{walk.name!r} mixes all neurons")
-    walk.give(step.out, axes, walk.value(given), linear=False)
+        walk.mixed(axes[step.argument(1, "dim", -1)], f"{walk.name!r} mixes all neurons")
+    return axes
 
 
 @rule("distance")
-def distance(walk: Walk, step: Step) -> None:
+def distance(walk: CutWalk, step: Step) -> None:
     """Of points in a space that the neurons span."""
     given = list(tensors(step.args))
     for each in given:
@@ -276,29 +264,25 @@ def distance(walk: Walk, step: Step) -> None:
     walk.give(step.out, [None] * step.out.ndim, together(walk, given), linear=False)
 
 
-@rule("transform")
-def transform(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
-    axes = walk.axes(given)
+@rule_of_axes("transform", linear=False)
+def transform(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     for dim in step.args[1]:
         walk.mixed(axes[dim], f"{walk.name!r} mixes all neurons")
         axes[dim] = None
-    walk.give(step.out, axes, walk.value(given), linear=False)
+    return axes
 
 
-@rule("order")
-def ordered(walk: Walk, step: Step) -> None:
-    given: Tensor = step.args[0]
+@rule_of_axes("order", linear=False)
+def ordered(walk: CutWalk, step: Step, given: Tensor, axes: list[Axis]) -> list[Axis]:
     dim = step.argument(2 if step.name == "topk" else 1, "dim", -1)
-    axes = walk.axes(given)
-    walk.mixed(axes[dim if isinstance(dim, int) else -1], f"{walk.name!r} orders the neurons")
-    axes[dim if isinstance(dim, int) else -1] = None
-    for out in tensors(step.out):
-        walk.give(out, axes, walk.value(given), linear=False)
+    dim = dim if isinstance(dim, int) else -1
+    walk.mixed(axes[dim], f"{walk.name!r} orders the neurons")
+    axes[dim] = None
+    return axes
 
 
 @rule("gate")
-def glu(walk: Walk, step: Step) -> None:
+def glu(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     dim = step.argument(1, "dim", -1) % given.ndim
     axes = walk.axes(given)
@@ -313,22 +297,23 @@ def glu(walk: Walk, step: Step) -> None:
 
 
 @rule("batch norm")
-def batch_norm(walk: Walk, step: Step) -> None:
+def batch_norm(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     for other in tensors(step.args[1:5]):
         if other.ndim == 1 and given.ndim > 1 and given.shape[1] > 1:
-            axis = walk.followed(other, 0)
-            if axis is not None or axes[1] is not None:
-                axes[1] = walk.join(axes[1], axis)
+            axes[1] = walk.join(axes[1], walk.followed(other, 0))
     for k, along in enumerate(axes):
         if k != 1 and given.shape[k] > 1:
-            _over_neurons(walk, along, "" if step.argument(5, "training") is True else ", in training,")
+            if walk.value(given).static:  # a weight that is standardised
+                walk.mixed(along, "a weight that is computed from others takes statistics over them", REMOVAL)
+            else:
+                _over_neurons(walk, along, "" if step.argument(5, "training") is True else ", in training,")
     for out in tensors(step.out):
         walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
 
 
-def _over_neurons(walk: Walk, axis: Axis, when: str) -> None:
+def _over_neurons(walk: CutWalk, axis: Axis, when: str) -> None:
     """A batch norm takes its statistics over an axis that is not its channels."""
     reason = f"{walk.name!r} takes its statistics{when} over all neurons, which removing any would change"
     if isinstance(axis, np.ndarray) and len(np.unique(axis)) < len(axis):  # with samples or positions
@@ -338,24 +323,21 @@ def _over_neurons(walk: Walk, axis: Axis, when: str) -> None:
 
 
 @rule("layer norm")
-def layer_norm(walk: Walk, step: Step) -> None:
+def layer_norm(walk: CutWalk, step: Step) -> None:
     given, shape = step.args[0], step.args[1]
     axes = walk.axes(given)
     for k in range(1, len(shape) + 1):
         if given.shape[-k] == 1:
             continue
         for other in tensors(step.args[2:4]):
-            axis = walk.followed(other, other.ndim - k)
-            axes[-k] = walk.join(axes[-k], axis) if axis is not None or axes[-k] is not None else None
+            axes[-k] = walk.join(axes[-k], walk.followed(other, other.ndim - k))
         reason = f"{walk.name!r} takes its statistics over all neurons, which removing any would change"
         walk.statistics(axes[-k], reason, STATISTICS_ADVICE)
-    for out in tensors(step.out):
-        same = out.shape == given.shape
-        walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
+    walk.give_alike(step, axes, walk.value(given))
 
 
 @rule("group norm")
-def group_norm(walk: Walk, step: Step) -> None:
+def group_norm(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
     axes = walk.axes(given)
     for other in tensors(step.args[1:3]):
@@ -364,6 +346,4 @@ def group_norm(walk: Walk, step: Step) -> None:
     if given.shape[1] != groups:
         reason = f"{walk.name!r} takes its statistics over groups of neurons, which removing any would change"
         walk.statistics(axes[1], reason, STATISTICS_ADVICE)
-    for out in tensors(step.out):
-        same = out.shape == given.shape
-        walk.give(out, axes if same else [None] * out.ndim, walk.value(given), linear=False)
+    walk.give_alike(step, axes, walk.value(given))

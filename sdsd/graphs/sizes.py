@@ -14,11 +14,11 @@ from torch.overrides import TorchFunctionMode
 
 from .atoms import REMOVAL, Ids, Obstacle
 from .counts import Count, Origin
+from .cut import KEEP_SIZE, CutWalk
 from .operations import tensors
 from .pieces import Piece
 from .values import FREE, words
 from .vocabulary import CONVOLUTIONS, TRANSPOSED, sizes_of
-from .walk import KEEP_SIZE, Walk
 
 TAKE_SIZES = words(
     """
@@ -47,7 +47,7 @@ READ_OUT = {"numpy", "tolist", "array", "dlpack"}
 class Sizes(TorchFunctionMode):
     """Hands sizes out as `Count`s, and sees where they go."""
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: CutWalk) -> None:
         super().__init__()
         self.walk = walk
 
@@ -263,7 +263,7 @@ def _is_followed(value: Any) -> bool:
 
 
 @contextmanager
-def counting(model: nn.Module, walk: Walk) -> Iterator[None]:
+def counting(model: nn.Module, walk: CutWalk) -> Iterator[None]:
     """Whole numbers that modules and their configurations hold become `Count`s meanwhile."""
     held: list[tuple[dict[str, Any], str, Any]] = []
     try:
@@ -288,7 +288,7 @@ def counting(model: nn.Module, walk: Walk) -> Iterator[None]:
             store[attribute] = number
 
 
-def _ids_of(module: nn.Module, attribute: str, walk: Walk) -> tuple[Ids, ...]:
+def _ids_of(module: nn.Module, attribute: str, walk: CutWalk) -> tuple[Ids, ...]:
     """The entries that a size of a layer counts."""
     row = sizes_of(module).get(attribute)
     if isinstance(module, CONVOLUTIONS) and attribute in ("in_channels", "out_channels"):

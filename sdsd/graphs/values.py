@@ -1,8 +1,11 @@
-"""What is known of a tensor while a model runs: the entries of its axes, and what it was made of."""
+"""What is known of a tensor while a model runs, the entries of its axes and what it was made of; and what is noted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
 
 from .atoms import Ids, Obstacle
 
@@ -50,6 +53,40 @@ class Value:
     shape: tuple[int, ...] = ()
     if_used: list[tuple[Ids, Obstacle]] = field(default_factory=list)
     norm: str = ""
+
+
+class Read(NamedTuple):
+    """A product with a tensor of the model, over one of its axes."""
+
+    ids: Ids
+    parameters: frozenset[str]
+    linear: bool
+    where: str
+    norm: str  # the module whose output is read; "" where it is that of no norm over all neurons, or was changed since
+
+
+class Written(NamedTuple):
+    """Axes of parameters that a product, a convolution or a lookup gives on."""
+
+    ids: Ids
+    parameters: frozenset[str]
+
+
+class Factor(NamedTuple):
+    """A tensor of a product, the dimension that is summed over, and its entries."""
+
+    tensor: Tensor
+    dim: int
+    ids: Axis
+
+
+class Normed(NamedTuple):
+    """One call of a module that gives a tensor of the shape it takes: entries of the axes before and after it, and of
+    all axes of what else it takes."""
+
+    before: list[Axis]
+    after: list[Axis]
+    others: list[Axis]
 
 
 def words(text: str) -> set[str]:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .walk import tensors
+from .operations import written
 
 
 @contextmanager
-def parameters_kept(model: nn.Module, written: Callable[[Tensor], None] | None = None) -> Iterator[None]:
-    """Parameters that runs inside write into, through `data` or not, are put back, and handed to `written`."""
-    mode = _Writes(model, written or (lambda _parameter: None))
+def parameters_kept(model: nn.Module, heard: Callable[[Tensor], None] | None = None) -> Iterator[None]:
+    """Parameters that runs inside write into, through `data` or not, are put back, and handed to `heard`."""
+    mode = _Writes(model, heard or (lambda _parameter: None))
     try:
         with mode:
             yield
@@ -27,33 +27,28 @@ def parameters_kept(model: nn.Module, written: Callable[[Tensor], None] | None =
 class _Writes(TorchDispatchMode):
     """Copies a parameter before it is written."""
 
-    def __init__(self, model: nn.Module, written: Callable[[Tensor], None]) -> None:
+    def __init__(self, model: nn.Module, heard: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self.written = written
+        self.heard = heard
         self.held = [(each, each.data) for each in model.parameters()]
         self.places = {data.untyped_storage().data_ptr(): each for each, data in self.held if data.numel()}
         self.copies: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.is_mutable:
-            given = zip(func._schema.arguments, args, strict=False)
-            for value in [
-                value for known, value in given if known.alias_info is not None and known.alias_info.is_write
-            ]:
-                for target in tensors(value):
-                    self._copy(self.places.get(target.untyped_storage().data_ptr()))
+        for target in written(func, args):
+            self._copy(self.places.get(target.untyped_storage().data_ptr()))
         return func(*args, **(kwargs or {}))
 
     def _copy(self, parameter: Tensor | None) -> None:
         if parameter is not None and id(parameter) not in self.copies:
             self.copies[id(parameter)] = parameter.detach().clone()
-            self.written(parameter)
+            self.heard(parameter)
 
     def put_back(self) -> None:
         with torch.no_grad():
             for parameter, data in self.held:
                 if parameter.data_ptr() != data.data_ptr():
                     parameter.data = data
-                    self.written(parameter)
+                    self.heard(parameter)
                 if id(parameter) in self.copies:
                     parameter.copy_(self.copies[id(parameter)])

@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import pickle
+import re
 import types
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 import sdsd
+from sdsd.models import is_attached
 from tests.gamma.models import mean_of_squares, per_sample_gradients
 
 N = 6
@@ -103,3 +105,33 @@ def test_a_model_called_with_an_array_is_told_so():
     model(torch.randn(N, 5).numpy()).square().mean().backward()
     with pytest.raises(RuntimeError, match=r"hidden\.weight.* without a tensor that carries samples: pass the batch"):
         monitor.step()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["exact", "micro"])
+def test_a_scripted_model_is_refused_with_what_to_do(mode):
+    net = nn.Sequential(nn.Linear(5, 3))
+    for scripted in (torch.jit.script(net), torch.jit.trace(net, torch.randn(2, 5))):
+        with pytest.raises(ValueError, match=r"nn\.Module in Python, got .*Attach to the module that was"):
+            sdsd.GammaMonitor(scripted, mode=mode)
+
+
+def test_parameters_are_names():
+    net = Net()
+    for given, kind in (
+        (net.head.parameters(), "Parameter"),
+        (re.compile("head"), "Pattern"),
+        ([("head.bias",)], "tuple"),
+    ):
+        with pytest.raises(TypeError, match=f"parameters: expected names or patterns of names, got {kind}"):
+            sdsd.GammaMonitor(net, parameters=given)
+    assert not is_attached(net)
+
+
+def test_a_layer_without_a_size_is_refused_by_name():
+    net = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    for wanted in (None, ["1.weight"]):
+        with pytest.raises(ValueError, match=r"model: '0\.weight' has no size yet\. Run the model once, then attach"):
+            sdsd.GammaMonitor(net, parameters=wanted)
+    net(torch.randn(2, 3))
+    sdsd.GammaMonitor(net).detach()

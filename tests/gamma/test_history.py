@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import os
+import pickle
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -174,6 +178,23 @@ def test_a_place_that_cannot_hold_a_history_is_refused_before_the_run(tmp_path):
             sdsd.GammaHistory(path)
 
 
+def test_what_is_no_history_is_refused_before_the_run(tmp_path):
+    for given in (b"run.jsonl", 3, open(tmp_path / "run.jsonl", "wb")):  # noqa: SIM115
+        with pytest.raises(TypeError, match=r"history: expected a path, such as 'run\.jsonl', a GammaHistory, or"):
+            monitored(history=given)
+
+
+def test_a_name_with_a_line_separator_stays_one_line(tmp_path):
+    model = nn.Sequential()
+    model.add_module("a\u2028b\x85c", nn.Linear(3, 2))
+    history = sdsd.GammaHistory(tmp_path / "run.jsonl", parameters=True)
+    with sdsd.GammaMonitor(model, history=history) as monitor:
+        train(monitor, model, 2)
+    names = [row["parameter"] for row in history]
+    assert "a\u2028b\x85c.weight" in names
+    assert [row["parameter"] for row in sdsd.GammaHistory(tmp_path / "run.jsonl")] == names
+
+
 def test_two_runs_with_one_file_are_told_so_and_the_later_keeps_it(tmp_path):
     path = tmp_path / "run.jsonl"
     (first, model), (second, other) = monitored(history=path), monitored(history=path)
@@ -222,6 +243,48 @@ def test_a_write_that_fails_is_made_up_for(tmp_path):
     monitor.detach()
     assert (tmp_path / "link.jsonl").is_symlink()
     assert [row["step"] for row in sdsd.GammaHistory(tmp_path / "runs" / "run.jsonl")] == [1, 2, 3, 4]
+
+
+@contextmanager
+def no_room(monkeypatch):
+    """As on a disk that is full: a write fails with an error that names no file."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "line_of", full)
+        yield
+
+
+def test_a_full_disk_is_named_by_the_file_and_nothing_is_lost(monkeypatch, tmp_path):
+    monitor, model = monitored(history=tmp_path / "run.jsonl")
+    train(monitor, model, 2)
+    with no_room(monkeypatch):
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"run\.jsonl: the history could not be written there \(No space left"):
+                monitor.history.flush()
+        assert len(monitor.history) == 2, "reading needs no room"
+        monitor.history.save_csv(tmp_path / "elsewhere.csv")
+        assert len(pickle.loads(pickle.dumps(monitor.history))) == 2
+    monitor.history.flush()
+    assert [row["step"] for row in sdsd.GammaHistory(tmp_path / "run.jsonl")] == [1, 2], "without another step"
+    monitor.detach()
+    with no_room(monkeypatch), pytest.raises(OSError, match=r"run\.jsonl: the history could not"):
+        sdsd.GammaHistory(tmp_path / "run.jsonl").append(2, monitor.stats)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere.csv", "run.jsonl"]
+
+
+def test_a_step_that_comes_again_on_a_full_disk_is_written_later(monkeypatch, tmp_path):
+    monitor, model = monitored(history=tmp_path / "run.jsonl")
+    train(monitor, model, 3)
+    monitor.detach()
+    history = sdsd.GammaHistory(tmp_path / "run.jsonl")
+    with no_room(monkeypatch), pytest.raises(OSError, match=r"run\.jsonl: the history could not"):
+        history.append(2, monitor.stats)
+    history.append(3, monitor.stats)
+    history.flush()
+    assert [row["step"] for row in sdsd.GammaHistory(tmp_path / "run.jsonl")] == [1, 2, 3]
 
 
 def test_what_is_not_finite_is_null_with_a_word_and_comes_back(tmp_path):

@@ -238,7 +238,7 @@ def test_the_last_measured_step_stays_readable_between_measured_steps():
     model = nn.Linear(3, 2)
     monitor = sdsd.GammaMonitor(model, every=3)
     for read in (lambda: monitor.stats, lambda: monitor.smoothed):
-        with pytest.raises(RuntimeError, match="none of the 0 so far"):
+        with pytest.raises(RuntimeError, match="of this monitor that gave statistics, and there was none yet"):
             read()
     measured = None
     for step in range(7):

@@ -174,3 +174,9 @@ def test_spawned_processes_take_a_watched_model_and_what_it_gave(tmp_path):
     torch.multiprocessing.spawn(in_another_process, (model, stats, monitor.history, expected), nprocs=1)
     with pytest.raises(TypeError, match="expected to stay with the model"):
         torch.multiprocessing.get_context("spawn").Process(target=print, args=(monitor,)).start()
+
+
+def test_statistics_are_read_by_torch_load_as_it_is():
+    stats = step(*watched())
+    for kept in (stats, stats.smoothed, stats.parameters["0.weight"], sdsd.gamma_stats(torch.randn(8, 300))):
+        assert saved(kept).to_dict() == kept.to_dict()

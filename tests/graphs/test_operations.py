@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sdsd.graphs.cut import RULES as CUT
 from sdsd.graphs.operations import EACH, KINDS, MOVES, OPERATIONS, ROWS, adding_to, step_of
-from sdsd.graphs.walk import RULES as CUT
 from sdsd.theory.quotient import trace
 from sdsd.theory.quotient.walk import RULES as MOVED
 
@@ -130,6 +130,52 @@ def test_every_kind_is_followed_by_a_walk():
     assert unread == []
     assert set(CUT) | set(MOVED) <= set(KINDS)
     assert set(MOVES) <= set(CUT)
+
+
+ONE_BY_ONE = {
+    "index_select": (1, torch.tensor([2, 0])),
+    "gather": (2, torch.zeros(2, 3, 4, dtype=torch.long)),
+    "flip": ([0, -1],),
+    "roll": ([1, 1], [2, 0]),
+    "unfold": (2, 2, 1),
+    "diagonal": (0, 0, 2),
+}
+DIMS = {"index_select": [1], "gather": [2], "flip": [0, 2], "roll": [2, 0], "unfold": [2], "diagonal": [0, 2]}
+REDUCED = {"sum": ([1], True), "amax": ([0, 2], True), "var": ([-1], True, True), "linalg_vector_norm": (2, [1], True)}
+
+
+def step(name: str, overload: str, *args, **named):
+    func = getattr(getattr(ATEN, name), overload)
+    return step_of(func, args, named, func(*args, **named))
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_dimensions_that_an_operation_takes_place_by_place(name):
+    x = torch.rand(2, 3, 4)
+    overload = "default" if "default" in getattr(ATEN, name).overloads() else ""
+    assert step(name, overload, x, *ONE_BY_ONE[name]).by_place == DIMS[name]
+    assert step("view", "default", x, [6, 4]).by_place == []
+
+
+def test_a_mask_takes_as_many_dimensions_as_it_has():
+    x, mask, places = torch.rand(2, 3, 4), torch.ones(3, 4, dtype=torch.bool), torch.tensor([1, 0])
+    assert step("index", "Tensor", x, [None, mask]).by_place == [1, 2]
+    assert step("index", "Tensor", x, [places, None, places]).by_place == [0, 2]
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_dimensions_that_an_operation_takes_together_are_those_that_vanish(name):
+    overloads = {"sum": "dim_IntList", "var": "dim"}
+    made = step(name, overloads.get(name, "default"), torch.rand(2, 3, 4), *REDUCED[name])
+    assert made.over == [dim for dim in range(3) if made.out.shape[dim] == 1]
+    assert step("sum", "default", torch.rand(2, 3)).over == [0, 1]
+
+
+def test_what_an_operation_writes_into():
+    x, y = torch.rand(3), torch.rand(3)
+    assert [each is x for each in step("add_", "Tensor", x, y).written] == [True]
+    assert step("add", "Tensor", x, y).written == ()
+    assert [each is x for each in step("add", "Tensor", x, y).given] == [True, False]
 
 
 def test_an_operation_without_a_row_is_pointwise_or_unknown():

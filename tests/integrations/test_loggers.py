@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,17 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             record = b""
 
 
+def finished_run(path: Path, record_type: Any) -> list[Any]:
+    """All records of an offline run: its process goes on writing after `finish`, up to a last record that says so."""
+    end = time.monotonic() + 60
+    while True:
+        records = [record_type.FromString(data) for data in wandb_records(path)]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < end, f"{path} was not written to its end: {len(records)} records"
+        time.sleep(0.1)
+
+
 def test_weights_and_biases_offline(history, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason=f"wandb {WITHOUT}")
     from wandb.proto import wandb_internal_pb2
@@ -112,9 +124,7 @@ def test_weights_and_biases_offline(history, tmp_path, monkeypatch):
         assert RowLogger(to_wandb(run))(history) == 12
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     found: dict[str, dict[int, float]] = {}
-    for data in wandb_records(path):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in finished_run(path, wandb_internal_pb2.Record):
         for item in record.history.item:
             name = item.key or "/".join(item.nested_key)
             found.setdefault(name, {})[record.history.step.num] = json.loads(item.value_json)

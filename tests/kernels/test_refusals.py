@@ -41,9 +41,18 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "gram": lambda x: gram_accumulate(torch.zeros(5, 5), x),
     "sum": lambda x: gram_accumulate(x, torch.ones(3, 5)),
 }
+
+
+class Spread(torch.Tensor):
+    """As a DTensor is."""
+
+    device_mesh = "of two ranks"
+
+
 OTHERS: dict[str, tuple[Any, str]] = {
     "nested": (torch.nested.nested_tensor([torch.ones(4, 5)] * 3), "nested"),
     "jagged": (torch.nested.nested_tensor([torch.ones(4, 5)] * 3, layout=torch.jagged), "nested"),
+    "spread over ranks": (torch.ones(3, 4, 5).as_subclass(Spread), r"Spread\. Pass .*full_tensor"),
     "sparse": (torch.ones(3, 4, 5).to_sparse(), "sparse_coo"),
     "quantised": (torch.quantize_per_tensor(torch.ones(3, 4, 5), 0.1, 0, torch.qint8), "quantised"),
     "complex": (torch.ones(3, 4, 5, dtype=torch.complex64), "complex64"),

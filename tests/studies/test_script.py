@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import textwrap
 
 import pytest
@@ -153,6 +155,20 @@ def test_a_history_of_the_run_is_what_sdsd_watch_reads(capsys, script, tmp_path)
     assert status == 2
     assert "notes.txt, line 1: expected a row of a GammaHistory, got 'not a history'" in err
     assert (tmp_path / "notes.txt").read_text() == "not a history\n"
+
+
+def test_a_full_disk_under_a_history_is_told_by_the_option(capsys, monkeypatch, script, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write has it: without a name
+
+    monkeypatch.setattr("sdsd.gamma.history.line_of", full)
+    for words, file, option in (
+        (("gamma", script(), "--json", "--steps", "2", "--history", tmp_path / "run.jsonl"), "run.jsonl", "--history"),
+        (("demo", "--epochs", "1", "--quiet", "--out", tmp_path / "demo"), "demo/history.jsonl", "--out"),
+    ):
+        status, out, err = run(capsys, *words)
+        said = f"{tmp_path / file}: could not be written to the end (No space left on device). Make room, or choose "
+        assert (status, out, err) == (2, "", f"error: {said}another with {option}.\n")
 
 
 def test_a_loader_that_ends_ends_the_run(script):

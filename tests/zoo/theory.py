@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sdsd.graphs import call_of, follow, outputs
+from sdsd.graphs import Plain, Step, Walk, call_of, outputs, run
 from sdsd.theory import canonicalize, random_representative, symmetries
 
 from .architectures.base import Architecture
@@ -107,24 +107,22 @@ def _look(row: Row, architecture: Architecture) -> None:
         row.wrong = f"the function changes by {row.off:.1e} of itself"
 
 
-class _Dtypes:
-    """Listens for results in float32."""
+class _Dtypes(Walk[Any]):
+    """Looks for results in float32."""
 
-    module, single = "", False
+    single = False
 
-    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def follow(self, step: Step) -> None:
         """One operation."""
-        self.single |= any(each.dtype == torch.float32 for each in pytree.tree_leaves(out) if isinstance(each, Tensor))
-
-    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
-        """A module is done."""
+        results = (each for each in pytree.tree_leaves(step.out) if isinstance(each, Tensor))
+        self.single |= any(each.dtype == torch.float32 for each in results)
 
 
 def _rounds(model: nn.Module, example: Any) -> bool:
     """Whether a model in float64 goes through float32, as norms of Llama and its kin do."""
-    listener = _Dtypes()
-    follow(model, example, listener)
-    return listener.single
+    walk = _Dtypes({})
+    run(model, example, walk, beside=(Plain(),))
+    return walk.single
 
 
 @torch.no_grad()

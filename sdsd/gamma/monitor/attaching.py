@@ -45,6 +45,11 @@ class Attachment:
             ValueError: it is watched already, or cannot be; BatchNorm in train mode, where samples are told apart.
         """
         session, root = self._session, parameters.root
+        if isinstance(root, torch.jit.ScriptModule):
+            raise ValueError(
+                f"model: expected an nn.Module in Python, got {type(root).__name__}, whose operations are not seen. "
+                "Attach to the module that was scripted or traced, and train that."
+            )
         if is_attached(root):
             raise ValueError("model: a GammaMonitor watches it already. Call detach() on that one first.")
         if session.exact:

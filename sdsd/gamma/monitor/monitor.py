@@ -81,6 +81,7 @@ class GammaMonitor(Readings):
 
     Raises:
         ValueError: an argument out of range, BatchNorm in train mode (exact), a monitored model, or ranks of no group.
+        TypeError: `parameters` are no names, or `history` is neither a path nor a history.
     """
 
     def __init__(

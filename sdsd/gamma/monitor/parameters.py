@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ...models import clean
 from ..layers import UnsupportedError
@@ -92,10 +93,18 @@ def listed(names: list[str], most: int = 3) -> str:
 
 def _trainable(root: nn.Module, wanted: Iterable[str] | None) -> list[tuple[str, nn.Parameter]]:
     everything = [(clean(name), p) for name, p in root.named_parameters() if p.requires_grad]
+    for name, parameter in everything:
+        if is_lazy(parameter):
+            raise ValueError(f"model: {name!r} has no size yet. Run the model once, then attach the monitor.")
     if wanted is None:
         return everything
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    patterns = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"parameters: expected names or patterns of names, got {type(pattern).__name__}. Names are those of "
+                "model.named_parameters(), such as '0.weight'; patterns such as '*.weight'."
+            )
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in everything):
             raise ValueError(
                 f"parameters: {pattern!r} matches none of the parameters that train, for example "

@@ -46,8 +46,8 @@ class Readings:
         """
         if self._results.last is None:
             raise RuntimeError(
-                f"stats: expected a measured step, but none of the {self._steps} so far was. Read it after a step() "
-                "that returns statistics; the first does, unless it is skipped with a warning."
+                "stats: expected a step() of this monitor that gave statistics, and there was none yet. The first step "
+                "gives them, unless it is skipped with a warning."
             )
         return self._results.last
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..history import GammaHistory
 from ..stats import GammaStats
@@ -36,7 +37,7 @@ class Results:
         history: GammaHistory | str | Path | None,
     ) -> None:
         self._parameters, self._ema, self._confidence, self._population = parameters, ema, confidence, population
-        self.history = GammaHistory(history) if isinstance(history, (str, Path)) else history
+        self.history = _history(history)
         self.observers: list[Observer] = [] if self.history is None else [self.history]
         self.last: GammaStats | None = None
 
@@ -56,3 +57,13 @@ class Results:
         self.last = stats
         for observer in self.observers:
             observer(monitor, stats)
+
+
+def _history(given: Any) -> GammaHistory | None:
+    if given is None or isinstance(given, GammaHistory):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return GammaHistory(Path(given))
+    raise TypeError(
+        f"history: expected a path, such as 'run.jsonl', a GammaHistory, or None, got {type(given).__name__}."
+    )

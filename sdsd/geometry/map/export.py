@@ -10,7 +10,6 @@ import base64
 import contextlib
 import io
 import json
-import os
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._drafts import draft_of
 from ..._drawing import figure_and_axes
 from ..._extras import MissingExtraError, require
 
@@ -93,9 +93,8 @@ def save_ply(neuron_map: NeuronMap, path: str | Path) -> Path:
     edges = np.array(neuron_map.links(), dtype=[("vertex1", "i4"), ("vertex2", "i4")])
     elements = [plyfile.PlyElement.describe(vertices, "vertex"), plyfile.PlyElement.describe(edges, "edge")]
     path = Path(path)
-    draft = path.with_name(path.name + ".part")
-    plyfile.PlyData(elements, byte_order="<", comments=[f"sdsd neuron map {neuron_map.layer}".strip()]).write(draft)
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        plyfile.PlyData(elements, byte_order="<", comments=[f"sdsd neuron map {neuron_map.layer}".strip()]).write(draft)
     return path
 
 
@@ -190,9 +189,8 @@ def save_html(neuron_map: NeuronMap, path: str | Path) -> Path:
         hint=" ".join([HINT, *[SIZE] * (neuron_map.norms is not None), STRESS]),
     )
     path = Path(path)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        draft.write_text(text, encoding="utf-8")
     return path
 
 

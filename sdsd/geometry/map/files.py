@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..._drafts import draft_of
 from ..cosines import NeuronPair
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ def save_map(neuron_map: NeuronMap, path: str | Path) -> tuple[Path, Path]:
     np.savez(packed, **arrays)
     written = _with_suffixes(path)
     for file, content in zip(written, (packed.getvalue(), text.encode()), strict=True):
-        draft = file.with_name(file.name + ".part")
-        draft.write_bytes(content)
-        os.replace(draft, file)
+        with draft_of(file) as draft:
+            draft.write_bytes(content)
     return written
 
 

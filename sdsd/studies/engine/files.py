@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ..._drafts import draft_of
 
 FLAG = "_is"
 """Ends the name of what says which number stands behind a null."""
@@ -24,14 +26,17 @@ def prepare_output(out: str | Path, option: str = "--out") -> Path:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(
-            f"output directory {folder}: expected a directory that can be written, but {_why(folder, error)}. "
-            f"Choose another with {option}."
-        ) from error
+        raise ValueError(_not_writable(folder, error, option)) from error
     return folder
+
+
+def _not_writable(folder: Path, error: OSError, option: str) -> str:
+    return (
+        f"output directory {folder}: expected a directory that can be written, but {_why(folder, error)}. "
+        f"Choose another with {option}."
+    )
 
 
 def _why(folder: Path, error: OSError) -> str:
@@ -46,9 +51,8 @@ def _why(folder: Path, error: OSError) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` is never half a file."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    with draft_of(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -72,9 +76,7 @@ def plain(value: Any) -> Any:
         return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def _flag(value: Any) -> Any:
@@ -128,8 +130,6 @@ def versions() -> dict[str, str]:
     """What computed the numbers."""
     used = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("sdsd", "torch", "numpy", "scikit-learn", "matplotlib"):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             used[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return used

@@ -82,8 +82,7 @@ def measure_seed(measure: Callable[..., dict[str, Any]], file: SeedFile, progres
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(file.seed)
-        settings = {name: value for name, value in file.config.items() if name != RESERVED}
-        series = measure(file.seed, progress, **settings)
+        series = measure(file.seed, progress, **{name: file.config[name] for name in file.config if name != RESERVED})
     try:
         series = json.loads(json.dumps(plain(series)))
     except TypeError as error:

@@ -23,9 +23,9 @@ gradient is long where weights are unbalanced. That is why Γ of the quotient is
 `projection.py`     `horizontal`, `vertical`: the parts of an update
 `canonical.py`      `canonicalize`, `rescale`, `random_representative`: other points of the orbit; `quotient_gamma`
 `matching.py`       `match_neurons`: neurons of two layers, or of two models, one to one
-`same_function.py`  whether the model in another order computes the same
+`same_function.py`  what a model gives in float64, and whether it gives the same in another order
 `channels.py`       neurons while a model runs: what ties them to one another, and what holds them
-`walk.py`           one operation after the other, and the table of rules
+`walk.py`           the walk over a running model for what can be moved, and its table of rules
 `rules_*.py`        the rules: layouts, products, sums, functions, norms
 `trace.py`          channels put together to segments, when the model has run
 `segments.py`       which axes of which parameters run over the neurons of a segment

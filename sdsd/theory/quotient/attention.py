@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from ...graphs import Ids, as_arguments, outputs
+from ...graphs import Atoms, Ids
 from .channels import BIAS, READ, WRITING, Attention, Channels, Use
+from .same_function import arguments_in_float64, in_floats
 from .segments import Order, Slice
 
 NUDGE = 0.1
@@ -38,12 +38,8 @@ def heads_and_shifts(
         model: left as it is.
         uses: of parameters that train and nothing holds, by name.
     """
-    orders = [
-        each
-        for each in (_heads(each_attention, channels, uses) for each_attention in channels.attentions)
-        if each is not None
-    ]
-    orders = list({tuple(part.key for part in order.parts): order for order in orders}.values())
+    made = (_heads(each, channels, uses) for each in channels.attentions)
+    orders = list({tuple(part.key for part in order.parts): order for order in made if order is not None}.values())
     shifts = dict(_shifts(channels, uses))
     if not orders and not shifts:
         return [], [], []
@@ -79,7 +75,7 @@ def _heads(attention: Attention, channels: Channels, uses: dict[str, list[Use]])
     writers: dict[str, None] = {}
     readers: dict[str, None] = {}
     for use in (use for each in uses.values() for use in each):
-        units = np.where(use.channels > 0, owner[use.channels], -1)
+        units = use.units(owner)
         sizes = np.bincount(units[units >= 0], minlength=count)
         if not sizes[0] or (sizes != sizes[0]).any():
             continue  # nothing of theirs, or what all of them share
@@ -96,25 +92,10 @@ def _heads(attention: Attention, channels: Channels, uses: dict[str, list[Use]])
 
 def _classes(rows: Ids) -> Ids:
     """The class of each row: rows that have an entry in common are of one, numbered as they come."""
-    value_of = np.full(len(rows), -1)
-    of_entry: dict[int, int] = {}
-    alias: list[int] = []
-    for number, row in enumerate(rows.tolist()):
-        known = sorted({_root(alias, of_entry[each]) for each in row if each in of_entry})
-        if not known:
-            alias.append(len(alias))
-            known = [len(alias) - 1]
-        for other in known[1:]:
-            alias[other] = known[0]
-        of_entry.update(dict.fromkeys(row, known[0]))
-        value_of[number] = known[0]
-    return np.unique([_root(alias, each) for each in value_of], return_inverse=True)[1]
-
-
-def _root(alias: list[int], one: int) -> int:
-    while alias[one] != one:
-        one = alias[one]
-    return one
+    entries = Atoms()
+    entries.new(int(rows.max()) + 1)
+    entries.unite(np.repeat(rows[:, 0], rows.shape[1]), rows)
+    return entries.numbered(rows[:, 0])[1]
 
 
 def _shifts(channels: Channels, uses: dict[str, list[Use]]) -> Iterable[tuple[str, Ids]]:
@@ -143,7 +124,7 @@ class _Trial:
 
     def __post_init__(self) -> None:
         self.model = copy.deepcopy(self.model).double().requires_grad_(True).eval()
-        self.args, self.kwargs = pytree.tree_map(_wide, as_arguments(self.example))
+        self.args, self.kwargs = arguments_in_float64(self.example)
         device = next(self.model.parameters()).device
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -157,8 +138,7 @@ class _Trial:
         """All outputs, in eval mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            given = self.model(*self.args, **self.kwargs)
-        return [each for each in outputs(given) if isinstance(each, Tensor) and each.is_floating_point()]
+            return in_floats(self.model(*self.args, **self.kwargs))
 
     def orders(self, orders: list[Order]) -> list[Order]:
         """Those with which the model computes the same: all at once, or one by one where they do not."""
@@ -221,10 +201,6 @@ class _Trial:
                 scales.scatter_reduce_(0, torch.from_numpy(use.channels), size.amax(1), "amax")
         scales[0] = 0
         return scales
-
-
-def _wide(value: Any) -> Any:
-    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _alike(one: Tensor, two: Tensor) -> bool:

@@ -7,7 +7,9 @@ in the same order. And they hold some still. What is left free is a symmetry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,16 @@ class Seen:
         """Whether it is a parameter or buffer, or a view of one."""
         return bool(self.entries)
 
+    def on(self, ids: Tensor | None, **changes: Any) -> Seen:
+        """The same, of channels at other places."""
+        return replace(self, ids=ids, **changes)
+
+    def laid_out(self, shape: Iterable[int]) -> Seen:
+        """The same, in another shape."""
+        shape = tuple(shape)
+        ids = None if self.ids is None else self.ids.reshape(shape)
+        return replace(self, ids=ids, entries=tuple(each.reshape(shape) for each in self.entries))
+
 
 @dataclass(frozen=True, eq=False)
 class Use:
@@ -62,6 +74,10 @@ class Use:
     layer: str
     call: int
     taken: tuple[Ids, ...]
+
+    def units(self, of: Ids) -> Ids:
+        """What `of` has for the channel of each entry, −1 where there is none."""
+        return np.where(self.channels > 0, of[self.channels], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,43 +148,62 @@ class Channels:
         self.next_writer += 1
         return np.arange(first, self.count, dtype=np.int64)
 
+    def renewed(self, ids: Tensor) -> tuple[Ids, Ids]:
+        """A new channel for each: those there were, and a table from them to the new ones."""
+        known = unique(ids)
+        made = self.new(len(known))
+        table = np.zeros(max(self.count, int(known.max(initial=0)) + 1), np.int64)
+        table[known] = made
+        return known, table
+
     # ---- what is said of them ----------------------------------------------------------------------------------------
 
-    def hold(self, ids: Ids, reason: str) -> None:
+    def hold(self, ids: Tensor | Ids, reason: str) -> None:
         """They cannot be rescaled."""
-        ids = live(ids)
-        if len(ids):
-            self.held.append((ids, reason))
-            self.signs.unite(2 * ids, 2 * ids + 1)
+        ids = self._noted(self.held, ids, reason)
+        self.signs.unite(2 * ids, 2 * ids + 1)
 
-    def keep_shift(self, ids: Ids, reason: str) -> None:
+    def keep_shift(self, ids: Tensor | Ids, reason: str) -> None:
         """Nothing can be added to them."""
-        ids = live(ids)
-        if len(ids):
-            self.still.append((ids, reason))
+        self._noted(self.still, ids, reason)
 
-    def keep_place(self, ids: Ids, reason: str) -> None:
+    def keep_place(self, ids: Tensor | Ids, reason: str) -> None:
         """They cannot change places."""
-        ids = live(ids)
-        if len(ids):
-            self.fixed.append((ids, reason))
+        self._noted(self.fixed, ids, reason)
 
-    def fix(self, ids: Ids, reason: str) -> None:
+    def _noted(self, notes: list[Note], ids: Tensor | Ids, reason: str) -> Ids:
+        if len(ids := unique(ids)):
+            notes.append((ids, reason))
+        return ids
+
+    def fix(self, ids: Tensor | Ids, reason: str) -> None:
         """Nothing may move them."""
         self.hold(ids, reason)
         self.keep_shift(ids, reason)
         self.keep_place(ids, reason)
 
-    def bend(self, ids: Ids) -> None:
+    def bend(self, ids: Tensor | Ids) -> None:
         """They cannot be mixed: each goes through something of its own."""
-        ids = live(ids)
-        if len(ids):
-            self.bent.append(ids)
+        self.bent.append(unique(ids))
 
-    def is_held(self, ids: Ids) -> bool:
+    def pass_through(self, ids: Tensor | Ids, reason: str) -> None:
+        """They go through a function of single neurons: nothing can be added to them, and they cannot be mixed."""
+        self.keep_shift(ids, reason)
+        self.bend(ids)
+
+    def is_held(self, ids: Tensor | Ids) -> bool:
         """Whether none of them can be rescaled."""
-        ids = live(ids)
+        ids = unique(ids)
         return bool((self.signs.roots(2 * ids) == self.signs.roots(2 * ids + 1)).all())
+
+    def alike(self, one: Seen, other: Seen) -> bool:
+        """Whether both scale and change places alike."""
+        if one.ids is None or other.ids is None:
+            return one.ids is other.ids
+        a, b = pairs(one.ids, other.ids)
+        same = np.array_equal(self.signs.roots(2 * a), self.signs.roots(2 * b))
+        same &= np.array_equal(self.places.roots(a), self.places.roots(b))
+        return same and (one.power, one.statistic) == (other.power, other.statistic)
 
     def tie(
         self,
@@ -218,16 +253,6 @@ class Channels:
             self.labels[ids] = self.next_label + place.ravel()
             self.next_label += known.shape[1]
 
-    def use(self, made: Use) -> None:
-        """Note a use, and keep all its channels where others of its entries belong to none."""
-        self.uses.append(made)
-
-
-def live(ids: Ids) -> Ids:
-    """Those that are channels, each once."""
-    channels = np.unique(ids)
-    return channels[channels > 0]
-
 
 def varies(ids: Tensor, dim: int) -> bool:
     """Whether entries differ along a dimension."""
@@ -244,22 +269,26 @@ def spread(ids: Tensor) -> Tensor:
     shape = ids.shape
     if 0 in shape:
         return ids
+    ids = narrowed(ids)
     for dim in along(ids):
         first = ids.narrow(dim, 0, 1)
         if bool((ids == first).all()):
             ids = first
-        elif ids.stride(dim) == 0:
-            ids = ids.narrow(dim, 0, 1)
     return ids.expand(shape)
+
+
+def narrowed(ids: Tensor, *others: Tensor) -> Tensor:
+    """One entry of each dimension along which neither it varies nor others of its shape."""
+    for dim in range(ids.ndim):
+        if not any(varies(each, dim) for each in (ids, *others)):
+            ids = ids.narrow(dim, 0, min(1, ids.shape[dim]))
+    return ids
 
 
 def compact(*tensors: Tensor) -> list[Ids]:
     """Entries of tensors of one shape, without dimensions along which none of them varies."""
-    shown = list(torch.broadcast_tensors(*tensors))
-    for dim in range(shown[0].ndim):
-        if not any(varies(each, dim) for each in shown):
-            shown = [each.narrow(dim, 0, min(1, each.shape[dim])) for each in shown]
-    return [each.reshape(-1).numpy() for each in shown]
+    shown = torch.broadcast_tensors(*tensors)
+    return [narrowed(each, *shown).reshape(-1).numpy() for each in shown]
 
 
 def pairs(one: Tensor, other: Tensor) -> tuple[Ids, Ids]:
@@ -271,15 +300,12 @@ def pairs(one: Tensor, other: Tensor) -> tuple[Ids, Ids]:
     return a, b
 
 
-def unique(ids: Tensor) -> Ids:
-    """All channels of a tensor."""
-    return live(compact(ids)[0])
+def unique(ids: Tensor | Ids) -> Ids:
+    """All that are channels, each once."""
+    channels = np.unique(compact(ids)[0] if isinstance(ids, Tensor) else ids)
+    return channels[channels > 0]
 
 
 def renamed(ids: Tensor, table: Ids) -> Tensor:
     """Other channels at the same places."""
-    shape = ids.shape
-    for dim in range(ids.ndim):
-        if not varies(ids, dim):
-            ids = ids.narrow(dim, 0, min(1, ids.shape[dim]))
-    return torch.from_numpy(table)[ids].expand(shape)
+    return torch.from_numpy(table)[narrowed(ids)].expand(ids.shape)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ...graphs import tensors
 from .channels import Seen, spread, unique, varies
-from .walk import ChannelWalk, Step, rule
+from .walk import MoveWalk, Step, rule
 
 
-def _moved(walk: ChannelWalk, step: Step, move: Any) -> None:
+def _moved(walk: MoveWalk, step: Step, move: Any) -> None:
     """Give the results what `move` makes of the entries."""
-    seen = walk.seen(step.args[0])
+    seen = walk.value(step.args[0])
     outs = list(tensors(step.out))
     many = isinstance(step.out, (tuple, list))
 
@@ -29,61 +29,51 @@ def _moved(walk: ChannelWalk, step: Step, move: Any) -> None:
             walk.give(out, Seen(name=seen.name, entries=tuple(part[place] for part in parts)))
     elif seen.ids is not None:
         for out, ids in zip(outs, apply(seen.ids), strict=True):
-            walk.give(out, Seen(ids, offsets=seen.offsets, power=seen.power, statistic=seen.statistic))
+            walk.give(out, seen.on(ids))
     else:
         for out in outs:
             walk.give(out, Seen(computed=seen.computed))
 
 
 @rule("reshape")
-def reshape(walk: ChannelWalk, step: Step) -> None:
+def reshape(walk: MoveWalk, step: Step) -> None:
     if step.out.dtype != step.args[0].dtype:
-        walk.opaque(step)
+        walk.unknown(step)
     else:
         _moved(walk, step, lambda ids: ids.reshape(step.out.shape))
 
 
 @rule("permute", "squeeze", "expand")
-def turn(walk: ChannelWalk, step: Step) -> None:
+def turn(walk: MoveWalk, step: Step) -> None:
     _moved(walk, step, lambda ids: step.func(ids, *step.args[1:], **step.kwargs))
 
 
 @rule("same")
-def same(walk: ChannelWalk, step: Step) -> None:
+def same(walk: MoveWalk, step: Step) -> None:
     for out in tensors(step.out):
         fits = out.shape == step.args[0].shape
-        walk.give(out, walk.seen(step.args[0]) if fits else Seen())
+        walk.give(out, walk.value(step.args[0]) if fits else Seen())
 
 
 @rule("select", "slice", "split")
-def pieces(walk: ChannelWalk, step: Step) -> None:
+def pieces(walk: MoveWalk, step: Step) -> None:
     """Those of one piece do not change places with those of another."""
     _moved(walk, step, lambda ids: step.func(ids, *step.args[1:], **step.kwargs))
-    seen = walk.seen(step.args[0])
+    seen = walk.value(step.args[0])
     if seen.ids is None or seen.is_parameter:
         return
     everything = unique(seen.ids)
     for out in tensors(step.out):
-        part = walk.seen(out).ids
+        part = walk.value(out).ids
         if part is not None and len(mine := unique(part)) < len(everything):
             walk.channels.refine(mine, np.zeros_like(mine))
 
 
 @rule("flip", "roll", "index", "repeat", "pad", "window", "diagonal")
-def placed(walk: ChannelWalk, step: Step) -> None:
+def placed(walk: MoveWalk, step: Step) -> None:
     """What takes entries by their places lets none of them change places, where it runs over channels."""
-    seen = walk.seen(step.args[0])
-    if seen.ids is not None and step.name == "index":
-        dims = [k for k, each in enumerate(step.args[1]) if each is not None]
-    elif seen.ids is not None and step.row.kind in ("index", "window"):
-        dims = [step.args[1] % seen.ids.ndim]
-    elif seen.ids is not None and step.row.kind in ("flip", "roll"):
-        given = step.args[1] if step.name == "flip" else (step.argument(2, "dims", ()) or range(seen.ids.ndim))
-        dims = [dim % seen.ids.ndim for dim in ([given] if isinstance(given, int) else given)]
-    else:
-        dims = list(range(seen.ids.ndim)) if seen.ids is not None and step.name == "diagonal" else []
-    if seen.ids is not None and any(varies(seen.ids, dim) for dim in dims):
-        ids = unique(seen.ids)
+    ids = walk.value(step.args[0]).ids
+    if ids is not None and any(varies(ids, dim) for dim in step.by_place):
         walk.channels.keep_place(ids, f"{walk.label(step.name)} takes them by their places")
         walk.channels.bend(ids)
     pad: tuple[Any, ...] = (0,) if step.row.kind == "pad" else ()
@@ -92,9 +82,9 @@ def placed(walk: ChannelWalk, step: Step) -> None:
 
 
 @rule("cat", "stack")
-def cat(walk: ChannelWalk, step: Step) -> None:
+def cat(walk: MoveWalk, step: Step) -> None:
     parts = [each for each in step.args[0] if each.numel() > 0]
-    seen = [walk.seen(each) for each in parts]
+    seen = [walk.value(each) for each in parts]
     if all(each.ids is None for each in seen):
         names = [each for each in seen if each.is_parameter]
         walk.outside.update(each.name for each in names)
@@ -114,7 +104,7 @@ def cat(walk: ChannelWalk, step: Step) -> None:
     walk.give(step.out, Seen(spread(step.func(shadows, *step.args[1:], **step.kwargs))))
 
 
-def _in_a_row(walk: ChannelWalk, seen: list[Seen], out: Tensor, dim: int) -> None:
+def _in_a_row(walk: MoveWalk, seen: list[Seen], out: Tensor, dim: int) -> None:
     """Positions one after the other, as a class token before the pictures' patches: of the same channels."""
     first, *others = [None if each.ids is None else each.ids.narrow(dim, 0, 1) for each in seen]
     none = torch.zeros(1, dtype=torch.int64)

@@ -7,20 +7,19 @@ import torch
 from torch import Tensor
 
 from ...graphs import Ids, tensors
-from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, unique, varies
+from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, varies
 from .rules_sums import added, biased
-from .walk import ChannelWalk, Step, rule
+from .walk import MoveWalk, Step, layer_of, rule
 
 
 @rule("matrix product")
-def product(walk: ChannelWalk, step: Step) -> None:
-    plus = step.args[0] if step.name in ("addmm", "baddbmm", "addmv") else None
-    a, b = step.args[1:3] if plus is not None else step.args[:2]
-    one, other = walk.seen(a), walk.seen(b)
+def product(walk: MoveWalk, step: Step) -> None:
+    plus, a, b = step.factors
+    one, other = walk.value(a), walk.value(b)
     if a.ndim == 1:
-        one = _reshaped(one, (1, len(a)))
+        one = one.laid_out((1, len(a)))
     if b.ndim == 1:
-        other = _reshaped(other, (len(b), 1))
+        other = other.laid_out((len(b), 1))
     rows, columns = (1 if a.ndim == 1 else a.shape[-2]), (1 if b.ndim == 1 else b.shape[-1])
     batch = a.shape[:-2]
     if one.computed or other.computed:
@@ -37,13 +36,9 @@ def product(walk: ChannelWalk, step: Step) -> None:
             MATRIX,
         )
     elif one.is_parameter:
-        turned = (
-            None
-            if other.ids is None
-            else Seen(other.ids.mT, offsets=other.offsets, power=other.power, statistic=other.statistic)
-        )
+        turned = other if other.ids is None else other.on(other.ids.mT)
         last = max(a.ndim, 2)
-        made = walk.through(turned or Seen(), one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
+        made = walk.through(turned, one, (last - 1, last - 2), (*batch, columns, rows), MATRIX)
         made = Seen(None if made.ids is None else made.ids.mT, offsets=made.offsets)
     else:
         made = _of_neurons(walk, step, one, other, (*batch, rows, columns))
@@ -55,29 +50,17 @@ def product(walk: ChannelWalk, step: Step) -> None:
     walk.give(step.out, made)
 
 
-def _reshaped(seen: Seen, shape: tuple[int, int]) -> Seen:
-    return Seen(
-        None if seen.ids is None else seen.ids.reshape(shape),
-        seen.name,
-        tuple(each.reshape(shape) for each in seen.entries),
-        seen.computed,
-        seen.offsets,
-        seen.power,
-        seen.statistic,
-    )
-
-
-def _by_computed(walk: ChannelWalk, *both: Seen) -> Seen:
+def _by_computed(walk: MoveWalk, *both: Seen) -> Seen:
     for each in both:
         if each.is_parameter:
             walk.outside.add(each.name)
         if each.ids is not None:
             why = f"{walk.module!r} computes its weight from other parameters"
-            walk.channels.fix(unique(each.ids), why)
+            walk.channels.fix(each.ids, why)
     return Seen(computed=all(each.ids is None for each in both))
 
 
-def _of_neurons(walk: ChannelWalk, step: Step, one: Seen, other: Seen, shape: tuple[int, ...]) -> Seen:
+def _of_neurons(walk: MoveWalk, step: Step, one: Seen, other: Seen, shape: tuple[int, ...]) -> Seen:
     """A product of two tensors that the model computes: queries by keys, what attention gives by values."""
     label = walk.label(step.name.strip("_"))
     for each in (one, other):
@@ -96,19 +79,19 @@ def _of_neurons(walk: ChannelWalk, step: Step, one: Seen, other: Seen, shape: tu
         return _weighted(walk, left[..., :, :1], shape, label)
     for each in (one, other):
         if each.ids is not None:
-            walk.channels.fix(unique(each.ids), f"{label} multiplies them by what the model computes")
+            walk.channels.fix(each.ids, f"{label} multiplies them by what the model computes")
     return Seen()
 
 
-def _inverse(walk: ChannelWalk, queries: Tensor, keys: Tensor, label: str) -> None:
+def _inverse(walk: MoveWalk, queries: Tensor, keys: Tensor, label: str) -> None:
     """Their products are summed over: one can grow as the other shrinks. The last dimension is summed over."""
     walk.channels.tie(queries, keys, inverse=True, why=f"{label} multiplies them by what the model computes")
     for ids in (queries, keys):
-        walk.channels.keep_shift(unique(ids), f"{label} multiplies them by other neurons")
+        walk.channels.keep_shift(ids, f"{label} multiplies them by other neurons")
         apart(walk, ids, ids.ndim - 1)
 
 
-def _attended(walk: ChannelWalk, queries: Tensor, keys: Tensor, one: Seen, other: Seen) -> Attention:
+def _attended(walk: MoveWalk, queries: Tensor, keys: Tensor, one: Seen, other: Seen) -> Attention:
     """Note heads: their last dimension is summed over, the ones before count them and the samples."""
     shape = torch.broadcast_shapes(queries.shape, keys.shape)
     offsets = tuple(dict.fromkeys((*(one.offsets or ()), *(other.offsets or ()))))
@@ -121,14 +104,14 @@ def _rows(ids: Tensor) -> Ids:
     return ids.reshape(-1, ids.shape[-1]).numpy()
 
 
-def _weighted(walk: ChannelWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
+def _weighted(walk: MoveWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
     """Sums over positions, with weights that the model computes."""
-    walk.channels.keep_shift(unique(ids), f"{label} sums over their positions")
+    walk.channels.keep_shift(ids, f"{label} sums over their positions")
     apart(walk, ids, ids.ndim - 2)
     return Seen(ids.expand(shape))
 
 
-def apart(walk: ChannelWalk, ids: Tensor, batch: int) -> None:
+def apart(walk: MoveWalk, ids: Tensor, batch: int) -> None:
     """Those of different products of a batch (of heads, that is) do not change places with one another."""
     if any(varies(ids, dim) for dim in range(min(batch, ids.ndim))):
         shape = ids.shape
@@ -138,36 +121,36 @@ def apart(walk: ChannelWalk, ids: Tensor, batch: int) -> None:
 
 
 @rule("convolution")
-def convolution(walk: ChannelWalk, step: Step) -> None:
+def convolution(walk: MoveWalk, step: Step) -> None:
     given, weight, bias = step.args[0], step.args[1], step.args[2]
     transposed, groups = bool(step.args[6]), int(step.args[8])
-    x, kernel = walk.seen(given), walk.seen(weight)
+    x, kernel = walk.value(given), walk.value(weight)
     whole = kernel.is_parameter and kernel.entries[0].shape == walk.model_tensor(kernel.name).shape
     if not whole:
         computed = _by_computed(walk, x, kernel)
-        if bias is not None and walk.seen(bias).is_parameter:
-            walk.outside.add(walk.seen(bias).name)
+        if bias is not None and walk.value(bias).is_parameter:
+            walk.outside.add(walk.value(bias).name)
         walk.give(step.out, Seen(computed=False) if x.ids is not None else computed)
         return
-    layer, taken = kernel.name.rpartition(".")[0] or kernel.name, walk.taken(kernel)
+    layer, taken = layer_of(kernel.name), walk.taken(kernel)
     ids = x.ids
     channels: Tensor | None = None
     if ids is not None:
         walk.regular(x, f"{layer!r} reads a power or a mean of them")
         if any(varies(ids, dim) for dim in range(ids.ndim) if dim != 1):
-            walk.channels.fix(unique(ids), f"{layer!r} reads another axis than theirs")
+            walk.channels.fix(ids, f"{layer!r} reads another axis than theirs")
         else:
             channels = ids.movedim(1, 0).reshape(ids.shape[1], -1)[:, 0]
     rows = 1 if transposed else 0
     inputs, outputs = int(given.shape[1]), int(step.out.shape[1])
     depthwise = groups > 1 and groups == inputs == outputs
     if channels is not None:
-        walk.channels.keep_shift(unique(channels), f"{layer!r} reads them")
+        walk.channels.keep_shift(channels, f"{layer!r} reads them")
         if groups == 1 or depthwise:
             axis = (1 - rows) if groups == 1 else 0
             walk.use(READ, kernel, axis, np.arange(inputs), channels.numpy(), taken)
         else:
-            walk.channels.fix(unique(channels), f"{layer!r} reads them in groups")
+            walk.channels.fix(channels, f"{layer!r} reads them in groups")
     made = walk.channels.new(outputs)
     if not (transposed and groups > 1 and not depthwise):
         walk.use(KERNEL, kernel, 0 if depthwise else rows, np.arange(outputs), made, taken)
@@ -177,40 +160,37 @@ def convolution(walk: ChannelWalk, step: Step) -> None:
         else:
             walk.channels.follow(channels.numpy()[channels.numpy() > 0], made[channels.numpy() > 0])
         walk.channels.bend(made)
-        walk.channels.bend(unique(channels) if channels is not None else made)
+        walk.channels.bend(channels if channels is not None else made)
     elif groups > 1:
         walk.channels.fix(made, f"{layer!r} writes them in groups")
     shape = [1] * step.out.ndim
     shape[1] = -1
     walk.give(step.out, Seen(torch.from_numpy(made).view(shape).expand(step.out.shape), offsets={}))
     if bias is not None:
-        turned = walk.seen(bias)
-        laid = Seen(
-            name=turned.name, computed=turned.computed, entries=tuple(each.reshape(shape) for each in turned.entries)
-        )
-        if turned.is_parameter:
-            mine = walk.seen(step.out)
+        added_on = walk.value(bias)
+        if added_on.is_parameter:
+            mine, laid = walk.value(step.out), added_on.laid_out(shape)
             walk.give(step.out, biased(walk, mine, laid, 1.0, tuple(step.out.shape), {}))
         else:
             walk.channels.fix(made, f"{layer!r} computes its bias from other parameters")
 
 
 @rule("attention")
-def attention(walk: ChannelWalk, step: Step) -> None:
+def attention(walk: MoveWalk, step: Step) -> None:
     """Heads: queries by keys, and what that gives by values.  # shapes: (N, heads, positions, entries)"""
     label = walk.label("scaled_dot_product_attention")
-    seen = [walk.seen(each) for each in step.args[:3]]
+    seen = [walk.value(each) for each in step.args[:3]]
     if any(each.is_parameter or each.computed for each in seen) or any(
         each.ids is not None and varies(each.ids, 2) for each in seen
     ):
-        walk.opaque(step)
+        walk.unknown(step)
         return
     for each in seen:
         walk.regular(each, f"{label} multiplies powers or means of them")
     for mask in (*tensors(step.args[3:]), *tensors(tuple(step.kwargs.values()))):
-        added = walk.seen(mask)
+        added = walk.value(mask)
         if added.ids is not None:
-            walk.channels.fix(unique(added.ids), f"{label} adds them to its scores")
+            walk.channels.fix(added.ids, f"{label} adds them to its scores")
         walk.outside.update([added.name] if added.is_parameter else [])
     heads = step.args[0].shape[1]
     q, k, v = (None if each.ids is None else each.ids[:, :, :1] for each in seen)

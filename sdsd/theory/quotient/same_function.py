@@ -1,14 +1,15 @@
-"""Whether two models compute the same."""
+"""What a model gives in float64, and whether two give the same."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from ...graphs import as_arguments, outputs
 from ...models import evaluating, untouched
 
 SAME = 1e-9
@@ -17,15 +18,14 @@ SAME = 1e-9
 
 def require_same(model: nn.Module, moved: nn.Module, example: Any) -> None:
     """ValueError unless both compute the same, in float64 and eval mode."""
-    arguments = example if isinstance(example, tuple) else (example,)
-    wide = tuple(_wide(each) for each in arguments)
-    outputs = []
+    arguments, named = arguments_in_float64(example)
+    answers = []
     for each in (model, moved):
         network = copy.deepcopy(each).double()
         with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            outputs.append([tensor.double() for tensor in _tensors(network(*wide))])
-    for before, after in zip(*outputs, strict=True):
+            answers.append([each.double() for each in in_floats(network(*arguments, **named)) if each.numel()])
+    for before, after in zip(*answers, strict=True):
         off, most = (before - after).abs().max().item(), before.abs().max().item()
         if not off <= SAME * most:
             raise ValueError(
@@ -35,12 +35,15 @@ def require_same(model: nn.Module, moved: nn.Module, example: Any) -> None:
             )
 
 
-def _wide(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+def arguments_in_float64(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a model in float64."""
+
+    def wide(value: Any) -> Any:
+        return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return pytree.tree_map(wide, as_arguments(example))  # type: ignore[no-any-return]
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() and value.numel() else []
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
+def in_floats(given: Any) -> list[Tensor]:
+    """The floating-point tensors in what a model gives."""
+    return [each for each in outputs(given) if isinstance(each, Tensor) and each.is_floating_point()]

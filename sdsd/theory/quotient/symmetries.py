@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...graphs import call_of, likely_inputs
-from ...models import unwrap
+from ...models import plainly, unwrap
 from .groups import Permutation, Scaling, Translation, build
 from .mixing import Mixing
 from .segments import Segment
@@ -142,7 +142,8 @@ def symmetries(model: nn.Module, example_input: Any = None, *, softmax_head: boo
         `Symmetries`, which print as a list.
 
     Raises:
-        ValueError: the model does not run on `example_input` or, without one, on nothing of a likely shape.
+        ValueError: the model does not run on `example_input` or, without one, on nothing of a likely shape; it runs,
+            but what it does cannot be followed; parameters that were made under torch.inference_mode.
 
     Example:
         >>> print(symmetries(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))))
@@ -163,7 +164,8 @@ translation
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
     root = unwrap(model)
-    traced = trace(root, example_input, softmax_head)
+    with plainly(root):  # in inference mode layers are one operation each, under autocast they multiply copies
+        traced = trace(root, example_input, softmax_head)
     scalings, translations, permutations, mixings, notes = build(traced)
     return Symmetries(
         root,

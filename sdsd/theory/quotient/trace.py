@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...graphs import Ids, first_line, follow, likely_inputs, outputs
+from ...graphs import Ids, Plain, on_inputs, run
 from ...models import is_attached
 from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
 from .attention import heads_and_shifts
-from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, compact, unique, varies
+from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, unique
 from .segments import Norm, Order, Segment, Slice, Trace
-from .walk import ChannelWalk
+from .walk import MoveWalk
 
 RULE_MODULES = (rules_functions, rules_layout, rules_norms, rules_products, rules_sums)
 """Whose import fills the table of rules."""
@@ -26,55 +26,29 @@ def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = Fals
     """Run `model` once on an example and put together what can move.
 
     Raises:
-        ValueError: the model does not run on `example_input`, or, without one, on nothing of a likely shape.
+        ValueError: as `symmetries`.
     """
     watched = any(is_attached(module) for module in model.modules())
-    run = copy.deepcopy(model) if watched else model
-    if example_input is None:
-        example_input = next(likely_inputs(run), None)
-        if example_input is None:
-            raise ValueError(
-                f"model: {type(model).__name__} runs on no input of a likely shape. Pass example_input, an input the "
-                "model runs on: a tensor, a tuple of arguments or a dictionary of keyword arguments."
-            )
-    walk = ChannelWalk(run)
-    try:
-        given = follow(run, example_input, walk)
-    except Exception as error:
-        raise ValueError(
-            f"example_input: the model does not run on it ({type(error).__name__}: {first_line(error)})."
-        ) from None
-    _outputs(walk, given, softmax_head)
+    run_on = copy.deepcopy(model) if watched else model
+
+    def walked(example: Any) -> tuple[MoveWalk, Any]:
+        walk = MoveWalk(run_on, softmax_head)
+        run(run_on, example, walk, beside=(Plain(),))
+        return walk, example
+
+    ((walk, example_input),) = on_inputs(run_on, example_input, walked, most=1)
     finish = _Finish(walk, dict(model.named_parameters()))
     traced = finish.trace()
-    heads, traced.shifts, notes = heads_and_shifts(run, example_input, walk.channels, finish.free_uses())
+    heads, traced.shifts, notes = heads_and_shifts(run_on, example_input, walk.channels, finish.free_uses())
     traced.orders[:0] = heads  # first, for inside them neurons change places, too
     traced.notes += notes
     return traced
 
 
-def _outputs(walk: ChannelWalk, given: Any, softmax_head: bool) -> None:
-    why, channels = "they are the model's outputs", walk.channels
-    for each in outputs(given):
-        ids = walk.seen(each).ids
-        if walk.seen(each).is_parameter:
-            walk.outside.add(walk.seen(each).name)
-        if ids is None:
-            continue
-        known = unique(ids)
-        channels.outputs.append(known)
-        channels.hold(known, why)
-        channels.keep_place(known, why)
-        if softmax_head and not any(varies(ids, dim) for dim in range(ids.ndim - 1)):
-            channels.norms.append(NormUse("", "softmax", compact(ids)[0], {}, ""))
-        else:
-            channels.keep_shift(known, why)
-
-
 class _Finish:
     """Puts channels together: what scales as one is a unit, and units of one kind a segment."""
 
-    def __init__(self, walk: ChannelWalk, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(self, walk: MoveWalk, parameters: dict[str, nn.Parameter]) -> None:
         self.walk, self.channels, self.parameters = walk, walk.channels, parameters
         self._keep_what_is_shared()
         everything = np.arange(self.channels.count)
@@ -92,20 +66,19 @@ class _Finish:
 
     def free_uses(self) -> dict[str, list[Use]]:
         """Uses of parameters that train, and that nothing outside a layer takes."""
+        free = {name for name, each in self.parameters.items() if each.requires_grad} - self.walk.outside
+        return {name: uses for name, uses in self._by_name().items() if name in free}
+
+    def _by_name(self) -> dict[str, list[Use]]:
         by_name: dict[str, list[Use]] = {}
         for use in self.channels.uses:
-            parameter = self.parameters.get(use.name)
-            if parameter is not None and parameter.requires_grad and use.name not in self.walk.outside:
-                by_name.setdefault(use.name, []).append(use)
+            by_name.setdefault(use.name, []).append(use)
         return by_name
 
     # ---- what may not move after all ---------------------------------------------------------------------------------
 
     def _keep_what_is_shared(self) -> None:
-        by_name: dict[str, list[Use]] = {}
-        for use in self.channels.uses:
-            by_name.setdefault(use.name, []).append(use)
-        for name, uses in by_name.items():
+        for name, uses in self._by_name().items():
             calls = {use.call: use.taken for use in uses}
             why = self._why_not(name, calls, {use.axis for use in uses})
             if name not in self.parameters and any(use.role != EXTRA for use in uses):
@@ -163,13 +136,9 @@ class _Finish:
 
     def _segments(self) -> tuple[list[Segment], list[Ids]]:
         """Segments in the order of their first channels, and the channels of each."""
-        kinds: dict[Any, list[int]] = {}
         signatures = self._signatures(self.unit, self.sign, self.channels.norms)
-        first = {unit: channel for channel, unit in reversed(list(enumerate(self.unit.tolist())))}
-        for unit in sorted(signatures, key=first.__getitem__):
-            kinds.setdefault(signatures[unit], []).append(unit)
         segments, members = [], []
-        for units in sorted(kinds.values(), key=lambda units: first[units[0]]):
+        for units in _alike(_in_order(self.unit, signatures), signatures):
             number = np.full(len(self.channels.signs.parents), -1)
             number[units] = np.arange(len(units))
             segment = self._segment(number[self.unit], len(units))
@@ -218,7 +187,7 @@ class _Finish:
         lists = {name: getattr(segment, name) for name in (*WRITING, READ)}
         known_parts: set[Any] = set()
         for use in self.channels.uses:
-            units = np.where(use.channels > 0, unit[use.channels], -1)
+            units = use.units(unit)
             mine, signs = units >= 0, self.sign[use.channels]
             if not mine.any() or use.role not in lists:
                 continue
@@ -253,13 +222,11 @@ class _Finish:
             (self.channels.fixed, "no_order"),
         ):
             for ids, why in notes:
-                for number in np.unique(owner[ids]).tolist():
-                    if number >= 0:
-                        getattr(segments[number], name).append(why)
+                for number in unique(owner[ids] + 1).tolist():
+                    getattr(segments[number - 1], name).append(why)
         for ids in self.channels.outputs:
-            for number in np.unique(owner[ids]).tolist():
-                if number >= 0:
-                    segments[number].is_output = True
+            for number in unique(owner[ids] + 1).tolist():
+                segments[number - 1].is_output = True
         for segment, mine in zip(segments, members, strict=True):
             if self.held[mine].any() and not segment.no_scale:
                 segment.no_scale.append("they are tied to neurons that cannot be")
@@ -268,22 +235,21 @@ class _Finish:
         """Units that pass nothing but what is the same for all of them, in sets that do not mix with one another."""
         if segment.no_scale or segment.norms or not segment.outgoing or segment.scales or segment.bent:
             return None
-        units, where = np.unique(self.unit[mine], return_inverse=True)
-        labels: list[list[int]] = [[] for _ in units]
-        for place, label in zip(where.tolist(), self.channels.labels[mine].tolist(), strict=True):
-            labels[place].append(label)
-        first = [int(mine[where == k][0]) for k in range(len(units))] if len(units) < 4096 else None
-        sets: dict[tuple[int, ...], list[int]] = {}
-        order = range(len(units)) if first is None else sorted(range(len(units)), key=first.__getitem__)
-        for number, place in enumerate(order):
-            sets.setdefault(tuple(sorted(labels[place])), []).append(number)
-        sizes = {len(each) for each in sets.values()}
-        if len(sizes) != 1 or sizes == {1}:
+        units = _in_order(self.unit[mine])
+        sets = _alike(range(len(units)), [*map(self._labels(self.unit[mine], mine).__getitem__, units)])
+        if len({len(each) for each in sets}) != 1 or len(sets[0]) == 1:
             return None
         for part in (*segment.incoming, *segment.outgoing):
             if len(np.unique(np.bincount(part.units[part.units >= 0].numpy(), minlength=segment.count))) != 1:
                 return None
-        return torch.tensor(list(sets.values()))
+        return torch.tensor(sets)
+
+    def _labels(self, units: Ids, channels: Ids) -> dict[int, tuple[int, ...]]:
+        """For each unit the labels of its channels."""
+        labels: dict[int, list[int]] = {}
+        for unit, label in zip(units.tolist(), self.channels.labels[channels].tolist(), strict=True):
+            labels.setdefault(unit, []).append(label)
+        return {unit: tuple(sorted(each)) for unit, each in labels.items()}
 
     # ---- orders ------------------------------------------------------------------------------------------------------
 
@@ -294,24 +260,17 @@ class _Finish:
             ids = np.unique(use.channels[use.channels > 0])
             units, counts = np.unique(self.place[ids], return_counts=True)
             bad |= set(units[counts > 1].tolist())
-        first = {unit: channel for channel, unit in reversed(list(enumerate(self.place.tolist())))}
-        labels: dict[int, list[int]] = {}
-        for unit, label in zip(self.place.tolist(), self.channels.labels.tolist(), strict=True):
-            labels.setdefault(unit, []).append(label)
-        kinds: dict[Any, list[int]] = {}
-        for unit in sorted(signatures, key=first.__getitem__):
-            if unit not in bad:
-                kinds.setdefault(signatures[unit], []).append(unit)
+        free = [unit for unit in _in_order(self.place, signatures) if unit not in bad]
+        labels = self._labels(self.place, np.arange(self.channels.count))
         alike_runs = []
-        for alike in kinds.values():
-            runs: dict[tuple[int, ...], list[int]] = {}
-            for unit in alike:
-                runs.setdefault(tuple(sorted(labels[unit])), []).append(unit)
-            sizes = {len(run) for run in runs.values()}
+        for alike in _alike(free, signatures):
+            runs = _alike(alike, labels)
+            sizes = {len(run) for run in runs}
             if len(sizes) == 1:
-                alike_runs.append(([unit for run in runs.values() for unit in run], sizes.pop()))
+                alike_runs.append(([unit for run in runs for unit in run], sizes.pop()))
             else:
-                alike_runs += [(each, len(each)) for each in runs.values()]
+                alike_runs += [(each, len(each)) for each in runs]
+        first = {unit: place for place, unit in enumerate(free)}
         alike_runs.sort(key=lambda each: first[each[0][0]])
         return [self._order(alike, run) for alike, run in alike_runs if run > 1]
 
@@ -319,7 +278,7 @@ class _Finish:
         number = np.full(len(self.channels.places.parents), -1)
         number[units] = np.arange(len(units))
         unit = number[self.place]
-        mine = [(use, np.where(use.channels > 0, unit[use.channels], -1)) for use in self.channels.uses]
+        mine = [(use, use.units(unit)) for use in self.channels.uses]
         mine = [(use, units) for use, units in mine if (units >= 0).any()]
         roles = (*WRITING, READ, EXTRA)
 
@@ -334,3 +293,16 @@ class _Finish:
         return Order(
             len(units), run, tuple(writers), tuple(readers), tuple({part.key: part for part in parts}.values())
         )
+
+
+def _in_order(units: Ids, among: Container[int] | None = None) -> list[int]:
+    """Units in the order of their first channels."""
+    return [unit for unit in dict.fromkeys(units.tolist()) if among is None or unit in among]
+
+
+def _alike(units: Iterable[int], kinds: Any) -> list[list[int]]:
+    """Those of one kind together, in the order in which they come."""
+    sets: dict[Any, list[int]] = {}
+    for unit in units:
+        sets.setdefault(kinds[unit], []).append(unit)
+    return list(sets.values())

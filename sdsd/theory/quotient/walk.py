@@ -1,4 +1,4 @@
-"""What becomes of channels while a model runs: one operation after the other."""
+"""What can be moved: channels while a model runs, one operation after the other."""
 
 from __future__ import annotations
 
@@ -10,16 +10,34 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...graphs import Ids, Step, adding_to, step_of, tensors
-from .channels import KERNEL, READ, Channels, Seen, Use, compact, unique, varies
+from ...graphs import Ids, Step, Walk, adding_to, tensors
+from .channels import KERNEL, READ, Channels, NormUse, Seen, Use, compact, unique, varies
 
-Rule = Callable[["ChannelWalk", Step], None]
+Rule = Callable[["MoveWalk", Step], None]
+ChannelRule = Callable[["MoveWalk", Step, Seen, Tensor], None]
 RULES: dict[str, Rule] = {}
 """The rule of each kind of operation that can be followed."""
 TRY_SHAPES = "pass example_input if this is wrong"
 
 
 rule = adding_to(RULES)
+
+
+def rule_of_channels(*kinds: str) -> Callable[[ChannelRule], ChannelRule]:
+    """As `rule`, for operations that are followed if their first tensor has channels, which the rule gets as well."""
+
+    def add(made: ChannelRule) -> ChannelRule:
+        @rule(*kinds)
+        def with_channels(walk: MoveWalk, step: Step) -> None:
+            seen = walk.value(step.args[0])
+            if seen.ids is None:
+                walk.unknown(step)
+            else:
+                made(walk, step, seen, seen.ids)
+
+        return made
+
+    return add
 
 
 def plain_type(module: nn.Module) -> type:
@@ -32,16 +50,16 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-class ChannelWalk:
-    """What is known of the tensors of one run, and what it says about their channels."""
+class MoveWalk(Walk[Seen]):
+    """What one run says about channels."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    rules = RULES
+
+    def __init__(self, model: nn.Module, softmax_head: bool = False) -> None:
+        super().__init__({})
+        self.softmax_head = softmax_head
         self.channels = Channels()
-        self.named: dict[int, Seen] = {}
-        self.values: Any = WeakIdKeyDictionary()
         self.scores: Any = WeakIdKeyDictionary()  # what became of products of queries and keys: which attention's
-        self.module = ""
         self.outside: set[str] = set()  # parameters that go into something without a rule
         self.calls = 0
         self.modules = dict(model.named_modules())
@@ -55,11 +73,8 @@ class ChannelWalk:
 
     # ---- values ------------------------------------------------------------------------------------------------------
 
-    def seen(self, tensor: Any) -> Seen:
-        """What is known of a tensor."""
-        if not isinstance(tensor, Tensor):
-            return Seen()
-        return self.named.get(id(tensor)) or self.values.get(tensor) or Seen()
+    def given(self, tensor: Any) -> Seen:
+        return Seen()
 
     def give(self, tensor: Any, value: Seen) -> None:
         """Note what a result is."""
@@ -78,34 +93,62 @@ class ChannelWalk:
                 return f"{self.module!r} ({kind.__name__})"
         return f"{op!r} in {self.module!r}" if self.module else repr(op)
 
-    def left(self, name: str, given: tuple[Any, ...], output: Any) -> None:
-        """A module has run: nothing here rests on where one ends."""
+    def follow(self, step: Step) -> None:
+        self.pass_scores(step)
+        if any(each.ids is not None or each.entries or each.computed for each in map(self.value, step.given)):
+            before = [(each, self.value(each)) for each in step.written]
+            super().follow(step)
+            for tensor, was in before:
+                self.spread(tensor, was, f"{self.label(step.name)} writes in place into what is seen elsewhere, too")
 
-    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """One operation of torch."""
-        given = [self.seen(each) for each in (*tensors(args), *tensors(tuple(kwargs.values())))]
-        made = step_of(func, args, kwargs, out)
-        self.pass_scores(made)
-        if all(each.ids is None and not each.entries and not each.computed for each in given):
+    def spread(self, tensor: Tensor, was: Seen, why: str) -> None:
+        """What shares memory with a tensor that was written is no longer what was known of it."""
+        now = self.value(tensor)
+        alike = self.channels.alike(was, now)
+        if alike and was.offsets == now.offsets:
             return
-        RULES.get(made.row.kind, ChannelWalk.opaque)(self, made)
+        others = [each.ids for _, each in self.sharing(tensor) if each.ids is not None]
+        if others:
+            all_ids = (each for each in (was.ids, now.ids, *others) if each is not None)
+            ids = np.concatenate([unique(each) for each in all_ids])
+            say = self.channels.keep_shift if alike else self.channels.fix
+            say(ids, why)
 
     def pass_scores(self, step: Step) -> None:
         """What is made of scores of attention are scores still, until values are weighted by them."""
         if step.row.kind == "matrix product":
             return
-        for given in (*tensors(step.args), *tensors(tuple(step.kwargs.values()))):
+        for given in step.given:
             scores = self.scores.get(given)
             if scores is not None:
                 for out in tensors(step.out):
                     self.scores[out] = scores
                 return
 
+    def written_into(self, parameter: Tensor) -> None:
+        self.outside.add(self.value(parameter).name)
+
+    def ended(self, outputs: list[Any]) -> None:
+        why, channels = "they are the model's outputs", self.channels
+        for seen in map(self.value, outputs):
+            if seen.is_parameter:
+                self.outside.add(seen.name)
+            if seen.ids is None:
+                continue
+            known = unique(seen.ids)
+            channels.outputs.append(known)
+            channels.hold(known, why)
+            channels.keep_place(known, why)
+            if self.softmax_head and not any(varies(seen.ids, dim) for dim in range(seen.ids.ndim - 1)):
+                channels.norms.append(NormUse("", "softmax", compact(seen.ids)[0], {}, ""))
+            else:
+                channels.keep_shift(known, why)
+
     # ---- what no rule knows ------------------------------------------------------------------------------------------
 
-    def opaque(self, step: Step, why: str = "") -> None:
-        """No rule: channels that enter stay as they are."""
-        given = [self.seen(each) for each in (*tensors(step.args), *tensors(tuple(step.kwargs.values())))]
+    def unknown(self, step: Step, why: str = "") -> None:
+        """Channels that enter stay as they are."""
+        given = [self.value(each) for each in step.given]
         for each in given:
             if each.is_parameter:
                 self.outside.add(each.name)
@@ -114,7 +157,7 @@ class ChannelWalk:
             reason = why or f"no rule for {self.label(step.name.strip('_'))}"
             self.channels.notes.append(f"{reason}; neurons that enter or leave it stay as they are")
             for ids in moving:
-                self.channels.fix(unique(ids), reason)
+                self.channels.fix(ids, reason)
         for out in tensors(step.out):
             self.give(out, Seen(computed=not moving and any(each.entries or each.computed for each in given)))
 
@@ -122,10 +165,10 @@ class ChannelWalk:
         """Its channels scale it as they are, or not at all."""
         if seen.ids is None or (seen.power == 1 and not seen.statistic):
             return
-        self.channels.hold(unique(seen.ids), why)
-        self.channels.keep_shift(unique(seen.ids), why)
+        self.channels.hold(seen.ids, why)
+        self.channels.keep_shift(seen.ids, why)
         if seen.statistic:
-            self.channels.keep_place(unique(seen.ids), why)
+            self.channels.keep_place(seen.ids, why)
 
     # ---- parameters --------------------------------------------------------------------------------------------------
 
@@ -140,7 +183,7 @@ class ChannelWalk:
         units = np.zeros(length, np.int64)
         units[entries] = channels
         layer = layer_of(weight.name)
-        self.channels.use(Use(role, weight.name, axis, units, layer, self.calls, taken))
+        self.channels.uses.append(Use(role, weight.name, axis, units, layer, self.calls, taken))
 
     def model_tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its name."""
@@ -169,18 +212,18 @@ class ChannelWalk:
         if None in axes or axes[0] == axes[1] or stray:
             self.outside.add(weight.name)
             if given.ids is not None:
-                self.channels.fix(unique(given.ids), f"{layer!r} multiplies them by a weight in parts")
+                self.channels.fix(given.ids, f"{layer!r} multiplies them by a weight in parts")
             return Seen()
         taken = self.taken(weight)
         ids = given.ids
         if ids is not None:
             others = [dim for dim in range(ids.ndim - 1) if varies(ids, dim)]
             if others and not varies(ids, ids.ndim - 1):
-                self.channels.keep_shift(unique(ids), f"{layer!r} sums over their positions")
+                self.channels.keep_shift(ids, f"{layer!r} sums over their positions")
                 self.outside.add(weight.name)
                 return Seen(ids[..., :1].expand(tuple(shape)))
             if others:
-                self.channels.fix(unique(ids), f"{layer!r} reads another axis than theirs")
+                self.channels.fix(ids, f"{layer!r} reads another axis than theirs")
             else:
                 self.regular(given, f"{layer!r} reads a power or a mean of them")
                 self.read(ids[(0,) * (ids.ndim - 1)], weight, axes[0], into, taken)
@@ -190,7 +233,7 @@ class ChannelWalk:
         """An axis of a parameter multiplies channels, and their sum is taken."""
         entries = weight.entries[axis].movedim(dim, 0).reshape(ids.shape[0], -1)[:, 0].numpy()
         self.use(READ, weight, axis, entries, ids.numpy(), taken)
-        self.channels.keep_shift(unique(ids), f"{layer_of(weight.name)!r} reads them")
+        self.channels.keep_shift(ids, f"{layer_of(weight.name)!r} reads them")
 
     def write(
         self, weight: Seen, axis: Any, dim: int, shape: tuple[int, ...], role: str, taken: tuple[Ids, ...]
@@ -245,7 +288,7 @@ class ChannelWalk:
         return axes[0], entries, channels
 
 
-def eps_of(walk: ChannelWalk, eps: float | None) -> str:
+def eps_of(walk: MoveWalk, eps: float | None) -> str:
     """The attribute of the module that runs which holds eps."""
     module = walk.modules.get(walk.module)
     if module is None:
@@ -262,8 +305,15 @@ def _alike(one: Any, other: float | None) -> bool:
     return isinstance(one, float) and other is not None and abs(one - other) <= 1e-6 * abs(one)
 
 
-def kind_of(walk: ChannelWalk, names: tuple[str, ...], otherwise: str) -> str:
+def kind_of(walk: MoveWalk, names: tuple[str, ...], otherwise: str) -> str:
     """The class of the norm that runs, where its name says what it is."""
     module = walk.modules.get(walk.module)
     kind = plain_type(module).__name__ if module is not None and walk.module else ""
     return kind if any(each in kind for each in names) else otherwise
+
+
+def noted(walk: MoveWalk, ids: Ids, kind: str, eps: float | None, offsets: dict[str, float] | None = None) -> None:
+    """A norm reads channels; it moves along if its module holds its eps."""
+    attribute = eps_of(walk, eps)
+    name = walk.module if attribute else ""
+    walk.channels.norms.append(NormUse(name, kind, ids, dict(offsets or {}), attribute))

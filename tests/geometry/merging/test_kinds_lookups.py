@@ -8,7 +8,7 @@ from torch import nn
 
 from sdsd.geometry import consumers
 
-from .programs import built, dense, is_the_merged_one, linear, words
+from .programs import built, dense, is_refused, is_the_merged_one, linear, words
 
 
 def masked(m, x):  # masked autoencoders: some positions, and all in their order again
@@ -37,7 +37,14 @@ def of_groups(m, x):  # sums over the rows of a group, in new memory
     return m.b(torch.zeros(2, h.shape[1], dtype=h.dtype).scatter_add_(0, group.expand(-1, h.shape[1]), h))
 
 
+def dropped_by_a_mask(m, x):  # each neuron by an entry of its own
+    h = m.a(x).clone()
+    h[h < 0.1] = 0.0
+    return m.b(h)
+
+
 PROGRAMS = {
+    "written where a mask says": (dropped_by_a_mask, words, dense),
     "gather, repeated": (masked, words, lambda: dense(c=linear(12, 1))),
     "scatter_reduce, expanded": (merged_positions, words, dense),
     "gather and scatter_add": (some_positions, words, lambda: dense(c=linear(12, 12))),
@@ -60,3 +67,26 @@ def test_neurons_that_order_others_go_with_them(look_up):
     assert {writer.name for writer in consumers(model, "a", drawn()).writers} == {"a", "c"}
     smaller = is_the_merged_one(model, drawn)
     assert smaller.a.out_features == smaller.c.out_features == 10
+
+
+def in_turn(h):
+    """Numbers one after the other, wherever a neuron is positive."""
+    h[h > 0] = torch.arange(int((h > 0).sum()), dtype=h.dtype)
+
+
+def by_a_mask_of_a_size(h):
+    h[torch.ones(4, 7, 12, dtype=torch.bool)] = 0.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [(in_turn, "some of them are written by their places"), (by_a_mask_of_a_size, "the size 12 written into it")],
+)
+def test_a_mask_that_does_not_go_with_the_neurons_stands_in_the_way(write, says):
+    def forward(m, x):
+        h = m.a(x).clone()
+        write(h)
+        return m.b(h)
+
+    is_refused(*built((forward, words, dense)), says)

@@ -56,6 +56,13 @@ def involution(m, x):
     return m.b((patches * m.kernel(x).flatten(2)[:, None]).sum(2))
 
 
+def standardised(m, x):
+    """As `timm` standardises weights: by a batch norm whose channels are the outputs."""
+    weight = m.b.weight
+    flat = functional.batch_norm(weight.reshape(1, len(weight), -1), None, None, training=True)
+    return functional.conv2d(m.a(x).relu(), flat.reshape_as(weight))
+
+
 class FoldedHeads(nn.Module):
     """Attention whose heads are in the batch, and whose queries, keys and values are cut by a product of numbers."""
 
@@ -160,6 +167,18 @@ REFUSED = {
         rows,
         lambda: dense(b=linear(12, 12), c=linear(12, 4)),
         "computed from others, as from 'b.weight'",
+    ),
+    "a standardised reader": (
+        standardised,
+        pictures,
+        lambda: pointwise(b=conv(12, 4, 3)),
+        r"multiplies them by a weight computed from 'b\.weight'",
+    ),
+    "a standardised reader of single pixels": (
+        standardised,
+        pictures,
+        lambda: pointwise(b=conv(12, 4, 1)),
+        r"(?s)^(?!.*repeat).*computed from others takes statistics over them",
     ),
     "update of the squared reader in one product": (
         updated_by_addmm(torch.square),

@@ -15,6 +15,7 @@ from sdsd.theory.quotient import (
     vertical,
     vertical_fraction,
 )
+from sdsd.theory.quotient.walk import MoveWalk
 
 from ..models import Residual, make
 
@@ -85,3 +86,12 @@ def test_vectors_have_to_match_the_parameters():
     with pytest.raises(TypeError, match=r"vectors\['stem.bias'\]: expected a tensor, got NoneType"):
         vertical(model, {**good, "stem.bias": None})
     assert vertical_fraction(model, good) != vertical_fraction(model, good)  # NaN: no share of nothing
+
+
+def test_a_rule_that_fails_is_no_fault_of_the_example(monkeypatch):
+    def fails(walk, step):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setitem(MoveWalk.rules, "matrix product", fails)
+    with pytest.raises(ValueError, match=r"runs, but what it does cannot be followed \(RuntimeError: no such"):
+        symmetries(make("mlp"), torch.zeros(2, 5).double())
