@@ -11,13 +11,14 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 ZOO := .venv-zoo
 ZOO_ARGS ?=
+DRAWN ?= 0 1000
 TEST_ARGS ?=
 NEWCOMER_ARGS ?=
 VERSION_TESTS ?= tests/test_helpers.py tests/test_validate.py tests/kernels tests/gamma tests/geometry tests/theory
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo studies docs test test-oldest test-torch-2.11 test-newest test-integrations test-recipes test-peers test-zoo side-by-side newcomer bench lint aot gpu clean
+.PHONY: help demo studies docs test test-drawn test-oldest test-torch-2.11 test-newest test-integrations test-recipes test-peers test-zoo side-by-side newcomer bench lint aot gpu clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## */  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
@@ -56,6 +57,9 @@ test-recipes: .venv-recipes/stamp  ## run docs/recipes.md on two ranks: DDP, FSD
 
 test-peers: $(PEERS)/stamp  ## hold BackPACK and Opacus against the monitor (in .venv-peers, for they bring torchvision)
 	$(PEERS)/bin/python -m pytest tests/peers
+
+test-drawn: $(VENV)/dev.stamp  ## the monitor in programs drawn at random, of the seeds DRAWN="0 1000", in minutes
+	$(BIN)/python -m tests.zoo.drawn $(DRAWN)
 
 test-zoo: $(ZOO)/stamp  ## monitor, functional geometry and symmetries on architectures people train; docs/coverage.md
 	$(ZOO)/bin/python -m tests.zoo $(ZOO_ARGS)

@@ -35,7 +35,7 @@ from .attention import FewerHeads, can_have_fewer_heads
 from .chance import seeded
 from .cut import IS_OUTPUT
 from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
-from .look import likely_inputs, look, on_inputs
+from .look import first_line, likely_inputs, look, on_inputs
 from .operations import EACH, Step, adding_to, tensors
 from .recording import listening
 from .running import Plain, as_arguments, call_of, outputs, run
@@ -82,6 +82,7 @@ __all__ = [
     "call_of",
     "can_have_fewer_heads",
     "computed_tensors",
+    "first_line",
     "fit_sizes",
     "is_fitted",
     "likely_inputs",

@@ -18,8 +18,9 @@ else:
 """The entries of one axis, as numbers that `Atoms` gave out."""
 
 MERGING, READING, REMOVAL = "merging", "reading", "removal"
-REAL, INNER = 1, 2
-"""Flags of a class: it has entries of parameters; its entries are positions inside a unit, such as a head."""
+REAL, INNER, GIVEN = 1, 2, 4
+"""Flags of a class: it has entries of parameters; its entries are positions inside a unit, such as a head; there are as
+many in use as an input has, as of a table of positions."""
 
 CHOOSE_ANOTHER = "Choose a layer that is read before this point, or merge by how='mean' without removal."
 

@@ -53,6 +53,8 @@ class Count(int):
     """Whether it was looked up in a dictionary, which compares it with others' keys."""
     quotients: tuple[tuple[Origin | None, Origin], ...]
     """Of which numbers it is a quotient, the dividend first; None for one that no module holds."""
+    given: Owner | None
+    """Who is told of comparisons where an input decides how many there are, though they are entries of a parameter."""
     factors: tuple[Origin, ...]
     """Of which numbers it is a product; none of a single number."""
 
@@ -61,7 +63,7 @@ class Count(int):
     ) -> Count:
         made = super().__new__(cls, value)
         made.ids, made.origins, made.owner, made.exact, made.key, made.quotients = ids, origins, owner, exact, False, ()
-        made.factors = ()
+        made.factors, made.given = (), None
         return made
 
     @property
@@ -78,6 +80,7 @@ class Count(int):
         owner = other.owner if isinstance(other, Count) and not self.followed else self.owner
         made = Count(value, owner, (*self.ids, *more[0]), (*self.origins, *more[1]), False)
         made.quotients = (*self.quotients, *more[2])
+        made.given = self.given or (other.given if isinstance(other, Count) else None)
         return made
 
     def _used(self, value: Any, how: str) -> Any:
@@ -131,9 +134,14 @@ def _noted(count: Count, name: str, other: Any, depth: int = 2) -> None:
         caller = None if caller is None else caller.f_back
     if caller is not None and caller.f_globals.get("__name__", "").partition(".")[0] == "torch":
         return
-    count.owner.compared(int(count), 0 if count.followed else _beyond(name, int(count), other))
-    if isinstance(other, Count) and count.followed and not other.followed:
-        other.owner.compared(int(other), _beyond(COMPARISONS.get(name, name), int(other), count))
+    _tell(count, name, other)
+    if isinstance(other, Count) and count.followed and (other.given or not other.followed):
+        _tell(other, COMPARISONS.get(name, name), count)
+
+
+def _tell(count: Count, name: str, other: Any) -> None:
+    beyond = _beyond(name, int(count), other) if count.given or not count.followed else 0
+    (count.given or count.owner).compared(int(count), beyond)
 
 
 def _beyond(name: str, size: int, other: Any) -> int:

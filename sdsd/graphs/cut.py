@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .atoms import CHOOSE_ANOTHER, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
+from .atoms import CHOOSE_ANOTHER, GIVEN, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .chance import TAKES_OUT
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, tensors
@@ -215,6 +215,8 @@ class CutWalk(Walk[Value]):
             self.atoms.unite(one, other)
             return one
         known = one if isinstance(one, np.ndarray) else other
+        if isinstance(known, np.ndarray):
+            self.atoms.mark(known, GIVEN)
         advice = KEEP_IN_BUFFER if who == MADE else CHOOSE_ANOTHER
         self.mixed(known, f"{self.name!r} joins the neurons with {who or 'what no layer writes'}", advice=advice)
         return known

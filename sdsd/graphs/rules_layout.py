@@ -350,6 +350,8 @@ def channel_shuffle(walk: CutWalk, step: Step) -> None:
     batch, channels, *places = walk.axes(given)
     length = given.shape[1]
     cut = reshaped(walk, [channels], (length,), (groups, length // groups))
+    if groups > 1:
+        walk.mixed(cut[0], f"{walk.name!r} has {groups} groups written into it", REMOVAL, KEEP_SIZE)
     walk.give(step.out, [batch, *reshaped(walk, cut[::-1], (length // groups, groups), (length,)), *places])
 
 

@@ -84,6 +84,8 @@ def convolution(walk: CutWalk, step: Step) -> None:
         out = kernel[0]
     else:
         out = _grouped(walk, (given, channels), (weight, kernel), groups)
+    for axis in axes[2:]:
+        walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     walk.writes(weight, out)
     if bias is not None and isinstance(out, np.ndarray) and bias.shape[0] > 1:
         out = walk.join(out, walk.followed(bias, 0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .atoms import REMOVAL, Ids, Obstacle
+from .atoms import GIVEN, REMOVAL, Ids, Obstacle
 from .counts import Count, Origin
 from .cut import KEEP_SIZE, CutWalk
 from .operations import tensors
@@ -116,7 +116,9 @@ class Sizes(TorchFunctionMode):
         axis = self.walk.followed(tensor, dim)
         length = tensor.shape[dim]
         if isinstance(axis, np.ndarray):
-            return self._made(length, axis)
+            made = self._made(length, axis)
+            made.given = self.walk.decisions if self.walk.atoms.has(axis, GIVEN) else None
+            return made
         return length if self.walk.value(tensor).static else Count(length, self.walk.decisions)
 
     def _made(self, length: int, *ids: Ids, exact: bool = True) -> Count:

@@ -2,6 +2,7 @@
 
 =================  =================================================================================================
 `attachment.py`    a subclass in the place of a module's class, which sees the forward pass
+`memory.py`        tensors that lie in the memory of others
 `names.py`         the user's model and parameters without what wrappers added
 `restore.py`       evaluation mode, parameters and buffers, put back whatever happens
 `usable.py`        what is no model whose layers can be watched and changed, and what to pass instead
@@ -19,6 +20,7 @@ from .attachment import (
     release,
     uncompiled,
 )
+from .memory import memory_of_others
 from .names import clean, unwrap
 from .restore import evaluating, plainly, restored, running, training_outside_torch, untouched
 from .usable import check_model, quantised, refuse_scripted_parts
@@ -33,6 +35,7 @@ __all__ = [
     "intercepted",
     "is_attached",
     "is_skipped",
+    "memory_of_others",
     "paused",
     "plainly",
     "quantised",

@@ -10,7 +10,7 @@ from .._checks import ZERO_POLICIES, check_choice, check_directions, check_max_b
 from .._progress import Progress
 from .._register import register
 from .._rows import rows_of_both
-from ..pairwise.blocks import block_sides, fill_cosines, prepare
+from ..pairwise.blocks import block_places, block_sides, fill_cosines, prepare
 from ..pairwise.config import lacks
 from ..pairwise.reading import summed_in
 
@@ -90,11 +90,11 @@ def _compute(
     preferred = BLOCK["cpu" if out.device.type == "cpu" else "cuda"]
     pair_bytes = 0 if out.device.type == "cpu" else out.dtype.itemsize
     sides = block_sides(left, right, preferred, pair_bytes=pair_bytes, max_bytes=max_bytes)
-    blocks = [(row, column) for row in range(0, len(out), sides[0]) for column in range(0, out.shape[1], sides[1])]
-    for done, (row, column) in enumerate(blocks):
+    blocks = block_places(left, right, sides, triangle=False)
+    for done, (row, column) in enumerate(blocks, 1):
         fill_cosines(out[row : row + sides[0], column : column + sides[1]], left, row, right, column)
         if progress is not None:
-            progress(done + 1, len(blocks))
+            progress(done, len(blocks))
     if zero == "nan":
         out[left.inverse_norm == 0] = torch.nan
         out[:, right.inverse_norm == 0] = torch.nan

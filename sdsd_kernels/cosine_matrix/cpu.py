@@ -1,8 +1,7 @@
 """Cosine matrix in torch: half the products by recursion, then scale and mirror in place.
 
-Raw products first, norms from their diagonal, scale last: the input is read by the matrix products alone, and nothing
-of its size is allocated. Where the diagonal shows that squares left the range of the dtype, the products are taken
-again with every neuron scaled by a power of two. Serves every device and every dtype; on a CPU it is the default.
+Raw products first, norms from their diagonal, scale last: the input is read by the matrix products alone. Where the
+diagonal shows that squares left the range of the dtype, products are taken again of neurons scaled by powers of two.
 """
 
 from __future__ import annotations
@@ -12,34 +11,27 @@ from torch import Tensor
 
 from .._precision import exact_float32
 from ..pairwise.products import symmetric_cosines, upper_products
-from ..pairwise.reading import chunks, means, out_of_range, scales, summed_in
+from ..pairwise.reading import Values, out_of_range, scales, summed_in, values_of
 
 
 def cosine_matrix_torch(rows: Tensor, *, out_dtype: torch.dtype, zero: str, center: bool) -> tuple[Tensor, Tensor]:
     """Cosine matrix of `rows` (N, OUTER, INNER) and its inverse norms (N,): 0 or NaN for a neuron without direction."""
     gram = rows.new_empty((rows.shape[0],) * 2, dtype=summed_in(rows.dtype))
     with exact_float32():
-        _fill_upper(gram, rows, None, center)
-        inverse_norm = _inverse_norms(rows, gram, center, zero)
+        _fill_upper(gram, values_of(rows, center=center))
+        square = gram.diagonal()
+        suspicious = out_of_range(square, gram.dtype)
+        if bool(suspicious.any()):
+            if (scale := scales(rows, suspicious)) is not None:
+                _fill_upper(gram, values_of(rows, scale, center=center))
+            square = torch.where(square.isfinite(), square, torch.nan)
+            square.masked_fill_(square == 0, torch.nan if zero == "nan" else torch.inf)  # 1 / √∞ is 0
+    inverse_norm = square.rsqrt()
     symmetric_cosines(gram, inverse_norm)
     return gram.to(out_dtype), inverse_norm
 
 
-def _fill_upper(gram: Tensor, rows: Tensor, scale: Tensor | None, center: bool) -> None:
-    """Products of scaled, centred neurons on and above the diagonal."""
-    mean = means(rows, gram.dtype, scale) if center else None
-    for number, a in enumerate(chunks(rows, gram.dtype, mean, scale)):
+def _fill_upper(gram: Tensor, values: Values) -> None:
+    """Products of neurons on and above the diagonal."""
+    for number, a in enumerate(values.chunks(copy=values.converts)):
         upper_products(a, gram, accumulate=number > 0)
-
-
-def _inverse_norms(rows: Tensor, gram: Tensor, center: bool, zero: str) -> Tensor:
-    """1/‖a_i‖ from the diagonal of `gram`, which is computed again with scaled neurons where its range was left."""
-    square = gram.diagonal()
-    suspicious = out_of_range(square, gram.dtype)
-    if not bool(suspicious.any()):
-        return square.rsqrt()
-    scale = scales(rows, gram.dtype, suspicious)
-    if scale is not None:
-        _fill_upper(gram, rows, scale, center)
-    inverse_norm = torch.where(square.isfinite(), square, torch.nan).rsqrt_()
-    return inverse_norm.masked_fill_(square == 0, torch.nan if zero == "nan" else 0.0)

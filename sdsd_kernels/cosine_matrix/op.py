@@ -82,7 +82,7 @@ def cosine_matrix(
     rows = as_rows(activations, neuron_dim)
     lacks = "the kernel has no float64" if rows.dtype == torch.float64 else None
     chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
-    call = _Transformed.apply if is_transformed(rows) else _operator
+    call = _Differentiable.apply if is_transformed(rows) else _operator
     return call(rows, precision, out_dtype, zero, bool(center), chosen)
 
 
@@ -103,26 +103,6 @@ def _fake(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, cente
     return rows.new_empty((rows.shape[0], rows.shape[0]), dtype=out_dtype)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.center = inputs[4]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-    """With u_i = x_i / ‖x_i‖ and v = (G + Gᵀ) u:  ∂L/∂x_i = (v_i − (u_i · v_i) u_i) / ‖x_i‖.
-
-    Centring needs no step of its own: v_i and u_i are sums of centred neurons already.
-    """
-    (rows,) = ctx.saved_tensors
-    u, live, scale = _directions(rows, ctx.center)
-    # What flows into entries of a neuron without direction goes nowhere.
-    g = torch.where(live & live.T, grad.to(u.dtype), 0.0)
-    with torch.autocast(u.device.type, enabled=False):
-        v = (g + g.T) @ u
-    grad_x = (v - (u * v).sum(1, keepdim=True) * u) / scale[0] / scale[1]
-    return grad_x.reshape(rows.shape).to(rows.dtype), None, None, None, None, None
-
-
 def _directions(rows: Tensor, center: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """u (N, SAMPLES), zero for a neuron without direction; which have one (N, 1); ‖x_i‖ as a product of two (N, 1)."""
     x = rows.flatten(1).to(summed_in(rows.dtype))
@@ -140,24 +120,35 @@ def _directions(rows: Tensor, center: bool) -> tuple[Tensor, Tensor, tuple[Tenso
     return u / norm, live, (norm, 1 / factor)
 
 
-class _Transformed(torch.autograd.Function):
-    """The operator for torch.func and forward-mode derivatives, which autograd.Function knows how to take apart."""
+class _Differentiable(torch.autograd.Function):
+    """The operator as torch.func and forward-mode derivatives can take it apart, and how it is differentiated."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
-        return _operator(rows, precision, out_dtype, zero, center, backend)
+    def forward(*inputs: Any) -> Tensor:
+        return _operator(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0])
-        ctx.out_dtype = inputs[2]
+        rows, _, ctx.out_dtype, _, ctx.center, _ = inputs
+        ctx.save_for_backward(rows)
+        ctx.save_for_forward(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        return _backward(ctx, grad)
+        """With u_i = x_i / ‖x_i‖ and v = (G + Gᵀ) u:  ∂L/∂x_i = (v_i − (u_i · v_i) u_i) / ‖x_i‖.
+
+        Centring needs no step of its own: v_i and u_i are sums of centred neurons already.
+        """
+        (rows,) = ctx.saved_tensors
+        u, live, scale = _directions(rows, ctx.center)
+        # What flows into entries of a neuron without direction goes nowhere.
+        g = torch.where(live & live.T, grad.to(u.dtype), 0.0)
+        with torch.autocast(u.device.type, enabled=False):
+            v = (g + g.T) @ u
+        grad_x = (v - (u * v).sum(1, keepdim=True) * u) / scale[0] / scale[1]
+        return grad_x.reshape(rows.shape).to(rows.dtype), None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *others: None) -> Tensor:
@@ -177,5 +168,5 @@ _operator = register(
     "cosine_matrix(Tensor rows, str precision, ScalarType out_dtype, str zero, bool center, str backend) -> Tensor",
     _compute,
     fake=_fake,
-    gradient=Gradient(_save, _backward),
+    gradient=Gradient(_Differentiable.setup_context, _Differentiable.backward),
 )

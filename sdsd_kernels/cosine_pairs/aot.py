@@ -29,7 +29,7 @@ def aot_cases() -> list[AotCase]:
 
 
 def _cases(record: DeviceRecord) -> Iterator[AotCase]:
-    request = Request(center=False, max_bytes=2**40, record=record)
+    request = Request(center=False, max_bytes=2**40)
     every = (totals_kernel, past_threshold_kernel)
     for dtype, layout, kernels in (
         (torch.float16, "", every),

@@ -1,8 +1,7 @@
 """Passes over the upper triangle of cosines in torch: its blocks, one after the other in the same buffer.
 
-A strip of rows meets its columns from the diagonal on, block by block. What is no pair (the other half of the square on
-the diagonal, neurons without direction) is overwritten with a value that counts for nothing. Serves every device and
-every dtype; on a CPU it is the default.
+What is no pair (the other half of the square on the diagonal, neurons without direction) is overwritten with a value
+that counts for nothing.
 """
 
 from __future__ import annotations

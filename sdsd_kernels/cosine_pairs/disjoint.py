@@ -1,15 +1,8 @@
 """Disjoint pairs of neurons, chosen greedily or by lot, without the matrix.
 
-Greedy: the pair with the highest cosine (lowest, for the farthest), then the best among the neurons left, and so on;
-equal cosines go to the lower first, then the lower second neuron. Every pair i < j belongs to one row, i, so it takes
-
-1. one pass over the triangle for the best cosine of every row;
-2. a heap of rows, each with its best free pair or with a bound on it. A pair on top is chosen. A bound on top is
-   replaced by the best CANDIDATES of that row, which is computed again, together with the rows that come next. A row
-   whose candidates have all been taken goes back with its worst one as the bound.
-
-A pair is only chosen when no other row can hold a better one, so the outcome is that of the greedy choice from the
-whole matrix, but for cosines that two ways to compute them put in another order.
+README.md says how bounds on rows stand for it. A pair is only chosen when no other row can hold a better one, so the
+outcome is that of the greedy choice from the whole matrix, but for cosines that two ways to compute them put in another
+order.
 """
 
 from __future__ import annotations
@@ -24,8 +17,7 @@ from .._checks import check_choice, check_float_tensor, check_integer, check_max
 from .._progress import Progress
 from .._register import check_no_transform
 from .._rows import rows_of
-from ..pairwise.blocks import Neurons, block_sides, fill_cosines, prepare, stable_topk, triangle_blocks
-from ..pairwise.reading import part_of
+from ..pairwise.blocks import block_sides, fill_cosines, prepare, stable_topk, triangle_blocks
 from .cpu import BLOCK
 from .op import CosinePairs
 
@@ -88,15 +80,15 @@ def disjoint_pairs(
         got = "neither" if activations is None else "both"
         raise ValueError(f"activations, cosine: expected exactly one of them, got {got}.")
     check_no_transform("activations" if cosine is None else "cosine")
-    first_half, second_half = _shares(progress)
-    source: _Matrix | _Activations
+    tell = progress or (lambda done, total: None)
     if cosine is not None:
         check_float_tensor(cosine, "cosine")
         if cosine.ndim != 2 or cosine.shape[0] != cosine.shape[1]:
             raise ValueError(f"cosine: expected a square (N, N) matrix, got shape {tuple(cosine.shape)}.")
         source = _Matrix(cosine.detach(), alive)
     else:
-        source = _Activations(rows_of(activations, neuron_dim), alive, bool(center), max_bytes, first_half)
+        rows = rows_of(activations, neuron_dim)
+        source = _Activations(rows, alive, bool(center), max_bytes, lambda done, of: tell(50 * done // of, 100))
     live = int(source.alive.sum())
     if pairs > live // 2:
         raise ValueError(
@@ -104,18 +96,17 @@ def disjoint_pairs(
             f"neuron is in two pairs; got {pairs}. Ask for fewer, or give more neurons."
         )
     if which == "random":
-        first, second = _drawn(source.alive, pairs, seed)
+        candidates = source.alive.cpu().nonzero().flatten()
+        order = torch.randperm(live, generator=torch.Generator().manual_seed(seed))[: 2 * pairs]
+        first, second = candidates[order].view(-1, 2).sort(dim=1).values.to(source.alive.device).T.contiguous()
         some = zip(first.split(source.rows_together), second.split(source.rows_together), strict=True)
         return CosinePairs(first, second, torch.cat([source.cosines(*each).diagonal() for each in some]))
-    return _greedy(source, pairs, 1 if which == "nearest" else -1, second_half)
-
-
-def _shares(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
-    """The pass over the triangle is told as the first 50 of 100, the choice as the rest."""
-    if progress is None:
-        return None, None
-    tell = progress
-    return lambda done, total: tell(50 * done // total, 100), lambda done, total: tell(50 + 50 * done // total, 100)
+    ordered, chosen = _Rows(source, 1 if which == "nearest" else -1), []
+    for done in range(1, pairs + 1):
+        chosen.append(ordered.pop())
+        tell(50 + 50 * done // pairs, 100)
+    columns = torch.tensor(chosen, dtype=torch.float64, device=source.alive.device).T
+    return CosinePairs(columns[1].long(), columns[2].long(), columns[0].to(source.dtype))
 
 
 def _check_alive(alive: Tensor | None, directed: Tensor) -> Tensor:
@@ -132,36 +123,36 @@ class _Matrix:
     """Cosines that have been computed before."""
 
     def __init__(self, cosine: Tensor, alive: Tensor | None) -> None:
-        self.cosine = cosine
-        self.dtype = cosine.dtype
-        self.rows_together = ROWS_TOGETHER
+        self.cosine, self.dtype, self.rows_together = cosine, cosine.dtype, ROWS_TOGETHER
         self.alive = _check_alive(alive, cosine.diagonal() > 0)
         """Neurons that may be paired.  # shape: (N,)"""
-
-    def best_in_rows(self, sign: int) -> Tensor:
-        """The highest sign · c[i, j], j > i, both alive, of every row i; -inf where there is none.  # shape: (N,)"""
-        best = []
-        for rows in torch.arange(len(self.cosine), device=self.cosine.device).split(self.rows_together):
-            cosines = self.cosine[rows]
-            pairs = _are_pairs(rows, self.alive)
-            if bool((cosines.isnan() & pairs).any()):
-                raise ValueError(
-                    "cosine: expected no NaN between neurons with a positive diagonal, got some. "
-                    "Leave such neurons out with alive=, or compute the matrix with neuron_cosine_matrix."
-                )
-            best.append(cosines.mul_(sign).masked_fill_(~pairs, -torch.inf).amax(1))
-        return torch.cat(best)
 
     def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """Of some neurons with some, or all, in memory that may be written."""
         return self.cosine[rows] if columns is None else self.cosine[rows][:, columns]
 
+    def scores(self, rows: Tensor, free: Tensor, sign: int) -> Tensor:
+        """sign · c[i, j] of some rows i, -inf but where i and j > i are both free.  # shape: (rows, N)"""
+        pairs = (torch.arange(len(free), device=free.device) > rows[:, None]) & free & free[rows][:, None]
+        return self.cosines(rows).mul_(sign).masked_fill_(~pairs, -torch.inf)
 
-class _Activations:
+    def best_in_rows(self, sign: int) -> Tensor:
+        """The highest sign · c[i, j], j > i, both alive, of every row i; -inf where there is none.  # shape: (N,)"""
+        rows = torch.arange(len(self.alive), device=self.alive.device).split(self.rows_together)
+        best = torch.cat([self.scores(some, self.alive, sign).amax(1) for some in rows])
+        if bool(best.isnan().any()):
+            raise ValueError(
+                "cosine: expected no NaN between neurons with a positive diagonal, got some. "
+                "Leave such neurons out with alive=, or compute the matrix with neuron_cosine_matrix."
+            )
+        return best
+
+
+class _Activations(_Matrix):
     """The same, computed when they are asked for."""
 
     def __init__(
-        self, rows: Tensor, alive: Tensor | None, center: bool, max_bytes: int | None, progress: Progress | None
+        self, rows: Tensor, alive: Tensor | None, center: bool, max_bytes: int | None, progress: Progress
     ) -> None:
         count, samples = rows.shape[0], rows.shape[1] * rows.shape[2]
         neurons = prepare(rows, center=center)
@@ -186,35 +177,11 @@ class _Activations:
         return best
 
     def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        left = _select(self.neurons, rows)
-        right = self.neurons if columns is None else _select(self.neurons, columns)
+        left, right = (self.neurons if each is None else self.neurons.some(each) for each in (rows, columns))
         out = left.inverse_norm.new_empty((len(rows), right.rows.shape[0]))
         for column in range(0, out.shape[1], self.sides[1]):
             fill_cosines(out[:, column : column + self.sides[1]], left, 0, right, column)
         return out
-
-
-def _select(neurons: Neurons, which: Tensor) -> Neurons:
-    """A copy of some neurons."""
-    return replace(
-        neurons,
-        rows=neurons.rows[which],
-        mean=part_of(neurons.mean, which),
-        scale=part_of(neurons.scale, which),
-        inverse_norm=neurons.inverse_norm[which],
-    )
-
-
-def _are_pairs(rows: Tensor, free: Tensor) -> Tensor:
-    """Where row i meets a free j > i.  # shape: (rows, N)"""
-    return (torch.arange(len(free), device=free.device) > rows[:, None]) & free & free[rows][:, None]
-
-
-def _drawn(alive: Tensor, pairs: int, seed: int) -> tuple[Tensor, Tensor]:
-    live = alive.cpu().nonzero().flatten()
-    order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))[: 2 * pairs]
-    drawn = live[order].view(-1, 2).sort(dim=1).values.to(alive.device)
-    return drawn[:, 0].contiguous(), drawn[:, 1].contiguous()
 
 
 class _Rows:
@@ -224,10 +191,9 @@ class _Rows:
     not. Of equal scores the lower pair comes first, after a bound that might hide a lower one.
     """
 
-    def __init__(self, source: _Matrix | _Activations, sign: int) -> None:
-        self.source = source
-        self.sign = sign
-        self.free = source.alive.cpu().clone()
+    def __init__(self, source: _Matrix, sign: int) -> None:
+        self.source, self.sign = source, sign
+        self.free: list[bool] = source.alive.tolist()
         best = source.best_in_rows(sign).tolist()
         self.heap = [(-score, -1, row) for row, score in enumerate(best) if score > -torch.inf]
         heapq.heapify(self.heap)
@@ -235,7 +201,7 @@ class _Rows:
         self.partners = torch.zeros((len(best), CANDIDATES), dtype=torch.int64)
 
     def pop(self) -> tuple[float, int, int]:
-        """The best free pair, (score, i, j), whose neurons are free no more."""
+        """The best free pair, (cosine, i, j), whose neurons are free no more."""
         while True:
             score, first, second = heapq.heappop(self.heap)
             if first < 0:
@@ -244,7 +210,7 @@ class _Rows:
             elif self.free[first]:
                 if self.free[second]:
                     self.free[first] = self.free[second] = False
-                    return -score, first, second
+                    return -score * self.sign, first, second
                 self._push(first)
 
     def _look_into(self, row: int) -> None:
@@ -261,8 +227,7 @@ class _Rows:
             heapq.heappush(self.heap, entry)
         device = self.source.alive.device
         rows = torch.tensor(together, device=device)
-        scores = self.source.cosines(rows).mul_(self.sign)
-        scores.masked_fill_(~_are_pairs(rows, self.free.to(device)), -torch.inf)
+        scores = self.source.scores(rows, torch.tensor(self.free, device=device), self.sign)
         best, partners = stable_topk(scores, min(CANDIDATES, scores.shape[1]))
         self.scores[rows.cpu(), : best.shape[1]] = best.double().cpu()
         self.partners[rows.cpu(), : best.shape[1]] = partners.cpu()
@@ -271,26 +236,9 @@ class _Rows:
 
     def _push(self, row: int) -> None:
         """Put a row back with its best free candidate, or with a bound where all have been taken."""
-        scores = self.scores[row]
-        open_candidates = (self.free[self.partners[row]] & (scores > -torch.inf)).nonzero()
-        if len(open_candidates):
-            place = int(open_candidates[0])
-            heapq.heappush(self.heap, (-float(scores[place]), row, int(self.partners[row, place])))
-        elif float(scores[-1]) > -torch.inf:
-            heapq.heappush(self.heap, (-float(scores[-1]), -1, row))
-
-
-def _greedy(source: _Matrix | _Activations, pairs: int, sign: int, progress: Progress | None) -> CosinePairs:
-    rows = _Rows(source, sign)
-    chosen = []
-    for done in range(1, pairs + 1):
-        chosen.append(rows.pop())
-        if progress is not None:
-            progress(done, pairs)
-    device = source.alive.device
-    score, first, second = (list(column) for column in zip(*chosen, strict=True))
-    return CosinePairs(
-        torch.tensor(first, device=device),
-        torch.tensor(second, device=device),
-        torch.tensor(score, dtype=torch.float64, device=device).mul_(sign).to(source.dtype),
-    )
+        for score, partner in zip(self.scores[row].tolist(), self.partners[row].tolist(), strict=True):
+            if score > -torch.inf and self.free[partner]:
+                heapq.heappush(self.heap, (-score, row, partner))
+                return
+        if score > -torch.inf:
+            heapq.heappush(self.heap, (-score, -1, row))

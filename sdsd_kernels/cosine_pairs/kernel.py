@@ -4,12 +4,10 @@
 
 Only pairs of two neurons with a direction (r > 0) are looked at.
 
-- `totals_kernel`: one program owns one tile on or above the diagonal and adds to int64: its counts to a histogram, or
-  its sums over columns and over rows, in units of 2⁻³⁸, to those of the neurons. Sums of integers are exact in any
-  order, so these atomics leave nothing to chance.
-- `past_threshold_kernel`: one program owns BLOCK rows and a chunk of CHUNK tile columns, which it walks from left to
-  right. It runs twice: first it counts, counts (N, CHUNKS); then, with the offsets that a running sum over the counts
-  gives, it writes every pair to its place, ordered by first and second neuron.
+- `totals_kernel`: one program owns one tile on or above the diagonal and adds integers: its counts to a histogram, or
+  its sums over columns and over rows to those of the neurons.
+- `past_threshold_kernel`: one program owns BLOCK rows and a chunk of CHUNK tile columns, walked from left to right. It
+  runs twice: first it counts, counts (N, CHUNKS); then it writes every pair to its place. README.md says more.
 """
 
 from __future__ import annotations
@@ -128,7 +126,7 @@ def _totals(
     rows: Tensor, _: None, record: DeviceRecord, center: bool, kind: str, bins: int
 ) -> tuple[Pairing, Launch, int]:
     tile_of = partial(config.tile, record.family, kind)
-    pairing = Pairing(rows, None, record, tile_of, precision="float32", center=center)
+    pairing = Pairing(rows, None, record, tile_of, center=center)
     places = triton.next_power_of_2(max(bins, config.LEAST_BINS))
     tiles = pairing.tiles[0]
     return pairing, pairing.launch(totals_kernel, KIND=kind, bins=bins, BINS=places), tiles * (tiles + 1) // 2
@@ -136,7 +134,7 @@ def _totals(
 
 def _launch_totals(rows: Tensor, kind: str, bins: int, request: Request) -> tuple[Tensor, Tensor]:
     """Totals, int64, and inverse norms (N,)."""
-    pairing, launch, work = planned(_totals, rows, None, request.record, request.center, kind, bins)
+    pairing, launch, work = planned(_totals, rows, None, center=request.center, kind=kind, bins=bins)
     with device_of(rows):
         operands, _, inverse, _ = pairing.operands(rows, None)
         totals = torch.zeros(bins or len(rows), dtype=torch.int64, device=rows.device)
@@ -161,7 +159,7 @@ def _past_threshold(
 ) -> tuple[Pairing, list[Launch], int]:
     """Launches that count and fill, and into how many chunks the columns are cut."""
     tile_of = partial(config.tile, record.family, "pairs")
-    pairing = Pairing(rows, None, record, tile_of, precision="float32", center=center)
+    pairing = Pairing(rows, None, record, tile_of, center=center)
     chunk = config.chunk(pairing.tiles[0])
     own = {"ABOVE": above, "CHUNK": chunk, "BAND": config.BAND}
     launches = [pairing.launch(past_threshold_kernel, FILL=fill, **own) for fill in (False, True)]
@@ -173,7 +171,7 @@ def launch_cosine_pairs(rows: Tensor, threshold: float, above: bool, request: Re
 
     TooManyPairsError, before anything is allocated for them, where they take more than max_bytes.
     """
-    pairing, (count_pairs, fill), chunks = planned(_past_threshold, rows, None, request.record, request.center, above)
+    pairing, (count_pairs, fill), chunks = planned(_past_threshold, rows, None, center=request.center, above=above)
     neurons, device, work = len(rows), rows.device, pairing.tiles[0] * chunks
     tell = request.progress
     with device_of(rows):

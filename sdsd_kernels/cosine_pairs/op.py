@@ -210,19 +210,18 @@ def _advice(error: config.TooManyPairsError, counts: Tensor, threshold: float, a
     """How many pairs there are, and what to ask for instead by the histogram `counts`."""
     count, most, needed = error.args
     bins = len(counts)
-    # How many pairs are at least (at most) each edge, counting whole bins: never too few.
-    reached = counts.flip(0).cumsum(0).flip(0) if above else counts.cumsum(0)
-    fits = (reached <= most).nonzero().flatten().tolist()
+    # Pairs in so many bins from the end on, whole ones: never too few. A pair at an edge is in the bin to its right.
+    reached = (counts.flip(0) if above else counts).cumsum(0)
+    fit = int((reached <= most).sum())
     name, bound = ("above", "at least") if above else ("below", "at most")
     text = (
         f"{name}: {count:,} pairs have a cosine of {bound} {threshold:g}, and max_bytes={max_bytes:,} holds "
         f"{most:,} of them. Allow max_bytes={needed:,}"
     )
-    if not fits or (not above and fits[-1] == 0):
+    if fit < (1 if above else 2):
         return text + f"; no threshold on a grid of {2 / bins:g} leaves as few."
-    edge = 2 * fits[0] / bins - 1 if above else 2 * fits[-1] / bins - 1
-    few = int(reached[fits[0] if above else fits[-1]])
-    return text + f", or use {name}={edge:g}, which leaves {few:,} at most."
+    edge = 1 - 2 * fit / bins if above else 2 * (fit - 1) / bins - 1
+    return text + f", or use {name}={edge:g}, which leaves {int(reached[fit - 1]):,} at most."
 
 
 def _implementation(name: str, backend: str) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ def aot_cases() -> list[AotCase]:
 
 
 def _cases(record: DeviceRecord) -> Iterator[AotCase]:
-    request = Request(center=False, record=record)
+    request = Request(center=False)
     tables = (torch.float16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)
     shipped = [(dtype, places, "") for dtype, table in tables for places, _ in table[record.family]]
     for dtype, k, layout in (*shipped, (torch.float16, 32, "neurons adjacent")):

@@ -1,14 +1,8 @@
 """k nearest neurons in torch: blocks of cosines, each offered to the running top k of its rows and of its columns.
 
-Of neurons compared with themselves only the blocks on and above the diagonal are computed: a block's rows and its
-columns both learn from it. A block that holds nothing better than the k-th best of a row costs that row one pass for
-the maxima of groups of cosines; only groups whose maximum is better are looked into. Where k is a large part of the
-neurons nearly every group would be, so whole rows of cosines are computed then, and selected from once.
-
-Threads take blocks as they get to them and share the lists. Where a row meets its columns in ascending order, stable
-sorts keep them so, and "better" is strictly greater: that is all it takes for equal cosines to come out by index. A row
-that another thread has taken further takes equal ones too, and is sorted by index first. Serves every device and every
-dtype; on a CPU it is the default.
+README.md says how few cosines are looked at twice, and how threads share the lists. Where a row meets its columns in
+ascending order, stable sorts keep them so, and "better" is strictly greater: that is all it takes for equal cosines to
+come out by index. A row that another thread has taken further takes equal ones too, and is sorted by index first.
 """
 
 from __future__ import annotations
@@ -58,25 +52,20 @@ def cosine_topk_torch(
     right = left if others is None else prepare(others, center=request.center)
     largest = max(left.rows.numel(), right.rows.numel()) * left.dtype.itemsize
     if request.max_bytes is None and largest <= UNIT_BYTES:
-        same = right is left
         left = normalized(left)
-        right = left if same else normalized(right)
-    neighbors = right.rows.shape[0]
-    whole_rows = rows.device.type != "cpu" or k * WHOLE_ROWS_FROM > neighbors
-    preferred = BLOCK
-    if whole_rows:
-        preferred = (max(1, STRIP_ELEMENTS["cpu" if rows.device.type == "cpu" else "cuda"] // neighbors), neighbors)
-    pair_bytes = PAIR_COPIES * left.dtype.itemsize
-    sides = block_sides(
-        left, right, preferred, pair_bytes=pair_bytes, max_bytes=request.max_bytes, whole_rows=whole_rows
-    )
-    triangle = right is left and not whole_rows
+        right = left if others is None else normalized(right)
+    neighbors, device = right.rows.shape[0], "cpu" if rows.device.type == "cpu" else "cuda"
+    whole_rows = device == "cuda" or k * WHOLE_ROWS_FROM > neighbors
+    preferred = (max(1, STRIP_ELEMENTS[device] // neighbors), neighbors) if whole_rows else BLOCK
+    size, max_bytes = PAIR_COPIES * left.dtype.itemsize, request.max_bytes
+    sides = block_sides(left, right, preferred, pair_bytes=size, max_bytes=max_bytes, whole_rows=whole_rows)
+    triangle = others is None and not whole_rows
     with torch.inference_mode(False):  # threads that are not in that mode write, too
         best = TopK(rows.shape[0], k, left.inverse_norm)
 
     def start() -> Callable[[tuple[int, int]], None]:
         own = replace(left, rooms={})  # memory of this thread
-        own_right = own if right is left else replace(right, rooms={})
+        own_right = own if others is None else replace(right, rooms={})
         fill = torch.inf if farthest else -torch.inf
         block_at = blocks_of(own, own_right, sides, fill=fill, once=False, group=GROUP)
 
@@ -98,16 +87,13 @@ def cosine_topk_torch(
         return look_into
 
     places = block_places(left, right, sides, triangle=triangle)
-    with exact_float32():
-        run_tasks(places, start, threads=_threads(rows, len(places), request), progress=request.progress)
-    return best.result(farthest)
-
-
-def _threads(rows: Tensor, blocks: int, request: Request) -> int:
-    """Threads that take blocks as they get to them; 1: one block after the other, by as many threads as torch has."""
     threads = torch.get_num_threads()
-    alone = rows.device.type != "cpu" or request.max_bytes is not None or rows[0].numel() > SHARED_SAMPLES
-    return 1 if alone or blocks < threads * SHARED_BLOCKS else threads
+    alone = device == "cuda" or request.max_bytes is not None or rows[0].numel() > SHARED_SAMPLES
+    if alone or len(places) < threads * SHARED_BLOCKS:
+        threads = 1  # one block after the other, by as many threads as torch has
+    with exact_float32():
+        run_tasks(places, start, threads=threads, progress=request.progress)
+    return cosines_of(best.values, best.indices, farthest)
 
 
 class TopK:
@@ -139,8 +125,10 @@ class TopK:
             last = self.indices[which, -1:].clone()
         # An equal score is better where it lies further left than the k-th best.
         threshold = torch.where(last > first_column, _next_below(threshold), threshold)
-        size = COLUMN_GROUP if scores.stride(0) < scores.stride(1) else GROUP
-        maxima = _group_maxima(scores, size)
+        by_column = scores.stride(0) < scores.stride(1)
+        size = COLUMN_GROUP if by_column else GROUP
+        # Read in the order of memory.
+        maxima = scores.T.unflatten(0, (-1, size)).amax(1).T if by_column else scores.unflatten(1, (-1, size)).amax(2)
         wanted = maxima > threshold
         if 4 * int(wanted.count_nonzero()) > wanted.numel():
             if maxima.shape[1] > self.k:
@@ -157,13 +145,6 @@ class TopK:
         if len(hit):
             column = first_column + group[hit] * size + lane
             self._merge(first_column, first_row + row[hit], column, offered[hit, lane])
-
-    def result(self, farthest: bool) -> tuple[Tensor, Tensor]:
-        """Cosines and places; NaN and -1 where there are fewer than k."""
-        missing = self.values == -torch.inf
-        if farthest:
-            self.values.neg_()
-        return self.values.masked_fill_(missing, torch.nan), self.indices.masked_fill_(missing, -1)
 
     def _merge(self, first_column: int, row: Tensor, column: Tensor, value: Tensor) -> None:
         """Merge single scores, given in ascending order of row and column."""
@@ -197,12 +178,13 @@ class TopK:
             self.indices.index_copy_(0, rows, indices.gather(1, order[:, : self.k]))
 
 
+def cosines_of(scores: Tensor, places: Tensor, farthest: bool) -> tuple[Tensor, Tensor]:
+    """Cosines and places of the best scores; NaN and -1 where a row has none."""
+    missing = scores == -torch.inf
+    if farthest:
+        scores.neg_()
+    return scores.masked_fill_(missing, torch.nan), places.masked_fill_(missing, -1)
+
+
 def _next_below(values: Tensor) -> Tensor:
     return values.nextafter(values.new_full((), -torch.inf))
-
-
-def _group_maxima(scores: Tensor, size: int) -> Tensor:
-    """Maxima of `size` neighbouring columns, read in the order of memory."""
-    if scores.stride(0) < scores.stride(1):
-        return scores.T.unflatten(0, (-1, size)).amax(1).T
-    return scores.unflatten(1, (-1, size)).amax(2)

@@ -6,16 +6,14 @@ Shapes: operands of N neurons and of M others, which are the same where neurons 
 norms (N,) and (M,). The lists values and indices are (SPLITS, N, LANES), float32 and int32.
 
 `topk_kernel`: one program owns ROWS neurons and one of SPLITS ranges of column tiles, which it walks from left to
-right. A tile is left at once where no cosine beats the worst entry of its row's list. Else the best cosine of every row
-is taken out of the tile and replaces the worst entry, until none is better. Among equals the lower column comes first
-and a later one never replaces it, so equal cosines come out by index.
-
-The lists of several splits are merged by two stable sorts in torch: of columns, then of cosines.
+right. Among equals the lower column comes first and a later one never replaces it, so equal cosines come out by index.
+README.md says more.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -28,6 +26,7 @@ from ..pairwise.config import Request
 from ..pairwise.launch import Pairing, planned, shares
 from ..pairwise.tile_kernel import cosines, inverse_norms, split_columns, tile_products
 from . import config
+from .cpu import cosines_of
 
 STRIP = tl.constexpr(128)
 """Columns that are offered together: what a tile of 256 takes beside its products spills."""
@@ -109,11 +108,11 @@ def topk_kernel(
 
 
 def _planned(
-    rows: Tensor, others: Tensor | None, record: DeviceRecord, lanes: int, farthest: bool, options: tuple[str, bool]
+    rows: Tensor, others: Tensor | None, record: DeviceRecord, lanes: int, farthest: bool, **options: Any
 ) -> tuple[Pairing, Launch, int]:
     """What to do with neurons that lie alike, and the fastest number of splits."""
     tile_of = partial(config.topk_tile, record.family, lanes)
-    pairing = Pairing(rows, others, record, tile_of, precision=options[0], center=options[1])
+    pairing = Pairing(rows, others, record, tile_of, **options)
     launch = pairing.launch(topk_kernel, SAME=others is None, FARTHEST=farthest, LANES=lanes)
     return pairing, launch, config.splits(*pairing.tiles, record.multiprocessors)
 
@@ -123,8 +122,9 @@ def launch_cosine_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
     lanes, max_bytes = config.lanes(k), request.max_bytes
-    options = request.precision, request.center
-    pairing, launch, splits = planned(_planned, rows, others, request.record, lanes, farthest, options)
+    pairing, launch, splits = planned(
+        _planned, rows, others, lanes=lanes, farthest=farthest, precision=request.precision, center=request.center
+    )
     if max_bytes is not None:
         # The most whose lists fit beside the operands; op.py has seen that those of one do.
         splits = max(1, min(splits, (max_bytes - pairing.scratch) // config.list_bytes(len(rows), lanes)))
@@ -150,7 +150,4 @@ def _merged(values: Tensor, indices: Tensor, k: int, farthest: bool) -> tuple[Te
         value, order = value.sort(dim=1, descending=True, stable=True)
         best[which] = value[:, :k]
         places[which] = column.gather(1, order[:, :k])
-    missing = best == -torch.inf
-    if farthest:
-        best.neg_()
-    return best.masked_fill_(missing, torch.nan), places.masked_fill_(missing, -1)
+    return cosines_of(best, places, farthest)

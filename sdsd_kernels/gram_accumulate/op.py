@@ -34,8 +34,8 @@ def gram_accumulate(
 
     Half of the products of a full matrix product are computed.
 
-    - **Below the diagonal** nothing is promised: entries there are neither read nor kept. A float32 sum may have
-      written some of them and not others, so take `gram.triu()` before you mirror it.
+    - **Below the diagonal** nothing is promised: entries there are neither read nor kept. A sum may have written some
+      of them and not others, so take `gram.triu()` before you mirror it.
     - **Dtypes.** Activations of float16, bfloat16 or float32 are shifted, scaled, multiplied and, within one call,
       summed in float32; those of float64 in float64. `gram` is float32 or float64, and float64 for float64
       activations. One call's sum is rounded to the dtype of `gram` once for every chunk of samples it takes, so a
@@ -75,14 +75,8 @@ def gram_accumulate(
             _check_vector(vector, name, rows)
     lacks = "the kernel has no float64 activations" if rows.dtype == torch.float64 else None
     chosen = choose_backend(backend, rows.device, kernel_lacks=lacks)
-    _operator(
-        gram,
-        rows,
-        None if shift is None else shift.detach().contiguous(),
-        None if scale is None else scale.detach().contiguous(),
-        precision,
-        chosen,
-    )
+    shift, scale = (None if each is None else each.detach().contiguous() for each in (shift, scale))
+    _operator(gram, rows, shift, scale, precision, chosen)
     return gram
 
 

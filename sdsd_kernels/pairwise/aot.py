@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -18,11 +19,11 @@ from .._aot import AotCase, compiled_ahead, target_of
 from .._device import DeviceRecord
 from .._launch import Launch
 from . import config
+from . import launch as engine
 from .config import How
 from .kernel import rectangle_kernel, reduce_kernel, triangle_kernel
-from .launch import launch_cosine_between, launch_cosine_matrix
 from .prepare_kernel import directions_kernel, measure_kernel, write_kernel
-from .sums import add_batch, expand_launch
+from .sums import add_batch, expand
 from .sums_kernel import expand_kernel, mean_kernel
 
 CLAMP = ("min.NaN.f32", "max.NaN.f32")
@@ -46,14 +47,13 @@ def neurons(count: int, samples: int, dtype: torch.dtype, layout: str = "") -> T
 
 
 def cases_of(record: DeviceRecord, call: Callable[[], Any], *kernels: Any, thorough: bool = True) -> Iterable[AotCase]:
-    """What `call`, on tensors of device "meta", launches of `kernels`, each once."""
+    """What `call`, on tensors of device "meta", launches of `kernels` on such a GPU, each once."""
     seen: list[tuple[Launch, tuple[Any, ...]]] = []
-    launching = Launch.__call__
-    Launch.__call__ = lambda self, *tensors, grid=None: seen.append((self, tensors))  # type: ignore[method-assign]
-    try:
+    with (
+        patch.object(Launch, "__call__", lambda self, *tensors, grid=None: seen.append((self, tensors))),
+        patch.multiple(engine, device_record=lambda device: record, _plans={}),
+    ):
         call()
-    finally:
-        Launch.__call__ = launching  # type: ignore[method-assign]
     cases = (_case_of(record, launch, tensors, thorough) for launch, tensors in seen if launch.kernel in kernels)
     return {case.name: case for case in cases}.values()
 
@@ -110,14 +110,14 @@ def _marks(constants: dict[str, Any]) -> Iterator[str]:
             yield name if value is True else f"{name}={value}"
 
 
-def matrix(rows: Tensor, record: DeviceRecord, *, center: bool = False) -> Callable[[], Any]:
+def matrix(rows: Tensor, *, center: bool = False) -> Callable[[], Any]:
     options: dict[str, Any] = {"precision": "float32", "out_dtype": torch.float32, "zero": "zero", "center": center}
-    return partial(launch_cosine_matrix, rows, record=record, **options)
+    return partial(engine.launch_cosine_matrix, rows, **options)
 
 
-def update(rows: Tensor, record: DeviceRecord, *, center: bool, **options: Any) -> Callable[[], Any]:
+def update(rows: Tensor, *, center: bool, **options: Any) -> Callable[[], Any]:
     sums, mean = meta(1, dtype=torch.float64), meta(len(rows), dtype=torch.float64) if center else None
-    return partial(add_batch, sums, rows, sums, mean=mean, center=center, record=record, **options)
+    return partial(add_batch, sums, rows, sums, mean=mean, center=center, **options)
 
 
 def aot_cases() -> list[AotCase]:
@@ -134,36 +134,37 @@ def _cases(card: DeviceRecord) -> Iterator[AotCase]:
     record, many = replace(card, multiprocessors=1), replace(card, multiprocessors=132)
     hopper = record.family == "sm_90"
     for layout, center in (("", True), ("", False), ("neurons adjacent", False), ("nested", True)):
-        call = matrix(neurons(4096, 4096, torch.float32, layout), record, center=center)
+        call = matrix(neurons(4096, 4096, torch.float32, layout), center=center)
         yield from cases_of(record, call, measure_kernel, write_kernel, thorough=not center or layout == "nested")
     for dtype, table in ((torch.bfloat16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)):
         three = dtype == torch.float32
         for place, (least, _) in enumerate(table[record.family]):
             rows = neurons(max(least, 1024), 4096, dtype)
             added = not (hopper or three or place)
-            product = matrix(neurons(len(rows), config.LONG, dtype) if added else rows, record)
+            product = matrix(neurons(len(rows), config.LONG, dtype) if added else rows)
             yield from cases_of(record, product, triangle_kernel, thorough=place > 0)
             if not place or record.family in ("sm_80", "sm_100"):  # where small tiles are short of registers
-                yield from cases_of(record, update(rows, record, center=three), triangle_kernel, thorough=place > 0)
+                yield from cases_of(record, update(rows, center=three), triangle_kernel, thorough=place > 0)
         both = neurons(8192, 4096, dtype)
-        between = partial(launch_cosine_between, both, both, center=False, zero="zero", record=record)
+        between = partial(engine.launch_cosine_between, both, both, center=False, zero="zero")
         yield from cases_of(record, between, rectangle_kernel, thorough=three)
     rows = neurons(4096, 4096, torch.bfloat16, "neurons adjacent")
-    yield from cases_of(record, matrix(rows, record), triangle_kernel, thorough=not hopper)
+    yield from cases_of(record, matrix(rows), triangle_kernel, thorough=not hopper)
     if hopper:
         least = config.ONE_TERM["sm_90"][0][0]
         for rows in (
             neurons(least, config.LONG, torch.bfloat16),
             neurons(least, 4096, torch.float16, "neurons adjacent"),
         ):
-            yield from cases_of(record, matrix(rows, record), triangle_kernel, thorough=False)
+            yield from cases_of(record, matrix(rows), triangle_kernel, thorough=False)
     halves = neurons(4096, 4096, torch.bfloat16)
-    yield from cases_of(record, matrix(halves, record), measure_kernel)
+    yield from cases_of(record, matrix(halves), measure_kernel)
     few = neurons(64, 2**20, torch.float32)
-    yield from cases_of(many, matrix(few, many, center=True), measure_kernel, triangle_kernel)
-    yield from cases_of(many, matrix(few, many, center=True), directions_kernel, reduce_kernel, thorough=False)
-    yield from cases_of(many, update(few, many, center=False, strips=0), reduce_kernel)
-    centred = update(neurons(4096, 4096, torch.float32, "neurons adjacent"), record, center=True, weight=meta(4096))
+    yield from cases_of(many, matrix(few, center=True), measure_kernel, triangle_kernel)
+    yield from cases_of(many, matrix(few, center=True), directions_kernel, reduce_kernel, thorough=False)
+    yield from cases_of(many, update(few, center=False, strips=0), reduce_kernel)
+    centred = update(neurons(4096, 4096, torch.float32, "neurons adjacent"), center=True, weight=meta(4096))
     yield from cases_of(record, centred, mean_kernel, thorough=False)
-    sums, launch = meta(1, dtype=torch.float64), expand_launch(meta(4096, 4096), None, record, True)
-    yield from cases_of(record, lambda: launch(sums, sums, sums, meta(1)), expand_kernel, thorough=False)
+    sums = meta(1, dtype=torch.float64)
+    whole = partial(expand, sums, sums, sums, meta(4096, 4096), cosine=True)
+    yield from cases_of(record, whole, expand_kernel, thorough=False)

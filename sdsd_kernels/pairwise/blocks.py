@@ -2,9 +2,8 @@
 
     C[i, j] = (a_i · b_j) · (r_i r_j),    a_i = x_i · s_i − mean_i,    r_i = 1 / ‖a_i‖
 
-`prepare` reads the neurons once: their means if the call centres, their norms, and the powers of two s_i that bring
-neurons out of range back into it. `block_sides` chooses how large a block may be. `fill_cosines` writes one block into
-a buffer, with the promises of the whole matrix: |C| ≤ 1, NaN wherever a neuron has one, 1 on the diagonal.
+s_i is a power of two that brings a neuron out of range back into it. A block has the promises of the whole matrix:
+|C| ≤ 1, NaN wherever a neuron has one, 1 on the diagonal.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from .._precision import exact_float32
 from .._progress import Progress
-from .products import SUMMED, multiplies_in_place, product, symmetric_cosines, upper_products
-from .reading import PASS_ELEMENTS, converted, means, out_of_range, part_of, sample_slices, scales, squares, summed_in
+from .products import SUMMED, product, symmetric_cosines, upper_products
+from .reading import PASS_ELEMENTS, Values, out_of_range, scales, values_of
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
@@ -29,15 +28,11 @@ SMALLEST_SIDE = 64
 """Blocks get no smaller than this: below it a product takes longer to start than to compute."""
 
 
-@dataclass(frozen=True)
-class Neurons:
+@dataclass(frozen=True, kw_only=True)
+class Neurons(Values):
     """Neurons that have been read once and are ready for products.
 
     Attributes:
-        rows: as they lie in memory.  # shape: (N, OUTER, INNER)
-        dtype: of products and cosines: float64 or float32.
-        mean: subtracted from every scaled neuron, or None.  # shape: (N,)
-        scale: powers of two that keep products in range, or None where all are 1.  # shape: (N,)
         inverse_norm: of the centred, scaled neuron; 0 for one that is zero, NaN for one with a NaN or an infinity.
             # shape: (N,)
         unit: whether `rows` have unit length, so that their products are cosines.
@@ -45,10 +40,6 @@ class Neurons:
             in the C heap.
     """
 
-    rows: Tensor
-    dtype: torch.dtype
-    mean: Tensor | None
-    scale: Tensor | None
     inverse_norm: Tensor
     unit: bool = False
     rooms: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -63,35 +54,41 @@ class Neurons:
         """What stays of reading neurons: mean, scale, inverse norm, and flags of one side of a block."""
         return self.rows.shape[0] * (3 * self.dtype.itemsize + 1)
 
-    @property
-    def converts(self) -> bool:
-        """Whether products need a converted copy of a panel."""
-        changed = self.mean is not None or self.scale is not None
-        return changed or not multiplies_in_place(self.rows, self.dtype)
+    def panels(self, which: slice, copy: bool, name: str) -> Iterable[Tensor]:
+        """`chunks` of some neurons; copies lie in the room of that name."""
+        if not copy:
+            return self.rows[which, 0].split(SUMMED, 1)
+        some, room = self.some(which), self.rooms.get(name)
+        size = len(some.rows) * min(self.rows[0].numel(), SAMPLES_AT_ONCE)
+        if room is None or room.numel() < size:
+            room = self.rooms[name] = self.rows.new_empty(size, dtype=self.dtype)
+        return some.chunks(copy=True, most=SAMPLES_AT_ONCE, room=room)
 
 
 def prepare(rows: Tensor, *, center: bool = False) -> Neurons:
     """Read `rows` (N, OUTER, INNER) for means, scales and norms."""
-    dtype = summed_in(rows.dtype)
-    mean = means(rows, dtype, None) if center else None
+    values, square = _squares(rows, None, center)
     # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
-    square = squares(rows, dtype, mean, None)
-    suspicious = out_of_range(square, dtype)
-    scale = scales(rows, dtype, suspicious) if bool(suspicious.any()) else None
+    suspicious = out_of_range(square, values.dtype)
+    scale = scales(rows, suspicious) if bool(suspicious.any()) else None
     if scale is not None:
-        mean = means(rows, dtype, scale) if center else None
-        square = squares(rows, dtype, mean, scale)
+        values, square = _squares(rows, scale, center)
     square = torch.where(square.isfinite(), square, torch.nan)
-    inverse_norm = torch.where(square == 0, 0.0, square.rsqrt().to(dtype))
-    return Neurons(rows, dtype, mean, scale, inverse_norm)
+    inverse_norm = torch.where(square == 0, 0.0, square.rsqrt().to(values.dtype))
+    return Neurons(**vars(values), inverse_norm=inverse_norm)
+
+
+def _squares(rows: Tensor, scale: Tensor | None, center: bool) -> tuple[Values, Tensor]:
+    """Values of neurons and their ‖x · scale − mean‖², float64."""
+    values = values_of(rows, scale, center=center)
+    return values, values.reduced(lambda some: some.double().square_().sum(1))
 
 
 def normalized(neurons: Neurons) -> Neurons:
     """The same neurons as a copy of unit length, which takes their size in float32 (float64) and saves each block two
     passes: where samples are few, those are a quarter of its products."""
-    everything = slice(None)
-    unit = panel(neurons, everything, (everything, everything)).mul_(neurons.inverse_norm[:, None])
-    return Neurons(unit[:, None], neurons.dtype, None, None, neurons.inverse_norm, unit=True)
+    unit = neurons.copy().mul_(neurons.inverse_norm[:, None])
+    return Neurons(unit[:, None], neurons.dtype, inverse_norm=neurons.inverse_norm, unit=True)
 
 
 def block_sides(
@@ -124,11 +121,14 @@ def block_sides(
     if left.converts or right.converts:
         row_bytes = min(left.rows.shape[1] * left.rows.shape[2], SAMPLES_AT_ONCE) * left.dtype.itemsize
     fixed_bytes += left.kept_bytes + (right is not left) * right.kept_bytes
+    # What `prepare` allocates at most, its result included.
+    sizes = ((each.rows.shape[0], each.rows.numel()) for each in (left, right))
+    read_bytes = max(20 * min(values, max(PASS_ELEMENTS, count)) + 64 * count for count, values in sizes)
     while True:
         if left is right:
             sides[0] = min(sides)
         needed = fixed_bytes + sides[0] * sides[1] * pair_bytes + sum(sides) * row_bytes
-        needed = max(needed, _prepare_bytes(left.rows), _prepare_bytes(right.rows))
+        needed = max(needed, read_bytes)
         if max_bytes is None or needed <= max_bytes:
             return sides[0], sides[1]
         longer = 0 if whole_rows or sides[0] >= sides[1] else 1
@@ -218,38 +218,13 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
 def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int, side: int) -> None:
     """Products of a block; in its first `side` columns, a square on the diagonal, only those not below that."""
     rows, columns = slice(row, row + out.shape[0]), slice(column + side, column + out.shape[1])
-    parts: Iterable[tuple[Tensor, Tensor]]
-    if not left.converts and not right.converts:
-        parts = zip(left.rows[rows, 0].split(SUMMED, 1), right.rows[columns, 0].split(SUMMED, 1), strict=True)
-    else:
-        parts = (
-            (panel(left, rows, part, "rows"), panel(right, columns, part, "columns"))
-            for part in sample_slices(left.rows.shape, SAMPLES_AT_ONCE)
-        )
+    copy = left.converts or right.converts
+    parts = zip(left.panels(rows, copy, "rows"), right.panels(columns, copy, "columns"), strict=True)
     for number, (a, b) in enumerate(parts):
         if side:
             upper_products(a, out[:, :side], accumulate=number > 0)
         if side < out.shape[1]:
             product(a, b, out[:, side:], accumulate=number > 0)
-
-
-def panel(neurons: Neurons, which: slice, part: tuple[slice, slice], room: str = "") -> Tensor:
-    """x · scale − mean of some neurons over some samples, in the dtype of the products.
-
-    With `room` in memory of that name, which the next panel there overwrites.
-    """
-    chunk, out = neurons.rows[which, part[0], part[1]], None
-    if room:
-        out = neurons.rooms.get(room)
-        if out is None or out.numel() < chunk.numel():
-            out = neurons.rooms[room] = chunk.new_empty(chunk.numel(), dtype=neurons.dtype)
-    return converted(chunk, neurons.dtype, part_of(neurons.mean, which), part_of(neurons.scale, which), out)
-
-
-def _prepare_bytes(rows: Tensor) -> int:
-    """Bound on what `prepare` allocates, its result included."""
-    neurons = rows.shape[0]
-    return 20 * min(rows.numel(), max(PASS_ELEMENTS, neurons)) + 64 * neurons
 
 
 def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

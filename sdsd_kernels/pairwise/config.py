@@ -24,8 +24,6 @@ class Request(NamedTuple):
     max_bytes: int | None = None
     progress: Progress | None = None
     precision: str = "float32"
-    record: DeviceRecord | None = None
-    """What is taken to be at hand; None: the GPU that is."""
 
 
 class How(NamedTuple):
@@ -174,7 +172,7 @@ def pieces(neurons: int, tile: Tile) -> int:
 
 def range_samples(work: int, samples: int, neurons: int, tile: Tile, record: DeviceRecord) -> int:
     """Samples of a range, a multiple of a step, where `work` tiles alone leave multiprocessors idle."""
-    wanted = tile.resident * record.multiprocessors // max(work, 1)
+    wanted = tile.resident * record.multiprocessors // work
     most = samples // RANGE_SAMPLES.get(record.family, 2048)
     ranges = max(1, min(wanted, most, MOST_RANGES, MOST_PARTIAL_BYTES // (4 * neurons * neurons)))
     return -(-samples // (ranges * tile.samples)) * tile.samples
@@ -182,9 +180,8 @@ def range_samples(work: int, samples: int, neurons: int, tile: Tile, record: Dev
 
 def measured_samples(programs: int, samples: int, block: int, record: DeviceRecord) -> int:
     """Samples of a range of the norms, where `programs` alone leave multiprocessors idle."""
-    wanted = 4 * record.multiprocessors // max(programs, 1)
-    most = samples // (RANGE_SAMPLES.get(record.family, 8192))
-    ranges = max(1, min(wanted, most))
+    most = samples // RANGE_SAMPLES.get(record.family, 8192)
+    ranges = max(1, min(4 * record.multiprocessors // programs, most))
     return -(-samples // (ranges * block)) * block
 
 

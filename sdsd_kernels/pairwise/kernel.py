@@ -3,14 +3,10 @@
     P[i, j] = a_i · b_j,    a, b: operands as prepare_kernel.py leaves them
 
 As many programs as the machine holds; each takes every num_programs-th piece of work, a tile over one range of the
-samples. `triangle_kernel` works on tiles on and above the diagonal of one set of neurons and does one of:
-
-- STORE = "matrix": finish the cosines of the tile and store them twice;
-- STORE = "partial": store the tile in the plane (N, N) of its range, for `reduce_kernel` to add up in order and finish;
-- STORE = "add": add it to a running sum.
-
-`rectangle_kernel` takes tiles of one set of neurons with another. No atomics: every entry is written by one program,
-in one order. The kernels of ../cosine_topk and ../cosine_pairs take tiles from tile_kernel.py too.
+samples. `triangle_kernel` works on tiles on and above the diagonal of one set of neurons: by STORE it stores finished
+cosines twice ("matrix"), adds to a running sum ("add"), or stores the plane (N, N) of a range ("partial"), which
+`reduce_kernel` adds up in order and finishes. `rectangle_kernel` takes tiles of one set of neurons with another. No
+atomics: every entry is written by one program, in one order.
 """
 
 from __future__ import annotations
@@ -115,21 +111,16 @@ def rectangle_kernel(
 # fmt: on
 
 
-class Panels:
-    """Neurons as kernels read them: a descriptor without its memory, checked once; or, without `box`, a pointer."""
+def described(shape: tuple[int, int], pitch: int, box: tuple[int, int], dtype: torch.dtype) -> TensorDescriptor:
+    """A descriptor of memory that `placed` puts in: it is checked once."""
+    # Where a dimension has one element torch may call its stride anything; a descriptor wants 1.
+    return TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), [pitch, 1], list(box))
 
-    __slots__ = ("_fields",)
 
-    def __init__(self, shape: tuple[int, int], pitch: int, box: tuple[int, int] | None, dtype: torch.dtype) -> None:
-        self._fields: dict[str, Any] | None = None
-        if box is not None:
-            # Where a dimension has one element torch may call its stride anything; a descriptor wants 1.
-            self._fields = TensorDescriptor(torch.empty(0, dtype=dtype), list(shape), [pitch, 1], list(box)).__dict__
-
-    def of(self, base: Tensor) -> Any:
-        if self._fields is None:
-            return base
-        made = TensorDescriptor.__new__(TensorDescriptor)
-        made.__dict__.update(self._fields)
-        made.base = base
-        return made
+def placed(panels: TensorDescriptor | None, base: Tensor) -> Any:
+    """What kernels read `base` by: a descriptor, or, for None, itself, a pointer."""
+    if panels is None:
+        return base
+    made = TensorDescriptor.__new__(TensorDescriptor)
+    made.__dict__.update(panels.__dict__, base=base)
+    return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .._launch import Launch, device_of, kept
 from .._progress import Progress
 from . import config
 from .config import How, Tile
-from .kernel import TRITON, Panels, rectangle_kernel, reduce_kernel, triangle_kernel
+from .kernel import TRITON, described, placed, rectangle_kernel, reduce_kernel, triangle_kernel
 from .prepare_kernel import directions_kernel, measure_kernel, write_kernel
 
 
@@ -31,24 +31,6 @@ def descriptors_can_read(rows: Tensor) -> bool:
     if stride_inner == 1:
         return stride_neuron >= inner and stride_neuron % multiple == 0
     return stride_neuron == 1 and stride_inner >= neurons and stride_inner % multiple == 0
-
-
-def can_guard(record: DeviceRecord) -> bool:
-    """Whether Triton compiles a tile that is multiplied anew where neurons are marked: 3.6 gives up on a B200."""
-    return record.family != "sm_100" or not TRITON.startswith("3.6.")
-
-
-class Prepared(NamedTuple):
-    """Neurons that are ready for products."""
-
-    operands: Tensor
-    """Halves: the neurons where they lie, or their parts.  # shape: (1 or 2, N, pitch)"""
-    scale: Tensor | None
-    """Powers of two; None where all are 1.  # shape: (N,), float32"""
-    inverse: Tensor
-    """1 / ‖a‖; 0 or NaN without direction; negative where products take `scale` first.  # shape: (N,), float32"""
-    rest: Tensor | None
-    """Mean less the first sample, where that is what was subtracted.  # shape: (N,), float64"""
 
 
 class Preparation:
@@ -66,7 +48,7 @@ class Preparation:
         rows: Tensor,
         record: DeviceRecord,
         *,
-        precision: str,
+        precision: str = "float32",
         center: bool,
         zero_as_nan: bool = False,
         shifted: bool = False,
@@ -90,13 +72,12 @@ class Preparation:
         self.dtype = rows.dtype if halves else torch.float16
         self.pitch = rows.stride(2 if self.adjacent else 0) if self.in_place else -(-samples // 16) * 16
         self.shape = (1 + self.three, neurons, self.pitch)
-        self.scratch = 0 if self.in_place else (1 + self.three) * neurons * self.pitch * 2
+        self.scratch = 0 if self.in_place else 2 * math.prod(self.shape)
         # float16 has no values whose squares leave float32.
-        scaled = "guard" if self.guard else "none" if halves and rows.dtype == torch.float16 else "all"
-        self.scaled = scaled != "none"
+        self.scaled = "guard" if self.guard else "none" if halves and rows.dtype == torch.float16 else "all"
         along = abs(rows.stride(2)) <= abs(rows.stride(0))
         known: dict[str, Any] = {"neurons": neurons, "samples": samples, "inner": inner, "pitch": self.pitch}
-        known |= {"CENTER": center, "SCALE": scaled, "TARGET": 14 if self.dtype == torch.float16 else 0}
+        known |= {"CENTER": center, "SCALE": self.scaled, "TARGET": 14 if self.dtype == torch.float16 else 0}
         known |= {"ZERO_AS_NAN": zero_as_nan, "NESTED": outer > 1, "LOW": self.three, "BLOCK": config.DIRECTIONS}
         known |= zip(("stride_neuron", "stride_outer", "stride_inner"), rows.stride(), strict=True)
         block, block_samples, num_warps = config.prepare_block(config.MEASURE, along, record)
@@ -105,8 +86,7 @@ class Preparation:
         self.ranges = known["ranges"] = -(-samples // known["range_samples"])
         blocks = {"BLOCK_NEURONS": block, "BLOCK_SAMPLES": block_samples}
         self.measure = Launch(measure_kernel, (programs, self.ranges, 1), known | blocks, num_warps=num_warps)
-        grid = (-(-neurons // config.DIRECTIONS), 1, 1)
-        self.directions = Launch(directions_kernel, grid, known, num_warps=4) if self.ranges > 1 else None
+        self.directions = Launch(directions_kernel, (-(-neurons // config.DIRECTIONS), 1, 1), known, num_warps=4)
         self.write: Launch | None = None
         if not self.in_place:
             block, block_samples, num_warps = config.prepare_block(config.WRITE, along, record)
@@ -114,31 +94,37 @@ class Preparation:
             blocks = {"BLOCK_NEURONS": block, "BLOCK_SAMPLES": block_samples}
             self.write = Launch(write_kernel, grid, known | blocks, num_warps=num_warps)
 
-    def panels(self, block: int, samples: int) -> Panels:
-        """Operands as kernels read them, in blocks of so many neurons and samples."""
-        boxes = config.reads_boxes(self.record)
+    def panels(self, block: int, samples: int) -> Any:
+        """How kernels read operands in blocks of so many neurons and samples: as `placed` takes it."""
+        if not config.reads_boxes(self.record):
+            return None
         if self.adjacent:
-            return Panels((self.samples, self.neurons), self.pitch, (samples, block) if boxes else None, self.dtype)
-        shape = (self.shape[0] * self.neurons, self.samples)
-        return Panels(shape, self.pitch, (block, samples) if boxes else None, self.dtype)
+            return described((self.samples, self.neurons), self.pitch, (samples, block), self.dtype)
+        return described((self.shape[0] * self.neurons, self.samples), self.pitch, (block, samples), self.dtype)
 
-    def __call__(self, rows: Tensor, shift: Tensor | None = None) -> Prepared:
+    def __call__(
+        self, rows: Tensor, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Operands, scale, inverse norm, and, where it was subtracted, the mean less the first sample, float64.
+
+        Operands are the neurons where they lie, or halves (1 or 2, N, pitch). Scales, float32, are powers of two; None:
+        all are 1. Inverse norms, float32, are 0 or NaN without direction, negative where products take `scale` first.
+        """
         device = rows.device
         vectors = torch.empty((2, self.neurons), dtype=torch.float32, device=device)
-        scale = vectors[0] if self.scaled else None
-        inverse = vectors[1]
+        scale, inverse = None if self.scaled == "none" else vectors[0], vectors[1]
         rest = torch.empty(self.neurons, dtype=torch.float64, device=device) if self.center else None
-        if self.directions is None:
-            self.measure(rows, shift, None, rest, scale, inverse)
-        else:
+        sums = None
+        if self.ranges > 1:
             sums = torch.empty((self.ranges, 2, self.neurons), dtype=torch.float64, device=device)
-            self.measure(rows, shift, sums, rest, scale, inverse)
+        self.measure(rows, shift, sums, rest, scale, inverse)
+        if self.ranges > 1:
             self.directions(sums, rest, scale, inverse)
-        if self.write is None:
-            return Prepared(rows, scale, inverse, rest)
-        parts = torch.empty(self.shape, dtype=self.dtype, device=device)
-        self.write(rows, shift, rest, scale, parts)
-        return Prepared(parts, scale, inverse, rest)
+        operands = rows
+        if self.write is not None:
+            operands = torch.empty(self.shape, dtype=self.dtype, device=device)
+            self.write(rows, shift, rest, scale, operands)
+        return operands, scale, inverse, rest
 
 
 class Pairing:
@@ -161,8 +147,8 @@ class Pairing:
         self.tile = tile = tile_of(self.left.three)
         self.tiles = -(-self.left.neurons // tile.rows), -(-self.right.neurons // tile.columns)
         self.rows = self.left.panels(tile.rows, tile.samples)
-        alike = others is None and tile.rows == tile.columns
-        self.columns = None if alike else self.right.panels(tile.columns, tile.samples)
+        self.columns = self.right.panels(tile.columns, tile.samples)
+        self.alike = others is None and tile.rows == tile.columns
         self.scratch = sum(each.scratch + 16 * each.neurons for each in {self.left, self.right})
 
     def launch(self, kernel: Any, grid: tuple[int, int, int] = (0, 0, 0), **own: Any) -> Launch:
@@ -178,13 +164,13 @@ class Pairing:
 
     def of(self, left: Tensor, right: Tensor) -> tuple[Any, Any]:
         """What kernels read of operands: rows and columns, None where they are the same."""
-        return self.rows.of(left), None if self.columns is None else self.columns.of(right)
+        return placed(self.rows, left), None if self.alike else placed(self.columns, right)
 
     def operands(self, rows: Tensor, others: Tensor | None) -> tuple[Any, Any, Tensor, Tensor]:
         """What kernels read, rows and columns, and inverse norms of both."""
         left = self.left(rows)
         right = left if others is None else self.right(others)
-        return *self.of(left.operands, right.operands), left.inverse, right.inverse
+        return *self.of(left[0], right[0]), left[2], right[2]
 
 
 class Triangle:
@@ -200,7 +186,9 @@ class Triangle:
         neurons, samples = rows.shape[0], rows.shape[1] * rows.shape[2]
         tile_of = partial(config.tile_of, record, neurons, samples)
         of_halves = tile_of(False)
-        guarded = not guard or (of_halves.rows == of_halves.columns and can_guard(record))
+        # Triton 3.6 gives up on a tile that is multiplied anew on a B200.
+        refused = record.family == "sm_100" and TRITON.startswith("3.6.")
+        guarded = not guard or (of_halves.rows == of_halves.columns and not refused)
         self.pairing = Pairing(rows, None, record, tile_of, guarded=guarded, **options)
         self.prepare, tile = self.pairing.left, self.pairing.tile
         self.guard = guard and self.prepare.guard
@@ -236,42 +224,27 @@ def key_of(rows: Tensor) -> tuple[Any, ...]:
 _plans: dict[tuple[Any, ...], Any] = {}
 
 
-def planned(
-    make: Callable[..., Any],
-    rows: Tensor,
-    others: Tensor | None,
-    record: DeviceRecord | None,
-    *choices: Any,
-    apart: Any = None,
-) -> Any:
-    """make(rows, others, record, *choices), made once for neurons that lie like these.
+def planned(make: Callable[..., Any], rows: Tensor, others: Tensor | None, *, apart: Any = None, **choices: Any) -> Any:
+    """make(rows, others, record of their GPU, **choices), made once for neurons that lie like these.
 
-    Args:
-        record: what is taken to be at hand, here and below; None: the GPU that is.
-        apart: what else compiled kernels are told apart by.
+    `apart`: what else compiled kernels are told apart by.
     """
-    key = make, key_of(rows), others is not None and key_of(others), record, apart, *choices
-    plan = _plans.get(key)
-    return plan or kept(_plans, key, make(rows, others, record or device_record(rows.device), *choices))
+    key = make, key_of(rows), others is not None and key_of(others), apart, *choices.values()
+    return _plans.get(key) or kept(_plans, key, make(rows, others, device_record(rows.device), **choices))
 
 
-def _matrix(rows: Tensor, _: None, record: DeviceRecord, precision: str, zero: str, center: bool) -> Triangle:
-    return Triangle(rows, record, "matrix", precision=precision, center=center, zero_as_nan=zero == "nan")
+def _matrix(rows: Tensor, _: None, record: DeviceRecord, **options: Any) -> Triangle:
+    return Triangle(rows, record, "matrix", **options)
 
 
 def launch_cosine_matrix(
-    rows: Tensor,
-    *,
-    precision: str,
-    out_dtype: torch.dtype,
-    zero: str,
-    center: bool,
-    record: DeviceRecord | None = None,
+    rows: Tensor, *, precision: str, out_dtype: torch.dtype, zero: str, center: bool
 ) -> tuple[Tensor, Tensor]:
     """Cosine matrix of `rows` (N, OUTER, INNER), float32 or half, and its inverse norms (N,): 0 or NaN if dead."""
     # The kernels' float32 result holds every digit it has; float64 is a cast.
     kept_dtype = torch.float32 if out_dtype == torch.float64 else out_dtype
-    plan = planned(_matrix, rows, None, record, precision, zero, center, apart=kept_dtype)
+    zero_as_nan = zero == "nan"
+    plan = planned(_matrix, rows, None, apart=kept_dtype, precision=precision, center=center, zero_as_nan=zero_as_nan)
     with device_of(rows):
         out = torch.empty((plan.neurons, plan.neurons), dtype=kept_dtype, device=rows.device)
         operands, scale, inverse, _ = plan.prepare(rows)
@@ -279,19 +252,16 @@ def launch_cosine_matrix(
         return out if out_dtype is kept_dtype else out.to(out_dtype), inverse
 
 
-def _rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, center: bool, zero: str) -> tuple[Pairing, Launch]:
+def _rectangle(rows: Tensor, others: Tensor, record: DeviceRecord, **options: Any) -> tuple[Pairing, Launch]:
     fewer, samples = min(len(rows), len(others)), rows.shape[1] * rows.shape[2]
-    options: dict[str, Any] = {"precision": "float32", "center": center, "zero_as_nan": zero == "nan"}
     pairing = Pairing(rows, others, record, partial(config.tile_of, record, fewer, samples), **options)
     programs = min(math.prod(pairing.tiles), pairing.tile.resident * record.multiprocessors)
     return pairing, pairing.launch(rectangle_kernel, (programs, 1, 1))
 
 
-def launch_cosine_between(
-    rows: Tensor, others: Tensor, *, center: bool, zero: str, record: DeviceRecord | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def launch_cosine_between(rows: Tensor, others: Tensor, *, center: bool, zero: str) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines (N, M) of `rows` (N, OUTER, INNER) with `others` (M, OUTER, INNER), and the inverse norms of both."""
-    pairing, product = planned(_rectangle, rows, others, record, center, zero)
+    pairing, product = planned(_rectangle, rows, others, center=center, zero_as_nan=zero == "nan")
     with device_of(rows):
         out = torch.empty((len(rows), len(others)), dtype=torch.float32, device=rows.device)
         operands = pairing.operands(rows, others)

@@ -2,14 +2,8 @@
 
     a_i = s_i (x_i − mean_i),    r_i = 1 / ‖a_i‖
 
-s_i is a power of two, so it rounds nothing; mean_i is 0, or the neuron's own mean, or a number given for it. Where a
-neuron is rewritten, s_i brings ‖a_i‖ into [2^TARGET, 2^(TARGET+1)): no product can leave the range of float32, nor a
-value that of float16. Halves read where they lie have s_i = 1, and bfloat16, whose squares can leave that range, gets
-a guard: a neuron out of it is marked by a negative r_i, and its s_i is what a tile that holds it multiplies it by.
-
-Sums are float64: a square of any float32 fits, and a centred sum of squares is Σδ² − (Σδ)² / n with δ = x − x_0, which
-loses no more than the digits of n, for x_0 is one of the n samples. So one pass serves, and a constant neuron is
-exactly zero.
+mean_i is 0, or the neuron's own mean, or a number given for it; s_i, a power of two, brings ‖a_i‖ of a neuron that is
+rewritten into [2^TARGET, 2^(TARGET+1)). README.md says why, why sums are float64, and what the guard of bfloat16 is.
 
 `measure_kernel`: a program owns BLOCK_NEURONS neurons over one range of samples. `directions_kernel` adds up ranges.
 `write_kernel`: a program rewrites BLOCK_NEURONS × BLOCK_SAMPLES values as a high part and, where asked, a low one.

@@ -22,15 +22,8 @@ FINISH = 384
 42, 47 ms at 4096, where half of it is memory touched for the first time; two threads alike."""
 SMALL = 2**14
 """Up to so many products the sum of earlier ones is kept out of BLAS, which would add one sample at a time to it."""
-
-
-def multiplies_in_place(rows: Tensor, dtype: torch.dtype) -> bool:
-    """Whether BLAS takes `rows` as they lie: one sample stride, and neurons or samples adjacent."""
-    neurons, outer, inner = rows.shape
-    stride_neuron, _, stride_inner = rows.stride()
-    by_neuron = stride_inner == 1 and stride_neuron >= inner
-    by_sample = stride_neuron == 1 and stride_inner >= neurons
-    return rows.dtype == dtype and outer == 1 and (by_neuron or by_sample)
+WAITING = 2**22
+"""Bound on products that wait to be added to sums of another dtype (16 MiB), unless one row already exceeds it."""
 
 
 def upper_products(a: Tensor, out: Tensor, *, accumulate: bool) -> None:
@@ -47,8 +40,11 @@ def upper_products(a: Tensor, out: Tensor, *, accumulate: bool) -> None:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool) -> None:
-    if accumulate and out.numel() <= SMALL:
-        out.add_(torch.mm(a, b.T))
+    """out (+)= a bᵀ; `out` may have another dtype where it accumulates."""
+    if accumulate and (out.numel() <= SMALL or out.dtype != a.dtype):
+        height = max(1, WAITING // len(b))
+        for some, sums in zip(a.split(height), out.split(height), strict=True):
+            sums.add_(torch.mm(some, b.T))
     elif accumulate:
         out.addmm_(a, b.T)
     else:

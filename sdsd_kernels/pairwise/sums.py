@@ -46,7 +46,6 @@ def add_batch(
     count: int = 0,
     center: bool = False,
     precision: str = "float32",
-    record: DeviceRecord | None = None,
 ) -> Tensor | None:
     """out = before + products of a batch of samples: of a = weight (x − shift), less its mean over all samples.
 
@@ -65,7 +64,6 @@ def add_batch(
         count: how many samples there were.
         center: whether sums are about the mean of all samples; without `shift`.
         precision: "float32" or "fp16", as in `cosine_matrix`.
-        record: what is taken to be at hand; None: the GPU that is.
 
     Returns:
         The mean of all samples, times `weight`, or None without centring.  # shape: (N,)
@@ -75,8 +73,8 @@ def add_batch(
     rows = as_rows(activations, 0)
     # Kernels are compiled for addresses that are, or are not, multiples of 16 bytes.
     places = [None if each is None else each.data_ptr() % 16 for each in (before, weight, mean, shift, out)]
-    choices = strips, shift is not None, (precision, center)
-    triangle, step = planned(_update, rows, None, record, *choices, apart=(*places, out.dtype))
+    choices: dict[str, Any] = {"strips": strips, "center": center, "precision": precision, "shifted": shift is not None}
+    triangle, step = planned(_update, rows, None, apart=(*places, out.dtype), **choices)
     with device_of(rows):
         if triangle.prepare.in_place and not triangle.guard:
             triangle(rows, None, None, weight, None, before, out)
@@ -92,15 +90,13 @@ def add_batch(
 
 
 def _update(
-    rows: Tensor, _: None, record: DeviceRecord, strips: int, shifted: bool, products: tuple[str, bool]
+    rows: Tensor, _: None, record: DeviceRecord, strips: int, center: bool, **options: Any
 ) -> tuple[Any, Launch | None]:
     """Launches of a batch: the triangle's, and the means' where sums are centred."""
     from .launch import Triangle
     from .sums_kernel import mean_kernel
 
-    precision, center = products
-    options: dict[str, Any] = {"precision": precision, "center": center, "shifted": shifted}
-    triangle = Triangle(rows, record, "add", strips=strips, guard=strips > 0, **options)
+    triangle = Triangle(rows, record, "add", strips=strips, guard=strips > 0, center=center, **options)
     known = {"neurons": rows.shape[0], "stride_neuron": rows.stride(0), "BLOCK": MEANS}
     means = Launch(mean_kernel, (-(-rows.shape[0] // MEANS), 1, 1), known, num_warps=4)
     return triangle, means if center else None
@@ -118,7 +114,7 @@ def expand(triangle: Tensor, factor: Tensor, shift: Tensor | None, out: Tensor, 
     """
     from .launch import planned
 
-    launch = planned(expand_launch, out, None, None, cosine, apart=shift is None)
+    launch = planned(expand_launch, out, None, apart=shift is None, cosine=cosine)
     with device_of(out):
         launch(triangle, factor, shift, out)
 

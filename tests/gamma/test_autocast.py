@@ -49,3 +49,31 @@ def test_measured_as_without_it_but_for_rounding(name, inside):
             loss.backward()
         noise[half] = {key: each.noise for key, each in monitor.step().parameters.items()}
     assert noise[True] == pytest.approx(noise[False], rel=0.1, abs=0.02 * max(noise[False].values()))
+
+
+LAYERS = {
+    "linear": lambda: nn.Linear(8, 4),
+    "convolution": lambda: nn.Conv1d(5, 3, 3),
+    "attention": lambda: Net(lambda m, x: m.attend(x, x, x)[0], attend=nn.MultiheadAttention(8, 2, batch_first=True)),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_float64_is_left_alone_as_torch_leaves_it(name, compiled):
+    x, outputs = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64), []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = LAYERS[name]().double()
+        monitor = sdsd.GammaMonitor(model) if watched else None
+        run = torch.compile(model, backend="eager") if compiled else model
+        for _ in range(2):  # the second one by the plan of the first
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs.append(run(x))
+            outputs[-1].square().sum(dim=(1, 2)).mean().backward()
+            if monitor is not None:
+                assert monitor.step() is not None
+            model.zero_grad()
+    assert {y.dtype for y in outputs} == {torch.float64}
+    for y in outputs:  # bfloat16 has two digits
+        torch.testing.assert_close(y, outputs[0], rtol=1e-12, atol=1e-12)

@@ -169,6 +169,14 @@ def test_rows_of_indices(mode):
             right(program(rows, words(N, long), lengths(long), **bag, last=PARTS["last"]))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_last_word_is_no_padding(mode):
+    """Torch takes a padding of -1 for the last row, and Python's functions None for no padding."""
+    last = torch.where(words(N, 4) > 5, WORDS - 1, words(N, 4))
+    bag = {"bag": lambda: nn.EmbeddingBag(WORDS, 5, mode=mode)}
+    right(program(rows, last, lengths(4), **bag, last=PARTS["last"]))
+
+
 REFUSED = {
     "scaled by frequency": {"mode": "sum", "scale_grad_by_freq": True},
     "with a largest norm": {"mode": "sum", "max_norm": 1.0},

@@ -313,3 +313,36 @@ def test_a_second_input_of_samples_that_meets_the_first_across_the_batch():
     any_loss(net, X, X.flip(0)).backward()
     with pytest.raises(ValueError, match=r"first\.weight, first\.bias: samples are mixed"):
         monitor.step()
+
+
+SQUARE = {
+    "weights of places": (lambda m, x, z: (x + m.gain * z) * z.cos(), numbers(N)),
+    "weights of places, turned": (lambda m, x, z: x * m.gain + m.gain * z.view(1, -1), numbers(N)),
+    "a number of their own": (lambda m, x, z: m.first(x).tanh() + z * m.gain, numbers(3)[:1]),
+    "a table": (lambda m, x, z: (m.first(x) @ z.T).tanh(), numbers(3, N)),
+}
+
+
+@pytest.mark.parametrize("kind", SQUARE)
+def test_a_batch_of_as_many_samples_as_features_is_no_mask(kind):
+    """Though masks come before other inputs, and are square."""
+    compute, given = SQUARE[kind]
+    x, given = numbers(N, N).double(), given.double()
+
+    def made():
+        net = Given(compute)
+        net.first, net.gain = nn.Linear(N, N), nn.Parameter(torch.rand(()) + 0.5)
+        return net
+
+    program = Program(
+        made,
+        (x, given),
+        any_loss,
+        step=lambda m: any_loss(m, x, given).backward(),
+        contribution=lambda m, i: any_loss(m, x[i : i + 1], given) / N,
+        samples=N,
+        situation="batch",
+    )
+    verdict = judge(program, again=False)
+    assert verdict.sound, verdict.why
+    assert len(given) == N or kind == "a table" or verdict.kind == "right", verdict.why

@@ -75,12 +75,12 @@ def test_float64(device):
     assert_within(cosine, wanted, allowed)
 
 
-def test_any_scale(device):
-    x, y = (torch.randn(50, n, device=device) for n in (40, 20))
-    check_call(
-        x * 10.0 ** torch.linspace(-30, 30, 40, device=device), y * 10.0 ** torch.linspace(30, -30, 20, device=device)
-    )
-    check_call(x, y * 1e25)
+@pytest.mark.parametrize("center", [False, True])
+def test_any_scale(center, device):
+    x, y = (torch.randn(50, n, device=device) + 0.3 for n in (40, 20))
+    up, down = 10.0 ** torch.linspace(-30, 30, 40, device=device), 10.0 ** torch.linspace(30, -30, 20, device=device)
+    check_call(x * up, y * down, center=center)
+    check_call(x, y * 1e25, center=center)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])

@@ -34,7 +34,7 @@ def test_torch_chunks(shape, center, monkeypatch):
     monkeypatch.setattr(reading, "SCRATCH_ELEMENTS", 1)
     x = torch.randn(shape) + 0.3
     for half_or_not in (x, x.bfloat16(), x.transpose(0, 1).contiguous().transpose(0, 1)):
-        chunks = list(reading.chunks(as_rows(half_or_not, 1), torch.float32, None, None, copy=True))
+        chunks = list(reading.Values(as_rows(half_or_not, 1), torch.float32).chunks(copy=True))
         assert torch.equal(torch.cat(chunks, 1), half_or_not.float().transpose(0, 1).flatten(1))
         assert max(chunk.shape[1] for chunk in chunks) <= 256
         cosine = cosine_matrix(half_or_not, neuron_dim=1, center=center, backend="torch")
@@ -46,7 +46,7 @@ def test_torch_reads_plain_layouts_where_they_lie(monkeypatch):
         raise AssertionError("copied the input")
 
     x = torch.randn(50, 40)
-    monkeypatch.setattr(reading, "converted", no_copies)
+    monkeypatch.setattr(reading.Values, "copy", no_copies)
     for rows in (x, x.T.contiguous().T, x[:, :30], x.T[:, 5:].T, x.view(5, 10, 40)):
         check_promises(cosine_matrix(rows, backend="torch"))
 

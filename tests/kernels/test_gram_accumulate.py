@@ -11,6 +11,7 @@ from torch import Tensor
 from sdsd_kernels import available_backends, gram_accumulate
 from sdsd_kernels.gram_accumulate import cpu
 from sdsd_kernels.gram_accumulate.reference import gram_accumulate_reference
+from sdsd_kernels.pairwise import products
 from tests.helpers import assert_within, summation_error, unit_roundoff
 from tests.kernels.cosines import flat
 
@@ -155,10 +156,10 @@ def test_many_batches_into_float64_err_no_more_than_one(backend, device):
     assert_within(gram.triu(), wanted, summation_error(64) * magnitude)
 
 
-@pytest.mark.parametrize("panel", [300, cpu.PANEL_ELEMENTS])
+@pytest.mark.parametrize("panel", [300, products.WAITING])
 def test_sums_of_many_batches_are_float64(panel, backend, device, monkeypatch):
     """Products of these integers are exact in float32 in every order; beside 2⁴⁰ only float64 keeps them."""
-    monkeypatch.setattr(cpu, "PANEL_ELEMENTS", panel)
+    monkeypatch.setattr(products, "WAITING", panel)
     batches = [torch.randint(-8, 9, (50, 33), device=device).float() for _ in range(3)]
     gram = torch.full((33, 33), 2.0**40, dtype=torch.float64, device=device)
     for batch in batches:
@@ -215,7 +216,7 @@ def test_any_stream(stream, wide, transposed):
 
 @pytest.mark.parametrize("elements", [1, 300, 1 << 22])
 def test_panels_of_float32_products(elements, monkeypatch):
-    monkeypatch.setattr(cpu, "PANEL_ELEMENTS", elements)
+    monkeypatch.setattr(products, "WAITING", elements)
     for neurons in (1, 33, 150):
         x = torch.randn(20, neurons)
         start = torch.randn(neurons, neurons, dtype=torch.float64)
@@ -224,13 +225,13 @@ def test_panels_of_float32_products(elements, monkeypatch):
 
 def test_torch_ignores_a_lowered_matmul_precision(monkeypatch):
     seen = []
-    add = cpu._add_products
+    add = cpu.upper_products
 
-    def record(*args):
+    def record(*args, **options):
         seen.append(torch.get_float32_matmul_precision())
-        add(*args)
+        add(*args, **options)
 
-    monkeypatch.setattr(cpu, "_add_products", record)
+    monkeypatch.setattr(cpu, "upper_products", record)
     torch.set_float32_matmul_precision("medium")
     try:
         gram_accumulate(torch.zeros(64, 64), torch.randn(300, 64), backend="torch")

@@ -53,44 +53,41 @@ def weights(inputs: Tensor, grads: Tensor, *, convolution: Any = None) -> Any:
     return into.launch_into(inputs, grads, norms(), 0, 1, convolution, F32, False, 2**26)
 
 
-def request(record: Any) -> Request:
-    return Request(center=False, record=record, max_bytes=2**50)
+REQUEST = Request(center=False, max_bytes=2**50)
 
 
-CALLS: dict[str, Callable[[Any], Any]] = {
-    "moments": lambda record: launch_gamma_moments([meta(2, 2**31)], False),
-    "moments of samples": lambda record: launch_gamma_moments([meta(3_000_000, 5)], True),
-    "moments of several": lambda record: launch_gamma_moments([meta(3_000_000, 5), meta(3_000_000, 3)], True),
-    "moments of many tensors": lambda record: launch_gamma_moments([meta(2, 3)] * 60_000, False),
-    "rank1 and bias": lambda record: weights(meta(MANY, 1, 64), meta(MANY, 1, 64)),
-    "fused and bias": lambda record: weights(meta(MANY, 3, 8), meta(MANY, 3, 8)),
-    "gram": lambda record: launch_squares(meta(MANY, 2, 64), meta(MANY, 2, 64), "gram"),
-    "gram of long samples": lambda record: launch_squares(meta(2, 2**17, 8), meta(2, 2**17, 8), "gram"),
-    "convolution": lambda record: weights(
+CALLS: dict[str, Callable[[], Any]] = {
+    "moments": lambda: launch_gamma_moments([meta(2, 2**31)], False),
+    "moments of samples": lambda: launch_gamma_moments([meta(3_000_000, 5)], True),
+    "moments of several": lambda: launch_gamma_moments([meta(3_000_000, 5), meta(3_000_000, 3)], True),
+    "moments of many tensors": lambda: launch_gamma_moments([meta(2, 3)] * 60_000, False),
+    "rank1 and bias": lambda: weights(meta(MANY, 1, 64), meta(MANY, 1, 64)),
+    "fused and bias": lambda: weights(meta(MANY, 3, 8), meta(MANY, 3, 8)),
+    "gram": lambda: launch_squares(meta(MANY, 2, 64), meta(MANY, 2, 64), "gram"),
+    "gram of long samples": lambda: launch_squares(meta(2, 2**17, 8), meta(2, 2**17, 8), "gram"),
+    "convolution": lambda: weights(
         meta(MANY, 4, 8, 8), meta(MANY, 8, 8, 8), convolution=((3, 3), (1, 1), (1, 1), (1, 1), 1)
     ),
-    "depthwise": lambda record: weights(
+    "depthwise": lambda: weights(
         meta(MANY, 8, 8, 8), meta(MANY, 8, 8, 8), convolution=((3, 3), (1, 1), (1, 1), (1, 1), 8)
     ),
-    "lookup": lambda record: lookup.launch(meta(MANY, 4, 64), meta(MANY, 4, dtype=torch.int64), norms(), 0, -1),
-    "layer norm": lambda record: scale_shift.launch(
+    "lookup": lambda: lookup.launch(meta(MANY, 4, 64), meta(MANY, 4, dtype=torch.int64), norms(), 0, -1),
+    "layer norm": lambda: scale_shift.launch(
         meta(MANY, 4, 64), meta(MANY, 4, 64), meta(MANY, 4, 1), meta(MANY, 4, 1), norms(), 0, 1, F32
     ),
-    "bias of channels first": lambda record: scale_shift.launch(
+    "bias of channels first": lambda: scale_shift.launch(
         meta(MANY, 64, 16).transpose(1, 2), None, None, None, norms(), -1, 0, F32
     ),
-    "matrix": lambda record: launch_cosine_matrix(
-        meta(MANY, 1, 64), precision="float32", out_dtype=F32, zero="zero", center=True, record=record
+    "matrix": lambda: launch_cosine_matrix(
+        meta(MANY, 1, 64), precision="float32", out_dtype=F32, zero="zero", center=True
     ),
-    "matrix of long neurons": lambda record: launch_cosine_matrix(
-        meta(3, 1, 2**30), precision="float32", out_dtype=F32, zero="zero", center=True, record=record
+    "matrix of long neurons": lambda: launch_cosine_matrix(
+        meta(3, 1, 2**30), precision="float32", out_dtype=F32, zero="zero", center=True
     ),
-    "between": lambda record: launch_cosine_between(
-        meta(MANY, 1, 64), meta(2 * MANY, 1, 64), center=False, zero="zero", record=record
-    ),
-    "topk": lambda record: launch_cosine_topk(meta(16_000_000, 1, 16), None, 10, False, request(record)),
-    "histogram": lambda record: launch_cosine_histogram(meta(16_000_000, 1, 16), 100, request(record)),
-    "pairs": lambda record: launch_cosine_pairs(meta(MANY, 1, 16), 0.9, True, request(record)),
+    "between": lambda: launch_cosine_between(meta(MANY, 1, 64), meta(2 * MANY, 1, 64), center=False, zero="zero"),
+    "topk": lambda: launch_cosine_topk(meta(16_000_000, 1, 16), None, 10, False, REQUEST),
+    "histogram": lambda: launch_cosine_histogram(meta(16_000_000, 1, 16), 100, REQUEST),
+    "pairs": lambda: launch_cosine_pairs(meta(MANY, 1, 16), 0.9, True, REQUEST),
 }
 
 
@@ -122,7 +119,7 @@ def test_grids_are_within_what_a_gpu_takes(name, record, monkeypatch):
             if hasattr(module, attribute):
                 monkeypatch.setattr(module, attribute, {})
         monkeypatch.setattr(module, "device_record", lambda device: record)
-    CALLS[name](record)
+    CALLS[name]()
     assert grids
     for kernel, grid in grids:
         assert all(1 <= programs <= most for programs, most in zip(grid, MOST_PROGRAMS, strict=True)), (kernel, grid)

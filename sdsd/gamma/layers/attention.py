@@ -119,7 +119,7 @@ class AttentionRule(Rule):
         count: bool,
     ) -> Tensor:
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # as torch does
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
         return linear(watcher, x, weight, bias, samples, names, probe=_part_of_probe(watcher, names, count), rows=rows)

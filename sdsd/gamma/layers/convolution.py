@@ -49,7 +49,7 @@ class ConvolutionRule(Rule):
             x, padding = _pad_by_name(x, module, space)
         weight, bias = module.weight, module.bias
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # as torch does
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
         settings = (module.stride, tuple(padding), module.dilation, transposed, output_padding, module.groups)

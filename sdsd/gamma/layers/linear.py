@@ -33,7 +33,7 @@ class LinearRule(Rule):
         if not (weight.requires_grad or (bias is not None and bias.requires_grad)):
             return plain(*args, **kwargs)
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # as torch does
             half = torch.get_autocast_dtype(kind)
             x, weight, bias = x.to(half), weight.to(half), bias if bias is None else bias.to(half)
         matrix = weight.t() if self.transposed else weight

@@ -57,8 +57,7 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
             f"the model was called without a tensor that has a sample axis (dimension {axis}), to read the batch size "
             f"from. {f'Give it {what_to_do}.' if exact else 'Pass batch_size, the samples of a micro-batch.'}"
         )
-    # A square matrix before the others is a mask or a table of distances, not the samples.
-    first = next((x for x in tensors if x.ndim != 2 or x.shape[0] != x.shape[1]), tensors[0])
+    first = _first(tensors, axis, given)
     size, inner = first.shape[axis], 1
     if given is None:
         batch = size
@@ -77,6 +76,30 @@ def read_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], session: Session)
         if batch and (x.shape[axis] == size or (inner > 1 and x.shape[axis] == batch))
     ]
     return batch, sorted(carry, key=lambda pair: pair[0] is not first)
+
+
+def _first(tensors: list[Tensor], axis: int, given: int | None) -> Tensor:
+    """The samples: the first tensor, but for a square matrix before them, a mask or a table of distances.
+
+    Of their places, that is: they have a dimension of that size beside their own. Else the square matrix is the batch.
+
+    Raises:
+        UnsupportedError: a square matrix of numbers before another matrix may be either.
+    """
+    square = tensors[0]
+    first = next((x for x in tensors if x.ndim != 2 or x.shape[0] != x.shape[1]), square)
+    size, other = square.shape[0], first.shape[axis]
+    places = size in first.shape[:axis] + first.shape[axis + 1 :]
+    if not places or not (square.is_floating_point() or square.dtype == torch.bool):
+        return square
+    if size != other and square.dtype != torch.bool and first.ndim == 2 and first.is_floating_point():
+        if given is None:
+            raise UnsupportedError(
+                f"the model was called with a matrix of shape {tuple(square.shape)} and one of {tuple(first.shape)}: "
+                f"a batch of {size} and a table, or a mask and a batch of {other}. Pass batch_size."
+            )
+        return square if size % given == 0 else first
+    return first
 
 
 def _listed(values: list[Any], session: Session) -> Inputs:

@@ -256,9 +256,10 @@ def joined(mode: Measuring, weight: Tensor, bias: Tensor | None, kind: str) -> U
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast casts `x` to, or None where it is off."""
+    """What autocast casts `x` to; None where it is off, and of float64, which it leaves alone."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    casts = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else None
 
 
 @functools.cache
@@ -318,9 +319,20 @@ def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
     same memory, no gradient comes through the view itself any more. Into an expansion nobody can write.
     """
     base = out._base
-    shape, strides = out.shape, out.stride()
-    if base is None or base.grad_fn is None or not base.is_contiguous() or 0 in strides:
+    return (out, None) if base is None or base.grad_fn is None else _through(base, out)
+
+
+def _through(base: Tensor, out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+    whole, shape, strides = base.stride(), out.shape, out.stride()
+    # What lies in memory without gaps, in any order of its dimensions, is made again just so.
+    if torch.empty_like(base, device="meta").stride() != whole or 0 in strides:
         return out, None
     offset = out.storage_offset() - base.storage_offset()
-    # A gradient that is one of several in a row begins anywhere in their memory.
-    return base, lambda grad: (g := grad.contiguous()).as_strided(shape, strides, g.storage_offset() + offset)
+
+    def cut(grad: Tensor) -> Tensor:
+        if grad.stride() != whole:
+            grad = torch.empty_strided(grad.shape, whole, dtype=grad.dtype, device=grad.device).copy_(grad)
+        # A gradient that is one of several in a row begins anywhere in their memory.
+        return grad.as_strided(shape, strides, grad.storage_offset() + offset)
+
+    return base, cut

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdsd_kernels import checks
 
-from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, fit_sizes, is_fitted
+from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, first_line, fit_sizes, is_fitted
 from ...models import evaluating, untouched
 from .consumers import Consumers, consumers
 from .cost import foretold_change, products_of
@@ -348,14 +348,18 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
-    """Parameters, and FLOPs of one forward pass where there is an example."""
+    """Parameters, and FLOPs of one forward pass where there is an example; ValueError for one that does not run."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if example_input is None:
         return parameters, None
     arguments, named = as_arguments(example_input)
     counter = _Flops()
-    with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter, Plain():
-        model(*arguments, **named)
+    try:
+        with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter, Plain():
+            model(*arguments, **named)
+    except Exception as error:
+        reason = f"the network does not run on example_input ({type(error).__name__}: {first_line(error)})"
+        raise ValueError(f"consolidation: {reason}. With check=True the error says where it stops.") from error
     return parameters, counter.total
 
 

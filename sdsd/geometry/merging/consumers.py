@@ -33,9 +33,11 @@ from ...graphs import (
     look,
     row_dim,
 )
-from ...models import check_model, quantised
+from ...models import check_model, memory_of_others, quantised
 
 CANNOT = {MERGING: "merge", READING: "change readers", REMOVAL: "remove"}
+ONE_TENSOR = "Give it memory of its own (nn.Parameter(tensor.clone())), or use the one parameter in both places."
+BY_SHAPE = "what reads its neurons depends on the shape of the input"
 PASS_EXAMPLE = "Pass example_input, so that shapes are known."
 
 
@@ -207,8 +209,7 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     Args:
         model: any model that runs; it is not changed.
         layer: name of a layer, as in `model.named_modules()`: Linear, a convolution, or any other module with a weight
-            that is multiplied (transformers' Conv1D, a class of your own). Where a module has several, as experts
-            do, the name of the parameter.
+            that is multiplied (a class of your own). Where a module has several, as experts do, the parameter's name.
         example_input: a tensor, a tuple of positional or a dictionary of keyword arguments the model runs on. None:
             inputs of likely shapes are tried; where they say different things, an example is asked for.
 
@@ -222,7 +223,6 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
-        >>> import torch
         >>> print(consumers(model, "0", torch.rand(1, 1, 8, 8)))
         '0' (Conv2d, 8 neurons)
           read by '4' (Linear), 9 columns a neuron
@@ -230,15 +230,17 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     module = dense_layer(model, layer)
     looks = look(model, example_input)
     weight, dim = _rows(looks, module, layer)
-    groups = [each.of(weight, dim) for each in looks]
-    group = groups[0]
-    obstacles = [obstacle for each in groups for obstacle in each.obstacles]
-    if any(not _same(group, other) for other in groups[1:]):
-        reason = "what reads its neurons depends on the shape of the input"
-        obstacles.append(Obstacle(repr(layer), reason, PASS_EXAMPLE, MERGING))
+    group, *others = [each.of(weight, dim) for each in looks]
+    obstacles = [obstacle for each in (group, *others) for obstacle in each.obstacles]
+    if any(not _same(group, other) for other in others):
+        obstacles.append(Obstacle(repr(layer), BY_SHAPE, PASS_EXAMPLE, MERGING))
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds = {name: type(each).__name__ for name, each in modules.items()}
-    in_the_way = tuple(dict.fromkeys((*obstacles, *_of_modules(modules, group.parts))))
+    obstacles += _of_modules(modules, group.parts)
+    stores = [(each, each.untyped_storage()) for each in (*model.parameters(), *model.buffers())]
+    memory = [0, *(store.data_ptr() if store.nbytes() >= each.nbytes else 0 for each, store in stores)]
+    obstacles += _of_memory(model, group.parts) if len(set(memory)) < len(memory) else []
+    in_the_way = tuple(dict.fromkeys(obstacles))
     kind, statistics = type(module).__name__, group.norms
     return Consumers(layer, kind, group.units, group.rows, group.parts, in_the_way, group.attributes, kinds, statistics)
 
@@ -269,6 +271,19 @@ def _of_modules(modules: dict[str, nn.Module], parts: Iterable[Part]) -> list[Ob
         if computed and part.name.rpartition(".")[2].startswith(computed[0]):
             reason = f"its {computed[0]} is computed from other tensors (pruning or a parametrisation)"
             obstacles.append(Obstacle(repr(name), reason, MAKE_PERMANENT, READING if part.role == READER else REMOVAL))
+    return obstacles
+
+
+def _of_memory(model: nn.Module, parts: Iterable[Part]) -> list[Obstacle]:
+    """Tensors that cannot be changed without another one."""
+    others = memory_of_others(model)
+    tensors = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
+    obstacles = []
+    for name in dict.fromkeys(part.name for part in parts if others and id(tensors[part.name]) in others):
+        other = others[id(tensors[name])]
+        own = f"several entries of {name!r} are one number in memory, as expand makes them"
+        reason = own if other == name else f"{name!r} lies in the memory of {other!r}, so that both change together"
+        obstacles.append(Obstacle(repr(name), reason, ONE_TENSOR, MERGING))
     return obstacles
 
 

@@ -41,6 +41,45 @@ def test_the_other_way_is_followed_too(name):
         torch.testing.assert_close(smaller(each), model(each), rtol=1e-10, atol=1e-10)
 
 
+def with_positions(then):
+    """The words have places in a table, so that there are as many entries of a parameter as words."""
+    model, drawn = built(
+        (
+            lambda m, x: then(m, m.a(x) + m.places[:, : x.shape[1]]),
+            words,
+            lambda: dense(c=linear(12, 4)),
+        )
+    )
+    model.places = nn.Parameter(torch.randn(1, 24, 12).double())
+    return model, drawn
+
+
+POSITIONS = {
+    "more than": (lambda m, h: h.shape[1] > 9, 14),
+    "half": (lambda m, h: h.size(1) // 2 >= 5, 14),
+    "the other way round": (lambda m, h: not h.shape[1] <= 9, 14),
+    "a list of sizes": (lambda m, h: [*h.shape][1] == 5, 5),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", POSITIONS)
+def test_a_length_is_compared_behind_positions(name):
+    decides, length = POSITIONS[name]
+    model, drawn = with_positions(lambda m, h: (m.c if decides(m, h) else m.b)(h))
+    x = drawn()
+    assert {reader.name for reader in consumers(model, "a", x).readers} == {"b", "c"}
+    smaller, _ = remove_neurons(model, "a", [11], example_input=x)
+    model.b.weight[:, 11] = model.c.weight[:, 11] = 0
+    for each in (x, x.repeat(1, 2, 1)[:, :length]):
+        torch.testing.assert_close(smaller(each), model(each), rtol=1e-10, atol=1e-10)
+
+
+def test_a_length_that_may_be_the_number_of_neurons_is_refused():
+    """12 neurons and 7 words: for 12 words the forward goes another way, and with 10 neurons for 10."""
+    is_refused(*with_positions(lambda m, h: m.b(h) * (2 if h.shape[1] == h.shape[2] else 1)), "as many of them as of")
+
+
 def test_a_width_that_is_read_for_few_samples_is_refused():
     def forward(m, x):
         h = m.a(x)

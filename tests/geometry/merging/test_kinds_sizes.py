@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sdsd.geometry import consolidate, consumers
 
@@ -309,3 +310,20 @@ def test_sizes_that_another_model_left_behind_are_as_good_as_written():
     model, _ = built(case)
     with pytest.raises(ValueError, match="'reshape' has the size 12 written into it"):
         consolidate(model, "a", [(0, 1)], example_input=drawn())
+
+
+def filled_up(m, x):
+    h = m.a(x)
+    return m.b(functional.pad(h, (0, 1)) if h.shape[-1] % 2 else h)
+
+
+@pytest.mark.parametrize(
+    ("check", "says"), [(True, "does not run where the merged one does"), (False, "on example_input")]
+)
+def test_a_smaller_network_that_does_not_run_is_an_error_in_words(check, says):
+    """An odd number of neurons is filled up, and its reader is not made for one more."""
+    model, drawn = built((filled_up, rows, dense))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"consolidation: .*{says}"):
+        consolidate(model, "a", [(0, 1)], example_input=drawn(), check=check, inplace=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -51,8 +51,8 @@ def unrolled(m, x):
     return m.b(hidden)
 
 
-def shuffled(m, x):
-    return m.b(functional.channel_shuffle(m.a(x).relu(), 3))
+def shuffled(m, x, groups=3):
+    return m.b(functional.channel_shuffle(m.a(x).relu(), groups))
 
 
 def dense(*sizes):
@@ -100,6 +100,11 @@ RIGHT = {
     ),
     "maxout": (lambda m, x: m.b(m.a(x).view(len(x), -1, 2).amax(-1)), rows, lambda: dense(24, 12)),
     "channel shuffle": (shuffled, pictures, lambda: {"a": nn.Conv2d(3, 12, 1), "b": nn.Conv2d(12, 4, 1)}),
+    "channel shuffle of more groups than channels in each": (
+        lambda m, x: shuffled(m, x, 6),
+        pictures,
+        lambda: {"a": nn.Conv2d(3, 24, 1), "b": nn.Conv2d(24, 4, 1)},
+    ),
     "pixel shuffle": (
         lambda m, x: m.b(functional.pixel_shuffle(m.a(x).relu(), 2)),
         pictures,

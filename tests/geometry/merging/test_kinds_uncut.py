@@ -181,6 +181,24 @@ REFUSED = {
         dense,
         "'mean' mixes all neurons",
     ),
+    "a convolution along them, beside a reader": (
+        lambda m, x: (m.b(h := m.a(x)), m.c(h).sum(-1)),
+        words,
+        lambda: dense(c=nn.Conv1d(7, 7, 3, padding=1)),
+        "'convolution' in module 'c': 'convolution' runs along the axis of the neurons",
+    ),
+    "pixels of a convolution beside a reader": (
+        lambda m, x: (m.b(h := m.a(x)), m.c(h.transpose(1, 2)).sum(2)),
+        pictures,
+        lambda: pointwise(c=nn.ConvTranspose2d(8, 2, 1)),
+        "'convolution' in module 'c': 'convolution' runs along the axis of the neurons",
+    ),
+    "channels shuffled in as many groups": (
+        lambda m, x: m.b(functional.channel_shuffle(m.a(x), 12)),
+        pictures,
+        pointwise,
+        "'channel_shuffle' has 12 groups written into it",
+    ),
     "a mean in place": (lambda m, x: m.b(h := m.a(x)).add_(h.mean()), rows, dense, "'mean' mixes all neurons"),
 }
 

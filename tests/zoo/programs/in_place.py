@@ -123,6 +123,14 @@ def one_sample_looked_at(m, x):
     return m.last(h / h[0].numel())
 
 
+def through_a_view_of_turned(m, x):
+    """Memory that lies in another order than the dimensions, and a view of it that is gone after the write."""
+    h = m.first(x).transpose(1, 2).clone()
+    h[:, :2].mul_(m.one)
+    h.select(2, 0).add_(m.gain)
+    return m.last(h.tanh().mean(2))
+
+
 def recurrent(compute, batch=SEQUENCES):
     return of(compute, batch, key=linear(), decay=lambda: parameter(8), last=linear(8, 3))
 
@@ -150,6 +158,14 @@ IN_PLACE = {
         through_a_view,
         SEQUENCES,
         first=linear(),
+        gain=lambda: parameter(8),
+        last=linear(8, 3),
+    ),
+    "written through a view, in memory of another order": of(
+        through_a_view_of_turned,
+        SEQUENCES,
+        first=linear(),
+        one=lambda: parameter(1),
         gain=lambda: parameter(8),
         last=linear(8, 3),
     ),

@@ -81,7 +81,7 @@ def embedding_bag(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
         assert isinstance(track, Track)
         ids, of_bags = ids.reshape(-1), samples_along(track, b.shape[0], n, b.device)
         if how == "max":
-            yield 0, _highest(held, ids, starts, pad, b=b, of_bags=of_bags, n=n)
+            yield 0, _highest(held, ids, starts, padding, b=b, of_bags=of_bags, n=n)
             return
         gradients = b[of_each]
         if learned:
@@ -99,9 +99,12 @@ def embedding_bag(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
     return out
 
 
-def _highest(table: Tensor, ids: Tensor, starts: Tensor, pad: int, *, b: Tensor, of_bags: Tensor, n: int) -> Piece:
+def _highest(
+    table: Tensor, ids: Tensor, starts: Tensor, padding: int | None, *, b: Tensor, of_bags: Tensor, n: int
+) -> Piece:
     """Gradients b (bags, d) of the rows of a table where bags had their highest entries."""
-    _, _, sizes, chosen = torch.embedding_bag(table, ids, starts.to(ids.dtype), False, 2, False, None, False, pad)
+    # Without padding it is None: torch takes -1 for the last row.
+    _, _, sizes, chosen = torch.embedding_bag(table, ids, starts.to(ids.dtype), False, 2, False, None, False, padding)
     full = sizes > 0
 
     def form(start: int, stop: int) -> Tensor:
