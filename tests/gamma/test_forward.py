@@ -225,3 +225,19 @@ def test_check_takes_it():
     monitor = sdsd.GammaMonitor(model)
     report = monitor.check(lambda m, batch: policy_loss(monitor.forward, m, *batch), CASES["a method"][2])
     assert report.difference < 1e-9
+
+
+@pytest.mark.parametrize("length", [N, N + 1], ids=["as long as the batch", "longer"])
+def test_positions_from_elsewhere_are_constants_whatever_their_length(length):
+    table, layer = nn.Embedding(9, 8), nn.Linear(8, 3)
+    model = nn.ModuleDict({"table": table, "layer": layer})
+    twin = copy.deepcopy(model)
+    positions, x = torch.arange(length), numbers(N, length, 8)
+
+    def loss(run, model, x):
+        return run(lambda x: model["layer"](x + model["table"](positions)).tanh().square().sum((1, 2)).mean(), x)
+
+    monitor = sdsd.GammaMonitor(model)
+    loss(monitor.forward, model, x).backward()
+    verdict = compare(monitor.step(), per_sample(twin, lambda m, i: loss(plainly, m, x[i : i + 1]) / N, N))
+    assert verdict.kind == "right", verdict.why
