@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ...following import WRITING, Mixed, Single, is_packed_call, track_of
 from ..operand import Operand, leaves_of
 from ..use import autocast_dtype, watch
-from .generic import DRAWING, in_dtype, run_again
+from .again import DRAWING, in_dtype, run_again
 from .recurrent import lstm_cell
 
 if TYPE_CHECKING:
