@@ -231,7 +231,7 @@ class Measuring(TorchFunctionMode):
             self._count_hidden(parameters)
             return self.follow(func, args, kwargs, func(*args, **kwargs))
         if Single in map(type, rows):
-            return self._use(func, args, kwargs, parameters, one_by_one(rows, named or apart))
+            return self._use(func, args, kwargs, parameters, one_by_one(func, rows, named or apart))
         if func is torch._grouped_mm and isinstance(apart, Mixed) and sorted_offsets(args, kwargs) is not None:
             apart = None
         if named and None in rows:
