@@ -31,10 +31,10 @@ from ..uses import (
     settle,
     through_compiled,
 )
-from .inputs import capturing, hear, read_inputs
+from .inputs import capturing, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
-from .origins import Origins
+from .origins import Origins, hear
 from .refusals import refuse_uncounted
 
 if TYPE_CHECKING:
