@@ -49,12 +49,12 @@ from .calls import (
     name_of,
     sort_of,
     spread,
-    tensors_in,
 )
 from .ledger import Pass
 from .opaque import hide_from_dynamo, transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation, meets_a_likeness, one_by_one, spread_to_samples, spread_together, spreads
+from .tensors import tensors_in
 
 if TYPE_CHECKING:
     from ..monitor import Session
