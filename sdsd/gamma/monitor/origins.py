@@ -6,14 +6,11 @@ compiled has no such hooks; there the last forward pass counts.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..layers import UnsupportedError
-from ..uses import ANNOUNCED, deep_tensors
 
 if TYPE_CHECKING:
     from .session import Session
@@ -90,14 +87,3 @@ class Origins:
                     "the micro-batch is not known. Call backward after each, or pass batch_size."
                 )
             counted |= heard
-
-
-def hear(out: Any, hook: Callable[[Tensor], None]) -> None:
-    """Call `hook` with the gradients of all tensors in what a model returned."""
-    for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
-        if tensor.grad_fn is not None:
-            hooks: Any = tensor._backward_hooks
-            if hooks is None:  # what Tensor.register_hook does
-                tensor._backward_hooks = hooks = OrderedDict()
-                tensor.grad_fn._register_hook_dict(tensor)  # type: ignore[attr-defined]
-            hooks[ANNOUNCED] = hook

@@ -34,10 +34,9 @@ from .operand import Leaf, Operand
 from .pieces import FEW, SAFE, chunks, lookup_squares, project, square_norm, sum_of_squares, wide
 from .plans import Plan
 from .tensors import deep_tensors
-from .use import ANNOUNCED
+from .use import hear
 
 __all__ = [
-    "ANNOUNCED",
     "FEW",
     "SAFE",
     "Leaf",
@@ -50,6 +49,7 @@ __all__ = [
     "chunks",
     "combine",
     "deep_tensors",
+    "hear",
     "lookup_squares",
     "products_win",
     "project",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ..following import Rows, Single, Track, rows_in_view, track_of
 from .grouping import of_samples
 from .operand import Operand, leaves_of
 from .pieces import Piece
+from .tensors import deep_tensors
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -310,6 +312,17 @@ def hook_on(out: Tensor, use: Use) -> None:
     whole, use.part = _written(out)
     whole.register_hook(use.fire)
     use.hooks, use.place = weakref.ref(whole._backward_hooks), whole.output_nr  # type: ignore[type-var]
+
+
+def hear(out: Any, hook: Callable[[Tensor], None]) -> None:
+    """Call `hook` with the gradients of all tensors in what a model returned."""
+    for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
+        if tensor.grad_fn is not None:
+            hooks: Any = tensor._backward_hooks
+            if hooks is None:  # what Tensor.register_hook does
+                tensor._backward_hooks = hooks = OrderedDict()
+                tensor.grad_fn._register_hook_dict(tensor)  # type: ignore[attr-defined]
+            hooks[ANNOUNCED] = hook
 
 
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
