@@ -123,6 +123,15 @@ class CutWalk(Walk[Value]):
             same = out.shape == step.args[0].shape
             self.give(out, axes if same else [None] * out.ndim, like, linear=False)
 
+    def together(self, parts: Iterable[Tensor]) -> Value:
+        """What a tensor made of several is."""
+        values = [self.value(part) for part in parts]
+        names = frozenset[str]().union(*(value.parameters for value in values))
+        made = Value([], all(v.static for v in values), all(v.linear for v in values), names)
+        if made.static and not names:
+            made.label = next((v.label for v in values if v.label), "")
+        return made
+
     def followed(self, tensor: Tensor, dim: int) -> Ids | None:
         """The entries of an axis. A free one gets entries of its own, which views of it share."""
         value = self.value(tensor)
