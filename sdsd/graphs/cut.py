@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .atoms import CHOOSE_ANOTHER, GIVEN, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
-from .chance import TAKES_OUT
+from .atoms import CHOOSE_ANOTHER, GIVEN, IS_OUTPUT, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, tensors
 from .others import Decisions
 from .pieces import Piece, Pieces
 from .values import FREE, MADE, Axis, Factor, Normed, Read, Value, Written
-from .walk import Walk
+from .walk import TAKES_OUT, Walk
 
 IN_TRAINING = ", in training"
 KEEP_SIZE = (
@@ -32,7 +31,6 @@ KEEP_IN_BUFFER = (
     "Keep them in a buffer with one for each (register_buffer), so that they go with their neurons, or merge by "
     "how='mean' without removal."
 )
-IS_OUTPUT = "its neurons are the model's output"
 GIVE_LESS = (
     "Choose a layer before it, or, if you do not need that output, pass a module around the model that gives on the "
     "others alone."
