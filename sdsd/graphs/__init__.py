@@ -8,6 +8,7 @@ rules: what can be cut (here, in eval mode and as in training), and what can be 
 ====================  ==============================================================================================
 `operations.py`       the vocabulary: what torch's operations do to neurons, a row for those alike
 `walk.py`             what is known of tensors, and one operation after the other, by the rule of its kind
+`calls.py`            what a model is called with, and what it gives
 `running.py`          running a model under a walk
 `writes.py`           parameters that a forward writes into, put back
 `chance.py`           random numbers by which a forward decides what it does, drawn from a seed and put back
@@ -35,6 +36,7 @@ rules: what can be cut (here, in eval mode and as in training), and what can be 
 
 from .atoms import IS_OUTPUT, MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
 from .attention import FewerHeads, can_have_fewer_heads
+from .calls import as_arguments, outputs
 from .chance import seeded
 from .examples import first_line, likely_inputs, on_inputs
 from .groups import Groups
@@ -42,7 +44,7 @@ from .look import look
 from .operations import EACH, Step, adding_to, tensors
 from .parts import BETWEEN, READER, TIED, WRITER, Attribute, Group, Norm, Part
 from .recorder import listening
-from .running import Plain, as_arguments, call_of, outputs, run
+from .running import Plain, call_of, run
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,

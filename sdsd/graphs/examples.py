@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import evaluating, untouched
-from .running import as_arguments
+from .calls import as_arguments
 from .vocabulary import CONVOLUTIONS, spatial_dims
 from .writes import parameters_kept
 

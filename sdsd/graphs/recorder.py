@@ -13,11 +13,12 @@ from ..models import evaluating, training_outside_torch
 from . import rules_layout, rules_pictures, rules_products, rules_values
 from .atoms import REAL, Atoms, Ids
 from .attention import heads_apart
+from .calls import Call, as_arguments
 from .chance import RUNS
 from .cut import CutWalk
-from .others import Call, Decisions, others, tensors_in
+from .others import Decisions, others, tensors_in
 from .recording import Recording
-from .running import Mode, as_arguments, overheard, run
+from .running import Mode, overheard, run
 from .sizes import Sizes, counting
 from .values import Value
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .atoms import Atoms
+from .calls import Call
 from .cut import CutWalk
-from .others import Call
 from .values import Value
 
 
