@@ -1,4 +1,4 @@
-"""What has been accumulated, and how batches and other sums are added to it.
+"""What has been accumulated, and the arithmetic by which it grows.
 
 Neuron i is kept in units of a power of two, a_i = 2^(−e_i) x_i, which rounds nothing. With T the upper triangle of sums
 of products, and for centred sums μ the means of the n₁ samples so far and m those of a batch of n₂:
