@@ -45,6 +45,7 @@ def outgoing_weights(
             loss does not depend on.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
         >>> outgoing_weights(model, "0", torch.rand(1, 1, 5, 5)).shape
         torch.Size([8, 90])

@@ -65,6 +65,7 @@ def merge(
             or with a first neuron that is zero on all of them while the second is not.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> x, before = torch.ones(1, 3), model[0].weight.clone()
         >>> with merge(model, "0", [(0, 2)]):
