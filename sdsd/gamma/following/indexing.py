@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arranging import sequence
-from .places import single_at
-from .shapes import piece
+from .places import piece, sequence, single_at
 from .table import TORCH, Call, register
 from .tracks import Mixed, Single, Track, Verdict, track_of
 

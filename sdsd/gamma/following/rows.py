@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from . import elementwise, indexing, reductions, shapes
-from .arranging import sequence
 from .indexing import read_index
-from .places import joined, owners_of, rows_at
+from .places import joined, owners_of, rows_at, sequence
 from .table import name_of
 from .tracks import Mixed, Owners, Rows, Single, Track, Verdict, chosen_by, owners_of_rows, rows_in_view, track_of
 
