@@ -244,17 +244,7 @@ def cat(walk: CutWalk, step: Step) -> None:
         )
     else:
         columns[dim] = None
-    walk.give(step.out, columns, together(walk, parts))
-
-
-def together(walk: CutWalk, parts: list[Tensor]) -> Value:
-    """What a tensor made of several is."""
-    values = [walk.value(part) for part in parts]
-    names = frozenset[str]().union(*(value.parameters for value in values))
-    made = Value([], all(v.static for v in values), all(v.linear for v in values), names)
-    if made.static and not names:
-        made.label = next((v.label for v in values if v.label), "")
-    return made
+    walk.give(step.out, columns, walk.together(parts))
 
 
 @rule("stack")
@@ -264,7 +254,7 @@ def stack(walk: CutWalk, step: Step) -> None:
     columns: list[Axis] = list(walk.axes(parts[0]))
     for part in parts[1:]:
         columns = [walk.join(a, b) for a, b in zip(columns, walk.axes(part), strict=True)]
-    walk.give(step.out, [*columns[:dim], None, *columns[dim:]], together(walk, parts))
+    walk.give(step.out, [*columns[:dim], None, *columns[dim:]], walk.together(parts))
 
 
 @rule_of_axes("parts of complex")

@@ -5,13 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .chance import Chance
-from .operations import Step, step_of
+from .operations import Step, step_of, tensors
 
 Known = TypeVar("Known")
+TAKES_OUT = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero"}
+"""Operations by which numbers leave tensors."""
+
+
+class Chance:
+    """Follows random numbers through operations, to where they leave tensors."""
+
+    def __init__(self) -> None:
+        self.decides = False
+        self.drawn: Any = WeakIdKeyDictionary()
+
+    def step(self, step: Step) -> None:
+        """One operation."""
+        drawn = torch.Tag.nondeterministic_seeded in step.func.tags or any(each in self.drawn for each in step.given)
+        if not drawn:
+            return
+        if step.name in TAKES_OUT:
+            self.decides = True
+        for each in tensors(step.out):
+            self.drawn[each] = True
 
 
 class Walk(Generic[Known]):

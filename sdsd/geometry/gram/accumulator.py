@@ -21,12 +21,13 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, Report, reporter
 from ..arithmetic import plain_arithmetic
+from .adding import add_rows, buffer_rows, merge_sums, newly_nonfinite, nothing
 from .checkpoints import loaded, saved
 from .collectives import agreed, reduced
 from .layout import Plan
 from .ranks import check_group
 from .results import expanded, inverse_norms, products, squares, units
-from .sums import Sums, add_rows, buffer_rows, merge_sums, newly_nonfinite, nothing
+from .sums import Sums
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,8 +169,7 @@ class GramAccumulator:
             if self._sums.waiting + samples > self._plan.part:
                 self._settle()
             if self._buffer is None:
-                shape = self._plan.part, self.n
-                self._buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
+                self._buffer = torch.empty((self._plan.part, self.n), dtype=self.dtype, device=self.device)
             self._sums = buffer_rows(self._plan, self._sums, rows, self._buffer)
             report(1, 1)
         else:

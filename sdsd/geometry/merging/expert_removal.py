@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 from sdsd_kernels import checks
 
 from ...graphs import WRITER, Part, fit_sizes
-from .consolidate import copied
+from .cutting import copied
+from .edits import Edit, applied, part_tensor
 from .experts import count_of, holder_of
-from .merge import Edit, applied, part_tensor
 from .proof import prove
 
 TOP = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token")

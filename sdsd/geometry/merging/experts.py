@@ -16,7 +16,7 @@ from ...models import plainly, restored, running
 from ..arithmetic import widened
 from ..collect import Forward, batches_of, caller, check_loader
 from ..gram import GramAccumulator
-from .merge import Edit, Pairs, apply, checked_pairs
+from .edits import Edit, Pairs, apply, checked_pairs
 
 
 def expert_cosine(

@@ -18,7 +18,8 @@ from ...graphs import CONVOLUTIONS, READER, TIED, listening
 from ...models import plainly, running
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding, batches_of, caller, check_loader
 from ..gram import GramAccumulator
-from .consumers import Consumers, consumers
+from .consumers import consumers
+from .group import Consumers
 
 READERS, MEMBERS = "readers", "members"
 NOT_READ = (

@@ -19,80 +19,20 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...models import running
-from .consolidate import copied, given_back, shrink, sizes_of_model
-from .consumers import Consumers, consumers
+from .consumers import consumers
+from .cutting import copied, given_back, shrink, sizes_of_model, to_remove
+from .edits import IndexPairs, applied, checked_pairs
 from .expert_removal import remove_experts
 from .experts import count_of, holder_of
-from .merge import How, IndexPairs, Merger, applied, checked_pairs, refuse_tied
-from .model_report import LayerReport, ModelConsolidation, table_of
-from .norms import REPEAT, Norms, repeat_norms, with_norms_apart
+from .group import Consumers
+from .layer_plan import EXPERTS, NEURONS, LayerPlan, PlannedPair
+from .merger import How, Merger
+from .norms import Norms, repeat_norms
 from .proof import prove
+from .reports import ModelConsolidation, table_of
 from .sensitivity import Sensitivity, as_sensitivity, single_number
 
-NEURONS, EXPERTS = "neurons", "experts"
 FORMAT = 1
-
-
-class PlannedPair(NamedTuple):
-    """Two neurons that are to become one; the second goes."""
-
-    first: int
-    """A neuron that stays."""
-    second: int
-    """One that goes."""
-    cosine: float
-    """Of what readers get of them."""
-    cost: float | None = None
-    """What they were chosen by, where that is the cost; None otherwise."""
-    share: float | None = None
-    """Of the second that the first takes over, for how="absorb"; None otherwise."""
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One group of layers, or one mixture of experts.
-
-    Attributes:
-        layer: its name.
-        writers: other layers that write the same neurons.
-        kind: "neurons" | "experts".
-        neurons: how many there are.
-        pairs: which go.
-        parameters: how many fewer the model has for each that goes, about.
-        refused: why none can go; "" where some could.
-        foretold: root mean square change of what the readers get, over what they get, with these pairs merged.
-    """
-
-    layer: str
-    writers: tuple[str, ...]
-    kind: str
-    neurons: int
-    pairs: tuple[PlannedPair, ...]
-    parameters: float
-    refused: str = ""
-    foretold: float | None = None
-
-    def report(self, alone: float | None = None) -> LayerReport:
-        """The row of `ModelConsolidation`.
-
-        Args:
-            alone: as there.
-
-        Returns:
-            `LayerReport`.
-        """
-        count = len(self.pairs)
-        return LayerReport(
-            self.layer,
-            self.writers,
-            (self.neurons, self.neurons - count),
-            tuple((pair.first, pair.second) for pair in self.pairs),
-            sum(pair.cosine for pair in self.pairs) / count if count else None,
-            round(self.parameters * count),
-            self.refused,
-            self.foretold,
-            alone,
-        )
 
 
 @dataclass(frozen=True)
@@ -304,15 +244,6 @@ def _merge_of(model: nn.Module, row: LayerPlan, plan: ConsolidationPlan, example
             return shares
 
     return _Merge(row.layer, group, fewer, pairs, plan.how, share)
-
-
-def to_remove(model: nn.Module, group: Consumers, norms: Norms) -> Consumers:
-    """The group as neurons are taken out of it; ValueError where they cannot be."""
-    fewer = with_norms_apart(model, group) if norms == REPEAT and group.statistics else group
-    fewer.require("Removing neurons", removal=True)
-    if fewer is group:
-        refuse_tied(group, "removal")
-    return fewer
 
 
 def _same_size(row: LayerPlan, count: int) -> None:

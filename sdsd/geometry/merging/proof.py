@@ -20,8 +20,8 @@ from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, l
 from ...graphs import tensors as taken
 from ...models import evaluating, training_outside_torch, untouched
 from ..arithmetic import plain_arithmetic, widened
-from .consumers import Consumers
-from .merge import Edit, applied, part_tensor
+from .edits import Edit, applied, part_tensor
+from .group import Consumers
 
 ROUNDINGS = 64
 SEED = 0
@@ -56,13 +56,6 @@ def prove(
             for mode in (evaluating, training_outside_torch):
                 compared |= _Comparison(model, smaller, parts, inputs, mode).agree()
     return compared
-
-
-def outcome(compared: bool) -> str:
-    """What became of the outputs, for a report."""
-    if compared:
-        return "equal to the merged network's, to rounding"
-    return "not compared: the model is random, it gave no finite number on any input that was tried, or check=False"
 
 
 class _Comparison:
