@@ -31,8 +31,8 @@ name), or by nothing: it depends on no sample.
 | `bodies.py` | `COMPOSITE` functions, whose inside is followed |
 | `dispatch.py` | `follow` |
 
-Rules of operations lean on `table.py` and `places.py`, and but for `layers.py` not on each other; those of what is known
-(`rows.py`, `singles.py`, `packed.py`, `occurring.py`) ask which of them a call goes by; `dispatch.py` brings all
+Rules of operations lean on `table.py` and `places.py`, and but for `layers.py` not on each other; those of what is
+known (`rows.py`, `singles.py`, `packed.py`, `occurring.py`) ask which of them a call goes by; `dispatch.py` brings all
 together.
 """
 
