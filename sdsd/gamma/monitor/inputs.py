@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ...models import compiling
 from ..following import SIZES, Owners, Rows, Single, Track, Verdict, by_length
 from ..layers import UnsupportedError
-from ..uses import deep_tensors
+from ..uses import ANNOUNCED, deep_tensors
 
 if TYPE_CHECKING:
     from .session import Session
@@ -187,3 +189,14 @@ def _of_different_length(first: Any, leaves: Any, session: Session) -> Inputs:
 def capturing() -> bool:
     """Whether what is launched now goes into a CUDA graph, and nothing is computed yet."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def hear(out: Any, hook: Callable[[Tensor], None]) -> None:
+    """Call `hook` with the gradients of all tensors in what a model returned."""
+    for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
+        if tensor.grad_fn is not None:
+            hooks: Any = tensor._backward_hooks
+            if hooks is None:  # what Tensor.register_hook does
+                tensor._backward_hooks = hooks = OrderedDict()
+                tensor.grad_fn._register_hook_dict(tensor)  # type: ignore[attr-defined]
+            hooks[ANNOUNCED] = hook

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
-from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, hear, settle, through_compiled
-from .inputs import capturing, read_inputs
+from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, settle, through_compiled
+from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
 from .origins import Origins

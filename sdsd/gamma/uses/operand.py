@@ -24,6 +24,8 @@ SOURCE = "_sdsd_source"
 """The attribute of a computed tensor that names a simpler one it was made from: see `expanded` and `looked_up`."""
 SAMPLES = "sdsd_samples"
 """The entry in a node's metadata that says its output depends on samples."""
+ANNOUNCED = "announced"
+"""The key of the hook by which the session hears that the gradient of an output has come."""
 MOST_NODES = 5_000
 """A graph of parameters alone is small; one of more nodes is taken for one that samples went through unseen."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import operator
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,8 @@ from torch import Tensor
 
 from ..following import Rows, Single, Track, rows_in_view, track_of
 from .grouping import of_samples
-from .operand import Operand, leaves_of
+from .operand import ANNOUNCED, Operand, leaves_of
 from .pieces import Piece
-from .tensors import deep_tensors
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -37,10 +35,6 @@ Measure = Callable[..., Iterable[tuple[int, Piece]]]
 ROWS = "chosen rows"
 """What `operands_of` calls hidden while rows are the samples: functions that find gradients and squares together, which
 ask it, know of whole samples alone."""
-
-
-ANNOUNCED = "announced"
-"""The key of the hook by which the session hears that the gradient of an output has come."""
 
 
 class Saved:
@@ -312,17 +306,6 @@ def hook_on(out: Tensor, use: Use) -> None:
     whole, use.part = _written(out)
     whole.register_hook(use.fire)
     use.hooks, use.place = weakref.ref(whole._backward_hooks), whole.output_nr  # type: ignore[type-var]
-
-
-def hear(out: Any, hook: Callable[[Tensor], None]) -> None:
-    """Call `hook` with the gradients of all tensors in what a model returned."""
-    for tensor in (out,) if isinstance(out, Tensor) else deep_tensors(out):
-        if tensor.grad_fn is not None:
-            hooks: Any = tensor._backward_hooks
-            if hooks is None:  # what Tensor.register_hook does
-                tensor._backward_hooks = hooks = OrderedDict()
-                tensor.grad_fn._register_hook_dict(tensor)  # type: ignore[attr-defined]
-            hooks[ANNOUNCED] = hook
 
 
 def _written(out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
