@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -67,26 +68,29 @@ class Meter:
         strict: bool,
     ) -> None:
         self._session, self._parameters, self._ranks, self._sums = session, parameters, ranks, sums
-        self.reduction, self._population, self._strict = loss_reduction, population, strict
-        self.scaler = scaler
+        self.reduction, self._population, self._strict, self.scaler = loss_reduction, population, strict, scaler
         self.micro: MicroBatches | None = None
         # Several ranks wait for the device at every step, to know how many samples there are.
         self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" or ranks.world > 1 else EVERY)
-        self.arrivals = Arrivals()
+        self.arrivals, self._nothing_left = Arrivals(), ""
         self._doubted: list[str] | None = None
+        self._elsewhere: set[str] = set()  # measured on some rank in this step
         session.marks.always, session.marks.begun = ranks.world > 1 and not ranks.sharded, self.prover.again
+        session.marks.elsewhere = ranks.sharded
         self.captured: Step | None = None
-        self._nothing_left = ""
 
     def begin_step(self, measuring: bool) -> None:
         self._session.reset(measuring)
-        self._session.directions = self.prover.direction if self.prover.due() and not self._ranks.sharded else None
+        proving = self.prover.due() or (self._ranks.wrapped is not None and bool(self._ranks.hooks()))
+        self._session.directions = self.prover.direction if proving else None
         # Ranks have to agree on which steps they prove.
         self._session.direction = self.prover.direction if self._ranks.world == 1 and not self._ranks.sharded else None
 
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
         session, parameters = self._session, self._parameters
+        if self._ranks.wrapped is not None:
+            self._ranks.refuse_joined()
         if session.leftovers.held or session.strangers:
             refuse_foreign(session, parameters)
         if session.unknown is not None:
@@ -116,7 +120,7 @@ class Meter:
             # The odd last batch of an epoch; stopping a run for it would be no help.
             _warn_of_too_few(n, exact)
             return None, passes
-        if unseen := unmeasured(session, parameters, ledgers, probed):
+        if unseen := unmeasured(session, parameters, ledgers, probed | self._elsewhere):
             self._refuse_unseen(unseen)
             squares = self._sums.of_samples(ledgers, passes)
         device = parameters.device
@@ -173,13 +177,16 @@ class Meter:
         return no_backward(session, self._parameters)
 
     def _of_all_ranks(self, n: int, groups: list[list[Pass]]) -> int:
-        """The samples of all ranks; they agree here on whether any of them doubts its gradients."""
+        """The samples of all ranks, which agree here on what was measured, and on whether any doubts its gradients."""
         session, names, differentiated = self._session, [], False
         if not self._ranks.sharded:
             unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=False)
             names = unusual or session.marks.hooked
             differentiated = any(ledger.differentiated for group in groups for ledger in group)
-        total, doubts = self._ranks.totals([n, int(differentiated or bool(names))], self._parameters.device)
+        here = {name for group in groups for ledger in group for name in ledger.squares}
+        counts = [n, int(differentiated or bool(names)), *(int(name in here) for name in self._parameters.covered)]
+        total, doubts, *ranks = self._ranks.totals(counts, self._parameters.device)
+        self._elsewhere = set(itertools.compress(self._parameters.covered, ranks))
         self._doubted = names if doubts else None
         if doubts:
             self.prover.again(EVERY)
@@ -242,8 +249,9 @@ class Meter:
 
         written: parameters whose .grad was written to after the backward pass.
         """
-        session = self._session
-        differentiated, proving = False, bool(ledgers) or (session.directions is not None and bool(self._sums.probed()))
+        session, differentiated, proving = self._session, False, self._session.directions is not None
+        probed = proving and bool(self._sums.probed())
+        proving = proving and not probed if self._ranks.sharded else bool(ledgers) or probed
         for ledger in ledgers:
             proving = proving and ledger.directions is not None
             differentiated = differentiated or ledger.differentiated
@@ -295,7 +303,7 @@ class Meter:
         differences, factor = self._differences(proof.projections, proof.squares, {}, n)
         if differences:
             prover.again()
-            raise unproved(differences, factor, differentiated=False)
+            raise unproved(differences, factor, differentiated=False, ranks=self._ranks)
         return True
 
     def _differences(self, projections: Projections, squares: Tensor, dtypes: Dtypes, n: int) -> Differences:
@@ -318,6 +326,7 @@ class Meter:
             prover.direction(name, grad)
         sums = dict(zip(names, table[0] * unit, strict=True))
         of_each = dict(zip(names, table[1] * unit**2, strict=True))
+        dtypes = {name: dtype for name in names if (dtype := self._ranks.rounded(dtypes.get(name))) is not None}
         differences = prover.differences(sums, of_each, gradients, dtypes, n, on_waves=probed)
         return differences, prover.common_factor() if differences else None
 
@@ -349,7 +358,7 @@ class Meter:
             return True
         self.prover.again()
         if self._strict:
-            raise unproved(differences, factor, any(ledger.differentiated for ledger in ledgers))
+            raise unproved(differences, factor, any(ledger.differentiated for ledger in ledgers), self._ranks)
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False

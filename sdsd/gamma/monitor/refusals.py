@@ -15,6 +15,7 @@ from ..uses import Pass
 from .inputs import capturing
 from .marks import local
 from .parameters import Parameters, by_reason, listed
+from .ranks import Ranks
 
 if TYPE_CHECKING:
     from .session import Session
@@ -44,7 +45,7 @@ def refuse_uncounted(groups: list[list[Pass]], *, unfinished: bool, same_samples
     if stale is not None:
         raise UnsupportedError(
             f"{stale}: its .grad still held the gradient of the step before when a new batch was added to it. "
-            "Clear gradients after every step (optimizer.zero_grad())."
+            "Clear gradients after every step (optimizer.zero_grad(), of every optimizer of the model)."
         )
 
 
@@ -187,11 +188,13 @@ def of_unmeasured(session: Session, unseen: list[str], coverage: Container[str])
     )
 
 
-def unproved(differences: dict[str, float], factor: float | None, differentiated: bool) -> UnsupportedError:
+def unproved(
+    differences: dict[str, float], factor: float | None, differentiated: bool, ranks: Ranks
+) -> UnsupportedError:
     """The error of a step whose gradients are not what its samples add up to, by these parts of them.
 
     factor: what every gradient is of what was measured, where that is one number. differentiated: an inner
-    autograd.grad(create_graph=True) went through the forward pass.
+    autograd.grad(create_graph=True) went through the forward pass. ranks: those that share the step.
     """
     shown = [
         f"{name} ({100 * difference:{'.2g' if difference < 1 else '.0f'}}% of it)" if difference < math.inf else name
@@ -203,7 +206,8 @@ def unproved(differences: dict[str, float], factor: float | None, differentiated
     elif factor is not None:
         reason = (
             f"Every gradient is {factor:.4g} times what its samples add up to: call step() before gradients are "
-            "clipped or otherwise scaled; where a GradScaler scaled the loss, pass it to the monitor as scaler=…."
+            "clipped or otherwise scaled; where a GradScaler scaled the loss, pass it to the monitor as scaler=…; "
+            "divide losses by the number of micro-batches, not gradients (pipelines: scale_grads=False)."
         )
     elif differentiated:
         reason = (
@@ -221,5 +225,5 @@ def unproved(differences: dict[str, float], factor: float | None, differentiated
         )
     return UnsupportedError(
         "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
-        f"{', '.join(shown)}{more}.\n{reason}"
+        f"{', '.join(shown)}{more}.\n{reason}{ranks.why_not_proved(factor)}"
     )
