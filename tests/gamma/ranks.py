@@ -91,7 +91,10 @@ def _rank(rank: int, port: int, cases: str, answers: Any) -> None:
     )
     with float64_default():
         for name, case in import_module(cases).CASES.items():
-            answers[name, rank] = case()
+            try:
+                answers[name, rank] = case()
+            except Exception as error:  # one case that crashes is not to hide the others
+                answers[name, rank] = [f"crash: {type(error).__name__}: {error}"]
             dist.barrier()  # one rank's refusal is not to meet the other's next case
     gc.collect()  # wrapped models hold the group, and so its threads
     dist.destroy_process_group()

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 import sdsd
@@ -91,9 +91,10 @@ def in_a_metric() -> list[str]:
     return watched(model, truth=dict, precondition=torch.optim.Adam(model.parameters()))
 
 
-def tensors(plan: dict[str, Any], **options: Any) -> list[str]:
-    model = nn.Sequential(*network(), nn.LayerNorm(3))
-    parallelize_module(model, init_device_mesh("cpu", (RANKS,)), plan)
+def tensors(plan: dict[str, Any], model: nn.Module | None = None, x: Tensor = X, **options: Any) -> list[str]:
+    """A program that runs, and what a monitor says to it when attached."""
+    model = parallelize_module(model or network(), init_device_mesh("cpu", (RANKS,)), plan)
+    model(x).sum().backward()
     return watched(model, truth=dict, **options)
 
 
@@ -149,6 +150,7 @@ RIGHT: dict[str, Callable[[], list[str]]] = {
         for mode in ("exact", "micro", "auto")
     },
 }
+ROWS = ColwiseParallel(output_layouts=Replicate())
 CUT = {"0": ColwiseParallel(), "2": RowwiseParallel()}
 BY_PARTS = r"spread over ranks by tensor parallelism.*Measure a few hundred steps of the same model"
 REFUSED: dict[str, tuple[Callable[[], list[str]], str]] = {
@@ -163,11 +165,11 @@ REFUSED: dict[str, tuple[Callable[[], list[str]], str]] = {
     "fsdp2, in a metric": (in_a_metric, r"precondition: expected None for parameters that FSDP2 shards"),
     "columns and rows": (lambda: tensors(CUT), r"0\.weight, 0\.bias, 2\.weight and 1 more: " + BY_PARTS),
     "this rank alone": (lambda: tensors(CUT, process_group=None), BY_PARTS),
-    "what is whole": (
-        lambda: tensors({"0": ColwiseParallel()}, parameters=["2.*"]),
+    "what is whole": (lambda: tensors({"0": ROWS}, parameters=["2.*"]), r"0\.weight, 0\.bias: " + BY_PARTS),
+    "along sequences": (
+        lambda: tensors({"0": SequenceParallel()}, nn.Sequential(nn.LayerNorm(8)), X.view(2, 4, 8)),
         r"0\.weight, 0\.bias: " + BY_PARTS,
     ),
-    "along sequences": (lambda: tensors({"3": SequenceParallel()}), r"3\.weight, 3\.bias: " + BY_PARTS),
     "gradients of a pipeline scaled": (
         lambda: pipeline(ScheduleGPipe, "exact", scale=True),
         r"is 0\.25 times what.*pipelines: scale_grads=False",
