@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,10 @@ from .refusals import (
     unmeasured,
     unproved,
 )
-from .session import Session
 from .sums import Sums, Vector, on, scaled
+
+if TYPE_CHECKING:
+    from .session import Session
 
 _IN_A_GRAPH = (
     "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
