@@ -25,7 +25,7 @@ from .independence import tested
 from .packed import sequences
 from .reductions import chosen
 from .rows import chosen as chosen_rows
-from .rows import on_rows, sorted_offsets
+from .rows import of_one_row, on_rows, sorted_offsets
 from .shapes import cat, expand, together, view
 from .sums import linear_in
 from .table import ALIASES, RULES, SECOND_ALLOWED, Call, called, name_of
@@ -44,6 +44,7 @@ from .tracks import (
     is_second,
     known,
     newly_mixed,
+    rows_in_view,
     set_track,
     set_written,
     tensors_in,
@@ -160,6 +161,8 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
             verdict, anew = apart(func, args, kwargs, out, inputs, verdicts)
         if verdict is None:
             verdict = decided(seen, inputs, verdicts)
+            if own and rows_in_view() is not None and n < 2:
+                verdict = of_one_row(verdict, out, n)
         if not own or type(verdict) is not Track or not fits(verdict, out, n):
             second = all(is_second(x) for x, v in zip(inputs, verdicts, strict=True) if v is not None)
             mixed = state(seen, verdict, second)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..following import Rows, Single, Track, rows_in_view, track_of
 from .grouping import of_samples
 from .operand import Operand, leaves_of
-from .pieces import Piece
+from .pieces import OfSamples, Piece
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _will_execute = torch._C._will_engine_execute_node
 _current_task = torch._C._current_graph_task_id
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 _profiling, _with_gradients = torch.autograd._profiler_enabled, torch.is_grad_enabled
 Measure = Callable[..., Iterable[tuple[int, Piece]]]
 """measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
@@ -194,13 +195,16 @@ class Use:
                     raise ChangedError
             else:
                 saved = self.saved.load()
-            self.saved = None
+            if not _keeps_graph():
+                self.saved = None
             if self.alone and self.plan is not None and self.plan.squares is not None:
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
                     ledger.taken.append((self, b.dtype, squares))
                     return
             ledger.begin(self, b.dtype)
+            if self.owners is not None and not len(self.owners.samples):
+                return self._deliver_nothing()
             for index, piece in self.measure(b, *saved):
                 operand = self.operands[index]
                 if self.owners is not None:
@@ -208,8 +212,19 @@ class Use:
                 operand.deliver(ledger, piece)
         except ChangedError:
             ledger.refuse(self.names, "what it was applied to was changed in place afterwards")
-        except Exception as error:  # training goes on; the step says what happened
-            ledger.refuse(self.names, f"its samples could not be measured ({type(error).__name__}: {error})")
+        except Exception as error:
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Measuring failed: training goes on, and the step says what happened."""
+        self.mode.ledger.refuse(self.names, f"its samples could not be measured ({type(error).__name__}: {error})")
+
+
+    def _deliver_nothing(self) -> None:
+        """No rows were chosen: no sample has a part in it. Operations cannot all be measured for no rows."""
+        for operand in self.operands:
+            zeros = torch.zeros_like(operand.base, requires_grad=False)
+            operand.deliver(self.mode.ledger, OfSamples(0, zeros, self.mode.ledger.n))
 
 
 def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False) -> tuple[list[Operand], str | None]:
