@@ -30,6 +30,10 @@ name), or by nothing: it depends on no sample.
 | `independence.py` | a test on the spot for functions without a rule |
 | `bodies.py` | `COMPOSITE` functions, whose inside is followed |
 | `dispatch.py` | `follow` |
+
+Rules of operations lean on `table.py` and `places.py`, and but for `layers.py` not on each other; those of what is
+known (`rows.py`, `singles.py`, `packed.py`, `occurring.py`) ask which of them a call goes by; `dispatch.py` brings all
+together.
 """
 
 from typing import Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,7 +24,9 @@ from ..layers import (
 )
 from .micro import MicroBatches
 from .parameters import Parameters
-from .session import Session
+
+if TYPE_CHECKING:
+    from .session import Session
 
 
 class Attachment:

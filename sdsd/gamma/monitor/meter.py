@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,10 @@ from .refusals import (
     unmeasured,
     unproved,
 )
-from .session import Session
 from .sums import Sums, Vector, on, scaled
+
+if TYPE_CHECKING:
+    from .session import Session
 
 _IN_A_GRAPH = (
     "step() inside a CUDA graph: not with several ranks or with a GradScaler, whose scale has to be waited for. Call "
@@ -100,13 +102,14 @@ class Meter:
         if not passes:
             raise self._no_passes(refused)
         unit, own_signal = 1.0, None
+        unseen = unmeasured(session, parameters, ledgers, probed) if exact and self._ranks.world > 1 else None
         if exact:
             squares = self._sums.of_samples(ledgers, passes)
             if not groups:
                 n = sum(session.sizes)
-            if self._ranks.world > 1:
+            if unseen is not None:
                 # Ranks may hold batches of different size; that is known to none of them alone.
-                n = self._of_all_ranks(n, groups)
+                n, unseen = self._of_all_ranks(n, groups, unseen, probed)
         else:
             assert self.micro is not None
             squares, n, unit, own_signal = self.micro.collect(self._ranks.world, self.reduction)
@@ -114,7 +117,9 @@ class Meter:
             # The odd last batch of an epoch; stopping a run for it would be no help.
             _warn_of_too_few(n, exact)
             return None, passes
-        if unseen := unmeasured(session, parameters, ledgers, probed):
+        if unseen is None:
+            unseen = unmeasured(session, parameters, ledgers, probed)
+        if unseen:
             self._refuse_unseen(unseen)
             squares = self._sums.of_samples(ledgers, passes)
         device = parameters.device
@@ -170,18 +175,29 @@ class Meter:
             return UnsupportedError(session.unread)
         return no_backward(session, self._parameters)
 
-    def _of_all_ranks(self, n: int, groups: list[list[Pass]]) -> int:
-        """The samples of all ranks; they agree here on whether any of them doubts its gradients."""
+    def _of_all_ranks(
+        self, n: int, groups: list[list[Pass]], unseen: list[str], probed: set[str]
+    ) -> tuple[int, list[str]]:
+        """The samples of all ranks, and which gradients, `unseen` on this one, none of them measured.
+
+        They agree here on whether any of them doubts its gradients.
+        """
         session, names, differentiated = self._session, [], False
         if not self._ranks.sharded:
             unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=False)
             names = unusual or session.marks.hooked
             differentiated = any(ledger.differentiated for group in groups for ledger in group)
-        total, doubts = self._ranks.totals([n, int(differentiated or bool(names))], self._parameters.device)
+        device, covered = self._parameters.device, self._parameters.covered
+        total, doubts, puzzled = self._ranks.totals([n, int(differentiated or bool(names)), int(bool(unseen))], device)
         self._doubted = names if doubts else None
         if doubts:
             self.prover.again(EVERY)
-        return total
+        if puzzled:  # A head that one rank did not use, an expert that none of its tokens went to.
+            here = probed.union(*(ledger.squares for group in groups for ledger in group))
+            counted = self._ranks.totals([int(name in here) for name in covered], device)
+            elsewhere = {name for name, ranks in zip(covered, counted, strict=True) if ranks}
+            unseen = [name for name in unseen if name not in elsewhere]
+        return total, unseen
 
     def _doubt(self, unusual: list[str]) -> None:
         """Gradients came otherwise than in steps that proved themselves: many have to now, for it may come again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..layers import UnsupportedError
 from ..uses import Leaf, project
 from .refusals import refuse_uncounted
-from .session import Session
+
+if TYPE_CHECKING:
+    from .session import Session
 
 
 class Proof(NamedTuple):

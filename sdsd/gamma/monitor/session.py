@@ -21,16 +21,7 @@ from torch import Tensor, nn
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
-from ..uses import (
-    Leaf,
-    Measuring,
-    Operand,
-    Pass,
-    Plan,
-    carrying,
-    settle,
-    through_compiled,
-)
+from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, settle, through_compiled
 from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..following import Rows, Single, Track, rows_in_view, track_of
 from .grouping import of_samples
-from .operand import Operand, leaves_of
+from .operand import ANNOUNCED, Operand, leaves_of
 from .pieces import OfSamples, Piece
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ Measure = Callable[..., Iterable[tuple[int, Piece]]]
 ROWS = "chosen rows"
 """What `operands_of` calls hidden while rows are the samples: functions that find gradients and squares together, which
 ask it, know of whole samples alone."""
-
-
-ANNOUNCED = "announced"
-"""The key of the hook by which the session hears that the gradient of an output has come."""
 
 
 class Saved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -231,9 +232,11 @@ def names_of(which: Tensor) -> str:
     return f"{len(indices)} neurons (first: {indices[:5]})"
 
 
-def newly_nonfinite(which: Tensor) -> str:
-    """What the warning of an update says."""
-    return (
-        f"activations: {names_of(which)} of {len(which)} have a NaN or an infinity in this batch for the first time; "
-        "their rows and columns are NaN from here on. nonfinite='raise' refuses such batches."
-    )
+def warn_of_nonfinite(new: Tensor, stacklevel: int) -> None:
+    """Warn of neurons that are not finite for the first time; `stacklevel` as the caller would give it."""
+    if bool(new.any()):
+        text = (
+            f"activations: {names_of(new)} of {len(new)} have a NaN or an infinity in this batch for the first time; "
+            "their rows and columns are NaN from here on. nonfinite='raise' refuses such batches."
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=stacklevel + 1)
