@@ -160,9 +160,8 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
         if verdict is None and not kinds <= SAMPLES_ALONE:
             verdict, anew = apart(func, args, kwargs, out, inputs, verdicts)
         if verdict is None:
-            verdict = decided(seen, inputs, verdicts)
-            if own and rows_in_view() is not None and n < 2:
-                verdict = of_one_row(verdict, out, n)
+            of = decided if not own or rows_in_view() is None else of_rows
+            verdict = of(seen, inputs, verdicts)
         if not own or type(verdict) is not Track or not fits(verdict, out, n):
             second = all(is_second(x) for x, v in zip(inputs, verdicts, strict=True) if v is not None)
             mixed = state(seen, verdict, second)
@@ -271,6 +270,12 @@ def layers_of(x: Tensor) -> list[Tensor]:
     while torch._C._functorch.is_functorch_wrapped_tensor(wrapped[-1]):
         wrapped.append(torch._C._functorch.get_unwrapped(wrapped[-1]))
     return wrapped
+
+
+def of_rows(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Any:
+    """The same of chosen rows."""
+    verdict = decided(seen, inputs, verdicts)
+    return of_one_row(verdict, seen.out, seen.n) if seen.n < 2 else verdict
 
 
 def decided(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Any:

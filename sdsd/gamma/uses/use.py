@@ -19,7 +19,7 @@ from torch import Tensor
 from ..following import Rows, Single, Track, rows_in_view, track_of
 from .grouping import of_samples
 from .operand import ANNOUNCED, Operand, leaves_of
-from .pieces import OfSamples, Piece
+from .pieces import Dense, Piece
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -112,6 +112,10 @@ class Use:
     def names(self) -> list[str]:
         return [leaf.name for operand in self.operands for leaf in operand.leaves]
 
+    def of_none(self) -> bool:
+        """Whether it is of chosen rows, and none was chosen."""
+        return self.owners is not None and not len(self.owners.samples)
+
     def wanted(self) -> bool:
         """Whether this backward pass is to be measured here: it runs for a batch, and reaches .grad."""
         session, ledger = self.mode.session, self.mode.ledger
@@ -191,16 +195,13 @@ class Use:
                     raise ChangedError
             else:
                 saved = self.saved.load()
-            if not _keeps_graph():
-                self.saved = None
+            self.saved = self.saved if _keeps_graph() else None
             if self.alone and self.plan is not None and self.plan.squares is not None:
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
                     ledger.taken.append((self, b.dtype, squares))
                     return
             ledger.begin(self, b.dtype)
-            if self.owners is not None and not len(self.owners.samples):
-                return self._deliver_nothing()
             for index, piece in self.measure(b, *saved):
                 operand = self.operands[index]
                 if self.owners is not None:
@@ -214,13 +215,6 @@ class Use:
     def failed(self, error: Exception) -> None:
         """Measuring failed: training goes on, and the step says what happened."""
         self.mode.ledger.refuse(self.names, f"its samples could not be measured ({type(error).__name__}: {error})")
-
-
-    def _deliver_nothing(self) -> None:
-        """No rows were chosen: no sample has a part in it. Operations cannot all be measured for no rows."""
-        for operand in self.operands:
-            zeros = torch.zeros_like(operand.base, requires_grad=False)
-            operand.deliver(self.mode.ledger, OfSamples(0, zeros, self.mode.ledger.n))
 
 
 def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False) -> tuple[list[Operand], str | None]:
@@ -310,10 +304,15 @@ def watch(
         return []
     mode.note_checkpoint()
     use = register(mode, operands, kind)
-    use.measure, use.saved = measure, Saved(saved)
+    use.measure, use.saved = _of_no_rows(operands) if use.of_none() else measure, Saved(saved)
     if not mode.repeats:
         hook_on(out, use)
     return operands
+
+
+def _of_no_rows(operands: list[Operand]) -> Measure:
+    """What no rows bring to operands, in the place of a measure that may fail for want of a row."""
+    return lambda *_: ((k, Dense(each.base.detach().new_zeros(0, 1))) for k, each in enumerate(operands))
 
 
 def hook_on(out: Tensor, use: Use) -> None:
