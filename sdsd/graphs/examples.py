@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..models import evaluating, untouched
+from ..models import evaluating, untouched, unwritten
 from .calls import as_arguments
 from .vocabulary import CONVOLUTIONS, spatial_dims
 from .writes import parameters_kept
@@ -66,6 +66,7 @@ def _runs(model: nn.Module, example_input: Any, gradients: bool = False) -> bool
     try:
         with (
             untouched(model, parameters=True),
+            unwritten(arguments, named),
             evaluating(model),
             torch.random.fork_rng(devices=[]),
             torch.set_grad_enabled(gradients),
@@ -98,7 +99,7 @@ def likely_inputs(model: nn.Module) -> Iterator[Tensor]:
         for guess in guesses:
             try:
                 with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), parameters_kept(model):
-                    model(guess)
+                    model(guess.clone())
             except Exception:
                 continue
             ran = True

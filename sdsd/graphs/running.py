@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..models import evaluating, untouched
+from ..models import evaluating, untouched, unwritten
 from .calls import Call, as_arguments, outputs
 from .chance import draws
 from .walk import Walk
@@ -41,7 +41,7 @@ def run(
     """
     arguments, named = as_arguments(example_input)
     devices = _cuda(model)
-    with untouched(model):
+    with untouched(model), unwritten(arguments, named):
         with ExitStack() as stack:
             for kept in (mode(model), draws(walk.chance, seed, devices), parameters_kept(model, walk.written_into)):
                 stack.enter_context(kept)

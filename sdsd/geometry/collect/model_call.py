@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Report
-from ...models import check_model
+from ...models import check_model, unwritten
 from ..arrays import usable_device
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -108,7 +108,8 @@ def _shape_of(batch: Any) -> str:
 def run_batch(model: nn.Module, batch: Any, run: Forward, number: int) -> Any:
     """What the model gives for a batch; ValueError where it does not run on it."""
     try:
-        return run(model, batch)
+        with unwritten(batch):  # the first is read twice, and others may be by another call
+            return run(model, batch)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks, cosine_matrix
 
 from ...graphs import row_dim
+from ...models import copy_of
 from .edits import tensor_of
 from .layers import dense_layer
 from .sensitivity import LossFunction, from_torch, takes_outputs
@@ -34,7 +34,7 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
     Raises:
         ValueError: parameters of a module without `reset_parameters` (a class token, say), which are named.
     """
-    fresh = copy.deepcopy(model)
+    fresh = copy_of(model)
     kept: list[str] = []
     with torch.random.fork_rng(devices=cuda_devices(model)):
         torch.manual_seed(checks.check_integer(seed, "seed"))
@@ -70,7 +70,7 @@ def trained(model: nn.Module, train: Training, epochs: int, seed: int = 0) -> nn
         TypeError: `seed` is no int.
         ValueError: `epochs` is no whole number, 0 or more.
     """
-    network = copy.deepcopy(model)
+    network = copy_of(model)
     with torch.random.fork_rng(devices=cuda_devices(model)):
         torch.manual_seed(checks.check_integer(seed, "seed"))
         for _ in itertools.islice(train(network), epochs):

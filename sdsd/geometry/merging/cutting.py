@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, first_line, fit_sizes, is_fitted
-from ...models import evaluating, untouched
+from ...models import copy_of, evaluating, untouched, unwritten
 from .edits import IndexPairs, apply, part_tensor
 from .group import Consumers
 from .merger import Merger, added, refuse_tied
@@ -33,10 +33,7 @@ def copied(model: nn.Module, groups: Sequence[Consumers], sharing: bool) -> nn.M
     if sharing:
         touched = {id(part_tensor(model, part)) for group in groups for part in group.parts}
         memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in touched}
-    for module in model.modules():  # what pruning and weight norm compute before each call has a graph behind it
-        computed = [each for each in vars(module).values() if isinstance(each, Tensor) and not each.is_leaf]
-        memo.update({id(each): each.detach().clone() for each in computed})
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)
 
 
 def _holders(model: nn.Module, groups: Sequence[Consumers]) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -137,8 +134,8 @@ def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | Non
     arguments, named = as_arguments(example_input)
     counter = _Flops()
     try:
-        with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter, Plain():
-            model(*arguments, **named)
+        with untouched(model), unwritten(arguments, named), evaluating(model), torch.random.fork_rng(devices=[]):
+            counter.of(lambda: model(*arguments, **named))
     except Exception as error:
         reason = f"the network does not run on example_input ({type(error).__name__}: {first_line(error)})"
         raise ValueError(f"consolidation: {reason}. With check=True the error says where it stops.") from error
@@ -149,6 +146,10 @@ class _Flops(TorchDispatchMode):
     """Counts as `torch.utils.flop_counter` does, whose own mode hooks modules and fails on views of parameters."""
 
     total = 0
+
+    def of(self, run: Callable[[], Any]) -> None:
+        with self, Plain():
+            run()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from torch.utils.flop_counter import flop_registry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._progress import Progress, reporter
-from ...models import plainly, restored, running
+from ...models import copy_of, plainly, restored, running, unwritten
 from ..arithmetic import widened
 from ..collect import Forward, batches_of, caller, check_loader
 from ..gram import GramAccumulator
@@ -91,7 +90,7 @@ def consolidate_experts(model: nn.Module, experts: str, pairs: Pairs, *, inplace
     Returns:
         The merged model.
     """
-    changed = model if inplace else copy.deepcopy(model)
+    changed = model if inplace else copy_of(model)
     apply(_edits(changed, experts, pairs))
     return changed
 
@@ -169,7 +168,8 @@ def _tokens(model: nn.Module, holder: nn.Module, run: Forward, batch: Any) -> Te
 
     hooks = [module.register_forward_pre_hook(take, with_kwargs=True) for module in watched]
     try:
-        run(model, batch)
+        with unwritten(batch):
+            run(model, batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...graphs import READER, TIED, Part, spatial_dims
-from ...models import plainly, running
+from ...models import plainly, running, unwritten
 from .edits import IndexPairs, part_tensor
 from .group import Consumers
 from .merger import layer_rows
@@ -133,10 +133,11 @@ def _roots(model: nn.Module, readers: Iterable[str], loader: Iterable[Any], loss
         for batch in loader:
             for zeros in seen.values():
                 zeros.clear()
-            value = loss_fn(model, batch)
-            flat = [(name, zero) for name, zeros in seen.items() for zero in zeros]
-            size = flat[0][1].shape[0] if flat else 0
-            gradients = torch.autograd.grad(value, [zero for _, zero in flat], allow_unused=True)
+            with unwritten(batch):
+                value = loss_fn(model, batch)
+                flat = [(name, zero) for name, zeros in seen.items() for zero in zeros]
+                size = flat[0][1].shape[0] if flat else 0
+                gradients = torch.autograd.grad(value, [zero for _, zero in flat], allow_unused=True)
             for (name, _), gradient in zip(flat, gradients, strict=True):
                 if gradient is None:
                     continue

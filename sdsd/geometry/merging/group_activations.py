@@ -15,7 +15,7 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...graphs import CONVOLUTIONS, READER, TIED, listening
-from ...models import plainly, running
+from ...models import plainly, running, unwritten
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding, batches_of, caller, check_loader
 from ..gram import GramAccumulator
 from .consumers import consumers
@@ -115,7 +115,7 @@ def collect_groups(
     with plainly(model), running(model):
         for done, batch in enumerate(batches_of(loader, max_batches, report), 1):
             padding.start(batch, done - 1)
-            with _hearing(model, stores, of), padding.watching():
+            with unwritten(batch), _hearing(model, stores, of), padding.watching():
                 run(model, batch)
     ran = [store for store in stores if all_run or store.sums is not None]
     notes = [store.note for store in ran if store.note]

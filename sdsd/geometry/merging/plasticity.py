@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...models import evaluating
+from ...models import copy_of, evaluating
 from ..cosines import NeuronPair
 from .consolidate import consolidate
 from .consumers import consumers
@@ -113,7 +112,7 @@ def plasticity(
     chosen = [source.pairs(pairs, which, seed) for which in ("nearest", "random")]
     options = {"activations": activations, "gram": gram, "neuron_dim": neuron_dim, "example_input": example_input}
     copies = [consolidate(model, layer, pairing, how, remove=False, **options)[0] for pairing in chosen]
-    copies.append(copy.deepcopy(model))
+    copies.append(copy_of(model))
     report = reporter(progress, f"plasticity of {layer}")
     curves = []
     for number, network in enumerate(copies):

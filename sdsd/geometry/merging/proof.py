@@ -18,7 +18,7 @@ from sdsd_kernels import exact_convolutions
 
 from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, look, outputs, seeded
 from ...graphs import tensors as taken
-from ...models import evaluating, training_outside_torch, untouched
+from ...models import evaluating, training_outside_torch, untouched, unwritten
 from ..arithmetic import plain_arithmetic, widened
 from .edits import Edit, applied, part_tensor
 from .group import Consumers
@@ -129,7 +129,7 @@ class _Comparison:
     def _run(self, model: nn.Module, seed: int = SEED) -> list[Tensor]:
         arguments, named = self.inputs
         # Norms that are not torch's own take statistics in training.
-        with untouched(model), self.mode(model), seeded(seed, _cuda_devices(model)):
+        with untouched(model), unwritten(self.inputs), self.mode(model), seeded(seed, _cuda_devices(model)):
             return list(_tensors(model(*arguments, **named)))
 
     def _run_rounded(self, merged: list[Tensor]) -> list[Tensor]:
