@@ -1,4 +1,4 @@
-"""Parameters whose .data takes another shape while the monitor is attached: a table that grows, a layer that is widened.
+"""Parameters whose .data takes another shape while the monitor is attached: a table grows, a layer is widened.
 
 Torch's node that adds to .grad knows the shape it was made for, and lives on where somebody holds it.
 """
