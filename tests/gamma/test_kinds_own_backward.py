@@ -85,3 +85,26 @@ def test_a_gradient_that_was_cleared_and_is_taken_again(how):
         loss.backward()
         assert_right(monitor.step(), model, x)
         model.zero_grad()
+
+
+def test_gradients_that_are_put_into_place_by_hand():
+    """As PCGrad does, which projects the losses' gradients: no backward pass, and the error says how to have one."""
+    model = nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+    monitor, parameters = sdsd.GammaMonitor(model), list(model.parameters())
+
+    def put(out):
+        losses = F.cross_entropy(out, Y), F.cross_entropy(out, 2 - Y)
+        gradients = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+        for parameter, *each in zip(parameters, *gradients, strict=True):
+            parameter.grad = sum(each)
+
+    put(model(X))
+    with pytest.raises(RuntimeError, match="put into .grad by hand"):
+        monitor.step()
+    for _ in range(3):
+        model.zero_grad()
+        out = model(X)
+        F.cross_entropy(out, Y).backward(retain_graph=True)
+        assert_right(monitor.step(), model)
+        model.zero_grad()
+        put(out)

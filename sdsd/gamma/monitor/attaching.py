@@ -192,7 +192,11 @@ class _RootWatcher(Watcher):
         session = self.session
         if torch.compiler.is_compiling():
             return self._traced(module, plain, args, kwargs) if session.measuring else plain(*args, **kwargs)
-        session.keep_to_shapes()
+        for held in session.operands.values():  # session.keep_to_shapes(), without its call
+            if held.tensor.shape != held.shape:
+                del held  # which holds a node, too
+                session.forget()
+                break
         if not session.measuring or not torch.is_grad_enabled() or torch._C._is_tracing():
             return plain(*args, **kwargs)
         if session.sharded:

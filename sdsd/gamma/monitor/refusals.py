@@ -88,7 +88,9 @@ def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
             f" {listed(trained)} have gradients, but not from a forward pass of this model that was seen: call "
             "the model as a whole, or what you call in its place by monitor.forward(function, *inputs), or clear old "
             "gradients. Nor is a forward pass seen that ran before the monitor was attached, or during a step that "
-            "`every` leaves out."
+            "`every` leaves out. Gradients that autograd.grad returned and that were put into .grad by hand (PCGrad) "
+            "came by no backward pass: call loss.backward(retain_graph=True) and step() first, clear, then put them "
+            "there."
         )
     return RuntimeError(f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}")
 
