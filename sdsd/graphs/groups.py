@@ -14,6 +14,7 @@ from .cut import IN_TRAINING
 from .parts import BETWEEN, READER, TIED, WRITER, Attribute, Group, Norm, Part
 from .recording import Recording
 from .values import Axis, Read
+from .vocabulary import MAKE_PERMANENT
 
 REACH_ALL = (
     "Pass an example_input that reaches all of them, take what never runs out of the model, or merge without removal "
@@ -202,8 +203,7 @@ class Groups:
             where = next((where for ids, where in computed if np.isin(self.atoms.roots(ids), units).any()), None)
             if where is not None:
                 reason = f"a weight that reads them is computed from others, as from {name!r}"
-                advice = "Make it permanent first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
-                noted.append(Obstacle(where, reason, advice, READING))
+                noted.append(Obstacle(where, reason, MAKE_PERMANENT, READING))
         return list({(each.where.removesuffix(IN_TRAINING), each.reason): each for each in reversed(noted)}.values())[
             ::-1
         ]

@@ -101,7 +101,7 @@ Change = Callable[[Tensor], Tensor]
 def _changed(call: Call, *changes: Change) -> Call:
     def made(value: Any) -> Any:
         if isinstance(value, Tensor):
-            for change in changes:
+            for change in changes if value.layout == torch.strided else ():
                 value = change(value)
             return value
         if isinstance(value, Mapping) and type(value) is dict:

@@ -167,6 +167,17 @@ def expand(walk: CutWalk, step: Step) -> None:
         walk.value(step.out).statistic = value.statistic
 
 
+@rule("pack")
+def pack(walk: CutWalk, step: Step) -> None:
+    """Sequences of several lengths, laid behind each other place by place."""
+    given, (out, others) = step.args[0], step.out
+    *places, features = walk.axes(given)
+    for axis in places:
+        walk.mixed(axis, "some of them are taken by their places")
+    walk.give(out, [None, features], walk.value(given))
+    walk.give(others, [None])
+
+
 @rule("repeat")
 def repeat(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
@@ -174,7 +185,13 @@ def repeat(walk: CutWalk, step: Step) -> None:
     axes = [None] * new + walk.axes(given)
     sizes = [1] * new + list(given.shape)
     made: list[Axis] = [
-        FREE if size == 1 < wide else np.tile(axis, wide // size) if isinstance(axis, np.ndarray) and size > 1 else None
+        axis
+        if size == wide
+        else FREE
+        if size == 1
+        else np.tile(axis, wide // size)
+        if isinstance(axis, np.ndarray)
+        else None
         for axis, size, wide in zip(axes, sizes, step.out.shape, strict=True)
     ]
     walk.give(step.out, made, walk.value(given))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..models import place_of
 from .operations import Step, step_of, tensors
 
 Known = TypeVar("Known")
@@ -89,9 +90,9 @@ class Walk(Generic[Known]):
 
     def sharing(self, tensor: Tensor) -> Iterator[tuple[Tensor, Known]]:
         """Tensors that lie in the memory of this one, as views do, and what is known of them."""
-        place = tensor.untyped_storage().data_ptr()
+        place = place_of(tensor)
         for other, value in list(self.values.items()) if place else ():
-            if other is not tensor and other.untyped_storage().data_ptr() == place:
+            if other is not tensor and place_of(other) == place:
                 yield other, value
 
     # ---- one operation after the other -------------------------------------------------------------------------------

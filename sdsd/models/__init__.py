@@ -23,7 +23,7 @@ from .attachment import (
     uncompiled,
 )
 from .copies import copy_of
-from .memory import memory_of_others
+from .memory import entries_of, memory_of_others, place_of
 from .names import clean, unwrap
 from .restore import evaluating, plainly, restored, running, training_outside_torch, untouched, unwritten
 from .usable import check_model, quantised, refuse_scripted_parts
@@ -35,12 +35,14 @@ __all__ = [
     "compiled_parts",
     "compiling",
     "copy_of",
+    "entries_of",
     "evaluating",
     "intercepted",
     "is_attached",
     "is_skipped",
     "memory_of_others",
     "paused",
+    "place_of",
     "plainly",
     "quantised",
     "refuse_scripted_parts",

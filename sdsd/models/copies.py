@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+WITH_COPIES = (torch.strided, torch.sparse_coo)
+"""Layouts whose tensors torch copies itself."""
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -33,10 +36,10 @@ def copy_of(model: Model, memo: dict[int, Any] | None = None) -> Model:
 
 
 class _Values(TorchFunctionMode):
-    """Tensors with a graph behind them are copied, which torch refuses, without it."""
+    """Tensors with a graph behind them are copied, which torch refuses, without it, and so are sparse ones."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+        if func is Tensor.__deepcopy__ and (not args[0].is_leaf or args[0].layout not in WITH_COPIES):
             tensor, memo = args
             if id(tensor) not in memo:
                 memo[id(tensor)] = tensor.detach().clone()

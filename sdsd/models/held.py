@@ -51,13 +51,10 @@ def _written_back(tensor: Tensor, copy: Tensor) -> None:
 
 
 def _refill(store: Any, entries: Any) -> None:
-    if _ids(store) != _ids(entries):  # one that refuses changes, as the configurations of diffusers do, has none
+    now, then = ([*map(id, x), *map(id, x.values() if isinstance(x, dict) else ())] for x in (store, entries))
+    if now != then:  # one that refuses changes, as the configurations of diffusers do, has none
         store.clear()
         store.extend(entries) if isinstance(store, (list, deque)) else store.update(entries)
-
-
-def _ids(store: Any) -> list[int]:
-    return [*map(id, store), *map(id, store.values() if isinstance(store, dict) else ())]
 
 
 SEQUENCES = (tuple, list, set, deque)

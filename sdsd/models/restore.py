@@ -84,26 +84,20 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 def untouched(model: nn.Module, parameters: bool = False) -> Iterator[None]:
     """For blocks that run a model: afterwards its buffers are as before, bit for bit, and so is every attribute that a
     forward may set, or write into, hooks included. With `parameters` these are, too, and copies wait."""
-    # Attributes of a ScriptModule are not Python's.
-    own = [vars(each) for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
-    held = [(each, each.detach().clone()) for each in (*model.buffers(), *(model.parameters() if parameters else ()))]
-    with unwritten(*own, but=(*model.parameters(), *model.buffers())):
-        try:
-            yield
-        finally:
-            for tensor, copy in held:
-                tensor_back(tensor, copy)
+    own = [vars(each) for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]  # not Python's
+    with unwritten(*own, but=(*model.parameters(), *model.buffers())), ExitStack() as stack:
+        for each in (*model.buffers(), *(model.parameters() if parameters else ())):
+            stack.callback(tensor_back, each, each.detach().clone())
+        yield
 
 
 @contextmanager
 def unwritten(*given: Any, but: Iterable[Tensor] = ()) -> Iterator[None]:
     """What is given, as arguments of a model, which may write into it or keep it, is as it was afterwards."""
-    put_back = [as_now(each) for each in changeable(given, {id(each): each for each in but})]
-    try:
+    with ExitStack() as stack:
+        for each in changeable(given, {id(each): each for each in but}):
+            stack.callback(as_now(each))
         yield
-    finally:
-        for back in put_back:
-            back()
 
 
 @contextmanager

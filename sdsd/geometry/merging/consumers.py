@@ -24,7 +24,7 @@ from ...graphs import (
     look,
     row_dim,
 )
-from ...models import memory_of_others
+from ...models import memory_of_others, place_of
 from .group import Consumers
 from .layers import dense_layer
 
@@ -74,8 +74,8 @@ def consumers(model: nn.Module, layer: str, example_input: Any = None) -> Consum
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds = {name: type(each).__name__ for name, each in modules.items()}
     obstacles += _of_modules(modules, group.parts)
-    stores = [(each, each.untyped_storage()) for each in (*model.parameters(), *model.buffers())]
-    memory = [0, *(store.data_ptr() if store.nbytes() >= each.nbytes else 0 for each, store in stores)]
+    dense = [each for each in (*model.parameters(), *model.buffers()) if each.layout == torch.strided]
+    memory = [0, *(place_of(each) if each.untyped_storage().nbytes() >= each.nbytes else 0 for each in dense)]
     obstacles += _of_memory(model, group.parts) if len(set(memory)) < len(memory) else []
     in_the_way = tuple(dict.fromkeys(obstacles))
     kind, statistics = type(module).__name__, group.norms

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ...graphs import Part
+from ...models import restored
 
 Pairs = Iterable[Sequence[Any]] | Tensor
 """(first, second) neuron indices; what follows in an entry is ignored, so that `NeuronPair`s can be passed."""
@@ -50,6 +51,25 @@ def applied(edits: Sequence[Edit]) -> Iterator[None]:
         yield
     finally:
         apply(before)
+
+
+class Merging(ContextDecorator, AbstractContextManager[nn.Module]):
+    """A model with edits applied inside a `with` block, as often as it is entered, and as it was afterwards."""
+
+    def __init__(self, model: nn.Module, edits: Callable[[], Sequence[Edit]]) -> None:
+        self.model, self.edits = model, edits
+        self.entered: list[ExitStack] = []
+
+    def __enter__(self) -> nn.Module:
+        edits = self.edits()
+        with ExitStack() as stack:
+            stack.enter_context(restored(self.model))
+            apply(edits)
+            self.entered.append(stack.pop_all())
+        return self.model
+
+    def __exit__(self, *raised: Any) -> None:
+        self.entered.pop().__exit__(*raised)
 
 
 def part_tensor(model: nn.Module, part: Part) -> Tensor:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..._progress import Progress, reporter
-from ...models import copy_of, plainly, restored, running, unwritten
+from ...models import copy_of, plainly, running, unwritten
 from ..arithmetic import widened
 from ..collect import Forward, batches_of, caller, check_loader
 from ..gram import GramAccumulator
-from .edits import Edit, Pairs, apply, checked_pairs
+from .edits import Edit, Merging, Pairs, apply, checked_pairs
 
 
 def expert_cosine(
@@ -77,7 +77,9 @@ def merge_experts(model: nn.Module, experts: str, pairs: Pairs) -> AbstractConte
     Raises:
         TypeError, ValueError: as `expert_cosine` and `merge`; experts of different shapes.
     """
-    return _merged(model, _edits(model, experts, pairs))
+    checked = torch.stack(checked_pairs(pairs, count_of(holder_of(model, experts))), 1)
+    _edits(model, experts, checked)  # what cannot be merged is refused now
+    return Merging(model, lambda: _edits(model, experts, checked))
 
 
 def consolidate_experts(model: nn.Module, experts: str, pairs: Pairs, *, inplace: bool = False) -> nn.Module:
@@ -93,13 +95,6 @@ def consolidate_experts(model: nn.Module, experts: str, pairs: Pairs, *, inplace
     changed = model if inplace else copy_of(model)
     apply(_edits(changed, experts, pairs))
     return changed
-
-
-@contextmanager
-def _merged(model: nn.Module, edits: list[Edit]) -> Iterator[nn.Module]:
-    with restored(model):
-        apply(edits)
-        yield model
 
 
 def _edits(model: nn.Module, experts: str, pairs: Pairs) -> list[Edit]:

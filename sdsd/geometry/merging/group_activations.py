@@ -85,7 +85,7 @@ def read_twice(loader: Iterable[Any], max_batches: int | None) -> Iterable[Any]:
 def example_of(model: nn.Module, loader: Iterable[Any]) -> Any:
     """The first batch of a loader, as the model is called on it."""
     call = ModelCall(model, None)
-    batch = next(iter(loader), None)
+    batch = next(batches_of(loader, 1))
     if isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]
     if isinstance(batch, Mapping):

@@ -58,8 +58,8 @@ def _is_dense(module: nn.Module) -> bool:
 def _check_weight(module: nn.Module, layer: str) -> None:
     if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
         raise ValueError(
-            f"layer: the weight of {layer!r} is computed from other parameters (weight or spectral norm, for example). "
-            "Remove the parametrisation first (torch.nn.utils.parametrize.remove_parametrizations)."
+            f"layer: the weight of {layer!r} is computed from other parameters (pruning, weight or spectral norm, for "
+            f"example). {MAKE_PERMANENT}"
         )
     computed = computed_tensors(module)
     if computed:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ...models import restored
 from .consumers import consumers
-from .edits import IndexPairs, Pairs, apply
+from .edits import Merging, Pairs
 from .merger import How, Merger, absorption_from
 
 if TYPE_CHECKING:
@@ -56,7 +54,8 @@ def merge(
         example_input: as in `consumers`.
 
     Returns:
-        A context manager that gives the model. Nothing happens before it is entered; `consolidate` changes for good.
+        A context manager that gives the model. Nothing happens before it is entered, which may be done again, with the
+        weights as they are then; `consolidate` changes for good.
 
     Raises:
         TypeError: as `consumers`; pairs that are no integers.
@@ -76,12 +75,5 @@ def merge(
     group = consumers(model, layer, example_input)
     absorption = absorption_from(model, group, activations, gram, neuron_dim) if how == "absorb" else None
     merger = Merger(model, group, how, absorption)
-    return _merged(merger, merger.checked(pairs))
-
-
-@contextmanager
-def _merged(merger: Merger, pairs: IndexPairs) -> Iterator[nn.Module]:
-    edits = merger.edits(pairs)
-    with restored(merger.model):
-        apply(edits)
-        yield merger.model
+    checked = merger.checked(pairs)
+    return Merging(model, lambda: merger.edits(checked))

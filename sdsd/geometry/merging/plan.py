@@ -185,16 +185,9 @@ class ConsolidationPlan:
             for row in mixtures:
                 alone[row.layer] = _value(measure, _without_experts(model, [row], None, check=False))
                 told()
-        smaller = copied(model, groups, inplace)
-        shrink(smaller, [(merge.fewer, merge.merger(smaller), merge.pairs) for merge in merges])
-        for merge in merges:
-            if merge.fewer is not merge.group:
-                repeat_norms(smaller, merge.group, merge.pairs)
+        smaller = _smaller(model, merges, inplace)
         told()
-        compared = False
-        if check and merges:
-            parts = [part for group in groups for part in group.parts]
-            compared = prove(model, smaller, parts, _all_merged(model, merges), example_input)
+        compared = bool(check and merges) and _proved(model, smaller, merges, example_input)
         fewer = smaller
         if mixtures:
             fewer = _without_experts(smaller, mixtures, example_input, check)
@@ -244,6 +237,37 @@ def _merge_of(model: nn.Module, row: LayerPlan, plan: ConsolidationPlan, example
             return shares
 
     return _Merge(row.layer, group, fewer, pairs, plan.how, share)
+
+
+def _smaller(model: nn.Module, merges: Sequence[_Merge], sharing: bool) -> nn.Module:
+    smaller = copied(model, [merge.group for merge in merges], sharing)
+    shrink(smaller, [(merge.fewer, merge.merger(smaller), merge.pairs) for merge in merges])
+    for merge in merges:
+        if merge.fewer is not merge.group:
+            repeat_norms(smaller, merge.group, merge.pairs)
+    return smaller
+
+
+def _proved(model: nn.Module, smaller: nn.Module, merges: Sequence[_Merge], example_input: Any) -> bool:
+    """Whether both could be compared; where they differ, the error names the layer that does so by itself."""
+    parts = [part for merge in merges for part in merge.group.parts]
+    try:
+        return prove(model, smaller, parts, _all_merged(model, merges), example_input)
+    except ValueError as error:
+        wrong = next((merge.layer for merge in merges if not _is_right(model, merge, example_input)), None)
+        if wrong is None:
+            which = "No layer's pairs do that by themselves; try fewer layers."
+        else:
+            which = f"The pairs of {wrong!r} do that by themselves; leave it out with exclude={wrong!r}."
+        raise ValueError(f"{error} {which}") from error
+
+
+def _is_right(model: nn.Module, merge: _Merge, example_input: Any) -> bool:
+    try:
+        prove(model, _smaller(model, [merge], True), merge.group.parts, _all_merged(model, [merge]), example_input)
+    except ValueError:
+        return False
+    return True
 
 
 def _same_size(row: LayerPlan, count: int) -> None:

@@ -215,7 +215,7 @@ def _inputs(model: nn.Module, example_input: Any) -> Iterator[Inputs]:
     generator = torch.Generator().manual_seed(SEED)
 
     def random(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
             return value
         return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
 
