@@ -42,9 +42,15 @@ def _no_layer(modules: dict[str, nn.Module], layer: str) -> Exception:
             f"layer: {layer!r} is {kind.__name__} of {kind.__module__}, whose weights are packed into whole numbers. "
             "Pass the model as it was before quantisation, and quantise the smaller one."
         )
+    inside = [repr(name) for name, each in modules.items() if name.startswith(f"{layer}.") and _is_dense(each)]
+    advice = (
+        f"one inside it ({', '.join(inside[:5])})"
+        if inside
+        else "the layer that writes the neurons, not what follows it"
+    )
     return TypeError(
         f"layer: expected an nn.Linear, a convolution or another layer with a weight, got {layer!r}, which is "
-        f"{kind.__name__}. Name the layer that writes the neurons, not what follows it."
+        f"{kind.__name__} of {kind.__module__} and has none of its own. Name {advice}."
     )
 
 
