@@ -33,7 +33,7 @@ def nothing(plan: Plan) -> Sums:
 
 def peaks_of(plan: Plan, a: Tensor, sums: Sums) -> tuple[Tensor, Sums]:
     """max |a| of every neuron, and `sums` with those marked that are not finite."""
-    peak = peaks(a, plan.dtype)
+    peak = peaks(a, plan.dtype, plan.scratch)
     nonfinite = ~peak.isfinite()
     if plan.nonfinite == "raise" and bool(nonfinite.any()):
         raise ValueError(

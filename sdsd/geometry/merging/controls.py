@@ -1,4 +1,4 @@
-"""What a finding about geometry is held against: networks and pairs in which it should not show."""
+"""What a finding about geometry is held against, networks and pairs in which it should not show; and plain training."""
 
 from __future__ import annotations
 

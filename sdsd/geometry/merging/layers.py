@@ -43,14 +43,10 @@ def _no_layer(modules: dict[str, nn.Module], layer: str) -> Exception:
             "Pass the model as it was before quantisation, and quantise the smaller one."
         )
     inside = [repr(name) for name, each in modules.items() if name.startswith(f"{layer}.") and _is_dense(each)]
-    advice = (
-        f"one inside it ({', '.join(inside[:5])})"
-        if inside
-        else "the layer that writes the neurons, not what follows it"
-    )
+    writes = f"one inside it ({', '.join(inside[:5])})" if inside else "what writes the neurons, not what follows it"
     return TypeError(
         f"layer: expected an nn.Linear, a convolution or another layer with a weight, got {layer!r}, which is "
-        f"{kind.__name__} of {kind.__module__} and has none of its own. Name {advice}."
+        f"{kind.__name__} of {kind.__module__} and has none of its own. Name {writes}."
     )
 
 
@@ -64,8 +60,8 @@ def _is_dense(module: nn.Module) -> bool:
 def _check_weight(module: nn.Module, layer: str) -> None:
     if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
         raise ValueError(
-            f"layer: the weight of {layer!r} is computed from other parameters (pruning, weight or spectral norm, for "
-            f"example). {MAKE_PERMANENT}"
+            f"layer: the weight of {layer!r} is computed from other parameters (by pruning or a parametrisation, "
+            f"weight or spectral norm, for example). {MAKE_PERMANENT}"
         )
     computed = computed_tensors(module)
     if computed:

@@ -170,5 +170,5 @@ def test_of_a_module_around_a_layer_the_layer_is_named():
     model = nn.Sequential(Wrapped(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(TypeError, match=r"which is Wrapped of tests.* Name one inside it \('0.base_layer'\)\."):
         merge(model, "0", [(0, 2)])
-    with pytest.raises(TypeError, match="Name the layer that writes the neurons, not what follows it"):
+    with pytest.raises(TypeError, match="Name what writes the neurons, not what follows it"):
         merge(model, "1", [(0, 2)])
