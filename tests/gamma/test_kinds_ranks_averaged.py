@@ -158,7 +158,10 @@ RIGHT: dict[str, Callable[[], list[str]]] = {
 SUMMED = f"Every gradient is {RANKS} times what.*divide sums over ranks by the number of ranks"
 REFUSED: dict[str, tuple[Callable[[], list[str]], str]] = {
     "by hand, summed": (lambda: by_hand(summed), SUMMED),
-    "by hand, not yet averaged": (lambda: by_hand(backward), "2 ranks share the step: average gradients"),
+    "by hand, not yet averaged": (
+        lambda: by_hand(backward),
+        r"not the average over all 2 ranks: average gradients over them before step\(\)",
+    ),
     "join": (joined, r"inside DistributedDataParallel\.join\(\).*Leave join\(\) out"),
 }
 CASES = {**RIGHT, **{name: case for name, (case, _) in REFUSED.items()}, "power": lambda: ddp(hook=power, steps=8)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from .arrivals import Arrivals
 from .averages import Step
 from .inputs import capturing
 from .micro import MicroBatches, hooked_in_micro_mode
-from .parameters import Parameters, by_reason, listed
+from .parameters import Parameters, by_reason
 from .proof import EVERY, EVERY_ON_CPU, Prover, impossible, max_eps
 from .ranks import Ranks
 from .refusals import (
@@ -27,6 +26,8 @@ from .refusals import (
     refused_uses,
     unmeasured,
     unproved,
+    warn_of_doubt,
+    warn_of_too_few,
 )
 from .sums import Sums, Vector, on, scaled
 
@@ -74,7 +75,6 @@ class Meter:
         self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" or ranks.world > 1 else EVERY)
         self.arrivals, self._nothing_left = Arrivals(), ""
         self._doubted: list[str] | None = None
-        self._elsewhere: set[str] = set()  # measured on some rank in this step
         session.marks.always, session.marks.begun = ranks.world > 1 and not ranks.sharded, self.prover.again
         session.marks.elsewhere = ranks.sharded
         self.captured: Step | None = None
@@ -89,8 +89,6 @@ class Meter:
     def measure(self) -> tuple[Step | None, int]:
         """What the step gave (None: nothing, or nothing yet), and how many backward passes it had."""
         session, parameters = self._session, self._parameters
-        if self._ranks.wrapped is not None:
-            self._ranks.refuse_joined()
         if session.leftovers.held or session.strangers:
             refuse_foreign(session, parameters)
         if session.unknown is not None:
@@ -106,21 +104,21 @@ class Meter:
         if not passes:
             raise self._no_passes(refused)
         unit, own_signal = 1.0, None
+        unseen = unmeasured(session, parameters, ledgers, probed)
         if exact:
             squares = self._sums.of_samples(ledgers, passes)
             if not groups:
                 n = sum(session.sizes)
             if self._ranks.world > 1:
-                # Ranks may hold batches of different size; that is known to none of them alone.
-                n = self._of_all_ranks(n, groups)
+                n, unseen = self._of_all_ranks(n, groups, unseen, probed)
         else:
             assert self.micro is not None
             squares, n, unit, own_signal = self.micro.collect(self._ranks.world, self.reduction)
         if n < 2:
             # The odd last batch of an epoch; stopping a run for it would be no help.
-            _warn_of_too_few(n, exact)
+            warn_of_too_few(n, exact)
             return None, passes
-        if unseen := unmeasured(session, parameters, ledgers, probed | self._elsewhere):
+        if unseen:
             self._refuse_unseen(unseen)
             squares = self._sums.of_samples(ledgers, passes)
         device = parameters.device
@@ -176,26 +174,36 @@ class Meter:
             return UnsupportedError(session.unread)
         return no_backward(session, self._parameters)
 
-    def _of_all_ranks(self, n: int, groups: list[list[Pass]]) -> int:
-        """The samples of all ranks, which agree here on what was measured, and on whether any doubts its gradients."""
+    def _of_all_ranks(
+        self, n: int, groups: list[list[Pass]], unseen: list[str], probed: set[str]
+    ) -> tuple[int, list[str]]:
+        """The samples of all ranks, and which gradients, `unseen` on this one, none of them measured.
+
+        Ranks may hold batches of different size; that is known to none of them alone. They agree here on
+        whether any of them doubts its gradients.
+        """
+        self._ranks.refuse_joined()
         session, names, differentiated = self._session, [], False
         if not self._ranks.sharded:
             unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=False)
             names = unusual or session.marks.hooked
             differentiated = any(ledger.differentiated for group in groups for ledger in group)
-        here = {name for group in groups for ledger in group for name in ledger.squares}
-        counts = [n, int(differentiated or bool(names)), *(int(name in here) for name in self._parameters.covered)]
-        total, doubts, *ranks = self._ranks.totals(counts, self._parameters.device)
-        self._elsewhere = set(itertools.compress(self._parameters.covered, ranks))
+        device, covered = self._parameters.device, self._parameters.covered
+        total, doubts, puzzled = self._ranks.totals([n, int(differentiated or bool(names)), int(bool(unseen))], device)
         self._doubted = names if doubts else None
         if doubts:
             self.prover.again(EVERY)
-        return total
+        if puzzled:  # A head that one rank did not use, an expert that none of its tokens went to.
+            here = probed.union(*(ledger.squares for group in groups for ledger in group))
+            counted = self._ranks.totals([int(name in here) for name in covered], device)
+            elsewhere = {name for name, ranks in zip(covered, counted, strict=True) if ranks}
+            unseen = [name for name in unseen if name not in elsewhere]
+        return total, unseen
 
     def _doubt(self, unusual: list[str]) -> None:
         """Gradients came otherwise than in steps that proved themselves: many have to now, for it may come again."""
         self.prover.again(EVERY)
-        _warn_of_doubt(unusual, came=True)
+        warn_of_doubt(unusual, came=True)
 
     def _scaling(self) -> bool:
         return self.scaler is not None and bool(self.scaler.is_enabled())
@@ -249,9 +257,8 @@ class Meter:
 
         written: parameters whose .grad was written to after the backward pass.
         """
-        session, differentiated, proving = self._session, False, self._session.directions is not None
-        probed = proving and bool(self._sums.probed())
-        proving = proving and not probed if self._ranks.sharded else bool(ledgers) or probed
+        session = self._session
+        differentiated, proving = False, bool(ledgers) or (session.directions is not None and bool(self._sums.probed()))
         for ledger in ledgers:
             proving = proving and ledger.directions is not None
             differentiated = differentiated or ledger.differentiated
@@ -261,7 +268,7 @@ class Meter:
         if session.direction is not None and (written or differentiated or session.marks.hooked):
             self.prover.again()  # what may change a gradient by its value does so now and then
             if not proving and (written or differentiated):
-                _warn_of_doubt(written)
+                warn_of_doubt(written)
                 return None
         return proving
 
@@ -288,6 +295,7 @@ class Meter:
 
         False, with a warning, where it had to be proved and cannot be.
         """
+        self._ranks.refuse_joined()
         session, prover = self._session, self.prover
         proof = None if self.micro is None else self.micro.proof
         prover.steps += 1
@@ -296,7 +304,7 @@ class Meter:
         if written or hooked:
             prover.again()
             if proof is None:
-                _warn_of_doubt(written or hooked, came=not written)
+                warn_of_doubt(written or hooked, came=not written)
                 return False
         if proof is None:
             return True
@@ -326,6 +334,8 @@ class Meter:
             prover.direction(name, grad)
         sums = dict(zip(names, table[0] * unit, strict=True))
         of_each = dict(zip(names, table[1] * unit**2, strict=True))
+        if self._ranks.sharded:  # compiled code has directions of its own, which are not to be cut
+            gradients = {name: grad for name, grad in gradients.items() if name not in probed}
         dtypes = {name: dtype for name in names if (dtype := self._ranks.rounded(dtypes.get(name))) is not None}
         differences = prover.differences(sums, of_each, gradients, dtypes, n, on_waves=probed)
         return differences, prover.common_factor() if differences else None
@@ -358,40 +368,11 @@ class Meter:
             return True
         self.prover.again()
         if self._strict:
-            raise unproved(differences, factor, any(ledger.differentiated for ledger in ledgers), self._ranks)
+            differentiated = any(ledger.differentiated for ledger in ledgers)
+            raise unproved(differences, factor, differentiated=differentiated, ranks=self._ranks)
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False
-
-
-def _warn_of_too_few(n: int, exact: bool) -> None:
-    of_what = "sample" if exact else "micro-batch"
-    if exact:
-        what_to_do = "take micro-batches for samples, mode='micro' with two or more backward passes a step"
-    else:
-        what_to_do = "split its batch into two or more backward passes"
-    warnings.warn(
-        f"step skipped: it held {n} {of_what}{'' if n else 's'}, and a variance needs at least 2. Where every step is "
-        f"like this one, {what_to_do}.",
-        stacklevel=5,
-    )
-
-
-def _warn_of_doubt(names: list[str], came: bool = False) -> None:
-    if came and not names:
-        what = "on some rank a gradient did not come as in the steps before, or an inner autograd.grad went through"
-    elif came:
-        what = f".grad of {listed(names)} did not come as in the steps before (a penalty, a hook, another use)"
-    elif names:
-        what = f".grad of {listed([*dict.fromkeys(names)])} was written to after a backward pass"
-    else:
-        what = "an inner autograd.grad(create_graph=True) went through the forward pass"
-    warnings.warn(
-        f"step skipped: {what}, and this step does not prove itself. Those that follow do, while that goes on. Call "
-        "step() before gradients are clipped or otherwise changed, and compute penalties under "
-        "`with monitor.paused():` after it.",
-        stacklevel=5,
-    )
 
 
 def _unscaled(scaler: Any) -> bool:

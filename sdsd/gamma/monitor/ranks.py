@@ -70,9 +70,12 @@ class Ranks(NamedTuple):
                 f" {self.world} ranks share the step, and their gradients are taken for averaged: divide sums over "
                 "ranks by the number of ranks before step()."
             )
-        if self.sharded or self.wrapped is not None:
+        if self.sharded or factor is not None:
             return ""
-        return f" {self.world} ranks share the step: average gradients over them before step()."
+        return (
+            f" Or .grad is not the average over all {self.world} ranks: average gradients over them before step(); "
+            "where they step apart (no_sync throughout, local SGD), pass process_group=None to measure each alone."
+        )
 
     def refuse_joined(self) -> None:
         """Raise inside `DistributedDataParallel.join()`: a rank whose batches have run out waits for no step."""
@@ -98,6 +101,8 @@ def ranks_of(model: nn.Module, parameters: Parameters, given: Any) -> Ranks:
     mesh = _mesh(parameters)
     if mesh is not None:
         return Ranks(mesh.get_group(), mesh.size(), True)
+    while isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's wrapper
+        model = model._orig_mod  # type: ignore[assignment]
     wrapped = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
     if given != "auto":
         return Ranks(given, dist.get_world_size(given) if given is not None else 1, False, wrapped)

@@ -42,9 +42,11 @@ def _no_layer(modules: dict[str, nn.Module], layer: str) -> Exception:
             f"layer: {layer!r} is {kind.__name__} of {kind.__module__}, whose weights are packed into whole numbers. "
             "Pass the model as it was before quantisation, and quantise the smaller one."
         )
+    inside = [repr(name) for name, each in modules.items() if name.startswith(f"{layer}.") and _is_dense(each)]
+    writes = f"one inside it ({', '.join(inside[:5])})" if inside else "what writes the neurons, not what follows it"
     return TypeError(
         f"layer: expected an nn.Linear, a convolution or another layer with a weight, got {layer!r}, which is "
-        f"{kind.__name__}. Name the layer that writes the neurons, not what follows it."
+        f"{kind.__name__} of {kind.__module__} and has none of its own. Name {writes}."
     )
 
 
@@ -58,8 +60,8 @@ def _is_dense(module: nn.Module) -> bool:
 def _check_weight(module: nn.Module, layer: str) -> None:
     if parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
         raise ValueError(
-            f"layer: the weight of {layer!r} is computed from other parameters (pruning, weight or spectral norm, for "
-            f"example). {MAKE_PERMANENT}"
+            f"layer: the weight of {layer!r} is computed from other parameters (by pruning or a parametrisation, "
+            f"weight or spectral norm, for example). {MAKE_PERMANENT}"
         )
     computed = computed_tensors(module)
     if computed:

@@ -153,3 +153,22 @@ def test_what_makes_a_weight_permanent_is_named(way):
     MADE[way](model[0])
     with pytest.raises(ValueError, match=way):
         merge(model, "0", [(0, 2)])
+
+
+class Wrapped(nn.Module):
+    """As adapters wrap a layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+def test_of_a_module_around_a_layer_the_layer_is_named():
+    model = nn.Sequential(Wrapped(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(TypeError, match=r"which is Wrapped of tests.* Name one inside it \('0.base_layer'\)\."):
+        merge(model, "0", [(0, 2)])
+    with pytest.raises(TypeError, match="Name what writes the neurons, not what follows it"):
+        merge(model, "1", [(0, 2)])
