@@ -57,7 +57,8 @@ class GammaMonitor(Readings):
     Args:
         model: any nn.Module; may be wrapped in DistributedDataParallel or compiled, before or after.
         every: measure each `every`-th step; the others run as if nothing were attached and give None.
-        mode: "exact", "micro", or "auto": exact until one step has shown four or more backward passes, then micro.
+        mode: "exact", "micro", or "auto": exact until one step has shown four or more backward passes, then micro;
+            exact throughout under FSDP2, or with `precondition`.
         batch_dim: the dimension of the model's input that counts samples; None if it is called with a list of samples.
         batch_size: samples a forward pass; None reads it off the model's first tensor argument. Give it where the input
             has several rows a sample, sample after sample, and where several forward passes of the same samples (pairs,
@@ -80,7 +81,8 @@ class GammaMonitor(Readings):
         process_group: ranks that share a step; "auto" takes it from DDP or FSDP2; None measures this rank alone.
 
     Raises:
-        ValueError: an argument out of range, BatchNorm in train mode (exact), a monitored model, or ranks of no group.
+        ValueError: an argument out of range, BatchNorm in train mode (exact), a monitored model, ranks of no group, or
+            parameters that are spread over ranks otherwise than by FSDP2 over one mesh dimension.
         TypeError: `parameters` are no names, or `history` is neither a path nor a history.
     """
 
